@@ -1,0 +1,41 @@
+"""A first GHN in a few minutes on two CPU cores: small networks, 16-pixel handwritten digits, W4/A4 training.
+
+    bash launch/quickstart.sh
+    python -m ghn_jax.train --config=configs/quickstart.py --workdir=runs/quickstart
+
+The same in float, for comparison: --config.quant.mode=float.
+Result: none yet.
+"""
+
+from ghn_jax import config
+
+
+def get_config():
+    c = config.default()
+    c.dataset = 'digits'
+    c.image_size = 16
+
+    c.space.cells = (3, 5)  # small networks: a step takes tens of milliseconds for each
+    c.space.max_steps = 2
+    c.space.channels = (16,)
+    c.space.fc_dims = (64,)
+    c.space.ks = (3,)
+    c.space.C_mults = (1,)
+
+    c.ghn.hid = 32
+
+    c.quant.mode = 'qat'
+    c.quant.bits = 'w4a4'
+
+    c.train.steps = 600  # 32 epochs of 1,197 images
+    c.train.meta_batch = 4
+    c.train.schedule = 'cosine'
+    c.train.warmup_steps = 30
+
+    c.log_every_steps = 20
+    c.save_every_steps = 200
+    c.eval.every_steps = 200
+    c.eval.num_networks = 10
+    c.eval.num_images = 300
+    c.program.max_nodes = 160
+    return c

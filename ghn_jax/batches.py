@@ -1,0 +1,90 @@
+"""Networks made ready for the device: what a step needs of each, as arrays of one shape.
+
+Axes: M networks of a meta-batch, all of one width C.
+"""
+
+import functools
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import jax
+import numpy as np
+
+from ghn_jax.assembly import Sources, make_sources
+from ghn_jax.cnn.program import Bits, Layout, Program, Tables
+from ghn_jax.errors import UserError
+from ghn_jax.hypernet.decoder import DecoderTable, Tiles, decoder_table
+from ghn_jax.networks.graph import GraphBatch, batch_graphs, build_graph, to_graphs_tuple
+from ghn_jax.networks.spaces import Space
+from ghn_jax.networks.spec import NetworkSpec
+from ghn_jax.quant.policy import Policy
+
+
+class Networks(NamedTuple):
+    """A meta-batch, arrays with a leading axis M: the graphs for `GHN.embed`, the rest for each network by itself."""
+
+    graphs: GraphBatch
+    decoder: DecoderTable
+    sources: Sources
+    tables: Tables
+    bits: Bits
+
+
+def prepare(
+    program: Program, specs: Sequence[NetworkSpec], policy: Policy, *, max_nodes: int
+) -> tuple[Networks, list[Layout]]:
+    """The networks as data for `program` (numpy), and where the parameters of each lie.
+
+    Raises:
+      UserError: a graph with more than max_nodes nodes, a network outside the program's space.
+    """
+    graphs = [build_graph(spec) for spec in specs]
+    tuples = [to_graphs_tuple(graph) for graph in graphs]
+    rows, layouts = [], []
+    for spec, graph in zip(specs, graphs, strict=True):
+        layout = _layout(program, spec)
+        capacity = program.capacity
+        table, items = decoder_table(graph, max_dense=capacity.dense_tiles, max_depth=capacity.depth_tiles)
+        sources = make_sources(layout, items, tile_shapes(program, max_nodes), capacity)
+        table = jax.tree.map(lambda x: x.astype(np.float32) if x.dtype == np.float64 else x, table)
+        rows.append((table, sources, layout.tables, program.bits(layout, policy)))
+        layouts.append(layout)
+    stacked = jax.tree.map(lambda *xs: np.stack(xs), *rows)
+    return Networks(batch_graphs(tuples, max_nodes=max_nodes), *stacked), layouts
+
+
+def _layout(program: Program, spec: NetworkSpec) -> Layout:
+    try:
+        return program.layout(spec)
+    except UserError:
+        raise
+    except ValueError as e:
+        raise UserError(str(e)) from None
+
+
+@functools.cache
+def tile_shapes(program: Program, max_nodes: int) -> Tiles:
+    """Shapes of what `GHN.decode` returns for one network of this program."""
+    c, f = program.capacity, lambda *shape: np.broadcast_to(np.float32(0), shape)
+    return Tiles(
+        dense=f(c.dense_tiles, 64, 64),
+        depth=f(c.depth_tiles, 64),
+        norm=f(max_nodes, 2, 64),
+        class_weight=f(64, program.num_classes),
+        class_bias=f(program.num_classes),
+    )
+
+
+def draw(space: Space, seed: int, step: int, count: int) -> list[NetworkSpec]:
+    """The training networks of a step: a pure function of its arguments.
+
+    They share a width. The first is any network of the space, the others any of the same width, so widths
+    come up with the frequencies they have in the space.
+    """
+    rng = np.random.Generator(np.random.Philox(np.random.SeedSequence((seed, step))))
+    specs: list[NetworkSpec] = []
+    while len(specs) < count:
+        spec = space.sample('train', seed, int(rng.integers(space.size('train'))))
+        if not specs or spec.C == specs[0].C:
+            specs.append(spec)
+    return specs

@@ -1,0 +1,138 @@
+"""What every command shares: flags in, one line for bad input, files that are whole or absent.
+
+Exit codes: 0 success and --help | 1 a fault of the program, with its traceback | 2 bad input, one line on
+stderr | 130 interrupted. A command looks like
+
+    _WORKDIR = flags.DEFINE_string('workdir', None, 'Run directory.')
+    def main(): ...
+    if __name__ == '__main__': cli.run(main)
+"""
+
+import os
+import pathlib
+import re
+import sys
+import traceback
+from collections.abc import Callable
+from typing import NoReturn
+
+import ml_collections
+from absl import app, flags
+
+from ghn_jax.errors import UserError
+
+
+def run(main: Callable[[], object]) -> None:
+    """Parses the flags, calls `main()` and leaves with the exit code described above; does not return."""
+    try:
+        app.run(lambda argv: main(), flags_parser=_parse)
+    except UserError as e:
+        _fail(e)
+    except KeyboardInterrupt:
+        print('interrupted', file=sys.stderr)
+        sys.exit(130)
+
+
+def read_config(flag: flags.FlagHolder) -> ml_collections.ConfigDict:
+    """The value of a `DEFINE_config_file` flag; ml_collections opens the file only here.
+
+    Raises UserError if --config is not given, the file does not exist or does not load.
+    """
+    name = flag.name
+    try:
+        config = flag.value
+    except Exception as e:
+        raise UserError(_load_error(name, e)) from e
+    if config is None:
+        raise UserError(f'--{name} is missing: give a file, as in --{name}=configs/quickstart.py')
+    return config
+
+
+def check_workdir(workdir: str | os.PathLike | None, *, must_exist: bool = False) -> pathlib.Path:
+    """The run directory as an absolute path; it is not created here.
+
+    Raises UserError if it is not given, is or lies under a file, cannot be written, or is wanted and absent.
+    """
+    if not workdir:
+        raise UserError('--workdir is missing: give the run directory, as in --workdir=runs/quickstart')
+    path = pathlib.Path(workdir).expanduser().absolute()
+    if path.exists() and not path.is_dir():
+        raise UserError(f'--workdir={workdir} is a file: give a directory')
+    if must_exist and not path.exists():
+        raise UserError(f'--workdir={workdir} does not exist: give one that ghn_jax.train has written')
+    parent = path
+    while not parent.exists():
+        parent = parent.parent
+    if not parent.is_dir():
+        raise UserError(f'--workdir={workdir} lies under the file {parent}: give another directory')
+    if not must_exist and not os.access(parent, os.W_OK | os.X_OK):
+        raise UserError(f'--workdir={workdir}: {parent} cannot be written: give another directory')
+    return path
+
+
+def check_output(path: str | os.PathLike, flag: str) -> pathlib.Path:
+    """A file to be written later, checked before the long work: its folder exists and can be written.
+
+    `flag` is the flag's name for the message (`json`). Raises UserError.
+    """
+    out = pathlib.Path(path).expanduser().absolute()
+    if out.is_dir():
+        raise UserError(f'--{flag}={path} is a directory: give a file')
+    if not out.parent.is_dir():
+        raise UserError(f'--{flag}={path}: the directory {out.parent} does not exist: make it first')
+    if not os.access(out.parent, os.W_OK | os.X_OK):
+        raise UserError(f'--{flag}={path}: {out.parent} cannot be written: give another file')
+    return out
+
+
+def write_atomic(path: str | os.PathLike, data: bytes | str) -> None:
+    """Writes the file through a rename: readers see the old content or all of the new, never a part."""
+    path = pathlib.Path(path)
+    part = path.with_name(f'.{path.name}.{os.getpid()}.part')
+    try:
+        with open(part, 'wb') as f:
+            f.write(data.encode() if isinstance(data, str) else data)
+            f.flush()
+            os.fsync(f.fileno())
+        os.replace(part, path)
+    finally:
+        part.unlink(missing_ok=True)
+
+
+def _parse(argv: list[str]) -> list[str]:
+    for arg in argv[1:]:
+        file = arg.removeprefix('--').removeprefix('config=').split(':')[0]
+        if arg.startswith('--config=') and not os.path.isfile(file):
+            _fail(f'{arg}: there is no such file: give one, as in --config=configs/quickstart.py')
+    try:
+        rest = flags.FLAGS(argv)
+    except SystemExit:  # --help and its kin print and exit 1
+        sys.exit(0)
+    except (AttributeError, KeyError) as e:  # ml_collections: "'lrr' Did you mean ..."
+        while e.args and isinstance(e.args[0], Exception):  # whose str() would be quoted twice
+            e = e.args[0]
+        _fail(f'no such config key: {e.args[0] if e.args else e}')
+    except flags.Error as e:
+        _fail(e)
+    except Exception as e:  # whatever a config file may raise: it is the user's program
+        _fail(_load_error('config', e))
+    if len(rest) > 1:
+        _fail(f'unexpected argument {rest[1]!r}: flags are written --name=value; see --help')
+    return rest
+
+
+def _load_error(name: str, error: Exception) -> str:
+    where = traceback.extract_tb(error.__traceback__)[-1]
+    place = f'{os.path.basename(where.filename)} line {where.lineno}'
+    return f'--{name}: the file does not load: {type(error).__name__}: {error} ({place})'
+
+
+def _fail(error: object) -> NoReturn:
+    text = str(error).replace('\\n', '\n')
+    text = re.sub(
+        r'Other fields present:.*\}"', '', text, flags=re.DOTALL
+    )  # ml_collections prints the config
+    head, trace, tail = text.partition('Traceback (most recent call last):')  # absl quotes whole tracebacks
+    text = head + tail.strip().splitlines()[-1] if trace else head
+    print('error: ' + ' '.join(text.split()), file=sys.stderr)
+    sys.exit(2)

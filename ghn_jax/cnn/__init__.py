@@ -1,0 +1,1 @@
+"""Running a network on given weights: the plain reference and the executor that is compiled once."""

@@ -1,0 +1,114 @@
+"""Networks that together contain everything a space can produce: what a program is built from.
+
+An instruction depends only on its op and on the classes (size, channels) around it, and these on the stem, C_mult
+and on where the reductions fall. So a few hundred networks, each of one op throughout, hold every instruction
+of millions; those of the longest op, with all states in the output, need the most slots.
+"""
+
+import itertools
+from collections.abc import Iterator
+
+from ghn_jax.cnn.program import Program, build_program
+from ghn_jax.errors import UserError
+from ghn_jax.networks.genotype import Genotype
+from ghn_jax.networks.spaces import LARGE, Space, split_rules
+from ghn_jax.networks.spec import NetworkSpec
+
+_UNSUPPORTED = ('msa', 'cse')
+_LOADER_FC_DIM = {'flat': 256, 'narrow': 512, 'wide': 256}  # the most that DeepNets-1M's loader draws
+
+
+def program_for(space: Space, split: str, width: int, image_size: int) -> Program:
+    """The program for all networks of a split that have C == width (msa and cse are left out).
+
+    Raises:
+      UserError: the space's ops are msa and cse only, or `width` is not a multiple of 16.
+    """
+    scale = (width / 32) ** 2 if split == 'wide' else 1  # wide has no limit of its own: 32 channels were counted
+    limit = split_rules(space, split).max_params * scale
+    return build_program(covering_networks(space, split, width), image_size=image_size, max_params=limit)
+
+
+def widths(space: Space, split: str) -> tuple[int, ...]:
+    """The values of C that networks of a split can have, rising."""
+    if space.channels is not None:
+        base = tuple(sorted(space.channels))
+    else:
+        base = tuple(range(32, 129, 16)) if split == 'train' else (32,)
+    return tuple(4 * c for c in base) if split == 'wide' else base
+
+
+def covering_networks(space: Space, split: str, width: int) -> Iterator[NetworkSpec]:
+    """Networks (some outside the space, being too large) whose instructions are all those of the split."""
+    rules = split_rules(space, split)
+    ops = [op for op in rules.ops if op not in ('none', *_UNSUPPORTED)]
+    if not ops:
+        raise UserError(f'space {space.name} has the ops {", ".join(space.ops)}: the executor runs none of them')
+    longest = max(ops, key=lambda op: (op == 'conv_7x1_1x7', 'sep' in op, 'conv' in op, op))
+    largest = max(ops, key=_taps)
+    second = max((op for op in ops if op not in LARGE), key=_taps, default=largest)
+    norm = 'bnorm' if 'bnorm' in rules.norms else None
+    low, high = rules.cells
+    for (stem_type, stem_pool), C_mult in itertools.product(_stems(rules), rules.C_mults):
+
+        def network(n_cells, genotype, ks=rules.ks[0], flat=False, stem=(stem_type, stem_pool), C_mult=C_mult):
+            return NetworkSpec(
+                C=width, n_cells=n_cells, ks=ks, stem_type=stem[0], stem_pool=stem[1], norm=norm, preproc=True,
+                C_mult=C_mult, fc_layers=max(rules.fc_layers), fc_dim=_fc_dim(space, split, width, flat),
+                glob_avg=not flat, genotype=genotype, num_classes=space.num_classes,
+            )  # fmt: skip
+
+        for ks in rules.ks:
+            yield network(low, uniform(longest, 1), ks)
+        for n_cells in range(low, high + 1):
+            shallow = n_cells <= max(rules.deep_cells)
+            for steps in range(rules.min_steps, (rules.max_steps if shallow else rules.max_steps_deep) + 1):
+                yield network(n_cells, uniform(longest, steps))
+                yield network(n_cells, uniform(second, steps, (0, largest)))
+                if shallow and rules.flat_head_share and (space.channels or split != 'train' or width == 32):
+                    yield network(n_cells, uniform(longest, steps), flat=True)
+        # Where reductions stand to the stem and to each other repeats after a few cells.
+        for n_cells in sorted({*range(low, min(low + 4, high + 1)), high}):
+            for op in ops:
+                yield network(n_cells, uniform(second, 1, (0, op)))
+                if rules.max_steps > 1:
+                    yield network(n_cells, uniform(second, 2, (2, op)))
+            if 'none' in rules.ops and rules.max_steps > 1:
+                yield network(n_cells, _with_absent_state(longest))
+
+
+def uniform(op: str, steps: int, special: tuple[int, str] | None = None) -> Genotype:
+    """A genotype of one op, on cell inputs and on inner states, with all states in the output.
+
+    special: (entry, op), the one entry with another op. Entry 0 reads a cell input, entry 2 an inner state.
+    """
+    sources = [(0, 1), *((step + 1, 0) for step in range(1, steps))]
+    entries = [(op, s) for pair in sources for s in pair]
+    if special:
+        entries[special[0]] = (special[1], entries[special[0]][1])
+    concat = tuple(range(2, steps + 2))
+    return Genotype(normal=tuple(entries), normal_concat=concat, reduce=tuple(entries), reduce_concat=concat)
+
+
+def _taps(op: str) -> int:
+    """Dense kernel positions of an op: what its weights take in memory, in units of C x C."""
+    if op == 'conv_7x1_1x7':
+        return 14
+    return int(op[-1]) ** 2 if op.startswith('conv') else 2 if op.startswith('sep') else int('dil' in op)
+
+
+def _with_absent_state(op: str) -> Genotype:
+    entries = ((op, 0), (op, 1), ('none', 0), ('none', 1))
+    return Genotype(normal=entries, normal_concat=(2, 3), reduce=entries, reduce_concat=(2, 3))
+
+
+def _stems(rules: Space) -> list[tuple[int, bool]]:
+    return [s for s in ((0, False), (0, True), (1, False)) if s[0] in rules.stem_types]
+
+
+def _fc_dim(space: Space, split: str, width: int, flat: bool) -> int:
+    if space.fc_dims is not None:
+        return max(space.fc_dims)
+    if split != 'train':
+        return 256
+    return _LOADER_FC_DIM['flat' if flat else 'narrow' if width <= 64 else 'wide']

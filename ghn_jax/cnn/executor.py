@@ -1,0 +1,311 @@
+"""Runs any network of a program's space, forward and backward, in code that was compiled once.
+
+Axes: N images | S slots | H size, C channels | F floats of the weight buffer | L classes | R instructions.
+
+A tape [S, N, H, H, C] for each class holds the network's values, a second one their gradients. For each
+segment a loop walks the rows of the instruction table; `lax.switch` picks the op, at exact static shapes.
+Backward, the tables are walked in reverse; each op is recomputed from its taped input and differentiated.
+Loss and gradients are one function: differentiating the loops from outside would store every branch's
+residuals. `max_of[c]` [S] keeps the maximum of every value of class c: relu(x) has the range [0, max], so no
+op needs a pass over its input to quantize it, and a concatenation's joint range is the maximum over its parts.
+
+Three rules keep the tapes from being copied (XLA would copy gigabytes for every instruction): results are
+written outside the switch, each buffer has one read-modify-write in an iteration, and barriers stand
+between reading and writing.
+"""
+
+import functools
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import optax
+from jax import Array, lax
+
+from ghn_jax.cnn import head, ops
+from ghn_jax.cnn.lowering import BLOCK
+from ghn_jax.cnn.program import (
+    ACCUMULATE, DST, GROUP, OP, PARTS, SEEN, SRC, WEIGHTS, Bits, Class, Program, Segment, Tables,
+    block_floats, weight_shapes,
+)  # fmt: skip
+from ghn_jax.quant.fake_quant import fake_quantize
+from ghn_jax.quant.ranges import min_max
+
+
+class Workspace(NamedTuple):
+    """Buffers that survive from one network to the next: filling gigabytes with zeros costs a second.
+
+    Their contents mean nothing between calls. values, gradients: class -> [S, N, H, H, C]; weights: [F].
+    """
+
+    values: dict[Class, Array]
+    gradients: dict[Class, Array]
+    weights: Array
+
+
+class Quantizer(NamedTuple):
+    """How an instruction quantizes its inputs: joint maximum of its relu'd input, bits, key for noise."""
+
+    mode: str
+    joint_max: Array
+    bits: Array  # int32 [2]
+    key: Array | None
+
+    def rectified(self, x: Array) -> Array:
+        """Fake-quantizes relu(x) by the joint range of its group; x is relu'd already."""
+        return self._quantize(x, jnp.zeros((), x.dtype), self.joint_max, 0)
+
+    def own(self, x: Array, which: int) -> Array:
+        """Fake-quantizes x by its own range."""
+        return x if self.mode == 'float' else self._quantize(x, *min_max(x), which)
+
+    def _quantize(self, x, lo, hi, which):
+        if self.mode == 'float':
+            return x
+        key = None if self.key is None else jax.random.fold_in(self.key, which)
+        return fake_quantize(x, lo, hi, self.bits[which], mode=self.mode, key=key)
+
+
+def make_workspace(program: Program, batch: int, dtype=jnp.float32, *, train: bool = True) -> Workspace:
+    """Zero-filled buffers for batches of `batch` images; without gradients unless `train`."""
+    def tapes() -> dict[Class, Array]:
+        return {c: jnp.zeros((s, batch, c[0], c[0], c[1]), dtype) for c, s in program.slots.items()}
+
+    floats = program.capacity.blocks * BLOCK
+    return Workspace(tapes(), tapes() if train else {}, jnp.zeros(floats if train else 0, dtype))
+
+
+def forward(
+    program: Program,
+    weights: Array,
+    tables: Tables,
+    bits: Bits,
+    images: Array,
+    workspace: Workspace,
+    *,
+    mode: str = 'float',
+    key: Array | None = None,
+) -> tuple[Array, Workspace]:
+    """Logits [N, L] of one network, and the workspace.
+
+    Args:
+      weights: [F], laid out by `Program.layout`, already quantized (`quantize_weights`).
+      images: [N, H, H, 3], normalised.
+      mode: 'float', 'qat' or 'noise', static; bits matter only in the last two. key: for 'noise'.
+    """
+    values, max_of = _run(program, weights, tables, bits, images, workspace.values, mode, key)
+    features = head.features(program, tables.head, values)
+    logits, _ = head.logits(program, weights, tables.head, bits.head, features, mode=mode, key=key)
+    return logits, workspace._replace(values=values)
+
+
+def loss_and_gradients(
+    program: Program,
+    weights: Array,
+    tables: Tables,
+    bits: Bits,
+    images: Array,
+    labels: Array,
+    workspace: Workspace,
+    *,
+    mode: str = 'float',
+    key: Array | None = None,
+    dropout: float = 0.0,
+) -> tuple[Array, Array, Array, Workspace]:
+    """(mean cross-entropy [] in nats, logits [N, L], gradient [F] of the loss to `weights`, workspace).
+
+    Gradient elements outside the network's pieces are arbitrary. `dropout`: rate after the hidden layer of
+    two-layer heads; needs `key`. For the other arguments see `forward`.
+    """
+    values, max_of = _run(program, weights, tables, bits, images, workspace.values, mode, key)
+    gradients, g_weights = dict(workspace.gradients), workspace.weights
+
+    features, to_slots = head.features_vjp(program, tables.head, values)
+    logits, residuals = head.logits(
+        program, weights, tables.head, bits.head, features, mode=mode, key=key, dropout=dropout
+    )
+    loss, g_logits = jax.value_and_grad(_cross_entropy)(logits, labels)
+    g_features, g_weights = head.logits_backward(
+        program, weights, tables.head, bits.head, residuals, g_logits, g_weights, mode=mode, key=key
+    )
+    gradients = to_slots(g_features, gradients)
+
+    for k in reversed(range(len(program.segments))):
+        segment = program.segments[k]
+        gradients, g_weights = _run_backward(
+            program, k, segment, weights, tables, bits, images, values, max_of, gradients, g_weights, mode, key
+        )
+    return loss, logits, g_weights, Workspace(values, gradients, g_weights)
+
+
+def _cross_entropy(logits: Array, labels: Array) -> Array:
+    return jnp.mean(optax.softmax_cross_entropy_with_integer_labels(logits, labels))
+
+
+# ---- one op
+
+
+def _weights(op: tuple, segment: Segment, flat: Array, block: Array) -> list[Array]:
+    """The weights of an instruction, read from the weight buffer where its pieces lie one after another."""
+    offset, out = block * BLOCK, []
+    for shape in weight_shapes(op, segment.src, segment.dst):
+        size = functools.reduce(lambda a, b: a * b, shape)
+        out.append(lax.dynamic_slice(flat, (offset,), (size,)).reshape(shape))
+        offset = offset + block_floats(shape)
+    return out
+
+
+def _apply(op: tuple, w: list[Array], x: Array, q: Quantizer, has_norm: Array, out_shape) -> Array:
+    """The result of one instruction. `q` is closed over, so ranges and bits get no gradient."""
+    match op:
+        case ('stem', _):
+            return ops.conv(q.own(x, 0), w[0])
+        case ('conv', kh, kw, stride, rectify):
+            x = q.rectified(ops.relu(x)) if rectify else q.own(x, 0)
+            return ops.conv(x, w[0], (stride if kh > 1 else 1, stride if kw > 1 else 1))
+        case ('split', stride):
+            x = ops.conv(q.rectified(ops.relu(x)), w[0], (1, stride))
+            return ops.conv(q.own(x, 1), w[1], (stride, 1))
+        case ('point', stride):
+            x = ops.conv(q.rectified(ops.relu(x)), w[0], (stride, stride))
+            return ops.batch_norm(x, w[1], w[2], has_norm)
+        case ('part',):
+            return ops.conv(q.rectified(ops.relu(x)), w[0])
+        case ('reduce',) | ('reduce_part',):
+            x = q.rectified(ops.relu(x))
+            halves = [ops.conv(x[:, ::2, ::2], w[0]), ops.conv(x[:, 1::2, 1::2], w[1])]
+            x = jnp.concatenate(halves, -1)
+            return ops.batch_norm(x, w[2], w[3], has_norm) if op == ('reduce',) else x
+        case ('depthwise', _, dilation, stride):
+            x = ops.depthwise_conv(q.rectified(ops.relu(x)), w[0], stride, dilation)
+            return ops.batch_norm(ops.conv(q.own(x, 1), w[1]), w[2], w[3], has_norm)
+        case ('norm',):
+            return ops.batch_norm(x, w[0], w[1], has_norm)
+        case ('max', stride):
+            return ops.max_pool(x, stride)
+        case ('avg', stride):
+            return ops.avg_pool(x, stride)
+        case ('copy',):
+            return x
+        case ('subsample',):
+            return x[:, ::2, ::2]
+        case ('zero',):
+            return jnp.zeros(out_shape, x.dtype)
+    raise AssertionError(f'no such op: {op}')
+
+
+def _quantizer(program, mode, key, max_of_src, row, bits, r) -> Quantizer:
+    """For row r; the key is derived from r, so that the backward pass draws the same noise."""
+    parts = lax.dynamic_slice(max_of_src, (row[GROUP],), (program.capacity.parts,))
+    used = jnp.arange(program.capacity.parts) < row[PARTS]
+    joint = jnp.max(jnp.where(used, parts, 0), initial=0)
+    return Quantizer(mode, joint, bits, jax.random.fold_in(key, r) if mode == 'noise' else None)
+
+
+def _slot(tape: Array, index: Array) -> Array:
+    return lax.dynamic_index_in_dim(tape, index, 0, keepdims=False)
+
+
+def _set_slot(tape: Array, value: Array, index: Array) -> Array:
+    return lax.dynamic_update_index_in_dim(tape, value, index, 0)
+
+
+def _add_to_slot(tape: Array, value: Array, index: Array, keep: Array) -> Array:
+    """tape[index] = value, plus what was there if `keep`."""
+    return _set_slot(tape, jnp.where(keep > 0, _slot(tape, index), 0) + value, index)
+
+
+# ---- all ops
+
+
+def _run(program, flat, tables, bits, images, values, mode, key):
+    """Fills the value tapes. Returns them with the maximum of every slot, class -> [S]."""
+    values = dict(values)
+    values[program.image_class] = images[None]
+    max_of = {c: jnp.zeros(max(tape.shape[0], program.capacity.parts), images.dtype) for c, tape in values.items()}
+    has_norm = tables.has_norm.astype(images.dtype)
+
+    for k, segment in enumerate(program.segments):
+        src, dst = segment.src, segment.dst
+
+        def branch(op, segment=segment, shape=values[dst].shape[1:]):
+            def run(tape, row, flat, joint, bits, key):
+                x, w = lax.optimization_barrier(
+                    (_slot(tape, row[SRC]), _weights(op, segment, flat, row[WEIGHTS]))
+                )
+                return _apply(op, w, x, Quantizer(mode, joint, bits, key), has_norm, shape)
+
+            return run
+
+        branches = [branch(op) for op in segment.ops]
+
+        def body(r, carry, src=src, dst=dst, branches=branches):
+            tape, maxima = carry
+            row = tables.rows[r]
+            q = _quantizer(
+                program, mode, key, maxima if src == dst else max_of[src], row, bits.activations[r], r
+            )
+            y = lax.switch(
+                row[OP], branches, tape if src == dst else values[src], row, flat, q.joint_max, q.bits, q.key
+            )
+            y = lax.optimization_barrier(y)
+            y = jnp.where(row[ACCUMULATE] > 0, _slot(tape, row[DST]), 0) + y
+            if mode != 'float':
+                maxima = maxima.at[row[DST]].set(jnp.max(y))
+            return _set_slot(tape, y, row[DST]), maxima
+
+        values[dst], max_of[dst] = lax.fori_loop(
+            tables.bounds[k], tables.bounds[k + 1], body, (values[dst], max_of[dst])
+        )
+    del values[program.image_class]
+    return values, max_of
+
+
+def _run_backward(
+    program, k, segment, flat, tables, bits, images, values, max_of, gradients, g_flat, mode, key
+):
+    """Walks one segment in reverse; returns gradient tapes and the gradient of the weight buffer."""
+    src, dst = segment.src, segment.dst
+    from_image = src == program.image_class
+    src_tape = images[None] if from_image else values[src]
+    has_norm = tables.has_norm.astype(images.dtype)
+    padded = segment.weight_floats
+
+    def branch(op):
+        def run(tape, row, flat, joint, bits, key, g):
+            w = _weights(op, segment, flat, row[WEIGHTS])
+            x, w, g = lax.optimization_barrier((_slot(tape, row[SRC]), w, g))
+            q = Quantizer(mode, joint, bits, key)
+            _, pull = jax.vjp(lambda w, x: _apply(op, w, x, q, has_norm, g.shape), w, x)
+            g_w, g_x = pull(g)
+            parts = [jnp.pad(p.ravel(), (0, block_floats(p.shape) - p.size)) for p in g_w]
+            parts.append(jnp.zeros(padded - sum(p.size for p in parts), flat.dtype))
+            return (jnp.concatenate(parts), None if from_image else g_x)
+
+        return run
+
+    branches = [branch(op) for op in segment.ops]
+    start, stop = tables.bounds[k], tables.bounds[k + 1]
+
+    def body(t, carry):
+        g_dst, g_src, g_flat = carry
+        r = stop - 1 - (t - start)
+        row = tables.rows[r]
+        q = _quantizer(program, mode, key, max_of[src], row, bits.activations[r], r)
+        g = lax.optimization_barrier(_slot(g_dst, row[DST]))
+        g_w, g_x = lax.optimization_barrier(
+            lax.switch(row[OP], branches, src_tape, row, flat, q.joint_max, q.bits, q.key, g)
+        )
+        if padded:
+            g_flat = lax.dynamic_update_slice(g_flat, g_w, (row[WEIGHTS] * BLOCK,))
+        if src == dst:
+            g_dst = _add_to_slot(g_dst, g_x, row[SRC], row[SEEN])
+        elif not from_image:
+            g_src = _add_to_slot(g_src, g_x, row[SRC], row[SEEN])
+        return g_dst, g_src, g_flat
+
+    crosses = src != dst and not from_image
+    carry = (gradients[dst], gradients[src] if crosses else None, g_flat)
+    g_dst, g_src, g_flat = lax.fori_loop(start, stop, body, carry)
+    gradients = {**gradients, dst: g_dst}
+    return (gradients | {src: g_src} if crosses else gradients), g_flat

@@ -1,0 +1,220 @@
+"""The classifier of a network inside the executor: features of a group of slots -> [hidden ->] logits.
+
+Axes: N images | K parts of a group | H size, C channels | D features, padded to whole blocks | L classes.
+
+Linear weights are walked in panels of BLOCK inputs (hidden layer: x BLOCK outputs), so one small loop serves
+a pooled head with 32 features and a flattened one with thousands, and no gradient is padded to the larger.
+The loops' lengths are data, so their backward is written out.
+"""
+
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jax import Array, lax
+
+from ghn_jax.cnn import ops
+from ghn_jax.cnn.lowering import BLOCK
+from ghn_jax.cnn.program import Class, HeadTable, Program
+from ghn_jax.quant.fake_quant import fake_quantize
+from ghn_jax.quant.ranges import min_max
+
+
+_KEYS = 1 << 20  # random keys of the head, beyond those of the instructions
+
+
+class Residuals(NamedTuple):
+    """What the backward pass needs: features [N, D], hidden pre-activations [N, D'], dropout mask [N, D']."""
+
+    features: Array
+    hidden: Array
+    mask: Array
+
+
+# ---- features
+
+
+def _extract(program: Program, c: Class, pooled: bool, parts: Array, used: Array) -> Array:
+    """parts [K, N, H, W, C] of which the first `used` count -> [N, D], in PyTorch's (C, H, W) order."""
+    parts = jnp.where((jnp.arange(parts.shape[0]) < used)[:, None, None, None, None], parts, 0)
+    if pooled:
+        x = jnp.moveaxis(jnp.mean(parts, (2, 3)), 0, 1)  # [N, K, C]
+    else:
+        x = jnp.transpose(parts, (1, 0, 4, 2, 3))  # [N, K, C, H, W]
+    x = x.reshape(x.shape[0], -1)
+    return jnp.pad(x, ((0, 0), (0, program.features - x.shape[1])))
+
+
+def _slice(tape: Array, table: HeadTable, parts: int) -> Array:
+    return lax.dynamic_slice_in_dim(tape, table.slot, parts, 0)
+
+
+def features(program: Program, table: HeadTable, values: dict[Class, Array]) -> Array:
+    """The classifier's input [N, D], zero beyond the network's own features."""
+    def branch(variant):
+        c, pooled = variant
+        return lambda values, table: _extract(
+            program, c, pooled, _slice(values[c], table, program.capacity.parts), table.parts
+        )
+
+    return lax.switch(table.variant, [branch(v) for v in program.heads], values, table)
+
+
+def features_vjp(program: Program, table: HeadTable, values: dict[Class, Array]):
+    """`features`, and the function (g [N, D], gradient tapes) -> gradient tapes with the group's slots set.
+
+    All of the group's slots are overwritten (and, harmlessly, the rest of the slice that holds the group:
+    the first gradient written to any other slot overwrites it).
+    """
+    def to_slots(g: Array, gradients: dict[Class, Array]) -> dict[Class, Array]:
+        out = dict(gradients)
+        for c in sorted({c for c, _ in program.heads}):
+            # One update per class, outside the switch. Networks that end elsewhere write zeros to slots
+            # whose first real gradient overwrites them.
+            tape = gradients[c]
+            shape = (program.capacity.parts, *tape.shape[1:])
+
+            def branch(variant, c=c, shape=shape, dtype=tape.dtype):
+                if variant[0] != c:
+                    return lambda g, table: jnp.zeros(shape, dtype)
+
+                def pull(g, table):
+                    zeros = jnp.zeros(shape, dtype)  # the features are linear in the parts
+                    extract = lambda p: _extract(program, c, variant[1], p, table.parts)
+                    return jax.linear_transpose(extract, zeros)(g)[0]
+
+                return pull
+
+            g_parts = lax.switch(table.variant, [branch(v) for v in program.heads], g, table)
+            out[c] = lax.dynamic_update_slice_in_dim(tape, lax.optimization_barrier(g_parts), table.slot, 0)
+        return out
+
+    return features(program, table, values), to_slots
+
+
+# ---- linear layers
+
+
+def _rows(x: Array, p: Array) -> Array:
+    return lax.dynamic_slice_in_dim(x, p * BLOCK, BLOCK, 1)
+
+
+def _panel(flat: Array, block: Array, cols: int) -> Array:
+    return lax.dynamic_slice(flat, (block * BLOCK,), (BLOCK * cols,)).reshape(BLOCK, cols)
+
+
+def _linear(x: Array, flat: Array, block: Array, rows: Array, cols: int) -> Array:
+    """x [N, D] times the weight whose `rows` panels [BLOCK, cols] start at `block` -> [N, cols]."""
+    def step(p, y):
+        return y + _rows(x, p) @ _panel(flat, block + p * cols, cols)
+
+    return lax.fori_loop(0, rows, step, jnp.zeros((x.shape[0], cols), x.dtype))
+
+
+def _linear_backward(x, flat, block, rows, cols, g, g_x, g_flat):
+    """Adds to g_x [N, D] and sets the panels in g_flat."""
+    def step(p, carry):
+        g_x, g_flat = carry
+        panel = block + p * cols
+        g_panel = (_rows(x, p).T @ g).ravel()
+        g_rows = _rows(g_x, p) + g @ _panel(flat, panel, cols).T
+        g_x = lax.dynamic_update_slice_in_dim(g_x, g_rows, p * BLOCK, 1)
+        return g_x, lax.dynamic_update_slice(g_flat, g_panel, (panel * BLOCK,))
+
+    return lax.fori_loop(0, rows, step, (g_x, g_flat))
+
+
+def _bias(flat: Array, block: Array, cols: int) -> Array:
+    return lax.dynamic_slice(flat, (block * BLOCK,), (cols,))
+
+
+def _quantize(x, bits, mode, key, which):
+    """By the tensor's own range; the zeros beyond its features do not widen it, as it includes 0."""
+    if mode == 'float':
+        return x
+    key = None if key is None else jax.random.fold_in(key, _KEYS + which)
+    return fake_quantize(x, *min_max(x), bits, mode=mode, key=key)
+
+
+def _hidden_size(program: Program) -> int:
+    return program.capacity.hidden_panels * BLOCK
+
+
+def _activate(residuals: Residuals) -> Array:
+    return ops.relu(residuals.hidden) * residuals.mask
+
+
+def _final_input(program, table, bits, residuals: Residuals, mode, key) -> Array:
+    """What enters the last linear layer, [N, max(D, D')]: hidden activations or the features themselves."""
+    width = max(program.features, _hidden_size(program))
+    widen = lambda x: jnp.pad(x, ((0, 0), (0, width - x.shape[1])))
+    hidden = _quantize(_activate(residuals), bits[1], mode, key, 1)
+    return jnp.where(table.two_layers > 0, widen(hidden), widen(_quantize(residuals.features, bits[0], mode, key, 0)))
+
+
+def logits(
+    program: Program,
+    flat: Array,
+    table: HeadTable,
+    bits: Array,
+    features: Array,
+    *,
+    mode: str,
+    key: Array | None,
+    dropout: float = 0.0,
+) -> tuple[Array, Residuals]:
+    """Logits [N, L], and residuals. bits: int32 [2], of the inputs of the first and of the second layer."""
+    n, width = features.shape[0], _hidden_size(program)
+    x = _quantize(features, bits[0], mode, key, 0)
+
+    def column(c, hidden):
+        weights = table.hidden_weights + c * table.hidden_rows * BLOCK
+        y = _linear(x, flat, weights, table.hidden_rows, BLOCK) + _bias(flat, table.hidden_bias + c, BLOCK)
+        return lax.dynamic_update_slice_in_dim(hidden, y, c * BLOCK, 1)
+
+    hidden = lax.fori_loop(0, table.hidden_cols, column, jnp.zeros((n, width), features.dtype))
+    mask = jnp.ones((n, width), features.dtype)
+    if dropout:
+        keep = jax.random.bernoulli(jax.random.fold_in(key, _KEYS + 2), 1 - dropout, (n, width))
+        mask = keep.astype(features.dtype) / (1 - dropout)
+    residuals = Residuals(features, hidden, mask)
+    x = _final_input(program, table, bits, residuals, mode, key)
+    cols = program.class_columns
+    out = _linear(x, flat, table.final_weights, table.final_rows, cols) + _bias(flat, table.final_bias, cols)
+    return out[:, : program.num_classes], residuals
+
+
+def logits_backward(
+    program: Program,
+    flat: Array,
+    table: HeadTable,
+    bits: Array,
+    residuals: Residuals,
+    g: Array,
+    g_flat: Array,
+    *,
+    mode: str,
+    key: Array | None,
+) -> tuple[Array, Array]:
+    """(gradient to the features [N, D], g_flat with the head's weights set) from g [N, L]."""
+    cols = program.class_columns
+    g = jnp.pad(g, ((0, 0), (0, cols - g.shape[1])))
+    x, to_residuals = jax.vjp(lambda r: _final_input(program, table, bits, r, mode, key), residuals)
+    g_flat = lax.dynamic_update_slice(g_flat, jnp.sum(g, 0), (table.final_bias * BLOCK,))
+    g_x, g_flat = _linear_backward(
+        x, flat, table.final_weights, table.final_rows, cols, g, jnp.zeros_like(x), g_flat
+    )
+    (g_residuals,) = to_residuals(g_x)
+
+    quantize = lambda x: _quantize(x, bits[0], mode, key, 0)
+    x, to_features = jax.vjp(quantize, residuals.features)
+
+    def column(c, carry):
+        g_x, g_flat = carry
+        g = lax.dynamic_slice_in_dim(g_residuals.hidden, c * BLOCK, BLOCK, 1)
+        weights = table.hidden_weights + c * table.hidden_rows * BLOCK
+        g_flat = lax.dynamic_update_slice(g_flat, jnp.sum(g, 0), ((table.hidden_bias + c) * BLOCK,))
+        return _linear_backward(x, flat, weights, table.hidden_rows, BLOCK, g, g_x, g_flat)
+
+    g_x, g_flat = lax.fori_loop(0, table.hidden_cols, column, (jnp.zeros_like(x), g_flat))
+    return g_residuals.features + to_features(g_x)[0], g_flat

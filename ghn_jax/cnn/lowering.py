@@ -1,0 +1,365 @@
+"""Lowers a network's spec to instructions on numbered values: the host side of the executor.
+
+A value is one tensor of the network, [N, H, H, C]; its class is (H, C). An instruction reads one value and
+adds its result to another. Sums need no instruction (their terms write to one value) and concatenations
+need none either: the parts of a cell's output are a *group*, laid side by side on the tape, and a 1x1
+convolution over them is one `part` instruction for each, followed by a `norm`. What the layers of a group
+share is the range of the activation: an instruction names all parts, and quantizes by their joint range.
+
+Instructions (x is the value read; relu is part of the instruction):
+  ('stem', k)               conv kxk of the image
+  ('conv', kh, kw, stride, relu)   [relu] conv, no normalisation
+  ('point', stride)         relu, conv 1x1, norm
+  ('part',)                 relu, conv 1x1 of one part of a group
+  ('reduce',)               relu, FactorizedReduce, norm         ('reduce_part',) one part of a group
+  ('split', stride)         relu, conv 1x7, conv 7x1, no normalisation
+  ('depthwise', k, dilation, stride)   relu, depthwise conv, conv 1x1, norm
+  ('norm',)                 batch normalisation
+  ('max', stride) ('avg', stride) ('copy',) ('subsample',) ('zero',)
+
+Normalisation is an instruction of its own after dense convolutions, so that the backward pass, which
+recomputes each instruction from its input, need not convolve again to get at the normalisation's input.
+"""
+
+import math
+from typing import NamedTuple
+
+from ghn_jax.errors import UserError
+from ghn_jax.networks.spec import NetworkSpec
+
+BLOCK = 256  # floats; every piece of the weight buffer starts at a multiple of it
+TILE = 64  # channels of a hypernetwork's tiles
+
+
+class Piece(NamedTuple):
+    """A block-aligned part of the weight buffer: [taps, pad_rows, pad_cols] floats, row-major.
+
+    It holds rows [row, row + rows) and columns [col, col + cols) of a parameter seen as [taps, in, out]
+    (a vector is [1, 1, out]); the rest is zeros. `name` None: every used element is `constant`.
+    """
+
+    name: str | None
+    taps: int
+    rows: int
+    cols: int
+    pad_rows: int
+    pad_cols: int
+    row: int = 0
+    col: int = 0
+    constant: float = 0.0
+
+    @property
+    def size(self) -> int:
+        """Floats in the buffer, a multiple of BLOCK."""
+        return -(-self.taps * self.pad_rows * self.pad_cols // BLOCK) * BLOCK
+
+    @property
+    def windows(self) -> int:
+        """Rectangles that do not wrap round, if the parameter repeats tiles of TILE x TILE channels."""
+        columns = -(-(self.col % TILE + self.cols) // TILE)
+        if self.rows == 1:  # a vector or a depthwise kernel
+            return columns
+        return self.taps * -(-(self.row % TILE + self.rows) // TILE) * columns
+
+    @property
+    def is_matrix(self) -> bool:
+        """Whether the piece belongs to a convolution or linear weight: what gets quantized."""
+        return self.taps * self.pad_rows > 1
+
+
+class Instruction(NamedTuple):
+    """`dst += op(src)`. `quantized`: the weights whose activation policies apply to its inputs, in order."""
+
+    op: tuple
+    src: int
+    dst: int
+    group: tuple[int, ...]
+    pieces: tuple[Piece, ...]
+    quantized: tuple[str, ...]
+
+
+class Head(NamedTuple):
+    """Classifier over a group of values: features -> [hidden ->] logits."""
+
+    group: tuple[int, ...]
+    glob_avg: bool
+    hidden: str | None  # parameter prefixes
+    final: str
+    hidden_size: int
+    features: int  # input size of the first linear layer
+
+
+class Lowered(NamedTuple):
+    """A network as instructions, in an order in which every value is complete before it is read."""
+
+    name: str
+    instructions: tuple[Instruction, ...]
+    head: Head
+    classes: dict[int, tuple[int, int]]  # value -> (H, C); value 0 is the image
+    groups: tuple[tuple[int, ...], ...]  # values that must lie side by side
+    has_norm: bool
+
+
+IMAGE = 0  # the value that holds the input images
+_SIZES = {'3x3': 3, '5x5': 5, '7x7': 7}
+
+
+def lower(spec: NetworkSpec, image_size: int = 32) -> Lowered:
+    """Lowers `spec` for images of image_size x image_size x 3; what the logits do not need is dropped.
+
+    Raises:
+      UserError: msa or cse in the genotype, or channels that are not multiples of 8.
+    """
+    unsupported = sorted(spec.genotype.ops & {'msa', 'cse'})
+    if unsupported:
+        raise UserError(
+            f'network {spec.name!r} uses {", ".join(unsupported)}: the executor runs the convolutional ops only; '
+            'take networks without msa and cse (the convnets250k space)'
+        )
+    if spec.C % 16:
+        raise UserError(f'network {spec.name!r} has C={spec.C}: the executor runs widths that are multiples of 16')
+    return _Lowering(spec, image_size).lower()
+
+
+class _Lowering:
+    """Emits instructions while walking the network from the image to the logits."""
+
+    def __init__(self, spec: NetworkSpec, image_size: int):
+        self.spec = spec
+        self.classes = {IMAGE: (image_size, 3)}
+        self.instructions: list[Instruction] = []
+        self.groups: list[tuple[int, ...]] = []
+
+    # -- values and instructions
+
+    def value(self, size: int, channels: int) -> int:
+        self.classes[len(self.classes)] = (size, channels)
+        return len(self.classes) - 1
+
+    def emit(self, op, src, dst, pieces=(), quantized=(), group=None) -> int:
+        self.instructions.append(
+            Instruction(op, src, dst, group or (src,), tuple(pieces), tuple(quantized))
+        )
+        return dst
+
+    def norm_pieces(self, name: str, channels: int) -> tuple[Piece, Piece]:
+        """Scale and shift; ones and zeros where the network has no normalisation."""
+        scale = Piece(f'{name}.weight', 1, 1, channels, 1, channels, constant=1.0)
+        shift = Piece(f'{name}.bias', 1, 1, channels, 1, channels, constant=0.0)
+        return (scale, shift) if self.spec.norm else (scale._replace(name=None), shift._replace(name=None))
+
+    # -- layers: each adds its result to value `dst`
+
+    def normed(self, op, src, dst, pieces, quantized, norm_name):
+        """A convolution whose normalisation is an instruction of its own."""
+        size, channels = self.classes[dst]
+        raw = self.emit(op, src, self.value(size, channels), pieces, quantized)
+        self.emit(('norm',), raw, dst, self.norm_pieces(norm_name, channels))
+
+    def conv(self, src: int, dst: int, k: int, stride: int, name: str):
+        c_in, c_out = self.classes[src][1], self.classes[dst][1]
+        weight = f'{name}.op.1.weight'
+        pieces = (_dense(weight, k * k, c_in, c_out),)
+        if k == 1:
+            pieces += self.norm_pieces(f'{name}.op.2', c_out)
+            self.emit(('point', stride), src, dst, pieces, (weight,))
+        else:
+            self.normed(('conv', k, k, stride, True), src, dst, pieces, (weight,), f'{name}.op.2')
+
+    def split_conv(self, src: int, dst: int, stride: int, name: str):
+        size, channels = self.classes[dst]
+        first, second = f'{name}.op.1.weight', f'{name}.op.2.weight'
+        pieces = (_dense(first, 7, channels, channels), _dense(second, 7, channels, channels))
+        if stride == 1:
+            middle = self.emit(
+                ('conv', 1, 7, 1, True), src, self.value(size, channels), pieces[:1], (first,)
+            )
+            self.normed(('conv', 7, 1, 1, False), middle, dst, pieces[1:], (second,), f'{name}.op.3')
+        else:  # the value between has another height than width, so it stays inside one instruction
+            self.normed(('split', stride), src, dst, pieces, (first, second), f'{name}.op.3')
+
+    def depthwise(self, src: int, dst: int, k: int, dilation: int, stride: int, name: str, at: int):
+        channels = self.classes[dst][1]
+        first, second = f'{name}.op.{at}.weight', f'{name}.op.{at + 1}.weight'
+        pieces = (Piece(first, k * k, 1, channels, 1, channels), _dense(second, 1, channels, channels))
+        pieces += self.norm_pieces(f'{name}.op.{at + 2}', channels)
+        self.emit(('depthwise', k, dilation, stride), src, dst, pieces, (first, second))
+
+    def point_group(self, parts: tuple[int, ...], channels: int, name: str) -> int:
+        """relu, conv 1x1, norm over a concatenation."""
+        size = self.classes[parts[0]][0]
+        dst = self.value(size, channels)
+        if len(parts) == 1:
+            self.conv(parts[0], dst, 1, 1, name)
+            return dst
+        return self.group(('part',), parts, dst, (f'{name}.op.1.weight',), f'{name}.op.2')
+
+    def reduce_group(self, parts: tuple[int, ...], channels: int, name: str, dst: int | None = None) -> int:
+        """FactorizedReduce over a concatenation: two strided 1x1 convolutions, the second shifted."""
+        dst = self.value(self.classes[parts[0]][0] // 2, channels) if dst is None else dst
+        weights = (f'{name}.conv_1.weight', f'{name}.conv_2.weight')
+        if len(parts) > 1:
+            return self.group(('reduce_part',), parts, dst, weights, f'{name}.bn')
+        pieces = [_dense(weight, 1, self.classes[parts[0]][1], channels // 2) for weight in weights]
+        pieces += self.norm_pieces(f'{name}.bn', channels)
+        return self.emit(('reduce',), parts[0], dst, pieces, weights[:1])
+
+    def group(self, op, parts, dst, weights, norm_name) -> int:
+        size, channels = self.classes[dst]
+        raw = self.value(size, channels)
+        row = 0
+        for part in parts:
+            c_in = self.classes[part][1]
+            pieces = [_dense(weight, 1, c_in, channels // len(weights), row) for weight in weights]
+            self.emit(op, part, raw, pieces, weights[:1], group=parts)
+            row += c_in
+        return self.emit(('norm',), raw, dst, self.norm_pieces(norm_name, channels))
+
+    # -- the network
+
+    def lower(self) -> Lowered:
+        spec = self.spec
+        s0, s1 = self.stem()
+        width, after_reduction = spec.C, spec.stem_type == 1
+        for i in range(spec.n_cells):
+            reduction = spec.is_reduction(i)
+            width *= spec.C_mult if reduction else 1
+            output = self.cell(i, s0, s1, width, reduction, after_reduction)
+            s0, s1, after_reduction = s1, output, reduction
+        if s1 is None:
+            raise UserError(f'network {spec.name!r} is disconnected: no path leads from the image to the logits')
+        return self.finish(s1)
+
+    def stem(self) -> tuple[tuple[int, ...], tuple[int, ...]]:
+        spec, (size, _) = self.spec, self.classes[IMAGE]
+
+        def stem_conv(name: str, channels: int, norm_name: str) -> int:
+            dst = self.value(size, channels)
+            weight = f'{name}.weight'
+            piece = _dense(weight, spec.ks**2, 3, channels)
+            self.normed(('stem', spec.ks), IMAGE, dst, (piece,), (weight,), norm_name)
+            return dst
+
+        if spec.stem_type == 0:
+            out = stem_conv('stem.0', 3 * spec.C if spec.preproc else spec.C, 'stem.1')
+            if spec.stem_pool:
+                out = self.emit(('max', 2), out, self.value(size // 2, self.classes[out][1]))
+            return (out,), (out,)
+        first = stem_conv('stem0.0', spec.C // 2, 'stem0.1')
+        s0 = self.value(size, spec.C)
+        weight = _dense('stem0.3.weight', 9, spec.C // 2, spec.C)
+        self.normed(('conv', 3, 3, 1, True), first, s0, (weight,), (weight.name,), 'stem0.4')
+        s1 = self.value(size // 2, spec.C)
+        weight = _dense('stem1.1.weight', 9, spec.C, spec.C)
+        self.normed(('conv', 3, 3, 2, True), s0, s1, (weight,), (weight.name,), 'stem1.2')
+        return (s0,), (s1,)
+
+    def preprocess(self, parts, width: int, halve: bool, name: str) -> int | None:
+        if parts is None:
+            return None
+        if self.spec.preproc:
+            return (self.reduce_group if halve else self.point_group)(parts, width, name)
+        if not halve:
+            return parts[0]
+        size, channels = self.classes[parts[0]]
+        return self.emit(('subsample',), parts[0], self.value(size // 2, channels))
+
+    def cell(self, i: int, s0, s1, width: int, reduction: bool, after_reduction: bool):
+        """Returns the values of the cell's output, or None where all of them are absent."""
+        genotype = self.spec.genotype
+        entries = genotype.reduce if reduction else genotype.normal
+        listed = genotype.reduce_concat if reduction else genotype.normal_concat
+        states = [
+            self.preprocess(s0, width, after_reduction, f'cells.{i}.preprocess0'),
+            self.preprocess(s1, width, False, f'cells.{i}.preprocess1'),
+        ]
+        present = next((s for s in states if s is not None), None)
+        if present is None:
+            return None
+        out_size = self.classes[present][0] // (2 if reduction else 1)
+        for step in range(len(entries) // 2):
+            terms = [(e, *entries[e]) for e in (2 * step, 2 * step + 1)]
+            terms = [(e, op, s) for e, op, s in terms if op != 'none' and states[s] is not None]
+            dst = self.value(out_size, width) if terms else None
+            for e, op, s in terms:
+                self.operation(op, states[s], dst, 2 if reduction and s < 2 else 1, f'cells.{i}._ops.{e}')
+            states.append(dst)
+        output = [states[s] for s in listed]
+        present = next((s for s in output if s is not None), None)
+        if present is None:
+            return None
+        for k, part in enumerate(output):
+            if part is None:
+                output[k] = self.emit(('zero',), present, self.value(*self.classes[present]))
+        self.groups.append(tuple(output))
+        return tuple(output)
+
+    def operation(self, op: str, src: int, dst: int, stride: int, name: str):
+        kind, _, size = op.rpartition('_')
+        if op == 'skip_connect':
+            if stride == 2:
+                self.reduce_group((src,), self.classes[dst][1], name, dst)
+            else:
+                self.emit(('copy',), src, dst)
+        elif kind in ('max_pool', 'avg_pool'):
+            self.emit((kind[:3], stride), src, dst)
+        elif op == 'conv_1x1':
+            self.conv(src, dst, 1, stride, name)
+        elif op == 'conv_7x1_1x7':
+            self.split_conv(src, dst, stride, name)
+        elif kind == 'conv':
+            self.conv(src, dst, _SIZES[size], stride, name)
+        elif kind == 'dil_conv':
+            self.depthwise(src, dst, _SIZES[size], 2, stride, name, 1)
+        else:  # sep_conv: two depthwise-separable convolutions in a row
+            middle = self.value(*self.classes[dst])
+            self.depthwise(src, middle, _SIZES[size], 1, stride, name, 1)
+            self.depthwise(middle, dst, _SIZES[size], 1, 1, name, 5)
+
+    def finish(self, parts: tuple[int, ...]) -> Lowered:
+        """Adds the head and drops instructions whose results the logits do not need."""
+        spec = self.spec
+        size, channels = self.classes[parts[0]]
+        features = channels * len(parts) * (1 if spec.glob_avg else size * size)
+        two = spec.fc_layers == 2
+        head = Head(
+            group=parts,
+            glob_avg=spec.glob_avg,
+            hidden='classifier.0' if two else None,
+            final='classifier.3' if two else 'classifier.0',
+            hidden_size=spec.fc_dim if two else 0,
+            features=features,
+        )
+        live = set(parts)
+        kept = []
+        for instruction in reversed(self.instructions):
+            if instruction.dst in live:
+                kept.append(instruction)
+                live.update(instruction.group)
+        groups = tuple(g for g in self.groups if live.issuperset(g))
+        grouped = {v for g in groups for v in g}
+        groups += tuple((v,) for v in sorted(live - grouped - {IMAGE}))
+        classes = {v: c for v, c in self.classes.items() if v in live}
+        return Lowered(spec.name, tuple(kept[::-1]), head, classes, groups, spec.norm is not None)
+
+
+def _dense(name: str, taps: int, c_in: int, c_out: int, row: int = 0) -> Piece:
+    return Piece(name, taps, c_in, c_out, c_in, c_out, row)
+
+
+def linear_pieces(name: str, rows: int, cols: int, panel_cols: int) -> list[Piece]:
+    """A linear weight as panels of BLOCK inputs x panel_cols outputs, output panels outermost."""
+    pieces = []
+    for col in range(0, cols, panel_cols):
+        for row in range(0, rows, BLOCK):
+            pieces.append(
+                Piece(
+                    name, 1, min(BLOCK, rows - row), min(panel_cols, cols - col), BLOCK, panel_cols, row, col
+                )
+            )
+    return pieces
+
+
+def round_up(n: int, multiple: int) -> int:
+    """The smallest multiple of `multiple` that is at least n."""
+    return math.ceil(n / multiple) * multiple

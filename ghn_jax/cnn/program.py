@@ -1,0 +1,455 @@
+"""A program: everything static about one compiled executor, and the tables that make it run a given network.
+
+A program knows its classes (H, C), its segments (all instructions from one class to another) with the ops
+each may hold, and the capacities of its buffers. It is built once for a space and a width C, from networks
+that together hold every instruction the space can produce. A network then becomes `Tables`: plain integers.
+
+Words: slot = place of a value on its class's tape; block = BLOCK floats of the weight buffer;
+panel = the part of a linear weight that maps BLOCK inputs to BLOCK (or all class) outputs.
+"""
+
+import dataclasses
+from collections.abc import Iterable, Mapping
+from typing import NamedTuple
+
+import numpy as np
+
+from ghn_jax.cnn.lowering import BLOCK, IMAGE, Head, Instruction, Lowered, Piece, linear_pieces, lower, round_up
+from ghn_jax.networks.spec import NetworkSpec
+from ghn_jax.quant.policy import Policy
+
+Class = tuple[int, int]
+
+# Columns of the instruction table.
+OP, SRC, DST, ACCUMULATE, WEIGHTS, SEEN, GROUP, PARTS = range(8)
+PAGE_BLOCKS = 256  # blocks handled at a time by loops over the weight buffer
+
+
+class Segment(NamedTuple):
+    """All instructions from class `src` to class `dst`."""
+
+    src: Class
+    dst: Class
+    ops: tuple[tuple, ...]
+
+    @property
+    def weight_floats(self) -> int:
+        """The most weight-buffer floats one of its instructions uses: every gradient is padded to it."""
+        return max(sum(block_floats(s) for s in weight_shapes(op, self.src, self.dst)) for op in self.ops)
+
+
+class HeadTable(NamedTuple):
+    """The classifier as int32 scalars. *_weights, *_bias: first block; rows and cols: number of panels."""
+
+    variant: np.ndarray
+    slot: np.ndarray
+    parts: np.ndarray
+    hidden_weights: np.ndarray
+    hidden_bias: np.ndarray
+    hidden_rows: np.ndarray
+    hidden_cols: np.ndarray
+    final_weights: np.ndarray
+    final_bias: np.ndarray
+    final_rows: np.ndarray
+    two_layers: np.ndarray
+
+
+class Tables(NamedTuple):
+    """One network as data (numpy or device arrays of fixed shapes).
+
+    rows: int32 [R, 8], see the column names above; segment k owns rows bounds[k] .. bounds[k + 1].
+    has_norm: float32 []. block_tensor: int32 [F / BLOCK], the quantized tensor a block of
+    the weight buffer belongs to (the last tensor stands for "never quantized"). n_blocks: int32 [], blocks in use.
+    """
+
+    rows: np.ndarray
+    bounds: np.ndarray
+    head: HeadTable
+    has_norm: np.ndarray
+    block_tensor: np.ndarray
+    n_blocks: np.ndarray
+
+
+class Bits(NamedTuple):
+    """A policy on one network: activations int32 [R, 2] for each instruction, head int32 [2], weights int32 [T]."""
+
+    activations: np.ndarray
+    head: np.ndarray
+    weights: np.ndarray
+
+
+class Layout(NamedTuple):
+    """What the host remembers of a network: its tables, and where its parameters lie in the weight buffer."""
+
+    tables: Tables
+    pieces: tuple[tuple[int, Piece], ...]  # (first block, piece)
+    tensors: Mapping[str, int]  # quantized weight -> index in Bits.weights
+    instructions: tuple[Instruction, ...]  # in order of execution: row r of the table
+    head_weights: tuple[str, ...]
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Capacity:
+    """Room in a program's buffers; a network that needs more is refused by `Program.layout`.
+
+    slots: of each class's tape. rows: of the instruction table. blocks: of the weight buffer. tensors: quantized
+    weights and one. parts: of a group. hidden_panels: of BLOCK units each, of the hidden layer. pieces: of the weight
+    buffer. dense_tiles, depth_tiles: what a hypernetwork decodes for a network, one for each kernel position; windows:
+    rectangles of tiles that it copies.
+    """
+
+    slots: tuple[tuple[Class, int], ...]
+    rows: int
+    blocks: int
+    tensors: int
+    parts: int
+    hidden_panels: int
+    pieces: int
+    dense_tiles: int
+    depth_tiles: int
+    windows: int
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Program:
+    """The static side of an executor; hashable, so that jit compiles once for each.
+
+    classes: every class but the image's, in an order in which a class depends on earlier ones only.
+    heads: (class, glob_avg) pairs the classifier may read from.
+    """
+
+    image_size: int
+    classes: tuple[Class, ...]
+    segments: tuple[Segment, ...]
+    heads: tuple[tuple[Class, bool], ...]
+    num_classes: int
+    capacity: Capacity
+
+    @property
+    def image_class(self) -> Class:
+        """The class of the input images."""
+        return (self.image_size, 3)
+
+    @property
+    def slots(self) -> dict[Class, int]:
+        """Slots on the tape of each class."""
+        return dict(self.capacity.slots)
+
+    @property
+    def features(self) -> int:
+        """Width of the buffer that holds a head's input, padded to whole blocks."""
+        parts = self.capacity.parts
+        return round_up(max(parts * c * (1 if pooled else h * h) for (h, c), pooled in self.heads), BLOCK)
+
+    @property
+    def class_columns(self) -> int:
+        """Columns of the class layer, padded to a multiple of 8."""
+        return round_up(self.num_classes, 8)
+
+    def layout(self, spec: NetworkSpec) -> Layout:
+        """Places `spec` in this program: slots, order of execution, weight offsets, flags.
+
+        Raises:
+          ValueError: an instruction this program does not hold, or a full buffer; says which and how full.
+        """
+        return _place(self, lower(spec, self.image_size))
+
+    def bits(self, layout: Layout, policy: Policy) -> Bits:
+        """The bit-widths of every tensor of a network under `policy`.
+
+        Raises:
+          UserError: a rule of the policy matches no weight of the network.
+        """
+        policy.check(list(layout.tensors))
+        activations = np.full((self.capacity.rows, 2), 32, np.int32)
+        for r, instruction in enumerate(layout.instructions):
+            for k, name in enumerate(instruction.quantized):
+                activations[r, k] = policy.activations(name)
+        head = np.full(2, 32, np.int32)
+        for k, name in enumerate(layout.head_weights):
+            head[k] = policy.activations(name)
+        weights = np.full(self.capacity.tensors, 32, np.int32)
+        for name, index in layout.tensors.items():
+            weights[index] = policy.weights(name)
+        return Bits(activations, head, weights)
+
+    def pack(self, layout: Layout, params: Mapping[str, np.ndarray], dtype=np.float32) -> np.ndarray:
+        """Parameters by DeepNets-1M name, in PyTorch layouts -> weight buffer [F]."""
+        flat = np.zeros(self.capacity.blocks * BLOCK, dtype)
+        for block, piece in layout.pieces:
+            view = _view(flat, block, piece)
+            view[...] = piece.constant if piece.name is None else _part(params[piece.name], piece)
+        return flat
+
+    def unpack(self, layout: Layout, flat: np.ndarray, shapes: Mapping[str, tuple[int, ...]]) -> dict:
+        """The inverse of `pack` (also for gradients)."""
+        params = {name: np.zeros(shape, flat.dtype) for name, shape in shapes.items()}
+        for block, piece in layout.pieces:
+            if piece.name is not None:
+                _part(params[piece.name], piece)[...] = _view(flat, block, piece)
+        return params
+
+
+def weight_shapes(op: tuple, src: Class, dst: Class) -> list[tuple[int, ...]]:
+    """Shapes of an instruction's weights, in the order of its pieces. Dense: HWIO, depthwise: HWC."""
+    (_, c), (_, o) = src, dst
+    norm = [(o,), (o,)]
+    match op:
+        case ('stem', k):
+            return [(k, k, c, o)]
+        case ('conv', kh, kw, _, _):
+            return [(kh, kw, c, o)]
+        case ('split', _):
+            return [(1, 7, c, o), (7, 1, o, o)]
+        case ('point', _):
+            return [(1, 1, c, o), *norm]
+        case ('part',):
+            return [(1, 1, c, o)]
+        case ('reduce_part',):
+            return [(1, 1, c, o // 2)] * 2
+        case ('reduce',):
+            return [(1, 1, c, o // 2)] * 2 + norm
+        case ('depthwise', k, _, _):
+            return [(k, k, c), (1, 1, c, o), *norm]
+        case ('norm',):
+            return norm
+    return []
+
+
+def block_floats(shape: tuple[int, ...]) -> int:
+    """Floats a weight of this shape takes in the weight buffer."""
+    return round_up(int(np.prod(shape)), BLOCK)
+
+
+# ---- building a program
+
+
+def build_program(networks: Iterable[NetworkSpec], *, image_size: int, max_params: float) -> Program:
+    """A program that runs every network whose instructions all occur in `networks`.
+
+    networks: all of one width and number of classes, for instance `coverage.covering_networks(space, width)`;
+      the program has room for the longest of them and for `max_params` parameters.
+    """
+    specs = list(networks)
+    lowered = [lower(spec, image_size) for spec in specs]
+    ops: dict[tuple[Class, Class], set] = {}
+    for net in lowered:
+        for i in net.instructions:
+            ops.setdefault((net.classes[i.src], net.classes[i.dst]), set()).add(i.op)
+    image = (image_size, 3)
+    classes = _ordered({c for edge in ops for c in edge} - {image}, ops)
+    segments = []
+    for dst in classes:
+        sources = [image, *(c for c in classes if c != dst), dst]  # what crosses into a class comes first
+        segments += [Segment(src, dst, tuple(sorted(ops[src, dst], key=str))) for src in sources if (src, dst) in ops]
+    parts = max(len(g) for net in lowered for g in net.groups)
+    num_classes = specs[0].num_classes
+    heads = [_head_pieces(net.head, num_classes) for net in lowered]
+    head_blocks = [sum(p.size for p in h.all) // BLOCK for h in heads]
+    body_blocks = [sum(p.size for i in net.instructions for p in i.pieces) // BLOCK for net in lowered]
+    # No network has more than max_params parameters; a tenth more for pieces that do not fill their last block.
+    bound = max(head_blocks) + max_params / BLOCK * 1.1 + 1024
+    # Gradients are padded to the longest of their segment, and the last one written must fit as well.
+    overhang = max(s.weight_floats for s in segments) // BLOCK
+    pieces = [[p for i in net.instructions for p in i.pieces] for net in lowered]
+    weights = [{p.name: p for p in ps if p.name and p.is_matrix} for ps in pieces]
+    dense = [sum(p.taps for p in w.values() if p.pad_rows > 1) for w in weights]
+    depth = [sum(p.taps for p in w.values() if p.pad_rows == 1) for w in weights]
+    capacity = Capacity(
+        slots=tuple((c, max(sum(v == c for v in net.classes.values()) for net in lowered) + parts) for c in classes),
+        rows=max(len(net.instructions) for net in lowered),
+        blocks=round_up(int(min(max(map(sum, zip(head_blocks, body_blocks, strict=True))), bound)) + overhang, PAGE_BLOCKS),
+        tensors=max(map(len, weights)) + 3,  # two of the head, one that stands for "never quantized"
+        parts=parts,
+        hidden_panels=max(1, *(len(h.hidden_bias) for h in heads)),
+        pieces=max(len(ps) + len(h.all) for ps, h in zip(pieces, heads, strict=True)),
+        dense_tiles=round_up(max(dense) + 1, 64),
+        depth_tiles=round_up(max(depth) + 1, 64),
+        windows=max(sum(p.windows for p in [*ps, *h.all]) for ps, h in zip(pieces, heads, strict=True)),
+    )
+    return Program(
+        image_size=image_size,
+        classes=classes,
+        segments=tuple(segments),
+        heads=tuple(sorted({(net.classes[net.head.group[0]], net.head.glob_avg) for net in lowered})),
+        num_classes=num_classes,
+        capacity=capacity,
+    )
+
+
+def _ordered(classes: set[Class], ops: Iterable[tuple[Class, Class]]) -> tuple[Class, ...]:
+    """Classes such that each comes after all classes that lead to it."""
+    edges = [(a, b) for a, b in ops if a in classes and a != b]
+    order: list[Class] = []
+    while len(order) < len(classes):
+        free = sorted(c for c in classes - set(order) if all(a in order for a, b in edges if b == c))
+        order.append(free[-1])  # the largest images first: the order in which networks run
+    return tuple(order)
+
+
+# ---- placing a network
+
+
+def _place(program: Program, lowered: Lowered) -> Layout:
+    slot = _slots(program, lowered)
+    segment_of = {(s.src, s.dst): k for k, s in enumerate(program.segments)}
+    columns = [{op: k for k, op in enumerate(s.ops)} for s in program.segments]
+    by_segment: list[list[Instruction]] = [[] for _ in program.segments]
+    for i in lowered.instructions:
+        edge = (lowered.classes[i.src], lowered.classes[i.dst])
+        k = segment_of.get(edge)
+        if k is None or i.op not in columns[k]:
+            raise ValueError(
+                f'network {lowered.name!r} needs instruction {i.op} from {edge[0]} to {edge[1]} (size, channels), which this '
+                f'program does not hold: build the program for a space that contains the network'
+            )
+        by_segment[k].append(i)
+    executed = [i for rows in by_segment for i in rows]
+    _check_room('instructions', len(executed), program.capacity.rows, lowered.name)
+
+    bounds = np.cumsum([0, *map(len, by_segment)]).astype(np.int32)
+    rows = np.zeros((program.capacity.rows, 8), np.int32)
+    written: set[int] = set()
+    for k, segment in enumerate(by_segment):
+        for r, i in enumerate(segment, bounds[k]):
+            rows[r, [OP, SRC, DST]] = columns[k][i.op], slot[i.src], slot[i.dst]
+            rows[r, ACCUMULATE] = i.dst in written
+            rows[r, [GROUP, PARTS]] = slot[i.group[0]], len(i.group)
+            written.add(i.dst)
+
+    # The head's gradients are written first, exactly; then those of the instructions, last to first, each
+    # padded to the longest of its segment: the padding falls on what is written next.
+    pieces, head, blocks = _place_head(program, lowered, slot)
+    has_gradient = set(lowered.head.group)
+    for r in range(len(executed) - 1, -1, -1):
+        rows[r, WEIGHTS] = blocks
+        rows[r, SEEN] = executed[r].src in has_gradient
+        has_gradient.add(executed[r].src)
+        for piece in executed[r].pieces:
+            pieces.append((blocks, piece))
+            blocks += piece.size // BLOCK
+    overhang = max(s.weight_floats for s in program.segments) // BLOCK
+    _check_room('weight blocks', blocks + overhang, program.capacity.blocks, lowered.name)
+
+    unquantized = program.capacity.tensors - 1
+    tensors: dict[str, int] = {}
+    block_tensor = np.full(program.capacity.blocks, unquantized, np.int32)
+    for block, piece in pieces:
+        if piece.name is not None and piece.is_matrix:
+            index = tensors.setdefault(piece.name, len(tensors))
+            block_tensor[block : block + piece.size // BLOCK] = index
+    _check_room('weight tensors', len(tensors), unquantized, lowered.name)
+
+    tables = Tables(rows, bounds, head, np.float32(lowered.has_norm), block_tensor, np.int32(blocks))
+    head_weights = tuple(f'{p}.weight' for p in (lowered.head.hidden, lowered.head.final) if p)
+    return Layout(tables, tuple(pieces), tensors, tuple(executed), head_weights)
+
+
+def _slots(program: Program, lowered: Lowered) -> dict[int, int]:
+    """Value -> slot; the values of a group side by side, so that one slice reads them all."""
+    slot, used = {IMAGE: 0}, dict.fromkeys(program.classes, 0)
+    for group in lowered.groups:
+        c = lowered.classes[group[0]]
+        if c not in used:
+            raise ValueError(
+                f'network {lowered.name!r} has tensors of class {c} (size, channels), this program has {program.classes}: '
+                'build the program for a space that contains the network'
+            )
+        _check_room('parts of a concatenation', len(group), program.capacity.parts, lowered.name)
+        for v in group:
+            slot[v] = used[c]
+            used[c] += 1
+    for c, n in used.items():
+        # A slice of `parts` slots from any group must lie inside the tape.
+        _check_room(f'slots of class {c}', n + program.capacity.parts, program.slots[c], lowered.name)
+    return slot
+
+
+def _place_head(program: Program, lowered: Lowered, slot: Mapping[int, int]):
+    """The head's pieces, from block 0 on: [(first block, piece)], its table, and the blocks it takes."""
+    head, features = lowered.head, lowered.head.features
+    variant = (lowered.classes[head.group[0]], head.glob_avg)
+    if variant not in program.heads:
+        raise ValueError(
+            f'the classifier of network {lowered.name!r} reads {variant} ((size, channels), glob_avg), this program has {program.heads}: '
+            'build the program for a space that contains the network'
+        )
+    layers = _head_pieces(head, program.num_classes)
+    _check_room('panels of hidden units', len(layers.hidden_bias), program.capacity.hidden_panels, lowered.name)
+    pieces: list[tuple[int, Piece]] = []
+    first, blocks = [], 0
+    for layer in layers:
+        first.append(blocks)
+        for piece in layer:
+            pieces.append((blocks, piece))
+            blocks += piece.size // BLOCK
+    table = HeadTable(
+        variant=program.heads.index(variant),
+        slot=slot[head.group[0]],
+        parts=len(head.group),
+        hidden_weights=first[0],
+        hidden_bias=first[1],
+        hidden_rows=-(-head.features // BLOCK),
+        hidden_cols=len(layers.hidden_bias),
+        final_weights=first[2],
+        final_bias=first[3],
+        final_rows=-(-(head.hidden_size or head.features) // BLOCK),
+        two_layers=int(head.hidden is not None),
+    )
+    return pieces, HeadTable(*(np.int32(x) for x in table)), blocks
+
+
+class _HeadPieces(NamedTuple):
+    hidden_weights: list[Piece]
+    hidden_bias: list[Piece]
+    final_weights: list[Piece]
+    final_bias: list[Piece]
+
+    @property
+    def all(self) -> list[Piece]:
+        return [p for layer in self for p in layer]
+
+
+def _head_pieces(head: Head, num_classes: int) -> _HeadPieces:
+    """Linear weights in panels of BLOCK inputs x BLOCK hidden units (x all classes); hidden_* empty without one."""
+    columns, features, hidden_weights, hidden_bias = round_up(num_classes, 8), head.features, [], []
+    if head.hidden:
+        hidden_weights = linear_pieces(f'{head.hidden}.weight', features, head.hidden_size, BLOCK)
+        for col in range(0, head.hidden_size, BLOCK):
+            hidden_bias.append(_vector(f'{head.hidden}.bias', col, min(BLOCK, head.hidden_size - col), BLOCK))
+        features = head.hidden_size
+    final = linear_pieces(f'{head.final}.weight', features, num_classes, columns)
+    return _HeadPieces(hidden_weights, hidden_bias, final, [_vector(f'{head.final}.bias', 0, num_classes, columns)])
+
+
+def _vector(name: str, col: int, cols: int, pad_cols: int) -> Piece:
+    return Piece(name, 1, 1, cols, 1, pad_cols, col=col)
+
+
+def _check_room(what: str, needed: int, room: int, name: str) -> None:
+    if needed > room:
+        raise ValueError(
+            f'network {name!r} needs {needed} {what}, this program has room for {room}: '
+            'build the program for a space that contains the network'
+        )
+
+
+# ---- parameters on the host
+
+
+def _view(flat: np.ndarray, block: int, piece: Piece) -> np.ndarray:
+    """The used elements of a piece in the weight buffer, as [taps, rows, cols] (a view)."""
+    padded = flat[block * BLOCK :][: piece.taps * piece.pad_rows * piece.pad_cols]
+    return padded.reshape(piece.taps, piece.pad_rows, piece.pad_cols)[:, : piece.rows, : piece.cols]
+
+
+def _part(param: np.ndarray, piece: Piece) -> np.ndarray:
+    """The elements of a parameter (PyTorch layout) that a piece holds, as [taps, rows, cols] (a view)."""
+    if param.ndim == 1:
+        matrix = param[None, None]
+    elif param.ndim == 2:
+        matrix = param.T[None]
+    else:  # OIHW -> [HW, I, O]
+        o, i, h, w = param.shape
+        matrix = param.reshape(o, i, h * w).transpose(2, 1, 0)
+    return matrix[:, piece.row : piece.row + piece.rows, piece.col : piece.col + piece.cols]

@@ -1,0 +1,324 @@
+"""The plain way to run one network on given weights: the oracle that the executor is compared with.
+
+Written from the definition of DeepNets-1M's networks (arXiv 2110.13100) with their parameter names, ordinary
+lax operations and autodiff. It shares nothing with the executor and costs a compilation for every network.
+Outside of `jax.jit` it compiles layer by layer instead, which small networks of the same widths share.
+
+Axes: N images | H, W rows and columns | C channels | T tokens | D channels of a head. Images are NHWC,
+convolution weights OIHW, linear weights (out, in). A state that is None is absent: `none` ops cut it off.
+"""
+
+import dataclasses
+import functools
+from collections.abc import Callable, Mapping
+
+import jax
+import jax.numpy as jnp
+from jax import Array, lax
+
+from ghn_jax.errors import UserError
+from ghn_jax.networks.spec import NetworkSpec
+from ghn_jax.quant.policy import FLOAT_BITS, Policy, quantizable
+
+_EPSILON = 1e-5
+_HEADS = 8
+
+
+def apply_reference(
+    spec: NetworkSpec,
+    params: Mapping[str, Array],
+    images: Array,
+    *,
+    policy: Policy | None = None,
+    dropout_mask: Array | None = None,
+) -> Array:
+    """Logits [N, num_classes] of the network on images [N, H, W, 3], in the dtype of the parameters.
+
+    Args:
+        params: DeepNets-1M's names and layouts. Those that do not influence the logits may be missing.
+        policy: fake quantization of the weight of every convolution and linear layer and of the activation
+            entering it, each tensor over its own min/max (default: none).
+        dropout_mask: [N, fc_dim], factors for the hidden layer of a two-layer head: 0 or 1/(1 - rate).
+
+    Raises:
+        UserError: a parameter is missing, a rule of the policy matches nothing, or the images do not fit.
+    """
+    if policy is not None:
+        policy.check(quantizable((name, w.shape) for name, w in params.items()))
+    layers = _Layers(params, policy, spec.norm is not None)
+    images = jnp.asarray(images, jnp.result_type(*params.values()))
+    outputs = dict(zip((-2, -1), _stem(layers, spec, images), strict=True))
+
+    def output(cell: int) -> Array | None:
+        # Pulled from the logits, not pushed from the image: what nothing reads is not run, needs no weights.
+        if cell not in outputs:
+            outputs[cell] = _cell(layers, spec, cell, output)
+        return outputs[cell]
+
+    x = output(spec.n_cells - 1)
+    if x is None:
+        raise UserError(f'network {spec.name!r} is disconnected: `none` ops keep the image from the logits')
+    return _head(layers, spec, x, dropout_mask)
+
+
+def _stem(layers: '_Layers', spec: NetworkSpec, x: Array) -> tuple[Array, Array]:
+    if spec.is_vit:
+        x = layers.conv('stem0', x, stride=(3, 3), padding=(1, 1))
+        position = layers['pos_enc.weight']  # [1, C, 11, 11]
+        if position.shape[2:] != x.shape[1:3]:
+            raise UserError(
+                f'images give {x.shape[1]}x{x.shape[2]} maps, the position encodings of msa networks are '
+                f'{position.shape[2]}x{position.shape[3]}: use images of {3 * position.shape[2] - 1} pixels'
+            )
+        x = x + jnp.transpose(position, (0, 2, 3, 1))
+        return x, x
+    if spec.stem_type == 0:
+        x = layers.norm('stem.1', layers.conv('stem.0', x))
+        x = _max_pool(x, 2) if spec.stem_pool else x
+        return x, x
+    x = _relu(layers.norm('stem0.1', layers.conv('stem0.0', x)))
+    # The relu of the second part acts in place in the published networks, so the first cell sees it too.
+    first = _relu(layers.norm('stem0.4', layers.conv('stem0.3', x)))
+    return first, layers.norm('stem1.2', layers.conv('stem1.1', first, stride=(2, 2)))
+
+
+def _cell(
+    layers: '_Layers', spec: NetworkSpec, cell: int, output: Callable[[int], Array | None]
+) -> Array | None:
+    """The cell's output; `output(i)` gives that of cell i, and of the stem for i = -2, -1."""
+    reduction = spec.is_reduction(cell)
+    # Whether input 0 is twice as large as input 1.
+    halves = not spec.is_vit and (spec.is_reduction(cell - 1) or (cell == 0 and spec.stem_type == 1))
+    entries, concat = spec.genotype.cell(reduction)
+    states: dict[int, Array | None] = {}
+
+    def state(k: int) -> Array | None:
+        if k not in states:
+            if k < 2:
+                x = output(cell - 2 + k)
+                states[k] = None if x is None else _preprocess(layers, spec, cell, k, x, halves)
+            else:
+                terms = [entry(j) for j in (2 * k - 4, 2 * k - 3)]
+                present = [x for x in terms if x is not None]
+                states[k] = sum(present[1:], present[0]) if present else None
+        return states[k]
+
+    def entry(j: int) -> Array | None:
+        op, source = entries[j]
+        x = None if op == 'none' else state(source)
+        if x is None:
+            return None
+        stride = 2 if reduction and source < 2 and not spec.is_vit else 1
+        return _op(layers, f'cells.{cell}._ops.{j}', op, x, stride)
+
+    parts = [state(k) for k in concat]
+    present = [x for x in parts if x is not None]
+    if not present:
+        return None
+    return jnp.concatenate([jnp.zeros_like(present[0]) if x is None else x for x in parts], axis=-1)
+
+
+def _preprocess(layers: '_Layers', spec: NetworkSpec, cell: int, k: int, x: Array, halves: bool) -> Array:
+    name = f'cells.{cell}.preprocess{k}'
+    halves = halves and k == 0
+    if not spec.preproc:
+        return x[:, ::2, ::2] if halves else x
+    if halves:
+        return _factorized_reduce(layers, name, x)
+    return layers.norm(f'{name}.op.2', layers.conv(f'{name}.op.1', _relu(x)))
+
+
+def _op(layers: '_Layers', name: str, op: str, x: Array, stride: int) -> Array:
+    kind, _, size = op.partition('_')
+    both = (stride, stride)
+    if op == 'max_pool_3x3':
+        return _max_pool(x, stride)
+    if op == 'avg_pool_3x3':
+        return _avg_pool(x, stride)
+    if op == 'skip_connect':
+        return x if stride == 1 else _factorized_reduce(layers, name, x)
+    if op == 'conv_7x1_1x7':
+        x = layers.conv(f'{name}.op.1', _relu(x), stride=(1, stride))
+        return layers.norm(f'{name}.op.3', layers.conv(f'{name}.op.2', x, stride=(stride, 1)))
+    if kind == 'conv':
+        return layers.norm(f'{name}.op.2', layers.conv(f'{name}.op.1', _relu(x), stride=both))
+    if op in ('sep_conv_3x3', 'sep_conv_5x5'):
+        x = layers.conv(f'{name}.op.2', layers.conv(f'{name}.op.1', _relu(x), stride=both))
+        x = _relu(layers.norm(f'{name}.op.3', x))
+        return layers.norm(f'{name}.op.7', layers.conv(f'{name}.op.6', layers.conv(f'{name}.op.5', x)))
+    if op in ('dil_conv_3x3', 'dil_conv_5x5'):
+        k = int(size[-1])
+        x = layers.conv(f'{name}.op.1', _relu(x), stride=both, padding=(k - 1, k - 1), dilation=2)
+        return layers.norm(f'{name}.op.3', layers.conv(f'{name}.op.2', x))
+    if op == 'msa':
+        return _attention(layers, name, x)[:, ::stride, ::stride]
+    if op == 'cse':
+        return _squeeze_excite(layers, name, x)[:, ::stride, ::stride]
+    raise UserError(f'op {op!r} cannot be run')
+
+
+def _factorized_reduce(layers: '_Layers', name: str, x: Array) -> Array:
+    """Half the resolution: two strided 1x1 convolutions, one a pixel off, give half of the channels each."""
+    x = layers.quantize_activation(f'{name}.conv_1', _relu(x))  # one tensor enters both
+    parts = [
+        layers.conv(f'{name}.{conv}', part, stride=(2, 2), quantized=True)
+        for conv, part in (('conv_1', x), ('conv_2', x[:, 1:, 1:]))
+    ]
+    return layers.norm(f'{name}.bn', jnp.concatenate(parts, axis=-1))
+
+
+def _squeeze_excite(layers: '_Layers', name: str, x: Array) -> Array:
+    y = _relu(layers.linear(f'{name}.fc1', jnp.mean(x, axis=(1, 2))))
+    y = layers.linear(f'{name}.fc2', y)
+    y = y * jnp.clip(y + 3, 0, 6) / 6  # hardswish
+    return x * y[:, None, None]
+
+
+def _attention(layers: '_Layers', name: str, x: Array) -> Array:
+    n, h, w, c = x.shape
+    x = x.reshape(n, h * w, c)  # [N, T, C]
+    qkv = layers.linear(f'{name}.to_qkv', layers.layer_norm(f'{name}.ln1', x))
+    q, k, v = jnp.moveaxis(qkv.reshape(n, h * w, 3, _HEADS, c // _HEADS), 2, 0)  # 3 x [N, T, heads, D]
+    logits = jnp.einsum('nqhd,nkhd->nhqk', q, k) * (c // _HEADS) ** -0.5
+    attended = jnp.einsum('nhqk,nkhd->nqhd', jax.nn.softmax(logits, axis=-1), v).reshape(n, h * w, c)
+    x = x + layers.linear(f'{name}.to_out.0', attended)
+    y = layers.linear(f'{name}.ff.net.0', layers.layer_norm(f'{name}.ln2', x))
+    y = layers.linear(f'{name}.ff.net.3', jax.nn.gelu(y, approximate=False))
+    return (x + y).reshape(n, h, w, c)
+
+
+def _head(layers: '_Layers', spec: NetworkSpec, x: Array, dropout_mask: Array | None) -> Array:
+    if spec.glob_avg:
+        x = jnp.mean(x, axis=(1, 2))
+    else:
+        x = jnp.transpose(x, (0, 3, 1, 2)).reshape(x.shape[0], -1)  # channel, row, column
+    x = layers.linear('classifier.0', x)
+    if spec.fc_layers == 1:
+        return x
+    x = _relu(x)
+    if dropout_mask is not None:
+        x = x * jnp.asarray(dropout_mask, x.dtype)
+    return layers.linear('classifier.3', x)
+
+
+@dataclasses.dataclass(frozen=True)
+class _Layers:
+    """The layers with parameters, called by name, fake-quantized where the policy says."""
+
+    params: Mapping[str, Array]
+    policy: Policy | None
+    normalised: bool
+
+    def __getitem__(self, name: str) -> Array:
+        if name not in self.params:
+            raise UserError(f'parameter {name!r} is missing: give all parameters of the network')
+        return jnp.asarray(self.params[name])
+
+    def quantize_activation(self, name: str, x: Array) -> Array:
+        return x if self.policy is None else _fake_quantize(x, self.policy.activations(f'{name}.weight'))
+
+    def quantize_weight(self, name: str) -> Array:
+        w = self[f'{name}.weight']
+        return w if self.policy is None else _fake_quantize(w, self.policy.weights(f'{name}.weight'))
+
+    def conv(
+        self,
+        name: str,
+        x: Array,
+        *,
+        stride: tuple[int, int] = (1, 1),
+        padding: tuple[int, int] | None = None,
+        dilation: int = 1,
+        quantized: bool = False,
+    ) -> Array:
+        """Convolution without bias, depthwise if the weight says so. quantized: x already is."""
+        w = self.quantize_weight(name)
+        kh, kw = w.shape[2:]
+        ph, pw = padding or (kh // 2, kw // 2)
+        return _convolve(x if quantized else self.quantize_activation(name, x), w, stride, (ph, pw), dilation)
+
+    def linear(self, name: str, x: Array) -> Array:
+        """Linear layer over the last axis; without bias where it has none."""
+        w = self.quantize_weight(name)
+        x = self.quantize_activation(name, x)
+        if x.shape[-1] != w.shape[1]:
+            raise UserError(
+                f'{x.shape[-1]} features enter {name!r}, whose weight takes {w.shape[1]}: '
+                'a network with a flattened head takes images of one size only'
+            )
+        y = jnp.einsum('...i,oi->...o', x, w)
+        return y if name.endswith('to_qkv') else y + self[f'{name}.bias']
+
+    def norm(self, name: str, x: Array) -> Array:
+        """Batch normalisation by the statistics of this batch; nothing in a network without."""
+        if not self.normalised:
+            return x
+        return _standardise(x, self[f'{name}.weight'], self[f'{name}.bias'], (0, 1, 2))
+
+    def layer_norm(self, name: str, x: Array) -> Array:
+        """Every token (or pixel) normalised over its channels."""
+        return _standardise(x, self[f'{name}.weight'], self[f'{name}.bias'], (-1,))
+
+
+@functools.partial(jax.jit, static_argnums=(2, 3, 4))
+def _convolve(x: Array, w: Array, stride: tuple[int, int], padding: tuple[int, int], dilation: int) -> Array:
+    return lax.conv_general_dilated(
+        x,
+        w,
+        window_strides=stride,
+        padding=[(p, p) for p in padding],
+        rhs_dilation=(dilation, dilation),
+        dimension_numbers=('NHWC', 'OIHW', 'NHWC'),
+        feature_group_count=x.shape[-1] // w.shape[1],
+    )
+
+
+@functools.partial(jax.jit, static_argnums=3)
+def _standardise(x: Array, scale: Array, shift: Array, axes: tuple[int, ...]) -> Array:
+    centred = x - jnp.mean(x, axis=axes, keepdims=True)
+    variance = jnp.mean(centred**2, axis=axes, keepdims=True)
+    return centred / jnp.sqrt(variance + _EPSILON) * scale + shift
+
+
+@jax.jit
+def _relu(x: Array) -> Array:
+    return jnp.where(x > 0, x, 0)  # gradient 0 at 0
+
+
+def _windows(x: Array, stride: int, fill: float) -> list[Array]:
+    """What each of the nine positions of a 3x3 window, padded by one, sees: row-major."""
+    _, h, w, _ = x.shape
+    padded = jnp.pad(x, ((0, 0), (1, 1), (1, 1), (0, 0)), constant_values=fill)
+    return [padded[:, i : i + h : stride, j : j + w : stride] for i in range(3) for j in range(3)]
+
+
+@functools.partial(jax.jit, static_argnums=1)
+def _max_pool(x: Array, stride: int) -> Array:
+    best, *others = _windows(x, stride, -jnp.inf)
+    for other in others:
+        best = jnp.where(other > best, other, best)  # a tie keeps the first, with all the gradient
+    return best
+
+
+@functools.partial(jax.jit, static_argnums=1)
+def _avg_pool(x: Array, stride: int) -> Array:
+    counts = _windows(jnp.ones((1, *x.shape[1:3], 1), x.dtype), stride, 0)
+    return sum(_windows(x, stride, 0)) / sum(counts)
+
+
+def _fake_quantize(x: Array, bits: int) -> Array:
+    """x on 2^bits levels over [min(0, min x), max(0, max x)]; gradient 1 inside the range, 0 outside."""
+    return x if bits >= FLOAT_BITS else _round(x, 2.0**bits - 1)
+
+
+@jax.jit
+def _round(x: Array, top: float) -> Array:
+    fixed = lax.stop_gradient(x)
+    lo, hi = jnp.minimum(0, jnp.min(fixed)), jnp.maximum(0, jnp.max(fixed))
+    s = (hi - lo) / top
+    s = jnp.where(s < jnp.finfo(x.dtype).tiny, 1, s)  # no range worth dividing: everything becomes 0
+    z = jnp.round(-lo / s)
+    q = jnp.round(fixed / s) + z
+    rounded = (jnp.clip(q, 0, top) - z) * s
+    passed = jnp.where((q >= 0) & (q <= top), x, fixed)
+    return rounded + (passed - fixed)  # passed - fixed is 0 exactly; only its gradient matters

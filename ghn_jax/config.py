@@ -1,0 +1,136 @@
+"""The configuration of a training run: every key, its default and its unit.
+
+A file of `configs/` starts from `default()` and states what it changes. The keys are locked: a misspelt one
+is an error, in a file as on the command line. A checkpoint carries the configuration as JSON (`to_json`).
+"""
+
+import json
+from typing import Any
+
+from ml_collections import ConfigDict
+
+from ghn_jax.errors import UserError
+
+QUANT_MODES = ('float', 'qat', 'noise')
+SCHEDULES = ('step', 'cosine', 'constant')
+
+
+def default() -> ConfigDict:
+    """Float GHN-2 on CIFAR-10 with its published settings, locked."""
+    c: Any = ConfigDict()  # its keys are no attributes to a type checker
+    c.seed = 0  # of everything: initial weights, images, augmentation, and which networks
+    c.dataset = 'cifar10'  # cifar10 | digits | synthetic
+    c.data_dir = ''  # where TFDS data lie; '' is TFDS's own place
+    c.image_size = 32  # pixels; images of another size are resized
+
+    c.space = ConfigDict()
+    c.space.name = 'convnets250k'  # convnets250k | deepnets1m
+    c.space.cells = (4, 18)  # fewest, most cells
+    c.space.max_steps = 4  # nodes of a cell
+    c.space.ops = ()  # () is all of the space's operations
+    c.space.channels = ()  # () is the space's rule (32..128, large networks narrower); (16,) forces a width
+    c.space.fc_dims = ()  # () is the space's rule; (64,) forces a width
+    c.space.ks = (3, 5, 7)  # kernel sizes of the stem
+    c.space.C_mults = (1, 2)  # growth of the width at a reduction
+    c.space.max_params = 10_000_000  # larger networks are not drawn
+
+    c.ghn = ConfigDict()
+    c.ghn.hid = 32  # width of node embeddings and states
+    c.ghn.hypernet = 'gatedgnn'  # gatedgnn | mlp
+    c.ghn.decoder = 'conv'  # the only one
+    c.ghn.weight_norm = True  # these three off: GHN-1
+    c.ghn.ve = True
+    c.ghn.layernorm = True
+
+    c.quant = ConfigDict()
+    c.quant.mode = 'float'  # float | qat (straight-through rounding) | noise (up to half a step, each side)
+    c.quant.bits = 'w4a4'  # of weights and activations; unused in mode float
+
+    c.train = ConfigDict()
+    c.train.steps = 210_900  # 300 epochs of 703 steps: 45,000 images in batches of 64
+    c.train.meta_batch = 8  # networks per step; all see the same images
+    c.train.batch_size = 64  # images per step
+    c.train.learning_rate = 1e-3  # Adam
+    c.train.weight_decay = 1e-5
+    c.train.clip_norm = 5.0  # of the global gradient norm
+    c.train.schedule = 'step'  # step (x0.1 at 2/3 and 5/6 of the steps, as GHN-2) | cosine (to 0) | constant
+    c.train.warmup_steps = 0  # linear, from 0
+    c.train.augment = True  # crop from 4 pixels of padding; flip where the data set allows it
+
+    c.log_every_steps = 100
+    c.save_every_steps = 2_000
+
+    c.eval = ConfigDict()
+    c.eval.every_steps = 7_030  # 10 epochs; 0 is never
+    c.eval.num_networks = 20  # of the val split
+    c.eval.num_images = 5_000  # of the validation images
+
+    c.program = ConfigDict()
+    c.program.max_nodes = 512  # a graph with more does not fit
+    return c.lock()
+
+
+def check(config: ConfigDict) -> ConfigDict:
+    """The config, if what can be judged key by key is possible; raises UserError for the first that is not.
+
+    Names of data sets, spaces and operations, and bits, are judged where they are used.
+    """
+    tuples = {'cells': int, 'ops': str, 'channels': int, 'fc_dims': int, 'ks': int, 'C_mults': int}
+    for key, kind in tuples.items():
+        value = _get(config, f'space.{key}')
+        if not all(type(x) is kind for x in value):
+            raise UserError(f'--config.space.{key}={value!r}: expected a tuple of {kind.__name__}')
+    if len(cells := _get(config, 'space.cells')) != 2:
+        raise UserError(f'--config.space.cells={cells!r}: expected (fewest, most)')
+    _one_of(config, 'quant.mode', QUANT_MODES)
+    _one_of(config, 'train.schedule', SCHEDULES)
+    for key in ('train.meta_batch', 'train.batch_size', 'log_every_steps', 'save_every_steps', 'image_size'):
+        _at_least(config, key, 1)
+    for key in ('train.steps', 'train.warmup_steps', 'train.weight_decay', 'eval.every_steps', 'seed'):
+        _at_least(config, key, 0)
+    for key in ('train.learning_rate', 'train.clip_norm'):
+        if not 0 < _get(config, key) < float('inf'):
+            raise UserError(f'--config.{key}={_get(config, key)}: expected a positive number')
+    return config
+
+
+def to_json(config: ConfigDict) -> str:
+    """The config as JSON; tuples become lists, which `from_json` turns back."""
+    return config.to_json(sort_keys=True)
+
+
+def from_json(text: str) -> ConfigDict:
+    """A locked config from `to_json`. Raises UserError if its keys are not those of `default()`."""
+    config = default()
+    try:
+        _fill(config, json.loads(text), '')
+    except (ValueError, TypeError, AttributeError) as e:
+        raise UserError(f'the config is not one of this version: {e}: train again') from e
+    return config
+
+
+def _fill(config: Any, values: dict, prefix: str) -> None:
+    if odd := sorted(set(config.keys()) ^ set(values)):
+        raise ValueError(f'it differs in the keys {[prefix + k for k in odd]}')
+    for key, value in values.items():
+        if isinstance(config[key], ConfigDict):
+            _fill(config[key], value, f'{prefix}{key}.')
+        else:
+            config[key] = tuple(value) if isinstance(value, list) else value
+
+
+def _get(config: ConfigDict, key: str) -> Any:
+    value: Any = config
+    for part in key.split('.'):
+        value = value[part]
+    return value
+
+
+def _one_of(config: ConfigDict, key: str, names: tuple[str, ...]) -> None:
+    if (value := _get(config, key)) not in names:
+        raise UserError(f'--config.{key}={value}: expected one of {", ".join(names)}')
+
+
+def _at_least(config: ConfigDict, key: str, least: int) -> None:
+    if not (value := _get(config, key)) >= least:
+        raise UserError(f'--config.{key}={value}: expected at least {least}')

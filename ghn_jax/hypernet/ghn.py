@@ -1,0 +1,154 @@
+"""GHN: the graph hypernetwork, from graphs of networks to their weights (GHN-2, arXiv 2110.13100).
+
+embed (all graphs of a batch together) -> one embedding for each node -> decode (one network) -> tiles of weights.
+
+Axes: B graphs | N nodes, padded | D hidden.
+"""
+
+import dataclasses
+from collections.abc import Mapping
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from flax import linen as nn
+
+from ghn_jax.errors import UserError
+from ghn_jax.hypernet.decoder import DecoderTable, Tiles, decode, init_decoder, predict_tensors
+from ghn_jax.hypernet.embedding import embed_nodes, init_embedding
+from ghn_jax.hypernet.gnn import gated_gnn, init_gnn
+from ghn_jax.hypernet.layers import init_layer_norm, init_mlp, layer_norm, mlp
+from ghn_jax.networks.graph import GraphBatch, NetworkGraph, batch_graphs, to_graphs_tuple
+
+_CHOICES = {'hypernet': ('gatedgnn', 'mlp'), 'decoder': ('conv',)}
+_FLAGS = ('weight_norm', 've', 'layernorm')
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class GHNConfig:
+    """What defines a hypernetwork. The defaults are GHN-2; GHN-1 has weight_norm, ve and layernorm off.
+
+    hid: width of node embeddings, a multiple of 4.   max_shape: (channels, channels, height, width) of decoded tiles
+    and of the kernel window, both square.   num_classes: outputs of the last layer of every network.
+    hypernet: 'gatedgnn', or 'mlp': a node sees itself only (the baseline).   decoder: 'conv'.
+    weight_norm: scale predicted weights by fan-in.   ve: virtual edges.   layernorm: of the embeddings, before decoding.
+
+    Raises UserError on construction for wrong types and impossible values.
+    """
+
+    hid: int = 32
+    max_shape: tuple[int, int, int, int] = (64, 64, 11, 11)
+    num_classes: int = 10
+    hypernet: str = 'gatedgnn'
+    decoder: str = 'conv'
+    weight_norm: bool = True
+    ve: bool = True
+    layernorm: bool = True
+
+    def __post_init__(self):
+        if not _is_positive_int(self.hid) or self.hid % 4:
+            raise UserError(f'hid is {self.hid!r}: expected a positive multiple of 4')
+        if not _is_positive_int(self.num_classes):
+            raise UserError(f'num_classes is {self.num_classes!r}: expected a positive integer')
+        shape = tuple(self.max_shape) if isinstance(self.max_shape, list | tuple) else ()
+        if len(shape) != 4 or not all(map(_is_positive_int, shape)) or shape[0] != shape[1] or shape[2] != shape[3]:
+            raise UserError(f'max_shape is {self.max_shape!r}: expected (C, C, K, K), as in (64, 64, 11, 11)')
+        object.__setattr__(self, 'max_shape', shape)
+        for field, allowed in _CHOICES.items():
+            if getattr(self, field) not in allowed:
+                raise UserError(f'{field} is {getattr(self, field)!r}: expected one of {", ".join(allowed)}')
+        for field in _FLAGS:
+            if not isinstance(getattr(self, field), bool):
+                raise UserError(f'{field} is {getattr(self, field)!r}: expected true or false')
+
+    @classmethod
+    def from_dict(cls, fields: Mapping[str, Any]) -> 'GHNConfig':
+        """From JSON's types. Raises UserError for unknown fields and bad values; absent ones keep their default."""
+        known = [field.name for field in dataclasses.fields(cls)]
+        unknown = sorted(set(fields) - set(known))
+        if unknown:
+            raise UserError(f'hypernetwork config has unknown fields {", ".join(unknown)}: known are {", ".join(known)}')
+        return cls(**fields)
+
+    def to_dict(self) -> dict[str, Any]:
+        """In JSON's types; `from_dict` reads it back."""
+        return {**dataclasses.asdict(self), 'max_shape': list(self.max_shape)}
+
+
+class GHN(nn.Module):
+    """The hypernetwork. Parameters: dicts of arrays named embedding, gnn, norm (with layernorm) and decoder.
+
+    Computes in the parameters' type: float32, or float64 in JAX's 64-bit mode.
+    """
+
+    config: GHNConfig
+
+    def setup(self):
+        c = self.config
+        self.embedding = self.param('embedding', init_embedding, c.hid)
+        if c.hypernet == 'gatedgnn':
+            self.gnn = self.param('gnn', init_gnn, c.hid, c.ve)
+        else:
+            self.gnn = self.param('gnn', init_mlp, (c.hid, c.hid, c.hid))
+        if c.layernorm:
+            self.norm = self.param('norm', init_layer_norm, c.hid)
+        self.decoder = self.param('decoder', init_decoder, c.hid, c.max_shape, c.num_classes)
+
+    def embed(self, batch: GraphBatch) -> jax.Array:
+        """Embeddings [B, N, D] of all nodes; zero in padding."""
+        return self.embed_stages(batch)['x']
+
+    def embed_stages(self, batch: GraphBatch) -> dict[str, jax.Array]:
+        """x_init (node features), x_gnn (after the graph network) and x (after LayerNorm), each [B, N, D]."""
+        real = (jnp.arange(batch.primitive.shape[1]) < batch.n_node[:, None])[..., None]  # [B, N, 1]
+        stages = {'x_init': embed_nodes(self.embedding, batch.primitive, batch.shape)}
+        if self.config.hypernet == 'gatedgnn':
+            h = gated_gnn(self.gnn, stages['x_init'], batch.distance, batch.waves, batch.n_waves)
+        else:
+            h = jax.nn.relu(mlp(self.gnn, stages['x_init']))
+        stages['x_gnn'] = h
+        stages['x'] = layer_norm(self.norm, h) if self.config.layernorm else h
+        return {name: jnp.where(real, x, 0) for name, x in stages.items()}
+
+    def decode(self, x: jax.Array, table: DecoderTable) -> Tiles:
+        """The weights of one network, as tiles, from its embeddings x [N, D]."""
+        return decode(self.decoder, x, table, normalise=self.config.weight_norm)
+
+    def predict(self, graph: NetworkGraph) -> dict[str, jax.Array]:
+        """Every tensor of one network, slowly: see `predict_parameters`."""
+        batch = batch_graphs([to_graphs_tuple(graph)], max_nodes=len(graph.nodes))
+        x = self.embed(jax.tree.map(jnp.asarray, batch))[0]
+        return predict_tensors(self.decoder, x, graph, normalise=self.config.weight_norm)
+
+
+def init_params(config: GHNConfig, key: jax.Array, dtype: jnp.dtype = jnp.float32) -> dict[str, Any]:
+    """Fresh parameters, as the published model starts: PyTorch's defaults.
+
+    Linear layers and the GRU: kernels and biases uniform within 1/sqrt(fan_in). Embeddings: standard normal.
+    LayerNorm: scale 1, bias 0.
+    """
+
+    @jax.jit  # one compilation rather than one for each array
+    def init(key):
+        params = GHN(config).init(key, method=lambda ghn: ghn.embedding)['params']
+        return jax.tree.map(lambda p: p.astype(dtype), params)
+
+    return init(key)
+
+
+def predict_parameters(ghn: GHN, params: Any, graph: NetworkGraph) -> dict[str, jax.Array]:
+    """Every tensor of one network by its DeepNets-1M name, in PyTorch's layout (positional encodings too).
+
+    The slow, obvious version, tensor by tensor; `GHN.decode` is the fast one. Raises UserError if the network's
+    classes are not the hypernetwork's.
+    """
+    if graph.spec.num_classes != ghn.config.num_classes:
+        raise UserError(
+            f'network {graph.spec.name!r} has {graph.spec.num_classes} classes, the hypernetwork predicts '
+            f'{ghn.config.num_classes}: give networks with num_classes={ghn.config.num_classes}'
+        )
+    return ghn.apply({'params': params}, graph, method='predict')
+
+
+def _is_positive_int(value: object) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool) and value > 0

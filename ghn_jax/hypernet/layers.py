@@ -1,0 +1,72 @@
+"""The three layers every part of the hypernetwork is made of, as pure functions on dicts of arrays.
+
+Kernels are [in, out] (PyTorch keeps linear weights as (out, in)). Initial values are PyTorch's defaults, which the
+published model uses throughout: uniform within 1/sqrt(fan_in) for kernels and biases alike.
+
+Axes: I in | O out | D hidden.   Leading axes of inputs are free and written [...].
+"""
+
+import jax
+import jax.numpy as jnp
+
+Params = dict[str, jax.Array]
+
+
+def init_uniform(key: jax.Array, shape: tuple[int, ...], fan_in: int, dtype: jnp.dtype = jnp.float32) -> jax.Array:
+    """Uniform on (-1/sqrt(fan_in), 1/sqrt(fan_in)): PyTorch's default for weights and biases of linear layers."""
+    bound = fan_in**-0.5
+    return jax.random.uniform(key, shape, dtype, -bound, bound)
+
+
+def init_mlp(key: jax.Array, sizes: tuple[int, int, int], dtype: jnp.dtype = jnp.float32) -> Params:
+    """Two linear layers; sizes = (in, hidden, out)."""
+    keys = jax.random.split(key, 4)
+    a, b, c = sizes
+    return {
+        'kernel_0': init_uniform(keys[0], (a, b), a, dtype),
+        'bias_0': init_uniform(keys[1], (b,), a, dtype),
+        'kernel_1': init_uniform(keys[2], (b, c), b, dtype),
+        'bias_1': init_uniform(keys[3], (c,), b, dtype),
+    }
+
+
+def mlp(params: Params, x: jax.Array) -> jax.Array:
+    """Linear, relu, linear: [..., I] -> [..., O]."""
+    hidden = jax.nn.relu(x @ params['kernel_0'] + params['bias_0'])
+    return hidden @ params['kernel_1'] + params['bias_1']
+
+
+def init_gru(key: jax.Array, hid: int, dtype: jnp.dtype = jnp.float32) -> Params:
+    """A GRU cell with `hid` inputs and `hid` units; gates in PyTorch's order r, z, n along the last axis."""
+    keys = jax.random.split(key, 4)
+    return {
+        'input_kernel': init_uniform(keys[0], (hid, 3 * hid), hid, dtype),
+        'input_bias': init_uniform(keys[1], (3 * hid,), hid, dtype),
+        'hidden_kernel': init_uniform(keys[2], (hid, 3 * hid), hid, dtype),
+        'hidden_bias': init_uniform(keys[3], (3 * hid,), hid, dtype),
+    }
+
+
+def gru(params: Params, x: jax.Array, h: jax.Array) -> jax.Array:
+    """One step of a GRU cell: input x [..., D] and state h [..., D] to the new state [..., D].
+
+    r = s(W_r x + U_r h), z = s(W_z x + U_z h), n = tanh(W_n x + r * (U_n h)), h' = (1 - z) n + z h, biases left out
+    (Cho et al., arXiv 1406.1078, in PyTorch's form: r multiplies U_n h with its bias).
+    """
+    x_r, x_z, x_n = jnp.split(x @ params['input_kernel'] + params['input_bias'], 3, axis=-1)
+    h_r, h_z, h_n = jnp.split(h @ params['hidden_kernel'] + params['hidden_bias'], 3, axis=-1)
+    r, z = jax.nn.sigmoid(x_r + h_r), jax.nn.sigmoid(x_z + h_z)
+    n = jnp.tanh(x_n + r * h_n)
+    return (1 - z) * n + z * h
+
+
+def init_layer_norm(key: jax.Array, hid: int, dtype: jnp.dtype = jnp.float32) -> Params:
+    """Scale one, bias zero; no use is made of the key."""
+    return {'scale': jnp.ones((hid,), dtype), 'bias': jnp.zeros((hid,), dtype)}
+
+
+def layer_norm(params: Params, x: jax.Array) -> jax.Array:
+    """Over the last axis, eps 1e-5 (arXiv 1607.06450)."""
+    x = x - jnp.mean(x, axis=-1, keepdims=True)
+    x = x * jax.lax.rsqrt(jnp.mean(x * x, axis=-1, keepdims=True) + 1e-5)
+    return x * params['scale'] + params['bias']

@@ -1,0 +1,154 @@
+"""Genotype: the two cells a network is made of, as data.
+
+As in DARTS (arXiv 1806.09055): states 0 and 1 are the cell's inputs, state 2 + j is the sum of entries 2j and
+2j + 1, an entry is (op, source state), and the cell's output is the listed states, concatenated by channel.
+A network stacks `normal` cells with two `reduce` cells among them, which halve the resolution.
+"""
+
+import dataclasses
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+
+from ghn_jax.errors import UserError
+
+OPS = (
+    'none',
+    'max_pool_3x3',
+    'avg_pool_3x3',
+    'skip_connect',
+    'sep_conv_3x3',
+    'sep_conv_5x5',
+    'dil_conv_3x3',
+    'dil_conv_5x5',
+    'conv_1x1',
+    'conv_7x1_1x7',
+    'conv_3x3',
+    'conv_5x5',
+    'conv_7x7',
+    'msa',
+    'cse',
+)
+
+Entry = tuple[str, int]
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Genotype:
+    """The normal and the reduction cell. Validated when made; hashable.
+
+    normal, reduce: entries (op, source state), two for each intermediate state; source < own state.
+    normal_concat, reduce_concat: distinct intermediate states (2 and up) joined at the cell's output.
+
+    Raises UserError on construction if anything is not so.
+    """
+
+    normal: tuple[Entry, ...]
+    normal_concat: tuple[int, ...]
+    reduce: tuple[Entry, ...]
+    reduce_concat: tuple[int, ...]
+
+    def __post_init__(self):
+        for cell in ('normal', 'reduce'):
+            entries = _entries(f'genotype.{cell}', getattr(self, cell))
+            concat = _concat(f'genotype.{cell}_concat', getattr(self, f'{cell}_concat'), len(entries) // 2)
+            object.__setattr__(self, cell, entries)
+            object.__setattr__(self, f'{cell}_concat', concat)
+
+    @property
+    def ops(self) -> frozenset[str]:
+        """Names of all ops that occur in either cell."""
+        return frozenset(op for op, _ in self.normal + self.reduce)
+
+    @property
+    def steps(self) -> int:
+        """Intermediate states of the larger cell."""
+        return max(len(self.normal), len(self.reduce)) // 2
+
+    def cell(self, reduction: bool) -> tuple[tuple[Entry, ...], tuple[int, ...]]:
+        """(entries, concat) of a reduction or a normal cell."""
+        return (self.reduce, self.reduce_concat) if reduction else (self.normal, self.normal_concat)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Lists and plain values, ready for JSON."""
+        return {
+            'normal': [list(entry) for entry in self.normal],
+            'normal_concat': list(self.normal_concat),
+            'reduce': [list(entry) for entry in self.reduce],
+            'reduce_concat': list(self.reduce_concat),
+        }
+
+    @classmethod
+    def from_dict(cls, fields: Mapping[str, Any]) -> 'Genotype':
+        """The inverse of to_dict. Raises UserError on unknown or missing fields and on bad values."""
+        names = tuple(field.name for field in dataclasses.fields(cls))
+        return cls(**check_fields('genotype', fields, required=names))
+
+
+def shown(value: Any) -> str:
+    """repr of a value that somebody gave us, short enough for one line of an error message."""
+    text = repr(value)
+    return text if len(text) <= 60 else text[:57] + '...'
+
+
+def check_fields(
+    what: str, fields: Any, *, required: tuple[str, ...], optional: tuple[str, ...] = ()
+) -> dict[str, Any]:
+    """The mapping as a dict, if it has exactly the fields it should; UserError otherwise."""
+    if not isinstance(fields, Mapping):
+        raise UserError(
+            f'{what} is {shown(fields)}: expected an object with the fields {", ".join(required)}'
+        )
+    unknown = [name for name in fields if name not in required + optional]
+    missing = [name for name in required if name not in fields]
+    if unknown:
+        raise UserError(
+            f'{what} has the unknown field {shown(unknown[0])}: '
+            f'the fields are {", ".join(required + optional)}'
+        )
+    if missing:
+        raise UserError(
+            f'{what} lacks the field {missing[0]!r}: add it; the fields are {", ".join(required + optional)}'
+        )
+    return dict(fields)
+
+
+def is_int(value: Any) -> bool:
+    """True for int and numpy integers, False for bool (which Python would take for 0 or 1)."""
+    return isinstance(value, (int, np.integer)) and not isinstance(value, bool)
+
+
+def _entries(what: str, entries: Any) -> tuple[Entry, ...]:
+    if not isinstance(entries, (list, tuple)) or not entries or len(entries) % 2:
+        raise UserError(
+            f'{what} is {shown(entries)}: expected a list of [op, source], two for each intermediate state'
+        )
+    checked = []
+    for i, entry in enumerate(entries):
+        if not isinstance(entry, (list, tuple)) or len(entry) != 2:
+            raise UserError(f'{what}[{i}] is {shown(entry)}: expected [op, source]')
+        op, source = entry
+        if not isinstance(op, str) or op not in OPS:
+            raise UserError(f'{what}[{i}] has the op {shown(op)}: choose one of {", ".join(OPS)}')
+        if not is_int(source) or not 0 <= source < 2 + i // 2:
+            raise UserError(
+                f'{what}[{i}] has the source {shown(source)}: expected an earlier state, 0 to {1 + i // 2}'
+            )
+        checked.append((op, int(source)))
+    return tuple(checked)
+
+
+def _concat(what: str, states: Any, steps: int) -> tuple[int, ...]:
+    if not isinstance(states, (list, tuple)) or not states:
+        raise UserError(
+            f'{what} is {shown(states)}: expected a list of one or more of the states 2 to {steps + 1}'
+        )
+    for state in states:
+        if not is_int(state) or not 2 <= state <= steps + 1:
+            raise UserError(
+                f'{what} has {shown(state)}: expected one of the intermediate states, 2 to {steps + 1}'
+            )
+    if len(set(states)) < len(states):
+        raise UserError(f'{what} is {shown(states)}: name each state once')
+    return tuple(int(state) for state in states)

@@ -1,0 +1,185 @@
+"""The compiled functions: a training step, the prediction of weights, the scoring of a network.
+
+Axes: M networks of a meta-batch | N images | F floats of a weight buffer | L classes | K batches of images.
+
+A training step visits its networks one after another with one workspace. Each network's gradient goes all the way
+to the decoder's parameters and to the node embeddings before the next begins, so memory does not grow with M.
+"""
+
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import optax
+from flax import struct
+from jax import Array, lax
+
+from ghn_jax.assembly import assemble, assemble_transposed
+from ghn_jax.batches import Networks
+from ghn_jax.cnn import executor
+from ghn_jax.cnn.lowering import BLOCK
+from ghn_jax.cnn.program import Bits, Program, Tables
+from ghn_jax.cnn.weights import pages, quantize_weights, quantize_weights_backward
+from ghn_jax.hypernet.ghn import GHN
+
+DROPOUT = 0.5  # of the hidden layer of two-layer heads, in training; as published
+
+
+class TrainState(struct.PyTreeNode):
+    """All that a run needs to go on: number of steps done, GHN parameters, optimizer state. Keys derive from step."""
+
+    step: Array
+    params: Any
+    opt_state: Any
+
+
+class Workspace(NamedTuple):
+    """Buffers kept from network to network and step to step; their contents mean nothing in between."""
+
+    executor: executor.Workspace
+    weights: Array  # [F]
+    quantized: Array  # [F]
+
+
+def make_workspace(program: Program, batch: int, *, train: bool = True) -> Workspace:
+    """Workspace for batches of `batch` images."""
+    floats = program.capacity.blocks * BLOCK
+    # Two arrays, not one twice: both are donated.
+    return Workspace(
+        executor.make_workspace(program, batch, train=train), jnp.zeros(floats), jnp.zeros(floats)
+    )
+
+
+# ---- training
+
+
+def meta_gradients(
+    program: Program,
+    ghn: GHN,
+    params: Any,
+    networks: Networks,
+    images: Array,
+    labels: Array,
+    workspace: Workspace,
+    key: Array,
+    *,
+    mode: str,
+    dropout: float = DROPOUT,
+) -> tuple[Any, dict[str, Array], Workspace]:
+    """Gradient of the mean loss over networks, with metrics per network and the workspace.
+
+    images [N, H, H, 3], normalised; labels [N]. mode: 'float', 'qat' or 'noise'. A network whose loss or gradient is
+    not finite contributes nothing.
+
+    Returns:
+      gradients like params; {'loss', 'accuracy', 'finite': [M]}; workspace.
+    """
+    count = networks.tables.n_blocks.shape[0]
+    embeddings, pull_embed = jax.vjp(
+        lambda p: ghn.apply({'params': p}, networks.graphs, method='embed'), params
+    )
+
+    def network(carry, inputs):
+        workspace, total = carry
+        x, decoder, sources, tables, bits, k_net = inputs
+        k_weights, k_net = jax.random.split(k_net)
+        tiles, pull = jax.vjp(lambda p, x: ghn.apply({'params': p}, x, decoder, method='decode'), params, x)
+        weights = assemble(tiles, sources, pages(tables), workspace.weights)
+        quantized = workspace.quantized
+        if mode != 'float':
+            quantized = quantize_weights(weights, tables, bits.weights, quantized, mode=mode, key=k_weights)
+        loss, logits, g, buffers = executor.loss_and_gradients(
+            program, weights if mode == 'float' else quantized, tables, bits, images, labels,
+            workspace.executor, mode=mode, key=k_net, dropout=dropout,
+        )  # fmt: skip
+        if mode != 'float':
+            g = quantize_weights_backward(weights, tables, bits.weights, g, mode=mode, key=k_weights)
+        g_params, g_x = pull(assemble_transposed(g, sources, tiles))
+        finite = jnp.isfinite(loss) & jnp.isfinite(optax.global_norm((g_params, g_x)))
+        g_params, g_x = jax.tree.map(lambda g: jnp.where(finite, g / count, 0), (g_params, g_x))
+        accuracy = jnp.mean((jnp.argmax(logits, -1) == labels).astype(loss.dtype))
+        workspace = Workspace(buffers._replace(weights=g), weights, quantized)
+        return (workspace, jax.tree.map(jnp.add, total, g_params)), (g_x, loss, accuracy, finite)
+
+    inputs = (embeddings, *networks[1:], jax.random.split(key, count))
+    carry = (workspace, jax.tree.map(jnp.zeros_like, params))
+    (workspace, gradients), (g_x, loss, accuracy, finite) = lax.scan(network, carry, inputs)
+    gradients = jax.tree.map(jnp.add, gradients, pull_embed(g_x)[0])
+    return gradients, {'loss': loss, 'accuracy': accuracy, 'finite': finite}, workspace
+
+
+def train_step(
+    program: Program,
+    ghn: GHN,
+    optimizer: optax.GradientTransformation,
+    state: TrainState,
+    networks: Networks,
+    images: Array,
+    labels: Array,
+    workspace: Workspace,
+    key: Array,
+    *,
+    mode: str,
+) -> tuple[TrainState, dict[str, Array], Workspace]:
+    """One step of the optimizer; see `meta_gradients`. Metrics are means over the networks with finite gradients."""
+    gradients, per_network, workspace = meta_gradients(
+        program, ghn, state.params, networks, images, labels, workspace, key, mode=mode
+    )
+    updates, opt_state = optimizer.update(gradients, state.opt_state, state.params)
+    params = optax.apply_updates(state.params, updates)
+    finite = per_network['finite']
+    mean = lambda x: jnp.sum(jnp.where(finite, x, 0)) / jnp.maximum(jnp.sum(finite), 1)
+    metrics = {
+        'loss': mean(per_network['loss']),
+        'accuracy': mean(per_network['accuracy']),
+        'gradient_norm': optax.global_norm(gradients),
+        'not_finite': jnp.sum(~finite),
+    }
+    return TrainState(state.step + 1, params, opt_state), metrics, workspace
+
+
+# ---- evaluation
+
+
+def predict_weights(ghn: GHN, params: Any, networks: Networks, out: Array) -> Array:
+    """The weight buffer [F] of the first network of `networks`, float, written into `out` [F]."""
+    x = ghn.apply({'params': params}, networks.graphs, method='embed')[0]
+    _, decoder, sources, tables, _ = jax.tree.map(lambda a: a[0], networks)
+    tiles = ghn.apply({'params': params}, x, decoder, method='decode')
+    return assemble(tiles, sources, pages(tables), out)
+
+
+def score(
+    program: Program,
+    weights: Array,
+    tables: Tables,
+    bits: Bits,
+    images: Array,
+    labels: Array,
+    mean: Array,
+    std: Array,
+    workspace: Workspace,
+) -> tuple[Array, Array, Workspace]:
+    """How often the label is the first, and among the first five, of a network's predictions.
+
+    weights [F], float; bits: of any policy, float included. images [K, N, H, H, 3] uint8 (normalised here by mean and
+    std [3]), labels [K, N]. BatchNorm uses the statistics of each batch (the papers' protocol), activations are
+    quantized by the range of each batch.
+
+    Returns:
+      correct predictions, top 1 and top 5, int32 [] each; workspace.
+    """
+    quantized = quantize_weights(weights, tables, bits.weights, workspace.quantized, mode='qat')
+
+    def batch(buffers, inputs):
+        x, y = inputs
+        x = (x.astype(weights.dtype) / 255 - mean) / std
+        logits, buffers = executor.forward(program, quantized, tables, bits, x, buffers, mode='qat')
+        logits = jnp.where(jnp.isnan(logits), -jnp.inf, logits)
+        label = jnp.take_along_axis(logits, y[:, None], 1)
+        # Ties count against the label, so that equal (or no) logits are no prediction.
+        better = jnp.sum(logits >= label, 1) - 1
+        return buffers, (jnp.sum(better < 1), jnp.sum(better < 5))
+
+    buffers, (top1, top5) = lax.scan(batch, workspace.executor, (images, labels))
+    return jnp.sum(top1), jnp.sum(top5), Workspace(buffers, workspace.weights, quantized)

@@ -1,0 +1,32 @@
+#!/usr/bin/env bash
+# From a fresh clone to a result: makes the environment, trains a small GHN through 4-bit quantization and the same
+# GHN in float, and scores both on networks that neither has seen. About ten minutes on two CPU cores.
+#   bash launch/quickstart.sh [--workdir=DIR] [--config.key=value ...]
+# Run again it goes on where it stopped; remove DIR (runs/quickstart) to start afresh.
+set -euo pipefail
+source "$(dirname "${BASH_SOURCE[0]}")/environment.sh"
+
+workdir=runs/quickstart
+overrides=()
+for arg in "$@"; do
+    case "$arg" in
+        --workdir=*) workdir="${arg#--workdir=}" ;;
+        --config.*=*) overrides+=("$arg") ;;
+        -h | --help) sed -n '2,6s/^# \{0,1\}//p' "${BASH_SOURCE[0]}"; exit 0 ;;
+        *) echo "error: unexpected argument '$arg': expected --workdir=DIR or --config.key=value" >&2; exit 2 ;;
+    esac
+done
+case "$workdir" in /*) ;; *) workdir="$PWD/$workdir" ;; esac
+
+environment
+
+bits=w32a32,w8a8,w4a8,w4a4,w2a2
+for mode in qat float; do
+    echo "== training, $mode"
+    python -m ghn_jax.train --config=configs/quickstart.py --workdir="$workdir/$mode" \
+        --config.quant.mode="$mode" ${overrides[@]+"${overrides[@]}"}
+done
+for mode in qat float; do
+    echo "== unseen networks, trained: $mode"
+    python -m ghn_jax.evaluate --workdir="$workdir/$mode" --splits=test --bits="$bits" --json="$workdir/$mode.json"
+done

@@ -1,0 +1,472 @@
+"""The reference: equal to the published networks, to slow loops, and to PyTorch where it is installed.
+
+Golden logits come from float32 weights: ours differ by their rounding, 1e-7 to 6e-6 relative. Tolerance 2e-5.
+"""
+
+import json
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from ghn_jax.cnn import reference
+from ghn_jax.cnn.reference import apply_reference
+from ghn_jax.errors import UserError
+from ghn_jax.networks.spec import load_networks
+from ghn_jax.quant import Policy, fake_quantize, min_max
+from tests.cnn.networks import (
+    one_sided_policy,
+    quantized_names,
+    random_images,
+    random_parameters,
+    shapes,
+    small_network,
+)
+
+FULL = (
+    'convnets-06',
+    'convnets-09',
+    'convnets-16',
+    'convnets-29',
+    'deepnets-01',
+    'deepnets-18',
+    'deepnets-20',
+)
+IN_FLOAT64 = ('convnets-06', 'convnets-16', 'deepnets-20')
+SEPARABLE = small_network([('sep_conv_3x3', 0), ('skip_connect', 1)], n_cells=2)
+MIXED = small_network(
+    [('sep_conv_3x3', 0), ('max_pool_3x3', 1), ('conv_7x1_1x7', 2), ('skip_connect', 0)],
+    [('skip_connect', 0), ('dil_conv_5x5', 1), ('avg_pool_3x3', 2), ('conv_3x3', 1)],
+    normal_concat=(2, 3),
+    reduce_concat=(2, 3),
+    stem_type=1,
+    C_mult=2,
+    fc_layers=2,
+)
+ATTENTION = small_network([('msa', 0), ('conv_3x3', 1)], n_cells=1)
+EXCITE = small_network([('cse', 0), ('none', 1)], n_cells=2, fc_layers=2)
+ONE_CELL = small_network([('sep_conv_3x3', 0), ('max_pool_3x3', 1)], n_cells=1)
+
+
+@pytest.fixture(scope='module')
+def published(golden):
+    folder = golden / 'open'
+    specs = {spec.name: spec for spec in load_networks(folder / 'archs.json')}
+    entries = {entry['id']: entry for entry in json.loads((folder / 'archs.json').read_text())}
+    images = np.load(folder / 'inputs.npz')['images'].transpose(0, 2, 3, 1)
+    refs = {ref['id']: ref for ref in json.loads((folder / 'refs.json').read_text())}
+    return specs, entries, images, refs, folder
+
+
+def relative_error(x, y):
+    return np.linalg.norm(np.asarray(x, 'float64') - np.asarray(y)) / np.linalg.norm(y)
+
+
+def loss_and_gradients(spec, params, images, **options):
+    weights = np.random.default_rng(0).normal(size=(len(images), spec.num_classes))
+    return jax.value_and_grad(lambda p: jnp.sum(apply_reference(spec, p, images, **options) * weights))(
+        params
+    )
+
+
+# ---- the published networks
+
+
+@pytest.mark.parametrize('name', FULL)
+def test_logits_equal_the_golden_ones(published, name):
+    specs, _, images, _, folder = published
+    arrays = np.load(folder / 'refs' / f'{name}.npz')
+    params = {key.removeprefix('param/'): arrays[key] for key in arrays if key.startswith('param/')}
+    logits = apply_reference(specs[name], params, images)
+    assert logits.dtype == jnp.float32
+    assert relative_error(logits, arrays['logits']) < 2e-5
+
+
+@pytest.mark.parametrize('name', IN_FLOAT64)
+def test_logits_in_float64_equal_the_golden_ones(published, name):
+    specs, _, images, refs, folder = published
+    arrays = np.load(folder / 'refs' / f'{name}.npz')
+    with jax.enable_x64(True):
+        params = {
+            key.removeprefix('param/'): np.float64(arrays[key]) for key in arrays if key.startswith('param/')
+        }
+        logits = apply_reference(specs[name], params, images)
+        assert logits.dtype == jnp.float64
+        assert relative_error(logits, refs[name]['logits_float64']) < 2e-5
+
+
+def test_exactly_the_predicted_parameters_of_every_published_network_are_read(published):
+    specs, entries, *_ = published
+    images = jax.ShapeDtypeStruct((2, 32, 32, 3), jnp.float32)
+    for name, spec in specs.items():
+        read = set()
+
+        class Recorder(dict):
+            def __getitem__(self, key, read=read):
+                read.add(key)
+                return super().__getitem__(key)
+
+        predicted = {
+            key: jax.ShapeDtypeStruct(tuple(shape), jnp.float32) for key, shape in entries[name]['params']
+        }
+        logits = jax.eval_shape(
+            lambda p, x, spec=spec: apply_reference(spec, Recorder(p), x), predicted, images
+        )
+        assert logits.shape == (2, 10)
+        assert read == set(predicted), name
+
+
+# ---- layers against loops
+
+
+def windows(x, stride):
+    """Of a padded 3x3 pool: output row, output column, what the window sees, its top left corner."""
+    h, w = x.shape[1:3]
+    for i in range(0, h, stride):
+        for j in range(0, w, stride):
+            top, left = max(i - 1, 0), max(j - 1, 0)
+            yield i // stride, j // stride, x[:, top : i + 2, left : j + 2], (top, left)
+
+
+@pytest.mark.parametrize('stride', [1, 2])
+@pytest.mark.parametrize('size', [4, 5])
+def test_pools_equal_loops_over_windows(stride, size):
+    x = np.random.default_rng(0).normal(size=(2, size, size, 3)).astype('float32') - 5  # zeros would win
+    biggest, mean = reference._max_pool(x, stride), reference._avg_pool(x, stride)
+    assert biggest.shape == mean.shape == (2, -(-size // stride), -(-size // stride), 3)
+    for i, j, window, _ in windows(x, stride):
+        np.testing.assert_array_equal(biggest[:, i, j], window.max((1, 2)))
+        np.testing.assert_allclose(mean[:, i, j], window.mean((1, 2)), rtol=1e-5)
+
+
+@pytest.mark.parametrize('stride', [1, 2])
+def test_of_tied_maxima_the_first_row_major_takes_the_whole_gradient(stride):
+    r = np.random.default_rng(1)
+    x = r.integers(0, 3, size=(2, 6, 6, 2)).astype('float32')
+    y, pull = jax.vjp(lambda x: reference._max_pool(x, stride), x)
+    g = r.normal(size=y.shape).astype('float32')
+    expected = np.zeros_like(x)
+    for i, j, window, (top, left) in windows(x, stride):
+        for n in range(2):
+            for c in range(2):
+                row, column = divmod(int(np.argmax(window[n, :, :, c])), window.shape[2])
+                expected[n, top + row, left + column, c] += g[n, i, j, c]
+    np.testing.assert_allclose(pull(g)[0], expected, rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize('kernel, groups, stride, dilation', [
+    ((3, 3), 1, (2, 2), 1),
+    ((1, 7), 1, (1, 2), 1),
+    ((7, 1), 1, (2, 1), 1),
+    ((5, 5), 4, (2, 2), 1),
+    ((3, 3), 4, (1, 1), 2),
+    ((5, 5), 4, (2, 2), 2),
+])  # fmt: skip
+def test_convolutions_equal_loops_over_pixels(kernel, groups, stride, dilation):
+    r = np.random.default_rng(2)
+    x, w = r.normal(size=(2, 6, 6, 4)), r.normal(size=(4, 4 // groups, *kernel))
+    padding = tuple(k // 2 * dilation for k in kernel)
+    layers = reference._Layers({'a.weight': w.astype('float32')}, None, True)
+    y = layers.conv('a', x.astype('float32'), stride=stride, padding=padding, dilation=dilation)
+    assert y.shape == (2, 6 // stride[0], 6 // stride[1], 4)
+    for i in range(y.shape[1]):
+        for j in range(y.shape[2]):
+            total = np.zeros((2, 4))
+            for a in range(kernel[0]):
+                for b in range(kernel[1]):
+                    row = i * stride[0] + a * dilation - padding[0]
+                    column = j * stride[1] + b * dilation - padding[1]
+                    if 0 <= row < 6 and 0 <= column < 6:
+                        pixel, tap = x[:, row, column], w[:, :, a, b]
+                        total += pixel * tap[:, 0] if groups == 4 else pixel @ tap.T
+            np.testing.assert_allclose(y[:, i, j], total, rtol=1e-4, atol=1e-4)
+
+
+def test_factorized_reduce_reads_even_pixels_into_its_first_half_and_odd_ones_into_its_second():
+    params = {'a.conv_1.weight': np.ones((1, 1, 1, 1)), 'a.conv_2.weight': np.ones((1, 1, 1, 1))}
+    layers = reference._Layers({k: v.astype('float32') for k, v in params.items()}, None, False)
+    x = np.arange(16, dtype='float32').reshape(1, 4, 4, 1)
+    y = reference._factorized_reduce(layers, 'a', x)
+    np.testing.assert_array_equal(y[..., 0], x[:, ::2, ::2, 0])
+    np.testing.assert_array_equal(y[..., 1], x[:, 1::2, 1::2, 0])
+
+
+def test_relu_has_gradient_0_at_0():
+    np.testing.assert_array_equal(jax.vmap(jax.grad(reference._relu))(jnp.array([-1.0, 0.0, 2.0])), [0, 0, 1])
+
+
+# ---- whole networks
+
+
+def test_gradients_equal_finite_differences():
+    with jax.enable_x64(True):
+        params, images = random_parameters(MIXED, 0, 'float64'), random_images(3, 0, size=16, dtype='float64')
+        _, gradients = loss_and_gradients(MIXED, params, images)
+        r = np.random.default_rng(1)
+        direction = {name: r.normal(size=w.shape) * np.std(w) for name, w in params.items()}
+        eps = 1e-7  # small, so that few relus flip on the way
+        losses = []
+        for sign in (1, -1):
+            moved = {name: w + sign * eps * direction[name] for name, w in params.items()}
+            losses.append(np.sum(apply_reference(MIXED, moved, images) * loss_weights(images, 10)))
+        slope = sum(np.sum(gradients[name] * direction[name]) for name in params)
+        np.testing.assert_allclose((losses[0] - losses[1]) / (2 * eps), slope, rtol=1e-4)
+
+
+def test_absent_states_are_zeros_in_the_concatenation():
+    entries = [('conv_1x1', 0), ('none', 1), ('none', 0), ('none', 2)]
+    spec = small_network(entries, normal_concat=(2, 3), reduce_concat=(3, 2), preproc=True, n_cells=2)
+    params, images = random_parameters(spec, 0), random_images(2, 0, size=16)
+    _, gradients = loss_and_gradients(spec, params, images)
+    head = gradients['classifier.0.weight']  # [classes, (state 3, state 2)] after the reduction cell
+    assert np.all(head[:, :8] == 0)
+    assert np.all(np.any(head[:, 8:] != 0, axis=0))
+
+
+def test_modules_that_nothing_reads_need_no_parameters():
+    entries = [('conv_3x3', 0), ('conv_3x3', 1), ('conv_5x5', 0), ('none', 1)]  # state 3 is joined nowhere
+    spec = small_network(entries, n_cells=2)
+    assert not any('_ops.2' in name for name in shapes(spec))
+    assert apply_reference(spec, random_parameters(spec, 0), random_images(2, 0, size=16)).shape == (2, 10)
+
+
+def test_batch_norm_makes_the_scale_of_a_convolution_irrelevant_and_without_it_it_matters():
+    images = random_images(2, 0, size=16)
+    for norm, same in (('bnorm', True), (None, False)):
+        spec = small_network([('conv_3x3', 0), ('conv_3x3', 1)], n_cells=1, norm=norm)
+        params = random_parameters(spec, 0)
+        scaled = params | {'stem.0.weight': 7 * params['stem.0.weight']}
+        close = np.allclose(
+            apply_reference(spec, params, images), apply_reference(spec, scaled, images), rtol=1e-3, atol=1e-3
+        )
+        assert close == same
+
+
+@pytest.mark.parametrize('glob_avg', [True, False])
+def test_heads_read_means_or_pixels_channel_by_channel(glob_avg):
+    spec = small_network([('skip_connect', 1), ('none', 0)], n_cells=1, stem_pool=True, glob_avg=glob_avg)
+    params, images = random_parameters(spec, 0), random_images(2, 0)
+    features = []
+
+    def spy(layers, spec, x, mask, head=reference._head):
+        features.append(np.asarray(x))
+        return head(layers, spec, x, mask)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(reference, '_head', spy)
+        logits = apply_reference(spec, params, images)
+    (x,) = features
+    assert x.shape == (2, 16, 16, 8)
+    flat = (
+        x.mean((1, 2))
+        if glob_avg
+        else np.stack([x[..., c].reshape(2, -1) for c in range(8)], 1).reshape(2, -1)
+    )
+    expected = flat @ params['classifier.0.weight'].T + params['classifier.0.bias']
+    np.testing.assert_allclose(logits, expected, rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize('size', [16, 48, 64])
+@pytest.mark.parametrize('num_classes', [3])
+def test_pooled_heads_take_images_of_any_size_and_any_number_of_classes(size, num_classes):
+    spec = small_network([('max_pool_3x3', 0), ('conv_1x1', 1)], stem_type=1, num_classes=num_classes)
+    images = jax.ShapeDtypeStruct((2, size, size, 3), jnp.float32)
+    logits = jax.eval_shape(lambda x: apply_reference(spec, random_parameters(spec, 0), x), images)
+    assert logits.shape == (2, num_classes)
+
+
+def test_dropout_masks_the_hidden_layer():
+    spec = small_network([('skip_connect', 0), ('skip_connect', 1)], n_cells=1, fc_layers=2)
+    params, images = random_parameters(spec, 0), random_images(2, 0, size=16)
+    plain = apply_reference(spec, params, images)
+    ones, zeros = np.ones((2, 16)), np.zeros((2, 16))
+    np.testing.assert_array_equal(apply_reference(spec, params, images, dropout_mask=ones), plain)
+    np.testing.assert_array_equal(
+        apply_reference(spec, params, images, dropout_mask=zeros),
+        np.tile(params['classifier.3.bias'], (2, 1)),
+    )
+    halved = params | {'classifier.3.weight': params['classifier.3.weight'] / 2}
+    np.testing.assert_allclose(
+        apply_reference(spec, halved, images, dropout_mask=2 * ones), plain, rtol=1e-5, atol=1e-5
+    )
+
+
+def test_bad_input_is_a_user_error():
+    params, images = random_parameters(SEPARABLE, 0), random_images(1, 0, size=16)
+    missing = {name: w for name, w in params.items() if name != 'stem.1.bias'}
+    with pytest.raises(UserError, match="parameter 'stem.1.bias' is missing"):
+        apply_reference(SEPARABLE, missing, images)
+    with pytest.raises(UserError, match="'stem0.*' matches none"):
+        apply_reference(SEPARABLE, params, images, policy=Policy(4, 4, (('stem0.*', 8, 8),)))
+    flat = small_network([('skip_connect', 0), ('none', 1)], n_cells=1, glob_avg=False)
+    with pytest.raises(UserError, match="2048 features enter 'classifier.0', whose weight takes 8192"):
+        apply_reference(flat, random_parameters(flat, 0), images)
+    attention = small_network([('msa', 0), ('none', 1)], n_cells=1)
+    with pytest.raises(UserError, match='images give 6x6 maps'):
+        apply_reference(attention, random_parameters(attention, 0), images)
+
+
+# ---- fake quantization
+
+
+def test_32_bits_equal_no_policy_to_the_last_digit():
+    params, images = random_parameters(MIXED, 0), random_images(2, 0, size=16)
+    plain = apply_reference(MIXED, params, images)
+    np.testing.assert_array_equal(apply_reference(MIXED, params, images, policy=Policy()), plain)
+
+
+@pytest.mark.parametrize('spec', [MIXED, ATTENTION, EXCITE], ids=['mixed', 'msa', 'cse'])
+def test_quantizing_weights_equals_giving_quantized_weights(spec):
+    params, images = random_parameters(spec, 0), random_images(2, 0, size=32 if spec.is_vit else 16)
+    names = quantized_names(spec)
+    rounded = {
+        name: fake_quantize(w, *min_max(jnp.asarray(w)), 3) if name in names else w
+        for name, w in params.items()
+    }
+    logits = apply_reference(spec, params, images, policy=Policy(3, 32))
+    np.testing.assert_allclose(logits, apply_reference(spec, rounded, images), rtol=1e-4, atol=1e-4)
+    assert relative_error(logits, apply_reference(spec, params, images)) > 1e-2
+
+
+def test_a_rule_quantizes_the_weight_it_names_and_no_other():
+    params, images = random_parameters(SEPARABLE, 0), random_images(2, 0, size=16)
+    name = 'cells.1._ops.0.op.6.weight'
+    w = jnp.asarray(params[name])
+    logits = apply_reference(SEPARABLE, params, images, policy=Policy(rules=((name, 2, 32),)))
+    expected = apply_reference(SEPARABLE, params | {name: fake_quantize(w, *min_max(w), 2)}, images)
+    np.testing.assert_allclose(logits, expected, rtol=1e-5, atol=1e-5)
+
+
+def test_the_image_is_an_activation_with_a_range_of_its_own():
+    params, images = random_parameters(SEPARABLE, 0), random_images(2, 0, size=16)
+    logits = apply_reference(SEPARABLE, params, images, policy=Policy(rules=(('stem.*', 32, 2),)))
+    expected = apply_reference(SEPARABLE, params, fake_quantize(images, *min_max(jnp.asarray(images)), 2))
+    np.testing.assert_allclose(logits, expected, rtol=1e-4, atol=1e-4)
+
+
+def test_each_layer_quantizes_one_weight_and_one_activation_and_factorized_reduce_shares_its_own(monkeypatch):
+    seen = []
+    monkeypatch.setattr(reference, '_fake_quantize', lambda x, bits: seen.append((bits, x.shape)) or x)
+    params, images = random_parameters(MIXED, 0), random_images(2, 0)
+    jax.eval_shape(lambda p: apply_reference(MIXED, p, images, policy=Policy(4, 8)), params)
+    names = quantized_names(MIXED)
+    assert sorted(shape for bits, shape in seen if bits == 4) == sorted(params[name].shape for name in names)
+    activations = [shape for bits, shape in seen if bits == 8]
+    assert len(activations) == len(names) - sum('conv_2' in name for name in names)
+    assert sum('conv_2' in name for name in names) == 4  # skip connections and preprocessing
+    assert (2, 32, 32, 3) in activations  # the image
+    assert (2, 32, 32, 8) in activations  # FactorizedReduce of the stem: before the shift, at full resolution
+    assert (2, 16, 16, 16) in activations  # a concatenation, with one range
+    assert (2, 32) in activations and (2, 16) in activations  # the features, the hidden layer
+
+
+@pytest.mark.parametrize('bits', [2, 4, 8])
+def test_its_own_rounding_agrees_with_the_one_the_executor_uses(bits):
+    with jax.enable_x64(True):
+        r = np.random.default_rng(bits)
+        # The last two: a range symmetric about 0, whose ends tie, and no range at all.
+        for x in (r.normal(size=301), r.uniform(1, 2, size=301), np.linspace(-1, 1, 301), np.zeros(301)):
+            x = jnp.asarray(x)
+            y, pull = jax.vjp(lambda x: reference._fake_quantize(x, bits), x)
+            expected, expected_pull = jax.vjp(lambda x: fake_quantize(x, *min_max(x), bits), x)
+            np.testing.assert_allclose(y, expected, rtol=1e-15, atol=1e-300)
+            np.testing.assert_array_equal(pull(jnp.ones_like(x))[0], expected_pull(jnp.ones_like(x))[0])
+
+
+def test_op_by_op_and_compiled_agree_to_rounding_when_quantized_one_sidedly():
+    with jax.enable_x64(True):
+        params = random_parameters(ONE_CELL, 0, 'float64')
+        images = random_images(2, 0, size=16, dtype='float64')
+        policy = one_sided_policy(quantized_names(ONE_CELL))
+        loss, gradients = loss_and_gradients(ONE_CELL, params, images, policy=policy)
+        run = jax.jit(lambda p, x: loss_and_gradients(ONE_CELL, p, x, policy=policy))
+        expected_loss, expected = run(params, images)
+        np.testing.assert_allclose(loss, expected_loss, rtol=1e-11)
+        for name in params:
+            assert relative_error(gradients[name], expected[name]) < 1e-9, name
+
+
+# ---- the same network written in PyTorch
+
+
+def torch_network(torch, params, x, weight_bits, activation_bits):
+    """MIXED, written out by hand. x: [N, 3, H, W]. Bits are functions of the weight's name."""
+    f = torch.nn.functional
+
+    def quantize(x, bits):
+        if bits == 32:
+            return x
+        lo, hi = min(0.0, x.min().item()), max(0.0, x.max().item())
+        s = (hi - lo) / (2**bits - 1)
+        q = torch.round(x.detach() / s) + round(-lo / s)
+        inside = (q >= 0) & (q <= 2**bits - 1)
+        rounded = (q.clamp(0, 2**bits - 1) - round(-lo / s)) * s
+        return rounded + (x - x.detach()) * inside
+
+    def weight(name):
+        return quantize(params[f'{name}.weight'], weight_bits(f'{name}.weight'))
+
+    def enter(name, x):
+        return quantize(x, activation_bits(f'{name}.weight'))
+
+    def conv(name, x, stride=1, groups=1, dilation=1):
+        w = weight(name)
+        padding = [k // 2 * dilation for k in w.shape[2:]]
+        return f.conv2d(enter(name, x), w, None, stride, padding, dilation, groups)
+
+    def norm(name, x):
+        return f.batch_norm(x, None, None, params[f'{name}.weight'], params[f'{name}.bias'], True)
+
+    def halve(name, x):
+        x = enter(f'{name}.conv_1', x.relu())
+        parts = (
+            f.conv2d(x, weight(f'{name}.conv_1'), None, 2),
+            f.conv2d(x[..., 1:, 1:], weight(f'{name}.conv_2'), None, 2),
+        )
+        return norm(f'{name}.bn', torch.cat(parts, 1))
+
+    def preprocess(name, x, halved=False):
+        return halve(name, x) if halved else norm(f'{name}.op.2', conv(f'{name}.op.1', x.relu()))
+
+    s0 = norm('stem0.4', conv('stem0.3', norm('stem0.1', conv('stem0.0', x)).relu())).relu()
+    s1 = norm('stem1.2', conv('stem1.1', s0, 2))
+    a, b = preprocess('cells.0.preprocess0', s0, True), preprocess('cells.0.preprocess1', s1)
+    op = 'cells.0._ops.0.op'
+    y = norm(f'{op}.3', conv(f'{op}.2', conv(f'{op}.1', a.relu(), groups=a.shape[1])))
+    y = norm(f'{op}.7', conv(f'{op}.6', conv(f'{op}.5', y.relu(), groups=a.shape[1])))
+    c = y + f.max_pool2d(b, 3, 1, 1)
+    op = 'cells.0._ops.2.op'
+    d = norm(f'{op}.3', conv(f'{op}.2', conv(f'{op}.1', c.relu()))) + a
+    s0, s1 = s1, torch.cat([c, d], 1)
+    for cell in (1, 2):
+        a = preprocess(f'cells.{cell}.preprocess0', s0, halved=cell == 2)
+        b = preprocess(f'cells.{cell}.preprocess1', s1)
+        op = f'cells.{cell}._ops.1.op'
+        y = norm(f'{op}.3', conv(f'{op}.2', conv(f'{op}.1', b.relu(), 2, b.shape[1], 2)))
+        c = halve(f'cells.{cell}._ops.0', a) + y
+        op = f'cells.{cell}._ops.3.op'
+        d = f.avg_pool2d(c, 3, 1, 1, count_include_pad=False) + norm(f'{op}.2', conv(f'{op}.1', b.relu(), 2))
+        s0, s1 = s1, torch.cat([c, d], 1)
+    x = enter('classifier.0', s1.mean((2, 3))) @ weight('classifier.0').T + params['classifier.0.bias']
+    return enter('classifier.3', x.relu()) @ weight('classifier.3').T + params['classifier.3.bias']
+
+
+@pytest.mark.parametrize('turn', [None, 0, 1])
+def test_logits_and_gradients_equal_those_of_torch(turn):
+    torch = pytest.importorskip('torch')
+    policy = Policy() if turn is None else one_sided_policy(quantized_names(MIXED), turn=turn)
+    with jax.enable_x64(True):
+        params, images = random_parameters(MIXED, 0, 'float64'), random_images(3, 0, size=16, dtype='float64')
+        loss, gradients = loss_and_gradients(MIXED, params, images, policy=policy)
+        tensors = {name: torch.tensor(w, requires_grad=True) for name, w in params.items()}
+        x = torch.tensor(images.transpose(0, 3, 1, 2))
+        logits = torch_network(torch, tensors, x, policy.weights, policy.activations)
+        weights = torch.tensor(loss_weights(images, 10))
+        expected = (logits * weights).sum()
+        expected.backward()
+        np.testing.assert_allclose(loss, expected.item(), rtol=1e-10)
+        for name, tensor in tensors.items():
+            assert np.linalg.norm(gradients[name] - tensor.grad.numpy()) < 1e-9 * (
+                1 + np.linalg.norm(tensor.grad.numpy())
+            ), name

@@ -1,0 +1,52 @@
+"""Fixtures every test may use. Nothing here changes the numbers JAX computes."""
+
+import contextlib
+import pathlib
+import types
+
+import jax
+import pytest
+
+_COMPILES = [0]
+
+
+def _count(event: str, seconds: float, **kwargs) -> None:
+    _COMPILES[0] += event == '/jax/core/compile/backend_compile_duration'
+
+
+# The event also fires for hits in the persistent cache, so counts do not depend on that cache.
+jax.monitoring.register_event_duration_secs_listener(_count)
+
+
+@pytest.fixture(scope='session')
+def shared() -> pathlib.Path:
+    """The folder of reference data beside the repository; the test is skipped where it is absent."""
+    path = pathlib.Path(__file__).resolve().parents[2] / 'shared'
+    if not path.is_dir():
+        pytest.skip('../shared absent: this test needs the reference data beside the repository')
+    return path
+
+
+@pytest.fixture(scope='session')
+def golden(shared: pathlib.Path) -> pathlib.Path:
+    """Published GHN-2 parity data: `the README.md there says what each file holds."""
+    path = shared / 'golden'
+    if not path.is_dir():
+        pytest.skip('../shared/golden absent: this test needs the GHN-2 parity data')
+    return path
+
+
+@pytest.fixture(scope='session')
+def count_compiles():
+    """A context manager: `with count_compiles() as c: ...` and then `c.n` programs were compiled.
+
+    Operations outside jit count as well (each compiles once per shape): build the inputs before.
+    """
+
+    @contextlib.contextmanager
+    def counting():
+        counter, start = types.SimpleNamespace(n=0), _COMPILES[0]
+        yield counter
+        counter.n = _COMPILES[0] - start
+
+    return counting

@@ -1,0 +1,165 @@
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from ghn_jax.errors import UserError
+from ghn_jax.hypernet import count_items, decoder_table, tile_parameters
+from ghn_jax.hypernet.decoder import DENSE_CHUNK, Tiles, decode, fan_in_scale, init_decoder, predict_tensors
+from ghn_jax.networks.graph import build_graph
+from tests.hypernet.helpers import SMALL, small_graphs, small_spec
+
+CAPACITY = {'max_dense': 320, 'max_depth': 256, 'max_shape': SMALL.max_shape}
+N = 80
+
+
+@pytest.fixture(scope='module')
+def graphs():
+    return small_graphs()
+
+
+@pytest.fixture(scope='module')
+def params():
+    with jax.enable_x64(True):
+        init = lambda key: init_decoder(key, SMALL.hid, SMALL.max_shape, SMALL.num_classes, jnp.float64)
+        return jax.jit(init)(jax.random.key(0))
+
+
+@pytest.fixture(scope='module')
+def run():
+    """Tiles, and the gradients of sum(weight * tiles) for parameters and embeddings; compiled once."""
+
+    def weighted(params, x, table, weight):
+        tiles = decode(params, x, table)
+        return sum(jax.tree.leaves(jax.tree.map(lambda w, t: jnp.sum(w * t), weight, tiles))), tiles
+
+    return jax.jit(jax.value_and_grad(weighted, (0, 1), has_aux=True))
+
+
+def embeddings():
+    return jnp.asarray(np.random.default_rng(0).normal(size=(N, SMALL.hid)))
+
+
+def like_tiles(table):
+    C, P, Q, classes = 8, len(table.dense_node), len(table.depth_node), SMALL.num_classes
+    return Tiles(*(np.zeros(s) for s in ((P, C, C), (Q, C), (N, 2, C), (C, classes), (classes,))))
+
+
+def tile_ids(table, items, graph):
+    """For every element of every tensor, its place in the concatenation of all flat tiles."""
+    shapes, start, numbered = like_tiles(table), 0, []
+    for tile in shapes:
+        numbered.append(np.arange(start, start + tile.size).reshape(tile.shape))
+        start += tile.size
+    return tile_parameters(Tiles(*numbered), items, graph), shapes
+
+
+@pytest.mark.parametrize('i', range(3))
+def test_tiles_cut_to_shape_equal_the_tensor_by_tensor_version(graphs, params, run, i):
+    with jax.enable_x64(True):
+        x, (table, items) = embeddings(), decoder_table(graphs[i], pos_enc=True, **CAPACITY)
+        (_, tiles), _ = run(params, x, table, like_tiles(table))
+        ours, oracle = tile_parameters(tiles, items, graphs[i]), predict_tensors(params, x, graphs[i])
+    assert list(ours) == list(oracle) == [p.name for p in graphs[i].parameters]
+    for p in graphs[i].parameters:
+        assert ours[p.name].shape == oracle[p.name].shape == p.shape
+        np.testing.assert_allclose(ours[p.name], oracle[p.name], rtol=1e-9, atol=1e-12, err_msg=p.name)
+
+
+def test_gradients_equal_those_of_the_tensor_by_tensor_version(params, run):
+    graph = build_graph(small_spec('sep_conv_3x3', 'conv_7x1_1x7', n_cells=1, C=12, preproc=False))
+    with jax.enable_x64(True):
+        x, (table, items) = embeddings(), decoder_table(graph, pos_enc=True, **CAPACITY)
+        rng = np.random.default_rng(1)
+        weights = {p.name: rng.normal(size=p.shape) for p in graph.parameters}
+        ids, shapes = tile_ids(table, items, graph)
+        flat = np.zeros(sum(tile.size for tile in shapes))
+        for name, weight in weights.items():  # a tile's gradient is the sum over all the places it was copied to
+            np.add.at(flat, ids[name].ravel(), weight.ravel())
+        cuts = np.split(flat, np.cumsum([tile.size for tile in shapes])[:-1])
+        on_tiles = Tiles(*(cut.reshape(tile.shape) for cut, tile in zip(cuts, shapes)))
+
+        def loss(params, x):
+            tensors = predict_tensors(params, x, graph)
+            return sum(jnp.sum(weights[name] * tensor) for name, tensor in tensors.items())
+
+        _, ours = run(params, x, table, on_tiles)
+        oracle = jax.jit(jax.grad(loss, (0, 1)))(params, x)
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-8, atol=1e-10), ours, oracle)
+
+
+def test_padding_is_zero_and_other_networks_compile_nothing(graphs, params, run, count_compiles):
+    with jax.enable_x64(True):
+        x, tables = embeddings(), [decoder_table(graph, **CAPACITY)[0] for graph in graphs]
+        weight = like_tiles(tables[0])
+        run(params, x, tables[0], weight)
+        with count_compiles() as compiles:
+            all_tiles = [run(params, x, table, weight)[0][1] for table in tables]
+    assert compiles.n == 0
+    for table, tiles in zip(tables, all_tiles):
+        assert not np.asarray(tiles.dense)[table.n_dense :].any() and not np.asarray(tiles.depth)[table.n_depth :].any()
+        assert not np.asarray(tiles.dense)[: table.n_small, 4:].any(), 'half a tile is not computed for small weights'
+
+
+@pytest.mark.parametrize('i', range(3))
+def test_every_item_of_a_table_is_one_kernel_position_of_its_tensor(graphs, i):
+    graph = graphs[i]
+    table, items = decoder_table(graph, **CAPACITY)
+    seen = {'dense': [], 'depth': []}
+    for p in graph.parameters:
+        if p.name not in items:
+            assert p.name == 'pos_enc.weight'
+            continue
+        kind, first = items[p.name]
+        if kind in seen:
+            height, width = (p.shape + (1, 1))[2:4]
+            rows = range(first, first + height * width)
+            seen[kind] += rows
+            assert {getattr(table, f'{kind}_node')[row] for row in rows} == {p.node}
+            assert {getattr(table, f'{kind}_scale')[row] for row in rows} == {fan_in_scale(p.shape)}
+            taps = [getattr(table, f'{kind}_tap')[row] for row in rows]
+            assert taps == [11 * h + w for h in range(height) for w in range(width)]
+            if kind == 'dense':
+                assert (first < table.n_small) == (max(p.shape[:2]) <= 4)
+    assert sorted(seen['depth']) == list(range(table.n_depth))
+    large = -(-table.n_small // DENSE_CHUNK) * DENSE_CHUNK
+    assert sorted(seen['dense']) == [*range(table.n_small), *range(large, table.n_dense)]
+    assert (table.class_node, table.bias_node) == (len(graph.nodes) - 2, len(graph.nodes) - 1)
+
+
+def test_count_items_is_the_least_capacity(graphs):
+    for graph in graphs:
+        needed = count_items(graph, max_shape=SMALL.max_shape)
+        rooms = {'max_dense': needed['dense'], 'max_depth': needed['depth']}
+        decoder_table(graph, max_shape=SMALL.max_shape, **rooms)
+        for knob in rooms:
+            if rooms[knob]:
+                with pytest.raises(UserError, match=f'wants {rooms[knob]} tiles, {knob} is .*: raise {knob}'):
+                    decoder_table(graph, max_shape=SMALL.max_shape, **{**rooms, knob: rooms[knob] - 1})
+
+
+def test_a_kernel_larger_than_the_window_is_refused(graphs):
+    with pytest.raises(UserError, match=r'kernel \dx\d is larger than the window of 3x3'):
+        decoder_table(graphs[0], max_dense=320, max_depth=256, max_shape=(8, 8, 3, 3))
+
+
+@pytest.mark.parametrize(
+    ('shape', 'scale'),
+    [((32, 16, 3, 3), (2 / 144) ** 0.5), ((32, 1, 5, 5), (1 / 25) ** 0.5), ((8, 8, 1, 7), (1 / 56) ** 0.5),
+     ((8, 8, 7, 1), (2 / 56) ** 0.5), ((10, 64), (2 / 64) ** 0.5)],
+)  # fmt: skip
+def test_weights_are_scaled_by_fan_in_and_by_two_only_after_a_relu(shape, scale):
+    assert fan_in_scale(shape) == pytest.approx(scale, rel=1e-12)
+
+
+def test_without_normalisation_raw_outputs_come_out(graphs, params):
+    graph = graphs[2]
+    with jax.enable_x64(True):
+        x, (table, items) = embeddings(), decoder_table(graph, **CAPACITY)
+        raw = tile_parameters(decode(params, x, table, normalise=False), items, graph)
+        scaled, oracle = (predict_tensors(params, x, graph, normalise=on) for on in (True, False))
+        scaled, oracle = jax.tree.map(np.asarray, (scaled, oracle))
+    for p in graph.parameters:
+        np.testing.assert_allclose(raw[p.name], oracle[p.name], rtol=1e-9, atol=1e-12)
+        expected = oracle[p.name] * fan_in_scale(p.shape) if len(p.shape) > 1 else np.tanh(0.2 * oracle[p.name])
+        np.testing.assert_allclose(scaled[p.name], expected, rtol=1e-9, atol=1e-12)

@@ -1,0 +1,140 @@
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from ghn_jax.errors import UserError
+from ghn_jax.hypernet import GHN, GHNConfig, decoder_table, init_params, predict_parameters, tile_parameters
+from ghn_jax.networks.graph import build_graph
+from tests.hypernet.helpers import SMALL, batch, small_graphs, small_spec, to_float64
+
+VARIANTS = {
+    'GHN-2': SMALL,
+    'GHN-1': dataclasses.replace(SMALL, weight_norm=False, ve=False, layernorm=False),
+    'MLP': dataclasses.replace(SMALL, hypernet='mlp'),
+}
+
+
+@pytest.fixture(scope='module')
+def graphs():
+    return small_graphs()
+
+
+def predict(ghn, params, graph):
+    """All tensors of one network by the fast path."""
+    table, items = decoder_table(
+        graph, max_dense=320, max_depth=128, max_shape=ghn.config.max_shape, pos_enc=True
+    )
+    x = ghn.apply({'params': params}, batch([graph], 80), method='embed')
+    return tile_parameters(ghn.apply({'params': params}, x[0], table, method='decode'), items, graph)
+
+
+def test_every_variant_predicts_finite_tensors_of_the_right_shapes_and_they_differ(graphs):
+    graph, predictions = graphs[2], {}
+    for name, config in VARIANTS.items():
+        predictions[name] = predict(GHN(config), init_params(config, jax.random.key(0)), graph)
+        for p in graph.parameters:
+            tensor = predictions[name][p.name]
+            assert tensor.shape == p.shape and tensor.dtype == np.float32 and np.isfinite(tensor).all()
+    name = graph.parameters[3].name
+    a, b, c = (p[name] for p in predictions.values())
+    assert not np.allclose(a, b) and not np.allclose(a, c) and not np.allclose(b, c)
+
+
+def test_the_mlp_baseline_knows_no_neighbours_and_the_gnn_does(graphs):
+    alone = dataclasses.replace(graphs[2], distance=np.zeros_like(graphs[2].distance))
+    for name, sees_them in (('MLP', False), ('GHN-1', True), ('GHN-2', True)):
+        ghn = GHN(VARIANTS[name])
+        params = init_params(VARIANTS[name], jax.random.key(0))
+        x = ghn.apply({'params': params}, batch([graphs[2], alone], 80), method='embed')
+        assert np.allclose(x[0], x[1], atol=1e-6) != sees_them
+
+
+def test_virtual_edges_are_read_by_ghn2_and_not_by_ghn1(graphs):
+    near = dataclasses.replace(graphs[2], distance=np.where(graphs[2].distance == 1, 1, 0).astype(np.uint8))
+    for name, reads in (('GHN-1', False), ('GHN-2', True)):
+        ghn = GHN(VARIANTS[name])
+        params = init_params(VARIANTS[name], jax.random.key(0))
+        x = ghn.apply({'params': params}, batch([graphs[2], near], 80), method='embed')
+        assert np.allclose(x[0], x[1], atol=1e-6) != reads
+
+
+def test_the_fast_path_equals_predict_parameters_in_float64(graphs):
+    with jax.enable_x64(True):
+        ghn = GHN(SMALL)
+        params = to_float64(init_params(SMALL, jax.random.key(1)))
+        oracle, ours = predict_parameters(ghn, params, graphs[2]), predict(ghn, params, graphs[2])
+        oracle = jax.tree.map(np.asarray, oracle)
+    assert set(oracle) == set(ours)
+    for name, tensor in oracle.items():
+        assert tensor.dtype == ours[name].dtype == np.float64
+        np.testing.assert_allclose(ours[name], tensor, rtol=1e-9, atol=1e-12, err_msg=name)
+
+
+def test_embeddings_of_padding_are_zero_and_layer_norm_has_unit_scale(graphs):
+    ghn, params = GHN(SMALL), init_params(SMALL, jax.random.key(0))
+    n = len(graphs[2].nodes)
+    stages = ghn.apply({'params': params}, batch([graphs[2]], 80), method='embed_stages')
+    assert list(stages) == ['x_init', 'x_gnn', 'x']
+    assert not any(np.asarray(x)[:, n:].any() for x in stages.values())
+    x = np.asarray(stages['x'])[0, :n]
+    np.testing.assert_allclose(x.mean(-1), 0, atol=1e-5)
+    np.testing.assert_allclose(x.var(-1), 1, atol=0.05)
+
+
+def test_initial_values_are_those_of_pytorch():
+    params = init_params(GHNConfig(), jax.random.key(0))
+    conv = params['decoder']['conv']
+    for array, fan_in in (
+        (params['gnn']['gru']['input_kernel'], 32),
+        (params['gnn']['mlp']['bias_1'], 16),
+        (conv['fc_kernel'], 32),
+        (conv['hidden_kernel'], 128),
+        (conv['out_kernel'], 256),
+        (params['decoder']['norm']['kernel_1'], 64),
+    ):
+        bound = fan_in**-0.5
+        assert 0.8 * bound < jnp.abs(array).max() <= bound
+        assert array.std() == pytest.approx(bound / 3**0.5, rel=0.3)
+    assert params['embedding']['channel'].std() == pytest.approx(1, rel=0.1)
+    assert (params['norm']['scale'] == 1).all() and (params['norm']['bias'] == 0).all()
+
+
+def test_the_parameters_depend_on_the_key_and_the_type_asked_for():
+    a, b = (init_params(SMALL, jax.random.key(i))['decoder']['conv']['hidden_kernel'] for i in (0, 1))
+    assert not np.allclose(a, b)
+    assert init_params(SMALL, jax.random.key(0), jnp.bfloat16)['norm']['bias'].dtype == jnp.bfloat16
+
+
+def test_a_network_with_other_classes_is_refused():
+    graph = build_graph(small_spec('conv_3x3', 'skip_connect', num_classes=7, name='seven'))
+    with pytest.raises(UserError, match="'seven' has 7 classes, the hypernetwork predicts 10"):
+        predict_parameters(GHN(SMALL), {}, graph)
+
+
+@pytest.mark.parametrize(
+    ('field', 'value', 'message'),
+    [
+        ('hid', 30, 'positive multiple of 4'),
+        ('hid', True, 'positive multiple of 4'),
+        ('num_classes', 0, 'positive integer'),
+        ('max_shape', [64, 32, 11, 11], r'expected \(C, C, K, K\)'),
+        ('max_shape', 64, r'expected \(C, C, K, K\)'),
+        ('hypernet', 'gcn', 'one of gatedgnn, mlp'),
+        ('decoder', 'mlp', 'one of conv'),
+        ('ve', 1, 'true or false'),
+        ('hidd', 32, 'unknown fields hidd'),
+    ],
+)
+def test_an_impossible_config_is_one_clear_error(field, value, message):
+    with pytest.raises(UserError, match=message) as error:
+        GHNConfig.from_dict({field: value})
+    assert field in str(error.value) and '\n' not in str(error.value)
+
+
+def test_a_config_survives_json():
+    config = VARIANTS['GHN-1']
+    assert GHNConfig.from_dict(config.to_dict()) == config
+    assert hash(config) == hash(GHNConfig.from_dict(config.to_dict()))

@@ -1,0 +1,382 @@
+"""Spaces: networks are functions of their index, splits keep their rules, distributions are as published."""
+
+import collections
+import concurrent.futures
+import dataclasses
+import hashlib
+import json
+
+import numpy as np
+import pytest
+
+from ghn_jax.errors import UserError
+from ghn_jax.networks import spaces
+from ghn_jax.networks.genotype import OPS
+from ghn_jax.networks.graph import build_graph
+from ghn_jax.networks.size import count_parameters
+from ghn_jax.networks.spaces import SPACES, SPLITS, make_space
+from ghn_jax.networks.spec import NetworkSpec
+
+CONV, FULL = SPACES['convnets250k'], SPACES['deepnets1m']
+BOTH = pytest.mark.parametrize('space', [CONV, FULL], ids=lambda space: space.name)
+
+
+def sample(space, split, n, seed=0):
+    return [space.sample(split, seed, i) for i in range(n)]
+
+
+# ---------------------------------------------------------------------- functions of the index
+
+
+@BOTH
+def test_a_network_depends_on_space_split_seed_and_index_only(space):
+    forth = sample(space, 'train', 20)
+    back = [space.sample('train', 0, i) for i in reversed(range(20))]
+    with concurrent.futures.ThreadPoolExecutor(4) as pool:
+        threads = list(pool.map(lambda i: make_space(space.name).sample('train', 0, i), range(20)))
+    assert forth == back[::-1] == threads
+
+
+def test_networks_of_other_spaces_splits_seeds_and_indices_differ():
+    unnamed = lambda spec: dataclasses.replace(spec, name='')
+    streams = [
+        [unnamed(space.sample(split, seed, i)) for i in range(start, start + 30)]
+        for space in (CONV, FULL)
+        for split in SPLITS
+        if split != 'wide'
+        for seed in (0, 1)
+        for start in (0, 100)
+    ]
+    networks = [spec for stream in streams for spec in stream]
+    assert len(set(networks)) > 0.99 * len(networks)
+
+
+def test_splits_stay_what_they_are():
+    """Results compare on the same networks only. If this fails, say so loudly, then change the digest."""
+    text = '\n'.join(
+        space.sample(split, 0, i).to_json() for space in (CONV, FULL) for split in SPLITS for i in range(10)
+    )
+    assert hashlib.sha256(text.encode()).hexdigest()[:16] == '4ef908fd40e5f345'
+
+
+def test_sizes_names_and_bounds_of_splits():
+    assert (CONV.size('train'), FULL.size('train'), CONV.size('test')) == (250_000, 1_000_000, 500)
+    assert CONV.sample('train', 0, 249_999).name == 'convnets250k-train-249999'
+    for split, index in [('train', 250_000), ('test', 500), ('test', -1), ('test', True), ('test', 0.0)]:
+        with pytest.raises(UserError, match=f'index is {index}'):
+            CONV.sample(split, 0, index)
+    with pytest.raises(UserError, match='seed is -1'):
+        CONV.sample('test', -1, 0)
+    for call in (CONV.size, lambda split: CONV.sample(split, 0, 0)):
+        with pytest.raises(UserError, match="'tset' is unknown: choose one of train, val, test, wide"):
+            call('tset')
+
+
+# ---------------------------------------------------------------------- rules of the splits
+
+
+@BOTH
+def test_wide_networks_are_the_test_networks_with_4_times_the_channels(space):
+    for test, wide in zip(sample(space, 'test', 20), sample(space, 'wide', 20)):
+        assert wide.C == 4 * test.C == 128
+        assert dataclasses.replace(wide, C=test.C, name=test.name) == test
+
+
+@BOTH
+def test_splits_keep_their_rules(space):
+    drawn = {split: sample(space, split, 150) for split in SPLITS}
+    for split, specs in drawn.items():
+        low, high = (10, 36) if split == 'deep' else (4, 18)
+        assert {low, high} <= {s.n_cells for s in specs} | {low, high}
+        assert all(low <= s.n_cells <= high for s in specs)
+        assert max(s.n_cells for s in specs) > high - 3 and min(s.n_cells for s in specs) < low + 3
+        limit = 10**8 if split in ('deep', 'dense') else 10**7
+        assert all(count_parameters(dataclasses.replace(s, C=32, fc_dim=256)) <= limit for s in specs)
+        if split != 'train':
+            assert {(s.C, s.fc_dim) for s in specs} == {(128 if split == 'wide' else 32, 256)}
+        for s in specs:
+            genotype = s.genotype
+            assert (
+                genotype.normal_concat == genotype.reduce_concat
+                and genotype.normal_concat[-1] == genotype.steps + 1
+            )
+            for cell in (genotype.normal, genotype.reduce):
+                ops = [op for op, _ in cell]
+                assert sum(op in ('conv_5x5', 'conv_7x7') for op in ops) <= 1 and ops.count('cse') <= 1
+                assert all(a != b for (_, a), (_, b) in zip(cell[::2], cell[1::2]))  # two different sources
+                assert genotype.steps > 1 or 'none' not in ops
+            assert any('conv' in op or op == 'msa' for op in genotype.ops)
+            assert s.glob_avg or not s.is_vit
+            assert s.preproc or (s.is_vit and s.C_mult == 1 and genotype.steps == 1)
+    plain = [s for split in ('train', 'val', 'test') for s in drawn[split]]
+    assert all(s.genotype.steps <= (4 if s.n_cells <= 10 else 2) for s in plain)
+    assert all(s.glob_avg or s.n_cells <= 10 for s in plain)
+    assert all(s.norm == 'bnorm' or (s.n_cells <= 5 and s.genotype.steps <= 2) for s in plain)
+    assert {s.norm for s in drawn['bnfree']} == {None}
+    steps = {s.genotype.steps for s in drawn['dense']}
+    assert min(steps) == 2 and max(steps) >= 7
+    assert ({'msa', 'cse'} <= {op for s in plain for op in s.genotype.ops}) == (space is FULL)
+    assert all(s.genotype.ops <= set(space.ops) for specs in drawn.values() for s in specs)
+
+
+@BOTH
+def test_the_larger_a_training_network_the_fewer_its_widths(space):
+    for s in sample(space, 'train', 400):
+        size = count_parameters(dataclasses.replace(s, C=32, fc_dim=256))
+        large = bool({'conv_5x5', 'conv_7x7'} & s.genotype.ops)
+        if size > 800_000 or not s.glob_avg or large or s.n_cells > 12:
+            most = 32
+        elif size > 400_000 or s.n_cells > 10:
+            most = 48
+        elif size > 200_000 or s.n_cells > 8:
+            most = 64
+        else:
+            most = 128
+        assert 32 <= s.C <= most and s.C % 16 == 0
+        assert s.fc_dim % 64 == 0 and 64 <= s.fc_dim <= (512 if most == 128 and s.C <= 64 else 256)
+
+
+def test_cells_are_distributed_as_darts_reads_them_off_random_weights():
+    """Against the slow way: weights for edges and ops, softmax, the two heaviest edges, the heaviest op."""
+    space, rng = (
+        make_space('convnets250k', ops=('none', 'skip_connect', 'conv_1x1', 'conv_3x3')),
+        np.random.default_rng(0),
+    )
+    ops, n, found, slow = space.ops, 6000, collections.Counter(), collections.Counter()
+    for _ in range(n):
+        cell = spaces._genotype(space, 2, rng).normal
+        found[cell] += 1
+        entries, weights = [], 1e-3 * rng.standard_normal((5, len(ops)))
+        weights = np.exp(weights) / np.exp(weights).sum(axis=1, keepdims=True)
+        for rows in (weights[:2], weights[2:]):
+            edges = sorted(range(len(rows)), key=lambda j: -rows[j].max())[:2]  # noqa: B023
+            entries += [(ops[int(rows[j].argmax())], j) for j in edges]
+        slow[tuple(entries)] += 1
+    kinds = 2 * len(ops) ** 2 * 6 * len(ops) ** 2
+    assert set(found) | set(slow) and len(set(found) | set(slow)) <= kinds
+    for view in (
+        lambda c: c[0],
+        lambda c: c[:2],
+        lambda c: c[2:],
+        lambda c: (c[0][0], c[2][0]),
+        lambda c: (c[1][1], c[3][1]),
+    ):
+        one, other = collections.Counter(), collections.Counter()
+        for cell, count in found.items():
+            one[view(cell)] += count
+        for cell, count in slow.items():
+            other[view(cell)] += count
+        keys = set(one) | set(other)
+        chi2 = sum((one[k] - other[k]) ** 2 / (one[k] + other[k]) for k in keys)
+        assert chi2 < len(keys) + 4 * np.sqrt(2 * len(keys))
+
+
+# ---------------------------------------------------------------------- the published statistics
+
+_FIELDS = (
+    'C',
+    'ks',
+    'stem_type',
+    'stem_pool',
+    'norm',
+    'preproc',
+    'C_mult',
+    'fc_layers',
+    'fc_dim',
+    'glob_avg',
+    'n_cells',
+)
+
+
+def deviations(specs, stats):
+    """How far networks are from published statistics: {what: standard deviations of a chance difference}."""
+    n, N, far = len(specs), stats['n'], {}
+    values = {field: [getattr(s, field) for s in specs] for field in _FIELDS}
+    values['steps'] = [s.genotype.steps for s in specs]
+    values['n_concat'] = [len(s.genotype.normal_concat) for s in specs]
+    values['none'] = ['none' in s.genotype.ops for s in specs]
+    for field, drawn in values.items():
+        ours, theirs = collections.Counter(map(str, drawn)), stats['shares'][field]
+        chi2, kinds = 0.0, sorted(set(ours) | set(theirs))
+        for kind in kinds:  # both counts are samples
+            a, b = ours[kind], theirs.get(kind, 0) * N
+            chi2 += (a * np.sqrt(N / n) - b * np.sqrt(n / N)) ** 2 / (a + b)
+        freedom = len(kinds) - 1
+        far[field] = (chi2 - freedom) / np.sqrt(2 * max(freedom, 1))
+    for cell in ('normal', 'reduce'):
+        counts = [collections.Counter(op for op, _ in getattr(s.genotype, cell)) for s in specs]
+        total = np.array([sum(c.values()) for c in counts])
+        for op, share in stats[f'genotype_op_frequency_{cell}'].items():
+            count = np.array([c[op] for c in counts])
+            ratio = count.sum() / total.sum()
+            error = np.std(count - ratio * total) / total.mean()  # ops of one network are not independent
+            far[f'{cell} {op}'] = abs(share - ratio) / (error * np.sqrt(1 / n + 1 / N) + 1e-9)
+    sizes = {
+        'n_params': [count_parameters(s) for s in specs],
+        'n_params_C32': [count_parameters(dataclasses.replace(s, C=32, fc_dim=256)) for s in specs],
+    }
+    return far | quantile_deviations(sizes, stats, n)
+
+
+def quantile_deviations(values, stats, n):
+    far = {}
+    for name, drawn in values.items():
+        for quantile, p in {'p5': 0.05, 'p25': 0.25, 'median': 0.5, 'p75': 0.75, 'p95': 0.95}.items():
+            below = np.mean(np.array(drawn) <= stats['quantiles'][name][quantile])
+            far[f'{name} {quantile}'] = abs(below - p) / np.sqrt(p * (1 - p) * (1 / n + 1 / stats['n']))
+    return far
+
+
+LIMIT = 4.0  # about a hundred numbers are compared: chance alone gives 3 somewhere
+
+
+@pytest.fixture(scope='module')
+def statistics(shared):
+    files = {'convnets250k': 'space_stats.json', 'deepnets1m': 'space_stats_deepnets.json'}
+    return {name: json.loads((shared / 'peer' / file).read_text()) for name, file in files.items()}
+
+
+@BOTH
+def test_networks_are_distributed_as_published(space, statistics):
+    far = deviations(sample(space, 'train', 2500), statistics[space.name])
+    assert not {what: round(z, 1) for what, z in far.items() if z > LIMIT}
+
+
+@pytest.mark.parametrize(
+    ('field', 'change'),
+    [
+        ('steps', {'max_steps_deep': 3}),
+        ('n_cells', {'cells': (4, 16)}),
+        ('reduce max_pool_3x3', {'pool_only_share': 0.25}),
+        ('glob_avg', {'flat_head_share': 0.4}),
+        ('norm', {'norms': ('bnorm',)}),
+        ('C', {'channels': (32,)}),
+        ('n_params median', {'C_mults': (1,)}),
+        ('n_params_C32 p95', {'max_params': 2_000_000}),
+        ('normal conv_7x7', {'ops': tuple(op for op in OPS if op not in ('msa', 'cse', 'conv_7x7'))}),
+    ],
+)
+def test_a_wrong_rule_would_be_noticed(field, change, statistics):
+    wrong = make_space('convnets250k', **change)
+    assert deviations(sample(wrong, 'train', 1000), statistics['convnets250k'])[field] > LIMIT
+
+
+@BOTH
+def test_candidates_are_rejected_as_often_as_published(space, statistics):
+    stats, rng, n = statistics[space.name], np.random.default_rng(0), 4000
+    ours = collections.Counter(
+        c if isinstance(c, str) else 'ok' for c in (space.propose('train', rng) for _ in range(n))
+    )
+    same = {
+        'has cse': 'cse_in_convnets_style',
+        'cse without convolutions or twice in a cell': 'cse',
+        'two or more large convolutions in a cell': 'two_or_more_large_convs_in_a_cell',
+        'no trainable op': 'no_learnable_ops',
+        'disconnected': 'disconnected',
+        'too many parameters': 'too_many_params',
+    }
+    assert set(ours) <= {*same, 'ok'}
+    for reason, theirs in same.items():
+        share = stats['reject_share_of_candidates'].get(theirs, 0)
+        error = np.sqrt(max(share, ours[reason] / n, 1e-3) * (1 / n + 1 / stats['candidates']))
+        assert abs(ours[reason] / n - share) < 4 * error, reason
+
+
+@BOTH
+def test_graphs_are_distributed_as_published(space, statistics):
+    stats, n = statistics[space.name], 400
+    drawn, primitives = collections.defaultdict(list), []
+    for spec in sample(space, 'train', n):
+        graph = build_graph(spec)
+        drawn['n_nodes'].append(len(graph.nodes))
+        drawn['n_edges_1hop'].append(np.count_nonzero(graph.distance == 1))
+        drawn['n_edges_all'].append(np.count_nonzero(graph.distance))
+        primitives.append(collections.Counter(node.primitive for node in graph.nodes))
+    far = quantile_deviations(drawn, stats, n)
+    total = np.array(drawn['n_nodes'])
+    for primitive, share in stats['node_primitive_frequency'].items():
+        count = np.array([c[primitive] for c in primitives])
+        ratio = count.sum() / total.sum()
+        error = np.std(count - ratio * total) / total.mean() * np.sqrt(1 / n + 1 / stats['n'])
+        far[primitive] = abs(share - ratio) / (error + 1e-4)
+    assert not {what: round(z, 1) for what, z in far.items() if z > LIMIT}
+
+
+# ---------------------------------------------------------------------- other rules
+
+
+def test_narrow_small_spaces_obey_their_overrides():
+    ops = ('none', 'skip_connect', 'conv_3x3', 'sep_conv_3x3')
+    space = make_space('convnets250k', cells=[4, 6], channels=[16], max_params=200_000, ops=ops, num_train=50)
+    specs = sample(space, 'train', 50)
+    assert space.size('train') == 50
+    assert {s.C for s in specs} == {16} and {s.n_cells for s in specs} == {4, 5, 6}
+    assert all(s.genotype.ops <= set(ops) and count_parameters(s) <= 200_000 for s in specs)
+    assert {s.C for s in sample(space, 'wide', 5)} == {64}
+    assert hash(space) == hash(
+        make_space('convnets250k', cells=(4, 6), channels=(16,), max_params=200_000, ops=ops, num_train=50)
+    )
+
+
+def test_choices_of_one_leave_nothing_else():
+    one = dict(ks=(5,), stem_types=(1,), C_mults=(2,), fc_layers=(1,), fc_dims=(96,), norms=('bnorm',))
+    space = make_space('convnets250k', flat_head_share=0, num_classes=7, max_steps=1, **one)
+    for s in sample(space, 'train', 30):
+        assert (s.ks, s.stem_type, s.C_mult, s.fc_layers, s.fc_dim, s.norm) == (5, 1, 2, 1, 96, 'bnorm')
+        assert s.glob_avg and s.num_classes == 7 and s.genotype.steps == 1
+
+
+def test_ops_without_pooling_make_reduction_cells_like_normal_ones():
+    space = make_space('convnets250k', ops=('conv_1x1', 'conv_3x3'))
+    assert {op for s in sample(space, 'train', 20) for op in s.genotype.ops} == {'conv_1x1', 'conv_3x3'}
+
+
+@pytest.mark.parametrize('change', [{'max_params': 1000}, {'ops': ('max_pool_3x3',)}, {'redrawn_ops': OPS}])
+def test_a_space_that_admits_nothing_says_so_and_ends(change, monkeypatch):
+    monkeypatch.setattr(spaces, '_MAX_CANDIDATES', 200)
+    with pytest.raises(UserError, match='admits no network in 200 candidates for train .*: widen its rules'):
+        make_space('convnets250k', **change).sample('train', 0, 0)
+
+
+@pytest.mark.parametrize(
+    ('change', 'told'),
+    [
+        ({'cels': (4, 6)}, "no field 'cels'"),
+        ({'cells': (6, 4)}, 'cells is'),
+        ({'cells': 4}, 'cells is 4'),
+        ({'cells': (4, 5, 6)}, 'cells is'),
+        ({'cells': (True, 4)}, 'cells is'),
+        ({'ops': ('conv_9x9',)}, 'conv_9x9'),
+        ({'ops': ()}, 'ops is'),
+        ({'ops': ('none',)}, 'at least one besides none'),
+        ({'ops': ('conv_1x1', 'conv_1x1')}, 'different values'),
+        ({'ops': 'conv_1x1'}, 'ops is'),
+        ({'channels': (15,)}, 'has 15'),
+        ({'channels': ()}, 'channels is'),
+        ({'channels': (16.0,)}, 'channels is'),
+        ({'max_params': 0}, 'max_params is 0'),
+        ({'max_params': 1e6}, 'max_params is 1000000.0'),
+        ({'min_steps': 3}, 'min_steps is 3'),
+        ({'pool_only_share': 2}, 'pool_only_share is 2'),
+        ({'flat_head_share': float('nan')}, 'flat_head_share is nan'),
+        ({'norms': ('bn',)}, "norms has 'bn'"),
+        ({'ks': (4,)}, 'ks has 4'),
+        ({'name': ''}, 'name is'),
+    ],
+)
+def test_bad_overrides_are_refused_in_one_line(change, told):
+    with pytest.raises(UserError) as error:
+        make_space('convnets250k', **change)
+    assert told in str(error.value) and '\n' not in str(error.value)
+
+
+@pytest.mark.parametrize('name', ['convnets', None, []])
+def test_unknown_spaces_are_refused(name):
+    with pytest.raises(UserError, match='is unknown: choose one of deepnets1m, convnets250k'):
+        make_space(name)
+
+
+def test_attention_needs_widths_its_heads_divide():
+    with pytest.raises(UserError, match='has 20'):
+        make_space('deepnets1m', channels=(20,))
+    assert isinstance(make_space('deepnets1m', channels=(16,)).sample('train', 0, 0), NetworkSpec)

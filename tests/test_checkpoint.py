@@ -1,0 +1,176 @@
+"""Checkpoints: what comes back is what was saved, whatever happened in between."""
+
+import os
+import pathlib
+import signal
+import subprocess
+import sys
+import textwrap
+
+import chex
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+from flax import struct
+
+from ghn_jax.checkpoint import Checkpoints
+from ghn_jax.errors import UserError
+
+
+class State(struct.PyTreeNode):
+    step: jax.Array
+    params: dict
+    opt: optax.OptState
+    key: jax.Array
+
+
+def make_state(step: int, width: int = 3) -> State:
+    kernel, bias = jnp.full((width, 2), float(step)), jnp.arange(2, dtype=jnp.bfloat16)
+    params = {'dense': {'kernel': kernel, 'bias': bias}}
+    tx = optax.chain(optax.clip_by_global_norm(1.0), optax.adamw(1e-3))
+    return State(step=jnp.int32(step), params=params, opt=tx.init(params), key=jax.random.key(step))
+
+
+def assert_same(a: State, b: State) -> None:
+    chex.assert_trees_all_equal(jax.random.key_data(a.key), jax.random.key_data(b.key))
+    a, b = a.replace(key=a.step), b.replace(key=b.step)
+    chex.assert_trees_all_equal_shapes_and_dtypes(a, b)
+    chex.assert_trees_all_equal(a, b)
+
+
+@pytest.fixture
+def run(tmp_path) -> pathlib.Path:
+    """A run directory with checkpoints at steps 1 and 2."""
+    with Checkpoints(tmp_path) as c:
+        c.save(1, make_state(1), {'config': '{"a": [1]}', 'step': 1})
+        c.save(2, make_state(2), {'config': '{"a": [1]}', 'step': 2})
+    return tmp_path
+
+
+def damage(run: pathlib.Path, step: int) -> None:
+    for file in (run / 'checkpoints' / str(step) / 'state').rglob('*'):
+        if file.is_file() and file.parent.name == 'd':
+            file.write_bytes(b'x' * 10)
+
+
+def test_a_restored_state_is_the_saved_state_with_its_types(run):
+    state, meta = Checkpoints(run).restore(make_state(0))
+    assert_same(state, make_state(2))
+    assert meta == {'config': '{"a": [1]}', 'step': 2}
+    shapes = jax.eval_shape(lambda: make_state(0))
+    assert_same(Checkpoints(run).restore(shapes)[0], make_state(2))
+
+
+def test_parameters_are_restored_without_knowing_the_rest(run):
+    params, meta = Checkpoints(run).restore_params()
+    chex.assert_trees_all_equal(params, jax.device_get(make_state(2).params))
+    assert meta['step'] == 2 and Checkpoints(run).restore_meta() == meta
+
+
+def test_the_last_few_steps_are_kept_and_saving_one_again_changes_nothing(tmp_path):
+    with Checkpoints(tmp_path, keep=2) as c:
+        for step in (1, 2, 3):
+            c.save(step, make_state(step), {})
+        c.save(3, make_state(9), {}, wait=True)
+        assert c.steps() == [2, 3] and c.latest_step() == 3
+        assert_same(c.restore(make_state(0))[0], make_state(3))
+
+
+def test_a_state_may_be_overwritten_as_soon_as_save_returns(tmp_path):
+    overwrite = jax.jit(lambda x: x * 0, donate_argnums=0)
+    with Checkpoints(tmp_path) as c:
+        x, y = jnp.ones((256, 256)), np.ones((256, 256), np.float32)
+        c.save(1, {'params': {'x': x, 'y': y}}, {})
+        overwrite(x)
+        y[:] = 0
+        params, _ = c.restore_params()
+    assert params['x'].all() and params['y'].all()
+
+
+@pytest.mark.filterwarnings('ignore::pytest.PytestUnraisableExceptionWarning')  # of Orbax's threads
+def test_a_damaged_newest_checkpoint_falls_back_to_the_one_before(run, capsys):
+    damage(run, 2)
+    c = Checkpoints(run)
+    state, meta = c.restore(make_state(0))
+    assert_same(state, make_state(1))
+    assert meta['step'] == 1
+    err = capsys.readouterr().err
+    assert 'checkpoints/2 cannot be read' in err and len(err.splitlines()) == 1
+    with c:  # training goes on from step 1 and comes by step 2 again
+        c.save(2, make_state(2), {'step': 2})
+    assert_same(Checkpoints(run).restore(make_state(0))[0], make_state(2))
+
+
+@pytest.mark.filterwarnings('ignore::pytest.PytestUnraisableExceptionWarning')
+def test_where_every_checkpoint_is_damaged_the_error_says_so(run):
+    damage(run, 1)
+    damage(run, 2)
+    with pytest.raises(UserError, match=r'none of the checkpoints \[1, 2\]'):
+        Checkpoints(run).restore_params()
+
+
+@pytest.mark.parametrize(
+    'change, message',
+    [
+        (lambda s: make_state(0, width=4), r'dense/kernel is float32\[3, 2\], expected float32\[4, 2\]'),
+        (lambda s: s.replace(step=jnp.float32(0)), r'step is int32\[\], expected float32\[\]'),
+        (lambda s: s.replace(params={'other': jnp.ones(2)}), r'dense/bias is bfloat16\[2\], expected none'),
+        (
+            lambda s: s.replace(params=dict(s.params, new=jnp.ones(2))),
+            r'new is absent, expected float32\[2\]',
+        ),
+    ],
+)
+def test_another_shape_dtype_or_structure_is_one_clear_error(run, change, message):
+    with pytest.raises(UserError, match=message) as e:
+        Checkpoints(run).restore(change(make_state(0)))
+    assert '\n' not in str(e.value)
+
+
+def test_a_directory_without_a_checkpoint_is_an_error_and_stays_as_it_was(tmp_path):
+    (tmp_path / 'notes.txt').write_text('mine')
+    with pytest.raises(UserError, match='no checkpoint in .*train first'):
+        Checkpoints(tmp_path).restore_params()
+    assert Checkpoints(tmp_path).latest_step() is None
+    assert [p.name for p in tmp_path.iterdir()] == ['notes.txt']
+
+
+def test_a_foreign_checkpoint_is_an_error(tmp_path):
+    import orbax.checkpoint as ocp
+
+    with ocp.CheckpointManager(tmp_path / 'checkpoints') as m:
+        state, meta = ocp.args.PyTreeSave({'w': np.ones(2)}), ocp.args.JsonSave({'a': 1})
+        m.save(5, args=ocp.args.Composite(state=state, meta=meta))
+    with pytest.raises(UserError, match='not written by this version of ghn_jax'):
+        Checkpoints(tmp_path).restore_params()
+    (tmp_path / 'other' / 'checkpoints' / '7').mkdir(parents=True)
+    with pytest.raises(UserError, match='damaged or not of ghn_jax'):
+        Checkpoints(tmp_path / 'other').restore_meta()
+
+
+def test_killing_a_save_leaves_a_whole_checkpoint_and_the_step_can_be_saved_again(tmp_path):
+    code = f"""
+        import os, signal, numpy as np
+        from ghn_jax.checkpoint import Checkpoints
+        c = Checkpoints({str(tmp_path)!r})
+        state = lambda s: {{'params': {{'w': np.full(20_000_000, s, np.float32)}}}}   # 80 MB: not yet on disk
+        c.save(1, state(1), {{'step': 1}}, wait=True)
+        c.save(2, state(2), {{'step': 2}})
+        os.kill(os.getpid(), signal.SIGKILL)
+    """
+    root = pathlib.Path(__file__).resolve().parents[1]
+    done = subprocess.run(
+        [sys.executable, '-c', textwrap.dedent(code)],
+        env={**os.environ, 'PYTHONPATH': str(root)},
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == -signal.SIGKILL, done.stderr
+    params, meta = Checkpoints(tmp_path).restore_params()
+    assert meta['step'] in (1, 2) and (params['w'] == meta['step']).all()
+    with Checkpoints(tmp_path) as c:
+        c.save(2, {'params': {'w': np.full(3, 7, np.float32)}}, {'step': 2})
+    assert not list((tmp_path / 'checkpoints').glob('*tmp*'))
+    assert Checkpoints(tmp_path).latest_step() == 2
