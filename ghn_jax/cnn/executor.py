@@ -28,7 +28,7 @@ from ghn_jax.cnn.program import (
     ACCUMULATE, DST, GROUP, OP, PARTS, SEEN, SRC, WEIGHTS, Bits, Class, Program, Segment, Tables,
     block_floats, weight_shapes,
 )  # fmt: skip
-from ghn_jax.quant.fake_quant import fake_quantize
+from ghn_jax.quant.fake_quant import FLOAT_BITS, fake_quantize, grid
 from ghn_jax.quant.ranges import min_max
 
 
@@ -44,26 +44,41 @@ class Workspace(NamedTuple):
 
 
 class Quantizer(NamedTuple):
-    """How an instruction quantizes its inputs: joint maximum of its relu'd input, bits, key for noise."""
+    """How an instruction quantizes its inputs. scale: of the levels of relu(x), over its group's joint range.
+
+    bits: int32 [2], of what the instruction reads and of what lies between its convolutions. key: for noise.
+    """
 
     mode: str
-    joint_max: Array
-    bits: Array  # int32 [2]
+    scale: Array
+    bits: Array
     key: Array | None
 
     def rectified(self, x: Array) -> Array:
-        """Fake-quantizes relu(x) by the joint range of its group; x is relu'd already."""
-        return self._quantize(x, jnp.zeros((), x.dtype), self.joint_max, 0)
+        """Fake-quantizes relu(x), relu'd already, by the joint range [0, max] of its group."""
+        if self.mode == 'qat':
+            return _round_rectified(x, self.scale, self.bits[0])
+        if self.mode == 'noise':
+            noise = jax.random.uniform(jax.random.fold_in(self.key, 0), x.shape, x.dtype) - 0.5
+            return x + jnp.where(self.bits[0] < FLOAT_BITS, noise * self.scale, 0)
+        return x
 
     def own(self, x: Array, which: int) -> Array:
         """Fake-quantizes x by its own range."""
-        return x if self.mode == 'float' else self._quantize(x, *min_max(x), which)
-
-    def _quantize(self, x, lo, hi, which):
         if self.mode == 'float':
             return x
-        key = None if self.key is None else jax.random.fold_in(self.key, which)
-        return fake_quantize(x, lo, hi, self.bits[which], mode=self.mode, key=key)
+        key = jax.random.fold_in(self.key, which) if self.mode == 'noise' else None
+        return fake_quantize(x, *min_max(x), self.bits[which], mode=self.mode, key=key)
+
+
+@jax.custom_vjp
+def _round_rectified(x: Array, scale: Array, bits: Array) -> Array:
+    """`fake_quantize` where 0 <= x <= max and the range is [0, max]: the zero point is 0, no value is clipped, and
+    the gradient is that of the identity. A third of the code, in nearly every op of every program."""
+    return jnp.where(bits < FLOAT_BITS, jnp.round(x / scale) * scale, x)
+
+
+_round_rectified.defvjp(lambda x, scale, bits: (_round_rectified(x, scale, bits), None), lambda _, g: (g, None, None))
 
 
 def make_workspace(program: Program, batch: int, dtype=jnp.float32, *, train: bool = True) -> Workspace:
@@ -158,27 +173,17 @@ def _weights(op: tuple, segment: Segment, flat: Array, block: Array) -> list[Arr
 def _apply(op: tuple, w: list[Array], x: Array, q: Quantizer, has_norm: Array, out_shape) -> Array:
     """The result of one instruction. `q` is closed over, so ranges and bits get no gradient."""
     match op:
-        case ('stem', _):
-            return ops.conv(q.own(x, 0), w[0])
         case ('conv', kh, kw, stride, rectify):
             x = q.rectified(ops.relu(x)) if rectify else q.own(x, 0)
-            return ops.conv(x, w[0], (stride if kh > 1 else 1, stride if kw > 1 else 1))
+            return ops.conv(x, w[0], (stride if kh > 1 or kw == 1 else 1, stride if kw > 1 or kh == 1 else 1))
+        case ('depthwise', _, dilation, stride):
+            return ops.depthwise_conv(q.rectified(ops.relu(x)), w[0], stride, dilation)
+        case ('reduce',):
+            x = q.rectified(ops.relu(x))
+            return jnp.concatenate([ops.conv(x[:, ::2, ::2], w[0]), ops.conv(x[:, 1::2, 1::2], w[1])], -1)
         case ('split', stride):
             x = ops.conv(q.rectified(ops.relu(x)), w[0], (1, stride))
             return ops.conv(q.own(x, 1), w[1], (stride, 1))
-        case ('point', stride):
-            x = ops.conv(q.rectified(ops.relu(x)), w[0], (stride, stride))
-            return ops.batch_norm(x, w[1], w[2], has_norm)
-        case ('part',):
-            return ops.conv(q.rectified(ops.relu(x)), w[0])
-        case ('reduce',) | ('reduce_part',):
-            x = q.rectified(ops.relu(x))
-            halves = [ops.conv(x[:, ::2, ::2], w[0]), ops.conv(x[:, 1::2, 1::2], w[1])]
-            x = jnp.concatenate(halves, -1)
-            return ops.batch_norm(x, w[2], w[3], has_norm) if op == ('reduce',) else x
-        case ('depthwise', _, dilation, stride):
-            x = ops.depthwise_conv(q.rectified(ops.relu(x)), w[0], stride, dilation)
-            return ops.batch_norm(ops.conv(q.own(x, 1), w[1]), w[2], w[3], has_norm)
         case ('norm',):
             return ops.batch_norm(x, w[0], w[1], has_norm)
         case ('max', stride):
@@ -195,11 +200,14 @@ def _apply(op: tuple, w: list[Array], x: Array, q: Quantizer, has_norm: Array, o
 
 
 def _quantizer(program, mode, key, max_of_src, row, bits, r) -> Quantizer:
-    """For row r; the key is derived from r, so that the backward pass draws the same noise."""
+    """For row r. The key is derived from r, so that the backward pass draws the same noise."""
+    if mode == 'float':
+        return Quantizer(mode, jnp.zeros((), max_of_src.dtype), bits, None)
     parts = lax.dynamic_slice(max_of_src, (row[GROUP],), (program.capacity.parts,))
     used = jnp.arange(program.capacity.parts) < row[PARTS]
-    joint = jnp.max(jnp.where(used, parts, 0), initial=0)
-    return Quantizer(mode, joint, bits, jax.random.fold_in(key, r) if mode == 'noise' else None)
+    scale, _, _ = grid(0, jnp.max(jnp.where(used, parts, 0), initial=0), bits[0], max_of_src.dtype)
+    scale = jnp.where(scale > 0, scale, 1)  # of nothing but zeros: they stay zeros on any grid
+    return Quantizer(mode, scale, bits, jax.random.fold_in(key, r) if mode == 'noise' else None)
 
 
 def _slot(tape: Array, index: Array) -> Array:
@@ -229,11 +237,11 @@ def _run(program, flat, tables, bits, images, values, mode, key):
         src, dst = segment.src, segment.dst
 
         def branch(op, segment=segment, shape=values[dst].shape[1:]):
-            def run(tape, row, flat, joint, bits, key):
+            def run(tape, row, flat, scale, bits, key):
                 x, w = lax.optimization_barrier(
                     (_slot(tape, row[SRC]), _weights(op, segment, flat, row[WEIGHTS]))
                 )
-                return _apply(op, w, x, Quantizer(mode, joint, bits, key), has_norm, shape)
+                return _apply(op, w, x, Quantizer(mode, scale, bits, key), has_norm, shape)
 
             return run
 
@@ -246,7 +254,7 @@ def _run(program, flat, tables, bits, images, values, mode, key):
                 program, mode, key, maxima if src == dst else max_of[src], row, bits.activations[r], r
             )
             y = lax.switch(
-                row[OP], branches, tape if src == dst else values[src], row, flat, q.joint_max, q.bits, q.key
+                row[OP], branches, tape if src == dst else values[src], row, flat, q.scale, q.bits, q.key
             )
             y = lax.optimization_barrier(y)
             y = jnp.where(row[ACCUMULATE] > 0, _slot(tape, row[DST]), 0) + y
@@ -272,10 +280,10 @@ def _run_backward(
     padded = segment.weight_floats
 
     def branch(op):
-        def run(tape, row, flat, joint, bits, key, g):
+        def run(tape, row, flat, scale, bits, key, g):
             w = _weights(op, segment, flat, row[WEIGHTS])
             x, w, g = lax.optimization_barrier((_slot(tape, row[SRC]), w, g))
-            q = Quantizer(mode, joint, bits, key)
+            q = Quantizer(mode, scale, bits, key)
             _, pull = jax.vjp(lambda w, x: _apply(op, w, x, q, has_norm, g.shape), w, x)
             g_w, g_x = pull(g)
             parts = [jnp.pad(p.ravel(), (0, block_floats(p.shape) - p.size)) for p in g_w]
@@ -294,7 +302,7 @@ def _run_backward(
         q = _quantizer(program, mode, key, max_of[src], row, bits.activations[r], r)
         g = lax.optimization_barrier(_slot(g_dst, row[DST]))
         g_w, g_x = lax.optimization_barrier(
-            lax.switch(row[OP], branches, src_tape, row, flat, q.joint_max, q.bits, q.key, g)
+            lax.switch(row[OP], branches, src_tape, row, flat, q.scale, q.bits, q.key, g)
         )
         if padded:
             g_flat = lax.dynamic_update_slice(g_flat, g_w, (row[WEIGHTS] * BLOCK,))

@@ -2,23 +2,21 @@
 
 A value is one tensor of the network, [N, H, H, C]; its class is (H, C). An instruction reads one value and
 adds its result to another. Sums need no instruction (their terms write to one value) and concatenations
-need none either: the parts of a cell's output are a *group*, laid side by side on the tape, and a 1x1
-convolution over them is one `part` instruction for each, followed by a `norm`. What the layers of a group
-share is the range of the activation: an instruction names all parts, and quantizes by their joint range.
+need none either: the parts of a cell's output are a *group*, laid side by side on the tape, and a convolution over
+them is one convolution of each, with its rows of the weight, into one sum. What they share is the range of the
+activation: an instruction names all parts, and quantizes by their joint range.
 
-Instructions (x is the value read; relu is part of the instruction):
-  ('stem', k)               conv kxk of the image
-  ('conv', kh, kw, stride, relu)   [relu] conv, no normalisation
-  ('point', stride)         relu, conv 1x1, norm
-  ('part',)                 relu, conv 1x1 of one part of a group
-  ('reduce',)               relu, FactorizedReduce, norm         ('reduce_part',) one part of a group
-  ('split', stride)         relu, conv 1x7, conv 7x1, no normalisation
-  ('depthwise', k, dilation, stride)   relu, depthwise conv, conv 1x1, norm
-  ('norm',)                 batch normalisation
+Instructions:
+  ('conv', kh, kw, stride, rectify)    [relu,] convolution
+  ('depthwise', k, dilation, stride)   relu, depthwise convolution
+  ('reduce',)                          relu, the two convolutions of a FactorizedReduce
+  ('split', stride)                    relu, convolutions 1x7 and 7x1, strided
+  ('norm',)                            batch normalisation
   ('max', stride) ('avg', stride) ('copy',) ('subsample',) ('zero',)
 
-Normalisation is an instruction of its own after dense convolutions, so that the backward pass, which
-recomputes each instruction from its input, need not convolve again to get at the normalisation's input.
+Instructions are as small as they are because the backward pass recomputes each from its input (what is cheap to
+recompute, relu and rounding, goes with what follows it) and because compiling takes its time for each op of each
+pair of classes.
 """
 
 import math
@@ -101,7 +99,7 @@ class Lowered(NamedTuple):
 
 
 IMAGE = 0  # the value that holds the input images
-_SIZES = {'3x3': 3, '5x5': 5, '7x7': 7}
+_SIZES = {'1x1': 1, '3x3': 3, '5x5': 5, '7x7': 7}
 
 
 def lower(spec: NetworkSpec, image_size: int = 32) -> Lowered:
@@ -150,61 +148,48 @@ class _Lowering:
 
     # -- layers: each adds its result to value `dst`
 
-    def normed(self, op, src, dst, pieces, quantized, norm_name):
-        """A convolution whose normalisation is an instruction of its own."""
-        size, channels = self.classes[dst]
-        raw = self.emit(op, src, self.value(size, channels), pieces, quantized)
-        self.emit(('norm',), raw, dst, self.norm_pieces(norm_name, channels))
+    def normed(self, src: int, dst: int, op, pieces, weights, norm_name: str):
+        """An instruction, then its normalisation."""
+        raw = self.emit(op, src, self.value(*self.classes[dst]), pieces, weights)
+        self.emit(('norm',), raw, dst, self.norm_pieces(norm_name, self.classes[dst][1]))
 
-    def conv(self, src: int, dst: int, k: int, stride: int, name: str):
-        c_in, c_out = self.classes[src][1], self.classes[dst][1]
-        weight = f'{name}.op.1.weight'
-        pieces = (_dense(weight, k * k, c_in, c_out),)
-        if k == 1:
-            pieces += self.norm_pieces(f'{name}.op.2', c_out)
-            self.emit(('point', stride), src, dst, pieces, (weight,))
-        else:
-            self.normed(('conv', k, k, stride, True), src, dst, pieces, (weight,), f'{name}.op.2')
+    def conv(self, src: int, dst: int, k: int, stride: int, name: str, *, rectify=True, at: int = 1):
+        """[relu,] conv kxk (`name.op.at`), norm (`name.op.at+1`)."""
+        weight = f'{name}.op.{at}.weight'
+        pieces = (_dense(weight, k * k, self.classes[src][1], self.classes[dst][1]),)
+        self.normed(src, dst, ('conv', k, k, stride, rectify), pieces, (weight,), f'{name}.op.{at + 1}')
 
     def split_conv(self, src: int, dst: int, stride: int, name: str):
         size, channels = self.classes[dst]
         first, second = f'{name}.op.1.weight', f'{name}.op.2.weight'
         pieces = (_dense(first, 7, channels, channels), _dense(second, 7, channels, channels))
         if stride == 1:
-            middle = self.emit(
-                ('conv', 1, 7, 1, True), src, self.value(size, channels), pieces[:1], (first,)
-            )
-            self.normed(('conv', 7, 1, 1, False), middle, dst, pieces[1:], (second,), f'{name}.op.3')
+            middle = self.emit(('conv', 1, 7, 1, True), src, self.value(size, channels), pieces[:1], (first,))
+            self.normed(middle, dst, ('conv', 7, 1, 1, False), pieces[1:], (second,), f'{name}.op.3')
         else:  # the value between has another height than width, so it stays inside one instruction
-            self.normed(('split', stride), src, dst, pieces, (first, second), f'{name}.op.3')
+            self.normed(src, dst, ('split', stride), pieces, (first, second), f'{name}.op.3')
 
-    def depthwise(self, src: int, dst: int, k: int, dilation: int, stride: int, name: str, at: int):
-        channels = self.classes[dst][1]
-        first, second = f'{name}.op.{at}.weight', f'{name}.op.{at + 1}.weight'
-        pieces = (Piece(first, k * k, 1, channels, 1, channels), _dense(second, 1, channels, channels))
-        pieces += self.norm_pieces(f'{name}.op.{at + 2}', channels)
-        self.emit(('depthwise', k, dilation, stride), src, dst, pieces, (first, second))
+    def separable(self, src: int, dst: int, k: int, dilation: int, stride: int, name: str, at: int):
+        """relu, depthwise conv (`name.op.at`), conv 1x1, norm."""
+        size, channels = self.classes[dst]
+        weight = f'{name}.op.{at}.weight'
+        piece = Piece(weight, k * k, 1, channels, 1, channels)
+        op = ('depthwise', k, dilation, stride)
+        middle = self.emit(op, src, self.value(size, channels), (piece,), (weight,))
+        self.conv(middle, dst, 1, 1, name, rectify=False, at=at + 1)
 
     def point_group(self, parts: tuple[int, ...], channels: int, name: str) -> int:
         """relu, conv 1x1, norm over a concatenation."""
-        size = self.classes[parts[0]][0]
-        dst = self.value(size, channels)
-        if len(parts) == 1:
-            self.conv(parts[0], dst, 1, 1, name)
-            return dst
-        return self.group(('part',), parts, dst, (f'{name}.op.1.weight',), f'{name}.op.2')
+        dst = self.value(self.classes[parts[0]][0], channels)
+        return self.group(('conv', 1, 1, 1, True), parts, dst, (f'{name}.op.1.weight',), f'{name}.op.2')
 
     def reduce_group(self, parts: tuple[int, ...], channels: int, name: str, dst: int | None = None) -> int:
-        """FactorizedReduce over a concatenation: two strided 1x1 convolutions, the second shifted."""
+        """FactorizedReduce over a concatenation: two strided 1x1 convolutions, the second shifted; norm."""
         dst = self.value(self.classes[parts[0]][0] // 2, channels) if dst is None else dst
-        weights = (f'{name}.conv_1.weight', f'{name}.conv_2.weight')
-        if len(parts) > 1:
-            return self.group(('reduce_part',), parts, dst, weights, f'{name}.bn')
-        pieces = [_dense(weight, 1, self.classes[parts[0]][1], channels // 2) for weight in weights]
-        pieces += self.norm_pieces(f'{name}.bn', channels)
-        return self.emit(('reduce',), parts[0], dst, pieces, weights[:1])
+        return self.group(('reduce',), parts, dst, (f'{name}.conv_1.weight', f'{name}.conv_2.weight'), f'{name}.bn')
 
     def group(self, op, parts, dst, weights, norm_name) -> int:
+        """Convolutions of the parts of a concatenation, summed, then the norm."""
         size, channels = self.classes[dst]
         raw = self.value(size, channels)
         row = 0
@@ -233,25 +218,20 @@ class _Lowering:
     def stem(self) -> tuple[tuple[int, ...], tuple[int, ...]]:
         spec, (size, _) = self.spec, self.classes[IMAGE]
 
-        def stem_conv(name: str, channels: int, norm_name: str) -> int:
-            dst = self.value(size, channels)
-            weight = f'{name}.weight'
-            piece = _dense(weight, spec.ks**2, 3, channels)
-            self.normed(('stem', spec.ks), IMAGE, dst, (piece,), (weight,), norm_name)
+        def stem_conv(src: int, dst: int, k: int, stride: int, name: str, norm: str):
+            piece = _dense(f'{name}.weight', k * k, self.classes[src][1], self.classes[dst][1])
+            self.normed(src, dst, ('conv', k, k, stride, src != IMAGE), (piece,), (piece.name,), norm)
             return dst
 
         if spec.stem_type == 0:
-            out = stem_conv('stem.0', 3 * spec.C if spec.preproc else spec.C, 'stem.1')
+            out = self.value(size, 3 * spec.C if spec.preproc else spec.C)
+            stem_conv(IMAGE, out, spec.ks, 1, 'stem.0', 'stem.1')
             if spec.stem_pool:
                 out = self.emit(('max', 2), out, self.value(size // 2, self.classes[out][1]))
             return (out,), (out,)
-        first = stem_conv('stem0.0', spec.C // 2, 'stem0.1')
-        s0 = self.value(size, spec.C)
-        weight = _dense('stem0.3.weight', 9, spec.C // 2, spec.C)
-        self.normed(('conv', 3, 3, 1, True), first, s0, (weight,), (weight.name,), 'stem0.4')
-        s1 = self.value(size // 2, spec.C)
-        weight = _dense('stem1.1.weight', 9, spec.C, spec.C)
-        self.normed(('conv', 3, 3, 2, True), s0, s1, (weight,), (weight.name,), 'stem1.2')
+        first = stem_conv(IMAGE, self.value(size, spec.C // 2), spec.ks, 1, 'stem0.0', 'stem0.1')
+        s0 = stem_conv(first, self.value(size, spec.C), 3, 1, 'stem0.3', 'stem0.4')
+        s1 = stem_conv(s0, self.value(size // 2, spec.C), 3, 2, 'stem1.1', 'stem1.2')
         return (s0,), (s1,)
 
     def preprocess(self, parts, width: int, halve: bool, name: str) -> int | None:
@@ -303,18 +283,16 @@ class _Lowering:
                 self.emit(('copy',), src, dst)
         elif kind in ('max_pool', 'avg_pool'):
             self.emit((kind[:3], stride), src, dst)
-        elif op == 'conv_1x1':
-            self.conv(src, dst, 1, stride, name)
         elif op == 'conv_7x1_1x7':
             self.split_conv(src, dst, stride, name)
         elif kind == 'conv':
             self.conv(src, dst, _SIZES[size], stride, name)
         elif kind == 'dil_conv':
-            self.depthwise(src, dst, _SIZES[size], 2, stride, name, 1)
+            self.separable(src, dst, _SIZES[size], 2, stride, name, 1)
         else:  # sep_conv: two depthwise-separable convolutions in a row
             middle = self.value(*self.classes[dst])
-            self.depthwise(src, middle, _SIZES[size], 1, stride, name, 1)
-            self.depthwise(middle, dst, _SIZES[size], 1, 1, name, 5)
+            self.separable(src, middle, _SIZES[size], 1, stride, name, 1)
+            self.separable(middle, dst, _SIZES[size], 1, 1, name, 5)
 
     def finish(self, parts: tuple[int, ...]) -> Lowered:
         """Adds the head and drops instructions whose results the logits do not need."""

@@ -71,7 +71,7 @@ def _kernel_gradient(x: Array, g: Array, kernel: tuple[int, int], stride: tuple[
         return window[:, :: stride[0], :: stride[1]].reshape(-1, c).T @ g2
 
     taps = np.stack(np.meshgrid(np.arange(kh), np.arange(kw), indexing='ij'), -1).reshape(-1, 2)
-    return lax.map(tap, jnp.asarray(taps, jnp.int32)).reshape(kh, kw, c, o)
+    return lax.map(tap, jnp.asarray(taps)).reshape(kh, kw, c, o)
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(2,))
@@ -237,7 +237,7 @@ max_pool.defvjp(_max_pool_forward, _max_pool_backward)
 
 
 def _reciprocal_counts(size: tuple[int, int], stride: int, dtype) -> Array:
-    counts = [np.convolve(np.ones(n), np.ones(3), 'same')[::stride] for n in size]
+    counts = [np.convolve(np.ones(n), np.ones(3))[1:-1:stride] for n in size]  # 'same' fails below 3 pixels
     return jnp.asarray(1 / (counts[0][:, None, None] * counts[1][None, :, None]), dtype)
 
 

@@ -193,26 +193,17 @@ class Program:
 def weight_shapes(op: tuple, src: Class, dst: Class) -> list[tuple[int, ...]]:
     """Shapes of an instruction's weights, in the order of its pieces. Dense: HWIO, depthwise: HWC."""
     (_, c), (_, o) = src, dst
-    norm = [(o,), (o,)]
     match op:
-        case ('stem', k):
-            return [(k, k, c, o)]
         case ('conv', kh, kw, _, _):
             return [(kh, kw, c, o)]
+        case ('depthwise', k, _, _):
+            return [(k, k, c)]
+        case ('reduce',):
+            return [(1, 1, c, o // 2)] * 2
         case ('split', _):
             return [(1, 7, c, o), (7, 1, o, o)]
-        case ('point', _):
-            return [(1, 1, c, o), *norm]
-        case ('part',):
-            return [(1, 1, c, o)]
-        case ('reduce_part',):
-            return [(1, 1, c, o // 2)] * 2
-        case ('reduce',):
-            return [(1, 1, c, o // 2)] * 2 + norm
-        case ('depthwise', k, _, _):
-            return [(k, k, c), (1, 1, c, o), *norm]
         case ('norm',):
-            return norm
+            return [(o,), (o,)]
     return []
 
 

@@ -47,7 +47,7 @@ def apply_reference(
         policy.check(quantizable((name, w.shape) for name, w in params.items()))
     layers = _Layers(params, policy, spec.norm is not None)
     images = jnp.asarray(images, jnp.result_type(*params.values()))
-    outputs = dict(zip((-2, -1), _stem(layers, spec, images), strict=True))
+    outputs: dict[int, Array | None] = dict(zip((-2, -1), _stem(layers, spec, images), strict=True))
 
     def output(cell: int) -> Array | None:
         # Pulled from the logits, not pushed from the image: what nothing reads is not run, needs no weights.
@@ -303,7 +303,7 @@ def _max_pool(x: Array, stride: int) -> Array:
 @functools.partial(jax.jit, static_argnums=1)
 def _avg_pool(x: Array, stride: int) -> Array:
     counts = _windows(jnp.ones((1, *x.shape[1:3], 1), x.dtype), stride, 0)
-    return sum(_windows(x, stride, 0)) / sum(counts)
+    return jnp.sum(jnp.stack(_windows(x, stride, 0)), axis=0) / jnp.sum(jnp.stack(counts), axis=0)
 
 
 def _fake_quantize(x: Array, bits: int) -> Array:

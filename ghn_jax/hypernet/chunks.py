@@ -1,4 +1,5 @@
-"""Applying functions to ranges of rows of padded arrays, the ranges being data: loops over chunks, with their gradient.
+"""Applying functions to ranges of rows of padded arrays, the ranges being data: loops over chunks, with their
+gradient.
 
 Axes: P rows, padded | R rows of a chunk.
 """
@@ -14,14 +15,20 @@ Ranges = Sequence[tuple[jax.Array, jax.Array]]
 
 
 def map_chunks(
-    functions: Sequence[Callable[[Any, Any], jax.Array]], params: Sequence[Any], xs: Any, ranges: Ranges, rows: int
+    functions: Sequence[Callable[[Any, Any], jax.Array]],
+    params: Sequence[Any],
+    xs: Any,
+    ranges: Ranges,
+    rows: int,
 ) -> jax.Array:
-    """Rows [first, end) of the result are functions[i](params[i], xs) with (first, end) = ranges[i]; the rest is zero.
+    """Rows [first, end) of the result are functions[i](params[i], xs) with (first, end) = ranges[i]; the rest
+    is zero.
 
-    xs: a pytree with P leading rows, P a multiple of rows. Each function maps rows one by one, [R, ...] to [R, ...], all
-    to the same shape. It sees `rows` rows at a time, so work grows with the ranges and not with P. Ranges start at a
-    multiple of rows and do not share a chunk. Differentiable in params and in the floating-point leaves of xs; the
-    backward pass computes the functions again, chunk by chunk. They must close over no differentiated value.
+    xs: a pytree with P leading rows, P a multiple of rows. Each function maps rows one by one, [R, ...] to
+    [R, ...], all to the same shape. It sees `rows` rows at a time, so work grows with the ranges and not with
+    P. Ranges start at a multiple of rows and do not share a chunk. Differentiable in params and in the
+    floating-point leaves of xs; the backward pass computes the functions again, chunk by chunk. They must
+    close over no differentiated value.
     """
     P = jax.tree.leaves(xs)[0].shape[0]
     if P % rows:

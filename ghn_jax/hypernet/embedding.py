@@ -1,9 +1,10 @@
 """What a node is, as a vector: its primitive plus the sizes of its tensor (GHN-2, arXiv 2110.13100).
 
-Sizes are looked up in fixed vocabularies; a size without an entry takes the nearest one. Nodes without a tensor (sums,
-pools of the whole image, ...) have a row of their own in each table.
+Sizes are looked up in fixed vocabularies; a size without an entry takes the nearest one. Nodes without a
+tensor (sums, pools of the whole image, ...) have a row of their own in each table.
 
-Axes: B graphs | N nodes, padded | D hidden.   The four sizes of a tensor: out, in channels, kernel height, width.
+Axes: B graphs | N nodes, padded | D hidden.   The four sizes of a tensor: out, in channels, kernel height,
+width.
 """
 
 import jax
@@ -19,20 +20,25 @@ SPATIAL = np.array([1, 3, 5, 7, 9, 11, 14, 16])
 
 
 def init_embedding(key: jax.Array, hid: int, dtype: jnp.dtype = jnp.float32) -> Params:
-    """Tables with standard normal entries (PyTorch's default); the last row of the sizes' tables is "no tensor"."""
-    k_primitive, k_channel, k_spatial = jax.random.split(key, 3)
-    return {
-        'primitive': jax.random.normal(k_primitive, (NUM_PRIMITIVES, hid), dtype),
-        'channel': jax.random.normal(k_channel, (len(CHANNELS) + 1, hid // 4), dtype),
-        'spatial': jax.random.normal(k_spatial, (len(SPATIAL) + 1, hid // 4), dtype),
+    """Tables with standard normal entries (PyTorch's default); the last row of the sizes' tables is "no
+    tensor".
+    """
+    shapes = {
+        'primitive': (NUM_PRIMITIVES, hid),
+        'channel': (len(CHANNELS) + 1, hid // 4),
+        'spatial': (len(SPATIAL) + 1, hid // 4),
     }
+    ends = np.cumsum([rows * width for rows, width in shapes.values()])
+    parts = jnp.split(jax.random.normal(key, (int(ends[-1]),), dtype), ends[:-1])
+    return {name: part.reshape(shape) for part, (name, shape) in zip(parts, shapes.items(), strict=True)}
 
 
 def shape_indices(shape: jax.Array) -> jax.Array:
     """Rows of the channel, channel, spatial and spatial tables: int32 [..., 4] from raw sizes int32 [..., 4].
 
-    Raw sizes are padded with ones to four; 0 means no tensor. Between two entries the nearest wins, of two equally
-    near ones the smaller, with two exceptions of the published tables: channels 4 to 7 count as 8, a kernel of 2 as 3.
+    Raw sizes are padded with ones to four; 0 means no tensor. Between two entries the nearest wins, of two
+    equally near ones the smaller, with two exceptions of the published tables: channels 4 to 7 count as 8, a
+    kernel of 2 as 3.
     """
     channel = jnp.asarray(_CHANNEL_ROW)[jnp.clip(shape[..., :2], 0, len(_CHANNEL_ROW) - 1)]
     spatial = jnp.asarray(_SPATIAL_ROW)[jnp.clip(shape[..., 2:], 0, len(_SPATIAL_ROW) - 1)]
@@ -40,7 +46,9 @@ def shape_indices(shape: jax.Array) -> jax.Array:
 
 
 def embed_nodes(params: Params, primitive: jax.Array, shape: jax.Array) -> jax.Array:
-    """Node features [..., D] from primitive int32 [...] and raw sizes int32 [..., 4] (see `shape_indices`)."""
+    """Node features [..., D] from primitive int32 [...] and raw sizes int32 [..., 4] (see
+    `shape_indices`).
+    """
     rows = shape_indices(shape)
     sizes = [_take(params['channel'], rows[..., i]) for i in (0, 1)]
     sizes += [_take(params['spatial'], rows[..., i]) for i in (2, 3)]
@@ -57,7 +65,7 @@ def _take_fwd(table, rows):
 
 
 def _take_bwd(residuals, grad):
-    # A product with a one-hot matrix: thousands of nodes share a few rows, which a scatter adds one after another.
+    # A product with a one-hot matrix: thousands of nodes share a few rows; a scatter adds one after another.
     rows, length = residuals
     one_hot = jax.nn.one_hot(rows.reshape(-1), length, dtype=grad.dtype)
     return one_hot.T @ grad.reshape(-1, grad.shape[-1]), None
@@ -70,7 +78,9 @@ def _nearest_rows(vocabulary: np.ndarray, exceptions: dict[int, int]) -> np.ndar
     """Row of `vocabulary` for every size from 0 (no tensor: the extra row) to the largest entry."""
     sizes = np.arange(vocabulary[-1] + 1)
     wanted = np.array([exceptions.get(size, size) for size in sizes])
-    rows = np.argmin(np.abs(wanted[:, None] - vocabulary[None, :]), axis=1)  # argmin: the first, so the smaller
+    rows = np.argmin(
+        np.abs(wanted[:, None] - vocabulary[None, :]), axis=1
+    )  # argmin: the first, so the smaller
     rows[0] = len(vocabulary)
     return rows.astype(np.int32)
 

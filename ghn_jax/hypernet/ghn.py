@@ -1,12 +1,14 @@
 """GHN: the graph hypernetwork, from graphs of networks to their weights (GHN-2, arXiv 2110.13100).
 
-embed (all graphs of a batch together) -> one embedding for each node -> decode (one network) -> tiles of weights.
+embed (all graphs of a batch together) -> one embedding for each node -> decode (one network) -> tiles of
+weights.
 
 Axes: B graphs | N nodes, padded | D hidden.
 """
 
 import dataclasses
 from collections.abc import Mapping
+from functools import partial
 from typing import Any
 
 import jax
@@ -14,10 +16,11 @@ import jax.numpy as jnp
 from flax import linen as nn
 
 from ghn_jax.errors import UserError
-from ghn_jax.hypernet.decoder import DecoderTable, Tiles, decode, init_decoder, predict_tensors
+from ghn_jax.hypernet.decoder import decode, init_decoder, predict_tensors
 from ghn_jax.hypernet.embedding import embed_nodes, init_embedding
 from ghn_jax.hypernet.gnn import gated_gnn, init_gnn
 from ghn_jax.hypernet.layers import init_layer_norm, init_mlp, layer_norm, mlp
+from ghn_jax.hypernet.table import DecoderTable, Tiles
 from ghn_jax.networks.graph import GraphBatch, NetworkGraph, batch_graphs, to_graphs_tuple
 
 _CHOICES = {'hypernet': ('gatedgnn', 'mlp'), 'decoder': ('conv',)}
@@ -28,10 +31,11 @@ _FLAGS = ('weight_norm', 've', 'layernorm')
 class GHNConfig:
     """What defines a hypernetwork. The defaults are GHN-2; GHN-1 has weight_norm, ve and layernorm off.
 
-    hid: width of node embeddings, a multiple of 4.   max_shape: (channels, channels, height, width) of decoded tiles
-    and of the kernel window, both square.   num_classes: outputs of the last layer of every network.
-    hypernet: 'gatedgnn', or 'mlp': a node sees itself only (the baseline).   decoder: 'conv'.
-    weight_norm: scale predicted weights by fan-in.   ve: virtual edges.   layernorm: of the embeddings, before decoding.
+    hid: width of node embeddings, a multiple of 4.   max_shape: (channels, channels, height, width) of
+    decoded tiles and of the kernel window, both square.   num_classes: outputs of the last layer of every
+    network. hypernet: 'gatedgnn', or 'mlp': a node sees itself only (the baseline).   decoder: 'conv'.
+    weight_norm: scale predicted weights by fan-in.   ve: virtual edges.   layernorm: of the embeddings,
+    before decoding.
 
     Raises UserError on construction for wrong types and impossible values.
     """
@@ -51,7 +55,12 @@ class GHNConfig:
         if not _is_positive_int(self.num_classes):
             raise UserError(f'num_classes is {self.num_classes!r}: expected a positive integer')
         shape = tuple(self.max_shape) if isinstance(self.max_shape, list | tuple) else ()
-        if len(shape) != 4 or not all(map(_is_positive_int, shape)) or shape[0] != shape[1] or shape[2] != shape[3]:
+        if (
+            len(shape) != 4
+            or not all(map(_is_positive_int, shape))
+            or shape[0] != shape[1]
+            or shape[2] != shape[3]
+        ):
             raise UserError(f'max_shape is {self.max_shape!r}: expected (C, C, K, K), as in (64, 64, 11, 11)')
         object.__setattr__(self, 'max_shape', shape)
         for field, allowed in _CHOICES.items():
@@ -63,11 +72,15 @@ class GHNConfig:
 
     @classmethod
     def from_dict(cls, fields: Mapping[str, Any]) -> 'GHNConfig':
-        """From JSON's types. Raises UserError for unknown fields and bad values; absent ones keep their default."""
+        """From JSON's types. Raises UserError for unknown fields and bad values; absent ones keep their
+        default.
+        """
         known = [field.name for field in dataclasses.fields(cls)]
         unknown = sorted(set(fields) - set(known))
         if unknown:
-            raise UserError(f'hypernetwork config has unknown fields {", ".join(unknown)}: known are {", ".join(known)}')
+            raise UserError(
+                f'hypernetwork config has unknown fields {", ".join(unknown)}: known are {", ".join(known)}'
+            )
         return cls(**fields)
 
     def to_dict(self) -> dict[str, Any]:
@@ -127,20 +140,20 @@ def init_params(config: GHNConfig, key: jax.Array, dtype: jnp.dtype = jnp.float3
     Linear layers and the GRU: kernels and biases uniform within 1/sqrt(fan_in). Embeddings: standard normal.
     LayerNorm: scale 1, bias 0.
     """
+    return _init(config, dtype, key)
 
-    @jax.jit  # one compilation rather than one for each array
-    def init(key):
-        params = GHN(config).init(key, method=lambda ghn: ghn.embedding)['params']
-        return jax.tree.map(lambda p: p.astype(dtype), params)
 
-    return init(key)
+@partial(jax.jit, static_argnums=(0, 1))
+def _init(config, dtype, key):
+    params = GHN(config).init(key, method=lambda ghn: ghn.embedding)['params']
+    return jax.tree.map(lambda p: p.astype(dtype), params)
 
 
 def predict_parameters(ghn: GHN, params: Any, graph: NetworkGraph) -> dict[str, jax.Array]:
     """Every tensor of one network by its DeepNets-1M name, in PyTorch's layout (positional encodings too).
 
-    The slow, obvious version, tensor by tensor; `GHN.decode` is the fast one. Raises UserError if the network's
-    classes are not the hypernetwork's.
+    The slow, obvious version, tensor by tensor; `GHN.decode` is the fast one. Raises UserError if the
+    network's classes are not the hypernetwork's.
     """
     if graph.spec.num_classes != ghn.config.num_classes:
         raise UserError(

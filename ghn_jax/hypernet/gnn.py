@@ -1,9 +1,9 @@
 """The gated graph network of GHN-2, with all nodes of one level of the graph updated at once.
 
-One round: a sweep over the nodes in topological order, then one in reverse (arXiv 2110.13100, eq. 3 and 4). Node v
-receives m_v = sum over its 1-hop senders u of MLP(h_u) + sum over all senders u of MLP_ve(h_u) / distance(u, v) and
-becomes GRU(m_v, h_v). It reads only nodes that were updated before it, so the nodes of a level, the waves of the batch,
-update together, and every MLP(h_u) is computed once, when u is updated.
+One round: a sweep over the nodes in topological order, then one in reverse (arXiv 2110.13100, eq. 3 and 4).
+Node v receives m_v = sum over its 1-hop senders u of MLP(h_u) + sum over all senders u of MLP_ve(h_u) /
+distance(u, v) and becomes GRU(m_v, h_v). It reads only nodes that were updated before it, so the nodes of a
+level, the waves of the batch, update together, and every MLP(h_u) is computed once, when u is updated.
 
 Axes: B graphs | N nodes, padded | V nodes of a wave, padded with N | K kinds of messages | D hidden.
 """
@@ -27,11 +27,14 @@ def init_gnn(key: jax.Array, hid: int, virtual_edges: bool, dtype: jnp.dtype = j
     return params
 
 
-def gated_gnn(params: GnnParams, h: jax.Array, distance: jax.Array, waves: jax.Array, n_waves: jax.Array) -> jax.Array:
+def gated_gnn(
+    params: GnnParams, h: jax.Array, distance: jax.Array, waves: jax.Array, n_waves: jax.Array
+) -> jax.Array:
     """Forward sweep, then backward sweep: node states [B, N, D] to node states [B, N, D].
 
-    distance: uint8 [B, N, N], path length from the first node to the second, 0 = no path; waves: int32 [W, B, V], of
-    which the first n_waves are walked; nodes in no wave keep their state. Differentiable in params and h.
+    distance: uint8 [B, N, N], path length from the first node to the second, 0 = no path; waves: int32 [W, B,
+    V], of which the first n_waves are walked; nodes in no wave keep their state. Differentiable in params and
+    h.
     """
     senders = distance.transpose(0, 2, 1)  # a node's incoming distances side by side, as a wave reads them
     h = sweep(params, h, senders, distance, waves, n_waves, False)
@@ -50,8 +53,9 @@ def sweep(
 ) -> jax.Array:
     """Updates the nodes wave by wave, in reverse order if asked to.
 
-    incoming[b, v, u]: distance from sender u to receiver v; outgoing[b, u, v] is the same number, laid out by sender.
-    The loop's length is data, so autodiff cannot reverse it: the gradient is written out in `_sweep_bwd`.
+    incoming[b, v, u]: distance from sender u to receiver v; outgoing[b, u, v] is the same number, laid out by
+    sender. The loop's length is data, so autodiff cannot reverse it: the gradient is written out in
+    `_sweep_bwd`.
     """
     return _walk(params, h, incoming, waves, n_waves, reverse)[0]
 
@@ -86,9 +90,9 @@ def _sweep_fwd(params, h, incoming, outgoing, waves, n_waves, reverse):
 def _sweep_bwd(reverse, residuals, g):
     """Walks the waves from the last to the first.
 
-    When a node's turn comes, all its receivers are done: it pulls the gradient of its messages from theirs, which
-    completes the gradient of its new state. Only the gradient of m_v has to be passed on inside the loop; those of the
-    parameters and of the old states follow for all nodes at once after it.
+    When a node's turn comes, all its receivers are done: it pulls the gradient of its messages from theirs,
+    which completes the gradient of its new state. Only the gradient of m_v has to be passed on inside the
+    loop; those of the parameters and of the old states follow for all nodes at once after it.
     """
     params, h, h_new, received, outgoing, waves, n_waves = residuals
     B, N, D = h.shape
@@ -124,8 +128,8 @@ sweep.defvjp(_sweep_fwd, _sweep_bwd)
 def sweep_node_by_node(params: GnnParams, h: jax.Array, incoming: jax.Array, reverse: bool) -> jax.Array:
     """The slow, obvious sweep of one graph, straight from the equation; the tests' oracle.
 
-    h: [N, D]; incoming: concrete [N, N], incoming[v, u] = distance from sender u to receiver v; nodes in topological
-    order. Plain autodiff.
+    h: [N, D]; incoming: concrete [N, N], incoming[v, u] = distance from sender u to receiver v; nodes in
+    topological order. Plain autodiff.
     """
     N = h.shape[0]
     states = list(h)
@@ -145,13 +149,17 @@ def _num_kinds(params: GnnParams) -> int:
 
 
 def _messages(params: GnnParams, h: jax.Array) -> jax.Array:
-    """What a node sends, one message of each kind: [..., D] -> [..., K, D]. A relu follows the last layer as well."""
+    """What a node sends, one message of each kind: [..., D] -> [..., K, D]. A relu follows the last layer as
+    well.
+    """
     kinds = [mlp(params[name], h) for name in ('mlp', 'mlp_ve') if name in params]
     return jax.nn.relu(jnp.stack(kinds, axis=-2))
 
 
 def _edge_weights(distance: jax.Array, K: int, dtype: jnp.dtype, axis: int) -> jax.Array:
-    """Weight of each kind of message over a distance, kinds on `axis`: real edges 1, virtual ones 1/distance."""
+    """Weight of each kind of message over a distance, kinds on `axis`: real edges 1, virtual ones
+    1/distance.
+    """
     distance = distance.astype(dtype)
     real = (distance == 1).astype(dtype)
     virtual = jnp.where(distance > 0, 1 / jnp.maximum(distance, 1), 0)

@@ -1,33 +1,42 @@
 """The three layers every part of the hypernetwork is made of, as pure functions on dicts of arrays.
 
-Kernels are [in, out] (PyTorch keeps linear weights as (out, in)). Initial values are PyTorch's defaults, which the
-published model uses throughout: uniform within 1/sqrt(fan_in) for kernels and biases alike.
+Kernels are [in, out] (PyTorch keeps linear weights as (out, in)). Initial values are PyTorch's defaults,
+which the published model uses throughout: uniform within 1/sqrt(fan_in) for kernels and biases alike.
 
 Axes: I in | O out | D hidden.   Leading axes of inputs are free and written [...].
 """
 
+import math
+from collections.abc import Mapping
+
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 Params = dict[str, jax.Array]
 
 
-def init_uniform(key: jax.Array, shape: tuple[int, ...], fan_in: int, dtype: jnp.dtype = jnp.float32) -> jax.Array:
-    """Uniform on (-1/sqrt(fan_in), 1/sqrt(fan_in)): PyTorch's default for weights and biases of linear layers."""
-    bound = fan_in**-0.5
-    return jax.random.uniform(key, shape, dtype, -bound, bound)
+def init_uniform(
+    key: jax.Array, shapes: Mapping[str, tuple[tuple[int, ...], int]], dtype: jnp.dtype = jnp.float32
+) -> Params:
+    """Arrays by name from (shape, fan_in): uniform on (-1/sqrt(fan_in), 1/sqrt(fan_in)).
+
+    This is PyTorch's default for weights and biases of linear layers. All come from one draw: a random
+    generator for each array would take XLA half a second to compile.
+    """
+    ends = np.cumsum([math.prod(shape) for shape, _ in shapes.values()])
+    parts = jnp.split(jax.random.uniform(key, (int(ends[-1]),), dtype, -1, 1), ends[:-1])
+    return {
+        name: part.reshape(shape) * fan_in**-0.5
+        for part, (name, (shape, fan_in)) in zip(parts, shapes.items(), strict=True)
+    }
 
 
 def init_mlp(key: jax.Array, sizes: tuple[int, int, int], dtype: jnp.dtype = jnp.float32) -> Params:
     """Two linear layers; sizes = (in, hidden, out)."""
-    keys = jax.random.split(key, 4)
     a, b, c = sizes
-    return {
-        'kernel_0': init_uniform(keys[0], (a, b), a, dtype),
-        'bias_0': init_uniform(keys[1], (b,), a, dtype),
-        'kernel_1': init_uniform(keys[2], (b, c), b, dtype),
-        'bias_1': init_uniform(keys[3], (c,), b, dtype),
-    }
+    shapes = {'kernel_0': ((a, b), a), 'bias_0': ((b,), a), 'kernel_1': ((b, c), b), 'bias_1': ((c,), b)}
+    return init_uniform(key, shapes, dtype)
 
 
 def mlp(params: Params, x: jax.Array) -> jax.Array:
@@ -38,20 +47,16 @@ def mlp(params: Params, x: jax.Array) -> jax.Array:
 
 def init_gru(key: jax.Array, hid: int, dtype: jnp.dtype = jnp.float32) -> Params:
     """A GRU cell with `hid` inputs and `hid` units; gates in PyTorch's order r, z, n along the last axis."""
-    keys = jax.random.split(key, 4)
-    return {
-        'input_kernel': init_uniform(keys[0], (hid, 3 * hid), hid, dtype),
-        'input_bias': init_uniform(keys[1], (3 * hid,), hid, dtype),
-        'hidden_kernel': init_uniform(keys[2], (hid, 3 * hid), hid, dtype),
-        'hidden_bias': init_uniform(keys[3], (3 * hid,), hid, dtype),
-    }
+    kernel, bias = ((hid, 3 * hid), hid), ((3 * hid,), hid)
+    shapes = {'input_kernel': kernel, 'input_bias': bias, 'hidden_kernel': kernel, 'hidden_bias': bias}
+    return init_uniform(key, shapes, dtype)
 
 
 def gru(params: Params, x: jax.Array, h: jax.Array) -> jax.Array:
     """One step of a GRU cell: input x [..., D] and state h [..., D] to the new state [..., D].
 
-    r = s(W_r x + U_r h), z = s(W_z x + U_z h), n = tanh(W_n x + r * (U_n h)), h' = (1 - z) n + z h, biases left out
-    (Cho et al., arXiv 1406.1078, in PyTorch's form: r multiplies U_n h with its bias).
+    r = s(W_r x + U_r h), z = s(W_z x + U_z h), n = tanh(W_n x + r * (U_n h)), h' = (1 - z) n + z h, biases
+    left out (Cho et al., arXiv 1406.1078, in PyTorch's form: r multiplies U_n h with its bias).
     """
     x_r, x_z, x_n = jnp.split(x @ params['input_kernel'] + params['input_bias'], 3, axis=-1)
     h_r, h_z, h_n = jnp.split(h @ params['hidden_kernel'] + params['hidden_bias'], 3, axis=-1)

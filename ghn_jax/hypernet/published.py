@@ -1,8 +1,8 @@
 """Parameters of a published PyTorch GHN, as ours.
 
-Our arrays are theirs with linear weights as [in, out], the conv decoder's first layer as a slab for each position of the
-window, and its last one as tiles [in, out]. Files: .npz with one array for each entry of the state dict, or a PyTorch
-.pt file where torch is installed (loaded with weights_only, so it runs no code).
+Our arrays are theirs with linear weights as [in, out], the conv decoder's first layer as a slab for each
+position of the window, and its last one as tiles [in, out]. Files: .npz with one array for each entry of the
+state dict, or a PyTorch .pt file where torch is installed (loaded with weights_only, so it runs no code).
 """
 
 import json
@@ -21,10 +21,11 @@ _NOTES = ('torch', 'seed')  # fields of a published config that say how it was m
 def load_published(
     state_path: str | os.PathLike, config_path: str | os.PathLike
 ) -> tuple[GHNConfig, dict[str, Any]]:
-    """Reads a state dict and its JSON config: the configuration and Flax parameters (numpy, dtypes as in the file).
+    """Reads a state dict and its JSON config: the configuration and Flax parameters (numpy, dtypes as in the
+    file).
 
-    Raises UserError for files that are absent or do not load, and for entries that are missing, unexpected, of the
-    wrong shape, or not finite.
+    Raises UserError for files that are absent or do not load, and for entries that are missing, unexpected,
+    of the wrong shape, or not finite.
     """
     config = load_config(config_path)
     return config, convert_state(config, load_state(state_path))
@@ -36,7 +37,9 @@ def load_config(path: str | os.PathLike) -> GHNConfig:
         with open(path, encoding='utf-8') as file:
             fields = json.load(file)
     except OSError as e:
-        raise UserError(f'config {path} cannot be read ({e.strerror}): give the JSON file of the hypernetwork') from e
+        raise UserError(
+            f'config {path} cannot be read ({e.strerror}): give the JSON file of the hypernetwork'
+        ) from e
     except ValueError as e:
         raise UserError(f'config {path} is not JSON: {e}: give the JSON file of the hypernetwork') from e
     if not isinstance(fields, dict):
@@ -60,12 +63,19 @@ def load_state(path: str | os.PathLike) -> dict[str, np.ndarray]:
 
 
 def convert_state(config: GHNConfig, state: Mapping[str, np.ndarray]) -> dict[str, Any]:
-    """Our parameters from a published state dict. Raises UserError naming the entries that do not fit the config."""
+    """Our parameters from a published state dict. Raises UserError naming the entries that do not fit the
+    config.
+    """
     expected = _expected_shapes(config)
-    for problem, names in (('misses', set(expected) - set(state)), ('has unexpected', set(state) - set(expected))):
+    for problem, names in (
+        ('misses', set(expected) - set(state)),
+        ('has unexpected', set(state) - set(expected)),
+    ):
         if names:
             shown = ', '.join(sorted(names)[:5]) + (', ...' if len(names) > 5 else '')
-            raise UserError(f'state dict {problem} {len(names)} entries ({shown}): give the config it was made with')
+            raise UserError(
+                f'state dict {problem} {len(names)} entries ({shown}): give the config it was made with'
+            )
     for name, shape in expected.items():
         if tuple(state[name].shape) != shape:
             raise UserError(
@@ -111,7 +121,12 @@ def published_state(config: GHNConfig, params: Mapping[str, Any]) -> dict[str, n
 
 
 _W, _B = 'weight', 'bias'
-_GRU = {'input_kernel': 'weight_ih', 'hidden_kernel': 'weight_hh', 'input_bias': 'bias_ih', 'hidden_bias': 'bias_hh'}
+_GRU = {
+    'input_kernel': 'weight_ih',
+    'hidden_kernel': 'weight_hh',
+    'input_bias': 'bias_ih',
+    'hidden_bias': 'bias_hh',
+}
 
 
 def _gnn_mlps(config: GHNConfig) -> tuple[str, ...]:
@@ -189,18 +204,24 @@ def _load_npz(path: str | os.PathLike) -> dict[str, np.ndarray]:
         with np.load(path, allow_pickle=False) as file:
             return {name: file[name] for name in file.files}
     except Exception as e:  # zip, header and pickle errors have no common base
-        raise UserError(f'state {path} is no .npz file of arrays ({type(e).__name__}): give another file') from e
+        raise UserError(
+            f'state {path} is no .npz file of arrays ({type(e).__name__}): give another file'
+        ) from e
 
 
 def _load_pt(path: str | os.PathLike) -> dict[str, np.ndarray]:
     try:
         import torch
     except ImportError as e:
-        raise UserError(f'state {path} needs torch, which is not installed: pip install torch, or give a .npz') from e
+        raise UserError(
+            f'state {path} needs torch, which is not installed: pip install torch, or give a .npz'
+        ) from e
     try:
         state = torch.load(path, map_location='cpu', weights_only=True)
     except Exception as e:
-        raise UserError(f'state {path} does not load ({type(e).__name__}): give a state dict saved by torch') from e
+        raise UserError(
+            f'state {path} does not load ({type(e).__name__}): give a state dict saved by torch'
+        ) from e
     state = state.get('state_dict', state) if isinstance(state, dict) else None
     if not isinstance(state, dict) or not all(isinstance(value, torch.Tensor) for value in state.values()):
         raise UserError(f'state {path} holds no state dict: give a file of named tensors')

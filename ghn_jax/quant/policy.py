@@ -95,9 +95,10 @@ def parse_bits(text: str) -> Policy:
     if lowered == 'float':
         return Policy()
     match = re.fullmatch(r'w(\d{1,3})/?a(\d{1,3})', lowered)
-    if not match or not all(int(bits) in ALLOWED_BITS for bits in match.groups()):
+    bits = [int(group) for group in match.groups()] if match else []
+    if not bits or not set(bits) <= set(ALLOWED_BITS):
         raise UserError(f'bits {text!r}: expected float, or w<bits>a<bits> such as w4a8 with bits {_ALLOWED}')
-    return Policy(*(int(bits) for bits in match.groups()))
+    return Policy(weight_bits=bits[0], activation_bits=bits[1])
 
 
 def quantizable(shapes: Iterable[tuple[str, tuple[int, ...]]]) -> tuple[str, ...]:

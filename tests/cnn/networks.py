@@ -54,9 +54,9 @@ def one_sided_policy(names: Iterable[str], *, bits: int = 4, turn: int = 0) -> P
     """Quantizes the weight of every second conv or linear layer and the activation entering each other one.
 
     For comparing two programs to the last digit. Where both are quantized, outputs are integers times one
-    scale. Quantized again before a norm (depthwise -> 1x1, 1x7 -> 7x1, networks without norm) or seen by a max
-    pool they tie exactly: noise of 1e-16 decides, and two correct programs differ by whole levels. Turns 0 and
-    1 together quantize everything.
+    scale. Quantized again before a norm (depthwise -> 1x1, 1x7 -> 7x1, networks without norm) or seen by a
+    max pool they tie exactly: noise of 1e-16 decides, and two correct programs differ by whole levels. Turns
+    0 and 1 together quantize everything.
     """
     rules = []
     for i, name in enumerate(names):

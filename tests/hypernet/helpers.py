@@ -7,8 +7,16 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from ghn_jax.hypernet import GHNConfig
-from ghn_jax.networks.graph import PRIMITIVES, NetworkGraph, Node, Parameter, batch_graphs, build_graph, to_graphs_tuple
+from ghn_jax.hypernet import GHNConfig, init_params
+from ghn_jax.networks.graph import (
+    PRIMITIVES,
+    NetworkGraph,
+    Node,
+    Parameter,
+    batch_graphs,
+    build_graph,
+    to_graphs_tuple,
+)
 from ghn_jax.networks.spec import NetworkSpec
 
 SMALL = GHNConfig(hid=8, max_shape=(8, 8, 11, 11))  # a hypernetwork that compiles quickly
@@ -41,7 +49,9 @@ def small_graphs() -> list[NetworkGraph]:
     return [
         build_graph(small_spec('sep_conv_3x3', 'dil_conv_5x5', 'conv_7x1_1x7', 'max_pool_3x3', name='conv')),
         build_graph(small_spec('msa', 'cse', name='vit')),
-        build_graph(small_spec('conv_3x3', 'skip_connect', norm=None, stem_type=1, fc_layers=1, C=4, name='bnfree')),
+        build_graph(
+            small_spec('conv_3x3', 'skip_connect', norm=None, stem_type=1, fc_layers=1, C=4, name='bnfree')
+        ),
     ]
 
 
@@ -71,9 +81,19 @@ def batch(graphs: list[NetworkGraph], max_nodes: int, wave_size: int = 4):
     return jax.tree.map(jnp.asarray, batch_graphs(graphs, max_nodes=max_nodes, wave_size=wave_size))
 
 
+def random_params(config: GHNConfig, seed: int = 0):
+    """Parameters for tests, float32: small normal numbers of the right shapes, without compiling the
+    generator."""
+    shapes = jax.eval_shape(lambda: init_params(config, jax.random.key(0)))
+    rng = np.random.default_rng(seed)
+    return jax.tree.map(lambda s: jnp.asarray(0.3 * rng.normal(size=s.shape), jnp.float32), shapes)
+
+
 def to_float64(tree):
     """Floats as float64; to be called where 64-bit JAX is on."""
-    floats = lambda x: jnp.asarray(x, jnp.float64) if jnp.issubdtype(x.dtype, jnp.floating) else jnp.asarray(x)
+    floats = lambda x: (
+        jnp.asarray(x, jnp.float64) if jnp.issubdtype(x.dtype, jnp.floating) else jnp.asarray(x)
+    )
     return jax.tree.map(floats, tree)
 
 
@@ -101,7 +121,9 @@ class Golden:
         place = {node.name: i for i, node in enumerate(nodes)}
         parameters = []
         for parameter, shape in arch['params']:
-            owner = parameter if parameter in place else parameter.removesuffix('bias') + 'weight'  # norm biases
+            owner = (
+                parameter if parameter in place else parameter.removesuffix('bias') + 'weight'
+            )  # norm biases
             row = int(parameter.endswith('bias'))
             parameters.append(Parameter(parameter, tuple(shape), place[owner], row))
         return NetworkGraph(

@@ -5,7 +5,8 @@ import pytest
 
 from ghn_jax.errors import UserError
 from ghn_jax.hypernet import count_items, decoder_table, tile_parameters
-from ghn_jax.hypernet.decoder import DENSE_CHUNK, Tiles, decode, fan_in_scale, init_decoder, predict_tensors
+from ghn_jax.hypernet.decoder import decode, init_decoder, predict_tensors
+from ghn_jax.hypernet.table import DENSE_CHUNK, Tiles, fan_in_scale
 from ghn_jax.networks.graph import build_graph
 from tests.hypernet.helpers import SMALL, small_graphs, small_spec
 
@@ -74,7 +75,10 @@ def test_gradients_equal_those_of_the_tensor_by_tensor_version(params, run):
         weights = {p.name: rng.normal(size=p.shape) for p in graph.parameters}
         ids, shapes = tile_ids(table, items, graph)
         flat = np.zeros(sum(tile.size for tile in shapes))
-        for name, weight in weights.items():  # a tile's gradient is the sum over all the places it was copied to
+        for (
+            name,
+            weight,
+        ) in weights.items():  # a tile's gradient is the sum over all the places it was copied to
             np.add.at(flat, ids[name].ravel(), weight.ravel())
         cuts = np.split(flat, np.cumsum([tile.size for tile in shapes])[:-1])
         on_tiles = Tiles(*(cut.reshape(tile.shape) for cut, tile in zip(cuts, shapes)))
@@ -97,8 +101,13 @@ def test_padding_is_zero_and_other_networks_compile_nothing(graphs, params, run,
             all_tiles = [run(params, x, table, weight)[0][1] for table in tables]
     assert compiles.n == 0
     for table, tiles in zip(tables, all_tiles):
-        assert not np.asarray(tiles.dense)[table.n_dense :].any() and not np.asarray(tiles.depth)[table.n_depth :].any()
-        assert not np.asarray(tiles.dense)[: table.n_small, 4:].any(), 'half a tile is not computed for small weights'
+        assert (
+            not np.asarray(tiles.dense)[table.n_dense :].any()
+            and not np.asarray(tiles.depth)[table.n_depth :].any()
+        )
+        assert not np.asarray(tiles.dense)[: table.n_small, 4:].any(), (
+            'half a tile is not computed for small weights'
+        )
 
 
 @pytest.mark.parametrize('i', range(3))
@@ -161,5 +170,7 @@ def test_without_normalisation_raw_outputs_come_out(graphs, params):
         scaled, oracle = jax.tree.map(np.asarray, (scaled, oracle))
     for p in graph.parameters:
         np.testing.assert_allclose(raw[p.name], oracle[p.name], rtol=1e-9, atol=1e-12)
-        expected = oracle[p.name] * fan_in_scale(p.shape) if len(p.shape) > 1 else np.tanh(0.2 * oracle[p.name])
+        expected = (
+            oracle[p.name] * fan_in_scale(p.shape) if len(p.shape) > 1 else np.tanh(0.2 * oracle[p.name])
+        )
         np.testing.assert_allclose(scaled[p.name], expected, rtol=1e-9, atol=1e-12)

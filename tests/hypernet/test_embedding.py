@@ -23,8 +23,9 @@ def test_known_channels_are_found(size):
 
 @pytest.mark.parametrize(
     ('size', 'nearest'),
-    [(2, 1), (4, 8), (5, 8), (6, 8), (7, 8), (9, 8), (11, 10), (13, 10), (14, 16), (20, 16), (21, 24), (60, 56), (72, 64),
-     (73, 80), (4088, 4080), (4089, 4096), (8176, 8160), (8191, 8192), (9000, 8192), (10**6, 8192)],
+    [(2, 1), (4, 8), (5, 8), (6, 8), (7, 8), (9, 8), (11, 10), (13, 10), (14, 16), (20, 16), (21, 24),
+     (60, 56), (72, 64), (73, 80), (4088, 4080), (4089, 4096),
+     (8176, 8160), (8191, 8192), (9000, 8192), (10**6, 8192)],
 )  # fmt: skip
 def test_unknown_channels_take_the_nearest_entry_and_ties_the_smaller(size, nearest):
     assert CHANNELS[rows(size, 1, 1, 1)[0]] == nearest
@@ -32,7 +33,8 @@ def test_unknown_channels_take_the_nearest_entry_and_ties_the_smaller(size, near
 
 
 @pytest.mark.parametrize(
-    ('size', 'nearest'), [(1, 1), (2, 3), (3, 3), (4, 3), (6, 5), (8, 7), (10, 9), (11, 11), (12, 11), (13, 14), (15, 14), (40, 16)]
+    ('size', 'nearest'),
+    [(1, 1), (2, 3), (3, 3), (4, 3), (6, 5), (8, 7), (10, 9), (12, 11), (13, 14), (15, 14), (40, 16)]
 )  # fmt: skip
 def test_unknown_kernel_sizes_take_the_nearest_entry(size, nearest):
     assert SPATIAL[rows(1, 1, size, 1)[2]] == nearest
@@ -60,9 +62,16 @@ def test_gradient_of_the_tables_is_that_of_indexing():
 
         def plain(p):
             r = shape_indices(jnp.asarray(shape))
-            sizes = [p['channel'][r[..., 0]], p['channel'][r[..., 1]], p['spatial'][r[..., 2]], p['spatial'][r[..., 3]]]
+            sizes = [
+                p['channel'][r[..., 0]],
+                p['channel'][r[..., 1]],
+                p['spatial'][r[..., 2]],
+                p['spatial'][r[..., 3]],
+            ]
             return jnp.sum(weight * (p['primitive'][primitive] + jnp.concatenate(sizes, -1)))
 
-        ours = jax.grad(lambda p: jnp.sum(weight * embed_nodes(p, jnp.asarray(primitive), jnp.asarray(shape))))(params)
+        ours = jax.grad(
+            lambda p: jnp.sum(weight * embed_nodes(p, jnp.asarray(primitive), jnp.asarray(shape)))
+        )(params)
         for name, gradient in jax.grad(plain)(params).items():
             np.testing.assert_allclose(ours[name], gradient, rtol=1e-12, atol=1e-12)

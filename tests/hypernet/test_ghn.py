@@ -1,4 +1,5 @@
 import dataclasses
+from functools import partial
 
 import jax
 import jax.numpy as jnp
@@ -8,7 +9,7 @@ import pytest
 from ghn_jax.errors import UserError
 from ghn_jax.hypernet import GHN, GHNConfig, decoder_table, init_params, predict_parameters, tile_parameters
 from ghn_jax.networks.graph import build_graph
-from tests.hypernet.helpers import SMALL, batch, small_graphs, small_spec, to_float64
+from tests.hypernet.helpers import SMALL, batch, random_params, small_graphs, small_spec, to_float64
 
 VARIANTS = {
     'GHN-2': SMALL,
@@ -22,19 +23,23 @@ def graphs():
     return small_graphs()
 
 
+@partial(jax.jit, static_argnames=('ghn', 'method'))
+def apply(ghn, params, *args, method):
+    return ghn.apply({'params': params}, *args, method=method)
+
+
 def predict(ghn, params, graph):
     """All tensors of one network by the fast path."""
-    table, items = decoder_table(
-        graph, max_dense=320, max_depth=128, max_shape=ghn.config.max_shape, pos_enc=True
-    )
-    x = ghn.apply({'params': params}, batch([graph], 80), method='embed')
-    return tile_parameters(ghn.apply({'params': params}, x[0], table, method='decode'), items, graph)
+    C = ghn.config.max_shape
+    table, items = decoder_table(graph, max_dense=320, max_depth=128, max_shape=C, pos_enc=True)
+    x = apply(ghn, params, batch([graph, graph], 80), method='embed')
+    return tile_parameters(apply(ghn, params, x[0], table, method='decode'), items, graph)
 
 
 def test_every_variant_predicts_finite_tensors_of_the_right_shapes_and_they_differ(graphs):
     graph, predictions = graphs[2], {}
     for name, config in VARIANTS.items():
-        predictions[name] = predict(GHN(config), init_params(config, jax.random.key(0)), graph)
+        predictions[name] = predict(GHN(config), random_params(config), graph)
         for p in graph.parameters:
             tensor = predictions[name][p.name]
             assert tensor.shape == p.shape and tensor.dtype == np.float32 and np.isfinite(tensor).all()
@@ -47,8 +52,8 @@ def test_the_mlp_baseline_knows_no_neighbours_and_the_gnn_does(graphs):
     alone = dataclasses.replace(graphs[2], distance=np.zeros_like(graphs[2].distance))
     for name, sees_them in (('MLP', False), ('GHN-1', True), ('GHN-2', True)):
         ghn = GHN(VARIANTS[name])
-        params = init_params(VARIANTS[name], jax.random.key(0))
-        x = ghn.apply({'params': params}, batch([graphs[2], alone], 80), method='embed')
+        params = random_params(VARIANTS[name])
+        x = apply(ghn, params, batch([graphs[2], alone], 80), method='embed')
         assert np.allclose(x[0], x[1], atol=1e-6) != sees_them
 
 
@@ -56,15 +61,15 @@ def test_virtual_edges_are_read_by_ghn2_and_not_by_ghn1(graphs):
     near = dataclasses.replace(graphs[2], distance=np.where(graphs[2].distance == 1, 1, 0).astype(np.uint8))
     for name, reads in (('GHN-1', False), ('GHN-2', True)):
         ghn = GHN(VARIANTS[name])
-        params = init_params(VARIANTS[name], jax.random.key(0))
-        x = ghn.apply({'params': params}, batch([graphs[2], near], 80), method='embed')
+        params = random_params(VARIANTS[name])
+        x = apply(ghn, params, batch([graphs[2], near], 80), method='embed')
         assert np.allclose(x[0], x[1], atol=1e-6) != reads
 
 
 def test_the_fast_path_equals_predict_parameters_in_float64(graphs):
     with jax.enable_x64(True):
         ghn = GHN(SMALL)
-        params = to_float64(init_params(SMALL, jax.random.key(1)))
+        params = to_float64(random_params(SMALL, 1))
         oracle, ours = predict_parameters(ghn, params, graphs[2]), predict(ghn, params, graphs[2])
         oracle = jax.tree.map(np.asarray, oracle)
     assert set(oracle) == set(ours)
@@ -74,9 +79,9 @@ def test_the_fast_path_equals_predict_parameters_in_float64(graphs):
 
 
 def test_embeddings_of_padding_are_zero_and_layer_norm_has_unit_scale(graphs):
-    ghn, params = GHN(SMALL), init_params(SMALL, jax.random.key(0))
+    ghn, params = GHN(SMALL), random_params(SMALL)
     n = len(graphs[2].nodes)
-    stages = ghn.apply({'params': params}, batch([graphs[2]], 80), method='embed_stages')
+    stages = apply(ghn, params, batch([graphs[2]], 80), method='embed_stages')
     assert list(stages) == ['x_init', 'x_gnn', 'x']
     assert not any(np.asarray(x)[:, n:].any() for x in stages.values())
     x = np.asarray(stages['x'])[0, :n]
@@ -84,8 +89,8 @@ def test_embeddings_of_padding_are_zero_and_layer_norm_has_unit_scale(graphs):
     np.testing.assert_allclose(x.var(-1), 1, atol=0.05)
 
 
-def test_initial_values_are_those_of_pytorch():
-    params = init_params(GHNConfig(), jax.random.key(0))
+def test_initial_values_are_those_of_pytorch_and_depend_on_the_key():
+    params, other = (init_params(GHNConfig(), jax.random.key(i)) for i in (0, 1))
     conv = params['decoder']['conv']
     for array, fan_in in (
         (params['gnn']['gru']['input_kernel'], 32),
@@ -100,12 +105,13 @@ def test_initial_values_are_those_of_pytorch():
         assert array.std() == pytest.approx(bound / 3**0.5, rel=0.3)
     assert params['embedding']['channel'].std() == pytest.approx(1, rel=0.1)
     assert (params['norm']['scale'] == 1).all() and (params['norm']['bias'] == 0).all()
-
-
-def test_the_parameters_depend_on_the_key_and_the_type_asked_for():
-    a, b = (init_params(SMALL, jax.random.key(i))['decoder']['conv']['hidden_kernel'] for i in (0, 1))
-    assert not np.allclose(a, b)
-    assert init_params(SMALL, jax.random.key(0), jnp.bfloat16)['norm']['bias'].dtype == jnp.bfloat16
+    assert not jnp.allclose(conv['fc_bias'], other['decoder']['conv']['fc_bias'])
+    assert (
+        jax.eval_shape(partial(init_params, SMALL, dtype=jnp.bfloat16), jax.random.key(0))['norm'][
+            'bias'
+        ].dtype
+        == jnp.bfloat16
+    )
 
 
 def test_a_network_with_other_classes_is_refused():

@@ -20,7 +20,8 @@ def graphs():
 
 @pytest.fixture(scope='module')
 def run():
-    """states(params, h, batch) and the gradients of sum(weight * states) for params and h, compiled once per shape."""
+    """states(params, h, batch) and the gradients of sum(weight * states) for params and h, compiled once per
+    shape."""
 
     def weighted(params, h, batch, weight):
         states = gated_gnn(params, h, batch.distance, batch.waves, batch.n_waves)
@@ -76,13 +77,17 @@ def test_padding_and_batching_change_nothing(graphs, run):
 def test_another_topological_order_permutes_the_states(run):
     rng = np.random.default_rng(3)
     distance = random_distance(rng, N)
-    i = int(np.flatnonzero(np.diagonal(distance, 1) == 0)[0])  # no path joins i and i + 1: they can change places
+    i = int(
+        np.flatnonzero(np.diagonal(distance, 1) == 0)[0]
+    )  # no path joins i and i + 1: they can change places
     order = np.arange(N)
     order[[i, i + 1]] = i + 1, i
     swapped = random_graph(rng, N, distance[order][:, order])
     with jax.enable_x64(True):
         graph, h = random_graph(rng, N, distance), normal(N, D)
-        (_, states), _ = run(parameters(), jnp.stack([h, h[order], h]), batch([graph, swapped, graph], N, 2), normal(B, N, D))
+        (_, states), _ = run(
+            parameters(), jnp.stack([h, h[order], h]), batch([graph, swapped, graph], N, 2), normal(B, N, D)
+        )
         np.testing.assert_allclose(states[1], states[0][order], rtol=1e-12)
 
 
@@ -102,7 +107,9 @@ def test_other_graphs_compile_nothing(graphs, run, count_compiles):
     rng = np.random.default_rng(5)
     with jax.enable_x64(True):
         params, h = parameters(), normal(B, N, D)
-        batches = [batch([random_graph(rng, int(n)) for n in rng.integers(1, N + 1, B)], N, 2) for _ in range(4)]
+        batches = [
+            batch([random_graph(rng, int(n)) for n in rng.integers(1, N + 1, B)], N, 2) for _ in range(4)
+        ]
         run(params, h, batches[0], h)
         with count_compiles() as compiles:
             for other in batches[1:]:

@@ -7,14 +7,14 @@ import numpy as np
 import pytest
 
 from ghn_jax.errors import UserError
-from ghn_jax.hypernet import init_params, load_published
+from ghn_jax.hypernet import load_published
 from ghn_jax.hypernet.published import convert_state, load_state, published_state
-from tests.hypernet.helpers import SMALL
+from tests.hypernet.helpers import SMALL, random_params
 
 
 @pytest.fixture(scope='module')
 def state():
-    return published_state(SMALL, init_params(SMALL, jax.random.key(0)))
+    return published_state(SMALL, random_params(SMALL))
 
 
 @pytest.fixture
@@ -26,11 +26,13 @@ def files(tmp_path, state):
 
 
 @pytest.mark.parametrize(
-    'changes', [{}, {'ve': False, 'layernorm': False, 'weight_norm': False}, {'hypernet': 'mlp'}], ids=['GHN-2', 'GHN-1', 'MLP']
+    'changes',
+    [{}, {'ve': False, 'layernorm': False, 'weight_norm': False}, {'hypernet': 'mlp'}],
+    ids=['GHN-2', 'GHN-1', 'MLP'],
 )  # fmt: skip
 def test_parameters_survive_the_way_there_and_back(changes):
     config = dataclasses.replace(SMALL, **changes)
-    params = init_params(config, jax.random.key(0))
+    params = random_params(config)
     back = convert_state(config, published_state(config, params))
     jax.tree.map(np.testing.assert_array_equal, back, params)
 
@@ -101,7 +103,8 @@ def test_pickled_objects_are_not_read(tmp_path):
 
 @pytest.mark.parametrize(
     ('text', 'message'),
-    [(None, 'cannot be read'), ('{', 'is not JSON'), ('[]', 'holds a list'), ('{"hid": 3}', 'hid is 3'), ('{"hidd": 3}', 'hidd')],
+    [(None, 'cannot be read'), ('{', 'is not JSON'), ('[]', 'holds a list'), ('{"hid": 3}', 'hid is 3'),
+     ('{"hidd": 3}', 'hidd')],
 )  # fmt: skip
 def test_a_bad_config_file_is_one_clear_error(files, text, message):
     path = files[1]
@@ -120,5 +123,7 @@ def test_a_pytorch_file_without_torch_says_what_to_do(tmp_path):
 
 def test_a_pytorch_file_holds_the_same(tmp_path, state):
     torch = pytest.importorskip('torch', reason='torch is not installed: .pt files are not tested')
-    torch.save({name: torch.from_numpy(np.array(value)) for name, value in state.items()}, tmp_path / 'state.pt')
+    torch.save(
+        {name: torch.from_numpy(np.array(value)) for name, value in state.items()}, tmp_path / 'state.pt'
+    )
     jax.tree.map(np.testing.assert_array_equal, load_state(tmp_path / 'state.pt'), state)

@@ -1,0 +1,193 @@
+"""Scoring networks: predicts the weights of each once, then counts its correct predictions at every bit-width.
+
+Networks are data: all those of one program share two compiled functions, whatever their bits. These are cached by
+JAX, so scoring other networks of the same program, or with other GHN parameters, compiles nothing.
+
+Axes: M networks | P policies | K batches | N images of a batch | H pixels.
+"""
+
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from ghn_jax import steps
+from ghn_jax.batches import prepare
+from ghn_jax.cnn.coverage import program_for
+from ghn_jax.cnn.lowering import round_up
+from ghn_jax.cnn.program import Program, build_program
+from ghn_jax.data import Dataset, Split
+from ghn_jax.errors import UserError
+from ghn_jax.hypernet.ghn import GHN, GHNConfig
+from ghn_jax.networks.graph import build_graph
+from ghn_jax.networks.size import count_parameters
+from ghn_jax.networks.spaces import Space
+from ghn_jax.networks.spec import NetworkSpec
+from ghn_jax.quant.policy import Policy
+
+NOT_RUN = frozenset({'msa', 'cse'})  # ops whose weights are predicted, but which the executor does not run
+_NODES = 64  # graphs are padded to a multiple
+
+
+class Images(NamedTuple):
+    """Whole batches: images uint8 [K, N, H, H, 3], labels int32 [K, N]; mean and std [3] in units of 0..1."""
+
+    images: np.ndarray
+    labels: np.ndarray
+    mean: np.ndarray
+    std: np.ndarray
+
+    @property
+    def count(self) -> int:
+        """Images in all batches."""
+        return self.labels.size
+
+
+class Selection(NamedTuple):
+    """Networks to score. groups: for each program the indices of its networks; left_out: those that cannot be run."""
+
+    specs: tuple[NetworkSpec, ...]
+    groups: tuple[tuple[Program, tuple[int, ...]], ...]
+    left_out: int
+
+
+def image_batches(dataset: Dataset, split: Split, *, batch_size: int, num_images: int = 0) -> Images:
+    """The first `num_images` of a split of `dataset` (0: all) as whole batches.
+
+    BatchNorm reads the statistics of a batch, so one that is not full would be another protocol: it is dropped.
+
+    Raises:
+      UserError: more images than there are, fewer than a batch.
+    """
+    available = len(split.labels)
+    if not 0 <= num_images <= available:
+        raise UserError(f'num_images={num_images}: {dataset.name} has {available} images there; 0 takes all')
+    if batch_size < 1:
+        raise UserError(f'batch_size={batch_size}: expected at least 1 image')
+    K = (num_images or available) // batch_size
+    if K == 0:
+        raise UserError(
+            f'batch_size={batch_size} is more than the {num_images or available} images of {dataset.name}: '
+            'BatchNorm needs full batches; give a smaller batch_size'
+        )
+    images, labels = (a[: K * batch_size].reshape(K, batch_size, *a.shape[1:]) for a in split)
+    return Images(images, labels, dataset.mean, dataset.std)
+
+
+def select_split(space: Space, split: str, *, seed: int, count: int, image_size: int) -> Selection:
+    """The first `count` networks of a split that the executor can run (0: all), grouped by width.
+
+    Each width has the program of all networks of its split, so another selection needs no other program.
+
+    Raises:
+      UserError: unknown split, more networks than it has, none that can be run.
+    """
+    size = space.size(split)
+    if not 0 <= count <= size:
+        raise UserError(f'num_networks={count}: the split {split} has {size} networks; 0 takes all')
+    specs: list[NetworkSpec] = []
+    left_out = 0
+    for index in range(size):
+        spec = space.sample(split, seed, index)
+        if spec.genotype.ops & NOT_RUN:
+            left_out += 1
+        else:
+            specs.append(spec)
+        if len(specs) == count:
+            break
+    if not specs:
+        raise UserError(f'the split {split} of {space.name} has no network without msa and cse, which cannot be run')
+    if len(specs) < count:
+        raise UserError(
+            f'num_networks={count}: the split {split} has only {len(specs)} networks without msa and cse, '
+            'which cannot be run; 0 takes all'
+        )
+    return _grouped(specs, lambda width, members: program_for(space, split, width, image_size), left_out)
+
+
+def select_given(specs: Sequence[NetworkSpec], *, image_size: int) -> Selection:
+    """Exactly these networks, grouped by width; each group's program is made for it.
+
+    Raises:
+      UserError: a network that cannot be run (msa, cse, a width that is no multiple of 16), with its name.
+    """
+
+    def program(width: int, members: list[NetworkSpec]) -> Program:
+        return build_program(members, image_size=image_size, max_params=max(map(count_parameters, members)))
+
+    for spec in specs:
+        if found := sorted(spec.genotype.ops & NOT_RUN):
+            raise UserError(
+                f'network {spec.name!r} has {" and ".join(found)}, which cannot be run: '
+                'take it out of the file (ghn_jax.predict writes its weights)'
+            )
+    return _grouped(list(specs), program, 0)
+
+
+def _grouped(
+    specs: list[NetworkSpec], program: Callable[[int, list[NetworkSpec]], Program], left_out: int
+) -> Selection:
+    groups = []
+    for width in sorted({spec.C for spec in specs}):
+        members = tuple(i for i, spec in enumerate(specs) if spec.C == width)
+        groups.append((program(width, [specs[i] for i in members]), members))
+    return Selection(tuple(specs), tuple(groups), left_out)
+
+
+def check_classes(ghn: GHN, specs: Sequence[NetworkSpec], dataset: Dataset) -> None:
+    """Raises UserError unless hypernetwork, networks and data have one number of classes."""
+    classes = ghn.config.num_classes
+    if dataset.num_classes != classes:
+        raise UserError(
+            f'{dataset.name} has {dataset.num_classes} classes, the hypernetwork predicts {classes}: '
+            'score it on the data it was trained on'
+        )
+    for spec in specs:
+        if spec.num_classes != classes:
+            raise UserError(
+                f'network {spec.name!r} has {spec.num_classes} classes, the hypernetwork predicts {classes}: '
+                f'give networks with num_classes={classes}'
+            )
+
+
+# Functions of a program and a GHN, which are static and compared by value: one compilation for each.
+_predict = jax.jit(steps.predict_weights, static_argnums=0, donate_argnums=3)
+_score = jax.jit(steps.score, static_argnums=0, donate_argnums=8)
+
+
+def score_networks(
+    ghn: GHN,
+    params: Any,
+    selection: Selection,
+    images: Images,
+    policies: Sequence[Policy],
+    *,
+    done: Callable[[int, int], None] = lambda network, policy: None,
+) -> np.ndarray:
+    """Shares of images whose label is the first, and among the first five, prediction: float64 [M, P, 2].
+
+    BatchNorm uses the statistics of each batch, activations are quantized by the range of each batch. `done` is
+    called after every network and policy with their numbers.
+    """
+    if ghn.config.max_shape != GHNConfig.max_shape:
+        raise UserError(f'the hypernetwork has max_shape {ghn.config.max_shape}: only {GHNConfig.max_shape} can be run')
+    shares = np.zeros((len(selection.specs), len(policies), 2))
+    images = jax.tree.map(jnp.asarray, images)
+    for program, members in selection.groups:
+        nodes = max(len(build_graph(selection.specs[i]).nodes) for i in members)
+        # Made anew for every group and given back after it: tapes of several programs would not fit side by side.
+        workspace = steps.make_workspace(program, images.labels.shape[1], train=False)
+        # `weights` is read while the workspace is donated, so it cannot be part of it.
+        weights, workspace = workspace.weights, workspace._replace(weights=jnp.zeros(0))
+        for i in members:
+            networks, layouts = prepare(program, [selection.specs[i]], policies[0], max_nodes=round_up(nodes, _NODES))
+            weights = _predict(ghn, params, networks, weights)
+            tables = jax.tree.map(lambda a: a[0], networks.tables)
+            for p, policy in enumerate(policies):
+                bits = program.bits(layouts[0], policy)
+                top1, top5, workspace = _score(program, weights, tables, bits, *images, workspace)
+                shares[i, p] = int(top1), int(top5)
+                done(i, p)
+    return shares / images.count

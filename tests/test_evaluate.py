@@ -1,0 +1,255 @@
+"""Scores are those of the plain reference on the predicted weights; a result says all that it rests on."""
+
+import json
+import pathlib
+
+import jax
+import numpy as np
+import pytest
+
+from ghn_jax import runs, table
+from ghn_jax.cnn.reference import apply_reference
+from ghn_jax.data import normalize
+from ghn_jax.errors import UserError
+from ghn_jax.evaluate import evaluate, parse_policies, parse_splits
+from ghn_jax.networks.spaces import make_space
+from ghn_jax.networks.spec import save_networks
+from ghn_jax.predict import predict_weights
+from ghn_jax.quant.policy import parse_bits
+from ghn_jax.scoring import Selection, image_batches, score_networks, select_given, select_split
+from tests.hypernet.helpers import small_spec
+from tests.small_run import command, is_one_error_line, write_run
+
+# Few shapes, so few compilations: every test scores networks of one program on 2 batches of 16 images.
+FLAGS = {'num_networks': 3, 'num_images': 40, 'batch_size': 16}
+ARGS = [f'--{key}={value}' for key, value in FLAGS.items()]
+SIZE = 8
+
+
+@pytest.fixture(scope='module')
+def workdir(tmp_path_factory) -> pathlib.Path:
+    return write_run(tmp_path_factory.mktemp('run'))
+
+
+@pytest.fixture(scope='module')
+def run(workdir):
+    return runs.load_run(workdir)
+
+
+@pytest.fixture(scope='module')
+def dataset(run):
+    return runs.load_data(run.config)
+
+
+@pytest.fixture(scope='module')
+def selection(run) -> Selection:
+    return select_split(runs.make_space_of(run.config), 'test', seed=0, count=3, image_size=SIZE)
+
+
+@pytest.fixture(scope='module')
+def images(dataset):
+    return image_batches(dataset, dataset.test, batch_size=16, num_images=40)
+
+
+@pytest.fixture(scope='module')
+def result(run, dataset):
+    return evaluate(run, dataset, **FLAGS)[0]
+
+
+def test_scores_are_those_of_the_reference_on_predicted_weights(run, selection, images):
+    program, _ = selection.groups[0]
+    space = runs.make_space_of(run.config)
+    flat = next(s for i in range(200) if not (s := space.sample('test', 0, i)).glob_avg)
+    specs = (flat, selection.specs[0])
+    shares = score_networks(run.ghn, run.params, Selection(specs, ((program, (0, 1)),), 0), images, [parse_bits('float')])
+    for spec, share in zip(specs, shares[:, 0]):
+        weights = predict_weights(run.ghn, run.params, spec, image_size=SIZE)
+        logits_of = jax.jit(lambda x, spec=spec, weights=weights: apply_reference(spec, weights, x))
+        counts = np.zeros(2)
+        for x, y in zip(images.images, images.labels):
+            logits = np.asarray(logits_of(normalize(x, images.mean, images.std)))
+            rank = np.sum(logits > logits[np.arange(len(y)), y][:, None], axis=1)
+            counts += np.sum(rank < 1), np.sum(rank < 5)
+        np.testing.assert_allclose(share, counts / images.count)
+
+
+def test_evaluating_again_gives_the_same_numbers_and_compiles_nothing(run, dataset, result, count_compiles):
+    with count_compiles() as compiles:
+        again, _ = evaluate(run, dataset, **FLAGS)
+    assert compiles.n == 0
+    assert again['rows'] == result['rows']
+    assert again['networks'] == result['networks']
+
+
+def test_other_parameters_and_other_networks_need_no_compilation(run, images, selection, count_compiles):
+    policies = [parse_bits('w3a5')]
+    score_networks(run.ghn, run.params, selection, images, policies)
+    others = select_split(runs.make_space_of(run.config), 'val', seed=1, count=2, image_size=SIZE)
+    assert others.groups[0][0] == selection.groups[0][0]  # one program for both splits
+    params = jax.tree.map(lambda p: np.asarray(p) * 0.9, run.params)
+    with count_compiles() as compiles:
+        score_networks(run.ghn, params, others, images, policies)
+    assert compiles.n == 0
+
+
+def test_rows_are_the_statistics_of_the_networks(result):
+    networks, rows = result['networks'], result['rows']
+    assert [r['bits'] for r in rows] == ['w32a32', 'w8a8', 'w4a8', 'w4a4', 'w2a2'] == result['protocol']['bits']
+    assert len(networks) == 3 and len({n['digest'] for n in networks}) == 3
+    for row in rows:
+        assert row['split'] == 'test' and row['n'] == 3
+        for top in ('top1', 'top5'):
+            values = np.array([n['scores'][row['bits']][top] for n in networks])
+            assert np.all((0 <= values) & (values <= 100))
+            np.testing.assert_allclose(row[f'{top}_mean'], values.mean())
+            np.testing.assert_allclose(row[f'{top}_sem'], np.sqrt(values.var() * 3 / 2 / 3))
+            assert row[f'{top}_median'] == np.median(values) and row[f'{top}_max'] == values.max()
+    assert all(n['scores'][b]['top1'] <= n['scores'][b]['top5'] for n in networks for b in n['scores'])
+
+
+def test_the_protocol_says_what_was_scored_and_how(result, dataset):
+    p = result['protocol']
+    assert (p['dataset'], p['image_split'], p['images'], p['images_dropped']) == ('synthetic', 'test', 32, 8)
+    assert (p['step'], p['training_mode'], p['training_bits']) == (3, 'qat', 'w4a4')
+    assert p['num_networks'] == {'test': 3} and p['left_out'] == {'test': 0}
+    assert (p['batch_norm'], p['ranges'], p['units'], p['jax']) == ('batch', 'batch', 'percent', jax.__version__)
+
+
+def test_the_command_prints_the_table_and_writes_result_and_picture(workdir, result, tmp_path):
+    first, second, plot = tmp_path / 'a.json', tmp_path / 'b.json', tmp_path / 'plot.png'
+    code, out, err = command('ghn_jax.evaluate', f'--workdir={workdir}', f'--json={first}', *ARGS)
+    assert code == 0, err
+    written = json.loads(first.read_text())
+    assert written['rows'] == result['rows'] and written['networks'] == result['networks']
+    assert '--num_networks=3' in written['protocol']['command']
+    for row in result['rows']:
+        assert f'{row["top1_mean"]:.2f} ± {row["top1_sem"]:.2f}' in out
+
+    code, out, err = command(
+        'ghn_jax.evaluate', f'--workdir={workdir}', f'--json={second}', f'--plot={plot}', f'--against={first}', *ARGS
+    )
+    assert code == 0, err
+    assert plot.read_bytes().startswith(b'\x89PNG')
+    for row in json.loads(second.read_text())['rows']:
+        assert row['difference_top1_mean'] == row['difference_top1_sem'] == 0
+        assert row['against_top1_mean'] == row['top1_mean']
+    assert sorted(p.name for p in tmp_path.iterdir()) == ['a.json', 'b.json', 'plot.png']
+
+
+def test_differences_are_paired():
+    def result(values, training):
+        networks = [{'split': 'test', 'scores': {'w4a4': {'top1': v, 'top5': v}}} for v in values]
+        protocol = {'training': training, 'workdir': training}
+        return {'rows': table.make_rows(networks, ['w4a4']), 'networks': networks, 'protocol': protocol}
+
+    row = table.compare(result([50.0, 20.0, 80.0], 'a'), result([40.0, 10.0, 70.0], 'b'))['rows'][0]
+    assert (row['difference_top1_mean'], row['difference_top1_sem'], row['against_top1_mean']) == (10, 0, 40)
+
+
+def test_one_network_has_no_standard_error():
+    assert table.statistics([7.0], 'x') == {'x_mean': 7, 'x_sem': None, 'x_median': 7, 'x_max': 7}
+
+
+def test_results_of_other_networks_or_images_are_not_compared(result, tmp_path):
+    networks, bits, protocol = result['networks'], result['protocol']['bits'], result['protocol']
+    table.check_comparable(result, 'a.json', networks, bits, protocol)
+    changed = [{**networks[0], 'digest': 'x'}, *networks[1:]]
+    with pytest.raises(UserError, match='a.json has other networks, from .*-test-0'):
+        table.check_comparable({**result, 'networks': changed}, 'a.json', networks, bits, protocol)
+    with pytest.raises(UserError, match='a.json has 2 networks, this has 3'):
+        table.check_comparable({**result, 'networks': networks[:2]}, 'a.json', networks, bits, protocol)
+    with pytest.raises(UserError, match='images=32, this is images=64'):
+        table.check_comparable(result, 'a.json', networks, bits, {**protocol, 'images': 64})
+    with pytest.raises(UserError, match='a.json has no w3a3'):
+        table.check_comparable(result, 'a.json', networks, ['w3a3'], protocol)
+    for content in ('{', '[]', '{"rows": []}'):
+        (tmp_path / 'x.json').write_text(content)
+        with pytest.raises(UserError, match='x.json is no'):
+            table.read_result(tmp_path / 'x.json')
+
+
+def test_networks_with_attention_are_passed_over_and_counted():
+    space = make_space('deepnets1m', cells=(2, 2), max_steps=1, channels=(16,), ks=(3,), C_mults=(1,))
+    selection = select_split(space, 'test', seed=0, count=4, image_size=SIZE)
+    indices = [int(spec.name.rsplit('-', 1)[1]) for spec in selection.specs]
+    passed_over = set(range(indices[-1])) - set(indices)
+    assert len(indices) == 4 and selection.left_out == len(passed_over) > 0
+    assert all(space.sample('test', 0, i).genotype.ops & {'msa', 'cse'} for i in passed_over)
+
+
+def test_given_networks_share_a_program_by_width():
+    specs = [small_spec('conv_1x1', 'max_pool_3x3', C=C, name=str(i)) for i, C in enumerate((32, 16, 32))]
+    selection = select_given(specs, image_size=SIZE)
+    assert [members for _, members in selection.groups] == [(1,), (0, 2)]
+    with pytest.raises(UserError, match="'vit' has cse and msa, which cannot be run"):
+        select_given([*specs, small_spec('msa', 'cse', C=16, name='vit')], image_size=SIZE)
+    with pytest.raises(UserError, match='C=24'):
+        select_given([small_spec('conv_1x1', 'conv_1x1', C=24)], image_size=SIZE)
+
+
+def test_partial_batches_are_dropped(dataset):
+    batches = image_batches(dataset, dataset.test, batch_size=100)
+    assert batches.images.shape == (2, 100, SIZE, SIZE, 3) and batches.count == 200
+    np.testing.assert_array_equal(batches.labels.ravel(), dataset.test.labels[:200])
+
+
+@pytest.mark.parametrize(
+    ('changes', 'message'),
+    [
+        ({'batch_size': 41}, 'batch_size=41 is more than the 40 images'),
+        ({'batch_size': 0}, 'batch_size=0'),
+        ({'num_images': 257}, 'num_images=257: synthetic has 256'),
+        ({'num_images': -1}, 'num_images=-1'),
+        ({'num_networks': 501}, 'num_networks=501: the split test has 500'),
+        ({'splits': ['tset']}, "split 'tset' is unknown"),
+        ({'against': 'absent.json'}, 'absent.json cannot be read'),
+        ({'specs': [small_spec('conv_1x1', 'conv_1x1', C=16, num_classes=7, name='x')]}, "'x' has 7 classes"),
+    ],
+)
+def test_bad_values_are_refused_before_any_work(run, dataset, changes, message):
+    with pytest.raises(UserError, match=message):
+        evaluate(run, dataset, **FLAGS | changes)
+
+
+@pytest.mark.parametrize(
+    ('args', 'words'),
+    [
+        (['--bits=w1a4'], ['w1a4', '2 to 16']),
+        (['--bits='], ['--bits is empty']),
+        (['--splits=test,tset'], ['--splits=tset', 'bnfree']),
+        (['--bn=calibrated'], ['--bn=calibrated is not there yet', '--bn=batch']),
+        (['--bn=running'], ['running', 'batch']),
+        (['--json=absent/x.json'], ['--json=absent/x.json', 'does not exist']),
+        (['--plot=x.gif'], ['--plot=x.gif', '.png']),
+        (['--archs=absent.json'], ['absent.json']),
+        (['--seed=-1'], ['--seed=-1']),
+        (['--num_networks=many'], ['num_networks']),
+        (['more'], ["unexpected argument 'more'"]),
+    ],
+)
+def test_bad_flags_are_one_line(workdir, args, words, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    assert is_one_error_line(command('ghn_jax.evaluate', f'--workdir={workdir}', *args), *words)
+
+
+def test_a_workdir_without_a_run_is_one_line(tmp_path):
+    (tmp_path / 'file').touch()
+    for workdir, words in ((tmp_path / 'absent', 'does not exist'), (tmp_path, 'no checkpoint'), (tmp_path / 'file', 'file')):
+        assert is_one_error_line(command('ghn_jax.evaluate', f'--workdir={workdir}'), words)
+    assert is_one_error_line(command('ghn_jax.evaluate'), '--workdir is missing')
+
+
+def test_lists_of_splits_and_bits_lose_repetitions():
+    assert parse_splits(['test', ' deep', 'test']) == ('test', 'deep')
+    assert [str(p) for p in parse_policies(['w4a4', 'float', 'W4/A4'])] == ['w4a4', 'w32a32']
+
+
+def test_an_architecture_file_takes_the_place_of_the_splits(run, dataset, selection, tmp_path, monkeypatch):
+    # The program for exactly these networks would be one more compilation: the one that is there will do.
+    monkeypatch.setattr('ghn_jax.evaluate.select_given', lambda specs, image_size: Selection(tuple(specs), selection.groups, 0))
+    save_networks(tmp_path / 'nets.json', selection.specs)
+    from ghn_jax.networks.spec import load_networks
+
+    given, _ = evaluate(run, dataset, specs=load_networks(tmp_path / 'nets.json'), **FLAGS)
+    assert {n['split'] for n in given['networks']} == {'archs'}
+    assert [n['name'] for n in given['networks']] == [s.name for s in selection.specs]
