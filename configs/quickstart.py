@@ -21,6 +21,7 @@ def get_config():
     c.space.fc_dims = (64,)
     c.space.ks = (3,)
     c.space.C_mults = (1,)
+    c.space.flat_head_share = 0.0
 
     c.ghn.hid = 32
 

@@ -17,7 +17,7 @@ from collections.abc import Callable
 from typing import NoReturn
 
 import ml_collections
-from absl import app, flags
+from absl import app, flags, logging
 
 from ghn_jax.errors import UserError
 
@@ -25,12 +25,19 @@ from ghn_jax.errors import UserError
 def run(main: Callable[[], object]) -> None:
     """Parses the flags, calls `main()` and leaves with the exit code described above; does not return."""
     try:
-        app.run(lambda argv: main(), flags_parser=_parse)
+        app.run(lambda argv: _quietly(main), flags_parser=_parse)
     except UserError as e:
         _fail(e)
     except KeyboardInterrupt:
         print('interrupted', file=sys.stderr)
         sys.exit(130)
+
+
+def _quietly(main: Callable[[], object]) -> None:
+    """Runs `main` without the libraries' progress reports, unless --verbosity asks for them."""
+    if not flags.FLAGS['verbosity'].present:
+        logging.set_verbosity(logging.WARNING)
+    main()
 
 
 def read_config(flag: flags.FlagHolder) -> ml_collections.ConfigDict:

@@ -33,6 +33,7 @@ def default() -> ConfigDict:
     c.space.ks = (3, 5, 7)  # kernel sizes of the stem
     c.space.C_mults = (1, 2)  # growth of the width at a reduction
     c.space.max_params = 10_000_000  # larger networks are not drawn
+    c.space.flat_head_share = 0.1  # of flattened heads, where the space allows them; 0 unless image_size is 32
 
     c.ghn = ConfigDict()
     c.ghn.hid = 32  # width of node embeddings and states
@@ -88,6 +89,11 @@ def check(config: ConfigDict) -> ConfigDict:
         _at_least(config, key, 1)
     for key in ('train.steps', 'train.warmup_steps', 'train.weight_decay', 'eval.every_steps', 'seed'):
         _at_least(config, key, 0)
+    if config.save_every_steps % config.log_every_steps:
+        raise UserError(
+            f'--config.save_every_steps={config.save_every_steps}: expected a multiple of '
+            f'--config.log_every_steps={config.log_every_steps}, so that no mean is cut by a resume'
+        )
     for key in ('train.learning_rate', 'train.clip_norm'):
         if not 0 < _get(config, key) < float('inf'):
             raise UserError(f'--config.{key}={_get(config, key)}: expected a positive number')

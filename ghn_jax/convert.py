@@ -4,12 +4,13 @@ python -m ghn_jax.convert --state=ghn2_cifar10.npz --config=ghn_config.json --wo
 """
 
 import os
+from typing import Any
 
 import jax
 import numpy as np
-from absl import flags
+from absl import flags, logging
 
-from ghn_jax import cli, config
+from ghn_jax import cli, config, runs
 from ghn_jax.checkpoint import Checkpoints
 from ghn_jax.errors import UserError
 from ghn_jax.hypernet.ghn import GHNConfig
@@ -18,8 +19,10 @@ from ghn_jax.hypernet.published import load_published
 _TRACES = ('checkpoints', 'metrics.jsonl', 'tensorboard')  # what a run leaves in its directory
 
 
-def convert(state: str | os.PathLike, config_file: str | os.PathLike, workdir: str | os.PathLike) -> GHNConfig:
-    """Writes a checkpoint of step 0 with the published parameters, in float32; returns the GHN's configuration.
+def convert(
+    state: str | os.PathLike, config_file: str | os.PathLike, workdir: str | os.PathLike
+) -> GHNConfig:
+    """Writes a checkpoint of step 0 with the published parameters, in float32; returns their configuration.
 
     The run's config is the default one (CIFAR-10, 32 pixels) in the published space, deepnets1m.
 
@@ -28,33 +31,37 @@ def convert(state: str | os.PathLike, config_file: str | os.PathLike, workdir: s
     """
     path = cli.check_workdir(workdir)
     if found := [name for name in _TRACES if (path / name).exists()]:
-        raise UserError(f'--workdir={workdir} holds a run already ({found[0]}): give another directory, or remove it')
+        raise UserError(
+            f'--workdir={workdir} holds a run already ({found[0]}): give another directory, or remove it'
+        )
     ghn_config, params = load_published(state, config_file)
-    params = jax.tree.map(lambda a: np.asarray(a, np.float32), params)
-    with Checkpoints(path) as checkpoints:
-        checkpoints.save(0, {'params': params}, run_meta(ghn_config), wait=True)
-    return ghn_config
-
-
-def run_meta(ghn_config: GHNConfig) -> dict:
-    """What a checkpoint says beside the parameters, as ghn_jax.train writes it."""
-    c = config.default()
+    with np.errstate(over='ignore'):
+        params = jax.tree.map(lambda a: np.asarray(a, np.float32), params)
+    if not all(np.isfinite(a).all() for a in jax.tree.leaves(params)):
+        raise UserError(f'state {state} has values beyond float32: give another file')
+    c: Any = config.default()
     c.space.name = 'deepnets1m'
     for key in c.ghn:
         c.ghn[key] = getattr(ghn_config, key)
-    return {'kind': 'converted', 'config': config.to_json(c), 'ghn': ghn_config.to_dict(), 'dataset': {}}
+    meta = runs.run_meta(c, ghn_config, 0, kind='converted')
+    with Checkpoints(path) as checkpoints:
+        checkpoints.save(0, {'params': params}, meta, wait=True)
+    return ghn_config
 
 
 if __name__ == '__main__':
-    _STATE = flags.DEFINE_string('state', None, 'State dict of the published GHN: .npz, or .pt where torch is installed.')
+    _STATE = flags.DEFINE_string(
+        'state', None, 'State dict of the published GHN: .npz, or .pt where torch is installed.'
+    )
     _CONFIG = flags.DEFINE_string('config', None, 'Its configuration: JSON, the fields of GHNConfig.')
     _WORKDIR = flags.DEFINE_string('workdir', None, 'Run directory to make.')
 
     def _main() -> None:
+        logging.set_verbosity(logging.ERROR)  # Orbax tells everything it does
         for name, flag in (('state', _STATE), ('config', _CONFIG)):
             if not flag.value:
                 raise UserError(f'--{name} is missing: give the file, see --help')
-        ghn_config = convert(_STATE.value, _CONFIG.value, _WORKDIR.value)
+        ghn_config = convert(_STATE.value or '', _CONFIG.value or '', _WORKDIR.value or '')
         print(f'{_WORKDIR.value}: checkpoint of step 0, {ghn_config}')
 
     cli.run(_main)

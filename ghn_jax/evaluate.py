@@ -1,7 +1,7 @@
 """Scores networks with predicted weights at several bit-widths: a table, the same as JSON, a picture.
 
-python -m ghn_jax.evaluate --workdir=runs/quickstart/qat --splits=test,deep --num_networks=50 --json=qat.json
-python -m ghn_jax.evaluate --workdir=runs/quickstart/float --json=float.json --against=qat.json --plot=both.png
+python -m ghn_jax.evaluate --workdir=runs/quickstart/float --splits=test,deep --json=float.json
+python -m ghn_jax.evaluate --workdir=runs/quickstart/qat --splits=test,deep --against=float.json --plot=b.png
 
 The weights of a network are predicted once and quantized to every bit-width. Accuracies are in percent.
 """
@@ -20,7 +20,7 @@ import jax
 from absl import flags
 
 import ghn_jax
-from ghn_jax import cli, runs, table
+from ghn_jax import cli, results, runs
 from ghn_jax.data import Dataset
 from ghn_jax.errors import UserError
 from ghn_jax.metrics import Progress
@@ -28,6 +28,7 @@ from ghn_jax.networks.size import count_parameters
 from ghn_jax.networks.spaces import SPLITS
 from ghn_jax.networks.spec import NetworkSpec, load_networks
 from ghn_jax.quant.policy import Policy, parse_bits
+from ghn_jax.results import Result
 from ghn_jax.scoring import (
     Selection,
     check_classes,
@@ -36,7 +37,6 @@ from ghn_jax.scoring import (
     select_given,
     select_split,
 )
-from ghn_jax.table import Result
 
 BITS = ('w32a32', 'w8a8', 'w4a8', 'w4a4', 'w2a2')
 BATCH_SIZE = 64  # as in training
@@ -56,7 +56,7 @@ def parse_splits(names: Sequence[str]) -> tuple[str, ...]:
 
 
 def parse_policies(names: Sequence[str]) -> tuple[Policy, ...]:
-    """Policies from their names, without repetitions. Raises UserError for an impossible one, and for none."""
+    """Policies from their names, without repetitions. Raises UserError for impossible bits, and for none."""
     policies = tuple(dict.fromkeys(parse_bits(name) for name in names))
     if not policies:
         raise UserError(f'--bits is empty: expected a list such as {",".join(BITS)}')
@@ -65,8 +65,8 @@ def parse_policies(names: Sequence[str]) -> tuple[Policy, ...]:
 
 def evaluate(
     run: runs.Run,
-    dataset: Dataset,
     *,
+    dataset: Dataset | None = None,
     splits: Sequence[str] = ('test',),
     policies: Sequence[Policy] = tuple(map(parse_bits, BITS)),
     num_networks: int = NUM_NETWORKS,
@@ -77,10 +77,10 @@ def evaluate(
     against: str | os.PathLike | None = None,
     workdir: str = '',
 ) -> tuple[Result, Result | None]:
-    """(result, the other result) of scoring the run's GHN on test images; see `table` for what a result is.
+    """(result, the other result) of scoring the run's GHN on test images; see `results` for what a result is.
 
     Args:
-      run, dataset: from `runs.load_run` and `runs.load_data`.
+      run: from `runs.load_run`.   dataset: the run's; read if None.
       splits: of the run's space, the first num_networks of each (0: all).   policies: bit-widths.
       num_images: the first ones of the test images (0: all), in whole batches of batch_size.
       seed: which networks the splits have; the same for every run that is to be compared.
@@ -90,20 +90,23 @@ def evaluate(
     Raises:
       UserError: bad values, networks that cannot be run, a file to compare with that does not fit.
     """
-    other = None if against is None else table.read_result(against)
-    size = run.config.image_size
-    images = image_batches(dataset, dataset.test, batch_size=batch_size, num_images=num_images)
+    other = results.read_result(against) if against else None
+    config: Any = run.config
+    size = config.image_size
     selections: dict[str, Selection] = {}
     if specs is None:
-        space = runs.make_space_of(run.config)
+        space = runs.make_space_of(config)
         for split in splits:
             selections[split] = select_split(space, split, seed=seed, count=num_networks, image_size=size)
     else:
         selections[GIVEN] = select_given(specs, image_size=size)
+    # Networks are checked before the data are read, which may take half a minute.
+    dataset = dataset or runs.load_data(config)
+    images = image_batches(dataset, dataset.test, batch_size=batch_size, num_images=num_images)
     networks = []
     for split, selection in selections.items():
         check_classes(run.ghn, selection.specs, dataset)
-        networks += [_describe(split, spec) for spec in selection.specs]
+        networks += [_describe(split, i, spec) for i, spec in enumerate(selection.specs)]
     bits = [str(policy) for policy in policies]
     protocol = {
         'units': 'percent',
@@ -121,24 +124,24 @@ def evaluate(
         'num_networks': {split: len(s.specs) for split, s in selections.items()},
         'left_out': {split: s.left_out for split, s in selections.items()},  # msa and cse cannot be run yet
         'seed': seed,
-        'space': run.config.space.name if specs is None else None,
+        'space': config.space.name if specs is None else None,
         'workdir': workdir,
         'step': run.step,
         'training': _training(run),
-        'training_mode': run.config.quant.mode,
-        'training_bits': run.config.quant.bits if run.config.quant.mode != 'float' else 'w32a32',
+        'training_mode': config.quant.mode,
+        'training_bits': config.quant.bits if config.quant.mode != 'float' else 'w32a32',
         'device': f'{jax.device_count()} x {jax.devices()[0].device_kind}',
         'jax': jax.__version__,
         'ghn_jax': ghn_jax.__version__,
     }
     if other is not None:
-        table.check_comparable(other, os.fspath(against), networks, bits, protocol)
+        results.check_comparable(other, str(against), networks, bits, protocol)
 
     start, described = time.perf_counter(), iter(networks)
     for split, selection in selections.items():
         total = len(selection.specs) * len(policies)
-        programs = len(selection.groups)
-        print(f'{split}: {len(selection.specs)} networks, {programs} program{"s" * (programs > 1)} to compile first', file=sys.stderr)
+        compiled = f'first compiling for the widths {sorted({spec.C for spec in selection.specs})}'
+        print(f'{split}: {len(selection.specs)} networks, {compiled}', file=sys.stderr)
         with Progress(total, desc=split, unit='score') as progress:
 
             def done(network: int, policy: int, progress=progress) -> None:
@@ -149,15 +152,15 @@ def evaluate(
             pairs = zip(bits, per_policy.tolist())
             network['scores'] = {b: {'top1': top1, 'top5': top5} for b, (top1, top5) in pairs}
     protocol['seconds'] = round(time.perf_counter() - start, 1)
-    result = {'rows': table.make_rows(networks, bits), 'networks': networks, 'protocol': protocol}
-    return (result if other is None else table.compare(result, other)), other
+    result = {'rows': results.make_rows(networks, bits), 'networks': networks, 'protocol': protocol}
+    return (result if other is None else results.compare(result, other)), other
 
 
-def _describe(split: str, spec: NetworkSpec) -> dict[str, Any]:
+def _describe(split: str, index: int, spec: NetworkSpec) -> dict[str, Any]:
     fields = {k: v for k, v in spec.to_dict().items() if k != 'name'}
     return {
         'split': split,
-        'name': spec.name,
+        'name': spec.name or f'network-{index}',
         'C': spec.C,
         'n_cells': spec.n_cells,
         'parameters': count_parameters(spec),
@@ -168,20 +171,30 @@ def _describe(split: str, spec: NetworkSpec) -> dict[str, Any]:
 def _training(run: runs.Run) -> str:
     if run.meta.get('kind') == 'converted':
         return 'converted'
-    quant = run.config.quant
+    config: Any = run.config
+    quant = config.quant
     return 'float' if quant.mode == 'float' else f'{quant.mode} {quant.bits}'
 
 
 if __name__ == '__main__':
     _WORKDIR = flags.DEFINE_string('workdir', None, 'Run directory, of ghn_jax.train or ghn_jax.convert.')
     _SPLITS = flags.DEFINE_list('splits', ['test'], f'Networks to score: of {", ".join(SPLITS)}.')
-    _BITS = flags.DEFINE_list('bits', list(BITS), 'Bit-widths: w<bits>a<bits>, of weights and activations; 32 is float.')
+    _BITS = flags.DEFINE_list(
+        'bits', list(BITS), 'Bit-widths: w<bits>a<bits>, of weights and activations; 32 is float.'
+    )
     _NUM_NETWORKS = flags.DEFINE_integer('num_networks', NUM_NETWORKS, 'Networks of each split; 0 takes all.')
     _NUM_IMAGES = flags.DEFINE_integer('num_images', 0, 'Test images; 0 takes all.')
-    _BATCH_SIZE = flags.DEFINE_integer('batch_size', BATCH_SIZE, 'Images of a batch, whose statistics BatchNorm uses.')
-    _BN = flags.DEFINE_enum('bn', 'batch', ['batch', 'calibrated'], 'BatchNorm statistics: of each batch, or calibrated.')
+    _BATCH_SIZE = flags.DEFINE_integer(
+        'batch_size', BATCH_SIZE, 'Images of a batch, whose statistics BatchNorm uses.'
+    )
+    _BN = flags.DEFINE_enum(
+        'bn', 'batch', ['batch', 'calibrated'], 'BatchNorm statistics: of each batch, or calibrated.'
+    )
     _SEED = flags.DEFINE_integer('seed', 0, 'Which networks the splits have.')
-    _ARCHS = flags.DEFINE_string('archs', None, 'Architecture file: score exactly its networks, and no split.')
+    _ARCHS = flags.DEFINE_string(
+        'archs', None, 'Architecture file: score exactly its networks, and no split.'
+    )
+    _DATA_DIR = flags.DEFINE_string('data_dir', None, 'Where TFDS data lie, if not where the run had them.')
     _JSON = flags.DEFINE_string('json', None, 'File to write the result to.')
     _PLOT = flags.DEFINE_string('plot', None, 'Picture to write (.png, .pdf, .svg).')
     _AGAINST = flags.DEFINE_string(
@@ -197,14 +210,17 @@ if __name__ == '__main__':
             raise UserError(f'--seed={_SEED.value}: expected at least 0')
         json_file = cli.check_output(_JSON.value, 'json') if _JSON.value else None
         plot_file = cli.check_output(_PLOT.value, 'plot') if _PLOT.value else None
-        if plot_file and plot_file.suffix not in table.PICTURES:
-            raise UserError(f'--plot={_PLOT.value}: expected a name that ends in {", ".join(table.PICTURES)}')
+        if plot_file and plot_file.suffix not in results.PICTURES:
+            raise UserError(
+                f'--plot={_PLOT.value}: expected a name that ends in {", ".join(results.PICTURES)}'
+            )
         specs = load_networks(_ARCHS.value) if _ARCHS.value else None
         runs.enable_compilation_cache()
         run = runs.load_run(workdir)
+        if _DATA_DIR.value is not None:
+            run.config.data_dir = _DATA_DIR.value
         result, other = evaluate(
             run,
-            runs.load_data(run.config),
             splits=splits,
             policies=policies,
             num_networks=_NUM_NETWORKS.value,
@@ -213,14 +229,14 @@ if __name__ == '__main__':
             seed=_SEED.value,
             specs=specs,
             against=_AGAINST.value,
-            workdir=_WORKDIR.value,
+            workdir=_WORKDIR.value or '',
         )
         result['protocol']['command'] = shlex.join(['python', '-m', 'ghn_jax.evaluate', *sys.argv[1:]])
-        print(table.text(result, other))
+        print(results.text(result, other))
         if json_file:
             cli.write_atomic(json_file, json.dumps(result, indent=1, allow_nan=False) + '\n')
         if plot_file:
-            cli.write_atomic(plot_file, table.picture(result, other, suffix=pathlib.Path(plot_file).suffix))
+            cli.write_atomic(plot_file, results.picture(result, other, suffix=pathlib.Path(plot_file).suffix))
             print(f'picture: {_PLOT.value}')
 
     cli.run(_main)

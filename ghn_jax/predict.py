@@ -3,9 +3,9 @@
 python -m ghn_jax.predict --workdir=runs/quickstart/qat --arch=net.json --out=net.safetensors --bits=w4a4
 python -m ghn_jax.predict --workdir=runs/quickstart/qat --arch=nets.json --out='weights/{name}.safetensors'
 
-Tensors have DeepNets-1M's names. Layouts: 'pytorch' is OIHW for convolutions (depthwise: I is 1) and (out, in) for
-linear weights. 'jax' is HWIO for convolutions, as `lax.conv_general_dilated` and flax read them (depthwise:
-(H, W, 1, C), with feature_group_count=C), (in, out) for linear weights, (1, H, W, C) for positional encodings.
+Tensors have DeepNets-1M's names. Layouts: 'pytorch' is OIHW for convolutions (depthwise: I is 1), (out, in)
+for linear weights. 'jax' is HWIO for convolutions, as `lax.conv_general_dilated` and flax want (depthwise:
+(H, W, 1, C), with feature_group_count=C), (in, out) for linear weights, (1, H, W, C) for position encodings.
 """
 
 import dataclasses
@@ -26,30 +26,42 @@ from ghn_jax import cli, runs
 from ghn_jax.errors import UserError
 from ghn_jax.hypernet.decoder import Tiles, count_items, decoder_table, tile_parameters
 from ghn_jax.hypernet.ghn import GHN
-from ghn_jax.networks.graph import NetworkGraph, batch_graphs, build_graph, to_graphs_tuple
+from ghn_jax.networks.graph import batch_graphs, build_graph, to_graphs_tuple
 from ghn_jax.networks.spec import IMAGE_SIZE, NetworkSpec, load_networks
 from ghn_jax.quant.fake_quant import FLOAT_BITS, grid
 from ghn_jax.quant.policy import Policy, parse_bits, quantizable
 
 LAYOUTS = ('pytorch', 'jax')
-_BUCKET = {'nodes': 128, 'dense': 256, 'depth': 256}  # times a power of two: few programs serve all networks
+_BUCKET = {'nodes': 192, 'dense': 512, 'depth': 512}  # times a power of two: few programs serve all networks
+_TENSORS = 512  # grids computed together: a multiple, for the same reason
 Weights = dict[str, np.ndarray]
 
+_grid = jax.jit(grid, static_argnums=3)
 
-def predict_weights(ghn: GHN, params: Any, spec: NetworkSpec, *, image_size: int = IMAGE_SIZE) -> Weights:
-    """Every tensor that the logits depend on, by DeepNets-1M's name, in PyTorch's layouts (all ops, msa and cse too).
 
-    image_size: of the images the network will see; it matters for flattened heads only. Their first linear weight
-    is that for IMAGE_SIZE with as many inputs as wanted, which is what training on such images uses.
-
-    Raises:
-      UserError: another number of classes than the hypernetwork's, a kernel larger than its window.
-    """
+def check_network(spec: NetworkSpec, ghn: GHN, image_size: int = IMAGE_SIZE) -> None:
+    """Raises UserError if `ghn` does not predict the weights of this network for images of this size."""
     if spec.num_classes != ghn.config.num_classes:
         raise UserError(
             f'network {spec.name!r} has {spec.num_classes} classes, the hypernetwork predicts '
             f'{ghn.config.num_classes}: give networks with num_classes={ghn.config.num_classes}'
         )
+    if not spec.glob_avg and image_size != IMAGE_SIZE:
+        raise UserError(
+            f'network {spec.name!r} has a flattened head, defined for {IMAGE_SIZE} pixels, and the run is on '
+            f'images of {image_size}: give networks with glob_avg=true'
+        )
+
+
+def predict_weights(ghn: GHN, params: Any, spec: NetworkSpec) -> Weights:
+    """Every tensor that the logits depend on, by DeepNets-1M's name, in PyTorch's layouts.
+
+    Of networks of all ops, msa and cse too. The decoding is compiled for a few sizes of networks.
+
+    Raises:
+      UserError: another number of classes than the hypernetwork's, a kernel larger than its window.
+    """
+    check_network(spec, ghn)
     graph, max_shape = build_graph(spec), ghn.config.max_shape
     positions = sum(int(np.prod(p.shape[2:])) for p in graph.parameters if p.name == 'pos_enc.weight')
     items = count_items(graph, max_shape=max_shape)
@@ -63,29 +75,18 @@ def predict_weights(ghn: GHN, params: Any, spec: NetworkSpec, *, image_size: int
     )
     table = jax.tree.map(lambda x: x.astype(np.float32) if x.dtype == np.float64 else x, table)
     batch = batch_graphs([to_graphs_tuple(graph)], max_nodes=room['nodes'])
-    weights = tile_parameters(_tiles(ghn, params, batch, table), places, graph)
-    return weights | _fitted_head(graph, weights, image_size, max_shape[0])
+    return tile_parameters(_tiles(ghn, params, batch, table), places, graph)
 
 
 @jax.jit(static_argnums=0)
 def _tiles(ghn: GHN, params: Any, batch: Any, table: Any) -> Tiles:
-    x = ghn.apply({'params': params}, batch, method='embed')[0]
-    return ghn.apply({'params': params}, x, table, method='decode')
-
-
-def _fitted_head(graph: NetworkGraph, weights: Weights, image_size: int, tile: int) -> Weights:
-    """The first linear weight of a flattened head for images of this size: tiles repeat as far as wanted."""
-    spec, name = graph.spec, 'classifier.0.weight'
-    if spec.glob_avg or spec.is_vit or image_size == IMAGE_SIZE:
-        return {}
-    halvings = int(spec.stem_type == 1 or spec.stem_pool) + sum(map(spec.is_reduction, range(spec.n_cells)))
-    sides = [size // 2**halvings for size in (image_size, IMAGE_SIZE)]
-    features = weights[name].shape[1] * sides[0] ** 2 // sides[1] ** 2
-    return {name: np.ascontiguousarray(weights[name][:, np.arange(features) % tile])}
+    x: Any = ghn.apply({'params': params}, batch, method='embed')[0]
+    tiles: Any = ghn.apply({'params': params}, x, table, method='decode')
+    return tiles
 
 
 def quantize(weights: Weights, policy: Policy) -> tuple[Weights, dict[str, dict[str, float | int]]]:
-    """(weights rounded to the policy's bits, how: {name: {'bits', 'scale', 'zero_point'}} of those it quantizes).
+    """(weights rounded to the policy's bits, {name: {'bits', 'scale', 'zero_point'}} of those it quantizes).
 
     Per tensor and asymmetric over [min(0, min w), max(0, max w)]: w = (q - zero_point) * scale with q in
     0 .. 2^bits - 1. A scale of 0 stands for a tensor of zeros. Norms, biases and positional encodings stay.
@@ -99,8 +100,12 @@ def quantize(weights: Weights, policy: Policy) -> tuple[Weights, dict[str, dict[
     if not names:
         return dict(weights), {}
     bits = np.array([policy.weights(name) for name in names])
+    padding = (0, -len(names) % _TENSORS)
     lo, hi = (np.array([f(weights[n], initial=0) for n in names], np.float32) for f in (np.min, np.max))
-    scale, zero, top = map(np.asarray, grid(lo, hi, bits, np.float32))
+    levels = _grid(
+        *(np.pad(a, padding) for a in (lo, hi)), np.pad(bits, padding, constant_values=2), np.float32
+    )
+    scale, zero, top = map(np.asarray, levels)
     rounded = dict(weights)
     for n, s, z, t in zip(names, scale, zero, top):
         q = np.clip(np.round(weights[n] / (s if s > 0 else np.float32(1))) + z, 0, t)
@@ -133,18 +138,22 @@ def predict(
 
     metadata: network (its JSON), layout, image_size, step, training, bits and, where a policy quantizes,
     quantization: JSON of what `quantize` says.
+
+    Raises:
+      UserError: as `check_network`, `predict_weights` and `quantize`.
     """
+    config: Any = run.config
     policy = policy or Policy()
-    weights = predict_weights(run.ghn, run.params, spec, image_size=run.config.image_size)
-    weights, how = quantize(weights, policy)
+    check_network(spec, run.ghn, config.image_size)
+    weights, how = quantize(predict_weights(run.ghn, run.params, spec), policy)
     if layout == 'jax':
         weights = to_jax_layout(weights)
     metadata = {
         'network': spec.to_json(),
         'layout': layout,
-        'image_size': str(run.config.image_size),
+        'image_size': str(config.image_size),
         'step': str(run.step),
-        'training_mode': run.config.quant.mode,
+        'training_mode': config.quant.mode,
         'bits': str(policy),
         'ghn_jax': ghn_jax.__version__,
     }
@@ -155,7 +164,7 @@ def output_files(out: str, specs: Sequence[NetworkSpec]) -> list[pathlib.Path]:
     """The file of each network. `out` is a file, a name with {name} in it, or a directory that exists.
 
     Raises:
-      UserError: several networks for one file, names that are no file names or occur twice, an absent directory.
+      UserError: several networks for one file, names that are no file names or come twice, no such directory.
     """
     if not out:
         raise UserError('--out is missing: give a file, as in --out=net.safetensors')
@@ -178,15 +187,21 @@ def output_files(out: str, specs: Sequence[NetworkSpec]) -> list[pathlib.Path]:
 
 
 def _named(specs: Sequence[NetworkSpec]) -> list[NetworkSpec]:
-    return [spec if spec.name else dataclasses.replace(spec, name=f'network-{i}') for i, spec in enumerate(specs)]
+    return [
+        spec if spec.name else dataclasses.replace(spec, name=f'network-{i}') for i, spec in enumerate(specs)
+    ]
 
 
 if __name__ == '__main__':
     _WORKDIR = flags.DEFINE_string('workdir', None, 'Run directory, of ghn_jax.train or ghn_jax.convert.')
     _ARCH = flags.DEFINE_string('arch', None, 'Architecture file: JSON of one network or a list.')
-    _OUT = flags.DEFINE_string('out', None, 'File to write; for several networks a directory, or a name with {name}.')
+    _OUT = flags.DEFINE_string(
+        'out', None, 'File to write; for several networks a directory, or a name with {name}.'
+    )
     _LAYOUT = flags.DEFINE_enum('layout', 'pytorch', LAYOUTS, 'OIHW and (out, in), or HWIO and (in, out).')
-    _BITS = flags.DEFINE_string('bits', 'w32a32', 'Round the weights, as in w4a4; the activations are not in the file.')
+    _BITS = flags.DEFINE_string(
+        'bits', 'w32a32', 'Round the weights, as in w4a4; the activations are not in the file.'
+    )
 
     def _main() -> None:
         workdir = cli.check_workdir(_WORKDIR.value, must_exist=True)
@@ -194,15 +209,20 @@ if __name__ == '__main__':
         if not _ARCH.value:
             raise UserError('--arch is missing: give an architecture file, as in --arch=net.json')
         specs = _named(load_networks(_ARCH.value))
-        files = output_files(_OUT.value, specs)
+        files = output_files(_OUT.value or '', specs)
         runs.enable_compilation_cache()
         run = runs.load_run(workdir)
+        config: Any = run.config
+        for spec in specs:  # all of them before the first file is written
+            check_network(spec, run.ghn, config.image_size)
         for spec, file in zip(specs, files, strict=True):
             start = time.perf_counter()
             weights, metadata = predict(run, spec, layout=_LAYOUT.value, policy=policy)
             seconds = time.perf_counter() - start
             cli.write_atomic(file, to_safetensors(weights, metadata))
             size = sum(w.size for w in weights.values())
-            print(f'{file}: {len(weights)} tensors, {size:,} parameters, {policy}, predicted in {seconds:.2f} s')
+            print(
+                f'{file}: {len(weights)} tensors, {size:,} parameters, {policy}, predicted in {seconds:.2f} s'
+            )
 
     cli.run(_main)

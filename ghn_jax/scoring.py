@@ -1,7 +1,7 @@
-"""Scoring networks: predicts the weights of each once, then counts its correct predictions at every bit-width.
+"""Scoring networks: predicts the weights of each once, then counts correct predictions at every bit-width.
 
-Networks are data: all those of one program share two compiled functions, whatever their bits. These are cached by
-JAX, so scoring other networks of the same program, or with other GHN parameters, compiles nothing.
+Networks are data: all those of one program share two compiled functions, whatever their bits. JAX keeps them:
+scoring other networks of the same program, or with other GHN parameters, compiles nothing.
 
 Axes: M networks | P policies | K batches | N images of a batch | H pixels.
 """
@@ -24,7 +24,7 @@ from ghn_jax.hypernet.ghn import GHN, GHNConfig
 from ghn_jax.networks.graph import build_graph
 from ghn_jax.networks.size import count_parameters
 from ghn_jax.networks.spaces import Space
-from ghn_jax.networks.spec import NetworkSpec
+from ghn_jax.networks.spec import IMAGE_SIZE, NetworkSpec
 from ghn_jax.quant.policy import Policy
 
 NOT_RUN = frozenset({'msa', 'cse'})  # ops whose weights are predicted, but which the executor does not run
@@ -46,7 +46,7 @@ class Images(NamedTuple):
 
 
 class Selection(NamedTuple):
-    """Networks to score. groups: for each program the indices of its networks; left_out: those that cannot be run."""
+    """Networks to score. groups: of each program, its networks. left_out: how many could not be run."""
 
     specs: tuple[NetworkSpec, ...]
     groups: tuple[tuple[Program, tuple[int, ...]], ...]
@@ -56,7 +56,7 @@ class Selection(NamedTuple):
 def image_batches(dataset: Dataset, split: Split, *, batch_size: int, num_images: int = 0) -> Images:
     """The first `num_images` of a split of `dataset` (0: all) as whole batches.
 
-    BatchNorm reads the statistics of a batch, so one that is not full would be another protocol: it is dropped.
+    BatchNorm reads the statistics of a batch, so one that is not full is another protocol: it is dropped.
 
     Raises:
       UserError: more images than there are, fewer than a batch.
@@ -98,7 +98,9 @@ def select_split(space: Space, split: str, *, seed: int, count: int, image_size:
         if len(specs) == count:
             break
     if not specs:
-        raise UserError(f'the split {split} of {space.name} has no network without msa and cse, which cannot be run')
+        raise UserError(
+            f'the split {split} of {space.name} has no network without msa and cse, which cannot be run'
+        )
     if len(specs) < count:
         raise UserError(
             f'num_networks={count}: the split {split} has only {len(specs)} networks without msa and cse, '
@@ -111,7 +113,8 @@ def select_given(specs: Sequence[NetworkSpec], *, image_size: int) -> Selection:
     """Exactly these networks, grouped by width; each group's program is made for it.
 
     Raises:
-      UserError: a network that cannot be run (msa, cse, a width that is no multiple of 16), with its name.
+      UserError: a network that cannot be run (msa, cse, a width that is no multiple of 16, a flattened head
+        with images that are not of the size such heads are defined for), with its name.
     """
 
     def program(width: int, members: list[NetworkSpec]) -> Program:
@@ -122,6 +125,11 @@ def select_given(specs: Sequence[NetworkSpec], *, image_size: int) -> Selection:
             raise UserError(
                 f'network {spec.name!r} has {" and ".join(found)}, which cannot be run: '
                 'take it out of the file (ghn_jax.predict writes its weights)'
+            )
+        if not spec.glob_avg and image_size != IMAGE_SIZE:
+            raise UserError(
+                f'network {spec.name!r} has a flattened head, defined for {IMAGE_SIZE} pixels, and the run '
+                f'is on images of {image_size}: give networks with glob_avg=true'
             )
     return _grouped(list(specs), program, 0)
 
@@ -168,21 +176,25 @@ def score_networks(
 ) -> np.ndarray:
     """Shares of images whose label is the first, and among the first five, prediction: float64 [M, P, 2].
 
-    BatchNorm uses the statistics of each batch, activations are quantized by the range of each batch. `done` is
-    called after every network and policy with their numbers.
+    BatchNorm uses the statistics of each batch, activations are quantized by the range of each batch. `done`
+    is called after every network and policy with their numbers.
     """
     if ghn.config.max_shape != GHNConfig.max_shape:
-        raise UserError(f'the hypernetwork has max_shape {ghn.config.max_shape}: only {GHNConfig.max_shape} can be run')
+        raise UserError(
+            f'the hypernetwork has max_shape {ghn.config.max_shape}: only {GHNConfig.max_shape} can be run'
+        )
     shares = np.zeros((len(selection.specs), len(policies), 2))
     images = jax.tree.map(jnp.asarray, images)
     for program, members in selection.groups:
         nodes = max(len(build_graph(selection.specs[i]).nodes) for i in members)
-        # Made anew for every group and given back after it: tapes of several programs would not fit side by side.
+        # Made for every group and given back after it: tapes of several programs may not fit side by side.
         workspace = steps.make_workspace(program, images.labels.shape[1], train=False)
         # `weights` is read while the workspace is donated, so it cannot be part of it.
         weights, workspace = workspace.weights, workspace._replace(weights=jnp.zeros(0))
         for i in members:
-            networks, layouts = prepare(program, [selection.specs[i]], policies[0], max_nodes=round_up(nodes, _NODES))
+            networks, layouts = prepare(
+                program, [selection.specs[i]], policies[0], max_nodes=round_up(nodes, _NODES)
+            )
             weights = _predict(ghn, params, networks, weights)
             tables = jax.tree.map(lambda a: a[0], networks.tables)
             for p, policy in enumerate(policies):

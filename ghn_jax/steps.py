@@ -144,7 +144,7 @@ def train_step(
 def predict_weights(ghn: GHN, params: Any, networks: Networks, out: Array) -> Array:
     """The weight buffer [F] of the first network of `networks`, float, written into `out` [F]."""
     x = ghn.apply({'params': params}, networks.graphs, method='embed')[0]
-    _, decoder, sources, tables, _ = jax.tree.map(lambda a: a[0], networks)
+    decoder, sources, tables, _ = jax.tree.map(lambda a: a[0], networks[1:])
     tiles = ghn.apply({'params': params}, x, decoder, method='decode')
     return assemble(tiles, sources, pages(tables), out)
 

@@ -6,12 +6,13 @@ import io
 import pathlib
 import runpy
 import sys
+import warnings
 from unittest import mock
 
 import jax
 from absl import flags
 
-from ghn_jax import config
+from ghn_jax import runs
 from ghn_jax.checkpoint import Checkpoints
 from ghn_jax.hypernet.ghn import GHNConfig, init_params
 
@@ -32,24 +33,38 @@ def small_config(**quant):
 
 
 def write_run(workdir: pathlib.Path, *, seed: int = 0, step: int = 3, **quant) -> pathlib.Path:
-    """A run directory as training leaves it, with random parameters."""
+    """A run directory as training leaves it, with random parameters.
+
+    They predict zero shifts and biases: normalised features then differ in sign from image to image, and so do
+    the classes. With random shifts a network says the same class to all images.
+    """
     c = small_config(**quant)
     ghn = GHNConfig(hid=c.ghn.hid)
-    meta = {'kind': 'train', 'config': config.to_json(c), 'ghn': ghn.to_dict(), 'dataset': {'name': c.dataset}}
+    meta = runs.run_meta(c, ghn, step, kind='train')
+    params = init_params(ghn, jax.random.key(seed))
+    norm, channels = params['decoder']['norm'], ghn.max_shape[0]
+    norm['kernel_1'], norm['bias_1'] = (norm[k].at[..., channels:].set(0) for k in ('kernel_1', 'bias_1'))
+    params['decoder']['class_bias']['bias'] *= 0
     with Checkpoints(workdir) as checkpoints:
-        checkpoints.save(step, {'params': init_params(ghn, jax.random.key(seed))}, meta, wait=True)
+        checkpoints.save(step, {'params': params}, meta, wait=True)
     return workdir
 
 
 def command(module: str, *args: object) -> tuple[int, str, str]:
-    """(exit code, stdout, stderr) of `python -m module args`, without the seconds that a new process takes."""
+    """(exit code, stdout, stderr) of `python -m module args`, without the seconds a new process takes."""
     known = set(flags.FLAGS)
     out, err = io.StringIO(), io.StringIO()
     code = 0
     try:
-        with mock.patch.object(sys, 'argv', [module, *map(str, args)]):
-            with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
-                runpy.run_module(module, run_name='__main__')
+        with (
+            mock.patch.object(sys, 'argv', [module, *map(str, args)]),
+            mock.patch('ghn_jax.runs.enable_compilation_cache'),  # the user's, and this process's settings
+            contextlib.redirect_stdout(out),
+            contextlib.redirect_stderr(err),
+            warnings.catch_warnings(),
+        ):
+            warnings.simplefilter('ignore', RuntimeWarning)  # runpy: the module is imported already
+            runpy.run_module(module, run_name='__main__')
     except SystemExit as e:
         code = e.code or 0
     finally:
@@ -63,4 +78,10 @@ def command(module: str, *args: object) -> tuple[int, str, str]:
 def is_one_error_line(result: tuple[int, str, str], *words: str) -> bool:
     """Exit code 2 and nothing but one line on stderr, with these words."""
     code, out, err = result
-    return code == 2 and not out and err.startswith('error: ') and err.count('\n') == 1 and all(w in err for w in words)
+    return (
+        code == 2
+        and not out
+        and err.startswith('error: ')
+        and err.count('\n') == 1
+        and all(w in err for w in words)
+    )

@@ -44,7 +44,7 @@ def covering_networks(space: Space, split: str, width: int) -> Iterator[NetworkS
     ops = [op for op in rules.ops if op not in ('none', *_UNSUPPORTED)]
     if not ops:
         raise UserError(f'space {space.name} has the ops {", ".join(space.ops)}: the executor runs none of them')
-    longest = max(ops, key=lambda op: (op == 'conv_7x1_1x7', 'sep' in op, 'conv' in op, op))
+    longest = max(ops, key=_values)
     largest = max(ops, key=_taps)
     second = max((op for op in ops if op not in LARGE), key=_taps, default=largest)
     norm = 'bnorm' if 'bnorm' in rules.norms else None
@@ -88,6 +88,14 @@ def uniform(op: str, steps: int, special: tuple[int, str] | None = None) -> Geno
         entries[special[0]] = (special[1], entries[special[0]][1])
     concat = tuple(range(2, steps + 2))
     return Genotype(normal=tuple(entries), normal_concat=concat, reduce=tuple(entries), reduce_concat=concat)
+
+
+def _values(op: str) -> tuple[int, str]:
+    """Values an op takes on the tapes; of equal ones that with the larger kernel, which takes more tiles."""
+    for prefix, count in (('sep', 6), ('conv_7x1', 3), ('dil', 3), ('conv', 2)):
+        if op.startswith(prefix):
+            return count, op
+    return int(op == 'skip_connect'), op
 
 
 def _taps(op: str) -> int:

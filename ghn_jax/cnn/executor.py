@@ -257,8 +257,12 @@ def _run(program, flat, tables, bits, images, values, mode, key):
                 row[OP], branches, tape if src == dst else values[src], row, flat, q.scale, q.bits, q.key
             )
             y = lax.optimization_barrier(y)
-            y = jnp.where(row[ACCUMULATE] > 0, _slot(tape, row[DST]), 0) + y
-            if mode != 'float':
+            if mode == 'float':
+                y = jnp.where(row[ACCUMULATE] > 0, _slot(tape, row[DST]), 0) + y
+            else:
+                # A branch of its own, or else the maximum reads the tape again, after the write: a copy of all of it.
+                add = lambda tape, y: _slot(tape, row[DST]) + y
+                y = lax.cond(row[ACCUMULATE] > 0, add, lambda tape, y: y, tape, y)
                 maxima = maxima.at[row[DST]].set(jnp.max(y))
             return _set_slot(tape, y, row[DST]), maxima
 

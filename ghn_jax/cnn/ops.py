@@ -136,10 +136,17 @@ def _depthwise_backward(stride, dilation, residuals, g):
     g = _upsample(g, stride, (h, width))
     padded = _pad(x, (k - 1) * dilation // 2)
 
-    def image(total, pair):  # one image at a time: its window and gradient stay in cache for all K*K taps
-        xn, gn = pair
-        taps = [jnp.sum(window[0] * gn, (0, 1)) for _, _, window in _windows(xn[None], k, dilation, 1)]
-        return total + jnp.stack(taps).reshape(w.shape), None
+    # One image at a time, so that it stays in cache for all K*K taps; one row of taps at a time, so that a 5x5 kernel
+    # takes half as long to compile as with all 25 written out (and is as fast).
+    def image(total, pair):
+        xn, gn = pair  # [H', W', C] padded, [H, W, C]
+
+        def row(i, total):
+            rows = lax.dynamic_slice(xn, (i * dilation, 0, 0), (h, xn.shape[1], xn.shape[2]))
+            taps = [jnp.sum(rows[:, j * dilation : j * dilation + width] * gn, (0, 1)) for j in range(k)]
+            return lax.dynamic_update_index_in_dim(total, total[i] + jnp.stack(taps), i, 0)
+
+        return lax.fori_loop(0, k, row, total), None
 
     gw = lax.scan(image, jnp.zeros_like(w), (padded, g))[0]
     return _depthwise(g, w[::-1, ::-1], 1, dilation), gw

@@ -80,7 +80,7 @@ def _map_bwd(functions, rows, residuals, g):
         start = jax.tree.map(jnp.zeros_like, p), g_floats
         g_p, g_floats = jax.lax.fori_loop(first // rows, -(-end // rows), chunk, start)
         g_params.append(g_p)
-    g_leaves = [None] * len(leaves)
+    g_leaves: list[Any] = [None] * len(leaves)
     for i, value in zip(floats, g_floats, strict=True):
         g_leaves[i] = value
     return tuple(g_params), tree.unflatten(g_leaves), None

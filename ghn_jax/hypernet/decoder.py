@@ -27,7 +27,7 @@ from ghn_jax.hypernet.table import Items as Items
 from ghn_jax.hypernet.table import count_items as count_items
 from ghn_jax.hypernet.table import decoder_table as decoder_table
 from ghn_jax.hypernet.table import tile_parameters as tile_parameters
-from ghn_jax.networks.graph import NetworkGraph, Parameter
+from ghn_jax.networks.graph import NetworkGraph
 
 
 def init_decoder(
@@ -66,6 +66,7 @@ def decode(params: dict[str, Params], x: jax.Array, table: DecoderTable, *, norm
 
     normalise: apply the table's scales and squash norm weights and biases (off in GHN-1).
     """
+    wanted: Any = jax.tree.map(jnp.asarray, table)  # made by numpy, maybe not yet on the device
     conv = params['conv']
     half = conv['out_bias'].shape[0] // 2
     small_conv = _part(conv, (slice(half), slice(half)))
@@ -79,17 +80,17 @@ def decode(params: dict[str, Params], x: jax.Array, table: DecoderTable, *, norm
     def small_items(conv, item):
         return jnp.pad(items(conv, item), ((0, 0), (0, half), (0, half)))
 
-    dense = x[table.dense_node], table.dense_tap, table.dense_scale.astype(x.dtype)
-    depth = x[table.depth_node], table.depth_tap, table.depth_scale.astype(x.dtype)
-    small = jnp.zeros_like(table.n_small), table.n_small
-    large = -(-table.n_small // DENSE_CHUNK) * DENSE_CHUNK, table.n_dense
-    depths = jnp.zeros_like(table.n_depth), table.n_depth
+    dense = x[wanted.dense_node], wanted.dense_tap, wanted.dense_scale.astype(x.dtype)
+    depth = x[wanted.depth_node], wanted.depth_tap, wanted.depth_scale.astype(x.dtype)
+    small = jnp.zeros_like(wanted.n_small), wanted.n_small
+    large = -(-wanted.n_small // DENSE_CHUNK) * DENSE_CHUNK, wanted.n_dense
+    depths = jnp.zeros_like(wanted.n_depth), wanted.n_depth
     one_d = mlp(params['norm'], x).reshape(x.shape[0], 2, -1)  # [N, 2, C]
-    class_features = x[table.class_node][None]
+    class_features = x[wanted.class_node][None]
     class_weight = _class_weight(conv, _tile(conv, _hidden(conv, class_features, jnp.zeros(1, jnp.int32)))[0])
-    class_bias = _class_bias(params['class_bias'], one_d[table.bias_node, 1])
+    class_bias = _class_bias(params['class_bias'], one_d[wanted.bias_node, 1])
     if normalise:
-        class_weight = class_weight * table.class_scale.astype(x.dtype)
+        class_weight = class_weight * wanted.class_scale.astype(x.dtype)
         class_bias = _squash_bias(class_bias)
         one_d = jnp.stack([_squash_scale(one_d[:, 0]), _squash_bias(one_d[:, 1])], axis=1)
     return Tiles(
@@ -144,20 +145,24 @@ def predict_tensors(
     Slow, obvious and differentiable; shares no index arithmetic with `decode`. Names and layouts are
     PyTorch's.
     """
-    predict = partial(_predict_tensor, params, normalise)
-    return {p.name: predict(x[p.node], p, kind_of(p, graph)) for p in graph.parameters}
+    return {
+        p.name: _predict_tensor(params, x[p.node], p.shape, p.row, kind_of(p, graph), normalise)
+        for p in graph.parameters
+    }
 
 
+@partial(jax.jit, static_argnames=('shape', 'row', 'kind', 'normalise'))
 def _predict_tensor(
-    params: dict[str, Params], normalise: bool, x: jax.Array, p: Parameter, kind: str
+    params: dict[str, Params], x: jax.Array, shape: tuple[int, ...], row: int, kind: str, normalise: bool
 ) -> jax.Array:
-    conv, one_d, shape = params['conv'], params['norm'], p.shape
+    """One tensor from its node's embedding [D]; tensors of one shape share a compilation."""
+    conv, one_d = params['conv'], params['norm']
     if len(shape) == 1:
-        w = mlp(one_d, x).reshape(2, -1)[p.row]
+        w = mlp(one_d, x).reshape(2, -1)[row]
         if kind == 'class':
             w = _class_bias(params['class_bias'], w)
         w = _tile_axis(w, 0, shape[0])
-        squash = _squash_bias if p.row else _squash_scale
+        squash = _squash_bias if row else _squash_scale
         return squash(w) if normalise else w
     height, width = (shape + (1, 1))[2:4]
     side = int(conv['fc_kernel'].shape[0] ** 0.5)

@@ -9,7 +9,7 @@ Axes: B graphs | N nodes, padded | D hidden.
 import dataclasses
 from collections.abc import Mapping
 from functools import partial
-from typing import Any
+from typing import Any, cast
 
 import jax
 import jax.numpy as jnp
@@ -98,6 +98,7 @@ class GHN(nn.Module):
 
     def setup(self):
         c = self.config
+        self.gnn: Any
         self.embedding = self.param('embedding', init_embedding, c.hid)
         if c.hypernet == 'gatedgnn':
             self.gnn = self.param('gnn', init_gnn, c.hid, c.ve)
@@ -113,10 +114,11 @@ class GHN(nn.Module):
 
     def embed_stages(self, batch: GraphBatch) -> dict[str, jax.Array]:
         """x_init (node features), x_gnn (after the graph network) and x (after LayerNorm), each [B, N, D]."""
-        real = (jnp.arange(batch.primitive.shape[1]) < batch.n_node[:, None])[..., None]  # [B, N, 1]
-        stages = {'x_init': embed_nodes(self.embedding, batch.primitive, batch.shape)}
+        graphs: Any = jax.tree.map(jnp.asarray, batch)  # made by numpy, maybe not yet on the device
+        real = (jnp.arange(graphs.primitive.shape[1]) < graphs.n_node[:, None])[..., None]  # [B, N, 1]
+        stages = {'x_init': embed_nodes(self.embedding, graphs.primitive, graphs.shape)}
         if self.config.hypernet == 'gatedgnn':
-            h = gated_gnn(self.gnn, stages['x_init'], batch.distance, batch.waves, batch.n_waves)
+            h = gated_gnn(self.gnn, stages['x_init'], graphs.distance, graphs.waves, graphs.n_waves)
         else:
             h = jax.nn.relu(mlp(self.gnn, stages['x_init']))
         stages['x_gnn'] = h
@@ -130,7 +132,7 @@ class GHN(nn.Module):
     def predict(self, graph: NetworkGraph) -> dict[str, jax.Array]:
         """Every tensor of one network, slowly: see `predict_parameters`."""
         batch = batch_graphs([to_graphs_tuple(graph)], max_nodes=len(graph.nodes))
-        x = self.embed(jax.tree.map(jnp.asarray, batch))[0]
+        x = self.embed(batch)[0]
         return predict_tensors(self.decoder, x, graph, normalise=self.config.weight_norm)
 
 
@@ -160,7 +162,7 @@ def predict_parameters(ghn: GHN, params: Any, graph: NetworkGraph) -> dict[str, 
             f'network {graph.spec.name!r} has {graph.spec.num_classes} classes, the hypernetwork predicts '
             f'{ghn.config.num_classes}: give networks with num_classes={ghn.config.num_classes}'
         )
-    return ghn.apply({'params': params}, graph, method='predict')
+    return cast(dict[str, jax.Array], ghn.apply({'params': params}, graph, method='predict'))
 
 
 def _is_positive_int(value: object) -> bool:

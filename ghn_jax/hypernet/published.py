@@ -211,7 +211,7 @@ def _load_npz(path: str | os.PathLike) -> dict[str, np.ndarray]:
 
 def _load_pt(path: str | os.PathLike) -> dict[str, np.ndarray]:
     try:
-        import torch
+        import torch  # pyright: ignore[reportMissingImports]
     except ImportError as e:
         raise UserError(
             f'state {path} needs torch, which is not installed: pip install torch, or give a .npz'

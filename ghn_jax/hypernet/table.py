@@ -6,6 +6,7 @@ kernel position. Tiles are [in, out], as a product x @ w wants them.
 Axes: N nodes | P dense items | Q depthwise items | C channels of a tile (64).
 """
 
+import math
 from typing import NamedTuple
 
 import jax
@@ -99,13 +100,13 @@ def decoder_table(
     label, class_node = f'network {graph.spec.name!r}', len(graph.nodes) - 2
     table = DecoderTable(
         *_pad(dense, 'max_dense', max_dense, DENSE_CHUNK, label),
-        np.int32(len(small.rows)),
-        np.int32(len(dense)),
+        np.array(len(small.rows), np.int32),
+        np.array(len(dense), np.int32),
         *_pad(depth.rows, 'max_depth', max_depth, DEPTH_CHUNK, label),
-        np.int32(len(depth.rows)),
-        np.int32(class_node),
-        np.float64(fan_in_scale(graph.nodes[class_node].shape)),
-        np.int32(class_node + 1),
+        np.array(len(depth.rows), np.int32),
+        np.array(class_node, np.int32),
+        np.array(fan_in_scale(graph.nodes[class_node].shape or ()), np.float64),
+        np.array(class_node + 1, np.int32),
     )
     return table, items
 
@@ -116,7 +117,7 @@ def fan_in_scale(shape: tuple[int, ...]) -> float:
     That is so before depthwise weights (one input) and in 1xk convolutions, published as shape[2] < shape[3].
     """
     beta = 1 if len(shape) == 4 and (shape[1] == 1 or shape[2] < shape[3]) else 2
-    return (beta / np.prod(shape[1:])) ** 0.5
+    return (beta / math.prod(shape[1:])) ** 0.5
 
 
 def kind_of(p: Parameter, graph: NetworkGraph) -> str:
@@ -182,7 +183,7 @@ def tile_parameters(tiles: Tiles, items: Items, graph: NetworkGraph) -> dict[str
         if p.name not in items:
             continue
         kind, first = items[p.name]
-        taps, channels = int(np.prod(p.shape[2:])), [np.arange(n) % C for n in p.shape[:2]]
+        taps, channels = math.prod(p.shape[2:]), [np.arange(n) % C for n in p.shape[:2]]
         if kind == 'norm':
             tensor = norm.reshape(-1, C)[first, channels[0]]
         elif kind == 'class':

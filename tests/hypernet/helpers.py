@@ -47,8 +47,12 @@ def small_spec(*ops: str, **changes) -> NetworkSpec:
 def small_graphs() -> list[NetworkGraph]:
     """Networks that together have every kind of parameter, with widths below, at and above a tile of 8."""
     return [
-        build_graph(small_spec('sep_conv_3x3', 'dil_conv_5x5', 'conv_7x1_1x7', 'max_pool_3x3', name='conv')),
-        build_graph(small_spec('msa', 'cse', name='vit')),
+        build_graph(
+            small_spec(
+                'sep_conv_3x3', 'dil_conv_5x5', 'conv_7x1_1x7', 'max_pool_3x3', n_cells=2, C=4, name='conv'
+            )
+        ),
+        build_graph(small_spec('msa', 'cse', n_cells=1, name='vit')),
         build_graph(
             small_spec('conv_3x3', 'skip_connect', norm=None, stem_type=1, fc_layers=1, C=4, name='bnfree')
         ),

@@ -1,3 +1,5 @@
+from functools import partial
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -165,7 +167,7 @@ def test_without_normalisation_raw_outputs_come_out(graphs, params):
     graph = graphs[2]
     with jax.enable_x64(True):
         x, (table, items) = embeddings(), decoder_table(graph, **CAPACITY)
-        raw = tile_parameters(decode(params, x, table, normalise=False), items, graph)
+        raw = tile_parameters(jax.jit(partial(decode, normalise=False))(params, x, table), items, graph)
         scaled, oracle = (predict_tensors(params, x, graph, normalise=on) for on in (True, False))
         scaled, oracle = jax.tree.map(np.asarray, (scaled, oracle))
     for p in graph.parameters:

@@ -10,6 +10,12 @@ def rows(out, inputs, height, width):
     return tuple(int(i) for i in shape_indices(jnp.array([out, inputs, height, width], jnp.int32)))
 
 
+def tables():
+    rng = np.random.default_rng(0)
+    shapes = jax.eval_shape(lambda: init_embedding(jax.random.key(0), 8))
+    return {name: jnp.asarray(rng.normal(size=shape.shape)) for name, shape in shapes.items()}
+
+
 def test_vocabularies_are_the_published_ones():
     assert len(CHANNELS) == 391 and len(SPATIAL) == 8
     assert CHANNELS[:5].tolist() == [1, 3, 8, 10, 16] and CHANNELS[-2:].tolist() == [8160, 8192]
@@ -46,7 +52,7 @@ def test_a_node_without_tensor_has_rows_of_its_own():
 
 
 def test_features_are_the_primitive_plus_the_four_sizes_in_order():
-    params = init_embedding(jax.random.key(0), 8)
+    params = tables()
     features = embed_nodes(params, jnp.array([4]), jnp.array([[16, 3, 5, 7]]))[0]
     channel, spatial = params['channel'], params['spatial']
     expected = params['primitive'][4] + jnp.concatenate([channel[4], channel[1], spatial[2], spatial[3]])
@@ -55,7 +61,7 @@ def test_features_are_the_primitive_plus_the_four_sizes_in_order():
 
 def test_gradient_of_the_tables_is_that_of_indexing():
     with jax.enable_x64(True):
-        params = init_embedding(jax.random.key(0), 8, jnp.float64)
+        params = tables()
         rng = np.random.default_rng(0)
         primitive, shape = rng.integers(0, 15, (2, 9)), rng.integers(0, 80, (2, 9, 4))
         weight = rng.normal(size=(2, 9, 8))

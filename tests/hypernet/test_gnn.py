@@ -8,8 +8,8 @@ import pytest
 from ghn_jax.hypernet.gnn import gated_gnn, init_gnn, sweep_node_by_node
 from tests.hypernet.helpers import batch, random_distance, random_graph
 
-D, B, N = 4, 3, 8
-SIZES = (8, 5, 1)
+D, B, N = 4, 3, 7
+SIZES = (7, 5, 1)
 
 
 @pytest.fixture(scope='module')

@@ -1,7 +1,7 @@
 """Results of an evaluation: their statistics, the comparison with another run, as text and as a picture.
 
-A result is a dict, as it lies in a JSON file: `rows` (one for each split and bit-width), `networks` (every single
-one) and `protocol` (how the numbers came about). Accuracies are in percent.
+A result is a dict, as it lies in a JSON file: `rows` (one for each split and bit-width), `networks` (each of
+them) and `protocol` (how the numbers came about). Accuracies are in percent.
 """
 
 import io
@@ -20,7 +20,14 @@ from ghn_jax.errors import UserError
 Result = dict[str, Any]
 PICTURES = ('.png', '.pdf', '.svg')
 _IDENTITY = ('split', 'name', 'digest')  # of a network: two runs are compared where these agree
-_SAME = ('dataset', 'images', 'image_size', 'batch_size', 'batch_norm', 'ranges')  # of two comparable protocols
+_SAME = (
+    'dataset',
+    'images',
+    'image_size',
+    'batch_size',
+    'batch_norm',
+    'ranges',
+)  # of two comparable protocols
 
 
 def statistics(values: Sequence[float], prefix: str) -> dict[str, float | None]:
@@ -50,16 +57,22 @@ def read_result(path: str | os.PathLike) -> Result:
         with open(path, encoding='utf-8') as f:
             result = json.load(f)
     except OSError as e:
-        raise UserError(f'{path} cannot be read ({e.strerror}): give the --json file of another evaluation') from None
+        raise UserError(
+            f'{path} cannot be read ({e.strerror}): give the --json file of another evaluation'
+        ) from None
     except ValueError:
         raise UserError(f'{path} is no JSON: give the --json file of another evaluation') from None
     parts = {'rows': list, 'networks': list, 'protocol': dict}
     if not isinstance(result, dict) or not all(isinstance(result.get(k), kind) for k, kind in parts.items()):
-        raise UserError(f'{path} is no result of ghn_jax.evaluate: give the --json file of another evaluation')
+        raise UserError(
+            f'{path} is no result of ghn_jax.evaluate: give the --json file of another evaluation'
+        )
     return result
 
 
-def check_comparable(other: Result, path: str, networks: Sequence[Mapping], bits: Sequence[str], protocol: Mapping):
+def check_comparable(
+    other: Result, path: str, networks: Sequence[Mapping], bits: Sequence[str], protocol: Mapping
+):
     """Raises UserError unless `other` has exactly these networks, at these bit-widths, on the same images."""
     for key in _SAME:
         if other['protocol'].get(key) != protocol[key]:
@@ -70,7 +83,11 @@ def check_comparable(other: Result, path: str, networks: Sequence[Mapping], bits
     ours, theirs = ([tuple(n[k] for k in _IDENTITY) for n in x] for x in (networks, other['networks']))
     if ours != theirs:
         odd = next((a for a, b in zip(ours, theirs) if a != b), None)
-        what = f'{len(theirs)} networks, this has {len(ours)}' if odd is None else f'other networks, from {odd[1]!r} on'
+        what = (
+            f'{len(theirs)} networks, this has {len(ours)}'
+            if odd is None
+            else f'other networks, from {odd[1]!r} on'
+        )
         raise UserError(f'{path} has {what}: evaluate both runs with the same flags, in the same space')
     if missing := [b for b in bits if any(b not in n['scores'] for n in other['networks'])]:
         raise UserError(f'{path} has no {", ".join(missing)}: evaluate both runs with the same --bits')
@@ -93,7 +110,7 @@ def compare(result: Result, other: Result) -> Result:
 
 
 def labels(result: Result, other: Result | None = None) -> tuple[str, ...]:
-    """What to call the run, and the other one: how they were trained, and where they lie if that is the same."""
+    """What to call the run, and the other one: how they were trained; where they lie, if that is the same."""
     protocols = [r['protocol'] for r in (result, other) if r is not None]
     names = [p['training'] for p in protocols]
     if len(set(names)) < len(names):
@@ -121,7 +138,11 @@ def text(result: Result, other: Result | None = None) -> str:
         f'{p["images"]} {p["image_split"]} images of {p["dataset"]}, '
         f'BatchNorm and ranges of each batch of {p["batch_size"]}.',
         *([p['note']] if p['note'] else []),
-        *(f'{split}: {n} networks with msa or cse were passed over.' for split, n in p['left_out'].items() if n),
+        *(
+            f'{split}: {n} networks with msa or cse were passed over.'
+            for split, n in p['left_out'].items()
+            if n
+        ),
     ]
     return '\n'.join([tabulate(lines, headers, tablefmt='github', disable_numparse=True), '', *notes])
 
@@ -132,7 +153,7 @@ def _mean(row: Mapping[str, Any], prefix: str, sign: str = '') -> str:
 
 
 def picture(result: Result, other: Result | None = None, *, suffix: str = '.png') -> bytes:
-    """A panel for each split: the networks' top-1 at every bit-width, as points and boxes; both runs side by side."""
+    """A panel for each split: the networks' top-1 at every bit-width, as points and boxes, for both runs."""
     import matplotlib
 
     matplotlib.use('Agg')
@@ -161,22 +182,30 @@ def picture(result: Result, other: Result | None = None, *, suffix: str = '.png'
             )  # fmt: skip
             jitter = np.random.default_rng(0).uniform(-0.1, 0.1, len(networks))
             for place, values in zip(places, top1):
-                panel.plot(place + jitter, values, '.', color=colour, alpha=0.4, markersize=5, markeredgewidth=0)
+                panel.plot(
+                    place + jitter, values, '.', color=colour, alpha=0.4, markersize=5, markeredgewidth=0
+                )
             handles.append(boxes['medians'][0])
         panel.axhline(100 / protocol['num_classes'], color='gray', linestyle=':', linewidth=1)
         panel.set_xticks(range(len(bits)), [_bits_label(b) for b in bits])
         panel.set_xlim(-0.6, len(bits) - 0.4)
-        panel.set_title(f'{split} ({sum(n["split"] == split for n in result["networks"])} networks)', fontsize=10)
+        panel.set_title(
+            f'{split} ({sum(n["split"] == split for n in result["networks"])} networks)', fontsize=10
+        )
         panel.grid(axis='y', alpha=0.3)
     for panel in axes.flat[len(splits) :]:
         panel.set_axis_off()
     for row in axes:
         row[0].set_ylabel('top-1 accuracy, %')
-    names = [f'trained: {label}, step {r["protocol"]["step"]}' for label, r in zip(labels(result, other), runs)]
+    names = [
+        f'trained: {label}, step {r["protocol"]["step"]}' for label, r in zip(labels(result, other), runs)
+    ]
     chance = axes.flat[0].lines[-1]
-    title = f'Networks with predicted weights, {protocol["images"]} {protocol["image_split"]} images of {protocol["dataset"]}'
+    on = f'{protocol["images"]} {protocol["image_split"]} images of {protocol["dataset"]}'
+    title = f'Networks with predicted weights, {on}'
     fig.suptitle('\n'.join([title, *textwrap.wrap(protocol['note'], 16 * int(width))]), fontsize=10)
-    fig.legend([*handles[: len(runs)], chance], [*names, 'chance'], loc='outside lower center', ncols=3, fontsize=9, frameon=False)  # fmt: skip
+    entries = [*handles[: len(runs)], chance], [*names, 'chance']
+    fig.legend(*entries, loc='outside lower center', ncols=3, fontsize=9, frameon=False)
     out = io.BytesIO()
     fig.savefig(out, format=suffix.removeprefix('.'), dpi=130)
     plt.close(fig)

@@ -1,0 +1,113 @@
+"""What the commands share about a run: its space, its data, its hypernetwork, read from a config or a checkpoint."""
+
+import dataclasses
+import json
+import os
+import pathlib
+from typing import Any
+
+import jax
+from ml_collections import ConfigDict
+
+from ghn_jax import config as configs
+from ghn_jax import data
+from ghn_jax.checkpoint import Checkpoints
+from ghn_jax.errors import UserError
+from ghn_jax.hypernet.ghn import GHN, GHNConfig
+from ghn_jax.networks.size import IMAGE_SIZE
+from ghn_jax.networks.spaces import Space, make_space
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Run:
+    """A checkpoint opened for use. step: training steps done. meta: what `run_meta` gave when it was saved."""
+
+    config: ConfigDict
+    ghn: GHN
+    params: Any
+    step: int
+    meta: dict
+
+
+def load_run(workdir: str | os.PathLike) -> Run:
+    """The newest readable checkpoint of a run directory, made by `train` or by `convert`.
+
+    Raises:
+      UserError: no checkpoint, or one that is not ours.
+    """
+    with Checkpoints(workdir) as checkpoints:
+        params, meta = checkpoints.restore_params()
+    try:
+        ghn, step = GHNConfig.from_dict(meta['ghn']), int(meta['step'])
+        config = configs.from_json(meta['config'])
+    except (KeyError, TypeError) as e:
+        raise UserError(f'the checkpoint in {workdir} lacks {e}: train again with this version') from None
+    return Run(config=config, ghn=GHN(ghn), params=params, step=step, meta=meta)
+
+
+def run_meta(config: ConfigDict, ghn: GHNConfig, step: int, *, kind: str, dataset: dict | None = None) -> dict:
+    """What a checkpoint says about itself, as JSON. kind: 'train' or 'converted'."""
+    return {
+        'kind': kind,
+        'step': step,
+        'config': configs.to_json(config),
+        'ghn': ghn.to_dict(),
+        'dataset': dataset or {},
+        'jax': jax.__version__,
+    }
+
+
+def make_space_of(config: ConfigDict) -> Space:
+    """The space of networks that a config describes. () leaves a rule to the space.
+
+    Raises:
+      UserError: an unknown space or op, rules of no use, flattened heads for images of another size than 32.
+    """
+    fields = {k: v for k, v in config.space.items() if k != 'name' and v != ()}
+    if 'max_steps' in fields:
+        fields['max_steps_deep'] = min(fields['max_steps'], make_space(config.space.name).max_steps_deep)
+    space = make_space(config.space.name, **fields)
+    if config.image_size != IMAGE_SIZE and space.flat_head_share:
+        raise UserError(
+            f'--config.image_size={config.image_size}: networks with flattened heads are defined for {IMAGE_SIZE} '
+            'pixels; set --config.space.flat_head_share=0'
+        )
+    return space
+
+
+def load_data(config: ConfigDict) -> data.Dataset:
+    """The data set of a config. Raises UserError where it is absent."""
+    return data.load(
+        config.dataset, data_dir=config.data_dir or None, image_size=config.image_size, seed=config.seed
+    )
+
+
+def make_ghn(config: ConfigDict, num_classes: int) -> GHN:
+    """The hypernetwork of a config. Raises UserError for impossible fields."""
+    return GHN(GHNConfig(num_classes=num_classes, **config.ghn))
+
+
+def differing_keys(a: ConfigDict, b: ConfigDict, free: tuple[str, ...]) -> list[str]:
+    """Dotted keys whose values differ, those in `free` (or below them) left out."""
+
+    def flat(values, prefix=''):
+        for key, value in values.items():
+            if isinstance(value, dict):
+                yield from flat(value, f'{prefix}{key}.')
+            else:
+                yield prefix + key, value
+
+    left, right = (dict(flat(json.loads(configs.to_json(c)))) for c in (a, b))
+    differing = [k for k in left if left[k] != right.get(k)]
+    return [k for k in differing if not any(k == f or k.startswith(f'{f}.') for f in free)]
+
+
+def enable_compilation_cache() -> None:
+    """Keeps compiled programs on disk: in $GHN_JAX_CACHE, or ~/.cache/ghn_jax; '' turns it off.
+
+    A program takes a minute or more to compile on a CPU, and most runs need the same few.
+    """
+    folder = os.environ.get('GHN_JAX_CACHE', str(pathlib.Path.home() / '.cache' / 'ghn_jax'))
+    if folder:
+        jax.config.update('jax_compilation_cache_dir', folder)
+        jax.config.update('jax_persistent_cache_min_compile_time_secs', 1.0)

@@ -1,0 +1,261 @@
+"""Trains a hypernetwork; a run that was stopped goes on from its last checkpoint.
+
+python -m ghn_jax.train --config=configs/quickstart.py --workdir=runs/quickstart [--config.key=value]
+
+Everything random is a function of (seed, step): the networks and images of a step, augmentation, noise. So a
+resumed run is the uninterrupted one, bit for bit.
+"""
+
+import collections
+import functools
+import pathlib
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+from absl import flags
+from ml_collections import ConfigDict, config_flags
+
+from ghn_jax import cli, data, runs, scoring, steps
+from ghn_jax import config as configs
+from ghn_jax.batches import Networks, draw, prepare
+from ghn_jax.checkpoint import Checkpoints
+from ghn_jax.cnn.coverage import program_for
+from ghn_jax.cnn.program import Program
+from ghn_jax.errors import UserError
+from ghn_jax.hypernet.ghn import GHN, init_params
+from ghn_jax.metrics import Metrics, Progress
+from ghn_jax.networks.spaces import Space
+from ghn_jax.quant.policy import Policy, parse_bits
+
+# Keys that may change when a run goes on; all others make it another run.
+_FREE = ('data_dir', 'log_every_steps', 'save_every_steps', 'eval')
+_AHEAD = 4  # steps whose networks are made ready while the device works
+
+
+def train(config: ConfigDict, workdir: pathlib.Path, *, stop_at: int | None = None) -> steps.TrainState:
+    """Trains until config.train.steps, or `stop_at`; returns the state.
+
+    Raises:
+      UserError: whatever in the config or the workdir is not as it should be.
+    """
+    configs.check(config)
+    space = runs.make_space_of(config)
+    policy = parse_bits('float' if config.quant.mode == 'float' else config.quant.bits)
+    dataset = runs.load_data(config)
+    ghn = runs.make_ghn(config, dataset.num_classes)
+    optimizer = make_optimizer(config)
+    with Checkpoints(workdir) as checkpoints:
+        state = restore_or_init(checkpoints, config, ghn, optimizer)
+        start, stop = int(state.step), min(config.train.steps, stop_at or config.train.steps)
+        run_step = Stepper(config, ghn, optimizer, dataset)
+        validate = make_validation(config, ghn, space, dataset)
+        networks = Preparation(config, space, policy)
+        about = {'name': dataset.name, 'note': dataset.note}
+        per_step = {'networks': config.train.meta_batch, 'images': config.train.meta_batch * config.train.batch_size}
+        sums: list[dict[str, jax.Array]] = []
+        with Metrics(workdir, start) as metrics, Progress(config.train.steps, initial=start, desc='train') as progress:
+            for step, (program, batch) in zip(range(start, stop), networks.ahead(start, stop)):
+                state, values = run_step(program, state, batch, step)
+                sums.append(values)
+                done = step + 1
+                shown = {}
+                if done % config.log_every_steps == 0 or done == stop:
+                    means = mean_of(sums)
+                    sums.clear()
+                    shown = {'loss': means['loss'], 'accuracy': means['accuracy']}
+                    rates = progress.rates() if shown else {}
+                    metrics.write(done, {f'train/{k}': v for k, v in means.items()} | {f'time/{k}': v for k, v in rates.items()})
+                progress.update(1, **per_step, **shown)
+                if config.eval.every_steps and (done % config.eval.every_steps == 0 or done == config.train.steps):
+                    metrics.write(done, validate(state.params))
+                    progress.pause()
+                if done % config.save_every_steps == 0 or done == stop:
+                    meta = runs.run_meta(config, ghn.config, done, kind='train', dataset=about)
+                    checkpoints.save(done, {'params': state.params, 'opt_state': state.opt_state}, meta)
+    return state
+
+
+def make_optimizer(config: ConfigDict) -> optax.GradientTransformation:
+    """Adam with L2 regularisation after clipping by the global norm, as GHN-2 (arXiv 2110.13100)."""
+    t = config.train
+    return _optimizer(t.schedule, t.steps, t.warmup_steps, t.learning_rate, t.weight_decay, t.clip_norm)
+
+
+@functools.cache  # one object for equal settings, so that compiled steps are found again
+def _optimizer(
+    schedule: str, steps: int, warmup_steps: int, learning_rate: float, weight_decay: float, clip_norm: float
+) -> optax.GradientTransformation:
+    if schedule == 'step':
+        drops = {max(1, steps * 2 // 3): 0.1, max(2, steps * 5 // 6): 0.1}
+        rate = optax.piecewise_constant_schedule(learning_rate, drops)
+    elif schedule == 'cosine':
+        rate = optax.cosine_decay_schedule(learning_rate, max(1, steps))
+    else:
+        rate = optax.constant_schedule(learning_rate)
+    warmup = optax.linear_schedule(0.0, 1.0, warmup_steps) if warmup_steps else lambda step: 1.0
+    return optax.chain(
+        optax.clip_by_global_norm(clip_norm),
+        optax.add_decayed_weights(weight_decay),
+        optax.adam(lambda step: warmup(step) * rate(step)),
+    )
+
+
+def restore_or_init(
+    checkpoints: Checkpoints, config: ConfigDict, ghn: GHN, optimizer: optax.GradientTransformation
+) -> steps.TrainState:
+    """The state of the newest checkpoint, else a fresh one from config.seed.
+
+    Raises:
+      UserError: the checkpoint is of a run with another config.
+    """
+    params = init_params(ghn.config, jax.random.key(config.seed))
+    state = steps.TrainState(jnp.zeros((), jnp.int32), params, optimizer.init(params))
+    if checkpoints.latest_step() is None:
+        return state
+    meta = checkpoints.restore_meta()
+    before = configs.from_json(meta['config'])
+    if differing := runs.differing_keys(before, config, _FREE):
+        key = differing[0]
+        raise UserError(
+            f'{checkpoints.workdir} holds a run with another config ({", ".join(differing)} differ): '
+            f'set --config.{key} as it was, or take another --workdir'
+        )
+    restored, meta = checkpoints.restore({'params': state.params, 'opt_state': state.opt_state})
+    return steps.TrainState(jnp.asarray(meta['step'], jnp.int32), restored['params'], restored['opt_state'])
+
+
+class ImageStream(NamedTuple):
+    """The training images, on the device for the whole run: uint8 [n, H, H, 3], int32 [n]; mean and std [3]."""
+
+    images: jax.Array
+    labels: jax.Array
+    mean: jax.Array
+    std: jax.Array
+
+
+@functools.partial(
+    jax.jit,
+    static_argnames=('program', 'ghn', 'optimizer', 'mode', 'augment', 'flip'),
+    donate_argnames=('state', 'workspace'),
+)
+def _step(state, networks, stream, indices, key, workspace, *, program, ghn, optimizer, mode, augment, flip):
+    """`steps.train_step` on images chosen by `indices` [N], augmented and normalised on the device."""
+    k_augment, k_step = jax.random.split(jax.random.fold_in(key, state.step))
+    x = stream.images[indices]
+    if augment:
+        x = data.augment(k_augment, x, flip=flip)
+    x = data.normalize(x, stream.mean, stream.std)
+    y = stream.labels[indices]
+    return steps.train_step(program, ghn, optimizer, state, networks, x, y, workspace, k_step, mode=mode)
+
+
+class Stepper:
+    """Runs training steps; holds the images and the workspace.
+
+    The workspace is that of the last program: other widths come up rarely, and those of all would not fit together.
+    """
+
+    def __init__(
+        self, config: ConfigDict, ghn: GHN, optimizer: optax.GradientTransformation, dataset: data.Dataset
+    ):
+        self.config = config
+        self.stream = ImageStream(*map(jnp.asarray, (*dataset.train, dataset.mean, dataset.std)))
+        self.key = jax.random.key(config.seed)
+        self.static = {'ghn': ghn, 'optimizer': optimizer, 'mode': config.quant.mode,
+                       'augment': config.train.augment, 'flip': dataset.flip}  # fmt: skip
+        self.program: Program | None = None
+        self.workspace: steps.Workspace | None = None
+
+    def __call__(
+        self, program: Program, state: steps.TrainState, networks: Networks, step: int
+    ) -> tuple[steps.TrainState, dict[str, jax.Array]]:
+        batch = self.config.train.batch_size
+        if self.program is not program:
+            self.program, self.workspace = program, None  # the old one goes before the new one is made
+            self.workspace = steps.make_workspace(program, batch)
+        indices = data.batch_indices(self.config.seed, step, batch, len(self.stream.labels))
+        state, values, self.workspace = _step(
+            state, networks, self.stream, indices, self.key, self.workspace, program=program, **self.static
+        )
+        return state, values
+
+
+class Preparation:
+    """Networks of the coming steps, made ready by threads (JAX leaves Python free while a step runs)."""
+
+    def __init__(self, config: ConfigDict, space: Space, policy: Policy):
+        self.config, self.space, self.policy = config, space, policy
+
+    @functools.lru_cache(maxsize=None)  # noqa: B019  (one object for each run)
+    def program(self, width: int) -> Program:
+        """The program of all training networks of one width."""
+        return program_for(self.space, 'train', width, self.config.image_size)
+
+    def step(self, step: int) -> tuple[Program, Networks]:
+        """The networks of one step."""
+        specs = draw(self.space, self.config.seed, step, self.config.train.meta_batch)
+        program = self.program(specs[0].C)
+        return program, prepare(program, specs, self.policy, max_nodes=self.config.program.max_nodes)[0]
+
+    def ahead(self, start: int, stop: int) -> Iterator[tuple[Program, Networks]]:
+        """The networks of steps start .. stop - 1, in order; an error appears at its step."""
+        with ThreadPoolExecutor(2) as pool:
+            queue = collections.deque()
+            try:
+                for step in range(start, stop):
+                    queue.append(pool.submit(self.step, step))
+                    if len(queue) > _AHEAD:
+                        yield queue.popleft().result()
+                while queue:
+                    yield queue.popleft().result()
+            finally:
+                for future in queue:
+                    future.cancel()
+
+
+def make_validation(
+    config: ConfigDict, ghn: GHN, space: Space, dataset: data.Dataset
+) -> Callable[[Any], dict[str, float]]:
+    """params -> mean top-1 of networks of the val split on validation images, in float and in the bits of the config."""
+    policies = list(dict.fromkeys([parse_bits('float'), parse_bits(config.quant.bits)]))
+
+    @functools.cache
+    def prepared():
+        selection = scoring.select_split(
+            space, 'val', seed=config.seed, count=config.eval.num_networks, image_size=config.image_size
+        )
+        images = scoring.image_batches(
+            dataset, dataset.val, batch_size=config.train.batch_size,
+            num_images=min(config.eval.num_images, len(dataset.val.labels)),
+        )  # fmt: skip
+        return selection, images
+
+    def validate(params) -> dict[str, float]:
+        shares = scoring.score_networks(ghn, params, *prepared(), policies)
+        return {f'val/top1_{policy}': float(np.mean(shares[:, p, 0])) for p, policy in enumerate(policies)}
+
+    return validate
+
+
+def mean_of(values: list[dict[str, jax.Array]]) -> dict[str, float]:
+    """Means by name; waits for the device."""
+    values = jax.device_get(values)
+    return {k: float(np.mean([v[k] for v in values])) for k in values[0]}
+
+
+if __name__ == '__main__':
+    _CONFIG = config_flags.DEFINE_config_file('config', help_string='Config file, then --config.key=value.')
+    _WORKDIR = flags.DEFINE_string('workdir', None, 'Directory of the run: checkpoints, metrics, TensorBoard.')
+
+    def _main() -> None:
+        config = cli.read_config(_CONFIG)
+        workdir = cli.check_workdir(_WORKDIR.value)
+        runs.enable_compilation_cache()
+        train(config, workdir)
+
+    cli.run(_main)

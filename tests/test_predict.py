@@ -1,0 +1,226 @@
+"""The weights in a file are those the hypernetwork predicts, in the layout and at the bits asked for."""
+
+import dataclasses
+import json
+import pathlib
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from jax import lax
+from safetensors import safe_open
+from safetensors.numpy import load_file
+
+from ghn_jax import runs
+from ghn_jax.errors import UserError
+from ghn_jax.hypernet import GHN, init_params, predict_parameters
+from ghn_jax.networks.graph import build_graph
+from ghn_jax.networks.spec import save_networks
+from ghn_jax.predict import output_files, predict, predict_weights, quantize, to_jax_layout
+from ghn_jax.quant import Policy, fake_quantize, min_max, parse_bits
+from tests.hypernet.helpers import SMALL, relative, small_spec
+from tests.small_run import command, is_one_error_line, write_run
+
+CONV = small_spec('sep_conv_3x3', 'conv_1x1', C=16, name='conv')
+VIT = small_spec('msa', 'cse', C=16, name='vit')
+
+
+@pytest.fixture(scope='module')
+def workdir(tmp_path_factory) -> pathlib.Path:
+    return write_run(tmp_path_factory.mktemp('run'))
+
+
+@pytest.fixture(scope='module')
+def ghn():
+    return GHN(SMALL), init_params(SMALL, jax.random.key(0))
+
+
+def test_weights_are_those_of_the_slow_prediction(ghn):
+    model, params = ghn
+    for spec in (CONV, VIT):
+        graph = build_graph(dataclasses.replace(spec, n_cells=1))
+        slow = jax.jit(lambda p, graph=graph: predict_parameters(model, p, graph))(params)
+        fast = predict_weights(model, params, graph.spec)
+        assert fast.keys() == slow.keys()
+        for name in slow:
+            assert relative(fast[name], slow[name]) < 1e-5, name
+
+
+def test_networks_of_a_bucket_share_a_program(ghn, count_compiles):
+    predict_weights(*ghn, CONV)
+    with count_compiles() as compiles:
+        predict_weights(*ghn, small_spec('dil_conv_5x5', 'skip_connect', n_cells=4, name='other'))
+    assert compiles.n == 0
+
+
+def test_a_flattened_head_is_for_images_of_one_size(workdir):
+    """Its first linear weight has an input for every pixel of the last features."""
+    flat = dataclasses.replace(CONV, glob_avg=False)
+    run = runs.load_run(workdir)
+    with pytest.raises(
+        UserError, match='flattened head, defined for 32 pixels, and the run is on images of 8'
+    ):
+        predict(run, flat)
+    run.config.image_size = 32
+    assert predict(run, flat)[0]['classifier.0.weight'].shape == (12, 4 * CONV.C * 8 * 8)
+
+
+def test_another_number_of_classes_is_refused(ghn):
+    with pytest.raises(UserError, match='has 7 classes, the hypernetwork predicts 10'):
+        predict_weights(*ghn, small_spec('conv_1x1', 'conv_1x1', num_classes=7))
+
+
+@pytest.mark.parametrize('bits', [2, 4, 8])
+def test_quantized_weights_are_those_that_networks_run_with(bits):
+    rng = np.random.default_rng(bits)
+    weights = {
+        'a.weight': rng.normal(size=(8, 4, 3, 3)).astype(np.float32),
+        'positive.weight': rng.random((6, 5)).astype(np.float32) + 1,
+        'zero.weight': np.zeros((4, 4), np.float32),
+        'norm.weight': rng.normal(size=8).astype(np.float32),
+        'pos_enc.weight': rng.normal(size=(1, 8, 11, 11)).astype(np.float32),
+    }
+    rounded, how = quantize(weights, Policy(bits, 8))
+    assert set(how) == {'a.weight', 'positive.weight', 'zero.weight'}
+    for name, w in weights.items():
+        if name not in how:
+            np.testing.assert_array_equal(rounded[name], w)
+            continue
+        expected = fake_quantize(jnp.asarray(w), *min_max(jnp.asarray(w)), bits)
+        np.testing.assert_allclose(rounded[name], expected, rtol=1e-6, atol=0)
+        levels = rounded[name] / (how[name]['scale'] or 1) + how[name]['zero_point']
+        np.testing.assert_allclose(levels, np.round(levels), atol=1e-4)
+        assert how[name]['bits'] == bits and np.all((-0.5 < levels) & (levels < 2**bits - 0.5))
+
+
+def test_a_policy_decides_for_every_tensor():
+    weights = {name: np.ones((2, 2), np.float32) for name in ('stem.weight', 'b.weight')}
+    _, how = quantize(weights, Policy(4, 4, (('stem.*', 32, 32),)))
+    assert set(how) == {'b.weight'}
+    assert quantize(weights, Policy())[1] == {}
+    with pytest.raises(UserError, match='matches none'):
+        quantize(weights, Policy(4, 4, (('nothing', 8, 8),)))
+
+
+def test_the_jax_layout_is_what_jax_computes_with():
+    rng = np.random.default_rng(0)
+    weights = {
+        'dense': rng.normal(size=(6, 4, 3, 3)),
+        'depth': rng.normal(size=(4, 1, 3, 3)),
+        'linear': rng.normal(size=(5, 4)),
+    }
+    turned = to_jax_layout(weights)
+    x = rng.normal(size=(2, 4, 9, 9))
+
+    def torch(name, groups):
+        return lax.conv_general_dilated(x, weights[name], (1, 1), 'SAME', feature_group_count=groups)
+
+    def ours(name, groups):
+        y = x.transpose(0, 2, 3, 1)
+        return lax.conv_general_dilated(
+            y,
+            turned[name],
+            (1, 1),
+            'SAME',
+            dimension_numbers=('NHWC', 'HWIO', 'NHWC'),
+            feature_group_count=groups,
+        ).transpose(0, 3, 1, 2)
+
+    for name, groups in (('dense', 1), ('depth', 4)):
+        np.testing.assert_allclose(ours(name, groups), torch(name, groups), atol=1e-5)
+    np.testing.assert_array_equal(turned['linear'], weights['linear'].T)
+
+
+def test_the_command_writes_what_is_predicted(workdir, tmp_path):
+    save_networks(tmp_path / 'nets.json', [CONV, VIT])
+    (tmp_path / 'out').mkdir()
+    flags = f'--workdir={workdir}', f'--arch={tmp_path / "nets.json"}', f'--out={tmp_path / "out"}'
+    code, out, err = command('ghn_jax.predict', *flags, '--layout=jax', '--bits=w4a4')
+    assert code == 0, err
+    assert out.count('predicted in') == 2
+    assert sorted(p.name for p in (tmp_path / 'out').iterdir()) == ['conv.safetensors', 'vit.safetensors']
+    run = runs.load_run(workdir)
+    for spec in (CONV, VIT):
+        file = tmp_path / 'out' / f'{spec.name}.safetensors'
+        written = load_file(file)
+        weights, metadata = predict(run, spec)
+        assert (metadata['layout'], metadata['bits'], 'quantization' in metadata) == (
+            'pytorch',
+            'w32a32',
+            False,
+        )
+        shapes = {p.name: p.shape for p in build_graph(spec).parameters}
+        assert {name: w.shape for name, w in weights.items()} == shapes
+        rounded, how = quantize(weights, parse_bits('w4a4'))
+        expected = to_jax_layout(rounded)
+        assert written.keys() == expected.keys()
+        for name in expected:
+            np.testing.assert_allclose(written[name], expected[name], rtol=1e-5, atol=1e-6)
+        with safe_open(file, 'np') as f:
+            metadata = f.metadata()
+        assert json.loads(metadata['quantization']) == how
+        assert json.loads(metadata['network']) == spec.to_dict()
+        assert (metadata['layout'], metadata['bits'], metadata['step']) == ('jax', 'w4a4', '3')
+
+
+def test_files_of_several_networks_need_names(tmp_path):
+    specs = [CONV, VIT]
+    assert output_files(str(tmp_path), specs) == [tmp_path / 'conv.safetensors', tmp_path / 'vit.safetensors']
+    assert output_files(f'{tmp_path}/w-{{name}}.st', specs) == [tmp_path / 'w-conv.st', tmp_path / 'w-vit.st']
+    assert output_files(f'{tmp_path}/one', [CONV]) == [tmp_path / 'one']
+    with pytest.raises(UserError, match='is one file for 2 networks'):
+        output_files(f'{tmp_path}/one', specs)
+    with pytest.raises(UserError, match="two networks are called 'conv'"):
+        output_files(str(tmp_path), [CONV, CONV])
+    for name in ('../x', '.x', 'a/b'):
+        with pytest.raises(UserError, match='has no name for a file'):
+            output_files(str(tmp_path), [small_spec('conv_1x1', 'conv_1x1', name=name), VIT])
+
+
+def edited(**changes) -> str:
+    fields = CONV.to_dict() | changes
+    return json.dumps({k: v for k, v in fields.items() if v is not ...})
+
+
+NONE = {
+    'normal': [['none', 0], ['none', 1]],
+    'normal_concat': [2],
+    'reduce': [['none', 0], ['none', 1]],
+    'reduce_concat': [2],
+}
+
+
+@pytest.mark.parametrize(
+    ('arch', 'args', 'words'),
+    [
+        (edited(), ['--bits=w0a4'], ['w0a4']),
+        (edited(), ['--out=absent/x.st'], ['--out=absent/x.st', 'does not exist']),
+        (edited(), ['--out='], ['--out is missing']),
+        (edited(), ['--layout=caffe'], ['caffe', 'pytorch']),
+        (
+            edited(genotype=CONV.genotype.to_dict() | {'normal': [['conv_9x9', 0], ['conv_1x1', 1]]}),
+            [],
+            ['conv_9x9'],
+        ),
+        (edited(genotype=NONE), [], ['disconnected']),
+        (edited(C=...), [], ["lacks the field 'C'"]),
+        (edited(colour=1), [], ["unknown field 'colour'"]),
+        ('{', [], ['no JSON']),
+        (edited(num_classes=7), [], ['7 classes']),
+    ],
+)
+def test_bad_input_is_one_line_and_leaves_no_file(workdir, tmp_path, monkeypatch, arch, args, words):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / 'net.json').write_text(arch)
+    result = command('ghn_jax.predict', f'--workdir={workdir}', '--arch=net.json', '--out=net.st', *args)
+    assert is_one_error_line(result, *words)
+    assert [p.name for p in tmp_path.iterdir()] == ['net.json']
+
+
+def test_missing_flags_are_one_line(workdir, tmp_path):
+    assert is_one_error_line(command('ghn_jax.predict'), '--workdir is missing')
+    assert is_one_error_line(command('ghn_jax.predict', f'--workdir={workdir}'), '--arch is missing')
+    assert is_one_error_line(
+        command('ghn_jax.predict', f'--workdir={tmp_path}', '--arch=absent.json'), 'absent.json'
+    )

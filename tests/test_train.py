@@ -1,0 +1,104 @@
+"""Training: resuming is never having stopped; a run of another config, or a bad one, is refused in one line."""
+
+import json
+
+import jax
+import numpy as np
+import pytest
+
+from ghn_jax import train as training
+from ghn_jax.batches import draw
+from ghn_jax.errors import UserError
+from ghn_jax.metrics import read_jsonl
+from ghn_jax.networks.spaces import make_space
+from tests.small_run import small_config
+
+
+def _config(**train):
+    c = small_config()
+    c.train.steps, c.train.meta_batch, c.train.schedule = 6, 2, 'cosine'
+    c.save_every_steps, c.log_every_steps, c.eval.every_steps = 3, 1, 0
+    c.train.update(train)
+    return c
+
+
+@pytest.fixture(scope='module')
+def whole(tmp_path_factory):
+    workdir = tmp_path_factory.mktemp('whole')
+    return training.train(_config(), workdir), workdir
+
+
+def _losses(workdir):
+    return [(r['step'], r['train/loss'], r['train/accuracy']) for r in read_jsonl(workdir / 'metrics.jsonl')]
+
+
+def test_three_steps_and_three_after_a_resume_are_six_steps_bit_for_bit(whole, tmp_path):
+    training.train(_config(), tmp_path, stop_at=3)
+    resumed = training.train(_config(), tmp_path)
+    jax.tree.map(np.testing.assert_array_equal, jax.device_get(resumed), jax.device_get(whole[0]))
+    assert _losses(tmp_path) == _losses(whole[1])
+    assert [step for step, *_ in _losses(tmp_path)] == [1, 2, 3, 4, 5, 6]
+
+
+def test_training_changes_every_parameter_and_losses_are_finite(whole):
+    state, workdir = whole
+    start = training.init_params(training.runs.make_ghn(_config(), 10).config, jax.random.key(0))
+    # Embeddings of primitives and sizes that no network of the space has stay as they are.
+    moved = jax.tree.map(lambda a, b: float(np.max(np.abs(a - b))), jax.device_get(state.params), start)
+    assert all(x > 0 for x in jax.tree.leaves(moved))
+    assert all(np.isfinite(loss) for _, loss, _ in _losses(workdir))
+
+
+def test_another_config_in_the_same_workdir_is_refused_by_the_key_that_differs(whole):
+    with pytest.raises(UserError, match='train.learning_rate'):
+        training.train(_config(learning_rate=0.5), whole[1])
+
+
+def test_a_finished_run_does_nothing_more(whole):
+    before = (whole[1] / 'metrics.jsonl').read_text()
+    state = training.train(_config(), whole[1])
+    assert int(state.step) == 6
+    assert (whole[1] / 'metrics.jsonl').read_text() == before
+
+
+@pytest.mark.parametrize(
+    ('key', 'value', 'message'),
+    [
+        ('quant.bits', 'w1a4', 'bits'),
+        ('quant.mode', 'qta', 'quant.mode'),
+        ('space.ops', ('conv_9x9',), 'conv_9x9'),
+        ('space.name', 'nasbench', 'nasbench'),
+        ('dataset', 'cifar11', 'cifar11'),
+        ('train.meta_batch', 0, 'meta_batch'),
+        ('image_size', 16, 'flat_head_share'),
+        ('save_every_steps', 7, 'save_every_steps'),
+    ],
+)
+def test_bad_values_are_refused_before_anything_is_written(tmp_path, key, value, message):
+    c = _config()
+    c.log_every_steps = 2
+    c.save_every_steps = 4
+    if key == 'image_size':
+        c.space.flat_head_share = 0.1
+    *path, last = key.split('.')
+    target = c
+    for part in path:
+        target = target[part]
+    target[last] = value
+    with pytest.raises(UserError, match=message) as error:
+        training.train(c, tmp_path / 'run')
+    assert '\n' not in str(error.value)
+    assert not (tmp_path / 'run').exists()
+
+
+def test_networks_of_a_step_share_a_width_and_depend_on_step_and_seed_only():
+    space = make_space('convnets250k')
+    first = [draw(space, 0, step, 3) for step in range(12)]
+    assert all(len({spec.C for spec in specs}) == 1 for specs in first)
+    assert first == [draw(space, 0, step, 3) for step in range(12)]
+    assert first != [draw(space, 1, step, 3) for step in range(12)]
+
+
+def test_metrics_are_json_lines_with_train_and_time_values(whole):
+    records = [json.loads(line) for line in (whole[1] / 'metrics.jsonl').read_text().splitlines()]
+    assert {'train/loss', 'train/accuracy', 'train/gradient_norm', 'train/not_finite'} <= set(records[-1])
