@@ -1,7 +1,8 @@
 """From decoded tiles to the executor's weight buffer, and back for gradients: where hypernet and cnn meet.
 
-Both sides are tables. A tile holds 64x64 channels; a weight of any shape repeats it cyclically. All channel counts
-are multiples of 8, so the buffer is filled in units of 8 output channels, each a copy of 8 neighbouring
+Both sides are tables. A tile holds 64x64 channels; a weight of any shape repeats it cyclically. All channel
+counts are multiples of 8, so the buffer is filled in units of 8 output channels, each a copy of 8
+neighbouring
 floats of a tile: index arithmetic on a handful of integers for each piece, done on the device.
 
 Axes: F floats of the weight buffer | B blocks of BLOCK floats | U units of 8 floats of the tiles | P pieces.
@@ -28,8 +29,8 @@ class Sources(NamedTuple):
     """Where the weight buffer of one network comes from, as data.
 
     block_piece: int32 [B], the piece each block belongs to. pieces: int32 [P, 13], columns below.
-    windows: int32 [W, 8]: the same from the tiles' side, columns below. Of small tiles up to n_windows[0], of dense
-    tiles from there to n_windows[1].
+    windows: int32 [W, 8]: the same from the tiles' side, columns below. Of small tiles up to n_windows[0], of
+    dense tiles from there to n_windows[1].
     """
 
     block_piece: np.ndarray
@@ -38,13 +39,14 @@ class Sources(NamedTuple):
     n_windows: np.ndarray
 
 
-# Columns of Sources.pieces. A unit of a piece at (tap, row, column) is, of the dense or the small tiles, the unit
-# BASE + tap * TAP_STEP + ((ROW + row) % TILE) * ROW_STEP + (COL + column) % MODULO; zero beyond ROWS and COLS.
+# Columns of Sources.pieces. A unit of a piece at (tap, row, column) is, of the dense or the small tiles, the
+# unit BASE + tap * TAP_STEP + ((ROW + row) % TILE) * ROW_STEP + (COL + column) % MODULO; zero beyond ROWS and
+# COLS.
 FIRST, PAD_ROWS, PAD_COLS, ROWS, COLS, BASE, TAP_STEP, ROW_STEP, ROW, MODULO, COL, TAPS, DENSE = range(13)
 
-# Columns of Sources.windows. A window is a rectangle of one tile that a piece copies, without wrapping round: the
-# tiles' unit BASE_UNIT + i * STEP + o goes to the buffer's unit FLAT + (i - I) * FLAT_STEP + (o - O), for HEIGHT
-# rows i from I and WIDTH columns o from O.
+# Columns of Sources.windows. A window is a rectangle of one tile that a piece copies, without wrapping round:
+# the tiles' unit BASE_UNIT + i * STEP + o goes to the buffer's unit FLAT + (i - I) * FLAT_STEP + (o - O), for
+# HEIGHT rows i from I and WIDTH columns o from O.
 FLAT, FLAT_STEP, BASE_UNIT, STEP, I, HEIGHT, O, WIDTH = range(8)
 
 
@@ -71,7 +73,9 @@ def _small(tiles: Tiles) -> Array:
     pad = -tiles.class_bias.shape[0] % UNIT
     dtype = tiles.depth.dtype
     class_weight = jnp.pad(tiles.class_weight, ((0, 0), (0, pad)))
-    parts = (tiles.depth, tiles.norm, class_weight, jnp.pad(tiles.class_bias, (0, pad)), jnp.ones(UNIT, dtype), jnp.zeros(UNIT, dtype))  # fmt: skip
+    class_bias = jnp.pad(tiles.class_bias, (0, pad))
+    constants = (jnp.ones(UNIT, dtype), jnp.zeros(UNIT, dtype))
+    parts = (tiles.depth, tiles.norm, class_weight, class_bias, *constants)
     return jnp.concatenate([p.reshape(-1, UNIT) for p in parts])
 
 
@@ -100,8 +104,8 @@ def make_sources(layout: Layout, items: Items, tiles: Tiles, capacity: Capacity)
             base, modulo = units.one + item, 1
         pad_cols, cols, col = -(-piece.pad_cols // UNIT), -(-piece.cols // UNIT), piece.col // UNIT
         table[k] = (
-            first, piece.pad_rows, pad_cols, piece.rows, cols, base, tap_step, row_step, piece.row, modulo, col,
-            piece.taps, kind == 'dense',
+            first, piece.pad_rows, pad_cols, piece.rows, cols, base, tap_step, row_step, piece.row, modulo,
+            col, piece.taps, kind == 'dense',
         )  # fmt: skip
         blocks.append(piece.size // BLOCK)
         if kind == 'constant':
@@ -146,7 +150,9 @@ def assemble(tiles: Tiles, sources: Sources, pages: Array, out: Array) -> Array:
         piece = sources.pieces[get_page(sources.block_piece, p)]  # [PAGE_BLOCKS, 13]
         column = [piece[:, c, None] for c in range(13)]
         block = p * PAGE_BLOCKS + jnp.arange(PAGE_BLOCKS, dtype=jnp.int32)
-        unit = (block[:, None] - column[FIRST]) * _UNITS + jnp.arange(_UNITS, dtype=jnp.int32)  # [PAGE_BLOCKS, 32]
+        unit = (block[:, None] - column[FIRST]) * _UNITS + jnp.arange(
+            _UNITS, dtype=jnp.int32
+        )  # [PAGE_BLOCKS, 32]
         pad_rows, pad_cols = jnp.maximum(column[PAD_ROWS], 1), jnp.maximum(column[PAD_COLS], 1)
         rows, col = unit // pad_cols, unit % pad_cols
         tap, row = rows // pad_rows, rows % pad_rows

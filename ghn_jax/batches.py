@@ -21,7 +21,9 @@ from ghn_jax.quant.policy import Policy
 
 
 class Networks(NamedTuple):
-    """A meta-batch, arrays with a leading axis M: the graphs for `GHN.embed`, the rest for each network by itself."""
+    """A meta-batch, arrays with a leading axis M: the graphs for `GHN.embed`, the rest for each network by
+    itself.
+    """
 
     graphs: GraphBatch
     decoder: DecoderTable

@@ -1,11 +1,13 @@
 """Times prediction, training and evaluation on given networks, after warm-up.
 
-python -m ghn_jax.benchmark --archs=nets.json --what=predict,train,evaluate --mode=qat --meta_batch=8 --json=FILE
+python -m ghn_jax.benchmark --archs=nets.json --what=predict,train,evaluate --mode=qat --meta_batch=8
+--json=FILE
 
-Each width of the networks has a program of its own, compiled in the warm-up, which also runs every network once.
-Then every network is timed and compilations are counted: there must be none. Times are wall clock, of the steps that
-training and evaluation really run, host work that is not hidden included. `probe` is a 2048 x 2048 float32 numpy
-product (median of 12): divide by it to compare machines, or the same machine at another hour.
+Each width of the networks has a program of its own, compiled in the warm-up, which also runs every network
+once.
+Then every network is timed and compilations are counted: there must be none. Times are wall clock, of the
+steps that training and evaluation really run, host work that is not hidden included. `probe` is a 2048 x 2048
+float32 numpy product (median of 12): divide by it to compare machines, or the same machine at another hour.
 """
 
 import json
@@ -71,9 +73,18 @@ def time_predict(ghn: GHN, params: Any, specs: Sequence[NetworkSpec], **_: Any) 
 
 
 def time_train(
-    ghn: GHN, params: Any, specs: Sequence[NetworkSpec], *, mode: str, meta_batch: int, batch_size: int, **_: Any
+    ghn: GHN,
+    params: Any,
+    specs: Sequence[NetworkSpec],
+    *,
+    mode: str,
+    meta_batch: int,
+    batch_size: int,
+    **_: Any,
 ) -> dict[str, Any]:
-    """Training steps that walk through the networks `meta_batch` at a time (fewer where a width has fewer)."""
+    """Training steps that walk through the networks `meta_batch` at a time (fewer where a width has
+    fewer).
+    """
     optimizer = optax.chain(optax.clip_by_global_norm(5.0), optax.adam(1e-3))
     step = jax.jit(steps.train_step, static_argnums=(0, 1, 2), static_argnames='mode', donate_argnums=(3, 7))
     state = steps.TrainState(jnp.zeros((), jnp.int32), params, optimizer.init(params))
@@ -85,14 +96,25 @@ def time_train(
         workspace = steps.make_workspace(program, batch_size)
         count = min(meta_batch, len(members))
         # The last step is filled up with networks from the beginning.
-        chunks = [[members[(i + k) % len(members)] for k in range(count)] for i in range(0, len(members), count)]
+        chunks = [
+            [members[(i + k) % len(members)] for k in range(count)] for i in range(0, len(members), count)
+        ]
         for timed in (False, True):
             before = _compilations[0]
             for k, chunk in enumerate(chunks):
                 networks, _ = prepare(program, chunk, policy, max_nodes=_max_nodes(specs))
                 start = time.perf_counter()
                 state, metrics, workspace = step(
-                    program, ghn, optimizer, state, networks, images, labels, workspace, jax.random.key(k), mode=mode
+                    program,
+                    ghn,
+                    optimizer,
+                    state,
+                    networks,
+                    images,
+                    labels,
+                    workspace,
+                    jax.random.key(k),
+                    mode=mode,
                 )
                 jax.block_until_ready(metrics)
                 if timed:
@@ -103,9 +125,18 @@ def time_train(
 
 
 def time_evaluate(
-    ghn: GHN, params: Any, specs: Sequence[NetworkSpec], *, mode: str, batch_size: int, num_images: int, **_: Any
+    ghn: GHN,
+    params: Any,
+    specs: Sequence[NetworkSpec],
+    *,
+    mode: str,
+    batch_size: int,
+    num_images: int,
+    **_: Any,
 ) -> dict[str, Any]:
-    """Scoring each network on num_images images; weights predicted before. Reported for 10,000 images, too."""
+    """Scoring each network on num_images images; weights predicted before. Reported for 10,000 images,
+    too.
+    """
     score = jax.jit(steps.score, static_argnums=0, donate_argnums=8)
     predict_buffer = jax.jit(steps.predict_weights, static_argnums=0, donate_argnums=3)
     K = max(1, num_images // batch_size)
@@ -178,8 +209,8 @@ TIMERS: dict[str, Callable[..., dict[str, Any]]] = {
 
 
 def benchmark(
-    specs: Sequence[NetworkSpec], what: Sequence[str], *, modes: Sequence[str], meta_batch: int, batch_size: int,
-    num_images: int,
+    specs: Sequence[NetworkSpec], what: Sequence[str], *, modes: Sequence[str], meta_batch: int,
+    batch_size: int, num_images: int,
 ) -> dict[str, Any]:  # fmt: skip
     """All that is asked for, as JSON: {'machine': ..., 'rows': [{'what', 'mode', 'mean_s', ...}, ...]}.
 
@@ -191,7 +222,9 @@ def benchmark(
             raise UserError(f'--what={name}: choose from {", ".join(WHAT)}')
     for spec in specs:
         if spec.genotype.ops & NOT_RUN and set(what) - {'predict'}:
-            raise UserError(f'network {spec.name!r} has msa or cse, which cannot be run: take it out of the file')
+            raise UserError(
+                f'network {spec.name!r} has msa or cse, which cannot be run: take it out of the file'
+            )
     ghn = GHN(GHNConfig(num_classes=specs[0].num_classes))
     params = init_params(ghn.config, jax.random.key(0))
     rows, probes = [], [probe()]
@@ -199,7 +232,13 @@ def benchmark(
         for mode in modes if name != 'predict' else ['float']:
             print(f'{name}, {mode}: {len(specs)} networks ...', file=sys.stderr, flush=True)
             row = TIMERS[name](
-                ghn, params, specs, mode=mode, meta_batch=meta_batch, batch_size=batch_size, num_images=num_images
+                ghn,
+                params,
+                specs,
+                mode=mode,
+                meta_batch=meta_batch,
+                batch_size=batch_size,
+                num_images=num_images,
             )
             rows.append({'what': name, 'mode': mode, **row})
     probes.append(probe())
@@ -215,7 +254,9 @@ def benchmark(
 
 
 if __name__ == '__main__':
-    _ARCHS = flags.DEFINE_string('archs', None, 'Architecture file; default: 24 networks of convnets250k, test split.')
+    _ARCHS = flags.DEFINE_string(
+        'archs', None, 'Architecture file; default: 24 networks of convnets250k, test split.'
+    )
     _WHAT = flags.DEFINE_list('what', list(WHAT), f'What to time, of {", ".join(WHAT)}.')
     _MODE = flags.DEFINE_list('mode', list(MODES), 'float, qat (W4/A4) or both, for train and evaluate.')
     _META_BATCH = flags.DEFINE_integer('meta_batch', 8, 'Networks in a training step.', lower_bound=1)
@@ -238,8 +279,19 @@ if __name__ == '__main__':
             specs, _WHAT.value, modes=_MODE.value, meta_batch=_META_BATCH.value, batch_size=_BATCH_SIZE.value,
             num_images=_NUM_IMAGES.value,
         )  # fmt: skip
-        columns = ('what', 'mode', 'networks', 'mean_s', 'median_s', 'p95_s', 'compilations_after_warmup', 'peak_rss_gib')
-        print(tabulate([[row[c] for c in columns] for row in result['rows']], headers=columns, floatfmt='.4f'))
+        columns = (
+            'what',
+            'mode',
+            'networks',
+            'mean_s',
+            'median_s',
+            'p95_s',
+            'compilations_after_warmup',
+            'peak_rss_gib',
+        )
+        print(
+            tabulate([[row[c] for c in columns] for row in result['rows']], headers=columns, floatfmt='.4f')
+        )
         print(json.dumps(result['machine']))
         if out:
             cli.write_atomic(out, json.dumps(result, indent=1))

@@ -33,7 +33,9 @@ def default() -> ConfigDict:
     c.space.ks = (3, 5, 7)  # kernel sizes of the stem
     c.space.C_mults = (1, 2)  # growth of the width at a reduction
     c.space.max_params = 10_000_000  # larger networks are not drawn
-    c.space.flat_head_share = 0.1  # of flattened heads, where the space allows them; 0 unless image_size is 32
+    c.space.flat_head_share = (
+        0.1  # of flattened heads, where the space allows them; 0 unless image_size is 32
+    )
 
     c.ghn = ConfigDict()
     c.ghn.hid = 32  # width of node embeddings and states

@@ -1,4 +1,6 @@
-"""What the commands share about a run: its space, its data, its hypernetwork, read from a config or a checkpoint."""
+"""What the commands share about a run: its space, its data, its hypernetwork, read from a config or a
+checkpoint.
+"""
 
 import dataclasses
 import json
@@ -20,7 +22,9 @@ from ghn_jax.networks.spaces import Space, make_space
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Run:
-    """A checkpoint opened for use. step: training steps done. meta: what `run_meta` gave when it was saved."""
+    """A checkpoint opened for use. step: training steps done. meta: what `run_meta` gave when it was
+    saved.
+    """
 
     config: ConfigDict
     ghn: GHN
@@ -45,7 +49,9 @@ def load_run(workdir: str | os.PathLike) -> Run:
     return Run(config=config, ghn=GHN(ghn), params=params, step=step, meta=meta)
 
 
-def run_meta(config: ConfigDict, ghn: GHNConfig, step: int, *, kind: str, dataset: dict | None = None) -> dict:
+def run_meta(
+    config: ConfigDict, ghn: GHNConfig, step: int, *, kind: str, dataset: dict | None = None
+) -> dict:
     """What a checkpoint says about itself, as JSON. kind: 'train' or 'converted'."""
     return {
         'kind': kind,
@@ -69,8 +75,8 @@ def make_space_of(config: ConfigDict) -> Space:
     space = make_space(config.space.name, **fields)
     if config.image_size != IMAGE_SIZE and space.flat_head_share:
         raise UserError(
-            f'--config.image_size={config.image_size}: networks with flattened heads are defined for {IMAGE_SIZE} '
-            'pixels; set --config.space.flat_head_share=0'
+            f'--config.image_size={config.image_size}: networks with flattened heads are defined for '
+            f'{IMAGE_SIZE} pixels; set --config.space.flat_head_share=0'
         )
     return space
 

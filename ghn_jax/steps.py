@@ -2,8 +2,9 @@
 
 Axes: M networks of a meta-batch | N images | F floats of a weight buffer | L classes | K batches of images.
 
-A training step visits its networks one after another with one workspace. Each network's gradient goes all the way
-to the decoder's parameters and to the node embeddings before the next begins, so memory does not grow with M.
+A training step visits its networks one after another with one workspace. Each network's gradient goes all the
+way to the decoder's parameters and to the node embeddings before the next begins, so memory does not grow
+with M.
 """
 
 from typing import Any, NamedTuple
@@ -26,7 +27,9 @@ DROPOUT = 0.5  # of the hidden layer of two-layer heads, in training; as publish
 
 
 class TrainState(struct.PyTreeNode):
-    """All that a run needs to go on: number of steps done, GHN parameters, optimizer state. Keys derive from step."""
+    """All that a run needs to go on: number of steps done, GHN parameters, optimizer state. Keys derive from
+    step.
+    """
 
     step: Array
     params: Any
@@ -68,8 +71,8 @@ def meta_gradients(
 ) -> tuple[Any, dict[str, Array], Workspace]:
     """Gradient of the mean loss over networks, with metrics per network and the workspace.
 
-    images [N, H, H, 3], normalised; labels [N]. mode: 'float', 'qat' or 'noise'. A network whose loss or gradient is
-    not finite contributes nothing.
+    images [N, H, H, 3], normalised; labels [N]. mode: 'float', 'qat' or 'noise'. A network whose loss or
+    gradient is not finite contributes nothing.
 
     Returns:
       gradients like params; {'loss', 'accuracy', 'finite': [M]}; workspace.
@@ -121,7 +124,9 @@ def train_step(
     *,
     mode: str,
 ) -> tuple[TrainState, dict[str, Array], Workspace]:
-    """One step of the optimizer; see `meta_gradients`. Metrics are means over the networks with finite gradients."""
+    """One step of the optimizer; see `meta_gradients`. Metrics are means over the networks with finite
+    gradients.
+    """
     gradients, per_network, workspace = meta_gradients(
         program, ghn, state.params, networks, images, labels, workspace, key, mode=mode
     )
@@ -162,9 +167,9 @@ def score(
 ) -> tuple[Array, Array, Workspace]:
     """How often the label is the first, and among the first five, of a network's predictions.
 
-    weights [F], float; bits: of any policy, float included. images [K, N, H, H, 3] uint8 (normalised here by mean and
-    std [3]), labels [K, N]. BatchNorm uses the statistics of each batch (the papers' protocol), activations are
-    quantized by the range of each batch.
+    weights [F], float; bits: of any policy, float included. images [K, N, H, H, 3] uint8 (normalised here by
+    mean and std [3]), labels [K, N]. BatchNorm uses the statistics of each batch (the papers' protocol),
+    activations are quantized by the range of each batch.
 
     Returns:
       correct predictions, top 1 and top 5, int32 [] each; workspace.

@@ -56,9 +56,15 @@ def train(config: ConfigDict, workdir: pathlib.Path, *, stop_at: int | None = No
         validate = make_validation(config, ghn, space, dataset)
         networks = Preparation(config, space, policy)
         about = {'name': dataset.name, 'note': dataset.note}
-        per_step = {'networks': config.train.meta_batch, 'images': config.train.meta_batch * config.train.batch_size}
+        per_step = {
+            'networks': config.train.meta_batch,
+            'images': config.train.meta_batch * config.train.batch_size,
+        }
         sums: list[dict[str, jax.Array]] = []
-        with Metrics(workdir, start) as metrics, Progress(config.train.steps, initial=start, desc='train') as progress:
+        with (
+            Metrics(workdir, start) as metrics,
+            Progress(config.train.steps, initial=start, desc='train') as progress,
+        ):
             for step, (program, batch) in zip(range(start, stop), networks.ahead(start, stop)):
                 state, values = run_step(program, state, batch, step)
                 sums.append(values)
@@ -69,9 +75,15 @@ def train(config: ConfigDict, workdir: pathlib.Path, *, stop_at: int | None = No
                     sums.clear()
                     shown = {'loss': means['loss'], 'accuracy': means['accuracy']}
                     rates = progress.rates() if shown else {}
-                    metrics.write(done, {f'train/{k}': v for k, v in means.items()} | {f'time/{k}': v for k, v in rates.items()})
+                    metrics.write(
+                        done,
+                        {f'train/{k}': v for k, v in means.items()}
+                        | {f'time/{k}': v for k, v in rates.items()},
+                    )
                 progress.update(1, **per_step, **shown)
-                if config.eval.every_steps and (done % config.eval.every_steps == 0 or done == config.train.steps):
+                if config.eval.every_steps and (
+                    done % config.eval.every_steps == 0 or done == config.train.steps
+                ):
                     metrics.write(done, validate(state.params))
                     progress.pause()
                 if done % config.save_every_steps == 0 or done == stop:
@@ -130,7 +142,9 @@ def restore_or_init(
 
 
 class ImageStream(NamedTuple):
-    """The training images, on the device for the whole run: uint8 [n, H, H, 3], int32 [n]; mean and std [3]."""
+    """The training images, on the device for the whole run: uint8 [n, H, H, 3], int32 [n]; mean and std
+    [3].
+    """
 
     images: jax.Array
     labels: jax.Array
@@ -157,7 +171,8 @@ def _step(state, networks, stream, indices, key, workspace, *, program, ghn, opt
 class Stepper:
     """Runs training steps; holds the images and the workspace.
 
-    The workspace is that of the last program: other widths come up rarely, and those of all would not fit together.
+    The workspace is that of the last program: other widths come up rarely, and those of all would not fit
+    together.
     """
 
     def __init__(
@@ -191,7 +206,7 @@ class Preparation:
     def __init__(self, config: ConfigDict, space: Space, policy: Policy):
         self.config, self.space, self.policy = config, space, policy
 
-    @functools.lru_cache(maxsize=None)  # noqa: B019  (one object for each run)
+    @functools.cache  # noqa: B019  (one object for each run)
     def program(self, width: int) -> Program:
         """The program of all training networks of one width."""
         return program_for(self.space, 'train', width, self.config.image_size)
@@ -221,7 +236,9 @@ class Preparation:
 def make_validation(
     config: ConfigDict, ghn: GHN, space: Space, dataset: data.Dataset
 ) -> Callable[[Any], dict[str, float]]:
-    """params -> mean top-1 of networks of the val split on validation images, in float and in the bits of the config."""
+    """params -> mean top-1 of networks of the val split on validation images, in float and in the bits of
+    the config.
+    """
     policies = list(dict.fromkeys([parse_bits('float'), parse_bits(config.quant.bits)]))
 
     @functools.cache
@@ -250,7 +267,9 @@ def mean_of(values: list[dict[str, jax.Array]]) -> dict[str, float]:
 
 if __name__ == '__main__':
     _CONFIG = config_flags.DEFINE_config_file('config', help_string='Config file, then --config.key=value.')
-    _WORKDIR = flags.DEFINE_string('workdir', None, 'Directory of the run: checkpoints, metrics, TensorBoard.')
+    _WORKDIR = flags.DEFINE_string(
+        'workdir', None, 'Directory of the run: checkpoints, metrics, TensorBoard.'
+    )
 
     def _main() -> None:
         config = cli.read_config(_CONFIG)

@@ -20,10 +20,12 @@ case "$workdir" in /*) ;; *) workdir="$PWD/$workdir" ;; esac
 
 environment
 
-for mode in qat float; do
-    echo "== training, $mode"
-    python -m ghn_jax.train --config=configs/quickstart.py --workdir="$workdir/$mode" \
-        --config.quant.mode="$mode" ${overrides[@]+"${overrides[@]}"}
+# Bits are data to the compiled program, so training in float compiles nothing more.
+for bits in w4a4 float; do
+    [ "$bits" = float ] && name=float || name=qat
+    echo "== training, $bits"
+    python -m ghn_jax.train --config=configs/quickstart.py --workdir="$workdir/$name" \
+        --config.quant.bits="$bits" ${overrides[@]+"${overrides[@]}"}
 done
 
 # Networks that neither has seen; 5 batches of 60 are all 300 test images.

@@ -1,4 +1,5 @@
-"""Training: resuming is never having stopped; a run of another config, or a bad one, is refused in one line."""
+"""Training: resuming is never having stopped; a run of another config, or a bad one, is refused in one
+line."""
 
 import json
 

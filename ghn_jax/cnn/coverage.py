@@ -1,8 +1,8 @@
 """Networks that together contain everything a space can produce: what a program is built from.
 
-An instruction depends only on its op and on the classes (size, channels) around it, and these on the stem, C_mult
-and on where the reductions fall. So a few hundred networks, each of one op throughout, hold every instruction
-of millions; those of the longest op, with all states in the output, need the most slots.
+An instruction depends only on its op and on the classes (size, channels) around it, and these on the stem,
+C_mult and on where the reductions fall. So a few hundred networks, each of one op throughout, hold every
+instruction of millions; those of the longest op, with all states in the output, need the most slots.
 """
 
 import itertools
@@ -24,7 +24,9 @@ def program_for(space: Space, split: str, width: int, image_size: int) -> Progra
     Raises:
       UserError: the space's ops are msa and cse only, or `width` is not a multiple of 16.
     """
-    scale = (width / 32) ** 2 if split == 'wide' else 1  # wide has no limit of its own: 32 channels were counted
+    scale = (
+        (width / 32) ** 2 if split == 'wide' else 1
+    )  # wide has no limit of its own: 32 channels were counted
     limit = split_rules(space, split).max_params * scale
     return build_program(covering_networks(space, split, width), image_size=image_size, max_params=limit)
 
@@ -43,7 +45,9 @@ def covering_networks(space: Space, split: str, width: int) -> Iterator[NetworkS
     rules = split_rules(space, split)
     ops = [op for op in rules.ops if op not in ('none', *_UNSUPPORTED)]
     if not ops:
-        raise UserError(f'space {space.name} has the ops {", ".join(space.ops)}: the executor runs none of them')
+        raise UserError(
+            f'space {space.name} has the ops {", ".join(space.ops)}: the executor runs none of them'
+        )
     longest = max(ops, key=_values)
     largest = max(ops, key=_taps)
     second = max((op for op in ops if op not in LARGE), key=_taps, default=largest)
@@ -51,10 +55,13 @@ def covering_networks(space: Space, split: str, width: int) -> Iterator[NetworkS
     low, high = rules.cells
     for (stem_type, stem_pool), C_mult in itertools.product(_stems(rules), rules.C_mults):
 
-        def network(n_cells, genotype, ks=rules.ks[0], flat=False, stem=(stem_type, stem_pool), C_mult=C_mult):
+        def network(
+            n_cells, genotype, ks=rules.ks[0], flat=False, stem=(stem_type, stem_pool), C_mult=C_mult
+        ):
             return NetworkSpec(
-                C=width, n_cells=n_cells, ks=ks, stem_type=stem[0], stem_pool=stem[1], norm=norm, preproc=True,
-                C_mult=C_mult, fc_layers=max(rules.fc_layers), fc_dim=_fc_dim(space, split, width, flat),
+                C=width, n_cells=n_cells, ks=ks, stem_type=stem[0], stem_pool=stem[1], norm=norm,
+                preproc=True, C_mult=C_mult, fc_layers=max(rules.fc_layers),
+                fc_dim=_fc_dim(space, split, width, flat),
                 glob_avg=not flat, genotype=genotype, num_classes=space.num_classes,
             )  # fmt: skip
 

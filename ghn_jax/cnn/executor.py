@@ -7,7 +7,8 @@ segment a loop walks the rows of the instruction table; `lax.switch` picks the o
 Backward, the tables are walked in reverse; each op is recomputed from its taped input and differentiated.
 Loss and gradients are one function: differentiating the loops from outside would store every branch's
 residuals. `max_of[c]` [S] keeps the maximum of every value of class c: relu(x) has the range [0, max], so no
-op needs a pass over its input to quantize it, and a concatenation's joint range is the maximum over its parts.
+op needs a pass over its input to quantize it, and a concatenation's joint range is the maximum over its
+parts.
 
 Three rules keep the tapes from being copied (XLA would copy gigabytes for every instruction): results are
 written outside the switch, each buffer has one read-modify-write in an iteration, and barriers stand
@@ -25,8 +26,21 @@ from jax import Array, lax
 from ghn_jax.cnn import head, ops
 from ghn_jax.cnn.lowering import BLOCK
 from ghn_jax.cnn.program import (
-    ACCUMULATE, DST, GROUP, OP, PARTS, SEEN, SRC, WEIGHTS, Bits, Class, Program, Segment, Tables,
-    block_floats, weight_shapes,
+    ACCUMULATE,
+    DST,
+    GROUP,
+    OP,
+    PARTS,
+    SEEN,
+    SRC,
+    WEIGHTS,
+    Bits,
+    Class,
+    Program,
+    Segment,
+    Tables,
+    block_floats,
+    weight_shapes,
 )  # fmt: skip
 from ghn_jax.quant.fake_quant import FLOAT_BITS, fake_quantize, grid
 from ghn_jax.quant.ranges import min_max
@@ -73,16 +87,21 @@ class Quantizer(NamedTuple):
 
 @jax.custom_vjp
 def _round_rectified(x: Array, scale: Array, bits: Array) -> Array:
-    """`fake_quantize` where 0 <= x <= max and the range is [0, max]: the zero point is 0, no value is clipped, and
-    the gradient is that of the identity. A third of the code, in nearly every op of every program."""
+    """`fake_quantize` where 0 <= x <= max and the range is [0, max]: the zero point is 0, no value is
+    clipped, and the gradient is that of the identity. A third of the code, in nearly every op of every
+    program.
+    """
     return jnp.where(bits < FLOAT_BITS, jnp.round(x / scale) * scale, x)
 
 
-_round_rectified.defvjp(lambda x, scale, bits: (_round_rectified(x, scale, bits), None), lambda _, g: (g, None, None))
+_round_rectified.defvjp(
+    lambda x, scale, bits: (_round_rectified(x, scale, bits), None), lambda _, g: (g, None, None)
+)
 
 
 def make_workspace(program: Program, batch: int, dtype=jnp.float32, *, train: bool = True) -> Workspace:
     """Zero-filled buffers for batches of `batch` images; without gradients unless `train`."""
+
     def tapes() -> dict[Class, Array]:
         return {c: jnp.zeros((s, batch, c[0], c[0], c[1]), dtype) for c, s in program.slots.items()}
 
@@ -148,7 +167,19 @@ def loss_and_gradients(
     for k in reversed(range(len(program.segments))):
         segment = program.segments[k]
         gradients, g_weights = _run_backward(
-            program, k, segment, weights, tables, bits, images, values, max_of, gradients, g_weights, mode, key
+            program,
+            k,
+            segment,
+            weights,
+            tables,
+            bits,
+            images,
+            values,
+            max_of,
+            gradients,
+            g_weights,
+            mode,
+            key,
         )
     return loss, logits, g_weights, Workspace(values, gradients, g_weights)
 
@@ -230,7 +261,9 @@ def _run(program, flat, tables, bits, images, values, mode, key):
     """Fills the value tapes. Returns them with the maximum of every slot, class -> [S]."""
     values = dict(values)
     values[program.image_class] = images[None]
-    max_of = {c: jnp.zeros(max(tape.shape[0], program.capacity.parts), images.dtype) for c, tape in values.items()}
+    max_of = {
+        c: jnp.zeros(max(tape.shape[0], program.capacity.parts), images.dtype) for c, tape in values.items()
+    }
     has_norm = tables.has_norm.astype(images.dtype)
 
     for k, segment in enumerate(program.segments):
@@ -260,7 +293,8 @@ def _run(program, flat, tables, bits, images, values, mode, key):
             if mode == 'float':
                 y = jnp.where(row[ACCUMULATE] > 0, _slot(tape, row[DST]), 0) + y
             else:
-                # A branch of its own, or else the maximum reads the tape again, after the write: a copy of all of it.
+                # A branch of its own, or else the maximum reads the tape again, after the write: a copy of
+                # all of it.
                 add = lambda tape, y: _slot(tape, row[DST]) + y
                 y = lax.cond(row[ACCUMULATE] > 0, add, lambda tape, y: y, tape, y)
                 maxima = maxima.at[row[DST]].set(jnp.max(y))

@@ -19,7 +19,6 @@ from ghn_jax.cnn.program import Class, HeadTable, Program
 from ghn_jax.quant.fake_quant import fake_quantize
 from ghn_jax.quant.ranges import min_max
 
-
 _KEYS = 1 << 20  # random keys of the head, beyond those of the instructions
 
 
@@ -51,6 +50,7 @@ def _slice(tape: Array, table: HeadTable, parts: int) -> Array:
 
 def features(program: Program, table: HeadTable, values: dict[Class, Array]) -> Array:
     """The classifier's input [N, D], zero beyond the network's own features."""
+
     def branch(variant):
         c, pooled = variant
         return lambda values, table: _extract(
@@ -66,6 +66,7 @@ def features_vjp(program: Program, table: HeadTable, values: dict[Class, Array])
     All of the group's slots are overwritten (and, harmlessly, the rest of the slice that holds the group:
     the first gradient written to any other slot overwrites it).
     """
+
     def to_slots(g: Array, gradients: dict[Class, Array]) -> dict[Class, Array]:
         out = dict(gradients)
         for c in sorted({c for c, _ in program.heads}):
@@ -105,6 +106,7 @@ def _panel(flat: Array, block: Array, cols: int) -> Array:
 
 def _linear(x: Array, flat: Array, block: Array, rows: Array, cols: int) -> Array:
     """x [N, D] times the weight whose `rows` panels [BLOCK, cols] start at `block` -> [N, cols]."""
+
     def step(p, y):
         return y + _rows(x, p) @ _panel(flat, block + p * cols, cols)
 
@@ -113,6 +115,7 @@ def _linear(x: Array, flat: Array, block: Array, rows: Array, cols: int) -> Arra
 
 def _linear_backward(x, flat, block, rows, cols, g, g_x, g_flat):
     """Adds to g_x [N, D] and sets the panels in g_flat."""
+
     def step(p, carry):
         g_x, g_flat = carry
         panel = block + p * cols
@@ -149,7 +152,9 @@ def _final_input(program, table, bits, residuals: Residuals, mode, key) -> Array
     width = max(program.features, _hidden_size(program))
     widen = lambda x: jnp.pad(x, ((0, 0), (0, width - x.shape[1])))
     hidden = _quantize(_activate(residuals), bits[1], mode, key, 1)
-    return jnp.where(table.two_layers > 0, widen(hidden), widen(_quantize(residuals.features, bits[0], mode, key, 0)))
+    return jnp.where(
+        table.two_layers > 0, widen(hidden), widen(_quantize(residuals.features, bits[0], mode, key, 0))
+    )
 
 
 def logits(

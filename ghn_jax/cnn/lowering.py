@@ -2,8 +2,9 @@
 
 A value is one tensor of the network, [N, H, H, C]; its class is (H, C). An instruction reads one value and
 adds its result to another. Sums need no instruction (their terms write to one value) and concatenations
-need none either: the parts of a cell's output are a *group*, laid side by side on the tape, and a convolution over
-them is one convolution of each, with its rows of the weight, into one sum. What they share is the range of the
+need none either: the parts of a cell's output are a *group*, laid side by side on the tape, and a convolution
+over them is one convolution of each, with its rows of the weight, into one sum. What they share is the range
+of the
 activation: an instruction names all parts, and quantizes by their joint range.
 
 Instructions:
@@ -14,9 +15,9 @@ Instructions:
   ('norm',)                            batch normalisation
   ('max', stride) ('avg', stride) ('copy',) ('subsample',) ('zero',)
 
-Instructions are as small as they are because the backward pass recomputes each from its input (what is cheap to
-recompute, relu and rounding, goes with what follows it) and because compiling takes its time for each op of each
-pair of classes.
+Instructions are as small as they are because the backward pass recomputes each from its input (what is cheap
+to recompute, relu and rounding, goes with what follows it) and because compiling takes its time for each op
+of each pair of classes.
 """
 
 import math
@@ -111,11 +112,13 @@ def lower(spec: NetworkSpec, image_size: int = 32) -> Lowered:
     unsupported = sorted(spec.genotype.ops & {'msa', 'cse'})
     if unsupported:
         raise UserError(
-            f'network {spec.name!r} uses {", ".join(unsupported)}: the executor runs the convolutional ops only; '
-            'take networks without msa and cse (the convnets250k space)'
+            f'network {spec.name!r} uses {", ".join(unsupported)}: the executor runs convolutional ops '
+            'only; take networks without msa and cse (the convnets250k space)'
         )
     if spec.C % 16:
-        raise UserError(f'network {spec.name!r} has C={spec.C}: the executor runs widths that are multiples of 16')
+        raise UserError(
+            f'network {spec.name!r} has C={spec.C}: the executor runs widths that are multiples of 16'
+        )
     return _Lowering(spec, image_size).lower()
 
 
@@ -135,9 +138,7 @@ class _Lowering:
         return len(self.classes) - 1
 
     def emit(self, op, src, dst, pieces=(), quantized=(), group=None) -> int:
-        self.instructions.append(
-            Instruction(op, src, dst, group or (src,), tuple(pieces), tuple(quantized))
-        )
+        self.instructions.append(Instruction(op, src, dst, group or (src,), tuple(pieces), tuple(quantized)))
         return dst
 
     def norm_pieces(self, name: str, channels: int) -> tuple[Piece, Piece]:
@@ -186,7 +187,9 @@ class _Lowering:
     def reduce_group(self, parts: tuple[int, ...], channels: int, name: str, dst: int | None = None) -> int:
         """FactorizedReduce over a concatenation: two strided 1x1 convolutions, the second shifted; norm."""
         dst = self.value(self.classes[parts[0]][0] // 2, channels) if dst is None else dst
-        return self.group(('reduce',), parts, dst, (f'{name}.conv_1.weight', f'{name}.conv_2.weight'), f'{name}.bn')
+        return self.group(
+            ('reduce',), parts, dst, (f'{name}.conv_1.weight', f'{name}.conv_2.weight'), f'{name}.bn'
+        )
 
     def group(self, op, parts, dst, weights, norm_name) -> int:
         """Convolutions of the parts of a concatenation, summed, then the norm."""
@@ -212,7 +215,9 @@ class _Lowering:
             output = self.cell(i, s0, s1, width, reduction, after_reduction)
             s0, s1, after_reduction = s1, output, reduction
         if s1 is None:
-            raise UserError(f'network {spec.name!r} is disconnected: no path leads from the image to the logits')
+            raise UserError(
+                f'network {spec.name!r} is disconnected: no path leads from the image to the logits'
+            )
         return self.finish(s1)
 
     def stem(self) -> tuple[tuple[int, ...], tuple[int, ...]]:

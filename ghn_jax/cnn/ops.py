@@ -5,8 +5,8 @@ Images are NHWC, dense kernels HWIO, depthwise kernels HWC. Every function keeps
 
 Why not plain `lax` with autodiff: these functions run inside `lax.switch` inside a loop, where XLA:CPU
 takes the slow path for convolutions that autodiff makes (15 to 200 times slower), because it brings only
-convolutions in NHWC/HWIO form to its fast kernel there. So both gradient convolutions are written out in that form,
-with barriers that keep the transpositions from being folded back into them. Depthwise convolutions and
+convolutions in NHWC/HWIO form to its fast kernel there. So both gradient convolutions are written out in that
+form, with barriers that keep the transpositions from being folded back into them. Depthwise convolutions and
 pools are sums of shifted slices, 10 to 40 times faster than XLA:CPU's own. On other backends the library's
 operations are used. `_on_cpu` is the one place where that is decided.
 """
@@ -55,7 +55,7 @@ def _input_gradient(w: Array, g: Array, stride: tuple[int, int], size: tuple[int
 
 def _kernel_gradient(x: Array, g: Array, kernel: tuple[int, int], stride: tuple[int, int]) -> Array:
     """At stride 1 one convolution with N as the contracted channel; else one matrix product per tap."""
-    (kh, kw), (n, h, w, c), o = kernel, x.shape, g.shape[-1]
+    (kh, kw), (n, _, _, c), o = kernel, x.shape, g.shape[-1]
     if stride == (1, 1):
         images = lax.optimization_barrier(jnp.transpose(x, (3, 1, 2, 0)))  # [C, H, W, N]
         kernels = lax.optimization_barrier(jnp.transpose(g, (1, 2, 0, 3)))  # [H, W, N, O]
@@ -115,7 +115,10 @@ def _windows(x: Array, k: int, dilation: int, stride: int):
     h, w = (n - (k - 1) * dilation for n in x.shape[1:3])
     for i in range(k):
         for j in range(k):
-            rows, columns = slice(i * dilation, i * dilation + h, stride), slice(j * dilation, j * dilation + w, stride)
+            rows, columns = (
+                slice(i * dilation, i * dilation + h, stride),
+                slice(j * dilation, j * dilation + w, stride),
+            )
             yield i, j, x[:, rows, columns]
 
 
@@ -136,8 +139,8 @@ def _depthwise_backward(stride, dilation, residuals, g):
     g = _upsample(g, stride, (h, width))
     padded = _pad(x, (k - 1) * dilation // 2)
 
-    # One image at a time, so that it stays in cache for all K*K taps; one row of taps at a time, so that a 5x5 kernel
-    # takes half as long to compile as with all 25 written out (and is as fast).
+    # One image at a time, so that it stays in cache for all K*K taps; one row of taps at a time, so that a
+    # 5x5 kernel takes half as long to compile as with all 25 written out (and is as fast).
     def image(total, pair):
         xn, gn = pair  # [H', W', C] padded, [H, W, C]
 
@@ -221,7 +224,8 @@ def _max_pool(x: Array, stride: int) -> tuple[Array, Array]:
 @functools.partial(jax.custom_vjp, nondiff_argnums=(1,))
 def max_pool(x: Array, stride: int = 1) -> Array:
     """3x3 maximum, padding ignored. Of equal maxima the first in row-major order takes the gradient
-    (as in PyTorch; it matters because quantized activations tie often). x [N,H,W,C] -> [N,H/s,W/s,C]."""
+    (as in PyTorch; it matters because quantized activations tie often). x [N,H,W,C] -> [N,H/s,W/s,C].
+    """
     return _max_pool(x, stride)[0]
 
 

@@ -14,7 +14,17 @@ from typing import NamedTuple
 
 import numpy as np
 
-from ghn_jax.cnn.lowering import BLOCK, IMAGE, Head, Instruction, Lowered, Piece, linear_pieces, lower, round_up
+from ghn_jax.cnn.lowering import (
+    BLOCK,
+    IMAGE,
+    Head,
+    Instruction,
+    Lowered,
+    Piece,
+    linear_pieces,
+    lower,
+    round_up,
+)
 from ghn_jax.networks.spec import NetworkSpec
 from ghn_jax.quant.policy import Policy
 
@@ -59,7 +69,8 @@ class Tables(NamedTuple):
 
     rows: int32 [R, 8], see the column names above; segment k owns rows bounds[k] .. bounds[k + 1].
     has_norm: float32 []. block_tensor: int32 [F / BLOCK], the quantized tensor a block of
-    the weight buffer belongs to (the last tensor stands for "never quantized"). n_blocks: int32 [], blocks in use.
+    the weight buffer belongs to (the last tensor stands for "never quantized"). n_blocks: int32 [], blocks in
+    use.
     """
 
     rows: np.ndarray
@@ -71,7 +82,9 @@ class Tables(NamedTuple):
 
 
 class Bits(NamedTuple):
-    """A policy on one network: activations int32 [R, 2] for each instruction, head int32 [2], weights int32 [T]."""
+    """A policy on one network: activations int32 [R, 2] for each instruction, head int32 [2], weights int32
+    [T].
+    """
 
     activations: np.ndarray
     head: np.ndarray
@@ -92,10 +105,10 @@ class Layout(NamedTuple):
 class Capacity:
     """Room in a program's buffers; a network that needs more is refused by `Program.layout`.
 
-    slots: of each class's tape. rows: of the instruction table. blocks: of the weight buffer. tensors: quantized
-    weights and one. parts: of a group. hidden_panels: of BLOCK units each, of the hidden layer. pieces: of the weight
-    buffer. dense_tiles, depth_tiles: what a hypernetwork decodes for a network, one for each kernel position; windows:
-    rectangles of tiles that it copies.
+    slots: of each class's tape. rows: of the instruction table. blocks: of the weight buffer. tensors:
+    quantized weights and one. parts: of a group. hidden_panels: of BLOCK units each, of the hidden layer.
+    pieces: of the weight buffer. dense_tiles, depth_tiles: what a hypernetwork decodes for a network, one for
+    each kernel position; windows: rectangles of tiles that it copies.
     """
 
     slots: tuple[tuple[Class, int], ...]
@@ -232,13 +245,16 @@ def build_program(networks: Iterable[NetworkSpec], *, image_size: int, max_param
     segments = []
     for dst in classes:
         sources = [image, *(c for c in classes if c != dst), dst]  # what crosses into a class comes first
-        segments += [Segment(src, dst, tuple(sorted(ops[src, dst], key=str))) for src in sources if (src, dst) in ops]
+        segments += [
+            Segment(src, dst, tuple(sorted(ops[src, dst], key=str))) for src in sources if (src, dst) in ops
+        ]
     parts = max(len(g) for net in lowered for g in net.groups)
     num_classes = specs[0].num_classes
     heads = [_head_pieces(net.head, num_classes) for net in lowered]
     head_blocks = [sum(p.size for p in h.all) // BLOCK for h in heads]
     body_blocks = [sum(p.size for i in net.instructions for p in i.pieces) // BLOCK for net in lowered]
-    # No network has more than max_params parameters; a tenth more for pieces that do not fill their last block.
+    # No network has more than max_params parameters; a tenth more for pieces that do not fill their last
+    # block.
     bound = max(head_blocks) + max_params / BLOCK * 1.1 + 1024
     # Gradients are padded to the longest of their segment, and the last one written must fit as well.
     overhang = max(s.weight_floats for s in segments) // BLOCK
@@ -247,9 +263,13 @@ def build_program(networks: Iterable[NetworkSpec], *, image_size: int, max_param
     dense = [sum(p.taps for p in w.values() if p.pad_rows > 1) for w in weights]
     depth = [sum(p.taps for p in w.values() if p.pad_rows == 1) for w in weights]
     capacity = Capacity(
-        slots=tuple((c, max(sum(v == c for v in net.classes.values()) for net in lowered) + parts) for c in classes),
+        slots=tuple(
+            (c, max(sum(v == c for v in net.classes.values()) for net in lowered) + parts) for c in classes
+        ),
         rows=max(len(net.instructions) for net in lowered),
-        blocks=round_up(int(min(max(map(sum, zip(head_blocks, body_blocks, strict=True))), bound)) + overhang, PAGE_BLOCKS),
+        blocks=round_up(
+            int(min(max(map(sum, zip(head_blocks, body_blocks, strict=True))), bound)) + overhang, PAGE_BLOCKS
+        ),
         tensors=max(map(len, weights)) + 3,  # two of the head, one that stands for "never quantized"
         parts=parts,
         hidden_panels=max(1, *(len(h.hidden_bias) for h in heads)),
@@ -291,8 +311,8 @@ def _place(program: Program, lowered: Lowered) -> Layout:
         k = segment_of.get(edge)
         if k is None or i.op not in columns[k]:
             raise ValueError(
-                f'network {lowered.name!r} needs instruction {i.op} from {edge[0]} to {edge[1]} (size, channels), which this '
-                f'program does not hold: build the program for a space that contains the network'
+                f'network {lowered.name!r} needs instruction {i.op} from {edge[0]} to {edge[1]} (size, '
+                'channels), which this program does not hold: build the program for a space that contains it'
             )
         by_segment[k].append(i)
     executed = [i for rows in by_segment for i in rows]
@@ -343,8 +363,8 @@ def _slots(program: Program, lowered: Lowered) -> dict[int, int]:
         c = lowered.classes[group[0]]
         if c not in used:
             raise ValueError(
-                f'network {lowered.name!r} has tensors of class {c} (size, channels), this program has {program.classes}: '
-                'build the program for a space that contains the network'
+                f'network {lowered.name!r} has tensors of class {c} (size, channels), this program has '
+                f'{program.classes}: build the program for a space that contains the network'
             )
         _check_room('parts of a concatenation', len(group), program.capacity.parts, lowered.name)
         for v in group:
@@ -358,15 +378,17 @@ def _slots(program: Program, lowered: Lowered) -> dict[int, int]:
 
 def _place_head(program: Program, lowered: Lowered, slot: Mapping[int, int]):
     """The head's pieces, from block 0 on: [(first block, piece)], its table, and the blocks it takes."""
-    head, features = lowered.head, lowered.head.features
+    head = lowered.head
     variant = (lowered.classes[head.group[0]], head.glob_avg)
     if variant not in program.heads:
         raise ValueError(
-            f'the classifier of network {lowered.name!r} reads {variant} ((size, channels), glob_avg), this program has {program.heads}: '
-            'build the program for a space that contains the network'
+            f'the classifier of network {lowered.name!r} reads {variant} ((size, channels), glob_avg), '
+            f'this program has {program.heads}: build the program for a space that contains the network'
         )
     layers = _head_pieces(head, program.num_classes)
-    _check_room('panels of hidden units', len(layers.hidden_bias), program.capacity.hidden_panels, lowered.name)
+    _check_room(
+        'panels of hidden units', len(layers.hidden_bias), program.capacity.hidden_panels, lowered.name
+    )
     pieces: list[tuple[int, Piece]] = []
     first, blocks = [], 0
     for layer in layers:
@@ -402,7 +424,9 @@ class _HeadPieces(NamedTuple):
 
 
 def _head_pieces(head: Head, num_classes: int) -> _HeadPieces:
-    """Linear weights in panels of BLOCK inputs x BLOCK hidden units (x all classes); hidden_* empty without one."""
+    """Linear weights in panels of BLOCK inputs x BLOCK hidden units (x all classes); hidden_* empty without
+    one.
+    """
     columns, features, hidden_weights, hidden_bias = round_up(num_classes, 8), head.features, [], []
     if head.hidden:
         hidden_weights = linear_pieces(f'{head.hidden}.weight', features, head.hidden_size, BLOCK)
@@ -410,7 +434,9 @@ def _head_pieces(head: Head, num_classes: int) -> _HeadPieces:
             hidden_bias.append(_vector(f'{head.hidden}.bias', col, min(BLOCK, head.hidden_size - col), BLOCK))
         features = head.hidden_size
     final = linear_pieces(f'{head.final}.weight', features, num_classes, columns)
-    return _HeadPieces(hidden_weights, hidden_bias, final, [_vector(f'{head.final}.bias', 0, num_classes, columns)])
+    return _HeadPieces(
+        hidden_weights, hidden_bias, final, [_vector(f'{head.final}.bias', 0, num_classes, columns)]
+    )
 
 
 def _vector(name: str, col: int, cols: int, pad_cols: int) -> Piece:

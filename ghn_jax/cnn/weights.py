@@ -35,6 +35,7 @@ def set_page(buffer: Array, page: Array, p: Array) -> Array:
 
 def tensor_ranges(flat: Array, tables: Tables, n_tensors: int) -> tuple[Array, Array]:
     """(lo, hi), each [T]: the range of every tensor in the buffer, always including 0."""
+
     def page(p, ranges):
         lo, hi = ranges
         w = get_page(flat, p)
@@ -59,7 +60,8 @@ def quantize_weights(
 ) -> Array:
     """The buffer with every tensor fake-quantized by its own range, written into `out` [F].
 
-    bits: int32 [T]. Blocks that no tensor owns (norms, biases) are copied. mode: 'qat' or 'noise'; `key` for the latter.
+    bits: int32 [T]. Blocks that no tensor owns (norms, biases) are copied. mode: 'qat' or 'noise'; `key` for
+    the latter.
     """
     ranges = tensor_ranges(flat, tables, bits.shape[0])
 
