@@ -35,8 +35,8 @@ def small_config(**quant):
 def write_run(workdir: pathlib.Path, *, seed: int = 0, step: int = 3, **quant) -> pathlib.Path:
     """A run directory as training leaves it, with random parameters.
 
-    They predict zero shifts and biases: normalised features then differ in sign from image to image, and so do
-    the classes. With random shifts a network says the same class to all images.
+    They predict zero shifts and biases: the signs of normalised features then differ from image to image, and
+    so do classes. With random shifts a network says the same class to all images.
     """
     c = small_config(**quant)
     ghn = GHNConfig(hid=c.ghn.hid)
