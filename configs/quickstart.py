@@ -33,7 +33,9 @@ def get_config():
     c.train.steps = 500  # 27 epochs of 1,197 images
     c.train.meta_batch = 4
     c.train.schedule = 'cosine'
+    c.train.learning_rate = 3e-3
     c.train.warmup_steps = 30
+    c.train.augment = False  # shifts by 4 of 16 pixels would need a longer training
 
     c.log_every_steps = 20
     c.save_every_steps = 100
