@@ -33,6 +33,7 @@ def default() -> ConfigDict:
     c.space.ks = (3, 5, 7)  # kernel sizes of the stem
     c.space.C_mults = (1, 2)  # growth of the width at a reduction
     c.space.max_params = 10_000_000  # larger networks are not drawn
+    c.space.norms = ()  # () is the rule of the space (few and small networks without); ('bnorm',) for all
     c.space.flat_head_share = (
         0.1  # of flattened heads, where the space allows them; 0 unless image_size is 32
     )
@@ -48,6 +49,7 @@ def default() -> ConfigDict:
     c.quant = ConfigDict()
     c.quant.mode = 'float'  # float | qat (straight-through rounding) | noise (up to half a step, each side)
     c.quant.bits = 'w4a4'  # of weights and activations; unused in mode float
+    c.quant.start_step = 0  # steps before it train in float (bits are data: the program is the same)
 
     c.train = ConfigDict()
     c.train.steps = 210_900  # 300 epochs of 703 steps: 45,000 images in batches of 64
@@ -78,7 +80,15 @@ def check(config: ConfigDict) -> ConfigDict:
 
     Names of data sets, spaces and operations, and bits, are judged where they are used.
     """
-    tuples = {'cells': int, 'ops': str, 'channels': int, 'fc_dims': int, 'ks': int, 'C_mults': int}
+    tuples = {
+        'cells': int,
+        'ops': str,
+        'channels': int,
+        'fc_dims': int,
+        'ks': int,
+        'C_mults': int,
+        'norms': str,
+    }
     for key, kind in tuples.items():
         value = _get(config, f'space.{key}')
         if not all(type(x) is kind for x in value):
@@ -89,7 +99,14 @@ def check(config: ConfigDict) -> ConfigDict:
     _one_of(config, 'train.schedule', SCHEDULES)
     for key in ('train.meta_batch', 'train.batch_size', 'log_every_steps', 'save_every_steps', 'image_size'):
         _at_least(config, key, 1)
-    for key in ('train.steps', 'train.warmup_steps', 'train.weight_decay', 'eval.every_steps', 'seed'):
+    for key in (
+        'train.steps',
+        'train.warmup_steps',
+        'quant.start_step',
+        'train.weight_decay',
+        'eval.every_steps',
+        'seed',
+    ):
         _at_least(config, key, 0)
     if config.save_every_steps % config.log_every_steps:
         raise UserError(

@@ -215,7 +215,8 @@ class Preparation:
         """The networks of one step."""
         specs = draw(self.space, self.config.seed, step, self.config.train.meta_batch)
         program = self.program(specs[0].C)
-        return program, prepare(program, specs, self.policy, max_nodes=self.config.program.max_nodes)[0]
+        policy = self.policy if step >= self.config.quant.start_step else Policy()
+        return program, prepare(program, specs, policy, max_nodes=self.config.program.max_nodes)[0]
 
     def ahead(self, start: int, stop: int) -> Iterator[tuple[Program, Networks]]:
         """The networks of steps start .. stop - 1, in order; an error appears at its step."""

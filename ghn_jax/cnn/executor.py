@@ -223,8 +223,9 @@ def _apply(op: tuple, w: list[Array], x: Array, q: Quantizer, has_norm: Array, o
             return ops.avg_pool(x, stride)
         case ('copy',):
             return x
-        case ('subsample',):
-            return x[:, ::2, ::2]
+        case ('subsample', rectify):
+            x = x[:, ::2, ::2]
+            return ops.relu(x) if rectify else x
         case ('zero',):
             return jnp.zeros(out_shape, x.dtype)
     raise AssertionError(f'no such op: {op}')
@@ -289,14 +290,11 @@ def _run(program, flat, tables, bits, images, values, mode, key):
             y = lax.switch(
                 row[OP], branches, tape if src == dst else values[src], row, flat, q.scale, q.bits, q.key
             )
-            y = lax.optimization_barrier(y)
-            if mode == 'float':
-                y = jnp.where(row[ACCUMULATE] > 0, _slot(tape, row[DST]), 0) + y
-            else:
-                # A branch of its own, or else the maximum reads the tape again, after the write: a copy of
-                # all of it.
-                add = lambda tape, y: _slot(tape, row[DST]) + y
-                y = lax.cond(row[ACCUMULATE] > 0, add, lambda tape, y: y, tape, y)
+            # The sum in a conditional of its own: fused with the maximum below, it would read the tape again
+            # after the write, and XLA would keep a copy of the whole tape for that.
+            add = lambda tape, y: _slot(tape, row[DST]) + y
+            y = lax.cond(row[ACCUMULATE] > 0, add, lambda tape, y: y, tape, y)
+            if mode != 'float':
                 maxima = maxima.at[row[DST]].set(jnp.max(y))
             return _set_slot(tape, y, row[DST]), maxima
 

@@ -4,8 +4,7 @@ A value is one tensor of the network, [N, H, H, C]; its class is (H, C). An inst
 adds its result to another. Sums need no instruction (their terms write to one value) and concatenations
 need none either: the parts of a cell's output are a *group*, laid side by side on the tape, and a convolution
 over them is one convolution of each, with its rows of the weight, into one sum. What they share is the range
-of the
-activation: an instruction names all parts, and quantizes by their joint range.
+of the activation: an instruction names all parts, and quantizes by their joint range.
 
 Instructions:
   ('conv', kh, kw, stride, rectify)    [relu,] convolution
@@ -13,7 +12,8 @@ Instructions:
   ('reduce',)                          relu, the two convolutions of a FactorizedReduce
   ('split', stride)                    relu, convolutions 1x7 and 7x1, strided
   ('norm',)                            batch normalisation
-  ('max', stride) ('avg', stride) ('copy',) ('subsample',) ('zero',)
+  ('subsample', rectify)               [relu,] every second row and column
+  ('max', stride) ('avg', stride) ('copy',) ('zero',)
 
 Instructions are as small as they are because the backward pass recomputes each from its input (what is cheap
 to recompute, relu and rounding, goes with what follows it) and because compiling takes its time for each op
@@ -107,7 +107,7 @@ def lower(spec: NetworkSpec, image_size: int = 32) -> Lowered:
     """Lowers `spec` for images of image_size x image_size x 3; what the logits do not need is dropped.
 
     Raises:
-      UserError: msa or cse in the genotype, or channels that are not multiples of 8.
+      UserError: msa or cse in the genotype, or widths that are not multiples of 16 (C) and 8 (fc_dim).
     """
     unsupported = sorted(spec.genotype.ops & {'msa', 'cse'})
     if unsupported:
@@ -118,6 +118,11 @@ def lower(spec: NetworkSpec, image_size: int = 32) -> Lowered:
     if spec.C % 16:
         raise UserError(
             f'network {spec.name!r} has C={spec.C}: the executor runs widths that are multiples of 16'
+        )
+    if spec.fc_layers == 2 and spec.fc_dim % 8:
+        raise UserError(
+            f'network {spec.name!r} has fc_dim={spec.fc_dim}: the executor runs hidden layers of '
+            'multiples of 8'
         )
     return _Lowering(spec, image_size).lower()
 
@@ -130,6 +135,7 @@ class _Lowering:
         self.classes = {IMAGE: (image_size, 3)}
         self.instructions: list[Instruction] = []
         self.groups: list[tuple[int, ...]] = []
+        self.unrectified: tuple[int, ...] | None = None  # output of the stem's second part
 
     # -- values and instructions
 
@@ -237,6 +243,7 @@ class _Lowering:
         first = stem_conv(IMAGE, self.value(size, spec.C // 2), spec.ks, 1, 'stem0.0', 'stem0.1')
         s0 = stem_conv(first, self.value(size, spec.C), 3, 1, 'stem0.3', 'stem0.4')
         s1 = stem_conv(s0, self.value(size // 2, spec.C), 3, 2, 'stem1.1', 'stem1.2')
+        self.unrectified = (s0,)
         return (s0,), (s1,)
 
     def preprocess(self, parts, width: int, halve: bool, name: str) -> int | None:
@@ -247,7 +254,10 @@ class _Lowering:
         if not halve:
             return parts[0]
         size, channels = self.classes[parts[0]]
-        return self.emit(('subsample',), parts[0], self.value(size // 2, channels))
+        # The relu of the stem's second part acts in place, so all that reads its output sees the relu. All
+        # others rectify what they read by themselves.
+        rectify = parts == self.unrectified
+        return self.emit(('subsample', rectify), parts[0], self.value(size // 2, channels))
 
     def cell(self, i: int, s0, s1, width: int, reduction: bool, after_reduction: bool):
         """Returns the values of the cell's output, or None where all of them are absent."""

@@ -165,6 +165,11 @@ class Program:
         Raises:
           ValueError: an instruction this program does not hold, or a full buffer; says which and how full.
         """
+        if spec.num_classes != self.num_classes:
+            raise ValueError(
+                f'network {spec.name!r} has {spec.num_classes} classes, this program has {self.num_classes}: '
+                'build the program for a space that contains the network'
+            )
         return _place(self, lower(spec, self.image_size))
 
     def bits(self, layout: Layout, policy: Policy) -> Bits:
@@ -339,6 +344,8 @@ def _place(program: Program, lowered: Lowered) -> Layout:
         for piece in executed[r].pieces:
             pieces.append((blocks, piece))
             blocks += piece.size // BLOCK
+    _check_room('pieces of weights', len(pieces), program.capacity.pieces, lowered.name)
+    _check_room('windows', sum(p.windows for _, p in pieces), program.capacity.windows, lowered.name)
     overhang = max(s.weight_floats for s in program.segments) // BLOCK
     _check_room('weight blocks', blocks + overhang, program.capacity.blocks, lowered.name)
 

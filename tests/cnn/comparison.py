@@ -1,8 +1,8 @@
-"""The executor and the reference side by side: one network, one policy, both results in the same form."""
+"""The executor and the reference side by side: one network, one policy, results in one form."""
 
 import dataclasses
 import functools
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -19,15 +19,10 @@ from ghn_jax.networks.spec import IMAGE_SIZE, NetworkSpec
 from ghn_jax.quant.policy import Policy
 from tests.cnn.networks import random_images, random_parameters
 
-# Less optimised machine code for the same operations: compiles in a third of the time.
+# Plainer machine code for the same operations, compiled in a third of the time.
 QUICK = {'xla_backend_optimization_level': 0, 'xla_cpu_use_fusion_emitters': False}
-Branch = tuple[tuple[int, int], tuple[int, int], tuple]
-
-
-class Result(NamedTuple):
-    loss: np.ndarray
-    logits: np.ndarray
-    gradients: dict[str, np.ndarray]
+FLOAT = Policy()
+Branch = tuple[tuple[int, int], tuple[int, int], tuple]  # source class, destination class, op
 
 
 class Inputs(NamedTuple):
@@ -36,53 +31,70 @@ class Inputs(NamedTuple):
     labels: np.ndarray
 
 
+class Result(NamedTuple):
+    loss: np.ndarray
+    logits: np.ndarray
+    gradients: dict[str, np.ndarray]
+
+
 def make_inputs(spec: NetworkSpec, seed: int, *, size: int, batch: int, dtype: str = 'float64') -> Inputs:
     """Weights, images and labels; flattened heads get a first layer that fits images of this size."""
     params = random_parameters(spec, seed, dtype)
-    if not spec.glob_avg:  # [out, (channel, row, column)] for 32x32 images
-        w = params['classifier.0.weight']
-        params['classifier.0.weight'] = np.ascontiguousarray(w[:, :: (IMAGE_SIZE // size) ** 2])
+    if not spec.glob_avg:  # [out, (channel, row, column)] for images of IMAGE_SIZE
+        factor = (IMAGE_SIZE // size) ** 2
+        params['classifier.0.weight'] = np.ascontiguousarray(params['classifier.0.weight'][:, ::factor])
     labels = np.random.default_rng(seed).integers(0, spec.num_classes, batch)
     return Inputs(params, random_images(batch, seed, size=size, dtype=dtype), labels)
 
 
 class Executor:
-    """A program compiled once for batches of one size, with the workspace of its last network kept."""
+    """A program compiled once; its buffers keep what the last network left there.
 
-    def __init__(self, program: Program, *, batch: int, dtype: Any, mode: str = 'qat', options=QUICK, **fixed):
-        self.program, self.batch, self.dtype = program, batch, dtype
+    mode, dropout: as for `executor.loss_and_gradients`.
+    """
 
-        @functools.partial(jax.jit, donate_argnums=5, compiler_options=options)
+    def __init__(
+        self, program: Program, *, batch: int, dtype: Any = 'float64', mode: str = 'qat', dropout: float = 0.0,
+        options: dict[str, Any] | None = None,
+    ):  # fmt: skip
+        @functools.partial(jax.jit, donate_argnums=(5, 6), compiler_options=QUICK if options is None else options)
         def run(flat, tables, bits, images, labels, workspace, quantized, key):
-            w = flat
             if mode != 'float':
-                w = quantize_weights(flat, tables, bits.weights, quantized, mode=mode, key=key)
+                quantized = quantize_weights(flat, tables, bits.weights, quantized, mode=mode, key=key)
             loss, logits, g, workspace = executor.loss_and_gradients(
-                program, w, tables, bits, images, labels, workspace, mode=mode, key=key, **fixed
-            )
+                program, flat if mode == 'float' else quantized, tables, bits, images, labels, workspace,
+                mode=mode, key=key, dropout=dropout,
+            )  # fmt: skip
             if mode != 'float':
                 g = quantize_weights_backward(flat, tables, bits.weights, g, mode=mode, key=key)
-            return loss, logits, g, workspace._replace(weights=jnp.zeros_like(g))
+            return loss, logits, workspace._replace(weights=g), quantized
 
-        self._run = run
-        self.workspace = executor.make_workspace(program, batch, dtype)
+        self.program, self.batch, self.dtype, self.jitted = program, batch, dtype, run
+        self.buffers = executor.make_workspace(program, batch, dtype), jnp.zeros(self._floats, dtype)
+
+    @property
+    def _floats(self) -> int:
+        return executor.make_workspace(self.program, 0).weights.size
 
     def fill(self, value: float) -> None:
-        """Every buffer becomes `value`."""
-        self.workspace = jax.tree.map(lambda x: jnp.full_like(x, value), self.workspace)
+        """Every element of every buffer becomes `value`."""
+        self.buffers = jax.tree.map(lambda x: jnp.full_like(x, value), self.buffers)
 
-    def __call__(self, spec: NetworkSpec, inputs: Inputs, policy: Policy = Policy(), seed: int = 0) -> Result:
+    def arguments(self, spec: NetworkSpec, inputs: Inputs, policy: Policy = FLOAT, seed: int = 0) -> tuple:
+        """The arguments of `jitted` for a network."""
         layout = self.program.layout(spec)
         flat = self.program.pack(layout, inputs.params, self.dtype)
-        loss, logits, g, self.workspace = self._run(
-            flat, layout.tables, self.program.bits(layout, policy), inputs.images, inputs.labels, self.workspace,
-            np.zeros_like(flat), jax.random.key(seed),
-        )  # fmt: skip
+        bits = self.program.bits(layout, policy)
+        return flat, layout.tables, bits, inputs.images, inputs.labels, *self.buffers, jax.random.key(seed)
+
+    def __call__(self, spec: NetworkSpec, inputs: Inputs, policy: Policy = FLOAT, seed: int = 0) -> Result:
+        loss, logits, *self.buffers = self.jitted(*self.arguments(spec, inputs, policy, seed))
         shapes = {name: w.shape for name, w in inputs.params.items()}
-        return Result(np.asarray(loss), np.asarray(logits), self.program.unpack(layout, np.asarray(g), shapes))
+        g = np.asarray(self.buffers[0].weights)
+        return Result(np.asarray(loss), np.asarray(logits), self.program.unpack(self.program.layout(spec), g, shapes))
 
 
-def reference(spec: NetworkSpec, inputs: Inputs, policy: Policy = Policy(), **options) -> Result:
+def reference(spec: NetworkSpec, inputs: Inputs, policy: Policy = FLOAT, **options) -> Result:
     """The same from the reference and autodiff, layer by layer."""
 
     def loss(params):
@@ -100,7 +112,7 @@ def relative_error(x: np.ndarray, y: np.ndarray, floor: float = 0.0) -> float:
 
 
 def errors(result: Result, expected: Result) -> dict[str, float]:
-    """Relative errors of loss, logits and every gradient.
+    """Relative errors (norms) of the loss, the logits and every gradient.
 
     A gradient that cancels to less than a millionth of the largest one is measured by that millionth.
     """
@@ -110,16 +122,22 @@ def errors(result: Result, expected: Result) -> dict[str, float]:
     return out | {k: relative_error(g, expected.gradients[k], floor) for k, g in result.gradients.items()}
 
 
+def assert_close(result: Result, expected: Result, tolerance: float, what: object = '') -> None:
+    """All of `errors` are below the tolerance (not-a-number is not)."""
+    off = {name: e for name, e in errors(result, expected).items() if not e < tolerance}
+    assert not off, f'{what}: {len(off)} differ, such as {dict(list(off.items())[:5])}'
+
+
 # ---- which branches a network uses
 
 
 def branches(program: Program) -> set[Branch]:
-    """All (source class, destination class, op) of a program."""
+    """All branches of a program."""
     return {(s.src, s.dst, op) for s in program.segments for op in s.ops}
 
 
 def used_branches(program: Program, spec: NetworkSpec) -> set[Branch]:
-    """Those that a network's table names."""
+    """Those that the rows of a network's table take."""
     tables = program.layout(spec).tables
     used = set()
     for k, segment in enumerate(program.segments):
@@ -134,15 +152,14 @@ def lowered_branches(spec: NetworkSpec, size: int) -> set[Branch]:
     return {(net.classes[i.src], net.classes[i.dst], i.op) for i in net.instructions}
 
 
-def cover(sample: Sequence[NetworkSpec], pool: Iterable[NetworkSpec], size: int) -> list[NetworkSpec]:
-    """The sample, and of the pool, greedily, what covers all branches that the pool has and the sample lacks."""
+def with_cover(sample: Sequence[NetworkSpec], pool: Iterable[NetworkSpec], size: int) -> list[NetworkSpec]:
+    """The sample, and of the pool, greedily, what it takes to use every branch that the pool uses."""
     chosen = list(sample)
-    done = set().union(*(lowered_branches(spec, size) for spec in sample)) if sample else set()
+    done = set().union(*(lowered_branches(spec, size) for spec in sample))
     left = [(lowered_branches(spec, size), spec) for spec in pool]
-    while True:
-        # Of equals the smallest: small networks are quick.
-        gain, spec = max(left, key=lambda pair: (len(pair[0] - done), -pair[1].n_cells, -len(pair[0])))
-        if not gain - done:
+    while True:  # of networks that bring equally much, the smallest: they run quickly
+        used, spec = max(left, key=lambda pair: (len(pair[0] - done), -pair[1].n_cells, -len(pair[0])))
+        if not used - done:
             return chosen
-        chosen.append(dataclasses.replace(spec, name=f'covering-{len(chosen)}'))
-        done |= gain
+        chosen.append(dataclasses.replace(spec, name=f'covering-{len(chosen) - len(sample)}'))
+        done |= used
