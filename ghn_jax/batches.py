@@ -13,7 +13,7 @@ import numpy as np
 from ghn_jax.assembly import Sources, make_sources
 from ghn_jax.cnn.program import Bits, Layout, Program, Tables
 from ghn_jax.errors import UserError
-from ghn_jax.hypernet.decoder import DecoderTable, Tiles, decoder_table
+from ghn_jax.hypernet.table import DENSE_CHUNK, DEPTH_CHUNK, DecoderTable, Tiles, decoder_table, round_up
 from ghn_jax.networks.graph import GraphBatch, batch_graphs, build_graph, to_graphs_tuple
 from ghn_jax.networks.spaces import Space
 from ghn_jax.networks.spec import NetworkSpec
@@ -69,8 +69,8 @@ def tile_shapes(program: Program, max_nodes: int) -> Tiles:
     """Shapes of what `GHN.decode` returns for one network of this program."""
     c, f = program.capacity, lambda *shape: np.broadcast_to(np.float32(0), shape)
     return Tiles(
-        dense=f(c.dense_tiles, 64, 64),
-        depth=f(c.depth_tiles, 64),
+        dense=f(round_up(c.dense_tiles, DENSE_CHUNK), 64, 64),  # as long as `decoder_table` makes its columns
+        depth=f(round_up(c.depth_tiles, DEPTH_CHUNK), 64),
         norm=f(max_nodes, 2, 64),
         class_weight=f(64, program.num_classes),
         class_bias=f(program.num_classes),

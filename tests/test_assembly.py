@@ -16,15 +16,19 @@ from tests.cnn.networks import small_network
 
 NODES = 160
 ENTRIES = [('sep_conv_5x5', 0), ('conv_3x3', 1), ('conv_7x1_1x7', 2), ('skip_connect', 0)]
+PLAIN = [('conv_1x1', 0), ('max_pool_3x3', 1)]
 BOTH = {'normal_concat': (2, 3), 'reduce_concat': (3, 2)}
 # Channels below, above and across tiles of 64; odd kernels; all heads; constants in place of norms.
 SPECS = [
     small_network(ENTRIES, C=16, fc_layers=2, fc_dim=24, stem_type=1, **BOTH, name='narrow'),
     small_network(ENTRIES, C=16, C_mult=2, fc_layers=2, fc_dim=296, **BOTH, name='two panels'),
     small_network(ENTRIES[:2], C=80, C_mult=2, name='wider than a tile'),
-    small_network([('conv_1x1', 0), ('dil_conv_3x3', 1), ('avg_pool_3x3', 2), ('none', 0)], C=48, norm=None, ks=7, **BOTH, name='bnfree'),
-    small_network([('conv_1x1', 0), ('max_pool_3x3', 1)], C=16, glob_avg=False, fc_layers=2, fc_dim=40, name='flat'),
-    small_network([('conv_1x1', 0), ('max_pool_3x3', 1)], C=16, glob_avg=False, stem_pool=True, num_classes=10, name='flat, one layer'),
+    small_network(
+        [('conv_1x1', 0), ('dil_conv_3x3', 1), ('avg_pool_3x3', 2), ('none', 0)],
+        C=48, norm=None, ks=7, **BOTH, name='without BatchNorm',
+    ),
+    small_network(PLAIN, C=16, glob_avg=False, fc_layers=2, fc_dim=40, name='flat'),
+    small_network(PLAIN, C=16, glob_avg=False, stem_pool=True, name='flat, one layer'),
 ]  # fmt: skip
 
 
@@ -36,7 +40,9 @@ def program():
 @pytest.fixture(scope='module')
 def shapes(program):
     c = program.capacity
-    return Tiles(*map(jnp.zeros, ((c.dense_tiles, 64, 64), (c.depth_tiles, 64), (NODES, 2, 64), (64, 10), (10,))))
+    return Tiles(
+        *map(jnp.zeros, ((c.dense_tiles, 64, 64), (c.depth_tiles, 64), (NODES, 2, 64), (64, 10), (10,)))
+    )
 
 
 def random_tiles(shapes, seed, dtype='float32'):
@@ -60,7 +66,9 @@ def made(program, shapes):
 @pytest.fixture(scope='module')
 def compiled():
     jit = lambda f: jax.jit(f, compiler_options=QUICK)
-    return jit(lambda tiles, sources, pages, out: assemble(tiles, sources, pages, out)), jit(assemble_transposed)
+    return jit(lambda tiles, sources, pages, out: assemble(tiles, sources, pages, out)), jit(
+        assemble_transposed
+    )
 
 
 @pytest.mark.parametrize('k', range(len(SPECS)), ids=[spec.name for spec in SPECS])
@@ -91,10 +99,15 @@ def test_the_way_back_is_the_transpose(program, shapes, made, compiled, k):
             view = arbitrary[block * BLOCK :][: piece.taps * piece.pad_rows * piece.pad_cols]
             view.reshape(piece.taps, piece.pad_rows, piece.pad_cols)[:, : piece.rows, : piece.cols] = False
         n = pages(layout.tables)
-        linear = np.asarray(compiled[0](tiles, sources, n, out)) - np.asarray(compiled[0](zeros, sources, n, out))
+        linear = np.asarray(compiled[0](tiles, sources, n, out)) - np.asarray(
+            compiled[0](zeros, sources, n, out)
+        )
         back = compiled[1](np.where(arbitrary, np.nan, g), sources, tiles)
         assert [t.shape for t in back] == [t.shape for t in shapes]
-        lhs, rhs = np.vdot(np.where(arbitrary, 0, g), linear), sum(np.vdot(a, b) for a, b in zip(back, tiles, strict=True))
+        lhs, rhs = (
+            np.vdot(np.where(arbitrary, 0, g), linear),
+            sum(np.vdot(a, b) for a, b in zip(back, tiles, strict=True)),
+        )
         np.testing.assert_allclose(lhs, rhs, rtol=1e-11)
         assert abs(lhs) > 1
 

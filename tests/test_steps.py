@@ -17,12 +17,14 @@ from ghn_jax.cnn.program import build_program
 from ghn_jax.cnn.reference import apply_reference
 from ghn_jax.errors import UserError
 from ghn_jax.hypernet.ghn import GHN, GHNConfig, init_params, predict_parameters
+from ghn_jax.hypernet.published import load_published, published_state
 from ghn_jax.hypernet.table import decoder_table
 from ghn_jax.networks.graph import build_graph
 from ghn_jax.networks.spaces import make_space
 from ghn_jax.quant import Policy
 from tests.cnn.comparison import QUICK, relative_error
-from tests.cnn.networks import random_images, small_network
+from tests.cnn.networks import random_images, random_parameters, small_network
+from tests.hypernet.helpers import Golden
 
 CONFIG = GHNConfig(hid=8)
 GHN_ = GHN(CONFIG)
@@ -44,16 +46,16 @@ def params():
     return init_params(CONFIG, jax.random.key(0))
 
 
-def in_float64(program, networks):
+def in_float64(program, networks, specs=SPECS):
     """The decoder's scales in float64, which `prepare` makes float32."""
-    c, graphs = program.capacity, map(build_graph, SPECS)
-    tables = [decoder_table(graph, max_dense=c.dense_tiles, max_depth=c.depth_tiles)[0] for graph in graphs]
+    room = {'max_dense': program.capacity.dense_tiles, 'max_depth': program.capacity.depth_tiles}
+    tables = [decoder_table(build_graph(spec), **room)[0] for spec in specs]
     return networks._replace(decoder=jax.tree.map(lambda *x: np.stack(x), *tables))
 
 
-def float64_workspace(program, train=True):
+def float64_workspace(program, batch=BATCH, train=True):
     floats = program.capacity.blocks * BLOCK
-    buffers = executor.make_workspace(program, BATCH, jnp.float64, train=train)
+    buffers = executor.make_workspace(program, batch, jnp.float64, train=train)
     return steps.Workspace(buffers, jnp.zeros(floats), jnp.zeros(floats))
 
 
@@ -71,7 +73,9 @@ def slow_gradients(policy, specs):
     @functools.partial(jax.jit, static_argnums=1, compiler_options=QUICK)
     def one(params, spec):
         def loss(params):
-            logits = apply_reference(spec, predict_parameters(GHN_, params, build_graph(spec)), images, policy=policy)
+            logits = apply_reference(
+                spec, predict_parameters(GHN_, params, build_graph(spec)), images, policy=policy
+            )
             return jnp.mean(optax.softmax_cross_entropy_with_integer_labels(logits, labels))
 
         return jax.value_and_grad(loss)(params)
@@ -104,13 +108,21 @@ def compiled(program):
 
 
 @pytest.mark.parametrize(
-    'mode, policy', [('float', Policy()), ('qat', Policy()), ('qat', Policy(4, 32)), ('qat', Policy(32, 4))], ids=str
+    'mode, policy',
+    [('float', Policy()), ('qat', Policy()), ('qat', Policy(4, 32))],
+    ids=str,
 )
-def test_gradients_of_the_hypernetwork_equal_autodiff_through_prediction_and_reference(program, params, compiled, mode, policy):
+def test_gradients_of_the_hypernetwork_equal_autodiff_through_prediction_and_reference(
+    program, params, compiled, mode, policy
+):
     with jax.enable_x64(True):
         networks, _ = prepare(program, SPECS, policy, max_nodes=NODES)
         gradients, metrics, _ = compiled(mode)(
-            double(params), in_float64(program, networks), *data(), float64_workspace(program), jax.random.key(0)
+            double(params),
+            in_float64(program, networks),
+            *data(),
+            float64_workspace(program),
+            jax.random.key(0),
         )
         each, losses = slow_gradients(policy, tuple(SPECS))
         expected = jax.tree.map(lambda *g: sum(g) / len(g), *each)
@@ -141,9 +153,38 @@ def test_a_network_that_is_not_finite_contributes_nothing(program, params, compi
         assert max(gradient_errors(again, expected).values()) < 1e-9
 
 
+@pytest.mark.parametrize(
+    'name',
+    ['convnets-06', *(pytest.param(f'convnets-{i}', marks=pytest.mark.slow) for i in ('09', '16', '29'))],
+)
+def test_gradients_of_published_networks_equal_the_golden_ones(golden, name):
+    data = Golden(golden)
+    config, params = load_published(golden / 'open/state_dict.npz', golden / 'ghn_config.json')
+    spec, ref, arrays = data.graph(name).spec, data.refs[name], data.arrays(name)
+    inputs = np.load(golden / 'open/inputs.npz')
+    images, labels = np.float64(inputs['images'].transpose(0, 2, 3, 1)), inputs['labels']
+    program = build_program([spec], image_size=32, max_params=1e7)
+    run = functools.partial(steps.meta_gradients, program, GHN(config), mode='float', dropout=0.0)
+    with jax.enable_x64(True):
+        networks, _ = prepare(program, [spec], Policy(), max_nodes=384)
+        gradients, metrics, _ = jax.jit(run, compiler_options=QUICK)(
+            double(params), in_float64(program, networks, [spec]), images, labels,
+            float64_workspace(program, len(images)), jax.random.key(0),
+        )  # fmt: skip
+        gradients = published_state(config, jax.tree.map(np.asarray, gradients))
+    np.testing.assert_allclose(metrics['loss'], ref['loss_float64'], rtol=1e-10)
+    for key, norm in ref['grad_norms_float64'].items():
+        np.testing.assert_allclose(np.linalg.norm(gradients[key]), norm, rtol=1e-9, err_msg=key)
+    stored = {key.removeprefix('grad64/'): arrays[key] for key in arrays if key.startswith('grad64/')}
+    assert len(stored) == 4
+    for key, expected in stored.items():
+        assert relative_error(gradients[key][: len(expected)], expected) < 1e-9, key
+
+
 # ---- training
 
 
+W4A4 = Policy(4, 4)
 TINY = make_space(
     'convnets250k', ops=('skip_connect', 'conv_1x1', 'sep_conv_3x3'), channels=(16,), cells=(2, 4), max_steps=1,
     max_steps_deep=1, ks=(3,), stem_types=(0,), C_mults=(1,), fc_dims=(64,), flat_head_share=0.0,
@@ -158,14 +199,16 @@ def trainer():
 
     def start():
         params = init_params(CONFIG, jax.random.key(0))
-        return steps.TrainState(jnp.int32(0), params, optimizer.init(params)), steps.make_workspace(program, BATCH)
+        return steps.TrainState(jnp.int32(0), params, optimizer.init(params)), steps.make_workspace(
+            program, BATCH
+        )
 
     return program, jax.jit(step, donate_argnums=(0, 4), compiler_options=QUICK), start
 
 
-def batch(program, index, policy=Policy(4, 4)):
+def batch(program, index, policy=W4A4):
     """Two networks, new ones for each index, images and labels, and a key."""
-    networks, _ = prepare(program, draw(TINY, 0, index, 2), policy, max_nodes=64)
+    networks, _ = prepare(program, draw(TINY, 0, index, 2), policy, max_nodes=NODES)
     images, labels = data('float32')
     return networks, images, labels.astype('int32')
 
@@ -233,10 +276,11 @@ def test_a_network_that_does_not_fit_is_a_user_error(program):
 
 def test_predicted_weights_are_those_of_the_slow_way_in_their_places(program, params):
     run = jax.jit(functools.partial(steps.predict_weights, GHN_), compiler_options=QUICK)
+    slowly = jax.jit(functools.partial(predict_parameters, GHN_), static_argnums=1, compiler_options=QUICK)
     for spec in SPECS:
         networks, (layout,) = prepare(program, [spec], Policy(), max_nodes=NODES)
         flat = np.asarray(run(params, networks, jnp.full(program.capacity.blocks * BLOCK, jnp.nan)))
-        expected = predict_parameters(GHN_, params, build_graph(spec))
+        expected = slowly(params, build_graph(spec))
         shapes = {name: w.shape for name, w in expected.items()}
         for name, w in program.unpack(layout, flat, shapes).items():
             np.testing.assert_allclose(w, expected[name], rtol=2e-5, atol=1e-6, err_msg=name)
@@ -244,8 +288,6 @@ def test_predicted_weights_are_those_of_the_slow_way_in_their_places(program, pa
 
 @pytest.mark.parametrize('policy', [Policy(), Policy(4, 32)], ids=str)
 def test_scores_count_the_labels_among_the_first_and_the_first_five(program, policy):
-    from tests.cnn.networks import random_parameters
-
     with jax.enable_x64(True):
         run = jax.jit(functools.partial(steps.score, program), compiler_options=QUICK)
         r = np.random.default_rng(0)
@@ -255,7 +297,11 @@ def test_scores_count_the_labels_among_the_first_and_the_first_five(program, pol
         workspace = float64_workspace(program, train=False)
         for spec in SPECS:
             weights, layout = random_parameters(spec, 0, 'float64'), program.layout(spec)
-            logits = np.stack([apply_reference(spec, weights, (x / 255 - mean) / std, policy=policy) for x in images])
+            reference = jax.jit(
+                lambda w, x, spec=spec: apply_reference(spec, w, (x / 255 - mean) / std, policy=policy),
+                compiler_options=QUICK,
+            )
+            logits = np.stack([reference(weights, x) for x in images])
             rank = np.sum(logits > np.take_along_axis(logits, labels[..., None], -1), -1)
             flat = program.pack(layout, weights, np.float64)
             top1, top5, workspace = run(

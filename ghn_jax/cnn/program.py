@@ -280,7 +280,7 @@ def build_program(networks: Iterable[NetworkSpec], *, image_size: int, max_param
         hidden_panels=max(1, *(len(h.hidden_bias) for h in heads)),
         pieces=max(len(ps) + len(h.all) for ps, h in zip(pieces, heads, strict=True)),
         dense_tiles=round_up(max(dense) + 1, 64) + 64,  # small and large ones begin a chunk each
-        depth_tiles=round_up(max(depth) + 1, 64),
+        depth_tiles=round_up(max(depth) + 1, 128),
         windows=max(sum(p.windows for p in [*ps, *h.all]) for ps, h in zip(pieces, heads, strict=True)),
     )
     return Program(

@@ -48,16 +48,16 @@ def make_inputs(spec: NetworkSpec, seed: int, *, size: int, batch: int, dtype: s
 
 
 class Executor:
-    """A program compiled once; its buffers keep what the last network left there.
+    """A program compiled once, at the first call; its buffers keep what the last network left there.
 
-    mode, dropout: as for `executor.loss_and_gradients`.
+    mode, dropout: as for `executor.loss_and_gradients`. text: the compiled program.
     """
 
     def __init__(
-        self, program: Program, *, batch: int, dtype: Any = 'float64', mode: str = 'qat', dropout: float = 0.0,
-        options: dict[str, Any] | None = None,
+        self, program: Program, *, batch: int, dtype: Any = 'float64', mode: str = 'qat',
+        dropout: float = 0.0, options: dict[str, Any] = QUICK,
     ):  # fmt: skip
-        @functools.partial(jax.jit, donate_argnums=(5, 6), compiler_options=QUICK if options is None else options)
+        @functools.partial(jax.jit, donate_argnums=(5, 6))
         def run(flat, tables, bits, images, labels, workspace, quantized, key):
             if mode != 'float':
                 quantized = quantize_weights(flat, tables, bits.weights, quantized, mode=mode, key=key)
@@ -69,29 +69,32 @@ class Executor:
                 g = quantize_weights_backward(flat, tables, bits.weights, g, mode=mode, key=key)
             return loss, logits, workspace._replace(weights=g), quantized
 
-        self.program, self.batch, self.dtype, self.jitted = program, batch, dtype, run
-        self.buffers = executor.make_workspace(program, batch, dtype), jnp.zeros(self._floats, dtype)
+        self.program, self.dtype = program, dtype
+        self.compile = lambda args: run.lower(*args).compile(options)
+        self.compiled = None
+        workspace = executor.make_workspace(program, batch, dtype)
+        self.buffers = workspace, jnp.zeros_like(workspace.weights)
 
     @property
-    def _floats(self) -> int:
-        return executor.make_workspace(self.program, 0).weights.size
+    def text(self) -> str:
+        return self.compiled.as_text()
 
     def fill(self, value: float) -> None:
         """Every element of every buffer becomes `value`."""
         self.buffers = jax.tree.map(lambda x: jnp.full_like(x, value), self.buffers)
 
-    def arguments(self, spec: NetworkSpec, inputs: Inputs, policy: Policy = FLOAT, seed: int = 0) -> tuple:
-        """The arguments of `jitted` for a network."""
+    def __call__(self, spec: NetworkSpec, inputs: Inputs, policy: Policy = FLOAT, seed: int = 0) -> Result:
         layout = self.program.layout(spec)
         flat = self.program.pack(layout, inputs.params, self.dtype)
         bits = self.program.bits(layout, policy)
-        return flat, layout.tables, bits, inputs.images, inputs.labels, *self.buffers, jax.random.key(seed)
-
-    def __call__(self, spec: NetworkSpec, inputs: Inputs, policy: Policy = FLOAT, seed: int = 0) -> Result:
-        loss, logits, *self.buffers = self.jitted(*self.arguments(spec, inputs, policy, seed))
+        args = flat, layout.tables, bits, inputs.images, inputs.labels, *self.buffers, jax.random.key(seed)
+        args = jax.tree.map(jnp.asarray, args)
+        if self.compiled is None:
+            self.compiled = self.compile(args)
+        loss, logits, *self.buffers = self.compiled(*args)
         shapes = {name: w.shape for name, w in inputs.params.items()}
-        g = np.asarray(self.buffers[0].weights)
-        return Result(np.asarray(loss), np.asarray(logits), self.program.unpack(self.program.layout(spec), g, shapes))
+        gradients = self.program.unpack(layout, np.asarray(self.buffers[0].weights), shapes)
+        return Result(np.asarray(loss), np.asarray(logits), gradients)
 
 
 def reference(spec: NetworkSpec, inputs: Inputs, policy: Policy = FLOAT, **options) -> Result:

@@ -12,7 +12,11 @@ from ghn_jax.networks.spaces import make_space
 from tests.cnn.networks import quantized_names, small_network
 
 SPACE = make_space('convnets250k')
-SAMPLE = [SPACE.sample(split, 0, i) for split, n in (('train', 60), ('deep', 8), ('dense', 8), ('wide', 4)) for i in range(n)]
+SAMPLE = [
+    SPACE.sample(split, 0, i)
+    for split, n in (('train', 60), ('deep', 8), ('dense', 8), ('wide', 4))
+    for i in range(n)
+]
 
 
 def body_pieces(net):
@@ -44,8 +48,13 @@ def test_every_value_has_its_place_in_one_group():
 
 def test_pieces_hold_every_element_of_every_parameter_once():
     for spec in SAMPLE:
-        expected = {p.name: p.shape for p in build_graph(spec).parameters if not p.name.startswith('classifier')}
-        seen = {name: np.zeros((int(np.prod(shape[2:])), *(1, *shape[1::-1])[-2:]), int) for name, shape in expected.items()}
+        expected = {
+            p.name: p.shape for p in build_graph(spec).parameters if not p.name.startswith('classifier')
+        }
+        seen = {
+            name: np.zeros((int(np.prod(shape[2:])), *(1, *shape[1::-1])[-2:]), int)
+            for name, shape in expected.items()
+        }
         for piece in body_pieces(lower(spec)):
             if piece.name:
                 matrix = seen[piece.name]  # [taps, in, out]
@@ -66,7 +75,9 @@ def test_instructions_name_the_weights_whose_activations_they_quantize():
 
 
 def test_networks_without_batch_norm_have_constants_in_its_place():
-    with_norm, without = (lower(small_network([('conv_3x3', 0), ('sep_conv_3x3', 1)], C=16, norm=n)) for n in ('bnorm', None))
+    with_norm, without = (
+        lower(small_network([('conv_3x3', 0), ('sep_conv_3x3', 1)], C=16, norm=n)) for n in ('bnorm', None)
+    )
     assert [i[:4] for i in with_norm.instructions] == [i[:4] for i in without.instructions]
     assert with_norm.has_norm and not without.has_norm
     for a, b in zip(body_pieces(with_norm), body_pieces(without), strict=True):

@@ -1,4 +1,4 @@
-"""Operations against plain `lax` with autodiff, and against loops, in float64; also for sizes that are odd."""
+"""Operations against plain `lax` with autodiff and against loops, in float64; odd sizes too."""
 
 import functools
 
@@ -53,7 +53,9 @@ def lax_conv(x, w, stride, dilation=1, groups=1):
 def test_convolution_equals_lax(size, kernel, stride):
     strides = tuple(stride if k > 1 or kernel == (1, 1) else 1 for k in kernel)
     x, w = draw(2, *size, 3), draw(*kernel, 3, 4, seed=1)
-    assert_same_with_gradients(lambda x, w: ops.conv(x, w, strides), lambda x, w: lax_conv(x, w, strides), x, w)
+    assert_same_with_gradients(
+        lambda x, w: ops.conv(x, w, strides), lambda x, w: lax_conv(x, w, strides), x, w
+    )
 
 
 @pytest.mark.parametrize('size', SIZES)
@@ -130,7 +132,9 @@ def test_batch_norm_equals_its_definition():
 
 def test_batch_norm_switched_off_scales_and_shifts():
     x, scale, shift = draw(3, 5, 4, 6), draw(6, seed=1), draw(6, seed=2)
-    assert_same_with_gradients(lambda *a: ops.batch_norm(*a, jnp.float64(0)), lambda x, s, b: x * s + b, x, scale, shift)
+    assert_same_with_gradients(
+        lambda *a: ops.batch_norm(*a, jnp.float64(0)), lambda x, s, b: x * s + b, x, scale, shift
+    )
     ones, zeros = jnp.ones(6), jnp.zeros(6)
     np.testing.assert_array_equal(ops.batch_norm(x, ones, zeros, jnp.float64(0)), x)  # to the last bit
 
@@ -148,6 +152,12 @@ def test_relu_has_gradient_0_at_0():
 
 def test_operations_keep_float32():
     x, w, depthwise = (draw(*shape).astype('float32') for shape in ((2, 6, 6, 3), (3, 3, 3, 4), (3, 3, 3)))
-    results = [ops.conv(x, w), ops.depthwise_conv(x, depthwise), ops.max_pool(x), ops.avg_pool(x, 2), ops.relu(x)]
+    results = [
+        ops.conv(x, w),
+        ops.depthwise_conv(x, depthwise),
+        ops.max_pool(x),
+        ops.avg_pool(x, 2),
+        ops.relu(x),
+    ]
     results.append(ops.batch_norm(x, x[0, 0, 0], x[0, 0, 1], jnp.float32(1)))
     assert {y.dtype for y in results} == {jnp.dtype('float32')}

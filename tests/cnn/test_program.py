@@ -20,8 +20,10 @@ from ghn_jax.quant import Policy
 from tests.cnn.networks import quantized_names, random_parameters, shapes, small_network
 
 SPACE = make_space('convnets250k')
-TINY = make_space('convnets250k', ops=('none', 'skip_connect', 'conv_3x3', 'sep_conv_3x3'), channels=(16,), fc_dims=(24, 304),
-                  cells=(4, 6), max_steps=2, ks=(3,))  # fmt: skip
+TINY = make_space(
+    'convnets250k', ops=('none', 'skip_connect', 'conv_3x3', 'sep_conv_3x3'), channels=(16,), ks=(3,),
+    fc_dims=(24, 304), cells=(4, 6), max_steps=2,
+)  # fmt: skip
 
 
 @pytest.fixture(scope='module')
@@ -39,7 +41,9 @@ def networks(n, split='train', space=TINY) -> list[NetworkSpec]:
 def fits(program: Program, spec: NetworkSpec) -> None:
     """Raises where the network does not fit: its tables, its decoder table, its sources."""
     layout, capacity = program.layout(spec), program.capacity
-    _, items = decoder_table(build_graph(spec), max_dense=capacity.dense_tiles, max_depth=capacity.depth_tiles)
+    _, items = decoder_table(
+        build_graph(spec), max_dense=capacity.dense_tiles, max_depth=capacity.depth_tiles
+    )
     make_sources(layout, items, tile_shapes(program, 512), capacity)
 
 
@@ -55,7 +59,18 @@ def test_training_networks_of_the_most_frequent_width_fit_their_program():
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize('split, n', [('train', 1500), ('val', 100), ('test', 100), ('deep', 100), ('dense', 100), ('wide', 100), ('bnfree', 100)])
+@pytest.mark.parametrize(
+    'split, n',
+    [
+        ('train', 1500),
+        ('val', 100),
+        ('test', 100),
+        ('deep', 100),
+        ('dense', 100),
+        ('wide', 100),
+        ('bnfree', 100),
+    ],
+)
 def test_every_network_of_a_split_fits_the_program_of_its_width(split, n):
     by_width = itertools.groupby(sorted(networks(n, split, SPACE), key=lambda s: s.C), key=lambda s: s.C)
     count = 0
@@ -179,7 +194,9 @@ def test_bits_follow_the_names_of_weights(program):
         [('sep_conv_3x3', 0), ('skip_connect', 1)], n_cells=4, C=16, fc_layers=2, fc_dim=24, stem_pool=True
     )  # fmt: skip
     layout = program.layout(spec)
-    policy = Policy(4, 8, ((r'stem\..*', 2, 3), (r'.*\.op\.6\.weight', 5, 6), (r'classifier\.3\.weight', 7, 9)))
+    policy = Policy(
+        4, 8, ((r'stem\..*', 2, 3), (r'.*\.op\.6\.weight', 5, 6), (r'classifier\.3\.weight', 7, 9))
+    )
     bits = program.bits(layout, policy)
     for name, index in layout.tensors.items():
         assert bits.weights[index] == policy.weights(name)
@@ -214,7 +231,11 @@ def with_capacity(program, **changes):
     ],
 )
 def test_a_full_table_or_buffer_is_refused_by_name(program, field, room, message):
-    spec = next(s for s in networks(200) if s.fc_layers == 2 and s.fc_dim == 304 and len(s.genotype.normal_concat) == 2)
+    spec = next(
+        s
+        for s in networks(200)
+        if s.fc_layers == 2 and s.fc_dim == 304 and len(s.genotype.normal_concat) == 2
+    )
     with pytest.raises(ValueError, match=rf'network \'{spec.name}\' needs \d+ {message}'):
         with_capacity(program, **{field: room}).layout(spec)
 
@@ -230,7 +251,12 @@ def test_a_full_tape_is_refused_by_class(program):
 
 @pytest.mark.parametrize(
     'field, what',
-    [('pieces', 'pieces'), ('windows', 'windows'), ('dense_tiles', 'max_dense'), ('depth_tiles', 'max_depth')],
+    [
+        ('pieces', 'pieces'),
+        ('windows', 'windows'),
+        ('dense_tiles', 'max_dense'),
+        ('depth_tiles', 'max_depth'),
+    ],
 )
 def test_a_full_table_of_the_hypernetwork_is_refused_by_name(program, field, what):
     with pytest.raises(ValueError, match=rf'network \'.*\' .*{what}'):
