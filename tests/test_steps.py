@@ -186,8 +186,8 @@ def test_gradients_of_published_networks_equal_the_golden_ones(golden, name):
 
 W4A4 = Policy(4, 4)
 TINY = make_space(
-    'convnets250k', ops=('skip_connect', 'conv_1x1', 'sep_conv_3x3'), channels=(16,), cells=(2, 4), max_steps=1,
-    max_steps_deep=1, ks=(3,), stem_types=(0,), C_mults=(1,), fc_dims=(64,), flat_head_share=0.0,
+    'convnets250k', ops=('skip_connect', 'conv_1x1', 'sep_conv_3x3'), channels=(16,), cells=(2, 4),
+    max_steps=1, max_steps_deep=1, ks=(3,), stem_types=(0,), C_mults=(1,), fc_dims=(64,), flat_head_share=0.0,
 )  # fmt: skip
 
 
