@@ -4,7 +4,7 @@
     python -m ghn_jax.train --config=configs/quickstart.py --workdir=runs/quickstart
 
 The same in float, for comparison, in the same compiled program: --config.quant.bits=float.
-Result: W4/A4 46.9 +- 1.4 % top-1 over 50 unseen networks, float-trained 46.3 +- 1.4 (2 CPU cores, 2026-11-22).
+Result: W4/A4 46.9 +- 1.4 % top-1 over 50 unseen networks, trained in float 46.3 +- 1.4 (2 CPU cores).
 """
 
 from ghn_jax import config
