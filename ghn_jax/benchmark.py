@@ -87,6 +87,7 @@ def time_train(
     """
     optimizer = optax.chain(optax.clip_by_global_norm(5.0), optax.adam(1e-3))
     step = jax.jit(steps.train_step, static_argnums=(0, 1, 2), static_argnames='mode', donate_argnums=(3, 7))
+    params = jax.tree.map(jnp.copy, params)  # steps overwrite theirs
     state = steps.TrainState(jnp.zeros((), jnp.int32), params, optimizer.init(params))
     images, labels = _images(batch_size)
     policy = parse_bits('w4a4' if mode == 'qat' else 'float')
