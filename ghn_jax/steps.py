@@ -98,7 +98,7 @@ def meta_gradients(
         if mode != 'float':
             g = quantize_weights_backward(weights, tables, bits.weights, g, mode=mode, key=k_weights)
         g_params, g_x = pull(assemble_transposed(g, sources, tiles))
-        finite = jnp.isfinite(loss) & jnp.isfinite(optax.global_norm((g_params, g_x)))
+        finite = jnp.isfinite(loss) & jnp.isfinite(optax.tree.norm((g_params, g_x)))
         g_params, g_x = jax.tree.map(lambda g: jnp.where(finite, g / count, 0), (g_params, g_x))
         accuracy = jnp.mean((jnp.argmax(logits, -1) == labels).astype(loss.dtype))
         workspace = Workspace(buffers._replace(weights=g), weights, quantized)
@@ -137,7 +137,7 @@ def train_step(
     metrics = {
         'loss': mean(per_network['loss']),
         'accuracy': mean(per_network['accuracy']),
-        'gradient_norm': optax.global_norm(gradients),
+        'gradient_norm': optax.tree.norm(gradients),
         'not_finite': jnp.sum(~finite),
     }
     return TrainState(state.step + 1, params, opt_state), metrics, workspace

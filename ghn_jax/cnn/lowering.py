@@ -121,8 +121,8 @@ def lower(spec: NetworkSpec, image_size: int = 32) -> Lowered:
         )
     if spec.fc_layers == 2 and spec.fc_dim % 8:
         raise UserError(
-            f'network {spec.name!r} has fc_dim={spec.fc_dim}: the executor runs hidden layers of '
-            'multiples of 8'
+            f'network {spec.name!r} has fc_dim={spec.fc_dim}: the executor runs hidden layers '
+            'that are multiples of 8'
         )
     return _Lowering(spec, image_size).lower()
 
