@@ -196,7 +196,10 @@ def test_networks_with_attention_are_passed_over_and_counted():
 
 
 def test_given_networks_share_a_program_by_width():
-    specs = [small_spec('conv_1x1', 'max_pool_3x3', C=C, name=str(i)) for i, C in enumerate((32, 16, 32))]
+    specs = [
+        small_spec('conv_1x1', 'max_pool_3x3', C=C, fc_dim=16, name=str(i))
+        for i, C in enumerate((32, 16, 32))
+    ]
     selection = select_given(specs, image_size=SIZE)
     assert [members for _, members in selection.groups] == [(1,), (0, 2)]
     with pytest.raises(UserError, match="'vit' has cse and msa, which cannot be run"):
@@ -225,7 +228,10 @@ def test_partial_batches_are_dropped(dataset):
         ({'num_networks': 501}, 'num_networks=501: the split test has 500'),
         ({'splits': ['tset']}, "split 'tset' is unknown"),
         ({'against': 'absent.json'}, 'absent.json cannot be read'),
-        ({'specs': [small_spec('conv_1x1', 'conv_1x1', C=16, num_classes=7, name='x')]}, "'x' has 7 classes"),
+        (
+            {'specs': [small_spec('conv_1x1', 'conv_1x1', C=16, fc_dim=16, num_classes=7, name='x')]},
+            "'x' has 7 classes",
+        ),
     ],
 )
 def test_bad_values_are_refused_before_any_work(run, dataset, changes, message):
