@@ -82,7 +82,8 @@ class Progress:
     """A bar on a terminal; elsewhere a plain line every 30 s. With ETA, networks/s, images/s, last values.
 
     total: steps. initial: steps done before (they count for the bar and not for the rates). The rates are
-    those of the last `window` updates; the clock starts at the first, which has paid for the compilation.
+    those of the last `window` finished updates; the clock starts at the first, which has paid for the
+    compilation.
     """
 
     def __init__(
@@ -119,18 +120,25 @@ class Progress:
     def __exit__(self, *exc) -> None:
         self.close()
 
-    def update(self, steps: int = 1, *, networks: int = 0, images: int = 0, **values: float) -> None:
-        """Some steps are done, with so many networks and images; values (loss=...) stay until replaced."""
+    def update(
+        self, steps: int = 1, *, networks: int = 0, images: int = 0, finished: bool = True, **values: float
+    ) -> None:
+        """Counts steps, with so many networks and images; values (loss=...) stay until replaced.
+
+        finished: the device has done all that was counted, not only been told to: others set no clock.
+        """
         self._networks += networks
         self._images += images
-        self._marks.append((time.perf_counter(), self._networks, self._images))
+        if finished:
+            self._mark()
         self._values |= values
         self._bar.set_postfix_str(self._text(), refresh=False)
         self._bar.update(steps)
 
-    def pause(self) -> None:
+    def restart_clock(self) -> None:
         """Call after a break (an evaluation), which would count as slow steps."""
         self._marks.clear()
+        self._mark()
 
     def rates(self) -> dict[str, float]:
         """{'networks_per_sec': ..., 'images_per_sec': ...}; empty before the second update."""
@@ -143,6 +151,9 @@ class Progress:
     def close(self) -> None:
         """Shows the last state."""
         self._bar.close()
+
+    def _mark(self) -> None:
+        self._marks.append((time.perf_counter(), self._networks, self._images))
 
     def _text(self) -> str:
         shown = {'networks/s': 'networks_per_sec', 'images/s': 'images_per_sec'}

@@ -35,6 +35,7 @@ from ghn_jax.quant.policy import Policy, parse_bits
 # Keys that may change when a run goes on; all others make it another run.
 _FREE = ('data_dir', 'log_every_steps', 'save_every_steps', 'eval')
 _AHEAD = 4  # steps whose networks are made ready while the device works
+_SHOWN = ('loss', 'accuracy')  # beside the progress bar
 
 
 def train(config: ConfigDict, workdir: pathlib.Path, *, stop_at: int | None = None) -> steps.TrainState:
@@ -63,29 +64,26 @@ def train(config: ConfigDict, workdir: pathlib.Path, *, stop_at: int | None = No
         sums: list[dict[str, jax.Array]] = []
         with (
             Metrics(workdir, start) as metrics,
-            Progress(config.train.steps, initial=start, desc='train') as progress,
+            Progress(config.train.steps, initial=start, desc='train', window=2) as progress,
         ):
             for step, (program, batch) in zip(range(start, stop), networks.ahead(start, stop)):
                 state, values = run_step(program, state, batch, step)
                 sums.append(values)
                 done = step + 1
-                shown = {}
-                if done % config.log_every_steps == 0 or done == stop:
-                    means = mean_of(sums)
+                logged = done % config.log_every_steps == 0 or done == stop
+                shown = mean_of(sums) if logged or step == start else {}  # waits for the device
+                progress.update(
+                    1, **per_step, finished=bool(shown), **{k: shown[k] for k in _SHOWN if k in shown}
+                )
+                if logged:
+                    rates = {f'time/{k}': v for k, v in progress.rates().items()}
+                    metrics.write(done, {f'train/{k}': v for k, v in shown.items()} | rates)
                     sums.clear()
-                    shown = {'loss': means['loss'], 'accuracy': means['accuracy']}
-                    rates = progress.rates() if shown else {}
-                    metrics.write(
-                        done,
-                        {f'train/{k}': v for k, v in means.items()}
-                        | {f'time/{k}': v for k, v in rates.items()},
-                    )
-                progress.update(1, **per_step, **shown)
                 if config.eval.every_steps and (
                     done % config.eval.every_steps == 0 or done == config.train.steps
                 ):
                     metrics.write(done, validate(state.params))
-                    progress.pause()
+                    progress.restart_clock()
                 if done % config.save_every_steps == 0 or done == stop:
                     meta = runs.run_meta(config, ghn.config, done, kind='train', dataset=about)
                     checkpoints.save(done, {'params': state.params, 'opt_state': state.opt_state}, meta)

@@ -108,6 +108,19 @@ def test_without_a_terminal_progress_is_plain_lines_with_rates_values_and_time_l
     assert rates['images_per_sec'] == pytest.approx(64 * rates['networks_per_sec'])
 
 
+def test_rates_count_to_the_last_finished_update_and_leave_breaks_out():
+    with Progress(10, file=io.StringIO()) as p:
+        p.update(networks=8)
+        p.update(networks=8, finished=False)
+        assert p.rates() == {}  # only told to the device: when it ends is not known
+        p.update(networks=8)
+        before = p.rates()['networks_per_sec']
+        p.update(networks=1000, finished=False)
+        assert p.rates()['networks_per_sec'] == before
+        p.restart_clock()
+        assert p.rates() == {}
+
+
 def test_progress_of_a_resumed_run_starts_where_the_run_before_stopped():
     out = io.StringIO()
     with Progress(10, initial=6, file=out) as p:
