@@ -5,4 +5,5 @@
 set -euo pipefail
 source "$(dirname "${BASH_SOURCE[0]}")/environment.sh"
 environment test
-exec python -m pytest "$@"
+# A file stays in one process, so that its tests share what they compile; -n 0 runs all in this one.
+exec python -m pytest -n auto --maxprocesses=4 --dist=loadfile "$@"

@@ -29,7 +29,7 @@ def shared() -> pathlib.Path:
 
 @pytest.fixture(scope='session')
 def golden(shared: pathlib.Path) -> pathlib.Path:
-    """Published GHN-2 parity data: `the README.md there says what each file holds."""
+    """Published GHN-2 parity data: the README.md there says what each file holds."""
     path = shared / 'golden'
     if not path.is_dir():
         pytest.skip('../shared/golden absent: this test needs the GHN-2 parity data')
