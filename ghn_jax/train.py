@@ -124,7 +124,10 @@ def restore_or_init(
       UserError: the checkpoint is of a run with another config.
     """
     params = init_params(ghn.config, jax.random.key(config.seed))
-    state = steps.TrainState(jnp.zeros((), jnp.int32), params, optimizer.init(params))
+    # Committed to a device, as what is restored is: to JAX the two are else of different types, and a resumed
+    # run would compile its step anew.
+    commit = functools.partial(jax.device_put, device=jax.local_devices()[0])
+    state = steps.TrainState(*map(commit, (jnp.zeros((), jnp.int32), params, optimizer.init(params))))
     if checkpoints.latest_step() is None:
         return state
     meta = checkpoints.restore_meta()
@@ -136,7 +139,8 @@ def restore_or_init(
             f'set --config.{key} as it was, or take another --workdir'
         )
     restored, meta = checkpoints.restore({'params': state.params, 'opt_state': state.opt_state})
-    return steps.TrainState(jnp.asarray(meta['step'], jnp.int32), restored['params'], restored['opt_state'])
+    step = jnp.asarray(meta['step'], jnp.int32)
+    return steps.TrainState(*map(commit, (step, restored['params'], restored['opt_state'])))
 
 
 class ImageStream(NamedTuple):

@@ -34,8 +34,10 @@ def _losses(workdir):
 
 
 def test_three_steps_and_three_after_a_resume_are_six_steps_bit_for_bit(whole, tmp_path):
+    compiled = training._step._cache_size()
     training.train(_config(), tmp_path, stop_at=3)
     resumed = training.train(_config(), tmp_path)
+    assert training._step._cache_size() == compiled  # what is restored has the types of what is initialised
     jax.tree.map(np.testing.assert_array_equal, jax.device_get(resumed), jax.device_get(whole[0]))
     assert _losses(tmp_path) == _losses(whole[1])
     assert [step for step, *_ in _losses(tmp_path)] == [1, 2, 3, 4, 5, 6]
