@@ -110,19 +110,23 @@ def make_sources(layout: Layout, items: Items, tiles: Tiles, capacity: Capacity)
         blocks.append(piece.size // BLOCK)
         if kind == 'constant':
             continue
-        if kind == 'depth':  # all taps are the rows of one window
-            rows, taps, flat_step, tap_flat = [(0, 0, piece.taps)], 1, pad_cols, 0
-            row_step = channels
+        # Rows of windows: (row of the piece, first unit of the tile, first row in it, rows).
+        if kind == 'depth':  # taps are rows, of a window as many as a tile has
+            bands = [
+                (tap, base + tap * channels, 0, min(TILE, piece.taps - tap))
+                for tap in range(0, piece.taps, TILE)
+            ]
         else:
-            rows, taps, flat_step = _unwrapped(piece.row, piece.rows, TILE), piece.taps, pad_cols
-            tap_flat = piece.pad_rows * pad_cols
-        for tap in range(taps):
-            for r, i, height in rows:
-                for c, o, width in _unwrapped(col, cols, modulo):
-                    flat = first * _UNITS + tap * tap_flat + r * pad_cols + c
-                    step = max(row_step, modulo)
-                    which = dense_windows if kind == 'dense' else windows
-                    which.append((flat, flat_step, base + tap * tap_step, step, i, height, o, width))
+            bands = [
+                (tap * piece.pad_rows + r, base + tap * tap_step, i, height)
+                for tap in range(piece.taps)
+                for r, i, height in _unwrapped(piece.row, piece.rows, TILE)
+            ]
+        which = dense_windows if kind == 'dense' else windows
+        for r, begin, i, height in bands:
+            for c, o, width in _unwrapped(col, cols, modulo):
+                flat = first * _UNITS + r * pad_cols + c
+                which.append((flat, pad_cols, begin, max(row_step, modulo), i, height, o, width))
     owner = np.zeros(layout.tables.block_tensor.shape, np.int32)
     owner[: sum(blocks)] = np.repeat(np.arange(len(blocks), dtype=np.int32), blocks)
     out = np.zeros((capacity.windows, 8), np.int32)

@@ -1,6 +1,6 @@
 """Networks made ready for the device: what a step needs of each, as arrays of one shape.
 
-Axes: M networks of a meta-batch, all of one width C.
+Axes: M networks of a meta-batch, all of one family (width C, with or without attention).
 """
 
 import functools
@@ -11,6 +11,7 @@ import jax
 import numpy as np
 
 from ghn_jax.assembly import Sources, make_sources
+from ghn_jax.cnn.coverage import family
 from ghn_jax.cnn.program import Bits, Layout, Program, Tables
 from ghn_jax.errors import UserError
 from ghn_jax.hypernet.table import DENSE_CHUNK, DEPTH_CHUNK, DecoderTable, Tiles, decoder_table, round_up
@@ -80,13 +81,13 @@ def tile_shapes(program: Program, max_nodes: int) -> Tiles:
 def draw(space: Space, seed: int, step: int, count: int) -> list[NetworkSpec]:
     """The training networks of a step: a pure function of its arguments.
 
-    They share a width. The first is any network of the space, the others any of the same width, so widths
-    come up with the frequencies they have in the space.
+    They are of one family. The first is any network of the space, the others any of the same family, so
+    families come up with the frequencies they have in the space.
     """
     rng = np.random.Generator(np.random.Philox(np.random.SeedSequence((seed, step))))
     specs: list[NetworkSpec] = []
     while len(specs) < count:
         spec = space.sample('train', seed, int(rng.integers(space.size('train'))))
-        if not specs or spec.C == specs[0].C:
+        if not specs or family(spec) == family(specs[0]):
             specs.append(spec)
     return specs

@@ -28,6 +28,7 @@ from tabulate import tabulate
 
 from ghn_jax import cli, predict, runs, steps
 from ghn_jax.batches import prepare
+from ghn_jax.cnn.coverage import family
 from ghn_jax.cnn.lowering import round_up
 from ghn_jax.cnn.program import Program, build_program
 from ghn_jax.errors import UserError
@@ -37,7 +38,6 @@ from ghn_jax.networks.size import IMAGE_SIZE, count_parameters
 from ghn_jax.networks.spaces import make_space
 from ghn_jax.networks.spec import NetworkSpec, load_networks
 from ghn_jax.quant.policy import parse_bits
-from ghn_jax.scoring import NOT_RUN
 
 WHAT = ('predict', 'train', 'evaluate')
 MODES = ('float', 'qat')
@@ -50,9 +50,9 @@ def _count(event: str, seconds: float, **kwargs: Any) -> None:
 
 
 def groups(specs: Sequence[NetworkSpec]) -> Iterator[tuple[Program, list[NetworkSpec]]]:
-    """Each width's program, made for its networks, and the networks."""
-    for width in sorted({spec.C for spec in specs}):
-        members = [spec for spec in specs if spec.C == width]
+    """Each family's program, made for its networks, and the networks."""
+    for each in sorted(set(map(family, specs))):
+        members = [spec for spec in specs if family(spec) == each]
         size = max(map(count_parameters, members))
         yield build_program(members, image_size=IMAGE_SIZE, max_params=size), members
 
@@ -221,11 +221,6 @@ def benchmark(
     for name in what:
         if name not in TIMERS:
             raise UserError(f'--what={name}: choose from {", ".join(WHAT)}')
-    for spec in specs:
-        if spec.genotype.ops & NOT_RUN and set(what) - {'predict'}:
-            raise UserError(
-                f'network {spec.name!r} has msa or cse, which cannot be run: take it out of the file'
-            )
     ghn = GHN(GHNConfig(num_classes=specs[0].num_classes))
     params = init_params(ghn.config, jax.random.key(0))
     rows, probes = [], [probe()]

@@ -122,7 +122,6 @@ def evaluate(
         'ranges': 'batch',
         'bits': bits,
         'num_networks': {split: len(s.specs) for split, s in selections.items()},
-        'left_out': {split: s.left_out for split, s in selections.items()},  # msa and cse cannot be run yet
         'seed': seed,
         'space': config.space.name if specs is None else None,
         'workdir': workdir,
@@ -140,8 +139,8 @@ def evaluate(
     start, described = time.perf_counter(), iter(networks)
     for split, selection in selections.items():
         total = len(selection.specs) * len(policies)
-        compiled = f'first compiling for the widths {sorted({spec.C for spec in selection.specs})}'
-        print(f'{split}: {len(selection.specs)} networks, {compiled}', file=sys.stderr)
+        compiled = f'compiling {len(selection.groups)} programs first, where they are not cached'
+        print(f'{split}: {len(selection.specs)} networks; {compiled}', file=sys.stderr)
         with Progress(total, desc=split, unit='score') as progress:
 
             def done(network: int, policy: int, progress=progress) -> None:

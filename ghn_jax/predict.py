@@ -63,15 +63,13 @@ def predict_weights(ghn: GHN, params: Any, spec: NetworkSpec) -> Weights:
     """
     check_network(spec, ghn)
     graph, max_shape = build_graph(spec), ghn.config.max_shape
-    positions = sum(int(np.prod(p.shape[2:])) for p in graph.parameters if p.name == 'pos_enc.weight')
-    items = count_items(graph, max_shape=max_shape)
-    needs = {'nodes': len(graph.nodes), 'dense': items['dense'] + positions + 64, 'depth': items['depth']}
+    needs = {'nodes': len(graph.nodes), **count_items(graph, max_shape=max_shape)}
     scale = 1
     while any(n > scale * _BUCKET[k] for k, n in needs.items()):
         scale *= 2
     room = {k: scale * n for k, n in _BUCKET.items()}
     table, places = decoder_table(
-        graph, max_dense=room['dense'], max_depth=room['depth'], pos_enc=True, max_shape=max_shape
+        graph, max_dense=room['dense'], max_depth=room['depth'], max_shape=max_shape
     )
     table = jax.tree.map(lambda x: x.astype(np.float32) if x.dtype == np.float64 else x, table)
     batch = batch_graphs([to_graphs_tuple(graph)], max_nodes=room['nodes'])

@@ -138,11 +138,6 @@ def text(result: Result, other: Result | None = None) -> str:
         f'{p["images"]} {p["image_split"]} images of {p["dataset"]}, '
         f'BatchNorm and ranges of each batch of {p["batch_size"]}.',
         *([p['note']] if p['note'] else []),
-        *(
-            f'{split}: {n} networks with msa or cse were passed over.'
-            for split, n in p['left_out'].items()
-            if n
-        ),
     ]
     return '\n'.join([tabulate(lines, headers, tablefmt='github', disable_numparse=True), '', *notes])
 

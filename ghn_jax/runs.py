@@ -67,12 +67,19 @@ def make_space_of(config: ConfigDict) -> Space:
     """The space of networks that a config describes. () leaves a rule to the space.
 
     Raises:
-      UserError: an unknown space or op, rules of no use, flattened heads for images of another size than 32.
+      UserError: an unknown space or op, rules of no use, flattened heads or msa for images of another size
+        than 32.
     """
     fields = {k: v for k, v in config.space.items() if k != 'name' and v != ()}
     if 'max_steps' in fields:
         fields['max_steps_deep'] = min(fields['max_steps'], make_space(config.space.name).max_steps_deep)
     space = make_space(config.space.name, **fields)
+    if config.image_size != IMAGE_SIZE and 'msa' in space.ops:
+        others = tuple(op for op in space.ops if op != 'msa')
+        raise UserError(
+            f'--config.image_size={config.image_size}: networks with msa are for {IMAGE_SIZE} pixels; '
+            f'set --config.space.ops="{others}"'
+        )
     if config.image_size != IMAGE_SIZE and space.flat_head_share:
         raise UserError(
             f'--config.image_size={config.image_size}: networks with flattened heads are defined for '

@@ -15,7 +15,7 @@ import numpy as np
 
 from ghn_jax import steps
 from ghn_jax.batches import prepare
-from ghn_jax.cnn.coverage import program_for
+from ghn_jax.cnn.coverage import Family, family, program_for
 from ghn_jax.cnn.lowering import round_up
 from ghn_jax.cnn.program import Program, build_program
 from ghn_jax.data import Dataset, Split
@@ -27,7 +27,6 @@ from ghn_jax.networks.spaces import Space
 from ghn_jax.networks.spec import IMAGE_SIZE, NetworkSpec
 from ghn_jax.quant.policy import Policy
 
-NOT_RUN = frozenset({'msa', 'cse'})  # ops whose weights are predicted, but which the executor does not run
 _NODES = 64  # graphs are padded to a multiple
 
 
@@ -46,11 +45,10 @@ class Images(NamedTuple):
 
 
 class Selection(NamedTuple):
-    """Networks to score. groups: of each program, its networks. left_out: how many could not be run."""
+    """Networks to score. groups: of each program, its networks."""
 
     specs: tuple[NetworkSpec, ...]
     groups: tuple[tuple[Program, tuple[int, ...]], ...]
-    left_out: int
 
 
 def image_batches(dataset: Dataset, split: Split, *, batch_size: int, num_images: int = 0) -> Images:
@@ -77,71 +75,46 @@ def image_batches(dataset: Dataset, split: Split, *, batch_size: int, num_images
 
 
 def select_split(space: Space, split: str, *, seed: int, count: int, image_size: int) -> Selection:
-    """The first `count` networks of a split that the executor can run (0: all), grouped by width.
+    """The first `count` networks of a split (0: all), grouped by family.
 
-    Each width has the program of all networks of its split, so another selection needs no other program.
+    Each family has the program of all networks of its split, so another selection needs no other program.
 
     Raises:
-      UserError: unknown split, more networks than it has, none that can be run.
+      UserError: unknown split, more networks than it has.
     """
     size = space.size(split)
     if not 0 <= count <= size:
         raise UserError(f'num_networks={count}: the split {split} has {size} networks; 0 takes all')
-    specs: list[NetworkSpec] = []
-    left_out = 0
-    for index in range(size):
-        spec = space.sample(split, seed, index)
-        if spec.genotype.ops & NOT_RUN:
-            left_out += 1
-        else:
-            specs.append(spec)
-        if len(specs) == count:
-            break
-    if not specs:
-        raise UserError(
-            f'the split {split} of {space.name} has no network without msa and cse, which cannot be run'
-        )
-    if len(specs) < count:
-        raise UserError(
-            f'num_networks={count}: the split {split} has only {len(specs)} networks without msa and cse, '
-            'which cannot be run; 0 takes all'
-        )
-    return _grouped(specs, lambda width, members: program_for(space, split, width, image_size), left_out)
+    specs = [space.sample(split, seed, index) for index in range(count or size)]
+    return _grouped(specs, lambda family, members: program_for(space, split, family, image_size))
 
 
 def select_given(specs: Sequence[NetworkSpec], *, image_size: int) -> Selection:
-    """Exactly these networks, grouped by width; each group's program is made for it.
+    """Exactly these networks, grouped by family; each group's program is made for it.
 
     Raises:
-      UserError: a network that cannot be run (msa, cse, a width that is no multiple of 16, a flattened head
-        with images that are not of the size such heads are defined for), with its name.
+      UserError: a network that cannot be run (a width that is no multiple of 16; msa or a flattened head with
+        images that are not of the size such networks are defined for), with its name.
     """
 
-    def program(width: int, members: list[NetworkSpec]) -> Program:
+    def program(family: Family, members: list[NetworkSpec]) -> Program:
         return build_program(members, image_size=image_size, max_params=max(map(count_parameters, members)))
 
     for spec in specs:
-        if found := sorted(spec.genotype.ops & NOT_RUN):
-            raise UserError(
-                f'network {spec.name!r} has {" and ".join(found)}, which cannot be run: '
-                'take it out of the file (ghn_jax.predict writes its weights)'
-            )
         if not spec.glob_avg and image_size != IMAGE_SIZE:
             raise UserError(
                 f'network {spec.name!r} has a flattened head, defined for {IMAGE_SIZE} pixels, and the run '
                 f'is on images of {image_size}: give networks with glob_avg=true'
             )
-    return _grouped(list(specs), program, 0)
+    return _grouped(list(specs), program)
 
 
-def _grouped(
-    specs: list[NetworkSpec], program: Callable[[int, list[NetworkSpec]], Program], left_out: int
-) -> Selection:
+def _grouped(specs: list[NetworkSpec], program: Callable[[Family, list[NetworkSpec]], Program]) -> Selection:
     groups = []
-    for width in sorted({spec.C for spec in specs}):
-        members = tuple(i for i, spec in enumerate(specs) if spec.C == width)
-        groups.append((program(width, [specs[i] for i in members]), members))
-    return Selection(tuple(specs), tuple(groups), left_out)
+    for each in sorted(set(map(family, specs))):
+        members = tuple(i for i, spec in enumerate(specs) if family(spec) == each)
+        groups.append((program(each, [specs[i] for i in members]), members))
+    return Selection(tuple(specs), tuple(groups))
 
 
 def check_classes(ghn: GHN, specs: Sequence[NetworkSpec], dataset: Dataset) -> None:

@@ -24,7 +24,7 @@ from ghn_jax import cli, data, runs, scoring, steps
 from ghn_jax import config as configs
 from ghn_jax.batches import Networks, draw, prepare
 from ghn_jax.checkpoint import Checkpoints
-from ghn_jax.cnn.coverage import program_for
+from ghn_jax.cnn.coverage import Family, family, program_for
 from ghn_jax.cnn.program import Program
 from ghn_jax.errors import UserError
 from ghn_jax.hypernet.ghn import GHN, init_params
@@ -209,14 +209,14 @@ class Preparation:
         self.config, self.space, self.policy = config, space, policy
 
     @functools.cache  # noqa: B019  (one object for each run)
-    def program(self, width: int) -> Program:
-        """The program of all training networks of one width."""
-        return program_for(self.space, 'train', width, self.config.image_size)
+    def program(self, family: Family) -> Program:
+        """The program of all training networks of one family."""
+        return program_for(self.space, 'train', family, self.config.image_size)
 
     def step(self, step: int) -> tuple[Program, Networks]:
         """The networks of one step."""
         specs = draw(self.space, self.config.seed, step, self.config.train.meta_batch)
-        program = self.program(specs[0].C)
+        program = self.program(family(specs[0]))
         policy = self.policy if step >= self.config.quant.start_step else Policy()
         return program, prepare(program, specs, policy, max_nodes=self.config.program.max_nodes)[0]
 

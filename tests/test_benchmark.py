@@ -50,10 +50,3 @@ def test_the_compilation_counter_counts(networks):
 def test_an_unknown_thing_to_time_is_refused(networks):
     with pytest.raises(UserError, match='predict, train, evaluate'):
         benchmark.benchmark(networks, ['fly'], **OPTIONS)
-
-
-def test_networks_that_cannot_be_run_are_refused_by_name():
-    space = make_space('deepnets1m')
-    vit = next(s for s in (space.sample('train', 0, i) for i in range(100)) if 'msa' in s.genotype.ops)
-    with pytest.raises(UserError, match=vit.name):
-        benchmark.benchmark([vit], ['train'], **OPTIONS)

@@ -186,13 +186,13 @@ def test_results_of_other_networks_or_images_are_not_compared(result, tmp_path):
             results.read_result(tmp_path / 'x.json')
 
 
-def test_networks_with_attention_are_passed_over_and_counted():
+def test_networks_with_attention_have_a_program_of_their_own():
     space = make_space('deepnets1m', cells=(2, 2), max_steps=1, channels=(16,), ks=(3,), C_mults=(1,))
-    selection = select_split(space, 'test', seed=0, count=4, image_size=SIZE)
-    indices = [int(spec.name.rsplit('-', 1)[1]) for spec in selection.specs]
-    passed_over = set(range(indices[-1])) - set(indices)
-    assert len(indices) == 4 and selection.left_out == len(passed_over) > 0
-    assert all(space.sample('test', 0, i).genotype.ops & {'msa', 'cse'} for i in passed_over)
+    selection = select_split(space, 'test', seed=0, count=12, image_size=32)
+    assert [spec.name for spec in selection.specs] == [space.sample('test', 0, i).name for i in range(12)]
+    conv, vit = (members for _, members in selection.groups)
+    assert sorted(conv + vit) == list(range(12))
+    assert all(selection.specs[i].is_vit for i in vit) and not any(selection.specs[i].is_vit for i in conv)
 
 
 def test_given_networks_share_a_program_by_width():
@@ -202,7 +202,7 @@ def test_given_networks_share_a_program_by_width():
     ]
     selection = select_given(specs, image_size=SIZE)
     assert [members for _, members in selection.groups] == [(1,), (0, 2)]
-    with pytest.raises(UserError, match="'vit' has cse and msa, which cannot be run"):
+    with pytest.raises(UserError, match="'vit' uses msa, whose positional encodings are for images of 32"):
         select_given([*specs, small_spec('msa', 'cse', C=16, name='vit')], image_size=SIZE)
     with pytest.raises(
         UserError, match='flattened head, defined for 32 pixels, and the run is on images of 8'

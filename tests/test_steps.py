@@ -11,7 +11,7 @@ import pytest
 from ghn_jax import steps
 from ghn_jax.batches import draw, prepare
 from ghn_jax.cnn import executor
-from ghn_jax.cnn.coverage import program_for
+from ghn_jax.cnn.coverage import Family, program_for
 from ghn_jax.cnn.lowering import BLOCK
 from ghn_jax.cnn.program import build_program
 from ghn_jax.cnn.reference import apply_reference
@@ -155,7 +155,14 @@ def test_a_network_that_is_not_finite_contributes_nothing(program, params, compi
 
 @pytest.mark.parametrize(
     'name',
-    ['convnets-06', *(pytest.param(f'convnets-{i}', marks=pytest.mark.slow) for i in ('09', '16', '29'))],
+    [
+        'convnets-06',
+        'deepnets-01',
+        *(
+            pytest.param(name, marks=pytest.mark.slow)
+            for name in ('convnets-09', 'convnets-16', 'convnets-29', 'deepnets-18')
+        ),
+    ],
 )
 def test_gradients_of_published_networks_equal_the_golden_ones(golden, name):
     data = Golden(golden)
@@ -194,7 +201,7 @@ TINY = make_space(
 @pytest.fixture(scope='module')
 def trainer():
     """(program, jitted step, function that makes the first state)."""
-    program, optimizer = program_for(TINY, 'train', 16, SIZE), optax.adam(1e-3)
+    program, optimizer = program_for(TINY, 'train', Family(16), SIZE), optax.adam(1e-3)
     step = functools.partial(steps.train_step, program, GHN_, optimizer, mode='qat')
 
     def start():

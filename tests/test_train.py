@@ -9,6 +9,7 @@ import pytest
 
 from ghn_jax import train as training
 from ghn_jax.batches import draw
+from ghn_jax.cnn.coverage import family
 from ghn_jax.errors import UserError
 from ghn_jax.metrics import read_jsonl
 from ghn_jax.networks.spaces import make_space
@@ -100,6 +101,8 @@ def test_networks_of_a_step_share_a_width_and_depend_on_step_and_seed_only():
     assert all(len({spec.C for spec in specs}) == 1 for specs in first)
     assert first == [draw(space, 0, step, 3) for step in range(12)]
     assert first != [draw(space, 1, step, 3) for step in range(12)]
+    families = [set(map(family, draw(make_space('deepnets1m'), 0, step, 3))) for step in range(12)]
+    assert all(len(f) == 1 for f in families) and len(set().union(*families)) > 1
 
 
 def test_metrics_are_json_lines_with_train_and_time_values(whole):

@@ -5,8 +5,10 @@ C_mult and on where the reductions fall. So a few hundred networks, each of one 
 instruction of millions; those of the longest op, with all states in the output, need the most slots.
 """
 
+import dataclasses
 import itertools
 from collections.abc import Iterator
+from typing import NamedTuple
 
 from ghn_jax.cnn.program import Program, build_program
 from ghn_jax.errors import UserError
@@ -14,21 +16,33 @@ from ghn_jax.networks.genotype import Genotype
 from ghn_jax.networks.spaces import LARGE, Space, split_rules
 from ghn_jax.networks.spec import NetworkSpec
 
-_UNSUPPORTED = ('msa', 'cse')
 _LOADER_FC_DIM = {'flat': 256, 'narrow': 512, 'wide': 256}  # the most that DeepNets-1M's loader draws
 
 
-def program_for(space: Space, split: str, width: int, image_size: int) -> Program:
-    """The program for all networks of a split that have C == width (msa and cse are left out).
+class Family(NamedTuple):
+    """Networks that share a program: those of one width C, with msa (which have 11x11 pixels) or without."""
+
+    width: int
+    vit: bool = False
+
+
+def family(spec: NetworkSpec) -> Family:
+    """The family of a network."""
+    return Family(spec.C, spec.is_vit)
+
+
+def program_for(space: Space, split: str, family: Family, image_size: int) -> Program:
+    """The program for all networks of a split of one family.
 
     Raises:
-      UserError: the space's ops are msa and cse only, or `width` is not a multiple of 16.
+      UserError: the space has no such networks, or the width is not a multiple of 16.
     """
+    width = family.width
     scale = (
         (width / 32) ** 2 if split == 'wide' else 1
     )  # wide has no limit of its own: 32 channels were counted
     limit = split_rules(space, split).max_params * scale
-    return build_program(covering_networks(space, split, width), image_size=image_size, max_params=limit)
+    return build_program(covering_networks(space, split, family), image_size=image_size, max_params=limit)
 
 
 def widths(space: Space, split: str) -> tuple[int, ...]:
@@ -40,24 +54,30 @@ def widths(space: Space, split: str) -> tuple[int, ...]:
     return tuple(4 * c for c in base) if split == 'wide' else base
 
 
-def covering_networks(space: Space, split: str, width: int) -> Iterator[NetworkSpec]:
+def covering_networks(space: Space, split: str, family: Family) -> Iterator[NetworkSpec]:
     """Networks (some outside the space, being too large) whose instructions are all those of the split."""
     rules = split_rules(space, split)
-    ops = [op for op in rules.ops if op not in ('none', *_UNSUPPORTED)]
-    if not ops:
+    width, vit = family
+    ops = [op for op in rules.ops if op != 'none' and (vit or op != 'msa')]
+    if not ops or (vit and 'msa' not in ops):
         raise UserError(
-            f'space {space.name} has the ops {", ".join(space.ops)}: the executor runs none of them'
+            f'space {space.name} has the ops {", ".join(space.ops)}: there are no networks '
+            f'{"with" if vit else "without"} msa'
         )
     longest = max(ops, key=_values)
     largest = max(ops, key=_taps)
     second = max((op for op in ops if op not in LARGE), key=_taps, default=largest)
     norm = 'bnorm' if 'bnorm' in rules.norms else None
     low, high = rules.cells
-    for (stem_type, stem_pool), C_mult in itertools.product(_stems(rules), rules.C_mults):
+    any_width = space.channels or split != 'train'  # the loader gives flattened heads 32 channels
+    flat_heads = rules.flat_head_share and not vit and (any_width or width == 32)
+    stems = [(0, False)] if vit else _stems(rules)  # transformers have one of their own
+    for (stem_type, stem_pool), C_mult in itertools.product(stems, rules.C_mults):
 
         def network(
             n_cells, genotype, ks=rules.ks[0], flat=False, stem=(stem_type, stem_pool), C_mult=C_mult
         ):
+            genotype = _with_msa(genotype) if vit else genotype
             return NetworkSpec(
                 C=width, n_cells=n_cells, ks=ks, stem_type=stem[0], stem_pool=stem[1], norm=norm,
                 preproc=True, C_mult=C_mult, fc_layers=max(rules.fc_layers),
@@ -72,7 +92,9 @@ def covering_networks(space: Space, split: str, width: int) -> Iterator[NetworkS
             for steps in range(rules.min_steps, (rules.max_steps if shallow else rules.max_steps_deep) + 1):
                 yield network(n_cells, uniform(longest, steps))
                 yield network(n_cells, uniform(second, steps, (0, largest)))
-                if shallow and rules.flat_head_share and (space.channels or split != 'train' or width == 32):
+                if vit:
+                    yield network(n_cells, uniform('msa', steps))
+                if flat_heads and shallow:
                     yield network(n_cells, uniform(longest, steps), flat=True)
         # Where reductions stand to the stem and to each other repeats after a few cells.
         for n_cells in sorted({*range(low, min(low + 4, high + 1)), high}):
@@ -102,19 +124,26 @@ def _values(op: str) -> tuple[int, str]:
     for prefix, count in (('sep', 6), ('conv_7x1', 3), ('dil', 3), ('conv', 2)):
         if op.startswith(prefix):
             return count, op
-    return int(op == 'skip_connect'), op
+    return int(op in ('skip_connect', 'msa')), op
 
 
 def _taps(op: str) -> int:
     """Dense kernel positions of an op: what its weights take in memory, in units of C x C."""
-    if op == 'conv_7x1_1x7':
-        return 14
+    if op in ('conv_7x1_1x7', 'msa', 'cse'):
+        return {'conv_7x1_1x7': 14, 'msa': 6, 'cse': 1}[op]
     return int(op[-1]) ** 2 if op.startswith('conv') else 2 if op.startswith('sep') else int('dil' in op)
 
 
 def _with_absent_state(op: str) -> Genotype:
     entries = ((op, 0), (op, 1), ('none', 0), ('none', 1))
     return Genotype(normal=entries, normal_concat=(2, 3), reduce=entries, reduce_concat=(2, 3))
+
+
+def _with_msa(genotype: Genotype) -> Genotype:
+    """With one msa, in reduction cells: there are two of these, so it takes little room from other ops."""
+    entries = [*genotype.reduce]
+    entries[1] = ('msa', entries[1][1])
+    return dataclasses.replace(genotype, reduce=tuple(entries))
 
 
 def _stems(rules: Space) -> list[tuple[int, bool]]:

@@ -215,6 +215,14 @@ def _apply(op: tuple, w: list[Array], x: Array, q: Quantizer, has_norm: Array, o
         case ('split', stride):
             x = ops.conv(q.rectified(ops.relu(x)), w[0], (1, stride))
             return ops.conv(q.own(x, 1), w[1], (stride, 1))
+        case ('excite', stride):
+            return ops.excite(x, w, q.own)[:, ::stride, ::stride]
+        case ('attention',):
+            return ops.attention(x, w, q.own)
+        case ('mlp',):
+            return ops.mlp(x, w, q.own)
+        case ('position',):
+            return x + w[0]
         case ('norm',):
             return ops.batch_norm(x, w[0], w[1], has_norm)
         case ('max', stride):

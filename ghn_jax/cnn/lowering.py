@@ -11,6 +11,9 @@ Instructions:
   ('depthwise', k, dilation, stride)   relu, depthwise convolution
   ('reduce',)                          relu, the two convolutions of a FactorizedReduce
   ('split', stride)                    relu, convolutions 1x7 and 7x1, strided
+  ('excite', stride)                   squeeze-and-excitation, every stride-th row and column of it
+  ('attention',) ('mlp',)              the two halves of a transformer block, each with its residual sum
+  ('position',)                        positional encodings added
   ('norm',)                            batch normalisation
   ('subsample', rectify)               [relu,] every second row and column
   ('max', stride) ('avg', stride) ('copy',) ('zero',)
@@ -24,7 +27,7 @@ import math
 from typing import NamedTuple
 
 from ghn_jax.errors import UserError
-from ghn_jax.networks.spec import NetworkSpec
+from ghn_jax.networks.spec import IMAGE_SIZE, VIT_SIZE, NetworkSpec
 
 BLOCK = 256  # floats; every piece of the weight buffer starts at a multiple of it
 TILE = 64  # channels of a hypernetwork's tiles
@@ -34,7 +37,8 @@ class Piece(NamedTuple):
     """A block-aligned part of the weight buffer: [taps, pad_rows, pad_cols] floats, row-major.
 
     It holds rows [row, row + rows) and columns [col, col + cols) of a parameter seen as [taps, in, out]
-    (a vector is [1, 1, out]); the rest is zeros. `name` None: every used element is `constant`.
+    (a vector is [1, 1, out]); the rest is zeros. `name` None: every used element is `constant`. position: it
+    holds positional encodings, [positions, 1, channels].
     """
 
     name: str | None
@@ -46,6 +50,7 @@ class Piece(NamedTuple):
     row: int = 0
     col: int = 0
     constant: float = 0.0
+    position: bool = False
 
     @property
     def size(self) -> int:
@@ -56,14 +61,14 @@ class Piece(NamedTuple):
     def windows(self) -> int:
         """Rectangles that do not wrap round, if the parameter repeats tiles of TILE x TILE channels."""
         columns = -(-(self.col % TILE + self.cols) // TILE)
-        if self.rows == 1:  # a vector or a depthwise kernel
-            return columns
+        if self.rows == 1:  # a vector, a depthwise kernel or positional encodings
+            return -(-self.taps // TILE) * columns
         return self.taps * -(-(self.row % TILE + self.rows) // TILE) * columns
 
     @property
     def is_matrix(self) -> bool:
         """Whether the piece belongs to a convolution or linear weight: what gets quantized."""
-        return self.taps * self.pad_rows > 1
+        return self.taps * self.pad_rows > 1 and not self.position
 
 
 class Instruction(NamedTuple):
@@ -107,13 +112,13 @@ def lower(spec: NetworkSpec, image_size: int = 32) -> Lowered:
     """Lowers `spec` for images of image_size x image_size x 3; what the logits do not need is dropped.
 
     Raises:
-      UserError: msa or cse in the genotype, or widths that are not multiples of 16 (C) and 8 (fc_dim).
+      UserError: widths that are not multiples of 16 (C) and 8 (fc_dim), or msa and images of another size
+        than its positional encodings are for.
     """
-    unsupported = sorted(spec.genotype.ops & {'msa', 'cse'})
-    if unsupported:
+    if spec.is_vit and image_size != IMAGE_SIZE:
         raise UserError(
-            f'network {spec.name!r} uses {", ".join(unsupported)}: the executor runs convolutional ops '
-            'only; take networks without msa and cse (the convnets250k space)'
+            f'network {spec.name!r} uses msa, whose positional encodings are for images of {IMAGE_SIZE} '
+            f'pixels, not {image_size}: take images of {IMAGE_SIZE} pixels, or networks without msa'
         )
     if spec.C % 16:
         raise UserError(
@@ -153,6 +158,11 @@ class _Lowering:
         shift = Piece(f'{name}.bias', 1, 1, channels, 1, channels, constant=0.0)
         return (scale, shift) if self.spec.norm else (scale._replace(name=None), shift._replace(name=None))
 
+    def linear_pieces(self, name: str, c_in: int, c_out: int) -> tuple[Piece, Piece]:
+        """Weight and bias of a linear layer inside the network."""
+        bias = Piece(f'{name}.bias', 1, 1, c_out, 1, c_out)
+        return _dense(f'{name}.weight', 1, c_in, c_out), bias
+
     # -- layers: each adds its result to value `dst`
 
     def normed(self, src: int, dst: int, op, pieces, weights, norm_name: str):
@@ -184,6 +194,33 @@ class _Lowering:
         op = ('depthwise', k, dilation, stride)
         middle = self.emit(op, src, self.value(size, channels), (piece,), (weight,))
         self.conv(middle, dst, 1, 1, name, rectify=False, at=at + 1)
+
+    def excite(self, src: int, dst: int, stride: int, name: str):
+        """Squeeze-and-excitation: channels scaled by a gate computed from their means."""
+        channels = self.classes[src][1]
+        first = self.linear_pieces(f'{name}.fc1', channels, channels // 2)
+        second = self.linear_pieces(f'{name}.fc2', channels // 2, channels)
+        quantized = (f'{name}.fc1.weight', f'{name}.fc2.weight')
+        self.emit(('excite', stride), src, dst, (*first, *second), quantized)
+
+    def transformer_block(self, src: int, dst: int, name: str):
+        """Attention and MLP, each after a layer norm and with its residual sum."""
+        channels = self.classes[src][1]
+
+        def layer_norm(at: str) -> tuple[Piece, Piece]:
+            vector = Piece(f'{name}.{at}.weight', 1, 1, channels, 1, channels)
+            return vector, vector._replace(name=f'{name}.{at}.bias')
+
+        def names(*layers: str) -> tuple[str, ...]:
+            return tuple(f'{name}.{layer}.weight' for layer in layers)
+
+        middle = self.value(*self.classes[src])
+        queries = _dense(f'{name}.to_qkv.weight', 1, channels, 3 * channels)
+        pieces = (*layer_norm('ln1'), queries, *self.linear_pieces(f'{name}.to_out.0', channels, channels))
+        self.emit(('attention',), src, middle, pieces, names('to_qkv', 'to_out.0'))
+        layers = [self.linear_pieces(f'{name}.ff.net.{i}', channels, channels) for i in (0, 3)]
+        pieces = (*layer_norm('ln2'), *layers[0], *layers[1])
+        self.emit(('mlp',), middle, dst, pieces, names('ff.net.0', 'ff.net.3'))
 
     def point_group(self, parts: tuple[int, ...], channels: int, name: str) -> int:
         """relu, conv 1x1, norm over a concatenation."""
@@ -218,7 +255,9 @@ class _Lowering:
         for i in range(spec.n_cells):
             reduction = spec.is_reduction(i)
             width *= spec.C_mult if reduction else 1
-            output = self.cell(i, s0, s1, width, reduction, after_reduction)
+            # Transformer networks never change their resolution.
+            halve, strided = (after_reduction, reduction) if not spec.is_vit else (False, False)
+            output = self.cell(i, s0, s1, width, halve, strided)
             s0, s1, after_reduction = s1, output, reduction
         if s1 is None:
             raise UserError(
@@ -228,6 +267,13 @@ class _Lowering:
 
     def stem(self) -> tuple[tuple[int, ...], tuple[int, ...]]:
         spec, (size, _) = self.spec, self.classes[IMAGE]
+        if spec.is_vit:
+            piece = _dense('stem0.weight', 9, 3, spec.C)
+            raw = self.value(VIT_SIZE, spec.C)
+            self.emit(('conv', 3, 3, 3, False), IMAGE, raw, (piece,), (piece.name,))
+            positions = Piece('pos_enc.weight', VIT_SIZE**2, 1, spec.C, 1, spec.C, position=True)
+            out = self.emit(('position',), raw, self.value(VIT_SIZE, spec.C), (positions,))
+            return (out,), (out,)
 
         def stem_conv(src: int, dst: int, k: int, stride: int, name: str, norm: str):
             piece = _dense(f'{name}.weight', k * k, self.classes[src][1], self.classes[dst][1])
@@ -259,25 +305,26 @@ class _Lowering:
         rectify = parts == self.unrectified
         return self.emit(('subsample', rectify), parts[0], self.value(size // 2, channels))
 
-    def cell(self, i: int, s0, s1, width: int, reduction: bool, after_reduction: bool):
-        """Returns the values of the cell's output, or None where all of them are absent."""
-        genotype = self.spec.genotype
-        entries = genotype.reduce if reduction else genotype.normal
-        listed = genotype.reduce_concat if reduction else genotype.normal_concat
+    def cell(self, i: int, s0, s1, width: int, halve: bool, strided: bool):
+        """Returns the values of the cell's output, or None where all of them are absent.
+
+        halve: s0 has twice the resolution of s1. strided: the cell halves the resolution.
+        """
+        entries, listed = self.spec.genotype.cell(self.spec.is_reduction(i))
         states = [
-            self.preprocess(s0, width, after_reduction, f'cells.{i}.preprocess0'),
+            self.preprocess(s0, width, halve, f'cells.{i}.preprocess0'),
             self.preprocess(s1, width, False, f'cells.{i}.preprocess1'),
         ]
         present = next((s for s in states if s is not None), None)
         if present is None:
             return None
-        out_size = self.classes[present][0] // (2 if reduction else 1)
+        out_size = self.classes[present][0] // (2 if strided else 1)
         for step in range(len(entries) // 2):
             terms = [(e, *entries[e]) for e in (2 * step, 2 * step + 1)]
             terms = [(e, op, s) for e, op, s in terms if op != 'none' and states[s] is not None]
             dst = self.value(out_size, width) if terms else None
             for e, op, s in terms:
-                self.operation(op, states[s], dst, 2 if reduction and s < 2 else 1, f'cells.{i}._ops.{e}')
+                self.operation(op, states[s], dst, 2 if strided and s < 2 else 1, f'cells.{i}._ops.{e}')
             states.append(dst)
         output = [states[s] for s in listed]
         present = next((s for s in output if s is not None), None)
@@ -300,6 +347,10 @@ class _Lowering:
             self.emit((kind[:3], stride), src, dst)
         elif op == 'conv_7x1_1x7':
             self.split_conv(src, dst, stride, name)
+        elif op == 'cse':
+            self.excite(src, dst, stride, name)
+        elif op == 'msa':
+            self.transformer_block(src, dst, name)
         elif kind == 'conv':
             self.conv(src, dst, _SIZES[size], stride, name)
         elif kind == 'dil_conv':

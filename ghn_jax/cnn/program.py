@@ -220,6 +220,14 @@ def weight_shapes(op: tuple, src: Class, dst: Class) -> list[tuple[int, ...]]:
             return [(1, 1, c, o // 2)] * 2
         case ('split', _):
             return [(1, 7, c, o), (7, 1, o, o)]
+        case ('excite', _):
+            return [(c, c // 2), (c // 2,), (c // 2, c), (c,)]
+        case ('attention',):
+            return [(c,), (c,), (c, 3 * c), (c, c), (c,)]
+        case ('mlp',):
+            return [(c,), (c,), (c, c), (c,), (c, c), (c,)]
+        case ('position',):
+            return [(src[0], src[0], c)]
         case ('norm',):
             return [(o,), (o,)]
     return []
@@ -267,6 +275,7 @@ def build_program(networks: Iterable[NetworkSpec], *, image_size: int, max_param
     weights = [{p.name: p for p in ps if p.name and p.is_matrix} for ps in pieces]
     dense = [sum(p.taps for p in w.values() if p.pad_rows > 1) for w in weights]
     depth = [sum(p.taps for p in w.values() if p.pad_rows == 1) for w in weights]
+    positions = max(sum(p.taps for p in ps if p.position) for ps in pieces)
     capacity = Capacity(
         slots=tuple(
             (c, max(sum(v == c for v in net.classes.values()) for net in lowered) + parts) for c in classes
@@ -280,7 +289,7 @@ def build_program(networks: Iterable[NetworkSpec], *, image_size: int, max_param
         hidden_panels=max(1, *(len(h.hidden_bias) for h in heads)),
         pieces=max(len(ps) + len(h.all) for ps, h in zip(pieces, heads, strict=True)),
         dense_tiles=round_up(max(dense) + 1, 64) + 64,  # small and large ones begin a chunk each
-        depth_tiles=round_up(max(depth) + 1, 128),
+        depth_tiles=round_up(max(depth) + 1, 128) + round_up(positions, 128),  # these begin a chunk
         windows=max(sum(p.windows for p in [*ps, *h.all]) for ps, h in zip(pieces, heads, strict=True)),
     )
     return Program(
@@ -471,6 +480,8 @@ def _part(param: np.ndarray, piece: Piece) -> np.ndarray:
     """The elements of a parameter (PyTorch layout) that a piece holds, as [taps, rows, cols] (a view)."""
     if param.ndim == 1:
         matrix = param[None, None]
+    elif piece.position:  # [1, C, H, W] -> [HW, 1, C]
+        matrix = param.reshape(*param.shape[:2], -1).transpose(2, 0, 1)
     elif param.ndim == 2:
         matrix = param.T[None]
     else:  # OIHW -> [HW, I, O]

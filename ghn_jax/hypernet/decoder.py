@@ -70,7 +70,8 @@ def decode(params: dict[str, Params], x: jax.Array, table: DecoderTable, *, norm
     conv = params['conv']
     half = conv['out_bias'].shape[0] // 2
     small_conv = _part(conv, (slice(half), slice(half)))
-    depth_conv = _part(conv, (0,))  # in = 0 of a tile is all that a weight with one input keeps
+    # in = 0 of a tile is all that a weight with one input keeps, out = 0 all that positional encodings keep.
+    depth_convs = _part(conv, (0,)), _part(conv, (slice(None), 0))
 
     def items(conv, item):
         features, tap, scale = item
@@ -85,6 +86,7 @@ def decode(params: dict[str, Params], x: jax.Array, table: DecoderTable, *, norm
     small = jnp.zeros_like(wanted.n_small), wanted.n_small
     large = -(-wanted.n_small // DENSE_CHUNK) * DENSE_CHUNK, wanted.n_dense
     depths = jnp.zeros_like(wanted.n_depth), wanted.n_depth
+    positions = -(-wanted.n_depth // DEPTH_CHUNK) * DEPTH_CHUNK, wanted.n_position
     one_d = mlp(params['norm'], x).reshape(x.shape[0], 2, -1)  # [N, 2, C]
     class_features = x[wanted.class_node][None]
     class_weight = _class_weight(conv, _tile(conv, _hidden(conv, class_features, jnp.zeros(1, jnp.int32)))[0])
@@ -95,7 +97,7 @@ def decode(params: dict[str, Params], x: jax.Array, table: DecoderTable, *, norm
         one_d = jnp.stack([_squash_scale(one_d[:, 0]), _squash_bias(one_d[:, 1])], axis=1)
     return Tiles(
         dense=map_chunks((small_items, items), (small_conv, conv), dense, (small, large), DENSE_CHUNK),
-        depth=map_chunks((items,), (depth_conv,), depth, (depths,), DEPTH_CHUNK),
+        depth=map_chunks((items, items), depth_convs, depth, (depths, positions), DEPTH_CHUNK),
         norm=one_d,
         class_weight=class_weight,
         class_bias=class_bias,

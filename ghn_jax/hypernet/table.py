@@ -27,8 +27,8 @@ class DecoderTable(NamedTuple):
     An item is one kernel position of one weight, in row-major order, those of one weight side by side. dense:
     weights with several inputs, and linear weights as one position. Rows [0, n_small) are items of weights
     with at most C / 2 inputs and outputs, for which a quarter of a tile is enough; from the next multiple of
-    DENSE_CHUNK to n_dense are the others. depth: rows [0, n_depth), weights with one input (depthwise). Rows
-    between and after are padding.
+    DENSE_CHUNK to n_dense are the others. depth: rows [0, n_depth), weights with one input (depthwise); from
+    the next multiple of DEPTH_CHUNK to n_position, positional encodings. Rows between and after are padding.
 
     node int32: which embedding.   tap int32: position in the window, row * 11 + column.   scale: that of
     fan-in, float64 on the host (32-bit JAX makes it float32).   class_node, bias_node int32: weight and
@@ -44,6 +44,7 @@ class DecoderTable(NamedTuple):
     depth_tap: np.ndarray  # [Q]
     depth_scale: np.ndarray  # [Q]
     n_depth: np.ndarray  # []
+    n_position: np.ndarray  # []
     class_node: np.ndarray  # []
     class_scale: np.ndarray  # []
     bias_node: np.ndarray  # []
@@ -53,7 +54,7 @@ class Tiles(NamedTuple):
     """The decoded weights of one network, scaled; `tile_parameters` tiles and slices them to shape."""
 
     dense: jax.Array  # [P, C(in), C(out)], zero in padding and outside the quarter of small items
-    depth: jax.Array  # [Q, C(out)], zero in padding
+    depth: jax.Array  # [Q, C(out)], zero in padding; positional encodings: [Q, C(in)]
     norm: jax.Array  # [N, 2, C]: weight of a norm; bias of a norm or, on its own node, of a linear layer
     class_weight: jax.Array  # [C(in), num_classes]
     class_bias: jax.Array  # [num_classes]
@@ -64,21 +65,20 @@ def decoder_table(
     *,
     max_dense: int,
     max_depth: int,
-    pos_enc: bool = False,
     max_shape: tuple[int, int, int, int] = (64, 64, 11, 11),
 ) -> tuple[DecoderTable, Items]:
     """The table of a network, padded to capacity, and where each tensor's items begin.
 
-    items[name] = (kind, first): 'dense' and 'depth': first item of the table; 'norm': row of Tiles.norm seen
-    as [2N, C], that is 2 * node + row; 'class': 0 weight, 1 bias. max_dense, max_depth: capacities, rounded
-    up to whole chunks (see `count_items`). pos_enc: list positional encodings too, as dense items of which
-    output 0 is wanted; otherwise they are left out. max_shape: that of the hypernetwork.
+    items[name] = (kind, first): 'dense' and 'depth': first item of the table (positional encodings are
+    'depth', too); 'norm': row of Tiles.norm seen as [2N, C], that is 2 * node + row; 'class': 0 weight, 1
+    bias. max_dense, max_depth: capacities, rounded up to whole chunks (see `count_items`). max_shape: that of
+    the hypernetwork.
 
     Raises UserError if the network wants more items than there is room for, or a kernel larger than the
     window.
     """
     C, _, _, window = max_shape
-    small, large, depth, items = _Column(), _Column(), _Column(), {}
+    small, large, depth, position, items = _Column(), _Column(), _Column(), _Column(), {}
     for p in graph.parameters:
         kind = kind_of(p, graph)
         if kind == 'class':
@@ -89,21 +89,20 @@ def decoder_table(
             depth.add(p, fan_in_scale(p.shape), window)
         elif kind == 'dense':
             (small if max(p.shape[:2]) <= C // 2 else large).add(p, fan_in_scale(p.shape), window)
-        elif pos_enc:
-            large.add(p, 1.0, window)
-    start = round_up(len(small.rows), DENSE_CHUNK)
-    items |= {name: ('dense', first) for name, first in small.first.items()}
-    items |= {name: ('dense', start + first) for name, first in large.first.items()}
-    items |= {name: ('depth', first) for name, first in depth.first.items()}
-    gap = [(0, 0, 0.0)] * (start - len(small.rows)) if large.rows else []
-    dense = small.rows + gap + large.rows
+        else:
+            position.add(p, 1.0, window)
+    dense, first_dense = _joined(small, large, DENSE_CHUNK)
+    depths, first_depth = _joined(depth, position, DEPTH_CHUNK)
+    items |= {name: ('dense', first) for name, first in first_dense.items()}
+    items |= {name: ('depth', first) for name, first in first_depth.items()}
     label, class_node = f'network {graph.spec.name!r}', len(graph.nodes) - 2
     table = DecoderTable(
         *_pad(dense, 'max_dense', max_dense, DENSE_CHUNK, label),
         np.array(len(small.rows), np.int32),
         np.array(len(dense), np.int32),
-        *_pad(depth.rows, 'max_depth', max_depth, DEPTH_CHUNK, label),
+        *_pad(depths, 'max_depth', max_depth, DEPTH_CHUNK, label),
         np.array(len(depth.rows), np.int32),
+        np.array(len(depths), np.int32),
         np.array(class_node, np.int32),
         np.array(fan_in_scale(graph.nodes[class_node].shape or ()), np.float64),
         np.array(class_node + 1, np.int32),
@@ -146,6 +145,13 @@ class _Column:
         self.rows.extend((p.node, i * window + j, scale) for i in range(height) for j in range(width))
 
 
+def _joined(a: _Column, b: _Column, chunk: int) -> tuple[list, dict[str, int]]:
+    """Rows of a, padding, rows of b from a multiple of `chunk` on; and the first row of each parameter."""
+    start = round_up(len(a.rows), chunk)
+    gap = [(0, 0, 0.0)] * (start - len(a.rows)) if b.rows else []
+    return a.rows + gap + b.rows, a.first | {name: start + first for name, first in b.first.items()}
+
+
 def _pad(
     rows: list[tuple[int, int, float]], knob: str, capacity: int, chunk: int, label: str
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
@@ -167,21 +173,16 @@ def round_up(n: int, multiple: int) -> int:
 def count_items(
     graph: NetworkGraph, *, max_shape: tuple[int, int, int, int] = (64, 64, 11, 11)
 ) -> dict[str, int]:
-    """The least max_dense and max_depth a network fits in, as 'dense' and 'depth', without `pos_enc`."""
+    """The least max_dense and max_depth a network fits in, as 'dense' and 'depth'."""
     table, _ = decoder_table(graph, max_dense=10**6, max_depth=10**6, max_shape=max_shape)
-    return {'dense': int(table.n_dense), 'depth': int(table.n_depth)}
+    return {'dense': int(table.n_dense), 'depth': int(table.n_position)}
 
 
 def tile_parameters(tiles: Tiles, items: Items, graph: NetworkGraph) -> dict[str, np.ndarray]:
-    """Every tensor in its PyTorch shape and layout from decoded tiles, by index arithmetic on the host.
-
-    Tensors without an entry in items (positional encodings, unless the table lists them) are left out.
-    """
+    """Every tensor in its PyTorch shape and layout from decoded tiles, by index arithmetic on the host."""
     dense, depth, norm, class_weight, class_bias = map(np.asarray, tiles)
     C, out = depth.shape[1], {}
     for p in graph.parameters:
-        if p.name not in items:
-            continue
         kind, first = items[p.name]
         taps, channels = math.prod(p.shape[2:]), [np.arange(n) % C for n in p.shape[:2]]
         if kind == 'norm':
@@ -189,7 +190,7 @@ def tile_parameters(tiles: Tiles, items: Items, graph: NetworkGraph) -> dict[str
         elif kind == 'class':
             tensor = class_bias if first else class_weight[channels[1]].T
         elif kind == 'depth':
-            tensor = depth[first : first + taps, channels[0]].T
+            tensor = depth[first : first + taps, max(channels, key=len)].T  # the other count is 1
         else:
             tensor = np.moveaxis(
                 dense[first : first + taps, channels[1][None, :], channels[0][:, None]], 0, 2

@@ -8,6 +8,7 @@ exactly. Noise of 1e-16 then decides, and two correct programs differ by whole l
 where rules of the policy keep those few inputs float, on networks without max pooling.
 """
 
+import dataclasses
 import json
 import re
 
@@ -16,7 +17,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from ghn_jax.cnn.coverage import covering_networks, program_for
+from ghn_jax.cnn.coverage import Family, covering_networks, program_for
 from ghn_jax.cnn.program import build_program
 from ghn_jax.networks.spaces import make_space
 from ghn_jax.networks.spec import load_networks
@@ -72,7 +73,7 @@ def sampled(space, split, count):
 @pytest.fixture(scope='module')
 def networks():
     """Sampled networks, deep ones and some without BatchNorm among them, then the few it takes to use all."""
-    pool = [spec for space in (WIDENING, LEVEL) for spec in covering_networks(space, 'train', 16)]
+    pool = [spec for space in (WIDENING, LEVEL) for spec in covering_networks(space, 'train', Family(16))]
     sample = sampled(WIDENING, 'train', 30) + sampled(WIDENING, 'bnfree', 4)
     sample += sampled(LEVEL, 'train', 20) + sampled(LEVEL, 'bnfree', 4) + sampled(LEVEL, 'deep', 2)
     return with_cover(sample, pool, SIZE), pool
@@ -162,7 +163,7 @@ def test_full_w4a4_equals_the_reference_where_nothing_ties(networks, executor):
 def wide():
     """Networks of 64 channels in an executor without quantization."""
     with jax.enable_x64(True):
-        return Executor(program_for(WIDE, 'wide', 64, SIZE), batch=BATCH, mode='float'), sampled(
+        return Executor(program_for(WIDE, 'wide', Family(64), SIZE), batch=BATCH, mode='float'), sampled(
             WIDE, 'wide', 3
         )
 
@@ -180,7 +181,7 @@ def test_wide_networks_and_the_mode_without_quantization_equal_the_reference(wid
 @pytest.mark.parametrize('split', ['train', 'dense'])
 def test_every_branch_of_the_whole_space_equals_the_reference(split):
     space = make_space('convnets250k', channels=(16,), fc_dims=(64,), cells=(4, 9), dense_split_steps=(2, 7))
-    pool = list(covering_networks(space, split, 16))
+    pool = list(covering_networks(space, split, Family(16)))
     chosen = with_cover(sampled(space, split, 60 if split == 'train' else 10), pool, SIZE)
     with jax.enable_x64(True):
         executor = Executor(build_program(pool, image_size=SIZE, max_params=4e6), batch=BATCH)
@@ -379,11 +380,42 @@ def test_no_whole_tape_is_copied_in_training_as_users_compile_it():
     assert_no_tape_copies(executor, 3)
 
 
+# ---- attention and squeeze-and-excitation
+
+ATTENTION = make_space(
+    'deepnets1m', ops=('msa', 'cse', 'conv_3x3', 'sep_conv_3x3', 'max_pool_3x3', 'skip_connect', 'none'),
+    channels=(16,), fc_dims=(64,), cells=(4, 5), max_steps=2,
+)  # fmt: skip
+
+
+@pytest.mark.parametrize('vit', [False, True], ids=['excitation', 'attention'])
+def test_networks_with_msa_and_cse_equal_the_reference(vit):
+    size = 32 if vit else SIZE
+    ops = {'msa', 'cse'} if vit else {'cse'}
+    space = ATTENTION if vit else dataclasses.replace(ATTENTION, ops=ATTENTION.ops[1:])
+    specs = [s for s in sampled(space, 'train', 60) if s.is_vit == vit and s.genotype.ops & ops][:8]
+    assert set().union(*(s.genotype.ops for s in specs)) >= ops and len(specs) == 8
+    with jax.enable_x64(True):
+        executor = Executor(program_for(space, 'train', Family(16, vit), size), batch=BATCH)
+        seen = set().union(*(used_branches(executor.program, s) for s in specs))
+        assert {op[0] for _, _, op in seen} >= {'excite'} | (
+            {'attention', 'mlp', 'position'} if vit else set()
+        )
+        for k, spec in enumerate(specs):
+            inputs = make_inputs(spec, k, size=size, batch=BATCH)
+            for policy in (quantized_policy(spec, k), FLOAT)[: 1 + (k % 2)]:
+                result = executor(spec, inputs, policy)
+                assert_close(result, reference(spec, inputs, policy), 1e-9, (spec.name, str(policy)[:40]))
+
+
 # ---- the published networks
 
 
-def test_logits_and_losses_of_published_networks_equal_the_golden_ones(golden):
-    folder, names = golden / 'open', ('convnets-06', 'convnets-16')
+@pytest.mark.parametrize(
+    'names', [('convnets-06', 'convnets-16'), ('deepnets-01',), ('deepnets-18',)], ids=str
+)
+def test_logits_and_losses_of_published_networks_equal_the_golden_ones(golden, names):
+    folder = golden / 'open'
     specs = [spec for spec in load_networks(folder / 'archs.json') if spec.name in names]
     data = np.load(folder / 'inputs.npz')
     images, labels = data['images'].transpose(0, 2, 3, 1), data['labels']

@@ -141,8 +141,8 @@ def test_sizes_halve_at_stems_and_reductions():
 
 
 def test_what_the_executor_cannot_run_is_a_user_error():
-    with pytest.raises(UserError, match="'net' uses cse, msa: the executor runs convolutional ops only"):
-        lower(small_network([('msa', 0), ('cse', 1)], C=16, name='net'))
+    with pytest.raises(UserError, match="'net' uses msa, whose positional encodings are for images of 32"):
+        lower(small_network([('msa', 0), ('cse', 1)], C=16, name='net'), 16)
     with pytest.raises(UserError, match='C=24: the executor runs widths that are multiples of 16'):
         lower(small_network([('conv_3x3', 0), ('none', 1)], C=24))
     with pytest.raises(UserError, match='fc_dim=20: the executor runs hidden layers that are multiples of 8'):

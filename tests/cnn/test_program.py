@@ -8,13 +8,13 @@ import pytest
 
 from ghn_jax.assembly import make_sources
 from ghn_jax.batches import tile_shapes
-from ghn_jax.cnn.coverage import covering_networks, program_for, widths
+from ghn_jax.cnn.coverage import Family, covering_networks, family, program_for, widths
 from ghn_jax.cnn.lowering import BLOCK
 from ghn_jax.cnn.program import ACCUMULATE, DST, SEEN, SRC, WEIGHTS, Program, build_program
 from ghn_jax.errors import UserError
 from ghn_jax.hypernet.table import decoder_table
 from ghn_jax.networks.graph import build_graph
-from ghn_jax.networks.spaces import make_space
+from ghn_jax.networks.spaces import SPLITS, make_space
 from ghn_jax.networks.spec import NetworkSpec
 from ghn_jax.quant import Policy
 from tests.cnn.networks import quantized_names, random_parameters, shapes, small_network
@@ -28,7 +28,7 @@ TINY = make_space(
 
 @pytest.fixture(scope='module')
 def program() -> Program:
-    return program_for(TINY, 'train', 16, 32)
+    return program_for(TINY, 'train', Family(16), 32)
 
 
 def networks(n, split='train', space=TINY) -> list[NetworkSpec]:
@@ -48,7 +48,7 @@ def fits(program: Program, spec: NetworkSpec) -> None:
 
 
 def test_training_networks_of_the_most_frequent_width_fit_their_program():
-    program, width = program_for(SPACE, 'train', 32, 32), 32
+    program, width = program_for(SPACE, 'train', Family(32), 32), 32
     count = 0
     for i in range(240):
         spec = SPACE.sample('train', 0, i)
@@ -58,25 +58,24 @@ def test_training_networks_of_the_most_frequent_width_fit_their_program():
     assert count > 180
 
 
+def test_training_networks_with_attention_fit_their_program():
+    space = make_space('deepnets1m')
+    specs = [spec for spec in networks(240, 'train', space) if family(spec) == Family(32, True)]
+    program = program_for(space, 'train', Family(32, True), 32)
+    assert len(specs) > 20
+    for spec in specs:
+        fits(program, spec)
+
+
 @pytest.mark.slow
-@pytest.mark.parametrize(
-    'split, n',
-    [
-        ('train', 1500),
-        ('val', 100),
-        ('test', 100),
-        ('deep', 100),
-        ('dense', 100),
-        ('wide', 100),
-        ('bnfree', 100),
-    ],
-)
-def test_every_network_of_a_split_fits_the_program_of_its_width(split, n):
-    by_width = itertools.groupby(sorted(networks(n, split, SPACE), key=lambda s: s.C), key=lambda s: s.C)
+@pytest.mark.parametrize('space', ['convnets250k', 'deepnets1m'])
+@pytest.mark.parametrize('split', SPLITS)
+def test_every_network_of_a_split_fits_the_program_of_its_family(split, space):
+    n, space = 1500 if split == 'train' else 100, make_space(space)
     count = 0
-    for width, specs in by_width:
-        assert width in widths(SPACE, split)
-        program = program_for(SPACE, split, width, 32)
+    for each, specs in itertools.groupby(sorted(networks(n, split, space), key=family), key=family):
+        assert each.width in widths(space, split)
+        program = program_for(space, split, each, 32)
         for spec in specs:
             fits(program, spec)
             count += 1
@@ -89,16 +88,17 @@ def test_widths_of_splits(split, expected):
     assert widths(SPACE, split) == {'train': tuple(range(32, 129, 16)), 'test': (32,), 'wide': (128,)}[split]
 
 
-def test_a_space_of_nothing_but_attention_has_no_program():
-    space = make_space('deepnets1m', ops=('msa', 'cse'))
-    with pytest.raises(UserError, match='the executor runs none of them'):
-        list(covering_networks(space, 'train', 32))
+def test_a_family_that_a_space_does_not_have_has_no_program():
+    for ops, vit in ((('msa', 'none'), False), (('conv_3x3',), True)):
+        space = make_space('deepnets1m', ops=ops)
+        with pytest.raises(UserError, match='there are no networks with'):
+            list(covering_networks(space, 'train', Family(32, vit)))
 
 
 def test_programs_are_equal_and_hash_alike_when_built_alike(program):
-    other = program_for(TINY, 'train', 16, 32)
+    other = program_for(TINY, 'train', Family(16), 32)
     assert other == program and hash(other) == hash(program) and other is not program
-    assert program_for(TINY, 'train', 16, 16) != program
+    assert program_for(TINY, 'train', Family(16), 16) != program
 
 
 def test_a_class_comes_after_all_that_lead_to_it(program):

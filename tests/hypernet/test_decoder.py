@@ -8,7 +8,7 @@ import pytest
 from ghn_jax.errors import UserError
 from ghn_jax.hypernet import count_items, decoder_table, tile_parameters
 from ghn_jax.hypernet.decoder import decode, init_decoder, predict_tensors
-from ghn_jax.hypernet.table import DENSE_CHUNK, Tiles, fan_in_scale
+from ghn_jax.hypernet.table import DENSE_CHUNK, DEPTH_CHUNK, Tiles, fan_in_scale, round_up
 from ghn_jax.networks.graph import build_graph
 from tests.hypernet.helpers import SMALL, small_graphs, small_spec
 
@@ -60,7 +60,7 @@ def tile_ids(table, items, graph):
 @pytest.mark.parametrize('i', range(3))
 def test_tiles_cut_to_shape_equal_the_tensor_by_tensor_version(graphs, params, run, i):
     with jax.enable_x64(True):
-        x, (table, items) = embeddings(), decoder_table(graphs[i], pos_enc=True, **CAPACITY)
+        x, (table, items) = embeddings(), decoder_table(graphs[i], **CAPACITY)
         (_, tiles), _ = run(params, x, table, like_tiles(table))
         ours, oracle = tile_parameters(tiles, items, graphs[i]), predict_tensors(params, x, graphs[i])
     assert list(ours) == list(oracle) == [p.name for p in graphs[i].parameters]
@@ -72,7 +72,7 @@ def test_tiles_cut_to_shape_equal_the_tensor_by_tensor_version(graphs, params, r
 def test_gradients_equal_those_of_the_tensor_by_tensor_version(params, run):
     graph = build_graph(small_spec('sep_conv_3x3', 'conv_7x1_1x7', n_cells=1, C=12, preproc=False))
     with jax.enable_x64(True):
-        x, (table, items) = embeddings(), decoder_table(graph, pos_enc=True, **CAPACITY)
+        x, (table, items) = embeddings(), decoder_table(graph, **CAPACITY)
         rng = np.random.default_rng(1)
         weights = {p.name: rng.normal(size=p.shape) for p in graph.parameters}
         ids, shapes = tile_ids(table, items, graph)
@@ -105,7 +105,7 @@ def test_padding_is_zero_and_other_networks_compile_nothing(graphs, params, run,
     for table, tiles in zip(tables, all_tiles):
         assert (
             not np.asarray(tiles.dense)[table.n_dense :].any()
-            and not np.asarray(tiles.depth)[table.n_depth :].any()
+            and not np.asarray(tiles.depth)[table.n_position :].any()
         )
         assert not np.asarray(tiles.dense)[: table.n_small, 4:].any(), (
             'half a tile is not computed for small weights'
@@ -118,21 +118,20 @@ def test_every_item_of_a_table_is_one_kernel_position_of_its_tensor(graphs, i):
     table, items = decoder_table(graph, **CAPACITY)
     seen = {'dense': [], 'depth': []}
     for p in graph.parameters:
-        if p.name not in items:
-            assert p.name == 'pos_enc.weight'
-            continue
         kind, first = items[p.name]
         if kind in seen:
             height, width = (p.shape + (1, 1))[2:4]
             rows = range(first, first + height * width)
             seen[kind] += rows
             assert {getattr(table, f'{kind}_node')[row] for row in rows} == {p.node}
-            assert {getattr(table, f'{kind}_scale')[row] for row in rows} == {fan_in_scale(p.shape)}
+            scale = 1 if p.name == 'pos_enc.weight' else fan_in_scale(p.shape)
+            assert {getattr(table, f'{kind}_scale')[row] for row in rows} == {scale}
             taps = [getattr(table, f'{kind}_tap')[row] for row in rows]
             assert taps == [11 * h + w for h in range(height) for w in range(width)]
             if kind == 'dense':
                 assert (first < table.n_small) == (max(p.shape[:2]) <= 4)
-    assert sorted(seen['depth']) == list(range(table.n_depth))
+    positions = range(round_up(table.n_depth, DEPTH_CHUNK), table.n_position)
+    assert sorted(seen['depth']) == [*range(table.n_depth), *positions]
     large = -(-table.n_small // DENSE_CHUNK) * DENSE_CHUNK
     assert sorted(seen['dense']) == [*range(table.n_small), *range(large, table.n_dense)]
     assert (table.class_node, table.bias_node) == (len(graph.nodes) - 2, len(graph.nodes) - 1)

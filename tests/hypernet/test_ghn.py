@@ -31,7 +31,7 @@ def apply(ghn, params, *args, method):
 def predict(ghn, params, graph):
     """All tensors of one network by the fast path."""
     C = ghn.config.max_shape
-    table, items = decoder_table(graph, max_dense=320, max_depth=128, max_shape=C, pos_enc=True)
+    table, items = decoder_table(graph, max_dense=320, max_depth=128, max_shape=C)
     x = apply(ghn, params, batch([graph, graph], 80), method='embed')
     return tile_parameters(apply(ghn, params, x[0], table, method='decode'), items, graph)
 

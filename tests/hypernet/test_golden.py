@@ -18,7 +18,7 @@ FULL_GRADIENTS = [
     'shape_enc.embed_channel.weight',
     'decoder.conv.2.weight',
 ]
-MAX_NODES, CAPACITY = 384, {'max_dense': 768, 'max_depth': 768, 'pos_enc': True}
+MAX_NODES, CAPACITY = 384, {'max_dense': 768, 'max_depth': 768}
 
 
 @pytest.fixture(scope='module')
