@@ -64,7 +64,7 @@ def test_scores_are_those_of_the_reference_on_predicted_weights(run, selection, 
     # Of the untrained networks these say different classes to different images.
     specs = tuple(itertools.islice((s for s in sampled if s.norm and s.fc_layers == 1), 2))
     shares = score_networks(
-        run.ghn, run.params, Selection(specs, ((program, (0, 1)),), 0), images, [parse_bits('float')]
+        run.ghn, run.params, Selection(specs, ((program, (0, 1)),)), images, [parse_bits('float')]
     )
     for spec, share in zip(specs, shares[:, 0]):
         weights = predict_weights(run.ghn, run.params, spec)
@@ -119,7 +119,7 @@ def test_the_protocol_says_what_was_scored_and_how(result, dataset):
     p = result['protocol']
     assert (p['dataset'], p['image_split'], p['images'], p['images_dropped']) == ('synthetic', 'test', 32, 8)
     assert (p['step'], p['training_mode'], p['training_bits']) == (3, 'qat', 'w4a4')
-    assert p['num_networks'] == {'test': 3} and p['left_out'] == {'test': 0}
+    assert p['num_networks'] == {'test': 3}
     assert (p['batch_norm'], p['ranges'], p['units'], p['jax']) == (
         'batch',
         'batch',
@@ -280,7 +280,7 @@ def test_an_architecture_file_takes_the_place_of_the_splits(run, dataset, select
     # The program for exactly these networks would be one more compilation: the one that is there will do.
     monkeypatch.setattr(
         'ghn_jax.evaluate.select_given',
-        lambda specs, image_size: Selection(tuple(specs), selection.groups, 0),
+        lambda specs, image_size: Selection(tuple(specs), selection.groups),
     )
     save_networks(tmp_path / 'nets.json', selection.specs)
     given, _ = evaluate(run, dataset=dataset, specs=load_networks(tmp_path / 'nets.json'), **FLAGS)
