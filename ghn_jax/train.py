@@ -124,10 +124,7 @@ def restore_or_init(
       UserError: the checkpoint is of a run with another config.
     """
     params = init_params(ghn.config, jax.random.key(config.seed))
-    # Committed to a device, as what is restored is: to JAX the two are else of different types, and a resumed
-    # run would compile its step anew.
-    commit = functools.partial(jax.device_put, device=jax.local_devices()[0])
-    state = steps.TrainState(*map(commit, (jnp.zeros((), jnp.int32), params, optimizer.init(params))))
+    state = _committed(steps.TrainState(jnp.zeros((), jnp.int32), params, optimizer.init(params)))
     if checkpoints.latest_step() is None:
         return state
     meta = checkpoints.restore_meta()
@@ -140,7 +137,14 @@ def restore_or_init(
         )
     restored, meta = checkpoints.restore({'params': state.params, 'opt_state': state.opt_state})
     step = jnp.asarray(meta['step'], jnp.int32)
-    return steps.TrainState(*map(commit, (step, restored['params'], restored['opt_state'])))
+    return _committed(steps.TrainState(step, restored['params'], restored['opt_state']))
+
+
+def _committed(tree: Any) -> Any:
+    """On the first device, and said to be: what a step returns and what is restored is so, and JAX compiles
+    anew for what is not.
+    """
+    return jax.device_put(tree, jax.local_devices()[0])
 
 
 class ImageStream(NamedTuple):
@@ -194,7 +198,7 @@ class Stepper:
         batch = self.config.train.batch_size
         if self.program is not program:
             self.program, self.workspace = program, None  # the old one goes before the new one is made
-            self.workspace = steps.make_workspace(program, batch)
+            self.workspace = _committed(steps.make_workspace(program, batch))
         indices = data.batch_indices(self.config.seed, step, batch, len(self.stream.labels))
         state, values, self.workspace = _step(
             state, networks, self.stream, indices, self.key, self.workspace, program=program, **self.static

@@ -26,8 +26,10 @@ def _config(**train):
 
 @pytest.fixture(scope='module')
 def whole(tmp_path_factory):
-    workdir = tmp_path_factory.mktemp('whole')
-    return training.train(_config(), workdir), workdir
+    workdir, compiled = tmp_path_factory.mktemp('whole'), training._step._cache_size()
+    state = training.train(_config(), workdir)
+    assert training._step._cache_size() == compiled + 1  # of one program, with one type of state throughout
+    return state, workdir
 
 
 def _losses(workdir):
