@@ -139,7 +139,7 @@ def evaluate(
     start, described = time.perf_counter(), iter(networks)
     for split, selection in selections.items():
         total = len(selection.specs) * len(policies)
-        compiled = f'compiling {len(selection.groups)} programs first, where they are not cached'
+        compiled = f'programs to compile, unless cached: {len(selection.groups)}'
         print(f'{split}: {len(selection.specs)} networks; {compiled}', file=sys.stderr)
         with Progress(total, desc=split, unit='score') as progress:
 
