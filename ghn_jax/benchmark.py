@@ -3,8 +3,8 @@
 python -m ghn_jax.benchmark --archs=nets.json --what=predict,train,evaluate --mode=qat --meta_batch=8
 --json=FILE
 
-Each width of the networks has a program of its own, compiled in the warm-up, which also runs every network
-once.
+Each family of the networks (a width, with or without attention) has a program of its own, compiled in the
+warm-up, which also runs every network once.
 Then every network is timed and compilations are counted: there must be none. Times are wall clock, of the
 steps that training and evaluation really run, host work that is not hidden included. `probe` is a 2048 x 2048
 float32 numpy product (median of 12): divide by it to compare machines, or the same machine at another hour.
@@ -82,7 +82,7 @@ def time_train(
     batch_size: int,
     **_: Any,
 ) -> dict[str, Any]:
-    """Training steps that walk through the networks `meta_batch` at a time (fewer where a width has
+    """Training steps that walk through the networks `meta_batch` at a time (fewer where a family has
     fewer).
     """
     optimizer = optax.chain(optax.clip_by_global_norm(5.0), optax.adam(1e-3))

@@ -177,8 +177,8 @@ def _step(state, networks, stream, indices, key, workspace, *, program, ghn, opt
 class Stepper:
     """Runs training steps; holds the images and the workspace.
 
-    The workspace is that of the last program: other widths come up rarely, and those of all would not fit
-    together.
+    The workspace is that of the last program: other families come up less often, and those of all would
+    not fit together.
     """
 
     def __init__(

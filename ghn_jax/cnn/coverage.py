@@ -37,10 +37,8 @@ def program_for(space: Space, split: str, family: Family, image_size: int) -> Pr
     Raises:
       UserError: the space has no such networks, or the width is not a multiple of 16.
     """
-    width = family.width
-    scale = (
-        (width / 32) ** 2 if split == 'wide' else 1
-    )  # wide has no limit of its own: 32 channels were counted
+    # wide has no limit of its own: 32 channels were counted.
+    scale = (family.width / 32) ** 2 if split == 'wide' else 1
     limit = split_rules(space, split).max_params * scale
     return build_program(covering_networks(space, split, family), image_size=image_size, max_params=limit)
 

@@ -1,7 +1,7 @@
 """A program: everything static about one compiled executor, and the tables that make it run a given network.
 
 A program knows its classes (H, C), its segments (all instructions from one class to another) with the ops
-each may hold, and the capacities of its buffers. It is built once for a space and a width C, from networks
+each may hold, and the capacities of its buffers. It is built once for a space and a family (`coverage`), from networks
 that together hold every instruction the space can produce. A network then becomes `Tables`: plain integers.
 
 Words: slot = place of a value on its class's tape; block = BLOCK floats of the weight buffer;
@@ -244,7 +244,7 @@ def block_floats(shape: tuple[int, ...]) -> int:
 def build_program(networks: Iterable[NetworkSpec], *, image_size: int, max_params: float) -> Program:
     """A program that runs every network whose instructions all occur in `networks`.
 
-    networks: all of one width and number of classes, for instance `coverage.covering_networks(space, width)`;
+    networks: all of one family and number of classes, for instance `coverage.covering_networks(...)`;
       the program has room for the longest of them and for `max_params` parameters.
     """
     specs = list(networks)
