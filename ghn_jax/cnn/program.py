@@ -1,8 +1,9 @@
 """A program: everything static about one compiled executor, and the tables that make it run a given network.
 
 A program knows its classes (H, C), its segments (all instructions from one class to another) with the ops
-each may hold, and the capacities of its buffers. It is built once for a space and a family (`coverage`), from networks
-that together hold every instruction the space can produce. A network then becomes `Tables`: plain integers.
+each may hold, and the capacities of its buffers. It is built once for a space and a family (`coverage`), from
+networks that together hold every instruction the space can produce. A network then becomes `Tables`: plain
+integers.
 
 Words: slot = place of a value on its class's tape; block = BLOCK floats of the weight buffer;
 panel = the part of a linear weight that maps BLOCK inputs to BLOCK (or all class) outputs.
