@@ -2,15 +2,17 @@
 
 import json
 
+import jax
+import numpy as np
 import pytest
 
 from ghn_jax import benchmark
 from ghn_jax.errors import UserError
 from ghn_jax.networks.spaces import make_space
 from ghn_jax.networks.spec import save_networks
+from ghn_jax.speed import clock
+from ghn_jax.speed.options import Options
 from tests.small_run import command
-
-OPTIONS = dict(modes=['float'], meta_batch=2, batch_size=2, num_images=4)
 
 
 @pytest.fixture(scope='module')
@@ -40,13 +42,19 @@ def test_every_network_is_timed_and_nothing_is_compiled_after_warm_up(networks, 
     assert 'compilations_after_warmup' in out
 
 
-def test_the_compilation_counter_counts(networks):
-    before = benchmark._compilations[0]
-    benchmark._count(benchmark._COMPILE_EVENT, 0.1)
-    benchmark._count('/jax/another/event', 0.1)
-    assert benchmark._compilations[0] == before + 1
+def test_the_compilation_counter_counts_compilations_only():
+    clock.start_counting()
+    x, step = np.arange(7.0), jax.jit(lambda x: 3 * x + 1)
+    counts = [clock.compilations()]
+    for _ in range(2):
+        step(x)
+        counts.append(clock.compilations())
+    assert np.diff(counts).tolist() == [1, 0]
 
 
-def test_an_unknown_thing_to_time_is_refused(networks):
-    with pytest.raises(UserError, match='predict, train, evaluate'):
-        benchmark.benchmark(networks, ['fly'], **OPTIONS)
+@pytest.mark.parametrize(
+    ('what', 'mode', 'words'), [('fly', 'qat', 'predict, train'), ('train', 'int', 'float')]
+)
+def test_an_unknown_name_is_refused(networks, what, mode, words):
+    with pytest.raises(UserError, match=words):
+        benchmark.benchmark([what], Options(specs=tuple(networks), modes=(mode,)))

@@ -1,0 +1,1 @@
+"""What `ghn_jax.benchmark` measures, shows and compares."""

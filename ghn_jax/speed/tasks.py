@@ -1,0 +1,165 @@
+"""Times prediction, training and evaluation on given networks, after warm-up.
+
+Each family of the networks (a width, with or without attention) has a program of its own, compiled in the
+warm-up, which also runs every network once (evaluation: two). Then every network is timed and compilations
+are counted: there must be none.
+"""
+
+import sys
+import time
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+
+from ghn_jax import predict, steps
+from ghn_jax.batches import prepare
+from ghn_jax.cnn.coverage import family
+from ghn_jax.cnn.lowering import round_up
+from ghn_jax.cnn.program import Program, build_program
+from ghn_jax.hypernet.ghn import GHN, GHNConfig, init_params
+from ghn_jax.networks.graph import build_graph
+from ghn_jax.networks.size import IMAGE_SIZE, count_parameters
+from ghn_jax.networks.spec import NetworkSpec
+from ghn_jax.quant.policy import Policy, parse_bits
+from ghn_jax.speed import clock
+from ghn_jax.speed.options import Options, Row
+
+
+def groups(specs: Sequence[NetworkSpec]) -> Iterator[tuple[Program, list[NetworkSpec]]]:
+    """Each family's program, made for its networks, and the networks."""
+    for each in sorted(set(map(family, specs))):
+        members = [spec for spec in specs if family(spec) == each]
+        size = max(map(count_parameters, members))
+        yield build_program(members, image_size=IMAGE_SIZE, max_params=size), members
+
+
+def policy_of(mode: str) -> Policy:
+    """The bit-widths that are timed in a mode: W4/A4, or none in float."""
+    return parse_bits('float' if mode == 'float' else 'w4a4')
+
+
+def max_nodes(specs: Sequence[NetworkSpec]) -> int:
+    """Room for the graphs of these networks."""
+    return round_up(max(len(build_graph(spec).nodes) for spec in specs), 64)
+
+
+def random_images(batch_size: int, image_size: int = IMAGE_SIZE) -> tuple[jax.Array, jax.Array]:
+    """A normalised batch [N, H, H, 3] and its labels [N]."""
+    images = jax.random.normal(jax.random.key(0), (batch_size, image_size, image_size, 3))
+    return images, jnp.arange(batch_size, dtype=jnp.int32) % 10
+
+
+def measure_predict(options: Options) -> list[Row]:
+    """Graph, hypernetwork and decoding to named arrays, network by network."""
+    ghn, params = _hypernetwork(options)
+    _announce('predict', 'float', options)
+    for spec in options.specs:
+        predict.predict_weights(ghn, params, spec)
+    before, seconds, graph_seconds = clock.compilations(), [], []
+    for spec in options.specs:
+        start = time.perf_counter()
+        build_graph(spec)
+        graph_seconds.append(time.perf_counter() - start)
+        start = time.perf_counter()
+        predict.predict_weights(ghn, params, spec)
+        seconds.append(time.perf_counter() - start)
+    figures = clock.row(
+        seconds, clock.compilations() - before, graph_median_s=float(np.median(graph_seconds))
+    )
+    return [{'what': 'predict', 'mode': 'float', **figures}]
+
+
+def measure_train(options: Options) -> list[Row]:
+    """Training steps through the networks, `meta_batch` at a time; fewer where a family has fewer."""
+    return [_train(options, mode) for mode in options.modes]
+
+
+def _train(options: Options, mode: str) -> Row:
+    ghn, params = _hypernetwork(options)
+    _announce('train', mode, options)
+    optimizer = optax.chain(optax.clip_by_global_norm(5.0), optax.adam(1e-3))
+    step = jax.jit(steps.train_step, static_argnums=(0, 1, 2), static_argnames='mode', donate_argnums=(3, 7))
+    params = jax.tree.map(jnp.copy, params)  # steps overwrite theirs
+    state = steps.TrainState(jnp.zeros((), jnp.int32), params, optimizer.init(params))
+    images, labels = random_images(options.batch_size)
+    policy, nodes = policy_of(mode), max_nodes(options.specs)
+    seconds: list[float] = []
+    compiled = 0
+    for program, members in groups(options.specs):
+        workspace = steps.make_workspace(program, options.batch_size)
+        count = min(options.meta_batch, len(members))
+        # The last step is filled up with networks from the beginning.
+        chunks = [
+            [members[(i + k) % len(members)] for k in range(count)] for i in range(0, len(members), count)
+        ]
+        for timed in (False, True):
+            before = clock.compilations()
+            for k, chunk in enumerate(chunks):
+                networks, _ = prepare(program, chunk, policy, max_nodes=nodes)
+                key = jax.random.key(k)
+                start = time.perf_counter()
+                state, metrics, workspace = step(
+                    program, ghn, optimizer, state, networks, images, labels, workspace, key, mode=mode
+                )
+                jax.block_until_ready(metrics)
+                if timed:
+                    seconds += [(time.perf_counter() - start) / count] * count
+            compiled += (clock.compilations() - before) if timed else 0
+        del workspace
+    more = {'images_per_step': options.batch_size, 'meta_batch': options.meta_batch}
+    return {'what': 'train', 'mode': mode, **clock.row(seconds, compiled, **more)}
+
+
+def measure_evaluate(options: Options) -> list[Row]:
+    """Scoring each network on num_images images, its weights predicted before; for 10,000 images, too."""
+    return [_evaluate(options, mode) for mode in options.modes]
+
+
+def _evaluate(options: Options, mode: str) -> Row:
+    ghn, params = _hypernetwork(options)
+    _announce('evaluate', mode, options)
+    score = jax.jit(steps.score, static_argnums=0, donate_argnums=8)
+    predict_buffer = jax.jit(steps.predict_weights, static_argnums=0, donate_argnums=3)
+    N, K = options.batch_size, max(1, options.num_images // options.batch_size)
+    images = np.random.default_rng(0).integers(0, 256, (K, N, IMAGE_SIZE, IMAGE_SIZE, 3), np.uint8)
+    data = (jnp.asarray(images), jnp.zeros((K, N), jnp.int32), jnp.full(3, 0.5), jnp.full(3, 0.25))
+    policy, nodes = policy_of(mode), max_nodes(options.specs)
+    seconds: list[float] = []
+    compiled = 0
+    for program, members in groups(options.specs):
+        workspace = steps.make_workspace(program, N, train=False)
+        weights, workspace = workspace.weights, workspace._replace(weights=jnp.zeros(0))
+        for timed in (False, True):
+            before = clock.compilations()
+            for spec in members if timed else members[:2]:
+                networks, _ = prepare(program, [spec], policy, max_nodes=nodes)
+                weights = predict_buffer(ghn, params, networks, weights)
+                tables, bits = (jax.tree.map(lambda a: a[0], t) for t in (networks.tables, networks.bits))
+                jax.block_until_ready(weights)
+                start = time.perf_counter()
+                top1, _, workspace = score(program, weights, tables, bits, *data, workspace)
+                jax.block_until_ready(top1)
+                if timed:
+                    seconds.append(time.perf_counter() - start)
+            compiled += (clock.compilations() - before) if timed else 0
+        del workspace, weights
+    count = K * N
+    more = {
+        'images': count,
+        'images_per_s': count / np.mean(seconds),
+        'mean_s_per_10k_images': float(np.mean(seconds)) / count * 10_000,
+    }
+    return {'what': 'evaluate', 'mode': mode, **clock.row(seconds, compiled, **more)}
+
+
+def _hypernetwork(options: Options) -> tuple[GHN, Any]:
+    ghn = GHN(GHNConfig(num_classes=options.specs[0].num_classes))
+    return ghn, init_params(ghn.config, jax.random.key(0))
+
+
+def _announce(what: str, mode: str, options: Options) -> None:
+    print(f'{what}, {mode}: {len(options.specs)} networks ...', file=sys.stderr, flush=True)
