@@ -14,19 +14,21 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from absl import flags
+from ml_collections import config_flags
 from tabulate import tabulate
 
-from ghn_jax import cli, runs
+from ghn_jax import cli, results, runs
 from ghn_jax.errors import UserError
-from ghn_jax.networks.spaces import make_space
+from ghn_jax.networks.spaces import SPLITS, make_space
 from ghn_jax.networks.spec import load_networks
-from ghn_jax.speed import clock, comparison, tasks
+from ghn_jax.speed import clock, comparison, picture, programs, tasks
 from ghn_jax.speed.options import MODES, Options, Row
 
 WHAT: Mapping[str, Callable[[Options], list[Row]]] = {
     'predict': tasks.measure_predict,
     'train': tasks.measure_train,
     'evaluate': tasks.measure_evaluate,
+    'compile': programs.measure,
 }
 DEFAULT = ('predict', 'train', 'evaluate')
 
@@ -46,6 +48,12 @@ def benchmark(what: Sequence[str], options: Options) -> dict[str, Any]:
     return {'machine': clock.machine(probes), 'rows': rows}
 
 
+def _integers(flag: str, values: Sequence[str]) -> tuple[int, ...]:
+    if not all(value.strip().isdecimal() and int(value) for value in values):
+        raise UserError(f'--{flag}={",".join(values)}: expected positive integers, as in 16,32')
+    return tuple(sorted(set(map(int, values))))
+
+
 def _check(flag: str, names: Sequence[str], known: Sequence[str] | Mapping[str, Any]) -> None:
     for name in names:
         if name not in known:
@@ -54,15 +62,34 @@ def _check(flag: str, names: Sequence[str], known: Sequence[str] | Mapping[str, 
         raise UserError(f'--{flag} is empty: choose from {", ".join(known)}')
 
 
-_COLUMNS = (
+_TIMES = (
     'what', 'mode', 'networks', 'mean_s', 'median_s', 'p95_s', 'compilations_after_warmup', 'peak_rss_gib',
 )  # fmt: skip
+_COLUMNS = {  # of the tables; other rows are shown with all they have
+    **dict.fromkeys(DEFAULT, _TIMES),
+    'compile': (
+        'function', 'mode', 'split', 'width', 'msa', 'instructions', 'branches', 'trace_s', 'lower_s',
+        'compile_s', 'load_s', 'cached', 'temp_bytes', 'argument_bytes', 'workspace_bytes',
+        'executable_bytes',
+    ),
+}  # fmt: skip
 
 
 def text(result: Mapping[str, Any]) -> str:
-    """The figures as a table, the machine under it."""
-    rows = [[row[c] for c in _COLUMNS] for row in result['rows']]
-    return '\n'.join([tabulate(rows, headers=_COLUMNS, floatfmt='.4f'), json.dumps(result['machine'])])
+    """The figures, a table for each kind of row (bytes as MiB), the machine under them."""
+    tables: dict[tuple[str, ...], list[Row]] = {}
+    for row in result['rows']:
+        tables.setdefault(_COLUMNS.get(row['what'], tuple(row)), []).append(row)
+    lines = []
+    for columns, rows in tables.items():
+        shown = [[_shown(column, row.get(column)) for column in columns] for row in rows]
+        headers = [column.replace('_bytes', '_mib') for column in columns]
+        lines += [tabulate(shown, headers=headers, floatfmt='.4f'), '']
+    return '\n'.join([*lines, json.dumps(result['machine'])])
+
+
+def _shown(column: str, value: Any) -> Any:
+    return round(value / 2**20, 1) if column.endswith('_bytes') and value is not None else value
 
 
 if __name__ == '__main__':
@@ -73,22 +100,31 @@ if __name__ == '__main__':
     _MODE = flags.DEFINE_list('mode', list(MODES), 'float, qat (W4/A4) or both, for train and evaluate.')
     _META_BATCH = flags.DEFINE_integer('meta_batch', 8, 'Networks in a training step.', lower_bound=1)
     _BATCH_SIZE = flags.DEFINE_integer('batch_size', 64, 'Images in a batch.', lower_bound=1)
+    _CONFIG = config_flags.DEFINE_config_file(
+        'config', help_string='Config file, then --config.key=value: the run that `compile` is about.'
+    )
+    _SPLIT = flags.DEFINE_enum('split', 'train', SPLITS, 'Networks whose programs `compile` is about.')
+    _WIDTHS = flags.DEFINE_list('widths', [], 'Only programs of these widths, as in 32,48.')
     _NUM_IMAGES = flags.DEFINE_integer('num_images', 1024, 'Images to score each network on.', lower_bound=1)
     _JSON = flags.DEFINE_string('json', None, 'File to write the figures to, or the comparison.')
     _COMPARE = flags.DEFINE_list(
         'compare', None, 'Two --json files, A.json,B.json: ratios B / A; times nothing.'
     )
+    _PLOT = flags.DEFINE_string('plot', None, 'Picture to write (.png, .pdf, .svg).')
 
     def _main() -> None:
         out = cli.check_output(_JSON.value, 'json') if _JSON.value else None
+        plot = cli.check_output(_PLOT.value, 'plot', results.PICTURES) if _PLOT.value else None
         if _COMPARE.value is not None:
-            result = _compare()
-            print(comparison.text(result))
+            result, shown, drawn = _compare(), comparison.text, picture.picture_of_comparison
         else:
-            result = _measure()
-            print(text(result))
+            result, shown, drawn = _measure(), text, picture.picture
+        print(shown(result))
         if out:
             cli.write_atomic(out, json.dumps(result, indent=1))
+        if plot:
+            cli.write_atomic(plot, drawn(result, suffix=plot.suffix))
+            print(f'picture: {_PLOT.value}')
 
     def _compare() -> dict[str, Any]:
         if flags.FLAGS['what'].present:
@@ -107,6 +143,7 @@ if __name__ == '__main__':
         options = Options(
             specs=tuple(specs), modes=tuple(_MODE.value), meta_batch=_META_BATCH.value,
             batch_size=_BATCH_SIZE.value, num_images=_NUM_IMAGES.value,
+            config=_CONFIG.value, split=_SPLIT.value, widths=_integers('widths', _WIDTHS.value),
         )  # fmt: skip
         return benchmark(_WHAT.value, options)
 

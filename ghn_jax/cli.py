@@ -13,7 +13,7 @@ import pathlib
 import re
 import sys
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import NoReturn
 
 import ml_collections
@@ -77,10 +77,12 @@ def check_workdir(workdir: str | os.PathLike | None, *, must_exist: bool = False
     return path
 
 
-def check_output(path: str | os.PathLike, flag: str) -> pathlib.Path:
+def check_output(path: str | os.PathLike, flag: str, suffixes: Sequence[str] = ()) -> pathlib.Path:
     """A file to be written later, checked before the long work: its folder exists and can be written.
 
-    `flag` is the flag's name for the message (`json`). Raises UserError.
+    `flag` is the flag's name for the message (`json`). `suffixes`: what the file's name may end in.
+
+    Raises UserError.
     """
     out = pathlib.Path(path).expanduser().absolute()
     if out.is_dir():
@@ -89,6 +91,8 @@ def check_output(path: str | os.PathLike, flag: str) -> pathlib.Path:
         raise UserError(f'--{flag}={path}: the directory {out.parent} does not exist: make it first')
     if not os.access(out.parent, os.W_OK | os.X_OK):
         raise UserError(f'--{flag}={path}: {out.parent} cannot be written: give another file')
+    if suffixes and out.suffix not in suffixes:
+        raise UserError(f'--{flag}={path}: expected a name that ends in {", ".join(suffixes)}')
     return out
 
 

@@ -208,11 +208,7 @@ if __name__ == '__main__':
         if _SEED.value < 0:
             raise UserError(f'--seed={_SEED.value}: expected at least 0')
         json_file = cli.check_output(_JSON.value, 'json') if _JSON.value else None
-        plot_file = cli.check_output(_PLOT.value, 'plot') if _PLOT.value else None
-        if plot_file and plot_file.suffix not in results.PICTURES:
-            raise UserError(
-                f'--plot={_PLOT.value}: expected a name that ends in {", ".join(results.PICTURES)}'
-            )
+        plot_file = cli.check_output(_PLOT.value, 'plot', results.PICTURES) if _PLOT.value else None
         specs = load_networks(_ARCHS.value) if _ARCHS.value else None
         runs.enable_compilation_cache()
         run = runs.load_run(workdir)

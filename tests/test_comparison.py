@@ -112,6 +112,19 @@ def test_every_figure_of_the_real_peer_file_is_read(shared):
     assert all(v is not None for row in rows for v in row.values())
 
 
+def test_a_picture_of_the_ratios_is_written(files, tmp_path):
+    code, out, err = command(
+        'ghn_jax.benchmark', files(a=PEER, b=figures()), f'--plot={tmp_path}/out.png'
+    )  # fmt: skip
+    assert code == 0, err
+    assert (tmp_path / 'out.png').read_bytes().startswith(b'\x89PNG')
+
+
+def test_a_picture_of_no_known_kind_is_refused(files, tmp_path):
+    result = command('ghn_jax.benchmark', files(a=PEER, b=figures()), f'--plot={tmp_path}/out.txt')
+    assert is_one_error_line(result, '--plot', '.png')
+
+
 @pytest.mark.parametrize(
     ('b', 'words'),
     [

@@ -3,6 +3,10 @@
 import dataclasses
 from typing import Any
 
+from ml_collections import ConfigDict
+
+from ghn_jax import config as configs
+from ghn_jax.errors import UserError
 from ghn_jax.networks.spec import NetworkSpec
 
 MODES = ('float', 'qat')
@@ -14,6 +18,8 @@ class Options:
 
     specs: networks to time.   modes: of MODES.   meta_batch: networks in a training step.
     batch_size: images in a batch.   num_images: to score each network on.
+    config: of a run, whose programs or steps are measured.   split: whose programs.   widths: only these
+    families; () is all.
     """
 
     specs: tuple[NetworkSpec, ...] = ()
@@ -21,6 +27,16 @@ class Options:
     meta_batch: int = 8
     batch_size: int = 64
     num_images: int = 1024
+    config: ConfigDict | None = None
+    split: str = 'train'
+    widths: tuple[int, ...] = ()
 
 
 Row = dict[str, Any]  # one measurement as JSON: 'what', 'mode', figures; see `clock.row`
+
+
+def config_of(options: Options, what: str) -> ConfigDict:
+    """The config, checked. Raises UserError if there is none, or a bad one."""
+    if options.config is None:
+        raise UserError(f'--what={what} needs a config: give --config=configs/ghn_qat_cifar10.py')
+    return configs.check(options.config)
