@@ -1,8 +1,15 @@
-"""Times prediction, training and evaluation on given networks, after warm-up; compares and draws the figures.
+"""Answers questions of speed: times what is asked for after warm-up; compares and draws the figures.
 
 python -m ghn_jax.benchmark --archs=nets.json --what=predict,train,evaluate --mode=qat --meta_batch=8
---json=FILE
-python -m ghn_jax.benchmark --compare=before.json,after.json
+--json=FILE --plot=FILE.png
+python -m ghn_jax.benchmark --what=compile --config=configs/ghn_qat_cifar10.py --split=train --widths=32
+python -m ghn_jax.benchmark --what=cells --cells=4,12,20,28,36 --width=16 --mode=float --plot=FILE.png
+python -m ghn_jax.benchmark --what=profile --config=configs/ghn_qat_cifar10.py --mode=float,qat
+python -m ghn_jax.benchmark --compare=before.json,after.json --plot=FILE.png
+
+`predict`, `train` and `evaluate` time networks of an architecture file; `compile` and `profile` are about the
+run of a config, with its meta-batch, batch and space; `cells` builds networks of its own. Compiled programs
+come from the persistent cache where it has them; GHN_JAX_CACHE= (empty) compiles all anew.
 
 Times are wall clock, of the steps that training and evaluation really run, host work that is not hidden
 included. `probe` is a 2048 x 2048 float32 numpy product (median of 12): divide by it to compare machines, or
@@ -21,14 +28,17 @@ from ghn_jax import cli, results, runs
 from ghn_jax.errors import UserError
 from ghn_jax.networks.spaces import SPLITS, make_space
 from ghn_jax.networks.spec import load_networks
-from ghn_jax.speed import clock, comparison, picture, programs, tasks
-from ghn_jax.speed.options import MODES, Options, Row
+from ghn_jax.speed import cells, clock, comparison, picture, profile, programs, tasks
+from ghn_jax.speed.options import MODES, Options, Row, config_of
 
 WHAT: Mapping[str, Callable[[Options], list[Row]]] = {
+    # Each returns rows with 'what', 'mode', 'mean_s' and figures of its own; see `clock.row`.
     'predict': tasks.measure_predict,
     'train': tasks.measure_train,
     'evaluate': tasks.measure_evaluate,
     'compile': programs.measure,
+    'cells': cells.measure,
+    'profile': profile.measure,
 }
 DEFAULT = ('predict', 'train', 'evaluate')
 
@@ -41,6 +51,8 @@ def benchmark(what: Sequence[str], options: Options) -> dict[str, Any]:
     """
     _check('what', what, WHAT)
     _check('mode', options.modes, MODES)
+    for name in sorted({'compile', 'profile'} & set(what)):
+        config_of(options, name)
     clock.start_counting()
     probes = [clock.probe()]
     rows = [row for name in what for row in WHAT[name](options)]
@@ -68,10 +80,15 @@ _TIMES = (
 _COLUMNS = {  # of the tables; other rows are shown with all they have
     **dict.fromkeys(DEFAULT, _TIMES),
     'compile': (
-        'function', 'mode', 'split', 'width', 'msa', 'instructions', 'branches', 'trace_s', 'lower_s',
-        'compile_s', 'load_s', 'cached', 'temp_bytes', 'argument_bytes', 'workspace_bytes',
-        'executable_bytes',
+        'function', 'mode', 'split', 'programs', 'width', 'msa', 'instructions', 'branches', 'trace_s',
+        'lower_s', 'compile_s', 'load_s', 'load_cpu_s', 'cached', 'temp_bytes', 'argument_bytes',
+        'workspace_bytes', 'executable_bytes',
     ),
+    'cells': (
+        'what', 'mode', 'cells', 'room', 'instructions', 'median_s', 'us_per_instruction',
+        'workspace_bytes', 'used_bytes', 'temp_bytes', 'compile_s',
+    ),
+    'profile': ('what', 'mode', 'part', 'networks', 'step_ms', 'share_percent'),
 }  # fmt: skip
 
 
@@ -97,14 +114,24 @@ if __name__ == '__main__':
         'archs', None, 'Architecture file; default: 24 networks of convnets250k, test split.'
     )
     _WHAT = flags.DEFINE_list('what', list(DEFAULT), f'What to time, of {", ".join(WHAT)}.')
-    _MODE = flags.DEFINE_list('mode', list(MODES), 'float, qat (W4/A4) or both, for train and evaluate.')
-    _META_BATCH = flags.DEFINE_integer('meta_batch', 8, 'Networks in a training step.', lower_bound=1)
-    _BATCH_SIZE = flags.DEFINE_integer('batch_size', 64, 'Images in a batch.', lower_bound=1)
+    _MODE = flags.DEFINE_list('mode', list(MODES), 'float, qat (W4/A4) or both; compile: the config says.')
+    _META_BATCH = flags.DEFINE_integer(
+        'meta_batch', 8, 'Networks in a training step, for train.', lower_bound=1
+    )
+    _BATCH_SIZE = flags.DEFINE_integer(
+        'batch_size', 64, 'Images in a batch; compile, profile: the config says.', lower_bound=1
+    )
     _CONFIG = config_flags.DEFINE_config_file(
-        'config', help_string='Config file, then --config.key=value: the run that `compile` is about.'
+        'config',
+        help_string='Config file, then --config.key=value: the run that compile and profile are about.',
     )
     _SPLIT = flags.DEFINE_enum('split', 'train', SPLITS, 'Networks whose programs `compile` is about.')
     _WIDTHS = flags.DEFINE_list('widths', [], 'Only programs of these widths, as in 32,48.')
+    _CELLS = flags.DEFINE_list('cells', ['4', '12', '20', '28', '36'], 'Lengths of networks, for `cells`.')
+    _WIDTH = flags.DEFINE_integer('width', 16, 'Channels of the networks of `cells`.', lower_bound=16)
+    _REPEATS = flags.DEFINE_integer(
+        'repeats', 5, 'Times `cells` and `profile` time each thing.', lower_bound=1
+    )
     _NUM_IMAGES = flags.DEFINE_integer('num_images', 1024, 'Images to score each network on.', lower_bound=1)
     _JSON = flags.DEFINE_string('json', None, 'File to write the figures to, or the comparison.')
     _COMPARE = flags.DEFINE_list(
@@ -144,6 +171,7 @@ if __name__ == '__main__':
             specs=tuple(specs), modes=tuple(_MODE.value), meta_batch=_META_BATCH.value,
             batch_size=_BATCH_SIZE.value, num_images=_NUM_IMAGES.value,
             config=_CONFIG.value, split=_SPLIT.value, widths=_integers('widths', _WIDTHS.value),
+            cells=_integers('cells', _CELLS.value), width=_WIDTH.value, repeats=_REPEATS.value,
         )  # fmt: skip
         return benchmark(_WHAT.value, options)
 

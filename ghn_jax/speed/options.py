@@ -20,6 +20,8 @@ class Options:
     batch_size: images in a batch.   num_images: to score each network on.
     config: of a run, whose programs or steps are measured.   split: whose programs.   widths: only these
     families; () is all.
+    cells, width: lengths and width of the networks of `cells`.   repeats: times each thing is timed there and
+    in `profile`, after warm-up.
     """
 
     specs: tuple[NetworkSpec, ...] = ()
@@ -30,6 +32,9 @@ class Options:
     config: ConfigDict | None = None
     split: str = 'train'
     widths: tuple[int, ...] = ()
+    cells: tuple[int, ...] = (4, 12, 20, 28, 36)
+    width: int = 16
+    repeats: int = 5
 
 
 Row = dict[str, Any]  # one measurement as JSON: 'what', 'mode', figures; see `clock.row`

@@ -1,5 +1,6 @@
 """Figures as pictures: bars of seconds, curves over the length of networks, bars of ratios."""
 
+import functools
 import io
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
@@ -22,8 +23,8 @@ def picture(result: Mapping[str, Any], *, suffix: str = '.png') -> bytes:
     panels = []
     for name in what:
         rows = [row for row in result['rows'] if row['what'] == name]
-        draw, height = _PANELS.get(name, (_seconds, _bar_height))
-        panels.append((lambda panel, draw=draw, rows=rows: draw(panel, rows), height(rows)))
+        for draw, height in _PANELS.get(name, [(_seconds, _bar_height)]):
+            panels.append((functools.partial(draw, rows=rows), height(rows)))
     machine = result['machine']
     title = f'{machine["device"]}, {machine["cpus"]} CPU cores, jax {machine["jax"]}'
     return _drawn(panels, title, suffix)
@@ -100,4 +101,75 @@ def _seconds(panel, rows: Sequence[Row]) -> None:
     _bars(panel, names, values, colours, _TITLES.get(what, f'{what}: seconds for each network'))
 
 
-_PANELS: dict[str, tuple[Callable, Callable]] = {}  # what -> (draws its rows, height in inches); else seconds
+def _compile(panel, rows: Sequence[Row]) -> None:
+    names = [f'{row["split"]}, {row["function"]}, {row["width"]}' + ', msa' * row['msa'] for row in rows]
+    _bars(panel, names, [row['compile_s'] for row in rows], _OTHER, 'seconds to compile each program')
+
+
+def _profile(panel, rows: Sequence[Row]) -> None:
+    parts = list(dict.fromkeys(row['part'] for row in rows))
+    modes = list(dict.fromkeys(row['mode'] for row in rows))
+    for k, mode in enumerate(modes):
+        shown = [row for row in rows if row['mode'] == mode]
+        values = [row['step_ms'] for row in shown]
+        places = [parts.index(row['part']) + (k - (len(modes) - 1) / 2) * 0.38 for row in shown]
+        bars = panel.barh(places, values, 0.34, color=_COLOURS.get(mode, _OTHER), label=mode)
+        panel.bar_label(
+            bars, [f'{v:.3g} ms, {row["share_percent"]:.1f} %' for v, row in zip(values, shown)],
+            padding=3, fontsize=7,
+        )  # fmt: skip
+    panel.set_yticks(range(len(parts)), parts, fontsize=8)
+    panel.invert_yaxis()
+    panel.margins(x=0.22)
+    panel.set_xlabel('milliseconds for each step')
+    panel.legend(loc='lower right', fontsize=8)
+    title = f'parts of a training step: {rows[0]["networks"]} networks, {rows[0]["images_per_step"]} images'
+    panel.set_title(title, fontsize=10)
+
+
+def _cells_time(panel, rows: Sequence[Row]) -> None:
+    longest = max(row['room'] for row in rows)
+    for mode in dict.fromkeys(row['mode'] for row in rows):
+        own = [r for r in rows if r['mode'] == mode and r['room'] == r['cells']]
+        shared = [r for r in rows if r['mode'] == mode and r['room'] == longest]
+        for chosen, style, name in (
+            (own, 'o-', 'program of its own'),
+            (shared, 's--', 'program of the longest'),
+        ):
+            points = [r['us_per_instruction'] for r in chosen]
+            label = f'{mode}, {name}'
+            panel.plot(
+                [r['cells'] for r in chosen], points, style, color=_COLOURS.get(mode, _OTHER), label=label
+            )
+    panel.set_xticks(sorted({row['cells'] for row in rows}))
+    panel.set_ylim(bottom=0)
+    panel.set_ylabel('microseconds per instruction')
+    panel.set_xlabel('cells')
+    panel.legend(fontsize=8)
+    title = f'loss and gradients: width {rows[0]["width"]}, {rows[0]["batch_size"]} images'
+    panel.set_title(title, fontsize=10)
+
+
+def _cells_memory(panel, rows: Sequence[Row]) -> None:
+    mode = rows[0]['mode']  # the workspace is that of any mode
+    own = [r for r in rows if r['mode'] == mode and r['room'] == r['cells']]
+    for key, style, name in (
+        ('workspace_bytes', 'o-', 'workspace, allocated'),
+        ('used_bytes', 's--', 'used by the network'),
+        ('temp_bytes', '^:', f'besides, temporary ({mode})'),
+    ):
+        values = [(r['cells'], r[key] / 2**20) for r in own if r[key] is not None]
+        panel.plot(*zip(*values), style, label=name) if values else None
+    panel.set_xticks([row['cells'] for row in own])
+    panel.set_ylim(bottom=0)
+    panel.set_ylabel('MiB, program of its own')
+    panel.set_xlabel('cells')
+    panel.legend(fontsize=8)
+
+
+# what -> (draws its rows, height in inches) of each of its panels; others are bars of seconds
+_PANELS: dict[str, list[tuple[Callable, Callable]]] = {
+    'compile': [(_compile, _bar_height)],
+    'cells': [(_cells_time, lambda rows: 3.4), (_cells_memory, lambda rows: 3.2)],
+    'profile': [(_profile, lambda rows: 1.2 + 0.26 * len(rows))],
+}

@@ -46,8 +46,9 @@ def tree_bytes(tree: Any) -> int:
 def measure(options: Options) -> list[Row]:
     """A row for each program and function of `options.config` and `options.split`.
 
-    Seconds: build_s (what the program holds, on the host), trace_s, lower_s, compile_s (of the compiler; what
-    it took when the persistent cache has it, in whole seconds), load_s (what it took here). Bytes:
+    Seconds: build_s (what the program holds, on the host), trace_s, lower_s, load_s (of the compiler, or the
+    persistent cache), load_cpu_s (the same of all cores: others who use the machine change it little),
+    compile_s (load_s; where the cache has it what compiling it took then, in whole seconds). Bytes:
     temp_bytes, argument_bytes, executable_bytes (machine code and constants), workspace_bytes.
 
     Raises:
@@ -98,7 +99,9 @@ def compiled_figures(trace: Callable[[], Any]) -> tuple[Any, dict[str, Any]]:
     lowered_at = time.perf_counter()
     clock.start_counting()
     hits, original = clock.cache_hits(), clock.original_compile_seconds()
+    cpu = time.process_time()
     compiled = lowered.compile()
+    cpu = time.process_time() - cpu
     load_s = time.perf_counter() - lowered_at
     cached = clock.cache_hits() > hits
     memory = compiled.memory_analysis()  # None where the backend does not say
@@ -107,6 +110,7 @@ def compiled_figures(trace: Callable[[], Any]) -> tuple[Any, dict[str, Any]]:
         'lower_s': lowered_at - traced_at,
         'compile_s': clock.original_compile_seconds() - original if cached else load_s,
         'load_s': load_s,
+        'load_cpu_s': cpu,
         'cached': cached,
         'temp_bytes': memory and memory.temp_size_in_bytes,
         'argument_bytes': memory and memory.argument_size_in_bytes,
