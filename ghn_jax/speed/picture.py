@@ -102,7 +102,7 @@ def _seconds(panel, rows: Sequence[Row]) -> None:
 
 
 def _compile(panel, rows: Sequence[Row]) -> None:
-    names = [f'{row["split"]}, {row["function"]}, {row["width"]}' + ', msa' * row['msa'] for row in rows]
+    names = [f'{r["split"]}, {r["function"]}, width {r["width"]}' + ', msa' * r['msa'] for r in rows]
     _bars(panel, names, [row['compile_s'] for row in rows], _OTHER, 'seconds to compile each program')
 
 
@@ -120,9 +120,9 @@ def _profile(panel, rows: Sequence[Row]) -> None:
         )  # fmt: skip
     panel.set_yticks(range(len(parts)), parts, fontsize=8)
     panel.invert_yaxis()
-    panel.margins(x=0.22)
+    panel.margins(x=0.22, y=0.02)
     panel.set_xlabel('milliseconds for each step')
-    panel.legend(loc='lower right', fontsize=8)
+    panel.legend(loc='upper right', fontsize=8)
     title = f'parts of a training step: {rows[0]["networks"]} networks, {rows[0]["images_per_step"]} images'
     panel.set_title(title, fontsize=10)
 
