@@ -16,6 +16,7 @@ between reading and writing.
 """
 
 import functools
+import math
 from typing import NamedTuple
 
 import jax
@@ -40,10 +41,13 @@ from ghn_jax.cnn.program import (
     Segment,
     Tables,
     block_floats,
+    weight_floats,
     weight_shapes,
 )  # fmt: skip
 from ghn_jax.quant.fake_quant import FLOAT_BITS, fake_quantize, grid
 from ghn_jax.quant.ranges import min_max
+
+_SMALL_GRADIENT = 16_384  # floats: padding to no more than these costs nothing
 
 
 class Workspace(NamedTuple):
@@ -188,6 +192,23 @@ def _cross_entropy(logits: Array, labels: Array) -> Array:
     return jnp.mean(optax.softmax_cross_entropy_with_integer_labels(logits, labels))
 
 
+def _padding_groups(segment: Segment) -> list[tuple[int, list[int]]]:
+    """(floats that their weight gradients are padded to, numbers of the ops): all ops of the segment.
+
+    The branches of a switch return gradients of one size. On a CPU, filling the 3 MB of the largest kernel
+    for each norm of the segment took longer than the norm.
+    """
+    sizes = sorted((weight_floats(op, segment.src, segment.dst), o) for o, op in enumerate(segment.ops))
+    groups: list[tuple[int, list[int]]] = []
+    bound = 0.0
+    for size, o in sizes:
+        if not groups or size > bound:
+            groups.append((size, []))
+            bound = max(_SMALL_GRADIENT, 4 * size) if ops.on_cpu() else math.inf
+        groups[-1] = (size, [*groups[-1][1], o])
+    return groups
+
+
 # ---- one op
 
 
@@ -321,9 +342,8 @@ def _run_backward(
     from_image = src == program.image_class
     src_tape = images[None] if from_image else values[src]
     has_norm = tables.has_norm.astype(images.dtype)
-    padded = segment.weight_floats
 
-    def branch(op):
+    def branch(op, padded):
         def run(tape, row, flat, scale, bits, key, g):
             w = _weights(op, segment, flat, row[WEIGHTS])
             x, w, g = lax.optimization_barrier((_slot(tape, row[SRC]), w, g))
@@ -336,17 +356,16 @@ def _run_backward(
 
         return run
 
-    branches = [branch(op) for op in segment.ops]
     start, stop = tables.bounds[k], tables.bounds[k + 1]
 
-    def body(t, carry):
+    def visit(r, carry, branches, which, padded):
+        """Instruction r, with branch number `which`; weight gradients are padded to `padded` floats."""
         g_dst, g_src, g_flat = carry
-        r = stop - 1 - (t - start)
         row = tables.rows[r]
         q = _quantizer(program, mode, key, max_of[src], row, bits.activations[r], r)
         g = lax.optimization_barrier(_slot(g_dst, row[DST]))
         g_w, g_x = lax.optimization_barrier(
-            lax.switch(row[OP], branches, src_tape, row, flat, q.scale, q.bits, q.key, g)
+            lax.switch(which, branches, src_tape, row, flat, q.scale, q.bits, q.key, g)
         )
         if padded:
             g_flat = lax.dynamic_update_slice(g_flat, g_w, (row[WEIGHTS] * BLOCK,))
@@ -355,6 +374,23 @@ def _run_backward(
         elif not from_image:
             g_src = _add_to_slot(g_src, g_x, row[SRC], row[SEEN])
         return g_dst, g_src, g_flat
+
+    groups = _padding_groups(segment)
+
+    def body(t, carry):
+        r = stop - 1 - (t - start)
+        for padded, members in groups:
+            which = jnp.asarray([members.index(o) if o in members else -1 for o in range(len(segment.ops))])
+            which = which[tables.rows[r, OP]]
+            branches = [branch(segment.ops[o], padded) for o in members]
+            if len(groups) == 1:
+                return visit(r, carry, branches, which, padded)
+            # A loop of one turn or none: a conditional would copy the buffers that it returns. All of it
+            # depends on its counter: XLA would move what does not out of it, to be done each time.
+            turns = (which >= 0).astype(jnp.int32)
+            once = lambda i, c, b=branches, w=which, p=padded: visit(r + i, c, b, w + i, p)
+            carry = lax.fori_loop(0, turns, once, carry)
+        return carry
 
     crosses = src != dst and not from_image
     carry = (gradients[dst], gradients[src] if crosses else None, g_flat)

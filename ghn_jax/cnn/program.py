@@ -46,7 +46,7 @@ class Segment(NamedTuple):
     @property
     def weight_floats(self) -> int:
         """The most weight-buffer floats one of its instructions uses: every gradient is padded to it."""
-        return max(sum(block_floats(s) for s in weight_shapes(op, self.src, self.dst)) for op in self.ops)
+        return max(weight_floats(op, self.src, self.dst) for op in self.ops)
 
 
 class HeadTable(NamedTuple):
@@ -232,6 +232,11 @@ def weight_shapes(op: tuple, src: Class, dst: Class) -> list[tuple[int, ...]]:
         case ('norm',):
             return [(o,), (o,)]
     return []
+
+
+def weight_floats(op: tuple, src: Class, dst: Class) -> int:
+    """Floats that the weights of an instruction take in the weight buffer."""
+    return sum(block_floats(shape) for shape in weight_shapes(op, src, dst))
 
 
 def block_floats(shape: tuple[int, ...]) -> int:
