@@ -4,8 +4,9 @@ On one machine nothing of this is needed: one process drives all of its devices.
 """
 
 import hashlib
-import socket
-import time
+import os
+import sys
+import threading
 
 import jax
 import numpy as np
@@ -25,8 +26,10 @@ def start(
     coordinator: 'HOST:PORT' of process 0, the same for all, or 'auto' where the surroundings tell (Cloud TPU,
     Slurm, Open MPI, Kubernetes), without the other two.
 
+    Where the others are not there after `timeout` seconds, one line says so and the process ends with code 2.
+
     Raises:
-      UserError: arguments that do not fit together, or the others are not there after `timeout` seconds.
+      UserError: arguments that do not fit together.
     """
     if not coordinator:
         if num_processes is not None or process_id is not None:
@@ -52,9 +55,6 @@ def start(
         raise UserError(
             f'--process_id={process_id} with --num_processes={num_processes}: expected 0..{num_processes - 1}'
         )
-    if process_id:
-        # JAX's client ends the process with a stack trace where nobody answers: so we knock before it does.
-        _await(host.strip('[]'), int(port), timeout)
     _join(coordinator, timeout, num_processes, process_id)
 
 
@@ -86,30 +86,32 @@ def barrier(name: str) -> None:
         multihost_utils.sync_global_devices(name)
 
 
-def _await(host: str, port: int, timeout: int) -> None:
-    deadline = time.monotonic() + timeout
-    while True:
-        try:
-            with socket.create_connection((host, port), timeout=min(5, timeout)):
-                return
-        except OSError as e:
-            if time.monotonic() > deadline:
-                raise UserError(
-                    f'--coordinator={host}:{port} did not answer within {timeout} s ({e}): start process 0, '
-                    'check address and firewall, or give a longer --distributed_timeout'
-                ) from None
-            time.sleep(0.2)
-
-
 def _join(
     coordinator: str, timeout: int, num_processes: int | None = None, process_id: int | None = None
 ) -> None:
-    address = None if coordinator == AUTO else coordinator
+    # JAX's own timeout ends the process with a stack trace, and cannot be caught: ours comes before it.
+    watch = threading.Timer(timeout, _give_up, (coordinator, timeout, process_id))
+    watch.daemon = True
+    watch.start()
     try:
-        jax.distributed.initialize(address, num_processes, process_id, initialization_timeout=timeout)
+        jax.distributed.initialize(
+            None if coordinator == AUTO else coordinator, num_processes, process_id,
+            initialization_timeout=timeout + 60,
+            heartbeat_timeout_seconds=max(100, timeout),  # JAX's own, or as long as we wait for a start
+        )  # fmt: skip
     except (RuntimeError, ValueError) as e:
         reason = ' '.join(str(e).split())[:200]
-        raise UserError(
-            f'--coordinator={coordinator}: the processes of the run did not come together within {timeout} s '
-            f'({reason}): start all of them, or give a longer --distributed_timeout'
-        ) from None
+        raise UserError(f'--coordinator={coordinator}: the processes cannot be joined: {reason}') from None
+    finally:
+        watch.cancel()
+
+
+def _give_up(coordinator: str, timeout: int, process_id: int | None) -> None:
+    missing = 'process 0' if process_id else 'another process'
+    print(
+        f'error: --coordinator={coordinator}: {missing} did not answer within {timeout} s: start all of '
+        'them, check address and firewall, or give a longer --distributed_timeout',
+        file=sys.stderr,
+        flush=True,
+    )
+    os._exit(2)
