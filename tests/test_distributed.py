@@ -84,7 +84,8 @@ def test_two_processes_write_one_run(uninterrupted):
     assert [r['step'] for r in train] == list(range(1, STEPS + 1))
     assert len(list(workdir.rglob('metrics.jsonl'))) == len(list(workdir.rglob('events.out.*'))) == 1
     assert outputs[0][0].count('train/loss') == STEPS
-    assert outputs[1][0] == '' and 'train' not in outputs[1][1]
+    said = [line for text in outputs[1] for line in text.splitlines() if not line.startswith('[Gloo]')]
+    assert not said  # Gloo, the CPUs' network, greets on every process
 
 
 def test_two_killed_processes_go_on_as_if_nothing_had_happened(start, uninterrupted, tmp_path):
@@ -126,7 +127,7 @@ def test_processes_with_different_configs_are_refused(start, tmp_path):
     processes = start(tmp_path / 'run', 2, each=('--config.seed=0', '--config.seed=1'))
     for process in processes:
         out, err = process.communicate(timeout=500)
-        assert process.returncode == 2 and out == '' and 'differ in the config' in err
+        assert process.returncode == 2 and 'differ in the config' in err and 'step' not in out
     assert not (tmp_path / 'run').exists()
 
 
