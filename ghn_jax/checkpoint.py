@@ -2,7 +2,8 @@
 
 `workdir/checkpoints/<step>/` holds two Orbax items: `state` (any pytree of arrays, typed keys too) and `meta`
 (what is not an array: the configuration, versions). A step's folder gets its name by a rename when all of it
-is written, so a process killed in the middle leaves the step before it as the newest.
+is written, so a process killed in the middle leaves the step before it as the newest. The processes of a run
+write one checkpoint together, into a folder that all of them see.
 """
 
 import os
@@ -18,6 +19,7 @@ import numpy as np
 import orbax.checkpoint as ocp
 from absl import logging
 
+from ghn_jax import processes
 from ghn_jax.errors import UserError
 
 _FORMAT = 'ghn_jax checkpoint 1'  # counts up when an old checkpoint can no longer be read
@@ -27,7 +29,8 @@ T = TypeVar('T')
 class Checkpoints:
     """The checkpoints of one run directory; reading makes and changes nothing.
 
-    Several processes may read while one trains. `with` waits for the last save and closes.
+    Several processes may read while one trains. Those that train together call everything alike, in the same
+    order. `with` waits for the last save and closes.
     """
 
     def __init__(self, workdir: str | os.PathLike, *, keep: int = 3):
@@ -58,8 +61,11 @@ class Checkpoints:
         JSON; strings belong there.
         """
         if self._writer is None:
-            for damaged in self._damaged:  # in the way of a new save, and the newest to the next reader
-                shutil.rmtree(self.folder / str(damaged), ignore_errors=True)
+            if processes.is_first():
+                for damaged in self._damaged:  # in the way of a new save, and the newest to the next reader
+                    shutil.rmtree(self.folder / str(damaged), ignore_errors=True)
+                self.folder.mkdir(parents=True, exist_ok=True)
+            processes.barrier('checkpoints')
             self._writer = ocp.CheckpointManager(
                 self.folder,
                 options=ocp.CheckpointManagerOptions(

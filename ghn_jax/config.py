@@ -70,6 +70,10 @@ def default() -> ConfigDict:
     c.eval.num_networks = 20  # of the val split
     c.eval.num_images = 5_000  # of the validation images
 
+    c.devices = ConfigDict()
+    c.devices.images = 1  # devices that share the images of a network; the others take networks of their own
+    c.devices.per_process = 0  # devices of each process that take part; 0 is all
+
     c.program = ConfigDict()
     c.program.max_nodes = 512  # a graph with more does not fit
     return c.lock()
@@ -97,7 +101,8 @@ def check(config: ConfigDict) -> ConfigDict:
         raise UserError(f'--config.space.cells={cells!r}: expected (fewest, most)')
     _one_of(config, 'quant.mode', QUANT_MODES)
     _one_of(config, 'train.schedule', SCHEDULES)
-    for key in ('train.meta_batch', 'train.batch_size', 'log_every_steps', 'save_every_steps', 'image_size'):
+    for key in ('train.meta_batch', 'train.batch_size', 'log_every_steps', 'save_every_steps', 'image_size',
+                'devices.images'):  # fmt: skip
         _at_least(config, key, 1)
     for key in (
         'train.steps',
@@ -106,6 +111,7 @@ def check(config: ConfigDict) -> ConfigDict:
         'train.weight_decay',
         'eval.every_steps',
         'seed',
+        'devices.per_process',
     ):
         _at_least(config, key, 0)
     if config.save_every_steps % config.log_every_steps:
@@ -125,7 +131,10 @@ def to_json(config: ConfigDict) -> str:
 
 
 def from_json(text: str) -> ConfigDict:
-    """A locked config from `to_json`. Raises UserError if its keys are not those of `default()`."""
+    """A locked config from `to_json`. Keys that are absent, for they are newer than the text, have defaults.
+
+    Raises UserError for keys that `default()` does not have.
+    """
     config = default()
     try:
         _fill(config, json.loads(text), '')
@@ -135,8 +144,8 @@ def from_json(text: str) -> ConfigDict:
 
 
 def _fill(config: Any, values: dict, prefix: str) -> None:
-    if odd := sorted(set(config.keys()) ^ set(values)):
-        raise ValueError(f'it differs in the keys {[prefix + k for k in odd]}')
+    if odd := sorted(set(values) - set(config.keys())):
+        raise ValueError(f'it has the unknown keys {[prefix + k for k in odd]}')
     for key, value in values.items():
         if isinstance(config[key], ConfigDict):
             _fill(config[key], value, f'{prefix}{key}.')

@@ -28,7 +28,7 @@ import numpy as np
 from absl import flags, logging
 from PIL import Image
 
-from ghn_jax import cli
+from ghn_jax import axes, cli
 from ghn_jax.errors import UserError
 
 CIFAR10_URL = 'https://www.cs.toronto.edu/~kriz/cifar-10-binary.tar.gz'
@@ -85,16 +85,22 @@ def batch_indices(seed: int, step: int, batch: int, n: int) -> np.ndarray:
     return np.concatenate([_permutation(seed, int(e), n)[offset[epoch == e]] for e in np.unique(epoch)])
 
 
-def augment(key: jax.Array, images: jax.Array, *, pad: int = 4, flip: bool = True) -> jax.Array:
-    """Random crops from zero-padded images, mirrored with probability 1/2: uint8 [B, H, W, 3] in and out."""
+def augment(
+    key: jax.Array, images: jax.Array, *, pad: int = 4, flip: bool = True, axis: str | None = None
+) -> jax.Array:
+    """Random crops from zero-padded images, mirrored with probability 1/2: uint8 [B, H, W, 3] in and out.
+
+    axis: a mesh axis whose devices each hold B images of a batch; they look as they do on one device.
+    """
     k_crop, k_flip = jax.random.split(key)
     b, h, w, c = images.shape
-    origin = jax.random.randint(k_crop, (b, 2), 0, 2 * pad + 1)
+    batch = b * axes.size(axis)
+    origin = axes.own_rows(jax.random.randint(k_crop, (batch, 2), 0, 2 * pad + 1), axis)
     padded = jnp.pad(images, ((0, 0), (pad, pad), (pad, pad), (0, 0)))
     crop = jax.vmap(lambda x, o: jax.lax.dynamic_slice(x, (o[0], o[1], 0), (h, w, c)))(padded, origin)
     if not flip:
         return crop
-    mirrored = jax.random.bernoulli(k_flip, 0.5, (b,))
+    mirrored = axes.own_rows(jax.random.bernoulli(k_flip, 0.5, (batch,)), axis)
     return jnp.where(mirrored[:, None, None, None], crop[:, :, ::-1], crop)
 
 

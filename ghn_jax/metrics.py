@@ -70,6 +70,28 @@ class Metrics:
         self._tensorboard.close()
 
 
+class Silent:
+    """In the place of `Metrics` and `Progress` where another process of the run speaks."""
+
+    def __enter__(self) -> 'Silent':
+        return self
+
+    def __exit__(self, *exc) -> None:
+        pass
+
+    def write(self, step: int, values: Mapping[str, Any]) -> None:
+        pass
+
+    def update(self, steps: int = 1, **what: Any) -> None:
+        pass
+
+    def restart_clock(self) -> None:
+        pass
+
+    def rates(self) -> dict[str, float]:
+        return {}
+
+
 def read_jsonl(path: str | os.PathLike) -> list[dict]:
     """The records of a `metrics.jsonl` but for a torn last line; raises UserError if the file is absent."""
     path = pathlib.Path(path)

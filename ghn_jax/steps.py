@@ -5,6 +5,9 @@ Axes: M networks of a meta-batch | N images | F floats of a weight buffer | L cl
 A training step visits its networks one after another with one workspace. Each network's gradient goes all the
 way to the decoder's parameters and to the node embeddings before the next begins, so memory does not grow
 with M.
+
+On a mesh of devices (`axes`, under `jax.shard_map`) each takes its share of the networks, or with others its
+share of a network's images, and the gradients are summed once, in the end, in one all-reduce.
 """
 
 from typing import Any, NamedTuple
@@ -15,7 +18,9 @@ import optax
 from flax import struct
 from jax import Array, lax
 
+from ghn_jax import axes as mesh_axes
 from ghn_jax.assembly import assemble, assemble_transposed
+from ghn_jax.axes import Axes
 from ghn_jax.batches import Networks
 from ghn_jax.cnn import executor
 from ghn_jax.cnn.lowering import BLOCK
@@ -68,16 +73,22 @@ def meta_gradients(
     *,
     mode: str,
     dropout: float = DROPOUT,
+    axes: Axes | None = None,
 ) -> tuple[Any, dict[str, Array], Workspace]:
     """Gradient of the mean loss over networks, with metrics per network and the workspace.
 
     images [N, H, H, 3], normalised; labels [N]. mode: 'float', 'qat' or 'noise'. A network whose loss or
     gradient is not finite contributes nothing.
 
+    axes: on each device of a mesh, networks and images are its own, and so are the results: gradient, loss
+    and accuracy are its shares, whose sums are those of all; `finite` is of the whole network. The key is one
+    for all devices, and gives each network what it would have on one device.
+
     Returns:
       gradients like params; {'loss', 'accuracy', 'finite': [M]}; workspace.
     """
-    count = networks.tables.n_blocks.shape[0]
+    over_networks, over_images = axes or (None, None)
+    count = networks.tables.n_blocks.shape[0] * mesh_axes.size(over_networks)
     embeddings, pull_embed = jax.vjp(
         lambda p: ghn.apply({'params': p}, networks.graphs, method='embed'), params
     )
@@ -93,18 +104,22 @@ def meta_gradients(
             quantized = quantize_weights(weights, tables, bits.weights, quantized, mode=mode, key=k_weights)
         loss, logits, g, buffers = executor.loss_and_gradients(
             program, weights if mode == 'float' else quantized, tables, bits, images, labels,
-            workspace.executor, mode=mode, key=k_net, dropout=dropout,
+            workspace.executor, mode=mode, key=k_net, dropout=dropout, axis=over_images,
         )  # fmt: skip
         if mode != 'float':
             g = quantize_weights_backward(weights, tables, bits.weights, g, mode=mode, key=k_weights)
         g_params, g_x = pull(assemble_transposed(g, sources, tiles))
         finite = jnp.isfinite(loss) & jnp.isfinite(optax.tree.norm((g_params, g_x)))
+        finite = mesh_axes.everywhere(finite, over_images)
         g_params, g_x = jax.tree.map(lambda g: jnp.where(finite, g / count, 0), (g_params, g_x))
         accuracy = jnp.mean((jnp.argmax(logits, -1) == labels).astype(loss.dtype))
+        if over_images:
+            accuracy = accuracy / mesh_axes.size(over_images)
         workspace = Workspace(buffers._replace(weights=g), weights, quantized)
         return (workspace, jax.tree.map(jnp.add, total, g_params)), (g_x, loss, accuracy, finite)
 
-    inputs = (embeddings, *networks[1:], jax.random.split(key, count))
+    keys = mesh_axes.own_rows(jax.random.split(key, count), over_networks)
+    inputs = (embeddings, *networks[1:], keys)
     carry = (workspace, jax.tree.map(jnp.zeros_like, params))
     (workspace, gradients), (g_x, loss, accuracy, finite) = lax.scan(network, carry, inputs)
     gradients = jax.tree.map(jnp.add, gradients, pull_embed(g_x)[0])
@@ -123,22 +138,30 @@ def train_step(
     key: Array,
     *,
     mode: str,
+    axes: Axes | None = None,
 ) -> tuple[TrainState, dict[str, Array], Workspace]:
     """One step of the optimizer; see `meta_gradients`. Metrics are means over the networks with finite
-    gradients.
+    gradients. With `axes`, state and metrics are those of all devices, the same on each.
     """
     gradients, per_network, workspace = meta_gradients(
-        program, ghn, state.params, networks, images, labels, workspace, key, mode=mode
+        program, ghn, state.params, networks, images, labels, workspace, key, mode=mode, axes=axes
     )
+    finite = per_network['finite']
+    sums = {
+        'loss': jnp.sum(jnp.where(finite, per_network['loss'], 0)),
+        'accuracy': jnp.sum(jnp.where(finite, per_network['accuracy'], 0)),
+        'finite': jnp.sum(mesh_axes.counted_once(finite, axes and axes.images)),
+        'not_finite': jnp.sum(mesh_axes.counted_once(~finite, axes and axes.images)),
+    }
+    gradients, sums = mesh_axes.total((gradients, sums), axes and axes.names)
     updates, opt_state = optimizer.update(gradients, state.opt_state, state.params)
     params = optax.apply_updates(state.params, updates)
-    finite = per_network['finite']
-    mean = lambda x: jnp.sum(jnp.where(finite, x, 0)) / jnp.maximum(jnp.sum(finite), 1)
+    count = jnp.maximum(sums['finite'], 1)
     metrics = {
-        'loss': mean(per_network['loss']),
-        'accuracy': mean(per_network['accuracy']),
+        'loss': sums['loss'] / count,
+        'accuracy': sums['accuracy'] / count,
         'gradient_norm': optax.tree.norm(gradients),
-        'not_finite': jnp.sum(~finite),
+        'not_finite': sums['not_finite'],
     }
     return TrainState(state.step + 1, params, opt_state), metrics, workspace
 

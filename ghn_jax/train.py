@@ -3,7 +3,12 @@
 python -m ghn_jax.train --config=configs/quickstart.py --workdir=runs/quickstart [--config.key=value]
 
 Everything random is a function of (seed, step): the networks and images of a step, augmentation, noise. So a
-resumed run is the uninterrupted one, bit for bit.
+resumed run is the uninterrupted one, bit for bit. With another number of devices it is the same up to the
+order in which floating-point numbers are added.
+
+On several machines, the same command on each, with a workdir that all share:
+--coordinator=HOST:PORT --num_processes=N --process_id=I, or --coordinator=auto where JAX finds these out
+(Cloud TPU). Process 0 writes the logs; validation is run by every process, on its first device.
 """
 
 import collections
@@ -18,9 +23,10 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 from absl import flags
+from jax.sharding import Mesh
 from ml_collections import ConfigDict, config_flags
 
-from ghn_jax import cli, data, runs, scoring, steps
+from ghn_jax import cli, data, devices, processes, runs, scoring, steps
 from ghn_jax import config as configs
 from ghn_jax.batches import Networks, draw, prepare
 from ghn_jax.checkpoint import Checkpoints
@@ -28,12 +34,12 @@ from ghn_jax.cnn.coverage import Family, family, program_for
 from ghn_jax.cnn.program import Program
 from ghn_jax.errors import UserError
 from ghn_jax.hypernet.ghn import GHN, init_params
-from ghn_jax.metrics import Metrics, Progress
+from ghn_jax.metrics import Metrics, Progress, Silent
 from ghn_jax.networks.spaces import Space
 from ghn_jax.quant.policy import Policy, parse_bits
 
 # Keys that may change when a run goes on; all others make it another run.
-_FREE = ('data_dir', 'log_every_steps', 'save_every_steps', 'eval')
+_FREE = ('data_dir', 'log_every_steps', 'save_every_steps', 'eval', 'devices')
 _AHEAD = 4  # steps whose networks are made ready while the device works
 _SHOWN = ('loss', 'accuracy')  # beside the progress bar
 
@@ -48,23 +54,29 @@ def train(config: ConfigDict, workdir: pathlib.Path, *, stop_at: int | None = No
     space = runs.make_space_of(config)
     policy = parse_bits('float' if config.quant.mode == 'float' else config.quant.bits)
     dataset = runs.load_data(config)
+    mesh = devices.make_mesh(config)
     ghn = runs.make_ghn(config, dataset.num_classes)
     optimizer = make_optimizer(config)
     with Checkpoints(workdir) as checkpoints:
-        state = restore_or_init(checkpoints, config, ghn, optimizer)
+        newest = str(checkpoints.latest_step())
+        processes.check_agreement({'the config': configs.to_json(config), 'the newest checkpoint': newest})
+        state = restore_or_init(checkpoints, config, ghn, optimizer, mesh)
         start, stop = int(state.step), min(config.train.steps, stop_at or config.train.steps)
-        run_step = Stepper(config, ghn, optimizer, dataset)
+        run_step = Stepper(config, ghn, optimizer, dataset, mesh)
         validate = make_validation(config, ghn, space, dataset)
-        networks = Preparation(config, space, policy)
+        networks = Preparation(config, space, policy, mesh)
         about = {'name': dataset.name, 'note': dataset.note}
         per_step = {
             'networks': config.train.meta_batch,
             'images': config.train.meta_batch * config.train.batch_size,
         }
         sums: list[dict[str, jax.Array]] = []
+        first = processes.is_first()
         with (
-            Metrics(workdir, start) as metrics,
-            Progress(config.train.steps, initial=start, desc='train', window=2) as progress,
+            Metrics(workdir, start) if first else Silent() as metrics,
+            Progress(config.train.steps, initial=start, desc='train', window=2)
+            if first
+            else Silent() as progress,
         ):
             for step, (program, batch) in zip(range(start, stop), networks.ahead(start, stop)):
                 state, values = run_step(program, state, batch, step)
@@ -82,7 +94,7 @@ def train(config: ConfigDict, workdir: pathlib.Path, *, stop_at: int | None = No
                 if config.eval.every_steps and (
                     done % config.eval.every_steps == 0 or done == config.train.steps
                 ):
-                    metrics.write(done, validate(state.params))
+                    metrics.write(done, validate(devices.local(state.params)))
                     progress.restart_clock()
                 if done % config.save_every_steps == 0 or done == stop:
                     meta = runs.run_meta(config, ghn.config, done, kind='train', dataset=about)
@@ -116,15 +128,20 @@ def _optimizer(
 
 
 def restore_or_init(
-    checkpoints: Checkpoints, config: ConfigDict, ghn: GHN, optimizer: optax.GradientTransformation
+    checkpoints: Checkpoints,
+    config: ConfigDict,
+    ghn: GHN,
+    optimizer: optax.GradientTransformation,
+    mesh: Mesh | None = None,
 ) -> steps.TrainState:
-    """The state of the newest checkpoint, else a fresh one from config.seed.
+    """The state of the newest checkpoint, else a fresh one from config.seed, on all devices.
 
     Raises:
       UserError: the checkpoint is of a run with another config.
     """
     params = init_params(ghn.config, jax.random.key(config.seed))
-    state = _committed(steps.TrainState(jnp.zeros((), jnp.int32), params, optimizer.init(params)))
+    state = steps.TrainState(jnp.zeros((), jnp.int32), params, optimizer.init(params))
+    state = devices.replicate(mesh, state)
     if checkpoints.latest_step() is None:
         return state
     meta = checkpoints.restore_meta()
@@ -137,18 +154,12 @@ def restore_or_init(
         )
     restored, meta = checkpoints.restore({'params': state.params, 'opt_state': state.opt_state})
     step = jnp.asarray(meta['step'], jnp.int32)
-    return _committed(steps.TrainState(step, restored['params'], restored['opt_state']))
-
-
-def _committed(tree: Any) -> Any:
-    """On the first device, and said to be: what a step returns and what is restored is so, and JAX compiles
-    anew for what is not.
-    """
-    return jax.device_put(tree, jax.local_devices()[0])
+    state = steps.TrainState(step, restored['params'], restored['opt_state'])
+    return devices.replicate(mesh, state)
 
 
 class ImageStream(NamedTuple):
-    """The training images, on the device for the whole run: uint8 [n, H, H, 3], int32 [n]; mean and std
+    """The training images, on each device for the whole run: uint8 [n, H, H, 3], int32 [n]; mean and std
     [3].
     """
 
@@ -160,34 +171,52 @@ class ImageStream(NamedTuple):
 
 @functools.partial(
     jax.jit,
-    static_argnames=('program', 'ghn', 'optimizer', 'mode', 'augment', 'flip'),
+    static_argnames=('program', 'ghn', 'optimizer', 'mode', 'augment', 'flip', 'mesh'),
     donate_argnames=('state', 'workspace'),
 )
-def _step(state, networks, stream, indices, key, workspace, *, program, ghn, optimizer, mode, augment, flip):
+def _step(
+    state, networks, stream, indices, key, workspace,
+    *, program, ghn, optimizer, mode, augment, flip, mesh=None,
+):  # fmt: skip
     """`steps.train_step` on images chosen by `indices` [N], augmented and normalised on the device."""
-    k_augment, k_step = jax.random.split(jax.random.fold_in(key, state.step))
-    x = stream.images[indices]
-    if augment:
-        x = data.augment(k_augment, x, flip=flip)
-    x = data.normalize(x, stream.mean, stream.std)
-    y = stream.labels[indices]
-    return steps.train_step(program, ghn, optimizer, state, networks, x, y, workspace, k_step, mode=mode)
+    axes = devices.axes_of(mesh)
+
+    def step(state, networks, stream, indices, key, workspace):
+        k_augment, k_step = jax.random.split(jax.random.fold_in(key, state.step))
+        x = stream.images[indices]
+        if augment:
+            x = data.augment(k_augment, x, flip=flip, axis=axes and axes.images)
+        x = data.normalize(x, stream.mean, stream.std)
+        y = stream.labels[indices]
+        return steps.train_step(
+            program, ghn, optimizer, state, networks, x, y, workspace, k_step, mode=mode, axes=axes
+        )
+
+    specs = (devices.REPLICATED, devices.OVER_IMAGES, devices.REPLICATED, devices.OVER_DEVICES)
+    return devices.spread(step, mesh, specs)(state, networks, stream, indices, key, workspace)
 
 
 class Stepper:
-    """Runs training steps; holds the images and the workspace.
+    """Runs training steps; holds the images and the workspaces.
 
     The workspace is that of the last program: other families come up less often, and those of all would
     not fit together.
     """
 
     def __init__(
-        self, config: ConfigDict, ghn: GHN, optimizer: optax.GradientTransformation, dataset: data.Dataset
+        self,
+        config: ConfigDict,
+        ghn: GHN,
+        optimizer: optax.GradientTransformation,
+        dataset: data.Dataset,
+        mesh: Mesh | None = None,
     ):
-        self.config = config
-        self.stream = ImageStream(*map(jnp.asarray, (*dataset.train, dataset.mean, dataset.std)))
-        self.key = jax.random.key(config.seed)
-        self.static = {'ghn': ghn, 'optimizer': optimizer, 'mode': config.quant.mode,
+        self.config, self.mesh = config, mesh
+        stream = ImageStream(*map(jnp.asarray, (*dataset.train, dataset.mean, dataset.std)))
+        self.count = len(stream.labels)
+        key = jax.random.key(config.seed)
+        self.stream, self.key = devices.replicate(mesh, (stream, key)) if mesh else (stream, key)
+        self.static = {'ghn': ghn, 'optimizer': optimizer, 'mode': config.quant.mode, 'mesh': mesh,
                        'augment': config.train.augment, 'flip': dataset.flip}  # fmt: skip
         self.program: Program | None = None
         self.workspace: steps.Workspace | None = None
@@ -198,8 +227,11 @@ class Stepper:
         batch = self.config.train.batch_size
         if self.program is not program:
             self.program, self.workspace = program, None  # the old one goes before the new one is made
-            self.workspace = _committed(steps.make_workspace(program, batch))
-        indices = data.batch_indices(self.config.seed, step, batch, len(self.stream.labels))
+            self.workspace = devices.make_workspace(self.mesh, program, batch)
+        indices = data.batch_indices(self.config.seed, step, batch, self.count)
+        if self.mesh:
+            indices = devices.replicate(self.mesh, indices, devices.OVER_IMAGES)
+            networks = devices.place_networks(self.mesh, networks, self.config.train.meta_batch)
         state, values, self.workspace = _step(
             state, networks, self.stream, indices, self.key, self.workspace, program=program, **self.static
         )
@@ -207,10 +239,14 @@ class Stepper:
 
 
 class Preparation:
-    """Networks of the coming steps, made ready by threads (JAX leaves Python free while a step runs)."""
+    """Networks of the coming steps, made ready by threads (JAX leaves Python free while a step runs).
 
-    def __init__(self, config: ConfigDict, space: Space, policy: Policy):
+    Every process draws the same ones, and makes those of its own devices ready.
+    """
+
+    def __init__(self, config: ConfigDict, space: Space, policy: Policy, mesh: Mesh | None = None):
         self.config, self.space, self.policy = config, space, policy
+        self.own = devices.own_networks(mesh, config.train.meta_batch)
 
     @functools.cache  # noqa: B019  (one object for each run)
     def program(self, family: Family) -> Program:
@@ -218,11 +254,11 @@ class Preparation:
         return program_for(self.space, 'train', family, self.config.image_size)
 
     def step(self, step: int) -> tuple[Program, Networks]:
-        """The networks of one step."""
+        """The networks of one step that are this process's."""
         specs = draw(self.space, self.config.seed, step, self.config.train.meta_batch)
         program = self.program(family(specs[0]))
         policy = self.policy if step >= self.config.quant.start_step else Policy()
-        return program, prepare(program, specs, policy, max_nodes=self.config.program.max_nodes)[0]
+        return program, prepare(program, specs[self.own], policy, max_nodes=self.config.program.max_nodes)[0]
 
     def ahead(self, start: int, stop: int) -> Iterator[tuple[Program, Networks]]:
         """The networks of steps start .. stop - 1, in order; an error appears at its step."""
@@ -278,9 +314,19 @@ if __name__ == '__main__':
         'workdir', None, 'Directory of the run: checkpoints, metrics, TensorBoard.'
     )
 
+    _COORDINATOR = flags.DEFINE_string(
+        'coordinator', '', 'HOST:PORT of process 0, where several processes train one run; or auto.'
+    )
+    _NUM_PROCESSES = flags.DEFINE_integer('num_processes', None, 'How many, with --coordinator.')
+    _PROCESS_ID = flags.DEFINE_integer('process_id', None, 'Which of them this is, from 0.')
+    _TIMEOUT = flags.DEFINE_integer(
+        'distributed_timeout', processes.TIMEOUT, 'Seconds to wait for the other processes.'
+    )
+
     def _main() -> None:
         config = cli.read_config(_CONFIG)
         workdir = cli.check_workdir(_WORKDIR.value)
+        processes.start(_COORDINATOR.value, _NUM_PROCESSES.value, _PROCESS_ID.value, timeout=_TIMEOUT.value)
         runs.enable_compilation_cache()
         train(config, workdir)
 

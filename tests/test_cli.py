@@ -1,5 +1,6 @@
 """Bad input is one line on stderr and exit code 2, for every command alike."""
 
+import json
 import os
 import pathlib
 import subprocess
@@ -150,7 +151,16 @@ def test_impossible_values_name_the_key(override, message):
         config.check(load_config(ROOT / 'configs/test.py', f'--config.{override}'))
 
 
-def test_a_config_of_another_version_is_refused_by_the_keys_that_differ():
+def test_a_config_older_than_a_key_has_its_default():
+    c = load_config(ROOT / 'configs/quickstart.py')
+    older = json.loads(config.to_json(c))
+    del older['devices'], older['train']['clip_norm']
+    back = config.from_json(json.dumps(older))
+    assert back.devices == config.default().devices and back.train.clip_norm == 5.0
+    assert back.train.meta_batch == c.train.meta_batch and back.is_locked
+
+
+def test_a_config_of_another_version_is_refused_by_the_keys_it_has_beyond_ours():
     text = config.to_json(config.default())
     with pytest.raises(UserError, match=r'train.stepz.*train again'):
         config.from_json(text.replace('"steps"', '"stepz"'))

@@ -24,6 +24,7 @@ import jax.numpy as jnp
 import optax
 from jax import Array, lax
 
+from ghn_jax import axes
 from ghn_jax.cnn import head, ops
 from ghn_jax.cnn.lowering import BLOCK
 from ghn_jax.cnn.program import (
@@ -65,12 +66,14 @@ class Quantizer(NamedTuple):
     """How an instruction quantizes its inputs. scale: of the levels of relu(x), over its group's joint range.
 
     bits: int32 [2], of what the instruction reads and of what lies between its convolutions. key: for noise.
+    axis: the mesh axis that the images are spread over, for what a batch has in common.
     """
 
     mode: str
     scale: Array
     bits: Array
     key: Array | None
+    axis: str | None
 
     def rectified(self, x: Array) -> Array:
         """Fake-quantizes relu(x), relu'd already, by the joint range [0, max] of its group."""
@@ -86,7 +89,7 @@ class Quantizer(NamedTuple):
         if self.mode == 'float':
             return x
         key = jax.random.fold_in(self.key, which) if self.mode == 'noise' else None
-        return fake_quantize(x, *min_max(x), self.bits[which], mode=self.mode, key=key)
+        return fake_quantize(x, *min_max(x, across=self.axis), self.bits[which], mode=self.mode, key=key)
 
 
 @jax.custom_vjp
@@ -149,23 +152,28 @@ def loss_and_gradients(
     mode: str = 'float',
     key: Array | None = None,
     dropout: float = 0.0,
+    axis: str | None = None,
 ) -> tuple[Array, Array, Array, Workspace]:
     """(mean cross-entropy [] in nats, logits [N, L], gradient [F] of the loss to `weights`, workspace).
 
     Gradient elements outside the network's pieces are arbitrary. `dropout`: rate after the hidden layer of
-    two-layer heads; needs `key`. For the other arguments see `forward`.
+    two-layer heads; needs `key`. axis: a mesh axis whose devices run this network together, each on its part
+    of the batch: loss and gradient are then this device's shares, whose sums are the batch's. For the other
+    arguments see `forward`.
     """
-    values, max_of = _run(program, weights, tables, bits, images, workspace.values, mode, key)
+    noise = axes.own_key(key, axis)
+    values, max_of = _run(program, weights, tables, bits, images, workspace.values, mode, noise, axis)
     gradients, g_weights = dict(workspace.gradients), workspace.weights
 
     features, to_slots = head.features_vjp(program, tables.head, values)
     logits, residuals = head.logits(
-        program, weights, tables.head, bits.head, features, mode=mode, key=key, dropout=dropout
+        program, weights, tables.head, bits.head, features, mode=mode, key=key, dropout=dropout, axis=axis
     )
-    loss, g_logits = jax.value_and_grad(_cross_entropy)(logits, labels)
+    loss, g_logits = jax.value_and_grad(_cross_entropy)(logits, labels, axis)
     g_features, g_weights = head.logits_backward(
-        program, weights, tables.head, bits.head, residuals, g_logits, g_weights, mode=mode, key=key
-    )
+        program, weights, tables.head, bits.head, residuals, g_logits, g_weights, mode=mode, key=key,
+        axis=axis,
+    )  # fmt: skip
     gradients = to_slots(g_features, gradients)
 
     for k in reversed(range(len(program.segments))):
@@ -183,13 +191,15 @@ def loss_and_gradients(
             gradients,
             g_weights,
             mode,
-            key,
+            noise,
+            axis,
         )
     return loss, logits, g_weights, Workspace(values, gradients, g_weights)
 
 
-def _cross_entropy(logits: Array, labels: Array) -> Array:
-    return jnp.mean(optax.softmax_cross_entropy_with_integer_labels(logits, labels))
+def _cross_entropy(logits: Array, labels: Array, axis: str | None) -> Array:
+    loss = jnp.mean(optax.softmax_cross_entropy_with_integer_labels(logits, labels))
+    return loss if axis is None else loss / axes.size(axis)
 
 
 def _padding_groups(segment: Segment) -> list[tuple[int, list[int]]]:
@@ -245,7 +255,7 @@ def _apply(op: tuple, w: list[Array], x: Array, q: Quantizer, has_norm: Array, o
         case ('position',):
             return x + w[0]
         case ('norm',):
-            return ops.batch_norm(x, w[0], w[1], has_norm)
+            return ops.batch_norm(x, w[0], w[1], has_norm, q.axis)
         case ('max', stride):
             return ops.max_pool(x, stride)
         case ('avg', stride):
@@ -260,15 +270,16 @@ def _apply(op: tuple, w: list[Array], x: Array, q: Quantizer, has_norm: Array, o
     raise AssertionError(f'no such op: {op}')
 
 
-def _quantizer(program, mode, key, max_of_src, row, bits, r) -> Quantizer:
+def _quantizer(program, mode, key, axis, max_of_src, row, bits, r) -> Quantizer:
     """For row r. The key is derived from r, so that the backward pass draws the same noise."""
     if mode == 'float':
-        return Quantizer(mode, jnp.zeros((), max_of_src.dtype), bits, None)
+        return Quantizer(mode, jnp.zeros((), max_of_src.dtype), bits, None, axis)
     parts = lax.dynamic_slice(max_of_src, (row[GROUP],), (program.capacity.parts,))
     used = jnp.arange(program.capacity.parts) < row[PARTS]
     scale, _, _ = grid(0, jnp.max(jnp.where(used, parts, 0), initial=0), bits[0], max_of_src.dtype)
     scale = jnp.where(scale > 0, scale, 1)  # of nothing but zeros: they stay zeros on any grid
-    return Quantizer(mode, scale, bits, jax.random.fold_in(key, r) if mode == 'noise' else None)
+    key = jax.random.fold_in(key, r) if mode == 'noise' else None
+    return Quantizer(mode, scale, bits, key, axis)
 
 
 def _slot(tape: Array, index: Array) -> Array:
@@ -287,7 +298,7 @@ def _add_to_slot(tape: Array, value: Array, index: Array, keep: Array) -> Array:
 # ---- all ops
 
 
-def _run(program, flat, tables, bits, images, values, mode, key):
+def _run(program, flat, tables, bits, images, values, mode, key, axis=None):
     """Fills the value tapes. Returns them with the maximum of every slot, class -> [S]."""
     values = dict(values)
     values[program.image_class] = images[None]
@@ -304,7 +315,7 @@ def _run(program, flat, tables, bits, images, values, mode, key):
                 x, w = lax.optimization_barrier(
                     (_slot(tape, row[SRC]), _weights(op, segment, flat, row[WEIGHTS]))
                 )
-                return _apply(op, w, x, Quantizer(mode, scale, bits, key), has_norm, shape)
+                return _apply(op, w, x, Quantizer(mode, scale, bits, key, axis), has_norm, shape)
 
             return run
 
@@ -314,7 +325,7 @@ def _run(program, flat, tables, bits, images, values, mode, key):
             tape, maxima = carry
             row = tables.rows[r]
             q = _quantizer(
-                program, mode, key, maxima if src == dst else max_of[src], row, bits.activations[r], r
+                program, mode, key, axis, maxima if src == dst else max_of[src], row, bits.activations[r], r
             )
             y = lax.switch(
                 row[OP], branches, tape if src == dst else values[src], row, flat, q.scale, q.bits, q.key
@@ -324,7 +335,7 @@ def _run(program, flat, tables, bits, images, values, mode, key):
             add = lambda tape, y: _slot(tape, row[DST]) + y
             y = lax.cond(row[ACCUMULATE] > 0, add, lambda tape, y: y, tape, y)
             if mode != 'float':
-                maxima = maxima.at[row[DST]].set(jnp.max(y))
+                maxima = maxima.at[row[DST]].set(axes.largest(jnp.max(y), axis))
             return _set_slot(tape, y, row[DST]), maxima
 
         values[dst], max_of[dst] = lax.fori_loop(
@@ -335,7 +346,7 @@ def _run(program, flat, tables, bits, images, values, mode, key):
 
 
 def _run_backward(
-    program, k, segment, flat, tables, bits, images, values, max_of, gradients, g_flat, mode, key
+    program, k, segment, flat, tables, bits, images, values, max_of, gradients, g_flat, mode, key, axis
 ):
     """Walks one segment in reverse; returns gradient tapes and the gradient of the weight buffer."""
     src, dst = segment.src, segment.dst
@@ -347,7 +358,7 @@ def _run_backward(
         def run(tape, row, flat, scale, bits, key, g):
             w = _weights(op, segment, flat, row[WEIGHTS])
             x, w, g = lax.optimization_barrier((_slot(tape, row[SRC]), w, g))
-            q = Quantizer(mode, scale, bits, key)
+            q = Quantizer(mode, scale, bits, key, axis)
             _, pull = jax.vjp(lambda w, x: _apply(op, w, x, q, has_norm, g.shape), w, x)
             g_w, g_x = pull(g)
             parts = [jnp.pad(p.ravel(), (0, block_floats(p.shape) - p.size)) for p in g_w]
@@ -362,7 +373,7 @@ def _run_backward(
         """Instruction r, with branch number `which`; weight gradients are padded to `padded` floats."""
         g_dst, g_src, g_flat = carry
         row = tables.rows[r]
-        q = _quantizer(program, mode, key, max_of[src], row, bits.activations[r], r)
+        q = _quantizer(program, mode, key, axis, max_of[src], row, bits.activations[r], r)
         g = lax.optimization_barrier(_slot(g_dst, row[DST]))
         g_w, g_x = lax.optimization_barrier(
             lax.switch(which, branches, src_tape, row, flat, q.scale, q.bits, q.key, g)

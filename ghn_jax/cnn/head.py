@@ -13,6 +13,7 @@ import jax
 import jax.numpy as jnp
 from jax import Array, lax
 
+from ghn_jax import axes
 from ghn_jax.cnn import ops
 from ghn_jax.cnn.lowering import BLOCK
 from ghn_jax.cnn.program import Class, HeadTable, Program
@@ -131,12 +132,12 @@ def _bias(flat: Array, block: Array, cols: int) -> Array:
     return lax.dynamic_slice(flat, (block * BLOCK,), (cols,))
 
 
-def _quantize(x, bits, mode, key, which):
+def _quantize(x, bits, mode, key, which, axis):
     """By the tensor's own range; the zeros beyond its features do not widen it, as it includes 0."""
     if mode == 'float':
         return x
-    key = None if key is None else jax.random.fold_in(key, _KEYS + which)
-    return fake_quantize(x, *min_max(x), bits, mode=mode, key=key)
+    key = None if key is None else axes.own_key(jax.random.fold_in(key, _KEYS + which), axis)
+    return fake_quantize(x, *min_max(x, across=axis), bits, mode=mode, key=key)
 
 
 def _hidden_size(program: Program) -> int:
@@ -147,13 +148,13 @@ def _activate(residuals: Residuals) -> Array:
     return ops.relu(residuals.hidden) * residuals.mask
 
 
-def _final_input(program, table, bits, residuals: Residuals, mode, key) -> Array:
+def _final_input(program, table, bits, residuals: Residuals, mode, key, axis) -> Array:
     """What enters the last linear layer, [N, max(D, D')]: hidden activations or the features themselves."""
     width = max(program.features, _hidden_size(program))
     widen = lambda x: jnp.pad(x, ((0, 0), (0, width - x.shape[1])))
-    hidden = _quantize(_activate(residuals), bits[1], mode, key, 1)
+    hidden = _quantize(_activate(residuals), bits[1], mode, key, 1, axis)
     return jnp.where(
-        table.two_layers > 0, widen(hidden), widen(_quantize(residuals.features, bits[0], mode, key, 0))
+        table.two_layers > 0, widen(hidden), widen(_quantize(residuals.features, bits[0], mode, key, 0, axis))
     )
 
 
@@ -167,10 +168,14 @@ def logits(
     mode: str,
     key: Array | None,
     dropout: float = 0.0,
+    axis: str | None = None,
 ) -> tuple[Array, Residuals]:
-    """Logits [N, L], and residuals. bits: int32 [2], of the inputs of the first and of the second layer."""
+    """Logits [N, L], and residuals. bits: int32 [2], of the inputs of the first and of the second layer.
+
+    axis: as for `executor.loss_and_gradients`.
+    """
     n, width = features.shape[0], _hidden_size(program)
-    x = _quantize(features, bits[0], mode, key, 0)
+    x = _quantize(features, bits[0], mode, key, 0, axis)
 
     def column(c, hidden):
         weights = table.hidden_weights + c * table.hidden_rows * BLOCK
@@ -180,10 +185,11 @@ def logits(
     hidden = lax.fori_loop(0, table.hidden_cols, column, jnp.zeros((n, width), features.dtype))
     mask = jnp.ones((n, width), features.dtype)
     if dropout:
-        keep = jax.random.bernoulli(jax.random.fold_in(key, _KEYS + 2), 1 - dropout, (n, width))
-        mask = keep.astype(features.dtype) / (1 - dropout)
+        shape = (n * axes.size(axis), width)  # of the whole batch
+        keep = jax.random.bernoulli(jax.random.fold_in(key, _KEYS + 2), 1 - dropout, shape)
+        mask = axes.own_rows(keep, axis).astype(features.dtype) / (1 - dropout)
     residuals = Residuals(features, hidden, mask)
-    x = _final_input(program, table, bits, residuals, mode, key)
+    x = _final_input(program, table, bits, residuals, mode, key, axis)
     cols = program.class_columns
     out = _linear(x, flat, table.final_weights, table.final_rows, cols) + _bias(flat, table.final_bias, cols)
     return out[:, : program.num_classes], residuals
@@ -200,18 +206,19 @@ def logits_backward(
     *,
     mode: str,
     key: Array | None,
+    axis: str | None = None,
 ) -> tuple[Array, Array]:
     """(gradient to the features [N, D], g_flat with the head's weights set) from g [N, L]."""
     cols = program.class_columns
     g = jnp.pad(g, ((0, 0), (0, cols - g.shape[1])))
-    x, to_residuals = jax.vjp(lambda r: _final_input(program, table, bits, r, mode, key), residuals)
+    x, to_residuals = jax.vjp(lambda r: _final_input(program, table, bits, r, mode, key, axis), residuals)
     g_flat = lax.dynamic_update_slice(g_flat, jnp.sum(g, 0), (table.final_bias * BLOCK,))
     g_x, g_flat = _linear_backward(
         x, flat, table.final_weights, table.final_rows, cols, g, jnp.zeros_like(x), g_flat
     )
     (g_residuals,) = to_residuals(g_x)
 
-    quantize = lambda x: _quantize(x, bits[0], mode, key, 0)
+    quantize = lambda x: _quantize(x, bits[0], mode, key, 0, axis)
     x, to_features = jax.vjp(quantize, residuals.features)
 
     def column(c, carry):

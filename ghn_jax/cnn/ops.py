@@ -21,6 +21,8 @@ import jax.numpy as jnp
 import numpy as np
 from jax import Array, lax
 
+from ghn_jax import axes
+
 _NHWC = ('NHWC', 'HWIO', 'NHWC')
 BATCH_NORM_EPSILON = 1e-5
 LAYER_NORM_EPSILON = 1e-5
@@ -191,31 +193,33 @@ def depthwise_conv(x: Array, w: Array, stride: int = 1, dilation: int = 1) -> Ar
 # ---- batch normalisation
 
 
-def _batch_norm(x, scale, shift, on):
-    mean = jnp.mean(x, (0, 1, 2)) * on
+def _batch_norm(x, scale, shift, on, axis):
+    mean = axes.mean(jnp.mean(x, (0, 1, 2)), axis) * on
     centred = x - mean
-    variance = jnp.mean(centred * centred, (0, 1, 2))  # two passes: one pass cancels
+    variance = axes.mean(jnp.mean(centred * centred, (0, 1, 2)), axis)  # two passes: one pass cancels
     inverse = jnp.where(on > 0, lax.rsqrt(variance + BATCH_NORM_EPSILON), 1)
     return centred * (inverse * scale) + shift, (x, mean, inverse, scale, on)
 
 
-@jax.custom_vjp
-def batch_norm(x: Array, scale: Array, shift: Array, on: Array) -> Array:
+@functools.partial(jax.custom_vjp, nondiff_argnums=(4,))
+def batch_norm(x: Array, scale: Array, shift: Array, on: Array, axis: str | None = None) -> Array:
     """BatchNorm with the statistics of this batch (biased variance); x * scale + shift where `on` is 0.
 
     x [N,H,W,C]; scale, shift [C]; on [] is 1.0 or 0.0 at run time, so that one program serves networks
-    with and without normalisation. arXiv 1502.03167, Algorithm 1.
+    with and without normalisation. axis: a mesh axis whose devices each hold some of the batch's images; the
+    gradients of scale and shift are then those through these images. arXiv 1502.03167, Algorithm 1.
     """
-    return _batch_norm(x, scale, shift, on)[0]
+    return _batch_norm(x, scale, shift, on, axis)[0]
 
 
-def _batch_norm_backward(residuals, g):
+def _batch_norm_backward(axis, residuals, g):
     x, mean, inverse, scale, on = residuals
-    count = x.size // x.shape[-1]
+    count = x.size // x.shape[-1] * axes.size(axis)
     normal = (x - mean) * inverse
     g_shift = jnp.sum(g, (0, 1, 2))
     g_scale = jnp.sum(g * normal, (0, 1, 2))
-    gx = (scale * inverse) * (g - (on / count) * (g_shift + normal * g_scale))
+    all_shift, all_scale = axes.total((g_shift, g_scale), axis)
+    gx = (scale * inverse) * (g - (on / count) * (all_shift + normal * all_scale))
     return gx, g_scale, g_shift, jnp.zeros_like(on)
 
 

@@ -8,11 +8,20 @@ from collections.abc import Sequence
 import jax
 import jax.numpy as jnp
 
+from ghn_jax import axes
 
-def min_max(x: jax.Array, axis: int | Sequence[int] | None = None) -> tuple[jax.Array, jax.Array]:
+
+def min_max(
+    x: jax.Array, axis: int | Sequence[int] | None = None, *, across: str | None = None
+) -> tuple[jax.Array, jax.Array]:
     """(min(0, min x), max(0, max x)) over `axis` (default: the whole tensor), in the dtype of x.
 
-    No gradient flows through a range. An empty tensor has the range (0, 0).
+    No gradient flows through a range. An empty tensor has the range (0, 0). across: a mesh axis whose devices
+    each hold a part of the tensor (`ghn_jax.axes`).
     """
     x = jax.lax.stop_gradient(x)
-    return jnp.min(x, axis=axis, initial=0.0), jnp.max(x, axis=axis, initial=0.0)
+    lo, hi = jnp.min(x, axis=axis, initial=0.0), jnp.max(x, axis=axis, initial=0.0)
+    if across is None:
+        return lo, hi
+    minus_lo, hi = axes.largest(jnp.stack([-lo, hi]), across)
+    return -minus_lo, hi

@@ -1,0 +1,124 @@
+# What gpu.sh, tpu_vm.sh and tpu_pod.sh share: arguments, errors, and commands that --dry_run prints. Source it.
+
+config='' workdir='' dry_run='' overrides=()
+
+fail() {
+    echo "error: $*" >&2
+    exit 2
+}
+
+# Runs a command, or prints it so that it can be pasted into a shell.
+run() {
+    if [ -n "$dry_run" ]; then
+        printf '%q ' "$@"
+        echo
+    else
+        "$@"
+    fi
+}
+
+# An argument that all the scripts know; $2 is the script, whose first comment is its help.
+common_argument() {
+    case "$1" in
+        --config=*) config="${1#*=}" ;;
+        --workdir=*) workdir="${1#*=}" ;;
+        --config.*=*) overrides+=("$1") ;;
+        --dry_run) dry_run=1 ;;
+        -h | --help) sed -n '2,/^set /{/^set /d;s/^# \{0,1\}//p;}' "$2"; exit 0 ;;
+        *) fail "unexpected argument '$1': flags are written --name=value; see --help" ;;
+    esac
+}
+
+# The named variables must have values.
+required() {
+    local name
+    for name in "$@"; do
+        [ -n "${!name}" ] || fail "--$name is missing; see --help"
+    done
+    [ -f "$(dirname "${BASH_SOURCE[0]}")/../$config" ] || [ -f "$config" ] ||
+        fail "--config=$config: there is no such file: give one, as in --config=configs/ghn_qat_cifar10.py"
+}
+
+# ---- Cloud TPUs, with gcloud
+
+name='' zone='' project='' type='' runtime='' spot='' queued='' keep=''
+GCLOUD=${GCLOUD:-gcloud}
+
+tpu_argument() {
+    case "$1" in
+        --name=*) name="${1#*=}" ;;
+        --zone=*) zone="${1#*=}" ;;
+        --project=*) project="${1#*=}" ;;
+        --type=*) type="${1#*=}" ;;
+        --runtime=*) runtime="${1#*=}" ;;
+        --spot) spot=1 ;;
+        --queued) queued=1 ;;
+        --keep) keep=1 ;;
+        *) common_argument "$@" ;;
+    esac
+}
+
+tpu_check() {
+    required name zone type config workdir
+    [[ "$name" =~ ^[a-z]([-a-z0-9]*[a-z0-9])?$ ]] ||
+        fail "--name=$name: expected lower-case letters, digits and dashes, as in --name=ghn"
+    [[ "$zone" =~ ^[a-z]+-[a-z]+[0-9]+-[a-z]$ ]] || fail "--zone=$zone: expected a zone, as in --zone=us-central2-b"
+    [[ "$type" =~ ^v[0-9]+[a-z]*-[0-9]+$ ]] || fail "--type=$type: expected a type of TPU, as in --type=$1"
+    # What is on a TPU machine goes when it does.
+    [[ "$workdir" == /* ]] ||
+        fail "--workdir=$workdir: expected an absolute path on the TPU's machines, of a mounted disk or bucket that" \
+            'outlives them (gs://BUCKET itself is not read: mount it)'
+    runtime="${runtime:-tpu-ubuntu2204-base}"
+    [ -n "$dry_run" ] || command -v "$GCLOUD" >/dev/null ||
+        fail "$GCLOUD is not there: install the Google Cloud CLI, or set GCLOUD to its path"
+    where=(--zone="$zone" ${project:+--project="$project"})
+}
+
+# A queued resource waits until there are TPUs; without --queued the request fails where there are none.
+tpu_create() {
+    if [ -n "$queued" ]; then
+        run "$GCLOUD" compute tpus queued-resources create "$name" --node-id="$name" "${where[@]}" \
+            --accelerator-type="$type" --runtime-version="$runtime" ${spot:+--spot}
+        if [ -z "$dry_run" ]; then
+            until [ "$("$GCLOUD" compute tpus queued-resources describe "$name" "${where[@]}" \
+                --format='value(state.state)')" = ACTIVE ]; do
+                echo "waiting for $type in $zone"
+                sleep 60
+            done
+        fi
+    else
+        run "$GCLOUD" compute tpus tpu-vm create "$name" "${where[@]}" --accelerator-type="$type" \
+            --version="$runtime" ${spot:+--spot}
+    fi
+}
+
+tpu_ssh() {
+    run "$GCLOUD" compute tpus tpu-vm ssh "$name" "${where[@]}" --worker=all --command="$1"
+}
+
+# The working tree without its environment and runs, into ~/ghn_jax on every machine, and the environment there.
+tpu_setup() {
+    local archive="${TMPDIR:-/tmp}/ghn_jax-$name.tar.gz"
+    run tar -czf "$archive" --exclude=./.venv --exclude=./.git --exclude=./runs \
+        -C "$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)" .
+    run "$GCLOUD" compute tpus tpu-vm scp "$archive" "$name:ghn_jax.tar.gz" "${where[@]}" --worker=all
+    tpu_ssh 'mkdir -p ghn_jax && tar -xzf ghn_jax.tar.gz -C ghn_jax && cd ghn_jax &&
+set -euo pipefail && source launch/environment.sh && environment tpu'
+}
+
+# The same command on every machine. $@: more flags.
+tpu_train() {
+    local command
+    printf -v command '%q ' .venv/bin/python -m ghn_jax.train --config="$config" --workdir="$workdir" "$@" \
+        ${overrides[@]+"${overrides[@]}"}
+    tpu_ssh "cd ghn_jax && $command"
+}
+
+tpu_delete() {
+    [ -z "$keep" ] || return 0
+    if [ -n "$queued" ]; then
+        run "$GCLOUD" compute tpus queued-resources delete "$name" "${where[@]}" --force --quiet
+    else
+        run "$GCLOUD" compute tpus tpu-vm delete "$name" "${where[@]}" --quiet
+    fi
+}

@@ -1,0 +1,157 @@
+"""What `test_devices` checks on simulated devices, in a process of its own: they are made when JAX starts.
+
+XLA_FLAGS=--xla_force_host_platform_device_count=8 python -m tests.device_checks FOLDER [all]
+writes FOLDER/results.json; with `all`, of the cases that are left out without it for their time.
+"""
+
+import functools
+import json
+import pathlib
+import sys
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+
+from ghn_jax import devices, steps, train
+from ghn_jax.batches import draw, prepare
+from ghn_jax.cnn.coverage import Family, program_for
+from ghn_jax.errors import UserError
+from ghn_jax.hypernet.ghn import init_params
+from ghn_jax.metrics import read_jsonl
+from ghn_jax.quant import Policy
+from ghn_jax.scaling import collectives
+from tests.small_run import small_config
+from tests.test_steps import (
+    CONFIG,
+    GHN_,
+    NODES,
+    SIZE,
+    TINY,
+    data,
+    double,
+    gradient_errors,
+    in_float64,
+)
+
+DEVICES = NETWORKS = IMAGES = 8
+MESHES = ((8, 1), (4, 2), (1, 2))
+# Not both quantized: a value that lies on the border of two levels goes either way with the last bit.
+CASES = {
+    'float': ('float', Policy()),
+    'activations': ('qat', Policy(32, 4)),
+    'weights': ('qat', Policy(4, 32)),
+}
+# Every collective there is, and the mesh without those of images.
+FEW = [('float', mesh) for mesh in MESHES] + [('activations', (4, 2)), ('weights', (4, 2))]
+REST = [(case, mesh) for case in CASES for mesh in MESHES if (case, mesh) not in FEW]
+# Its state is the gradient.
+KEEP = optax.GradientTransformation(
+    lambda params: jax.tree.map(jnp.zeros_like, params),
+    lambda gradients, state, params=None: (jax.tree.map(jnp.zeros_like, gradients), gradients),
+)
+
+
+def gradients(chosen):
+    """'case mesh' -> largest relative error of a gradient, metrics beside one device's, collectives."""
+    program = program_for(TINY, 'train', Family(16), SIZE)
+    specs, (images, labels) = draw(TINY, 0, 0, NETWORKS), data(n=IMAGES)
+    params = double(init_params(CONFIG, jax.random.key(0)))
+
+    def inputs(mesh, policy):
+        networks, _ = prepare(program, specs, policy, max_nodes=NODES)
+        state = steps.TrainState(jnp.int32(0), params, KEEP.init(params))
+        workspace = devices.make_workspace(mesh, program, IMAGES)
+        return (
+            devices.replicate(mesh, state),
+            devices.place_networks(mesh, in_float64(program, networks, specs), NETWORKS),
+            *devices.replicate(mesh, (images, labels), devices.OVER_IMAGES),
+            jax.tree.map(lambda x: x.astype(jnp.float64), workspace),
+            devices.replicate(mesh, jax.random.key(3)),
+        )
+
+    @functools.cache
+    def compiled(mode, mesh):
+        # With dropout: its masks, too, must be one device's.
+        axes = devices.axes_of(mesh)
+        step = functools.partial(steps.train_step, program, GHN_, KEEP, mode=mode, axes=axes)
+        layout = (devices.OVER_IMAGES, devices.OVER_IMAGES, devices.OVER_DEVICES, devices.REPLICATED)
+        return jax.jit(devices.spread(step, mesh, layout)).lower(*inputs(mesh, Policy())).compile()
+
+    def run(case, shape):
+        mode, policy = CASES[case]
+        mesh = devices.mesh_of(jax.devices()[: shape[0] * shape[1]], shape[1])
+        step = compiled(mode, mesh)
+        state, metrics, _ = step(*inputs(mesh, policy))
+        return jax.device_get((state.opt_state, metrics)), step.as_text()
+
+    alone = functools.cache(lambda case: run(case, (1, 1)))
+
+    out = {}
+    for case, shape in chosen:
+        (expected, expected_metrics), _ = alone(case)
+        (found, metrics), text = run(case, shape)
+        out[f'{case} {shape}'] = {
+            'error': max(gradient_errors(found, expected).values()),
+            'metrics': {k: [float(v), float(expected_metrics[k])] for k, v in metrics.items()},
+            'collectives': collectives(text),
+            'parameters': sum(x.size for x in jax.tree.leaves(params)),
+        }
+    return out
+
+
+def training(folder):
+    """Losses of the same run on 1 device and on 2, in every mesh."""
+    out = {}
+    for name, count, images in (('one', 1, 1), ('networks', 2, 1), ('images', 2, 2)):
+        config = small_config(mode='float')
+        config.train.steps, config.train.meta_batch, config.eval.every_steps = 3, 2, 0
+        config.devices.per_process, config.devices.images = count, images
+        before = train._step._cache_size()
+        train.train(config, folder / name, stop_at=1 if name == 'networks' else None)
+        if name == 'networks':  # goes on from a checkpoint that one device could have written
+            train.train(config, folder / name)
+        records = read_jsonl(folder / name / 'metrics.jsonl')
+        out[name] = {
+            'losses': [r['train/loss'] for r in records],
+            'norms': [r['train/gradient_norm'] for r in records],
+            'compiled': train._step._cache_size() - before,
+        }
+    config.devices.per_process, config.devices.images, config.train.steps = 1, 1, 3
+    out['finished step'] = int(train.train(config, folder / 'images').step)  # on other devices
+    return out
+
+
+def refusals():
+    """The errors for devices that do not divide the work."""
+    out = []
+    for key, value, images in (
+        ('train.meta_batch', 12, 1),
+        ('train.batch_size', 5, 2),
+        ('devices.images', 3, 3),
+        ('devices.per_process', 9, 1),
+    ):
+        config = small_config()
+        config.train.meta_batch, config.train.batch_size = 8, 8
+        config.devices.per_process, config.devices.images = 0, images
+        config.update_from_flattened_dict({key: value})
+        try:
+            devices.make_mesh(config)
+            out.append([key, ''])
+        except UserError as e:
+            out.append([key, str(e)])
+    return out
+
+
+def main(folder: pathlib.Path, everything: bool) -> None:
+    results = {'devices': len(jax.devices())}
+    if not everything:
+        results |= {'refusals': refusals(), 'training': training(folder)}
+    with jax.enable_x64(True):
+        results['gradients'] = gradients(REST if everything else FEW)
+    (folder / 'results.json').write_text(json.dumps(results, default=np.ndarray.tolist))
+
+
+if __name__ == '__main__':
+    main(pathlib.Path(sys.argv[1]), sys.argv[2:] == ['all'])
