@@ -5,11 +5,12 @@ python -m ghn_jax.benchmark --archs=nets.json --what=predict,train,evaluate --mo
 python -m ghn_jax.benchmark --what=compile --config=configs/ghn_qat_cifar10.py --split=train --widths=32
 python -m ghn_jax.benchmark --what=cells --cells=4,12,20,28,36 --width=16 --mode=float --plot=FILE.png
 python -m ghn_jax.benchmark --what=profile --config=configs/ghn_qat_cifar10.py --mode=float,qat
+python -m ghn_jax.benchmark --what=scaling
 python -m ghn_jax.benchmark --compare=before.json,after.json --plot=FILE.png
 
 `predict`, `train` and `evaluate` time networks of an architecture file; `compile` and `profile` are about the
-run of a config, with its meta-batch, batch and space; `cells` builds networks of its own. Compiled programs
-come from the persistent cache where it has them; GHN_JAX_CACHE= (empty) compiles all anew.
+run of a config, with its meta-batch, batch and space; `cells` and `scaling` have networks of their own.
+Compiled programs come from the persistent cache where it has them; GHN_JAX_CACHE= (empty) compiles all anew.
 
 Times are wall clock, of the steps that training and evaluation really run, host work that is not hidden
 included. `probe` is a 2048 x 2048 float32 numpy product (median of 12): divide by it to compare machines, or
@@ -28,7 +29,7 @@ from ghn_jax import cli, results, runs
 from ghn_jax.errors import UserError
 from ghn_jax.networks.spaces import SPLITS, make_space
 from ghn_jax.networks.spec import load_networks
-from ghn_jax.speed import cells, clock, comparison, picture, profile, programs, tasks
+from ghn_jax.speed import cells, clock, comparison, picture, profile, programs, scaling, tasks
 from ghn_jax.speed.options import MODES, Options, Row, config_of
 
 WHAT: Mapping[str, Callable[[Options], list[Row]]] = {
@@ -39,6 +40,7 @@ WHAT: Mapping[str, Callable[[Options], list[Row]]] = {
     'compile': programs.measure,
     'cells': cells.measure,
     'profile': profile.measure,
+    'scaling': scaling.measure,
 }
 DEFAULT = ('predict', 'train', 'evaluate')
 
@@ -89,6 +91,8 @@ _COLUMNS = {  # of the tables; other rows are shown with all they have
         'workspace_bytes', 'used_bytes', 'temp_bytes', 'compile_s',
     ),
     'profile': ('what', 'mode', 'part', 'networks', 'step_ms', 'share_percent'),
+    'scaling': ('what', 'devices', 'networks', 'step_s', 'cpu_s_per_network', 'all_reduces', 'bytes'),
+    'expected': ('what', 'link', 'times_faster', 'step_s', 'chips', 'all_reduce_s', 'efficiency'),
 }  # fmt: skip
 
 

@@ -13,6 +13,7 @@ from ghn_jax.errors import UserError
 
 QUANT_MODES = ('float', 'qat', 'noise')
 SCHEDULES = ('step', 'cosine', 'constant')
+DTYPES = ('float32', 'bfloat16')
 
 
 def default() -> ConfigDict:
@@ -60,6 +61,9 @@ def default() -> ConfigDict:
     c.train.clip_norm = 5.0  # of the global gradient norm
     c.train.schedule = 'step'  # step (x0.1 at 2/3 and 5/6 of the steps, as GHN-2) | cosine (to 0) | constant
     c.train.warmup_steps = 0  # linear, from 0
+    c.train.dtype = (
+        'float32'  # of the networks' values and their gradients; bfloat16: half the memory traffic
+    )
     c.train.augment = True  # crop from 4 pixels of padding; flip where the data set allows it
 
     c.log_every_steps = 100
@@ -101,6 +105,7 @@ def check(config: ConfigDict) -> ConfigDict:
         raise UserError(f'--config.space.cells={cells!r}: expected (fewest, most)')
     _one_of(config, 'quant.mode', QUANT_MODES)
     _one_of(config, 'train.schedule', SCHEDULES)
+    _one_of(config, 'train.dtype', DTYPES)
     for key in ('train.meta_batch', 'train.batch_size', 'log_every_steps', 'save_every_steps', 'image_size',
                 'devices.images'):  # fmt: skip
         _at_least(config, key, 1)

@@ -153,12 +153,17 @@ def local(tree: Any) -> Any:
     return jax.tree.map(lambda x: x.addressable_data(0), tree)
 
 
-def make_workspace(mesh: Mesh | None, program: Program, batch: int) -> steps.Workspace:
-    """Workspaces for batches of `batch` images, one for each device: leading axes are D times as long."""
+def make_workspace(
+    mesh: Mesh | None, program: Program, batch: int, dtype: Any = jax.numpy.float32
+) -> steps.Workspace:
+    """Workspaces for batches of `batch` images, one for each device: leading axes are D times as long.
+
+    dtype: of the networks' values, see `executor`.
+    """
     if mesh is None:
-        return replicate(mesh, steps.make_workspace(program, batch))
+        return replicate(mesh, steps.make_workspace(program, batch, dtype))
     part = batch // mesh.shape['images']
-    shapes = jax.eval_shape(lambda: steps.make_workspace(program, part))
+    shapes = jax.eval_shape(lambda: steps.make_workspace(program, part, dtype))
     zeros = lambda: jax.tree.map(
         lambda x: jax.numpy.zeros((x.shape[0] * mesh.size, *x.shape[1:]), x.dtype), shapes
     )

@@ -49,12 +49,12 @@ class Workspace(NamedTuple):
     quantized: Array  # [F]
 
 
-def make_workspace(program: Program, batch: int, *, train: bool = True) -> Workspace:
-    """Workspace for batches of `batch` images."""
+def make_workspace(program: Program, batch: int, dtype=jnp.float32, *, train: bool = True) -> Workspace:
+    """Workspace for batches of `batch` images. dtype: of the networks' values, see `executor`."""
     floats = program.capacity.blocks * BLOCK
     # Two arrays, not one twice: both are donated.
     return Workspace(
-        executor.make_workspace(program, batch, train=train), jnp.zeros(floats), jnp.zeros(floats)
+        executor.make_workspace(program, batch, dtype, train=train), jnp.zeros(floats), jnp.zeros(floats)
     )
 
 

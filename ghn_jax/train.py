@@ -227,7 +227,8 @@ class Stepper:
         batch = self.config.train.batch_size
         if self.program is not program:
             self.program, self.workspace = program, None  # the old one goes before the new one is made
-            self.workspace = devices.make_workspace(self.mesh, program, batch)
+            dtype = self.config.train.dtype
+            self.workspace = devices.make_workspace(self.mesh, program, batch, dtype)
         indices = data.batch_indices(self.config.seed, step, batch, self.count)
         if self.mesh:
             indices = devices.replicate(self.mesh, indices, devices.OVER_IMAGES)

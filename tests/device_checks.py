@@ -21,7 +21,7 @@ from ghn_jax.errors import UserError
 from ghn_jax.hypernet.ghn import init_params
 from ghn_jax.metrics import read_jsonl
 from ghn_jax.quant import Policy
-from ghn_jax.scaling import collectives
+from ghn_jax.speed.scaling import collectives
 from tests.small_run import small_config
 from tests.test_steps import (
     CONFIG,

@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import pytest
 
 from ghn_jax.errors import UserError
-from ghn_jax.scaling import COUNTS, all_reduce_seconds, collectives, expected_efficiency, measure
+from ghn_jax.speed.scaling import COUNTS, all_reduce_seconds, collectives, expected_efficiency, weak_scaling
 from tests.cnn.comparison import QUICK
 
 TEXT = """
@@ -52,12 +52,12 @@ def test_efficiency_falls_with_devices_and_bytes_and_is_one_alone():
 
 def test_measuring_refuses_numbers_that_make_no_sense():
     with pytest.raises(UserError, match='expected positive'):
-        measure((0, 1))
+        weak_scaling((0, 1))
 
 
 @pytest.mark.slow
 def test_simulated_devices_talk_once_a_step_with_all_parameters_and_waste_nothing():
-    result = measure(repeats=3, options=QUICK)
+    result = weak_scaling(repeats=3, options=QUICK)
     assert [row['devices'] for row in result['rows']] == list(COUNTS)
     assert [row['all_reduces'] for row in result['rows']] == [0, 1, 1, 1]
     metrics = 4

@@ -13,6 +13,9 @@ parts.
 Three rules keep the tapes from being copied (XLA would copy gigabytes for every instruction): results are
 written outside the switch, each buffer has one read-modify-write in an iteration, and barriers stand
 between reading and writing.
+
+Tapes may be bfloat16: what every op reads and writes then is. Sums (of norms, convolutions, pools), ranges,
+rounding, the classifier, and weights and their gradients outside the ops stay float32.
 """
 
 import functools
@@ -80,8 +83,8 @@ class Quantizer(NamedTuple):
         if self.mode == 'qat':
             return _round_rectified(x, self.scale, self.bits[0])
         if self.mode == 'noise':
-            noise = jax.random.uniform(jax.random.fold_in(self.key, 0), x.shape, x.dtype) - 0.5
-            return x + jnp.where(self.bits[0] < FLOAT_BITS, noise * self.scale, 0)
+            noise = jax.random.uniform(jax.random.fold_in(self.key, 0), x.shape, self.scale.dtype) - 0.5
+            return x + jnp.where(self.bits[0] < FLOAT_BITS, noise * self.scale, 0).astype(x.dtype)
         return x
 
     def own(self, x: Array, which: int) -> Array:
@@ -89,7 +92,9 @@ class Quantizer(NamedTuple):
         if self.mode == 'float':
             return x
         key = jax.random.fold_in(self.key, which) if self.mode == 'noise' else None
-        return fake_quantize(x, *min_max(x, across=self.axis), self.bits[which], mode=self.mode, key=key)
+        y = ops.wide(x)
+        y = fake_quantize(y, *min_max(y, across=self.axis), self.bits[which], mode=self.mode, key=key)
+        return y.astype(x.dtype)
 
 
 @jax.custom_vjp
@@ -98,7 +103,7 @@ def _round_rectified(x: Array, scale: Array, bits: Array) -> Array:
     clipped, and the gradient is that of the identity. A third of the code, in nearly every op of every
     program.
     """
-    return jnp.where(bits < FLOAT_BITS, jnp.round(x / scale) * scale, x)
+    return jnp.where(bits < FLOAT_BITS, jnp.round(x / scale) * scale, x).astype(x.dtype)
 
 
 _round_rectified.defvjp(
@@ -107,13 +112,17 @@ _round_rectified.defvjp(
 
 
 def make_workspace(program: Program, batch: int, dtype=jnp.float32, *, train: bool = True) -> Workspace:
-    """Zero-filled buffers for batches of `batch` images; without gradients unless `train`."""
+    """Zero-filled buffers for batches of `batch` images; without gradients unless `train`.
+
+    dtype: of values and their gradients, float32, bfloat16 or float64.
+    """
 
     def tapes() -> dict[Class, Array]:
         return {c: jnp.zeros((s, batch, c[0], c[0], c[1]), dtype) for c, s in program.slots.items()}
 
     floats = program.capacity.blocks * BLOCK
-    return Workspace(tapes(), tapes() if train else {}, jnp.zeros(floats if train else 0, dtype))
+    weights = jnp.zeros(floats if train else 0, jnp.promote_types(dtype, jnp.float32))
+    return Workspace(tapes(), tapes() if train else {}, weights)
 
 
 def forward(
@@ -234,6 +243,8 @@ def _weights(op: tuple, segment: Segment, flat: Array, block: Array) -> list[Arr
 
 def _apply(op: tuple, w: list[Array], x: Array, q: Quantizer, has_norm: Array, out_shape) -> Array:
     """The result of one instruction. `q` is closed over, so ranges and bits get no gradient."""
+    if op[0] in ('conv', 'depthwise', 'reduce', 'split'):
+        w = [part.astype(x.dtype) for part in w]
     match op:
         case ('conv', kh, kw, stride, rectify):
             x = q.rectified(ops.relu(x)) if rectify else q.own(x, 0)
@@ -247,13 +258,13 @@ def _apply(op: tuple, w: list[Array], x: Array, q: Quantizer, has_norm: Array, o
             x = ops.conv(q.rectified(ops.relu(x)), w[0], (1, stride))
             return ops.conv(q.own(x, 1), w[1], (stride, 1))
         case ('excite', stride):
-            return ops.excite(x, w, q.own)[:, ::stride, ::stride]
+            return ops.excite(ops.wide(x), w, q.own)[:, ::stride, ::stride].astype(x.dtype)
         case ('attention',):
-            return ops.attention(x, w, q.own)
+            return ops.attention(ops.wide(x), w, q.own).astype(x.dtype)
         case ('mlp',):
-            return ops.mlp(x, w, q.own)
+            return ops.mlp(ops.wide(x), w, q.own).astype(x.dtype)
         case ('position',):
-            return x + w[0]
+            return (x + w[0]).astype(x.dtype)
         case ('norm',):
             return ops.batch_norm(x, w[0], w[1], has_norm, q.axis)
         case ('max', stride):
@@ -282,6 +293,10 @@ def _quantizer(program, mode, key, axis, max_of_src, row, bits, r) -> Quantizer:
     return Quantizer(mode, scale, bits, key, axis)
 
 
+def _dtype(values: dict[Class, Array]):
+    return next(iter(values.values())).dtype
+
+
 def _slot(tape: Array, index: Array) -> Array:
     return lax.dynamic_index_in_dim(tape, index, 0, keepdims=False)
 
@@ -301,11 +316,11 @@ def _add_to_slot(tape: Array, value: Array, index: Array, keep: Array) -> Array:
 def _run(program, flat, tables, bits, images, values, mode, key, axis=None):
     """Fills the value tapes. Returns them with the maximum of every slot, class -> [S]."""
     values = dict(values)
-    values[program.image_class] = images[None]
+    values[program.image_class] = images[None].astype(_dtype(values))
     max_of = {
-        c: jnp.zeros(max(tape.shape[0], program.capacity.parts), images.dtype) for c, tape in values.items()
+        c: jnp.zeros(max(tape.shape[0], program.capacity.parts), flat.dtype) for c, tape in values.items()
     }
-    has_norm = tables.has_norm.astype(images.dtype)
+    has_norm = tables.has_norm.astype(flat.dtype)
 
     for k, segment in enumerate(program.segments):
         src, dst = segment.src, segment.dst
@@ -335,7 +350,7 @@ def _run(program, flat, tables, bits, images, values, mode, key, axis=None):
             add = lambda tape, y: _slot(tape, row[DST]) + y
             y = lax.cond(row[ACCUMULATE] > 0, add, lambda tape, y: y, tape, y)
             if mode != 'float':
-                maxima = maxima.at[row[DST]].set(axes.largest(jnp.max(y), axis))
+                maxima = maxima.at[row[DST]].set(axes.largest(jnp.max(y).astype(maxima.dtype), axis))
             return _set_slot(tape, y, row[DST]), maxima
 
         values[dst], max_of[dst] = lax.fori_loop(
@@ -351,8 +366,8 @@ def _run_backward(
     """Walks one segment in reverse; returns gradient tapes and the gradient of the weight buffer."""
     src, dst = segment.src, segment.dst
     from_image = src == program.image_class
-    src_tape = images[None] if from_image else values[src]
-    has_norm = tables.has_norm.astype(images.dtype)
+    src_tape = images[None].astype(_dtype(values)) if from_image else values[src]
+    has_norm = tables.has_norm.astype(flat.dtype)
 
     def branch(op, padded):
         def run(tape, row, flat, scale, bits, key, g):

@@ -36,7 +36,7 @@ class Residuals(NamedTuple):
 
 def _extract(program: Program, c: Class, pooled: bool, parts: Array, used: Array) -> Array:
     """parts [K, N, H, W, C] of which the first `used` count -> [N, D], in PyTorch's (C, H, W) order."""
-    parts = jnp.where((jnp.arange(parts.shape[0]) < used)[:, None, None, None, None], parts, 0)
+    parts = jnp.where((jnp.arange(parts.shape[0]) < used)[:, None, None, None, None], ops.wide(parts), 0)
     if pooled:
         x = jnp.moveaxis(jnp.mean(parts, (2, 3)), 0, 1)  # [N, K, C]
     else:

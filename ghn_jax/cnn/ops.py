@@ -1,7 +1,8 @@
 """The operations of a CNN, in the formulation that is fastest on each backend.
 
 Axes: N images | H, W rows and columns | C, O input and output channels | K kernel size.
-Images are NHWC, dense kernels HWIO, depthwise kernels HWC. Every function keeps its input's dtype.
+Images are NHWC, dense kernels HWIO, depthwise kernels HWC. Every function keeps its input's dtype; sums over
+many values are at least float32.
 
 Why not plain `lax` with autodiff: these functions run inside `lax.switch` inside a loop, where XLA:CPU
 takes the slow path for convolutions that autodiff makes (15 to 200 times slower), because it brings only
@@ -34,6 +35,11 @@ Quantize = Callable[[Array, int], Array]  # (activation, which of an instruction
 def on_cpu() -> bool:
     """Whether XLA:CPU's formulations are wanted."""
     return jax.default_backend() == 'cpu'
+
+
+def wide(x: Array) -> Array:
+    """x in float32, where it has fewer bits."""
+    return x.astype(jnp.promote_types(x.dtype, jnp.float32))
 
 
 def relu(x: Array) -> Array:
@@ -86,11 +92,11 @@ def _kernel_gradient(x: Array, g: Array, kernel: tuple[int, int], stride: tuple[
         columns = lax.optimization_barrier(jnp.concatenate(shifted, -1))
         gt = g.reshape(-1, o).T
         taps = [gt @ columns[:, i : i + height : stride[0]].reshape(-1, kw * c) for i in range(kh)]
-        return total + jnp.stack(taps), None
+        return total + wide(jnp.stack(taps)), None
 
     pairs = jax.tree.map(lambda a: a.reshape(-1, images, *a.shape[1:]), (x, g))
-    total = lax.scan(several, jnp.zeros((kh, o, kw * c), x.dtype), pairs)[0]
-    return total.reshape(kh, o, kw, c).transpose(0, 2, 3, 1)
+    total = lax.scan(several, wide(jnp.zeros((kh, o, kw * c), x.dtype)), pairs)[0]
+    return total.reshape(kh, o, kw, c).transpose(0, 2, 3, 1).astype(x.dtype)
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(2,))
@@ -144,7 +150,9 @@ def _windows(x: Array, k: int, dilation: int, stride: int):
 def _depthwise(x: Array, w: Array, stride: int, dilation: int) -> Array:
     k = w.shape[0]
     padded = _pad(x, (k - 1) * dilation // 2)
-    return sum(window * w[i, j] for i, j, window in _windows(padded, k, dilation, stride))
+    return sum(wide(window) * w[i, j] for i, j, window in _windows(padded, k, dilation, stride)).astype(
+        x.dtype
+    )
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(2, 3))
@@ -161,7 +169,7 @@ def _depthwise_backward(stride, dilation, residuals, g):
     # One image at a time, so that it stays in cache for all K*K taps; one row of taps at a time, so that a
     # 5x5 kernel takes half as long to compile as with all 25 written out (and is as fast).
     def image(total, pair):
-        xn, gn = pair  # [H', W', C] padded, [H, W, C]
+        xn, gn = map(wide, pair)  # [H', W', C] padded, [H, W, C]
 
         def row(i, total):
             rows = lax.dynamic_slice(xn, (i * dilation, 0, 0), (h, xn.shape[1], xn.shape[2]))
@@ -170,8 +178,8 @@ def _depthwise_backward(stride, dilation, residuals, g):
 
         return lax.fori_loop(0, k, row, total), None
 
-    gw = lax.scan(image, jnp.zeros_like(w), (padded, g))[0]
-    return _depthwise(g, w[::-1, ::-1], 1, dilation), gw
+    gw = lax.scan(image, wide(jnp.zeros_like(w)), (padded, g))[0]
+    return _depthwise(g, w[::-1, ::-1], 1, dilation), gw.astype(w.dtype)
 
 
 _depthwise_shifts.defvjp(
@@ -194,11 +202,11 @@ def depthwise_conv(x: Array, w: Array, stride: int = 1, dilation: int = 1) -> Ar
 
 
 def _batch_norm(x, scale, shift, on, axis):
-    mean = axes.mean(jnp.mean(x, (0, 1, 2)), axis) * on
+    mean = axes.mean(jnp.mean(wide(x), (0, 1, 2)), axis) * on
     centred = x - mean
     variance = axes.mean(jnp.mean(centred * centred, (0, 1, 2)), axis)  # two passes: one pass cancels
     inverse = jnp.where(on > 0, lax.rsqrt(variance + BATCH_NORM_EPSILON), 1)
-    return centred * (inverse * scale) + shift, (x, mean, inverse, scale, on)
+    return (centred * (inverse * scale) + shift).astype(x.dtype), (x, mean, inverse, scale, on)
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(4,))
@@ -214,13 +222,13 @@ def batch_norm(x: Array, scale: Array, shift: Array, on: Array, axis: str | None
 
 def _batch_norm_backward(axis, residuals, g):
     x, mean, inverse, scale, on = residuals
-    count = x.size // x.shape[-1] * axes.size(axis)
+    count, g = x.size // x.shape[-1] * axes.size(axis), wide(g)
     normal = (x - mean) * inverse
     g_shift = jnp.sum(g, (0, 1, 2))
     g_scale = jnp.sum(g * normal, (0, 1, 2))
     all_shift, all_scale = axes.total((g_shift, g_scale), axis)
     gx = (scale * inverse) * (g - (on / count) * (all_shift + normal * all_scale))
-    return gx, g_scale, g_shift, jnp.zeros_like(on)
+    return gx.astype(x.dtype), g_scale, g_shift, jnp.zeros_like(on)
 
 
 batch_norm.defvjp(_batch_norm, _batch_norm_backward)
@@ -274,19 +282,20 @@ def _reciprocal_counts(size: tuple[int, int], stride: int, dtype) -> Array:
 
 
 def _sum_pool(x: Array, stride: int) -> Array:
-    return sum(window for _, _, window in _windows(_pad(x, 1), 3, 1, stride))
+    return sum(wide(window) for _, _, window in _windows(_pad(x, 1), 3, 1, stride))
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(1,))
 def avg_pool(x: Array, stride: int = 1) -> Array:
     """3x3 mean over the pixels inside the image (padding is not counted). [N,H,W,C] -> [N,H/s,W/s,C]."""
-    return _sum_pool(x, stride) * _reciprocal_counts(x.shape[1:3], stride, x.dtype)
+    y = _sum_pool(x, stride)
+    return (y * _reciprocal_counts(x.shape[1:3], stride, y.dtype)).astype(x.dtype)
 
 
 def _avg_pool_backward(stride, residuals, g):
     (x,) = residuals
-    scaled = g * _reciprocal_counts(x.shape[1:3], stride, g.dtype)
-    return (_sum_pool(_upsample(scaled, stride, x.shape[1:3]), 1),)
+    scaled = wide(g) * _reciprocal_counts(x.shape[1:3], stride, wide(g).dtype)
+    return (_sum_pool(_upsample(scaled, stride, x.shape[1:3]), 1).astype(x.dtype),)
 
 
 avg_pool.defvjp(lambda x, stride: (avg_pool(x, stride), (x,)), _avg_pool_backward)

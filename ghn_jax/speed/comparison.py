@@ -22,8 +22,8 @@ from ghn_jax.speed.options import Row
 Result = dict[str, Any]
 # What a row was measured on: rows are compared where these agree. A row has only some of them.
 IDENTITY = (
-    'what', 'mode', 'function', 'split', 'width', 'msa', 'part', 'cells', 'room', 'devices', 'meta_batch',
-    'images_per_step', 'batch_size',
+    'what', 'mode', 'function', 'split', 'width', 'msa', 'part', 'cells', 'room', 'devices', 'link',
+    'times_faster', 'chips', 'meta_batch', 'images_per_step', 'batch_size',
 )  # fmt: skip
 _PROBE = 'probe_matmul2048_f32_s'
 _HINT = 'give two files of ghn_jax.benchmark --json'

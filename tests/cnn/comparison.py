@@ -50,12 +50,13 @@ def make_inputs(spec: NetworkSpec, seed: int, *, size: int, batch: int, dtype: s
 class Executor:
     """A program compiled once, at the first call; its buffers keep what the last network left there.
 
-    mode, dropout: as for `executor.loss_and_gradients`. text: the compiled program.
+    mode, dropout: as for `executor.loss_and_gradients`. dtype: of the tapes. flat_dtype: of the weights, if
+    another. text: the compiled program.
     """
 
     def __init__(
         self, program: Program, *, batch: int, dtype: Any = 'float64', mode: str = 'qat',
-        dropout: float = 0.0, options: dict[str, Any] = QUICK,
+        dropout: float = 0.0, flat_dtype: Any = None, options: dict[str, Any] = QUICK,
     ):  # fmt: skip
         @functools.partial(jax.jit, donate_argnums=(5, 6))
         def run(flat, tables, bits, images, labels, workspace, quantized, key):
@@ -69,7 +70,7 @@ class Executor:
                 g = quantize_weights_backward(flat, tables, bits.weights, g, mode=mode, key=key)
             return loss, logits, workspace._replace(weights=g), quantized
 
-        self.program, self.dtype = program, dtype
+        self.program, self.dtype = program, flat_dtype or dtype
         self.compile = lambda args: run.lower(*args).compile(options)
         self.compiled = None
         workspace = executor.make_workspace(program, batch, dtype)

@@ -28,6 +28,7 @@ from ghn_jax.errors import UserError
 from ghn_jax.hypernet.ghn import GHN, GHNConfig, init_params
 from ghn_jax.networks.spaces import make_space
 from ghn_jax.quant.policy import parse_bits
+from ghn_jax.speed.options import Options, Row
 
 COUNTS = (1, 2, 4, 8)  # of simulated devices
 CHIPS = (8, 64, 512)
@@ -116,7 +117,22 @@ def expected_efficiency(
     return step_seconds / (step_seconds + all_reduce_seconds(size, count, bandwidth, latency))
 
 
-def measure(
+def measure(options: Options) -> list[Row]:
+    """Rows of `weak_scaling` with the steps of `options.repeats`, and, named 'expected', of what it expects.
+
+    devices, mean_s (wall seconds for each network of a device), cpu_s_per_network, all_reduces, bytes; link,
+    chips, times_faster (than the step measured here), mean_s, all_reduce_s, efficiency.
+    """
+    print(f'weak scaling on {", ".join(map(str, COUNTS))} simulated devices ...', file=sys.stderr, flush=True)
+    found = weak_scaling(repeats=options.repeats)
+    each = found['networks_per_device']
+    measured = [{'mean_s': row['step_s'] / each, **row} for row in found['rows']]
+    rows = [{'what': 'scaling', 'mode': 'qat', 'networks': each * row['devices'], **row} for row in measured]
+    expected = [{'mean_s': (r['step_s'] + r['all_reduce_s']) / each, **r} for r in found['expected']]
+    return rows + [{'what': 'expected', 'mode': 'qat', **row} for row in expected]
+
+
+def weak_scaling(
     counts: Sequence[int] = COUNTS, *, networks: int = 2, batch_size: int = 8, repeats: int = 5,
     options: dict[str, Any] | None = None,
 ) -> dict[str, Any]:  # fmt: skip
@@ -126,9 +142,9 @@ def measure(
     options: compiler options.
 
     Returns (as JSON): {'rows': [{'devices', 'step_s' (wall), 'cpu_s_per_network', 'all_reduces', 'bytes'}],
-      'parameters', 'collectives' (of the largest count), 'expected': [{'link', 'step_s', 'chips',
-      'all_reduce_s', 'efficiency'}]}. `expected` is for the step measured on one device, and for steps a
-      hundred and a thousand times as fast.
+      'parameters', 'collectives' (of the largest count), 'expected': [{'link', 'times_faster', 'chips',
+      'step_s', 'all_reduce_s', 'efficiency'}]}. `expected` is for the step measured on one device, and for
+      steps a hundred and a thousand times as fast.
     """
     if not counts or min(counts) < 1 or networks < 1 or batch_size < 1 or repeats < 1:
         raise UserError(f'counts={tuple(counts)}, networks, batch_size, repeats: expected positive numbers')
@@ -138,7 +154,7 @@ def measure(
     # Simulated devices wait for each other on few cores: give them the time.
     flags += ' --xla_cpu_collective_call_terminate_timeout_seconds=600'
     done = subprocess.run(
-        [sys.executable, '-m', 'ghn_jax.scaling', json.dumps(job)],
+        [sys.executable, '-m', 'ghn_jax.speed.scaling', json.dumps(job)],
         env=os.environ | {'XLA_FLAGS': flags, 'JAX_PLATFORMS': 'cpu'}, capture_output=True, text=True,
     )  # fmt: skip
     if done.returncode:
@@ -194,13 +210,14 @@ def _measure(
     expected = [
         {
             'link': link,
-            'step_s': step_s,
+            'times_faster': times,
             'chips': chips,
+            'step_s': rows[0]['step_s'] / times,
             'all_reduce_s': all_reduce_seconds(size, chips, *LINKS[link]),
-            'efficiency': expected_efficiency(step_s, size, chips, *LINKS[link]),
+            'efficiency': expected_efficiency(rows[0]['step_s'] / times, size, chips, *LINKS[link]),
         }
         for link in LINKS
-        for step_s in (rows[0]['step_s'], rows[0]['step_s'] / 100, rows[0]['step_s'] / 1000)
+        for times in (1, 100, 1000)
         for chips in CHIPS
     ]
     return {
@@ -212,6 +229,6 @@ def _measure(
     }
 
 
-if __name__ == '__main__':  # `measure` calls it
+if __name__ == '__main__':  # `weak_scaling` calls it
     runs.enable_compilation_cache()
     print(json.dumps(_measure(**json.loads(sys.argv[1]))))

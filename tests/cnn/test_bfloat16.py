@@ -1,0 +1,51 @@
+"""The executor on bfloat16 tapes: the float32 results, to what eight bits of mantissa allow."""
+
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from ghn_jax.cnn.program import build_program
+from ghn_jax.networks.spaces import make_space
+from ghn_jax.quant import Policy
+from tests.cnn.comparison import Executor, make_inputs, relative_error
+
+SPACE = make_space(
+    'convnets250k', channels=(16,), cells=(4, 5), fc_dims=(64,), max_params=300_000, norms=('bnorm',),
+    max_steps=2, ks=(3,), C_mults=(1,),
+)  # fmt: skip
+SIZE, BATCH = 8, 16
+
+
+@pytest.fixture(scope='module')
+def networks():
+    return [SPACE.sample('train', 0, i) for i in range(3)]
+
+
+@pytest.fixture(scope='module')
+def executors(networks):
+    program = build_program(networks, image_size=SIZE, max_params=1e6)
+    return {dtype: Executor(program, batch=BATCH, dtype=dtype, flat_dtype='float32')
+            for dtype in ('float32', 'bfloat16')}  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ('policy', 'tolerance', 'least_cosine'), [(Policy(), 0.05, 0.9), (Policy(8, 8), 0.2, 0.8)]
+)
+def test_loss_and_gradients_are_nearly_those_of_float32(networks, executors, policy, tolerance, least_cosine):
+    """Loose: a value rounded to the other side of 0 or of a level changes gradients by whole steps."""
+    for spec in networks:
+        inputs = make_inputs(spec, 0, size=SIZE, batch=BATCH, dtype='float32')
+        exact, rounded = (executors[dtype](spec, inputs, policy) for dtype in ('float32', 'bfloat16'))
+        assert exact.logits.dtype == rounded.logits.dtype == np.float32
+        assert 0 < relative_error(rounded.logits, exact.logits) < tolerance
+        assert abs(rounded.loss - exact.loss) < 0.02 * exact.loss
+        a, b = (np.concatenate([r.gradients[k].ravel() for k in exact.gradients]) for r in (rounded, exact))
+        assert a.dtype == np.float32
+        assert a @ b / np.linalg.norm(a) / np.linalg.norm(b) > least_cosine
+
+
+def test_tapes_take_half_the_memory_and_weights_all_of_it(executors):
+    full, half = (executors[dtype].buffers[0] for dtype in ('float32', 'bfloat16'))
+    for c, tape in full.values.items():
+        assert half.values[c].nbytes * 2 == tape.nbytes == full.gradients[c].nbytes
+    assert half.weights.dtype == full.weights.dtype == jnp.float32
