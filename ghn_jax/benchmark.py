@@ -122,6 +122,9 @@ if __name__ == '__main__':
     _META_BATCH = flags.DEFINE_integer(
         'meta_batch', 8, 'Networks in a training step, for train.', lower_bound=1
     )
+    _DEVICES = flags.DEFINE_integer(
+        'devices', 1, 'That train spreads these over; a CPU is divided into so many.', lower_bound=1
+    )
     _BATCH_SIZE = flags.DEFINE_integer(
         'batch_size', 64, 'Images in a batch; compile, profile: the config says.', lower_bound=1
     )
@@ -171,8 +174,10 @@ if __name__ == '__main__':
         else:
             specs = [make_space('convnets250k').sample('test', 0, i) for i in range(24)]
         runs.enable_compilation_cache()
+        runs.divide_cpu(_DEVICES.value)
         options = Options(
-            specs=tuple(specs), modes=tuple(_MODE.value), meta_batch=_META_BATCH.value,
+            specs=tuple(specs), modes=tuple(_MODE.value),
+            meta_batch=_META_BATCH.value, devices=_DEVICES.value,
             batch_size=_BATCH_SIZE.value, num_images=_NUM_IMAGES.value,
             config=_CONFIG.value, split=_SPLIT.value, widths=_integers('widths', _WIDTHS.value),
             cells=_integers('cells', _CELLS.value), width=_WIDTH.value, repeats=_REPEATS.value,

@@ -76,6 +76,9 @@ def default() -> ConfigDict:
 
     c.devices = ConfigDict()
     c.devices.images = 1  # devices that share the images of a network; the others take networks of their own
+    c.devices.cpu = (
+        1  # devices that a CPU is divided into: as many as cores make use of all, and take the memory
+    )
     c.devices.per_process = 0  # devices of each process that take part; 0 is all
 
     c.program = ConfigDict()
@@ -107,7 +110,7 @@ def check(config: ConfigDict) -> ConfigDict:
     _one_of(config, 'train.schedule', SCHEDULES)
     _one_of(config, 'train.dtype', DTYPES)
     for key in ('train.meta_batch', 'train.batch_size', 'log_every_steps', 'save_every_steps', 'image_size',
-                'devices.images'):  # fmt: skip
+                'devices.images', 'devices.cpu'):  # fmt: skip
         _at_least(config, key, 1)
     for key in (
         'train.steps',

@@ -115,6 +115,15 @@ def differing_keys(a: ConfigDict, b: ConfigDict, free: tuple[str, ...]) -> list[
     return [k for k in differing if not any(k == f or k.startswith(f'{f}.') for f in free)]
 
 
+def divide_cpu(parts: int) -> None:
+    """Makes a CPU so many devices, each with networks of its own; to be called before JAX knows its devices.
+
+    Parts of a step run on one core whatever their size: two devices keep two cores busy.
+    """
+    if parts > 1:  # XLA_FLAGS say it too, and JAX allows only one of them
+        jax.config.update('jax_num_cpu_devices', parts)
+
+
 def enable_compilation_cache() -> None:
     """Keeps compiled programs on disk: in $GHN_JAX_CACHE, or ~/.cache/ghn_jax; '' turns it off.
 

@@ -327,6 +327,7 @@ if __name__ == '__main__':
     def _main() -> None:
         config = cli.read_config(_CONFIG)
         workdir = cli.check_workdir(_WORKDIR.value)
+        runs.divide_cpu(config.devices.cpu)
         processes.start(_COORDINATOR.value, _NUM_PROCESSES.value, _PROCESS_ID.value, timeout=_TIMEOUT.value)
         runs.enable_compilation_cache()
         train(config, workdir)

@@ -17,6 +17,7 @@ class Options:
     """Everything a measurement may ask for; each takes what it needs.
 
     specs: networks to time.   modes: of MODES.   meta_batch: networks in a training step.
+    devices: that these are spread over.
     batch_size: images in a batch.   num_images: to score each network on.
     config: of a run, whose programs or steps are measured.   split: whose programs.   widths: only these
     families; () is all.
@@ -27,6 +28,7 @@ class Options:
     specs: tuple[NetworkSpec, ...] = ()
     modes: tuple[str, ...] = MODES
     meta_batch: int = 8
+    devices: int = 1
     batch_size: int = 64
     num_images: int = 1024
     config: ConfigDict | None = None

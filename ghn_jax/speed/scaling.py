@@ -5,7 +5,6 @@ them, not measured. Simulated devices share this machine's cores: the time of a 
 there, while processor seconds for each network stay flat if nothing is wasted.
 """
 
-import functools
 import json
 import math
 import os
@@ -29,6 +28,7 @@ from ghn_jax.hypernet.ghn import GHN, GHNConfig, init_params
 from ghn_jax.networks.spaces import make_space
 from ghn_jax.quant.policy import parse_bits
 from ghn_jax.speed.options import Options, Row
+from ghn_jax.speed.tasks import train_step
 
 COUNTS = (1, 2, 4, 8)  # of simulated devices
 CHIPS = (8, 64, 512)
@@ -178,11 +178,7 @@ def _measure(
     rows, last = [], []
     for count in counts:
         mesh = devices.mesh_of(jax.devices()[:count], 1)
-        step = functools.partial(
-            steps.train_step, program, ghn, optimizer, mode='qat', axes=devices.axes_of(mesh)
-        )
-        layout = (devices.REPLICATED, devices.REPLICATED, devices.OVER_DEVICES, devices.REPLICATED)
-        jitted = jax.jit(devices.spread(step, mesh, layout), donate_argnums=(0, 4))
+        jitted = train_step(program, ghn, optimizer, mesh, 'qat')
         batch, _ = prepare(program, specs * count, parse_bits('w4a4'), max_nodes=_NODES)
         batch = devices.place_networks(mesh, batch, networks * count)
         data = devices.replicate(mesh, (images, labels))

@@ -5,21 +5,24 @@ warm-up, which also runs every network once (evaluation: two). Then every networ
 are counted: there must be none.
 """
 
+import functools
 import sys
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
+from jax.sharding import Mesh
 
-from ghn_jax import predict, steps
+from ghn_jax import devices, predict, steps
 from ghn_jax.batches import prepare
 from ghn_jax.cnn.coverage import family
 from ghn_jax.cnn.lowering import round_up
 from ghn_jax.cnn.program import Program, build_program
+from ghn_jax.errors import UserError
 from ghn_jax.hypernet.ghn import GHN, GHNConfig, init_params
 from ghn_jax.networks.graph import build_graph
 from ghn_jax.networks.size import IMAGE_SIZE, count_parameters
@@ -74,7 +77,18 @@ def measure_predict(options: Options) -> list[Row]:
 
 
 def measure_train(options: Options) -> list[Row]:
-    """Training steps through the networks, `meta_batch` at a time; fewer where a family has fewer."""
+    """Training steps through the networks, `meta_batch` at a time; fewer where a family has fewer, but at
+    least one for each device.
+
+    Raises:
+      UserError: fewer devices than asked for, or more than networks in a meta-batch.
+    """
+    found = jax.local_device_count()
+    if not 1 <= options.devices <= min(found, options.meta_batch):
+        raise UserError(
+            f'--devices={options.devices}: expected at most the {found} devices there are and '
+            f'--meta_batch={options.meta_batch}'
+        )
     return [_train(options, mode) for mode in options.modes]
 
 
@@ -82,16 +96,18 @@ def _train(options: Options, mode: str) -> Row:
     ghn, params = _hypernetwork(options)
     _announce('train', mode, options)
     optimizer = optax.chain(optax.clip_by_global_norm(5.0), optax.adam(1e-3))
-    step = jax.jit(steps.train_step, static_argnums=(0, 1, 2), static_argnames='mode', donate_argnums=(3, 7))
+    mesh = devices.mesh_of(jax.local_devices()[: options.devices], 1)
     params = jax.tree.map(jnp.copy, params)  # steps overwrite theirs
     state = steps.TrainState(jnp.zeros((), jnp.int32), params, optimizer.init(params))
-    images, labels = random_images(options.batch_size)
+    state, data = (devices.replicate(mesh, t) for t in (state, random_images(options.batch_size)))
     policy, nodes = policy_of(mode), max_nodes(options.specs)
     seconds: list[float] = []
     compiled = 0
     for program, members in groups(options.specs):
-        workspace = steps.make_workspace(program, options.batch_size)
-        count = min(options.meta_batch, len(members))
+        step = train_step(program, ghn, optimizer, mesh, mode)
+        workspace = devices.make_workspace(mesh, program, options.batch_size)
+        each = -(-min(options.meta_batch, len(members)) // options.devices)  # of a device
+        count = each * options.devices
         # The last step is filled up with networks from the beginning.
         chunks = [
             [members[(i + k) % len(members)] for k in range(count)] for i in range(0, len(members), count)
@@ -100,18 +116,27 @@ def _train(options: Options, mode: str) -> Row:
             before = clock.compilations()
             for k, chunk in enumerate(chunks):
                 networks, _ = prepare(program, chunk, policy, max_nodes=nodes)
-                key = jax.random.key(k)
+                key = devices.replicate(mesh, jax.random.key(k))
                 start = time.perf_counter()
-                state, metrics, workspace = step(
-                    program, ghn, optimizer, state, networks, images, labels, workspace, key, mode=mode
-                )
+                networks = devices.place_networks(mesh, networks, count)
+                state, metrics, workspace = step(state, networks, *data, workspace, key)
                 jax.block_until_ready(metrics)
                 if timed:
                     seconds += [(time.perf_counter() - start) / count] * count
             compiled += (clock.compilations() - before) if timed else 0
         del workspace
-    more = {'images_per_step': options.batch_size, 'meta_batch': options.meta_batch}
+    more = {'images_per_step': options.batch_size, 'meta_batch': options.meta_batch,
+            'devices': options.devices}  # fmt: skip
     return {'what': 'train', 'mode': mode, **clock.row(seconds, compiled, **more)}
+
+
+def train_step(
+    program: Program, ghn: GHN, optimizer: optax.GradientTransformation, mesh: Mesh | None, mode: str
+) -> Callable:
+    """`steps.train_step`, jitted, as a function of its arrays; on every device of the mesh."""
+    step = functools.partial(steps.train_step, program, ghn, optimizer, mode=mode, axes=devices.axes_of(mesh))
+    layout = (devices.REPLICATED, devices.REPLICATED, devices.OVER_DEVICES, devices.REPLICATED)
+    return jax.jit(devices.spread(step, mesh, layout), donate_argnums=(0, 4))
 
 
 def measure_evaluate(options: Options) -> list[Row]:
