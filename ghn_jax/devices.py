@@ -6,6 +6,7 @@ call these functions alike. A mesh of None is one device: nothing is spread and 
 Axes: M networks of the meta-batch | D devices.
 """
 
+import functools
 from collections.abc import Callable
 from typing import Any
 
@@ -148,22 +149,35 @@ def replicate(mesh: Mesh | None, tree: Any, spec: PartitionSpec = REPLICATED) ->
     return jax.tree.map(place, tree)
 
 
+def first(count: int) -> Mesh | None:
+    """A mesh of this process's first `count` devices, 0: of all; None for one.
+
+    Raises:
+      UserError: fewer devices than that.
+    """
+    found = jax.local_devices()
+    if not 0 <= count <= len(found):
+        raise UserError(f'--devices={count}: there are {len(found)} devices here; 0 takes all of them')
+    return mesh_of(found[: count or len(found)], 1)
+
+
 def local(tree: Any) -> Any:
     """Replicated arrays as arrays of this process's first device."""
     return jax.tree.map(lambda x: x.addressable_data(0), tree)
 
 
 def make_workspace(
-    mesh: Mesh | None, program: Program, batch: int, dtype: Any = jax.numpy.float32
+    mesh: Mesh | None, program: Program, batch: int, dtype: Any = jax.numpy.float32, *, train: bool = True
 ) -> steps.Workspace:
     """Workspaces for batches of `batch` images, one for each device: leading axes are D times as long.
 
-    dtype: of the networks' values, see `executor`.
+    dtype: of the networks' values, see `executor`. train: with gradients; else without weights, too.
     """
+    make = functools.partial(steps.make_workspace, program, dtype=dtype, train=train)
     if mesh is None:
-        return replicate(mesh, steps.make_workspace(program, batch, dtype))
+        return replicate(mesh, make(batch))
     part = batch // mesh.shape['images']
-    shapes = jax.eval_shape(lambda: steps.make_workspace(program, part, dtype))
+    shapes = jax.eval_shape(lambda: make(part))
     zeros = lambda: jax.tree.map(
         lambda x: jax.numpy.zeros((x.shape[0] * mesh.size, *x.shape[1:]), x.dtype), shapes
     )
@@ -183,14 +197,15 @@ def spread(step: Callable, mesh: Mesh | None, specs: tuple[PartitionSpec, ...]) 
         graphs = networks.graphs._replace(n_waves=networks.graphs.n_waves[0])
         return step(state, networks._replace(graphs=graphs), *rest)
 
+    return on_each(on_device, mesh, (REPLICATED, _NETWORKS, *specs), (REPLICATED, REPLICATED, OVER_DEVICES))
+
+
+def on_each(run: Callable, mesh: Mesh | None, inputs: Any, outputs: Any) -> Callable:
+    """`run` on each device of the mesh, with its part of the arguments."""
+    if mesh is None:
+        return run
     # Not checked for replication: the executor's loops carry buffers that begin equal and end unequal.
-    return jax.shard_map(
-        on_device,
-        mesh=mesh,
-        in_specs=(REPLICATED, _NETWORKS, *specs),
-        out_specs=(REPLICATED, REPLICATED, OVER_DEVICES),
-        check_vma=False,
-    )
+    return jax.shard_map(run, mesh=mesh, in_specs=inputs, out_specs=outputs, check_vma=False)
 
 
 def _from_local(mesh: Mesh, spec: PartitionSpec, x: np.ndarray, shape: list[int]) -> jax.Array:

@@ -20,7 +20,7 @@ import jax
 from absl import flags
 
 import ghn_jax
-from ghn_jax import cli, results, runs
+from ghn_jax import cli, devices, results, runs
 from ghn_jax.data import Dataset
 from ghn_jax.errors import UserError
 from ghn_jax.metrics import Progress
@@ -76,6 +76,7 @@ def evaluate(
     specs: Sequence[NetworkSpec] | None = None,
     against: str | os.PathLike | None = None,
     workdir: str = '',
+    num_devices: int = 1,
 ) -> tuple[Result, Result | None]:
     """(result, the other result) of scoring the run's GHN on test images; see `results` for what a result is.
 
@@ -85,12 +86,13 @@ def evaluate(
       num_images: the first ones of the test images (0: all), in whole batches of batch_size.
       seed: which networks the splits have; the same for every run that is to be compared.
       specs: score these networks and no split.   against: JSON file of an evaluation of the same networks.
-      workdir: what to call the run in the result.
+      workdir: what to call the run in the result.   num_devices: that share the images; 0: all.
 
     Raises:
       UserError: bad values, networks that cannot be run, a file to compare with that does not fit.
     """
     other = results.read_result(against) if against else None
+    mesh = devices.first(num_devices)
     config: Any = run.config
     size = config.image_size
     selections: dict[str, Selection] = {}
@@ -129,7 +131,7 @@ def evaluate(
         'training': _training(run),
         'training_mode': config.quant.mode,
         'training_bits': config.quant.bits if config.quant.mode != 'float' else 'w32a32',
-        'device': f'{jax.device_count()} x {jax.devices()[0].device_kind}',
+        'device': f'{mesh.size if mesh else 1} x {jax.devices()[0].device_kind}',
         'jax': jax.__version__,
         'ghn_jax': ghn_jax.__version__,
     }
@@ -146,7 +148,7 @@ def evaluate(
             def done(network: int, policy: int, progress=progress) -> None:
                 progress.update(networks=int(policy == len(policies) - 1), images=images.count)
 
-            shares = score_networks(run.ghn, run.params, selection, images, policies, done=done)
+            shares = score_networks(run.ghn, run.params, selection, images, policies, mesh=mesh, done=done)
         for network, per_policy in zip(described, 100 * shares):
             pairs = zip(bits, per_policy.tolist())
             network['scores'] = {b: {'top1': top1, 'top5': top5} for b, (top1, top5) in pairs}
@@ -193,6 +195,9 @@ if __name__ == '__main__':
     _ARCHS = flags.DEFINE_string(
         'archs', None, 'Architecture file: score exactly its networks, and no split.'
     )
+    _DEVICES = flags.DEFINE_integer(
+        'devices', 0, 'Devices that share the images, 0: all. A CPU is divided into so many.', lower_bound=0
+    )
     _DATA_DIR = flags.DEFINE_string('data_dir', None, 'Where TFDS data lie, if not where the run had them.')
     _JSON = flags.DEFINE_string('json', None, 'File to write the result to.')
     _PLOT = flags.DEFINE_string('plot', None, 'Picture to write (.png, .pdf, .svg).')
@@ -211,6 +216,7 @@ if __name__ == '__main__':
         plot_file = cli.check_output(_PLOT.value, 'plot', results.PICTURES) if _PLOT.value else None
         specs = load_networks(_ARCHS.value) if _ARCHS.value else None
         runs.enable_compilation_cache()
+        runs.divide_cpu(_DEVICES.value)
         run = runs.load_run(workdir)
         if _DATA_DIR.value is not None:
             run.config.data_dir = _DATA_DIR.value
@@ -225,6 +231,7 @@ if __name__ == '__main__':
             specs=specs,
             against=_AGAINST.value,
             workdir=_WORKDIR.value or '',
+            num_devices=_DEVICES.value,
         )
         result['protocol']['command'] = shlex.join(['python', '-m', 'ghn_jax.evaluate', *sys.argv[1:]])
         print(results.text(result, other))

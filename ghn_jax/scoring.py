@@ -6,17 +6,19 @@ scoring other networks of the same program, or with other GHN parameters, compil
 Axes: M networks | P policies | K batches | N images of a batch | H pixels.
 """
 
+import functools
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.sharding import Mesh
 
-from ghn_jax import steps
+from ghn_jax import devices, steps
 from ghn_jax.batches import prepare
 from ghn_jax.cnn.coverage import Family, family, program_for
-from ghn_jax.cnn.lowering import round_up
+from ghn_jax.cnn.lowering import BLOCK, round_up
 from ghn_jax.cnn.program import Program, build_program
 from ghn_jax.data import Dataset, Split
 from ghn_jax.errors import UserError
@@ -135,7 +137,32 @@ def check_classes(ghn: GHN, specs: Sequence[NetworkSpec], dataset: Dataset) -> N
 
 # Functions of a program and a GHN, which are static and compared by value: one compilation for each.
 _predict = jax.jit(steps.predict_weights, static_argnums=0, donate_argnums=3)
-_score = jax.jit(steps.score, static_argnums=0, donate_argnums=8)
+
+
+@functools.cache
+def score_on(mesh: Mesh | None) -> Callable:
+    """`steps.score`, jitted; the batches are spread over the devices of the mesh, each with a workspace."""
+
+    def score(program, *arrays):
+        run = functools.partial(steps.score, program, axes=devices.axes_of(mesh))
+        all_, each = devices.REPLICATED, devices.OVER_DEVICES
+        inputs = (all_, all_, all_, each, each, all_, all_, each)
+        return devices.on_each(run, mesh, inputs, (all_, all_, each))(*arrays)
+
+    return jax.jit(score, static_argnums=0, donate_argnums=8)
+
+
+def spread_images(mesh: Mesh | None, images: Images) -> Images:
+    """The batches on their devices, with batches of no labels where the last device would have fewer."""
+    if mesh is None:
+        return Images(*map(jnp.asarray, images))
+    missing = -len(images.labels) % mesh.size
+    widen = lambda a, fill: np.pad(a, [(0, missing)] + [(0, 0)] * (a.ndim - 1), constant_values=fill)
+    batches = (widen(images.images, 0), widen(images.labels, -1))
+    constants = (images.mean, images.std)
+    return Images(
+        *devices.replicate(mesh, batches, devices.OVER_DEVICES), *devices.replicate(mesh, constants)
+    )
 
 
 def score_networks(
@@ -145,34 +172,39 @@ def score_networks(
     images: Images,
     policies: Sequence[Policy],
     *,
+    mesh: Mesh | None = None,
     done: Callable[[int, int], None] = lambda network, policy: None,
 ) -> np.ndarray:
     """Shares of images whose label is the first, and among the first five, prediction: float64 [M, P, 2].
 
-    BatchNorm uses the statistics of each batch, activations are quantized by the range of each batch. `done`
-    is called after every network and policy with their numbers.
+    BatchNorm uses the statistics of each batch, activations are quantized by the range of each batch.
+
+    mesh: of devices that score batches of the same network side by side. `done` is called after every
+    network and policy with their numbers.
     """
     if ghn.config.max_shape != GHNConfig.max_shape:
         raise UserError(
             f'the hypernetwork has max_shape {ghn.config.max_shape}: only {GHNConfig.max_shape} can be run'
         )
     shares = np.zeros((len(selection.specs), len(policies), 2))
-    images = jax.tree.map(jnp.asarray, images)
+    count, batch_size = images.count, images.labels.shape[1]
+    images, score = spread_images(mesh, images), score_on(mesh)
     for program, members in selection.groups:
         nodes = max(len(build_graph(selection.specs[i]).nodes) for i in members)
         # Made for every group and given back after it: tapes of several programs may not fit side by side.
-        workspace = steps.make_workspace(program, images.labels.shape[1], train=False)
-        # `weights` is read while the workspace is donated, so it cannot be part of it.
-        weights, workspace = workspace.weights, workspace._replace(weights=jnp.zeros(0))
+        # The weights are read while the workspace is donated, so they cannot be part of it.
+        workspace = devices.make_workspace(mesh, program, batch_size, train=False)
+        weights = jnp.zeros(program.capacity.blocks * BLOCK)
         for i in members:
             networks, layouts = prepare(
                 program, [selection.specs[i]], policies[0], max_nodes=round_up(nodes, _NODES)
             )
             weights = _predict(ghn, params, networks, weights)
+            own = devices.replicate(mesh, weights) if mesh else weights
             tables = jax.tree.map(lambda a: a[0], networks.tables)
             for p, policy in enumerate(policies):
                 bits = program.bits(layouts[0], policy)
-                top1, top5, workspace = _score(program, weights, tables, bits, *images, workspace)
+                top1, top5, workspace = score(program, own, tables, bits, *images, workspace)
                 shares[i, p] = int(top1), int(top5)
                 done(i, p)
-    return shares / images.count
+    return shares / count

@@ -50,12 +50,15 @@ class Workspace(NamedTuple):
 
 
 def make_workspace(program: Program, batch: int, dtype=jnp.float32, *, train: bool = True) -> Workspace:
-    """Workspace for batches of `batch` images. dtype: of the networks' values, see `executor`."""
-    floats = program.capacity.blocks * BLOCK
-    # Two arrays, not one twice: both are donated.
-    return Workspace(
-        executor.make_workspace(program, batch, dtype, train=train), jnp.zeros(floats), jnp.zeros(floats)
+    """Workspace for batches of `batch` images. dtype: of the networks' values, see `executor`.
+
+    train: with gradients and weights; a network's weights are given to `score`.
+    """
+    buffers, floats = (
+        executor.make_workspace(program, batch, dtype, train=train),
+        program.capacity.blocks * BLOCK,
     )
+    return Workspace(buffers, jnp.zeros(floats if train else 0), jnp.zeros(floats))
 
 
 # ---- training
@@ -187,12 +190,15 @@ def score(
     mean: Array,
     std: Array,
     workspace: Workspace,
+    *,
+    axes: Axes | None = None,
 ) -> tuple[Array, Array, Workspace]:
     """How often the label is the first, and among the first five, of a network's predictions.
 
     weights [F], float; bits: of any policy, float included. images [K, N, H, H, 3] uint8 (normalised here by
-    mean and std [3]), labels [K, N]. BatchNorm uses the statistics of each batch (the papers' protocol),
-    activations are quantized by the range of each batch.
+    mean and std [3]), labels [K, N], -1 for one that is not counted. BatchNorm uses the statistics of each
+    batch (the papers' protocol), activations are quantized by the range of each batch. axes: of a mesh whose
+    devices each have batches of their own.
 
     Returns:
       correct predictions, top 1 and top 5, int32 [] each; workspace.
@@ -206,8 +212,9 @@ def score(
         logits = jnp.where(jnp.isnan(logits), -jnp.inf, logits)
         label = jnp.take_along_axis(logits, y[:, None], 1)
         # Ties count against the label, so that equal (or no) logits are no prediction.
-        better = jnp.sum(logits >= label, 1) - 1
+        better = jnp.where(y < 0, logits.shape[1], jnp.sum(logits >= label, 1) - 1)
         return buffers, (jnp.sum(better < 1), jnp.sum(better < 5))
 
     buffers, (top1, top5) = lax.scan(batch, workspace.executor, (images, labels))
-    return jnp.sum(top1), jnp.sum(top5), Workspace(buffers, workspace.weights, quantized)
+    top1, top5 = mesh_axes.total((jnp.sum(top1), jnp.sum(top5)), axes and axes.names)
+    return top1, top5, Workspace(buffers, workspace.weights, quantized)

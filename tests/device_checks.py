@@ -14,15 +14,16 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from ghn_jax import devices, steps, train
+from ghn_jax import devices, runs, steps, train
 from ghn_jax.batches import draw, prepare
 from ghn_jax.cnn.coverage import Family, program_for
 from ghn_jax.errors import UserError
 from ghn_jax.hypernet.ghn import init_params
 from ghn_jax.metrics import read_jsonl
 from ghn_jax.quant import Policy
+from ghn_jax.scoring import image_batches, score_networks, select_split
 from ghn_jax.speed.scaling import collectives
-from tests.small_run import small_config
+from tests.small_run import small_config, write_run
 from tests.test_steps import (
     CONFIG,
     GHN_,
@@ -123,6 +124,16 @@ def training(folder):
     return out
 
 
+def scores(folder):
+    """Scores of two networks on five batches, by one device and by three."""
+    run = runs.load_run(write_run(folder))
+    selection = select_split(runs.make_space_of(run.config), 'test', seed=0, count=2, image_size=8)
+    dataset = runs.load_data(run.config)
+    images = image_batches(dataset, dataset.test, batch_size=8, num_images=40)
+    score = functools.partial(score_networks, run.ghn, run.params, selection, images, [Policy(4, 4)])
+    return [score().tolist(), score(mesh=devices.mesh_of(jax.devices()[:3], 1)).tolist()]
+
+
 def refusals():
     """The errors for devices that do not divide the work."""
     out = []
@@ -147,7 +158,7 @@ def refusals():
 def main(folder: pathlib.Path, everything: bool) -> None:
     results = {'devices': len(jax.devices())}
     if not everything:
-        results |= {'refusals': refusals(), 'training': training(folder)}
+        results |= {'refusals': refusals(), 'training': training(folder), 'scores': scores(folder / 'run')}
     with jax.enable_x64(True):
         results['gradients'] = gradients(REST if everything else FEW)
     (folder / 'results.json').write_text(json.dumps(results, default=np.ndarray.tolist))

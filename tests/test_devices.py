@@ -75,6 +75,17 @@ def test_training_on_two_devices_has_the_losses_of_one(checks):
     assert checks['training']['finished step'] == 3
 
 
+def test_batches_scored_side_by_side_have_the_scores_of_one_device(checks):
+    one, three = checks['scores']  # three devices for five batches
+    assert one == three and 0 < np.mean(one) < 1
+
+
+def test_a_cpu_can_be_divided():
+    code = 'from ghn_jax import runs; runs.divide_cpu(3); import jax; print(jax.local_device_count())'
+    env = {k: v for k, v in os.environ.items() if k != 'XLA_FLAGS'} | {'JAX_PLATFORMS': 'cpu'}
+    assert subprocess.check_output([sys.executable, '-c', code], env=env, cwd=ROOT, text=True) == '3\n'
+
+
 def test_devices_that_do_not_divide_the_work_are_refused_in_one_line(checks):
     for key, message in checks['refusals']:
         assert f'--config.{key}=' in message and '\n' not in message, (key, message)

@@ -24,6 +24,7 @@ from ghn_jax.errors import UserError
 from ghn_jax.hypernet.ghn import init_params
 from ghn_jax.networks.spaces import Space, split_rules
 from ghn_jax.quant.policy import Policy
+from ghn_jax.scoring import score_on
 from ghn_jax.speed import clock
 from ghn_jax.speed.options import Options, Row, config_of
 
@@ -150,10 +151,10 @@ def _functions(
     N, count = _EVALUATED
     K = count // N
     workspace = jax.eval_shape(lambda: steps.make_workspace(program, N, train=False))
-    out, workspace = workspace.weights, workspace._replace(weights=_shape((0,), float32))
+    out = workspace.quantized
     predict = jax.jit(steps.predict_weights, static_argnums=0, donate_argnums=3)
     yield 'predict_weights', lambda: predict.trace(ghn, params, networks, out), out
-    score = jax.jit(steps.score, static_argnums=0, donate_argnums=8)
+    score = score_on(None)
     tables, bits = (jax.tree.map(lambda a: a[0], t) for t in (networks.tables, networks.bits))
     images, labels = _shape((K, N, H, H, 3), jnp.uint8), _shape((K, N), int32)
     mean = _shape((3,), float32)

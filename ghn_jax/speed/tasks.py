@@ -20,7 +20,7 @@ from jax.sharding import Mesh
 from ghn_jax import devices, predict, steps
 from ghn_jax.batches import prepare
 from ghn_jax.cnn.coverage import family
-from ghn_jax.cnn.lowering import round_up
+from ghn_jax.cnn.lowering import BLOCK, round_up
 from ghn_jax.cnn.program import Program, build_program
 from ghn_jax.errors import UserError
 from ghn_jax.hypernet.ghn import GHN, GHNConfig, init_params
@@ -28,6 +28,7 @@ from ghn_jax.networks.graph import build_graph
 from ghn_jax.networks.size import IMAGE_SIZE, count_parameters
 from ghn_jax.networks.spec import NetworkSpec
 from ghn_jax.quant.policy import Policy, parse_bits
+from ghn_jax.scoring import Images, score_on, spread_images
 from ghn_jax.speed import clock
 from ghn_jax.speed.options import Options, Row
 
@@ -147,26 +148,31 @@ def measure_evaluate(options: Options) -> list[Row]:
 def _evaluate(options: Options, mode: str) -> Row:
     ghn, params = _hypernetwork(options)
     _announce('evaluate', mode, options)
-    score = jax.jit(steps.score, static_argnums=0, donate_argnums=8)
+    mesh = devices.first(options.devices)
+    score = score_on(mesh)
     predict_buffer = jax.jit(steps.predict_weights, static_argnums=0, donate_argnums=3)
     N, K = options.batch_size, max(1, options.num_images // options.batch_size)
     images = np.random.default_rng(0).integers(0, 256, (K, N, IMAGE_SIZE, IMAGE_SIZE, 3), np.uint8)
-    data = (jnp.asarray(images), jnp.zeros((K, N), jnp.int32), jnp.full(3, 0.5), jnp.full(3, 0.25))
+    data = Images(
+        images, np.zeros((K, N), np.int32), np.full(3, 0.5, np.float32), np.full(3, 0.25, np.float32)
+    )
+    data = spread_images(mesh, data)
     policy, nodes = policy_of(mode), max_nodes(options.specs)
     seconds: list[float] = []
     compiled = 0
     for program, members in groups(options.specs):
-        workspace = steps.make_workspace(program, N, train=False)
-        weights, workspace = workspace.weights, workspace._replace(weights=jnp.zeros(0))
+        workspace = devices.make_workspace(mesh, program, N, train=False)
+        weights = jnp.zeros(program.capacity.blocks * BLOCK)
         for timed in (False, True):
             before = clock.compilations()
             for spec in members if timed else members[:2]:
                 networks, _ = prepare(program, [spec], policy, max_nodes=nodes)
                 weights = predict_buffer(ghn, params, networks, weights)
                 tables, bits = (jax.tree.map(lambda a: a[0], t) for t in (networks.tables, networks.bits))
-                jax.block_until_ready(weights)
+                own = devices.replicate(mesh, weights) if mesh else weights
+                jax.block_until_ready(own)
                 start = time.perf_counter()
-                top1, _, workspace = score(program, weights, tables, bits, *data, workspace)
+                top1, _, workspace = score(program, own, tables, bits, *data, workspace)
                 jax.block_until_ready(top1)
                 if timed:
                     seconds.append(time.perf_counter() - start)
@@ -175,6 +181,7 @@ def _evaluate(options: Options, mode: str) -> Row:
     count = K * N
     more = {
         'images': count,
+        'devices': options.devices,
         'images_per_s': count / np.mean(seconds),
         'mean_s_per_10k_images': float(np.mean(seconds)) / count * 10_000,
     }
