@@ -310,6 +310,15 @@ def _add_to_slot(tape: Array, value: Array, index: Array, keep: Array) -> Array:
     return _set_slot(tape, jnp.where(keep > 0, _slot(tape, index), 0) + value, index)
 
 
+def _switch(index, branches, *operands):
+    """lax.switch that stays one: inlined, a single branch would be fused with what reads and writes the tape,
+    and XLA would copy the tape for it.
+    """
+    shapes = jax.eval_shape(branches[0], *operands)
+    zeros = lambda *_: jax.tree.map(lambda s: jnp.zeros(s.shape, s.dtype), shapes)
+    return lax.switch(index, branches if len(branches) > 1 else [*branches, zeros], *operands)
+
+
 # ---- all ops
 
 
@@ -342,7 +351,7 @@ def _run(program, flat, tables, bits, images, values, mode, key, axis=None):
             q = _quantizer(
                 program, mode, key, axis, maxima if src == dst else max_of[src], row, bits.activations[r], r
             )
-            y = lax.switch(
+            y = _switch(
                 row[OP], branches, tape if src == dst else values[src], row, flat, q.scale, q.bits, q.key
             )
             # The sum in a conditional of its own: fused with the maximum below, it would read the tape again
@@ -391,7 +400,7 @@ def _run_backward(
         q = _quantizer(program, mode, key, axis, max_of[src], row, bits.activations[r], r)
         g = lax.optimization_barrier(_slot(g_dst, row[DST]))
         g_w, g_x = lax.optimization_barrier(
-            lax.switch(which, branches, src_tape, row, flat, q.scale, q.bits, q.key, g)
+            _switch(which, branches, src_tape, row, flat, q.scale, q.bits, q.key, g)
         )
         if padded:
             g_flat = lax.dynamic_update_slice(g_flat, g_w, (row[WEIGHTS] * BLOCK,))
