@@ -21,6 +21,7 @@ import json
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
+import jax
 from absl import flags
 from ml_collections import config_flags
 from tabulate import tabulate
@@ -123,7 +124,10 @@ if __name__ == '__main__':
         'meta_batch', 8, 'Networks in a training step, for train.', lower_bound=1
     )
     _DEVICES = flags.DEFINE_integer(
-        'devices', 1, 'That train spreads these over; a CPU is divided into so many.', lower_bound=1
+        'devices',
+        0,
+        'That train and evaluate use; a CPU is divided into so many. 0: all, a CPU as in training.',
+        lower_bound=0,
     )
     _BATCH_SIZE = flags.DEFINE_integer(
         'batch_size', 64, 'Images in a batch; compile, profile: the config says.', lower_bound=1
@@ -174,10 +178,10 @@ if __name__ == '__main__':
         else:
             specs = [make_space('convnets250k').sample('test', 0, i) for i in range(24)]
         runs.enable_compilation_cache()
-        runs.divide_cpu(_DEVICES.value)
+        runs.divide_cpu(_DEVICES.value, at_most=_META_BATCH.value)
+        num_devices = _DEVICES.value or min(jax.local_device_count(), _META_BATCH.value)
         options = Options(
-            specs=tuple(specs), modes=tuple(_MODE.value),
-            meta_batch=_META_BATCH.value, devices=_DEVICES.value,
+            specs=tuple(specs), modes=tuple(_MODE.value), meta_batch=_META_BATCH.value, devices=num_devices,
             batch_size=_BATCH_SIZE.value, num_images=_NUM_IMAGES.value,
             config=_CONFIG.value, split=_SPLIT.value, widths=_integers('widths', _WIDTHS.value),
             cells=_integers('cells', _CELLS.value), width=_WIDTH.value, repeats=_REPEATS.value,

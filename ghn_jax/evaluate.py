@@ -196,7 +196,7 @@ if __name__ == '__main__':
         'archs', None, 'Architecture file: score exactly its networks, and no split.'
     )
     _DEVICES = flags.DEFINE_integer(
-        'devices', 0, 'Devices that share the images, 0: all. A CPU is divided into so many.', lower_bound=0
+        'devices', 0, 'Devices that share the images, 0: all; a CPU is divided into so many.', lower_bound=0
     )
     _DATA_DIR = flags.DEFINE_string('data_dir', None, 'Where TFDS data lie, if not where the run had them.')
     _JSON = flags.DEFINE_string('json', None, 'File to write the result to.')

@@ -59,6 +59,7 @@ def command(module: str, *args: object) -> tuple[int, str, str]:
         with (
             mock.patch.object(sys, 'argv', [module, *map(str, args)]),
             mock.patch('ghn_jax.runs.enable_compilation_cache'),  # the user's, and this process's settings
+            mock.patch('ghn_jax.runs.divide_cpu'),  # JAX has its devices by now
             contextlib.redirect_stdout(out),
             contextlib.redirect_stderr(err),
             warnings.catch_warnings(),

@@ -80,10 +80,13 @@ def test_batches_scored_side_by_side_have_the_scores_of_one_device(checks):
     assert one == three and 0 < np.mean(one) < 1
 
 
-def test_a_cpu_can_be_divided():
-    code = 'from ghn_jax import runs; runs.divide_cpu(3); import jax; print(jax.local_device_count())'
-    env = {k: v for k, v in os.environ.items() if k != 'XLA_FLAGS'} | {'JAX_PLATFORMS': 'cpu'}
-    assert subprocess.check_output([sys.executable, '-c', code], env=env, cwd=ROOT, text=True) == '3\n'
+@pytest.mark.parametrize('arguments, flags, count', [
+    ('3', '', 3), ('0, at_most=1', '', 1), ('0', '--xla_force_host_platform_device_count=5', 5),
+])  # fmt: skip
+def test_a_cpu_can_be_divided(arguments, flags, count):
+    code = f'from ghn_jax import runs; runs.divide_cpu({arguments}); import jax; print(jax.device_count())'
+    env = os.environ | {'JAX_PLATFORMS': 'cpu', 'XLA_FLAGS': flags}
+    assert subprocess.check_output([sys.executable, '-c', code], env=env, cwd=ROOT, text=True) == f'{count}\n'
 
 
 def test_devices_that_do_not_divide_the_work_are_refused_in_one_line(checks):

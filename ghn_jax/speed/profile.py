@@ -26,7 +26,7 @@ from ghn_jax.cnn.weights import pages, quantize_weights, quantize_weights_backwa
 from ghn_jax.hypernet.ghn import GHN, init_params
 from ghn_jax.quant.policy import Policy
 from ghn_jax.speed.options import Options, Row, config_of
-from ghn_jax.speed.tasks import policy_of, random_images
+from ghn_jax.speed.tasks import policy_of, random_images, train_step
 
 NUM_CLASSES = 10  # of every data set there is
 STEP = 'training step'
@@ -248,19 +248,14 @@ class _Profile:
         return optax.apply_updates(params, updates), opt_state
 
     def stepper(self) -> Callable[[Networks], Any]:
-        step = jax.jit(
-            steps.train_step, static_argnums=(0, 1, 2), static_argnames='mode', donate_argnums=(3, 7)
-        )
+        step = train_step(self.program, self.ghn, self.optimizer, None, self.mode)
         params = jax.tree.map(jnp.copy, self.params)
         state = steps.TrainState(jnp.zeros((), jnp.int32), params, self.optimizer.init(params))
         workspace = steps.make_workspace(self.program, self.config.train.batch_size)
 
         def run(networks: Networks):
             nonlocal state, workspace
-            state, metrics, workspace = step(
-                self.program, self.ghn, self.optimizer, state, networks, self.images, self.labels, workspace,
-                self.key, mode=self.mode,
-            )  # fmt: skip
+            state, metrics, workspace = step(state, networks, self.images, self.labels, workspace, self.key)
             return jax.block_until_ready((metrics, state))[0]
 
         return run

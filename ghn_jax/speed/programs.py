@@ -27,6 +27,7 @@ from ghn_jax.quant.policy import Policy
 from ghn_jax.scoring import score_on
 from ghn_jax.speed import clock
 from ghn_jax.speed.options import Options, Row, config_of
+from ghn_jax.speed.tasks import train_step
 
 _NUM_CLASSES = 10  # of every data set there is
 _EVALUATED = 64, 10_000  # images of a batch, images: as `evaluate` has them
@@ -141,12 +142,10 @@ def _functions(
         optimizer = train.make_optimizer(config)
         state = jax.eval_shape(lambda p: steps.TrainState(jnp.zeros((), int32), p, optimizer.init(p)), params)
         workspace = jax.eval_shape(lambda: steps.make_workspace(program, N))
-        step = jax.jit(
-            steps.train_step, static_argnums=(0, 1, 2), static_argnames='mode', donate_argnums=(3, 7)
-        )
+        step = train_step(program, ghn, optimizer, None, config.quant.mode)
         images, labels = _shape((N, H, H, 3), float32), _shape((N,), int32)
-        arguments = (program, ghn, optimizer, state, networks, images, labels, workspace, key)
-        yield 'train_step', lambda: step.trace(*arguments, mode=config.quant.mode), workspace
+        arguments = (state, networks, images, labels, workspace, key)
+        yield 'train_step', lambda: step.trace(*arguments), workspace
         return
     N, count = _EVALUATED
     K = count // N
