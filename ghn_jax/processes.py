@@ -3,10 +3,12 @@
 On one machine nothing of this is needed: one process drives all of its devices.
 """
 
+import contextlib
 import hashlib
 import os
 import sys
 import threading
+from collections.abc import Iterator
 
 import jax
 import numpy as np
@@ -56,6 +58,20 @@ def start(
             f'--process_id={process_id} with --num_processes={num_processes}: expected 0..{num_processes - 1}'
         )
     _join(coordinator, timeout, num_processes, process_id)
+
+
+@contextlib.contextmanager
+def leaving_at_once() -> Iterator[None]:
+    """Ends the process where a UserError appears in one of several: JAX would wait minutes for the others,
+    which wait for this one.
+    """
+    try:
+        yield
+    except UserError as e:
+        if jax.process_count() == 1:
+            raise
+        print(f'error: {e}', file=sys.stderr, flush=True)
+        os._exit(2)
 
 
 def is_first() -> bool:

@@ -331,6 +331,7 @@ if __name__ == '__main__':
         runs.divide_cpu(config.devices.cpu, at_most=math.gcd(2, config.train.meta_batch))
         processes.start(_COORDINATOR.value, _NUM_PROCESSES.value, _PROCESS_ID.value, timeout=_TIMEOUT.value)
         runs.enable_compilation_cache()
-        train(config, workdir)
+        with processes.leaving_at_once():
+            train(config, workdir)
 
     cli.run(_main)

@@ -130,7 +130,7 @@ def scores(folder):
     selection = select_split(runs.make_space_of(run.config), 'test', seed=0, count=2, image_size=8)
     dataset = runs.load_data(run.config)
     images = image_batches(dataset, dataset.test, batch_size=8, num_images=40)
-    score = functools.partial(score_networks, run.ghn, run.params, selection, images, [Policy(4, 4)])
+    score = functools.partial(score_networks, run.ghn, run.params, selection, images, [Policy()])
     return [score().tolist(), score(mesh=devices.mesh_of(jax.devices()[:3], 1)).tolist()]
 
 

@@ -71,7 +71,7 @@ def test_training_on_two_devices_has_the_losses_of_one(checks):
         found = checks['training'][name]
         np.testing.assert_allclose(found['losses'], one['losses'], rtol=1e-3)
         np.testing.assert_allclose(found['norms'][0], one['norms'][0], rtol=1e-2)  # before steps differ
-        assert found['compiled'] == 1  # a resume included
+        assert found['compiled'] == 1, name  # a resume included
     assert checks['training']['finished step'] == 3
 
 

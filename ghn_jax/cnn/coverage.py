@@ -90,6 +90,11 @@ def covering_networks(space: Space, split: str, family: Family) -> Iterator[Netw
             for steps in range(rules.min_steps, (rules.max_steps if shallow else rules.max_steps_deep) + 1):
                 yield network(n_cells, uniform(longest, steps))
                 yield network(n_cells, uniform(second, steps, (0, largest)))
+                if (
+                    'skip_connect' in ops and _values(longest)[0] <= 2
+                ):  # a strided one has two weights and a norm
+                    reduce = uniform('skip_connect', steps).reduce
+                    yield network(n_cells, dataclasses.replace(uniform(longest, steps), reduce=reduce))
                 if vit:
                     yield network(n_cells, uniform('msa', steps))
                 if flat_heads and shallow:
