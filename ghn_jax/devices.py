@@ -181,7 +181,10 @@ def make_workspace(
     zeros = lambda: jax.tree.map(
         lambda x: jax.numpy.zeros((x.shape[0] * mesh.size, *x.shape[1:]), x.dtype), shapes
     )
-    return jax.jit(zeros, out_shardings=NamedSharding(mesh, OVER_DEVICES))()
+    # As the step returns it: JAX drops axes of one device, and compiles anew where the names differ.
+    names = tuple(name for name in mesh.axis_names if mesh.shape[name] > 1)
+    over = PartitionSpec(names if len(names) > 1 else names[0])
+    return jax.jit(zeros, out_shardings=NamedSharding(mesh, over))()
 
 
 def spread(step: Callable, mesh: Mesh | None, specs: tuple[PartitionSpec, ...]) -> Callable:

@@ -45,7 +45,7 @@ CASES = {
     'weights': ('qat', Policy(4, 32)),
 }
 # Every collective there is, and the mesh without those of images.
-FEW = [('float', mesh) for mesh in MESHES] + [('activations', (4, 2)), ('weights', (4, 2))]
+FEW = [('float', (8, 1)), ('float', (4, 2)), ('activations', (4, 2)), ('weights', (4, 2))]
 REST = [(case, mesh) for case in CASES for mesh in MESHES if (case, mesh) not in FEW]
 # Its state is the gradient.
 KEEP = optax.GradientTransformation(
@@ -110,7 +110,7 @@ def training(folder):
         config.train.steps, config.train.meta_batch, config.eval.every_steps = 3, 2, 0
         config.devices.per_process, config.devices.images = count, images
         before = train._step._cache_size()
-        train.train(config, folder / name, stop_at=1 if name == 'networks' else None)
+        train.train(config, folder / name, stop_at=2 if name == 'networks' else None)
         if name == 'networks':  # goes on from a checkpoint that one device could have written
             train.train(config, folder / name)
         records = read_jsonl(folder / name / 'metrics.jsonl')
