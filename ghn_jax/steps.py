@@ -58,7 +58,8 @@ def make_workspace(program: Program, batch: int, dtype=jnp.float32, *, train: bo
         executor.make_workspace(program, batch, dtype, train=train),
         program.capacity.blocks * BLOCK,
     )
-    return Workspace(buffers, jnp.zeros(floats if train else 0), jnp.zeros(floats))
+    # One float where there is nothing: JAX forgets how empty arrays are spread, and compiles anew.
+    return Workspace(buffers, jnp.zeros(floats if train else 1), jnp.zeros(floats))
 
 
 # ---- training

@@ -21,7 +21,7 @@ from ghn_jax.errors import UserError
 from ghn_jax.hypernet.ghn import init_params
 from ghn_jax.metrics import read_jsonl
 from ghn_jax.quant import Policy
-from ghn_jax.scoring import image_batches, score_networks, select_split
+from ghn_jax.scoring import image_batches, score_networks, score_on, select_split
 from ghn_jax.speed.scaling import collectives
 from tests.small_run import small_config, write_run
 from tests.test_steps import (
@@ -131,7 +131,8 @@ def scores(folder):
     dataset = runs.load_data(run.config)
     images = image_batches(dataset, dataset.test, batch_size=8, num_images=40)
     score = functools.partial(score_networks, run.ghn, run.params, selection, images, [Policy()])
-    return [score().tolist(), score(mesh=devices.mesh_of(jax.devices()[:3], 1)).tolist()]
+    mesh = devices.mesh_of(jax.devices()[:3], 1)
+    return [score().tolist(), score(mesh=mesh).tolist(), score_on(mesh)._cache_size()]
 
 
 def refusals():

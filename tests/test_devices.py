@@ -76,8 +76,9 @@ def test_training_on_two_devices_has_the_losses_of_one(checks):
 
 
 def test_batches_scored_side_by_side_have_the_scores_of_one_device(checks):
-    one, three = checks['scores']  # three devices for five batches
+    one, three, compiled = checks['scores']  # three devices for five batches
     assert one == three and 0 < np.mean(one) < 1
+    assert compiled == 1
 
 
 @pytest.mark.parametrize('arguments, flags, count', [

@@ -121,7 +121,7 @@ def make_workspace(program: Program, batch: int, dtype=jnp.float32, *, train: bo
         return {c: jnp.zeros((s, batch, c[0], c[0], c[1]), dtype) for c, s in program.slots.items()}
 
     floats = program.capacity.blocks * BLOCK
-    weights = jnp.zeros(floats if train else 0, jnp.promote_types(dtype, jnp.float32))
+    weights = jnp.zeros(floats if train else 1, jnp.promote_types(dtype, jnp.float32))
     return Workspace(tapes(), tapes() if train else {}, weights)
 
 

@@ -82,7 +82,7 @@ def read_peer(peer: Mapping[str, Any]) -> Result:
 def label(row: Row) -> str:
     """What a row was measured on, in words: 'train, qat, meta_batch=8, images_per_step=64'."""
     plain = [str(row[k]) for k in ('what', 'mode', 'function', 'part') if row.get(k) is not None]
-    rest = [f'{k}={row[k]}' for k in IDENTITY if k not in ('what', 'mode', 'function', 'part') and k in row]
+    rest = [f'{k}={v}' for k, v in _identity(row) if k not in ('what', 'mode', 'function', 'part')]
     return ', '.join(plain + rest)
 
 
@@ -109,7 +109,7 @@ def compare(a: Result, b: Result, names: Sequence[str] = ('A', 'B')) -> Result:
             scaled = ratio
             if ratio is not None and power:
                 scaled = None if slower is None else ratio / slower**power
-            identity = {k: row[k] for k in IDENTITY if k in row}
+            identity = dict(_identity(row))
             rows.append(identity | {'figure': figure, 'a': x, 'b': y, 'ratio': ratio, 'scaled_ratio': scaled})
     if not rows:
         has = [sorted(set(map(label, r['rows']))) for r in (a, b)]
@@ -157,7 +157,8 @@ def text(comparison: Result) -> str:
 
 
 def _identity(row: Row) -> tuple:
-    return tuple((k, row[k]) for k in IDENTITY if k in row)
+    # The same work on other devices is what one wants to compare, except where these are the question.
+    return tuple((k, row[k]) for k in IDENTITY if k in row and (k != 'devices' or row['what'] == 'scaling'))
 
 
 def _figures(row: Row) -> dict[str, float]:
