@@ -45,6 +45,6 @@ def get_config():
     c.eval.every_steps = 0
     c.eval.num_networks = 10
     c.eval.num_images = 300
-    c.devices.cpu = c.devices.per_process = 1  # these networks are too small to share out
+    c.devices.per_process = 1  # these networks are too small to share out
     c.program.max_nodes = 160
     return c

@@ -35,6 +35,6 @@ def get_config():
     c.eval.every_steps = 3
     c.eval.num_networks = 2
     c.eval.num_images = 16
-    c.devices.cpu = c.devices.per_process = 1
+    c.devices.per_process = 1
     c.program.max_nodes = 96
     return c

@@ -126,7 +126,7 @@ if __name__ == '__main__':
     _DEVICES = flags.DEFINE_integer(
         'devices',
         0,
-        'That train and evaluate use; a CPU is divided into so many. 0: all, a CPU as in training.',
+        'That train and evaluate use; a CPU is divided into so many. 0: all, two of a CPU.',
         lower_bound=0,
     )
     _BATCH_SIZE = flags.DEFINE_integer(

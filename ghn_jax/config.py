@@ -76,9 +76,7 @@ def default() -> ConfigDict:
 
     c.devices = ConfigDict()
     c.devices.images = 1  # devices that share the images of a network; the others take networks of their own
-    c.devices.cpu = (
-        0  # devices that a CPU is divided into; 0: two, where it has the cores and 20 GiB for them
-    )
+    c.devices.cpu = 1  # that a CPU is divided into: 2 use two cores well, and take twice the memory
     c.devices.per_process = 0  # devices of each process that take part; 0 is all
 
     c.program = ConfigDict()
@@ -110,7 +108,7 @@ def check(config: ConfigDict) -> ConfigDict:
     _one_of(config, 'train.schedule', SCHEDULES)
     _one_of(config, 'train.dtype', DTYPES)
     for key in ('train.meta_batch', 'train.batch_size', 'log_every_steps', 'save_every_steps', 'image_size',
-                'devices.images'):  # fmt: skip
+                'devices.images', 'devices.cpu'):  # fmt: skip
         _at_least(config, key, 1)
     for key in (
         'train.steps',
@@ -120,7 +118,6 @@ def check(config: ConfigDict) -> ConfigDict:
         'eval.every_steps',
         'seed',
         'devices.per_process',
-        'devices.cpu',
     ):
         _at_least(config, key, 0)
     if config.save_every_steps % config.log_every_steps:

@@ -216,7 +216,7 @@ if __name__ == '__main__':
         plot_file = cli.check_output(_PLOT.value, 'plot', results.PICTURES) if _PLOT.value else None
         specs = load_networks(_ARCHS.value) if _ARCHS.value else None
         runs.enable_compilation_cache()
-        runs.divide_cpu(_DEVICES.value)
+        runs.divide_cpu(_DEVICES.value or 1)
         run = runs.load_run(workdir)
         if _DATA_DIR.value is not None:
             run.config.data_dir = _DATA_DIR.value

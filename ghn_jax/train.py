@@ -13,7 +13,6 @@ On several machines, the same command on each, with a workdir that all share:
 
 import collections
 import functools
-import math
 import pathlib
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -328,7 +327,7 @@ if __name__ == '__main__':
     def _main() -> None:
         config = cli.read_config(_CONFIG)
         workdir = cli.check_workdir(_WORKDIR.value)
-        runs.divide_cpu(config.devices.cpu, at_most=math.gcd(2, config.train.meta_batch))
+        runs.divide_cpu(config.devices.cpu)
         processes.start(_COORDINATOR.value, _NUM_PROCESSES.value, _PROCESS_ID.value, timeout=_TIMEOUT.value)
         runs.enable_compilation_cache()
         with processes.leaving_at_once():
