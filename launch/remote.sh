@@ -58,6 +58,22 @@ tpu_argument() {
     esac
 }
 
+# $1: the script, $2: a type of TPU as an example, then its arguments.
+tpu_arguments() {
+    local script="$1" example="$2" arg
+    shift 2
+    for arg in "$@"; do tpu_argument "$arg" "$script"; done
+    tpu_check "$example"
+}
+
+# $@: flags for the training beside those of the user.
+tpu_run() {
+    tpu_create
+    tpu_setup
+    tpu_train "$@"
+    tpu_delete # only where all went well: `set -e` ends the script before, and the machine stays for a look
+}
+
 tpu_check() {
     required name zone type config workdir
     [[ "$name" =~ ^[a-z]([-a-z0-9]*[a-z0-9])?$ ]] ||

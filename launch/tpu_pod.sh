@@ -8,10 +8,5 @@
 # wants --config.train.meta_batch=16, or 8 with --config.devices.images=2. Never run on a TPU so far.
 set -euo pipefail
 source "$(dirname "${BASH_SOURCE[0]}")/remote.sh"
-for arg in "$@"; do tpu_argument "$arg" "${BASH_SOURCE[0]}"; done
-tpu_check v4-32
-
-tpu_create
-tpu_setup
-tpu_train --coordinator=auto
-tpu_delete
+tpu_arguments "${BASH_SOURCE[0]}" v4-32 "$@"
+tpu_run --coordinator=auto

@@ -9,10 +9,5 @@
 # It needs the gcloud command, logged in, with a project that has TPU quota. Never run on a TPU so far.
 set -euo pipefail
 source "$(dirname "${BASH_SOURCE[0]}")/remote.sh"
-for arg in "$@"; do tpu_argument "$arg" "${BASH_SOURCE[0]}"; done
-tpu_check v4-8
-
-tpu_create
-tpu_setup
-tpu_train
-tpu_delete # only where all went well: `set -e` ends the script before, and the machine stays for a look
+tpu_arguments "${BASH_SOURCE[0]}" v4-8 "$@"
+tpu_run
