@@ -18,6 +18,7 @@ the same machine at another hour.
 """
 
 import json
+import os
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -61,6 +62,13 @@ def benchmark(what: Sequence[str], options: Options) -> dict[str, Any]:
     rows = [row for name in what for row in WHAT[name](options)]
     probes.append(clock.probe())
     return {'machine': clock.machine(probes), 'rows': rows}
+
+
+def _parts_of_cpu() -> int:
+    """Two where it has the cores and the memory: the workspaces of large networks take 5 GiB each."""
+    memory = os.sysconf('SC_PAGE_SIZE') * os.sysconf('SC_PHYS_PAGES')
+    forced = 'xla_force_host_platform_device_count' in os.environ.get('XLA_FLAGS', '')
+    return 2 if (os.cpu_count() or 1) > 1 and memory >= 20 * 2**30 and not forced else 1
 
 
 def _integers(flag: str, values: Sequence[str]) -> tuple[int, ...]:
@@ -178,7 +186,7 @@ if __name__ == '__main__':
         else:
             specs = [make_space('convnets250k').sample('test', 0, i) for i in range(24)]
         runs.enable_compilation_cache()
-        runs.divide_cpu(_DEVICES.value, at_most=_META_BATCH.value)
+        runs.divide_cpu(_DEVICES.value or _parts_of_cpu())
         num_devices = _DEVICES.value or min(jax.local_device_count(), _META_BATCH.value)
         options = Options(
             specs=tuple(specs), modes=tuple(_MODE.value), meta_batch=_META_BATCH.value, devices=num_devices,

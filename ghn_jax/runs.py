@@ -19,8 +19,6 @@ from ghn_jax.hypernet.ghn import GHN, GHNConfig
 from ghn_jax.networks.size import IMAGE_SIZE
 from ghn_jax.networks.spaces import Space, make_space
 
-_TWO_WORKSPACES = 20 * 2**30  # bytes of memory: a process with two devices takes up to 12 GiB
-
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Run:
@@ -117,17 +115,13 @@ def differing_keys(a: ConfigDict, b: ConfigDict, free: tuple[str, ...]) -> list[
     return [k for k in differing if not any(k == f or k.startswith(f'{f}.') for f in free)]
 
 
-def divide_cpu(parts: int, *, at_most: int = 2) -> None:
+def divide_cpu(parts: int) -> None:
     """Makes a CPU so many devices, each with work of its own; to be called before JAX knows its devices.
 
     Much of a step runs on one core, whatever its size: two devices keep two cores busy, and take twice the
-    memory. 0: two where there are cores and memory for them, and `at_most` devices are of use; else one.
+    memory.
     """
-    flag = 'xla_force_host_platform_device_count'  # says it too, and JAX allows only one of them
-    if parts == 0 and flag not in os.environ.get('XLA_FLAGS', ''):
-        memory = os.sysconf('SC_PAGE_SIZE') * os.sysconf('SC_PHYS_PAGES')
-        parts = min(2, at_most) if (os.cpu_count() or 1) >= 2 and memory >= _TWO_WORKSPACES else 1
-    if parts > 1:
+    if parts > 1:  # one needs nothing said, and leaves XLA_FLAGS its word
         jax.config.update('jax_num_cpu_devices', parts)
 
 

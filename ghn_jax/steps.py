@@ -54,10 +54,8 @@ def make_workspace(program: Program, batch: int, dtype=jnp.float32, *, train: bo
 
     train: with gradients and weights; a network's weights are given to `score`.
     """
-    buffers, floats = (
-        executor.make_workspace(program, batch, dtype, train=train),
-        program.capacity.blocks * BLOCK,
-    )
+    floats = program.capacity.blocks * BLOCK
+    buffers = executor.make_workspace(program, batch, dtype, train=train)
     # One float where there is nothing: JAX forgets how empty arrays are spread, and compiles anew.
     return Workspace(buffers, jnp.zeros(floats if train else 1), jnp.zeros(floats))
 
@@ -213,7 +211,7 @@ def score(
         logits = jnp.where(jnp.isnan(logits), -jnp.inf, logits)
         label = jnp.take_along_axis(logits, y[:, None], 1)
         # Ties count against the label, so that equal (or no) logits are no prediction.
-        better = jnp.where(y < 0, logits.shape[1], jnp.sum(logits >= label, 1) - 1)
+        better = jnp.where(y < 0, 5, jnp.sum(logits >= label, 1) - 1)
         return buffers, (jnp.sum(better < 1), jnp.sum(better < 5))
 
     buffers, (top1, top5) = lax.scan(batch, workspace.executor, (images, labels))

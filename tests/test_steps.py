@@ -320,3 +320,14 @@ def test_scores_count_the_labels_among_the_first_and_the_first_five(program, pol
                 0 * flat, layout.tables, program.bits(layout, policy), images, labels, mean, std, workspace
             )
             assert (int(top1), int(top5)) == (0, 0)  # equal logits predict nothing
+            top1, top5, workspace = run(
+                flat,
+                layout.tables,
+                program.bits(layout, policy),
+                images,
+                0 * labels - 1,
+                mean,
+                std,
+                workspace,
+            )
+            assert (int(top1), int(top5)) == (0, 0)  # images that are not counted

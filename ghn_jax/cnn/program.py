@@ -45,7 +45,7 @@ class Segment(NamedTuple):
 
     @property
     def weight_floats(self) -> int:
-        """The most weight-buffer floats one of its instructions uses: every gradient is padded to it."""
+        """The most weight-buffer floats one of its instructions uses: no gradient is padded to more."""
         return max(weight_floats(op, self.src, self.dst) for op in self.ops)
 
 
@@ -275,7 +275,7 @@ def build_program(networks: Iterable[NetworkSpec], *, image_size: int, max_param
     # No network has more than max_params parameters; a tenth more for pieces that do not fill their last
     # block.
     bound = max(head_blocks) + max_params / BLOCK * 1.1 + 1024
-    # Gradients are padded to the longest of their segment, and the last one written must fit as well.
+    # Gradients are padded to at most the longest of their segment; the last one written must fit as well.
     overhang = max(s.weight_floats for s in segments) // BLOCK
     pieces = [[p for i in net.instructions for p in i.pieces] for net in lowered]
     weights = [{p.name: p for p in ps if p.name and p.is_matrix} for ps in pieces]
@@ -349,7 +349,7 @@ def _place(program: Program, lowered: Lowered) -> Layout:
             written.add(i.dst)
 
     # The head's gradients are written first, exactly; then those of the instructions, last to first, each
-    # padded to the longest of its segment: the padding falls on what is written next.
+    # padded to at most the longest of its segment: the padding falls on what is written next.
     pieces, head, blocks = _place_head(program, lowered, slot)
     has_gradient = set(lowered.head.group)
     for r in range(len(executed) - 1, -1, -1):
