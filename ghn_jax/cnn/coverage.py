@@ -10,7 +10,8 @@ import itertools
 from collections.abc import Iterator
 from typing import NamedTuple
 
-from ghn_jax.cnn.program import Program, build_program
+from ghn_jax.cnn.building import build_program
+from ghn_jax.cnn.program import Program
 from ghn_jax.errors import UserError
 from ghn_jax.networks.genotype import Genotype
 from ghn_jax.networks.spaces import LARGE, Space, split_rules

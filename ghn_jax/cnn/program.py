@@ -1,16 +1,16 @@
 """A program: everything static about one compiled executor, and the tables that make it run a given network.
 
 A program knows its classes (H, C), its segments (all instructions from one class to another) with the ops
-each may hold, and the capacities of its buffers. It is built once for a space and a family (`coverage`), from
-networks that together hold every instruction the space can produce. A network then becomes `Tables`: plain
-integers.
+each may hold, and the capacities of its buffers. It is built (`building`) once for a space and a family
+(`coverage`), from networks that together hold every instruction the space can produce. A network then becomes
+`Tables`: plain integers.
 
 Words: slot = place of a value on its class's tape; block = BLOCK floats of the weight buffer;
 panel = the part of a linear weight that maps BLOCK inputs to BLOCK (or all class) outputs.
 """
 
 import dataclasses
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from typing import NamedTuple
 
 import numpy as np
@@ -244,80 +244,6 @@ def block_floats(shape: tuple[int, ...]) -> int:
     return round_up(int(np.prod(shape)), BLOCK)
 
 
-# ---- building a program
-
-
-def build_program(networks: Iterable[NetworkSpec], *, image_size: int, max_params: float) -> Program:
-    """A program that runs every network whose instructions all occur in `networks`.
-
-    networks: all of one family and number of classes, for instance `coverage.covering_networks(...)`;
-      the program has room for the longest of them and for `max_params` parameters.
-    """
-    specs = list(networks)
-    lowered = [lower(spec, image_size) for spec in specs]
-    ops: dict[tuple[Class, Class], set] = {}
-    for net in lowered:
-        for i in net.instructions:
-            ops.setdefault((net.classes[i.src], net.classes[i.dst]), set()).add(i.op)
-    image = (image_size, 3)
-    classes = _ordered({c for edge in ops for c in edge} - {image}, ops)
-    segments = []
-    for dst in classes:
-        sources = [image, *(c for c in classes if c != dst), dst]  # what crosses into a class comes first
-        segments += [
-            Segment(src, dst, tuple(sorted(ops[src, dst], key=str))) for src in sources if (src, dst) in ops
-        ]
-    parts = max(len(g) for net in lowered for g in net.groups)
-    num_classes = specs[0].num_classes
-    heads = [_head_pieces(net.head, num_classes) for net in lowered]
-    head_blocks = [sum(p.size for p in h.all) // BLOCK for h in heads]
-    body_blocks = [sum(p.size for i in net.instructions for p in i.pieces) // BLOCK for net in lowered]
-    # No network has more than max_params parameters; a tenth more for pieces that do not fill their last
-    # block.
-    bound = max(head_blocks) + max_params / BLOCK * 1.1 + 1024
-    # Gradients are padded to at most the longest of their segment; the last one written must fit as well.
-    overhang = max(s.weight_floats for s in segments) // BLOCK
-    pieces = [[p for i in net.instructions for p in i.pieces] for net in lowered]
-    weights = [{p.name: p for p in ps if p.name and p.is_matrix} for ps in pieces]
-    dense = [sum(p.taps for p in w.values() if p.pad_rows > 1) for w in weights]
-    depth = [sum(p.taps for p in w.values() if p.pad_rows == 1) for w in weights]
-    positions = max(sum(p.taps for p in ps if p.position) for ps in pieces)
-    capacity = Capacity(
-        slots=tuple(
-            (c, max(sum(v == c for v in net.classes.values()) for net in lowered) + parts) for c in classes
-        ),
-        rows=max(len(net.instructions) for net in lowered),
-        blocks=round_up(
-            int(min(max(map(sum, zip(head_blocks, body_blocks, strict=True))), bound)) + overhang, PAGE_BLOCKS
-        ),
-        tensors=max(map(len, weights)) + 3,  # two of the head, one that stands for "never quantized"
-        parts=parts,
-        hidden_panels=max(1, *(len(h.hidden_bias) for h in heads)),
-        pieces=max(len(ps) + len(h.all) for ps, h in zip(pieces, heads, strict=True)),
-        dense_tiles=round_up(max(dense) + 1, 64) + 64,  # small and large ones begin a chunk each
-        depth_tiles=round_up(max(depth) + 1, 128) + round_up(positions, 128),  # these begin a chunk
-        windows=max(sum(p.windows for p in [*ps, *h.all]) for ps, h in zip(pieces, heads, strict=True)),
-    )
-    return Program(
-        image_size=image_size,
-        classes=classes,
-        segments=tuple(segments),
-        heads=tuple(sorted({(net.classes[net.head.group[0]], net.head.glob_avg) for net in lowered})),
-        num_classes=num_classes,
-        capacity=capacity,
-    )
-
-
-def _ordered(classes: set[Class], ops: Iterable[tuple[Class, Class]]) -> tuple[Class, ...]:
-    """Classes such that each comes after all classes that lead to it."""
-    edges = [(a, b) for a, b in ops if a in classes and a != b]
-    order: list[Class] = []
-    while len(order) < len(classes):
-        free = sorted(c for c in classes - set(order) if all(a in order for a, b in edges if b == c))
-        order.append(free[-1])  # the largest images first: the order in which networks run
-    return tuple(order)
-
-
 # ---- placing a network
 
 
@@ -407,7 +333,7 @@ def _place_head(program: Program, lowered: Lowered, slot: Mapping[int, int]):
             f'the classifier of network {lowered.name!r} reads {variant} ((size, channels), glob_avg), '
             f'this program has {program.heads}: build the program for a space that contains the network'
         )
-    layers = _head_pieces(head, program.num_classes)
+    layers = head_pieces(head, program.num_classes)
     _check_room(
         'panels of hidden units', len(layers.hidden_bias), program.capacity.hidden_panels, lowered.name
     )
@@ -434,7 +360,9 @@ def _place_head(program: Program, lowered: Lowered, slot: Mapping[int, int]):
     return pieces, HeadTable(*(np.int32(x) for x in table)), blocks
 
 
-class _HeadPieces(NamedTuple):
+class HeadPieces(NamedTuple):
+    """The pieces of a classifier, layer by layer in the order in which they lie in the weight buffer."""
+
     hidden_weights: list[Piece]
     hidden_bias: list[Piece]
     final_weights: list[Piece]
@@ -442,10 +370,11 @@ class _HeadPieces(NamedTuple):
 
     @property
     def all(self) -> list[Piece]:
+        """Those of all layers."""
         return [p for layer in self for p in layer]
 
 
-def _head_pieces(head: Head, num_classes: int) -> _HeadPieces:
+def head_pieces(head: Head, num_classes: int) -> HeadPieces:
     """Linear weights in panels of BLOCK inputs x BLOCK hidden units (x all classes); hidden_* empty without
     one.
     """
@@ -456,7 +385,7 @@ def _head_pieces(head: Head, num_classes: int) -> _HeadPieces:
             hidden_bias.append(_vector(f'{head.hidden}.bias', col, min(BLOCK, head.hidden_size - col), BLOCK))
         features = head.hidden_size
     final = linear_pieces(f'{head.final}.weight', features, num_classes, columns)
-    return _HeadPieces(
+    return HeadPieces(
         hidden_weights, hidden_bias, final, [_vector(f'{head.final}.bias', 0, num_classes, columns)]
     )
 

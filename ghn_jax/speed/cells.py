@@ -15,8 +15,8 @@ import jax.numpy as jnp
 import numpy as np
 
 from ghn_jax.cnn import executor
+from ghn_jax.cnn.building import build_program
 from ghn_jax.cnn.lowering import BLOCK, IMAGE, lower
-from ghn_jax.cnn.program import build_program
 from ghn_jax.errors import UserError
 from ghn_jax.networks.genotype import Genotype
 from ghn_jax.networks.size import IMAGE_SIZE, count_parameters

@@ -19,9 +19,10 @@ from jax.sharding import Mesh
 
 from ghn_jax import devices, predict, steps
 from ghn_jax.batches import prepare
+from ghn_jax.cnn.building import build_program
 from ghn_jax.cnn.coverage import family
 from ghn_jax.cnn.lowering import BLOCK, round_up
-from ghn_jax.cnn.program import Program, build_program
+from ghn_jax.cnn.program import Program
 from ghn_jax.errors import UserError
 from ghn_jax.hypernet.ghn import GHN, GHNConfig, init_params
 from ghn_jax.networks.graph import build_graph

@@ -4,7 +4,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from ghn_jax.cnn.program import build_program
+from ghn_jax.cnn.building import build_program
 from ghn_jax.networks.spaces import make_space
 from ghn_jax.quant import Policy
 from tests.cnn.comparison import Executor, make_inputs, relative_error

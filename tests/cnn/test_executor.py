@@ -17,8 +17,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from ghn_jax.cnn.building import build_program
 from ghn_jax.cnn.coverage import Family, covering_networks, program_for
-from ghn_jax.cnn.program import build_program
 from ghn_jax.networks.spaces import make_space
 from ghn_jax.networks.spec import load_networks
 from ghn_jax.quant import Policy

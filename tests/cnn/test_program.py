@@ -8,9 +8,10 @@ import pytest
 
 from ghn_jax.assembly import make_sources
 from ghn_jax.batches import tile_shapes
+from ghn_jax.cnn.building import build_program
 from ghn_jax.cnn.coverage import Family, covering_networks, family, program_for, widths
 from ghn_jax.cnn.lowering import BLOCK
-from ghn_jax.cnn.program import ACCUMULATE, DST, SEEN, SRC, WEIGHTS, Program, build_program
+from ghn_jax.cnn.program import ACCUMULATE, DST, SEEN, SRC, WEIGHTS, Program
 from ghn_jax.errors import UserError
 from ghn_jax.hypernet.table import decoder_table
 from ghn_jax.networks.graph import build_graph

@@ -1,0 +1,78 @@
+"""Builds a program from networks that together hold every instruction it is to run: `coverage` finds them."""
+
+from collections.abc import Iterable
+
+from ghn_jax.cnn.lowering import BLOCK, lower, round_up
+from ghn_jax.cnn.program import PAGE_BLOCKS, Capacity, Class, Program, Segment, head_pieces
+from ghn_jax.networks.spec import NetworkSpec
+
+
+def build_program(networks: Iterable[NetworkSpec], *, image_size: int, max_params: float) -> Program:
+    """A program that runs every network whose instructions all occur in `networks`.
+
+    networks: all of one family and number of classes, for instance `coverage.covering_networks(...)`;
+      the program has room for the longest of them and for `max_params` parameters.
+    """
+    specs = list(networks)
+    lowered = [lower(spec, image_size) for spec in specs]
+    ops: dict[tuple[Class, Class], set] = {}
+    for net in lowered:
+        for i in net.instructions:
+            ops.setdefault((net.classes[i.src], net.classes[i.dst]), set()).add(i.op)
+    image = (image_size, 3)
+    classes = _ordered({c for edge in ops for c in edge} - {image}, ops)
+    segments = []
+    for dst in classes:
+        sources = [image, *(c for c in classes if c != dst), dst]  # what crosses into a class comes first
+        segments += [
+            Segment(src, dst, tuple(sorted(ops[src, dst], key=str))) for src in sources if (src, dst) in ops
+        ]
+    parts = max(len(g) for net in lowered for g in net.groups)
+    num_classes = specs[0].num_classes
+    heads = [head_pieces(net.head, num_classes) for net in lowered]
+    head_blocks = [sum(p.size for p in h.all) // BLOCK for h in heads]
+    body_blocks = [sum(p.size for i in net.instructions for p in i.pieces) // BLOCK for net in lowered]
+    # No network has more than max_params parameters; a tenth more for pieces that do not fill their last
+    # block.
+    bound = max(head_blocks) + max_params / BLOCK * 1.1 + 1024
+    # Gradients are padded to at most the longest of their segment; the last one written must fit as well.
+    overhang = max(s.weight_floats for s in segments) // BLOCK
+    pieces = [[p for i in net.instructions for p in i.pieces] for net in lowered]
+    weights = [{p.name: p for p in ps if p.name and p.is_matrix} for ps in pieces]
+    dense = [sum(p.taps for p in w.values() if p.pad_rows > 1) for w in weights]
+    depth = [sum(p.taps for p in w.values() if p.pad_rows == 1) for w in weights]
+    positions = max(sum(p.taps for p in ps if p.position) for ps in pieces)
+    capacity = Capacity(
+        slots=tuple(
+            (c, max(sum(v == c for v in net.classes.values()) for net in lowered) + parts) for c in classes
+        ),
+        rows=max(len(net.instructions) for net in lowered),
+        blocks=round_up(
+            int(min(max(map(sum, zip(head_blocks, body_blocks, strict=True))), bound)) + overhang, PAGE_BLOCKS
+        ),
+        tensors=max(map(len, weights)) + 3,  # two of the head, one that stands for "never quantized"
+        parts=parts,
+        hidden_panels=max(1, *(len(h.hidden_bias) for h in heads)),
+        pieces=max(len(ps) + len(h.all) for ps, h in zip(pieces, heads, strict=True)),
+        dense_tiles=round_up(max(dense) + 1, 64) + 64,  # small and large ones begin a chunk each
+        depth_tiles=round_up(max(depth) + 1, 128) + round_up(positions, 128),  # these begin a chunk
+        windows=max(sum(p.windows for p in [*ps, *h.all]) for ps, h in zip(pieces, heads, strict=True)),
+    )
+    return Program(
+        image_size=image_size,
+        classes=classes,
+        segments=tuple(segments),
+        heads=tuple(sorted({(net.classes[net.head.group[0]], net.head.glob_avg) for net in lowered})),
+        num_classes=num_classes,
+        capacity=capacity,
+    )
+
+
+def _ordered(classes: set[Class], ops: Iterable[tuple[Class, Class]]) -> tuple[Class, ...]:
+    """Classes such that each comes after all classes that lead to it."""
+    edges = [(a, b) for a, b in ops if a in classes and a != b]
+    order: list[Class] = []
+    while len(order) < len(classes):
+        free = sorted(c for c in classes - set(order) if all(a in order for a, b in edges if b == c))
+        order.append(free[-1])  # the largest images first: the order in which networks run
+    return tuple(order)
