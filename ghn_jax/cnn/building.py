@@ -2,9 +2,19 @@
 
 from collections.abc import Iterable
 
-from ghn_jax.cnn.lowering import BLOCK, lower, round_up
-from ghn_jax.cnn.program import PAGE_BLOCKS, Capacity, Class, Program, Segment, head_pieces
+from ghn_jax.cnn.lowering import BLOCK, Lowered, lower, round_up
+from ghn_jax.cnn.program import (
+    PAGE_BLOCKS,
+    Capacity,
+    Class,
+    Program,
+    Segment,
+    head_pieces,
+    place_gradients,
+)
 from ghn_jax.networks.spec import NetworkSpec
+
+_SPARE = 2  # gradient slots: covering networks are the hungriest by design, which no proof stands behind
 
 
 def build_program(networks: Iterable[NetworkSpec], *, image_size: int, max_params: float) -> Program:
@@ -46,6 +56,7 @@ def build_program(networks: Iterable[NetworkSpec], *, image_size: int, max_param
         slots=tuple(
             (c, max(sum(v == c for v in net.classes.values()) for net in lowered) + parts) for c in classes
         ),
+        gradient_slots=_gradient_slots(lowered, segments, parts),
         rows=max(len(net.instructions) for net in lowered),
         blocks=round_up(
             int(min(max(map(sum, zip(head_blocks, body_blocks, strict=True))), bound)) + overhang, PAGE_BLOCKS
@@ -66,6 +77,19 @@ def build_program(networks: Iterable[NetworkSpec], *, image_size: int, max_param
         num_classes=num_classes,
         capacity=capacity,
     )
+
+
+def _gradient_slots(
+    lowered: list[Lowered], segments: list[Segment], parts: int
+) -> tuple[tuple[Class, int], ...]:
+    """What the hungriest of the networks needs; at least `parts` of each class, which a head writes."""
+    number = {(s.src, s.dst): k for k, s in enumerate(segments)}
+    room = {s.dst: parts for s in segments}
+    for net in lowered:
+        of = lambda i, c=net.classes: number[c[i.src], c[i.dst]]
+        _, used = place_gradients(sorted(net.instructions, key=of), net)
+        room = {c: max(n, used.get(c, 0)) for c, n in room.items()}
+    return tuple((c, n + _SPARE) for c, n in room.items())
 
 
 def _ordered(classes: set[Class], ops: Iterable[tuple[Class, Class]]) -> tuple[Class, ...]:

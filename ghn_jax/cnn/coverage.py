@@ -90,6 +90,7 @@ def covering_networks(space: Space, split: str, family: Family) -> Iterator[Netw
             shallow = n_cells <= max(rules.deep_cells)
             for steps in range(rules.min_steps, (rules.max_steps if shallow else rules.max_steps_deep) + 1):
                 yield network(n_cells, uniform(longest, steps))
+                yield network(n_cells, from_inputs(longest, steps))
                 yield network(n_cells, uniform(second, steps, (0, largest)))
                 if (
                     'skip_connect' in ops and _values(longest)[0] <= 2
@@ -121,6 +122,13 @@ def uniform(op: str, steps: int, special: tuple[int, str] | None = None) -> Geno
         entries[special[0]] = (special[1], entries[special[0]][1])
     concat = tuple(range(2, steps + 2))
     return Genotype(normal=tuple(entries), normal_concat=concat, reduce=tuple(entries), reduce_concat=concat)
+
+
+def from_inputs(op: str, steps: int) -> Genotype:
+    """Like `uniform`, but all states are made from the cell's inputs: the most gradients live at a time."""
+    entries = ((op, 0), (op, 1)) * steps
+    concat = tuple(range(2, steps + 2))
+    return Genotype(normal=entries, normal_concat=concat, reduce=entries, reduce_concat=concat)
 
 
 def _values(op: str) -> tuple[int, str]:

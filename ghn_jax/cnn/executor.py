@@ -33,6 +33,8 @@ from ghn_jax.cnn.lowering import BLOCK
 from ghn_jax.cnn.program import (
     ACCUMULATE,
     DST,
+    G_DST,
+    G_SRC,
     GROUP,
     OP,
     PARTS,
@@ -57,7 +59,8 @@ _SMALL_GRADIENT = 16_384  # floats: padding to no more than these costs nothing
 class Workspace(NamedTuple):
     """Buffers that survive from one network to the next: filling gigabytes with zeros costs a second.
 
-    Their contents mean nothing between calls. values, gradients: class -> [S, N, H, H, C]; weights: [F].
+    Their contents mean nothing between calls. values, gradients: class -> [S, N, H, H, C] (of gradients there
+    are fewer slots: they are used again); weights: [F].
     """
 
     values: dict[Class, Array]
@@ -117,12 +120,12 @@ def make_workspace(program: Program, batch: int, dtype=jnp.float32, *, train: bo
     dtype: of values and their gradients, float32, bfloat16 or float64.
     """
 
-    def tapes() -> dict[Class, Array]:
-        return {c: jnp.zeros((s, batch, c[0], c[0], c[1]), dtype) for c, s in program.slots.items()}
+    def tapes(slots: dict[Class, int]) -> dict[Class, Array]:
+        return {c: jnp.zeros((s, batch, c[0], c[0], c[1]), dtype) for c, s in slots.items()}
 
     floats = program.capacity.blocks * BLOCK
     weights = jnp.zeros(floats if train else 1, jnp.promote_types(dtype, jnp.float32))
-    return Workspace(tapes(), tapes() if train else {}, weights)
+    return Workspace(tapes(program.slots), tapes(program.gradient_slots) if train else {}, weights)
 
 
 def forward(
@@ -398,16 +401,16 @@ def _run_backward(
         g_dst, g_src, g_flat = carry
         row = tables.rows[r]
         q = _quantizer(program, mode, key, axis, max_of[src], row, bits.activations[r], r)
-        g = lax.optimization_barrier(_slot(g_dst, row[DST]))
+        g = lax.optimization_barrier(_slot(g_dst, row[G_DST]))
         g_w, g_x = lax.optimization_barrier(
             _switch(which, branches, src_tape, row, flat, q.scale, q.bits, q.key, g)
         )
         if padded:
             g_flat = lax.dynamic_update_slice(g_flat, g_w, (row[WEIGHTS] * BLOCK,))
         if src == dst:
-            g_dst = _add_to_slot(g_dst, g_x, row[SRC], row[SEEN])
+            g_dst = _add_to_slot(g_dst, g_x, row[G_SRC], row[SEEN])
         elif not from_image:
-            g_src = _add_to_slot(g_src, g_x, row[SRC], row[SEEN])
+            g_src = _add_to_slot(g_src, g_x, row[G_SRC], row[SEEN])
         return g_dst, g_src, g_flat
 
     groups = _padding_groups(segment)

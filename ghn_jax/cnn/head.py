@@ -64,8 +64,8 @@ def features(program: Program, table: HeadTable, values: dict[Class, Array]) -> 
 def features_vjp(program: Program, table: HeadTable, values: dict[Class, Array]):
     """`features`, and the function (g [N, D], gradient tapes) -> gradient tapes with the group's slots set.
 
-    All of the group's slots are overwritten (and, harmlessly, the rest of the slice that holds the group:
-    the first gradient written to any other slot overwrites it).
+    The group's gradients have the first slots of their class. Written are the first slots of every class that
+    a head may read, harmlessly: the first gradient written to any other slot overwrites what is there.
     """
 
     def to_slots(g: Array, gradients: dict[Class, Array]) -> dict[Class, Array]:
@@ -88,7 +88,7 @@ def features_vjp(program: Program, table: HeadTable, values: dict[Class, Array])
                 return pull
 
             g_parts = lax.switch(table.variant, [branch(v) for v in program.heads], g, table)
-            out[c] = lax.dynamic_update_slice_in_dim(tape, lax.optimization_barrier(g_parts), table.slot, 0)
+            out[c] = lax.dynamic_update_slice_in_dim(tape, lax.optimization_barrier(g_parts), 0, 0)
         return out
 
     return features(program, table, values), to_slots

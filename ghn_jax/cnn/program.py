@@ -5,12 +5,17 @@ each may hold, and the capacities of its buffers. It is built (`building`) once 
 (`coverage`), from networks that together hold every instruction the space can produce. A network then becomes
 `Tables`: plain integers.
 
-Words: slot = place of a value on its class's tape; block = BLOCK floats of the weight buffer;
-panel = the part of a linear weight that maps BLOCK inputs to BLOCK (or all class) outputs.
+Words: slot = place of a value on its class's tape, or of its gradient on the class's gradient tape; block =
+BLOCK floats of the weight buffer; panel = the part of a linear weight that maps BLOCK inputs to BLOCK (or all
+class) outputs.
+
+A value keeps its slot, for the backward pass reads it again. A gradient is dead once what made its value has
+run in reverse, and its slot goes to the next: a tenth of the slots is enough.
 """
 
 import dataclasses
-from collections.abc import Mapping
+import heapq
+from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -32,7 +37,7 @@ from ghn_jax.quant.policy import Policy
 Class = tuple[int, int]
 
 # Columns of the instruction table.
-OP, SRC, DST, ACCUMULATE, WEIGHTS, SEEN, GROUP, PARTS = range(8)
+OP, SRC, DST, ACCUMULATE, WEIGHTS, SEEN, GROUP, PARTS, G_SRC, G_DST = range(10)
 PAGE_BLOCKS = 256  # blocks handled at a time by loops over the weight buffer
 
 
@@ -68,7 +73,7 @@ class HeadTable(NamedTuple):
 class Tables(NamedTuple):
     """One network as data (numpy or device arrays of fixed shapes).
 
-    rows: int32 [R, 8], see the column names above; segment k owns rows bounds[k] .. bounds[k + 1].
+    rows: int32 [R, 10], see the column names above; segment k owns rows bounds[k] .. bounds[k + 1].
     has_norm: float32 []. block_tensor: int32 [F / BLOCK], the quantized tensor a block of
     the weight buffer belongs to (the last tensor stands for "never quantized"). n_blocks: int32 [], blocks in
     use.
@@ -106,13 +111,14 @@ class Layout(NamedTuple):
 class Capacity:
     """Room in a program's buffers; a network that needs more is refused by `Program.layout`.
 
-    slots: of each class's tape. rows: of the instruction table. blocks: of the weight buffer. tensors:
-    quantized weights and one. parts: of a group. hidden_panels: of BLOCK units each, of the hidden layer.
-    pieces: of the weight buffer. dense_tiles, depth_tiles: what a hypernetwork decodes for a network, one for
-    each kernel position; windows: rectangles of tiles that it copies.
+    slots: of each class's tape. gradient_slots: of its gradient tape. rows: of the instruction table. blocks:
+    of the weight buffer. tensors: quantized weights and one. parts: of a group. hidden_panels: of BLOCK units
+    each, of the hidden layer. pieces: of the weight buffer. dense_tiles, depth_tiles: what a hypernetwork
+    decodes for a network, one for each kernel position; windows: rectangles of tiles that it copies.
     """
 
     slots: tuple[tuple[Class, int], ...]
+    gradient_slots: tuple[tuple[Class, int], ...]
     rows: int
     blocks: int
     tensors: int
@@ -148,6 +154,11 @@ class Program:
     def slots(self) -> dict[Class, int]:
         """Slots on the tape of each class."""
         return dict(self.capacity.slots)
+
+    @property
+    def gradient_slots(self) -> dict[Class, int]:
+        """Slots on the gradient tape of each class."""
+        return dict(self.capacity.gradient_slots)
 
     @property
     def features(self) -> int:
@@ -263,15 +274,19 @@ def _place(program: Program, lowered: Lowered) -> Layout:
         by_segment[k].append(i)
     executed = [i for rows in by_segment for i in rows]
     _check_room('instructions', len(executed), program.capacity.rows, lowered.name)
+    gradient_slot, used = place_gradients(executed, lowered)
+    for c, n in used.items():
+        _check_room(f'gradient slots of class {c}', n, program.gradient_slots[c], lowered.name)
 
     bounds = np.cumsum([0, *map(len, by_segment)]).astype(np.int32)
-    rows = np.zeros((program.capacity.rows, 8), np.int32)
+    rows = np.zeros((program.capacity.rows, 10), np.int32)
     written: set[int] = set()
     for k, segment in enumerate(by_segment):
         for r, i in enumerate(segment, bounds[k]):
             rows[r, [OP, SRC, DST]] = columns[k][i.op], slot[i.src], slot[i.dst]
             rows[r, ACCUMULATE] = i.dst in written
             rows[r, [GROUP, PARTS]] = slot[i.group[0]], len(i.group)
+            rows[r, [G_SRC, G_DST]] = gradient_slot[i.src], gradient_slot[i.dst]
             written.add(i.dst)
 
     # The head's gradients are written first, exactly; then those of the instructions, last to first, each
@@ -302,6 +317,35 @@ def _place(program: Program, lowered: Lowered) -> Layout:
     tables = Tables(rows, bounds, head, np.float32(lowered.has_norm), block_tensor, np.int32(blocks))
     head_weights = tuple(f'{p}.weight' for p in (lowered.head.hidden, lowered.head.final) if p)
     return Layout(tables, tuple(pieces), tensors, tuple(executed), head_weights)
+
+
+def place_gradients(
+    executed: Sequence[Instruction], lowered: Lowered
+) -> tuple[dict[int, int], dict[Class, int]]:
+    """(value -> slot of its gradient, slots that each class needs) for instructions in order of execution.
+
+    The gradient of a value lives from the last instruction that reads the value to the first that writes it.
+    Those of the classifier's input come first, side by side from slot 0 on.
+    """
+    first_writer: dict[int, int] = {}
+    for r, i in enumerate(executed):
+        first_writer.setdefault(i.dst, r)
+    head = lowered.head.group
+    slot = {IMAGE: 0} | {v: k for k, v in enumerate(head)}
+    of = {v: c for v, c in lowered.classes.items() if v != IMAGE}
+    free: dict[Class, list[int]] = {c: [] for c in of.values()}  # a heap for each class
+    used = dict.fromkeys(free, 0) | {of[head[0]]: len(head)}
+    for r in range(len(executed) - 1, -1, -1):
+        src, dst = executed[r].src, executed[r].dst
+        if first_writer[dst] == r:  # read for the last time: what is written next may take its place
+            heapq.heappush(free[of[dst]], slot[dst])
+        if src not in slot:
+            c = of[src]
+            if not free[c]:
+                heapq.heappush(free[c], used[c])
+                used[c] += 1
+            slot[src] = heapq.heappop(free[c])
+    return slot, used
 
 
 def _slots(program: Program, lowered: Lowered) -> dict[int, int]:

@@ -6,6 +6,7 @@ program of the longest, where all share one room. What is timed is the executor'
 of a training step that walks the tape.
 """
 
+import collections
 import sys
 import time
 from collections.abc import Sequence
@@ -17,6 +18,7 @@ import numpy as np
 from ghn_jax.cnn import executor
 from ghn_jax.cnn.building import build_program
 from ghn_jax.cnn.lowering import BLOCK, IMAGE, lower
+from ghn_jax.cnn.program import Layout, place_gradients
 from ghn_jax.errors import UserError
 from ghn_jax.networks.genotype import Genotype
 from ghn_jax.networks.size import IMAGE_SIZE, count_parameters
@@ -38,11 +40,13 @@ def network(n_cells: int, width: int) -> NetworkSpec:
     )  # fmt: skip
 
 
-def used_bytes(spec: NetworkSpec, batch: int, blocks: int, image_size: int = IMAGE_SIZE) -> int:
+def used_bytes(spec: NetworkSpec, layout: Layout, batch: int, image_size: int = IMAGE_SIZE) -> int:
     """What a network fills of the executor's workspace: its values, their gradients, weight gradients."""
-    classes = lower(spec, image_size).classes
-    values = sum(batch * h * h * c for value, (h, c) in classes.items() if value != IMAGE)
-    return 4 * (2 * values + blocks * BLOCK)
+    lowered = lower(spec, image_size)
+    slots = collections.Counter(c for value, c in lowered.classes.items() if value != IMAGE)
+    slots.update(place_gradients(layout.instructions, lowered)[1])
+    floats = sum(n * batch * h * h * c for (h, c), n in slots.items())
+    return 4 * (floats + int(layout.tables.n_blocks) * BLOCK)
 
 
 def measure(options: Options) -> list[Row]:
@@ -99,7 +103,7 @@ def _measure(options: Options, mode: str, room: int, members: Sequence[int]) -> 
             'batch_size': options.batch_size, 'instructions': instructions,
             'us_per_instruction': float(np.median(seconds)) / instructions * 1e6,
             'workspace_bytes': tree_bytes(workspace),
-            'used_bytes': used_bytes(spec, options.batch_size, int(layout.tables.n_blocks)),
+            'used_bytes': used_bytes(spec, layout, options.batch_size),
             'temp_bytes': figures['temp_bytes'], 'compile_s': figures['compile_s'], **row,
         })  # fmt: skip
     return rows

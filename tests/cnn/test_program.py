@@ -1,5 +1,6 @@
 """Programs: every network of a space fits its program; what does not fit is refused, saying what is full."""
 
+import collections
 import dataclasses
 import itertools
 
@@ -10,8 +11,8 @@ from ghn_jax.assembly import make_sources
 from ghn_jax.batches import tile_shapes
 from ghn_jax.cnn.building import build_program
 from ghn_jax.cnn.coverage import Family, covering_networks, family, program_for, widths
-from ghn_jax.cnn.lowering import BLOCK
-from ghn_jax.cnn.program import ACCUMULATE, DST, SEEN, SRC, WEIGHTS, Program
+from ghn_jax.cnn.lowering import BLOCK, lower
+from ghn_jax.cnn.program import ACCUMULATE, DST, G_DST, G_SRC, SEEN, SRC, WEIGHTS, Program
 from ghn_jax.errors import UserError
 from ghn_jax.hypernet.table import decoder_table
 from ghn_jax.networks.graph import build_graph
@@ -145,6 +146,39 @@ def test_a_row_adds_to_what_an_earlier_one_wrote_forward_and_backward(program):
             src = (segment.src, tables.rows[r, SRC])
             assert tables.rows[r, SEEN] == (src in seen)
             seen.add(src)
+
+
+def test_a_gradient_is_not_overwritten_while_it_is_needed(program):
+    for spec in networks(20):
+        layout = program.layout(spec)
+        tables, holds = layout.tables, {}  # (class, slot) -> the value whose gradient is there
+        head_class, _ = program.heads[tables.head.variant]
+        group = lower(spec, program.image_size).head.group
+        holds |= {(head_class, k): v for k, v in enumerate(group)}
+        waiting = set(group)
+        makers = collections.Counter(i.dst for i in layout.instructions)
+        for r in reversed(range(len(layout.instructions))):
+            i, row = layout.instructions[r], tables.rows[r]
+            segment = program.segments[int(np.searchsorted(tables.bounds, r, side='right')) - 1]
+            assert holds[segment.dst, row[G_DST]] == i.dst
+            makers[i.dst] -= 1
+            if not makers[i.dst]:
+                waiting.discard(i.dst)
+            if segment.src == program.image_class:
+                continue
+            there = (segment.src, row[G_SRC])
+            assert row[G_SRC] < program.gradient_slots[segment.src]
+            if row[SEEN]:
+                assert holds[there] == i.src
+            else:
+                assert holds.get(there) not in waiting
+                holds[there] = i.src
+                waiting.add(i.src)
+        assert not waiting
+
+
+def test_gradients_take_few_slots(program):
+    assert sum(program.gradient_slots.values()) < sum(program.slots.values()) / 2
 
 
 def test_gradients_padded_to_their_segment_never_run_into_what_is_written_before_them(program):
