@@ -19,6 +19,7 @@ import sys
 import tarfile
 import tempfile
 import urllib.request
+import zipfile
 from collections.abc import Iterator
 from typing import Any, NamedTuple
 
@@ -28,7 +29,7 @@ import numpy as np
 from absl import flags, logging
 from PIL import Image
 
-from ghn_jax import axes, cli
+from ghn_jax import axes, cache, cli
 from ghn_jax.errors import UserError
 
 CIFAR10_URL = 'https://www.cs.toronto.edu/~kriz/cifar-10-binary.tar.gz'
@@ -206,13 +207,8 @@ def _cifar10(*, data_dir: str | None, image_size: int, seed: int) -> Dataset:
             f'cifar10 is not prepared as array_record in {builder.data_path}: say where it is with data_dir, '
             'or prepare it with `python -m ghn_jax.data --prepare=cifar10 [--archive=FILE] [--data_dir=DIR]`'
         )
-    splits = {}
-    for name in ('train', 'test'):
-        source = builder.as_data_source(split=name, decoders={'image': tfds.decode.SkipDecoding()})
-        records = source.__getitems__(range(len(source)))
-        images = np.stack([np.asarray(Image.open(io.BytesIO(r['image']))) for r in records])
-        labels = np.array([r['label'] for r in records], np.int32)
-        splits[name] = Split(_resize(images, image_size), labels)
+    decoded = _decoded(builder)
+    splits = {name: Split(_resize(images, image_size), labels) for name, (images, labels) in decoded.items()}
     # The builder knows the description in its code; the one written with the data says what was done to them.
     info = json.loads((pathlib.Path(builder.data_path) / 'dataset_info.json').read_text())
     sentences = re.split(r'(?<=\.)\s+', info.get('description', ''))
@@ -221,6 +217,45 @@ def _cifar10(*, data_dir: str | None, image_size: int, seed: int) -> Dataset:
     cut = len(splits['train'].labels) * 9 // 10
     train, val = (Split(*(a[s] for a in splits['train'])) for s in (slice(cut), slice(cut, None)))
     return _dataset('cifar10', train, val, splits['test'], num_classes=10, flip=True, note=note)
+
+
+def _decoded(builder: Any) -> dict[str, Split]:
+    """The splits `train` and `test`, decoded; the first time for these files that takes half a minute, then
+    they come from the cache.
+    """
+    import tensorflow_datasets as tfds
+
+    files = sorted(pathlib.Path(builder.data_path).iterdir())
+    stamps = [(str(f.absolute()), f.stat().st_size, f.stat().st_mtime_ns) for f in files]
+    digest = hashlib.sha256(repr(stamps).encode()).hexdigest()[:16]
+    folder = cache.folder()
+    kept = folder and folder / 'images' / f'cifar10-{digest}.npz'
+    if kept and kept.is_file():
+        try:
+            with np.load(kept, allow_pickle=False) as arrays:
+                return {n: Split(arrays[f'{n}_images'], arrays[f'{n}_labels']) for n in ('train', 'test')}
+        except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile) as e:
+            print(f'{kept} cannot be read ({e}): decoding anew', file=sys.stderr)
+    splits = {}
+    for name in ('train', 'test'):
+        source = builder.as_data_source(split=name, decoders={'image': tfds.decode.SkipDecoding()})
+        records = source.__getitems__(range(len(source)))
+        images = np.stack([np.asarray(Image.open(io.BytesIO(r['image']))) for r in records])
+        splits[name] = Split(images, np.array([r['label'] for r in records], np.int32))
+    if kept:
+        _keep(kept, {f'{n}_{k}': a for n, split in splits.items() for k, a in split._asdict().items()})
+    return splits
+
+
+def _keep(path: pathlib.Path, arrays: dict[str, np.ndarray]) -> None:
+    """Writes the arrays, if there is a place for them."""
+    buffer = io.BytesIO()
+    np.savez(buffer, **arrays)  # pyright: ignore[reportArgumentType]
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        cli.write_atomic(path, buffer.getvalue())
+    except OSError as e:
+        print(f'the decoded images are not kept: {e}', file=sys.stderr)
 
 
 def _digits(*, data_dir: str | None, image_size: int, seed: int) -> Dataset:

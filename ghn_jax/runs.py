@@ -5,14 +5,13 @@ checkpoint.
 import dataclasses
 import json
 import os
-import pathlib
 from typing import Any
 
 import jax
 from ml_collections import ConfigDict
 
+from ghn_jax import cache, data
 from ghn_jax import config as configs
-from ghn_jax import data
 from ghn_jax.checkpoint import Checkpoints
 from ghn_jax.errors import UserError
 from ghn_jax.hypernet.ghn import GHN, GHNConfig
@@ -126,11 +125,10 @@ def divide_cpu(parts: int) -> None:
 
 
 def enable_compilation_cache() -> None:
-    """Keeps compiled programs on disk: in $GHN_JAX_CACHE, or ~/.cache/ghn_jax; '' turns it off.
+    """Keeps compiled programs on disk, in `cache.folder()`.
 
     A program takes a minute or more to compile on a CPU, and most runs need the same few.
     """
-    folder = os.environ.get('GHN_JAX_CACHE', str(pathlib.Path.home() / '.cache' / 'ghn_jax'))
-    if folder:
-        jax.config.update('jax_compilation_cache_dir', folder)
+    if folder := cache.folder():
+        jax.config.update('jax_compilation_cache_dir', str(folder))
         jax.config.update('jax_persistent_cache_min_compile_time_secs', 1.0)

@@ -2,6 +2,7 @@
 
 import hashlib
 import io
+import os
 import pathlib
 import tarfile
 
@@ -14,6 +15,12 @@ from hypothesis import strategies as st
 
 from ghn_jax import data
 from ghn_jax.errors import UserError
+
+
+@pytest.fixture(autouse=True)
+def nothing_kept(monkeypatch):
+    """The user's cache is not for the images of tests."""
+    monkeypatch.setenv('GHN_JAX_CACHE', '')
 
 
 @pytest.fixture(scope='session')
@@ -94,6 +101,36 @@ def test_prepared_cifar10_comes_back_pixel_for_pixel(archive, tmp_path, capsys):
     data.prepare_cifar10(data_dir=str(tmp_path), archive='no such file', md5=md5)
     assert 'already prepared' in capsys.readouterr().out
     assert data.load('cifar10', data_dir=str(tmp_path), image_size=16).train.images.shape[1:] == (16, 16, 3)
+
+
+def test_decoded_images_are_kept_and_a_damaged_file_of_them_is_made_anew(
+    archive, tmp_path, monkeypatch, capsys
+):
+    path, md5, _ = archive
+    monkeypatch.setenv('GHN_JAX_CACHE', str(tmp_path / 'cache'))
+    folder = data.prepare_cifar10(data_dir=str(tmp_path / 'd'), archive=str(path), md5=md5)
+    load = lambda: data.load('cifar10', data_dir=str(tmp_path / 'd'))
+    first = load()
+    (kept,) = (tmp_path / 'cache' / 'images').iterdir()
+
+    def same(d) -> None:
+        for a, b in zip((first.train, first.val, first.test), (d.train, d.val, d.test)):
+            np.testing.assert_array_equal(a.images, b.images)
+            np.testing.assert_array_equal(a.labels, b.labels)
+
+    with monkeypatch.context() as m:
+        m.setattr(data.Image, 'open', None)  # nothing is decoded
+        same(load())
+    whole = kept.read_bytes()
+    for damaged in (b'', whole[: len(whole) // 2], b'PK' + whole[2:1000], whole[:200] + b'?' + whole[201:]):
+        kept.write_bytes(damaged)
+        same(load())
+    assert 'decoding anew' in capsys.readouterr().err and kept.read_bytes() == whole
+    # Other files in the same place are other images.
+    record = next(f for f in folder.iterdir() if 'train' in f.name)
+    os.utime(record, ns=(0, 0))
+    load()
+    assert len(list(kept.parent.iterdir())) == 2
 
 
 def test_a_wrong_or_absent_archive_is_refused_and_nothing_is_written(archive, tmp_path):
