@@ -103,8 +103,8 @@ def make_ghn(config: ConfigDict, num_classes: int) -> GHN:
 def params_of(workdir: str, ghn: GHN, fresh: dict[str, Any]) -> dict[str, Any]:
     """The parameters of another run's newest checkpoint, for training to begin with.
 
-    fresh: parameters of `ghn`. What that run lacks is taken from them: the tables of bits of a GHN that is told
-    the bits, which are 0, so that it predicts what the other one did.
+    fresh: parameters of `ghn`. What that run lacks is taken from them: the tables of bits of a GHN that is
+    told the bits, which are 0, so that it predicts what the other one did.
 
     Raises:
       UserError: no run there, or one of another hypernetwork.
