@@ -14,6 +14,7 @@ from ghn_jax.assembly import Sources, make_sources
 from ghn_jax.cnn.coverage import family
 from ghn_jax.cnn.program import Bits, Layout, Program, Tables
 from ghn_jax.errors import UserError
+from ghn_jax.hypernet.bits import with_policy
 from ghn_jax.hypernet.table import DENSE_CHUNK, DEPTH_CHUNK, DecoderTable, Tiles, decoder_table, round_up
 from ghn_jax.networks.graph import GraphBatch, batch_graphs, build_graph, to_graphs_tuple
 from ghn_jax.networks.spaces import Space
@@ -34,23 +35,27 @@ class Networks(NamedTuple):
 
 
 def prepare(
-    program: Program, specs: Sequence[NetworkSpec], policy: Policy, *, max_nodes: int
+    program: Program, specs: Sequence[NetworkSpec], policy: Policy | Sequence[Policy], *, max_nodes: int
 ) -> tuple[Networks, list[Layout]]:
     """The networks as data for `program` (numpy), and where the parameters of each lie.
 
+    policy: one for all networks, or one for each. The graphs carry it too, for a hypernetwork that reads it.
+
     Raises:
-      UserError: a graph with more than max_nodes nodes, a network outside the program's space.
+      UserError: a graph with more than max_nodes nodes, a network outside the program's space, a policy
+        that is not for it.
     """
-    graphs = [build_graph(spec) for spec in specs]
+    policies = [policy] * len(specs) if isinstance(policy, Policy) else policy
+    graphs = [with_policy(build_graph(spec), own) for spec, own in zip(specs, policies, strict=True)]
     tuples = [to_graphs_tuple(graph) for graph in graphs]
     rows, layouts = [], []
-    for spec, graph in zip(specs, graphs, strict=True):
+    for spec, graph, own in zip(specs, graphs, policies, strict=True):
         layout = _layout(program, spec)
         capacity = program.capacity
         table, items = decoder_table(graph, max_dense=capacity.dense_tiles, max_depth=capacity.depth_tiles)
         sources = make_sources(layout, items, tile_shapes(program, max_nodes), capacity)
         table = jax.tree.map(lambda x: x.astype(np.float32) if x.dtype == np.float64 else x, table)
-        rows.append((table, sources, layout.tables, program.bits(layout, policy)))
+        rows.append((table, sources, layout.tables, program.bits(layout, own)))
         layouts.append(layout)
     stacked = jax.tree.map(lambda *xs: np.stack(xs), *rows)
     return Networks(batch_graphs(tuples, max_nodes=max_nodes), *stacked), layouts

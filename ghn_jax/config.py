@@ -10,6 +10,7 @@ from typing import Any
 from ml_collections import ConfigDict
 
 from ghn_jax.errors import UserError
+from ghn_jax.quant.policy import ALLOWED_BITS
 
 QUANT_MODES = ('float', 'qat', 'noise')
 SCHEDULES = ('step', 'cosine', 'constant')
@@ -23,6 +24,7 @@ def default() -> ConfigDict:
     c.dataset = 'cifar10'  # cifar10 | digits | synthetic
     c.data_dir = ''  # where TFDS data lie; '' is TFDS's own place
     c.image_size = 32  # pixels; images of another size are resized
+    c.init_from = ''  # run directory whose parameters this one begins with; '' is random ones
 
     c.space = ConfigDict()
     c.space.name = 'convnets250k'  # convnets250k | deepnets1m
@@ -46,10 +48,14 @@ def default() -> ConfigDict:
     c.ghn.weight_norm = True  # these three off: GHN-1
     c.ghn.ve = True
     c.ghn.layernorm = True
+    c.ghn.bits = False  # whether it is told the bits of every tensor, and writes weights for them
 
     c.quant = ConfigDict()
     c.quant.mode = 'float'  # float | qat (straight-through rounding) | noise (up to half a step, each side)
     c.quant.bits = 'w4a4'  # of weights and activations; unused in mode float
+    c.quant.uniform_share = 0.0  # of networks whose two bit-widths are drawn instead, from `widths`
+    c.quant.mixed_share = 0.0  # of networks whose bit-widths are drawn for each layer
+    c.quant.widths = (2, 3, 4, 6, 8, 32)  # bits; 32 is float
     c.quant.start_step = 0  # steps before it train in float (bits are data: the program is the same)
 
     c.train = ConfigDict()
@@ -73,6 +79,7 @@ def default() -> ConfigDict:
     c.eval.every_steps = 7_030  # 10 epochs; 0 is never
     c.eval.num_networks = 20  # of the val split
     c.eval.num_images = 5_000  # of the validation images
+    c.eval.bits = ()  # beside float, as in ('w8a8', 'w4a4'); () is quant.bits
 
     c.devices = ConfigDict()
     c.devices.images = 1  # devices that share the images of a network; the others take networks of their own
@@ -90,18 +97,20 @@ def check(config: ConfigDict) -> ConfigDict:
     Names of data sets, spaces and operations, and bits, are judged where they are used.
     """
     tuples = {
-        'cells': int,
-        'ops': str,
-        'channels': int,
-        'fc_dims': int,
-        'ks': int,
-        'C_mults': int,
-        'norms': str,
+        'space.cells': int,
+        'space.ops': str,
+        'space.channels': int,
+        'space.fc_dims': int,
+        'space.ks': int,
+        'space.C_mults': int,
+        'space.norms': str,
+        'quant.widths': int,
+        'eval.bits': str,
     }
     for key, kind in tuples.items():
-        value = _get(config, f'space.{key}')
+        value = _get(config, key)
         if not all(type(x) is kind for x in value):
-            raise UserError(f'--config.space.{key}={value!r}: expected a tuple of {kind.__name__}')
+            raise UserError(f'--config.{key}={value!r}: expected a tuple of {kind.__name__}')
     if len(cells := _get(config, 'space.cells')) != 2:
         raise UserError(f'--config.space.cells={cells!r}: expected (fewest, most)')
     _one_of(config, 'quant.mode', QUANT_MODES)
@@ -120,6 +129,7 @@ def check(config: ConfigDict) -> ConfigDict:
         'devices.per_process',
     ):
         _at_least(config, key, 0)
+    _check_draws(config)
     if config.save_every_steps % config.log_every_steps:
         raise UserError(
             f'--config.save_every_steps={config.save_every_steps}: expected a multiple of '
@@ -129,6 +139,21 @@ def check(config: ConfigDict) -> ConfigDict:
         if not 0 < _get(config, key) < float('inf'):
             raise UserError(f'--config.{key}={_get(config, key)}: expected a positive number')
     return config
+
+
+def _check_draws(config: ConfigDict) -> None:
+    quant = config.quant
+    for key in ('uniform_share', 'mixed_share'):
+        if not 0 <= quant[key] <= 1:
+            raise UserError(f'--config.quant.{key}={quant[key]}: expected a share, 0 to 1')
+    if (drawn := quant.uniform_share + quant.mixed_share) > 1:
+        raise UserError(f'--config.quant.uniform_share and mixed_share add up to {drawn}: expected at most 1')
+    if drawn and quant.mode == 'float':
+        raise UserError('--config.quant.mode=float quantizes nothing: to draw bit-widths, set qat or noise')
+    if not quant.widths or not set(quant.widths) <= set(ALLOWED_BITS):
+        raise UserError(
+            f'--config.quant.widths={quant.widths!r}: expected bits, each 2 to 16, or 32 for float'
+        )
 
 
 def to_json(config: ConfigDict) -> str:

@@ -34,6 +34,8 @@ _NETWORKS = Networks(
         waves=PartitionSpec(None, 'networks'),
         n_waves=OVER_NETWORKS,  # a scalar for each device: its own networks' largest
         n_node=OVER_NETWORKS,
+        weight_bits=OVER_NETWORKS,
+        activation_bits=OVER_NETWORKS,
     ),
     decoder=OVER_NETWORKS,
     sources=OVER_NETWORKS,

@@ -3,7 +3,9 @@
 python -m ghn_jax.evaluate --workdir=runs/quickstart/float --splits=test,deep --json=float.json
 python -m ghn_jax.evaluate --workdir=runs/quickstart/qat --splits=test,deep --against=float.json --plot=b.png
 
-The weights of a network are predicted once and quantized to every bit-width. Accuracies are in percent.
+The weights of a network are predicted once and quantized to every bit-width; a hypernetwork that is told the
+bits predicts them anew for each. Policies beyond one bit-width for all are read from files: --policy, see
+`quant/policy.py` for their format. Accuracies are in percent.
 """
 
 import hashlib
@@ -23,11 +25,13 @@ import ghn_jax
 from ghn_jax import cli, devices, results, runs
 from ghn_jax.data import Dataset
 from ghn_jax.errors import UserError
+from ghn_jax.hypernet.bits import check_policies
 from ghn_jax.metrics import Progress
 from ghn_jax.networks.size import count_parameters
 from ghn_jax.networks.spaces import SPLITS
 from ghn_jax.networks.spec import NetworkSpec, load_networks
-from ghn_jax.quant.policy import Policy, parse_bits
+from ghn_jax.quant.draws import describe_bits
+from ghn_jax.quant.policy import Policy, load_policy, parse_bits
 from ghn_jax.results import Result
 from ghn_jax.scoring import (
     Selection,
@@ -55,12 +59,20 @@ def parse_splits(names: Sequence[str]) -> tuple[str, ...]:
     return splits
 
 
-def parse_policies(names: Sequence[str]) -> tuple[Policy, ...]:
-    """Policies from their names, without repetitions. Raises UserError for impossible bits, and for none."""
-    policies = tuple(dict.fromkeys(parse_bits(name) for name in names))
+def parse_policies(names: Sequence[str], files: Sequence[str] = ()) -> tuple[Policy, ...]:
+    """Policies from their names and from policy files, without repetitions.
+
+    Raises UserError for impossible bits, bad files, two policies of one name, and for none.
+    """
+    policies = list(dict.fromkeys(parse_bits(name) for name in names))
+    for file in dict.fromkeys(files):
+        policy = load_policy(file)
+        if str(policy) in map(str, policies):
+            raise UserError(f'--policy={file}: another policy is called {str(policy)!r}: rename the file')
+        policies.append(policy)
     if not policies:
         raise UserError(f'--bits is empty: expected a list such as {",".join(BITS)}')
-    return policies
+    return tuple(policies)
 
 
 def evaluate(
@@ -77,6 +89,7 @@ def evaluate(
     against: str | os.PathLike | None = None,
     workdir: str = '',
     num_devices: int = 1,
+    told: Policy | None = None,
 ) -> tuple[Result, Result | None]:
     """(result, the other result) of scoring the run's GHN on test images; see `results` for what a result is.
 
@@ -87,11 +100,14 @@ def evaluate(
       seed: which networks the splits have; the same for every run that is to be compared.
       specs: score these networks and no split.   against: JSON file of an evaluation of the same networks.
       workdir: what to call the run in the result.   num_devices: that share the images; 0: all.
+      told: what a GHN that is told the bits is told, in place of what is run.
 
     Raises:
       UserError: bad values, networks that cannot be run, a file to compare with that does not fit.
     """
     other = results.read_result(against) if against else None
+    if told and not run.ghn.config.bits:
+        raise UserError(f'told={told}: the GHN of this run is told no bits (config.ghn.bits): leave it out')
     mesh = devices.first(num_devices)
     config: Any = run.config
     size = config.image_size
@@ -108,6 +124,7 @@ def evaluate(
     networks = []
     for split, selection in selections.items():
         check_classes(run.ghn, selection.specs, dataset)
+        check_policies(selection.specs, [*policies, *([told] if told else [])])
         networks += [_describe(split, i, spec) for i, spec in enumerate(selection.specs)]
     bits = [str(policy) for policy in policies]
     protocol = {
@@ -123,6 +140,8 @@ def evaluate(
         'batch_norm': 'batch',
         'ranges': 'batch',
         'bits': bits,
+        'policies': {str(policy): policy.to_dict() for policy in policies},
+        'predicted_for': (str(told or 'each') if run.ghn.config.bits else 'any'),  # of the policies
         'num_networks': {split: len(s.specs) for split, s in selections.items()},
         'seed': seed,
         'space': config.space.name if specs is None else None,
@@ -130,7 +149,7 @@ def evaluate(
         'step': run.step,
         'training': _training(run),
         'training_mode': config.quant.mode,
-        'training_bits': config.quant.bits if config.quant.mode != 'float' else 'w32a32',
+        'training_bits': _training_bits(config),
         'device': f'{mesh.size if mesh else 1} x {jax.devices()[0].device_kind}',
         'jax': jax.__version__,
         'ghn_jax': ghn_jax.__version__,
@@ -148,7 +167,9 @@ def evaluate(
             def done(network: int, policy: int, progress=progress) -> None:
                 progress.update(networks=int(policy == len(policies) - 1), images=images.count)
 
-            shares = score_networks(run.ghn, run.params, selection, images, policies, mesh=mesh, done=done)
+            shares = score_networks(
+                run.ghn, run.params, selection, images, policies, told=told, mesh=mesh, done=done
+            )
         for network, per_policy in zip(described, 100 * shares):
             pairs = zip(bits, per_policy.tolist())
             network['scores'] = {b: {'top1': top1, 'top5': top5} for b, (top1, top5) in pairs}
@@ -173,15 +194,28 @@ def _training(run: runs.Run) -> str:
     if run.meta.get('kind') == 'converted':
         return 'converted'
     config: Any = run.config
+    mode = 'float' if config.quant.mode == 'float' else f'{config.quant.mode} {_training_bits(config)}'
+    return f'{mode}, told the bits' if run.ghn.config.bits else mode
+
+
+def _training_bits(config: Any) -> str:
     quant = config.quant
-    return 'float' if quant.mode == 'float' else f'{quant.mode} {quant.bits}'
+    draws = {key: quant[key] for key in ('uniform_share', 'mixed_share', 'widths')}
+    return 'w32a32' if quant.mode == 'float' else describe_bits(quant.bits, **draws)
 
 
 if __name__ == '__main__':
     _WORKDIR = flags.DEFINE_string('workdir', None, 'Run directory, of ghn_jax.train or ghn_jax.convert.')
     _SPLITS = flags.DEFINE_list('splits', ['test'], f'Networks to score: of {", ".join(SPLITS)}.')
     _BITS = flags.DEFINE_list(
-        'bits', list(BITS), 'Bit-widths: w<bits>a<bits>, of weights and activations; 32 is float.'
+        'bits',
+        None,
+        'Bit-widths: w<bits>a<bits>, of weights and activations; 32 is float. '
+        f'Default: {",".join(BITS)}, or none where --policy is given.',
+    )
+    _POLICY = flags.DEFINE_list('policy', [], 'Policy files, beside --bits: JSON, bits by tensor.')
+    _TOLD = flags.DEFINE_string(
+        'told', None, 'Bits, as in w8a8, that a GHN that is told the bits is told in place of those run.'
     )
     _NUM_NETWORKS = flags.DEFINE_integer('num_networks', NUM_NETWORKS, 'Networks of each split; 0 takes all.')
     _NUM_IMAGES = flags.DEFINE_integer('num_images', 0, 'Test images; 0 takes all.')
@@ -209,7 +243,9 @@ if __name__ == '__main__':
         workdir = cli.check_workdir(_WORKDIR.value, must_exist=True)
         if _BN.value == 'calibrated':
             raise UserError('--bn=calibrated is not there yet: use --bn=batch, the statistics of each batch')
-        splits, policies = parse_splits(_SPLITS.value), parse_policies(_BITS.value)
+        bits = _BITS.value if _BITS.value is not None else () if _POLICY.value else BITS
+        splits, policies = parse_splits(_SPLITS.value), parse_policies(bits, _POLICY.value)
+        told = None if _TOLD.value is None else parse_bits(_TOLD.value)
         if _SEED.value < 0:
             raise UserError(f'--seed={_SEED.value}: expected at least 0')
         json_file = cli.check_output(_JSON.value, 'json') if _JSON.value else None
@@ -232,6 +268,7 @@ if __name__ == '__main__':
             against=_AGAINST.value,
             workdir=_WORKDIR.value or '',
             num_devices=_DEVICES.value,
+            told=told,
         )
         result['protocol']['command'] = shlex.join(['python', '-m', 'ghn_jax.evaluate', *sys.argv[1:]])
         print(results.text(result, other))

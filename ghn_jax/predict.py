@@ -2,6 +2,11 @@
 
 python -m ghn_jax.predict --workdir=runs/quickstart/qat --arch=net.json --out=net.safetensors --bits=w4a4
 python -m ghn_jax.predict --workdir=runs/quickstart/qat --arch=nets.json --out='weights/{name}.safetensors'
+python -m ghn_jax.predict --workdir=runs/bits --arch=net.json --out=net.safetensors --policy=policy.json
+
+The weights are rounded to --bits, or as the policy file says (its format: `quant/policy.py`). A hypernetwork
+that is told the bits (config.ghn.bits) predicts them for that policy; for any other they change the rounding
+only.
 
 Tensors have DeepNets-1M's names. Layouts: 'pytorch' is OIHW for convolutions (depthwise: I is 1), (out, in)
 for linear weights. 'jax' is HWIO for convolutions, as `lax.conv_general_dilated` and flax want (depthwise:
@@ -24,12 +29,13 @@ from safetensors.numpy import save
 import ghn_jax
 from ghn_jax import cli, runs
 from ghn_jax.errors import UserError
+from ghn_jax.hypernet.bits import check_policies, with_policy
 from ghn_jax.hypernet.decoder import Tiles, count_items, decoder_table, tile_parameters
 from ghn_jax.hypernet.ghn import GHN
 from ghn_jax.networks.graph import batch_graphs, build_graph, to_graphs_tuple
 from ghn_jax.networks.spec import IMAGE_SIZE, NetworkSpec, load_networks
 from ghn_jax.quant.fake_quant import FLOAT_BITS, grid
-from ghn_jax.quant.policy import Policy, parse_bits, quantizable
+from ghn_jax.quant.policy import Policy, load_policy, parse_bits, quantizable
 
 LAYOUTS = ('pytorch', 'jax')
 _BUCKET = {'nodes': 192, 'dense': 512, 'depth': 512}  # times a power of two: few programs serve all networks
@@ -53,16 +59,19 @@ def check_network(spec: NetworkSpec, ghn: GHN, image_size: int = IMAGE_SIZE) -> 
         )
 
 
-def predict_weights(ghn: GHN, params: Any, spec: NetworkSpec) -> Weights:
-    """Every tensor that the logits depend on, by DeepNets-1M's name, in PyTorch's layouts.
+def predict_weights(ghn: GHN, params: Any, spec: NetworkSpec, policy: Policy | None = None) -> Weights:
+    """Every tensor that the logits depend on, by DeepNets-1M's name, in PyTorch's layouts; not rounded.
+
+    policy: what a GHN that is told the bits predicts them for (None: float); no other reads it.
 
     Of networks of all ops, msa and cse too. The decoding is compiled for a few sizes of networks.
 
     Raises:
-      UserError: another number of classes than the hypernetwork's, a kernel larger than its window.
+      UserError: another number of classes than the hypernetwork's, a kernel larger than its window, a policy
+        that is not for this network.
     """
     check_network(spec, ghn)
-    graph, max_shape = build_graph(spec), ghn.config.max_shape
+    graph, max_shape = with_policy(build_graph(spec), policy or Policy()), ghn.config.max_shape
     needs = {'nodes': len(graph.nodes), **count_items(graph, max_shape=max_shape)}
     scale = 1
     while any(n > scale * _BUCKET[k] for k, n in needs.items()):
@@ -134,8 +143,9 @@ def predict(
 ) -> tuple[Weights, dict[str, str]]:
     """(weights, metadata for their file) of one network from a run's GHN.
 
-    metadata: network (its JSON), layout, image_size, step, training, bits and, where a policy quantizes,
-    quantization: JSON of what `quantize` says.
+    metadata: network (its JSON), layout, image_size, step, training, bits, policy (JSON), predicted_for (the
+    policy's name, or 'any' of a GHN that is not told it) and, where a policy quantizes, quantization: JSON of
+    what `quantize` says.
 
     Raises:
       UserError: as `check_network`, `predict_weights` and `quantize`.
@@ -143,7 +153,7 @@ def predict(
     config: Any = run.config
     policy = policy or Policy()
     check_network(spec, run.ghn, config.image_size)
-    weights, how = quantize(predict_weights(run.ghn, run.params, spec), policy)
+    weights, how = quantize(predict_weights(run.ghn, run.params, spec, policy), policy)
     if layout == 'jax':
         weights = to_jax_layout(weights)
     metadata = {
@@ -153,6 +163,8 @@ def predict(
         'step': str(run.step),
         'training_mode': config.quant.mode,
         'bits': str(policy),
+        'policy': json.dumps(policy.to_dict()),
+        'predicted_for': str(policy) if run.ghn.config.bits else 'any',
         'ghn_jax': ghn_jax.__version__,
     }
     return weights, metadata | ({'quantization': json.dumps(how)} if how else {})
@@ -198,12 +210,16 @@ if __name__ == '__main__':
     )
     _LAYOUT = flags.DEFINE_enum('layout', 'pytorch', LAYOUTS, 'OIHW and (out, in), or HWIO and (in, out).')
     _BITS = flags.DEFINE_string(
-        'bits', 'w32a32', 'Round the weights, as in w4a4; the activations are not in the file.'
+        'bits', None, 'Round the weights, as in w4a4; the activations are not in the file. Default: float.'
     )
+    _POLICY = flags.DEFINE_string('policy', None, 'Policy file, in place of --bits: JSON, bits by tensor.')
 
     def _main() -> None:
         workdir = cli.check_workdir(_WORKDIR.value, must_exist=True)
-        policy = parse_bits(_BITS.value)
+        if _BITS.value is not None and _POLICY.value is not None:
+            raise UserError('--bits and --policy are both given: give one of them')
+        bits = 'float' if _BITS.value is None else _BITS.value
+        policy = parse_bits(bits) if _POLICY.value is None else load_policy(_POLICY.value)
         if not _ARCH.value:
             raise UserError('--arch is missing: give an architecture file, as in --arch=net.json')
         specs = _named(load_networks(_ARCH.value))
@@ -213,6 +229,7 @@ if __name__ == '__main__':
         config: Any = run.config
         for spec in specs:  # all of them before the first file is written
             check_network(spec, run.ghn, config.image_size)
+        check_policies(specs, [policy])
         for spec, file in zip(specs, files, strict=True):
             start = time.perf_counter()
             weights, metadata = predict(run, spec, layout=_LAYOUT.value, policy=policy)

@@ -99,6 +99,27 @@ def make_ghn(config: ConfigDict, num_classes: int) -> GHN:
     return GHN(GHNConfig(num_classes=num_classes, **config.ghn))
 
 
+def params_of(workdir: str, ghn: GHN, fresh: dict[str, Any]) -> dict[str, Any]:
+    """The parameters of another run's newest checkpoint, for training to begin with.
+
+    fresh: parameters of `ghn`. What that run lacks is taken from them: the tables of bits of a GHN that is
+    told the bits, which are 0, so that it predicts what the other one did.
+
+    Raises:
+      UserError: no run there, or one of another hypernetwork.
+    """
+    run = load_run(workdir)
+    theirs, ours = run.ghn.config.to_dict(), ghn.config.to_dict()
+    theirs['bits'] |= ours['bits']
+    for name, value in ours.items():
+        if theirs[name] != value:
+            raise UserError(
+                f'--config.init_from={workdir} has a hypernetwork with {name}={theirs[name]}, this run has '
+                f'{name}={value}: give the same config.ghn, and data of as many classes'
+            )
+    return fresh | run.params
+
+
 def differing_keys(a: ConfigDict, b: ConfigDict, free: tuple[str, ...]) -> list[str]:
     """Dotted keys whose values differ, those in `free` (or below them) left out."""
 

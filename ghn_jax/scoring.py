@@ -1,4 +1,6 @@
-"""Scoring networks: predicts the weights of each once, then counts correct predictions at every bit-width.
+"""Scoring networks: predicts the weights of each, then counts correct predictions at every bit-width.
+
+Weights are predicted once for all policies; by a hypernetwork that is told the bits, anew for each policy.
 
 Networks are data: all those of one program share two compiled functions, whatever their bits. JAX keeps them:
 scoring other networks of the same program, or with other GHN parameters, compiles nothing.
@@ -173,6 +175,7 @@ def score_networks(
     images: Images,
     policies: Sequence[Policy],
     *,
+    told: Policy | None = None,
     mesh: Mesh | None = None,
     done: Callable[[int, int], None] = lambda network, policy: None,
 ) -> np.ndarray:
@@ -180,6 +183,7 @@ def score_networks(
 
     BatchNorm uses the statistics of each batch, activations are quantized by the range of each batch.
 
+    told: what a hypernetwork that is told the bits is told, in place of the policy that is run.
     mesh: of devices that score batches of the same network side by side. `done` is called after every
     network and policy with their numbers.
     """
@@ -197,14 +201,15 @@ def score_networks(
         workspace = devices.make_workspace(mesh, program, batch_size, train=False)
         weights = jnp.zeros(program.capacity.blocks * BLOCK)
         for i in members:
-            networks, layouts = prepare(
-                program, [selection.specs[i]], policies[0], max_nodes=round_up(nodes, _NODES)
-            )
-            weights = _predict(ghn, params, networks, weights)
-            own = devices.replicate(mesh, weights) if mesh else weights
-            tables = jax.tree.map(lambda a: a[0], networks.tables)
             for p, policy in enumerate(policies):
-                bits = program.bits(layouts[0], policy)
+                if p == 0 or (ghn.config.bits and not told):
+                    networks, (layout,) = prepare(
+                        program, [selection.specs[i]], told or policy, max_nodes=round_up(nodes, _NODES)
+                    )
+                    weights = _predict(ghn, params, networks, weights)
+                    own = devices.replicate(mesh, weights) if mesh else weights
+                    tables = jax.tree.map(lambda a: a[0], networks.tables)
+                bits = program.bits(layout, policy)
                 top1, top5, workspace = score(program, own, tables, bits, *images, workspace)
                 shares[i, p] = int(top1), int(top5)
                 done(i, p)

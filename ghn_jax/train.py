@@ -33,9 +33,13 @@ from ghn_jax.checkpoint import Checkpoints
 from ghn_jax.cnn.coverage import Family, family, program_for
 from ghn_jax.cnn.program import Program
 from ghn_jax.errors import UserError
+from ghn_jax.hypernet.bits import weight_names
 from ghn_jax.hypernet.ghn import GHN, init_params
 from ghn_jax.metrics import Metrics, Progress, Silent
+from ghn_jax.networks.graph import build_graph
 from ghn_jax.networks.spaces import Space
+from ghn_jax.networks.spec import NetworkSpec
+from ghn_jax.quant.draws import draw_policy
 from ghn_jax.quant.policy import Policy, parse_bits
 
 # Keys that may change when a run goes on; all others make it another run.
@@ -134,15 +138,19 @@ def restore_or_init(
     optimizer: optax.GradientTransformation,
     mesh: Mesh | None = None,
 ) -> steps.TrainState:
-    """The state of the newest checkpoint, else a fresh one from config.seed, on all devices.
+    """The state of the newest checkpoint, else a fresh one from config.seed or config.init_from, on all
+    devices.
 
     Raises:
-      UserError: the checkpoint is of a run with another config.
+      UserError: the checkpoint is of a run with another config; as `runs.params_of`.
     """
+    begun = checkpoints.latest_step() is not None
     params = init_params(ghn.config, jax.random.key(config.seed))
+    if config.init_from and not begun:
+        params = runs.params_of(config.init_from, ghn, params)
     state = steps.TrainState(jnp.zeros((), jnp.int32), params, optimizer.init(params))
     state = devices.replicate(mesh, state)
-    if checkpoints.latest_step() is None:
+    if not begun:
         return state
     meta = checkpoints.restore_meta()
     before = configs.from_json(meta['config'])
@@ -258,8 +266,25 @@ class Preparation:
         """The networks of one step that are this process's."""
         specs = draw(self.space, self.config.seed, step, self.config.train.meta_batch)
         program = self.program(family(specs[0]))
-        policy = self.policy if step >= self.config.quant.start_step else Policy()
-        return program, prepare(program, specs[self.own], policy, max_nodes=self.config.program.max_nodes)[0]
+        policies = self.policies(step, specs)
+        return program, prepare(
+            program, specs[self.own], policies[self.own], max_nodes=self.config.program.max_nodes
+        )[0]
+
+    def policies(self, step: int, specs: list[NetworkSpec]) -> list[Policy]:
+        """The policy of each network of a step: config.quant.bits, or drawn."""
+        quant = self.config.quant
+        if step < quant.start_step:
+            return [Policy()] * len(specs)
+        if not quant.uniform_share + quant.mixed_share:
+            return [self.policy] * len(specs)
+        return [
+            draw_policy(
+                self.config.seed, step, index, weight_names(build_graph(spec)), fixed=self.policy,
+                uniform_share=quant.uniform_share, mixed_share=quant.mixed_share, widths=quant.widths,
+            )
+            for index, spec in enumerate(specs)
+        ]  # fmt: skip
 
     def ahead(self, start: int, stop: int) -> Iterator[tuple[Program, Networks]]:
         """The networks of steps start .. stop - 1, in order; an error appears at its step."""
@@ -283,7 +308,8 @@ def make_validation(
     """params -> mean top-1 of networks of the val split on validation images, in float and in the bits of
     the config.
     """
-    policies = list(dict.fromkeys([parse_bits('float'), parse_bits(config.quant.bits)]))
+    bits = ('float', *(config.eval.bits or (config.quant.bits,)))
+    policies = list(dict.fromkeys(map(parse_bits, bits)))
 
     @functools.cache
     def prepared():

@@ -32,19 +32,24 @@ def small_config(**quant):
     return c
 
 
-def write_run(workdir: pathlib.Path, *, seed: int = 0, step: int = 3, **quant) -> pathlib.Path:
-    """A run directory as training leaves it, with random parameters.
+def write_run(
+    workdir: pathlib.Path, *, seed: int = 0, step: int = 3, bits: bool = False, **quant
+) -> pathlib.Path:
+    """A run directory as training leaves it, with random parameters. bits: of a GHN that is told the bits.
 
     They predict zero shifts and biases: the signs of normalised features then differ from image to image, and
     so do classes. With random shifts a network says the same class to all images.
     """
     c = small_config(**quant)
-    ghn = GHNConfig(hid=c.ghn.hid)
+    c.ghn.bits = bits
+    ghn = GHNConfig(hid=c.ghn.hid, bits=bits)
     meta = runs.run_meta(c, ghn, step, kind='train')
     params = init_params(ghn, jax.random.key(seed))
     norm, channels = params['decoder']['norm'], ghn.max_shape[0]
     norm['kernel_1'], norm['bias_1'] = (norm[k].at[..., channels:].set(0) for k in ('kernel_1', 'bias_1'))
     params['decoder']['class_bias']['bias'] *= 0
+    for k, name in enumerate(params.get('bits', ())):
+        params['bits'][name] += jax.random.normal(jax.random.key(seed + k), params['bits'][name].shape)
     with Checkpoints(workdir) as checkpoints:
         checkpoints.save(step, {'params': params}, meta, wait=True)
     return workdir

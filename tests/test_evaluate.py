@@ -1,5 +1,6 @@
 """Scores are those of the plain reference on the predicted weights; a result says all that it rests on."""
 
+import functools
 import itertools
 import json
 import pathlib
@@ -8,7 +9,9 @@ import jax
 import numpy as np
 import pytest
 
-from ghn_jax import results, runs
+from ghn_jax import results, runs, scoring
+from ghn_jax.batches import prepare
+from ghn_jax.cnn.lowering import BLOCK
 from ghn_jax.cnn.reference import apply_reference
 from ghn_jax.data import normalize
 from ghn_jax.errors import UserError
@@ -16,7 +19,7 @@ from ghn_jax.evaluate import evaluate, parse_policies, parse_splits
 from ghn_jax.networks.spaces import make_space
 from ghn_jax.networks.spec import load_networks, save_networks
 from ghn_jax.predict import predict_weights
-from ghn_jax.quant.policy import parse_bits
+from ghn_jax.quant.policy import Policy, parse_bits
 from ghn_jax.scoring import Selection, image_batches, score_networks, select_given, select_split
 from tests.hypernet.helpers import small_spec
 from tests.small_run import command, is_one_error_line, write_run
@@ -96,6 +99,63 @@ def test_other_parameters_and_other_networks_need_no_compilation(run, images, se
     with count_compiles() as compiles:
         score_networks(run.ghn, params, others, images, policies)
     assert compiles.n == 0
+
+
+def test_a_ghn_told_the_bits_predicts_anew_for_every_policy(selection, images, tmp_path, count_compiles):
+    """And one program serves all policies."""
+    run = runs.load_run(write_run(tmp_path, bits=True))
+    (program, _), *_ = selection.groups
+    policies = [parse_bits('float'), Policy(4, 4), Policy(2, 8, (('classifier.*', 8, 8),))]
+    score = functools.partial(score_networks, run.ghn, run.params, selection, images)
+    shares = score(policies)
+    with count_compiles() as compiles:
+        for p, policy in enumerate(policies):
+            np.testing.assert_array_equal(score([policy])[:, 0], shares[:, p])
+            np.testing.assert_array_equal(score(policies, told=policy)[:, p], shares[:, p])
+        assert not np.array_equal(score(policies[1:2], told=policies[0])[:, 0], shares[:, 1])
+    assert compiles.n == 0
+    out = jax.numpy.zeros(program.capacity.blocks * BLOCK)
+    for policy in policies[:2]:
+        networks, (layout,) = prepare(program, [selection.specs[0]], policy, max_nodes=128)
+        out = scoring._predict(run.ghn, run.params, networks, out)
+        expected = program.pack(layout, predict_weights(run.ghn, run.params, selection.specs[0], policy))
+        np.testing.assert_allclose(out, expected, rtol=1e-4, atol=1e-5)
+
+
+def test_policy_files_are_scored_beside_bits(run, dataset, workdir, tmp_path):
+    (tmp_path / 'mine.json').write_text(
+        '{"weight_bits": 8, "activation_bits": 8, "rules": [["classifier.*", 2, 2]]}'
+    )
+    (tmp_path / 'w8a8.json').write_text('{"weight_bits": 8, "activation_bits": 8}')
+    policies = parse_policies(['w8a8'], [str(tmp_path / 'mine.json')])
+    found, _ = evaluate(run, dataset=dataset, policies=policies, **FLAGS)
+    assert [row['bits'] for row in found['rows']] == ['w8a8', 'mine'] == found['protocol']['bits']
+    assert found['protocol']['policies']['mine']['rules'] == [['classifier.*', 2, 2]]
+    assert found['protocol']['predicted_for'] == 'any'
+    file = tmp_path / 'a.json'
+    flags = f'--workdir={workdir}', f'--json={file}', *ARGS
+    code, _, err = command('ghn_jax.evaluate', *flags, f'--policy={tmp_path / "mine.json"}')
+    assert code == 0, err
+    assert json.loads(file.read_text())['rows'] == found['rows'][1:]  # and no bits that were not asked for
+    both = f'--policy={tmp_path / "mine.json"},{tmp_path / "w8a8.json"}'
+    (tmp_path / 'none.json').write_text(
+        '{"weight_bits": 8, "activation_bits": 8, "rules": [["cells.9.*", 2, 2]]}'
+    )
+    for more, words in (
+        (['--bits=w8a8', both], ["another policy is called 'w8a8'"]),
+        ([f'--policy={tmp_path / "none.json"}'], ["policy 'none', network", "'cells.9.*' matches none"]),
+        (['--policy=absent.json'], ['absent.json', 'cannot be read']),
+        (['--told=w4a4'], ['told=w4a4', 'told no bits']),
+    ):
+        assert is_one_error_line(command('ghn_jax.evaluate', *flags, *more), *words)
+
+
+def test_a_result_says_that_the_ghn_was_told_the_bits(dataset, tmp_path):
+    run = runs.load_run(write_run(tmp_path, bits=True, uniform_share=0.5, mixed_share=0.5))
+    found, _ = evaluate(run, dataset=dataset, policies=[Policy(4, 4)], told=Policy(8, 8), **FLAGS)
+    p = found['protocol']
+    assert (p['predicted_for'], p['training_bits']) == ('w8a8', '50% uniform, 50% mixed of 2,3,4,6,8,32 bits')
+    assert p['training'] == f'qat {p["training_bits"]}, told the bits'
 
 
 def test_rows_are_the_statistics_of_the_networks(result):

@@ -18,7 +18,8 @@ from ghn_jax.hypernet import GHN, init_params, predict_parameters
 from ghn_jax.networks.graph import build_graph
 from ghn_jax.networks.spec import save_networks
 from ghn_jax.predict import output_files, predict, predict_weights, quantize, to_jax_layout
-from ghn_jax.quant import Policy, fake_quantize, min_max, parse_bits
+from ghn_jax.quant import Policy, fake_quantize, load_policy, min_max, parse_bits
+from ghn_jax.quant.policy import quantizable
 from tests.hypernet.helpers import SMALL, relative, small_spec
 from tests.small_run import command, is_one_error_line, write_run
 
@@ -162,6 +163,62 @@ def test_the_command_writes_what_is_predicted(workdir, tmp_path):
         assert json.loads(metadata['quantization']) == how
         assert json.loads(metadata['network']) == spec.to_dict()
         assert (metadata['layout'], metadata['bits'], metadata['step']) == ('jax', 'w4a4', '3')
+
+
+POLICY = {'weight_bits': 4, 'activation_bits': 8, 'rules': [['stem.*', 32, 2]], 'network': 'conv'}
+
+
+def test_a_policy_file_decides_for_what_weights_are_predicted_and_how_they_are_rounded(workdir, tmp_path):
+    told = write_run(tmp_path / 'told', bits=True)
+    (tmp_path / 'mine.json').write_text(json.dumps(POLICY))
+    save_networks(tmp_path / 'net.json', [CONV])
+    policy = load_policy(tmp_path / 'mine.json')
+    plain_float = predict_weights(*ghn_of(workdir), CONV)
+    for run, expected in ((workdir, plain_float), (told, predict_weights(*ghn_of(told), CONV, policy))):
+        flags = f'--workdir={run}', f'--arch={tmp_path / "net.json"}', f'--out={tmp_path / "net.st"}'
+        code, out, err = command('ghn_jax.predict', *flags, f'--policy={tmp_path / "mine.json"}')
+        assert code == 0 and 'mine' in out, err
+        rounded, how = quantize(expected, policy)
+        written = load_file(tmp_path / 'net.st')
+        for name in rounded:
+            np.testing.assert_allclose(written[name], rounded[name], rtol=1e-5, atol=1e-6)
+        assert 'stem.0.weight' not in how and len(how) == len(quantizable(shapes_of(CONV))) - 1
+        with safe_open(tmp_path / 'net.st', 'np') as f:
+            metadata = f.metadata()
+        assert json.loads(metadata['policy']) == POLICY
+        assert metadata['predicted_for'] == ('any' if run == workdir else 'mine')
+    as_float = predict_weights(*ghn_of(told), CONV)
+    assert all(not np.allclose(as_float[name], expected[name]) for name in how)
+
+
+def ghn_of(workdir):
+    run = runs.load_run(workdir)
+    return run.ghn, run.params
+
+
+def shapes_of(spec):
+    return [(p.name, p.shape) for p in build_graph(spec).parameters]
+
+
+def test_a_policy_that_does_not_fit_is_one_line_and_leaves_no_file(workdir, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    save_networks(tmp_path / 'nets.json', [CONV, dataclasses.replace(CONV, name='second')])
+    (tmp_path / 'mine.json').write_text(json.dumps(POLICY))
+    (tmp_path / 'rule.json').write_text(
+        json.dumps(POLICY | {'rules': [['stem9.*', 4, 4]], 'network': 'conv'})
+    )
+    (tmp_path / 'out').mkdir()
+    flags = f'--workdir={workdir}', '--arch=nets.json', '--out=out'
+    for more, words in (
+        (['--policy=mine.json'], ["policy 'mine'", "network 'second'", "for network 'conv'"]),
+        (['--policy=rule.json'], ["rule 'stem9.*' matches none", "'stem.0.weight'"]),
+        (['--policy=nets.json'], ["policy 'nets.json'", 'expected an object']),
+        (['--policy='], ['cannot be read']),
+        (['--policy=mine.json', '--bits=w4a4'], ['--bits and --policy']),
+        (['--bits='], ["bits ''"]),
+    ):
+        assert is_one_error_line(command('ghn_jax.predict', *flags, *more), *words)
+    assert not list((tmp_path / 'out').iterdir())
 
 
 def test_files_of_several_networks_need_names(tmp_path):

@@ -16,6 +16,7 @@ import jax.numpy as jnp
 from flax import linen as nn
 
 from ghn_jax.errors import UserError
+from ghn_jax.hypernet.bits import embed_bits, init_bits
 from ghn_jax.hypernet.decoder import decode, init_decoder, predict_tensors
 from ghn_jax.hypernet.embedding import embed_nodes, init_embedding
 from ghn_jax.hypernet.gnn import gated_gnn, init_gnn
@@ -24,7 +25,7 @@ from ghn_jax.hypernet.table import DecoderTable, Tiles
 from ghn_jax.networks.graph import GraphBatch, NetworkGraph, batch_graphs, to_graphs_tuple
 
 _CHOICES = {'hypernet': ('gatedgnn', 'mlp'), 'decoder': ('conv',)}
-_FLAGS = ('weight_norm', 've', 'layernorm')
+_FLAGS = ('weight_norm', 've', 'layernorm', 'bits')
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -35,7 +36,7 @@ class GHNConfig:
     decoded tiles and of the kernel window, both square.   num_classes: outputs of the last layer of every
     network. hypernet: 'gatedgnn', or 'mlp': a node sees itself only (the baseline).   decoder: 'conv'.
     weight_norm: scale predicted weights by fan-in.   ve: virtual edges.   layernorm: of the embeddings,
-    before decoding.
+    before decoding.   bits: nodes are told a policy's bits, so that weights are predicted for it (`bits.py`).
 
     Raises UserError on construction for wrong types and impossible values.
     """
@@ -48,6 +49,7 @@ class GHNConfig:
     weight_norm: bool = True
     ve: bool = True
     layernorm: bool = True
+    bits: bool = False
 
     def __post_init__(self):
         if not _is_positive_int(self.hid) or self.hid % 4:
@@ -89,7 +91,8 @@ class GHNConfig:
 
 
 class GHN(nn.Module):
-    """The hypernetwork. Parameters: dicts of arrays named embedding, gnn, norm (with layernorm) and decoder.
+    """The hypernetwork. Parameters: dicts of arrays named embedding, gnn, norm (with layernorm), decoder and
+    bits (with bits).
 
     Computes in the parameters' type: float32, or float64 in JAX's 64-bit mode.
     """
@@ -107,6 +110,8 @@ class GHN(nn.Module):
         if c.layernorm:
             self.norm = self.param('norm', init_layer_norm, c.hid)
         self.decoder = self.param('decoder', init_decoder, c.hid, c.max_shape, c.num_classes)
+        if c.bits:
+            self.bits = self.param('bits', init_bits, c.hid)
 
     def embed(self, batch: GraphBatch) -> jax.Array:
         """Embeddings [B, N, D] of all nodes; zero in padding."""
@@ -117,6 +122,8 @@ class GHN(nn.Module):
         graphs: Any = jax.tree.map(jnp.asarray, batch)  # made by numpy, maybe not yet on the device
         real = (jnp.arange(graphs.primitive.shape[1]) < graphs.n_node[:, None])[..., None]  # [B, N, 1]
         stages = {'x_init': embed_nodes(self.embedding, graphs.primitive, graphs.shape)}
+        if self.config.bits:
+            stages['x_init'] += embed_bits(self.bits, graphs.weight_bits, graphs.activation_bits)
         if self.config.hypernet == 'gatedgnn':
             h = gated_gnn(self.gnn, stages['x_init'], graphs.distance, graphs.waves, graphs.n_waves)
         else:
@@ -140,7 +147,7 @@ def init_params(config: GHNConfig, key: jax.Array, dtype: jnp.dtype = jnp.float3
     """Fresh parameters, as the published model starts: PyTorch's defaults.
 
     Linear layers and the GRU: kernels and biases uniform within 1/sqrt(fan_in). Embeddings: standard normal.
-    LayerNorm: scale 1, bias 0.
+    LayerNorm: scale 1, bias 0. Tables of bits: 0.
     """
     return _init(config, dtype, key)
 
@@ -154,6 +161,7 @@ def _init(config, dtype, key):
 def predict_parameters(ghn: GHN, params: Any, graph: NetworkGraph) -> dict[str, jax.Array]:
     """Every tensor of one network by its DeepNets-1M name, in PyTorch's layout (positional encodings too).
 
+    A GHN with bits predicts them for the policy that the graph carries (`bits.with_policy`), float without.
     The slow, obvious version, tensor by tensor; `GHN.decode` is the fast one. Raises UserError if the
     network's classes are not the hypernetwork's.
     """

@@ -64,8 +64,10 @@ def load_state(path: str | os.PathLike) -> dict[str, np.ndarray]:
 
 def convert_state(config: GHNConfig, state: Mapping[str, np.ndarray]) -> dict[str, Any]:
     """Our parameters from a published state dict. Raises UserError naming the entries that do not fit the
-    config.
+    config, and for a config with bits: published hypernetworks are told none.
     """
+    if config.bits:
+        raise UserError('bits is true: a published GHN is told no bits: leave the field out')
     expected = _expected_shapes(config)
     for problem, names in (
         ('misses', set(expected) - set(state)),
@@ -88,7 +90,10 @@ def convert_state(config: GHNConfig, state: Mapping[str, np.ndarray]) -> dict[st
 
 
 def published_state(config: GHNConfig, params: Mapping[str, Any]) -> dict[str, np.ndarray]:
-    """The way back: a published state dict from our parameters (or from gradients with respect to them)."""
+    """The way back: a published state dict from our parameters (or from gradients with respect to them).
+
+    It has no place for the tables of a conditional GHN (`bits`): they are left out.
+    """
     C, _, height, width = config.max_shape
     decoder = params['decoder']
     conv = {name: np.asarray(value) for name, value in decoder['conv'].items()}

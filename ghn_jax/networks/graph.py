@@ -69,12 +69,16 @@ class NetworkGraph:
 
     distance: uint8 [N, N], strictly upper triangular.
     parameters: every tensor that influences the logits, in the order of the forward pass.
+    weight_bits, activation_bits: int32 [N], what a policy says of each node (`hypernet.bits.with_policy`), 0
+    for nothing; None without a policy.
     """
 
     spec: NetworkSpec
     nodes: tuple[Node, ...]
     distance: np.ndarray
     parameters: tuple[Parameter, ...]
+    weight_bits: np.ndarray | None = None
+    activation_bits: np.ndarray | None = None
 
 
 def build_graph(spec: NetworkSpec) -> NetworkGraph:
@@ -96,13 +100,17 @@ def build_graph(spec: NetworkSpec) -> NetworkGraph:
 def to_graphs_tuple(graph: NetworkGraph) -> jraph.GraphsTuple:
     """One graph for jraph: an edge for every pair of nodes that a path of at most MAX_DISTANCE joins.
 
-    nodes: primitive int32 [N], shape int32 [N, 4] (missing dimensions 1; all 0 for nodes without shape).
+    nodes: primitive int32 [N], shape int32 [N, 4] (missing dimensions 1; all 0 for nodes without shape),
+    weight_bits and activation_bits int32 [N] (0 for none).
     edges: distance uint8 [E].   senders, receivers: int32 [E].
     """
     padded = [(0, 0, 0, 0) if node.shape is None else (*node.shape, 1, 1, 1)[:4] for node in graph.nodes]
+    bits = {'weight_bits': graph.weight_bits, 'activation_bits': graph.activation_bits}
+    unsaid = np.zeros(len(graph.nodes), np.int32)
     senders, receivers = np.nonzero(graph.distance)
     return jraph.GraphsTuple(
         nodes={
+            **{name: unsaid if of is None else of for name, of in bits.items()},
             'primitive': np.array([_INDEX[node.primitive] for node in graph.nodes], np.int32),
             'shape': np.array(padded, np.int32),
         },
@@ -123,6 +131,7 @@ class GraphBatch(NamedTuple):
     waves: int32 [W, B, V]; waves[k, b] are nodes of graph b that can be updated together once waves 0..k-1
       are done (going back: once the later ones are done); N fills up.
     n_waves: int32 [], how many of the W are in use.   n_node: int32 [B].
+    weight_bits, activation_bits: int32 [B, N], 0 in padding and where nothing is said.
     """
 
     primitive: np.ndarray
@@ -131,6 +140,8 @@ class GraphBatch(NamedTuple):
     waves: np.ndarray
     n_waves: np.ndarray
     n_node: np.ndarray
+    weight_bits: np.ndarray
+    activation_bits: np.ndarray
 
 
 def batch_graphs(graphs: Sequence[jraph.GraphsTuple], *, max_nodes: int, wave_size: int = 4) -> GraphBatch:
@@ -156,19 +167,19 @@ def batch_graphs(graphs: Sequence[jraph.GraphsTuple], *, max_nodes: int, wave_si
     owner = np.repeat(np.arange(B), n_node)  # graph of each node
     place = np.arange(len(owner)) - first[owner]  # node within its graph
 
-    primitive = np.zeros((B, N), np.int32)
-    shape = np.zeros((B, N, 4), np.int32)
+    def in_rows(feature: np.ndarray) -> np.ndarray:  # of all nodes -> of each graph, [B, N, ...]
+        rows = np.zeros((B, N, *feature.shape[1:]), np.int32)
+        rows[owner, place] = feature[: len(owner)]
+        return rows
+
     distance = np.zeros((B, N, N), np.uint8)
-    primitive[owner, place] = padded.nodes['primitive'][: len(owner)]
-    shape[owner, place] = padded.nodes['shape'][: len(owner)]
     senders, receivers = np.asarray(padded.senders), np.asarray(padded.receivers)
     distance[owner[senders], place[senders], place[receivers]] = padded.edges['distance']
 
     waves = np.full((N, B, wave_size), N, np.int32)
     used = [_fill_waves(waves[:, b], distance[b, :n, :n]) for b, n in enumerate(n_node)]
     return GraphBatch(
-        primitive=primitive,
-        shape=shape,
+        **{name: in_rows(feature) for name, feature in padded.nodes.items()},
         distance=distance,
         waves=waves,
         n_waves=np.array(max(used), np.int32),

@@ -1,15 +1,34 @@
 """Policies: how many bits every weight and every activation of a network gets.
 
-A policy is two bit-widths and a list of exceptions. An exception is a regular expression on the name of a
-weight (`cells.3._ops.1.op.1.weight`) with the bits of that weight and of the activation entering its layer.
+A policy is two bit-widths and exceptions. An exception is a regular expression on the name of a weight
+(`cells.3._ops.1.op.1.weight`), or its name, with the bits of that weight and of the activation entering its
+layer.
 Weights here are those of convolutions and linear layers; norms, biases and position encodings stay float.
+
+A policy file is a JSON object; the last three fields may be left out:
+
+    {"weight_bits": 4, "activation_bits": 4,
+     "rules": [["stem.*", 8, 8], ["classifier.*", 8, 4]],
+     "tensors": {"cells.0._ops.1.op.1.weight": [2, 4]},
+     "network": "net-7"}
+
+Pairs of numbers are bits of the weight and of the activation, 2 to 16, or 32 for float. What `tensors` says
+of a weight comes first, then the first rule whose regex matches its whole name, then the two bit-widths.
+Every rule must match a weight of the network and every name must be one; with `network`, the policy is
+refused for networks of other names. In tables the policy is called as its file is, without `.json`.
 """
 
 import dataclasses
+import functools
+import json
+import os
+import pathlib
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
+from typing import Any
 
 from ghn_jax.errors import UserError
+from ghn_jax.networks.genotype import check_fields, shown
 
 FLOAT_BITS = 32
 ALLOWED_BITS = (*range(2, 17), FLOAT_BITS)
@@ -21,43 +40,56 @@ class Policy:
     """Bits of weights and activations; 32 means not quantized.
 
     rules: (regex, weight_bits, activation_bits), ...; a regex matches whole names; the first match wins.
+    tensors: (name, weight_bits, activation_bits), ...; of exactly these weights, whatever the rules say.
+    network: the name of the one network the policy is for; '' for any.   name: what to call the policy.
 
     Raises:
-        UserError: a bit-width outside 2..16 and 32, a rule that is no such triple, an invalid regex.
+        UserError: a bit-width outside 2..16 and 32, a rule that is no such triple, an invalid regex, a weight
+            named twice.
     """
 
     weight_bits: int = FLOAT_BITS
     activation_bits: int = FLOAT_BITS
     rules: tuple[tuple[str, int, int], ...] = ()
+    tensors: tuple[tuple[str, int, int], ...] = ()
+    network: str = ''
+    name: str = dataclasses.field(default='', compare=False)
 
     def __post_init__(self) -> None:
         _check_bits(self.weight_bits, 'weight_bits')
         _check_bits(self.activation_bits, 'activation_bits')
-        try:
-            rules = tuple((pattern, weights, activations) for pattern, weights, activations in self.rules)
-        except (TypeError, ValueError):
-            raise UserError(
-                f'rules={self.rules!r}: expected a list of (regex, weight_bits, activation_bits)'
-            ) from None
-        for pattern, weights, activations in rules:
-            _check_bits(weights, f'rule {pattern!r}: weight_bits')
-            _check_bits(activations, f'rule {pattern!r}: activation_bits')
+        # Lists become tuples: a policy is hashable.
+        object.__setattr__(self, 'rules', _triples('rules', self.rules, 'rule', 'regex'))
+        object.__setattr__(self, 'tensors', _triples('tensors', self.tensors, 'tensor', 'name'))
+        for pattern, _, _ in self.rules:
             try:
                 re.compile(pattern)
-            except (re.error, TypeError) as e:
-                raise UserError(f'rule {pattern!r} is not a regular expression: {e}') from None
-        object.__setattr__(self, 'rules', rules)  # lists become tuples: a policy is hashable
+            except re.error as e:
+                raise UserError(f'rule {shown(pattern)} is not a regular expression: {e}') from None
+        if len(self._exact) < len(self.tensors):
+            raise UserError(f'tensors={shown(self.tensors)} names a weight twice: keep one')
+        if not isinstance(self.network, str):
+            raise UserError(f'network={shown(self.network)}: expected the name of a network')
 
     def __str__(self) -> str:
-        """`w4a8`, followed by the rules: `w4a8 stem.*=w8a8`."""
-        rules = (f'{pattern}=w{weights}a{activations}' for pattern, weights, activations in self.rules)
-        return ' '.join([f'w{self.weight_bits}a{self.activation_bits}', *rules])
+        """Its name, else `w4a8`, followed by the exceptions: `w4a8 stem.*=w8a8`."""
+        exceptions = (f'{of}=w{weights}a{activations}' for of, weights, activations in self._exceptions)
+        return self.name or ' '.join([f'w{self.weight_bits}a{self.activation_bits}', *exceptions])
+
+    def to_dict(self) -> dict[str, Any]:
+        """In JSON's types, as a policy file; exceptions that there are none of are left out."""
+        fields: dict[str, Any] = {'weight_bits': self.weight_bits, 'activation_bits': self.activation_bits}
+        if self.rules:
+            fields['rules'] = [list(rule) for rule in self.rules]
+        if self.tensors:
+            fields['tensors'] = {name: list(bits) for name, bits in self._exact.items()}
+        return fields | ({'network': self.network} if self.network else {})
 
     @property
     def is_float(self) -> bool:
         """Whether nothing is quantized, whatever the network."""
-        widths = (self.weight_bits, self.activation_bits, *(bits for rule in self.rules for bits in rule[1:]))
-        return all(bits == FLOAT_BITS for bits in widths)
+        exceptions = (bits for exception in self._exceptions for bits in exception[1:])
+        return all(bits == FLOAT_BITS for bits in (self.weight_bits, self.activation_bits, *exceptions))
 
     def weights(self, name: str) -> int:
         """Bits of the weight called `name`."""
@@ -67,9 +99,20 @@ class Policy:
         """Bits of the activation that enters the layer whose weight is called `name`."""
         return self._lookup(name)[1]
 
-    def check(self, names: Iterable[str]) -> None:
-        """Raises UserError if a rule matches none of `names`, a network's weights (`quantizable`)."""
+    def check(self, names: Iterable[str], network: str | None = None) -> None:
+        """Raises UserError if the policy is not for a network of these weights (`quantizable`) and this name.
+
+        Then a rule matches none of them, a tensor is not among them, or another network is named.
+        """
         names = tuple(names)
+        if self.network and network is not None and network != self.network:
+            raise UserError(f'the policy is for network {self.network!r}, not for {network!r}: give its own')
+        if odd := [name for name in self._exact if name not in names]:
+            example = f', such as {names[0]!r}' if names else ''
+            raise UserError(
+                f'tensor {odd[0]!r} is not among the {len(names)} weights of the network{example}: '
+                'give the policy of this network, or correct the name'
+            )
         for pattern, _, _ in self.rules:
             if not any(re.fullmatch(pattern, name) for name in names):
                 example = f', such as {names[0]!r}' if names else ''
@@ -78,7 +121,17 @@ class Policy:
                     'correct or remove it (a rule must match the whole name)'
                 )
 
+    @property
+    def _exceptions(self) -> tuple[tuple[str, int, int], ...]:
+        return self.tensors + self.rules
+
+    @functools.cached_property
+    def _exact(self) -> dict[str, tuple[int, int]]:
+        return {name: (weights, activations) for name, weights, activations in self.tensors}
+
     def _lookup(self, name: str) -> tuple[int, int]:
+        if name in self._exact:
+            return self._exact[name]
         for pattern, weights, activations in self.rules:
             if re.fullmatch(pattern, name):
                 return weights, activations
@@ -101,11 +154,69 @@ def parse_bits(text: str) -> Policy:
     return Policy(weight_bits=bits[0], activation_bits=bits[1])
 
 
+def load_policy(path: str | os.PathLike) -> Policy:
+    """The policy of a JSON file; the format is at the top.
+
+    Raises:
+        UserError: a file that cannot be read or is no such object: says what is wrong with it.
+    """
+    path = pathlib.Path(path)
+    try:
+        fields = json.loads(path.read_text(encoding='utf-8'), object_pairs_hook=_unique)
+        required = ('weight_bits', 'activation_bits')
+        fields = check_fields('it', fields, required=required, optional=('rules', 'tensors', 'network'))
+        if 'tensors' in fields:
+            fields['tensors'] = _listed(fields['tensors'])
+        return Policy(**fields, name=path.stem)
+    except OSError as e:
+        raise UserError(f'policy {str(path)!r} cannot be read ({e.strerror}): give a JSON file') from None
+    except UserError as e:
+        raise UserError(f'policy {str(path)!r}: {e}') from None
+    except (ValueError, RecursionError) as e:
+        reason = ' '.join(str(e).split())[:80]
+        raise UserError(f'policy {str(path)!r} is no JSON ({reason}): mend it') from None
+
+
+def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    fields = dict(pairs)
+    if len(fields) < len(pairs):
+        names = [name for name, _ in pairs]
+        twice = next(name for name in names if names.count(name) > 1)
+        raise UserError(f'it names {shown(twice)} twice in one object: keep one')
+    return fields
+
+
+def _listed(tensors: Any) -> list[tuple]:
+    """{name: [weight_bits, activation_bits]} -> [(name, weight_bits, activation_bits)]."""
+    if not isinstance(tensors, Mapping) or not all(isinstance(v, list) for v in tensors.values()):
+        raise UserError(
+            f'tensors={shown(tensors)}: expected an object such as {{"stem.0.weight": [weight_bits, '
+            'activation_bits]}'
+        )
+    return [(name, *bits) for name, bits in tensors.items()]
+
+
 def quantizable(shapes: Iterable[tuple[str, tuple[int, ...]]]) -> tuple[str, ...]:
     """Of a network's (name, shape) parameters, the names of the conv and linear weights, in their order."""
     return tuple(name for name, shape in shapes if len(shape) > 1 and name != 'pos_enc.weight')
 
 
+def _triples(field: str, value: Any, what: str, key: str) -> tuple[tuple[str, int, int], ...]:
+    """Rules or tensors as tuples, their bits checked."""
+    try:
+        triples = tuple((name, weights, activations) for name, weights, activations in value)
+    except (TypeError, ValueError):
+        raise UserError(
+            f'{field}={shown(value)}: expected a list of ({key}, weight_bits, activation_bits)'
+        ) from None
+    for name, weights, activations in triples:
+        if not isinstance(name, str):
+            raise UserError(f'{what} {shown(name)}: expected a {key}, in quotes')
+        _check_bits(weights, f'{what} {shown(name)}: weight_bits')
+        _check_bits(activations, f'{what} {shown(name)}: activation_bits')
+    return triples
+
+
 def _check_bits(bits: object, what: str) -> None:
     if type(bits) is not int or bits not in ALLOWED_BITS:
-        raise UserError(f'{what}={bits!r}: expected an integer, {_ALLOWED}')
+        raise UserError(f'{what}={shown(bits)}: expected an integer, {_ALLOWED}')

@@ -303,6 +303,8 @@ def test_shapes_of_a_batch_depend_on_its_size_and_the_knobs_only(sampled):
             ((320, 2, 3), 'int32'),
             ((), 'int32'),
             ((2,), 'int32'),
+            ((2, 320), 'int32'),
+            ((2, 320), 'int32'),
         )
     }
 

@@ -1,9 +1,11 @@
 """Policies: which bits a name gets, and what is said to those who ask for impossible ones."""
 
+import json
+
 import pytest
 
 from ghn_jax.errors import UserError
-from ghn_jax.quant import Policy, parse_bits
+from ghn_jax.quant import Policy, load_policy, parse_bits
 from ghn_jax.quant.policy import ALLOWED_BITS, quantizable
 
 NAMES = ('stem.0.weight', 'cells.1._ops.0.op.1.weight', 'cells.11._ops.0.op.1.weight', 'classifier.0.weight')
@@ -93,3 +95,100 @@ def test_convolutions_and_linear_layers_are_quantizable_and_nothing_else():
     shapes = [('stem0.weight', (8, 3, 3, 3)), ('pos_enc.weight', (1, 8, 11, 11)), ('stem.1.weight', (8,))]
     shapes += [('classifier.0.weight', (10, 8)), ('classifier.0.bias', (10,))]
     assert quantizable(shapes) == ('stem0.weight', 'classifier.0.weight')
+
+
+# ---- exact bits, and files
+
+EXACT = Policy(4, 4, (('stem.*', 8, 8),), ((NAMES[0], 2, 3), (NAMES[2], 32, 6)), network='net')
+
+
+def test_exact_bits_come_before_rules():
+    assert [(EXACT.weights(name), EXACT.activations(name)) for name in NAMES] == [
+        (2, 3),
+        (4, 4),
+        (32, 6),
+        (4, 4),
+    ]
+    assert str(EXACT) == f'w4a4 {NAMES[0]}=w2a3 {NAMES[2]}=w32a6 stem.*=w8a8'
+    assert len({EXACT, Policy(4, 4, (('stem.*', 8, 8),)), Policy(4, 4)}) == 3
+    assert not Policy(tensors=(('a', 32, 4),)).is_float and Policy(tensors=(('a', 32, 32),)).is_float
+
+
+def test_a_policy_of_another_network_is_an_error():
+    EXACT.check(NAMES)
+    EXACT.check(NAMES, 'net')
+    with pytest.raises(UserError, match="for network 'net', not for 'other'"):
+        EXACT.check(NAMES, 'other')
+    with pytest.raises(UserError, match=f"'{NAMES[2]}' is not among the 2 weights .*'{NAMES[0]}'"):
+        EXACT.check(NAMES[:2], 'net')
+
+
+def test_a_file_holds_what_to_dict_gives(tmp_path):
+    for policy in (EXACT, Policy(4, 8), Policy(2, 2, (('a', 3, 4), ('b.*', 5, 6)))):
+        (tmp_path / 'mine.json').write_text(json.dumps(policy.to_dict()))
+        read = load_policy(tmp_path / 'mine.json')
+        assert read == policy and hash(read) == hash(policy)
+        assert str(read) == 'mine'
+
+
+def test_the_format_in_the_documentation_is_read(tmp_path):
+    from ghn_jax.quant import policy
+
+    text = policy.__doc__[policy.__doc__.index('{') : policy.__doc__.index('Pairs')]
+    (tmp_path / 'a.json').write_text(text)
+    read = load_policy(tmp_path / 'a.json')
+    assert (read.network, read.weights('stem.0.weight'), read.activations('classifier.3.weight')) == (
+        'net-7',
+        8,
+        4,
+    )
+    assert read.weights('cells.0._ops.1.op.1.weight') == 2
+
+
+def fields(**changes):
+    return json.dumps({'weight_bits': 4, 'activation_bits': 4} | changes)
+
+
+@pytest.mark.parametrize(
+    ('text', 'message'),
+    [
+        ('', 'is no JSON'),
+        ('{"weight_bits": 4,', 'is no JSON'),
+        ('[' * 100_000, 'is no JSON'),
+        ('[4, 4]', 'expected an object with the fields weight_bits'),
+        ('{"weight_bits": 4}', "lacks the field 'activation_bits'"),
+        (fields(bits=4), "unknown field 'bits'"),
+        (fields(name='x'), "unknown field 'name'"),
+        ('{"weight_bits": 4, "weight_bits": 8, "activation_bits": 4}', "'weight_bits' twice"),
+        (fields(tensors={})[:-3] + '{"a": [2, 2], "a": [3, 3]}}', "'a' twice"),
+        (fields(weight_bits=1), 'weight_bits=1: expected an integer, 2 to 16, or 32'),
+        (fields(activation_bits='4'), "activation_bits='4': expected an integer"),
+        (fields(weight_bits=float('nan')), 'weight_bits=nan: expected an integer'),
+        (fields(rules=[['stem.*', 8, 17]]), "rule 'stem.*': activation_bits=17"),
+        (fields(rules=[['stem.*', 8]]), r'expected a list of \(regex, weight_bits, activation_bits\)'),
+        (fields(rules=4), 'rules=4: expected a list'),
+        (fields(rules=[['(', 8, 8]]), "rule '\\(' is not a regular expression"),
+        (fields(rules=[[5, 8, 8]]), 'rule 5: expected a regex, in quotes'),
+        (fields(tensors=[['a', 4, 4]]), 'tensors=.* expected an object such as'),
+        (fields(tensors={'a': 4}), 'tensors=.* expected an object such as'),
+        (fields(tensors={'a': [4]}), r'expected a list of \(name, weight_bits, activation_bits\)'),
+        (fields(tensors={'a': [4, 0]}), "tensor 'a': activation_bits=0"),
+        (fields(network=3), 'network=3: expected the name'),
+    ],
+)
+def test_a_bad_file_is_one_line_that_names_it(tmp_path, text, message):
+    (tmp_path / 'bad.json').write_text(text)
+    with pytest.raises(UserError, match=f"policy '.*bad.json'.*{message}") as error:
+        load_policy(tmp_path / 'bad.json')
+    assert '\n' not in str(error.value) and len(str(error.value)) < 400
+
+
+def test_a_file_that_cannot_be_read_is_one_line(tmp_path):
+    (tmp_path / 'latin.json').write_bytes(b'{"a": "\xe9"}')
+    for name, message in (
+        ('absent.json', 'cannot be read'),
+        ('', 'cannot be read'),
+        ('latin.json', 'no JSON'),
+    ):
+        with pytest.raises(UserError, match=message):
+            load_policy(tmp_path / name)

@@ -1,0 +1,22 @@
+"""One GHN for every bit-width on CIFAR-10: it is told the bits of each tensor and predicts weights for them.
+
+    python -m ghn_jax.train --config=configs/ghn_bits_cifar10.py --workdir=runs/bits
+    python -m ghn_jax.evaluate --workdir=runs/bits --bits=w32a32,w8a8,w4a8,w4a4,w2a2 --policy=policy.json
+
+Half of the networks run at one width of weights and one of activations, half at widths drawn for each layer.
+From a float run: --config.init_from=runs/ghn2. The same training without being told: --config.ghn.bits=False.
+Result: none yet.
+"""
+
+from ghn_jax import config
+
+
+def get_config():
+    c = config.default()
+    c.ghn.bits = True
+    c.quant.mode = 'qat'
+    c.quant.uniform_share = 0.5
+    c.quant.mixed_share = 0.5  # together 1: quant.bits is unused
+    c.quant.widths = (2, 3, 4, 6, 8, 32)
+    c.eval.bits = ('w8a8', 'w4a4', 'w2a2')
+    return c
