@@ -5,12 +5,15 @@ import math
 import os
 import re
 import stat
+from collections.abc import Iterator
 from typing import Any
 
 from ghn_jax.errors import UserError, shown
 
 MAX_BYTES = 8 * 2**20
 """Of a file: 8,000 networks, or results of as many. Parsed it may take 25 times as much memory, and 2 s."""
+MAX_LINE = 2**20
+"""Bytes of a row, where a file has one in each line."""
 
 # An integer beyond int64, or an exponent beyond float64, is possible only where the text has one of these.
 _LONG_NUMBER = re.compile(r'[0-9]{19}|[eE]\+?[0-9]{3}')
@@ -28,21 +31,21 @@ def read(path: str | os.PathLike, what: str, advice: str) -> Any:
         with open(os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC), 'rb') as file:
             about = os.fstat(file.fileno())
             if not stat.S_ISREG(about.st_mode):
-                raise UserError(f'cannot read the {name} (it is no regular file): {advice}')
+                raise UserError(f'{name} cannot be read (it is no regular file): {advice}')
             data = file.read(MAX_BYTES + 1)
     except (OSError, ValueError) as e:
         if isinstance(e, UserError):
             raise
         reason = e.strerror if isinstance(e, OSError) else e  # a null byte in the path
-        raise UserError(f'cannot read the {name} ({reason}): {advice}') from None
+        raise UserError(f'{name} cannot be read ({reason}): {advice}') from None
     if len(data) > MAX_BYTES:
         raise UserError(
-            f'the {name} has {about.st_size:,} bytes, more than {MAX_BYTES:,}: {advice}, or split it'
+            f'{name} has {about.st_size:,} bytes, more than {MAX_BYTES:,}: {advice}, or split it'
         )
     try:
         text = data.decode()
     except UnicodeDecodeError:
-        raise UserError(f'cannot read the {name} (not UTF-8 text): {advice}') from None
+        raise UserError(f'{name} cannot be read (it is not UTF-8 text): {advice}') from None
     return parse(text, name, advice)
 
 
@@ -87,3 +90,24 @@ def parse(text: str, name: str, advice: str) -> Any:
         ) from None
     except RecursionError:
         raise UserError(f'{name} is no such JSON (its brackets are nested too deep): {advice}') from None
+
+
+def rows(path: str | os.PathLike) -> Iterator[tuple[str, dict]]:
+    """(line, object) for each line of a file that is an object with an integer `step`; others are passed over.
+
+    Those are lines torn by a kill in the middle of a write, and what somebody else may have put there. One row
+    at a time is in memory.
+    """
+    with open(path, 'rb') as file:
+        while line := file.readline(MAX_LINE):
+            if not line.endswith(b'\n') and len(line) == MAX_LINE:
+                while (rest := file.readline(MAX_LINE)) and not rest.endswith(b'\n'):
+                    pass
+                continue
+            try:
+                text = line.decode()
+                row = json.loads(text)
+            except (ValueError, RecursionError):
+                continue
+            if isinstance(row, dict) and type(row.get('step')) is int:
+                yield text.rstrip('\r\n'), row

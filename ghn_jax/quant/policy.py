@@ -9,7 +9,8 @@ import dataclasses
 import re
 from collections.abc import Iterable
 
-from ghn_jax.errors import UserError
+from ghn_jax.errors import UserError, shown
+from ghn_jax.quant.pattern import check_pattern
 
 FLOAT_BITS = 32
 ALLOWED_BITS = (*range(2, 17), FLOAT_BITS)
@@ -37,15 +38,12 @@ class Policy:
             rules = tuple((pattern, weights, activations) for pattern, weights, activations in self.rules)
         except (TypeError, ValueError):
             raise UserError(
-                f'rules={self.rules!r}: expected a list of (regex, weight_bits, activation_bits)'
+                f'rules={shown(self.rules)}: expected a list of (regex, weight_bits, activation_bits)'
             ) from None
         for pattern, weights, activations in rules:
-            _check_bits(weights, f'rule {pattern!r}: weight_bits')
-            _check_bits(activations, f'rule {pattern!r}: activation_bits')
-            try:
-                re.compile(pattern)
-            except (re.error, TypeError) as e:
-                raise UserError(f'rule {pattern!r} is not a regular expression: {e}') from None
+            _check_bits(weights, f'rule {shown(pattern)}: weight_bits')
+            _check_bits(activations, f'rule {shown(pattern)}: activation_bits')
+            check_pattern(pattern)
         object.__setattr__(self, 'rules', rules)  # lists become tuples: a policy is hashable
 
     def __str__(self) -> str:
@@ -94,10 +92,10 @@ def parse_bits(text: str) -> Policy:
     lowered = text.strip().lower() if isinstance(text, str) else ''
     if lowered == 'float':
         return Policy()
-    match = re.fullmatch(r'w(\d{1,3})/?a(\d{1,3})', lowered)
+    match = re.fullmatch(r'w([0-9]{1,3})/?a([0-9]{1,3})', lowered)
     bits = [int(group) for group in match.groups()] if match else []
     if not bits or not set(bits) <= set(ALLOWED_BITS):
-        raise UserError(f'bits {text!r}: expected float, or w<bits>a<bits> such as w4a8 with bits {_ALLOWED}')
+        raise UserError(f'bits {shown(text)}: expected float, or w<bits>a<bits> such as w4a8 with bits {_ALLOWED}')
     return Policy(weight_bits=bits[0], activation_bits=bits[1])
 
 
@@ -108,4 +106,4 @@ def quantizable(shapes: Iterable[tuple[str, tuple[int, ...]]]) -> tuple[str, ...
 
 def _check_bits(bits: object, what: str) -> None:
     if type(bits) is not int or bits not in ALLOWED_BITS:
-        raise UserError(f'{what}={bits!r}: expected an integer, {_ALLOWED}')
+        raise UserError(f'{what}={shown(bits)}: expected an integer, {_ALLOWED}')
