@@ -101,7 +101,8 @@ def write_atomic(path: str | os.PathLike, data: bytes | str) -> None:
     path = pathlib.Path(path)
     part = path.with_name(f'.{path.name}.{os.getpid()}.part')
     try:
-        with open(part, 'wb') as f:
+        part.unlink(missing_ok=True)  # left by a process of this number, or a link to somewhere else
+        with open(part, 'xb') as f:
             f.write(data.encode() if isinstance(data, str) else data)
             f.flush()
             os.fsync(f.fileno())

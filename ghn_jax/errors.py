@@ -1,8 +1,29 @@
 """The one exception that means "the input is wrong", as opposed to "the program is wrong"."""
 
+import reprlib
+from typing import Any
+
 
 class UserError(ValueError):
     """Bad input. The message is one line: what came, what was expected, what to do.
 
     Entry points print it as `error: ...` and exit with code 2 (`ghn_jax.cli.run`).
     """
+
+
+_LENGTH = 60
+_repr = reprlib.Repr()
+_repr.maxlevel, _repr.maxlist, _repr.maxtuple, _repr.maxdict = 4, 20, 20, 10
+_repr.maxstring = _repr.maxlong = _repr.maxother = _LENGTH + 1
+
+
+def shown(value: Any) -> str:
+    """repr of a value that somebody gave us, short enough for one line of an error message.
+
+    What is not shown is not visited either: the value may be a million lists, one inside the other.
+    """
+    try:
+        text = _repr.repr(value)
+    except ValueError:  # Python writes out no integer of more than 4300 digits
+        text = f'{type(value).__name__} of too many digits'
+    return text if len(text) <= _LENGTH else text[: _LENGTH - 3] + '...'

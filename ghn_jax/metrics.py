@@ -19,6 +19,7 @@ import numpy as np
 import tensorboardX
 from tqdm import tqdm
 
+from ghn_jax import jsonfile
 from ghn_jax.errors import UserError
 
 
@@ -97,7 +98,7 @@ def read_jsonl(path: str | os.PathLike) -> list[dict]:
     path = pathlib.Path(path)
     if not path.is_file():
         raise UserError(f'there are no metrics in {path}: give the run directory of a training')
-    return [record for _, record in _records(path)]
+    return [record for _, record in jsonfile.rows(path)]
 
 
 class Progress:
@@ -200,22 +201,14 @@ class _Lines(io.TextIOBase):
         return len(text)
 
 
-def _records(path: pathlib.Path) -> list[tuple[str, dict]]:
-    out = []
-    for line in path.read_text(errors='replace').splitlines():
-        try:
-            record = json.loads(line)
-        except ValueError:  # torn by a kill in the middle of a write
-            continue
-        if isinstance(record, dict) and isinstance(record.get('step'), int):
-            out.append((line, record))
-    return out
-
-
 def _open_jsonl(path: pathlib.Path, start_step: int) -> TextIO:
+    if path.is_dir():
+        raise UserError(f'{path} is a directory: move it away, metrics are written to a file of that name')
     # A fresh run (0) starts an empty file: a record of step 0 would be written again, too.
-    old = _records(path) if start_step and path.is_file() else []
+    old = jsonfile.rows(path) if start_step and path.is_file() else ()
     part = path.with_name(path.name + '.part')
-    part.write_text(''.join(line + '\n' for line, record in old if record['step'] <= start_step))
+    part.unlink(missing_ok=True)  # it may be a link to somewhere else
+    with open(part, 'x') as file:
+        file.writelines(line + '\n' for line, record in old if record['step'] <= start_step)
     os.replace(part, path)
     return open(path, 'a', buffering=1)

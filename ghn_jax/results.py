@@ -5,7 +5,6 @@ them) and `protocol` (how the numbers came about). Accuracies are in percent.
 """
 
 import io
-import json
 import math
 import os
 import textwrap
@@ -15,9 +14,11 @@ from typing import Any
 import numpy as np
 from tabulate import tabulate
 
-from ghn_jax.errors import UserError
+from ghn_jax import jsonfile
+from ghn_jax.errors import UserError, shown
 
 Result = dict[str, Any]
+_ADVICE = 'give the --json file of another evaluation'
 PICTURES = ('.png', '.pdf', '.svg')
 _IDENTITY = ('split', 'name', 'digest')  # of a network: two runs are compared where these agree
 _SAME = (
@@ -52,22 +53,40 @@ def make_rows(networks: Sequence[Mapping[str, Any]], bits: Sequence[str]) -> lis
 
 
 def read_result(path: str | os.PathLike) -> Result:
-    """A result from its JSON file. Raises UserError if it is none."""
-    try:
-        with open(path, encoding='utf-8') as f:
-            result = json.load(f)
-    except OSError as e:
-        raise UserError(
-            f'{path} cannot be read ({e.strerror}): give the --json file of another evaluation'
-        ) from None
-    except ValueError:
-        raise UserError(f'{path} is no JSON: give the --json file of another evaluation') from None
-    parts = {'rows': list, 'networks': list, 'protocol': dict}
-    if not isinstance(result, dict) or not all(isinstance(result.get(k), kind) for k, kind in parts.items()):
-        raise UserError(
-            f'{path} is no result of ghn_jax.evaluate: give the --json file of another evaluation'
-        )
+    """A result from its JSON file. Raises UserError if it is none, naming what is not as it should be."""
+    result = jsonfile.read(path, 'result', _ADVICE)
+    if odd := _odd_part(result):
+        raise UserError(f'{os.fspath(path)!r} is no result of ghn_jax.evaluate ({odd}): {_ADVICE}')
     return result
+
+
+def _odd_part(result: Any) -> str | None:
+    """What is missing or of the wrong kind, of all that is read from another run's result."""
+    if not isinstance(result, dict):
+        return f'it holds {shown(result)}'
+    for part, kind in {'rows': list, 'networks': list, 'protocol': dict}.items():
+        if not isinstance(result.get(part), kind):
+            return f'{part} is {shown(result.get(part))}'
+    for key, kind in {'training': str, 'workdir': str, 'step': int, 'images': int}.items():
+        if not isinstance(value := result['protocol'].get(key), kind):
+            return f'{key} of its protocol is {shown(value)}'
+    for i, network in enumerate(result['networks']):
+        if not isinstance(network, dict):
+            return f'network {i} is {shown(network)}'
+        for key in _IDENTITY:
+            if not isinstance(network.get(key), str):
+                return f'{key} of network {i} is {shown(network.get(key))}'
+        scores = network.get('scores')
+        if not isinstance(scores, dict) or not all(map(_is_score, scores.values())):
+            return f'scores of network {i} are {shown(scores)}'
+    return None
+
+
+def _is_score(score: Any) -> bool:
+    return isinstance(score, dict) and all(
+        isinstance(x := score.get(top), int | float) and not isinstance(x, bool) and 0 <= x <= 100
+        for top in ('top1', 'top5')
+    )
 
 
 def check_comparable(
@@ -75,9 +94,9 @@ def check_comparable(
 ):
     """Raises UserError unless `other` has exactly these networks, at these bit-widths, on the same images."""
     for key in _SAME:
-        if other['protocol'].get(key) != protocol[key]:
+        if (theirs := other['protocol'].get(key)) != protocol[key]:
             raise UserError(
-                f'{path} was made with {key}={other["protocol"].get(key)}, this is {key}={protocol[key]}: '
+                f'{path} was made with {key}={shown(theirs)}, this is {key}={protocol[key]!r}: '
                 'evaluate both runs with the same flags'
             )
     ours, theirs = ([tuple(n[k] for k in _IDENTITY) for n in x] for x in (networks, other['networks']))
@@ -152,6 +171,7 @@ def picture(result: Result, other: Result | None = None, *, suffix: str = '.png'
     import matplotlib
 
     matplotlib.use('Agg')
+    matplotlib.rcParams['text.parse_math'] = False  # names may have dollars
     from matplotlib import pyplot as plt
 
     protocol = result['protocol']

@@ -287,7 +287,7 @@ def test_partial_batches_are_dropped(dataset):
         ({'num_images': -1}, 'num_images=-1'),
         ({'num_networks': 501}, 'num_networks=501: the split test has 500'),
         ({'splits': ['tset']}, "split 'tset' is unknown"),
-        ({'against': 'absent.json'}, 'absent.json cannot be read'),
+        ({'against': 'absent.json'}, "absent.json' cannot be read"),
         (
             {'specs': [small_spec('conv_1x1', 'conv_1x1', C=16, fc_dim=16, num_classes=7, name='x')]},
             "'x' has 7 classes",

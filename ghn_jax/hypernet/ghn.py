@@ -15,7 +15,7 @@ import jax
 import jax.numpy as jnp
 from flax import linen as nn
 
-from ghn_jax.errors import UserError
+from ghn_jax.errors import UserError, shown
 from ghn_jax.hypernet.bits import embed_bits, init_bits
 from ghn_jax.hypernet.decoder import decode, init_decoder, predict_tensors
 from ghn_jax.hypernet.embedding import embed_nodes, init_embedding
@@ -26,6 +26,7 @@ from ghn_jax.networks.graph import GraphBatch, NetworkGraph, batch_graphs, to_gr
 
 _CHOICES = {'hypernet': ('gatedgnn', 'mlp'), 'decoder': ('conv',)}
 _FLAGS = ('weight_norm', 've', 'layernorm', 'bits')
+MAX_PARAMETERS = 2**26  # of a hypernetwork: 256 MiB; the published GHN-2 has 2.3 million
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -53,9 +54,9 @@ class GHNConfig:
 
     def __post_init__(self):
         if not _is_positive_int(self.hid) or self.hid % 4:
-            raise UserError(f'hid is {self.hid!r}: expected a positive multiple of 4')
+            raise UserError(f'hid is {shown(self.hid)}: expected a positive multiple of 4')
         if not _is_positive_int(self.num_classes):
-            raise UserError(f'num_classes is {self.num_classes!r}: expected a positive integer')
+            raise UserError(f'num_classes is {shown(self.num_classes)}: expected a positive integer')
         shape = tuple(self.max_shape) if isinstance(self.max_shape, list | tuple) else ()
         if (
             len(shape) != 4
@@ -63,14 +64,27 @@ class GHNConfig:
             or shape[0] != shape[1]
             or shape[2] != shape[3]
         ):
-            raise UserError(f'max_shape is {self.max_shape!r}: expected (C, C, K, K), as in (64, 64, 11, 11)')
+            raise UserError(
+                f'max_shape is {shown(self.max_shape)}: expected (C, C, K, K), as in (64, 64, 11, 11)'
+            )
         object.__setattr__(self, 'max_shape', shape)
+        # Of its large layers: those of the window, of the tile and of the classes.
+        C, _, K, _ = shape
+        size = 4 * (self.hid * K) ** 2 + 32 * self.hid**2 + 8 * self.hid * C**2 + 2 * C * self.num_classes
+        if size > MAX_PARAMETERS:
+            raise UserError(
+                f'hid {shown(self.hid)}, max_shape {shown(list(shape))} and num_classes '
+                f'{shown(self.num_classes)} make {shown(size)} parameters, more than {MAX_PARAMETERS:,}: give '
+                'smaller ones'
+            )
         for field, allowed in _CHOICES.items():
             if getattr(self, field) not in allowed:
-                raise UserError(f'{field} is {getattr(self, field)!r}: expected one of {", ".join(allowed)}')
+                raise UserError(
+                    f'{field} is {shown(getattr(self, field))}: expected one of {", ".join(allowed)}'
+                )
         for field in _FLAGS:
             if not isinstance(getattr(self, field), bool):
-                raise UserError(f'{field} is {getattr(self, field)!r}: expected true or false')
+                raise UserError(f'{field} is {shown(getattr(self, field))}: expected true or false')
 
     @classmethod
     def from_dict(cls, fields: Mapping[str, Any]) -> 'GHNConfig':
@@ -81,7 +95,7 @@ class GHNConfig:
         unknown = sorted(set(fields) - set(known))
         if unknown:
             raise UserError(
-                f'hypernetwork config has unknown fields {", ".join(unknown)}: known are {", ".join(known)}'
+                f'hypernetwork config has unknown fields {", ".join(unknown)[:80]}: known are {", ".join(known)}'
             )
         return cls(**fields)
 

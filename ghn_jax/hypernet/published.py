@@ -2,18 +2,19 @@
 
 Our arrays are theirs with linear weights as [in, out], the conv decoder's first layer as a slab for each
 position of the window, and its last one as tiles [in, out]. Files: .npz with one array for each entry of the
-state dict, or a PyTorch .pt file where torch is installed (loaded with weights_only, so it runs no code).
+state dict, or a PyTorch .pt file where torch is installed (`statefile`).
 """
 
-import json
 import os
 from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
 
+from ghn_jax import jsonfile
 from ghn_jax.errors import UserError
 from ghn_jax.hypernet.ghn import GHNConfig
+from ghn_jax.hypernet.statefile import load_state
 
 _NOTES = ('torch', 'seed')  # fields of a published config that say how it was made
 
@@ -33,33 +34,13 @@ def load_published(
 
 def load_config(path: str | os.PathLike) -> GHNConfig:
     """The configuration from a JSON object with the fields of GHNConfig. Raises UserError."""
-    try:
-        with open(path, encoding='utf-8') as file:
-            fields = json.load(file)
-    except OSError as e:
-        raise UserError(
-            f'config {path} cannot be read ({e.strerror}): give the JSON file of the hypernetwork'
-        ) from e
-    except ValueError as e:
-        raise UserError(f'config {path} is not JSON: {e}: give the JSON file of the hypernetwork') from e
+    fields = jsonfile.read(path, 'config', 'give the JSON file of the hypernetwork')
     if not isinstance(fields, dict):
         raise UserError(f'config {path} holds a {type(fields).__name__}: expected one JSON object')
     try:
         return GHNConfig.from_dict({key: value for key, value in fields.items() if key not in _NOTES})
     except UserError as e:
         raise UserError(f'config {path}: {e}') from e
-
-
-def load_state(path: str | os.PathLike) -> dict[str, np.ndarray]:
-    """Names and arrays of a state dict from a .npz or .pt file. Raises UserError."""
-    suffix = os.path.splitext(path)[1]
-    if not os.path.isfile(path):
-        raise UserError(f'state {path} is no file: give the .npz or .pt file of a published GHN')
-    if suffix == '.npz':
-        return _load_npz(path)
-    if suffix in ('.pt', '.pth'):
-        return _load_pt(path)
-    raise UserError(f'state {path} ends in {suffix!r}: expected .npz or .pt')
 
 
 def convert_state(config: GHNConfig, state: Mapping[str, np.ndarray]) -> dict[str, Any]:
@@ -74,9 +55,9 @@ def convert_state(config: GHNConfig, state: Mapping[str, np.ndarray]) -> dict[st
         ('has unexpected', set(state) - set(expected)),
     ):
         if names:
-            shown = ', '.join(sorted(names)[:5]) + (', ...' if len(names) > 5 else '')
+            some = ', '.join(name[:60] for name in sorted(names)[:5]) + (', ...' if len(names) > 5 else '')
             raise UserError(
-                f'state dict {problem} {len(names)} entries ({shown}): give the config it was made with'
+                f'state dict {problem} {len(names)} entries ({some}): give the config it was made with'
             )
     for name, shape in expected.items():
         if tuple(state[name].shape) != shape:
@@ -202,32 +183,3 @@ def _expected_shapes(config: GHNConfig) -> dict[str, tuple[int, ...]]:
     shapes = jax.eval_shape(lambda: init_params(config, jax.random.key(0)))
     params = jax.tree.map(lambda s: np.broadcast_to(np.float32(0), s.shape), shapes)
     return {name: value.shape for name, value in published_state(config, params).items()}
-
-
-def _load_npz(path: str | os.PathLike) -> dict[str, np.ndarray]:
-    try:
-        with np.load(path, allow_pickle=False) as file:
-            return {name: file[name] for name in file.files}
-    except Exception as e:  # zip, header and pickle errors have no common base
-        raise UserError(
-            f'state {path} is no .npz file of arrays ({type(e).__name__}): give another file'
-        ) from e
-
-
-def _load_pt(path: str | os.PathLike) -> dict[str, np.ndarray]:
-    try:
-        import torch  # pyright: ignore[reportMissingImports]
-    except ImportError as e:
-        raise UserError(
-            f'state {path} needs torch, which is not installed: pip install torch, or give a .npz'
-        ) from e
-    try:
-        state = torch.load(path, map_location='cpu', weights_only=True)
-    except Exception as e:
-        raise UserError(
-            f'state {path} does not load ({type(e).__name__}): give a state dict saved by torch'
-        ) from e
-    state = state.get('state_dict', state) if isinstance(state, dict) else None
-    if not isinstance(state, dict) or not all(isinstance(value, torch.Tensor) for value in state.values()):
-        raise UserError(f'state {path} holds no state dict: give a file of named tensors')
-    return {name: value.numpy() for name, value in state.items()}

@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from ghn_jax.errors import UserError
+from ghn_jax.errors import UserError, shown
 
 OPS = (
     'none',
@@ -30,6 +30,8 @@ OPS = (
     'msa',
     'cse',
 )
+
+MAX_STEPS = 64  # intermediate states of a cell; the spaces have at most 10
 
 Entry = tuple[str, int]
 
@@ -86,12 +88,6 @@ class Genotype:
         return cls(**check_fields('genotype', fields, required=names))
 
 
-def shown(value: Any) -> str:
-    """repr of a value that somebody gave us, short enough for one line of an error message."""
-    text = repr(value)
-    return text if len(text) <= 60 else text[:57] + '...'
-
-
 def check_fields(
     what: str, fields: Any, *, required: tuple[str, ...], optional: tuple[str, ...] = ()
 ) -> dict[str, Any]:
@@ -123,6 +119,11 @@ def _entries(what: str, entries: Any) -> tuple[Entry, ...]:
     if not isinstance(entries, (list, tuple)) or not entries or len(entries) % 2:
         raise UserError(
             f'{what} is {shown(entries)}: expected a list of [op, source], two for each intermediate state'
+        )
+    if len(entries) > 2 * MAX_STEPS:
+        raise UserError(
+            f'{what} has {len(entries):,} entries: expected at most {2 * MAX_STEPS}, two for each of '
+            f'{MAX_STEPS} intermediate states'
         )
     checked = []
     for i, entry in enumerate(entries):

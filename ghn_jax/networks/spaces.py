@@ -20,8 +20,8 @@ from typing import Any
 
 import numpy as np
 
-from ghn_jax.errors import UserError
-from ghn_jax.networks.genotype import OPS, Genotype, is_int, shown
+from ghn_jax.errors import UserError, shown
+from ghn_jax.networks.genotype import OPS, Genotype, is_int
 from ghn_jax.networks.size import count_parameters
 from ghn_jax.networks.spec import NetworkSpec, is_connected
 

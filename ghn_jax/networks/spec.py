@@ -13,16 +13,19 @@ from typing import Any
 
 import numpy as np
 
-from ghn_jax.errors import UserError
-from ghn_jax.networks.genotype import Genotype, check_fields, is_int, shown
+from ghn_jax import jsonfile
+from ghn_jax.errors import UserError, shown
+from ghn_jax.networks.genotype import Genotype, check_fields, is_int
 
 IMAGE_SIZE = 32  # pixels on a side; only flattened heads (glob_avg=False) have shapes that depend on it
 VIT_SIZE = 11  # pixels on a side after the stem of networks with self-attention
+MAX_NAME = 200  # bytes; it may become the name of a file, and these have 255 with what is added
 
 # (least, most) allowed. The upper limits keep a slip of the pen from asking for gigabytes.
 _LIMITS = {'C': (2, 4096), 'n_cells': (1, 512), 'fc_dim': (1, 65536), 'num_classes': (1, 65536)}
 _CHOICES = {'ks': (3, 5, 7), 'stem_type': (0, 1), 'C_mult': (1, 2), 'fc_layers': (1, 2)}
 _FLAGS = ('stem_pool', 'preproc', 'glob_avg')
+_JSON_ADVICE = 'give an object or a list of objects in JSON'
 _ADVICE = {
     'C': 'give the width of the first cells',
     'n_cells': 'give the number of cells',
@@ -41,7 +44,7 @@ class NetworkSpec:
     preproc: cells start with 1x1 convolutions; without them every cell must be as wide as what enters it.
     C_mult: factor on the width at reduction cells, 1 or 2.   fc_layers: linear layers of the head, 1 or 2.
     fc_dim: width between two of them.   glob_avg: global average pooling before the head, else flattening.
-    name: a label, no part of the network.
+    name: a label, no part of the network; printable.
 
     Raises UserError on construction for wrong types, impossible values, shapes that do not fit and networks
     whose logits the image does not reach.
@@ -84,6 +87,10 @@ class NetworkSpec:
             raise UserError(f"norm is {shown(self.norm)}: expected 'bnorm', or null for no normalisation")
         if not isinstance(self.name, str):
             raise UserError(f'name is {shown(self.name)}: expected a string')
+        if not self.name.isprintable() or len(self.name.encode()) > MAX_NAME:
+            raise UserError(
+                f'name is {shown(self.name)}: expected at most {MAX_NAME} bytes of printable characters'
+            )
         if not isinstance(self.genotype, Genotype):
             raise UserError(f'genotype is {shown(self.genotype)}: expected a Genotype (in JSON an object)')
         self._check_shapes()
@@ -165,7 +172,7 @@ class NetworkSpec:
     @classmethod
     def from_json(cls, text: str) -> 'NetworkSpec':
         """The inverse of to_json. Raises UserError where the text is no JSON or no network."""
-        return cls.from_dict(_parse('text', text))
+        return cls.from_dict(jsonfile.parse(text, 'the text', _JSON_ADVICE))
 
 
 def is_connected(genotype: Genotype, n_cells: int) -> bool:
@@ -187,26 +194,28 @@ def load_networks(path: str | os.PathLike) -> list[NetworkSpec]:
 
     An object has the network's fields, or has them under "args" beside an "id", which becomes the name.
 
-    Raises UserError where the file cannot be read, is no JSON, is empty or has a bad network (saying which).
+    Raises UserError where the file cannot be read, is no JSON, is empty or has a bad network (saying which):
+    also one that is beyond the limits of `limits`, so that what is loaded can be worked with.
     """
-    try:
-        with open(path, encoding='utf-8') as file:
-            text = file.read()
-    except (OSError, UnicodeDecodeError) as error:
-        reason = error.strerror if isinstance(error, OSError) else 'not UTF-8 text'
-        raise UserError(
-            f'cannot read the architecture file {os.fspath(path)!r} ({reason}): give a JSON file'
-        ) from None
-    entries = _parse(os.fspath(path), text)
+    from ghn_jax.networks import limits  # which imports this module
+
+    entries = jsonfile.read(path, 'architecture file', _JSON_ADVICE)
     listed = isinstance(entries, list)
-    if listed and not entries:
-        raise UserError(f'{os.fspath(path)!r} holds no network: expected an object or a list of objects')
+    if listed and not 0 < len(entries) <= limits.MAX_NETWORKS:
+        held = f'{len(entries):,} networks' if entries else 'no network'
+        raise UserError(
+            f'{os.fspath(path)!r} holds {held}: expected an object or a list of 1 to {limits.MAX_NETWORKS:,} '
+            'objects'
+        )
     specs = []
     for i, entry in enumerate(entries if listed else [entries]):
         try:
             specs.append(_spec_of_entry(entry))
+            limits.check_size(specs[-1])
         except UserError as error:
             where = f'{os.fspath(path)!r}, network {i}' if listed else repr(os.fspath(path))
+            name = entry.get('name', entry.get('id')) if isinstance(entry, dict) else None
+            where += f' ({shown(name)})' if name and isinstance(name, str) else ''
             raise UserError(f'{where}: {error}') from None
     return specs
 
@@ -236,36 +245,12 @@ def _spec_of_entry(entry: Any) -> NetworkSpec:
     if not isinstance(entry, Mapping) or 'args' not in entry:
         return NetworkSpec.from_dict(entry)
     spec = NetworkSpec.from_dict(entry['args'])
-    return spec if spec.name or 'id' not in entry else dataclasses.replace(spec, name=str(entry['id']))
+    if spec.name or 'id' not in entry:
+        return spec
+    if not isinstance(entry['id'], str) and not is_int(entry['id']):
+        raise UserError(f'id is {shown(entry["id"])}: expected a string or an integer')
+    return dataclasses.replace(spec, name=str(entry['id']))
 
 
 def _is_reduction(cell, n_cells):
     return cell > 0 and cell in (n_cells // 3, 2 * n_cells // 3)
-
-
-def _parse(where: str, text: str) -> Any:
-    """json.loads, refusing what it lets pass: names given twice, NaN and infinities."""
-
-    def unique(pairs):
-        fields = dict(pairs)
-        if len(fields) < len(pairs):
-            names = [name for name, _ in pairs]
-            twice = next(name for name in names if names.count(name) > 1)
-            raise UserError(f'{where!r} names the field {shown(twice)} twice in one object: keep one')
-        return fields
-
-    def constant(text):
-        raise UserError(f'{where!r} has {text}, which is no JSON: give a number')
-
-    try:
-        return json.loads(text, object_pairs_hook=unique, parse_constant=constant)
-    except UserError:
-        raise
-    except json.JSONDecodeError as error:
-        raise UserError(
-            f'{where!r} is no JSON ({error.msg}, line {error.lineno} column {error.colno}): mend it'
-        ) from None
-    except (ValueError, RecursionError, TypeError):
-        raise UserError(
-            f'{where!r} is no architecture in JSON: give an object or a list of objects'
-        ) from None

@@ -20,15 +20,16 @@ refused for networks of other names. In tables the policy is called as its file 
 
 import dataclasses
 import functools
-import json
 import os
 import pathlib
 import re
 from collections.abc import Iterable, Mapping
 from typing import Any
 
-from ghn_jax.errors import UserError
-from ghn_jax.networks.genotype import check_fields, shown
+from ghn_jax import jsonfile
+from ghn_jax.errors import UserError, shown
+from ghn_jax.networks.genotype import check_fields
+from ghn_jax.quant.pattern import check_pattern
 
 FLOAT_BITS = 32
 ALLOWED_BITS = (*range(2, 17), FLOAT_BITS)
@@ -62,10 +63,7 @@ class Policy:
         object.__setattr__(self, 'rules', _triples('rules', self.rules, 'rule', 'regex'))
         object.__setattr__(self, 'tensors', _triples('tensors', self.tensors, 'tensor', 'name'))
         for pattern, _, _ in self.rules:
-            try:
-                re.compile(pattern)
-            except re.error as e:
-                raise UserError(f'rule {shown(pattern)} is not a regular expression: {e}') from None
+            check_pattern(pattern)
         if len(self._exact) < len(self.tensors):
             raise UserError(f'tensors={shown(self.tensors)} names a weight twice: keep one')
         if not isinstance(self.network, str):
@@ -147,10 +145,12 @@ def parse_bits(text: str) -> Policy:
     lowered = text.strip().lower() if isinstance(text, str) else ''
     if lowered == 'float':
         return Policy()
-    match = re.fullmatch(r'w(\d{1,3})/?a(\d{1,3})', lowered)
+    match = re.fullmatch(r'w([0-9]{1,3})/?a([0-9]{1,3})', lowered)
     bits = [int(group) for group in match.groups()] if match else []
     if not bits or not set(bits) <= set(ALLOWED_BITS):
-        raise UserError(f'bits {text!r}: expected float, or w<bits>a<bits> such as w4a8 with bits {_ALLOWED}')
+        raise UserError(
+            f'bits {shown(text)}: expected float, or w<bits>a<bits> such as w4a8 with bits {_ALLOWED}'
+        )
     return Policy(weight_bits=bits[0], activation_bits=bits[1])
 
 
@@ -161,29 +161,15 @@ def load_policy(path: str | os.PathLike) -> Policy:
         UserError: a file that cannot be read or is no such object: says what is wrong with it.
     """
     path = pathlib.Path(path)
+    fields = jsonfile.read(path, 'policy', 'give a JSON file with weight_bits and activation_bits')
     try:
-        fields = json.loads(path.read_text(encoding='utf-8'), object_pairs_hook=_unique)
         required = ('weight_bits', 'activation_bits')
         fields = check_fields('it', fields, required=required, optional=('rules', 'tensors', 'network'))
         if 'tensors' in fields:
             fields['tensors'] = _listed(fields['tensors'])
         return Policy(**fields, name=path.stem)
-    except OSError as e:
-        raise UserError(f'policy {str(path)!r} cannot be read ({e.strerror}): give a JSON file') from None
     except UserError as e:
         raise UserError(f'policy {str(path)!r}: {e}') from None
-    except (ValueError, RecursionError) as e:
-        reason = ' '.join(str(e).split())[:80]
-        raise UserError(f'policy {str(path)!r} is no JSON ({reason}): mend it') from None
-
-
-def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    fields = dict(pairs)
-    if len(fields) < len(pairs):
-        names = [name for name, _ in pairs]
-        twice = next(name for name in names if names.count(name) > 1)
-        raise UserError(f'it names {shown(twice)} twice in one object: keep one')
-    return fields
 
 
 def _listed(tensors: Any) -> list[tuple]:

@@ -6,8 +6,6 @@ file's probe, so that a machine that is slower just now is not taken for slower 
 not.
 """
 
-import json
-import math
 import os
 import re
 from collections.abc import Mapping, Sequence
@@ -16,7 +14,8 @@ from typing import Any
 import numpy as np
 from tabulate import tabulate
 
-from ghn_jax.errors import UserError
+from ghn_jax import jsonfile
+from ghn_jax.errors import UserError, shown
 from ghn_jax.speed.options import Row
 
 Result = dict[str, Any]
@@ -27,24 +26,55 @@ IDENTITY = (
 )  # fmt: skip
 _PROBE = 'probe_matmul2048_f32_s'
 _HINT = 'give two files of ghn_jax.benchmark --json'
+MAX_ROWS = 10_000  # of a file
 
 
 def read_figures(path: str | os.PathLike) -> Result:
     """{'machine', 'rows'} from a file of figures, ours or the peer's. Raises UserError if it is none."""
-    try:
-        with open(path, encoding='utf-8') as f:
-            result = json.load(f)
-    except OSError as e:
-        raise UserError(f'--compare: {path} cannot be read ({e.strerror}): {_HINT}') from None
-    except ValueError:
-        raise UserError(f'--compare: {path} is no JSON: {_HINT}') from None
+    result = jsonfile.read(path, '--compare: the file', _HINT)
     if isinstance(result, dict) and 'rows' not in result and any(map(_PEER_STEP.fullmatch, result)):
-        return read_peer(result)
-    rows = result.get('rows') if isinstance(result, dict) else None
-    good = isinstance(rows, list) and all(isinstance(r, dict) and 'what' in r for r in rows)
-    if not good or not isinstance(result.get('machine'), dict):
-        raise UserError(f'--compare: {path} holds no figures of ghn_jax.benchmark: {_HINT}')
+        try:
+            result = read_peer(result)
+        except (TypeError, AttributeError, KeyError):
+            raise UserError(
+                f'--compare: {os.fspath(path)!r} is not as the figures of the PyTorch code are: {_HINT}'
+            ) from None
+    if odd := _odd_part(result):
+        raise UserError(
+            f'--compare: {os.fspath(path)!r} holds no figures of ghn_jax.benchmark ({odd}): {_HINT}'
+        )
     return result
+
+
+def _odd_part(result: Any) -> str | None:
+    """What is missing or of the wrong kind, of all that is read from a file of figures."""
+    if not isinstance(result, dict):
+        return f'it holds {shown(result)}'
+    rows, machine = result.get('rows'), result.get('machine')
+    if not isinstance(rows, list) or len(rows) > MAX_ROWS:
+        return f'rows is {shown(rows)}, expected a list of at most {MAX_ROWS}'
+    if not isinstance(machine, dict):
+        return f'machine is {shown(machine)}'
+    probe = machine.get(_PROBE)
+    if probe is not None and not all(map(_is_time, probe if isinstance(probe, list) else [probe])):
+        return f'{_PROBE} is {shown(probe)}'
+    for i, row in enumerate(rows):
+        if not isinstance(row, dict) or not isinstance(row.get('what'), str):
+            return f'row {i} is {shown(row)}'
+        for key in IDENTITY:
+            if not isinstance(value := row.get(key), str | int | float | None):
+                return f'{key} of row {i} is {shown(value)}'
+        if 'images' in row and not (_is_time(row['images']) and row['images'] >= 1):
+            return f'images of row {i} is {shown(row["images"])}'
+        networks = row.get('networks')
+        if networks is not None and not isinstance(networks, int):
+            return f'networks of row {i} is {shown(networks)}'
+    return None
+
+
+def _is_time(value: Any) -> bool:
+    """Positive and within reason, so that a product of ratios is finite."""
+    return isinstance(value, int | float) and not isinstance(value, bool) and 1e-12 < value < 1e12
 
 
 _PEER_STEP = re.compile(r'(q?)train:(\d+)')
@@ -166,13 +196,18 @@ def _figures(row: Row) -> dict[str, float]:
     figures = {
         k: v
         for k, v in row.items()
-        if isinstance(v, int | float) and not isinstance(v, bool) and math.isfinite(v) and _is_figure(k)
+        if isinstance(v, int | float) and not isinstance(v, bool) and _is_sane(v) and _is_figure(k)
     }
     if 'images' in row:  # a score takes as long as it has images: the times of a fixed number compare
         times = {k: figures.pop(k) for k in ('mean_s', 'median_s', 'p95_s') if k in figures}
         if 'median_s' in times:
             figures['median_s_per_10k_images'] = times['median_s'] / row['images'] * 10_000
     return figures
+
+
+def _is_sane(value: float) -> bool:
+    """Zero, or such that ratios are finite."""
+    return value == 0 or 1e-100 < abs(value) < 1e100
 
 
 def _is_figure(name: str) -> bool:

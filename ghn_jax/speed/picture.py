@@ -10,6 +10,7 @@ from ghn_jax.speed.options import Row
 
 _COLOURS = {'float': 'tab:blue', 'qat': 'tab:orange'}
 _OTHER = 'tab:green'
+MAX_BARS = 100  # of a comparison: the first ones; a picture has at most 65,000 pixels on a side
 _TITLES = {
     'predict': 'prediction: seconds for each network',
     'train': 'training step: seconds for each network',
@@ -32,7 +33,7 @@ def picture(result: Mapping[str, Any], *, suffix: str = '.png') -> bytes:
 
 def picture_of_comparison(result: Mapping[str, Any], *, suffix: str = '.png') -> bytes:
     """A bar for each ratio: as measured, and at equal speed of the machines."""
-    rows = [row for row in result['rows'] if row['ratio'] is not None]
+    rows = [row for row in result['rows'] if row['ratio'] is not None][:MAX_BARS]
 
     def draw(panel):
         for offset, key, colour, name in (
@@ -61,6 +62,7 @@ def _drawn(panels: Sequence[tuple[Callable, float]], title: str, suffix: str) ->
     import matplotlib
 
     matplotlib.use('Agg')
+    matplotlib.rcParams['text.parse_math'] = False  # names may have dollars
     from matplotlib import pyplot as plt
 
     heights = [height for _, height in panels]

@@ -199,7 +199,7 @@ def test_bad_files_are_refused_in_one_line_with_their_name(tmp_path, text, told)
 def test_unreadable_files_are_refused(tmp_path):
     (tmp_path / 'binary.json').write_bytes(b'\xff\xfe\x00')
     for path in (tmp_path / 'absent.json', tmp_path, tmp_path / 'binary.json'):
-        with pytest.raises(UserError, match='cannot read'):
+        with pytest.raises(UserError, match='cannot be read'):
             load_networks(path)
 
 

@@ -154,7 +154,7 @@ def fields(**changes):
     [
         ('', 'is no JSON'),
         ('{"weight_bits": 4,', 'is no JSON'),
-        ('[' * 100_000, 'is no JSON'),
+        ('[' * 100_000, 'nested too deep'),
         ('[4, 4]', 'expected an object with the fields weight_bits'),
         ('{"weight_bits": 4}', "lacks the field 'activation_bits'"),
         (fields(bits=4), "unknown field 'bits'"),
@@ -163,7 +163,7 @@ def fields(**changes):
         (fields(tensors={})[:-3] + '{"a": [2, 2], "a": [3, 3]}}', "'a' twice"),
         (fields(weight_bits=1), 'weight_bits=1: expected an integer, 2 to 16, or 32'),
         (fields(activation_bits='4'), "activation_bits='4': expected an integer"),
-        (fields(weight_bits=float('nan')), 'weight_bits=nan: expected an integer'),
+        (fields(weight_bits=float('nan')), 'has NaN, which is no JSON'),
         (fields(rules=[['stem.*', 8, 17]]), "rule 'stem.*': activation_bits=17"),
         (fields(rules=[['stem.*', 8]]), r'expected a list of \(regex, weight_bits, activation_bits\)'),
         (fields(rules=4), 'rules=4: expected a list'),
@@ -188,7 +188,7 @@ def test_a_file_that_cannot_be_read_is_one_line(tmp_path):
     for name, message in (
         ('absent.json', 'cannot be read'),
         ('', 'cannot be read'),
-        ('latin.json', 'no JSON'),
+        ('latin.json', 'not UTF-8'),
     ):
         with pytest.raises(UserError, match=message):
             load_policy(tmp_path / name)
