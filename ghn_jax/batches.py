@@ -34,17 +34,20 @@ class Networks(NamedTuple):
 
 
 def prepare(
-    program: Program, specs: Sequence[NetworkSpec], policy: Policy, *, max_nodes: int
+    program: Program, specs: Sequence[NetworkSpec], policy: Policy | Sequence[Policy], *, max_nodes: int
 ) -> tuple[Networks, list[Layout]]:
     """The networks as data for `program` (numpy), and where the parameters of each lie.
+
+    policy: of all networks, or a list with that of each.
 
     Raises:
       UserError: a graph with more than max_nodes nodes, a network outside the program's space.
     """
     graphs = [build_graph(spec) for spec in specs]
     tuples = [to_graphs_tuple(graph) for graph in graphs]
+    policies = [policy] * len(specs) if isinstance(policy, Policy) else policy
     rows, layouts = [], []
-    for spec, graph in zip(specs, graphs, strict=True):
+    for spec, graph, policy in zip(specs, graphs, policies, strict=True):
         layout = _layout(program, spec)
         capacity = program.capacity
         table, items = decoder_table(graph, max_dense=capacity.dense_tiles, max_depth=capacity.depth_tiles)

@@ -10,8 +10,8 @@ from typing import Any
 from ml_collections import ConfigDict
 
 from ghn_jax.errors import UserError
+from ghn_jax.quant.scheme import MODES
 
-QUANT_MODES = ('float', 'qat', 'noise')
 SCHEDULES = ('step', 'cosine', 'constant')
 DTYPES = ('float32', 'bfloat16')
 
@@ -50,7 +50,24 @@ def default() -> ConfigDict:
     c.quant = ConfigDict()
     c.quant.mode = 'float'  # float | qat (straight-through rounding) | noise (up to half a step, each side)
     c.quant.bits = 'w4a4'  # of weights and activations; unused in mode float
-    c.quant.start_step = 0  # steps before it train in float (bits are data: the program is the same)
+    # Bits are data: what follows changes them from step to step, and the program is the same.
+    c.quant.schedule = ()  # (until step, bits), ...: what applies before; ((350, 'float'),) is float first
+    c.quant.draw = ()  # bits such as ('w2a2', 'w4a4') that each network draws one of, in place of quant.bits
+    c.quant.draw_per = 'network'  # network | layer (each its own) | either (a toss between the two)
+    c.quant.edge_bits = ''  # of the first and the last layer, such as 'w8a8'; '' is those of the others
+    # The scheme, static: see quant/scheme.py for what each is. Evaluation uses the run's.
+    c.quant.granularity = 'tensor'  # tensor | channel (each output channel of a weight has a grid of its own)
+    c.quant.symmetric = False  # grids of weights: zero point 0
+    c.quant.weight_range = 'minmax'  # minmax | percentile | mse | sigma
+    c.quant.percentile = 99.9  # of the weights of a tensor or channel, inside the range of 'percentile'
+    c.quant.weight_sigmas = 0.0  # standard deviations to each side, for 'sigma'; 0 is the best for the bits
+    c.quant.activation_range = 'minmax'  # minmax | sigma, of each batch
+    c.quant.activation_clip = 1.0  # times the range of 'minmax'
+    c.quant.activation_sigmas = 0.0  # as weight_sigmas
+    c.quant.standardise = (
+        False  # weights to mean 0 and variance 2 / fan-in, by output channel, before rounding
+    )
+    c.quant.temperature = 0.0  # of rounding in training: a smooth staircase; 0 is hard
 
     c.train = ConfigDict()
     c.train.steps = 210_900  # 300 epochs of 703 steps: 45,000 images in batches of 64
@@ -104,7 +121,7 @@ def check(config: ConfigDict) -> ConfigDict:
             raise UserError(f'--config.space.{key}={value!r}: expected a tuple of {kind.__name__}')
     if len(cells := _get(config, 'space.cells')) != 2:
         raise UserError(f'--config.space.cells={cells!r}: expected (fewest, most)')
-    _one_of(config, 'quant.mode', QUANT_MODES)
+    _one_of(config, 'quant.mode', MODES)
     _one_of(config, 'train.schedule', SCHEDULES)
     _one_of(config, 'train.dtype', DTYPES)
     for key in ('train.meta_batch', 'train.batch_size', 'log_every_steps', 'save_every_steps', 'image_size',
@@ -113,7 +130,6 @@ def check(config: ConfigDict) -> ConfigDict:
     for key in (
         'train.steps',
         'train.warmup_steps',
-        'quant.start_step',
         'train.weight_decay',
         'eval.every_steps',
         'seed',
@@ -143,7 +159,7 @@ def from_json(text: str) -> ConfigDict:
     """
     config = default()
     try:
-        _fill(config, json.loads(text), '')
+        _fill(config, _with_schedule(json.loads(text)), '')
     except (ValueError, TypeError, AttributeError) as e:
         raise UserError(f'the config is not one of this version: {e}: train again') from e
     return config
@@ -156,7 +172,19 @@ def _fill(config: Any, values: dict, prefix: str) -> None:
         if isinstance(config[key], ConfigDict):
             _fill(config[key], value, f'{prefix}{key}.')
         else:
-            config[key] = tuple(value) if isinstance(value, list) else value
+            config[key] = _tuples(value)
+
+
+def _tuples(value: Any) -> Any:
+    return tuple(map(_tuples, value)) if isinstance(value, list) else value
+
+
+def _with_schedule(values: dict) -> dict:
+    """With what quant.start_step, of earlier versions, says in quant.schedule."""
+    quant = dict(values.get('quant', {}))
+    if start := quant.pop('start_step', 0):
+        quant['schedule'] = [[start, 'float']]
+    return values | {'quant': quant}
 
 
 def _get(config: ConfigDict, key: str) -> Any:

@@ -28,6 +28,7 @@ from ghn_jax.networks.size import count_parameters
 from ghn_jax.networks.spaces import SPLITS
 from ghn_jax.networks.spec import NetworkSpec, load_networks
 from ghn_jax.quant.policy import Policy, parse_bits
+from ghn_jax.quant.strategy import strategy_of
 from ghn_jax.results import Result
 from ghn_jax.scoring import (
     Selection,
@@ -109,7 +110,7 @@ def evaluate(
     for split, selection in selections.items():
         check_classes(run.ghn, selection.specs, dataset)
         networks += [_describe(split, i, spec) for i, spec in enumerate(selection.specs)]
-    bits = [str(policy) for policy in policies]
+    bits, strategy = [str(policy) for policy in policies], strategy_of(config)
     protocol = {
         'units': 'percent',
         'dataset': dataset.name,
@@ -123,6 +124,7 @@ def evaluate(
         'batch_norm': 'batch',
         'ranges': 'batch',
         'bits': bits,
+        'quantization': {k: v for k, v in config.quant.items() if k not in ('mode', 'bits')},
         'num_networks': {split: len(s.specs) for split, s in selections.items()},
         'seed': seed,
         'space': config.space.name if specs is None else None,
@@ -148,7 +150,10 @@ def evaluate(
             def done(network: int, policy: int, progress=progress) -> None:
                 progress.update(networks=int(policy == len(policies) - 1), images=images.count)
 
-            shares = score_networks(run.ghn, run.params, selection, images, policies, mesh=mesh, done=done)
+            shares = score_networks(
+                run.ghn, run.params, selection, images, list(map(strategy.used, policies)),
+                scheme=strategy.scheme.when_used(), mesh=mesh, done=done,
+            )  # fmt: skip
         for network, per_policy in zip(described, 100 * shares):
             pairs = zip(bits, per_policy.tolist())
             network['scores'] = {b: {'top1': top1, 'top5': top5} for b, (top1, top5) in pairs}

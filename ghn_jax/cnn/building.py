@@ -2,8 +2,16 @@
 
 from collections.abc import Iterable
 
-from ghn_jax.cnn.lowering import BLOCK, lower, round_up
-from ghn_jax.cnn.program import PAGE_BLOCKS, Capacity, Class, Program, Segment, head_pieces
+from ghn_jax.cnn.lowering import BLOCK, Piece, lower, round_up
+from ghn_jax.cnn.program import (
+    PAGE_BLOCKS,
+    Capacity,
+    Class,
+    Program,
+    Segment,
+    count_columns,
+    head_pieces,
+)
 from ghn_jax.networks.spec import NetworkSpec
 
 
@@ -51,6 +59,7 @@ def build_program(networks: Iterable[NetworkSpec], *, image_size: int, max_param
             int(min(max(map(sum, zip(head_blocks, body_blocks, strict=True))), bound)) + overhang, PAGE_BLOCKS
         ),
         tensors=max(map(len, weights)) + 3,  # two of the head, one that stands for "never quantized"
+        columns=max(map(_columns, pieces)) + max(_columns(h.all) for h in heads) + 1,
         parts=parts,
         hidden_panels=max(1, *(len(h.hidden_bias) for h in heads)),
         pieces=max(len(ps) + len(h.all) for ps, h in zip(pieces, heads, strict=True)),
@@ -66,6 +75,10 @@ def build_program(networks: Iterable[NetworkSpec], *, image_size: int, max_param
         num_classes=num_classes,
         capacity=capacity,
     )
+
+
+def _columns(pieces: Iterable[Piece]) -> int:
+    return sum(count_columns(p for p in pieces if p.name and p.is_matrix).values())
 
 
 def _ordered(classes: set[Class], ops: Iterable[tuple[Class, Class]]) -> tuple[Class, ...]:

@@ -4,3 +4,4 @@ from ghn_jax.quant.fake_quant import fake_quantize as fake_quantize
 from ghn_jax.quant.policy import Policy as Policy
 from ghn_jax.quant.policy import parse_bits as parse_bits
 from ghn_jax.quant.ranges import min_max as min_max
+from ghn_jax.quant.scheme import Scheme as Scheme

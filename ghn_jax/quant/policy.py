@@ -1,19 +1,27 @@
 """Policies: how many bits every weight and every activation of a network gets.
 
-A policy is two bit-widths and a list of exceptions. An exception is a regular expression on the name of a
-weight (`cells.3._ops.1.op.1.weight`) with the bits of that weight and of the activation entering its layer.
+A policy is two bit-widths and exceptions: for single layers, by the exact name of the weight
+(`cells.3._ops.1.op.1.weight`); for many, by a regular expression on it; for the first and the last layer of
+any network. Each gives the bits of the weight and of the activation entering its layer.
 Weights here are those of convolutions and linear layers; norms, biases and position encodings stay float.
+
+Names: `w4a8` is 4-bit weights and 8-bit activations, `w1a2` the signs of the weights times a scale, `wta2`
+ternary weights (-s, 0, s), `w32a32` or `float` no quantization.
 """
 
 import dataclasses
+import functools
 import re
 from collections.abc import Iterable
 
 from ghn_jax.errors import UserError
 
 FLOAT_BITS = 32
-ALLOWED_BITS = (*range(2, 17), FLOAT_BITS)
-_ALLOWED = '2 to 16, or 32 for float'
+TERNARY = 0  # stands for the bits of a ternary weight, of which there is no whole number
+ACTIVATION_BITS = (*range(1, 17), FLOAT_BITS)
+WEIGHT_BITS = (TERNARY, *ACTIVATION_BITS)
+_ALLOWED = '1 to 16, or 32 for float'
+Widths = tuple[int, int]  # of a weight, of the activation entering its layer
 
 
 @dataclasses.dataclass(frozen=True)
@@ -21,72 +29,100 @@ class Policy:
     """Bits of weights and activations; 32 means not quantized.
 
     rules: (regex, weight_bits, activation_bits), ...; a regex matches whole names; the first match wins.
+    layers: (name, weight_bits, activation_bits), ..., of single layers; these come before the rules.
+    edges: (weight_bits, activation_bits) of the first and the last layer, where no layer or rule names them,
+      of what would be quantized there at all; None: like the others.
 
     Raises:
-        UserError: a bit-width outside 2..16 and 32, a rule that is no such triple, an invalid regex.
+        UserError: a bit-width outside 1..16 and 32 (and TERNARY, of weights), a rule that is no such triple,
+          an invalid regex.
     """
 
     weight_bits: int = FLOAT_BITS
     activation_bits: int = FLOAT_BITS
     rules: tuple[tuple[str, int, int], ...] = ()
+    layers: tuple[tuple[str, int, int], ...] = ()
+    edges: Widths | None = None
 
     def __post_init__(self) -> None:
-        _check_bits(self.weight_bits, 'weight_bits')
-        _check_bits(self.activation_bits, 'activation_bits')
-        try:
-            rules = tuple((pattern, weights, activations) for pattern, weights, activations in self.rules)
-        except (TypeError, ValueError):
-            raise UserError(
-                f'rules={self.rules!r}: expected a list of (regex, weight_bits, activation_bits)'
-            ) from None
-        for pattern, weights, activations in rules:
-            _check_bits(weights, f'rule {pattern!r}: weight_bits')
-            _check_bits(activations, f'rule {pattern!r}: activation_bits')
+        _check_bits((self.weight_bits, self.activation_bits))
+        if self.edges is not None:
+            try:
+                weights, activations = self.edges
+            except (TypeError, ValueError):
+                raise UserError(
+                    f'edges={self.edges!r}: expected (weight_bits, activation_bits) or None'
+                ) from None
+            _check_bits((weights, activations), 'edges: ')
+            object.__setattr__(self, 'edges', (weights, activations))
+        for field, what in (('rules', 'regex'), ('layers', 'name')):
+            # Lists become tuples: a policy is hashable.
+            object.__setattr__(self, field, _triples(getattr(self, field), field, what))
+        for pattern, _, _ in self.rules:
             try:
                 re.compile(pattern)
             except (re.error, TypeError) as e:
                 raise UserError(f'rule {pattern!r} is not a regular expression: {e}') from None
-        object.__setattr__(self, 'rules', rules)  # lists become tuples: a policy is hashable
 
     def __str__(self) -> str:
-        """`w4a8`, followed by the rules: `w4a8 stem.*=w8a8`."""
-        rules = (f'{pattern}=w{weights}a{activations}' for pattern, weights, activations in self.rules)
-        return ' '.join([f'w{self.weight_bits}a{self.activation_bits}', *rules])
+        """`w4a8`, followed by the exceptions: `w4a8 stem.*=w8a8 edges=w8a8`."""
+        rules = (f'{pattern}={name_of(*widths)}' for pattern, *widths in (*self.layers, *self.rules))
+        edges = () if self.edges is None else (f'edges={name_of(*self.edges)}',)
+        return ' '.join([name_of(self.weight_bits, self.activation_bits), *rules, *edges])
 
     @property
     def is_float(self) -> bool:
         """Whether nothing is quantized, whatever the network."""
-        widths = (self.weight_bits, self.activation_bits, *(bits for rule in self.rules for bits in rule[1:]))
-        return all(bits == FLOAT_BITS for bits in widths)
+        exceptions = (bits for rule in (*self.rules, *self.layers) for bits in rule[1:])
+        return all(bits == FLOAT_BITS for bits in (self.weight_bits, self.activation_bits, *exceptions))
 
-    def weights(self, name: str) -> int:
-        """Bits of the weight called `name`."""
-        return self._lookup(name)[0]
+    def widths(self, name: str, *, edge: bool = False) -> Widths:
+        """Bits of the weight called `name` and of the activation that enters its layer.
 
-    def activations(self, name: str) -> int:
-        """Bits of the activation that enters the layer whose weight is called `name`."""
-        return self._lookup(name)[1]
+        edge: whether that is the first or the last layer of its network.
+        """
+        if name in self._by_name:
+            return self._by_name[name]
+        for pattern, weights, activations in self.rules:
+            if re.fullmatch(pattern, name):
+                return weights, activations
+        usual = (self.weight_bits, self.activation_bits)
+        if not edge or self.edges is None:
+            return usual
+        weights, activations = (FLOAT_BITS if u == FLOAT_BITS else e for u, e in zip(usual, self.edges))
+        return weights, activations
+
+    def weights(self, name: str, *, edge: bool = False) -> int:
+        """The first of `widths`."""
+        return self.widths(name, edge=edge)[0]
+
+    def activations(self, name: str, *, edge: bool = False) -> int:
+        """The second of `widths`."""
+        return self.widths(name, edge=edge)[1]
 
     def check(self, names: Iterable[str]) -> None:
-        """Raises UserError if a rule matches none of `names`, a network's weights (`quantizable`)."""
+        """Raises UserError if a rule or layer is for none of `names`, a network's weights (`quantizable`)."""
         names = tuple(names)
+        example = f', such as {names[0]!r}' if names else ''
         for pattern, _, _ in self.rules:
             if not any(re.fullmatch(pattern, name) for name in names):
-                example = f', such as {names[0]!r}' if names else ''
                 raise UserError(
                     f'rule {pattern!r} matches none of the {len(names)} weights of the network{example}: '
                     'correct or remove it (a rule must match the whole name)'
                 )
+        if missing := sorted(set(self._by_name) - set(names)):
+            raise UserError(
+                f'layer {missing[0]!r} is none of the {len(names)} weights of the network{example}: '
+                'this is the policy of another network'
+            )
 
-    def _lookup(self, name: str) -> tuple[int, int]:
-        for pattern, weights, activations in self.rules:
-            if re.fullmatch(pattern, name):
-                return weights, activations
-        return self.weight_bits, self.activation_bits
+    @functools.cached_property
+    def _by_name(self) -> dict[str, Widths]:
+        return {name: (weights, activations) for name, weights, activations in self.layers}
 
 
 def parse_bits(text: str) -> Policy:
-    """`w4a8` -> 4-bit weights, 8-bit activations; `w32a32` or `float` -> no quantization.
+    """`w4a8` -> 4-bit weights, 8-bit activations; `wta2`, `w32a32`, `float`: see the top of this file.
 
     Raises:
         UserError: anything else.
@@ -94,11 +130,19 @@ def parse_bits(text: str) -> Policy:
     lowered = text.strip().lower() if isinstance(text, str) else ''
     if lowered == 'float':
         return Policy()
-    match = re.fullmatch(r'w(\d{1,3})/?a(\d{1,3})', lowered)
-    bits = [int(group) for group in match.groups()] if match else []
-    if not bits or not set(bits) <= set(ALLOWED_BITS):
-        raise UserError(f'bits {text!r}: expected float, or w<bits>a<bits> such as w4a8 with bits {_ALLOWED}')
+    match = re.fullmatch(r'w([1-9]\d{0,2}|t)/?a([1-9]\d{0,2})', lowered)
+    bits = [TERNARY if group == 't' else int(group) for group in match.groups()] if match else []
+    if not bits or bits[0] not in WEIGHT_BITS or bits[1] not in ACTIVATION_BITS:
+        raise UserError(
+            f'bits {text!r}: expected float, or w<bits>a<bits> such as w4a8 with bits {_ALLOWED}; wt for '
+            'ternary weights'
+        )
     return Policy(weight_bits=bits[0], activation_bits=bits[1])
+
+
+def name_of(weight_bits: int, activation_bits: int) -> str:
+    """The inverse of `parse_bits`."""
+    return f'w{"t" if weight_bits == TERNARY else weight_bits}a{activation_bits}'
 
 
 def quantizable(shapes: Iterable[tuple[str, tuple[int, ...]]]) -> tuple[str, ...]:
@@ -106,6 +150,23 @@ def quantizable(shapes: Iterable[tuple[str, tuple[int, ...]]]) -> tuple[str, ...
     return tuple(name for name, shape in shapes if len(shape) > 1 and name != 'pos_enc.weight')
 
 
-def _check_bits(bits: object, what: str) -> None:
-    if type(bits) is not int or bits not in ALLOWED_BITS:
-        raise UserError(f'{what}={bits!r}: expected an integer, {_ALLOWED}')
+def _triples(triples: object, field: str, what: str) -> tuple[tuple[str, int, int], ...]:
+    try:
+        checked = tuple((name, weights, activations) for name, weights, activations in triples)  # pyright: ignore
+    except (TypeError, ValueError):
+        raise UserError(
+            f'{field}={triples!r}: expected a list of ({what}, weight_bits, activation_bits)'
+        ) from None
+    for name, *widths in checked:
+        if not isinstance(name, str):
+            raise UserError(f'{field}: {name!r} is no {what}: expected a string')
+        _check_bits(widths, f'{field} {name!r}: ')
+    return checked
+
+
+def _check_bits(widths: Iterable[object], where: str = '') -> None:
+    rows = zip(widths, ('weight_bits', 'activation_bits'), (WEIGHT_BITS, ACTIVATION_BITS), strict=True)
+    for bits, what, allowed in rows:
+        if type(bits) is not int or bits not in allowed:
+            ternary = f'; {TERNARY} for ternary weights' if TERNARY in allowed else ''
+            raise UserError(f'{where}{what}={bits!r}: expected an integer, {_ALLOWED}{ternary}')
