@@ -172,11 +172,12 @@ def _fill(config: Any, values: dict, prefix: str) -> None:
         if isinstance(config[key], ConfigDict):
             _fill(config[key], value, f'{prefix}{key}.')
         else:
-            config[key] = _tuples(value)
+            config[key] = tuples(value)
 
 
-def _tuples(value: Any) -> Any:
-    return tuple(map(_tuples, value)) if isinstance(value, list) else value
+def tuples(value: Any) -> Any:
+    """Lists, as they come from JSON, as tuples; other values as they are."""
+    return tuple(map(tuples, value)) if isinstance(value, list) else value
 
 
 def _with_schedule(values: dict) -> dict:

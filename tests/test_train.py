@@ -70,7 +70,10 @@ def test_a_finished_run_does_nothing_more(whole):
 @pytest.mark.parametrize(
     ('key', 'value', 'message'),
     [
-        ('quant.bits', 'w1a4', 'bits'),
+        ('quant.bits', 'w0a4', 'bits'),
+        ('quant.schedule', ((5, 'float'), (2, 'w8a8')), 'steps rising'),
+        ('quant.draw', ('w4a4', 'w4'), 'quant.draw'),
+        ('quant.weight_range', 'entropy', 'quant.weight_range'),
         ('quant.mode', 'qta', 'quant.mode'),
         ('space.ops', ('conv_9x9',), 'conv_9x9'),
         ('space.name', 'nasbench', 'nasbench'),

@@ -73,17 +73,17 @@ class Scheme:
                 raise UserError(f'--config.quant.{key}={value}: expected {low} to {high}')
         if 0 < self.temperature < 0.02:
             raise UserError(
-                f'--config.quant.temperature={self.temperature}: expected 0, which is hard rounding, or at least 0.02'
+                f'--config.quant.temperature={self.temperature}: expected 0 (hard) or at least 0.02'
             )
         if self.mode == 'float' and self.standardise:
             raise UserError(
-                '--config.quant.standardise=True has no use in quant.mode=float: set quant.mode=qat, and '
-                'quant.bits=float to round nothing'
+                '--config.quant.standardise=True has no use in quant.mode=float: set quant.mode=qat, '
+                'and quant.bits=float to round nothing'
             )
         if self.mode == 'noise' and self.temperature:
             raise UserError(
-                f'--config.quant.temperature={self.temperature} has no use in quant.mode=noise, which does not '
-                'round: set quant.mode=qat'
+                f'--config.quant.temperature={self.temperature} has no use in quant.mode=noise, '
+                'which does not round: set quant.mode=qat'
             )
 
     @property
