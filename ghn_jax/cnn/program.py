@@ -10,11 +10,12 @@ panel = the part of a linear weight that maps BLOCK inputs to BLOCK (or all clas
 """
 
 import dataclasses
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from typing import NamedTuple
 
 import numpy as np
 
+from ghn_jax.cnn.columns import column_tables, count_columns
 from ghn_jax.cnn.lowering import (
     BLOCK,
     IMAGE,
@@ -34,7 +35,6 @@ Class = tuple[int, int]
 # Columns of the instruction table.
 OP, SRC, DST, ACCUMULATE, WEIGHTS, SEEN, GROUP, PARTS = range(8)
 PAGE_BLOCKS = 256  # blocks handled at a time by loops over the weight buffer
-COLUMN = 8  # output channels side by side in the weight buffer; every count of channels is a multiple of it
 
 
 class Segment(NamedTuple):
@@ -309,41 +309,16 @@ def _place(program: Program, lowered: Lowered) -> Layout:
         index = tensors.setdefault(piece.name, len(tensors))
         block_tensor[block : block + piece.size // BLOCK] = index
     _check_room('weight tensors', len(tensors), unquantized, lowered.name)
-    block_columns, column_tensor = _columns(program, matrices, tensors, lowered.name)
+    counts = count_columns(piece for _, piece in matrices)
+    _check_room('columns of channels', sum(counts.values()), program.capacity.columns - 1, lowered.name)
+    columns = column_tables(program.capacity, matrices, tensors)
 
     tables = Tables(
-        rows, bounds, head, np.float32(lowered.has_norm), block_tensor, np.int32(blocks), block_columns,
-        column_tensor,
-    )  # fmt: skip
+        rows, bounds, head, np.float32(lowered.has_norm), block_tensor, np.int32(blocks), *columns
+    )
     head_weights = tuple(f'{p}.weight' for p in (lowered.head.hidden, lowered.head.final) if p)
     edges = {name for i in executed if i.src == IMAGE for name in i.quantized} | {head_weights[-1]}
     return Layout(tables, tuple(pieces), tensors, tuple(executed), head_weights, frozenset(edges))
-
-
-def count_columns(pieces: Iterable[Piece]) -> dict[str, int]:
-    """Columns of every quantized tensor that these pieces (of matrices) hold, padding included."""
-    columns: dict[str, int] = {}
-    for piece in pieces:
-        columns[piece.name] = max(columns.get(piece.name, 0), (piece.col + piece.pad_cols) // COLUMN)
-    return columns
-
-
-def _columns(program: Program, matrices: Iterable[tuple[int, Piece]], tensors: Mapping[str, int], name: str):
-    """(block_columns, column_tensor) of `Tables`."""
-    columns = count_columns(piece for _, piece in matrices)
-    none = program.capacity.columns - 1
-    _check_room('columns of channels', sum(columns.values()), none, name)
-    first = dict(zip(columns, np.cumsum([0, *columns.values()]).tolist()))
-    column_tensor = np.full(none + 1, program.capacity.tensors - 1, np.int32)
-    for tensor, count in columns.items():
-        column_tensor[first[tensor] : first[tensor] + count] = tensors[tensor]
-    block_columns = np.tile(np.array([none, 1, 0], np.int32), (program.capacity.blocks, 1))
-    for block, piece in matrices:
-        count, blocks = piece.pad_cols // COLUMN, np.arange(piece.size // BLOCK)
-        rows = block_columns[block : block + len(blocks)]
-        rows[:, 0] = first[piece.name] + piece.col // COLUMN
-        rows[:, 1], rows[:, 2] = count, blocks * (BLOCK // COLUMN) % count
-    return block_columns, column_tensor
 
 
 def _slots(program: Program, lowered: Lowered) -> dict[int, int]:
