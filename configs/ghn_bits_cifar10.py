@@ -15,8 +15,8 @@ def get_config():
     c = config.default()
     c.ghn.bits = True
     c.quant.mode = 'qat'
-    c.quant.uniform_share = 0.5
-    c.quant.mixed_share = 0.5  # together 1: quant.bits is unused
-    c.quant.widths = (2, 3, 4, 6, 8, 32)
+    widths = (2, 3, 4, 6, 8, 32)
+    c.quant.draw = tuple(f'w{w}a{a}' for w in widths for a in widths)
+    c.quant.draw_per = 'either'
     c.eval.bits = ('w8a8', 'w4a4', 'w2a2')
     return c

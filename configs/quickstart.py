@@ -31,7 +31,8 @@ def get_config():
 
     c.quant.mode = 'qat'
     c.quant.bits = 'w4a4'
-    c.quant.start_step = 350  # rounding from the start would cost more steps than there are
+    # Rounding from the start would cost more steps than there are.
+    c.quant.schedule = ((350, 'float'),)
 
     c.train.steps = 700  # 37 epochs of 1,197 images
     c.train.meta_batch = 4

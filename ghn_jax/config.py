@@ -10,9 +10,8 @@ from typing import Any
 from ml_collections import ConfigDict
 
 from ghn_jax.errors import UserError
-from ghn_jax.quant.policy import ALLOWED_BITS
+from ghn_jax.quant.scheme import MODES
 
-QUANT_MODES = ('float', 'qat', 'noise')
 SCHEDULES = ('step', 'cosine', 'constant')
 DTYPES = ('float32', 'bfloat16')
 
@@ -53,10 +52,24 @@ def default() -> ConfigDict:
     c.quant = ConfigDict()
     c.quant.mode = 'float'  # float | qat (straight-through rounding) | noise (up to half a step, each side)
     c.quant.bits = 'w4a4'  # of weights and activations; unused in mode float
-    c.quant.uniform_share = 0.0  # of networks whose two bit-widths are drawn instead, from `widths`
-    c.quant.mixed_share = 0.0  # of networks whose bit-widths are drawn for each layer
-    c.quant.widths = (2, 3, 4, 6, 8, 32)  # bits; 32 is float
-    c.quant.start_step = 0  # steps before it train in float (bits are data: the program is the same)
+    # Bits are data: what follows changes them from step to step, and the program is the same.
+    c.quant.schedule = ()  # (until step, bits), ...: what applies before; ((350, 'float'),) is float first
+    c.quant.draw = ()  # bits such as ('w2a2', 'w4a4') that each network draws one of, in place of quant.bits
+    c.quant.draw_per = 'network'  # network | layer (each its own) | either (a toss between the two)
+    c.quant.edge_bits = ''  # of the first and the last layer, such as 'w8a8'; '' is those of the others
+    # The scheme, static: see quant/scheme.py for what each is. Evaluation uses the run's.
+    c.quant.granularity = 'tensor'  # tensor | channel (each output channel of a weight has a grid of its own)
+    c.quant.symmetric = False  # grids of weights: zero point 0
+    c.quant.weight_range = 'minmax'  # minmax | percentile | mse | sigma
+    c.quant.percentile = 99.9  # of the weights of a tensor or channel, inside the range of 'percentile'
+    c.quant.weight_sigmas = 0.0  # standard deviations to each side, for 'sigma'; 0 is the best for the bits
+    c.quant.activation_range = 'minmax'  # minmax | sigma, of each batch
+    c.quant.activation_clip = 1.0  # times the range of 'minmax'
+    c.quant.activation_sigmas = 0.0  # as weight_sigmas
+    c.quant.standardise = (
+        False  # weights to mean 0 and variance 2 / fan-in, by output channel, before rounding
+    )
+    c.quant.temperature = 0.0  # of rounding in training: a smooth staircase; 0 is hard
 
     c.train = ConfigDict()
     c.train.steps = 210_900  # 300 epochs of 703 steps: 45,000 images in batches of 64
@@ -104,7 +117,7 @@ def check(config: ConfigDict) -> ConfigDict:
         'space.ks': int,
         'space.C_mults': int,
         'space.norms': str,
-        'quant.widths': int,
+        'quant.draw': str,
         'eval.bits': str,
     }
     for key, kind in tuples.items():
@@ -113,7 +126,7 @@ def check(config: ConfigDict) -> ConfigDict:
             raise UserError(f'--config.{key}={value!r}: expected a tuple of {kind.__name__}')
     if len(cells := _get(config, 'space.cells')) != 2:
         raise UserError(f'--config.space.cells={cells!r}: expected (fewest, most)')
-    _one_of(config, 'quant.mode', QUANT_MODES)
+    _one_of(config, 'quant.mode', MODES)
     _one_of(config, 'train.schedule', SCHEDULES)
     _one_of(config, 'train.dtype', DTYPES)
     for key in ('train.meta_batch', 'train.batch_size', 'log_every_steps', 'save_every_steps', 'image_size',
@@ -122,14 +135,12 @@ def check(config: ConfigDict) -> ConfigDict:
     for key in (
         'train.steps',
         'train.warmup_steps',
-        'quant.start_step',
         'train.weight_decay',
         'eval.every_steps',
         'seed',
         'devices.per_process',
     ):
         _at_least(config, key, 0)
-    _check_draws(config)
     if config.save_every_steps % config.log_every_steps:
         raise UserError(
             f'--config.save_every_steps={config.save_every_steps}: expected a multiple of '
@@ -139,21 +150,6 @@ def check(config: ConfigDict) -> ConfigDict:
         if not 0 < _get(config, key) < float('inf'):
             raise UserError(f'--config.{key}={_get(config, key)}: expected a positive number')
     return config
-
-
-def _check_draws(config: ConfigDict) -> None:
-    quant = config.quant
-    for key in ('uniform_share', 'mixed_share'):
-        if not 0 <= quant[key] <= 1:
-            raise UserError(f'--config.quant.{key}={quant[key]}: expected a share, 0 to 1')
-    if (drawn := quant.uniform_share + quant.mixed_share) > 1:
-        raise UserError(f'--config.quant.uniform_share and mixed_share add up to {drawn}: expected at most 1')
-    if drawn and quant.mode == 'float':
-        raise UserError('--config.quant.mode=float quantizes nothing: to draw bit-widths, set qat or noise')
-    if not quant.widths or not set(quant.widths) <= set(ALLOWED_BITS):
-        raise UserError(
-            f'--config.quant.widths={quant.widths!r}: expected bits, each 2 to 16, or 32 for float'
-        )
 
 
 def to_json(config: ConfigDict) -> str:
@@ -168,7 +164,7 @@ def from_json(text: str) -> ConfigDict:
     """
     config = default()
     try:
-        _fill(config, json.loads(text), '')
+        _fill(config, _with_schedule(json.loads(text)), '')
     except (ValueError, TypeError, AttributeError) as e:
         raise UserError(f'the config is not one of this version: {e}: train again') from e
     return config
@@ -181,7 +177,20 @@ def _fill(config: Any, values: dict, prefix: str) -> None:
         if isinstance(config[key], ConfigDict):
             _fill(config[key], value, f'{prefix}{key}.')
         else:
-            config[key] = tuple(value) if isinstance(value, list) else value
+            config[key] = tuples(value)
+
+
+def tuples(value: Any) -> Any:
+    """Lists, as they come from JSON, as tuples; other values as they are."""
+    return tuple(map(tuples, value)) if isinstance(value, list) else value
+
+
+def _with_schedule(values: dict) -> dict:
+    """With what quant.start_step, of earlier versions, says in quant.schedule."""
+    quant = dict(values.get('quant', {}))
+    if start := quant.pop('start_step', 0):
+        quant['schedule'] = [[start, 'float']]
+    return values | {'quant': quant}
 
 
 def _get(config: ConfigDict, key: str) -> Any:

@@ -30,8 +30,8 @@ from ghn_jax.metrics import Progress
 from ghn_jax.networks.size import count_parameters
 from ghn_jax.networks.spaces import SPLITS
 from ghn_jax.networks.spec import NetworkSpec, load_networks
-from ghn_jax.quant.draws import describe_bits
 from ghn_jax.quant.policy import Policy, load_policy, parse_bits
+from ghn_jax.quant.strategy import describe_bits, strategy_of
 from ghn_jax.results import Result
 from ghn_jax.scoring import (
     Selection,
@@ -126,7 +126,7 @@ def evaluate(
         check_classes(run.ghn, selection.specs, dataset)
         check_policies(selection.specs, [*policies, *([told] if told else [])])
         networks += [_describe(split, i, spec) for i, spec in enumerate(selection.specs)]
-    bits = [str(policy) for policy in policies]
+    bits, strategy = [str(policy) for policy in policies], strategy_of(config)
     protocol = {
         'units': 'percent',
         'dataset': dataset.name,
@@ -142,6 +142,7 @@ def evaluate(
         'bits': bits,
         'policies': {str(policy): policy.to_dict() for policy in policies},
         'predicted_for': (str(told or 'each') if run.ghn.config.bits else 'any'),  # of the policies
+        'quantization': {k: v for k, v in config.quant.items() if k not in ('mode', 'bits')},
         'num_networks': {split: len(s.specs) for split, s in selections.items()},
         'seed': seed,
         'space': config.space.name if specs is None else None,
@@ -168,8 +169,9 @@ def evaluate(
                 progress.update(networks=int(policy == len(policies) - 1), images=images.count)
 
             shares = score_networks(
-                run.ghn, run.params, selection, images, policies, told=told, mesh=mesh, done=done
-            )
+                run.ghn, run.params, selection, images, list(map(strategy.used, policies)),
+                told=told and strategy.used(told), scheme=strategy.scheme.when_used(), mesh=mesh, done=done,
+            )  # fmt: skip
         for network, per_policy in zip(described, 100 * shares):
             pairs = zip(bits, per_policy.tolist())
             network['scores'] = {b: {'top1': top1, 'top5': top5} for b, (top1, top5) in pairs}
@@ -199,9 +201,7 @@ def _training(run: runs.Run) -> str:
 
 
 def _training_bits(config: Any) -> str:
-    quant = config.quant
-    draws = {key: quant[key] for key in ('uniform_share', 'mixed_share', 'widths')}
-    return 'w32a32' if quant.mode == 'float' else describe_bits(quant.bits, **draws)
+    return describe_bits(config.quant)
 
 
 if __name__ == '__main__':

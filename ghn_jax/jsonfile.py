@@ -1,4 +1,4 @@
-"""JSON from somebody else, strictly: a limit on the size, every name once, numbers that a float64 can hold."""
+"""JSON from somebody else, strictly: a limit on the size, every name once, numbers that float64 holds."""
 
 import json
 import math
@@ -89,10 +89,10 @@ def parse(text: str, name: str, advice: str) -> Any:
 
 
 def rows(path: str | os.PathLike) -> Iterator[tuple[str, dict]]:
-    """(line, object) for each line of a file that is an object with an integer `step`; others are passed over.
+    """(line, object) for each line of a file that is an object with an integer `step`; others are passed by.
 
-    Those are lines torn by a kill in the middle of a write, and what somebody else may have put there. One row
-    at a time is in memory.
+    Those are lines torn by a kill in the middle of a write, and what somebody else may have put there. One
+    row at a time is in memory.
     """
     with open(path, 'rb') as file:
         while line := file.readline(MAX_LINE):

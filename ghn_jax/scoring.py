@@ -31,6 +31,7 @@ from ghn_jax.networks.size import count_parameters
 from ghn_jax.networks.spaces import Space
 from ghn_jax.networks.spec import IMAGE_SIZE, NetworkSpec
 from ghn_jax.quant.policy import Policy
+from ghn_jax.quant.scheme import QAT, Scheme
 
 _NODES = 64  # graphs are padded to a multiple
 
@@ -143,11 +144,11 @@ _predict = jax.jit(steps.predict_weights, static_argnums=0, donate_argnums=3)
 
 
 @functools.cache
-def score_on(mesh: Mesh | None) -> Callable:
-    """`steps.score`, jitted; the batches are spread over the devices of the mesh, each with a workspace."""
+def score_on(mesh: Mesh | None, scheme: Scheme = QAT) -> Callable:
+    """`steps.score` in a scheme, jitted; the devices of the mesh share the batches, each with a workspace."""
 
     def score(program, *arrays):
-        run = functools.partial(steps.score, program, axes=devices.axes_of(mesh))
+        run = functools.partial(steps.score, program, scheme=scheme, axes=devices.axes_of(mesh))
         all_, each = devices.REPLICATED, devices.OVER_DEVICES
         inputs = (all_, all_, all_, each, each, all_, all_, each)
         return devices.on_each(run, mesh, inputs, (all_, all_, each))(*arrays)
@@ -176,6 +177,7 @@ def score_networks(
     policies: Sequence[Policy],
     *,
     told: Policy | None = None,
+    scheme: Scheme = QAT,
     mesh: Mesh | None = None,
     done: Callable[[int, int], None] = lambda network, policy: None,
 ) -> np.ndarray:
@@ -184,6 +186,7 @@ def score_networks(
     BatchNorm uses the statistics of each batch, activations are quantized by the range of each batch.
 
     told: what a hypernetwork that is told the bits is told, in place of the policy that is run.
+    scheme: how networks are quantized, of mode 'qat' (`Scheme.when_used`).
     mesh: of devices that score batches of the same network side by side. `done` is called after every
     network and policy with their numbers.
     """
@@ -193,7 +196,7 @@ def score_networks(
         )
     shares = np.zeros((len(selection.specs), len(policies), 2))
     count, batch_size = images.count, images.labels.shape[1]
-    images, score = spread_images(mesh, images), score_on(mesh)
+    images, score = spread_images(mesh, images), score_on(mesh, scheme)
     for program, members in selection.groups:
         nodes = max(len(build_graph(selection.specs[i]).nodes) for i in members)
         # Made for every group and given back after it: tapes of several programs may not fit side by side.

@@ -27,6 +27,7 @@ from ghn_jax.cnn.lowering import BLOCK
 from ghn_jax.cnn.program import Bits, Program, Tables
 from ghn_jax.cnn.weights import pages, quantize_weights, quantize_weights_backward
 from ghn_jax.hypernet.ghn import GHN
+from ghn_jax.quant.scheme import QAT, Scheme
 
 DROPOUT = 0.5  # of the hidden layer of two-layer heads, in training; as published
 
@@ -73,13 +74,13 @@ def meta_gradients(
     workspace: Workspace,
     key: Array,
     *,
-    mode: str,
+    scheme: Scheme,
     dropout: float = DROPOUT,
     axes: Axes | None = None,
 ) -> tuple[Any, dict[str, Array], Workspace]:
     """Gradient of the mean loss over networks, with metrics per network and the workspace.
 
-    images [N, H, H, 3], normalised; labels [N]. mode: 'float', 'qat' or 'noise'. A network whose loss or
+    images [N, H, H, 3], normalised; labels [N]. scheme: how networks are quantized. A network whose loss or
     gradient is not finite contributes nothing.
 
     axes: on each device of a mesh, networks and images are its own, and so are the results: gradient, loss
@@ -101,15 +102,17 @@ def meta_gradients(
         k_weights, k_net = jax.random.split(k_net)
         tiles, pull = jax.vjp(lambda p, x: ghn.apply({'params': p}, x, decoder, method='decode'), params, x)
         weights = assemble(tiles, sources, pages(tables), workspace.weights)
-        quantized = workspace.quantized
-        if mode != 'float':
-            quantized = quantize_weights(weights, tables, bits.weights, quantized, mode=mode, key=k_weights)
+        quantized, fit = workspace.quantized, None
+        if scheme.mode != 'float':
+            quantized, fit = quantize_weights(
+                weights, tables, bits.weights, quantized, scheme=scheme, key=k_weights
+            )
         loss, logits, g, buffers = executor.loss_and_gradients(
-            program, weights if mode == 'float' else quantized, tables, bits, images, labels,
-            workspace.executor, mode=mode, key=k_net, dropout=dropout, axis=over_images,
+            program, weights if fit is None else quantized, tables, bits, images, labels,
+            workspace.executor, scheme=scheme, key=k_net, dropout=dropout, axis=over_images,
         )  # fmt: skip
-        if mode != 'float':
-            g = quantize_weights_backward(weights, tables, bits.weights, g, mode=mode, key=k_weights)
+        if fit is not None:
+            g = quantize_weights_backward(weights, tables, bits.weights, g, fit, scheme=scheme, key=k_weights)
         g_params, g_x = pull(assemble_transposed(g, sources, tiles))
         finite = jnp.isfinite(loss) & jnp.isfinite(optax.tree.norm((g_params, g_x)))
         finite = mesh_axes.everywhere(finite, over_images)
@@ -139,14 +142,14 @@ def train_step(
     workspace: Workspace,
     key: Array,
     *,
-    mode: str,
+    scheme: Scheme,
     axes: Axes | None = None,
 ) -> tuple[TrainState, dict[str, Array], Workspace]:
     """One step of the optimizer; see `meta_gradients`. Metrics are means over the networks with finite
     gradients. With `axes`, state and metrics are those of all devices, the same on each.
     """
     gradients, per_network, workspace = meta_gradients(
-        program, ghn, state.params, networks, images, labels, workspace, key, mode=mode, axes=axes
+        program, ghn, state.params, networks, images, labels, workspace, key, scheme=scheme, axes=axes
     )
     finite = per_network['finite']
     sums = {
@@ -190,24 +193,26 @@ def score(
     std: Array,
     workspace: Workspace,
     *,
+    scheme: Scheme = QAT,
     axes: Axes | None = None,
 ) -> tuple[Array, Array, Workspace]:
     """How often the label is the first, and among the first five, of a network's predictions.
 
     weights [F], float; bits: of any policy, float included. images [K, N, H, H, 3] uint8 (normalised here by
     mean and std [3]), labels [K, N], -1 for one that is not counted. BatchNorm uses the statistics of each
-    batch (the papers' protocol), activations are quantized by the range of each batch. axes: of a mesh whose
+    batch (the papers' protocol), activations are quantized by the range of each batch. scheme: how networks
+    are quantized, of mode 'qat'. axes: of a mesh whose
     devices each have batches of their own.
 
     Returns:
       correct predictions, top 1 and top 5, int32 [] each; workspace.
     """
-    quantized = quantize_weights(weights, tables, bits.weights, workspace.quantized, mode='qat')
+    quantized, _ = quantize_weights(weights, tables, bits.weights, workspace.quantized, scheme=scheme)
 
     def batch(buffers, inputs):
         x, y = inputs
         x = (x.astype(weights.dtype) / 255 - mean) / std
-        logits, buffers = executor.forward(program, quantized, tables, bits, x, buffers, mode='qat')
+        logits, buffers = executor.forward(program, quantized, tables, bits, x, buffers, scheme=scheme)
         logits = jnp.where(jnp.isnan(logits), -jnp.inf, logits)
         label = jnp.take_along_axis(logits, y[:, None], 1)
         # Ties count against the label, so that equal (or no) logits are no prediction.

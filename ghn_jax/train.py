@@ -33,14 +33,11 @@ from ghn_jax.checkpoint import Checkpoints
 from ghn_jax.cnn.coverage import Family, family, program_for
 from ghn_jax.cnn.program import Program
 from ghn_jax.errors import UserError
-from ghn_jax.hypernet.bits import weight_names
 from ghn_jax.hypernet.ghn import GHN, init_params
 from ghn_jax.metrics import Metrics, Progress, Silent
-from ghn_jax.networks.graph import build_graph
 from ghn_jax.networks.spaces import Space
-from ghn_jax.networks.spec import NetworkSpec
-from ghn_jax.quant.draws import draw_policy
-from ghn_jax.quant.policy import Policy, parse_bits
+from ghn_jax.quant.policy import parse_bits
+from ghn_jax.quant.strategy import Strategy, scheme_of, strategy_of
 
 # Keys that may change when a run goes on; all others make it another run.
 _FREE = ('data_dir', 'log_every_steps', 'save_every_steps', 'eval', 'devices')
@@ -56,7 +53,7 @@ def train(config: ConfigDict, workdir: pathlib.Path, *, stop_at: int | None = No
     """
     configs.check(config)
     space = runs.make_space_of(config)
-    policy = parse_bits('float' if config.quant.mode == 'float' else config.quant.bits)
+    strategy = strategy_of(config)
     dataset = runs.load_data(config)
     mesh = devices.make_mesh(config)
     ghn = runs.make_ghn(config, dataset.num_classes)
@@ -68,7 +65,7 @@ def train(config: ConfigDict, workdir: pathlib.Path, *, stop_at: int | None = No
         start, stop = int(state.step), min(config.train.steps, stop_at or config.train.steps)
         run_step = Stepper(config, ghn, optimizer, dataset, mesh)
         validate = make_validation(config, ghn, space, dataset)
-        networks = Preparation(config, space, policy, mesh)
+        networks = Preparation(config, space, strategy, mesh)
         about = {'name': dataset.name, 'note': dataset.note}
         per_step = {
             'networks': config.train.meta_batch,
@@ -179,12 +176,12 @@ class ImageStream(NamedTuple):
 
 @functools.partial(
     jax.jit,
-    static_argnames=('program', 'ghn', 'optimizer', 'mode', 'augment', 'flip', 'mesh'),
+    static_argnames=('program', 'ghn', 'optimizer', 'scheme', 'augment', 'flip', 'mesh'),
     donate_argnames=('state', 'workspace'),
 )
 def _step(
     state, networks, stream, indices, key, workspace,
-    *, program, ghn, optimizer, mode, augment, flip, mesh=None,
+    *, program, ghn, optimizer, scheme, augment, flip, mesh=None,
 ):  # fmt: skip
     """`steps.train_step` on images chosen by `indices` [N], augmented and normalised on the device."""
     axes = devices.axes_of(mesh)
@@ -197,7 +194,7 @@ def _step(
         x = data.normalize(x, stream.mean, stream.std)
         y = stream.labels[indices]
         return steps.train_step(
-            program, ghn, optimizer, state, networks, x, y, workspace, k_step, mode=mode, axes=axes
+            program, ghn, optimizer, state, networks, x, y, workspace, k_step, scheme=scheme, axes=axes
         )
 
     specs = (devices.REPLICATED, devices.OVER_IMAGES, devices.REPLICATED, devices.OVER_DEVICES)
@@ -224,7 +221,7 @@ class Stepper:
         self.count = len(stream.labels)
         key = jax.random.key(config.seed)
         self.stream, self.key = devices.replicate(mesh, (stream, key)) if mesh else (stream, key)
-        self.static = {'ghn': ghn, 'optimizer': optimizer, 'mode': config.quant.mode, 'mesh': mesh,
+        self.static = {'ghn': ghn, 'optimizer': optimizer, 'scheme': scheme_of(config.quant), 'mesh': mesh,
                        'augment': config.train.augment, 'flip': dataset.flip}  # fmt: skip
         self.program: Program | None = None
         self.workspace: steps.Workspace | None = None
@@ -253,8 +250,8 @@ class Preparation:
     Every process draws the same ones, and makes those of its own devices ready.
     """
 
-    def __init__(self, config: ConfigDict, space: Space, policy: Policy, mesh: Mesh | None = None):
-        self.config, self.space, self.policy = config, space, policy
+    def __init__(self, config: ConfigDict, space: Space, strategy: Strategy, mesh: Mesh | None = None):
+        self.config, self.space, self.strategy = config, space, strategy
         self.own = devices.own_networks(mesh, config.train.meta_batch)
 
     @functools.cache  # noqa: B019  (one object for each run)
@@ -266,25 +263,10 @@ class Preparation:
         """The networks of one step that are this process's."""
         specs = draw(self.space, self.config.seed, step, self.config.train.meta_batch)
         program = self.program(family(specs[0]))
-        policies = self.policies(step, specs)
-        return program, prepare(
-            program, specs[self.own], policies[self.own], max_nodes=self.config.program.max_nodes
-        )[0]
-
-    def policies(self, step: int, specs: list[NetworkSpec]) -> list[Policy]:
-        """The policy of each network of a step: config.quant.bits, or drawn."""
-        quant = self.config.quant
-        if step < quant.start_step:
-            return [Policy()] * len(specs)
-        if not quant.uniform_share + quant.mixed_share:
-            return [self.policy] * len(specs)
-        return [
-            draw_policy(
-                self.config.seed, step, index, weight_names(build_graph(spec)), fixed=self.policy,
-                uniform_share=quant.uniform_share, mixed_share=quant.mixed_share, widths=quant.widths,
-            )
-            for index, spec in enumerate(specs)
-        ]  # fmt: skip
+        own = list(enumerate(specs))[self.own]
+        policies = [self.strategy.policy_of(step, i, spec) for i, spec in own]
+        networks = prepare(program, specs[self.own], policies, max_nodes=self.config.program.max_nodes)[0]
+        return program, networks
 
     def ahead(self, start: int, stop: int) -> Iterator[tuple[Program, Networks]]:
         """The networks of steps start .. stop - 1, in order; an error appears at its step."""
@@ -309,7 +291,9 @@ def make_validation(
     the config.
     """
     bits = ('float', *(config.eval.bits or (config.quant.bits,)))
-    policies = list(dict.fromkeys(map(parse_bits, bits)))
+    names = list(dict.fromkeys(str(parse_bits(name)) for name in bits))
+    strategy = strategy_of(config)
+    policies = [strategy.used(parse_bits(name)) for name in names]
 
     @functools.cache
     def prepared():
@@ -323,8 +307,9 @@ def make_validation(
         return selection, images
 
     def validate(params) -> dict[str, float]:
-        shares = scoring.score_networks(ghn, params, *prepared(), policies)
-        return {f'val/top1_{policy}': float(np.mean(shares[:, p, 0])) for p, policy in enumerate(policies)}
+        scheme = strategy.scheme.when_used()
+        shares = scoring.score_networks(ghn, params, *prepared(), policies, scheme=scheme)
+        return {f'val/top1_{name}': float(np.mean(shares[:, p, 0])) for p, name in enumerate(names)}
 
     return validate
 

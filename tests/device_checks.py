@@ -20,7 +20,7 @@ from ghn_jax.cnn.coverage import Family, program_for
 from ghn_jax.errors import UserError
 from ghn_jax.hypernet.ghn import init_params
 from ghn_jax.metrics import read_jsonl
-from ghn_jax.quant import Policy
+from ghn_jax.quant import Policy, Scheme
 from ghn_jax.scoring import image_batches, score_networks, score_on, select_split
 from ghn_jax.speed.scaling import collectives
 from tests.small_run import small_config, write_run
@@ -76,7 +76,7 @@ def gradients(chosen):
     def compiled(mode, mesh):
         # With dropout: its masks, too, must be one device's.
         axes = devices.axes_of(mesh)
-        step = functools.partial(steps.train_step, program, GHN_, KEEP, mode=mode, axes=axes)
+        step = functools.partial(steps.train_step, program, GHN_, KEEP, scheme=Scheme(mode), axes=axes)
         layout = (devices.OVER_IMAGES, devices.OVER_IMAGES, devices.OVER_DEVICES, devices.REPLICATED)
         return jax.jit(devices.spread(step, mesh, layout)).lower(*inputs(mesh, Policy())).compile()
 

@@ -151,10 +151,10 @@ def test_policy_files_are_scored_beside_bits(run, dataset, workdir, tmp_path):
 
 
 def test_a_result_says_that_the_ghn_was_told_the_bits(dataset, tmp_path):
-    run = runs.load_run(write_run(tmp_path, bits=True, uniform_share=0.5, mixed_share=0.5))
+    run = runs.load_run(write_run(tmp_path, bits=True, draw=('w2a2', 'w4a4'), draw_per='either'))
     found, _ = evaluate(run, dataset=dataset, policies=[Policy(4, 4)], told=Policy(8, 8), **FLAGS)
     p = found['protocol']
-    assert (p['predicted_for'], p['training_bits']) == ('w8a8', '50% uniform, 50% mixed of 2,3,4,6,8,32 bits')
+    assert (p['predicted_for'], p['training_bits']) == ('w8a8', 'drawn of w2a2, w4a4 by network or layer')
     assert p['training'] == f'qat {p["training_bits"]}, told the bits'
 
 

@@ -21,7 +21,7 @@ from ghn_jax.hypernet.published import load_published, published_state
 from ghn_jax.hypernet.table import decoder_table
 from ghn_jax.networks.graph import build_graph
 from ghn_jax.networks.spaces import make_space
-from ghn_jax.quant import Policy
+from ghn_jax.quant import Policy, Scheme
 from tests.cnn.comparison import QUICK, relative_error
 from tests.cnn.networks import random_images, random_parameters, small_network
 from tests.hypernet.helpers import Golden
@@ -101,7 +101,7 @@ def compiled(program):
 
     @functools.cache
     def compile_(mode):
-        run = functools.partial(steps.meta_gradients, program, GHN_, mode=mode, dropout=0.0)
+        run = functools.partial(steps.meta_gradients, program, GHN_, scheme=Scheme(mode), dropout=0.0)
         return jax.jit(run, compiler_options=QUICK)
 
     return compile_
@@ -171,7 +171,7 @@ def test_gradients_of_published_networks_equal_the_golden_ones(golden, name):
     inputs = np.load(golden / 'open/inputs.npz')
     images, labels = np.float64(inputs['images'].transpose(0, 2, 3, 1)), inputs['labels']
     program = build_program([spec], image_size=32, max_params=1e7)
-    run = functools.partial(steps.meta_gradients, program, GHN(config), mode='float', dropout=0.0)
+    run = functools.partial(steps.meta_gradients, program, GHN(config), scheme=Scheme('float'), dropout=0.0)
     with jax.enable_x64(True):
         networks, _ = prepare(program, [spec], Policy(), max_nodes=384)
         gradients, metrics, _ = jax.jit(run, compiler_options=QUICK)(
@@ -202,7 +202,7 @@ TINY = make_space(
 def trainer():
     """(program, jitted step, function that makes the first state)."""
     program, optimizer = program_for(TINY, 'train', Family(16), SIZE), optax.adam(1e-3)
-    step = functools.partial(steps.train_step, program, GHN_, optimizer, mode='qat')
+    step = functools.partial(steps.train_step, program, GHN_, optimizer, scheme=Scheme('qat'))
 
     def start():
         params = init_params(CONFIG, jax.random.key(0))

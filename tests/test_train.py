@@ -14,13 +14,14 @@ from ghn_jax.errors import UserError
 from ghn_jax.metrics import read_jsonl
 from ghn_jax.networks.spaces import make_space
 from ghn_jax.predict import predict_weights
-from ghn_jax.quant import Policy, parse_bits
+from ghn_jax.quant import parse_bits
+from ghn_jax.quant.strategy import strategy_of
 from tests.small_run import small_config, write_run
 
 
 def _config(**train):
     """Of a GHN that is told the bits, on drawn policies: all that a run may have, in one program."""
-    c = small_config(uniform_share=0.4, mixed_share=0.4, start_step=1)
+    c = small_config(draw=('w2a2', 'w2a8', 'w4a4', 'w32a4'), draw_per='either', schedule=((1, 'float'),))
     c.ghn.bits = True
     c.train.steps, c.train.meta_batch, c.train.schedule = 6, 2, 'cosine'
     c.save_every_steps, c.log_every_steps, c.eval.every_steps = 3, 1, 0
@@ -74,18 +75,18 @@ def test_a_finished_run_does_nothing_more(whole):
 @pytest.mark.parametrize(
     ('key', 'value', 'message'),
     [
-        ('quant.bits', 'w1a4', 'bits'),
+        ('quant.bits', 'w0a4', 'bits'),
+        ('quant.schedule', ((5, 'float'), (2, 'w8a8')), 'steps rising'),
+        ('quant.draw', ('w4a4', 'w4'), 'quant.draw'),
+        ('quant.draw', (4,), 'quant.draw'),
+        ('quant.draw_per', 'cell', 'quant.draw_per'),
+        ('quant.weight_range', 'entropy', 'quant.weight_range'),
         ('quant.mode', 'qta', 'quant.mode'),
         ('space.ops', ('conv_9x9',), 'conv_9x9'),
         ('space.name', 'nasbench', 'nasbench'),
         ('dataset', 'cifar11', 'cifar11'),
         ('train.meta_batch', 0, 'meta_batch'),
         ('image_size', 16, 'flat_head_share'),
-        ('quant.uniform_share', 1.5, 'quant.uniform_share=1.5'),
-        ('quant.uniform_share', 0.75, 'add up to'),
-        ('quant.mode', 'float', 'to draw bit-widths'),
-        ('quant.widths', (1, 4), 'quant.widths'),
-        ('quant.widths', (4.0,), 'quant.widths'),
         ('eval.bits', ('w4',), "'w4'"),
         ('init_from', 'absent', 'no checkpoint in .*absent'),
         ('save_every_steps', 7, 'save_every_steps'),
@@ -118,27 +119,13 @@ def test_networks_of_a_step_share_a_width_and_depend_on_step_and_seed_only():
     assert all(len(f) == 1 for f in families) and len(set().union(*families)) > 1
 
 
-def _policies(**changes):
+def test_what_the_graphs_say_is_what_the_networks_run_at():
     c = _config()
-    c.quant.update(changes)
-    space = training.runs.make_space_of(c)
-    preparation = training.Preparation(c, space, parse_bits(c.quant.bits))
-    return [preparation.policies(step, draw(space, c.seed, step, 4)) for step in range(20)], preparation
-
-
-def test_policies_are_drawn_for_each_network_after_the_first_steps():
-    policies, preparation = _policies(start_step=3)
-    assert all(policy == Policy() for step in policies[:3] for policy in step)
-    drawn = [policy for step in policies[3:] for policy in step]
-    assert {len(policy.tensors) > 0 for policy in drawn} == {True, False}
-    assert len(set(drawn)) > 30 and Policy(4, 4) in drawn
-    fixed, _ = _policies(uniform_share=0, mixed_share=0, start_step=0)
-    assert all(policy == Policy(4, 4) for step in fixed for policy in step)
-    # What the graphs say is what the networks run at.
+    space, strategy = training.runs.make_space_of(c), strategy_of(c)
+    preparation = training.Preparation(c, space, strategy)
     _, networks = preparation.step(7)
-    expected = [
-        p.weights('classifier.0.weight') for p in preparation.policies(7, draw(preparation.space, 0, 7, 2))
-    ]
+    specs = draw(space, 0, 7, 2)
+    expected = [strategy.policy_of(7, m, specs[m]).weights('classifier.0.weight') for m in range(2)]
     for m in range(2):
         told, run = networks.graphs.weight_bits[m], networks.bits.weights[m]
         assert set(told) - {0, 32} == set(run) - {32}

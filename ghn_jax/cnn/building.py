@@ -2,6 +2,7 @@
 
 from collections.abc import Iterable
 
+from ghn_jax.cnn.columns import count_columns
 from ghn_jax.cnn.lowering import BLOCK, Lowered, lower, round_up
 from ghn_jax.cnn.program import (
     PAGE_BLOCKS,
@@ -52,6 +53,7 @@ def build_program(networks: Iterable[NetworkSpec], *, image_size: int, max_param
     dense = [sum(p.taps for p in w.values() if p.pad_rows > 1) for w in weights]
     depth = [sum(p.taps for p in w.values() if p.pad_rows == 1) for w in weights]
     positions = max(sum(p.taps for p in ps if p.position) for ps in pieces)
+    columns = lambda pieces: sum(count_columns(pieces).values())
     capacity = Capacity(
         slots=tuple(
             (c, max(sum(v == c for v in net.classes.values()) for net in lowered) + parts) for c in classes
@@ -62,6 +64,7 @@ def build_program(networks: Iterable[NetworkSpec], *, image_size: int, max_param
             int(min(max(map(sum, zip(head_blocks, body_blocks, strict=True))), bound)) + overhang, PAGE_BLOCKS
         ),
         tensors=max(map(len, weights)) + 3,  # two of the head, one that stands for "never quantized"
+        columns=max(map(columns, pieces)) + max(columns(h.all) for h in heads) + 1,
         parts=parts,
         hidden_panels=max(1, *(len(h.hidden_bias) for h in heads)),
         pieces=max(len(ps) + len(h.all) for ps, h in zip(pieces, heads, strict=True)),

@@ -6,9 +6,9 @@ A tape [S, N, H, H, C] for each class holds the network's values, a second one t
 segment a loop walks the rows of the instruction table; `lax.switch` picks the op, at exact static shapes.
 Backward, the tables are walked in reverse; each op is recomputed from its taped input and differentiated.
 Loss and gradients are one function: differentiating the loops from outside would store every branch's
-residuals. `max_of[c]` [S] keeps the maximum of every value of class c: relu(x) has the range [0, max], so no
-op needs a pass over its input to quantize it, and a concatenation's joint range is the maximum over its
-parts.
+residuals. `sizes[c]` keeps the maximum of every value of class c (and what the scheme's ranges need besides):
+relu(x) has the range [0, max], so no op needs a pass over its input to quantize it, and a concatenation's
+joint range is the maximum over its parts.
 
 Three rules keep the tapes from being copied (XLA would copy gigabytes for every instruction): results are
 written outside the switch, each buffer has one read-modify-write in an iteration, and barriers stand
@@ -50,8 +50,11 @@ from ghn_jax.cnn.program import (
     weight_floats,
     weight_shapes,
 )  # fmt: skip
-from ghn_jax.quant.fake_quant import FLOAT_BITS, fake_quantize, grid
-from ghn_jax.quant.ranges import min_max
+from ghn_jax.quant.activations import clip_range, quantize_activation
+from ghn_jax.quant.fake_quant import make_grid, quantize
+from ghn_jax.quant.policy import FLOAT_BITS
+from ghn_jax.quant.ranges import power
+from ghn_jax.quant.scheme import FLOAT, Scheme
 
 _SMALL_GRADIENT = 16_384  # floats: padding to no more than these costs nothing
 
@@ -75,29 +78,41 @@ class Quantizer(NamedTuple):
     axis: the mesh axis that the images are spread over, for what a batch has in common.
     """
 
-    mode: str
+    scheme: Scheme
     scale: Array
     bits: Array
     key: Array | None
     axis: str | None
 
     def rectified(self, x: Array) -> Array:
-        """Fake-quantizes relu(x), relu'd already, by the joint range [0, max] of its group."""
-        if self.mode == 'qat':
+        """Fake-quantizes relu(x), relu'd already, by the joint range [0, hi] of its group."""
+        if self.scheme.mode == 'qat' and not (self.scheme.clips_activations or self.scheme.temperature):
             return _round_rectified(x, self.scale, self.bits[0])
-        if self.mode == 'noise':
+        if self.scheme.mode == 'qat':
+            bits, dtype = self.bits[0], self.scale.dtype
+            levels = make_grid(0, 1, bits, dtype)  # of which only the width is another
+            levels = levels._replace(scale=self.scale, cut=self.scale / 2)
+            return quantize(ops.wide(x), levels, bits, temperature=self.scheme.temperature).astype(x.dtype)
+        if self.scheme.mode == 'noise':
             noise = jax.random.uniform(jax.random.fold_in(self.key, 0), x.shape, self.scale.dtype) - 0.5
             return x + jnp.where(self.bits[0] < FLOAT_BITS, noise * self.scale, 0).astype(x.dtype)
         return x
 
     def own(self, x: Array, which: int) -> Array:
         """Fake-quantizes x by its own range."""
-        if self.mode == 'float':
+        if self.scheme.mode == 'float':
             return x
-        key = jax.random.fold_in(self.key, which) if self.mode == 'noise' else None
-        y = ops.wide(x)
-        y = fake_quantize(y, *min_max(y, across=self.axis), self.bits[which], mode=self.mode, key=key)
+        key = jax.random.fold_in(self.key, which) if self.scheme.mode == 'noise' else None
+        y = quantize_activation(ops.wide(x), self.bits[which], self.scheme, key=key, across=self.axis)
         return y.astype(x.dtype)
+
+
+class Sizes(NamedTuple):
+    """Of every slot of a class, [S] each: the maximum; of relu(x), `ranges.power`, where the scheme asks."""
+
+    largest: Array
+    squares: Array | None
+    count: Array | None
 
 
 @jax.custom_vjp
@@ -136,7 +151,7 @@ def forward(
     images: Array,
     workspace: Workspace,
     *,
-    mode: str = 'float',
+    scheme: Scheme = FLOAT,
     key: Array | None = None,
 ) -> tuple[Array, Workspace]:
     """Logits [N, L] of one network, and the workspace.
@@ -144,11 +159,11 @@ def forward(
     Args:
       weights: [F], laid out by `Program.layout`, already quantized (`quantize_weights`).
       images: [N, H, H, 3], normalised.
-      mode: 'float', 'qat' or 'noise', static; bits matter only in the last two. key: for 'noise'.
+      scheme: static; bits matter in its modes 'qat' and 'noise' only. key: for 'noise'.
     """
-    values, max_of = _run(program, weights, tables, bits, images, workspace.values, mode, key)
+    values, _ = _run(program, weights, tables, bits, images, workspace.values, scheme, key)
     features = head.features(program, tables.head, values)
-    logits, _ = head.logits(program, weights, tables.head, bits.head, features, mode=mode, key=key)
+    logits, _ = head.logits(program, weights, tables.head, bits.head, features, scheme=scheme, key=key)
     return logits, workspace._replace(values=values)
 
 
@@ -161,7 +176,7 @@ def loss_and_gradients(
     labels: Array,
     workspace: Workspace,
     *,
-    mode: str = 'float',
+    scheme: Scheme = FLOAT,
     key: Array | None = None,
     dropout: float = 0.0,
     axis: str | None = None,
@@ -174,17 +189,25 @@ def loss_and_gradients(
     arguments see `forward`.
     """
     noise = axes.own_key(key, axis)
-    values, max_of = _run(program, weights, tables, bits, images, workspace.values, mode, noise, axis)
+    values, sizes = _run(program, weights, tables, bits, images, workspace.values, scheme, noise, axis)
     gradients, g_weights = dict(workspace.gradients), workspace.weights
 
     features, to_slots = head.features_vjp(program, tables.head, values)
     logits, residuals = head.logits(
-        program, weights, tables.head, bits.head, features, mode=mode, key=key, dropout=dropout, axis=axis
+        program,
+        weights,
+        tables.head,
+        bits.head,
+        features,
+        scheme=scheme,
+        key=key,
+        dropout=dropout,
+        axis=axis,
     )
     loss, g_logits = jax.value_and_grad(_cross_entropy)(logits, labels, axis)
     g_features, g_weights = head.logits_backward(
-        program, weights, tables.head, bits.head, residuals, g_logits, g_weights, mode=mode, key=key,
-        axis=axis,
+        program, weights, tables.head, bits.head, residuals, g_logits, g_weights, scheme=scheme,
+        key=key, axis=axis,
     )  # fmt: skip
     gradients = to_slots(g_features, gradients)
 
@@ -199,10 +222,10 @@ def loss_and_gradients(
             bits,
             images,
             values,
-            max_of,
+            sizes,
             gradients,
             g_weights,
-            mode,
+            scheme,
             noise,
             axis,
         )
@@ -284,16 +307,19 @@ def _apply(op: tuple, w: list[Array], x: Array, q: Quantizer, has_norm: Array, o
     raise AssertionError(f'no such op: {op}')
 
 
-def _quantizer(program, mode, key, axis, max_of_src, row, bits, r) -> Quantizer:
+def _quantizer(program, scheme, key, axis, sizes: Sizes, row, bits, r) -> Quantizer:
     """For row r. The key is derived from r, so that the backward pass draws the same noise."""
-    if mode == 'float':
-        return Quantizer(mode, jnp.zeros((), max_of_src.dtype), bits, None, axis)
-    parts = lax.dynamic_slice(max_of_src, (row[GROUP],), (program.capacity.parts,))
+    dtype = sizes.largest.dtype
+    if scheme.mode == 'float':
+        return Quantizer(scheme, jnp.zeros((), dtype), bits, None, axis)
     used = jnp.arange(program.capacity.parts) < row[PARTS]
-    scale, _, _ = grid(0, jnp.max(jnp.where(used, parts, 0), initial=0), bits[0], max_of_src.dtype)
+    parts = lambda x: jnp.where(used, lax.dynamic_slice(x, (row[GROUP],), used.shape), 0)
+    lo, hi = jnp.zeros((), dtype), jnp.max(parts(sizes.largest), initial=0)
+    size = None if sizes.squares is None else tuple(jnp.sum(parts(x)) for x in sizes[1:])
+    scale = make_grid(*clip_range(lo, hi, size, bits[0], scheme), bits[0], dtype).scale
     scale = jnp.where(scale > 0, scale, 1)  # of nothing but zeros: they stay zeros on any grid
-    key = jax.random.fold_in(key, r) if mode == 'noise' else None
-    return Quantizer(mode, scale, bits, key, axis)
+    key = jax.random.fold_in(key, r) if scheme.mode == 'noise' else None
+    return Quantizer(scheme, scale, bits, key, axis)
 
 
 def _dtype(values: dict[Class, Array]):
@@ -325,13 +351,27 @@ def _switch(index, branches, *operands):
 # ---- all ops
 
 
-def _run(program, flat, tables, bits, images, values, mode, key, axis=None):
-    """Fills the value tapes. Returns them with the maximum of every slot, class -> [S]."""
+def _sizes(program, slots: int, scheme: Scheme, dtype) -> Sizes:
+    zeros = jnp.zeros(max(slots, program.capacity.parts), dtype)
+    squares = zeros if scheme.activation_range == 'sigma' and scheme.mode != 'float' else None
+    return Sizes(zeros, squares, squares)
+
+
+def _measured(sizes: Sizes, y: Array, slot: Array, axis: str | None) -> Sizes:
+    """With those of y in a slot."""
+    dtype = sizes.largest.dtype
+    largest = sizes.largest.at[slot].set(axes.largest(jnp.max(y).astype(dtype), axis))
+    if sizes.squares is None:
+        return sizes._replace(largest=largest)
+    squares, count = axes.total(power(ops.relu(ops.wide(y)).astype(dtype)), axis)
+    return Sizes(largest, sizes.squares.at[slot].set(squares), sizes.count.at[slot].set(count))
+
+
+def _run(program, flat, tables, bits, images, values, scheme, key, axis=None):
+    """Fills the value tapes. Returns them with the sizes of their values, by class."""
     values = dict(values)
     values[program.image_class] = images[None].astype(_dtype(values))
-    max_of = {
-        c: jnp.zeros(max(tape.shape[0], program.capacity.parts), flat.dtype) for c, tape in values.items()
-    }
+    sizes = {c: _sizes(program, tape.shape[0], scheme, flat.dtype) for c, tape in values.items()}
     has_norm = tables.has_norm.astype(flat.dtype)
 
     for k, segment in enumerate(program.segments):
@@ -342,18 +382,17 @@ def _run(program, flat, tables, bits, images, values, mode, key, axis=None):
                 x, w = lax.optimization_barrier(
                     (_slot(tape, row[SRC]), _weights(op, segment, flat, row[WEIGHTS]))
                 )
-                return _apply(op, w, x, Quantizer(mode, scale, bits, key, axis), has_norm, shape)
+                return _apply(op, w, x, Quantizer(scheme, scale, bits, key, axis), has_norm, shape)
 
             return run
 
         branches = [branch(op) for op in segment.ops]
 
         def body(r, carry, src=src, dst=dst, branches=branches):
-            tape, maxima = carry
+            tape, own = carry
             row = tables.rows[r]
-            q = _quantizer(
-                program, mode, key, axis, maxima if src == dst else max_of[src], row, bits.activations[r], r
-            )
+            read = own if src == dst else sizes[src]
+            q = _quantizer(program, scheme, key, axis, read, row, bits.activations[r], r)
             y = _switch(
                 row[OP], branches, tape if src == dst else values[src], row, flat, q.scale, q.bits, q.key
             )
@@ -361,19 +400,19 @@ def _run(program, flat, tables, bits, images, values, mode, key, axis=None):
             # after the write, and XLA would keep a copy of the whole tape for that.
             add = lambda tape, y: _slot(tape, row[DST]) + y
             y = lax.cond(row[ACCUMULATE] > 0, add, lambda tape, y: y, tape, y)
-            if mode != 'float':
-                maxima = maxima.at[row[DST]].set(axes.largest(jnp.max(y).astype(maxima.dtype), axis))
-            return _set_slot(tape, y, row[DST]), maxima
+            if scheme.mode != 'float':
+                own = _measured(own, y, row[DST], axis)
+            return _set_slot(tape, y, row[DST]), own
 
-        values[dst], max_of[dst] = lax.fori_loop(
-            tables.bounds[k], tables.bounds[k + 1], body, (values[dst], max_of[dst])
+        values[dst], sizes[dst] = lax.fori_loop(
+            tables.bounds[k], tables.bounds[k + 1], body, (values[dst], sizes[dst])
         )
     del values[program.image_class]
-    return values, max_of
+    return values, sizes
 
 
 def _run_backward(
-    program, k, segment, flat, tables, bits, images, values, max_of, gradients, g_flat, mode, key, axis
+    program, k, segment, flat, tables, bits, images, values, sizes, gradients, g_flat, scheme, key, axis
 ):
     """Walks one segment in reverse; returns gradient tapes and the gradient of the weight buffer."""
     src, dst = segment.src, segment.dst
@@ -385,7 +424,7 @@ def _run_backward(
         def run(tape, row, flat, scale, bits, key, g):
             w = _weights(op, segment, flat, row[WEIGHTS])
             x, w, g = lax.optimization_barrier((_slot(tape, row[SRC]), w, g))
-            q = Quantizer(mode, scale, bits, key, axis)
+            q = Quantizer(scheme, scale, bits, key, axis)
             _, pull = jax.vjp(lambda w, x: _apply(op, w, x, q, has_norm, g.shape), w, x)
             g_w, g_x = pull(g)
             parts = [jnp.pad(p.ravel(), (0, block_floats(p.shape) - p.size)) for p in g_w]
@@ -400,7 +439,7 @@ def _run_backward(
         """Instruction r, with branch number `which`; weight gradients are padded to `padded` floats."""
         g_dst, g_src, g_flat = carry
         row = tables.rows[r]
-        q = _quantizer(program, mode, key, axis, max_of[src], row, bits.activations[r], r)
+        q = _quantizer(program, scheme, key, axis, sizes[src], row, bits.activations[r], r)
         g = lax.optimization_barrier(_slot(g_dst, row[G_DST]))
         g_w, g_x = lax.optimization_barrier(
             _switch(which, branches, src_tape, row, flat, q.scale, q.bits, q.key, g)

@@ -17,8 +17,8 @@ from ghn_jax import axes
 from ghn_jax.cnn import ops
 from ghn_jax.cnn.lowering import BLOCK
 from ghn_jax.cnn.program import Class, HeadTable, Program
-from ghn_jax.quant.fake_quant import fake_quantize
-from ghn_jax.quant.ranges import min_max
+from ghn_jax.quant.activations import quantize_activation
+from ghn_jax.quant.scheme import Scheme
 
 _KEYS = 1 << 20  # random keys of the head, beyond those of the instructions
 
@@ -132,12 +132,12 @@ def _bias(flat: Array, block: Array, cols: int) -> Array:
     return lax.dynamic_slice(flat, (block * BLOCK,), (cols,))
 
 
-def _quantize(x, bits, mode, key, which, axis):
+def _quantize(x, bits, scheme, key, which, axis):
     """By the tensor's own range; the zeros beyond its features do not widen it, as it includes 0."""
-    if mode == 'float':
+    if scheme.mode == 'float':
         return x
     key = None if key is None else axes.own_key(jax.random.fold_in(key, _KEYS + which), axis)
-    return fake_quantize(x, *min_max(x, across=axis), bits, mode=mode, key=key)
+    return quantize_activation(x, bits, scheme, key=key, across=axis)
 
 
 def _hidden_size(program: Program) -> int:
@@ -148,13 +148,15 @@ def _activate(residuals: Residuals) -> Array:
     return ops.relu(residuals.hidden) * residuals.mask
 
 
-def _final_input(program, table, bits, residuals: Residuals, mode, key, axis) -> Array:
+def _final_input(program, table, bits, residuals: Residuals, scheme, key, axis) -> Array:
     """What enters the last linear layer, [N, max(D, D')]: hidden activations or the features themselves."""
     width = max(program.features, _hidden_size(program))
     widen = lambda x: jnp.pad(x, ((0, 0), (0, width - x.shape[1])))
-    hidden = _quantize(_activate(residuals), bits[1], mode, key, 1, axis)
+    hidden = _quantize(_activate(residuals), bits[1], scheme, key, 1, axis)
     return jnp.where(
-        table.two_layers > 0, widen(hidden), widen(_quantize(residuals.features, bits[0], mode, key, 0, axis))
+        table.two_layers > 0,
+        widen(hidden),
+        widen(_quantize(residuals.features, bits[0], scheme, key, 0, axis)),
     )
 
 
@@ -165,7 +167,7 @@ def logits(
     bits: Array,
     features: Array,
     *,
-    mode: str,
+    scheme: Scheme,
     key: Array | None,
     dropout: float = 0.0,
     axis: str | None = None,
@@ -175,7 +177,7 @@ def logits(
     axis: as for `executor.loss_and_gradients`.
     """
     n, width = features.shape[0], _hidden_size(program)
-    x = _quantize(features, bits[0], mode, key, 0, axis)
+    x = _quantize(features, bits[0], scheme, key, 0, axis)
 
     def column(c, hidden):
         weights = table.hidden_weights + c * table.hidden_rows * BLOCK
@@ -189,7 +191,7 @@ def logits(
         keep = jax.random.bernoulli(jax.random.fold_in(key, _KEYS + 2), 1 - dropout, shape)
         mask = axes.own_rows(keep, axis).astype(features.dtype) / (1 - dropout)
     residuals = Residuals(features, hidden, mask)
-    x = _final_input(program, table, bits, residuals, mode, key, axis)
+    x = _final_input(program, table, bits, residuals, scheme, key, axis)
     cols = program.class_columns
     out = _linear(x, flat, table.final_weights, table.final_rows, cols) + _bias(flat, table.final_bias, cols)
     return out[:, : program.num_classes], residuals
@@ -204,21 +206,21 @@ def logits_backward(
     g: Array,
     g_flat: Array,
     *,
-    mode: str,
+    scheme: Scheme,
     key: Array | None,
     axis: str | None = None,
 ) -> tuple[Array, Array]:
     """(gradient to the features [N, D], g_flat with the head's weights set) from g [N, L]."""
     cols = program.class_columns
     g = jnp.pad(g, ((0, 0), (0, cols - g.shape[1])))
-    x, to_residuals = jax.vjp(lambda r: _final_input(program, table, bits, r, mode, key, axis), residuals)
+    x, to_residuals = jax.vjp(lambda r: _final_input(program, table, bits, r, scheme, key, axis), residuals)
     g_flat = lax.dynamic_update_slice(g_flat, jnp.sum(g, 0), (table.final_bias * BLOCK,))
     g_x, g_flat = _linear_backward(
         x, flat, table.final_weights, table.final_rows, cols, g, jnp.zeros_like(x), g_flat
     )
     (g_residuals,) = to_residuals(g_x)
 
-    quantize = lambda x: _quantize(x, bits[0], mode, key, 0, axis)
+    quantize = lambda x: _quantize(x, bits[0], scheme, key, 0, axis)
     x, to_features = jax.vjp(quantize, residuals.features)
 
     def column(c, carry):

@@ -20,6 +20,7 @@ from typing import NamedTuple
 
 import numpy as np
 
+from ghn_jax.cnn.columns import column_tables, count_columns
 from ghn_jax.cnn.lowering import (
     BLOCK,
     IMAGE,
@@ -32,7 +33,7 @@ from ghn_jax.cnn.lowering import (
     round_up,
 )
 from ghn_jax.networks.spec import NetworkSpec
-from ghn_jax.quant.policy import Policy
+from ghn_jax.quant.policy import FLOAT_BITS, Policy
 
 Class = tuple[int, int]
 
@@ -77,6 +78,10 @@ class Tables(NamedTuple):
     has_norm: float32 []. block_tensor: int32 [F / BLOCK], the quantized tensor a block of
     the weight buffer belongs to (the last tensor stands for "never quantized"). n_blocks: int32 [], blocks in
     use.
+
+    Output channels are numbered through all quantized tensors, in columns of COLUMN channels: block_columns:
+    int32 [F / BLOCK, 3], (the first column of the block's piece, how many the piece has, which of these the
+    block begins with: they come round and round); column_tensor: int32 [columns], the tensor of each.
     """
 
     rows: np.ndarray
@@ -85,6 +90,8 @@ class Tables(NamedTuple):
     has_norm: np.ndarray
     block_tensor: np.ndarray
     n_blocks: np.ndarray
+    block_columns: np.ndarray
+    column_tensor: np.ndarray
 
 
 class Bits(NamedTuple):
@@ -105,6 +112,7 @@ class Layout(NamedTuple):
     tensors: Mapping[str, int]  # quantized weight -> index in Bits.weights
     instructions: tuple[Instruction, ...]  # in order of execution: row r of the table
     head_weights: tuple[str, ...]
+    edges: frozenset[str]  # weights of the layers that read the image, and of the one that gives the logits
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -112,9 +120,10 @@ class Capacity:
     """Room in a program's buffers; a network that needs more is refused by `Program.layout`.
 
     slots: of each class's tape. gradient_slots: of its gradient tape. rows: of the instruction table. blocks:
-    of the weight buffer. tensors: quantized weights and one. parts: of a group. hidden_panels: of BLOCK units
-    each, of the hidden layer. pieces: of the weight buffer. dense_tiles, depth_tiles: what a hypernetwork
-    decodes for a network, one for each kernel position; windows: rectangles of tiles that it copies.
+    of the weight buffer. tensors: quantized weights and one. columns: of COLUMN output channels of these, and
+    one. parts: of a group. hidden_panels: of BLOCK units each, of the hidden layer. pieces: of the weight
+    buffer. dense_tiles, depth_tiles: what a hypernetwork decodes for a network, one for each kernel position;
+    windows: rectangles of tiles that it copies.
     """
 
     slots: tuple[tuple[Class, int], ...]
@@ -122,6 +131,7 @@ class Capacity:
     rows: int
     blocks: int
     tensors: int
+    columns: int
     parts: int
     hidden_panels: int
     pieces: int
@@ -191,16 +201,17 @@ class Program:
           UserError: a rule of the policy matches no weight of the network.
         """
         policy.check(list(layout.tensors))
-        activations = np.full((self.capacity.rows, 2), 32, np.int32)
+        widths = {name: policy.widths(name, edge=name in layout.edges) for name in layout.tensors}
+        activations = np.full((self.capacity.rows, 2), FLOAT_BITS, np.int32)
         for r, instruction in enumerate(layout.instructions):
             for k, name in enumerate(instruction.quantized):
-                activations[r, k] = policy.activations(name)
-        head = np.full(2, 32, np.int32)
+                activations[r, k] = widths[name][1]
+        head = np.full(2, FLOAT_BITS, np.int32)
         for k, name in enumerate(layout.head_weights):
-            head[k] = policy.activations(name)
-        weights = np.full(self.capacity.tensors, 32, np.int32)
+            head[k] = widths[name][1]
+        weights = np.full(self.capacity.tensors, FLOAT_BITS, np.int32)
         for name, index in layout.tensors.items():
-            weights[index] = policy.weights(name)
+            weights[index] = widths[name][0]
         return Bits(activations, head, weights)
 
     def pack(self, layout: Layout, params: Mapping[str, np.ndarray], dtype=np.float32) -> np.ndarray:
@@ -308,15 +319,21 @@ def _place(program: Program, lowered: Lowered) -> Layout:
     unquantized = program.capacity.tensors - 1
     tensors: dict[str, int] = {}
     block_tensor = np.full(program.capacity.blocks, unquantized, np.int32)
-    for block, piece in pieces:
-        if piece.name is not None and piece.is_matrix:
-            index = tensors.setdefault(piece.name, len(tensors))
-            block_tensor[block : block + piece.size // BLOCK] = index
+    matrices = [(block, piece) for block, piece in pieces if piece.name is not None and piece.is_matrix]
+    for block, piece in matrices:
+        index = tensors.setdefault(piece.name, len(tensors))
+        block_tensor[block : block + piece.size // BLOCK] = index
     _check_room('weight tensors', len(tensors), unquantized, lowered.name)
+    counts = count_columns(piece for _, piece in matrices)
+    _check_room('columns of channels', sum(counts.values()), program.capacity.columns - 1, lowered.name)
+    columns = column_tables(program.capacity, matrices, tensors)
 
-    tables = Tables(rows, bounds, head, np.float32(lowered.has_norm), block_tensor, np.int32(blocks))
+    tables = Tables(
+        rows, bounds, head, np.float32(lowered.has_norm), block_tensor, np.int32(blocks), *columns
+    )
     head_weights = tuple(f'{p}.weight' for p in (lowered.head.hidden, lowered.head.final) if p)
-    return Layout(tables, tuple(pieces), tensors, tuple(executed), head_weights)
+    edges = {name for i in executed if i.src == IMAGE for name in i.quantized} | {head_weights[-1]}
+    return Layout(tables, tuple(pieces), tensors, tuple(executed), head_weights, frozenset(edges))
 
 
 def place_gradients(

@@ -18,7 +18,9 @@ from jax import Array, lax
 
 from ghn_jax.errors import UserError
 from ghn_jax.networks.spec import NetworkSpec
-from ghn_jax.quant.policy import FLOAT_BITS, Policy, quantizable
+from ghn_jax.quant import plain
+from ghn_jax.quant.policy import Policy, quantizable
+from ghn_jax.quant.scheme import QAT, Scheme
 
 _EPSILON = 1e-5
 _HEADS = 8
@@ -30,6 +32,7 @@ def apply_reference(
     images: Array,
     *,
     policy: Policy | None = None,
+    scheme: Scheme = QAT,
     dropout_mask: Array | None = None,
 ) -> Array:
     """Logits [N, num_classes] of the network on images [N, H, W, 3], in the dtype of the parameters.
@@ -37,7 +40,8 @@ def apply_reference(
     Args:
         params: DeepNets-1M's names and layouts. Those that do not influence the logits may be missing.
         policy: fake quantization of the weight of every convolution and linear layer and of the activation
-            entering it, each tensor over its own min/max (default: none).
+            entering it (default: none).
+        scheme: how, of mode 'qat'.
         dropout_mask: [N, fc_dim], factors for the hidden layer of a two-layer head: 0 or 1/(1 - rate).
 
     Raises:
@@ -45,7 +49,7 @@ def apply_reference(
     """
     if policy is not None:
         policy.check(quantizable((name, w.shape) for name, w in params.items()))
-    layers = _Layers(params, policy, spec.norm is not None)
+    layers = _Layers(params, policy, scheme, spec)
     images = jnp.asarray(images, jnp.result_type(*params.values()))
     outputs: dict[int, Array | None] = dict(zip((-2, -1), _stem(layers, spec, images), strict=True))
 
@@ -207,7 +211,8 @@ class _Layers:
 
     params: Mapping[str, Array]
     policy: Policy | None
-    normalised: bool
+    scheme: Scheme
+    spec: NetworkSpec
 
     def __getitem__(self, name: str) -> Array:
         if name not in self.params:
@@ -215,11 +220,19 @@ class _Layers:
         return jnp.asarray(self.params[name])
 
     def quantize_activation(self, name: str, x: Array) -> Array:
-        return x if self.policy is None else _fake_quantize(x, self.policy.activations(f'{name}.weight'))
+        if self.policy is None:
+            return x
+        return plain.quantize_activation(x, self._widths(name)[1], self.scheme)
 
     def quantize_weight(self, name: str) -> Array:
         w = self[f'{name}.weight']
-        return w if self.policy is None else _fake_quantize(w, self.policy.weights(f'{name}.weight'))
+        return w if self.policy is None else plain.quantize_weight(w, self._widths(name)[0], self.scheme)
+
+    def _widths(self, name: str) -> tuple[int, int]:
+        assert self.policy is not None
+        first = 'stem0' if self.spec.is_vit else 'stem.0' if self.spec.stem_type == 0 else 'stem0.0'
+        last = 'classifier.0' if self.spec.fc_layers == 1 else 'classifier.3'
+        return self.policy.widths(f'{name}.weight', edge=name in (first, last))
 
     def conv(
         self,
@@ -251,7 +264,7 @@ class _Layers:
 
     def norm(self, name: str, x: Array) -> Array:
         """Batch normalisation by the statistics of this batch; nothing in a network without."""
-        if not self.normalised:
+        if self.spec.norm is None:
             return x
         return _standardise(x, self[f'{name}.weight'], self[f'{name}.bias'], (0, 1, 2))
 
@@ -304,21 +317,3 @@ def _max_pool(x: Array, stride: int) -> Array:
 def _avg_pool(x: Array, stride: int) -> Array:
     counts = _windows(jnp.ones((1, *x.shape[1:3], 1), x.dtype), stride, 0)
     return jnp.sum(jnp.stack(_windows(x, stride, 0)), axis=0) / jnp.sum(jnp.stack(counts), axis=0)
-
-
-def _fake_quantize(x: Array, bits: int) -> Array:
-    """x on 2^bits levels over [min(0, min x), max(0, max x)]; gradient 1 inside the range, 0 outside."""
-    return x if bits >= FLOAT_BITS else _round(x, 2.0**bits - 1)
-
-
-@jax.jit
-def _round(x: Array, top: float) -> Array:
-    fixed = lax.stop_gradient(x)
-    lo, hi = jnp.minimum(0, jnp.min(fixed)), jnp.maximum(0, jnp.max(fixed))
-    s = (hi - lo) / top
-    s = jnp.where(s < jnp.finfo(x.dtype).tiny, 1, s)  # no range worth dividing: everything becomes 0
-    z = jnp.round(-lo / s)
-    q = jnp.round(fixed / s) + z
-    rounded = (jnp.clip(q, 0, top) - z) * s
-    passed = jnp.where((q >= 0) & (q <= top), x, fixed)
-    return rounded + (passed - fixed)  # passed - fixed is 0 exactly; only its gradient matters

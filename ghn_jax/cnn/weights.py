@@ -1,19 +1,50 @@
 """Fake quantization of a whole weight buffer.
 
-Axes: F floats of the buffer | B blocks of BLOCK floats | T tensors.
+Axes: F floats of the buffer | B blocks of BLOCK floats | T tensors | U columns of COLUMN output channels |
+G grids.
 
-The range of a weight is that of the logical tensor, however many instructions read parts of it, so weights
-are quantized here, before any instruction reads them. All loops go page by page over the blocks in use:
-their cost follows the network, not the buffer.
+The grid of a weight is that of the logical tensor (or of its output channel), however many instructions read
+parts of it, so weights are quantized here, before any instruction reads them. All loops go page by page over
+the blocks in use: their cost follows the network, not the buffer.
+
+A page is seen as rows [R, K], and each row has an index into arrays of what the rows share. By tensor: rows
+are blocks, the arrays [T, 1]. By channel: rows are columns of channels, the arrays [U, COLUMN], an entry for
+each channel. Zeros, padding among them, count in no sum (`quant.ranges`).
 """
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 from jax import Array, lax
 
+from ghn_jax.cnn.columns import COLUMN
 from ghn_jax.cnn.lowering import BLOCK
 from ghn_jax.cnn.program import PAGE_BLOCKS, Tables
-from ghn_jax.quant.fake_quant import fake_quantize
+from ghn_jax.quant.fake_quant import Grid, make_grid, quantize
+from ghn_jax.quant.policy import TERNARY
+from ghn_jax.quant.ranges import sigma, sigmas_for
+from ghn_jax.quant.scheme import Scheme
+
+TERNARY_CUT = 0.7  # times the mean magnitude (arXiv 1605.04711, eq. 6)
+_PERCENTILE_STEPS, _MSE_STEPS, _MSE_LEAST = 256, 16, 3  # fractions of a range that are tried: k / steps
+_VARIANCE_EPSILON = 1e-10  # of a channel of equal weights
+
+
+class Moments(NamedTuple):
+    """What standardises each output channel: (w - mean) * gain. count: its weights. Arrays [U, COLUMN]."""
+
+    mean: Array
+    gain: Array
+    count: Array
+
+
+class Fit(NamedTuple):
+    """How a buffer was quantized: what the backward pass needs. grid: arrays [G, 1 or COLUMN]."""
+
+    grid: Grid
+    moments: Moments | None
 
 
 def pages(tables: Tables) -> Array:
@@ -22,10 +53,11 @@ def pages(tables: Tables) -> Array:
 
 
 def get_page(buffer: Array, p: Array) -> Array:
-    """Page p of a [F] buffer as [PAGE_BLOCKS, BLOCK], or of a [B] table as [PAGE_BLOCKS]."""
-    width = BLOCK if jnp.issubdtype(buffer.dtype, jnp.floating) else 1
-    page = lax.dynamic_slice(buffer, (p * PAGE_BLOCKS * width,), (PAGE_BLOCKS * width,))
-    return page.reshape(PAGE_BLOCKS, BLOCK) if width == BLOCK else page
+    """Page p of a [F] buffer as [PAGE_BLOCKS, BLOCK], or of a [B, ...] table as [PAGE_BLOCKS, ...]."""
+    if not jnp.issubdtype(buffer.dtype, jnp.floating):
+        return lax.dynamic_slice_in_dim(buffer, p * PAGE_BLOCKS, PAGE_BLOCKS)
+    page = lax.dynamic_slice(buffer, (p * PAGE_BLOCKS * BLOCK,), (PAGE_BLOCKS * BLOCK,))
+    return page.reshape(PAGE_BLOCKS, BLOCK)
 
 
 def set_page(buffer: Array, page: Array, p: Array) -> Array:
@@ -33,56 +65,251 @@ def set_page(buffer: Array, page: Array, p: Array) -> Array:
     return lax.dynamic_update_slice(buffer, page.ravel(), (p * PAGE_BLOCKS * BLOCK,))
 
 
-def tensor_ranges(flat: Array, tables: Tables, n_tensors: int) -> tuple[Array, Array]:
-    """(lo, hi), each [T]: the range of every tensor in the buffer, always including 0."""
-
-    def page(p, ranges):
-        lo, hi = ranges
-        w = get_page(flat, p)
-        tensor = get_page(tables.block_tensor, p)
-        return lo.at[tensor].min(jnp.min(w, 1)), hi.at[tensor].max(jnp.max(w, 1))
-
-    zeros = jnp.zeros(n_tensors, flat.dtype)
-    return lax.fori_loop(0, pages(tables), page, (zeros, zeros))
-
-
-def _quantize_page(w, ranges, bits, tensor, mode, key):
-    lo, hi = (r[tensor][:, None] for r in ranges)
-    return fake_quantize(w, lo, hi, bits[tensor][:, None], mode=mode, key=key)
-
-
-def _page_key(key, p):
-    return None if key is None else jax.random.fold_in(key, p)
-
-
 def quantize_weights(
-    flat: Array, tables: Tables, bits: Array, out: Array, *, mode: str, key: Array | None = None
-) -> Array:
-    """The buffer with every tensor fake-quantized by its own range, written into `out` [F].
+    flat: Array, tables: Tables, bits: Array, out: Array, *, scheme: Scheme, key: Array | None = None
+) -> tuple[Array, Fit]:
+    """The buffer with every tensor fake-quantized, written into `out` [F], and how.
 
-    bits: int32 [T]. Blocks that no tensor owns (norms, biases) are copied. mode: 'qat' or 'noise'; `key` for
-    the latter.
+    bits: int32 [T]. Blocks that no tensor owns (norms, biases) are copied. scheme: of mode 'qat' or 'noise';
+    `key` for the latter.
     """
-    ranges = tensor_ranges(flat, tables, bits.shape[0])
+    buffer = _Buffer(flat, tables, _moments(flat, tables) if scheme.standardise else None)
+    rows = _by_channel if scheme.granularity == 'channel' else _by_tensor
+    grid = _fit(buffer, rows, bits, scheme)
 
     def page(p, out):
-        tensor = get_page(tables.block_tensor, p)
-        quantized = _quantize_page(get_page(flat, p), ranges, bits, tensor, mode, _page_key(key, p))
-        return set_page(out, quantized, p)
+        w, unit = buffer.page(p), rows(tables, p)
+        y = _on_grid(unit.rows(w), grid, unit, bits, scheme, key, p)
+        return set_page(out, y, p)
 
-    return lax.fori_loop(0, pages(tables), page, out)
+    return lax.fori_loop(0, pages(tables), page, out), Fit(grid, buffer.moments)
 
 
 def quantize_weights_backward(
-    flat: Array, tables: Tables, bits: Array, g: Array, *, mode: str, key: Array | None = None
+    flat: Array, tables: Tables, bits: Array, g: Array, fit: Fit, *, scheme: Scheme, key: Array | None = None
 ) -> Array:
     """The gradient [F] to `flat` from the gradient to the quantized weights, in place of the latter."""
-    ranges = tensor_ranges(flat, tables, bits.shape[0])
+    buffer = _Buffer(flat, tables, fit.moments)
+    rows = _by_channel if scheme.granularity == 'channel' else _by_tensor
 
     def page(p, g):
-        tensor = get_page(tables.block_tensor, p)
-        quantize = lambda w: _quantize_page(w, ranges, bits, tensor, mode, _page_key(key, p))
-        _, pull = jax.vjp(quantize, get_page(flat, p))
-        return set_page(g, pull(get_page(g, p))[0], p)
+        w, unit = buffer.page(p), rows(tables, p)
+        rounded = lambda w: _on_grid(unit.rows(w), fit.grid, unit, bits, scheme, key, p)
+        _, pull = jax.vjp(rounded, w)
+        return set_page(g, pull(unit.rows(get_page(g, p)))[0], p)
+
+    g = lax.fori_loop(0, pages(tables), page, g)
+    return g if fit.moments is None else _standardise_backward(flat, tables, fit.moments, g)
+
+
+# ---- pages as rows
+
+
+class _Unit(NamedTuple):
+    """What the rows of a page have in common. index: int32 [R]. tensor: int32 [R]. width: K."""
+
+    index: Array
+    tensor: Array
+    width: int
+
+    def rows(self, page: Array) -> Array:
+        return page.reshape(-1, self.width)
+
+    def reduce(self, x: Array, how: Callable = jnp.sum) -> Array:
+        """x [R, K] -> [R, 1] where a row has one grid, as it is where each of its channels has its own."""
+        return how(x, 1, keepdims=True) if self.width == BLOCK else x
+
+
+def _by_tensor(tables: Tables, p: Array) -> _Unit:
+    tensor = get_page(tables.block_tensor, p)
+    return _Unit(tensor, tensor, BLOCK)
+
+
+def _by_channel(tables: Tables, p: Array) -> _Unit:
+    first, count, begin = (c[:, None] for c in get_page(tables.block_columns, p).T)
+    index = first + (begin + jnp.arange(BLOCK // COLUMN, dtype=jnp.int32)) % count
+    return _Unit(index.ravel(), jnp.repeat(get_page(tables.block_tensor, p), BLOCK // COLUMN), COLUMN)
+
+
+class _Buffer(NamedTuple):
+    """Weights to be read page by page, standardised where there are moments."""
+
+    flat: Array
+    tables: Tables
+    moments: Moments | None
+
+    def page(self, p: Array) -> Array:
+        w = get_page(self.flat, p)
+        if self.moments is None:
+            return w
+        unit = _by_channel(self.tables, p)
+        x, (mean, gain, _) = unit.rows(w), (m[unit.index] for m in self.moments)
+        standard = jnp.where(x != 0, (x - mean) * gain, 0)
+        return jnp.where(_owned(unit, self.tables), standard, x).reshape(w.shape)
+
+    def fold(self, rows, add: Callable, start: Any, count: Array | None = None) -> Any:
+        """add(totals, rows [R, K], unit) over all pages, or over the first `count`."""
+        step = lambda p, total: add(total, (u := rows(self.tables, p)).rows(self.page(p)), u)
+        return lax.fori_loop(0, pages(self.tables) if count is None else count, step, start)
+
+
+def _owned(unit: _Unit, tables: Tables) -> Array:
+    """[R, 1], whether a tensor owns the row."""
+    return (unit.index < tables.column_tensor.shape[0] - 1)[:, None]
+
+
+def _on_grid(w: Array, grid: Grid, unit: _Unit, bits: Array, scheme: Scheme, key: Array | None, p: Array):
+    own = Grid(*(part[unit.index] for part in grid))
+    key = None if key is None else jax.random.fold_in(key, p)
+    b = bits[unit.tensor][:, None]
+    return quantize(w, own, b, mode=scheme.mode, key=key, temperature=scheme.temperature)
+
+
+# ---- grids
+
+
+def _fit(buffer: _Buffer, rows: Callable, bits: Array, scheme: Scheme) -> Grid:
+    """The grid of every tensor or channel: arrays [G, 1 or COLUMN]."""
+    by_channel, dtype = rows is _by_channel, buffer.flat.dtype
+    b = (bits[buffer.tables.column_tensor] if by_channel else bits)[:, None]
+    zeros = jnp.zeros((b.shape[0], COLUMN if by_channel else 1), dtype)
+
+    def extend(ranges, w, unit):
+        lo, hi = ranges
+        return (
+            lo.at[unit.index].min(unit.reduce(w, jnp.min)),
+            hi.at[unit.index].max(unit.reduce(w, jnp.max)),
+        )
+
+    lo, hi = buffer.fold(rows, extend, (zeros, zeros))
+    if scheme.symmetric:
+        hi = jnp.maximum(-lo, hi)
+        lo = -hi
+    grid_of = lambda lo, hi: make_grid(lo, hi, b, dtype, symmetric=scheme.symmetric)
+    if scheme.weight_range == 'sigma':
+        far = scheme.weight_sigmas or sigmas_for(b, lo, dtype, symmetric=scheme.symmetric)
+        far = far * sigma(*buffer.fold(rows, _add(lambda w, unit: w * w), (zeros, zeros)))
+        lo, hi = jnp.maximum(lo, -far), jnp.minimum(hi, far)
+    elif scheme.weight_range == 'percentile':
+        fraction = _percentile_fraction(buffer, rows, lo, hi, scheme.percentile)
+        lo, hi = fraction * lo, fraction * hi
+    elif scheme.weight_range == 'mse':
+        fraction = _mse_fraction(buffer, rows, lo, hi, b, grid_of)
+        lo, hi = fraction * lo, fraction * hi
+    return _with_signs(buffer, rows, grid_of(lo, hi), b, zeros)
+
+
+def _add(measure: Callable) -> Callable:
+    """Adds up measure(w, unit) and the number of weights that are not 0, by index."""
+
+    def add(totals, w, unit):
+        x = measure(w, unit)
+        total, count = totals
+        return (
+            total.at[unit.index].add(unit.reduce(x)),
+            count.at[unit.index].add(unit.reduce((w != 0).astype(w.dtype))),
+        )
+
+    return add
+
+
+def _with_signs(buffer: _Buffer, rows: Callable, grid: Grid, b: Array, zeros: Array) -> Grid:
+    """The grid, with those of 1 bit (arXiv 1603.05279, eq. 6) and of ternary weights (arXiv 1605.04711).
+
+    The scale is the mean magnitude of the weights beyond the cut: 0, or TERNARY_CUT mean magnitudes.
+    """
+    n = jnp.where(jnp.any(b < 2), pages(buffer.tables), 0)  # no pass over the weights where there are none
+    total, count = buffer.fold(rows, _add(lambda w, unit: jnp.abs(w)), (zeros, zeros), n)
+    cut = jnp.where(b == TERNARY, TERNARY_CUT, 0) * total / jnp.maximum(count, 1)
+
+    def beyond(totals, w, unit):
+        x = jnp.where(jnp.abs(w) > cut[unit.index], jnp.abs(w), 0)
+        return _add(lambda x, unit: x)(totals, x, unit)
+
+    total, count = buffer.fold(rows, beyond, (zeros, zeros), n)
+    scale = total / jnp.maximum(count, 1)
+    return grid._replace(scale=jnp.where(b < 2, scale, grid.scale), cut=jnp.where(b < 2, cut, 0))
+
+
+def _percentile_fraction(buffer: _Buffer, rows: Callable, lo: Array, hi: Array, percentile: float) -> Array:
+    """The least k / 256 of a range outside of which lie no more than 100 - percentile percent: bisection."""
+
+    def outside(fraction):
+        def beyond(w, unit):
+            f, low, high = (x[unit.index] for x in (fraction, lo, hi))
+            return ((w < f * low) | (w > f * high)).astype(w.dtype)
+
+        return buffer.fold(rows, _add(beyond), (jnp.zeros_like(lo), jnp.zeros_like(lo)))
+
+    def halve(_, bounds):
+        low, high = bounds
+        middle = (low + high) // 2
+        beyond, count = outside(middle.astype(lo.dtype) / _PERCENTILE_STEPS)
+        fits = beyond <= (1 - percentile / 100) * count
+        return jnp.where(fits, low, middle), jnp.where(fits, middle, high)
+
+    none = jnp.zeros(lo.shape, jnp.int32)
+    halvings = _PERCENTILE_STEPS.bit_length() - 1
+    _, k = lax.fori_loop(0, halvings, halve, (none, none + _PERCENTILE_STEPS))
+    return k.astype(lo.dtype) / _PERCENTILE_STEPS
+
+
+def _mse_fraction(buffer: _Buffer, rows: Callable, lo: Array, hi: Array, b: Array, grid_of) -> Array:
+    """The k / 16 of a range with the least squared error of rounding; of equal ones the largest."""
+
+    def attempt(i, best):
+        least, fraction = best
+        f = (_MSE_STEPS - i).astype(lo.dtype) / _MSE_STEPS
+        grid = grid_of(f * lo, f * hi)
+
+        def error(w, unit):
+            own, bits = Grid(*(part[unit.index] for part in grid)), (b + jnp.zeros_like(lo, b.dtype))
+            return (w - quantize(w, own, bits[unit.index])) ** 2
+
+        e, _ = buffer.fold(rows, _add(error), (jnp.zeros_like(lo), jnp.zeros_like(lo)))
+        return jnp.where(e < least, e, least), jnp.where(e < least, f, fraction)
+
+    start = jnp.full_like(lo, jnp.inf), jnp.ones_like(lo)
+    return lax.fori_loop(0, _MSE_STEPS - _MSE_LEAST + 1, attempt, start)[1]
+
+
+# ---- standardised weights
+
+
+def _moments(flat: Array, tables: Tables) -> Moments:
+    buffer = _Buffer(flat, tables, None)
+    zeros = jnp.zeros((tables.column_tensor.shape[0], COLUMN), flat.dtype)
+    total, count = buffer.fold(_by_channel, _add(lambda w, unit: w), (zeros, zeros))
+    n = jnp.maximum(count, 1)
+    mean = total / n
+    # Two passes: one pass cancels.
+    square = lambda w, unit: jnp.where(w != 0, (w - mean[unit.index]) ** 2, 0)
+    squares, _ = buffer.fold(_by_channel, _add(square), (zeros, zeros))
+    return Moments(mean, jnp.sqrt(2 / n) * lax.rsqrt(squares / n + _VARIANCE_EPSILON), n)
+
+
+def _standardise_backward(flat: Array, tables: Tables, moments: Moments, g: Array) -> Array:
+    """The gradient to the weights from that to the standardised ones, in place of the latter."""
+    mean, gain, n = moments
+    zeros = jnp.zeros_like(mean)
+
+    def read(p, g):
+        unit = _by_channel(tables, p)
+        w = unit.rows(get_page(flat, p))
+        return unit, w != 0, w - mean[unit.index], unit.rows(get_page(g, p))
+
+    def add(p, totals):
+        unit, used, centred, g_rows = read(p, g)
+        g_rows = jnp.where(used, g_rows, 0)
+        return tuple(t.at[unit.index].add(x) for t, x in zip(totals, (g_rows, g_rows * centred), strict=True))
+
+    g_total, g_centred = lax.fori_loop(0, pages(tables), add, (zeros, zeros))
+    g_mean, slope = g_total / n, g_centred / n * (gain * gain * n / 2)  # the last: 1 / variance
+
+    def page(p, g):
+        unit, used, centred, g_rows = read(p, g)
+        own_mean, own_slope, own_gain = (x[unit.index] for x in (g_mean, slope, gain))
+        standard = jnp.where(used, own_gain * (g_rows - own_mean - centred * own_slope), 0)
+        return set_page(g, jnp.where(_owned(unit, tables), standard, g_rows), p)
 
     return lax.fori_loop(0, pages(tables), page, g)

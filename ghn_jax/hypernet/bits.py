@@ -29,10 +29,11 @@ from ghn_jax.errors import UserError
 from ghn_jax.hypernet.layers import Params
 from ghn_jax.networks.graph import NetworkGraph, build_graph
 from ghn_jax.networks.spec import NetworkSpec
-from ghn_jax.quant.policy import Policy, quantizable
+from ghn_jax.quant.policy import TERNARY, Policy, edges_of, quantizable
 
 WIDTHS = np.array([1, 2, 3, 4, 6, 8])
 FLOAT_FROM = 16  # bits; so many are as good as float in these networks, which 8 bits hardly change
+TERNARY_AS = 2  # bits: a ternary weight has 1.6
 _WIDER = np.array([*WIDTHS[1:], FLOAT_FROM])
 _HEARS_OF_LAYER_BEFORE = ('bn', 'ln', 'bias')
 
@@ -58,7 +59,8 @@ def with_policy(graph: NetworkGraph, policy: Policy) -> NetworkGraph:
     policy.check(names, graph.spec.name)
     node_of = {p.name: p.node for p in graph.parameters}
     layers = np.array([node_of[name] for name in names])
-    own = np.array([(policy.weights(name), policy.activations(name)) for name in names], np.int32)
+    own = np.array([policy.widths(name, edge=name in edges_of(names)) for name in names], np.int32)
+    own[own == TERNARY] = TERNARY_AS
     bits = np.zeros((len(graph.nodes), 2), np.int32)
     bits[layers] = own
     for v, node in enumerate(graph.nodes):

@@ -74,8 +74,8 @@ class GHNConfig:
         if size > MAX_PARAMETERS:
             raise UserError(
                 f'hid {shown(self.hid)}, max_shape {shown(list(shape))} and num_classes '
-                f'{shown(self.num_classes)} make {shown(size)} parameters, more than {MAX_PARAMETERS:,}: give '
-                'smaller ones'
+                f'{shown(self.num_classes)} make {shown(size)} parameters, more than {MAX_PARAMETERS:,}: '
+                'give smaller ones'
             )
         for field, allowed in _CHOICES.items():
             if getattr(self, field) not in allowed:
@@ -95,7 +95,8 @@ class GHNConfig:
         unknown = sorted(set(fields) - set(known))
         if unknown:
             raise UserError(
-                f'hypernetwork config has unknown fields {", ".join(unknown)[:80]}: known are {", ".join(known)}'
+                f'hypernetwork config has unknown fields {", ".join(unknown)[:80]}: known are '
+                f'{", ".join(known)}'
             )
         return cls(**fields)
 

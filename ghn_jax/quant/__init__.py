@@ -5,3 +5,4 @@ from ghn_jax.quant.policy import Policy as Policy
 from ghn_jax.quant.policy import load_policy as load_policy
 from ghn_jax.quant.policy import parse_bits as parse_bits
 from ghn_jax.quant.ranges import min_max as min_max
+from ghn_jax.quant.scheme import Scheme as Scheme

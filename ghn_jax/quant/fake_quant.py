@@ -1,47 +1,105 @@
-"""Fake quantization: values rounded to 2^b levels, kept as floats, with straight-through gradients.
+"""Fake quantization: values rounded to the levels of a grid, kept as floats, with straight-through gradients.
 
-Uniform and asymmetric, over a range [lo, hi] that includes 0:
+A uniform grid over a range [lo, hi] that includes 0, asymmetric or symmetric (-lo = hi):
 
-    s = (hi - lo) / (2^b - 1)      z = round(-lo / s)
-    q = clip(round(x / s) + z, 0, 2^b - 1)      x^ = (q - z) s
+    n = 2^b - 1 (symmetric: 2^b - 2)      s = (hi - lo) / n      z = round(-lo / s)
+    q = clip(round(x / s) + z, 0, n)      x^ = (q - z) s
 
-Rounding is half to even. The gradient to x is 1 where round(x / s) + z lies in [0, 2^b - 1] before the clip
-and 0 elsewhere, as in `torch.fake_quantize_per_tensor_affine`; lo, hi and b get none.
-`lo`, `hi` and `bits` are data, not constants of the program: one compiled program serves every bit-width.
+Rounding is half to even. The gradient to x is 1 where round(x / s) + z lies in [0, n] before the clip
+and 0 elsewhere, as in `torch.fake_quantize_per_tensor_affine`; the grid and b get none.
 
-Letters: b bits | s scale, the width of a level | z zero point | q level number.
+Grids of signs have less than 2 bits: x^ = s sign(x) where |x| > cut, else 0, with gradient 1 everywhere. One
+bit (b = 1): for values on both sides of 0, cut = 0, and 0 itself stays 0, which padding needs; for values
+that are not negative s = hi and cut = hi / 2, which is rounding to {0, hi}. Ternary (b = TERNARY): cut > 0.
+
+At a temperature T > 0 round(u) is a smooth staircase (arXiv 1908.05033, eq. 3 to 5), with its own slope as
+the gradient: floor(u) + 1/2 + tanh((u - floor(u) - 1/2) / T) / (2 tanh(1 / (2 T))). Grids of signs stay hard.
+
+Grids and bits are data, not constants of the program: one compiled program serves every bit-width.
+
+Letters: b bits | n levels above the lowest | s scale, the width of a level | z zero point | q level number.
 """
+
+import functools
+import math
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
+from jax import Array
 from jax.typing import ArrayLike
 
 from ghn_jax.errors import UserError
+from ghn_jax.quant.policy import FLOAT_BITS
+from ghn_jax.quant.scheme import MODES
 
-MODES = ('float', 'qat', 'noise')
-FLOAT_BITS = 32  # this many bits or more: no quantization
+
+class Grid(NamedTuple):
+    """s, z, n and cut, arrays that broadcast to x; s is 0 for a range too narrow for levels."""
+
+    scale: Array
+    zero: Array
+    top: Array
+    cut: Array
 
 
 def fake_quantize(
-    x: jax.Array,
+    x: Array,
     lo: ArrayLike,
     hi: ArrayLike,
     bits: ArrayLike,
     *,
     mode: str = 'qat',
-    key: jax.Array | None = None,
-) -> jax.Array:
-    """x rounded to 2^bits levels over [lo, hi]; same shape and dtype as x.
+    key: Array | None = None,
+    symmetric: bool = False,
+    temperature: float = 0.0,
+) -> Array:
+    """x on the levels of a grid over [lo, hi]; same shape and dtype as x.
 
     Args:
         x: float32 or float64, any shape.
         lo, hi: the range, lo <= 0 <= hi (`ranges.min_max`); scalars or arrays that broadcast to x.
-        bits: integers in 2..16, or 32 and more for "leave x as it is"; scalar or broadcasting to x.
-        mode: static. 'qat' rounds, with the straight-through gradient above. 'noise' adds uniform noise in
-            [-s/2, s/2) instead, with gradient 1 everywhere. 'float' returns x.
-        key: random key, for 'noise' only.
+        bits: integers in 1..16, or 32 and more for "leave x as it is"; scalar or broadcasting to x.
+        mode, key, temperature: static but the key, see `quantize`. symmetric: static; then -lo = hi.
 
     A range too narrow for its levels to be normal numbers (all zeros, subnormal) becomes 0 with gradient 1.
+
+    Raises:
+        UserError: unknown mode, or 'noise' without a key.
+    """
+    grid = make_grid(lo, hi, bits, x.dtype, symmetric=symmetric)
+    return quantize(x, grid, bits, mode=mode, key=key, temperature=temperature)
+
+
+def make_grid(lo: ArrayLike, hi: ArrayLike, bits: ArrayLike, dtype, *, symmetric: bool = False) -> Grid:
+    """The grid over [lo, hi], as `dtype`, each part of the small, unbroadcast shape."""
+    lo, hi, bits = jnp.asarray(lo, dtype), jnp.asarray(hi, dtype), jnp.asarray(bits, jnp.int32)
+    # An integer shift: exp2 is not exact everywhere. 24 bits at most: then n is exact in float32, also
+    # in the unused grid of a float tensor.
+    lowest = 2 if symmetric else 1
+    top = (jnp.left_shift(1, jnp.clip(bits, lowest, 24)) - lowest).astype(dtype)
+    two_sided = lo < 0
+    # The sign of values on both sides, at half of the farthest: the smallest largest error.
+    of_signs = jnp.where(two_sided, jnp.maximum(-lo, hi) / 2, hi)
+    s = jnp.where(bits < 2, of_signs, (hi - lo) / top)
+    s = jnp.where(s >= jnp.finfo(dtype).tiny, s, 0)
+    z = jnp.where((s > 0) & (bits >= 2), jnp.round(-lo / _safe(s)), 0)
+    return Grid(s, z, top, jnp.where((bits < 2) & ~two_sided, hi / 2, 0))
+
+
+def quantize(
+    x: Array,
+    grid: Grid,
+    bits: ArrayLike,
+    *,
+    mode: str = 'qat',
+    key: Array | None = None,
+    temperature: float = 0.0,
+) -> Array:
+    """x on the levels of `grid`.
+
+    mode: static. 'qat' rounds, with the gradient above. 'noise' adds uniform noise in [-s/2, s/2) instead,
+    with gradient 1 everywhere (two signs are 2 s apart). 'float' returns x. key: random, for 'noise'.
 
     Raises:
         UserError: unknown mode, or 'noise' without a key.
@@ -51,51 +109,54 @@ def fake_quantize(
     if mode == 'float':
         return x
     if mode == 'qat':
-        return _round(x, lo, hi, bits)
+        return _round(x, grid, bits, temperature)
     if key is None:
         raise UserError("quantization mode 'noise' needs a random key: pass key=")
-    return x + jax.lax.stop_gradient(_noise(x, lo, hi, bits, key))
+    return x + jax.lax.stop_gradient(_noise(x, grid, bits, key))
 
 
-def grid(lo: ArrayLike, hi: ArrayLike, bits: ArrayLike, dtype) -> tuple[jax.Array, jax.Array, jax.Array]:
-    """(s, z, 2^b - 1) as `dtype`, each of the small, unbroadcast shape. s is 0 for a degenerate range."""
-    lo, hi = jnp.asarray(lo, dtype), jnp.asarray(hi, dtype)
-    # An integer shift: exp2 is not exact everywhere. 24 bits at most: then 2^b - 1 is exact in float32, also
-    # in the unused grid of a float tensor.
-    top = (jnp.left_shift(1, jnp.minimum(jnp.asarray(bits, jnp.int32), 24)) - 1).astype(dtype)
-    s = (hi - lo) / top
-    s = jnp.where(s >= jnp.finfo(dtype).tiny, s, 0)
-    z = jnp.where(s > 0, jnp.round(-lo / _safe(s)), 0)
-    return s, z, top
+@functools.partial(jax.custom_vjp, nondiff_argnums=(3,))
+def _round(x, grid, bits, temperature):
+    bits, (s, z, top, cut) = jnp.asarray(bits), grid
+    q = jnp.clip(_staircase(x / _safe(s), temperature) + z, 0, top)
+    signs = jnp.where(jnp.abs(x) > cut, jnp.sign(x) * s, 0)
+    return jnp.where(bits >= FLOAT_BITS, x, jnp.where(bits < 2, signs, (q - z) * s))
 
 
-@jax.custom_vjp
-def _round(x, lo, hi, bits):
-    s, z, top = grid(lo, hi, bits, x.dtype)
-    q = jnp.clip(jnp.round(x / _safe(s)) + z, 0, top)
-    return jnp.where(jnp.asarray(bits) >= FLOAT_BITS, x, (q - z) * s)
+def _round_forward(x, grid, bits, temperature):
+    return _round(x, grid, bits, temperature), (x, grid, bits)
 
 
-def _round_forward(x, lo, hi, bits):
-    return _round(x, lo, hi, bits), (x, lo, hi, bits)
-
-
-def _round_backward(residuals, g):
+def _round_backward(temperature, residuals, g):
     # The mask is recomputed from x, which the caller keeps anyway: storing it would cost another array.
-    x, lo, hi, bits = residuals
-    s, z, top = grid(lo, hi, bits, x.dtype)
-    q = jnp.round(x / _safe(s)) + z
-    passes = (jnp.asarray(bits) >= FLOAT_BITS) | ((q >= 0) & (q <= top))
-    return jnp.where(passes, g, 0), None, None, None
+    x, (s, z, top, _), bits = residuals
+    bits, u = jnp.asarray(bits), x / _safe(s)
+    q = jnp.round(u) + z
+    passes, uniform = (q >= 0) & (q <= top), (bits >= 2) & (bits < FLOAT_BITS)
+    slope = _slope(u, temperature) * g if temperature else g
+    return jnp.where(uniform, jnp.where(passes, slope, 0), g), None, None
 
 
 _round.defvjp(_round_forward, _round_backward)
 
 
-def _noise(x, lo, hi, bits, key):
-    s, _, _ = grid(lo, hi, bits, x.dtype)
+def _staircase(u, temperature):
+    if not temperature:
+        return jnp.round(u)
+    n = jnp.floor(u)
+    return n + 0.5 + jnp.tanh((u - n - 0.5) / temperature) / (2 * math.tanh(0.5 / temperature))
+
+
+def _slope(u, temperature):
+    t = jnp.tanh((u - jnp.floor(u) - 0.5) / temperature)
+    return (1 - t * t) / (2 * temperature * math.tanh(0.5 / temperature))
+
+
+def _noise(x, grid, bits, key):
+    bits = jnp.asarray(bits)
+    step = jnp.where((bits == 1) & (grid.cut == 0), 2 * grid.scale, grid.scale)
     u = jax.random.uniform(key, x.shape, x.dtype) - 0.5
-    return jnp.where(jnp.asarray(bits) >= FLOAT_BITS, 0, u * s)
+    return jnp.where(bits >= FLOAT_BITS, 0, u * step)
 
 
 def _safe(s):

@@ -1,21 +1,26 @@
 """Policies: how many bits every weight and every activation of a network gets.
 
-A policy is two bit-widths and exceptions. An exception is a regular expression on the name of a weight
-(`cells.3._ops.1.op.1.weight`), or its name, with the bits of that weight and of the activation entering its
-layer.
+A policy is two bit-widths and exceptions: for single layers, by the exact name of the weight
+(`cells.3._ops.1.op.1.weight`); for many, by a regular expression on it; for the first and the last layer of
+any network. Each gives the bits of the weight and of the activation entering its layer.
 Weights here are those of convolutions and linear layers; norms, biases and position encodings stay float.
 
-A policy file is a JSON object; the last three fields may be left out:
+Names: `w4a8` is 4-bit weights and 8-bit activations, `w1a2` the signs of the weights times a scale, `wta2`
+ternary weights (-s, 0, s), `w32a32` or `float` no quantization.
+
+A policy file is a JSON object; all but the first two fields may be left out:
 
     {"weight_bits": 4, "activation_bits": 4,
      "rules": [["stem.*", 8, 8], ["classifier.*", 8, 4]],
-     "tensors": {"cells.0._ops.1.op.1.weight": [2, 4]},
+     "layers": {"cells.0._ops.1.op.1.weight": [2, 4]},
+     "edges": [8, 8],
      "network": "net-7"}
 
-Pairs of numbers are bits of the weight and of the activation, 2 to 16, or 32 for float. What `tensors` says
-of a weight comes first, then the first rule whose regex matches its whole name, then the two bit-widths.
-Every rule must match a weight of the network and every name must be one; with `network`, the policy is
-refused for networks of other names. In tables the policy is called as its file is, without `.json`.
+Pairs of numbers are bits of the weight and of the activation, 1 to 16, 32 for float, 0 for a ternary weight.
+What `layers` says of a weight comes first, then the first rule whose regex matches its whole name, then
+`edges`, if it is the first or the last layer, then the two bit-widths. Every rule must match a weight of the
+network and every name must be one; with `network`, the policy is refused for networks of other names. In
+tables the policy is called as its file is, without `.json`.
 """
 
 import dataclasses
@@ -32,8 +37,11 @@ from ghn_jax.networks.genotype import check_fields
 from ghn_jax.quant.pattern import check_pattern
 
 FLOAT_BITS = 32
-ALLOWED_BITS = (*range(2, 17), FLOAT_BITS)
-_ALLOWED = '2 to 16, or 32 for float'
+TERNARY = 0  # stands for the bits of a ternary weight, of which there is no whole number
+ACTIVATION_BITS = (*range(1, 17), FLOAT_BITS)
+WEIGHT_BITS = (TERNARY, *ACTIVATION_BITS)
+_ALLOWED = '1 to 16, or 32 for float'
+Widths = tuple[int, int]  # of a weight, of the activation entering its layer
 
 
 @dataclasses.dataclass(frozen=True)
@@ -41,103 +49,121 @@ class Policy:
     """Bits of weights and activations; 32 means not quantized.
 
     rules: (regex, weight_bits, activation_bits), ...; a regex matches whole names; the first match wins.
-    tensors: (name, weight_bits, activation_bits), ...; of exactly these weights, whatever the rules say.
+    layers: (name, weight_bits, activation_bits), ..., of single layers; these come before the rules.
+    edges: (weight_bits, activation_bits) of the first and the last layer, where no layer or rule names them,
+      of what would be quantized there at all; None: like the others.
     network: the name of the one network the policy is for; '' for any.   name: what to call the policy.
 
     Raises:
-        UserError: a bit-width outside 2..16 and 32, a rule that is no such triple, an invalid regex, a weight
-            named twice.
+        UserError: a bit-width outside 1..16 and 32 (and TERNARY, of weights), a rule that is no such triple,
+          an invalid regex, a layer named twice.
     """
 
     weight_bits: int = FLOAT_BITS
     activation_bits: int = FLOAT_BITS
     rules: tuple[tuple[str, int, int], ...] = ()
-    tensors: tuple[tuple[str, int, int], ...] = ()
+    layers: tuple[tuple[str, int, int], ...] = ()
+    edges: Widths | None = None
     network: str = ''
     name: str = dataclasses.field(default='', compare=False)
 
     def __post_init__(self) -> None:
-        _check_bits(self.weight_bits, 'weight_bits')
-        _check_bits(self.activation_bits, 'activation_bits')
-        # Lists become tuples: a policy is hashable.
-        object.__setattr__(self, 'rules', _triples('rules', self.rules, 'rule', 'regex'))
-        object.__setattr__(self, 'tensors', _triples('tensors', self.tensors, 'tensor', 'name'))
+        _check_bits((self.weight_bits, self.activation_bits))
+        if self.edges is not None:
+            try:
+                weights, activations = self.edges
+            except (TypeError, ValueError):
+                raise UserError(
+                    f'edges={shown(self.edges)}: expected (weight_bits, activation_bits) or None'
+                ) from None
+            _check_bits((weights, activations), 'edges: ')
+            object.__setattr__(self, 'edges', (weights, activations))
+        for field, what in (('rules', 'regex'), ('layers', 'name')):
+            # Lists become tuples: a policy is hashable.
+            object.__setattr__(self, field, _triples(getattr(self, field), field, what))
         for pattern, _, _ in self.rules:
             check_pattern(pattern)
-        if len(self._exact) < len(self.tensors):
-            raise UserError(f'tensors={shown(self.tensors)} names a weight twice: keep one')
+        if len(self._by_name) < len(self.layers):
+            raise UserError(f'layers={shown(self.layers)} names a weight twice: keep one')
         if not isinstance(self.network, str):
             raise UserError(f'network={shown(self.network)}: expected the name of a network')
 
     def __str__(self) -> str:
-        """Its name, else `w4a8`, followed by the exceptions: `w4a8 stem.*=w8a8`."""
-        exceptions = (f'{of}=w{weights}a{activations}' for of, weights, activations in self._exceptions)
-        return self.name or ' '.join([f'w{self.weight_bits}a{self.activation_bits}', *exceptions])
+        """Its name, else `w4a8`, followed by the exceptions: `w4a8 stem.*=w8a8 edges=w8a8`."""
+        rules = (f'{pattern}={name_of(*widths)}' for pattern, *widths in (*self.layers, *self.rules))
+        edges = () if self.edges is None else (f'edges={name_of(*self.edges)}',)
+        return self.name or ' '.join([name_of(self.weight_bits, self.activation_bits), *rules, *edges])
 
     def to_dict(self) -> dict[str, Any]:
         """In JSON's types, as a policy file; exceptions that there are none of are left out."""
-        fields: dict[str, Any] = {'weight_bits': self.weight_bits, 'activation_bits': self.activation_bits}
-        if self.rules:
-            fields['rules'] = [list(rule) for rule in self.rules]
-        if self.tensors:
-            fields['tensors'] = {name: list(bits) for name, bits in self._exact.items()}
-        return fields | ({'network': self.network} if self.network else {})
+        fields: dict[str, Any] = {
+            'weight_bits': self.weight_bits,
+            'activation_bits': self.activation_bits,
+            'rules': [list(rule) for rule in self.rules],
+            'layers': {name: list(bits) for name, bits in self._by_name.items()},
+            'edges': list(self.edges or ()),
+            'network': self.network,
+        }
+        return {key: value for key, value in fields.items() if value or isinstance(value, int)}
 
     @property
     def is_float(self) -> bool:
         """Whether nothing is quantized, whatever the network."""
-        exceptions = (bits for exception in self._exceptions for bits in exception[1:])
+        exceptions = (bits for rule in (*self.rules, *self.layers) for bits in rule[1:])
         return all(bits == FLOAT_BITS for bits in (self.weight_bits, self.activation_bits, *exceptions))
 
-    def weights(self, name: str) -> int:
-        """Bits of the weight called `name`."""
-        return self._lookup(name)[0]
+    def widths(self, name: str, *, edge: bool = False) -> Widths:
+        """Bits of the weight called `name` and of the activation that enters its layer.
 
-    def activations(self, name: str) -> int:
-        """Bits of the activation that enters the layer whose weight is called `name`."""
-        return self._lookup(name)[1]
+        edge: whether that is the first or the last layer of its network.
+        """
+        if name in self._by_name:
+            return self._by_name[name]
+        for pattern, weights, activations in self.rules:
+            if re.fullmatch(pattern, name):
+                return weights, activations
+        usual = (self.weight_bits, self.activation_bits)
+        if not edge or self.edges is None:
+            return usual
+        weights, activations = (FLOAT_BITS if u == FLOAT_BITS else e for u, e in zip(usual, self.edges))
+        return weights, activations
+
+    def weights(self, name: str, *, edge: bool = False) -> int:
+        """The first of `widths`."""
+        return self.widths(name, edge=edge)[0]
+
+    def activations(self, name: str, *, edge: bool = False) -> int:
+        """The second of `widths`."""
+        return self.widths(name, edge=edge)[1]
 
     def check(self, names: Iterable[str], network: str | None = None) -> None:
         """Raises UserError if the policy is not for a network of these weights (`quantizable`) and this name.
 
-        Then a rule matches none of them, a tensor is not among them, or another network is named.
+        Then a rule matches none of them, a layer is not among them, or another network is named.
         """
         names = tuple(names)
+        example = f', such as {names[0]!r}' if names else ''
         if self.network and network is not None and network != self.network:
             raise UserError(f'the policy is for network {self.network!r}, not for {network!r}: give its own')
-        if odd := [name for name in self._exact if name not in names]:
-            example = f', such as {names[0]!r}' if names else ''
+        if missing := sorted(set(self._by_name) - set(names)):
             raise UserError(
-                f'tensor {odd[0]!r} is not among the {len(names)} weights of the network{example}: '
+                f'layer {missing[0]!r} is none of the {len(names)} weights of the network{example}: '
                 'give the policy of this network, or correct the name'
             )
         for pattern, _, _ in self.rules:
             if not any(re.fullmatch(pattern, name) for name in names):
-                example = f', such as {names[0]!r}' if names else ''
                 raise UserError(
                     f'rule {pattern!r} matches none of the {len(names)} weights of the network{example}: '
                     'correct or remove it (a rule must match the whole name)'
                 )
 
-    @property
-    def _exceptions(self) -> tuple[tuple[str, int, int], ...]:
-        return self.tensors + self.rules
-
     @functools.cached_property
-    def _exact(self) -> dict[str, tuple[int, int]]:
-        return {name: (weights, activations) for name, weights, activations in self.tensors}
-
-    def _lookup(self, name: str) -> tuple[int, int]:
-        if name in self._exact:
-            return self._exact[name]
-        for pattern, weights, activations in self.rules:
-            if re.fullmatch(pattern, name):
-                return weights, activations
-        return self.weight_bits, self.activation_bits
+    def _by_name(self) -> dict[str, Widths]:
+        return {name: (weights, activations) for name, weights, activations in self.layers}
 
 
 def parse_bits(text: str) -> Policy:
-    """`w4a8` -> 4-bit weights, 8-bit activations; `w32a32` or `float` -> no quantization.
+    """`w4a8` -> 4-bit weights, 8-bit activations; `wta2`, `w32a32`, `float`: see the top of this file.
 
     Raises:
         UserError: anything else.
@@ -145,13 +171,19 @@ def parse_bits(text: str) -> Policy:
     lowered = text.strip().lower() if isinstance(text, str) else ''
     if lowered == 'float':
         return Policy()
-    match = re.fullmatch(r'w([0-9]{1,3})/?a([0-9]{1,3})', lowered)
-    bits = [int(group) for group in match.groups()] if match else []
-    if not bits or not set(bits) <= set(ALLOWED_BITS):
+    match = re.fullmatch(r'w([1-9][0-9]{0,2}|t)/?a([1-9][0-9]{0,2})', lowered)
+    bits = [TERNARY if group == 't' else int(group) for group in match.groups()] if match else []
+    if not bits or bits[0] not in WEIGHT_BITS or bits[1] not in ACTIVATION_BITS:
         raise UserError(
-            f'bits {shown(text)}: expected float, or w<bits>a<bits> such as w4a8 with bits {_ALLOWED}'
+            f'bits {shown(text)}: expected float, or w<bits>a<bits> such as w4a8 with bits {_ALLOWED}; '
+            'wt for ternary weights'
         )
     return Policy(weight_bits=bits[0], activation_bits=bits[1])
+
+
+def name_of(weight_bits: int, activation_bits: int) -> str:
+    """The inverse of `parse_bits`."""
+    return f'w{"t" if weight_bits == TERNARY else weight_bits}a{activation_bits}'
 
 
 def load_policy(path: str | os.PathLike) -> Policy:
@@ -163,23 +195,13 @@ def load_policy(path: str | os.PathLike) -> Policy:
     path = pathlib.Path(path)
     fields = jsonfile.read(path, 'policy', 'give a JSON file with weight_bits and activation_bits')
     try:
-        required = ('weight_bits', 'activation_bits')
-        fields = check_fields('it', fields, required=required, optional=('rules', 'tensors', 'network'))
-        if 'tensors' in fields:
-            fields['tensors'] = _listed(fields['tensors'])
+        required, optional = ('weight_bits', 'activation_bits'), ('rules', 'layers', 'edges', 'network')
+        fields = check_fields('it', fields, required=required, optional=optional)
+        if 'layers' in fields:
+            fields['layers'] = _listed(fields['layers'])
         return Policy(**fields, name=path.stem)
     except UserError as e:
         raise UserError(f'policy {str(path)!r}: {e}') from None
-
-
-def _listed(tensors: Any) -> list[tuple]:
-    """{name: [weight_bits, activation_bits]} -> [(name, weight_bits, activation_bits)]."""
-    if not isinstance(tensors, Mapping) or not all(isinstance(v, list) for v in tensors.values()):
-        raise UserError(
-            f'tensors={shown(tensors)}: expected an object such as {{"stem.0.weight": [weight_bits, '
-            'activation_bits]}'
-        )
-    return [(name, *bits) for name, bits in tensors.items()]
 
 
 def quantizable(shapes: Iterable[tuple[str, tuple[int, ...]]]) -> tuple[str, ...]:
@@ -187,22 +209,38 @@ def quantizable(shapes: Iterable[tuple[str, tuple[int, ...]]]) -> tuple[str, ...
     return tuple(name for name, shape in shapes if len(shape) > 1 and name != 'pos_enc.weight')
 
 
-def _triples(field: str, value: Any, what: str, key: str) -> tuple[tuple[str, int, int], ...]:
-    """Rules or tensors as tuples, their bits checked."""
+def edges_of(names: tuple[str, ...]) -> tuple[str, str]:
+    """Of a network's weights in the order of its graph, those of the first and of the last layer."""
+    return names[0], names[-1]
+
+
+def _listed(layers: Any) -> list[tuple]:
+    """{name: [weight_bits, activation_bits]} -> [(name, weight_bits, activation_bits)]."""
+    if not isinstance(layers, Mapping) or not all(isinstance(v, list) for v in layers.values()):
+        raise UserError(
+            f'layers={shown(layers)}: expected an object such as {{"stem.0.weight": [weight_bits, '
+            'activation_bits]}'
+        )
+    return [(name, *bits) for name, bits in layers.items()]
+
+
+def _triples(triples: Any, field: str, what: str) -> tuple[tuple[str, int, int], ...]:
     try:
-        triples = tuple((name, weights, activations) for name, weights, activations in value)
+        checked = tuple((name, weights, activations) for name, weights, activations in triples)
     except (TypeError, ValueError):
         raise UserError(
-            f'{field}={shown(value)}: expected a list of ({key}, weight_bits, activation_bits)'
+            f'{field}={shown(triples)}: expected a list of ({what}, weight_bits, activation_bits)'
         ) from None
-    for name, weights, activations in triples:
+    for name, *widths in checked:
         if not isinstance(name, str):
-            raise UserError(f'{what} {shown(name)}: expected a {key}, in quotes')
-        _check_bits(weights, f'{what} {shown(name)}: weight_bits')
-        _check_bits(activations, f'{what} {shown(name)}: activation_bits')
-    return triples
+            raise UserError(f'{field}: {shown(name)} is no {what}: expected a string')
+        _check_bits(widths, f'{field} {shown(name)}: ')
+    return checked
 
 
-def _check_bits(bits: object, what: str) -> None:
-    if type(bits) is not int or bits not in ALLOWED_BITS:
-        raise UserError(f'{what}={shown(bits)}: expected an integer, {_ALLOWED}')
+def _check_bits(widths: Iterable[object], where: str = '') -> None:
+    rows = zip(widths, ('weight_bits', 'activation_bits'), (WEIGHT_BITS, ACTIVATION_BITS), strict=True)
+    for bits, what, allowed in rows:
+        if type(bits) is not int or bits not in allowed:
+            ternary = f'; {TERNARY} for ternary weights' if TERNARY in allowed else ''
+            raise UserError(f'{where}{what}={shown(bits)}: expected an integer, {_ALLOWED}{ternary}')

@@ -23,6 +23,7 @@ from ghn_jax.errors import UserError
 from ghn_jax.networks.genotype import Genotype
 from ghn_jax.networks.size import IMAGE_SIZE, count_parameters
 from ghn_jax.networks.spec import NetworkSpec
+from ghn_jax.quant.scheme import Scheme
 from ghn_jax.speed import clock
 from ghn_jax.speed.options import Options, Row
 from ghn_jax.speed.programs import compiled_figures, tree_bytes
@@ -80,10 +81,10 @@ def _measure(options: Options, mode: str, room: int, members: Sequence[int]) -> 
     layouts = [program.layout(spec) for spec in specs]
     inputs = [jax.tree.map(jnp.asarray, (x.tables, program.bits(x, policy_of(mode)))) for x in layouts]
     step = jax.jit(
-        executor.loss_and_gradients, static_argnums=0, static_argnames=('mode', 'dropout'), donate_argnums=6
+        executor.loss_and_gradients, static_argnums=0, static_argnames=('scheme', 'dropout'), donate_argnums=6
     )
     compiled, figures = compiled_figures(
-        lambda: step.trace(program, weights, *inputs[0], images, labels, workspace, mode=mode)
+        lambda: step.trace(program, weights, *inputs[0], images, labels, workspace, scheme=Scheme(mode))
     )
     rows = []
     for n, spec, layout, network_inputs in zip(members, specs, layouts, inputs):

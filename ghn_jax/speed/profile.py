@@ -24,7 +24,8 @@ from ghn_jax.cnn.coverage import Family, family
 from ghn_jax.cnn.program import Program
 from ghn_jax.cnn.weights import pages, quantize_weights, quantize_weights_backward
 from ghn_jax.hypernet.ghn import GHN, init_params
-from ghn_jax.quant.policy import Policy
+from ghn_jax.quant.scheme import Scheme
+from ghn_jax.quant.strategy import Strategy
 from ghn_jax.speed.options import Options, Row, config_of
 from ghn_jax.speed.tasks import policy_of, random_images, train_step
 
@@ -76,8 +77,8 @@ def rows_of(parts: Mapping[str, float], mode: str, about: Mapping[str, Any]) -> 
 class OfFamily(train.Preparation):
     """The preparation of a run, of the steps of one family only: so one program serves all."""
 
-    def __init__(self, config, space, policy: Policy, wanted: Family):
-        super().__init__(config, space, policy)
+    def __init__(self, config, space, strategy: Strategy, wanted: Family):
+        super().__init__(config, space, strategy)
         drawn = (draw(space, config.seed, step, config.train.meta_batch) for step in itertools.count())
         self.chosen = (i for i, specs in enumerate(drawn) if family(specs[0]) == wanted)
         self.steps: list[int] = []
@@ -118,7 +119,8 @@ class _Profile:
         self.params = init_params(self.ghn.config, jax.random.key(config.seed))
         self.images, self.labels = random_images(config.train.batch_size, config.image_size)
         self.specs = draw(self.space, config.seed, 0, config.train.meta_batch)
-        self.ahead = OfFamily(config, self.space, self.policy, family(self.specs[0])).take(repeats + 2)
+        strategy = Strategy(scheme=Scheme(mode), policy=self.policy)
+        self.ahead = OfFamily(config, self.space, strategy, family(self.specs[0])).take(repeats + 2)
         self.program = self.ahead.program(family(self.specs[0]))
         self.key = jax.random.key(0)
 
@@ -149,7 +151,8 @@ class _Profile:
         }, networks
 
     def device_parts(self) -> dict[str, float]:
-        ghn, program, params, mode, key = self.ghn, self.program, self.params, self.mode, self.key
+        ghn, program, params, key = self.ghn, self.program, self.params, self.key
+        mode, scheme = self.mode, Scheme(self.mode)
         apply = lambda method: lambda p, *xs: ghn.apply({'params': p}, *xs, method=method)
         networks = jax.device_put(self.prepare())
         each = [jax.tree.map(lambda a, i=i: a[i], networks[1:]) for i in range(len(self.specs))]
@@ -194,27 +197,36 @@ class _Profile:
         )
 
         if mode != 'float':
-            quantize = jax.jit(quantize_weights, static_argnames='mode', donate_argnums=3)
-            backward = jax.jit(quantize_weights_backward, static_argnames='mode', donate_argnums=3)
-            rounded = buffers.quantized
+            quantize = jax.jit(quantize_weights, static_argnames='scheme', donate_argnums=3)
+            backward = jax.jit(quantize_weights_backward, static_argnames='scheme', donate_argnums=3)
+            rounded, fits = buffers.quantized, []
 
-            def quantization(function):
+            def quantization():
                 nonlocal rounded
+                fits.clear()
                 for w, (_, _, tables, bits) in zip(weights, each):
-                    rounded = function(w, tables, bits.weights, rounded, mode=mode, key=key)
+                    rounded, fit = quantize(w, tables, bits.weights, rounded, scheme=scheme, key=key)
+                    fits.append(fit)
                 return rounded
 
-            parts['weight quantization forward'] = self.median(lambda: quantization(quantize))
-            parts['weight quantization backward'] = self.median(lambda: quantization(backward))
+            def quantization_backward():
+                nonlocal rounded
+                for w, fit, (_, _, tables, bits) in zip(weights, fits, each):
+                    rounded = backward(w, tables, bits.weights, rounded, fit, scheme=scheme, key=key)
+                return rounded
+
+            parts['weight quantization forward'] = self.median(quantization)
+            parts['weight quantization backward'] = self.median(quantization_backward)
             weights = [
-                quantize(w, t, b.weights, w + 0, mode=mode, key=key) for w, (_, _, t, b) in zip(weights, each)
+                quantize(w, t, b.weights, w + 0, scheme=scheme, key=key)[0]
+                for w, (_, _, t, b) in zip(weights, each)
             ]
 
-        run = jax.jit(executor.forward, static_argnums=0, static_argnames='mode', donate_argnums=5)
+        run = jax.jit(executor.forward, static_argnums=0, static_argnames='scheme', donate_argnums=5)
         gradients = jax.jit(
             executor.loss_and_gradients,
             static_argnums=0,
-            static_argnames=('mode', 'dropout'),
+            static_argnames=('scheme', 'dropout'),
             donate_argnums=6,
         )
         workspace = buffers.executor
@@ -222,14 +234,16 @@ class _Profile:
         def forward_pass():
             nonlocal workspace
             for w, (_, _, tables, bits) in zip(weights, each):
-                logits, workspace = run(program, w, tables, bits, self.images, workspace, mode=mode, key=key)
+                logits, workspace = run(
+                    program, w, tables, bits, self.images, workspace, scheme=scheme, key=key
+                )
             return logits, workspace
 
         def both_passes():
             nonlocal workspace
             for w, (_, _, tables, bits) in zip(weights, each):
                 loss, _, g, workspace = gradients(
-                    program, w, tables, bits, self.images, self.labels, workspace, mode=mode, key=key,
+                    program, w, tables, bits, self.images, self.labels, workspace, scheme=scheme, key=key,
                     dropout=steps.DROPOUT,
                 )  # fmt: skip
                 workspace = workspace._replace(weights=g)
@@ -248,7 +262,7 @@ class _Profile:
         return optax.apply_updates(params, updates), opt_state
 
     def stepper(self) -> Callable[[Networks], Any]:
-        step = train_step(self.program, self.ghn, self.optimizer, None, self.mode)
+        step = train_step(self.program, self.ghn, self.optimizer, None, Scheme(self.mode))
         params = jax.tree.map(jnp.copy, self.params)
         state = steps.TrainState(jnp.zeros((), jnp.int32), params, self.optimizer.init(params))
         workspace = steps.make_workspace(self.program, self.config.train.batch_size)

@@ -24,6 +24,7 @@ from ghn_jax.errors import UserError
 from ghn_jax.hypernet.ghn import init_params
 from ghn_jax.networks.spaces import Space, split_rules
 from ghn_jax.quant.policy import Policy
+from ghn_jax.quant.strategy import scheme_of
 from ghn_jax.scoring import score_on
 from ghn_jax.speed import clock
 from ghn_jax.speed.options import Options, Row, config_of
@@ -142,7 +143,7 @@ def _functions(
         optimizer = train.make_optimizer(config)
         state = jax.eval_shape(lambda p: steps.TrainState(jnp.zeros((), int32), p, optimizer.init(p)), params)
         workspace = jax.eval_shape(lambda: steps.make_workspace(program, N))
-        step = train_step(program, ghn, optimizer, None, config.quant.mode)
+        step = train_step(program, ghn, optimizer, None, scheme_of(config.quant))
         images, labels = _shape((N, H, H, 3), float32), _shape((N,), int32)
         arguments = (state, networks, images, labels, workspace, key)
         yield 'train_step', lambda: step.trace(*arguments), workspace

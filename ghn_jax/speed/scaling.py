@@ -27,6 +27,7 @@ from ghn_jax.errors import UserError
 from ghn_jax.hypernet.ghn import GHN, GHNConfig, init_params
 from ghn_jax.networks.spaces import make_space
 from ghn_jax.quant.policy import parse_bits
+from ghn_jax.quant.scheme import QAT
 from ghn_jax.speed.options import Options, Row
 from ghn_jax.speed.tasks import train_step
 
@@ -178,7 +179,7 @@ def _measure(
     rows, last = [], []
     for count in counts:
         mesh = devices.mesh_of(jax.devices()[:count], 1)
-        jitted = train_step(program, ghn, optimizer, mesh, 'qat')
+        jitted = train_step(program, ghn, optimizer, mesh, QAT)
         batch, _ = prepare(program, specs * count, parse_bits('w4a4'), max_nodes=_NODES)
         batch = devices.place_networks(mesh, batch, networks * count)
         data = devices.replicate(mesh, (images, labels))

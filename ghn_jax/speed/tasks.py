@@ -29,6 +29,7 @@ from ghn_jax.networks.graph import build_graph
 from ghn_jax.networks.size import IMAGE_SIZE, count_parameters
 from ghn_jax.networks.spec import NetworkSpec
 from ghn_jax.quant.policy import Policy, parse_bits
+from ghn_jax.quant.scheme import Scheme
 from ghn_jax.scoring import Images, score_on, spread_images
 from ghn_jax.speed import clock
 from ghn_jax.speed.options import Options, Row
@@ -106,7 +107,7 @@ def _train(options: Options, mode: str) -> Row:
     seconds: list[float] = []
     compiled = 0
     for program, members in groups(options.specs):
-        step = train_step(program, ghn, optimizer, mesh, mode)
+        step = train_step(program, ghn, optimizer, mesh, Scheme(mode))
         workspace = devices.make_workspace(mesh, program, options.batch_size)
         each = -(-min(options.meta_batch, len(members)) // options.devices)  # of a device
         count = each * options.devices
@@ -133,10 +134,11 @@ def _train(options: Options, mode: str) -> Row:
 
 
 def train_step(
-    program: Program, ghn: GHN, optimizer: optax.GradientTransformation, mesh: Mesh | None, mode: str
+    program: Program, ghn: GHN, optimizer: optax.GradientTransformation, mesh: Mesh | None, scheme: Scheme
 ) -> Callable:
     """`steps.train_step`, jitted, as a function of its arrays; on every device of the mesh."""
-    step = functools.partial(steps.train_step, program, ghn, optimizer, mode=mode, axes=devices.axes_of(mesh))
+    axes = devices.axes_of(mesh)
+    step = functools.partial(steps.train_step, program, ghn, optimizer, scheme=scheme, axes=axes)
     layout = (devices.REPLICATED, devices.REPLICATED, devices.OVER_DEVICES, devices.REPLICATED)
     return jax.jit(devices.spread(step, mesh, layout), donate_argnums=(0, 4))
 

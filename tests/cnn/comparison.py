@@ -17,6 +17,7 @@ from ghn_jax.cnn.reference import apply_reference
 from ghn_jax.cnn.weights import quantize_weights, quantize_weights_backward
 from ghn_jax.networks.spec import IMAGE_SIZE, NetworkSpec
 from ghn_jax.quant.policy import Policy
+from ghn_jax.quant.scheme import QAT, Scheme
 from tests.cnn.networks import random_images, random_parameters
 
 # Plainer machine code for the same operations, compiled in a third of the time.
@@ -50,24 +51,27 @@ def make_inputs(spec: NetworkSpec, seed: int, *, size: int, batch: int, dtype: s
 class Executor:
     """A program compiled once, at the first call; its buffers keep what the last network left there.
 
-    mode, dropout: as for `executor.loss_and_gradients`. dtype: of the tapes. flat_dtype: of the weights, if
+    scheme, dropout: as for `executor.loss_and_gradients`. dtype: of the tapes. flat_dtype: of the weights, if
     another. text: the compiled program.
     """
 
     def __init__(
-        self, program: Program, *, batch: int, dtype: Any = 'float64', mode: str = 'qat',
+        self, program: Program, *, batch: int, dtype: Any = 'float64', scheme: Scheme = QAT,
         dropout: float = 0.0, flat_dtype: Any = None, options: dict[str, Any] = QUICK,
     ):  # fmt: skip
         @functools.partial(jax.jit, donate_argnums=(5, 6))
         def run(flat, tables, bits, images, labels, workspace, quantized, key):
-            if mode != 'float':
-                quantized = quantize_weights(flat, tables, bits.weights, quantized, mode=mode, key=key)
+            fit = None
+            if scheme.mode != 'float':
+                quantized, fit = quantize_weights(
+                    flat, tables, bits.weights, quantized, scheme=scheme, key=key
+                )
             loss, logits, g, workspace = executor.loss_and_gradients(
-                program, flat if mode == 'float' else quantized, tables, bits, images, labels, workspace,
-                mode=mode, key=key, dropout=dropout,
+                program, flat if fit is None else quantized, tables, bits, images, labels, workspace,
+                scheme=scheme, key=key, dropout=dropout,
             )  # fmt: skip
-            if mode != 'float':
-                g = quantize_weights_backward(flat, tables, bits.weights, g, mode=mode, key=key)
+            if fit is not None:
+                g = quantize_weights_backward(flat, tables, bits.weights, g, fit, scheme=scheme, key=key)
             return loss, logits, workspace._replace(weights=g), quantized
 
         self.program, self.dtype = program, flat_dtype or dtype

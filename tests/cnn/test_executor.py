@@ -21,7 +21,8 @@ from ghn_jax.cnn.building import build_program
 from ghn_jax.cnn.coverage import Family, covering_networks, program_for
 from ghn_jax.networks.spaces import make_space
 from ghn_jax.networks.spec import load_networks
-from ghn_jax.quant import Policy
+from ghn_jax.quant import Policy, Scheme
+from ghn_jax.quant.scheme import FLOAT as FLOAT_SCHEME
 from tests.cnn.comparison import (
     FLOAT,
     Executor,
@@ -163,9 +164,9 @@ def test_full_w4a4_equals_the_reference_where_nothing_ties(networks, executor):
 def wide():
     """Networks of 64 channels in an executor without quantization."""
     with jax.enable_x64(True):
-        return Executor(program_for(WIDE, 'wide', Family(64), SIZE), batch=BATCH, mode='float'), sampled(
-            WIDE, 'wide', 3
-        )
+        return Executor(
+            program_for(WIDE, 'wide', Family(64), SIZE), batch=BATCH, scheme=FLOAT_SCHEME
+        ), sampled(WIDE, 'wide', 3)
 
 
 def test_wide_networks_and_the_mode_without_quantization_equal_the_reference(wide):
@@ -252,7 +253,7 @@ def test_results_do_not_depend_on_the_networks_run_before(small):
 @pytest.fixture(scope='module')
 def noisy(small_program):
     with jax.enable_x64(True):
-        return Executor(small_program, batch=4, mode='noise')
+        return Executor(small_program, batch=4, scheme=Scheme('noise'))
 
 
 def test_noise_is_a_function_of_the_key_and_vanishes_with_32_bits(noisy):
@@ -306,7 +307,7 @@ def test_the_backward_pass_sees_the_noise_of_the_forward_pass(noisy, name):
 
 def test_dropout_masks_hidden_units_and_scales_the_others(small_program):
     with jax.enable_x64(True):
-        executor = Executor(small_program, batch=4, mode='float', dropout=0.5)
+        executor = Executor(small_program, batch=4, scheme=FLOAT_SCHEME, dropout=0.5)
         spec = SMALL[0]
         inputs = small_inputs(spec, dtype='float64')
         a, b, c = (executor(spec, inputs, seed=seed) for seed in (1, 2, 1))
@@ -422,7 +423,10 @@ def test_logits_and_losses_of_published_networks_equal_the_golden_ones(golden, n
     data = np.load(folder / 'inputs.npz')
     images, labels = data['images'].transpose(0, 2, 3, 1), data['labels']
     executor = Executor(
-        build_program(specs, image_size=32, max_params=1e7), batch=len(images), dtype='float32', mode='float'
+        build_program(specs, image_size=32, max_params=1e7),
+        batch=len(images),
+        dtype='float32',
+        scheme=FLOAT_SCHEME,
     )
     assert {ref['id'] for ref in json.loads((folder / 'refs.json').read_text())} >= {
         spec.name for spec in specs

@@ -1,6 +1,7 @@
 """Fake quantization against arithmetic a number at a time, against PyTorch if installed, and in corners."""
 
 import functools
+import math
 
 import jax
 import jax.numpy as jnp
@@ -9,7 +10,9 @@ import pytest
 from scipy import stats
 
 from ghn_jax.errors import UserError
-from ghn_jax.quant import fake_quantize, min_max
+from ghn_jax.quant import Scheme, fake_quantize, min_max, plain
+from ghn_jax.quant.activations import clip_range, quantize_activation
+from ghn_jax.quant.ranges import ONE_SIDED, TWO_SIDED, power
 
 BITS = (2, 3, 4, 8, 16)
 TENSORS = {
@@ -234,3 +237,120 @@ def test_padding_with_zeros_does_not_change_a_range():
     for axis in (None, 1, (0, 1)):
         padded = jnp.pad(x, ((0, 0), (0, 7)))
         np.testing.assert_array_equal(jnp.stack(min_max(padded, axis)), jnp.stack(min_max(x, axis)))
+
+
+# ---- symmetric grids, signs, smooth rounding, ranges by standard deviation
+
+
+def slow_signs(x):
+    """1 bit: signs where there are both, else {0, hi}."""
+    lo, hi = min(x.min(), 0), max(x.max(), 0)
+    if lo < 0:
+        return [float(np.sign(v)) * max(-lo, hi) / 2 for v in x]
+    return [hi if v > hi / 2 else 0.0 for v in x]
+
+
+@pytest.mark.parametrize('tensor', ['two-sided', 'negative', 'rectified'])
+def test_one_bit_is_two_levels_with_gradient_one(tensor):
+    with jax.enable_x64(True):
+        x = TENSORS[tensor](np.random.default_rng(0))
+        y, gradient = values_and_gradient(x, *min_max(jnp.asarray(x)), 1)
+        np.testing.assert_allclose(y, slow_signs(x), rtol=1e-15)
+        assert np.all(gradient == 1)
+        assert fake_quantize(jnp.zeros(()), *min_max(jnp.asarray(x)), 1) == 0
+
+
+@pytest.mark.parametrize('bits', BITS)
+def test_a_symmetric_grid_has_an_odd_number_of_levels_about_zero(bits):
+    with jax.enable_x64(True):
+        x = np.linspace(-1.5, 1.5, 4001)
+        rounded = functools.partial(fake_quantize, lo=-1.2, hi=1.2, bits=bits, symmetric=True)
+        y, pull = jax.vjp(rounded, jnp.asarray(x))
+        s = 1.2 / (2 ** (bits - 1) - 1)
+        q = np.round(x / s)
+        n = 2 ** (bits - 1) - 1
+        clear = np.abs(x / s % 1 - 0.5) > 1e-9
+        np.testing.assert_allclose(y[clear], (np.clip(q, -n, n) * s)[clear], atol=1e-12)
+        np.testing.assert_array_equal(pull(jnp.ones_like(y))[0][clear], (np.abs(q) <= n)[clear])
+
+
+@pytest.mark.parametrize('temperature', [0.05, 0.3, 2.0])
+def test_smooth_rounding_is_a_staircase_with_its_own_gradient(temperature):
+    with jax.enable_x64(True):
+        x = np.random.default_rng(0).uniform(-1, 2, 400)
+        rounded = functools.partial(fake_quantize, lo=-1.0, hi=2.0, bits=3, temperature=temperature)
+        y, pull = jax.vjp(rounded, jnp.asarray(x))
+        s, z = 3 / 7, round(7 / 3)
+        u = x / s
+        steps = [math.tanh((v % 1 - 0.5) / temperature) / math.tanh(0.5 / temperature) for v in u]
+        q = np.clip(np.floor(u) + 0.5 + 0.5 * np.array(steps) + z, 0, 7)
+        np.testing.assert_allclose(y, (q - z) * s, atol=1e-12)
+        inside = (q > 0.01) & (q < 6.99) & (np.abs(u - np.round(u)) > 1e-4)
+        numeric = (rounded(x + 1e-7) - rounded(x - 1e-7)) / 2e-7
+        np.testing.assert_allclose(pull(jnp.ones_like(y))[0][inside], numeric[inside], rtol=1e-5, atol=1e-6)
+        hard = fake_quantize(jnp.asarray(x), -1.0, 2.0, 3)
+        if temperature == 0.05:  # all but where it falls from one level to the next
+            assert np.mean(np.abs(y - hard) < 1e-3) > 0.7
+
+
+def test_the_sigmas_are_the_best_for_a_normal_distribution():
+    x = np.linspace(-9, 9, 20001)
+    p = stats.norm.pdf(x)
+
+    def error(clip, bits, one_sided):
+        v = np.maximum(x, 0) if one_sided else x
+        lo = 0.0 if one_sided else -clip
+        s = (clip - lo) / (2**bits - 1)
+        z = np.round(-lo / s)
+        return np.sum(p * (v - (np.clip(np.round(v / s) + z, 0, 2**bits - 1) - z) * s) ** 2)
+
+    for one_sided, table in ((True, ONE_SIDED), (False, TWO_SIDED)):
+        for bits in range(1, 9):
+            if bits == 1 and not one_sided:  # of signs: the level is half of the range
+                np.testing.assert_allclose(table[0] / 2, np.sqrt(2 / np.pi), atol=1e-3)
+                continue
+            best = table[bits - 1]
+            errors = [error(best * f, bits, one_sided) for f in (0.95, 1.0, 1.05)]
+            assert errors[1] == min(errors), (one_sided, bits)
+
+
+@pytest.mark.parametrize('one_sided', [True, False])
+def test_a_range_of_sigmas_leaves_out_zeros_and_goes_no_further_than_the_values(one_sided):
+    x = np.random.default_rng(0).normal(size=4000) * 0.7
+    x = np.maximum(x, 0) if one_sided else x
+    scheme = Scheme('qat', activation_range='sigma')
+    for bits, clips in ((2, True), (8, False), (16, False)):
+        padded = jnp.pad(jnp.asarray(x), (0, 1000))
+        lo, hi = clip_range(*min_max(padded), power(padded), jnp.int32(bits), scheme)
+        if clips:
+            np.testing.assert_allclose(hi, 0.7 * (1.95 if one_sided else 1.575), rtol=0.05)
+            np.testing.assert_allclose(lo, 0 if one_sided else -hi, rtol=1e-5)
+        else:
+            assert lo >= x.min() - 1e-6 and hi <= x.max() + 1e-6
+        if bits == 16:
+            np.testing.assert_array_equal((lo, hi), min_max(padded))
+    zeros = jnp.zeros(5)
+    assert np.all(quantize_activation(zeros, jnp.int32(16), scheme) == 0)
+
+
+@pytest.mark.parametrize('bits', [1, 2, 4, 32])
+@pytest.mark.parametrize(
+    'options',
+    [
+        {},
+        {'activation_clip': 0.4},
+        {'activation_range': 'sigma'},
+        {'temperature': 0.4, 'activation_clip': 0.8},
+    ],
+    ids=str,
+)
+def test_activations_equal_the_plain_version(bits, options):
+    scheme = Scheme('qat', **options)
+    with jax.enable_x64(True):
+        for tensor in ('two-sided', 'rectified', 'negative', 'lopsided'):
+            x = jnp.asarray(TENSORS[tensor](np.random.default_rng(0)))
+            y, pull = jax.vjp(lambda x: quantize_activation(x, jnp.int32(bits), scheme), x)
+            expected, expected_pull = jax.vjp(lambda x: plain.quantize_activation(x, bits, scheme), x)
+            np.testing.assert_allclose(y, expected, rtol=1e-12, atol=1e-14)
+            g = jnp.asarray(np.random.default_rng(1).normal(size=x.shape))
+            np.testing.assert_allclose(pull(g)[0], expected_pull(g)[0], rtol=1e-9, atol=1e-12)

@@ -6,7 +6,7 @@ import pytest
 
 from ghn_jax.errors import UserError
 from ghn_jax.quant import Policy, load_policy, parse_bits
-from ghn_jax.quant.policy import ALLOWED_BITS, quantizable
+from ghn_jax.quant.policy import TERNARY, quantizable
 
 NAMES = ('stem.0.weight', 'cells.1._ops.0.op.1.weight', 'cells.11._ops.0.op.1.weight', 'classifier.0.weight')
 
@@ -35,7 +35,7 @@ def test_a_rule_that_matches_nothing_is_an_error_that_names_it():
         Policy(4, 4, (('.*', 8, 8),)).check(())
 
 
-@pytest.mark.parametrize('text', ['w4a4', 'w2a16', 'w32a8', 'w32a32'])
+@pytest.mark.parametrize('text', ['w4a4', 'w2a16', 'w32a8', 'w32a32', 'w1a2', 'wta2', 'w1a1'])
 def test_parsing_and_printing_are_inverse(text):
     assert str(parse_bits(text)) == text
     assert parse_bits(str(parse_bits(text))) == parse_bits(text)
@@ -52,29 +52,47 @@ def test_other_spellings_parse_alike():
     assert parse_bits('W4/A8') == parse_bits(' w4a8 ') == Policy(4, 8)
 
 
-NOT_BITS = ['', 'w4', 'a4w4', '4', 'w1a4', 'w4a17', 'w33a8', 'w4a4a4', 'w-4a4', 'w4.0a4', 'int8', None, 4]
+NOT_BITS = [
+    '',
+    'w4',
+    'a4w4',
+    '4',
+    'w0a4',
+    'w4a0',
+    'w4at',
+    'w04a4',
+    'w4a17',
+    'w33a8',
+    'w4a4a4',
+    'w-4a4',
+    'w4.0a4',
+    'int8',
+    None,
+    4,
+]
 
 
 @pytest.mark.parametrize('text', NOT_BITS)
 def test_impossible_bits_are_user_errors_that_say_what_came_and_what_is_allowed(text):
     with pytest.raises(
-        UserError, match='expected float, or w<bits>a<bits> such as w4a8 with bits 2 to'
+        UserError, match='expected float, or w<bits>a<bits> such as w4a8 with bits 1 to'
     ) as error:
         parse_bits(text)
     assert repr(text) in str(error.value)
     assert '\n' not in str(error.value)
 
 
-@pytest.mark.parametrize('bits', [0, 1, 17, 31, 33, -4, 4.0, True, '4', None])
+@pytest.mark.parametrize('bits', [17, 31, 33, -4, 4.0, True, '4', None])
 def test_impossible_widths_are_user_errors_wherever_they_stand(bits):
-    assert bits not in ALLOWED_BITS or type(bits) is not int
     for make in (
         lambda: Policy(bits, 4),
         lambda: Policy(4, bits),
         lambda: Policy(rules=(('.*', bits, 4),)),
         lambda: Policy(rules=(('.*', 4, bits),)),
+        lambda: Policy(layers=(('stem.0.weight', bits, 4),)),
+        lambda: Policy(edges=(4, bits)),
     ):
-        with pytest.raises(UserError, match='expected an integer, 2 to 16, or 32 for float'):
+        with pytest.raises(UserError, match='expected an integer, 1 to 16, or 32 for float'):
             make()
 
 
@@ -111,7 +129,7 @@ def test_exact_bits_come_before_rules():
     ]
     assert str(EXACT) == f'w4a4 {NAMES[0]}=w2a3 {NAMES[2]}=w32a6 stem.*=w8a8'
     assert len({EXACT, Policy(4, 4, (('stem.*', 8, 8),)), Policy(4, 4)}) == 3
-    assert not Policy(tensors=(('a', 32, 4),)).is_float and Policy(tensors=(('a', 32, 32),)).is_float
+    assert not Policy(layers=(('a', 32, 4),)).is_float and Policy(layers=(('a', 32, 32),)).is_float
 
 
 def test_a_policy_of_another_network_is_an_error():
@@ -119,7 +137,7 @@ def test_a_policy_of_another_network_is_an_error():
     EXACT.check(NAMES, 'net')
     with pytest.raises(UserError, match="for network 'net', not for 'other'"):
         EXACT.check(NAMES, 'other')
-    with pytest.raises(UserError, match=f"'{NAMES[2]}' is not among the 2 weights .*'{NAMES[0]}'"):
+    with pytest.raises(UserError, match=f"'{NAMES[2]}' is none of the 2 weights .*'{NAMES[0]}'"):
         EXACT.check(NAMES[:2], 'net')
 
 
@@ -160,19 +178,20 @@ def fields(**changes):
         (fields(bits=4), "unknown field 'bits'"),
         (fields(name='x'), "unknown field 'name'"),
         ('{"weight_bits": 4, "weight_bits": 8, "activation_bits": 4}', "'weight_bits' twice"),
-        (fields(tensors={})[:-3] + '{"a": [2, 2], "a": [3, 3]}}', "'a' twice"),
-        (fields(weight_bits=1), 'weight_bits=1: expected an integer, 2 to 16, or 32'),
+        (fields(layers={})[:-3] + '{"a": [2, 2], "a": [3, 3]}}', "'a' twice"),
+        (fields(weight_bits=17), 'weight_bits=17: expected an integer, 1 to 16, or 32'),
+        (fields(edges=[8]), r'edges=\[8\]: expected'),
         (fields(activation_bits='4'), "activation_bits='4': expected an integer"),
         (fields(weight_bits=float('nan')), 'has NaN, which is no JSON'),
-        (fields(rules=[['stem.*', 8, 17]]), "rule 'stem.*': activation_bits=17"),
+        (fields(rules=[['stem.*', 8, 17]]), "rules 'stem.*': activation_bits=17"),
         (fields(rules=[['stem.*', 8]]), r'expected a list of \(regex, weight_bits, activation_bits\)'),
         (fields(rules=4), 'rules=4: expected a list'),
         (fields(rules=[['(', 8, 8]]), "rule '\\(' is not a regular expression"),
-        (fields(rules=[[5, 8, 8]]), 'rule 5: expected a regex, in quotes'),
-        (fields(tensors=[['a', 4, 4]]), 'tensors=.* expected an object such as'),
-        (fields(tensors={'a': 4}), 'tensors=.* expected an object such as'),
-        (fields(tensors={'a': [4]}), r'expected a list of \(name, weight_bits, activation_bits\)'),
-        (fields(tensors={'a': [4, 0]}), "tensor 'a': activation_bits=0"),
+        (fields(rules=[[5, 8, 8]]), 'rules: 5 is no regex: expected a string'),
+        (fields(layers=[['a', 4, 4]]), 'layers=.* expected an object such as'),
+        (fields(layers={'a': 4}), 'layers=.* expected an object such as'),
+        (fields(layers={'a': [4]}), r'expected a list of \(name, weight_bits, activation_bits\)'),
+        (fields(layers={'a': [4, 0]}), "layers 'a': activation_bits=0"),
         (fields(network=3), 'network=3: expected the name'),
     ],
 )
@@ -192,3 +211,32 @@ def test_a_file_that_cannot_be_read_is_one_line(tmp_path):
     ):
         with pytest.raises(UserError, match=message):
             load_policy(tmp_path / name)
+
+
+def test_only_weights_are_ternary():
+    assert str(Policy(TERNARY, 2)) == 'wta2' and parse_bits('WT/A2') == Policy(TERNARY, 2)
+    with pytest.raises(UserError, match='activation_bits=0: expected an integer, 1 to 16, or 32 for float$'):
+        Policy(2, TERNARY)
+
+
+def test_layers_by_name_come_before_rules_and_edges():
+    policy = Policy(4, 4, (('cells.*', 8, 8),), layers=((NAMES[1], 2, 3),), edges=(6, 16))
+    assert [policy.widths(name) for name in NAMES] == [(4, 4), (2, 3), (8, 8), (4, 4)]
+    assert [policy.widths(name, edge=True) for name in NAMES] == [(6, 16), (2, 3), (8, 8), (6, 16)]
+    policy.check(NAMES)
+    with pytest.raises(
+        UserError, match=r"'cells.1._ops.0.op.1.weight' is none of the 1 weights .*this network"
+    ):
+        Policy(4, 4, layers=((NAMES[1], 2, 3),)).check(NAMES[:1])
+
+
+def test_edges_apply_to_what_is_quantized_at_all():
+    assert Policy(edges=(8, 8)).is_float
+    assert Policy(edges=(8, 8)).widths(NAMES[0], edge=True) == (32, 32)
+    assert Policy(2, 32, edges=(8, 6)).widths(NAMES[0], edge=True) == (8, 32)
+
+
+@pytest.mark.parametrize('edges', [8, (8,), (8, 0), 'w8'])
+def test_impossible_edges_are_user_errors(edges):
+    with pytest.raises(UserError, match='edges'):
+        Policy(4, 4, edges=edges)

@@ -1,0 +1,34 @@
+"""Activations on the levels of a grid over the range of their batch.
+
+`across` is everywhere a mesh axis whose devices each hold some of the batch's images (`ghn_jax.axes`).
+"""
+
+import jax.numpy as jnp
+from jax import Array
+
+from ghn_jax import axes
+from ghn_jax.quant.fake_quant import fake_quantize
+from ghn_jax.quant.ranges import min_max, power, sigma, sigmas_for
+from ghn_jax.quant.scheme import Scheme
+
+
+def quantize_activation(
+    x: Array, bits: Array, scheme: Scheme, *, key: Array | None = None, across: str | None = None
+) -> Array:
+    """x by its own range in this batch. key: for noise."""
+    lo, hi = min_max(x, across=across)
+    size = axes.total(power(x), across) if scheme.activation_range == 'sigma' else None
+    lo, hi = clip_range(lo, hi, size, bits, scheme)
+    return fake_quantize(x, lo, hi, bits, mode=scheme.mode, key=key, temperature=scheme.temperature)
+
+
+def clip_range(
+    lo: Array, hi: Array, size: tuple[Array, Array] | None, bits: Array, scheme: Scheme
+) -> tuple[Array, Array]:
+    """(lo, hi), the least and the largest value, cut by the scheme. size: `ranges.power`, for 'sigma'."""
+    if scheme.activation_range == 'minmax':
+        clip = scheme.activation_clip
+        return (lo, hi) if clip == 1 else (clip * lo, clip * hi)
+    assert size is not None
+    far = (scheme.activation_sigmas or sigmas_for(bits, lo, hi.dtype)) * sigma(*size)
+    return jnp.maximum(lo, -far), jnp.minimum(hi, far)
