@@ -143,12 +143,14 @@ _round.defvjp(_round_forward, _round_backward)
 def _staircase(u, temperature):
     if not temperature:
         return jnp.round(u)
-    n = jnp.floor(u)
-    return n + 0.5 + jnp.tanh((u - n - 0.5) / temperature) / (2 * math.tanh(0.5 / temperature))
+    # From the nearest level, not from the one below: levels, and 0 among them, stay what they are to the bit.
+    off = u - jnp.round(u)
+    t = jnp.tanh((0.5 - jnp.abs(off)) / temperature) / math.tanh(0.5 / temperature)
+    return jnp.round(u) + jnp.sign(off) * (1 - t) / 2
 
 
 def _slope(u, temperature):
-    t = jnp.tanh((u - jnp.floor(u) - 0.5) / temperature)
+    t = jnp.tanh((0.5 - jnp.abs(u - jnp.round(u))) / temperature)
     return (1 - t * t) / (2 * temperature * math.tanh(0.5 / temperature))
 
 

@@ -18,6 +18,7 @@ from ghn_jax.quant.scheme import Scheme
 _FAR = 1e6  # standard deviations: no limit
 
 
+@functools.partial(jax.jit, static_argnums=(1, 2))
 def quantize_weight(w: Array, bits: int, scheme: Scheme) -> Array:
     """A weight, output channels first, as a network runs with it: standardised and rounded."""
     if scheme.standardise:
@@ -28,6 +29,7 @@ def quantize_weight(w: Array, bits: int, scheme: Scheme) -> Array:
     return jax.vmap(lambda w: _weight(w, bits, scheme))(groups).reshape(w.shape)
 
 
+@functools.partial(jax.jit, static_argnums=(1, 2))
 def weight_grids(w: Array, bits: int, scheme: Scheme) -> tuple[Array, Array]:
     """(scales, zero points), [1] or of each output channel, of a weight with fewer than 32 bits.
 
@@ -44,6 +46,7 @@ def weight_grids(w: Array, bits: int, scheme: Scheme) -> tuple[Array, Array]:
     return s, jnp.where(s > 0, jnp.round(-lo / jnp.where(s > 0, s, 1)), 0)
 
 
+@functools.partial(jax.jit, static_argnums=(1, 2))
 def quantize_activation(x: Array, bits: int, scheme: Scheme) -> Array:
     """An activation on the grid of its range."""
     if bits == FLOAT_BITS:

@@ -59,7 +59,12 @@ def quick_reference():
     jax.config.update('jax_disable_most_optimizations', before)
 
 
-@pytest.mark.parametrize('name', SCHEMES)
+FAST = ('channel, percentile, sigma', 'sigma, symmetric, soft')
+
+
+@pytest.mark.parametrize(
+    'name', [s if s in FAST else pytest.param(s, marks=pytest.mark.slow) for s in SCHEMES]
+)
 def test_losses_logits_and_gradients_equal_those_of_the_reference(name):
     scheme, turn = SCHEMES[name], 3 * (list(SCHEMES).index(name) % 2)
     with jax.enable_x64(True):

