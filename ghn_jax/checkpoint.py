@@ -96,10 +96,11 @@ class Checkpoints:
             for info in checkpoints
         ]
 
-    def restore(self, like: Any) -> tuple[Any, dict]:
+    def restore(self, like: Any, *, step: int | None = None) -> tuple[Any, dict]:
         """(state, meta) of the newest step that can be read, on the devices and in the shardings of `like`.
 
-        `like` is a state of the same structure: arrays or ShapeDtypeStructs. Raises UserError if there is no
+        `like` is a state of the same structure: arrays or ShapeDtypeStructs. step: of this one, and of no
+        other. Raises UserError if there is no
         checkpoint, if it is not ours, or if a leaf's name, shape or dtype differs.
         """
         like = jax.tree.map(ocp.utils.to_shape_dtype_struct, like)
@@ -112,7 +113,7 @@ class Checkpoints:
             _check_digests(state, record)
             return state, record['meta']
 
-        return self._newest(read)
+        return self._newest(read, step)
 
     def restore_meta(self) -> dict:
         """The meta of the newest step that can be read; UserError as for `restore`."""
@@ -140,7 +141,7 @@ class Checkpoints:
             _check_digests({key: state[key]}, record)
             return state[key], record['meta']
 
-        return self._newest(read, None if step is None else [step])
+        return self._newest(read, step)
 
     def wait(self) -> None:
         """Returns when the last save is on disk; UserError as for `save`."""
@@ -195,21 +196,19 @@ class Checkpoints:
         finally:
             logging.set_verbosity(level)
 
-    def _newest(self, read: Callable[[int, Any], T], steps: list[int] | None = None) -> T:
+    def _newest(self, read: Callable[[int, Any], T], only: int | None = None) -> T:
         """What read(step) gives for the newest step where it works; steps where it does not are reported."""
         self.wait()
-        found = self.steps()
-        if not found:
+        steps = self.steps()
+        if not steps:
             raise UserError(
                 f'no checkpoint in {self.workdir}: train first, as in '
                 f'`python -m ghn_jax.train --config=configs/quickstart.py --workdir={self.workdir}`'
             )
-        if absent := set(steps or ()) - set(found):
-            raise UserError(
-                f'{self.folder} has no checkpoint of step {min(absent)}: choose from '
-                f'{", ".join(map(str, found))}'
-            )
-        steps = steps or found
+        if only is not None:
+            if only not in steps:
+                raise UserError(f'{self.folder} has no checkpoint of step {only}: choose from {steps}')
+            steps = [only]
         level = logging.get_verbosity()
         logging.set_verbosity(logging.FATAL)  # Orbax reports what we report ourselves
         manager = ocp.CheckpointManager(self.folder, options=ocp.CheckpointManagerOptions(read_only=True))

@@ -179,6 +179,7 @@ def _training(run: runs.Run) -> str:
 
 if __name__ == '__main__':
     _WORKDIR = flags.DEFINE_string('workdir', None, 'Run directory, of ghn_jax.train or ghn_jax.convert.')
+    _STEP = flags.DEFINE_string('step', 'latest', 'Checkpoint: latest, best (in validation), or a number.')
     _SPLITS = flags.DEFINE_list('splits', ['test'], f'Networks to score: of {", ".join(SPLITS)}.')
     _BITS = flags.DEFINE_list(
         'bits', list(BITS), 'Bit-widths: w<bits>a<bits>, of weights and activations; 32 is float.'
@@ -217,7 +218,7 @@ if __name__ == '__main__':
         specs = load_networks(_ARCHS.value) if _ARCHS.value else None
         runs.enable_compilation_cache()
         runs.divide_cpu(_DEVICES.value or 1)
-        run = runs.load_run(workdir)
+        run = runs.load_run(workdir, _STEP.value)
         if _DATA_DIR.value is not None:
             run.config.data_dir = _DATA_DIR.value
         result, other = evaluate(

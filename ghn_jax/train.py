@@ -100,22 +100,31 @@ def train(
         return course.run(state, window, start, stop)
 
 
+def initial_state(
+    config: ConfigDict, ghn: GHN, optimizer: optax.GradientTransformation, mesh: Mesh | None = None
+) -> steps.TrainState:
+    """A fresh state from config.seed, on all devices."""
+    params = init_params(ghn.config, jax.random.key(config.seed))
+    state = steps.TrainState(jnp.zeros((), jnp.int32), params, optimizer.init(params))
+    return devices.replicate(mesh, state)
+
+
 def restore_or_init(
     checkpoints: Checkpoints,
     config: ConfigDict,
     ghn: GHN,
     optimizer: optax.GradientTransformation,
     mesh: Mesh | None = None,
+    *,
+    step: int | None = None,
 ) -> tuple[steps.TrainState, Window]:
     """The state of the newest checkpoint, else a fresh one from config.seed, on all devices; and the means
-    that were under way.
+    that were under way. step: of this checkpoint.
 
     Raises:
       UserError: the checkpoint is of a run with another config.
     """
-    params = init_params(ghn.config, jax.random.key(config.seed))
-    state = steps.TrainState(jnp.zeros((), jnp.int32), params, optimizer.init(params))
-    state = devices.replicate(mesh, state)
+    state = initial_state(config, ghn, optimizer, mesh)
     if checkpoints.latest_step() is None:
         return state, Window()
     meta = checkpoints.restore_meta()
@@ -126,9 +135,8 @@ def restore_or_init(
             f'{checkpoints.workdir} holds a run with another config ({", ".join(differing)} differ): '
             f'set --config.{key} as it was, or take another --workdir'
         )
-    restored, meta = checkpoints.restore({'params': state.params, 'opt_state': state.opt_state})
-    step = jnp.asarray(meta['step'], jnp.int32)
-    state = steps.TrainState(step, restored['params'], restored['opt_state'])
+    restored, meta = checkpoints.restore({'params': state.params, 'opt_state': state.opt_state}, step=step)
+    state = steps.TrainState(jnp.asarray(meta['step'], jnp.int32), restored['params'], restored['opt_state'])
     for what, now in (('jax', jax.__version__), ('devices', jax.device_count())):
         if processes.is_first() and meta.get(what, now) != now:
             print(
