@@ -214,6 +214,8 @@ class Checkpoints:
         manager = ocp.CheckpointManager(self.folder, options=ocp.CheckpointManagerOptions(read_only=True))
         try:
             for step in reversed(steps):
+                if step in self._damaged:  # said before
+                    continue
                 try:
                     return read(step, manager)
                 except UserError:

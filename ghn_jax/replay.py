@@ -1,4 +1,4 @@
-"""Shows a network of `bad_networks.jsonl` again: the step it failed in, and where its values stop being finite.
+"""Shows a network of `bad_networks.jsonl` again: the step it failed in, and where it stops being finite.
 
 python -m ghn_jax.replay --workdir=runs/a [--line=3] [--exact]
 
