@@ -88,6 +88,7 @@ def run_meta(
     kind: str,
     dataset: dict | None = None,
     window: dict | None = None,
+    num_devices: int = 1,
 ) -> dict:
     """What a checkpoint says about itself, as JSON. kind: 'train' or 'converted'. window: of `Window`."""
     return {
@@ -98,7 +99,7 @@ def run_meta(
         'dataset': dataset or {},
         'window': window or {},
         'jax': jax.__version__,
-        'devices': jax.device_count(),
+        'devices': num_devices,
     }
 
 

@@ -91,7 +91,7 @@ def train(
         )
         validate = make_validation(config, ghn, space, dataset)
         meta = functools.partial(
-            runs.run_meta, config, ghn.config, kind='train',
+            runs.run_meta, config, ghn.config, kind='train', num_devices=mesh.size if mesh else 1,
             dataset={'name': dataset.name, 'note': dataset.note},
         )  # fmt: skip
         course = Course(
@@ -137,7 +137,7 @@ def restore_or_init(
         )
     restored, meta = checkpoints.restore({'params': state.params, 'opt_state': state.opt_state}, step=step)
     state = steps.TrainState(jnp.asarray(meta['step'], jnp.int32), restored['params'], restored['opt_state'])
-    for what, now in (('jax', jax.__version__), ('devices', jax.device_count())):
+    for what, now in (('jax', jax.__version__), ('devices', mesh.size if mesh else 1)):
         if processes.is_first() and meta.get(what, now) != now:
             print(
                 f'step {meta["step"]} was made with {what} {meta[what]}, this is {now}: what follows is '
