@@ -92,37 +92,40 @@ def examine(
     """
     bad = [name for name, w in weights.items() if not np.isfinite(w).all()]
     yield 'predicted weights: ' + (f'{bad[0]} and {len(bad) - 1} more are not finite' if bad else 'finite')
-    asked = _Asked(weights)
-    try:
-        with jax.debug_nans(True), jax.debug_infs(True):
-            apply_reference(spec, asked, images, policy=policy)
-        yield 'forward: finite throughout'
-    except FloatingPointError:
-        yield f'forward: not finite from the layer of {asked.last} on'
 
     def loss(weights: Mapping[str, jax.Array]) -> jax.Array:
         logits = apply_reference(spec, weights, images, policy=policy)
         return jnp.mean(optax.softmax_cross_entropy_with_integer_labels(logits, labels))
 
-    value, gradients = jax.value_and_grad(loss)({name: jnp.asarray(w) for name, w in weights.items()})
+    names = list(weights)
+    value, gradients = jax.jit(jax.value_and_grad(loss))({name: jnp.asarray(weights[name]) for name in names})
     yield f'loss: {float(value):.6g}'
-    bad = [name for name in asked.order if name in gradients and not np.isfinite(gradients[name]).all()]
-    last = f'not finite from {bad[-1]} backward, in {len(bad)} tensors' if bad else 'finite'
+    bad = [name for name in names if not np.isfinite(gradients[name]).all()]
     largest = max(float(jnp.max(jnp.abs(g))) for g in gradients.values())
-    yield f'gradient: {last}; the largest is {largest:.3g}'
+    yield 'gradient: ' + (
+        f'not finite in {len(bad)} of {len(names)} tensors, {bad[-1]} the last of them'
+        if bad
+        else f'finite, the largest is {largest:.3g}'
+    )
+    if np.isfinite(value):
+        return
+    asked = _Asked(weights)  # layer by layer: a compilation for each
+    try:
+        with jax.debug_nans(True), jax.debug_infs(True):
+            apply_reference(spec, asked, images, policy=policy)
+        yield 'forward: finite throughout, the loss is not'
+    except FloatingPointError:
+        yield f'forward: not finite from the layer of {asked.last} on'
 
 
 class _Asked(Mapping):
-    """Weights by name; knows in which order they were asked for, that of the layers."""
+    """Weights by name; knows which a layer asked for last."""
 
     def __init__(self, weights: Mapping[str, np.ndarray]):
-        self.weights = weights
-        self.order: dict[str, None] = {}
-        self.last = 'the images'
+        self.weights, self.last = weights, 'the images'
 
     def __getitem__(self, name: str) -> np.ndarray:
         self.last = name
-        self.order.setdefault(name)
         return self.weights[name]
 
     def __iter__(self) -> Iterator[str]:

@@ -1,6 +1,8 @@
 """Training: resuming is never having stopped; a run of another config, or a bad one, is refused in one
 line."""
 
+import dataclasses
+import itertools
 import json
 import os
 
@@ -266,7 +268,7 @@ def test_a_network_that_is_not_finite_is_left_out_written_down_and_shown_again(t
     training.train(_config(), tmp_path / 'stopped')
     name = 'bad_networks.jsonl'
     assert (tmp_path / 'stopped' / name).read_bytes() == (tmp_path / 'whole' / name).read_bytes()
-    said = '\n'.join(replay(tmp_path / 'whole', 2, exact=True))
+    said = '\n'.join(itertools.islice(replay(tmp_path / 'whole', 2, exact=True), 5))  # the rest: below
     assert 'parameters: of step 3' in said
     assert 'the step again: network 0 loss not finite, network 1 finite' in said
     assert is_one_error_line(
@@ -282,7 +284,7 @@ def test_the_first_layer_that_is_not_finite_is_named():
     weights = dict(predict_weights(ghn, params, spec))
     x, y = rng.normal(size=(4, 8, 8, 3)).astype(np.float32), np.arange(4)
     policy = training.parse_bits('w4a4')
-    assert 'forward: finite throughout' in list(examine(spec, weights, x, y, policy))
+    assert any(line.startswith('gradient: finite') for line in examine(spec, weights, x, y, policy))
     weights['classifier.0.weight'] = np.full_like(weights['classifier.0.weight'], np.inf)
     said = list(examine(spec, weights, x, y, policy))
     assert 'predicted weights: classifier.0.weight and 0 more are not finite' in said
@@ -331,7 +333,9 @@ def test_the_estimate_of_memory_grows_with_the_batch_and_falls_with_the_dtype():
         return memory.program_bytes(program, config, None)
 
     one = needed(batch_size=64)
-    assert 1.8 < needed(batch_size=128) / one < 2.0 and needed(batch_size=64, dtype='bfloat16') < 0.7 * one
+    more = needed(batch_size=128) - one  # all but weights, tiles and their gradients
+    assert more > 2**24 and needed(batch_size=192) == one + 2 * more
+    assert needed(batch_size=64, dtype='bfloat16') < one - 0.4 * more
 
 
 # ---- determinism
@@ -357,3 +361,18 @@ def test_the_seed_changes_weights_networks_images_and_keys_and_nothing_else_does
         a, b, c = (jax.tree.leaves(x[name]) for x in (first, again, other))
         assert all(np.array_equal(x, y) for x, y in zip(a, b)), name
         assert not all(np.array_equal(x, y) for x, y in zip(a, c)), name
+
+
+@pytest.mark.slow
+def test_hard_networks_are_skipped_where_they_are_not_finite_and_training_goes_on(tmp_path, monkeypatch):
+    """Without norms, deep, two bits, a learning rate that is far too high."""
+    config = _config(steps=60, learning_rate=1.0, meta_batch=4)
+    config.space.cells, config.quant.bits = (8, 14), 'w2a2'
+    space = dataclasses.replace(runs.make_space_of(config), norms=(None,))
+    monkeypatch.setattr(runs, 'make_space_of', lambda config: space)
+    config.program.max_nodes, config.max_not_finite, config.log_every_steps = 320, 1.0, 10
+    state = training.train(config, tmp_path)
+    assert all(np.isfinite(x).all() for x in jax.tree.leaves(jax.device_get((state.params, state.opt_state))))
+    rows, bad = (read_jsonl(tmp_path / name) for name in ('metrics.jsonl', 'bad_networks.jsonl'))
+    print([r['train/loss'] for r in rows], f'{len(bad)} of 240 networks')
+    assert sum(10 * r['train/not_finite'] for r in rows) == pytest.approx(len(bad))
