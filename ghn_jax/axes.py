@@ -66,6 +66,14 @@ def own_rows(x: Array, axis: str | None) -> Array:
     return lax.dynamic_slice_in_dim(x, lax.axis_index(axis) * n, n)
 
 
+def all_rows(x: Array, axis: str | None) -> Array:
+    """This device's rows in their places among those of all, made ready for a sum over the devices."""
+    if axis is None:
+        return x
+    rows = jnp.zeros((x.shape[0] * size(axis), *x.shape[1:]), x.dtype)
+    return lax.dynamic_update_slice_in_dim(rows, x, lax.axis_index(axis) * x.shape[0], 0)
+
+
 def own_key(key: Array | None, axis: str | None) -> Array | None:
     """A random key that differs from device to device; the key itself where there is one device."""
     return key if axis is None or key is None else jax.random.fold_in(key, lax.axis_index(axis))

@@ -1,16 +1,21 @@
 """Checkpoints of a run: the whole training state and a JSON record beside it, written in the background.
 
 `workdir/checkpoints/<step>/` holds two Orbax items: `state` (any pytree of arrays, typed keys too) and `meta`
-(what is not an array: the configuration, versions). A step's folder gets its name by a rename when all of it
-is written, so a process killed in the middle leaves the step before it as the newest. The processes of a run
-write one checkpoint together, into a folder that all of them see.
+(what is not an array: the configuration, versions; and a digest of every array, for Orbax reads an array with
+a flipped bit without a word). A step's folder gets its name by a rename when all of it is written, so a
+process killed in the middle leaves the step before it as the newest. The processes of a run write one
+checkpoint together, into a folder that all of them see.
+
+What cannot be read is never deleted: it is moved to `workdir/damaged/` when a new checkpoint is saved.
 """
 
+import contextlib
+import json
 import os
 import pathlib
-import shutil
 import sys
-from collections.abc import Callable
+import zlib
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any, TypeVar
 
 import jax
@@ -31,12 +36,18 @@ class Checkpoints:
 
     Several processes may read while one trains. Those that train together call everything alike, in the same
     order. `with` waits for the last save and closes.
+
+    keep: the newest ones stay. keep_every: so do those of multiples of it; 0 is none. `best`, an attribute:
+    so does that of this step. background: whether `save` returns before all is on the disk.
     """
 
-    def __init__(self, workdir: str | os.PathLike, *, keep: int = 3):
+    def __init__(
+        self, workdir: str | os.PathLike, *, keep: int = 3, keep_every: int = 0, background: bool = True
+    ):
         self.workdir = pathlib.Path(workdir).absolute()
         self.folder = self.workdir / 'checkpoints'
-        self.keep = keep
+        self.keep, self.keep_every, self.background = keep, keep_every, background
+        self.best: int | None = None
         self._writer: ocp.CheckpointManager | None = None
         self._damaged: set[int] = set()
 
@@ -57,57 +68,65 @@ class Checkpoints:
     def save(self, step: int, state: Any, meta: dict, *, wait: bool = False) -> None:
         """Saves in the background; on return `state` may be donated or overwritten.
 
-        A step that is saved already stays as it is. The oldest go when there are more than `keep`. `meta` is
-        JSON; strings belong there.
+        A step that is saved already stays as it is. `meta` is JSON; strings belong there.
+
+        Raises:
+          UserError: it cannot be written, or the one before could not.
         """
-        if self._writer is None:
-            if processes.is_first():
-                for damaged in self._damaged:  # in the way of a new save, and the newest to the next reader
-                    shutil.rmtree(self.folder / str(damaged), ignore_errors=True)
-                self.folder.mkdir(parents=True, exist_ok=True)
-            processes.barrier('checkpoints')
-            self._writer = ocp.CheckpointManager(
-                self.folder,
-                options=ocp.CheckpointManagerOptions(
-                    max_to_keep=self.keep, enable_async_checkpointing=True, cleanup_tmp_directories=True
-                ),
-            )
-        if step not in self._writer.all_steps():
-            items = ocp.args.Composite(
-                state=ocp.args.PyTreeSave(state), meta=ocp.args.JsonSave({'format': _FORMAT, 'meta': meta})
-            )
-            self._writer.save(step, args=items, force=True)
+        with self._writing():
+            if self._writer is None:
+                self._writer = self._open()
+            if step not in self._writer.all_steps():
+                record = {'meta': meta, 'digests': _digests(state)}
+                items = ocp.args.Composite(
+                    state=ocp.args.PyTreeSave(state),
+                    meta=ocp.args.JsonSave({'format': _FORMAT, 'digest': _digest_json(record), **record}),
+                )
+                self._writer.save(step, args=items, force=True)
         if wait:
             self.wait()
 
-    def restore(self, like: Any) -> tuple[Any, dict]:
+    def should_preserve(self, checkpoints: Sequence[Any], *, context: Any = None) -> list[bool]:
+        """Which checkpoints stay: as an Orbax `PreservationPolicy`."""
+        newest = [info.step for info in checkpoints][-self.keep :]
+        return [
+            info.step in newest
+            or info.step == self.best
+            or (self.keep_every > 0 and info.step % self.keep_every == 0)
+            for info in checkpoints
+        ]
+
+    def restore(self, like: Any, *, step: int | None = None) -> tuple[Any, dict]:
         """(state, meta) of the newest step that can be read, on the devices and in the shardings of `like`.
 
-        `like` is a state of the same structure: arrays or ShapeDtypeStructs. Raises UserError if there is no
+        `like` is a state of the same structure: arrays or ShapeDtypeStructs. step: of this one, and of no
+        other. Raises UserError if there is no
         checkpoint, if it is not ours, or if a leaf's name, shape or dtype differs.
         """
         like = jax.tree.map(ocp.utils.to_shape_dtype_struct, like)
         args = ocp.args.PyTreeRestore(like, restore_args=ocp.checkpoint_utils.construct_restore_args(like))
 
         def read(step: int, manager: Any) -> tuple[Any, dict]:
-            meta = self._meta(step, manager)
+            record = self._record(step, manager)
             self._check_same(step, like)
-            return manager.restore(step, args=ocp.args.Composite(state=args)).state, meta
+            state = manager.restore(step, args=ocp.args.Composite(state=args)).state
+            _check_digests(state, record)
+            return state, record['meta']
 
-        return self._newest(read)
+        return self._newest(read, step)
 
     def restore_meta(self) -> dict:
         """The meta of the newest step that can be read; UserError as for `restore`."""
-        return self._newest(self._meta)
+        return self._newest(lambda step, manager: self._record(step, manager)['meta'])
 
-    def restore_params(self, key: str = 'params') -> tuple[Any, dict]:
+    def restore_params(self, key: str = 'params', *, step: int | None = None) -> tuple[Any, dict]:
         """(state's `key` as nested dicts of numpy arrays, meta), and nothing else of the state is read.
 
-        UserError as for `restore`.
+        step: of this one, and of no other. UserError as for `restore`.
         """
 
         def read(step: int, manager: Any) -> tuple[Any, dict]:
-            meta = self._meta(step, manager)
+            record = self._record(step, manager)
             tree = self._saved_tree(step)
             if not isinstance(tree, dict) or key not in tree:
                 raise UserError(f'{self.folder / str(step)} holds no {key!r}: train with this version')
@@ -118,23 +137,66 @@ class Checkpoints:
                 },
                 partial_restore=True,
             )
-            return manager.restore(step, args=ocp.args.Composite(state=args)).state[key], meta
+            state = manager.restore(step, args=ocp.args.Composite(state=args)).state
+            _check_digests({key: state[key]}, record)
+            return state[key], record['meta']
 
-        return self._newest(read)
+        return self._newest(read, step)
 
     def wait(self) -> None:
-        """Returns when the last save is on disk; raises what went wrong in the background."""
+        """Returns when the last save is on disk; UserError as for `save`."""
         if self._writer is not None:
-            self._writer.wait_until_finished()
+            with self._writing():
+                self._writer.wait_until_finished()
 
     def close(self) -> None:
         """Waits, and lets the background threads go; a later `save` starts them again."""
         if self._writer is not None:
-            self._writer.wait_until_finished()
-            self._writer.close()
-            self._writer = None
+            writer, self._writer = self._writer, None
+            with self._writing():
+                try:
+                    writer.wait_until_finished()
+                finally:
+                    writer.close()
 
-    def _newest(self, read: Callable[[int, Any], T]) -> T:
+    def _open(self) -> ocp.CheckpointManager:
+        if processes.is_first():
+            for step in sorted(self._damaged):  # in the way of a new save, and the newest to the next reader
+                self._put_aside(step)
+            self.folder.mkdir(parents=True, exist_ok=True)
+        processes.barrier('checkpoints')
+        options = ocp.CheckpointManagerOptions(
+            preservation_policy=self,
+            enable_async_checkpointing=self.background,
+            cleanup_tmp_directories=True,
+        )
+        return ocp.CheckpointManager(self.folder, options=options)
+
+    def _put_aside(self, step: int) -> None:
+        aside = self.workdir / 'damaged'
+        aside.mkdir(exist_ok=True)
+        taken = len(list(aside.glob(f'{step}*')))
+        os.rename(self.folder / str(step), aside / (f'{step}.{taken}' if taken else str(step)))
+
+    @contextlib.contextmanager
+    def _writing(self) -> Iterator[None]:
+        level = logging.get_verbosity()
+        logging.set_verbosity(logging.FATAL)  # Orbax reports with a stack trace what is one line here
+        try:
+            yield
+        except UserError:
+            raise
+        except Exception as e:  # Orbax raises what the file system does, or bare Exceptions around it
+            whole = self.latest_step()
+            last = 'there is none yet' if whole is None else f'the last whole one is that of step {whole}'
+            raise UserError(
+                f'no checkpoint can be written in {self.folder} ({_reason(e)}); {last}: make room, or make '
+                'the directory writable, and start again'
+            ) from None
+        finally:
+            logging.set_verbosity(level)
+
+    def _newest(self, read: Callable[[int, Any], T], only: int | None = None) -> T:
         """What read(step) gives for the newest step where it works; steps where it does not are reported."""
         self.wait()
         steps = self.steps()
@@ -143,18 +205,24 @@ class Checkpoints:
                 f'no checkpoint in {self.workdir}: train first, as in '
                 f'`python -m ghn_jax.train --config=configs/quickstart.py --workdir={self.workdir}`'
             )
+        if only is not None:
+            if only not in steps:
+                raise UserError(f'{self.folder} has no checkpoint of step {only}: choose from {steps}')
+            steps = [only]
         level = logging.get_verbosity()
         logging.set_verbosity(logging.FATAL)  # Orbax reports what we report ourselves
         manager = ocp.CheckpointManager(self.folder, options=ocp.CheckpointManagerOptions(read_only=True))
         try:
             for step in reversed(steps):
+                if step in self._damaged:  # said before
+                    continue
                 try:
                     return read(step, manager)
                 except UserError:
                     raise
                 except Exception as e:  # Orbax raises bare Exceptions for damaged files
-                    reason = ' '.join(str(e).split())[:200] or type(e).__name__
-                    print(f'checkpoint {self.folder / str(step)} cannot be read ({reason})', file=sys.stderr)
+                    where = self.folder / str(step)
+                    print(f'checkpoint {where} cannot be read ({_reason(e)})', file=sys.stderr)
                     self._damaged.add(step)
         finally:
             manager.close()
@@ -164,12 +232,15 @@ class Checkpoints:
             'they are damaged or not of ghn_jax; give another --workdir'
         )
 
-    def _meta(self, step: int, manager: Any) -> dict:
+    def _record(self, step: int, manager: Any) -> dict:
         record = manager.restore(step, args=ocp.args.Composite(meta=ocp.args.JsonRestore())).meta
         if not isinstance(record, dict) or record.get('format') != _FORMAT:
             folder = self.folder / str(step)
             raise UserError(f'{folder} was not written by this version of ghn_jax: give another --workdir')
-        return record['meta']
+        digest = record.get('digest')  # absent in checkpoints from before there were digests
+        if digest is not None and digest != _digest_json({k: record[k] for k in ('meta', 'digests')}):
+            raise ValueError('its record was changed after it was written')
+        return record
 
     def _saved_tree(self, step: int) -> Any:
         metadata = ocp.PyTreeCheckpointer().metadata(self.folder / str(step) / 'state').item_metadata
@@ -199,3 +270,33 @@ def _leaves(tree: Any) -> dict[str, str]:
             shape, dtype = data.shape, data.dtype
         out[jax.tree_util.keystr(path, simple=True, separator='/')] = f'{np.dtype(dtype)}{list(shape)}'
     return out
+
+
+def _reason(error: Exception) -> str:
+    return ' '.join(str(error).split())[:200] or type(error).__name__
+
+
+def _digests(state: Any) -> dict[str, int]:
+    """A digest of every array of a state, by the names that `_leaves` gives."""
+    out = {}
+    for path, leaf in jax.tree_util.tree_leaves_with_path(state):
+        if jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key):
+            leaf = jax.random.key_data(leaf)
+        if isinstance(leaf, jax.Array) and not leaf.is_fully_addressable:
+            leaf = leaf.addressable_data(0)  # replicated: every process has all of it
+        data = np.ascontiguousarray(leaf).reshape(-1).view(np.uint8)
+        out[jax.tree_util.keystr(path, simple=True, separator='/')] = zlib.crc32(data)
+    return out
+
+
+def _digest_json(value: Any) -> int:
+    return zlib.crc32(json.dumps(value, sort_keys=True).encode())
+
+
+def _check_digests(state: Any, record: dict) -> None:
+    saved = record.get('digests')
+    if saved is None:
+        return
+    for name, digest in _digests(state).items():
+        if saved.get(name) != digest:
+            raise ValueError(f'{name} is not what was written')

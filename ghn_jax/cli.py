@@ -1,7 +1,9 @@
 """What every command shares: flags in, one line for bad input, files that are whole or absent.
 
-Exit codes: 0 success and --help | 1 a fault of the program, with its traceback | 2 bad input, one line on
-stderr | 130 interrupted. A command looks like
+Exit codes: 0 success and --help | 1 a fault of the program, with its traceback | 2 bad input or a disk that
+cannot be written, one line on stderr | 3 training whose networks are no longer finite, one line | 75 training
+stopped by SIGTERM or SIGINT: all is saved, start again to go on | 130, 143 interrupted (training: by a second
+signal). A command looks like
 
     _WORKDIR = flags.DEFINE_string('workdir', None, 'Run directory.')
     def main(): ...
@@ -19,15 +21,23 @@ from typing import NoReturn
 import ml_collections
 from absl import app, flags, logging
 
-from ghn_jax.errors import UserError
+from ghn_jax.errors import NotFinite, Stopped, UserError
+
+EXIT_NOT_FINITE = 3
+EXIT_STOPPED = 75  # EX_TEMPFAIL
 
 
 def run(main: Callable[[], object]) -> None:
     """Parses the flags, calls `main()` and leaves with the exit code described above; does not return."""
     try:
         app.run(lambda argv: _quietly(main), flags_parser=_parse)
+    except NotFinite as e:
+        _fail(e, EXIT_NOT_FINITE)
     except UserError as e:
         _fail(e)
+    except Stopped as e:
+        print(f'stopped: {e}', file=sys.stderr)
+        sys.exit(EXIT_STOPPED)
     except KeyboardInterrupt:
         print('interrupted', file=sys.stderr)
         sys.exit(130)
@@ -139,7 +149,7 @@ def _load_error(name: str, error: Exception) -> str:
     return f'--{name}: the file does not load: {type(error).__name__}: {error} ({place})'
 
 
-def _fail(error: object) -> NoReturn:
+def _fail(error: object, code: int = 2) -> NoReturn:
     text = str(error).replace('\\n', '\n')
     text = re.sub(
         r'Other fields present:.*\}"', '', text, flags=re.DOTALL
@@ -147,4 +157,4 @@ def _fail(error: object) -> NoReturn:
     head, trace, tail = text.partition('Traceback (most recent call last):')  # absl quotes whole tracebacks
     text = head + tail.strip().splitlines()[-1] if trace else head
     print('error: ' + ' '.join(text.split()), file=sys.stderr)
-    sys.exit(2)
+    sys.exit(code)

@@ -86,7 +86,11 @@ def default() -> ConfigDict:
     c.train.augment = True  # crop from 4 pixels of padding; flip where the data set allows it
 
     c.log_every_steps = 100
-    c.save_every_steps = 2_000
+    c.save_every_steps = 2_000  # also before each validation, and where a program is to be compiled
+    c.keep_checkpoints = 3  # the newest; the one that validated best stays, too
+    c.keep_every_steps = 0  # so do those of multiples of it; 0 is none
+    c.save_in_background = True  # False: a step waits until a checkpoint is on the disk
+    c.max_not_finite = 0.5  # share of the networks between two log lines beyond which training stops
 
     c.eval = ConfigDict()
     c.eval.every_steps = 7_030  # 10 epochs; 0 is never
@@ -129,23 +133,29 @@ def check(config: ConfigDict) -> ConfigDict:
     _one_of(config, 'quant.mode', MODES)
     _one_of(config, 'train.schedule', SCHEDULES)
     _one_of(config, 'train.dtype', DTYPES)
-    for key in ('train.meta_batch', 'train.batch_size', 'log_every_steps', 'save_every_steps', 'image_size',
-                'devices.images', 'devices.cpu'):  # fmt: skip
+    for key in (
+        'train.meta_batch',
+        'train.batch_size',
+        'log_every_steps',
+        'save_every_steps',
+        'keep_checkpoints',
+        'image_size',
+        'devices.images',
+        'devices.cpu',
+    ):
         _at_least(config, key, 1)
     for key in (
         'train.steps',
         'train.warmup_steps',
         'train.weight_decay',
         'eval.every_steps',
+        'keep_every_steps',
         'seed',
         'devices.per_process',
     ):
         _at_least(config, key, 0)
-    if config.save_every_steps % config.log_every_steps:
-        raise UserError(
-            f'--config.save_every_steps={config.save_every_steps}: expected a multiple of '
-            f'--config.log_every_steps={config.log_every_steps}, so that no mean is cut by a resume'
-        )
+    if not 0 <= config.max_not_finite <= 1:
+        raise UserError(f'--config.max_not_finite={config.max_not_finite}: expected a share, 0 to 1')
     for key in ('train.learning_rate', 'train.clip_norm'):
         if not 0 < _get(config, key) < float('inf'):
             raise UserError(f'--config.{key}={_get(config, key)}: expected a positive number')

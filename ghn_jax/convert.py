@@ -16,7 +16,7 @@ from ghn_jax.errors import UserError
 from ghn_jax.hypernet.ghn import GHNConfig
 from ghn_jax.hypernet.published import load_published
 
-_TRACES = ('checkpoints', 'metrics.jsonl', 'tensorboard')  # what a run leaves in its directory
+_TRACES = ('lock', 'checkpoints', 'metrics.jsonl', 'tensorboard')  # what a run leaves in its directory
 
 
 def convert(

@@ -1,4 +1,4 @@
-"""The one exception that means "the input is wrong", as opposed to "the program is wrong"."""
+"""The exceptions that commands end with in one line, as opposed to "the program is wrong"."""
 
 import reprlib
 from typing import Any
@@ -9,6 +9,14 @@ class UserError(ValueError):
 
     Entry points print it as `error: ...` and exit with code 2 (`ghn_jax.cli.run`).
     """
+
+
+class NotFinite(UserError):
+    """Training that no longer computes numbers; exit code 3."""
+
+
+class Stopped(Exception):
+    """Training ended at a signal, with everything saved; exit code 75 (`ghn_jax.stopping`)."""
 
 
 _LENGTH = 60

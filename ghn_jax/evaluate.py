@@ -206,6 +206,7 @@ def _training_bits(config: Any) -> str:
 
 if __name__ == '__main__':
     _WORKDIR = flags.DEFINE_string('workdir', None, 'Run directory, of ghn_jax.train or ghn_jax.convert.')
+    _STEP = flags.DEFINE_string('step', 'latest', 'Checkpoint: latest, best (in validation), or a number.')
     _SPLITS = flags.DEFINE_list('splits', ['test'], f'Networks to score: of {", ".join(SPLITS)}.')
     _BITS = flags.DEFINE_list(
         'bits',
@@ -253,7 +254,7 @@ if __name__ == '__main__':
         specs = load_networks(_ARCHS.value) if _ARCHS.value else None
         runs.enable_compilation_cache()
         runs.divide_cpu(_DEVICES.value or 1)
-        run = runs.load_run(workdir)
+        run = runs.load_run(workdir, _STEP.value)
         if _DATA_DIR.value is not None:
             run.config.data_dir = _DATA_DIR.value
         result, other = evaluate(

@@ -2,11 +2,13 @@
 
 A step's number is how many steps are done. A run resumed from the checkpoint of step s goes on after the
 records up to s: what the run before wrote beyond it is dropped, for it will be written again.
+
+What differs from run to run (rates, memory) is kept apart, in `machine.jsonl`: the `metrics.jsonl` of two
+runs of one config are equal byte for byte, however often one of them was stopped.
 """
 
 import collections
 import io
-import json
 import math
 import os
 import pathlib
@@ -16,32 +18,30 @@ from collections.abc import Mapping
 from typing import Any, TextIO
 
 import numpy as np
-import tensorboardX
 from tqdm import tqdm
 
-from ghn_jax import jsonfile
-from ghn_jax.errors import UserError
+from ghn_jax.records import Records
+from ghn_jax.records import read_jsonl as read_jsonl
+from ghn_jax.tensorboard import Events
+
+_FLUSH_SECONDS = 30  # TensorBoard is that far behind at most
 
 
 class Metrics:
     """Writer of a run's scalars; use it as a context manager. Only one process of a run makes one.
 
-    `metrics.jsonl` has one object a line: `step`, then values by name ('train/loss'), null where not finite.
+    `metrics.jsonl` has one object a line: `step`, then values by name ('train/loss'), null where not finite;
+    `machine.jsonl` likewise.
     """
 
     def __init__(self, workdir: str | os.PathLike, start_step: int = 0, *, stdout: bool = True):
         workdir = pathlib.Path(workdir)
         workdir.mkdir(parents=True, exist_ok=True)
         self._stdout = stdout
-        self._file = _open_jsonl(workdir / 'metrics.jsonl', start_step)
-        # File names have a resolution of one second: without a suffix a second run in the same second would
-        # overwrite the first one's. Readers drop what older files say from purge_step on.
-        self._tensorboard = tensorboardX.SummaryWriter(
-            str(workdir / 'tensorboard'),
-            purge_step=start_step + 1 if start_step else 0,
-            filename_suffix=f'.{start_step}.{os.getpid()}.{time.time_ns()}',
-            flush_secs=30,
-        )
+        self._values = Records(workdir / 'metrics.jsonl', start_step)
+        self._machine = Records(workdir / 'machine.jsonl', start_step)
+        self._tensorboard = Events(workdir / 'tensorboard', start_step)
+        self._flushed = time.monotonic()
 
     def __enter__(self) -> 'Metrics':
         return self
@@ -49,56 +49,47 @@ class Metrics:
     def __exit__(self, *exc) -> None:
         self.close()
 
-    def write(self, step: int, values: Mapping[str, Any]) -> None:
-        """Records a step's scalars (numbers or arrays of one); call it every so many steps, not every one."""
-        scalars = {name: float(np.asarray(value).item()) for name, value in values.items()}
-        record = {'step': int(step)} | {k: v if math.isfinite(v) else None for k, v in scalars.items()}
-        self._file.write(json.dumps(record, allow_nan=False) + '\n')
-        for name, value in scalars.items():
-            self._tensorboard.add_scalar(name, value, step)
+    def write(self, step: int, values: Mapping[str, Any], machine: Mapping[str, Any] | None = None) -> None:
+        """Records a step's scalars (numbers or arrays of one); call it every so many steps, not every one.
+
+        machine: those that differ from run to run.
+        """
+        said = {}
+        for records, part in ((self._values, values), (self._machine, machine or {})):
+            scalars = {name: float(np.asarray(value).item()) for name, value in part.items()}
+            if scalars:
+                finite = {k: v if math.isfinite(v) else None for k, v in scalars.items()}
+                records.write({'step': int(step)} | finite)
+            said |= scalars
+        for name, value in said.items():
+            self._tensorboard.scalar(step, name, value)
+        if time.monotonic() - self._flushed > _FLUSH_SECONDS:
+            self._flush_tensorboard()
         if self._stdout:
-            text = f'step {step}  ' + '  '.join(f'{name} {value:.4g}' for name, value in scalars.items())
+            shown = {name: value for name, value in said.items() if not name.startswith('machine/')}
+            text = f'step {step}  ' + '  '.join(f'{name} {value:.4g}' for name, value in shown.items())
             tqdm.write(text, file=sys.stdout)  # above the bar, where there is one
             sys.stdout.flush()
 
     def image(self, step: int, name: str, image: np.ndarray) -> None:
         """Shows uint8 [H, W, 3] in TensorBoard."""
-        self._tensorboard.add_image(name, image, step, dataformats='HWC')
+        self._tensorboard.image(step, name, image)
+
+    def flush(self) -> None:
+        """Returns when all is on the disk: a checkpoint written after it counts on it."""
+        self._values.flush()
+        self._machine.flush()
+        self._flush_tensorboard()
 
     def close(self) -> None:
         """Writes what is left; twice does no harm."""
-        self._file.close()
+        self._values.close()
+        self._machine.close()
         self._tensorboard.close()
 
-
-class Silent:
-    """In the place of `Metrics` and `Progress` where another process of the run speaks."""
-
-    def __enter__(self) -> 'Silent':
-        return self
-
-    def __exit__(self, *exc) -> None:
-        pass
-
-    def write(self, step: int, values: Mapping[str, Any]) -> None:
-        pass
-
-    def update(self, steps: int = 1, **what: Any) -> None:
-        pass
-
-    def restart_clock(self) -> None:
-        pass
-
-    def rates(self) -> dict[str, float]:
-        return {}
-
-
-def read_jsonl(path: str | os.PathLike) -> list[dict]:
-    """The records of a `metrics.jsonl` but for a torn last line; raises UserError if the file is absent."""
-    path = pathlib.Path(path)
-    if not path.is_file():
-        raise UserError(f'there are no metrics in {path}: give the run directory of a training')
-    return [record for _, record in jsonfile.rows(path)]
+    def _flush_tensorboard(self) -> None:
+        self._tensorboard.flush()
+        self._flushed = time.monotonic()
 
 
 class Progress:
@@ -199,16 +190,3 @@ class _Lines(io.TextIOBase):
             self._file.write(line + '\n')
             self._file.flush()
         return len(text)
-
-
-def _open_jsonl(path: pathlib.Path, start_step: int) -> TextIO:
-    if path.is_dir():
-        raise UserError(f'{path} is a directory: move it away, metrics are written to a file of that name')
-    # A fresh run (0) starts an empty file: a record of step 0 would be written again, too.
-    old = jsonfile.rows(path) if start_step and path.is_file() else ()
-    part = path.with_name(path.name + '.part')
-    part.unlink(missing_ok=True)  # it may be a link to somewhere else
-    with open(part, 'x') as file:
-        file.writelines(line + '\n' for line, record in old if record['step'] <= start_step)
-    os.replace(part, path)
-    return open(path, 'a', buffering=1)

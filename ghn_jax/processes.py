@@ -5,17 +5,21 @@ On one machine nothing of this is needed: one process drives all of its devices.
 
 import contextlib
 import hashlib
+import json
 import os
 import sys
 import threading
-from collections.abc import Iterator
+import traceback
+from collections.abc import Callable, Iterator
+from typing import TypeVar
 
 import jax
 import numpy as np
 from jax.experimental import multihost_utils
 
-from ghn_jax.errors import UserError
+from ghn_jax.errors import NotFinite, Stopped, UserError
 
+T = TypeVar('T')
 AUTO = 'auto'
 TIMEOUT = 300  # seconds to wait for the others; a pod's machines start minutes apart
 
@@ -62,16 +66,43 @@ def start(
 
 @contextlib.contextmanager
 def leaving_at_once() -> Iterator[None]:
-    """Ends the process where a UserError appears in one of several: JAX would wait minutes for the others,
-    which wait for this one.
+    """Ends the process where an error appears in one of several: JAX would wait minutes for the others, which
+    wait for this one.
     """
     try:
         yield
-    except UserError as e:
-        if jax.process_count() == 1:
+    except Exception as e:
+        if jax.process_count() == 1 or isinstance(e, Stopped):
             raise
-        print(f'error: {e}', file=sys.stderr, flush=True)
-        os._exit(2)
+        if isinstance(e, UserError):
+            print(f'error: {e}', file=sys.stderr, flush=True)
+            os._exit(3 if isinstance(e, NotFinite) else 2)
+        traceback.print_exc()
+        sys.stderr.flush()
+        os._exit(1)
+
+
+def from_first(value: Callable[[], T]) -> T:
+    """What `value()` gives on process 0, on all processes; it must be JSON. Only process 0 calls it.
+
+    Raises:
+      UserError: on all processes, if it does on process 0.
+    """
+    if jax.process_count() == 1:
+        return value()
+    answer = {}
+    if is_first():
+        try:
+            answer = {'value': value()}
+        except UserError as e:
+            answer = {'error': str(e)}
+    text = np.frombuffer(json.dumps(answer).encode(), np.uint8)
+    size = int(multihost_utils.broadcast_one_to_all(np.int32(len(text))))
+    text = text if is_first() else np.zeros(size, np.uint8)
+    answer = json.loads(np.asarray(multihost_utils.broadcast_one_to_all(text)).astype(np.uint8).tobytes())
+    if 'error' in answer:
+        raise UserError(answer['error'])
+    return answer['value']
 
 
 def is_first() -> bool:

@@ -5,6 +5,8 @@ checkpoint.
 import dataclasses
 import json
 import os
+import pathlib
+from collections.abc import Iterable
 from typing import Any
 
 import jax
@@ -17,6 +19,8 @@ from ghn_jax.errors import UserError
 from ghn_jax.hypernet.ghn import GHN, GHNConfig
 from ghn_jax.networks.size import IMAGE_SIZE
 from ghn_jax.networks.spaces import Space, make_space
+from ghn_jax.quant.policy import parse_bits
+from ghn_jax.records import read_jsonl
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -32,14 +36,23 @@ class Run:
     meta: dict
 
 
-def load_run(workdir: str | os.PathLike) -> Run:
-    """The newest readable checkpoint of a run directory, made by `train` or by `convert`.
+def load_run(workdir: str | os.PathLike, step: str = 'latest') -> Run:
+    """A checkpoint of a run directory, made by `train` or by `convert`.
+
+    step: 'latest' is the newest that can be read; 'best' that which validated best; or a number.
 
     Raises:
-      UserError: no checkpoint, or one that is not ours.
+      UserError: no such checkpoint, or one that is not ours.
     """
     with Checkpoints(workdir) as checkpoints:
-        params, meta = checkpoints.restore_params()
+        if step == 'best':
+            params, meta = checkpoints.restore_params(step=_best_step(pathlib.Path(workdir), checkpoints))
+        elif step == 'latest':
+            params, meta = checkpoints.restore_params()
+        elif step.isdecimal():
+            params, meta = checkpoints.restore_params(step=int(step))
+        else:
+            raise UserError(f'--step={step}: expected latest, best or a number')
     try:
         ghn, step = GHNConfig.from_dict(meta['ghn']), int(meta['step'])
         config = configs.from_json(meta['config'])
@@ -48,17 +61,45 @@ def load_run(workdir: str | os.PathLike) -> Run:
     return Run(config=config, ghn=GHN(ghn), params=params, step=step, meta=meta)
 
 
+def validated(config: ConfigDict) -> str:
+    """The name of the metric by which validations are compared: top-1 in the bits trained in."""
+    return f'val/top1_{parse_bits("float" if config.quant.mode == "float" else config.quant.bits)}'
+
+
+def best(validations: Iterable[tuple[int, float]]) -> tuple[int, float] | None:
+    """That of the largest value, the first of equal ones, of (step, value)."""
+    return max(validations, key=lambda v: (v[1], -v[0]), default=None)
+
+
+def _best_step(workdir: pathlib.Path, checkpoints: Checkpoints) -> int:
+    name = validated(configs.from_json(checkpoints.restore_meta()['config']))
+    rows = read_jsonl(workdir / 'metrics.jsonl')
+    found = best((row['step'], row[name]) for row in rows if row.get(name) is not None)
+    if found is None:
+        raise UserError(f'--step=best: {workdir} has no validation yet ({name}): take --step=latest')
+    return found[0]
+
+
 def run_meta(
-    config: ConfigDict, ghn: GHNConfig, step: int, *, kind: str, dataset: dict | None = None
+    config: ConfigDict,
+    ghn: GHNConfig,
+    step: int,
+    *,
+    kind: str,
+    dataset: dict | None = None,
+    window: dict | None = None,
+    num_devices: int = 1,
 ) -> dict:
-    """What a checkpoint says about itself, as JSON. kind: 'train' or 'converted'."""
+    """What a checkpoint says about itself, as JSON. kind: 'train' or 'converted'. window: of `Window`."""
     return {
         'kind': kind,
         'step': step,
         'config': configs.to_json(config),
         'ghn': ghn.to_dict(),
         'dataset': dataset or {},
+        'window': window or {},
         'jax': jax.__version__,
+        'devices': num_devices,
     }
 
 

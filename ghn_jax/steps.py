@@ -29,6 +29,7 @@ from ghn_jax.cnn.weights import pages, quantize_weights, quantize_weights_backwa
 from ghn_jax.hypernet.ghn import GHN
 from ghn_jax.quant.scheme import QAT, Scheme
 
+FINE, BAD_GRADIENT, BAD_LOSS = range(3)  # a network in a step: what of it is not finite
 DROPOUT = 0.5  # of the hidden layer of two-layer heads, in training; as published
 
 
@@ -145,28 +146,42 @@ def train_step(
     scheme: Scheme,
     axes: Axes | None = None,
 ) -> tuple[TrainState, dict[str, Array], Workspace]:
-    """One step of the optimizer; see `meta_gradients`. Metrics are means over the networks with finite
-    gradients. With `axes`, state and metrics are those of all devices, the same on each.
+    """One step of the optimizer; see `meta_gradients`. Loss and accuracy are means over the networks with
+    finite gradients. With `axes`, state and metrics are those of all devices, the same on each.
+
+    Where no network is finite, or the gradient of all or the update is not, the step is skipped: parameters
+    and optimizer stay as they are, and only `state.step` counts on.
+
+    Returns:
+      state; {'loss', 'accuracy': nan where no network is finite, 'gradient_norm', 'skipped': 0 or 1,
+      'faults': int32 [M], FINE, BAD_GRADIENT or BAD_LOSS of each network}; workspace.
     """
+    over_networks, over_images = axes or (None, None)
     gradients, per_network, workspace = meta_gradients(
         program, ghn, state.params, networks, images, labels, workspace, key, scheme=scheme, axes=axes
     )
     finite = per_network['finite']
+    faults = jnp.where(finite, FINE, jnp.where(jnp.isfinite(per_network['loss']), BAD_GRADIENT, BAD_LOSS))
+    faults = mesh_axes.counted_once(mesh_axes.largest(faults, over_images), over_images)
     sums = {
         'loss': jnp.sum(jnp.where(finite, per_network['loss'], 0)),
         'accuracy': jnp.sum(jnp.where(finite, per_network['accuracy'], 0)),
-        'finite': jnp.sum(mesh_axes.counted_once(finite, axes and axes.images)),
-        'not_finite': jnp.sum(mesh_axes.counted_once(~finite, axes and axes.images)),
+        'faults': mesh_axes.all_rows(faults, over_networks),
     }
     gradients, sums = mesh_axes.total((gradients, sums), axes and axes.names)
     updates, opt_state = optimizer.update(gradients, state.opt_state, state.params)
     params = optax.apply_updates(state.params, updates)
-    count = jnp.maximum(sums['finite'], 1)
+    count, norm = jnp.sum(sums['faults'] == FINE), optax.tree.norm(gradients)
+    sound = (count > 0) & jnp.isfinite(norm) & jnp.isfinite(optax.tree.norm(updates))
+    params, opt_state = jax.tree.map(
+        lambda new, old: jnp.where(sound, new, old), (params, opt_state), (state.params, state.opt_state)
+    )
     metrics = {
         'loss': sums['loss'] / count,
         'accuracy': sums['accuracy'] / count,
-        'gradient_norm': optax.tree.norm(gradients),
-        'not_finite': sums['not_finite'],
+        'gradient_norm': norm,
+        'skipped': (~sound).astype(jnp.int32),
+        'faults': sums['faults'],
     }
     return TrainState(state.step + 1, params, opt_state), metrics, workspace
 

@@ -12,9 +12,11 @@ On several machines, the same command on each, with a workdir that all share:
 """
 
 import collections
+import contextlib
 import functools
 import pathlib
-from collections.abc import Callable, Iterator
+import sys
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any, NamedTuple
 
@@ -26,30 +28,42 @@ from absl import flags
 from jax.sharding import Mesh
 from ml_collections import ConfigDict, config_flags
 
-from ghn_jax import cli, data, devices, processes, runs, scoring, steps
+from ghn_jax import cli, data, devices, lock, memory, processes, runs, scoring, steps
 from ghn_jax import config as configs
 from ghn_jax.batches import Networks, draw, prepare
 from ghn_jax.checkpoint import Checkpoints
 from ghn_jax.cnn.coverage import Family, family, program_for
 from ghn_jax.cnn.program import Program
+from ghn_jax.course import Course
 from ghn_jax.errors import UserError
 from ghn_jax.hypernet.ghn import GHN, init_params
-from ghn_jax.metrics import Metrics, Progress, Silent
+from ghn_jax.journal import Journal, Silent
 from ghn_jax.networks.spaces import Space
-from ghn_jax.quant.policy import parse_bits
+from ghn_jax.networks.spec import NetworkSpec
+from ghn_jax.optimizer import make_optimizer
+from ghn_jax.quant.policy import Policy, parse_bits
 from ghn_jax.quant.strategy import Strategy, scheme_of, strategy_of
+from ghn_jax.speed import clock
+from ghn_jax.stopping import Stopping
+from ghn_jax.window import Window
 
 # Keys that may change when a run goes on; all others make it another run.
-_FREE = ('data_dir', 'log_every_steps', 'save_every_steps', 'eval', 'devices')
+_FREE = (
+    'data_dir', 'log_every_steps', 'save_every_steps', 'keep_checkpoints', 'keep_every_steps',
+    'save_in_background', 'max_not_finite', 'eval', 'devices',
+)  # fmt: skip
 _AHEAD = 4  # steps whose networks are made ready while the device works
-_SHOWN = ('loss', 'accuracy')  # beside the progress bar
 
 
-def train(config: ConfigDict, workdir: pathlib.Path, *, stop_at: int | None = None) -> steps.TrainState:
+def train(
+    config: ConfigDict, workdir: pathlib.Path, *, stop_at: int | None = None, stopping: Stopping | None = None
+) -> steps.TrainState:
     """Trains until config.train.steps, or `stop_at`; returns the state.
 
     Raises:
-      UserError: whatever in the config or the workdir is not as it should be.
+      UserError: whatever in the config or the workdir is not as it should be, memory or disk that is not
+        enough; NotFinite: too many networks whose loss or gradient is not.
+      Stopped: `stopping` was asked to; the state is saved.
     """
     configs.check(config)
     space = runs.make_space_of(config)
@@ -58,74 +72,53 @@ def train(config: ConfigDict, workdir: pathlib.Path, *, stop_at: int | None = No
     mesh = devices.make_mesh(config)
     ghn = runs.make_ghn(config, dataset.num_classes)
     optimizer = make_optimizer(config)
-    with Checkpoints(workdir) as checkpoints:
-        newest = str(checkpoints.latest_step())
-        processes.check_agreement({'the config': configs.to_json(config), 'the newest checkpoint': newest})
-        state = restore_or_init(checkpoints, config, ghn, optimizer, mesh)
+    processes.check_agreement({'the config': configs.to_json(config)})
+    with contextlib.ExitStack() as stack:
+        processes.from_first(lambda: stack.enter_context(lock.holding(workdir)))
+        checkpoints = stack.enter_context(
+            Checkpoints(
+                workdir, keep=config.keep_checkpoints, keep_every=config.keep_every_steps,
+                background=config.save_in_background,
+            )
+        )  # fmt: skip
+        processes.check_agreement({'the newest checkpoint': str(checkpoints.latest_step())})
+        state, window = restore_or_init(checkpoints, config, ghn, optimizer, mesh)
         start, stop = int(state.step), min(config.train.steps, stop_at or config.train.steps)
         run_step = Stepper(config, ghn, optimizer, dataset, mesh)
-        validate = make_validation(config, ghn, space, dataset)
         networks = Preparation(config, space, strategy, mesh)
-        about = {'name': dataset.name, 'note': dataset.note}
-        per_step = {
-            'networks': config.train.meta_batch,
-            'images': config.train.meta_batch * config.train.batch_size,
-        }
-        sums: list[dict[str, jax.Array]] = []
-        first = processes.is_first()
-        with (
-            Metrics(workdir, start) if first else Silent() as metrics,
-            Progress(config.train.steps, initial=start, desc='train', window=2)
-            if first
-            else Silent() as progress,
-        ):
-            for step, (program, batch) in zip(range(start, stop), networks.ahead(start, stop)):
-                state, values = run_step(program, state, batch, step)
-                sums.append(values)
-                done = step + 1
-                logged = done % config.log_every_steps == 0 or done == stop
-                shown = mean_of(sums) if logged or step == start else {}  # waits for the device
-                progress.update(
-                    1, **per_step, finished=bool(shown), **{k: shown[k] for k in _SHOWN if k in shown}
-                )
-                if logged:
-                    rates = {f'time/{k}': v for k, v in progress.rates().items()}
-                    metrics.write(done, {f'train/{k}': v for k, v in shown.items()} | rates)
-                    sums.clear()
-                if config.eval.every_steps and (
-                    done % config.eval.every_steps == 0 or done == config.train.steps
-                ):
-                    metrics.write(done, validate(devices.local(state.params)))
-                    progress.restart_clock()
-                if done % config.save_every_steps == 0 or done == stop:
-                    meta = runs.run_meta(config, ghn.config, done, kind='train', dataset=about)
-                    checkpoints.save(done, {'params': state.params, 'opt_state': state.opt_state}, meta)
-    return state
+        journal = stack.enter_context(
+            Journal(workdir, config, space, start, validated=runs.validated(config))
+            if processes.is_first()
+            else Silent()
+        )
+        validate = make_validation(config, ghn, space, dataset)
+        meta = functools.partial(
+            runs.run_meta, config, ghn.config, kind='train', num_devices=mesh.size if mesh else 1,
+            dataset={'name': dataset.name, 'note': dataset.note},
+        )  # fmt: skip
+        course = Course(
+            config, run_step, networks, validate, checkpoints, journal, meta, stopping or Stopping()
+        )
+        return course.run(state, window, start, stop)
 
 
-def make_optimizer(config: ConfigDict) -> optax.GradientTransformation:
-    """Adam with L2 regularisation after clipping by the global norm, as GHN-2 (arXiv 2110.13100)."""
-    t = config.train
-    return _optimizer(t.schedule, t.steps, t.warmup_steps, t.learning_rate, t.weight_decay, t.clip_norm)
+def initial_state(
+    config: ConfigDict, ghn: GHN, optimizer: optax.GradientTransformation, mesh: Mesh | None = None
+) -> steps.TrainState:
+    """A fresh state from config.seed, or with the parameters of config.init_from, on all devices.
+
+    Raises:
+      UserError: as `runs.params_of`.
+    """
+    params = init_params(ghn.config, jax.random.key(config.seed))
+    if config.init_from:
+        params = runs.params_of(config.init_from, ghn, params)
+    return _state_of(params, optimizer, mesh)
 
 
-@functools.cache  # one object for equal settings, so that compiled steps are found again
-def _optimizer(
-    schedule: str, steps: int, warmup_steps: int, learning_rate: float, weight_decay: float, clip_norm: float
-) -> optax.GradientTransformation:
-    if schedule == 'step':
-        drops = {max(1, steps * 2 // 3): 0.1, max(2, steps * 5 // 6): 0.1}
-        rate = optax.piecewise_constant_schedule(learning_rate, drops)
-    elif schedule == 'cosine':
-        rate = optax.cosine_decay_schedule(learning_rate, max(1, steps))
-    else:
-        rate = optax.constant_schedule(learning_rate)
-    warmup = optax.linear_schedule(0.0, 1.0, warmup_steps) if warmup_steps else lambda step: 1.0
-    return optax.chain(
-        optax.clip_by_global_norm(clip_norm),
-        optax.add_decayed_weights(weight_decay),
-        optax.adam(lambda step: warmup(step) * rate(step)),
-    )
+def _state_of(params: Any, optimizer: optax.GradientTransformation, mesh: Mesh | None) -> steps.TrainState:
+    state = steps.TrainState(jnp.zeros((), jnp.int32), params, optimizer.init(params))
+    return devices.replicate(mesh, state)
 
 
 def restore_or_init(
@@ -134,21 +127,19 @@ def restore_or_init(
     ghn: GHN,
     optimizer: optax.GradientTransformation,
     mesh: Mesh | None = None,
-) -> steps.TrainState:
-    """The state of the newest checkpoint, else a fresh one from config.seed or config.init_from, on all
-    devices.
+    *,
+    step: int | None = None,
+) -> tuple[steps.TrainState, Window]:
+    """The state of the newest checkpoint, else a fresh one, on all devices; and the means under way.
+
+    step: of this checkpoint.
 
     Raises:
       UserError: the checkpoint is of a run with another config; as `runs.params_of`.
     """
-    begun = checkpoints.latest_step() is not None
-    params = init_params(ghn.config, jax.random.key(config.seed))
-    if config.init_from and not begun:
-        params = runs.params_of(config.init_from, ghn, params)
-    state = steps.TrainState(jnp.zeros((), jnp.int32), params, optimizer.init(params))
-    state = devices.replicate(mesh, state)
-    if not begun:
-        return state
+    if checkpoints.latest_step() is None:
+        return initial_state(config, ghn, optimizer, mesh), Window()
+    state = _state_of(init_params(ghn.config, jax.random.key(config.seed)), optimizer, mesh)
     meta = checkpoints.restore_meta()
     before = configs.from_json(meta['config'])
     if differing := runs.differing_keys(before, config, _FREE):
@@ -157,10 +148,16 @@ def restore_or_init(
             f'{checkpoints.workdir} holds a run with another config ({", ".join(differing)} differ): '
             f'set --config.{key} as it was, or take another --workdir'
         )
-    restored, meta = checkpoints.restore({'params': state.params, 'opt_state': state.opt_state})
-    step = jnp.asarray(meta['step'], jnp.int32)
-    state = steps.TrainState(step, restored['params'], restored['opt_state'])
-    return devices.replicate(mesh, state)
+    restored, meta = checkpoints.restore({'params': state.params, 'opt_state': state.opt_state}, step=step)
+    state = steps.TrainState(jnp.asarray(meta['step'], jnp.int32), restored['params'], restored['opt_state'])
+    for what, now in (('jax', jax.__version__), ('devices', mesh.size if mesh else 1)):
+        if processes.is_first() and meta.get(what, now) != now:
+            print(
+                f'step {meta["step"]} was made with {what} {meta[what]}, this is {now}: what follows is '
+                'equal up to the order of sums',
+                file=sys.stderr,
+            )
+    return devices.replicate(mesh, state), Window(meta.get('window'))
 
 
 class ImageStream(NamedTuple):
@@ -223,13 +220,22 @@ class Stepper:
         self.stream, self.key = devices.replicate(mesh, (stream, key)) if mesh else (stream, key)
         self.static = {'ghn': ghn, 'optimizer': optimizer, 'scheme': scheme_of(config.quant), 'mesh': mesh,
                        'augment': config.train.augment, 'flip': dataset.flip}  # fmt: skip
+        self.free = memory.free_bytes(mesh)  # before there are workspaces
+        self.seen: set[Program] = set()
         self.program: Program | None = None
         self.workspace: steps.Workspace | None = None
+
+    def is_new(self, program: Program) -> bool:
+        """Whether the next step with it compiles it."""
+        return program not in self.seen
 
     def __call__(
         self, program: Program, state: steps.TrainState, networks: Networks, step: int
     ) -> tuple[steps.TrainState, dict[str, jax.Array]]:
         batch = self.config.train.batch_size
+        if self.is_new(program):
+            memory.check(program, self.config, self.mesh, self.free)
+            self.seen.add(program)
         if self.program is not program:
             self.program, self.workspace = program, None  # the old one goes before the new one is made
             dtype = self.config.train.dtype
@@ -263,10 +269,13 @@ class Preparation:
         """The networks of one step that are this process's."""
         specs = draw(self.space, self.config.seed, step, self.config.train.meta_batch)
         program = self.program(family(specs[0]))
-        own = list(enumerate(specs))[self.own]
-        policies = [self.strategy.policy_of(step, i, spec) for i, spec in own]
+        policies = self.policies(step, specs)[self.own]
         networks = prepare(program, specs[self.own], policies, max_nodes=self.config.program.max_nodes)[0]
         return program, networks
+
+    def policies(self, step: int, specs: Sequence[NetworkSpec]) -> list[Policy]:
+        """The bit-widths that each of the step's networks trains with."""
+        return [self.strategy.policy_of(step, i, spec) for i, spec in enumerate(specs)]
 
     def ahead(self, start: int, stop: int) -> Iterator[tuple[Program, Networks]]:
         """The networks of steps start .. stop - 1, in order; an error appears at its step."""
@@ -314,12 +323,6 @@ def make_validation(
     return validate
 
 
-def mean_of(values: list[dict[str, jax.Array]]) -> dict[str, float]:
-    """Means by name; waits for the device."""
-    values = jax.device_get(values)
-    return {k: float(np.mean([v[k] for v in values])) for k in values[0]}
-
-
 if __name__ == '__main__':
     _CONFIG = config_flags.DEFINE_config_file('config', help_string='Config file, then --config.key=value.')
     _WORKDIR = flags.DEFINE_string(
@@ -340,8 +343,11 @@ if __name__ == '__main__':
         workdir = cli.check_workdir(_WORKDIR.value)
         runs.divide_cpu(config.devices.cpu)
         processes.start(_COORDINATOR.value, _NUM_PROCESSES.value, _PROCESS_ID.value, timeout=_TIMEOUT.value)
+        stopping = Stopping()
+        stopping.listen()
         runs.enable_compilation_cache()
+        clock.start_counting()
         with processes.leaving_at_once():
-            train(config, workdir)
+            train(config, workdir, stopping=stopping)
 
     cli.run(_main)

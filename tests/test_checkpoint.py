@@ -2,6 +2,7 @@
 
 import os
 import pathlib
+import shutil
 import signal
 import subprocess
 import sys
@@ -101,6 +102,65 @@ def test_a_damaged_newest_checkpoint_falls_back_to_the_one_before(run, capsys):
     with c:  # training goes on from step 1 and comes by step 2 again
         c.save(2, make_state(2), {'step': 2})
     assert_same(Checkpoints(run).restore(make_state(0))[0], make_state(2))
+
+
+def flip_bit(file: pathlib.Path) -> None:
+    data = bytearray(file.read_bytes())
+    data[len(data) // 2] ^= 16
+    file.write_bytes(data)
+
+
+DAMAGE = {
+    'flipped': flip_bit,
+    'empty': lambda file: file.write_bytes(b''),
+    'cut': lambda file: file.write_bytes(file.read_bytes()[: file.stat().st_size // 2]),
+    'absent': pathlib.Path.unlink,
+}
+
+
+@pytest.mark.filterwarnings('ignore::pytest.PytestUnraisableExceptionWarning')
+@pytest.mark.parametrize('how', DAMAGE)
+def test_no_damage_to_any_file_gives_another_state_and_nothing_is_deleted(run, tmp_path_factory, how):
+    newest = run / 'checkpoints/2'
+    files = [f.relative_to(newest) for f in newest.rglob('*') if f.is_file() and f.stat().st_size]
+    fell_back = 0
+    for name in files:
+        copy = tmp_path_factory.mktemp('copy')
+        shutil.copytree(run, copy, dirs_exist_ok=True)
+        DAMAGE[how](copy / 'checkpoints/2' / name)
+        c = Checkpoints(copy)
+        state, meta = c.restore(make_state(0))
+        assert_same(state, make_state(meta['step']))
+        if meta['step'] == 1:
+            fell_back += 1
+            kept = sorted(f.relative_to(newest) for f in newest.rglob('*'))
+            with c:
+                c.save(2, make_state(2), {'step': 2})
+            assert_same(Checkpoints(copy).restore(make_state(0))[0], make_state(2))
+            aside = copy / 'damaged/2'
+            assert sorted(f.relative_to(aside) for f in aside.rglob('*')) in (kept, sorted({*kept} - {name}))
+    assert fell_back >= 3  # the arrays, their index, the record
+
+
+def test_a_bit_that_changes_an_array_is_noticed_by_the_name_of_the_array(tmp_path, capsys):
+    with Checkpoints(tmp_path) as c:
+        for step in (1, 2):
+            c.save(step, {'params': {'w': np.random.default_rng(step).normal(size=5000)}}, {'step': step})
+    (file,) = sorted(tmp_path.glob('checkpoints/2/state/**/d/*'), key=lambda f: f.stat().st_size)[-1:]
+    flip_bit(file)
+    params, meta = Checkpoints(tmp_path).restore_params()
+    assert meta['step'] == 1
+    assert 'params/w is not what was written' in capsys.readouterr().err
+
+
+def test_those_of_an_interval_and_the_best_stay(tmp_path):
+    with Checkpoints(tmp_path, keep=2, keep_every=4) as c:
+        for step in range(1, 11):
+            if step == 4:
+                c.best = 3
+            c.save(step, make_state(step), {})
+        c.wait()
+        assert c.steps() == [3, 4, 8, 9, 10]
 
 
 @pytest.mark.filterwarnings('ignore::pytest.PytestUnraisableExceptionWarning')

@@ -11,7 +11,7 @@ import pytest
 from ghn_jax import config as configs
 from ghn_jax.runs import differing_keys
 from ghn_jax.train import _FREE
-from tests.device_checks import DEVICES, FEW, REST
+from tests.device_checks import DEVICES, FEW, NETWORKS, REST
 from tests.small_run import ROOT
 
 # As `comparison.QUICK`, for all that is compiled there.
@@ -61,7 +61,7 @@ def test_devices_with_networks_of_their_own_talk_once_a_step(checks):
     row = checks['gradients']['float (8, 1)']
     ((op, size, _, groups),) = row['collectives']
     assert op == 'all-reduce' and groups == DEVICES
-    metrics = 4  # sums of loss, accuracy, networks, networks that are not finite
+    metrics = 2 + NETWORKS  # sums of loss and accuracy; what of each network is not finite
     assert size == 8 * (row['parameters'] + metrics)  # float64 here
 
 

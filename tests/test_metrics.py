@@ -11,6 +11,7 @@ from tensorboardX.proto import event_pb2
 
 from ghn_jax.errors import UserError
 from ghn_jax.metrics import Metrics, Progress, read_jsonl
+from ghn_jax.window import Window
 
 
 def write(workdir, start, steps, value=0.5):
@@ -20,9 +21,9 @@ def write(workdir, start, steps, value=0.5):
 
 
 def events(workdir: pathlib.Path) -> list[event_pb2.Event]:
-    """All TensorBoard events, oldest file first. A record: uint64 length, crc, data, crc."""
+    """All TensorBoard events, in the order of reading. A record: uint64 length, crc, data, crc."""
     out = []
-    for file in sorted((workdir / 'tensorboard').iterdir(), key=lambda f: f.stat().st_mtime_ns):
+    for file in sorted((workdir / 'tensorboard').iterdir()):  # as TensorBoard orders them
         data = file.read_bytes()
         while data:
             n = int.from_bytes(data[:8], 'little')
@@ -87,6 +88,40 @@ def test_two_writers_within_a_second_do_not_overwrite_each_other(tmp_path):
     write(tmp_path, 0, [1])
     write(tmp_path, 1, [2])
     assert len(list((tmp_path / 'tensorboard').iterdir())) == 2
+
+
+def test_a_clock_that_goes_back_does_not_put_a_run_before_the_one_it_goes_on_from(tmp_path, monkeypatch):
+    write(tmp_path, 0, [1, 2], 0.1)
+    monkeypatch.setattr('time.time', lambda: 1.6e9)
+    write(tmp_path, 2, [3], 0.2)
+    assert [e.step for e in events(tmp_path) if e.summary.value] == [1, 2, 3]
+
+
+def test_what_differs_from_run_to_run_is_kept_apart(tmp_path):
+    with Metrics(tmp_path, stdout=False) as m:
+        m.write(1, {'train/loss': 0.5}, {'time/networks_per_sec': 3})
+    assert read_jsonl(tmp_path / 'metrics.jsonl') == [{'step': 1, 'train/loss': 0.5}]
+    assert read_jsonl(tmp_path / 'machine.jsonl') == [{'step': 1, 'time/networks_per_sec': 3.0}]
+    assert [v.tag for e in events(tmp_path) for v in e.summary.value] == [
+        'train/loss',
+        'time/networks_per_sec',
+    ]
+
+
+def test_means_of_a_window_are_those_of_one_that_was_saved_and_read_in_between():
+    rng = np.random.default_rng(0)
+    rows = [
+        {'loss': np.float32(rng.normal()), 'skipped': np.int32(0), 'faults': np.array([0, i % 3 == 0])}
+        for i in range(50)
+    ] + [{'loss': np.float32('nan'), 'skipped': np.int32(1), 'faults': np.array([2, 1])}]
+    whole, cut = Window(), Window()
+    for row in rows:
+        whole.add(row)
+        cut.add(row)
+        cut = Window(json.loads(json.dumps(cut.saved())))
+    assert whole.means() == cut.means() and whole.share_not_finite() == cut.share_not_finite()
+    assert whole.means()['loss'] == pytest.approx(np.mean([row['loss'] for row in rows[:50]], dtype=float))
+    assert whole.means()['not_finite'] == (17 + 2) / 51 and whole.means()['skipped'] == 1 / 51
 
 
 def test_reading_absent_metrics_is_a_clear_error(tmp_path):

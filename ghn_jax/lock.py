@@ -1,0 +1,59 @@
+"""One trainer for each run directory: the second is refused at once, by the name of the first.
+
+The lock is the system's (`flock`): it ends with the process that holds it, however that ends, so none is ever
+stale. Network file systems pass it on to the other machines where they support it; some (gcsfuse) do not.
+"""
+
+import contextlib
+import datetime
+import fcntl
+import json
+import os
+import pathlib
+import socket
+import sys
+from collections.abc import Iterator
+
+from ghn_jax.errors import UserError
+
+_NAME = 'lock'
+
+
+@contextlib.contextmanager
+def holding(workdir: str | os.PathLike) -> Iterator[None]:
+    """Holds the lock of a run directory, which is made if absent.
+
+    Raises:
+      UserError: another process holds it; or the directory cannot be written.
+    """
+    workdir = pathlib.Path(workdir)
+    try:
+        workdir.mkdir(parents=True, exist_ok=True)
+        file = open(workdir / _NAME, 'a+')
+    except OSError as e:
+        raise UserError(f'{workdir} cannot be written ({e.strerror}): give another --workdir') from None
+    with file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise UserError(
+                f'{workdir} is in use by {_holder(file)}: stop it, or give another --workdir'
+            ) from None
+        except OSError as e:  # a file system without locks
+            print(
+                f'{workdir} cannot be locked ({e.strerror}): start no second training there', file=sys.stderr
+            )
+        file.truncate(0)
+        now = datetime.datetime.now().astimezone().isoformat(timespec='seconds')
+        file.write(json.dumps({'pid': os.getpid(), 'host': socket.gethostname(), 'since': now}) + '\n')
+        file.flush()
+        yield
+
+
+def _holder(file) -> str:
+    file.seek(0)
+    try:
+        first = json.loads(file.read())
+        return f'process {first["pid"]} on {first["host"]}, since {first["since"]}'
+    except (ValueError, KeyError, TypeError):  # just begun
+        return 'another process'
