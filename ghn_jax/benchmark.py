@@ -183,6 +183,7 @@ if __name__ == '__main__':
     def _measure() -> dict[str, Any]:
         if _ARCHS.value:
             specs = load_networks(_ARCHS.value)
+            tasks.check_networks(specs)
         else:
             specs = [make_space('convnets250k').sample('test', 0, i) for i in range(24)]
         runs.enable_compilation_cache()

@@ -26,6 +26,8 @@ from ghn_jax.errors import NotFinite, Stopped, UserError
 EXIT_NOT_FINITE = 3
 EXIT_STOPPED = 75  # EX_TEMPFAIL
 
+_LONGEST = 1000  # characters of an error
+
 
 def run(main: Callable[[], object]) -> None:
     """Parses the flags, calls `main()` and leaves with the exit code described above; does not return."""
@@ -149,12 +151,17 @@ def _load_error(name: str, error: Exception) -> str:
     return f'--{name}: the file does not load: {type(error).__name__}: {error} ({place})'
 
 
-def _fail(error: object, code: int = 2) -> NoReturn:
+def one_line(error: object) -> str:
+    """What an error says, on one line of bearable length; libraries quote tracebacks and large values."""
     text = str(error).replace('\\n', '\n')
     text = re.sub(
         r'Other fields present:.*\}"', '', text, flags=re.DOTALL
     )  # ml_collections prints the config
     head, trace, tail = text.partition('Traceback (most recent call last):')  # absl quotes whole tracebacks
-    text = head + tail.strip().splitlines()[-1] if trace else head
-    print('error: ' + ' '.join(text.split()), file=sys.stderr)
+    text = ' '.join((head + tail.strip().splitlines()[-1] if trace else head).split())
+    return text if len(text) <= _LONGEST else text[:_LONGEST] + ' ...'
+
+
+def _fail(error: object, code: int = 2) -> NoReturn:
+    print(f'error: {one_line(error)}', file=sys.stderr)
     sys.exit(code)

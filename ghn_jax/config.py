@@ -9,11 +9,36 @@ from typing import Any
 
 from ml_collections import ConfigDict
 
-from ghn_jax.errors import UserError
+from ghn_jax.errors import UserError, shown
+from ghn_jax.networks.genotype import MAX_STEPS
+from ghn_jax.networks.limits import MAX_OPERATIONS
 from ghn_jax.quant.scheme import MODES
 
 SCHEDULES = ('step', 'cosine', 'constant')
 DTYPES = ('float32', 'bfloat16')
+
+
+# The most that makes sense: it keeps a slip of the pen from asking for terabytes or for years.
+_MOST = {
+    'seed': 2**31 - 1,  # of a random key
+    'image_size': 512,
+    'space.max_steps': MAX_STEPS,
+    'ghn.hid': 4096,
+    'train.steps': 2**31 - 2,  # counted by an int32
+    'train.warmup_steps': 2**31 - 2,
+    'train.meta_batch': 4096,
+    'train.batch_size': 65_536,
+    'train.weight_decay': 1e6,
+    'log_every_steps': 2**31 - 2,
+    'save_every_steps': 2**31 - 2,
+    'eval.every_steps': 2**31 - 2,
+    'eval.num_networks': 10**6,
+    'eval.num_images': 10**9,
+    'devices.images': 65_536,
+    'devices.cpu': 1024,
+    'devices.per_process': 65_536,
+    'program.max_nodes': MAX_OPERATIONS,  # a graph has a matrix of all pairs
+}
 
 
 def default() -> ConfigDict:
@@ -113,6 +138,7 @@ def check(config: ConfigDict) -> ConfigDict:
 
     Names of data sets, spaces and operations, and bits, are judged where they are used.
     """
+    _check_keys(default(), config, '')
     tuples = {
         'space.cells': int,
         'space.ops': str,
@@ -127,9 +153,16 @@ def check(config: ConfigDict) -> ConfigDict:
     for key, kind in tuples.items():
         value = _get(config, key)
         if not all(type(x) is kind for x in value):
-            raise UserError(f'--config.{key}={value!r}: expected a tuple of {kind.__name__}')
+            raise UserError(f'--config.{key}={shown(value)}: expected a tuple of {kind.__name__}')
     if len(cells := _get(config, 'space.cells')) != 2:
-        raise UserError(f'--config.space.cells={cells!r}: expected (fewest, most)')
+        raise UserError(f'--config.space.cells={shown(cells)}: expected (fewest, most)')
+    for key, most in _MOST.items():
+        if not (value := _get(config, key)) <= most:
+            raise UserError(f'--config.{key}={shown(value)}: expected at most {most:,}')
+    if config.image_size % 8:  # a stem and two reductions may each halve it
+        raise UserError(f'--config.image_size={config.image_size}: expected a multiple of 8')
+    if '\0' in config.data_dir:
+        raise UserError(f'--config.data_dir={shown(config.data_dir)}: expected a directory')
     _one_of(config, 'quant.mode', MODES)
     _one_of(config, 'train.schedule', SCHEDULES)
     _one_of(config, 'train.dtype', DTYPES)
@@ -170,14 +203,15 @@ def to_json(config: ConfigDict) -> str:
 def from_json(text: str) -> ConfigDict:
     """A locked config from `to_json`. Keys that are absent, for they are newer than the text, have defaults.
 
-    Raises UserError for keys that `default()` does not have.
+    Raises UserError for keys that `default()` does not have, and as `check`.
     """
     config = default()
     try:
         _fill(config, _with_schedule(json.loads(text)), '')
-    except (ValueError, TypeError, AttributeError) as e:
-        raise UserError(f'the config is not one of this version: {e}: train again') from e
-    return config
+        return check(config)
+    except (ValueError, TypeError, AttributeError, RecursionError) as e:
+        reason = ' '.join(str(e).split())[:300]
+        raise UserError(f'the config is not one of this version: {reason}: train again') from e
 
 
 def _fill(config: Any, values: dict, prefix: str) -> None:
@@ -203,6 +237,17 @@ def _with_schedule(values: dict) -> dict:
     return values | {'quant': quant}
 
 
+def _check_keys(wanted: Any, config: Any, prefix: str) -> None:
+    """Raises UserError where a key is absent, unknown or of another type: --config.ghn={} replaces a part."""
+    if odd := sorted(map(str, set(wanted.keys()) ^ set(config.keys()))):
+        raise UserError(f'--config.{prefix}{odd[0][:60]} is missing, or no key: state single keys')
+    for key, value in wanted.items():
+        if isinstance(value, ConfigDict) and isinstance(config[key], ConfigDict):
+            _check_keys(value, config[key], f'{prefix}{key}.')
+        elif type(config[key]) is not type(value):
+            raise UserError(f'--config.{prefix}{key}={shown(config[key])}: expected a {type(value).__name__}')
+
+
 def _get(config: ConfigDict, key: str) -> Any:
     value: Any = config
     for part in key.split('.'):
@@ -212,7 +257,7 @@ def _get(config: ConfigDict, key: str) -> Any:
 
 def _one_of(config: ConfigDict, key: str, names: tuple[str, ...]) -> None:
     if (value := _get(config, key)) not in names:
-        raise UserError(f'--config.{key}={value}: expected one of {", ".join(names)}')
+        raise UserError(f'--config.{key}={shown(value)}: expected one of {", ".join(names)}')
 
 
 def _at_least(config: ConfigDict, key: str, least: int) -> None:

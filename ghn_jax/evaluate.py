@@ -36,6 +36,7 @@ from ghn_jax.results import Result
 from ghn_jax.scoring import (
     Selection,
     check_classes,
+    check_memory,
     image_batches,
     score_networks,
     select_given,
@@ -118,6 +119,7 @@ def evaluate(
             selections[split] = select_split(space, split, seed=seed, count=num_networks, image_size=size)
     else:
         selections[GIVEN] = select_given(specs, image_size=size)
+        check_memory((program for program, _ in selections[GIVEN].groups), batch_size)
     # Networks are checked before the data are read, which may take half a minute.
     dataset = dataset or runs.load_data(config)
     images = image_batches(dataset, dataset.test, batch_size=batch_size, num_images=num_images)

@@ -33,6 +33,7 @@ from ghn_jax.hypernet.bits import check_policies, with_policy
 from ghn_jax.hypernet.decoder import Tiles, count_items, decoder_table, tile_parameters
 from ghn_jax.hypernet.ghn import GHN
 from ghn_jax.networks.graph import batch_graphs, build_graph, to_graphs_tuple
+from ghn_jax.networks.limits import largest_kernel
 from ghn_jax.networks.spec import IMAGE_SIZE, NetworkSpec, load_networks
 from ghn_jax.quant import plain
 from ghn_jax.quant.fake_quant import make_grid
@@ -54,6 +55,12 @@ def check_network(spec: NetworkSpec, ghn: GHN, image_size: int = IMAGE_SIZE) -> 
         raise UserError(
             f'network {spec.name!r} has {spec.num_classes} classes, the hypernetwork predicts '
             f'{ghn.config.num_classes}: give networks with num_classes={ghn.config.num_classes}'
+        )
+    window, largest = ghn.config.max_shape[2], largest_kernel(spec)
+    if largest > window:
+        raise UserError(
+            f'network {spec.name!r} has kernels of {largest} pixels (ks, ops or positional encodings), '
+            f'the hypernetwork predicts up to {window}: give smaller ones'
         )
     if not spec.glob_avg and image_size != IMAGE_SIZE:
         raise UserError(

@@ -53,12 +53,19 @@ def load_run(workdir: str | os.PathLike, step: str = 'latest') -> Run:
             params, meta = checkpoints.restore_params(step=int(step))
         else:
             raise UserError(f'--step={step}: expected latest, best or a number')
+    config, ghn, done = read_meta(meta, workdir)
+    return Run(config=config, ghn=GHN(ghn), params=params, step=done, meta=meta)
+
+
+def read_meta(meta: Any, workdir: str | os.PathLike) -> tuple[ConfigDict, GHNConfig, int]:
+    """(config, that of the hypernetwork, step) from what a checkpoint says about itself. Raises UserError."""
     try:
         ghn, step = GHNConfig.from_dict(meta['ghn']), int(meta['step'])
-        config = configs.from_json(meta['config'])
-    except (KeyError, TypeError) as e:
+        return configs.from_json(meta['config']), ghn, step
+    except (KeyError, TypeError, ValueError) as e:
+        if isinstance(e, UserError):
+            raise UserError(f'the checkpoint in {workdir} cannot be used: {e}') from None
         raise UserError(f'the checkpoint in {workdir} lacks {e}: train again with this version') from None
-    return Run(config=config, ghn=GHN(ghn), params=params, step=step, meta=meta)
 
 
 def validated(config: ConfigDict) -> str:
@@ -114,6 +121,11 @@ def make_space_of(config: ConfigDict) -> Space:
     if 'max_steps' in fields:
         fields['max_steps_deep'] = min(fields['max_steps'], make_space(config.space.name).max_steps_deep)
     space = make_space(config.space.name, **fields)
+    for key, multiple in (('channels', 16), ('fc_dims', 8)):
+        if odd := [value for value in getattr(space, key) or () if value % multiple]:
+            raise UserError(
+                f'--config.space.{key} has {odd[0]}: the executor runs multiples of {multiple}; give these'
+            )
     if config.image_size != IMAGE_SIZE and 'msa' in space.ops:
         others = tuple(op for op in space.ops if op != 'msa')
         raise UserError(

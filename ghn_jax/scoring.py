@@ -9,7 +9,8 @@ Axes: M networks | P policies | K batches | N images of a batch | H pixels.
 """
 
 import functools
-from collections.abc import Callable, Sequence
+import os
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -21,12 +22,13 @@ from ghn_jax import devices, steps
 from ghn_jax.batches import prepare
 from ghn_jax.cnn.building import build_program
 from ghn_jax.cnn.coverage import Family, family, program_for
-from ghn_jax.cnn.lowering import BLOCK, round_up
+from ghn_jax.cnn.lowering import BLOCK, check_lowerable, round_up
 from ghn_jax.cnn.program import Program
 from ghn_jax.data import Dataset, Split
 from ghn_jax.errors import UserError
 from ghn_jax.hypernet.ghn import GHN, GHNConfig
 from ghn_jax.networks.graph import build_graph
+from ghn_jax.networks.limits import check_families
 from ghn_jax.networks.size import count_parameters
 from ghn_jax.networks.spaces import Space
 from ghn_jax.networks.spec import IMAGE_SIZE, NetworkSpec
@@ -95,23 +97,49 @@ def select_split(space: Space, split: str, *, seed: int, count: int, image_size:
     return _grouped(specs, lambda family, members: program_for(space, split, family, image_size))
 
 
-def select_given(specs: Sequence[NetworkSpec], *, image_size: int) -> Selection:
-    """Exactly these networks, grouped by family; each group's program is made for it.
+def check_given(specs: Sequence[NetworkSpec], image_size: int) -> None:
+    """Raises UserError for networks of a file that cannot be run, before anything is made from them.
 
-    Raises:
-      UserError: a network that cannot be run (a width that is no multiple of 16; msa or a flattened head with
-        images that are not of the size such networks are defined for), with its name.
+    Such a network is named with its field; networks of very many widths are refused together.
     """
-
-    def program(family: Family, members: list[NetworkSpec]) -> Program:
-        return build_program(members, image_size=image_size, max_params=max(map(count_parameters, members)))
-
     for spec in specs:
+        check_lowerable(spec, image_size)
         if not spec.glob_avg and image_size != IMAGE_SIZE:
             raise UserError(
                 f'network {spec.name!r} has a flattened head, defined for {IMAGE_SIZE} pixels, and the run '
                 f'is on images of {image_size}: give networks with glob_avg=true'
             )
+    check_families(specs)
+
+
+def check_memory(programs: Iterable[Program], batch_size: int, flag: str = '--batch_size') -> None:
+    """Raises UserError if scoring batches on one device takes more than its memory, at least."""
+    device = jax.local_devices()[0]
+    room = (device.memory_stats() or {}).get('bytes_limit') if device.platform != 'cpu' else None
+    room = room or os.sysconf('SC_PAGE_SIZE') * os.sysconf('SC_PHYS_PAGES')
+    for program in programs:
+        values = sum(slots * batch_size * h * h * c for (h, c), slots in program.capacity.slots)
+        needed = 4 * (values + 2 * program.capacity.blocks * BLOCK)
+        if needed > room:
+            channels = max(c for _, c in program.classes)
+            raise UserError(
+                f'networks of up to {channels} channels take at least {needed / 2**30:.1f} GiB for batches of '
+                f'{batch_size} images, and there are {room / 2**30:.1f} GiB: give a smaller {flag}, or '
+                'networks with a smaller C or fewer cells'
+            )
+
+
+def select_given(specs: Sequence[NetworkSpec], *, image_size: int) -> Selection:
+    """Exactly these networks, grouped by family; each group's program is made for it.
+
+    Raises:
+      UserError: as `check_given`.
+    """
+
+    def program(family: Family, members: list[NetworkSpec]) -> Program:
+        return build_program(members, image_size=image_size, max_params=max(map(count_parameters, members)))
+
+    check_given(specs, image_size)
     return _grouped(list(specs), program)
 
 

@@ -112,8 +112,17 @@ def lower(spec: NetworkSpec, image_size: int = 32) -> Lowered:
     """Lowers `spec` for images of image_size x image_size x 3; what the logits do not need is dropped.
 
     Raises:
-      UserError: widths that are not multiples of 16 (C) and 8 (fc_dim), or msa and images of another size
-        than its positional encodings are for.
+      UserError: as `check_lowerable`.
+    """
+    check_lowerable(spec, image_size)
+    return _Lowering(spec, image_size).lower()
+
+
+def check_lowerable(spec: NetworkSpec, image_size: int) -> None:
+    """Raises UserError, with its name and the field, for a network that the executor does not run.
+
+    Its widths are no multiples of 16 (C) and 8 (fc_dim), or it has msa, and images are of another size than
+    its positional encodings are for.
     """
     if spec.is_vit and image_size != IMAGE_SIZE:
         raise UserError(
@@ -129,7 +138,6 @@ def lower(spec: NetworkSpec, image_size: int = 32) -> Lowered:
             f'network {spec.name!r} has fc_dim={spec.fc_dim}: the executor runs hidden layers '
             'that are multiples of 8'
         )
-    return _Lowering(spec, image_size).lower()
 
 
 class _Lowering:

@@ -63,6 +63,17 @@ def bounds(spec: NetworkSpec) -> tuple[int, int]:
     return totals[0], totals[1]
 
 
+def largest_kernel(spec: NetworkSpec) -> int:
+    """Pixels on a side of the largest kernel, or of positional encodings; dead branches count."""
+    kernels = (int(op[-1]) for op in spec.genotype.ops if 'conv' in op)
+    return max(VIT_SIZE if spec.is_vit else spec.ks, *kernels, 3 if spec.stem_type else 1)
+
+
+def operations_of_cell(steps: int) -> int:
+    """Operations of a cell of the longest convolutions with so many intermediate states, at most."""
+    return _PREPROCESS[0] + 1 + steps * (1 + 2 * _cost('sep_conv_3x3')[0])
+
+
 def check_families(specs: Sequence[NetworkSpec]) -> None:
     """Raises UserError where networks that are to be run need too many programs."""
     widths = sorted({(spec.C, spec.is_vit) for spec in specs})

@@ -21,6 +21,7 @@ from typing import Any
 import numpy as np
 
 from ghn_jax.errors import UserError, shown
+from ghn_jax.networks import limits
 from ghn_jax.networks.genotype import OPS, Genotype, is_int
 from ghn_jax.networks.size import count_parameters
 from ghn_jax.networks.spec import NetworkSpec, is_connected
@@ -323,6 +324,22 @@ def _check_space(space: Space) -> None:
         )
     if all(op == 'none' for op in space.ops):
         raise UserError(f'space ops are {shown(space.ops)}: expected at least one besides none')
+    shallow = min(space.cells[1], max(space.deep_cells))
+    operations = max(
+        cells * limits.operations_of_cell(steps)
+        for cells, steps in ((shallow, space.max_steps), (space.cells[1], space.max_steps_deep))
+    )
+    if operations > limits.MAX_OPERATIONS:
+        raise UserError(
+            f'space {space.name} has networks of up to {operations:,} operations, more than '
+            f'{limits.MAX_OPERATIONS:,}: give fewer cells ({space.cells[1]}) or steps ({space.max_steps}, '
+            f'{space.max_steps_deep} in deep networks)'
+        )
+    if (widths := len(set(space.channels or ()))) > limits.MAX_FAMILIES:
+        raise UserError(
+            f'space channels has {widths} widths, and each takes minutes to compile: give at most '
+            f'{limits.MAX_FAMILIES}'
+        )
     multiple = 8 if 'msa' in space.ops else 2
     for width in space.channels or ():
         if width % multiple:

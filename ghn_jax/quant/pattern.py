@@ -6,6 +6,7 @@ repeat holds another: `(a+)+b` takes years on a name of 60 letters. It cannot be
 
 import math
 import re
+import warnings
 
 from ghn_jax.errors import UserError, shown
 
@@ -30,7 +31,9 @@ def check_pattern(pattern: object) -> None:
             f'rule {shown(pattern)}: expected a regular expression of at most {MAX_LENGTH} characters'
         )
     try:
-        re.compile(pattern)
+        with warnings.catch_warnings():
+            warnings.simplefilter('ignore')  # of syntax that may come to mean something else
+            re.compile(pattern)
     except (re.error, OverflowError, RecursionError) as e:
         raise UserError(f'rule {shown(pattern)} is not a regular expression: {e}') from None
     if trouble := _trouble(pattern):

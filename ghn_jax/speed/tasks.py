@@ -30,17 +30,34 @@ from ghn_jax.networks.size import IMAGE_SIZE, count_parameters
 from ghn_jax.networks.spec import NetworkSpec
 from ghn_jax.quant.policy import Policy, parse_bits
 from ghn_jax.quant.scheme import Scheme
-from ghn_jax.scoring import Images, score_on, spread_images
+from ghn_jax.scoring import Images, check_given, check_memory, score_on, spread_images
 from ghn_jax.speed import clock
 from ghn_jax.speed.options import Options, Row
 
 
-def groups(specs: Sequence[NetworkSpec]) -> Iterator[tuple[Program, list[NetworkSpec]]]:
-    """Each family's program, made for its networks, and the networks."""
+def groups(specs: Sequence[NetworkSpec], batch_size: int) -> Iterator[tuple[Program, list[NetworkSpec]]]:
+    """Each family's program, made for its networks, and the networks.
+
+    Raises:
+      UserError: the values of a batch take more than the memory there is.
+    """
     for each in sorted(set(map(family, specs))):
         members = [spec for spec in specs if family(spec) == each]
         size = max(map(count_parameters, members))
-        yield build_program(members, image_size=IMAGE_SIZE, max_params=size), members
+        program = build_program(members, image_size=IMAGE_SIZE, max_params=size)
+        check_memory([program], batch_size)
+        yield program, members
+
+
+def check_networks(specs: Sequence[NetworkSpec]) -> None:
+    """Raises UserError for networks of a file that cannot be timed, with the name and the field."""
+    check_given(specs, IMAGE_SIZE)
+    for spec in specs:
+        if spec.num_classes != specs[0].num_classes:
+            raise UserError(
+                f'network {spec.name!r} has {spec.num_classes} classes, network {specs[0].name!r} has '
+                f'{specs[0].num_classes}: give networks with one num_classes'
+            )
 
 
 def policy_of(mode: str) -> Policy:
@@ -106,7 +123,7 @@ def _train(options: Options, mode: str) -> Row:
     policy, nodes = policy_of(mode), max_nodes(options.specs)
     seconds: list[float] = []
     compiled = 0
-    for program, members in groups(options.specs):
+    for program, members in groups(options.specs, options.batch_size):
         step = train_step(program, ghn, optimizer, mesh, Scheme(mode))
         workspace = devices.make_workspace(mesh, program, options.batch_size)
         each = -(-min(options.meta_batch, len(members)) // options.devices)  # of a device
@@ -163,7 +180,7 @@ def _evaluate(options: Options, mode: str) -> Row:
     policy, nodes = policy_of(mode), max_nodes(options.specs)
     seconds: list[float] = []
     compiled = 0
-    for program, members in groups(options.specs):
+    for program, members in groups(options.specs, options.batch_size):
         workspace = devices.make_workspace(mesh, program, N, train=False)
         weights = jnp.zeros(program.capacity.blocks * BLOCK)
         for timed in (False, True):
