@@ -123,8 +123,8 @@ def check_memory(programs: Iterable[Program], batch_size: int, flag: str = '--ba
         if needed > room:
             channels = max(c for _, c in program.classes)
             raise UserError(
-                f'networks of up to {channels} channels take at least {needed / 2**30:.1f} GiB for batches of '
-                f'{batch_size} images, and there are {room / 2**30:.1f} GiB: give a smaller {flag}, or '
+                f'networks of up to {channels} channels take at least {needed / 2**30:.1f} GiB for batches '
+                f'of {batch_size} images, and there are {room / 2**30:.1f} GiB: give a smaller {flag}, or '
                 'networks with a smaller C or fewer cells'
             )
 
