@@ -50,6 +50,7 @@ class Checkpoints:
         self.best: int | None = None
         self._writer: ocp.CheckpointManager | None = None
         self._damaged: set[int] = set()
+        self._verbosity = logging.get_verbosity()
 
     def __enter__(self) -> 'Checkpoints':
         return self
@@ -158,6 +159,7 @@ class Checkpoints:
                     writer.wait_until_finished()
                 finally:
                     writer.close()
+                    logging.set_verbosity(self._verbosity)
 
     def _open(self) -> ocp.CheckpointManager:
         if processes.is_first():
@@ -165,6 +167,10 @@ class Checkpoints:
                 self._put_aside(step)
             self.folder.mkdir(parents=True, exist_ok=True)
         processes.barrier('checkpoints')
+        # Of a failure in the background Orbax tells at once, in many lines; it is raised, and ours is one.
+        self._verbosity = logging.get_verbosity()
+        if self._verbosity < logging.INFO:  # more was not asked for
+            logging.set_verbosity(logging.FATAL)
         options = ocp.CheckpointManagerOptions(
             preservation_policy=self,
             enable_async_checkpointing=self.background,
@@ -180,8 +186,6 @@ class Checkpoints:
 
     @contextlib.contextmanager
     def _writing(self) -> Iterator[None]:
-        level = logging.get_verbosity()
-        logging.set_verbosity(logging.FATAL)  # Orbax reports with a stack trace what is one line here
         try:
             yield
         except UserError:
@@ -193,8 +197,6 @@ class Checkpoints:
                 f'no checkpoint can be written in {self.folder} ({_reason(e)}); {last}: make room, or make '
                 'the directory writable, and start again'
             ) from None
-        finally:
-            logging.set_verbosity(level)
 
     def _newest(self, read: Callable[[int, Any], T], only: int | None = None) -> T:
         """What read(step) gives for the newest step where it works; steps where it does not are reported."""

@@ -49,7 +49,16 @@ def _quietly(main: Callable[[], object]) -> None:
     """Runs `main` without the libraries' progress reports, unless --verbosity asks for them."""
     if not flags.FLAGS['verbosity'].present:
         logging.set_verbosity(logging.WARNING)
+        sys.unraisablehook = _report_unraisable
     main()
+
+
+def _report_unraisable(error) -> None:
+    # Where reading or writing a checkpoint fails, Orbax leaves coroutines behind that complain, each with a
+    # stack trace, when they are collected. The failure itself is raised, and said in one line.
+    files = [frame.filename for frame in traceback.extract_tb(error.exc_traceback)]
+    if not any(f'{os.sep}{name}{os.sep}' in file for file in files for name in ('orbax', 'asyncio')):
+        sys.__unraisablehook__(error)
 
 
 def read_config(flag: flags.FlagHolder) -> ml_collections.ConfigDict:

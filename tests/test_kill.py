@@ -244,7 +244,7 @@ def test_a_full_disk_is_one_line_and_the_last_checkpoint_stays_whole(start, whol
     try:
         (process,) = start(tmp_path, '--config.keep_checkpoints=100', '--config.save_every_steps=1')
         (said,) = finish([process], codes=(2,))
-        assert said.count('Traceback') == 0 and 'No space left' in said
+        assert 'Traceback' not in said and 'No space left' in said, said[-3000:]
         params, meta = Checkpoints(tmp_path).restore_params()
         assert meta['step'] >= 1
         kept = Checkpoints(tmp_path).steps()
