@@ -36,6 +36,7 @@ def done(tmp_path_factory):
     return run(workdir), workdir
 
 
+@pytest.mark.slow
 def test_every_strategy_is_scored_and_compared_with_the_first_on_the_same_networks(done):
     tables, workdir = done
     assert [row['strategy'] for row in tables['rows']] == ['float', 'drawn']
@@ -51,6 +52,7 @@ def test_every_strategy_is_scored_and_compared_with_the_first_on_the_same_networ
     assert '| drawn' in text and '±' in text and 'one layer of the stem' in text
 
 
+@pytest.mark.slow
 def test_parts_are_scored_beside_all_and_nothing(done):
     parts = {(row['strategy'], row['part']): row for row in done[0]['parts']}
     for part in (*sensitivity.group_policies(Policy(2, 2)), 'one layer of the head'):
@@ -58,6 +60,7 @@ def test_parts_are_scored_beside_all_and_nothing(done):
     assert 'difference_mean' not in parts['float', 'nothing']
 
 
+@pytest.mark.slow
 def test_a_study_that_is_done_trains_and_scores_nothing_again(done, monkeypatch):
     monkeypatch.setattr(study, '_score', lambda *_: pytest.fail('scored again'))
     assert run(done[1]) == done[0]

@@ -24,7 +24,7 @@ from ghn_jax.cnn.lowering import BLOCK
 from ghn_jax.cnn.program import PAGE_BLOCKS, Tables
 from ghn_jax.quant.fake_quant import Grid, make_grid, quantize
 from ghn_jax.quant.policy import TERNARY
-from ghn_jax.quant.ranges import sigma, sigmas_for
+from ghn_jax.quant.ranges import LEAN, sigma, sigmas_for
 from ghn_jax.quant.scheme import Scheme
 
 TERNARY_CUT = 0.7  # times the mean magnitude (arXiv 1605.04711, eq. 6)
@@ -189,7 +189,7 @@ def _fit(buffer: _Buffer, rows: Callable, bits: Array, scheme: Scheme) -> Grid:
     if scheme.weight_range == 'sigma':
         far = scheme.weight_sigmas or sigmas_for(b, lo, dtype, symmetric=scheme.symmetric)
         far = far * sigma(*buffer.fold(rows, _add(lambda w, unit: w * w), (zeros, zeros)))
-        lo, hi = jnp.maximum(lo, -far), jnp.minimum(hi, far)
+        lo, hi = jnp.maximum(lo, -far if scheme.symmetric else -LEAN * far), jnp.minimum(hi, far)
     elif scheme.weight_range == 'percentile':
         fraction = _percentile_fraction(buffer, rows, lo, hi, scheme.percentile)
         lo, hi = fraction * lo, fraction * hi

@@ -8,7 +8,7 @@ from jax import Array
 
 from ghn_jax import axes
 from ghn_jax.quant.fake_quant import fake_quantize
-from ghn_jax.quant.ranges import min_max, power, sigma, sigmas_for
+from ghn_jax.quant.ranges import LEAN, min_max, power, sigma, sigmas_for
 from ghn_jax.quant.scheme import Scheme
 
 
@@ -31,4 +31,4 @@ def clip_range(
         return (lo, hi) if clip == 1 else (clip * lo, clip * hi)
     assert size is not None
     far = (scheme.activation_sigmas or sigmas_for(bits, lo, hi.dtype)) * sigma(*size)
-    return jnp.maximum(lo, -far), jnp.minimum(hi, far)
+    return jnp.maximum(lo, -LEAN * far), jnp.minimum(hi, far)

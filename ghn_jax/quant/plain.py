@@ -12,7 +12,7 @@ import jax.numpy as jnp
 from jax import Array, lax
 
 from ghn_jax.quant.policy import FLOAT_BITS, TERNARY
-from ghn_jax.quant.ranges import ONE_SIDED, TWO_SIDED
+from ghn_jax.quant.ranges import LEAN, ONE_SIDED, TWO_SIDED
 from ghn_jax.quant.scheme import Scheme
 
 _FAR = 1e6  # standard deviations: no limit
@@ -56,7 +56,8 @@ def quantize_activation(x: Array, bits: int, scheme: Scheme) -> Array:
     if scheme.activation_range == 'sigma':
         two_sided, one_sided = (t[bits - 1] if bits <= len(t) else _FAR for t in (TWO_SIDED, ONE_SIDED))
         sigmas = scheme.activation_sigmas or jnp.where(lo < 0, two_sided, one_sided)
-        lo, hi = jnp.maximum(lo, -sigmas * _sigma(fixed)), jnp.minimum(hi, sigmas * _sigma(fixed))
+        far = sigmas * _sigma(fixed)
+        lo, hi = jnp.maximum(lo, -LEAN * far), jnp.minimum(hi, far)
     else:
         lo, hi = scheme.activation_clip * lo, scheme.activation_clip * hi
     if bits == 1:
@@ -74,7 +75,8 @@ def weight_range(w: Array, bits: int, scheme: Scheme) -> tuple[Array, Array]:
     if scheme.weight_range == 'sigma':
         table, b = (ONE_SIDED, bits - 1) if scheme.symmetric else (TWO_SIDED, bits)
         sigmas = scheme.weight_sigmas or (table[b - 1] if b <= len(table) else _FAR)
-        return jnp.maximum(lo, -sigmas * _sigma(w)), jnp.minimum(hi, sigmas * _sigma(w))
+        far = sigmas * _sigma(w)
+        return jnp.maximum(lo, -far if scheme.symmetric else -LEAN * far), jnp.minimum(hi, far)
     fraction = 1
     if scheme.weight_range == 'percentile':
         fraction = _percentile_fraction(w, lo, hi, scheme.percentile)

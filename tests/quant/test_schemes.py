@@ -23,8 +23,9 @@ NETWORKS = [
 # Every option at least once, and in company.
 SCHEMES = {
     'default': Scheme('qat'),
-    'channel, percentile, sigma': Scheme(
-        'qat', granularity='channel', weight_range='percentile', percentile=90, activation_range='sigma'
+    'channel, percentile, sigma, soft': Scheme(
+        'qat', granularity='channel', weight_range='percentile', percentile=90, activation_range='sigma',
+        temperature=0.4,
     ),
     'mse, standardised, clipped': Scheme(
         'qat', weight_range='mse', standardise=True, activation_clip=0.5, temperature=0.3
@@ -33,9 +34,7 @@ SCHEMES = {
         'qat', granularity='channel', symmetric=True, weight_range='mse', activation_range='sigma',
         activation_sigmas=1.5,
     ),
-    'sigma, symmetric, soft': Scheme(
-        'qat', symmetric=True, weight_range='sigma', activation_range='sigma', temperature=0.5
-    ),
+    'sigma, symmetric': Scheme('qat', symmetric=True, weight_range='sigma', activation_range='sigma'),
     'channel, sigma, standardised': Scheme(
         'qat', granularity='channel', weight_range='sigma', standardise=True, percentile=99
     ),
@@ -59,7 +58,7 @@ def quick_reference():
     jax.config.update('jax_disable_most_optimizations', before)
 
 
-FAST = ('channel, percentile, sigma', 'sigma, symmetric, soft')
+FAST = ('channel, percentile, sigma, soft',)  # the others: parts in test_weights, test_fake_quant
 
 
 @pytest.mark.parametrize(
