@@ -130,7 +130,7 @@ def test_policies_are_drawn_for_each_network_after_the_first_steps():
     policies, preparation = _policies(start_step=3)
     assert all(policy == Policy() for step in policies[:3] for policy in step)
     drawn = [policy for step in policies[3:] for policy in step]
-    assert {len(policy.tensors) > 0 for policy in drawn} == {True, False}
+    assert {len(policy.layers) > 0 for policy in drawn} == {True, False}
     assert len(set(drawn)) > 30 and Policy(4, 4) in drawn
     fixed, _ = _policies(uniform_share=0, mixed_share=0, start_step=0)
     assert all(policy == Policy(4, 4) for step in fixed for policy in step)

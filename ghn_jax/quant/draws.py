@@ -34,7 +34,7 @@ def draw_policy(
         return Policy(weights, activations)
     if kind < uniform_share + mixed_share:
         bits = rng.choice(widths, (len(names), 2)).tolist()
-        return Policy(tensors=tuple((name, w, a) for name, (w, a) in zip(names, bits)))
+        return Policy(layers=tuple((name, w, a) for name, (w, a) in zip(names, bits)))
     return fixed
 
 

@@ -9,10 +9,10 @@ A policy file is a JSON object; the last three fields may be left out:
 
     {"weight_bits": 4, "activation_bits": 4,
      "rules": [["stem.*", 8, 8], ["classifier.*", 8, 4]],
-     "tensors": {"cells.0._ops.1.op.1.weight": [2, 4]},
+     "layers": {"cells.0._ops.1.op.1.weight": [2, 4]},
      "network": "net-7"}
 
-Pairs of numbers are bits of the weight and of the activation, 2 to 16, or 32 for float. What `tensors` says
+Pairs of numbers are bits of the weight and of the activation, 2 to 16, or 32 for float. What `layers` says
 of a weight comes first, then the first rule whose regex matches its whole name, then the two bit-widths.
 Every rule must match a weight of the network and every name must be one; with `network`, the policy is
 refused for networks of other names. In tables the policy is called as its file is, without `.json`.
@@ -40,7 +40,7 @@ class Policy:
     """Bits of weights and activations; 32 means not quantized.
 
     rules: (regex, weight_bits, activation_bits), ...; a regex matches whole names; the first match wins.
-    tensors: (name, weight_bits, activation_bits), ...; of exactly these weights, whatever the rules say.
+    layers: (name, weight_bits, activation_bits), ...; of exactly these weights, whatever the rules say.
     network: the name of the one network the policy is for; '' for any.   name: what to call the policy.
 
     Raises:
@@ -51,7 +51,7 @@ class Policy:
     weight_bits: int = FLOAT_BITS
     activation_bits: int = FLOAT_BITS
     rules: tuple[tuple[str, int, int], ...] = ()
-    tensors: tuple[tuple[str, int, int], ...] = ()
+    layers: tuple[tuple[str, int, int], ...] = ()
     network: str = ''
     name: str = dataclasses.field(default='', compare=False)
 
@@ -60,14 +60,14 @@ class Policy:
         _check_bits(self.activation_bits, 'activation_bits')
         # Lists become tuples: a policy is hashable.
         object.__setattr__(self, 'rules', _triples('rules', self.rules, 'rule', 'regex'))
-        object.__setattr__(self, 'tensors', _triples('tensors', self.tensors, 'tensor', 'name'))
+        object.__setattr__(self, 'layers', _triples('layers', self.layers, 'layer', 'name'))
         for pattern, _, _ in self.rules:
             try:
                 re.compile(pattern)
             except re.error as e:
                 raise UserError(f'rule {shown(pattern)} is not a regular expression: {e}') from None
-        if len(self._exact) < len(self.tensors):
-            raise UserError(f'tensors={shown(self.tensors)} names a weight twice: keep one')
+        if len(self._by_name) < len(self.layers):
+            raise UserError(f'layers={shown(self.layers)} names a weight twice: keep one')
         if not isinstance(self.network, str):
             raise UserError(f'network={shown(self.network)}: expected the name of a network')
 
@@ -81,8 +81,8 @@ class Policy:
         fields: dict[str, Any] = {'weight_bits': self.weight_bits, 'activation_bits': self.activation_bits}
         if self.rules:
             fields['rules'] = [list(rule) for rule in self.rules]
-        if self.tensors:
-            fields['tensors'] = {name: list(bits) for name, bits in self._exact.items()}
+        if self.layers:
+            fields['layers'] = {name: list(bits) for name, bits in self._by_name.items()}
         return fields | ({'network': self.network} if self.network else {})
 
     @property
@@ -91,13 +91,22 @@ class Policy:
         exceptions = (bits for exception in self._exceptions for bits in exception[1:])
         return all(bits == FLOAT_BITS for bits in (self.weight_bits, self.activation_bits, *exceptions))
 
+    def widths(self, name: str) -> tuple[int, int]:
+        """Bits of the weight called `name`, and of the activation that enters its layer."""
+        if name in self._by_name:
+            return self._by_name[name]
+        for pattern, weights, activations in self.rules:
+            if re.fullmatch(pattern, name):
+                return weights, activations
+        return self.weight_bits, self.activation_bits
+
     def weights(self, name: str) -> int:
         """Bits of the weight called `name`."""
-        return self._lookup(name)[0]
+        return self.widths(name)[0]
 
     def activations(self, name: str) -> int:
         """Bits of the activation that enters the layer whose weight is called `name`."""
-        return self._lookup(name)[1]
+        return self.widths(name)[1]
 
     def check(self, names: Iterable[str], network: str | None = None) -> None:
         """Raises UserError if the policy is not for a network of these weights (`quantizable`) and this name.
@@ -107,10 +116,10 @@ class Policy:
         names = tuple(names)
         if self.network and network is not None and network != self.network:
             raise UserError(f'the policy is for network {self.network!r}, not for {network!r}: give its own')
-        if odd := [name for name in self._exact if name not in names]:
+        if odd := [name for name in self._by_name if name not in names]:
             example = f', such as {names[0]!r}' if names else ''
             raise UserError(
-                f'tensor {odd[0]!r} is not among the {len(names)} weights of the network{example}: '
+                f'layer {odd[0]!r} is not among the {len(names)} weights of the network{example}: '
                 'give the policy of this network, or correct the name'
             )
         for pattern, _, _ in self.rules:
@@ -123,19 +132,11 @@ class Policy:
 
     @property
     def _exceptions(self) -> tuple[tuple[str, int, int], ...]:
-        return self.tensors + self.rules
+        return self.layers + self.rules
 
     @functools.cached_property
-    def _exact(self) -> dict[str, tuple[int, int]]:
-        return {name: (weights, activations) for name, weights, activations in self.tensors}
-
-    def _lookup(self, name: str) -> tuple[int, int]:
-        if name in self._exact:
-            return self._exact[name]
-        for pattern, weights, activations in self.rules:
-            if re.fullmatch(pattern, name):
-                return weights, activations
-        return self.weight_bits, self.activation_bits
+    def _by_name(self) -> dict[str, tuple[int, int]]:
+        return {name: (weights, activations) for name, weights, activations in self.layers}
 
 
 def parse_bits(text: str) -> Policy:
@@ -164,9 +165,9 @@ def load_policy(path: str | os.PathLike) -> Policy:
     try:
         fields = json.loads(path.read_text(encoding='utf-8'), object_pairs_hook=_unique)
         required = ('weight_bits', 'activation_bits')
-        fields = check_fields('it', fields, required=required, optional=('rules', 'tensors', 'network'))
-        if 'tensors' in fields:
-            fields['tensors'] = _listed(fields['tensors'])
+        fields = check_fields('it', fields, required=required, optional=('rules', 'layers', 'network'))
+        if 'layers' in fields:
+            fields['layers'] = _listed(fields['layers'])
         return Policy(**fields, name=path.stem)
     except OSError as e:
         raise UserError(f'policy {str(path)!r} cannot be read ({e.strerror}): give a JSON file') from None
@@ -186,14 +187,14 @@ def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     return fields
 
 
-def _listed(tensors: Any) -> list[tuple]:
+def _listed(layers: Any) -> list[tuple]:
     """{name: [weight_bits, activation_bits]} -> [(name, weight_bits, activation_bits)]."""
-    if not isinstance(tensors, Mapping) or not all(isinstance(v, list) for v in tensors.values()):
+    if not isinstance(layers, Mapping) or not all(isinstance(v, list) for v in layers.values()):
         raise UserError(
-            f'tensors={shown(tensors)}: expected an object such as {{"stem.0.weight": [weight_bits, '
+            f'layers={shown(layers)}: expected an object such as {{"stem.0.weight": [weight_bits, '
             'activation_bits]}'
         )
-    return [(name, *bits) for name, bits in tensors.items()]
+    return [(name, *bits) for name, bits in layers.items()]
 
 
 def quantizable(shapes: Iterable[tuple[str, tuple[int, ...]]]) -> tuple[str, ...]:
@@ -202,7 +203,7 @@ def quantizable(shapes: Iterable[tuple[str, tuple[int, ...]]]) -> tuple[str, ...
 
 
 def _triples(field: str, value: Any, what: str, key: str) -> tuple[tuple[str, int, int], ...]:
-    """Rules or tensors as tuples, their bits checked."""
+    """Rules or layers as tuples, their bits checked."""
     try:
         triples = tuple((name, weights, activations) for name, weights, activations in value)
     except (TypeError, ValueError):

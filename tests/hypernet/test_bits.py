@@ -79,7 +79,7 @@ def test_a_norm_after_several_layers_hears_of_the_fewest_bits():
     graph = build_graph(small_spec('skip_connect', 'conv_3x3', n_cells=3))
     halves = [name for name in weight_names(graph) if '_ops.0.conv_' in name]
     first, second = halves[:2]
-    bits = bits_by_name(with_policy(graph, Policy(tensors=((first, 8, 2), (second, 3, 6)))))
+    bits = bits_by_name(with_policy(graph, Policy(layers=((first, 8, 2), (second, 3, 6)))))
     assert (bits[first], bits[second]) == ((8, 2), (3, 6))
     assert bits[first.replace('conv_1', 'bn')] == (3, 2)
 
@@ -99,8 +99,8 @@ def test_only_a_policy_of_the_network_is_taken(graphs):
         with_policy(graphs[0], Policy(4, 4, network='other'))
     specs = [graph.spec for graph in graphs]
     check_policies(specs, [W4A4])
-    tensor = Policy(tensors=(('cells.0.preprocess0.op.1.weight', 4, 4), ('cells.1._ops.2.op.1.weight', 2, 2)))
-    with pytest.raises(UserError, match="network 'vit': tensor 'cells.1._ops.2.op.1.weight' is not among"):
+    tensor = Policy(layers=(('cells.0.preprocess0.op.1.weight', 4, 4), ('cells.1._ops.2.op.1.weight', 2, 2)))
+    with pytest.raises(UserError, match="network 'vit': layer 'cells.1._ops.2.op.1.weight' is not among"):
         check_policies(specs, [W4A4, tensor])
 
 

@@ -28,10 +28,10 @@ def test_a_policy_is_a_function_of_seed_step_and_index():
 def test_shares_are_those_asked_for_and_all_widths_come_up():
     policies = [drawn(step) for step in range(800)]
     kinds = collections.Counter(
-        'fixed' if policy == FIXED else 'mixed' if policy.tensors else 'uniform' for policy in policies
+        'fixed' if policy == FIXED else 'mixed' if policy.layers else 'uniform' for policy in policies
     )
     np.testing.assert_allclose([kinds['uniform'] / 800, kinds['mixed'] / 800], [0.5, 0.25], atol=0.06)
-    uniform = [p for p in policies if not p.tensors and p != FIXED]
+    uniform = [p for p in policies if not p.layers and p != FIXED]
     pairs = collections.Counter((p.weight_bits, p.activation_bits) for p in uniform)
     assert set(pairs) == {(w, a) for w in WIDTHS for a in WIDTHS}
     assert drawn(0, uniform=0, mixed=0) is FIXED

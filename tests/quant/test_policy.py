@@ -111,7 +111,7 @@ def test_exact_bits_come_before_rules():
     ]
     assert str(EXACT) == f'w4a4 {NAMES[0]}=w2a3 {NAMES[2]}=w32a6 stem.*=w8a8'
     assert len({EXACT, Policy(4, 4, (('stem.*', 8, 8),)), Policy(4, 4)}) == 3
-    assert not Policy(tensors=(('a', 32, 4),)).is_float and Policy(tensors=(('a', 32, 32),)).is_float
+    assert not Policy(layers=(('a', 32, 4),)).is_float and Policy(layers=(('a', 32, 32),)).is_float
 
 
 def test_a_policy_of_another_network_is_an_error():
@@ -160,7 +160,7 @@ def fields(**changes):
         (fields(bits=4), "unknown field 'bits'"),
         (fields(name='x'), "unknown field 'name'"),
         ('{"weight_bits": 4, "weight_bits": 8, "activation_bits": 4}', "'weight_bits' twice"),
-        (fields(tensors={})[:-3] + '{"a": [2, 2], "a": [3, 3]}}', "'a' twice"),
+        (fields(layers={})[:-3] + '{"a": [2, 2], "a": [3, 3]}}', "'a' twice"),
         (fields(weight_bits=1), 'weight_bits=1: expected an integer, 2 to 16, or 32'),
         (fields(activation_bits='4'), "activation_bits='4': expected an integer"),
         (fields(weight_bits=float('nan')), 'weight_bits=nan: expected an integer'),
@@ -169,10 +169,10 @@ def fields(**changes):
         (fields(rules=4), 'rules=4: expected a list'),
         (fields(rules=[['(', 8, 8]]), "rule '\\(' is not a regular expression"),
         (fields(rules=[[5, 8, 8]]), 'rule 5: expected a regex, in quotes'),
-        (fields(tensors=[['a', 4, 4]]), 'tensors=.* expected an object such as'),
-        (fields(tensors={'a': 4}), 'tensors=.* expected an object such as'),
-        (fields(tensors={'a': [4]}), r'expected a list of \(name, weight_bits, activation_bits\)'),
-        (fields(tensors={'a': [4, 0]}), "tensor 'a': activation_bits=0"),
+        (fields(layers=[['a', 4, 4]]), 'layers=.* expected an object such as'),
+        (fields(layers={'a': 4}), 'layers=.* expected an object such as'),
+        (fields(layers={'a': [4]}), r'expected a list of \(name, weight_bits, activation_bits\)'),
+        (fields(layers={'a': [4, 0]}), "layer 'a': activation_bits=0"),
         (fields(network=3), 'network=3: expected the name'),
     ],
 )
