@@ -35,6 +35,7 @@ WIDTHS = np.array([1, 2, 3, 4, 6, 8])
 FLOAT_FROM = 16  # bits; so many are as good as float in these networks, which 8 bits hardly change
 TERNARY_AS = 2  # bits: a ternary weight has 1.6
 _WIDER = np.array([*WIDTHS[1:], FLOAT_FROM])
+_FAR = 1 << 16  # more bits than any layer has
 _HEARS_OF_LAYER_BEFORE = ('bn', 'ln', 'bias')
 
 
@@ -63,10 +64,10 @@ def with_policy(graph: NetworkGraph, policy: Policy) -> NetworkGraph:
     own[own == TERNARY] = TERNARY_AS
     bits = np.zeros((len(graph.nodes), 2), np.int32)
     bits[layers] = own
-    for v, node in enumerate(graph.nodes):
-        distance = graph.distance[layers, v]
-        if node.primitive in _HEARS_OF_LAYER_BEFORE and distance.any():
-            bits[v] = own[distance == distance[distance > 0].min()].min(0)
+    hearing = [v for v, node in enumerate(graph.nodes) if node.primitive in _HEARS_OF_LAYER_BEFORE]
+    distance = graph.distance[layers][:, hearing] - np.uint8(1)  # 255 for no path
+    nearest = (distance == distance.min(0)) & (distance < 255)
+    bits[hearing] = np.where(nearest[..., None], own[:, None], _FAR).min(0) % _FAR  # 0 without a layer before
     return dataclasses.replace(graph, weight_bits=bits[:, 0], activation_bits=bits[:, 1])
 
 
