@@ -100,7 +100,7 @@ def test_only_a_policy_of_the_network_is_taken(graphs):
     specs = [graph.spec for graph in graphs]
     check_policies(specs, [W4A4])
     tensor = Policy(layers=(('cells.0.preprocess0.op.1.weight', 4, 4), ('cells.1._ops.2.op.1.weight', 2, 2)))
-    with pytest.raises(UserError, match="network 'vit': tensor 'cells.1._ops.2.op.1.weight' is not among"):
+    with pytest.raises(UserError, match="network 'vit': layer 'cells.1._ops.2.op.1.weight' is none of"):
         check_policies(specs, [W4A4, tensor])
 
 
