@@ -83,7 +83,7 @@ def test_a_fault_of_the_program_keeps_its_traceback_and_exits_1(tool):
         ((GOOD[0], '--workdir=tool.py/run'), 'lies under the file'),
         ((*GOOD, '--config.train.stepz=3'), 'no such config key: \'stepz\' Did you mean "steps"'),
         ((*GOOD, '--config.train.steps=many'), '--config.train.steps=many: invalid literal for int()'),
-        ((*GOOD, '--config.quant.mode=int'), '--config.quant.mode=int: expected one of float, qat, noise'),
+        ((*GOOD, '--config.quant.mode=int'), "--config.quant.mode='int': expected one of float, qat, noise"),
         ((*GOOD, '--wrkdir=x'), "Unknown command line flag 'wrkdir'. Did you mean: workdir"),
         ((*GOOD, 'more'), "unexpected argument 'more'"),
     ],
