@@ -275,6 +275,9 @@ def _leaves(tree: Any) -> dict[str, str]:
 
 
 def _reason(error: Exception) -> str:
+    for cause in ('No space left on device', 'Read-only file system', 'Permission denied'):
+        if cause in str(error):  # in the middle of many lines
+            return cause
     return ' '.join(str(error).split())[:200] or type(error).__name__
 
 
