@@ -202,9 +202,7 @@ def _check_keys(wanted: Any, config: Any, prefix: str) -> None:
         if isinstance(value, ConfigDict) and isinstance(config[key], ConfigDict):
             _check_keys(value, config[key], f'{prefix}{key}.')
         elif type(config[key]) is not type(value):
-            raise UserError(
-                f'--config.{prefix}{key}={shown(config[key])}: expected a {type(value).__name__}'
-            )
+            raise UserError(f'--config.{prefix}{key}={shown(config[key])}: expected a {type(value).__name__}')
 
 
 def _get(config: ConfigDict, key: str) -> Any:

@@ -1,4 +1,4 @@
-"""JSON from somebody else, strictly: a limit on the size, every name once, numbers that a float64 can hold."""
+"""JSON from somebody else, strictly: a limit on the size, every name once, numbers that float64 holds."""
 
 import json
 import math
@@ -39,9 +39,7 @@ def read(path: str | os.PathLike, what: str, advice: str) -> Any:
         reason = e.strerror if isinstance(e, OSError) else e  # a null byte in the path
         raise UserError(f'{name} cannot be read ({reason}): {advice}') from None
     if len(data) > MAX_BYTES:
-        raise UserError(
-            f'{name} has {about.st_size:,} bytes, more than {MAX_BYTES:,}: {advice}, or split it'
-        )
+        raise UserError(f'{name} has {about.st_size:,} bytes, more than {MAX_BYTES:,}: {advice}, or split it')
     try:
         text = data.decode()
     except UnicodeDecodeError:
@@ -85,18 +83,16 @@ def parse(text: str, name: str, advice: str) -> Any:
     except UserError:
         raise
     except json.JSONDecodeError as e:
-        raise UserError(
-            f'{name} is no JSON ({e.msg}, line {e.lineno} column {e.colno}): {advice}'
-        ) from None
+        raise UserError(f'{name} is no JSON ({e.msg}, line {e.lineno} column {e.colno}): {advice}') from None
     except RecursionError:
         raise UserError(f'{name} is no such JSON (its brackets are nested too deep): {advice}') from None
 
 
 def rows(path: str | os.PathLike) -> Iterator[tuple[str, dict]]:
-    """(line, object) for each line of a file that is an object with an integer `step`; others are passed over.
+    """(line, object) for each line of a file that is an object with an integer `step`; others are left out.
 
-    Those are lines torn by a kill in the middle of a write, and what somebody else may have put there. One row
-    at a time is in memory.
+    Those are lines torn by a kill in the middle of a write, and what somebody else may have put there. One
+    row at a time is in memory.
     """
     with open(path, 'rb') as file:
         while line := file.readline(MAX_LINE):

@@ -95,8 +95,7 @@ class Silent:
 
 def read_jsonl(path: str | os.PathLike) -> list[dict]:
     """The records of a `metrics.jsonl` but for a torn last line; raises UserError if the file is absent."""
-    path = pathlib.Path(path)
-    if not path.is_file():
+    if not os.path.isfile(path):
         raise UserError(f'there are no metrics in {path}: give the run directory of a training')
     return [record for _, record in jsonfile.rows(path)]
 

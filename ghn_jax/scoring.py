@@ -110,7 +110,7 @@ def check_given(specs: Sequence[NetworkSpec], image_size: int) -> None:
 
 
 def check_memory(programs: Iterable[Program], batch_size: int, flag: str = '--batch_size') -> None:
-    """Raises UserError if scoring batches on one device takes more than its memory. A lower bound is judged."""
+    """Raises UserError if scoring batches on one device takes more than its memory, at least."""
     device = jax.local_devices()[0]
     room = (device.memory_stats() or {}).get('bytes_limit') if device.platform != 'cpu' else None
     room = room or os.sysconf('SC_PAGE_SIZE') * os.sysconf('SC_PHYS_PAGES')
@@ -120,8 +120,8 @@ def check_memory(programs: Iterable[Program], batch_size: int, flag: str = '--ba
         if needed > room:
             channels = max(c for _, c in program.classes)
             raise UserError(
-                f'networks of up to {channels} channels take at least {needed / 2**30:.1f} GiB for batches of '
-                f'{batch_size} images, and there are {room / 2**30:.1f} GiB: give a smaller {flag}, or '
+                f'networks of up to {channels} channels take at least {needed / 2**30:.1f} GiB for batches '
+                f'of {batch_size} images, and there are {room / 2**30:.1f} GiB: give a smaller {flag}, or '
                 'networks with a smaller C or fewer cells'
             )
 

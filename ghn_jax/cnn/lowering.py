@@ -121,8 +121,8 @@ def lower(spec: NetworkSpec, image_size: int = 32) -> Lowered:
 def check_lowerable(spec: NetworkSpec, image_size: int) -> None:
     """Raises UserError, with its name and the field, for a network that the executor does not run.
 
-    Its widths are no multiples of 16 (C) and 8 (fc_dim), or it has msa, and images are of another size than its
-    positional encodings are for.
+    Its widths are no multiples of 16 (C) and 8 (fc_dim), or it has msa, and images are of another size than
+    its positional encodings are for.
     """
     if spec.is_vit and image_size != IMAGE_SIZE:
         raise UserError(

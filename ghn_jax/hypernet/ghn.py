@@ -62,7 +62,9 @@ class GHNConfig:
             or shape[0] != shape[1]
             or shape[2] != shape[3]
         ):
-            raise UserError(f'max_shape is {shown(self.max_shape)}: expected (C, C, K, K), as in (64, 64, 11, 11)')
+            raise UserError(
+                f'max_shape is {shown(self.max_shape)}: expected (C, C, K, K), as in (64, 64, 11, 11)'
+            )
         object.__setattr__(self, 'max_shape', shape)
         # Of its large layers: those of the window, of the tile and of the classes.
         C, _, K, _ = shape
@@ -70,12 +72,14 @@ class GHNConfig:
         if size > MAX_PARAMETERS:
             raise UserError(
                 f'hid {shown(self.hid)}, max_shape {shown(list(shape))} and num_classes '
-                f'{shown(self.num_classes)} make {shown(size)} parameters, more than {MAX_PARAMETERS:,}: give '
-                'smaller ones'
+                f'{shown(self.num_classes)} make {shown(size)} parameters, more than {MAX_PARAMETERS:,}: '
+                'give smaller ones'
             )
         for field, allowed in _CHOICES.items():
             if getattr(self, field) not in allowed:
-                raise UserError(f'{field} is {shown(getattr(self, field))}: expected one of {", ".join(allowed)}')
+                raise UserError(
+                    f'{field} is {shown(getattr(self, field))}: expected one of {", ".join(allowed)}'
+                )
         for field in _FLAGS:
             if not isinstance(getattr(self, field), bool):
                 raise UserError(f'{field} is {shown(getattr(self, field))}: expected true or false')
@@ -89,7 +93,8 @@ class GHNConfig:
         unknown = sorted(set(fields) - set(known))
         if unknown:
             raise UserError(
-                f'hypernetwork config has unknown fields {", ".join(unknown)[:80]}: known are {", ".join(known)}'
+                f'hypernetwork config has unknown fields {", ".join(unknown)[:80]}: known are '
+                f'{", ".join(known)}'
             )
         return cls(**fields)
 

@@ -52,7 +52,7 @@ def _read(path: str | os.PathLike) -> bytes:
 
 
 def _entries(data: bytes) -> list[zipfile.ZipInfo]:
-    """What an archive says it holds; raises ValueError where that is too much, zipfile's errors for damage."""
+    """What an archive says it holds; raises ValueError where that is too much, BadZipFile for damage."""
     if (count := len(re.findall(rb'PK\x01\x02', data))) > MAX_ENTRIES:  # each entry of the directory has one
         raise ValueError(f'{count:,} entries, more than {MAX_ENTRIES:,}')
     with zipfile.ZipFile(io.BytesIO(data)) as archive:
@@ -117,9 +117,7 @@ def _load_pt(path: str | os.PathLike, data: bytes) -> dict[str, np.ndarray]:
             raise ValueError('no dict of named tensors')
         return {name: value.detach().numpy() for name, value in state.items()}
     except Exception as e:
-        raise UserError(
-            f'state {path} does not load ({_reason(e)}): give a state dict saved by torch'
-        ) from e
+        raise UserError(f'state {path} does not load ({_reason(e)}): give a state dict saved by torch') from e
 
 
 def _reason(error: Exception) -> str:

@@ -95,7 +95,9 @@ def parse_bits(text: str) -> Policy:
     match = re.fullmatch(r'w([0-9]{1,3})/?a([0-9]{1,3})', lowered)
     bits = [int(group) for group in match.groups()] if match else []
     if not bits or not set(bits) <= set(ALLOWED_BITS):
-        raise UserError(f'bits {shown(text)}: expected float, or w<bits>a<bits> such as w4a8 with bits {_ALLOWED}')
+        raise UserError(
+            f'bits {shown(text)}: expected float, or w<bits>a<bits> such as w4a8 with bits {_ALLOWED}'
+        )
     return Policy(weight_bits=bits[0], activation_bits=bits[1])
 
 

@@ -40,7 +40,9 @@ def read_figures(path: str | os.PathLike) -> Result:
                 f'--compare: {os.fspath(path)!r} is not as the figures of the PyTorch code are: {_HINT}'
             ) from None
     if odd := _odd_part(result):
-        raise UserError(f'--compare: {os.fspath(path)!r} holds no figures of ghn_jax.benchmark ({odd}): {_HINT}')
+        raise UserError(
+            f'--compare: {os.fspath(path)!r} holds no figures of ghn_jax.benchmark ({odd}): {_HINT}'
+        )
     return result
 
 

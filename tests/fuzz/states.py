@@ -53,14 +53,18 @@ def archive(rng: random.Random) -> bytes:
     if what == 0:
         del entries[name]
     elif what == 1:
-        shape = rng.choice(((10**12,), (2**31, 2**31), (-1,), (-2, -3), (0, 10**30), (1,) * 70, (True,), 3, ()))
+        shape = rng.choice(
+            ((10**12,), (2**31, 2**31), (-1,), (-2, -3), (0, 10**30), (1,) * 70, (True,), 3, ())
+        )
         entries[name] = npy(header(shape), rng.randbytes(24))
     elif what == 2:
         descr = rng.choice(('|O', '<i4', '<c16', '>f4', '<f2', '|S5', '<U9', [('a', '<f4')], '|V1000000000'))
         value = tiny_state()[name.removesuffix('.npy')]
         entries[name] = npy(header(value.shape, descr), value.tobytes())
     elif what == 3:
-        entries[name] = npy(b'(' * rng.choice((10, 5000)) + b'\n', b'', rng.choice((b'\1\0', b'\2\0', b'\3\0')))
+        entries[name] = npy(
+            b'(' * rng.choice((10, 5000)) + b'\n', b'', rng.choice((b'\1\0', b'\2\0', b'\3\0'))
+        )
     elif what == 4:
         fill = rng.choice((np.nan, np.inf, -np.inf, 1e38))
         value = np.full_like(tiny_state()[name.removesuffix('.npy')], fill)
