@@ -21,7 +21,7 @@ from typing import NoReturn
 import ml_collections
 from absl import app, flags, logging
 
-from ghn_jax.errors import NotFinite, Stopped, UserError
+from ghn_jax.errors import NotFinite, Stopped, UserError, shown
 
 EXIT_NOT_FINITE = 3
 EXIT_STOPPED = 75  # EX_TEMPFAIL
@@ -83,7 +83,7 @@ def check_workdir(workdir: str | os.PathLike | None, *, must_exist: bool = False
     """
     if not workdir:
         raise UserError('--workdir is missing: give the run directory, as in --workdir=runs/quickstart')
-    path = pathlib.Path(workdir).expanduser().absolute()
+    path = _absolute(workdir, 'workdir')
     if path.exists() and not path.is_dir():
         raise UserError(f'--workdir={workdir} is a file: give a directory')
     if must_exist and not path.exists():
@@ -105,7 +105,7 @@ def check_output(path: str | os.PathLike, flag: str, suffixes: Sequence[str] = (
 
     Raises UserError.
     """
-    out = pathlib.Path(path).expanduser().absolute()
+    out = _absolute(path, flag)
     if out.is_dir():
         raise UserError(f'--{flag}={path} is a directory: give a file')
     if not out.parent.is_dir():
@@ -115,6 +115,21 @@ def check_output(path: str | os.PathLike, flag: str, suffixes: Sequence[str] = (
     if suffixes and out.suffix not in suffixes:
         raise UserError(f'--{flag}={path}: expected a name that ends in {", ".join(suffixes)}')
     return out
+
+
+def _absolute(path: str | os.PathLike, flag: str) -> pathlib.Path:
+    """Raises UserError where the system could never have a file of this name, be there one or not."""
+    try:
+        absolute = pathlib.Path(path).expanduser().absolute()
+        absolute.lstat()
+    except (FileNotFoundError, NotADirectoryError, PermissionError):
+        pass  # told below, or no fault
+    except (OSError, ValueError, RuntimeError) as e:  # too long; a null byte; ~ of nobody
+        reason = e.strerror if isinstance(e, OSError) else e
+        raise UserError(
+            f'--{flag}={shown(os.fspath(path))} cannot be used ({reason}): give another'
+        ) from None
+    return absolute
 
 
 def write_atomic(path: str | os.PathLike, data: bytes | str) -> None:
@@ -161,7 +176,7 @@ def _load_error(name: str, error: Exception) -> str:
 
 
 def one_line(error: object) -> str:
-    """What an error says, on one line of bearable length; libraries quote tracebacks and large values."""
+    """What an error says, on one line; libraries quote tracebacks, and values of any length."""
     text = str(error).replace('\\n', '\n')
     text = re.sub(
         r'Other fields present:.*\}"', '', text, flags=re.DOTALL

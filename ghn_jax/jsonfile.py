@@ -89,7 +89,7 @@ def parse(text: str, name: str, advice: str) -> Any:
 
 
 def rows(path: str | os.PathLike) -> Iterator[tuple[str, dict]]:
-    """(line, object) for each line of a file that is an object with an integer `step`; others are passed by.
+    """(line, object) for each line of a file that is an object with an integer `step`; others are left out.
 
     Those are lines torn by a kill in the middle of a write, and what somebody else may have put there. One
     row at a time is in memory.

@@ -59,7 +59,7 @@ def check_network(spec: NetworkSpec, ghn: GHN, image_size: int = IMAGE_SIZE) -> 
     window, largest = ghn.config.max_shape[2], largest_kernel(spec)
     if largest > window:
         raise UserError(
-            f'network {spec.name!r} has kernels of {largest} pixels (ks, ops or positional encodings), '
+            f'network {spec.name!r} has kernels of {largest} pixels (ks, ops, positional encodings of msa), '
             f'the hypernetwork predicts up to {window}: give smaller ones'
         )
     if not spec.glob_avg and image_size != IMAGE_SIZE:

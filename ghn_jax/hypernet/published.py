@@ -5,6 +5,7 @@ position of the window, and its last one as tiles [in, out]. Files: .npz with on
 state dict, or a PyTorch .pt file where torch is installed (`statefile`).
 """
 
+import functools
 import os
 from collections.abc import Mapping
 from typing import Any
@@ -174,6 +175,7 @@ def _contiguous(tree: Any) -> Any:
     return np.ascontiguousarray(tree)
 
 
+@functools.lru_cache(maxsize=8)
 def _expected_shapes(config: GHNConfig) -> dict[str, tuple[int, ...]]:
     """Names and shapes of the published state dict: those that our parameters of this config turn into."""
     import jax

@@ -52,7 +52,7 @@ def _read(path: str | os.PathLike) -> bytes:
 
 
 def _entries(data: bytes) -> list[zipfile.ZipInfo]:
-    """What an archive says it holds; raises ValueError where that is too much, or zipfile's errors."""
+    """What an archive says it holds; raises ValueError where that is too much, BadZipFile for damage."""
     if (count := len(re.findall(rb'PK\x01\x02', data))) > MAX_ENTRIES:  # each entry of the directory has one
         raise ValueError(f'{count:,} entries, more than {MAX_ENTRIES:,}')
     with zipfile.ZipFile(io.BytesIO(data)) as archive:

@@ -16,7 +16,7 @@ def cell(rng: random.Random, steps: int, ops: tuple[str, ...]) -> tuple[list, li
 
 
 def network(rng: random.Random, *, small: bool = False, runnable: bool = False) -> dict[str, Any]:
-    """A network in JSON's types; most are valid. small: of few cells. runnable: of widths the executor runs."""
+    """A network in JSON's types; most are valid. small: of few cells. runnable: of widths that can be run."""
     ops = tuple(rng.sample(OPS, rng.randrange(1, len(OPS) + 1)))
     steps = rng.choice((1, 1, 2, 3, 4)) if small or rng.random() < 0.9 else rng.randrange(1, 70)
     normal, normal_concat = cell(rng, steps, ops)
@@ -28,14 +28,26 @@ def network(rng: random.Random, *, small: bool = False, runnable: bool = False) 
     else:
         width, fc_dim = rng.choice(_SIZES[:7] if small else _SIZES), rng.choice((1, 7, 64, 512, 65536))
     return {
-        'C': width, 'n_cells': cells, 'ks': rng.choice((3, 5, 7)), 'stem_type': stem_type,
-        'stem_pool': stem_type == 0 and rng.random() < 0.5, 'norm': rng.choice(('bnorm', None)),
-        'preproc': rng.random() < 0.8, 'C_mult': rng.choice((1, 2)), 'fc_layers': rng.choice((1, 2)),
-        'fc_dim': fc_dim, 'glob_avg': rng.random() < 0.8, 'name': f'net-{rng.randrange(100)}',
+        'C': width,
+        'n_cells': cells,
+        'ks': rng.choice((3, 5, 7)),
+        'stem_type': stem_type,
+        'stem_pool': stem_type == 0 and rng.random() < 0.5,
+        'norm': rng.choice(('bnorm', None)),
+        'preproc': rng.random() < 0.8,
+        'C_mult': rng.choice((1, 2)),
+        'fc_layers': rng.choice((1, 2)),
+        'fc_dim': fc_dim,
+        'glob_avg': rng.random() < 0.8,
+        'name': f'net-{rng.randrange(100)}',
         'num_classes': 10 if small or runnable or rng.random() < 0.9 else rng.choice((1, 100, 65536)),
-        'genotype': {'normal': normal, 'normal_concat': normal_concat, 'reduce': reduce,
-                     'reduce_concat': reduce_concat},
-    }  # fmt: skip
+        'genotype': {
+            'normal': normal,
+            'normal_concat': normal_concat,
+            'reduce': reduce,
+            'reduce_concat': reduce_concat,
+        },
+    }
 
 
 def file(rng: random.Random) -> Any:

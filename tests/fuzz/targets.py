@@ -1,5 +1,6 @@
 """What a user hands in, and the library's doors for it: one Target each."""
 
+import contextlib
 import functools
 import json
 import os
@@ -68,8 +69,35 @@ def call_architectures(data: Any, folder: pathlib.Path) -> None:
 
 
 def make_policy(rng: random.Random) -> tuple:
-    pieces = ('a', '.', '.*', '\\.', '(', ')', '[', ']', '+', '*', '?', '{2,}', '{9}', '|', 'cells', '\\d+', '^', '$',
-              '(?:', '(?i)', '\\1', 'weight', '\0', '\ud800', '{999999999999}', '(a+)+', '(.|.)*')  # fmt: skip
+    pieces = (
+        'a',
+        '.',
+        '.*',
+        '\\.',
+        '(',
+        ')',
+        '[',
+        ']',
+        '+',
+        '*',
+        '?',
+        '{2,}',
+        '{9}',
+        '|',
+        'cells',
+        '\\d+',
+        '^',
+        '$',
+        '(?:',
+        '(?i)',
+        '\\1',
+        'weight',
+        '\0',
+        '\ud800',
+        '{999999999999}',
+        '(a+)+',
+        '(.|.)*',
+    )
     bits = (2, 4, 8, 16, 32, 3, 1, 33, True, '4', None, 4.0, 10**30)
     good = bits[:6]
 
@@ -126,11 +154,11 @@ def _keys() -> list[str]:
 
 def make_config(rng: random.Random) -> list[str]:
     values = (
-        '0', '1', '-1', '7', '9' * 30, '9' * 5000, '1e3', 'nan', 'inf', '-inf', '1e999', 'true', 'maybe', '', '()',
-        '(4,)', '(4, 5)', '(5, 4)', '(1, 512)', '(4, 40)', "('a',)", '(None,)', '(' * 3000, '(16, 24)', '(16, 32)',
-        '(10**9,)', '{}', '{"a": 1}', '[1, 2]', '[' * 500, 'w4a4', 'float', 'qat', 'digits', 'deepnets1m', '\0',
-        '../..', 'x' * 3000, '漢字', '\udcff', '0x10', '1_000', str(tuple(range(16, 2000, 16))), '0.5', '512',
-        "('conv_1x1',)", "('none',)", "('msa', 'conv_3x3')", '(3,)', "('bnorm',)", '16', '8', '64', '1000000',
+        *'''0 1 -1 7 8 16 64 512 1000000 0x10 1_000 0.5 1e3 nan inf -inf 1e999 true maybe () (4,) (4,5)
+        (5,4) (1,512) (4,40) ('a',) (None,) (16,24) (16,32) (10**9,) (3,) ('bnorm',) ('conv_1x1',) ('none',)
+        ('msa','conv_3x3') {} {"a":1} [1,2] w4a4 float qat digits deepnets1m ../.. 漢字'''.split(),
+        '', '\0', '\udcff', '9' * 30, '9' * 5000, '(' * 3000, '[' * 500, 'x' * 3000,
+        str(tuple(range(16, 2000, 16))),
     )  # fmt: skip
     keys = (
         *_keys(),
@@ -195,7 +223,7 @@ def make_state(rng: random.Random) -> tuple[bytes, bytes, str]:
     text = text_of(rng, mutate_json(rng, config)) if rng.random() < 0.3 else json.dumps(config).encode()
     what = rng.random()
     if what < 0.002:
-        return states.bomb(rng.choice((64, 300, 1500))), text, '.npz'
+        return states.bomb(rng.choice((64, 300))), text, '.npz'
     data = states.archive(rng)
     data = mutate_bytes(rng, data) if what < 0.5 else data
     return data, text, rng.choice(('.npz', '.npz', '.npz', '.npz', '.npz', '.pt', '.safetensors', ''))
@@ -215,8 +243,20 @@ def make_metrics(rng: random.Random) -> tuple[bytes, int]:
         {'step': i, 'train/loss': 2.0 / (i + 1), 'val/top1_w4a4': None} for i in range(rng.randrange(1, 8))
     ]
     lines = [json.dumps(mutate_json(rng, row) if rng.random() < 0.5 else row).encode() for row in rows]
-    lines += rng.choices((b'', b'\0' * 9, b'[' * 9000, b'{"step": true}', b'{"step": NaN}', b'{"step": 1e400}',
-                          b'\xff\xfe{', b'{"step": ' + b'9' * 5000 + b'}', b'x' * (3 << 20)), k=rng.randrange(3))  # fmt: skip
+    lines += rng.choices(
+        (
+            b'',
+            b'\0' * 9,
+            b'[' * 9000,
+            b'{"step": true}',
+            b'{"step": NaN}',
+            b'{"step": 1e400}',
+            b'\xff\xfe{',
+            b'{"step": ' + b'9' * 5000 + b'}',
+            b'x' * (3 << 20),
+        ),
+        k=rng.randrange(3),
+    )
     data = b'\n'.join(lines) + b'\n' * rng.randrange(2)
     return mutate_bytes(rng, data) if rng.random() < 0.5 else data, rng.randrange(5)
 
@@ -242,8 +282,13 @@ def make_result(rng: random.Random) -> bytes:
     networks = [
         {'split': 'test', 'name': f'n{i}', 'digest': 'ab' * 8, 'C': 32, 'scores': scores} for i in range(3)
     ]
-    protocol = dict.fromkeys(results._SAME, 1) | {'training': 'qat w4a4', 'workdir': 'runs/a', 'step': 9,
-                                                  'images': 640, 'bits': list(scores)}  # fmt: skip
+    protocol = dict.fromkeys(results._SAME, 1) | {
+        'training': 'qat w4a4',
+        'workdir': 'runs/a',
+        'step': 9,
+        'images': 640,
+        'bits': list(scores),
+    }
     value = {'rows': results.make_rows(networks, list(scores)), 'networks': networks, 'protocol': protocol}
     if rng.random() < 0.2:
         return mutate_bytes(rng, json.dumps(value).encode())
@@ -271,15 +316,28 @@ class _Plain(random.Random):
 
 def make_figures(rng: random.Random) -> tuple[bytes, bytes]:
     rows = [
-        {'what': what, 'mode': mode, 'networks': 24, 'mean_s': 0.1, 'median_s': 0.1, 'peak_rss_gib': 2.0,
-         'compilations_after_warmup': 0} | ({'images': 1024, 'images_per_s': 50.0} if what == 'evaluate' else {})
+        {
+            'what': what,
+            'mode': mode,
+            'networks': 24,
+            'mean_s': 0.1,
+            'median_s': 0.1,
+            'peak_rss_gib': 2.0,
+            'compilations_after_warmup': 0,
+        }
+        | ({'images': 1024, 'images_per_s': 50.0} if what == 'evaluate' else {})
         for what in ('predict', 'train', 'evaluate')
         for mode in ('float', 'qat')
-    ]  # fmt: skip
+    ]
     ours = {'machine': {'probe_matmul2048_f32_s': [0.1, 0.11], 'device': 'cpu'}, 'rows': rows}
     step = {'mean_step_per_net_s': 1.0, 'peak_rss_gib': 5.8}
-    peer = {'predict': {'predict_mean_s': 0.1, 'per_arch': [1, 2]}, 'train:8': step, 'qtrain:8': step,
-            'evaluate_10k_images_median_s': {'float': 60.0, 'w4a4': 55.0}, 'probe_matmul2048_f32_s': 0.08}  # fmt: skip
+    peer = {
+        'predict': {'predict_mean_s': 0.1, 'per_arch': [1, 2]},
+        'train:8': step,
+        'qtrain:8': step,
+        'evaluate_10k_images_median_s': {'float': 60.0, 'w4a4': 55.0},
+        'probe_matmul2048_f32_s': 0.08,
+    }
 
     def one() -> bytes:
         value = rng.choice((ours, peer))
@@ -303,7 +361,8 @@ def call_figures(value: Any, folder: pathlib.Path) -> None:
 
 def make_path(rng: random.Random) -> str:
     return rng.choice(
-        [s for s in STRANGE if isinstance(s, str)] + ['/dev/zero', '/dev/null', '/', 'fifo', 'link']
+        [s for s in STRANGE if isinstance(s, str)]
+        + ['/dev/zero', '/dev/null', '/', 'fifo', 'link', '~nobody/x']
     )
 
 
@@ -321,6 +380,10 @@ def call_path(name: Any, folder: pathlib.Path) -> None:
         except UserError:
             continue
         raise AssertionError(f'{path!r} was read')
+    for check in (cli.check_workdir, lambda p: cli.check_output(p, 'out')):
+        for given in (path, name):
+            with contextlib.suppress(UserError):
+                assert isinstance(check(given), pathlib.Path)
     raise UserError('none was read')
 
 
