@@ -13,13 +13,14 @@ from unittest import mock
 from absl import flags
 from ml_collections import config_flags
 
-from ghn_jax import cli, metrics, predict, results, runs, scoring
+from ghn_jax import cli, predict, results, runs, scoring
 from ghn_jax import config as configs
 from ghn_jax.errors import UserError
 from ghn_jax.hypernet.ghn import GHN, GHNConfig
 from ghn_jax.hypernet.published import load_published
 from ghn_jax.networks.spec import load_networks
 from ghn_jax.quant.policy import Policy, parse_bits
+from ghn_jax.records import Records, read_jsonl
 from ghn_jax.speed import comparison, tasks
 from tests.fuzz import architectures, states
 from tests.fuzz.harness import Target
@@ -268,9 +269,9 @@ def call_metrics(value: Any, folder: pathlib.Path) -> None:
     part, outside = folder / 'metrics.jsonl.part', folder.parent / 'beside' / 'out'
     if not part.is_symlink():
         os.symlink(outside, part)
-    before = [row for row in metrics.read_jsonl(path) if row['step'] <= step]
-    metrics._open_jsonl(path, step).close()
-    after = metrics.read_jsonl(path)
+    before = [row for row in read_jsonl(path) if row['step'] <= step]
+    Records(path, step).close()
+    after = read_jsonl(path)
     assert len(after) == (len(before) if step else 0), 'rows of before are lost or new'
 
 
@@ -373,7 +374,7 @@ def call_path(name: Any, folder: pathlib.Path) -> None:
         os.mkfifo(fifo)
         os.symlink('link', link)
     path = name if name.startswith('/') else f'{folder}/{name}'
-    loaders = (load_networks, results.read_result, comparison.read_figures, metrics.read_jsonl)
+    loaders = (load_networks, results.read_result, comparison.read_figures, read_jsonl)
     for load in (*loaders, lambda p: load_published(p, p)):
         try:
             load(path)
