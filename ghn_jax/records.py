@@ -43,7 +43,6 @@ class Records:
 
 def read_jsonl(path: str | os.PathLike, what: str = 'metrics') -> list[dict]:
     """The rows of a file but for a torn last line; raises UserError if the file is absent."""
-    path = pathlib.Path(path)
-    if not path.is_file():
+    if not os.path.isfile(path):
         raise UserError(f'there are no {what} in {path}: give the run directory of a training')
     return [row for _, row in jsonfile.rows(path)]

@@ -7,9 +7,9 @@ from typing import Any
 
 STRANGE = (
     None, True, False, 0, 1, -1, 2, 3, 7, 8, 16, 31, 33, 100, 4096, 65537, 10**6, 2**31, 2**63, -(2**63),
-    10**30, 0.5, -0.0, 1e-320, 1e308, float('nan'), float('inf'), '', ' ', '0', 'none', 'null', 'msa', 'w4a4',
-    'nan', '../../etc/passwd', '/tmp/x', '.', '\0', 'a\nb', '\ud800', 'é', '漢字', '\u202e', '$\\frac{$', '{name}',
-    '%s', 'a' * 300, 'a' * 5000, [], {}, [[]], [0], [None], {'a': 1}, [['conv_3x3', 0]], ['conv_1x1', -1],
+    10**30, 0.5, -0.0, 1e-320, 1e308, float('nan'), float('inf'), '', ' ', '0', 'none', 'null', 'msa',
+    'w4a4', 'nan', '../../etc/passwd', '/tmp/x', '.', '\0', 'a\nb', '\ud800', 'é', '漢字', '\u202e',
+    '$\\frac{$', '{name}', '%s', 'a' * 300, 'a' * 5000, [], {}, [[]], [0], [None], {'a': 1}, [['conv_3x3', 0]], ['conv_1x1', -1],
 )  # fmt: skip
 INTERESTING = (
     b'\0',

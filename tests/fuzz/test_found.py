@@ -121,7 +121,7 @@ def test_values_that_fit_no_memory_are_refused_before_anything_is_compiled():
     ],
 )
 def test_patterns_that_might_match_for_years(pattern):
-    with pytest.raises(UserError, match='rule '):
+    with pytest.raises(UserError, match='rule'):
         Policy(4, 4, [(pattern, 8, 8)])
 
 
