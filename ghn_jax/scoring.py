@@ -1,7 +1,8 @@
 """Scoring networks: predicts the weights of each once, then counts correct predictions at every bit-width.
 
-Networks are data: all those of one program share two compiled functions, whatever their bits. JAX keeps them:
-scoring other networks of the same program, or with other GHN parameters, compiles nothing.
+Networks are data: all those of one program share two compiled functions (and one or two more that measure
+where the protocol asks for it), whatever their bits. JAX keeps them: scoring other networks of the same
+program, or with other GHN parameters, compiles nothing.
 
 Axes: M networks | P policies | K batches | N images of a batch | H pixels.
 """
@@ -15,12 +16,13 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh
 
-from ghn_jax import devices, steps
+from ghn_jax import devices, protocol, steps
 from ghn_jax.batches import prepare
+from ghn_jax.cnn import integer
 from ghn_jax.cnn.building import build_program
 from ghn_jax.cnn.coverage import Family, family, program_for
 from ghn_jax.cnn.lowering import BLOCK, round_up
-from ghn_jax.cnn.program import Program
+from ghn_jax.cnn.program import Layout, Program
 from ghn_jax.data import Dataset, Split
 from ghn_jax.errors import UserError
 from ghn_jax.hypernet.ghn import GHN, GHNConfig
@@ -28,6 +30,7 @@ from ghn_jax.networks.graph import build_graph
 from ghn_jax.networks.size import count_parameters
 from ghn_jax.networks.spaces import Space
 from ghn_jax.networks.spec import IMAGE_SIZE, NetworkSpec
+from ghn_jax.protocol import PAPERS, Measure, Network, Protocol
 from ghn_jax.quant.policy import Policy
 
 _NODES = 64  # graphs are padded to a multiple
@@ -45,6 +48,22 @@ class Images(NamedTuple):
     def count(self) -> int:
         """Images in all batches."""
         return self.labels.size
+
+
+class Score(NamedTuple):
+    """Of one network at one policy.
+
+    top1, top5: shares of images whose label is the first, and among the first five, prediction. predicted:
+    classes, int32 [K * N]. sqnr: layer -> (of its weight, of the activation that enters it) in dB, None where
+    nothing is rounded. integer: share of the images run in integer arithmetic that it puts into another
+    class. None: not measured.
+    """
+
+    top1: float
+    top5: float
+    predicted: np.ndarray
+    sqnr: dict[str, tuple[float | None, float | None]] | None = None
+    integer: float | None = None
 
 
 class Selection(NamedTuple):
@@ -147,8 +166,8 @@ def score_on(mesh: Mesh | None) -> Callable:
     def score(program, *arrays):
         run = functools.partial(steps.score, program, axes=devices.axes_of(mesh))
         all_, each = devices.REPLICATED, devices.OVER_DEVICES
-        inputs = (all_, all_, all_, each, each, all_, all_, each)
-        return devices.on_each(run, mesh, inputs, (all_, all_, each))(*arrays)
+        inputs = (all_, all_, all_, each, each, all_, all_, each, all_)
+        return devices.on_each(run, mesh, inputs, (all_, all_, each, each))(*arrays)
 
     return jax.jit(score, static_argnums=0, donate_argnums=8)
 
@@ -167,45 +186,102 @@ def spread_images(mesh: Mesh | None, images: Images) -> Images:
 
 
 def score_networks(
+    ghn: GHN, params: Any, selection: Selection, images: Images, policies: Sequence[Policy], **options
+) -> np.ndarray:
+    """Shares of images whose label is the first, and among the first five, prediction: float64 [M, P, 2].
+
+    options: as for `score_in_full`.
+    """
+    scores = score_in_full(ghn, params, selection, images, policies, **options)
+    return np.array([[(s.top1, s.top5) for s in network] for network in scores])
+
+
+def score_in_full(
     ghn: GHN,
     params: Any,
     selection: Selection,
     images: Images,
     policies: Sequence[Policy],
     *,
+    how: Protocol = PAPERS,
+    calibration: Images | None = None,
     mesh: Mesh | None = None,
     done: Callable[[int, int], None] = lambda network, policy: None,
-) -> np.ndarray:
-    """Shares of images whose label is the first, and among the first five, prediction: float64 [M, P, 2].
+) -> list[list[Score]]:
+    """The score of every network (M) at every policy (P).
 
-    BatchNorm uses the statistics of each batch, activations are quantized by the range of each batch.
+    how: what normalisations and activation ranges go by. calibration: training images, for a protocol that
+    measures. mesh: of devices that score batches of the same network side by side. `done` is called after
+    every network and policy with their numbers.
 
-    mesh: of devices that score batches of the same network side by side. `done` is called after every
-    network and policy with their numbers.
+    Raises:
+      UserError: a hypernetwork whose networks cannot be run, integer arithmetic for a network without it.
     """
     if ghn.config.max_shape != GHNConfig.max_shape:
         raise UserError(
             f'the hypernetwork has max_shape {ghn.config.max_shape}: only {GHNConfig.max_shape} can be run'
         )
-    shares = np.zeros((len(selection.specs), len(policies), 2))
-    count, batch_size = images.count, images.labels.shape[1]
+    scores: list[list[Score]] = [[] for _ in selection.specs]
+    batch_size, given = images.labels.shape[1], images
     images, score = spread_images(mesh, images), score_on(mesh)
     for program, members in selection.groups:
         nodes = max(len(build_graph(selection.specs[i]).nodes) for i in members)
+        measure = _measure(program, mesh, calibration) if how.measures else None
         # Made for every group and given back after it: tapes of several programs may not fit side by side.
         # The weights are read while the workspace is donated, so they cannot be part of it.
         workspace = devices.make_workspace(mesh, program, batch_size, train=False)
         weights = jnp.zeros(program.capacity.blocks * BLOCK)
         for i in members:
-            networks, layouts = prepare(
+            networks, (layout,) = prepare(
                 program, [selection.specs[i]], policies[0], max_nodes=round_up(nodes, _NODES)
             )
             weights = _predict(ghn, params, networks, weights)
-            own = devices.replicate(mesh, weights) if mesh else weights
             tables = jax.tree.map(lambda a: a[0], networks.tables)
+            own = Network(devices.replicate(mesh, weights) if mesh else weights, tables, None)
+            if measure:
+                moments, workspace = protocol.statistics(how, measure, layout, own, workspace)
             for p, policy in enumerate(policies):
-                bits = program.bits(layouts[0], policy)
-                top1, top5, workspace = score(program, own, tables, bits, *images, workspace)
-                shares[i, p] = int(top1), int(top5)
+                bits = program.bits(layout, policy)
+                network, sqnr = own, None
+                if measure:
+                    network, sqnr, workspace = protocol.prepare(
+                        how, measure, layout, own, moments, bits, workspace
+                    )
+                    network = devices.replicate(mesh, network)
+                top1, top5, predicted, workspace = score(
+                    program, network.weights, network.tables, bits, *images, workspace, network.ranges
+                )
+                predicted = np.asarray(predicted).ravel()[: given.count]
+                share = None
+                if how.integer and not policy.is_float:
+                    share = _integer_share(
+                        how, program, selection.specs[i], layout, network, bits, given, predicted
+                    )
+                scores[i].append(
+                    Score(int(top1) / given.count, int(top5) / given.count, predicted, sqnr, share)
+                )
                 done(i, p)
-    return shares / count
+    return scores
+
+
+def _measure(program: Program, mesh: Mesh | None, calibration: Images | None) -> Measure:
+    assert calibration is not None
+    images = (calibration.images, calibration.mean, calibration.std)
+    return Measure(program, mesh, devices.replicate(mesh, images))
+
+
+def _integer_share(
+    how: Protocol,
+    program: Program,
+    spec: NetworkSpec,
+    layout: Layout,
+    network: Network,
+    bits,
+    images,
+    predicted,
+) -> float:
+    """Share of the first images that integer arithmetic puts into another class than `predicted`."""
+    x = images.images.reshape(-1, *images.images.shape[2:])[: how.integer]
+    flat, ranges = jax.device_get((network.weights, network.ranges))
+    logits = integer.logits(program, spec, layout, flat, bits, ranges, x, images.mean, images.std)
+    return float(np.mean(logits.argmax(1) != predicted[: len(x)]))

@@ -42,6 +42,7 @@ from ghn_jax.cnn.program import (
     Bits,
     Class,
     Program,
+    Ranges,
     Segment,
     Tables,
     block_floats,
@@ -69,7 +70,8 @@ class Quantizer(NamedTuple):
     """How an instruction quantizes its inputs. scale: of the levels of relu(x), over its group's joint range.
 
     bits: int32 [2], of what the instruction reads and of what lies between its convolutions. key: for noise.
-    axis: the mesh axis that the images are spread over, for what a batch has in common.
+    axis: the mesh axis that the images are spread over, for what a batch has in common. given: [2, 2], (lo,
+    hi) of the two in place of the batch's ranges, or None.
     """
 
     mode: str
@@ -77,9 +79,12 @@ class Quantizer(NamedTuple):
     bits: Array
     key: Array | None
     axis: str | None
+    given: Array | None = None
 
     def rectified(self, x: Array) -> Array:
         """Fake-quantizes relu(x), relu'd already, by the joint range [0, max] of its group."""
+        if self.given is not None:
+            return self.own(x, 0)
         if self.mode == 'qat':
             return _round_rectified(x, self.scale, self.bits[0])
         if self.mode == 'noise':
@@ -88,12 +93,13 @@ class Quantizer(NamedTuple):
         return x
 
     def own(self, x: Array, which: int) -> Array:
-        """Fake-quantizes x by its own range."""
+        """Fake-quantizes x by its own range, or the one given."""
         if self.mode == 'float':
             return x
         key = jax.random.fold_in(self.key, which) if self.mode == 'noise' else None
         y = ops.wide(x)
-        y = fake_quantize(y, *min_max(y, across=self.axis), self.bits[which], mode=self.mode, key=key)
+        lo, hi = min_max(y, across=self.axis) if self.given is None else self.given[which]
+        y = fake_quantize(y, lo, hi, self.bits[which], mode=self.mode, key=key)
         return y.astype(x.dtype)
 
 
@@ -135,6 +141,7 @@ def forward(
     *,
     mode: str = 'float',
     key: Array | None = None,
+    ranges: Ranges | None = None,
 ) -> tuple[Array, Workspace]:
     """Logits [N, L] of one network, and the workspace.
 
@@ -142,10 +149,15 @@ def forward(
       weights: [F], laid out by `Program.layout`, already quantized (`quantize_weights`).
       images: [N, H, H, 3], normalised.
       mode: 'float', 'qat' or 'noise', static; bits matter only in the last two. key: for 'noise'.
+      ranges: of activations, in mode 'qat', in place of those of this batch; values beyond are clipped.
     """
-    values, max_of = _run(program, weights, tables, bits, images, workspace.values, mode, key)
+    values, _ = _run(
+        program, weights, tables, bits, images, workspace.values, mode, key, ranges=ranges and ranges.rows
+    )
     features = head.features(program, tables.head, values)
-    logits, _ = head.logits(program, weights, tables.head, bits.head, features, mode=mode, key=key)
+    logits, _ = head.logits(
+        program, weights, tables.head, bits.head, features, mode=mode, key=key, ranges=ranges and ranges.head
+    )
     return logits, workspace._replace(values=values)
 
 
@@ -281,8 +293,10 @@ def _apply(op: tuple, w: list[Array], x: Array, q: Quantizer, has_norm: Array, o
     raise AssertionError(f'no such op: {op}')
 
 
-def _quantizer(program, mode, key, axis, max_of_src, row, bits, r) -> Quantizer:
+def _quantizer(program, mode, key, axis, max_of_src, row, bits, r, ranges=None) -> Quantizer:
     """For row r. The key is derived from r, so that the backward pass draws the same noise."""
+    if ranges is not None:
+        return Quantizer(mode, jnp.zeros((), max_of_src.dtype), bits, key, axis, ranges[r])
     if mode == 'float':
         return Quantizer(mode, jnp.zeros((), max_of_src.dtype), bits, None, axis)
     parts = lax.dynamic_slice(max_of_src, (row[GROUP],), (program.capacity.parts,))
@@ -322,8 +336,11 @@ def _switch(index, branches, *operands):
 # ---- all ops
 
 
-def _run(program, flat, tables, bits, images, values, mode, key, axis=None):
-    """Fills the value tapes. Returns them with the maximum of every slot, class -> [S]."""
+def _run(program, flat, tables, bits, images, values, mode, key, axis=None, ranges=None):
+    """Fills the value tapes. Returns them with the maximum of every slot, class -> [S].
+
+    ranges: [R, 2, 2], (lo, hi) of what each instruction quantizes; of the batch if None.
+    """
     values = dict(values)
     values[program.image_class] = images[None].astype(_dtype(values))
     max_of = {
@@ -335,11 +352,11 @@ def _run(program, flat, tables, bits, images, values, mode, key, axis=None):
         src, dst = segment.src, segment.dst
 
         def branch(op, segment=segment, shape=values[dst].shape[1:]):
-            def run(tape, row, flat, scale, bits, key):
+            def run(tape, row, flat, scale, bits, key, given):
                 x, w = lax.optimization_barrier(
                     (_slot(tape, row[SRC]), _weights(op, segment, flat, row[WEIGHTS]))
                 )
-                return _apply(op, w, x, Quantizer(mode, scale, bits, key, axis), has_norm, shape)
+                return _apply(op, w, x, Quantizer(mode, scale, bits, key, axis, given), has_norm, shape)
 
             return run
 
@@ -348,17 +365,15 @@ def _run(program, flat, tables, bits, images, values, mode, key, axis=None):
         def body(r, carry, src=src, dst=dst, branches=branches):
             tape, maxima = carry
             row = tables.rows[r]
-            q = _quantizer(
-                program, mode, key, axis, maxima if src == dst else max_of[src], row, bits.activations[r], r
-            )
-            y = _switch(
-                row[OP], branches, tape if src == dst else values[src], row, flat, q.scale, q.bits, q.key
-            )
+            maxima_of_src, own_bits = maxima if src == dst else max_of[src], bits.activations[r]
+            q = _quantizer(program, mode, key, axis, maxima_of_src, row, own_bits, r, ranges)
+            source = tape if src == dst else values[src]
+            y = _switch(row[OP], branches, source, row, flat, q.scale, q.bits, q.key, q.given)
             # The sum in a conditional of its own: fused with the maximum below, it would read the tape again
             # after the write, and XLA would keep a copy of the whole tape for that.
             add = lambda tape, y: _slot(tape, row[DST]) + y
             y = lax.cond(row[ACCUMULATE] > 0, add, lambda tape, y: y, tape, y)
-            if mode != 'float':
+            if mode != 'float' and ranges is None:
                 maxima = maxima.at[row[DST]].set(axes.largest(jnp.max(y).astype(maxima.dtype), axis))
             return _set_slot(tape, y, row[DST]), maxima
 
