@@ -20,6 +20,7 @@ from ghn_jax.errors import UserError
 from ghn_jax.networks.spec import NetworkSpec
 from ghn_jax.quant.policy import FLOAT_BITS, Policy, quantizable
 
+Pair = tuple[Array, Array]
 _EPSILON = 1e-5
 _HEADS = 8
 
@@ -31,6 +32,8 @@ def apply_reference(
     *,
     policy: Policy | None = None,
     dropout_mask: Array | None = None,
+    statistics: Mapping[str, Pair] | None = None,
+    ranges: Mapping[str, Pair] | None = None,
 ) -> Array:
     """Logits [N, num_classes] of the network on images [N, H, W, 3], in the dtype of the parameters.
 
@@ -39,13 +42,53 @@ def apply_reference(
         policy: fake quantization of the weight of every convolution and linear layer and of the activation
             entering it, each tensor over its own min/max (default: none).
         dropout_mask: [N, fc_dim], factors for the hidden layer of a two-layer head: 0 or 1/(1 - rate).
+        statistics: norm (`cells.3._ops.1.op.2`) -> mean and variance of each channel, in place of those of
+            the batch: every norm is folded into the convolution before it, the folded weights are quantized.
+        ranges: weight -> (lo, hi) of the activation entering its layer, in place of that of the batch.
 
     Raises:
         UserError: a parameter is missing, a rule of the policy matches nothing, or the images do not fit.
     """
     if policy is not None:
         policy.check(quantizable((name, w.shape) for name, w in params.items()))
-    layers = _Layers(params, policy, spec.norm is not None)
+    if statistics is not None:
+        params = _folded(params, statistics)
+    layers = _Layers(params, policy, spec.norm is not None, folded=statistics is not None, ranges=ranges)
+    return _logits(layers, spec, params, images, dropout_mask)
+
+
+def observe_reference(
+    spec: NetworkSpec, params: Mapping[str, Array], images: Array, *, policy: Policy | None = None
+) -> tuple[dict[str, Pair], dict[str, Pair]]:
+    """(statistics, ranges) of one batch, as `apply_reference` takes them; not for `jax.jit`."""
+    layers = _Layers(params, policy, spec.norm is not None, seen=({}, {}))
+    _logits(layers, spec, params, images, None)
+    return layers.seen
+
+
+def _folded(params: Mapping[str, Array], statistics: Mapping[str, Pair]) -> dict[str, Array]:
+    """Parameters in which a norm only adds its bias. Names tell which convolution a norm follows: `bn` the
+    two of its FactorizedReduce, which have half of the channels each, any other the one numbered before it.
+    """
+    params = dict(params)
+    for norm, (mean, variance) in statistics.items():
+        gain = params[f'{norm}.weight'] / jnp.sqrt(variance + _EPSILON)
+        place, _, last = norm.rpartition('.')
+        before = ('conv_1', 'conv_2') if last == 'bn' else (str(int(last) - 1),)
+        for conv, part in zip(before, jnp.split(gain, len(before)), strict=True):
+            name = f'{place}.{conv}.weight'
+            params[name] = params[name] * part[:, None, None, None]
+        params[f'{norm}.bias'] = params[f'{norm}.bias'] - mean * gain
+    return params
+
+
+def _logits(
+    layers: '_Layers',
+    spec: NetworkSpec,
+    params: Mapping[str, Array],
+    images: Array,
+    dropout_mask: Array | None,
+) -> Array:
     images = jnp.asarray(images, jnp.result_type(*params.values()))
     outputs: dict[int, Array | None] = dict(zip((-2, -1), _stem(layers, spec, images), strict=True))
 
@@ -203,11 +246,17 @@ def _head(layers: '_Layers', spec: NetworkSpec, x: Array, dropout_mask: Array | 
 
 @dataclasses.dataclass(frozen=True)
 class _Layers:
-    """The layers with parameters, called by name, fake-quantized where the policy says."""
+    """The layers with parameters, called by name, fake-quantized where the policy says.
+
+    folded: norms only add their bias. ranges: given ones of activations. seen: statistics and ranges, filled.
+    """
 
     params: Mapping[str, Array]
     policy: Policy | None
     normalised: bool
+    folded: bool = False
+    ranges: Mapping[str, Pair] | None = None
+    seen: tuple[dict[str, Pair], dict[str, Pair]] | None = None
 
     def __getitem__(self, name: str) -> Array:
         if name not in self.params:
@@ -215,7 +264,12 @@ class _Layers:
         return jnp.asarray(self.params[name])
 
     def quantize_activation(self, name: str, x: Array) -> Array:
-        return x if self.policy is None else _fake_quantize(x, self.policy.activations(f'{name}.weight'))
+        weight = f'{name}.weight'
+        if self.seen is not None:
+            self.seen[1][weight] = jnp.minimum(0, jnp.min(x)), jnp.maximum(0, jnp.max(x))
+        if self.policy is not None and self.ranges is not None:
+            return _round_within(x, *self.ranges[weight], self.policy.activations(weight))
+        return x if self.policy is None else _fake_quantize(x, self.policy.activations(weight))
 
     def quantize_weight(self, name: str) -> Array:
         w = self[f'{name}.weight']
@@ -253,6 +307,10 @@ class _Layers:
         """Batch normalisation by the statistics of this batch; nothing in a network without."""
         if not self.normalised:
             return x
+        if self.folded:
+            return x + self[f'{name}.bias']
+        if self.seen is not None:
+            self.seen[0][name] = jnp.mean(x, (0, 1, 2)), jnp.var(x, (0, 1, 2))
         return _standardise(x, self[f'{name}.weight'], self[f'{name}.bias'], (0, 1, 2))
 
     def layer_norm(self, name: str, x: Array) -> Array:
@@ -322,3 +380,13 @@ def _round(x: Array, top: float) -> Array:
     rounded = (jnp.clip(q, 0, top) - z) * s
     passed = jnp.where((q >= 0) & (q <= top), x, fixed)
     return rounded + (passed - fixed)  # passed - fixed is 0 exactly; only its gradient matters
+
+
+def _round_within(x: Array, lo: Array, hi: Array, bits: int) -> Array:
+    """x on 2^bits levels over the given [lo, hi], clipped to it. Without a gradient."""
+    if bits >= FLOAT_BITS:
+        return x
+    s = (hi - lo) / (2**bits - 1)
+    s = jnp.where(s > 0, s, 1)
+    z = jnp.round(-lo / s)
+    return (jnp.clip(jnp.round(x / s) + z, 0, 2**bits - 1) - z) * s
