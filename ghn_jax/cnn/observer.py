@@ -23,7 +23,7 @@ from ghn_jax.cnn.weights import get_page, pages
 from ghn_jax.quant.fake_quant import FLOAT_BITS, fake_quantize
 from ghn_jax.quant.ranges import min_max
 
-BINS = 512  # of a histogram
+BINS = 1024  # of a histogram
 _SAMPLES = 1 << 15  # values of an activation and batch that a histogram counts, at most: scatters are slow
 
 

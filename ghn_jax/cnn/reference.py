@@ -60,10 +60,11 @@ def apply_reference(
 def observe_reference(
     spec: NetworkSpec, params: Mapping[str, Array], images: Array, *, policy: Policy | None = None
 ) -> tuple[dict[str, Pair], dict[str, Pair]]:
-    """(statistics, ranges) of one batch, as `apply_reference` takes them; not for `jax.jit`."""
-    layers = _Layers(params, policy, spec.norm is not None, seen=({}, {}))
+    """(statistics, ranges) of one batch, as `apply_reference` takes them."""
+    seen: tuple[dict[str, Pair], dict[str, Pair]] = ({}, {})
+    layers = _Layers(params, policy, spec.norm is not None, seen=seen)
     _logits(layers, spec, params, images, None)
-    return layers.seen
+    return seen
 
 
 def _folded(params: Mapping[str, Array], statistics: Mapping[str, Pair]) -> dict[str, Array]:

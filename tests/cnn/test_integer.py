@@ -20,7 +20,7 @@ SPECS = [
     small_network(
         [('sep_conv_3x3', 0), ('conv_7x1_1x7', 1), ('none', 0), ('avg_pool_3x3', 1)],
         [('skip_connect', 0), ('conv_7x1_1x7', 1), ('dil_conv_3x3', 2), ('max_pool_3x3', 1)],
-        normal_concat=(2, 3), reduce_concat=(2, 3), C=16, C_mult=2, fc_layers=2, fc_dim=24, stem_type=1,
+        normal_concat=(2, 3), reduce_concat=(2, 3), C=16, fc_layers=2, fc_dim=24, stem_type=1,
         name='a',
     ),
     small_network([('conv_3x3', 0), ('skip_connect', 1)], C=16, norm=None, stem_pool=True, name='b'),
