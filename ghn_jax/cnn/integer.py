@@ -4,18 +4,21 @@ It follows arXiv 1712.05877 and gemmlowp. Every weight, and every activation tha
 linear layer, is q in 0 .. 2^b - 1 (2 <= b <= 8) with a scale s and a zero point z, as in `quant.fake_quant`;
 weights on the grids that the fake-quantized network has, one for the tensor or for each output channel.
 Layers multiply and sum (q - z), in int32. What lies between the layers (accumulators after their rescaling,
-shifts, sums, pools, means, logits) is int32 fixed point with FRACTION fractional bits. Factors, such as
-s_x s_w 2^FRACTION, are an int32 multiplier and a shift (`Factor`); a factor for each channel takes in the one
-of a `corrected` normalisation. What does not fit into int32 saturates.
+shifts, sums, pools, means, logits) is int32 fixed point with F fractional bits (`fraction_bits`: 17 to 20 for
+ranges up to 64). Factors, such as s_x s_w 2^F, are an int32 multiplier and a shift (`Factor`); a factor for
+each channel takes in the one of a `corrected` normalisation. What does not fit into int32 saturates.
 
 The only differences to the fake-quantized form are these roundings: each value between layers to a multiple
-of 2^-FRACTION, factors to 31 bits, halves upward instead of to even. An activation on the border of two
-levels may so fall on the other side, and what follows from it differs by a level.
+of 2^-F, factors to 31 bits, halves upward instead of to even. An activation on the border of two levels may
+so fall on the other side, and what follows from it differs by a level: rarer, the more bits F has. F is one
+for the network: where values shrink below 2^-F from layer to layer, as without normalisation they may, they
+are lost.
 
 Axes: N images | H, W rows and columns | C, O channels | L classes.
 """
 
 import functools
+import math
 from collections.abc import Iterable
 from typing import NamedTuple
 
@@ -33,14 +36,16 @@ from ghn_jax.quant.fake_quant import Grid, make_grid
 from ghn_jax.quant.policy import TERNARY, Policy
 from ghn_jax.quant.scheme import QAT, Scheme
 
-FRACTION = 16  # bits after the point of what lies between layers: values of up to 32,768 in steps of 1.5e-5
 MIN_BITS, MAX_BITS = 2, 8
-_ONE = 2.0**FRACTION
+MAX_FRACTION = 20
+_ROOM = 8  # bits that sums, pools and values beyond their calibrated range may grow by
 _INT32 = np.iinfo(np.int32)
 
 
 class Factor(NamedTuple):
-    """multiplier * 2^-shift, with 2^30 <= |multiplier| < 2^31, int64 arrays; the multiplier fits int32."""
+    """multiplier * 2^-shift, int64 arrays, 1 <= shift <= 62. The multiplier fits int32 and has 31 bits; fewer
+    for factors below 2^-31, at last none.
+    """
 
     multiplier: np.ndarray
     shift: np.ndarray
@@ -63,13 +68,12 @@ class Levels(NamedTuple):
 
 
 def make_factor(x: np.ndarray | float) -> Factor:
-    """The nearest factor to x, |x| < 2^31."""
-    mantissa, exponent = np.frexp(np.asarray(x, np.float64))
-    multiplier = np.round(mantissa * 2**31).astype(np.int64)
-    over = np.abs(multiplier) == 2**31
-    multiplier, exponent = np.where(over, multiplier // 2, multiplier), exponent + over
-    # Beyond 62 everything becomes 0, as it does with 62.
-    return Factor(multiplier, np.clip(31 - exponent, 1, 62).astype(np.int64))
+    """The nearest factor to x, |x| < 2^30."""
+    x = np.asarray(x, np.float64)
+    shift = np.clip(31 - np.frexp(x)[1], 1, 62).astype(np.int64)
+    multiplier = np.round(np.ldexp(x, shift)).astype(np.int64)
+    over = np.abs(multiplier) == 2**31  # rounded up to one bit more
+    return Factor(np.where(over, multiplier // 2, multiplier), shift - over)
 
 
 def rescale(x: np.ndarray, factor: Factor) -> np.ndarray:
@@ -83,9 +87,10 @@ def saturate(x: np.ndarray) -> np.ndarray:
     return np.clip(x, _INT32.min, _INT32.max).astype(np.int32)
 
 
-def to_fixed(x: np.ndarray) -> np.ndarray:
-    """Real numbers to fixed point."""
-    return saturate(np.floor(np.asarray(x, np.float64) * _ONE + 0.5))
+def fraction_bits(ranges: Ranges) -> int:
+    """Bits after the point that leave room for 2^_ROOM times the farthest end of a range, to MAX_FRACTION."""
+    farthest = max(float(np.abs(r).max(initial=1)) for r in ranges)
+    return max(1, min(MAX_FRACTION, 31 - _ROOM - math.ceil(math.log2(farthest))))
 
 
 def logits(
@@ -101,7 +106,8 @@ def logits(
     *,
     scheme: Scheme = QAT,
 ) -> np.ndarray:
-    """Fixed-point logits, int32 [N, L], of a network whose normalisations are fixed (`cnn.calibration`).
+    """Logits, int32 [N, L] with `fraction_bits(ranges)` bits after the point, of a network whose
+    normalisations are fixed (`cnn.calibration`).
 
     flat: its weights [F], float. images: uint8 [N, H, W, 3]; mean, std [3] in units of 0..1. scheme: of the
     weights, that does not standardise (they are). On the host.
@@ -135,7 +141,8 @@ def check(specs: Iterable[NetworkSpec], policies: Iterable[Policy]) -> None:
 
 
 class _Interpreter:
-    def __init__(self, program, spec, layout, flat, bits, ranges, scheme=QAT):
+    def __init__(self, program, spec, layout, flat, bits, ranges, scheme=QAT, *, fraction: int | None = None):
+        self.one = 2.0 ** (fraction or fraction_bits(ranges))
         self.layout, self.bits, self.ranges = layout, bits, ranges
         shapes = {p.name: p.shape for p in build_graph(spec).parameters}
         self.params = program.unpack(layout, np.asarray(flat), shapes)
@@ -144,14 +151,16 @@ class _Interpreter:
         grid = jax.device_get(_fit(flat, layout.tables, bits.weights, scheme))
         for name, t in layout.tensors.items():
             own = layout.tables.column_tensor == t if scheme.granularity == 'channel' else t
-            self.weights[name] = _levels(self.params[name], Grid(*(part[own].ravel() for part in grid)))
+            self.weights[name] = _weight_levels(
+                self.params[name], Grid(*(part[own].ravel() for part in grid))
+            )
         self.values: dict[int, np.ndarray] = {}  # fixed point
         # Sums that are not rescaled yet, with the scale of each channel.
         self.sums: dict[int, tuple[np.ndarray, np.ndarray]] = {}
 
     def run(self, images: np.ndarray, mean: np.ndarray, std: np.ndarray) -> np.ndarray:
-        pixels = rescale(images, make_factor(_ONE / (255.0 * np.asarray(std, np.float64))))
-        self.values[IMAGE] = pixels - to_fixed(np.asarray(mean, np.float64) / std)
+        pixels = rescale(images, make_factor(self.one / (255.0 * np.asarray(std, np.float64))))
+        self.values[IMAGE] = pixels - self._fixed(np.asarray(mean, np.float64) / std)
         for r, instruction in enumerate(self.layout.instructions):
             self._execute(r, instruction)
         return self._classify()
@@ -179,12 +188,12 @@ class _Interpreter:
             case ('split', stride):
                 x = self._quantized(r, 0, self._read(src), True)
                 sums, scale = self._conv(x, instruction.pieces[0], (1, 7), (1, stride))
-                x = self._quantized(r, 1, rescale(sums, make_factor(scale * _ONE)), False)
+                x = self._quantized(r, 1, rescale(sums, make_factor(scale * self.one)), False)
                 self._add_sums(dst, *self._conv(x, instruction.pieces[1], (7, 1), (stride, 1)))
             case ('norm',):
                 sums, scale = self.sums.pop(src)
                 factor, shift = (self._vector(piece) for piece in instruction.pieces)
-                self._add(dst, rescale(sums, make_factor(scale * factor * _ONE)), to_fixed(shift))
+                self._add(dst, rescale(sums, make_factor(scale * factor * self.one)), self._fixed(shift))
             case ('max', stride):
                 self._add(dst, functools.reduce(np.maximum, _windows(self._read(src), stride, _INT32.min)))
             case ('avg', stride):
@@ -214,11 +223,11 @@ class _Interpreter:
         x = x.reshape(len(x), -1)
         for k, name in enumerate(self.layout.head_weights):
             x = np.maximum(x, 0) if k else x
-            levels = _round_to_levels(x, *self.ranges.head[k], self.bits.head[k])
+            levels = self._levels(x, *self.ranges.head[k], self.bits.head[k])
             w = self.weights[name]
             sums = _checked(levels, w.centred.T, lambda a, b: np.asarray(_dot(a, b)), (0,))
-            bias = to_fixed(self.params[name.removesuffix('weight') + 'bias'])
-            scale = make_factor(levels.scale * w.scale * _ONE)
+            bias = self._fixed(self.params[name.removesuffix('weight') + 'bias'])
+            scale = make_factor(levels.scale * w.scale * self.one)
             x = saturate(rescale(sums, scale).astype(np.int64) + bias)
         return x
 
@@ -227,7 +236,7 @@ class _Interpreter:
     def _read(self, value: int) -> np.ndarray:
         if value in self.sums:
             sums, scale = self.sums.pop(value)
-            self.values[value] = rescale(sums, make_factor(scale * _ONE))
+            self.values[value] = rescale(sums, make_factor(scale * self.one))
         return self.values[value]
 
     def _add(self, value: int, *terms: np.ndarray) -> None:
@@ -242,7 +251,18 @@ class _Interpreter:
 
     def _quantized(self, r: int, which: int, x: np.ndarray, rectify: bool) -> Levels:
         x = np.maximum(x, 0) if rectify else x
-        return _round_to_levels(x, *self.ranges.rows[r, which], self.bits.activations[r, which])
+        return self._levels(x, *self.ranges.rows[r, which], self.bits.activations[r, which])
+
+    def _levels(self, x: np.ndarray, lo: float, hi: float, bits: int) -> Levels:
+        """Fixed point to levels."""
+        grid = make_grid(lo, hi, int(bits), np.float32)
+        s, z = float(grid.scale), int(grid.zero)
+        q = rescale(x, make_factor(1 / (s * self.one) if s > 0 else 0)).astype(np.int64) + z
+        return Levels(np.clip(q, 0, 2 ** int(bits) - 1).astype(np.uint8), z, s)
+
+    def _fixed(self, x: np.ndarray) -> np.ndarray:
+        """Real numbers to fixed point."""
+        return saturate(np.floor(np.asarray(x, np.float64) * self.one + 0.5))
 
     def _vector(self, piece: Piece) -> np.ndarray:
         if piece.name is None:
@@ -266,19 +286,11 @@ def _fit(flat: Array, tables: Tables, bits: Array, scheme: Scheme) -> Grid:
     return quantize_weights(flat, tables, bits, flat, scheme=scheme)[1].grid
 
 
-def _levels(w: np.ndarray, grid: Grid) -> Levels:
+def _weight_levels(w: np.ndarray, grid: Grid) -> Levels:
     """A weight [O, ..] to levels. grid: of all output channels, [1], or of each and of padding."""
     s, z, top, _ = (np.resize(part, (len(w), *[1] * (w.ndim - 1))) for part in grid)
     q = np.clip(np.round(w / np.where(s > 0, s, 1)) + z, 0, top)
     return Levels(q.astype(np.uint8), z.astype(np.int32), s.ravel().astype(np.float64))
-
-
-def _round_to_levels(x: np.ndarray, lo: float, hi: float, bits: int) -> Levels:
-    """Fixed point to levels."""
-    grid = make_grid(lo, hi, int(bits), np.float32)
-    s, z = float(grid.scale), int(grid.zero)
-    q = rescale(x, make_factor(1 / (s * _ONE) if s > 0 else 0)).astype(np.int64) + z
-    return Levels(np.clip(q, 0, 2 ** int(bits) - 1).astype(np.uint8), z, s)
 
 
 def _checked(x: Levels, w: np.ndarray, multiply, inputs: tuple[int, ...]) -> np.ndarray:

@@ -25,7 +25,7 @@ from ghn_jax.quant.policy import FLOAT_BITS
 from ghn_jax.quant.ranges import min_max, power
 from ghn_jax.quant.scheme import Scheme
 
-BINS = 512  # of a histogram
+BINS = 1024  # of a histogram
 _SAMPLES = 1 << 15  # values of an activation and batch that a histogram counts, at most: scatters are slow
 
 

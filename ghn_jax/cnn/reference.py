@@ -70,7 +70,7 @@ def observe_reference(
     policy: Policy | None = None,
     scheme: Scheme = QAT,
 ) -> tuple[dict[str, Pair], dict[str, Pair]]:
-    """(statistics, ranges) of one batch, as `apply_reference` takes them; not for `jax.jit`."""
+    """(statistics, ranges) of one batch, as `apply_reference` takes them."""
     seen: tuple[dict[str, Pair], dict[str, Pair]] = ({}, {})
     _logits(_Layers(params, policy, scheme, spec, seen=seen), spec, images, None)
     return seen
