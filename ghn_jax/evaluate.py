@@ -23,22 +23,28 @@ from absl import flags
 
 import ghn_jax
 from ghn_jax import cli, devices, results, runs
+from ghn_jax.cnn import calibration as calibrations
+from ghn_jax.cnn import integer
 from ghn_jax.data import Dataset
 from ghn_jax.errors import UserError
 from ghn_jax.hypernet.bits import check_policies
 from ghn_jax.metrics import Progress
+from ghn_jax.networks.graph import build_graph, count_depth
 from ghn_jax.networks.size import count_parameters
 from ghn_jax.networks.spaces import SPLITS
 from ghn_jax.networks.spec import NetworkSpec, load_networks
+from ghn_jax.protocol import BATCH_NORMS, CALIBRATION_BATCHES, PAPERS, RANGE_RULE, RANGES, Protocol
 from ghn_jax.quant.policy import Policy, load_policy, parse_bits
 from ghn_jax.quant.strategy import describe_bits, strategy_of
 from ghn_jax.results import Result
 from ghn_jax.scoring import (
+    Images,
+    Score,
     Selection,
     check_classes,
     check_memory,
     image_batches,
-    score_networks,
+    score_in_full,
     select_given,
     select_split,
 )
@@ -87,6 +93,8 @@ def evaluate(
     batch_size: int = BATCH_SIZE,
     seed: int = 0,
     specs: Sequence[NetworkSpec] | None = None,
+    how: Protocol = PAPERS,
+    calibration_batches: int = CALIBRATION_BATCHES,
     against: str | os.PathLike | None = None,
     workdir: str = '',
     num_devices: int = 1,
@@ -99,16 +107,23 @@ def evaluate(
       splits: of the run's space, the first num_networks of each (0: all).   policies: bit-widths.
       num_images: the first ones of the test images (0: all), in whole batches of batch_size.
       seed: which networks the splits have; the same for every run that is to be compared.
-      specs: score these networks and no split.   against: JSON file of an evaluation of the same networks.
+      specs: score these networks and no split.
+      how: what BatchNorm and ranges go by; as in the papers.
+      calibration_batches: of training images, the first ones.
+      against: JSON file of an evaluation of the same networks, or another run's directory: it is scored too.
       workdir: what to call the run in the result.   num_devices: that share the images; 0: all.
       told: what a GHN that is told the bits is told, in place of what is run.
 
     Raises:
-      UserError: bad values, networks that cannot be run, a file to compare with that does not fit.
+      UserError: bad values, networks that cannot be run, a file or run to compare with that does not fit.
     """
-    other = results.read_result(against) if against else None
+    rival = runs.load_run(against) if against and os.path.isdir(against) else None
+    other = results.read_result(against) if against and not rival else None
+    if rival:
+        _check_same_task(run, rival, str(against))
     if told and not run.ghn.config.bits:
         raise UserError(f'told={told}: the GHN of this run is told no bits (config.ghn.bits): leave it out')
+    both = [each for each in (run, rival) if each]
     mesh = devices.first(num_devices)
     config: Any = run.config
     size = config.image_size
@@ -121,14 +136,21 @@ def evaluate(
         selections[GIVEN] = select_given(specs, image_size=size)
         check_memory((program for program, _ in selections[GIVEN].groups), batch_size)
     # Networks are checked before the data are read, which may take half a minute.
+    if how.integer:
+        used = [strategy_of(each.config).used(policy) for each in both for policy in policies]
+        integer.check([spec for selection in selections.values() for spec in selection.specs], used)
     dataset = dataset or runs.load_data(config)
     images = image_batches(dataset, dataset.test, batch_size=batch_size, num_images=num_images)
+    if how.integer > images.count:
+        raise UserError(f'integer={how.integer}: there are {images.count} test images in whole batches')
+    calibration = _calibration_images(dataset, calibration_batches, batch_size) if how.measures else None
     networks = []
     for split, selection in selections.items():
-        check_classes(run.ghn, selection.specs, dataset)
+        for each in both:
+            check_classes(each.ghn, selection.specs, dataset)
         check_policies(selection.specs, [*policies, *([told] if told else [])])
         networks += [_describe(split, i, spec) for i, spec in enumerate(selection.specs)]
-    bits, strategy = [str(policy) for policy in policies], strategy_of(config)
+    bits = [str(policy) for policy in policies]
     protocol = {
         'units': 'percent',
         'dataset': dataset.name,
@@ -139,20 +161,17 @@ def evaluate(
         'image_size': size,
         'num_classes': dataset.num_classes,
         'batch_size': batch_size,
-        'batch_norm': 'batch',
-        'ranges': 'batch',
+        'batch_norm': how.batch_norm,
+        'ranges': how.ranges,
+        'range_rule': how.range_rule if how.ranges == 'calibrated' else None,
+        'calibration_images': calibration.count if calibration and how.calibrates else None,
+        'sqnr_images': calibration.count if calibration and how.sqnr else None,
+        'integer_images': how.integer,
         'bits': bits,
         'policies': {str(policy): policy.to_dict() for policy in policies},
-        'predicted_for': (str(told or 'each') if run.ghn.config.bits else 'any'),  # of the policies
-        'quantization': {k: v for k, v in config.quant.items() if k not in ('mode', 'bits')},
         'num_networks': {split: len(s.specs) for split, s in selections.items()},
         'seed': seed,
         'space': config.space.name if specs is None else None,
-        'workdir': workdir,
-        'step': run.step,
-        'training': _training(run),
-        'training_mode': config.quant.mode,
-        'training_bits': _training_bits(config),
         'device': f'{mesh.size if mesh else 1} x {jax.devices()[0].device_kind}',
         'jax': jax.__version__,
         'ghn_jax': ghn_jax.__version__,
@@ -160,26 +179,88 @@ def evaluate(
     if other is not None:
         results.check_comparable(other, str(against), networks, bits, protocol)
 
-    start, described = time.perf_counter(), iter(networks)
-    for split, selection in selections.items():
-        total = len(selection.specs) * len(policies)
-        compiled = f'programs to compile, unless cached: {len(selection.groups)}'
-        print(f'{split}: {len(selection.specs)} networks; {compiled}', file=sys.stderr)
-        with Progress(total, desc=split, unit='score') as progress:
+    def result_of(run: runs.Run, workdir: str) -> Result:
+        start, scored = time.perf_counter(), [dict(network) for network in networks]
+        described, strategy = iter(scored), strategy_of(run.config)
+        for split, selection in selections.items():
+            compiled = f'programs to compile, unless cached: {len(selection.groups)}'
+            print(f'{split}: {len(selection.specs)} networks; {compiled}', file=sys.stderr)
+            with Progress(len(selection.specs) * len(policies), desc=split, unit='score') as progress:
 
-            def done(network: int, policy: int, progress=progress) -> None:
-                progress.update(networks=int(policy == len(policies) - 1), images=images.count)
+                def done(network: int, policy: int, progress=progress) -> None:
+                    progress.update(networks=int(policy == len(policies) - 1), images=images.count)
 
-            shares = score_networks(
-                run.ghn, run.params, selection, images, list(map(strategy.used, policies)),
-                told=told and strategy.used(told), scheme=strategy.scheme.when_used(), mesh=mesh, done=done,
-            )  # fmt: skip
-        for network, per_policy in zip(described, 100 * shares):
-            pairs = zip(bits, per_policy.tolist())
-            network['scores'] = {b: {'top1': top1, 'top5': top5} for b, (top1, top5) in pairs}
-    protocol['seconds'] = round(time.perf_counter() - start, 1)
-    result = {'rows': results.make_rows(networks, bits), 'networks': networks, 'protocol': protocol}
+                scores = score_in_full(
+                    run.ghn, run.params, selection, images, list(map(strategy.used, policies)),
+                    told=told and strategy.used(told), scheme=strategy.scheme.when_used(),
+                    how=how, calibration=calibration, mesh=mesh, done=done,
+                )  # fmt: skip
+            for network, per_policy in zip(described, scores):
+                network |= _in_percent(bits, policies, per_policy)
+        about = protocol | _about(run, workdir, told) | {'seconds': round(time.perf_counter() - start, 1)}
+        return {'rows': results.make_rows(scored, bits), 'networks': scored, 'protocol': about}
+
+    result = result_of(run, workdir)
+    other = result_of(rival, str(against)) if rival else other
     return (result if other is None else results.compare(result, other)), other
+
+
+def _check_same_task(run: runs.Run, rival: runs.Run, against: str) -> None:
+    for key in ('dataset', 'image_size', *(['seed'] if run.config.dataset == 'synthetic' else [])):
+        ours, theirs = run.config[key], rival.config[key]
+        if ours != theirs:
+            raise UserError(
+                f'--against={against} was trained with {key}={theirs}, this run with {key}={ours}: '
+                'the two cannot be scored on the same images'
+            )
+
+
+def _calibration_images(dataset: Dataset, batches: int, batch_size: int) -> Images:
+    if batches < 1:
+        raise UserError(f'calibration_batches={batches}: expected at least 1')
+    if batches * batch_size > (available := len(dataset.train.labels)):
+        raise UserError(
+            f'calibration_batches={batches} of {batch_size} images are more than the {available} training '
+            f'images of {dataset.name}: give at most {available // batch_size}'
+        )
+    return image_batches(dataset, dataset.train, batch_size=batch_size, num_images=batches * batch_size)
+
+
+def _in_percent(bits: Sequence[str], policies: Sequence[Policy], scores: Sequence[Score]) -> dict[str, Any]:
+    """What the result says of one network: `scores` by bit-width, and the `layers` that their lists go by.
+
+    agreement: with the network in float, where that is scored. sqnr_*: means over layers; *_by_layer: dB.
+    """
+    baseline = next((s for policy, s in zip(policies, scores) if policy.is_float), None)
+    out: dict[str, Any] = {'scores': {}}
+    for b, score in zip(bits, scores):
+        entry: dict[str, Any] = {'top1': 100 * score.top1, 'top5': 100 * score.top5}
+        if baseline is not None:
+            entry['agreement'] = 100 * float((score.predicted == baseline.predicted).mean())
+        if score.integer is not None:
+            entry['integer_disagreement'] = 100 * score.integer
+        if score.sqnr is not None:
+            out['layers'] = list(score.sqnr)
+            for what, values in zip(('weights', 'activations'), zip(*score.sqnr.values())):
+                known = [v for v in values if v is not None]
+                entry[f'sqnr_{what}'] = sum(known) / len(known) if known else None
+                entry[f'sqnr_{what}_by_layer'] = list(values)
+        out['scores'][b] = entry
+    return out
+
+
+def _about(run: runs.Run, workdir: str, told: Policy | None) -> dict[str, Any]:
+    """What the protocol says of a run. predicted_for: the policies that its weights are predicted for."""
+    config: Any = run.config
+    return {
+        'workdir': workdir,
+        'step': run.step,
+        'training': _training(run),
+        'training_mode': config.quant.mode,
+        'training_bits': describe_bits(config.quant),
+        'predicted_for': str(told or 'each') if run.ghn.config.bits else 'any',
+        'quantization': {k: v for k, v in config.quant.items() if k not in ('mode', 'bits')},
+    }
 
 
 def _describe(split: str, index: int, spec: NetworkSpec) -> dict[str, Any]:
@@ -190,6 +271,7 @@ def _describe(split: str, index: int, spec: NetworkSpec) -> dict[str, Any]:
         'C': spec.C,
         'n_cells': spec.n_cells,
         'parameters': count_parameters(spec),
+        'depth': count_depth(build_graph(spec)),
         'digest': hashlib.sha256(json.dumps(fields, sort_keys=True).encode()).hexdigest()[:16],
     }
 
@@ -198,12 +280,8 @@ def _training(run: runs.Run) -> str:
     if run.meta.get('kind') == 'converted':
         return 'converted'
     config: Any = run.config
-    mode = 'float' if config.quant.mode == 'float' else f'{config.quant.mode} {_training_bits(config)}'
+    mode = 'float' if config.quant.mode == 'float' else f'{config.quant.mode} {describe_bits(config.quant)}'
     return f'{mode}, told the bits' if run.ghn.config.bits else mode
-
-
-def _training_bits(config: Any) -> str:
-    return describe_bits(config.quant)
 
 
 if __name__ == '__main__':
@@ -226,8 +304,22 @@ if __name__ == '__main__':
         'batch_size', BATCH_SIZE, 'Images of a batch, whose statistics BatchNorm uses.'
     )
     _BN = flags.DEFINE_enum(
-        'bn', 'batch', ['batch', 'calibrated'], 'BatchNorm statistics: of each batch, or calibrated.'
+        'bn', 'batch', BATCH_NORMS,
+        'BatchNorm statistics: of each batch; of training images, folded into the weights before these are '
+        'rounded; or taken again after that (corrected).',
+    )  # fmt: skip
+    _RANGES = flags.DEFINE_enum('ranges', 'batch', RANGES, 'Ranges of activations: of each batch, or fixed.')
+    _RANGE_RULE = flags.DEFINE_enum(
+        'range_rule', None, calibrations.RULES, f'Of calibrated ranges. Default: {RANGE_RULE}.'
     )
+    _CALIBRATION = flags.DEFINE_integer(
+        'calibration_batches', None, f'Of training images. Default: {CALIBRATION_BATCHES}.', lower_bound=1
+    )
+    _SQNR = flags.DEFINE_bool('sqnr', False, 'Measure the noise of rounding, layer by layer.')
+    _INTEGER = flags.DEFINE_integer(
+        'integer', 0, 'So many images are run in integer arithmetic, too, and predictions compared.',
+        lower_bound=0,
+    )  # fmt: skip
     _SEED = flags.DEFINE_integer('seed', 0, 'Which networks the splits have.')
     _ARCHS = flags.DEFINE_string(
         'archs', None, 'Architecture file: score exactly its networks, and no split.'
@@ -239,13 +331,28 @@ if __name__ == '__main__':
     _JSON = flags.DEFINE_string('json', None, 'File to write the result to.')
     _PLOT = flags.DEFINE_string('plot', None, 'Picture to write (.png, .pdf, .svg).')
     _AGAINST = flags.DEFINE_string(
-        'against', None, 'The --json file of another run on the same networks, to compare with.'
+        'against',
+        None,
+        'To compare with: the directory of another run, which is scored on the same networks, or '
+        'the --json file of its evaluation.',
     )
 
     def _main() -> None:
         workdir = cli.check_workdir(_WORKDIR.value, must_exist=True)
-        if _BN.value == 'calibrated':
-            raise UserError('--bn=calibrated is not there yet: use --bn=batch, the statistics of each batch')
+        how = Protocol(
+            batch_norm=_BN.value,
+            ranges=_RANGES.value,
+            range_rule=_RANGE_RULE.value or RANGE_RULE,
+            sqnr=_SQNR.value,
+            integer=_INTEGER.value,
+        )
+        if _RANGE_RULE.value and how.ranges == 'batch':
+            raise UserError(f'--range_rule={_RANGE_RULE.value} is for --ranges=calibrated: give both or none')
+        if _CALIBRATION.value and not how.measures:
+            raise UserError(
+                f'--calibration_batches={_CALIBRATION.value}: nothing is calibrated; it is for '
+                '--bn=calibrated, --ranges=calibrated or --sqnr'
+            )
         bits = _BITS.value if _BITS.value is not None else () if _POLICY.value else BITS
         splits, policies = parse_splits(_SPLITS.value), parse_policies(bits, _POLICY.value)
         told = None if _TOLD.value is None else parse_bits(_TOLD.value)
@@ -268,6 +375,8 @@ if __name__ == '__main__':
             batch_size=_BATCH_SIZE.value,
             seed=_SEED.value,
             specs=specs,
+            how=how,
+            calibration_batches=_CALIBRATION.value or CALIBRATION_BATCHES,
             against=_AGAINST.value,
             workdir=_WORKDIR.value or '',
             num_devices=_DEVICES.value,

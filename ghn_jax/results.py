@@ -20,6 +20,10 @@ from ghn_jax.errors import UserError, shown
 Result = dict[str, Any]
 _ADVICE = 'give the --json file of another evaluation'
 PICTURES = ('.png', '.pdf', '.svg')
+RESAMPLES = 10_000
+# Of a network's scores at a bit-width, what rows give the mean of: images with the prediction of the network
+# in float, images that integer arithmetic puts into another class (percent); dB, means over layers.
+MEANS = ('agreement', 'integer_disagreement', 'sqnr_weights', 'sqnr_activations')
 _IDENTITY = ('split', 'name', 'digest')  # of a network: two runs are compared where these agree
 _SAME = (
     'dataset',
@@ -28,6 +32,8 @@ _SAME = (
     'batch_size',
     'batch_norm',
     'ranges',
+    'range_rule',
+    'calibration_images',
 )  # of two comparable protocols
 
 
@@ -40,16 +46,49 @@ def statistics(values: Sequence[float], prefix: str) -> dict[str, float | None]:
 
 
 def make_rows(networks: Sequence[Mapping[str, Any]], bits: Sequence[str]) -> list[dict[str, Any]]:
-    """A row of statistics for each split, in order of appearance, and bit-width."""
+    """A row for each split, in order of appearance, and bit-width: statistics of top-1 and top-5, the rank
+    correlation of top-1 with parameters and depth, and means of what else the scores of all networks have.
+    """
     rows = []
     for split in dict.fromkeys(network['split'] for network in networks):
-        scores = [network['scores'] for network in networks if network['split'] == split]
+        members = [network for network in networks if network['split'] == split]
         for b in bits:
+            scores = [network['scores'][b] for network in members]
             row = {'split': split, 'bits': b, 'n': len(scores)}
             for top in ('top1', 'top5'):
-                row |= statistics([s[b][top] for s in scores], top)
+                row |= statistics([s[top] for s in scores], top)
+            for size in ('parameters', 'depth'):
+                if all(size in network for network in members):
+                    pairs = [(network[size], s['top1']) for network, s in zip(members, scores)]
+                    row[f'correlation_{size}'] = rank_correlation(*zip(*pairs))
+            for more in MEANS:
+                if all(s.get(more) is not None for s in scores):
+                    row[f'{more}_mean'] = float(np.mean([s[more] for s in scores]))
             rows.append(row)
     return rows
+
+
+def rank_correlation(x: Sequence[float], y: Sequence[float]) -> float | None:
+    """Spearman's; of equal values each has their mean rank. None where all of one kind are equal."""
+    ranks = []
+    for values in (x, y):
+        _, which, counts = np.unique(values, return_inverse=True, return_counts=True)
+        ranks.append((np.cumsum(counts) - (counts - 1) / 2)[which])
+    if any(np.ptp(r) == 0 for r in ranks):
+        return None
+    return float(np.corrcoef(*ranks)[0, 1])
+
+
+def bootstrap_interval(values: Sequence[float], seed: int = 0) -> tuple[float, float] | None:
+    """95 % interval of the mean: percentiles of the means of RESAMPLES samples, drawn from the values with
+    replacement (B. Efron 1979). None for a single value.
+    """
+    v = np.asarray(values, np.float64)
+    if len(v) < 2:
+        return None
+    drawn = np.random.default_rng(seed).integers(0, len(v), (RESAMPLES, len(v)))
+    low, high = np.percentile(v[drawn].mean(1), (2.5, 97.5))
+    return float(low), float(high)
 
 
 def read_result(path: str | os.PathLike) -> Result:
@@ -113,7 +152,9 @@ def check_comparable(
 
 
 def compare(result: Result, other: Result) -> Result:
-    """The result with the other run's top-1 beside each row, and the paired difference (this - other)."""
+    """The result with the other run's top-1 beside each row, and the paired difference (this - other), with
+    the bootstrap's 95 % interval over the networks.
+    """
     rows = []
     for row in result['rows']:
         pairs = [
@@ -122,9 +163,15 @@ def compare(result: Result, other: Result) -> Result:
             if a['split'] == row['split']
         ]
         theirs = statistics([b for _, b in pairs], 'against_top1')
-        difference = statistics([a - b for a, b in pairs], 'difference_top1')
-        keep = ('against_top1_mean', 'against_top1_sem', 'difference_top1_mean', 'difference_top1_sem')
-        rows.append(row | {k: v for k, v in (theirs | difference).items() if k in keep})
+        differences = [a - b for a, b in pairs]
+        numbers = theirs | statistics(differences, 'difference_top1')
+        numbers['difference_top1_low'], numbers['difference_top1_high'] = bootstrap_interval(differences) or (
+            None,
+            None,
+        )
+        keep = ('against_top1_mean', 'against_top1_sem', *(k for k in numbers if k.startswith('difference')))
+        drop = ('difference_top1_median', 'difference_top1_max')
+        rows.append(row | {k: v for k, v in numbers.items() if k in keep and k not in drop})
     return {**result, 'rows': rows, 'against': other['protocol']}
 
 
@@ -138,32 +185,79 @@ def labels(result: Result, other: Result | None = None) -> tuple[str, ...]:
 
 
 def text(result: Result, other: Result | None = None) -> str:
-    """The table, with a line on the protocol under it."""
-    named = labels(result, other)
+    """The table, with notes under it: how top-1 goes with size and depth, and the protocol."""
+    named, rows = labels(result, other), result['rows']
     headers = ['split', 'bits', 'n', 'top-1', 'median', 'max', 'top-5', 'median', 'max']
+    measured = [more for more in MEANS if any(f'{more}_mean' in r for r in rows)]
+    headers += [_HEADERS[more] for more in measured]
     if other is not None:
-        headers += [f'top-1: {named[1]}', 'difference']
+        headers += [f'top-1: {named[1]}', 'difference [95 %]']
     lines = []
-    for r in result['rows']:
+    for r in rows:
         line = [r['split'], r['bits'], r['n']]
         for top in ('top1', 'top5'):
             line += [_mean(r, top), f'{r[f"{top}_median"]:.2f}', f'{r[f"{top}_max"]:.2f}']
+        line += [f'{r[f"{more}_mean"]:.2f}' if f'{more}_mean' in r else '' for more in measured]
         if other is not None:
-            line += [_mean(r, 'against_top1'), _mean(r, 'difference_top1', '+')]
+            line += [_mean(r, 'against_top1'), _difference(r)]
         lines.append(line)
     p = result['protocol']
     notes = [
         f'{named[0]}, step {p["step"]}. Mean ± standard error over n networks, in percent; '
-        f'{p["images"]} {p["image_split"]} images of {p["dataset"]}, '
-        f'BatchNorm and ranges of each batch of {p["batch_size"]}.',
+        f'{p["images"]} {p["image_split"]} images of {p["dataset"]}. {_how(p)}',
+        *([_correlations(rows)] if any(r.get('correlation_depth') is not None for r in rows) else []),
         *([p['note']] if p['note'] else []),
     ]
     return '\n'.join([tabulate(lines, headers, tablefmt='github', disable_numparse=True), '', *notes])
 
 
-def _mean(row: Mapping[str, Any], prefix: str, sign: str = '') -> str:
+_HEADERS = {
+    'agreement': 'as in float',
+    'integer_disagreement': 'integer differs',
+    'sqnr_weights': 'dB weights',
+    'sqnr_activations': 'dB activations',
+}
+
+
+def _how(protocol: Mapping[str, Any]) -> str:
+    norms, ranges, batch = protocol['batch_norm'], protocol['ranges'], protocol['batch_size']
+    if norms == ranges == 'batch':
+        return f'BatchNorm and ranges of each batch of {batch}.'
+    images = f'{protocol["calibration_images"]} training images'
+    norm_text = {
+        'batch': f'BatchNorm of each batch of {batch}',
+        'calibrated': f'BatchNorm of {images}, folded',
+        'corrected': f'BatchNorm of {images}, folded and corrected after rounding',
+    }[norms]
+    of_images = images if norms == 'batch' else 'these'
+    rule = str(protocol['range_rule']).replace('_', ' ')
+    range_text = f'of each batch of {batch}' if ranges == 'batch' else f'of {of_images} ({rule})'
+    return f'{norm_text}; ranges {range_text}.'
+
+
+def _correlations(rows: Sequence[Mapping[str, Any]]) -> str:
+    """Rank correlations of top-1 with parameters and depth, split by split."""
+    number = lambda x: 'none' if x is None else f'{x:+.2f}'
+    parts = []
+    for split in dict.fromkeys(r['split'] for r in rows):
+        each = [
+            f'{r["bits"]} {number(r["correlation_parameters"])}/{number(r["correlation_depth"])}'
+            for r in rows
+            if r['split'] == split
+        ]
+        parts.append(f'{split}: {", ".join(each)}')
+    return 'Rank correlation of top-1 with parameters/depth. ' + '; '.join(parts) + '.'
+
+
+def _difference(row: Mapping[str, Any]) -> str:
+    low, high = row['difference_top1_low'], row['difference_top1_high']
+    interval = '' if low is None else f' [{low:+.2f}, {high:+.2f}]'
+    return f'{row["difference_top1_mean"]:+.2f}{interval}'
+
+
+def _mean(row: Mapping[str, Any], prefix: str) -> str:
     mean, sem = row[f'{prefix}_mean'], row[f'{prefix}_sem']
-    return f'{mean:{sign}.2f}' + ('' if sem is None else f' ± {sem:.2f}')
+    return f'{mean:.2f}' + ('' if sem is None else f' ± {sem:.2f}')
 
 
 def picture(result: Result, other: Result | None = None, *, suffix: str = '.png') -> bytes:

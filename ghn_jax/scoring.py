@@ -2,12 +2,14 @@
 
 Weights are predicted once for all policies; by a hypernetwork that is told the bits, anew for each policy.
 
-Networks are data: all those of one program share two compiled functions, whatever their bits. JAX keeps them:
-scoring other networks of the same program, or with other GHN parameters, compiles nothing.
+Networks are data: all those of one program share two compiled functions (and one or two more that measure
+where the protocol asks for it), whatever their bits. JAX keeps them: scoring other networks of the same
+program, or with other GHN parameters, compiles nothing.
 
 Axes: M networks | P policies | K batches | N images of a batch | H pixels.
 """
 
+import dataclasses
 import functools
 import os
 from collections.abc import Callable, Iterable, Sequence
@@ -18,12 +20,14 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh
 
-from ghn_jax import devices, steps
+from ghn_jax import devices, protocol, steps
 from ghn_jax.batches import prepare
+from ghn_jax.cnn import integer
 from ghn_jax.cnn.building import build_program
 from ghn_jax.cnn.coverage import Family, family, program_for
 from ghn_jax.cnn.lowering import BLOCK, check_lowerable, round_up
-from ghn_jax.cnn.program import Program
+from ghn_jax.cnn.program import Layout, Program
+from ghn_jax.cnn.weights import standardise_weights
 from ghn_jax.data import Dataset, Split
 from ghn_jax.errors import UserError
 from ghn_jax.hypernet.ghn import GHN, GHNConfig
@@ -32,6 +36,7 @@ from ghn_jax.networks.limits import check_families
 from ghn_jax.networks.size import count_parameters
 from ghn_jax.networks.spaces import Space
 from ghn_jax.networks.spec import IMAGE_SIZE, NetworkSpec
+from ghn_jax.protocol import PAPERS, Measure, Network, Protocol
 from ghn_jax.quant.policy import Policy
 from ghn_jax.quant.scheme import QAT, Scheme
 
@@ -50,6 +55,22 @@ class Images(NamedTuple):
     def count(self) -> int:
         """Images in all batches."""
         return self.labels.size
+
+
+class Score(NamedTuple):
+    """Of one network at one policy.
+
+    top1, top5: shares of images whose label is the first, and among the first five, prediction. predicted:
+    classes, int32 [K * N]. sqnr: layer -> (of its weight, of the activation that enters it) in dB, None where
+    nothing is rounded. integer: share of the images run in integer arithmetic that it puts into another
+    class. None: not measured.
+    """
+
+    top1: float
+    top5: float
+    predicted: np.ndarray
+    sqnr: dict[str, tuple[float | None, float | None]] | None = None
+    integer: float | None = None
 
 
 class Selection(NamedTuple):
@@ -169,6 +190,7 @@ def check_classes(ghn: GHN, specs: Sequence[NetworkSpec], dataset: Dataset) -> N
 
 # Functions of a program and a GHN, which are static and compared by value: one compilation for each.
 _predict = jax.jit(steps.predict_weights, static_argnums=0, donate_argnums=3)
+_standardise = jax.jit(standardise_weights)
 
 
 @functools.cache
@@ -178,8 +200,8 @@ def score_on(mesh: Mesh | None, scheme: Scheme = QAT) -> Callable:
     def score(program, *arrays):
         run = functools.partial(steps.score, program, scheme=scheme, axes=devices.axes_of(mesh))
         all_, each = devices.REPLICATED, devices.OVER_DEVICES
-        inputs = (all_, all_, all_, each, each, all_, all_, each)
-        return devices.on_each(run, mesh, inputs, (all_, all_, each))(*arrays)
+        inputs = (all_, all_, all_, each, each, all_, all_, each, all_)
+        return devices.on_each(run, mesh, inputs, (all_, all_, each, each))(*arrays)
 
     return jax.jit(score, static_argnums=0, donate_argnums=8)
 
@@ -198,6 +220,17 @@ def spread_images(mesh: Mesh | None, images: Images) -> Images:
 
 
 def score_networks(
+    ghn: GHN, params: Any, selection: Selection, images: Images, policies: Sequence[Policy], **options
+) -> np.ndarray:
+    """Shares of images whose label is the first, and among the first five, prediction: float64 [M, P, 2].
+
+    options: as for `score_in_full`.
+    """
+    scores = score_in_full(ghn, params, selection, images, policies, **options)
+    return np.array([[(s.top1, s.top5) for s in network] for network in scores])
+
+
+def score_in_full(
     ghn: GHN,
     params: Any,
     selection: Selection,
@@ -206,27 +239,36 @@ def score_networks(
     *,
     told: Policy | None = None,
     scheme: Scheme = QAT,
+    how: Protocol = PAPERS,
+    calibration: Images | None = None,
     mesh: Mesh | None = None,
     done: Callable[[int, int], None] = lambda network, policy: None,
-) -> np.ndarray:
-    """Shares of images whose label is the first, and among the first five, prediction: float64 [M, P, 2].
-
-    BatchNorm uses the statistics of each batch, activations are quantized by the range of each batch.
+) -> list[list[Score]]:
+    """The score of every network (M) at every policy (P).
 
     told: what a hypernetwork that is told the bits is told, in place of the policy that is run.
     scheme: how networks are quantized, of mode 'qat' (`Scheme.when_used`).
+    how: what normalisations and activation ranges go by. calibration: training images, for a protocol that
+    measures; by a hypernetwork that is told the bits it does so for each policy.
     mesh: of devices that score batches of the same network side by side. `done` is called after every
     network and policy with their numbers.
+
+    Raises:
+      UserError: a hypernetwork whose networks cannot be run, integer arithmetic for a network without it.
     """
     if ghn.config.max_shape != GHNConfig.max_shape:
         raise UserError(
             f'the hypernetwork has max_shape {ghn.config.max_shape}: only {GHNConfig.max_shape} can be run'
         )
-    shares = np.zeros((len(selection.specs), len(policies), 2))
-    count, batch_size = images.count, images.labels.shape[1]
+    scores: list[list[Score]] = [[] for _ in selection.specs]
+    standardise = scheme.standardise and how.measures
+    if standardise:  # at once: normalisations are folded into these weights, and noise is rounding's alone
+        scheme = dataclasses.replace(scheme, standardise=False)
+    batch_size, given = images.labels.shape[1], images
     images, score = spread_images(mesh, images), score_on(mesh, scheme)
     for program, members in selection.groups:
         nodes = max(len(build_graph(selection.specs[i]).nodes) for i in members)
+        measure = _measure(program, mesh, calibration, scheme) if how.measures else None
         # Made for every group and given back after it: tapes of several programs may not fit side by side.
         # The weights are read while the workspace is donated, so they cannot be part of it.
         workspace = devices.make_workspace(mesh, program, batch_size, train=False)
@@ -238,10 +280,55 @@ def score_networks(
                         program, [selection.specs[i]], told or policy, max_nodes=round_up(nodes, _NODES)
                     )
                     weights = _predict(ghn, params, networks, weights)
-                    own = devices.replicate(mesh, weights) if mesh else weights
                     tables = jax.tree.map(lambda a: a[0], networks.tables)
+                    float_weights = _standardise(weights, tables) if standardise else weights
+                    if mesh:
+                        float_weights = devices.replicate(mesh, float_weights)
+                    own = Network(float_weights, tables, None)
+                    if measure:
+                        moments, workspace = protocol.statistics(how, measure, layout, own, workspace)
                 bits = program.bits(layout, policy)
-                top1, top5, workspace = score(program, own, tables, bits, *images, workspace)
-                shares[i, p] = int(top1), int(top5)
+                network, sqnr, share = own, None, None
+                if measure:
+                    network, sqnr, workspace = protocol.prepare(
+                        how, measure, layout, own, moments, bits, workspace
+                    )
+                    network = devices.replicate(mesh, network)
+                top1, top5, predicted, workspace = score(
+                    program, network.weights, network.tables, bits, *images, workspace, network.ranges
+                )
+                predicted = np.asarray(predicted).ravel()[: given.count]
+                if how.integer and not policy.is_float:
+                    share = _integer_share(
+                        how, scheme, program, selection.specs[i], layout, network, bits, given, predicted
+                    )
+                shares = int(top1) / given.count, int(top5) / given.count
+                scores[i].append(Score(*shares, predicted, sqnr, share))
                 done(i, p)
-    return shares / count
+    return scores
+
+
+def _measure(program: Program, mesh: Mesh | None, calibration: Images | None, scheme: Scheme) -> Measure:
+    assert calibration is not None
+    images = (calibration.images, calibration.mean, calibration.std)
+    return Measure(program, mesh, devices.replicate(mesh, images), scheme)
+
+
+def _integer_share(
+    how: Protocol,
+    scheme: Scheme,
+    program: Program,
+    spec: NetworkSpec,
+    layout: Layout,
+    network: Network,
+    bits,
+    images,
+    predicted,
+) -> float:
+    """Share of the first images that integer arithmetic puts into another class than `predicted`."""
+    x = images.images.reshape(-1, *images.images.shape[2:])[: how.integer]
+    flat, ranges = jax.device_get((network.weights, network.ranges))
+    logits = integer.logits(
+        program, spec, layout, flat, bits, ranges, x, images.mean, images.std, scheme=scheme
+    )
+    return float(np.mean(logits.argmax(1) != predicted[: len(x)]))

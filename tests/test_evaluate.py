@@ -15,12 +15,20 @@ from ghn_jax.cnn.lowering import BLOCK
 from ghn_jax.cnn.reference import apply_reference
 from ghn_jax.data import normalize
 from ghn_jax.errors import UserError
-from ghn_jax.evaluate import evaluate, parse_policies, parse_splits
+from ghn_jax.evaluate import _in_percent, evaluate, parse_policies, parse_splits
 from ghn_jax.networks.spaces import make_space
 from ghn_jax.networks.spec import load_networks, save_networks
 from ghn_jax.predict import predict_weights
+from ghn_jax.protocol import Protocol
 from ghn_jax.quant.policy import Policy, parse_bits
-from ghn_jax.scoring import Selection, image_batches, score_networks, select_given, select_split
+from ghn_jax.scoring import (
+    Selection,
+    image_batches,
+    score_in_full,
+    score_networks,
+    select_given,
+    select_split,
+)
 from tests.hypernet.helpers import small_spec
 from tests.small_run import command, is_one_error_line, write_run
 
@@ -28,6 +36,11 @@ from tests.small_run import command, is_one_error_line, write_run
 FLAGS = {'num_networks': 3, 'num_images': 40, 'batch_size': 16}
 ARGS = [f'--{key}={value}' for key, value in FLAGS.items()]
 SIZE = 8
+CALIBRATED = {
+    'how': Protocol(batch_norm='calibrated', ranges='calibrated', sqnr=True),
+    'calibration_batches': 4,
+}
+INTEGER = {'how': Protocol(batch_norm='corrected', ranges='calibrated', integer=16), 'calibration_batches': 4}
 
 
 @pytest.fixture(scope='module')
@@ -222,6 +235,151 @@ def test_differences_are_paired():
 
     row = results.compare(result([50.0, 20.0, 80.0], 'a'), result([40.0, 10.0, 70.0], 'b'))['rows'][0]
     assert (row['difference_top1_mean'], row['difference_top1_sem'], row['against_top1_mean']) == (10, 0, 40)
+    assert (row['difference_top1_low'], row['difference_top1_high']) == (10, 10)
+
+
+def test_bootstrap_intervals_are_about_two_standard_errors():
+    values = np.random.default_rng(0).normal(3, 2, 400)
+    low, high = results.bootstrap_interval(values)
+    assert (low, high) == results.bootstrap_interval(values)  # and always the same
+    np.testing.assert_allclose(
+        [low, high], values.mean() + np.array([-1.96, 1.96]) * 0.1 * values.std() / 2, atol=0.03
+    )
+    assert results.bootstrap_interval([1.0]) is None
+
+
+def test_rank_correlation_is_that_of_ranks_with_ties_shared():
+    assert results.rank_correlation([1, 5, 9], [0.1, 0.2, 100]) == pytest.approx(1)
+    assert results.rank_correlation([1, 5, 9], [3, 2, 1]) == pytest.approx(-1)
+    ranks = np.corrcoef([1.5, 1.5, 3, 4], [1, 3, 2, 4])[0, 1]
+    assert results.rank_correlation([7, 7, 8, 9], [1, 3, 2, 4]) == pytest.approx(ranks)
+    assert results.rank_correlation([1, 1, 1], [1, 2, 3]) is None
+
+
+def test_agreement_is_with_the_network_in_float(run, selection, images, result):
+    policies = [parse_bits(b) for b in ('float', 'w4a4')]
+    scores = score_in_full(run.ghn, run.params, selection, images, policies)
+    for network, (exact, rounded) in zip(result['networks'], scores):
+        expected = 100 * np.mean(exact.predicted == rounded.predicted)
+        assert network['scores']['w4a4']['agreement'] == pytest.approx(expected)
+        assert network['scores']['w32a32']['agreement'] == 100
+        right = 100 * np.mean(exact.predicted == images.labels.ravel())
+        assert network['scores']['w32a32']['top1'] == pytest.approx(right)
+    rows = {row['bits']: row for row in result['rows']}
+    assert rows['w2a2']['agreement_mean'] < rows['w8a8']['agreement_mean'] <= 100
+    quantized = evaluate_rows(run, images, selection, ['w4a4'])
+    assert 'agreement_mean' not in quantized[0]  # with what?
+
+
+def evaluate_rows(run, images, selection, names):
+    policies = [parse_bits(name) for name in names]
+    scores = score_in_full(run.ghn, run.params, selection, images, policies)
+    return results.make_rows([{'split': 's', **_in_percent(names, policies, s)} for s in scores], names)
+
+
+@pytest.fixture(scope='module')
+def calibrated(run, dataset):
+    return evaluate(run, dataset=dataset, **FLAGS | CALIBRATED)[0]
+
+
+def test_calibrated_networks_do_not_depend_on_their_batch(
+    run, calibrated, selection, dataset, count_compiles
+):
+    """Nor does a new order of the images, or anything else that is data, compile anything."""
+    images = image_batches(dataset, dataset.test, batch_size=16, num_images=32)
+    calibration = image_batches(dataset, dataset.train, batch_size=16, num_images=64)
+    order = np.random.default_rng(0).permutation(images.count)
+    shuffled = images._replace(
+        images=images.images.reshape(-1, SIZE, SIZE, 3)[order].reshape(images.images.shape),
+        labels=images.labels.ravel()[order].reshape(images.labels.shape),
+    )
+    policies = [parse_bits(b) for b in ('w8a8', 'w3a5')]
+    score = functools.partial(
+        score_in_full, run.ghn, run.params, selection, policies=policies, calibration=calibration
+    )
+    with count_compiles() as compiles:
+        for how in (CALIBRATED['how'], INTEGER['how']):
+            for a, b in zip(score(images=images, how=how), score(images=shuffled, how=how)):
+                for x, y in zip(a, b):
+                    np.testing.assert_array_equal(x.predicted[order], y.predicted)
+    assert compiles.n < 40  # of the integer convolutions, small and on the CPU; no program
+    by_batch = score_in_full(run.ghn, run.params, selection, images, policies)
+    assert any(
+        np.any(x.predicted != y.predicted)
+        for a, b in zip(score(images=images, how=CALIBRATED['how']), by_batch)
+        for x, y in zip(a, b)
+    )
+
+
+def test_a_calibrated_result_says_how_and_what_each_layer_loses(calibrated):
+    p = calibrated['protocol']
+    assert (p['batch_norm'], p['ranges'], p['range_rule']) == ('calibrated', 'calibrated', 'moving_average')
+    assert (p['calibration_images'], p['sqnr_images'], p['integer_images']) == (64, 64, 0)
+    rows = {row['bits']: row for row in calibrated['rows']}
+    assert 'sqnr_weights_mean' not in rows['w32a32']
+    assert rows['w8a8']['sqnr_weights_mean'] > rows['w4a8']['sqnr_weights_mean'] + 15
+    assert rows['w4a8']['sqnr_activations_mean'] > rows['w4a4']['sqnr_activations_mean'] + 10
+    for network in calibrated['networks']:
+        score = network['scores']['w4a4']
+        assert len(network['layers']) == len(score['sqnr_weights_by_layer'])
+        assert 'classifier.0.weight' in network['layers'] and network['depth'] > 2
+    text = results.text(calibrated)
+    assert 'BatchNorm of 64 training images, folded; ranges of these (moving average).' in text
+    assert 'dB weights' in text and 'Rank correlation of top-1 with parameters/depth. test: w32a32' in text
+
+
+def test_integer_arithmetic_agrees_and_is_reported(run, dataset, selection):
+    policies = [parse_bits(b) for b in ('float', 'w8a8', 'w2a2')]
+    found, _ = evaluate(run, dataset=dataset, policies=policies, **FLAGS | INTEGER)
+    exact, *rounded = found['rows']
+    assert 'integer_disagreement_mean' not in exact
+    assert all('integer_disagreement_mean' in row for row in rounded)
+    # Without normalisation an untrained GHN's networks shrink their values to less than fixed point holds.
+    normalised = [n for n, spec in zip(found['networks'], selection.specs, strict=True) if spec.norm]
+    assert len(normalised) > 1
+    for network in normalised:
+        assert all(network['scores'][b]['integer_disagreement'] < 10 for b in ('w8a8', 'w2a2'))
+    assert 'integer differs' in results.text(found)
+
+
+def test_another_run_is_scored_on_the_same_networks(workdir, run, dataset, tmp_path):
+    other = write_run(tmp_path / 'other', seed=1)
+    policies = [parse_bits('float'), parse_bits('w4a4')]
+    few = FLAGS | {'policies': policies}
+    found, theirs = evaluate(run, dataset=dataset, against=other, workdir='mine', **few)
+    alone, _ = evaluate(runs.load_run(other), dataset=dataset, **few)
+    assert theirs['rows'] == alone['rows'] and theirs['networks'] == alone['networks']
+    for row in found['rows']:
+        pairs = [[n['scores'][row['bits']]['top1'] for n in r['networks']] for r in (found, theirs)]
+        difference = np.subtract(*pairs)
+        assert row['difference_top1_mean'] == pytest.approx(difference.mean())
+        assert (
+            difference.min() <= row['difference_top1_low'] <= row['difference_top1_high'] <= difference.max()
+        )
+    assert theirs['protocol']['workdir'] == str(other) and found['protocol']['workdir'] == 'mine'
+    run_of_16 = runs.load_run(other)
+    run_of_16.config.image_size = 16
+    with pytest.raises(UserError, match='was trained with image_size=8, this run with image_size=16'):
+        evaluate(run_of_16, dataset=dataset, against=other, **few)
+
+
+def test_results_by_other_protocols_are_not_compared(calibrated, result):
+    with pytest.raises(UserError, match="batch_norm='batch', this is batch_norm='calibrated'"):
+        results.check_comparable(result, 'a.json', calibrated['networks'], ['w4a4'], calibrated['protocol'])
+
+
+@pytest.mark.parametrize(
+    ('fields', 'message'),
+    [
+        ({'batch_norm': 'folded'}, "batch_norm='folded': expected one of batch, calibrated, corrected"),
+        ({'range_rule': 'max'}, "range_rule='max'"),
+        ({'integer': -1}, 'integer=-1'),
+        ({'integer': 1, 'batch_norm': 'calibrated'}, '--ranges=calibrated'),
+    ],
+)
+def test_impossible_protocols_are_refused(fields, message):
+    with pytest.raises(UserError, match=message):
+        Protocol(**fields)
 
 
 def test_one_network_has_no_standard_error():
@@ -242,7 +400,7 @@ def test_results_of_other_networks_or_images_are_not_compared(result, tmp_path):
         results.check_comparable(result, 'a.json', networks, ['w3a3'], protocol)
     for content in ('{', '[]', '{"rows": []}'):
         (tmp_path / 'x.json').write_text(content)
-        with pytest.raises(UserError, match='x.json is no'):
+        with pytest.raises(UserError, match="x.json' is no"):
             results.read_result(tmp_path / 'x.json')
 
 
@@ -289,6 +447,16 @@ def test_partial_batches_are_dropped(dataset):
         ({'splits': ['tset']}, "split 'tset' is unknown"),
         ({'against': 'absent.json'}, "absent.json' cannot be read"),
         (
+            CALIBRATED | {'calibration_batches': 65},
+            'calibration_batches=65 of 16 .* 1024 .*: give at most 64',
+        ),
+        (CALIBRATED | {'calibration_batches': 0}, 'calibration_batches=0'),
+        (INTEGER | {'policies': [parse_bits('w4a16')]}, 'policy w4a16 has tensors of 16 bits'),
+        (
+            {'how': Protocol(batch_norm='corrected', ranges='calibrated', integer=33)},
+            'there are 32 test images',
+        ),
+        (
             {'specs': [small_spec('conv_1x1', 'conv_1x1', C=16, fc_dim=16, num_classes=7, name='x')]},
             "'x' has 7 classes",
         ),
@@ -302,10 +470,14 @@ def test_bad_values_are_refused_before_any_work(run, dataset, changes, message):
 @pytest.mark.parametrize(
     ('args', 'words'),
     [
-        (['--bits=w1a4'], ['w1a4', '2 to 16']),
+        (['--bits=w0a4'], ['w0a4', '1 to 16']),
         (['--bits='], ['--bits is empty']),
         (['--splits=test,tset'], ['--splits=tset', 'bnfree']),
-        (['--bn=calibrated'], ['--bn=calibrated is not there yet', '--bn=batch']),
+        (['--range_rule=mse'], ['--range_rule=mse is for --ranges=calibrated']),
+        (['--calibration_batches=2'], ['--calibration_batches=2: nothing is calibrated', '--sqnr']),
+        (['--integer=8', '--bn=calibrated'], ['integer=8', '--ranges=calibrated']),
+        (['--integer=8', '--ranges=calibrated'], ['integer=8', '--bn=calibrated']),
+        (['--ranges=fixed'], ['fixed', 'calibrated']),
         (['--bn=running'], ['running', 'batch']),
         (['--json=absent/x.json'], ['--json=absent/x.json', 'does not exist']),
         (['--plot=x.gif'], ['--plot=x.gif', '.png']),

@@ -44,6 +44,7 @@ from ghn_jax.cnn.program import (
     Bits,
     Class,
     Program,
+    Ranges,
     Segment,
     Tables,
     block_floats,
@@ -75,7 +76,8 @@ class Quantizer(NamedTuple):
     """How an instruction quantizes its inputs. scale: of the levels of relu(x), over its group's joint range.
 
     bits: int32 [2], of what the instruction reads and of what lies between its convolutions. key: for noise.
-    axis: the mesh axis that the images are spread over, for what a batch has in common.
+    axis: the mesh axis that the images are spread over, for what a batch has in common. given: [2, 2], (lo,
+    hi) of the two in place of the batch's ranges, or None.
     """
 
     scheme: Scheme
@@ -83,9 +85,12 @@ class Quantizer(NamedTuple):
     bits: Array
     key: Array | None
     axis: str | None
+    given: Array | None = None
 
     def rectified(self, x: Array) -> Array:
-        """Fake-quantizes relu(x), relu'd already, by the joint range [0, hi] of its group."""
+        """Fake-quantizes relu(x), relu'd already, by its group's joint range [0, hi], or the one given."""
+        if self.given is not None:
+            return self.own(x, 0)
         if self.scheme.mode == 'qat' and not (self.scheme.clips_activations or self.scheme.temperature):
             return _round_rectified(x, self.scale, self.bits[0])
         if self.scheme.mode == 'qat':
@@ -99,11 +104,14 @@ class Quantizer(NamedTuple):
         return x
 
     def own(self, x: Array, which: int) -> Array:
-        """Fake-quantizes x by its own range."""
+        """Fake-quantizes x by its own range, or the one given."""
         if self.scheme.mode == 'float':
             return x
         key = jax.random.fold_in(self.key, which) if self.scheme.mode == 'noise' else None
-        y = quantize_activation(ops.wide(x), self.bits[which], self.scheme, key=key, across=self.axis)
+        given = None if self.given is None else self.given[which]
+        y = quantize_activation(
+            ops.wide(x), self.bits[which], self.scheme, given=given, key=key, across=self.axis
+        )
         return y.astype(x.dtype)
 
 
@@ -153,6 +161,7 @@ def forward(
     *,
     scheme: Scheme = FLOAT,
     key: Array | None = None,
+    ranges: Ranges | None = None,
 ) -> tuple[Array, Workspace]:
     """Logits [N, L] of one network, and the workspace.
 
@@ -160,10 +169,14 @@ def forward(
       weights: [F], laid out by `Program.layout`, already quantized (`quantize_weights`).
       images: [N, H, H, 3], normalised.
       scheme: static; bits matter in its modes 'qat' and 'noise' only. key: for 'noise'.
+      ranges: of activations, in place of those of this batch by the scheme; values beyond are clipped.
     """
-    values, _ = _run(program, weights, tables, bits, images, workspace.values, scheme, key)
+    rows, of_head = (None, None) if ranges is None else ranges
+    values, _ = _run(program, weights, tables, bits, images, workspace.values, scheme, key, ranges=rows)
     features = head.features(program, tables.head, values)
-    logits, _ = head.logits(program, weights, tables.head, bits.head, features, scheme=scheme, key=key)
+    logits, _ = head.logits(
+        program, weights, tables.head, bits.head, features, scheme=scheme, key=key, ranges=of_head
+    )
     return logits, workspace._replace(values=values)
 
 
@@ -307,18 +320,20 @@ def _apply(op: tuple, w: list[Array], x: Array, q: Quantizer, has_norm: Array, o
     raise AssertionError(f'no such op: {op}')
 
 
-def _quantizer(program, scheme, key, axis, sizes: Sizes, row, bits, r) -> Quantizer:
+def _quantizer(program, scheme, key, axis, sizes: Sizes, row, bits, r, ranges=None) -> Quantizer:
     """For row r. The key is derived from r, so that the backward pass draws the same noise."""
     dtype = sizes.largest.dtype
     if scheme.mode == 'float':
         return Quantizer(scheme, jnp.zeros((), dtype), bits, None, axis)
+    key = jax.random.fold_in(key, r) if scheme.mode == 'noise' else None
+    if ranges is not None:
+        return Quantizer(scheme, jnp.zeros((), dtype), bits, key, axis, ranges[r])
     used = jnp.arange(program.capacity.parts) < row[PARTS]
     parts = lambda x: jnp.where(used, lax.dynamic_slice(x, (row[GROUP],), used.shape), 0)
     lo, hi = jnp.zeros((), dtype), jnp.max(parts(sizes.largest), initial=0)
     size = None if sizes.squares is None else tuple(jnp.sum(parts(x)) for x in sizes[1:])
     scale = make_grid(*clip_range(lo, hi, size, bits[0], scheme), bits[0], dtype).scale
     scale = jnp.where(scale > 0, scale, 1)  # of nothing but zeros: they stay zeros on any grid
-    key = jax.random.fold_in(key, r) if scheme.mode == 'noise' else None
     return Quantizer(scheme, scale, bits, key, axis)
 
 
@@ -367,8 +382,12 @@ def _measured(sizes: Sizes, y: Array, slot: Array, axis: str | None) -> Sizes:
     return Sizes(largest, sizes.squares.at[slot].set(squares), sizes.count.at[slot].set(count))
 
 
-def _run(program, flat, tables, bits, images, values, scheme, key, axis=None):
-    """Fills the value tapes. Returns them with the sizes of their values, by class."""
+def _run(program, flat, tables, bits, images, values, scheme, key, axis=None, ranges=None):
+    """Fills the value tapes. Returns them with the sizes of their values, by class.
+
+    ranges: [R, 2, 2], (lo, hi) of what each instruction quantizes; of the batch if None. Given, no size is
+    measured.
+    """
     values = dict(values)
     values[program.image_class] = images[None].astype(_dtype(values))
     sizes = {c: _sizes(program, tape.shape[0], scheme, flat.dtype) for c, tape in values.items()}
@@ -378,11 +397,11 @@ def _run(program, flat, tables, bits, images, values, scheme, key, axis=None):
         src, dst = segment.src, segment.dst
 
         def branch(op, segment=segment, shape=values[dst].shape[1:]):
-            def run(tape, row, flat, scale, bits, key):
+            def run(tape, row, flat, scale, bits, key, given):
                 x, w = lax.optimization_barrier(
                     (_slot(tape, row[SRC]), _weights(op, segment, flat, row[WEIGHTS]))
                 )
-                return _apply(op, w, x, Quantizer(scheme, scale, bits, key, axis), has_norm, shape)
+                return _apply(op, w, x, Quantizer(scheme, scale, bits, key, axis, given), has_norm, shape)
 
             return run
 
@@ -391,16 +410,14 @@ def _run(program, flat, tables, bits, images, values, scheme, key, axis=None):
         def body(r, carry, src=src, dst=dst, branches=branches):
             tape, own = carry
             row = tables.rows[r]
-            read = own if src == dst else sizes[src]
-            q = _quantizer(program, scheme, key, axis, read, row, bits.activations[r], r)
-            y = _switch(
-                row[OP], branches, tape if src == dst else values[src], row, flat, q.scale, q.bits, q.key
-            )
+            read, source = (own, tape) if src == dst else (sizes[src], values[src])
+            q = _quantizer(program, scheme, key, axis, read, row, bits.activations[r], r, ranges)
+            y = _switch(row[OP], branches, source, row, flat, q.scale, q.bits, q.key, q.given)
             # The sum in a conditional of its own: fused with the maximum below, it would read the tape again
             # after the write, and XLA would keep a copy of the whole tape for that.
             add = lambda tape, y: _slot(tape, row[DST]) + y
             y = lax.cond(row[ACCUMULATE] > 0, add, lambda tape, y: y, tape, y)
-            if scheme.mode != 'float':
+            if scheme.mode != 'float' and ranges is None:
                 own = _measured(own, y, row[DST], axis)
             return _set_slot(tape, y, row[DST]), own
 

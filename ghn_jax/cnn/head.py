@@ -132,32 +132,33 @@ def _bias(flat: Array, block: Array, cols: int) -> Array:
     return lax.dynamic_slice(flat, (block * BLOCK,), (cols,))
 
 
-def _quantize(x, bits, scheme, key, which, axis):
-    """By the tensor's own range; the zeros beyond its features do not widen it, as it includes 0."""
+def _quantize(x, bits, scheme, key, which, axis, ranges=None):
+    """By the tensor's own range, or the one given in `ranges` [2, 2]; the zeros beyond its features do not
+    widen it, as it includes 0.
+    """
     if scheme.mode == 'float':
         return x
     key = None if key is None else axes.own_key(jax.random.fold_in(key, _KEYS + which), axis)
-    return quantize_activation(x, bits, scheme, key=key, across=axis)
+    given = None if ranges is None else ranges[which]
+    return quantize_activation(x, bits, scheme, given=given, key=key, across=axis)
 
 
 def _hidden_size(program: Program) -> int:
     return program.capacity.hidden_panels * BLOCK
 
 
-def _activate(residuals: Residuals) -> Array:
+def activate(residuals: Residuals) -> Array:
+    """The hidden layer's activations [N, D'], what enters the second layer."""
     return ops.relu(residuals.hidden) * residuals.mask
 
 
-def _final_input(program, table, bits, residuals: Residuals, scheme, key, axis) -> Array:
+def _final_input(program, table, bits, residuals: Residuals, scheme, key, axis, ranges=None) -> Array:
     """What enters the last linear layer, [N, max(D, D')]: hidden activations or the features themselves."""
     width = max(program.features, _hidden_size(program))
     widen = lambda x: jnp.pad(x, ((0, 0), (0, width - x.shape[1])))
-    hidden = _quantize(_activate(residuals), bits[1], scheme, key, 1, axis)
-    return jnp.where(
-        table.two_layers > 0,
-        widen(hidden),
-        widen(_quantize(residuals.features, bits[0], scheme, key, 0, axis)),
-    )
+    hidden = _quantize(activate(residuals), bits[1], scheme, key, 1, axis, ranges)
+    features = _quantize(residuals.features, bits[0], scheme, key, 0, axis, ranges)
+    return jnp.where(table.two_layers > 0, widen(hidden), widen(features))
 
 
 def logits(
@@ -171,13 +172,14 @@ def logits(
     key: Array | None,
     dropout: float = 0.0,
     axis: str | None = None,
+    ranges: Array | None = None,
 ) -> tuple[Array, Residuals]:
     """Logits [N, L], and residuals. bits: int32 [2], of the inputs of the first and of the second layer.
 
-    axis: as for `executor.loss_and_gradients`.
+    ranges: [2, 2], of these inputs; the batch's if None. axis: as for `executor.loss_and_gradients`.
     """
     n, width = features.shape[0], _hidden_size(program)
-    x = _quantize(features, bits[0], scheme, key, 0, axis)
+    x = _quantize(features, bits[0], scheme, key, 0, axis, ranges)
 
     def column(c, hidden):
         weights = table.hidden_weights + c * table.hidden_rows * BLOCK
@@ -191,7 +193,7 @@ def logits(
         keep = jax.random.bernoulli(jax.random.fold_in(key, _KEYS + 2), 1 - dropout, shape)
         mask = axes.own_rows(keep, axis).astype(features.dtype) / (1 - dropout)
     residuals = Residuals(features, hidden, mask)
-    x = _final_input(program, table, bits, residuals, scheme, key, axis)
+    x = _final_input(program, table, bits, residuals, scheme, key, axis, ranges)
     cols = program.class_columns
     out = _linear(x, flat, table.final_weights, table.final_rows, cols) + _bias(flat, table.final_bias, cols)
     return out[:, : program.num_classes], residuals

@@ -104,6 +104,15 @@ class Bits(NamedTuple):
     weights: np.ndarray
 
 
+class Ranges(NamedTuple):
+    """Given ranges of activations, float: (lo, hi), lo <= 0 <= hi, of what each instruction quantizes
+    [R, 2, 2], and of the inputs of the head's two layers [2, 2].
+    """
+
+    rows: np.ndarray
+    head: np.ndarray
+
+
 class Layout(NamedTuple):
     """What the host remembers of a network: its tables, and where its parameters lie in the weight buffer."""
 
@@ -113,6 +122,7 @@ class Layout(NamedTuple):
     instructions: tuple[Instruction, ...]  # in order of execution: row r of the table
     head_weights: tuple[str, ...]
     edges: frozenset[str]  # weights of the layers that read the image, and of the one that gives the logits
+    head_group: tuple[int, ...]  # values that the classifier reads
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -218,8 +228,8 @@ class Program:
         """Parameters by DeepNets-1M name, in PyTorch layouts -> weight buffer [F]."""
         flat = np.zeros(self.capacity.blocks * BLOCK, dtype)
         for block, piece in layout.pieces:
-            view = _view(flat, block, piece)
-            view[...] = piece.constant if piece.name is None else _part(params[piece.name], piece)
+            view = piece_view(flat, block, piece)
+            view[...] = piece.constant if piece.name is None else piece_part(params[piece.name], piece)
         return flat
 
     def unpack(self, layout: Layout, flat: np.ndarray, shapes: Mapping[str, tuple[int, ...]]) -> dict:
@@ -227,7 +237,7 @@ class Program:
         params = {name: np.zeros(shape, flat.dtype) for name, shape in shapes.items()}
         for block, piece in layout.pieces:
             if piece.name is not None:
-                _part(params[piece.name], piece)[...] = _view(flat, block, piece)
+                piece_part(params[piece.name], piece)[...] = piece_view(flat, block, piece)
         return params
 
 
@@ -333,7 +343,9 @@ def _place(program: Program, lowered: Lowered) -> Layout:
     )
     head_weights = tuple(f'{p}.weight' for p in (lowered.head.hidden, lowered.head.final) if p)
     edges = {name for i in executed if i.src == IMAGE for name in i.quantized} | {head_weights[-1]}
-    return Layout(tables, tuple(pieces), tensors, tuple(executed), head_weights, frozenset(edges))
+    return Layout(
+        tables, tuple(pieces), tensors, tuple(executed), head_weights, frozenset(edges), lowered.head.group
+    )
 
 
 def place_gradients(
@@ -466,13 +478,13 @@ def _check_room(what: str, needed: int, room: int, name: str) -> None:
 # ---- parameters on the host
 
 
-def _view(flat: np.ndarray, block: int, piece: Piece) -> np.ndarray:
+def piece_view(flat: np.ndarray, block: int, piece: Piece) -> np.ndarray:
     """The used elements of a piece in the weight buffer, as [taps, rows, cols] (a view)."""
     padded = flat[block * BLOCK :][: piece.taps * piece.pad_rows * piece.pad_cols]
     return padded.reshape(piece.taps, piece.pad_rows, piece.pad_cols)[:, : piece.rows, : piece.cols]
 
 
-def _part(param: np.ndarray, piece: Piece) -> np.ndarray:
+def piece_part(param: np.ndarray, piece: Piece) -> np.ndarray:
     """The elements of a parameter (PyTorch layout) that a piece holds, as [taps, rows, cols] (a view)."""
     if param.ndim == 1:
         matrix = param[None, None]

@@ -19,9 +19,10 @@ from jax import Array, lax
 from ghn_jax.errors import UserError
 from ghn_jax.networks.spec import NetworkSpec
 from ghn_jax.quant import plain
-from ghn_jax.quant.policy import Policy, quantizable
+from ghn_jax.quant.policy import FLOAT_BITS, Policy, quantizable
 from ghn_jax.quant.scheme import QAT, Scheme
 
+Pair = tuple[Array, Array]
 _EPSILON = 1e-5
 _HEADS = 8
 
@@ -34,6 +35,8 @@ def apply_reference(
     policy: Policy | None = None,
     scheme: Scheme = QAT,
     dropout_mask: Array | None = None,
+    statistics: Mapping[str, Pair] | None = None,
+    ranges: Mapping[str, Pair] | None = None,
 ) -> Array:
     """Logits [N, num_classes] of the network on images [N, H, W, 3], in the dtype of the parameters.
 
@@ -43,6 +46,10 @@ def apply_reference(
             entering it (default: none).
         scheme: how, of mode 'qat'.
         dropout_mask: [N, fc_dim], factors for the hidden layer of a two-layer head: 0 or 1/(1 - rate).
+        statistics: norm (`cells.3._ops.1.op.2`) -> mean and variance of each channel, in place of those of
+            the batch: every norm is folded into the convolution before it, the folded weights are quantized.
+        ranges: weight -> (lo, hi) of the activation entering its layer, in place of what the scheme
+            makes of the batch's.
 
     Raises:
         UserError: a parameter is missing, a rule of the policy matches nothing, or the images do not fit.
@@ -50,6 +57,48 @@ def apply_reference(
     if policy is not None:
         policy.check(quantizable((name, w.shape) for name, w in params.items()))
     layers = _Layers(params, policy, scheme, spec)
+    if statistics is not None:
+        layers = _folded(layers, statistics)
+    return _logits(dataclasses.replace(layers, ranges=ranges), spec, images, dropout_mask)
+
+
+def observe_reference(
+    spec: NetworkSpec,
+    params: Mapping[str, Array],
+    images: Array,
+    *,
+    policy: Policy | None = None,
+    scheme: Scheme = QAT,
+) -> tuple[dict[str, Pair], dict[str, Pair]]:
+    """(statistics, ranges) of one batch, as `apply_reference` takes them."""
+    seen: tuple[dict[str, Pair], dict[str, Pair]] = ({}, {})
+    _logits(_Layers(params, policy, scheme, spec, seen=seen), spec, images, None)
+    return seen
+
+
+def _folded(layers: '_Layers', statistics: Mapping[str, Pair]) -> '_Layers':
+    """With parameters in which a norm only adds its bias. Names tell which convolution a norm follows: `bn`
+    the two of its FactorizedReduce, which have half of the channels each, any other the one numbered before
+    it. Weights are standardised before they are folded, and not after.
+    """
+    params, scheme = dict(layers.params), layers.scheme
+    if scheme.standardise:
+        for name in quantizable((name, w.shape) for name, w in params.items()):
+            params[name] = plain.quantize_weight(jnp.asarray(params[name]), FLOAT_BITS, scheme)
+        scheme = dataclasses.replace(scheme, standardise=False)
+    for norm, (mean, variance) in statistics.items():
+        gain = params[f'{norm}.weight'] / jnp.sqrt(variance + _EPSILON)
+        place, _, last = norm.rpartition('.')
+        before = ('conv_1', 'conv_2') if last == 'bn' else (str(int(last) - 1),)
+        for conv, part in zip(before, jnp.split(gain, len(before)), strict=True):
+            name = f'{place}.{conv}.weight'
+            params[name] = params[name] * part[:, None, None, None]
+        params[f'{norm}.bias'] = params[f'{norm}.bias'] - mean * gain
+    return dataclasses.replace(layers, params=params, scheme=scheme, folded=True)
+
+
+def _logits(layers: '_Layers', spec: NetworkSpec, images: Array, dropout_mask: Array | None) -> Array:
+    params = layers.params
     images = jnp.asarray(images, jnp.result_type(*params.values()))
     outputs: dict[int, Array | None] = dict(zip((-2, -1), _stem(layers, spec, images), strict=True))
 
@@ -207,12 +256,18 @@ def _head(layers: '_Layers', spec: NetworkSpec, x: Array, dropout_mask: Array | 
 
 @dataclasses.dataclass(frozen=True)
 class _Layers:
-    """The layers with parameters, called by name, fake-quantized where the policy says."""
+    """The layers with parameters, called by name, fake-quantized where the policy says.
+
+    folded: norms only add their bias. ranges: given ones of activations. seen: statistics and ranges, filled.
+    """
 
     params: Mapping[str, Array]
     policy: Policy | None
     scheme: Scheme
     spec: NetworkSpec
+    folded: bool = False
+    ranges: Mapping[str, Pair] | None = None
+    seen: tuple[dict[str, Pair], dict[str, Pair]] | None = None
 
     def __getitem__(self, name: str) -> Array:
         if name not in self.params:
@@ -220,9 +275,13 @@ class _Layers:
         return jnp.asarray(self.params[name])
 
     def quantize_activation(self, name: str, x: Array) -> Array:
+        weight = f'{name}.weight'
+        if self.seen is not None:
+            self.seen[1][weight] = jnp.minimum(0, jnp.min(x)), jnp.maximum(0, jnp.max(x))
         if self.policy is None:
             return x
-        return plain.quantize_activation(x, self._widths(name)[1], self.scheme)
+        given = None if self.ranges is None else self.ranges[weight]
+        return plain.quantize_activation(x, self._widths(name)[1], self.scheme, given)
 
     def quantize_weight(self, name: str) -> Array:
         w = self[f'{name}.weight']
@@ -266,6 +325,10 @@ class _Layers:
         """Batch normalisation by the statistics of this batch; nothing in a network without."""
         if self.spec.norm is None:
             return x
+        if self.folded:
+            return x + self[f'{name}.bias']
+        if self.seen is not None:
+            self.seen[0][name] = jnp.mean(x, (0, 1, 2)), jnp.var(x, (0, 1, 2))
         return _standardise(x, self[f'{name}.weight'], self[f'{name}.bias'], (0, 1, 2))
 
     def layer_norm(self, name: str, x: Array) -> Array:

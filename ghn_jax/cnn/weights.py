@@ -85,6 +85,12 @@ def quantize_weights(
     return lax.fori_loop(0, pages(tables), page, out), Fit(grid, buffer.moments)
 
 
+def standardise_weights(flat: Array, tables: Tables) -> Array:
+    """The buffer [F] with the weights as `Scheme.standardise` makes them, not rounded."""
+    buffer = _Buffer(flat, tables, _moments(flat, tables))
+    return lax.fori_loop(0, pages(tables), lambda p, out: set_page(out, buffer.page(p), p), flat)
+
+
 def quantize_weights_backward(
     flat: Array, tables: Tables, bits: Array, g: Array, fit: Fit, *, scheme: Scheme, key: Array | None = None
 ) -> Array:

@@ -97,6 +97,16 @@ def build_graph(spec: NetworkSpec) -> NetworkGraph:
     )
 
 
+def count_depth(graph: NetworkGraph) -> int:
+    """Convolutions and linear layers on the longest path from the image to the logits."""
+    depth = np.zeros(len(graph.nodes), int)
+    for v, node in enumerate(graph.nodes):
+        parents = np.flatnonzero(graph.distance[:, v] == 1)
+        layer = node.name.endswith('.weight') and len(node.shape or ()) > 1 and node.primitive != 'pos_enc'
+        depth[v] = int(layer) + max(depth[parents], default=0)
+    return int(depth.max())
+
+
 def to_graphs_tuple(graph: NetworkGraph) -> jraph.GraphsTuple:
     """One graph for jraph: an edge for every pair of nodes that a path of at most MAX_DISTANCE joins.
 

@@ -1,4 +1,4 @@
-"""Activations on the levels of a grid over the range of their batch.
+"""Activations on the levels of a grid: over the range of their batch, or over one that is given.
 
 `across` is everywhere a mesh axis whose devices each hold some of the batch's images (`ghn_jax.axes`).
 """
@@ -13,12 +13,20 @@ from ghn_jax.quant.scheme import Scheme
 
 
 def quantize_activation(
-    x: Array, bits: Array, scheme: Scheme, *, key: Array | None = None, across: str | None = None
+    x: Array,
+    bits: Array,
+    scheme: Scheme,
+    *,
+    given: Array | None = None,
+    key: Array | None = None,
+    across: str | None = None,
 ) -> Array:
-    """x by its own range in this batch. key: for noise."""
-    lo, hi = min_max(x, across=across)
-    size = axes.total(power(x), across) if scheme.activation_range == 'sigma' else None
-    lo, hi = clip_range(lo, hi, size, bits, scheme)
+    """x by its own range in this batch, cut by the scheme, or by a given one. given: [2]. key: for noise."""
+    if given is not None:
+        lo, hi = given
+    else:
+        size = axes.total(power(x), across) if scheme.activation_range == 'sigma' else None
+        lo, hi = clip_range(*min_max(x, across=across), size, bits, scheme)
     return fake_quantize(x, lo, hi, bits, mode=scheme.mode, key=key, temperature=scheme.temperature)
 
 

@@ -47,23 +47,28 @@ def weight_grids(w: Array, bits: int, scheme: Scheme) -> tuple[Array, Array]:
 
 
 @functools.partial(jax.jit, static_argnums=(1, 2))
-def quantize_activation(x: Array, bits: int, scheme: Scheme) -> Array:
-    """An activation on the grid of its range."""
+def quantize_activation(
+    x: Array, bits: int, scheme: Scheme, given: tuple[Array, Array] | None = None
+) -> Array:
+    """An activation on the grid of its range, or of the one given."""
     if bits == FLOAT_BITS:
         return x
     fixed = lax.stop_gradient(x)
-    lo, hi = jnp.minimum(0, jnp.min(fixed)), jnp.maximum(0, jnp.max(fixed))
-    if scheme.activation_range == 'sigma':
-        two_sided, one_sided = (t[bits - 1] if bits <= len(t) else _FAR for t in (TWO_SIDED, ONE_SIDED))
-        sigmas = scheme.activation_sigmas or jnp.where(lo < 0, two_sided, one_sided)
-        far = sigmas * _sigma(fixed)
-        lo, hi = jnp.maximum(lo, -LEAN * far), jnp.minimum(hi, far)
-    else:
-        lo, hi = scheme.activation_clip * lo, scheme.activation_clip * hi
+    lo, hi = _activation_range(fixed, bits, scheme) if given is None else given
     if bits == 1:
         signs = jnp.sign(fixed) * jnp.maximum(-lo, hi) / 2
         return _straight_through(x, signs, lo < 0, _uniform(x, lo, hi, 1, hi, 0.0, always=True))
     return _uniform(x, lo, hi, 2**bits - 1, (hi - lo) / (2**bits - 1), scheme.temperature)
+
+
+def _activation_range(x: Array, bits: int, scheme: Scheme) -> tuple[Array, Array]:
+    lo, hi = jnp.minimum(0, jnp.min(x)), jnp.maximum(0, jnp.max(x))
+    if scheme.activation_range == 'minmax':
+        return scheme.activation_clip * lo, scheme.activation_clip * hi
+    two_sided, one_sided = (t[bits - 1] if bits <= len(t) else _FAR for t in (TWO_SIDED, ONE_SIDED))
+    sigmas = scheme.activation_sigmas or jnp.where(lo < 0, two_sided, one_sided)
+    far = sigmas * _sigma(x)
+    return jnp.maximum(lo, -LEAN * far), jnp.minimum(hi, far)
 
 
 def weight_range(w: Array, bits: int, scheme: Scheme) -> tuple[Array, Array]:

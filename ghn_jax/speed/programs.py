@@ -158,7 +158,7 @@ def _functions(
     tables, bits = (jax.tree.map(lambda a: a[0], t) for t in (networks.tables, networks.bits))
     images, labels = _shape((K, N, H, H, 3), jnp.uint8), _shape((K, N), int32)
     mean = _shape((3,), float32)
-    arguments = (program, out, tables, bits, images, labels, mean, mean, workspace)
+    arguments = (program, out, tables, bits, images, labels, mean, mean, workspace, None)
     yield 'score', lambda: score.trace(*arguments), workspace
 
 

@@ -192,7 +192,7 @@ def _evaluate(options: Options, mode: str) -> Row:
                 own = devices.replicate(mesh, weights) if mesh else weights
                 jax.block_until_ready(own)
                 start = time.perf_counter()
-                top1, _, workspace = score(program, own, tables, bits, *data, workspace)
+                top1, *_, workspace = score(program, own, tables, bits, *data, workspace, None)
                 jax.block_until_ready(top1)
                 if timed:
                     seconds.append(time.perf_counter() - start)

@@ -1,0 +1,228 @@
+"""What a network's layers see: statistics of everything that is normalised or quantized, for one batch.
+
+After `executor.forward` every value lies in its slot, so this is a second walk over the instruction table
+that only reads. It runs each instruction with a quantizer that takes notes; the instruction's result is not
+used, so XLA drops its last convolution. Tensors are numbered as their layers' weights are (`Layout.tensors`):
+parts of a concatenation share a number, and with it one range and one histogram.
+
+Axes: R instructions | T tensors | B bins | C channels, of the widest class | N images.
+"""
+
+import math
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import Array, lax
+
+from ghn_jax.cnn import executor, head, ops
+from ghn_jax.cnn.executor import Quantizer, Sizes
+from ghn_jax.cnn.program import OP, SRC, WEIGHTS, Bits, Layout, Program, Ranges, Tables
+from ghn_jax.cnn.weights import get_page, pages
+from ghn_jax.quant.activations import quantize_activation
+from ghn_jax.quant.policy import FLOAT_BITS
+from ghn_jax.quant.ranges import min_max, power
+from ghn_jax.quant.scheme import Scheme
+
+BINS = 1024  # of a histogram
+_SAMPLES = 1 << 15  # values of an activation and batch that a histogram counts, at most: scatters are slow
+
+
+class Index(NamedTuple):
+    """Which tensor an instruction quantizes: rows int32 [R, 2], head int32 [2]; T - 1 for none."""
+
+    rows: np.ndarray
+    head: np.ndarray
+
+
+class Activations(NamedTuple):
+    """Of one batch, each [T]: range, sum of squares, sum of squares of the rounding error.
+
+    histogram: [T, B], of values other than 0, over bins that divide `bounds` [T, 2] evenly; what lies beyond
+    counts in the outermost.
+    """
+
+    lo: Array
+    hi: Array
+    signal: Array
+    noise: Array
+    histogram: Array
+
+
+class Moments(NamedTuple):
+    """What enters each normalisation: mean and (biased) variance of every channel, [R, C]."""
+
+    mean: Array
+    variance: Array
+
+
+def make_index(program: Program, layout: Layout) -> Index:
+    """The tensors of a network."""
+    rows = np.full((program.capacity.rows, 2), program.capacity.tensors - 1, np.int32)
+    for r, instruction in enumerate(layout.instructions):
+        for k, name in enumerate(instruction.quantized):
+            rows[r, k] = layout.tensors[name]
+    heads = np.full(2, program.capacity.tensors - 1, np.int32)
+    for k, name in enumerate(layout.head_weights):
+        heads[k] = layout.tensors[name]
+    return Index(rows, heads)
+
+
+def make_ranges(index: Index, lo: np.ndarray, hi: np.ndarray) -> Ranges:
+    """Ranges [T] of tensors as the executor reads them."""
+    each = np.stack([lo, hi], -1)
+    return Ranges(each[index.rows], each[index.head])
+
+
+def tensor_bits(index: Index, bits: Bits) -> np.ndarray:
+    """Bits of the activation with each number, int32 [T]; 32 where there is none."""
+    out = np.full(len(bits.weights), FLOAT_BITS, np.int32)
+    out[index.rows], out[index.head] = bits.activations, bits.head
+    return out
+
+
+def any_rounded(bits: Bits) -> bool:
+    """Whether a policy rounds anything."""
+    return any(bool(np.any(np.asarray(b) < FLOAT_BITS)) for b in bits)
+
+
+class _Notes:
+    """Stands in for a `Quantizer` and remembers what it was asked to quantize, and what it made of it."""
+
+    def __init__(self, quantizer: Quantizer):
+        self.quantizer = quantizer
+        self.seen: dict[int, tuple[Array, Array]] = {}
+        self.axis = None  # of a mesh: batches are observed whole
+
+    def rectified(self, x: Array) -> Array:
+        self.seen[0] = x, self.quantizer.rectified(x)
+        return self.seen[0][1]
+
+    def own(self, x: Array, which: int) -> Array:
+        self.seen[which] = x, self.quantizer.own(x, which)
+        return self.seen[which][1]
+
+
+def _describe(x: Array, rounded: Array, bounds: Array) -> tuple[Array, ...]:
+    """The fields of `Activations` for one tensor."""
+    x, rounded = ops.wide(x), ops.wide(rounded)
+    flat = x.ravel()
+    step = -(-flat.size // _SAMPLES)
+    while math.gcd(step, x.shape[-1]) > 1:  # it visits every channel
+        step += 1
+    sample = flat[::step]
+    width = (bounds[1] - bounds[0]) / BINS
+    bins = jnp.floor((sample - bounds[0]) / jnp.where(width > 0, width, 1))
+    bins = jnp.clip(bins, 0, BINS - 1).astype(jnp.int32)
+    histogram = jnp.zeros(BINS, x.dtype).at[bins].add((sample != 0).astype(x.dtype))
+    error = rounded - x
+    return (*min_max(x), jnp.sum(x * x), jnp.sum(error * error), histogram)
+
+
+def _zeros(n: int | None, dtype) -> tuple[Array, ...]:
+    shape = () if n is None else (n,)
+    return (*(jnp.zeros(shape, dtype) for _ in range(4)), jnp.zeros((*shape, BINS), dtype))
+
+
+def _note(total: tuple[Array, ...], which: Array, notes: tuple[Array, ...]) -> tuple[Array, ...]:
+    """Adds the notes on tensors `which` [K] to `total`."""
+    lo, hi, *sums = total
+    added = (t.at[which].add(n) for t, n in zip(sums, notes[2:], strict=True))
+    return (lo.at[which].min(notes[0]), hi.at[which].max(notes[1]), *added)
+
+
+def _sizes(tape: Array, scheme: Scheme, least: int) -> Sizes:
+    """As the executor has them while it runs, for at least so many slots; taken anew, for the range of a
+    group of slots is that of all of them.
+    """
+    widen = lambda x: jnp.pad(x, (0, max(0, least - x.size)))
+    largest = widen(jnp.max(ops.wide(tape), (1, 2, 3, 4)))
+    if scheme.activation_range != 'sigma':
+        return Sizes(largest, None, None)
+    return Sizes(largest, *map(widen, lax.map(lambda x: power(ops.relu(ops.wide(x))), tape)))
+
+
+def observe(
+    program: Program,
+    weights: Array,
+    tables: Tables,
+    bits: Bits,
+    images: Array,
+    values: dict,
+    index: Index,
+    bounds: Array,
+    *,
+    scheme: Scheme,
+    ranges: Ranges | None,
+) -> tuple[Activations, Moments]:
+    """Reads the tapes that `executor.forward` (mode 'qat', the other arguments the same) left in `values`.
+
+    bounds: [T, 2], of the histograms.
+    """
+    tapes = {**values, program.image_class: images[None].astype(next(iter(values.values())).dtype)}
+    sizes = {c: _sizes(tape, scheme, program.capacity.parts) for c, tape in tapes.items()}
+    rows, of_head = (None, None) if ranges is None else ranges
+    has_norm, dtype = tables.has_norm.astype(weights.dtype), weights.dtype
+    channels = max(c for _, c in program.classes)
+
+    def branch(op: tuple, segment, shape):
+        def run(tape, row, flat, scale, bits, given, own_bounds):
+            notes, moments = [_zeros(None, dtype)] * 2, jnp.zeros((2, channels), dtype)
+            if op == ('norm',):
+                x = ops.wide(executor._slot(tape, row[SRC]))
+                mean = jnp.mean(x, (0, 1, 2))
+                variance = jnp.mean(jnp.square(x - mean), (0, 1, 2))
+                moments = jnp.pad(jnp.stack([mean, variance]), ((0, 0), (0, channels - x.shape[-1])))
+            elif op[0] in ('conv', 'depthwise', 'reduce', 'split', 'excite', 'attention', 'mlp'):
+                taker = _Notes(Quantizer(scheme, scale, bits, None, None, given))
+                w = executor._weights(op, segment, flat, row[WEIGHTS])
+                executor._apply(op, w, executor._slot(tape, row[SRC]), taker, has_norm, shape)
+                for k, (x, rounded) in taker.seen.items():
+                    notes[k] = _describe(x, rounded, own_bounds[k])
+            return jax.tree.map(lambda *n: jnp.stack(n), *notes), moments
+
+        return run
+
+    total, moments = (
+        _zeros(program.capacity.tensors, dtype),
+        jnp.zeros((program.capacity.rows, 2, channels), dtype),
+    )
+    for k, segment in enumerate(program.segments):
+        branches = [branch(op, segment, values[segment.dst].shape[1:]) for op in segment.ops]
+
+        def body(r, carry, src=segment.src, branches=branches):
+            total, moments = carry
+            row = tables.rows[r]
+            q = executor._quantizer(
+                program, scheme, None, None, sizes[src], row, bits.activations[r], r, rows
+            )
+            operands = tapes[src], row, weights, q.scale, q.bits, q.given, bounds[index.rows[r]]
+            notes, own = executor._switch(row[OP], branches, *operands)
+            return _note(total, index.rows[r], notes), moments.at[r].set(own)
+
+        total, moments = lax.fori_loop(tables.bounds[k], tables.bounds[k + 1], body, (total, moments))
+
+    features = head.features(program, tables.head, values)
+    _, residuals = head.logits(
+        program, weights, tables.head, bits.head, features, scheme=scheme, key=None, ranges=of_head
+    )
+    notes = []
+    for k, x in enumerate((features, head.activate(residuals))):
+        given = None if of_head is None else of_head[k]
+        rounded = quantize_activation(x, bits.head[k], scheme, given=given)
+        notes.append(_describe(x, rounded, bounds[index.head[k]]))
+    total = _note(total, index.head, jax.tree.map(lambda *n: jnp.stack(n), *notes))
+    return Activations(*total), Moments(moments[:, 0], moments[:, 1])
+
+
+def weight_noise(flat: Array, quantized: Array, tables: Tables, n_tensors: int) -> tuple[Array, Array]:
+    """(sum of squares, sum of squares of the rounding error) of every weight tensor, each [T]."""
+
+    def page(p, sums):
+        tensor, w, q = get_page(tables.block_tensor, p), get_page(flat, p), get_page(quantized, p)
+        squares = jnp.sum(w * w, 1), jnp.sum(jnp.square(q - w), 1)
+        return tuple(s.at[tensor].add(x) for s, x in zip(sums, squares, strict=True))
+
+    zeros = jnp.zeros(n_tensors, flat.dtype)
+    return lax.fori_loop(0, pages(tables), page, (zeros, zeros))
