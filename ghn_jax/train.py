@@ -72,6 +72,7 @@ def train(
     mesh = devices.make_mesh(config)
     ghn = runs.make_ghn(config, dataset.num_classes)
     optimizer = make_optimizer(config)
+    validate = make_validation(config, ghn, space, dataset)
     processes.check_agreement({'the config': configs.to_json(config)})
     with contextlib.ExitStack() as stack:
         processes.from_first(lambda: stack.enter_context(lock.holding(workdir)))
@@ -91,7 +92,6 @@ def train(
             if processes.is_first()
             else Silent()
         )
-        validate = make_validation(config, ghn, space, dataset)
         meta = functools.partial(
             runs.run_meta, config, ghn.config, kind='train', num_devices=mesh.size if mesh else 1,
             dataset={'name': dataset.name, 'note': dataset.note},

@@ -3,6 +3,7 @@
 Golden logits come from float32 weights: ours differ by their rounding, 1e-7 to 6e-6 relative. Tolerance 2e-5.
 """
 
+import dataclasses
 import json
 
 import jax
@@ -196,7 +197,7 @@ def test_convolutions_equal_loops_over_pixels(kernel, groups, stride, dilation):
     r = np.random.default_rng(2)
     x, w = r.normal(size=(2, 6, 6, 4)), r.normal(size=(4, 4 // groups, *kernel))
     padding = tuple(k // 2 * dilation for k in kernel)
-    layers = reference._Layers({'a.weight': w.astype('float32')}, None, True)
+    layers = reference._Layers({'a.weight': w.astype('float32')}, None, QAT, MIXED)
     y = layers.conv('a', x.astype('float32'), stride=stride, padding=padding, dilation=dilation)
     assert y.shape == (2, 6 // stride[0], 6 // stride[1], 4)
     for i in range(y.shape[1]):
@@ -213,8 +214,9 @@ def test_convolutions_equal_loops_over_pixels(kernel, groups, stride, dilation):
 
 
 def test_factorized_reduce_reads_even_pixels_into_its_first_half_and_odd_ones_into_its_second():
+    unnormed = dataclasses.replace(MIXED, norm=None)
     params = {'a.conv_1.weight': np.ones((1, 1, 1, 1)), 'a.conv_2.weight': np.ones((1, 1, 1, 1))}
-    layers = reference._Layers({k: v.astype('float32') for k, v in params.items()}, None, False)
+    layers = reference._Layers({k: v.astype('float32') for k, v in params.items()}, None, QAT, unnormed)
     x = np.arange(16, dtype='float32').reshape(1, 4, 4, 1)
     y = reference._factorized_reduce(layers, 'a', x)
     np.testing.assert_array_equal(y[..., 0], x[:, ::2, ::2, 0])
@@ -376,7 +378,7 @@ def test_the_image_is_an_activation_with_a_range_of_its_own():
 def test_each_layer_quantizes_one_weight_and_one_activation_and_factorized_reduce_shares_its_own(monkeypatch):
     seen = []
     for function in ('quantize_weight', 'quantize_activation'):
-        monkeypatch.setattr(plain, function, lambda x, bits, scheme: seen.append((bits, x.shape)) or x)
+        monkeypatch.setattr(plain, function, lambda x, bits, *_: seen.append((bits, x.shape)) or x)
     params, images = random_parameters(MIXED, 0), random_images(2, 0)
     jax.eval_shape(lambda p: apply_reference(MIXED, p, images, policy=Policy(4, 8)), params)
     names = quantized_names(MIXED)
