@@ -194,7 +194,7 @@ _standardise = jax.jit(standardise_weights)
 
 
 @functools.cache
-def score_on(mesh: Mesh | None, scheme: Scheme = QAT) -> Callable:
+def score_on(mesh: Mesh | None, scheme: Scheme) -> Callable:
     """`steps.score` in a scheme, jitted; the devices of the mesh share the batches, each with a workspace."""
 
     def score(program, *arrays):

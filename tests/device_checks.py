@@ -21,6 +21,7 @@ from ghn_jax.errors import UserError
 from ghn_jax.hypernet.ghn import init_params
 from ghn_jax.metrics import read_jsonl
 from ghn_jax.quant import Policy, Scheme
+from ghn_jax.quant.scheme import QAT
 from ghn_jax.scoring import image_batches, score_networks, score_on, select_split
 from ghn_jax.speed.scaling import collectives
 from tests.small_run import small_config, write_run
@@ -132,7 +133,7 @@ def scores(folder):
     images = image_batches(dataset, dataset.test, batch_size=8, num_images=40)
     score = functools.partial(score_networks, run.ghn, run.params, selection, images, [Policy()])
     mesh = devices.mesh_of(jax.devices()[:3], 1)
-    return [score().tolist(), score(mesh=mesh).tolist(), score_on(mesh)._cache_size()]
+    return [score().tolist(), score(mesh=mesh).tolist(), score_on(mesh, QAT)._cache_size()]
 
 
 def refusals():

@@ -10,7 +10,7 @@ from ghn_jax import benchmark, runs
 from ghn_jax.cnn.coverage import family
 from ghn_jax.errors import UserError
 from ghn_jax.networks.spaces import make_space
-from ghn_jax.quant.policy import Policy
+from ghn_jax.quant.strategy import Strategy
 from ghn_jax.speed import cells, picture, profile, programs
 from ghn_jax.speed.options import Options
 from tests.small_run import command, is_one_error_line, small_config
@@ -142,7 +142,7 @@ def test_the_prepared_steps_are_of_one_family(config):
     config.space.channels = (16, 32)
     space = runs.make_space_of(config)
     wanted = family(profile.draw(space, config.seed, 0, 2)[0])
-    ahead = profile.OfFamily(config, space, Policy(), wanted).take(3)
+    ahead = profile.OfFamily(config, space, Strategy(), wanted).take(3)
     assert ahead.steps == sorted(set(ahead.steps))
     assert len({program for program, _ in ahead.ahead(0, 3)}) == 1
     drawn = [family(profile.draw(space, config.seed, step, 2)[0]) for step in range(ahead.steps[-1] + 1)]

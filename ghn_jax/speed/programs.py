@@ -24,6 +24,7 @@ from ghn_jax.errors import UserError
 from ghn_jax.hypernet.ghn import init_params
 from ghn_jax.networks.spaces import Space, split_rules
 from ghn_jax.quant.policy import Policy
+from ghn_jax.quant.scheme import QAT
 from ghn_jax.quant.strategy import scheme_of
 from ghn_jax.scoring import score_on
 from ghn_jax.speed import clock
@@ -154,7 +155,7 @@ def _functions(
     out = workspace.quantized
     predict = jax.jit(steps.predict_weights, static_argnums=0, donate_argnums=3)
     yield 'predict_weights', lambda: predict.trace(ghn, params, networks, out), out
-    score = score_on(None)
+    score = score_on(None, QAT)
     tables, bits = (jax.tree.map(lambda a: a[0], t) for t in (networks.tables, networks.bits))
     images, labels = _shape((K, N, H, H, 3), jnp.uint8), _shape((K, N), int32)
     mean = _shape((3,), float32)

@@ -29,7 +29,7 @@ from ghn_jax.networks.graph import build_graph
 from ghn_jax.networks.size import IMAGE_SIZE, count_parameters
 from ghn_jax.networks.spec import NetworkSpec
 from ghn_jax.quant.policy import Policy, parse_bits
-from ghn_jax.quant.scheme import Scheme
+from ghn_jax.quant.scheme import QAT, Scheme
 from ghn_jax.scoring import Images, check_given, check_memory, score_on, spread_images
 from ghn_jax.speed import clock
 from ghn_jax.speed.options import Options, Row
@@ -169,7 +169,7 @@ def _evaluate(options: Options, mode: str) -> Row:
     ghn, params = _hypernetwork(options)
     _announce('evaluate', mode, options)
     mesh = devices.first(options.devices)
-    score = score_on(mesh)
+    score = score_on(mesh, QAT)
     predict_buffer = jax.jit(steps.predict_weights, static_argnums=0, donate_argnums=3)
     N, K = options.batch_size, max(1, options.num_images // options.batch_size)
     images = np.random.default_rng(0).integers(0, 256, (K, N, IMAGE_SIZE, IMAGE_SIZE, 3), np.uint8)
