@@ -284,4 +284,4 @@ def _integer_share(
     x = images.images.reshape(-1, *images.images.shape[2:])[: how.integer]
     flat, ranges = jax.device_get((network.weights, network.ranges))
     logits = integer.logits(program, spec, layout, flat, bits, ranges, x, images.mean, images.std)
-    return float(np.mean(logits.argmax(1) != predicted[: len(x)]))
+    return float(np.mean(logits.x.argmax(1) != predicted[: len(x)]))

@@ -270,11 +270,11 @@ def test_a_calibrated_result_says_how_and_what_each_layer_loses(calibrated):
 
 
 def test_integer_arithmetic_agrees_and_is_reported(run, dataset):
-    policies = [parse_bits(b) for b in ('float', 'w8a8', 'w2a2')]
+    policies = [parse_bits(b) for b in ('float', 'w8a8', 'w4a4')]
     found, _ = evaluate(run, dataset=dataset, policies=policies, **FLAGS | INTEGER)
     exact, *rounded = found['rows']
     assert 'integer_disagreement_mean' not in exact
-    assert all(0 <= row['integer_disagreement_mean'] < 5 for row in rounded)
+    assert all(0 <= row['integer_disagreement_mean'] < 10 for row in rounded)
     assert 'integer differs' in results.text(found)
 
 
