@@ -331,4 +331,4 @@ def _integer_share(
     logits = integer.logits(
         program, spec, layout, flat, bits, ranges, x, images.mean, images.std, scheme=scheme
     )
-    return float(np.mean(logits.argmax(1) != predicted[: len(x)]))
+    return float(np.mean(logits.x.argmax(1) != predicted[: len(x)]))

@@ -328,17 +328,12 @@ def test_a_calibrated_result_says_how_and_what_each_layer_loses(calibrated):
     assert 'dB weights' in text and 'Rank correlation of top-1 with parameters/depth. test: w32a32' in text
 
 
-def test_integer_arithmetic_agrees_and_is_reported(run, dataset, selection):
-    policies = [parse_bits(b) for b in ('float', 'w8a8', 'w2a2')]
+def test_integer_arithmetic_agrees_and_is_reported(run, dataset):
+    policies = [parse_bits(b) for b in ('float', 'w8a8', 'w4a4')]
     found, _ = evaluate(run, dataset=dataset, policies=policies, **FLAGS | INTEGER)
     exact, *rounded = found['rows']
     assert 'integer_disagreement_mean' not in exact
-    assert all('integer_disagreement_mean' in row for row in rounded)
-    # Without normalisation an untrained GHN's networks shrink their values to less than fixed point holds.
-    normalised = [n for n, spec in zip(found['networks'], selection.specs, strict=True) if spec.norm]
-    assert normalised
-    for network in normalised:
-        assert all(network['scores'][b]['integer_disagreement'] < 10 for b in ('w8a8', 'w2a2'))
+    assert all(0 <= row['integer_disagreement_mean'] < 10 for row in rounded)
     assert 'integer differs' in results.text(found)
 
 

@@ -4,15 +4,15 @@ It follows arXiv 1712.05877 and gemmlowp. Every weight, and every activation tha
 linear layer, is q in 0 .. 2^b - 1 (2 <= b <= 8) with a scale s and a zero point z, as in `quant.fake_quant`;
 weights on the grids that the fake-quantized network has, one for the tensor or for each output channel.
 Layers multiply and sum (q - z), in int32. What lies between the layers (accumulators after their rescaling,
-shifts, sums, pools, means, logits) is int32 fixed point with F fractional bits (`fraction_bits`: 17 to 20 for
-ranges up to 64). Factors, such as s_x s_w 2^F, are an int32 multiplier and a shift (`Factor`); a factor for
-each channel takes in the one of a `corrected` normalisation. What does not fit into int32 saturates.
+shifts, sums, pools, means, logits) is int32 fixed point (`Fixed`). Where its point lies is known before any
+image is: from the largest sum that a layer's weights allow, so that nothing can overflow. Factors, such as
+s_x s_w 2^point, are an int32 multiplier and a shift (`Factor`); a factor for each channel takes in the one of
+a `corrected` normalisation.
 
-The only differences to the fake-quantized form are these roundings: each value between layers to a multiple
-of 2^-F, factors to 31 bits, halves upward instead of to even. An activation on the border of two levels may
-so fall on the other side, and what follows from it differs by a level: rarer, the more bits F has. F is one
-for the network: where values shrink below 2^-F from layer to layer, as without normalisation they may, they
-are lost.
+The only differences to the fake-quantized form are these roundings: each value between layers to 31 bits, of
+which the largest sum possible takes the first (pools and means: to 4 or more bits less), factors to 31 bits,
+halves upward instead of to even. An activation on the border of two levels may so fall on the other side, and
+what follows from it differs by a level.
 
 Axes: N images | H, W rows and columns | C, O channels | L classes.
 """
@@ -37,8 +37,6 @@ from ghn_jax.quant.policy import TERNARY, Policy
 from ghn_jax.quant.scheme import QAT, Scheme
 
 MIN_BITS, MAX_BITS = 2, 8
-MAX_FRACTION = 20
-_ROOM = 8  # bits that sums, pools and values beyond their calibrated range may grow by
 _INT32 = np.iinfo(np.int32)
 
 
@@ -67,6 +65,19 @@ class Levels(NamedTuple):
         return self.q.astype(np.int32) - self.zero
 
 
+class Fixed(NamedTuple):
+    """int32 x, stands for x * 2^-point, at most `bound` in magnitude whatever the image."""
+
+    x: np.ndarray
+    point: int
+    bound: float
+
+    @property
+    def real(self) -> np.ndarray:
+        """What it stands for, float64."""
+        return self.x * 2.0**-self.point
+
+
 def make_factor(x: np.ndarray | float) -> Factor:
     """The nearest factor to x, |x| < 2^30."""
     x = np.asarray(x, np.float64)
@@ -87,10 +98,25 @@ def saturate(x: np.ndarray) -> np.ndarray:
     return np.clip(x, _INT32.min, _INT32.max).astype(np.int32)
 
 
-def fraction_bits(ranges: Ranges) -> int:
-    """Bits after the point that leave room for 2^_ROOM times the farthest end of a range, to MAX_FRACTION."""
-    farthest = max(float(np.abs(r).max(initial=1)) for r in ranges)
-    return max(1, min(MAX_FRACTION, 31 - _ROOM - math.ceil(math.log2(farthest))))
+def point_for(bound: float) -> int:
+    """Bits after the point that values of up to `bound` leave."""
+    return 30 - math.frexp(bound)[1] if bound > 0 else 30
+
+
+def moved(v: Fixed, point: int) -> Fixed:
+    """The same with the point elsewhere, rounded."""
+    return Fixed(rescale(v.x, make_factor(2.0 ** (point - v.point))), point, v.bound)
+
+
+def rescaled(
+    sums: np.ndarray, scale: np.ndarray, bound: np.ndarray, shift: np.ndarray | None = None
+) -> Fixed:
+    """sums * scale + shift as fixed point; |sums| <= bound; scale, bound and shift [C]."""
+    shift = np.zeros(1) if shift is None else shift
+    largest = float(np.max(np.abs(scale) * bound + np.abs(shift)))
+    point = point_for(largest)
+    x = rescale(sums, make_factor(scale * 2.0**point)).astype(np.int64)
+    return Fixed(saturate(x + np.floor(shift * 2.0**point + 0.5).astype(np.int64)), point, largest)
 
 
 def logits(
@@ -105,9 +131,8 @@ def logits(
     std: np.ndarray,
     *,
     scheme: Scheme = QAT,
-) -> np.ndarray:
-    """Logits, int32 [N, L] with `fraction_bits(ranges)` bits after the point, of a network whose
-    normalisations are fixed (`cnn.calibration`).
+) -> Fixed:
+    """Logits [N, L] of a network whose normalisations are fixed (`cnn.calibration`).
 
     flat: its weights [F], float. images: uint8 [N, H, W, 3]; mean, std [3] in units of 0..1. scheme: of the
     weights, that does not standardise (they are). On the host.
@@ -140,9 +165,16 @@ def check(specs: Iterable[NetworkSpec], policies: Iterable[Policy]) -> None:
             )
 
 
+class Sums(NamedTuple):
+    """int32 accumulators [N, ..., C], stand for x * scale; |x| <= bound; scale and bound [C]."""
+
+    x: np.ndarray
+    scale: np.ndarray
+    bound: np.ndarray
+
+
 class _Interpreter:
-    def __init__(self, program, spec, layout, flat, bits, ranges, scheme=QAT, *, fraction: int | None = None):
-        self.one = 2.0 ** (fraction or fraction_bits(ranges))
+    def __init__(self, program, spec, layout, flat, bits, ranges, scheme=QAT):
         self.layout, self.bits, self.ranges = layout, bits, ranges
         shapes = {p.name: p.shape for p in build_graph(spec).parameters}
         self.params = program.unpack(layout, np.asarray(flat), shapes)
@@ -154,13 +186,12 @@ class _Interpreter:
             self.weights[name] = _weight_levels(
                 self.params[name], Grid(*(part[own].ravel() for part in grid))
             )
-        self.values: dict[int, np.ndarray] = {}  # fixed point
-        # Sums that are not rescaled yet, with the scale of each channel.
-        self.sums: dict[int, tuple[np.ndarray, np.ndarray]] = {}
+        self.values: dict[int, Fixed] = {}
+        self.sums: dict[int, Sums] = {}  # values that are not rescaled yet
 
-    def run(self, images: np.ndarray, mean: np.ndarray, std: np.ndarray) -> np.ndarray:
-        pixels = rescale(images, make_factor(self.one / (255.0 * np.asarray(std, np.float64))))
-        self.values[IMAGE] = pixels - self._fixed(np.asarray(mean, np.float64) / std)
+    def run(self, images: np.ndarray, mean: np.ndarray, std: np.ndarray) -> Fixed:
+        mean, std = np.asarray(mean, np.float64), np.asarray(std, np.float64)
+        self.values[IMAGE] = rescaled(images, 1 / (255 * std), np.full(3, 255.0), -mean / std)
         for r, instruction in enumerate(self.layout.instructions):
             self._execute(r, instruction)
         return self._classify()
@@ -171,114 +202,119 @@ class _Interpreter:
             case ('conv', kh, kw, stride, rectify):
                 strides = (stride if kh > 1 or kw == 1 else 1, stride if kw > 1 or kh == 1 else 1)
                 x = self._quantized(r, 0, self._read(src), rectify)
-                self._add_sums(dst, *self._conv(x, instruction.pieces[0], (kh, kw), strides))
+                self._add_sums(dst, self._conv(x, instruction.pieces[0], (kh, kw), strides))
             case ('depthwise', k, dilation, stride):
                 x = self._quantized(r, 0, self._read(src), True)
-                sums = self._conv(
-                    x, instruction.pieces[0], (k, k), (stride, stride), dilation, depthwise=True
-                )
-                self._add_sums(dst, *sums)
+                piece = instruction.pieces[0]
+                self._add_sums(dst, self._conv(x, piece, (k, k), (stride, stride), dilation, depthwise=True))
             case ('reduce',):
                 x = self._quantized(r, 0, self._read(src), True)
                 halves = [
                     self._conv(x._replace(q=x.q[:, at::2, at::2]), piece, (1, 1), (1, 1))
                     for at, piece in enumerate(instruction.pieces)
                 ]
-                self._add_sums(dst, *(np.concatenate(parts, -1) for parts in zip(*halves)))
+                self._add_sums(dst, Sums(*(np.concatenate(parts, -1) for parts in zip(*halves))))
             case ('split', stride):
                 x = self._quantized(r, 0, self._read(src), True)
-                sums, scale = self._conv(x, instruction.pieces[0], (1, 7), (1, stride))
-                x = self._quantized(r, 1, rescale(sums, make_factor(scale * self.one)), False)
-                self._add_sums(dst, *self._conv(x, instruction.pieces[1], (7, 1), (stride, 1)))
+                middle = rescaled(*self._conv(x, instruction.pieces[0], (1, 7), (1, stride)))
+                x = self._quantized(r, 1, middle, False)
+                self._add_sums(dst, self._conv(x, instruction.pieces[1], (7, 1), (stride, 1)))
             case ('norm',):
-                sums, scale = self.sums.pop(src)
+                sums, scale, bound = self.sums.pop(src)
                 factor, shift = (self._vector(piece) for piece in instruction.pieces)
-                self._add(dst, rescale(sums, make_factor(scale * factor * self.one)), self._fixed(shift))
+                self._add(dst, rescaled(sums, scale * factor, bound, shift))
             case ('max', stride):
-                self._add(dst, functools.reduce(np.maximum, _windows(self._read(src), stride, _INT32.min)))
+                x = self._read(src)
+                windows = _windows(x.x, stride, _INT32.min)
+                self._add(dst, x._replace(x=functools.reduce(np.maximum, windows)))
             case ('avg', stride):
                 x = self._read(src)
-                counts = sum(_windows(np.ones((1, *x.shape[1:3], 1), np.int64), stride, 0))
-                total = saturate(sum(_windows(x.astype(np.int64), stride, 0)))
-                self._add(dst, rescale(total, make_factor(1 / counts)))
+                x = moved(x, x.point - 4)  # room for nine
+                counts = sum(_windows(np.ones((1, *x.x.shape[1:3], 1), np.int64), stride, 0))
+                total = saturate(sum(_windows(x.x.astype(np.int64), stride, 0)))
+                self._add(dst, x._replace(x=rescale(total, make_factor(1 / counts))))
             case ('copy',):
                 self._add(dst, self._read(src))
             case ('subsample', rectify):
-                x = self._read(src)[:, ::2, ::2]
-                self._add(dst, np.maximum(x, 0) if rectify else x)
+                x = self._read(src)
+                x = x._replace(x=x.x[:, ::2, ::2])
+                self._add(dst, _relu(x) if rectify else x)
             case ('zero',):
                 x = self._read(src)
-                self._add(dst, np.zeros_like(x))
+                self._add(dst, Fixed(np.zeros_like(x.x), x.point, 0.0))
             case _:
                 raise AssertionError(f'no such op: {op}')
 
-    def _classify(self) -> np.ndarray:
+    def _classify(self) -> Fixed:
         parts = [self._read(v) for v in self.layout.head_group]
-        x = np.stack(parts, 1)  # [N, K, H, W, C]
+        point, bound = min(p.point for p in parts), max(p.bound for p in parts)
+        x = Fixed(np.stack([moved(p, point).x for p in parts], 1), point, bound)  # [N, K, H, W, C]
         if self.pooled:
-            total = saturate(x.sum((2, 3), dtype=np.int64))  # [N, K, C]
-            x = rescale(total, make_factor(1 / (x.shape[2] * x.shape[3])))
+            for axis in (2, 2):  # of the rows, then of what is left: less room than for all at once
+                x, n = moved(x, x.point - x.x.shape[axis].bit_length()), x.x.shape[axis]
+                total = saturate(x.x.sum(axis, dtype=np.int64))
+                x = x._replace(x=rescale(total, make_factor(1 / n)))
         else:
-            x = x.transpose(0, 1, 4, 2, 3)
-        x = x.reshape(len(x), -1)
+            x = x._replace(x=x.x.transpose(0, 1, 4, 2, 3))
+        x = x._replace(x=x.x.reshape(len(x.x), -1))
         for k, name in enumerate(self.layout.head_weights):
-            x = np.maximum(x, 0) if k else x
-            levels = self._levels(x, *self.ranges.head[k], self.bits.head[k])
+            levels = self._levels(_relu(x) if k else x, self.ranges.head[k], self.bits.head[k])
             w = self.weights[name]
-            sums = _checked(levels, w.centred.T, lambda a, b: np.asarray(_dot(a, b)), (0,))
-            bias = self._fixed(self.params[name.removesuffix('weight') + 'bias'])
-            scale = make_factor(levels.scale * w.scale * self.one)
-            x = saturate(rescale(sums, scale).astype(np.int64) + bias)
+            dot = lambda a, b: np.asarray(_dot(a, b))
+            sums = _multiplied(levels, w.centred.T, w.scale, dot, (0,))
+            x = rescaled(*sums, self.params[name.removesuffix('weight') + 'bias'].astype(np.float64))
         return x
 
     # -- values
 
-    def _read(self, value: int) -> np.ndarray:
+    def _read(self, value: int) -> Fixed:
         if value in self.sums:
-            sums, scale = self.sums.pop(value)
-            self.values[value] = rescale(sums, make_factor(scale * self.one))
+            self.values[value] = rescaled(*self.sums.pop(value))
         return self.values[value]
 
-    def _add(self, value: int, *terms: np.ndarray) -> None:
-        before = self.values.get(value, np.int32(0))
-        self.values[value] = saturate(sum((t.astype(np.int64) for t in terms), before.astype(np.int64)))
+    def _add(self, value: int, term: Fixed) -> None:
+        if before := self.values.get(value):
+            bound = before.bound + term.bound
+            point = point_for(bound)
+            total = moved(before, point).x.astype(np.int64) + moved(term, point).x
+            term = Fixed(saturate(total), point, bound)
+        self.values[value] = term
 
-    def _add_sums(self, value: int, sums: np.ndarray, scale: np.ndarray) -> None:
+    def _add_sums(self, value: int, sums: Sums) -> None:
         """Convolutions of the parts of a concatenation share their scales: their sums add up exactly."""
-        if value in self.sums:
-            sums = saturate(sums.astype(np.int64) + self.sums[value][0])
-        self.sums[value] = sums, scale
+        if before := self.sums.get(value):
+            total = saturate(before.x.astype(np.int64) + sums.x)
+            sums = Sums(total, sums.scale, before.bound + sums.bound)
+        self.sums[value] = sums
 
-    def _quantized(self, r: int, which: int, x: np.ndarray, rectify: bool) -> Levels:
-        x = np.maximum(x, 0) if rectify else x
-        return self._levels(x, *self.ranges.rows[r, which], self.bits.activations[r, which])
+    def _quantized(self, r: int, which: int, x: Fixed, rectify: bool) -> Levels:
+        bits = self.bits.activations[r, which]
+        return self._levels(_relu(x) if rectify else x, self.ranges.rows[r, which], bits)
 
-    def _levels(self, x: np.ndarray, lo: float, hi: float, bits: int) -> Levels:
-        """Fixed point to levels."""
-        grid = make_grid(lo, hi, int(bits), np.float32)
+    def _levels(self, x: Fixed, ends: np.ndarray, bits: int) -> Levels:
+        grid = make_grid(*ends, int(bits), np.float32)
         s, z = float(grid.scale), int(grid.zero)
-        q = rescale(x, make_factor(1 / (s * self.one) if s > 0 else 0)).astype(np.int64) + z
+        factor = make_factor(1 / (s * 2.0**x.point) if s > 0 else 0)
+        q = rescale(x.x, factor).astype(np.int64) + z
         return Levels(np.clip(q, 0, 2 ** int(bits) - 1).astype(np.uint8), z, s)
-
-    def _fixed(self, x: np.ndarray) -> np.ndarray:
-        """Real numbers to fixed point."""
-        return saturate(np.floor(np.asarray(x, np.float64) * self.one + 0.5))
 
     def _vector(self, piece: Piece) -> np.ndarray:
         if piece.name is None:
             return np.full(piece.cols, piece.constant)
         return self.params[piece.name][piece.col : piece.col + piece.cols].astype(np.float64)
 
-    def _conv(self, x: Levels, piece: Piece, kernel, stride, dilation=1, depthwise=False):
-        """(sums int32 [N, H, W, O], their scale [O])."""
+    def _conv(self, x: Levels, piece: Piece, kernel, stride, dilation=1, depthwise=False) -> Sums:
         assert piece.name is not None
         w = self.weights[piece.name]
         part = piece_part(w.centred, piece).reshape(*kernel, -1, piece.cols)
         padding = tuple((k - 1) * dilation // 2 if depthwise else k // 2 for k in kernel)
         groups = piece.cols if depthwise else 1
         convolve = lambda a, b: np.asarray(_convolve(a, b, stride, padding, dilation, groups))
-        scale = x.scale * w.scale[piece.col : piece.col + piece.cols]
-        return _checked(x, part, convolve, (0, 1, 2)), scale
+        return _multiplied(x, part, w.scale[piece.col : piece.col + piece.cols], convolve, (0, 1, 2))
+
+
+def _relu(x: Fixed) -> Fixed:
+    return x._replace(x=np.maximum(x.x, 0))
 
 
 @functools.partial(jax.jit, static_argnums=3)
@@ -293,15 +329,17 @@ def _weight_levels(w: np.ndarray, grid: Grid) -> Levels:
     return Levels(q.astype(np.uint8), z.astype(np.int32), s.ravel().astype(np.float64))
 
 
-def _checked(x: Levels, w: np.ndarray, multiply, inputs: tuple[int, ...]) -> np.ndarray:
-    """multiply(x, w) in int32, if no sum can leave it. inputs: axes of w that are summed over."""
-    largest = int(np.abs(w.astype(np.int64)).sum(inputs).max()) * 255
-    if largest > _INT32.max:
+def _multiplied(x: Levels, w: np.ndarray, scale: np.ndarray, multiply, inputs: tuple[int, ...]) -> Sums:
+    """multiply(x, w) in int32, if no sum can leave it. w: (q - zero) of weights with `scale` [C] by output
+    channel. inputs: axes of w that are summed.
+    """
+    bound = 255.0 * np.abs(w.astype(np.int64)).sum(inputs)
+    if bound.max() > _INT32.max:
         raise UserError(
-            f'a layer may sum up to {largest}, more than int32 holds: take fewer bits than {MAX_BITS} for it'
+            f'a layer may sum up to {bound.max():.0f}, more than int32 holds: take fewer bits than {MAX_BITS}'
         )
     with jax.default_device(jax.local_devices(backend='cpu')[0]):
-        return multiply(x.centred, w)
+        return Sums(multiply(x.centred, w), x.scale * scale, bound)
 
 
 @functools.partial(jax.jit, static_argnums=(2, 3, 4, 5))

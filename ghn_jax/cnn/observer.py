@@ -1,9 +1,8 @@
 """What a network's layers see: statistics of everything that is normalised or quantized, for one batch.
 
 After `executor.forward` every value lies in its slot, so this is a second walk over the instruction table
-that only reads. It runs each instruction with a quantizer that takes notes; the instruction's result is not
-used, so XLA drops its last convolution. Tensors are numbered as their layers' weights are (`Layout.tensors`):
-parts of a concatenation share a number, and with it one range and one histogram.
+that only reads, with a quantizer that takes notes. Tensors are numbered as their layers' weights are
+(`Layout.tensors`): parts of a concatenation share a number, and with it one range and one histogram.
 
 Axes: R instructions | T tensors | B bins | C channels, of the widest class | N images.
 """
@@ -104,6 +103,20 @@ class _Notes:
         return self.seen[which][1]
 
 
+def _kind(op: tuple) -> tuple:
+    """What is to be observed of an op. Few kinds, so few branches to compile; an op that quantizes more than
+    what it reads is run itself.
+    """
+    match op:
+        case ('conv', _, _, _, rectify):
+            return ('rectified',) if rectify else ('own',)
+        case ('depthwise', *_) | ('reduce',):
+            return ('rectified',)
+        case ('split', _) | ('excite', _) | ('attention',) | ('mlp',) | ('norm',):
+            return op
+    return ('nothing',)
+
+
 def _describe(x: Array, rounded: Array, bounds: Array) -> tuple[Array, ...]:
     """The fields of `Activations` for one tensor."""
     x, rounded = ops.wide(x), ops.wide(rounded)
@@ -166,20 +179,27 @@ def observe(
     has_norm, dtype = tables.has_norm.astype(weights.dtype), weights.dtype
     channels = max(c for _, c in program.classes)
 
-    def branch(op: tuple, segment, shape):
+    def branch(kind: tuple, segment, shape):
         def run(tape, row, flat, scale, bits, given, own_bounds):
+            x = executor._slot(tape, row[SRC])
+            taker = _Notes(Quantizer(scheme, scale, bits, None, None, given))
             notes, moments = [_zeros(None, dtype)] * 2, jnp.zeros((2, channels), dtype)
-            if op == ('norm',):
-                x = ops.wide(executor._slot(tape, row[SRC]))
-                mean = jnp.mean(x, (0, 1, 2))
-                variance = jnp.mean(jnp.square(x - mean), (0, 1, 2))
-                moments = jnp.pad(jnp.stack([mean, variance]), ((0, 0), (0, channels - x.shape[-1])))
-            elif op[0] in ('conv', 'depthwise', 'reduce', 'split', 'excite', 'attention', 'mlp'):
-                taker = _Notes(Quantizer(scheme, scale, bits, None, None, given))
-                w = executor._weights(op, segment, flat, row[WEIGHTS])
-                executor._apply(op, w, executor._slot(tape, row[SRC]), taker, has_norm, shape)
-                for k, (x, rounded) in taker.seen.items():
-                    notes[k] = _describe(x, rounded, own_bounds[k])
+            match kind:
+                case ('norm',):
+                    mean = jnp.mean(ops.wide(x), (0, 1, 2))
+                    variance = jnp.mean(jnp.square(ops.wide(x) - mean), (0, 1, 2))
+                    moments = jnp.pad(jnp.stack([mean, variance]), ((0, 0), (0, channels - x.shape[-1])))
+                case ('rectified',):
+                    taker.rectified(ops.relu(x))
+                case ('own',):
+                    taker.own(x, 0)
+                case ('nothing',):
+                    pass
+                case _:
+                    w = executor._weights(kind, segment, flat, row[WEIGHTS])
+                    executor._apply(kind, w, x, taker, has_norm, shape)
+            for k, pair in taker.seen.items():
+                notes[k] = _describe(*pair, own_bounds[k])
             return jax.tree.map(lambda *n: jnp.stack(n), *notes), moments
 
         return run
@@ -189,16 +209,18 @@ def observe(
         jnp.zeros((program.capacity.rows, 2, channels), dtype),
     )
     for k, segment in enumerate(program.segments):
-        branches = [branch(op, segment, values[segment.dst].shape[1:]) for op in segment.ops]
+        kinds = sorted({_kind(op) for op in segment.ops}, key=str)
+        branches = [branch(kind, segment, values[segment.dst].shape[1:]) for kind in kinds]
+        which = np.array([kinds.index(_kind(op)) for op in segment.ops])
 
-        def body(r, carry, src=segment.src, branches=branches):
+        def body(r, carry, src=segment.src, branches=branches, which=which):
             total, moments = carry
             row = tables.rows[r]
             q = executor._quantizer(
                 program, scheme, None, None, sizes[src], row, bits.activations[r], r, rows
             )
             operands = tapes[src], row, weights, q.scale, q.bits, q.given, bounds[index.rows[r]]
-            notes, own = executor._switch(row[OP], branches, *operands)
+            notes, own = executor._switch(jnp.asarray(which)[row[OP]], branches, *operands)
             return _note(total, index.rows[r], notes), moments.at[r].set(own)
 
         total, moments = lax.fori_loop(tables.bounds[k], tables.bounds[k + 1], body, (total, moments))
