@@ -135,6 +135,19 @@ def test_a_ghn_told_the_bits_predicts_anew_for_every_policy(selection, images, t
         np.testing.assert_allclose(out, expected, rtol=1e-4, atol=1e-5)
 
 
+def test_a_ghn_told_the_bits_is_calibrated_for_every_policy(selection, images, dataset, tmp_path):
+    run = runs.load_run(write_run(tmp_path, bits=True))
+    calibration = image_batches(dataset, dataset.train, batch_size=16, num_images=64)
+    how = {'how': CALIBRATED['how'], 'calibration': calibration}
+    score = functools.partial(score_in_full, run.ghn, run.params, selection, images, **how)
+    policies = [Policy(4, 4), Policy(8, 8)]
+    together, apart = score(policies), [score([policy]) for policy in policies]
+    for network, *alone in zip(together, *apart, strict=True):
+        for own, (only,) in zip(network, alone, strict=True):
+            np.testing.assert_array_equal(own.predicted, only.predicted)
+            assert own.sqnr == only.sqnr
+
+
 def test_policy_files_are_scored_beside_bits(run, dataset, workdir, tmp_path):
     (tmp_path / 'mine.json').write_text(
         '{"weight_bits": 8, "activation_bits": 8, "rules": [["classifier.*", 2, 2]]}'

@@ -3,6 +3,7 @@
 In float64; policies quantize weights or activations, not both (see `test_executor`).
 """
 
+import dataclasses
 import functools
 
 import jax
@@ -15,8 +16,8 @@ from ghn_jax.cnn import calibration, executor, observer
 from ghn_jax.cnn.building import build_program
 from ghn_jax.cnn.observer import BINS, Activations, Moments
 from ghn_jax.cnn.reference import apply_reference, observe_reference
-from ghn_jax.cnn.weights import quantize_weights
-from ghn_jax.quant import Policy
+from ghn_jax.cnn.weights import quantize_weights, standardise_weights
+from ghn_jax.quant import Policy, Scheme
 from ghn_jax.quant.fake_quant import fake_quantize
 from ghn_jax.quant.scheme import QAT
 from tests.cnn.comparison import QUICK, relative_error
@@ -78,17 +79,19 @@ def parameters(spec, seed=0):
 class Runner:
     """`measure` as the protocol calls it, and logits; each compiled once."""
 
-    def __init__(self, program):
+    def __init__(self, program, scheme=QAT):
         self.program = program
-        self._measure = jax.jit(functools.partial(steps.measure, program), compiler_options=QUICK)
+        self._measure = jax.jit(
+            functools.partial(steps.measure, program, scheme=scheme), compiler_options=QUICK
+        )
 
         @functools.partial(jax.jit, compiler_options=QUICK)
         def logits(flat, tables, bits, x, workspace, ranges):
-            quantized, _ = quantize_weights(flat, tables, bits.weights, workspace.quantized, scheme=QAT)
+            quantized, _ = quantize_weights(flat, tables, bits.weights, workspace.quantized, scheme=scheme)
             buffers = workspace.executor
-            return executor.forward(program, quantized, tables, bits, x, buffers, scheme=QAT, ranges=ranges)[
-                0
-            ]
+            return executor.forward(
+                program, quantized, tables, bits, x, buffers, scheme=scheme, ranges=ranges
+            )[0]
 
         self._logits = logits
         buffers = executor.make_workspace(program, BATCH, jnp.float64, train=False)
@@ -194,6 +197,26 @@ def test_a_calibrated_network_is_the_reference_with_its_statistics_and_ranges(ru
     bits = runner.program.bits(layout, Policy(8, 8))
     halves = np.concatenate([x[:2], x[:2]])
     np.testing.assert_allclose(runner.logits(fixed, bits, halves)[2:], runner.logits(fixed, bits, x)[:2])
+
+
+def test_so_is_one_of_another_scheme(program):
+    """Standardised before normalisations are folded. Given ranges replace the scheme's, of activations."""
+    spec, standard = SPECS[0], Scheme('qat', granularity='channel', symmetric=True, standardise=True)
+    scheme = dataclasses.replace(standard, activation_range='sigma', activation_clip=0.5)
+    runner = Runner(program, dataclasses.replace(scheme, standardise=False))
+    layout, network, params = predicted(program, spec)
+    observe = quick(functools.partial(observe_reference, spec, policy=Policy(), scheme=scheme))
+    statistics, ranges = observe(params, normalised(pixels(2)[0]))
+    moments, lo, hi = given(layout, statistics, ranges)
+    flat = standardise_weights(jnp.asarray(network.weights), network.tables)
+    flat, tables = calibration.fold(layout, flat, moments)
+    fixed = observer.make_ranges(observer.make_index(program, layout), lo, hi)
+    x = normalised(pixels(3)[0])
+    fixes = {'statistics': statistics, 'ranges': ranges}
+    for policy in (*POLICIES, Policy(0, 32), Policy(32, 1)):
+        logits = runner.logits(protocol.Network(flat, tables, fixed), program.bits(layout, policy), x)
+        apply = quick(functools.partial(apply_reference, spec, policy=policy, scheme=scheme))
+        assert relative_error(logits, apply(params, x, **fixes)) < 1e-9, policy
 
 
 @pytest.mark.parametrize('spec', SPECS[::2], ids=lambda s: s.name)

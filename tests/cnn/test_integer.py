@@ -11,7 +11,8 @@ from ghn_jax.cnn.building import build_program
 from ghn_jax.cnn.observer import Moments
 from ghn_jax.cnn.reference import apply_reference, observe_reference
 from ghn_jax.errors import UserError
-from ghn_jax.quant import Policy
+from ghn_jax.quant import Policy, Scheme
+from ghn_jax.quant.scheme import QAT
 from tests.cnn.networks import random_images, random_parameters, small_network
 
 SIZE, IMAGES = 8, 24
@@ -45,13 +46,13 @@ def pixels(seed):
     return np.clip(random_images(IMAGES, seed, size=SIZE) * 60 + 128, 0, 255).astype('uint8')
 
 
-def both(program, spec, policy, factor=1):
+def both(program, spec, policy, factor=1, scheme=QAT):
     """Logits of the calibrated network in integer arithmetic and of the reference, and the interpreter."""
     layout, params = program.layout(spec), random_parameters(spec, 0)
     if factor != 1:
         params = {k: (w * factor if w.ndim > 1 else w * 0) for k, w in params.items()}
     x = (pixels(1) / np.float32(255) - MEAN) / STD
-    statistics, ranges = observe_reference(spec, params, x)
+    statistics, ranges = observe_reference(spec, params, x, scheme=scheme)
     rows, tensors = program.capacity.rows, program.capacity.tensors
     moments, lo, hi = Moments(*np.zeros((2, rows, 64))), np.zeros(tensors), np.zeros(tensors)
     for r, instruction in enumerate(layout.instructions):
@@ -64,12 +65,13 @@ def both(program, spec, policy, factor=1):
     fixed = observer.make_ranges(
         observer.make_index(program, layout), lo.astype('float32'), hi.astype('float32')
     )
-    runner = integer._Interpreter(program, spec, layout, flat, program.bits(layout, policy), fixed)
+    runner = integer._Interpreter(program, spec, layout, flat, program.bits(layout, policy), fixed, scheme)
     images = pixels(2)
     logits = runner.run(images, MEAN, STD)
     x = (images / np.float32(255) - MEAN) / STD
+    statistics = statistics if spec.norm else None
     expected = apply_reference(
-        spec, params, x, policy=policy, statistics=statistics if spec.norm else None, ranges=ranges
+        spec, params, x, policy=policy, scheme=scheme, statistics=statistics, ranges=ranges
     )
     return logits, np.asarray(expected), runner
 
@@ -94,6 +96,20 @@ def test_integer_arithmetic_is_the_fake_quantized_network_up_to_the_rounding_of_
         classes |= set(expected.argmax(1).tolist())
     assert np.mean(near) > 0.8
     assert np.mean(same) > 0.97 and len(classes) > 4
+
+
+@pytest.mark.parametrize(
+    'options',
+    [{'symmetric': True}, {'granularity': 'channel', 'weight_range': 'percentile'}],
+    ids=lambda options: '-'.join(options),
+)
+def test_weights_lie_on_the_grids_of_the_scheme(program, options):
+    spec, scheme = SPECS[0], Scheme('qat', **options)
+    logits, expected, runner = both(program, spec, Policy(4, 8), scheme=scheme)
+    error = np.linalg.norm(logits.real - expected, axis=1)
+    assert np.mean(error < 1e-3 * np.linalg.norm(expected, axis=1)) > 0.8
+    scales = runner.weights['classifier.0.weight'].scale
+    assert (np.ptp(scales) > 0) == (scheme.granularity == 'channel')
 
 
 def test_small_values_are_as_exact_as_large_ones(program):
@@ -140,5 +156,9 @@ def test_what_integer_arithmetic_does_not_cover_is_refused():
         integer.check(SPECS, [Policy(4, 16)])
     with pytest.raises(UserError, match='w8a8 stem.*=w32a8 has tensors of 32 bits'):
         integer.check(SPECS, [Policy(8, 8, (('stem.*', 32, 8),))])
+    with pytest.raises(UserError, match='wta8 has ternary weights'):
+        integer.check(SPECS, [Policy(0, 8)])
+    with pytest.raises(UserError, match='edges=w1a8 has tensors of 1 bits'):
+        integer.check(SPECS, [Policy(8, 8, edges=(1, 8))])
     with pytest.raises(UserError, match="'e' has cse, which integer arithmetic does not cover"):
         integer.check([small_network([('cse', 0), ('conv_1x1', 1)], C=16, name='e')], [Policy(8, 8)])
