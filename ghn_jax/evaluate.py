@@ -9,6 +9,7 @@ bits predicts them anew for each. Policies beyond one bit-width for all are read
 """
 
 import hashlib
+import itertools
 import json
 import os
 import pathlib
@@ -22,7 +23,7 @@ import jax
 from absl import flags
 
 import ghn_jax
-from ghn_jax import cli, devices, results, runs
+from ghn_jax import cli, devices, memory, results, runs
 from ghn_jax.cnn import calibration as calibrations
 from ghn_jax.cnn import integer
 from ghn_jax.data import Dataset
@@ -42,7 +43,6 @@ from ghn_jax.scoring import (
     Score,
     Selection,
     check_classes,
-    check_memory,
     image_batches,
     score_in_full,
     select_given,
@@ -134,7 +134,8 @@ def evaluate(
             selections[split] = select_split(space, split, seed=seed, count=num_networks, image_size=size)
     else:
         selections[GIVEN] = select_given(specs, image_size=size)
-        check_memory((program for program, _ in selections[GIVEN].groups), batch_size)
+    groups = itertools.chain.from_iterable(s.groups for s in selections.values())
+    memory.check_scoring((program for program, _ in groups), batch_size, mesh)
     # Networks are checked before the data are read, which may take half a minute.
     if how.integer:
         used = [strategy_of(each.config).used(policy) for each in both for policy in policies]

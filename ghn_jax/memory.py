@@ -5,6 +5,7 @@ warning. It counts the buffers that are known beforehand, so it is a lower bound
 """
 
 import pathlib
+from collections.abc import Iterable
 from typing import Any
 
 import jax
@@ -61,6 +62,21 @@ def check(program: Program, config: ConfigDict, mesh: Mesh | None, free: int) ->
             f'networks of up to {channels} channels take at least {needed / 2**30:.2f} GiB of a device, of '
             f'which {free / 2**30:.2f} GiB are free: {KNOBS}'
         )
+
+
+def check_scoring(programs: Iterable[Program], batch_size: int, mesh: Mesh | None = None) -> None:
+    """Raises UserError if scoring batches takes more of a device than is free, by the names of flags."""
+    free = free_bytes(mesh)
+    for program in programs:
+        workspace = jax.eval_shape(lambda p=program: steps.make_workspace(p, batch_size, train=False))
+        needed = tree_bytes(workspace) + tree_bytes(workspace.quantized)  # the weights before rounding, too
+        if needed > free:
+            channels = max(c for _, c in program.classes)
+            raise UserError(
+                f'networks of up to {channels} channels take at least {needed / 2**30:.1f} GiB for batches '
+                f'of {batch_size} images, and {free / 2**30:.1f} GiB are free: give a smaller --batch_size, '
+                'or networks with a smaller C or fewer cells'
+            )
 
 
 def is_out_of_memory(error: Exception) -> bool:

@@ -11,8 +11,7 @@ Axes: M networks | P policies | K batches | N images of a batch | H pixels.
 
 import dataclasses
 import functools
-import os
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -25,7 +24,8 @@ from ghn_jax.batches import prepare
 from ghn_jax.cnn import integer
 from ghn_jax.cnn.building import build_program
 from ghn_jax.cnn.coverage import Family, family, program_for
-from ghn_jax.cnn.lowering import BLOCK, check_lowerable, round_up
+from ghn_jax.cnn.lowering import check_lowerable
+from ghn_jax.cnn.pieces import BLOCK, round_up
 from ghn_jax.cnn.program import Layout, Program
 from ghn_jax.cnn.weights import standardise_weights
 from ghn_jax.data import Dataset, Split
@@ -131,23 +131,6 @@ def check_given(specs: Sequence[NetworkSpec], image_size: int) -> None:
                 f'is on images of {image_size}: give networks with glob_avg=true'
             )
     check_families(specs)
-
-
-def check_memory(programs: Iterable[Program], batch_size: int, flag: str = '--batch_size') -> None:
-    """Raises UserError if scoring batches on one device takes more than its memory, at least."""
-    device = jax.local_devices()[0]
-    room = (device.memory_stats() or {}).get('bytes_limit') if device.platform != 'cpu' else None
-    room = room or os.sysconf('SC_PAGE_SIZE') * os.sysconf('SC_PHYS_PAGES')
-    for program in programs:
-        values = sum(slots * batch_size * h * h * c for (h, c), slots in program.capacity.slots)
-        needed = 4 * (values + 2 * program.capacity.blocks * BLOCK)
-        if needed > room:
-            channels = max(c for _, c in program.classes)
-            raise UserError(
-                f'networks of up to {channels} channels take at least {needed / 2**30:.1f} GiB for batches '
-                f'of {batch_size} images, and there are {room / 2**30:.1f} GiB: give a smaller {flag}, or '
-                'networks with a smaller C or fewer cells'
-            )
 
 
 def select_given(specs: Sequence[NetworkSpec], *, image_size: int) -> Selection:

@@ -11,7 +11,7 @@ import pytest
 
 from ghn_jax import results, runs, scoring
 from ghn_jax.batches import prepare
-from ghn_jax.cnn.lowering import BLOCK
+from ghn_jax.cnn.pieces import BLOCK
 from ghn_jax.cnn.reference import apply_reference
 from ghn_jax.data import normalize
 from ghn_jax.errors import UserError

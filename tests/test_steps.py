@@ -13,7 +13,7 @@ from ghn_jax.batches import draw, prepare
 from ghn_jax.cnn import executor
 from ghn_jax.cnn.building import build_program
 from ghn_jax.cnn.coverage import Family, program_for
-from ghn_jax.cnn.lowering import BLOCK
+from ghn_jax.cnn.pieces import BLOCK
 from ghn_jax.cnn.reference import apply_reference
 from ghn_jax.errors import UserError
 from ghn_jax.hypernet.ghn import GHN, GHNConfig, init_params, predict_parameters

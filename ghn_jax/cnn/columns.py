@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from ghn_jax.cnn.lowering import BLOCK, Piece
+from ghn_jax.cnn.pieces import BLOCK, Piece
 
 COLUMN = 8
 

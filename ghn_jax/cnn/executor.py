@@ -29,32 +29,23 @@ from jax import Array, lax
 
 from ghn_jax import axes
 from ghn_jax.cnn import head, ops
-from ghn_jax.cnn.lowering import BLOCK
+from ghn_jax.cnn.pieces import BLOCK, Class, block_floats, weight_floats, weight_shapes
 from ghn_jax.cnn.program import (
     ACCUMULATE,
     DST,
     G_DST,
     G_SRC,
-    GROUP,
     OP,
-    PARTS,
     SEEN,
     SRC,
     WEIGHTS,
     Bits,
-    Class,
     Program,
     Ranges,
     Segment,
     Tables,
-    block_floats,
-    weight_floats,
-    weight_shapes,
-)  # fmt: skip
-from ghn_jax.quant.activations import clip_range, quantize_activation
-from ghn_jax.quant.fake_quant import make_grid, quantize
-from ghn_jax.quant.policy import FLOAT_BITS
-from ghn_jax.quant.ranges import power
+)
+from ghn_jax.cnn.quantizer import Quantizer, no_sizes, quantizer_of, with_sizes
 from ghn_jax.quant.scheme import FLOAT, Scheme
 
 _SMALL_GRADIENT = 16_384  # floats: padding to no more than these costs nothing
@@ -70,71 +61,6 @@ class Workspace(NamedTuple):
     values: dict[Class, Array]
     gradients: dict[Class, Array]
     weights: Array
-
-
-class Quantizer(NamedTuple):
-    """How an instruction quantizes its inputs. scale: of the levels of relu(x), over its group's joint range.
-
-    bits: int32 [2], of what the instruction reads and of what lies between its convolutions. key: for noise.
-    axis: the mesh axis that the images are spread over, for what a batch has in common. given: [2, 2], (lo,
-    hi) of the two in place of the batch's ranges, or None.
-    """
-
-    scheme: Scheme
-    scale: Array
-    bits: Array
-    key: Array | None
-    axis: str | None
-    given: Array | None = None
-
-    def rectified(self, x: Array) -> Array:
-        """Fake-quantizes relu(x), relu'd already, by its group's joint range [0, hi], or the one given."""
-        if self.given is not None:
-            return self.own(x, 0)
-        if self.scheme.mode == 'qat' and not (self.scheme.clips_activations or self.scheme.temperature):
-            return _round_rectified(x, self.scale, self.bits[0])
-        if self.scheme.mode == 'qat':
-            bits, dtype = self.bits[0], self.scale.dtype
-            levels = make_grid(0, 1, bits, dtype)  # of which only the width is another
-            levels = levels._replace(scale=self.scale, cut=self.scale / 2)
-            return quantize(ops.wide(x), levels, bits, temperature=self.scheme.temperature).astype(x.dtype)
-        if self.scheme.mode == 'noise':
-            noise = jax.random.uniform(jax.random.fold_in(self.key, 0), x.shape, self.scale.dtype) - 0.5
-            return x + jnp.where(self.bits[0] < FLOAT_BITS, noise * self.scale, 0).astype(x.dtype)
-        return x
-
-    def own(self, x: Array, which: int) -> Array:
-        """Fake-quantizes x by its own range, or the one given."""
-        if self.scheme.mode == 'float':
-            return x
-        key = jax.random.fold_in(self.key, which) if self.scheme.mode == 'noise' else None
-        given = None if self.given is None else self.given[which]
-        y = quantize_activation(
-            ops.wide(x), self.bits[which], self.scheme, given=given, key=key, across=self.axis
-        )
-        return y.astype(x.dtype)
-
-
-class Sizes(NamedTuple):
-    """Of every slot of a class, [S] each: the maximum; of relu(x), `ranges.power`, where the scheme asks."""
-
-    largest: Array
-    squares: Array | None
-    count: Array | None
-
-
-@jax.custom_vjp
-def _round_rectified(x: Array, scale: Array, bits: Array) -> Array:
-    """`fake_quantize` where 0 <= x <= max and the range is [0, max]: the zero point is 0, no value is
-    clipped, and the gradient is that of the identity. A third of the code, in nearly every op of every
-    program.
-    """
-    return jnp.where(bits < FLOAT_BITS, jnp.round(x / scale) * scale, x).astype(x.dtype)
-
-
-_round_rectified.defvjp(
-    lambda x, scale, bits: (_round_rectified(x, scale, bits), None), lambda _, g: (g, None, None)
-)
 
 
 def make_workspace(program: Program, batch: int, dtype=jnp.float32, *, train: bool = True) -> Workspace:
@@ -320,23 +246,6 @@ def _apply(op: tuple, w: list[Array], x: Array, q: Quantizer, has_norm: Array, o
     raise AssertionError(f'no such op: {op}')
 
 
-def _quantizer(program, scheme, key, axis, sizes: Sizes, row, bits, r, ranges=None) -> Quantizer:
-    """For row r. The key is derived from r, so that the backward pass draws the same noise."""
-    dtype = sizes.largest.dtype
-    if scheme.mode == 'float':
-        return Quantizer(scheme, jnp.zeros((), dtype), bits, None, axis)
-    key = jax.random.fold_in(key, r) if scheme.mode == 'noise' else None
-    if ranges is not None:
-        return Quantizer(scheme, jnp.zeros((), dtype), bits, key, axis, ranges[r])
-    used = jnp.arange(program.capacity.parts) < row[PARTS]
-    parts = lambda x: jnp.where(used, lax.dynamic_slice(x, (row[GROUP],), used.shape), 0)
-    lo, hi = jnp.zeros((), dtype), jnp.max(parts(sizes.largest), initial=0)
-    size = None if sizes.squares is None else tuple(jnp.sum(parts(x)) for x in sizes[1:])
-    scale = make_grid(*clip_range(lo, hi, size, bits[0], scheme), bits[0], dtype).scale
-    scale = jnp.where(scale > 0, scale, 1)  # of nothing but zeros: they stay zeros on any grid
-    return Quantizer(scheme, scale, bits, key, axis)
-
-
 def _dtype(values: dict[Class, Array]):
     return next(iter(values.values())).dtype
 
@@ -366,22 +275,6 @@ def _switch(index, branches, *operands):
 # ---- all ops
 
 
-def _sizes(program, slots: int, scheme: Scheme, dtype) -> Sizes:
-    zeros = jnp.zeros(max(slots, program.capacity.parts), dtype)
-    squares = zeros if scheme.activation_range == 'sigma' and scheme.mode != 'float' else None
-    return Sizes(zeros, squares, squares)
-
-
-def _measured(sizes: Sizes, y: Array, slot: Array, axis: str | None) -> Sizes:
-    """With those of y in a slot."""
-    dtype = sizes.largest.dtype
-    largest = sizes.largest.at[slot].set(axes.largest(jnp.max(y).astype(dtype), axis))
-    if sizes.squares is None:
-        return sizes._replace(largest=largest)
-    squares, count = axes.total(power(ops.relu(ops.wide(y)).astype(dtype)), axis)
-    return Sizes(largest, sizes.squares.at[slot].set(squares), sizes.count.at[slot].set(count))
-
-
 def _run(program, flat, tables, bits, images, values, scheme, key, axis=None, ranges=None):
     """Fills the value tapes. Returns them with the sizes of their values, by class.
 
@@ -390,7 +283,7 @@ def _run(program, flat, tables, bits, images, values, scheme, key, axis=None, ra
     """
     values = dict(values)
     values[program.image_class] = images[None].astype(_dtype(values))
-    sizes = {c: _sizes(program, tape.shape[0], scheme, flat.dtype) for c, tape in values.items()}
+    sizes = {c: no_sizes(program, tape.shape[0], scheme, flat.dtype) for c, tape in values.items()}
     has_norm = tables.has_norm.astype(flat.dtype)
 
     for k, segment in enumerate(program.segments):
@@ -411,14 +304,14 @@ def _run(program, flat, tables, bits, images, values, scheme, key, axis=None, ra
             tape, own = carry
             row = tables.rows[r]
             read, source = (own, tape) if src == dst else (sizes[src], values[src])
-            q = _quantizer(program, scheme, key, axis, read, row, bits.activations[r], r, ranges)
+            q = quantizer_of(program, scheme, key, axis, read, row, bits.activations[r], r, ranges)
             y = _switch(row[OP], branches, source, row, flat, q.scale, q.bits, q.key, q.given)
             # The sum in a conditional of its own: fused with the maximum below, it would read the tape again
             # after the write, and XLA would keep a copy of the whole tape for that.
             add = lambda tape, y: _slot(tape, row[DST]) + y
             y = lax.cond(row[ACCUMULATE] > 0, add, lambda tape, y: y, tape, y)
             if scheme.mode != 'float' and ranges is None:
-                own = _measured(own, y, row[DST], axis)
+                own = with_sizes(own, y, row[DST], axis)
             return _set_slot(tape, y, row[DST]), own
 
         values[dst], sizes[dst] = lax.fori_loop(
@@ -456,7 +349,7 @@ def _run_backward(
         """Instruction r, with branch number `which`; weight gradients are padded to `padded` floats."""
         g_dst, g_src, g_flat = carry
         row = tables.rows[r]
-        q = _quantizer(program, scheme, key, axis, sizes[src], row, bits.activations[r], r)
+        q = quantizer_of(program, scheme, key, axis, sizes[src], row, bits.activations[r], r)
         g = lax.optimization_barrier(_slot(g_dst, row[G_DST]))
         g_w, g_x = lax.optimization_barrier(
             _switch(which, branches, src_tape, row, flat, q.scale, q.bits, q.key, g)

@@ -26,8 +26,9 @@ import jax
 import numpy as np
 from jax import Array, lax
 
-from ghn_jax.cnn.lowering import IMAGE, Instruction, Piece
-from ghn_jax.cnn.program import Bits, Layout, Program, Ranges, Tables, piece_part
+from ghn_jax.cnn.lowering import IMAGE, Instruction
+from ghn_jax.cnn.pieces import Piece, piece_part
+from ghn_jax.cnn.program import Bits, Layout, Program, Ranges, Tables
 from ghn_jax.cnn.weights import quantize_weights
 from ghn_jax.errors import UserError
 from ghn_jax.networks.graph import build_graph

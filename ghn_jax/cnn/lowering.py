@@ -23,52 +23,11 @@ to recompute, relu and rounding, goes with what follows it) and because compilin
 of each pair of classes.
 """
 
-import math
 from typing import NamedTuple
 
+from ghn_jax.cnn.pieces import Piece, dense_piece
 from ghn_jax.errors import UserError
 from ghn_jax.networks.spec import IMAGE_SIZE, VIT_SIZE, NetworkSpec
-
-BLOCK = 256  # floats; every piece of the weight buffer starts at a multiple of it
-TILE = 64  # channels of a hypernetwork's tiles
-
-
-class Piece(NamedTuple):
-    """A block-aligned part of the weight buffer: [taps, pad_rows, pad_cols] floats, row-major.
-
-    It holds rows [row, row + rows) and columns [col, col + cols) of a parameter seen as [taps, in, out]
-    (a vector is [1, 1, out]); the rest is zeros. `name` None: every used element is `constant`. position: it
-    holds positional encodings, [positions, 1, channels].
-    """
-
-    name: str | None
-    taps: int
-    rows: int
-    cols: int
-    pad_rows: int
-    pad_cols: int
-    row: int = 0
-    col: int = 0
-    constant: float = 0.0
-    position: bool = False
-
-    @property
-    def size(self) -> int:
-        """Floats in the buffer, a multiple of BLOCK."""
-        return -(-self.taps * self.pad_rows * self.pad_cols // BLOCK) * BLOCK
-
-    @property
-    def windows(self) -> int:
-        """Rectangles that do not wrap round, if the parameter repeats tiles of TILE x TILE channels."""
-        columns = -(-(self.col % TILE + self.cols) // TILE)
-        if self.rows == 1:  # a vector, a depthwise kernel or positional encodings
-            return -(-self.taps // TILE) * columns
-        return self.taps * -(-(self.row % TILE + self.rows) // TILE) * columns
-
-    @property
-    def is_matrix(self) -> bool:
-        """Whether the piece belongs to a convolution or linear weight: what gets quantized."""
-        return self.taps * self.pad_rows > 1 and not self.position
 
 
 class Instruction(NamedTuple):
@@ -169,7 +128,7 @@ class _Lowering:
     def linear_pieces(self, name: str, c_in: int, c_out: int) -> tuple[Piece, Piece]:
         """Weight and bias of a linear layer inside the network."""
         bias = Piece(f'{name}.bias', 1, 1, c_out, 1, c_out)
-        return _dense(f'{name}.weight', 1, c_in, c_out), bias
+        return dense_piece(f'{name}.weight', 1, c_in, c_out), bias
 
     # -- layers: each adds its result to value `dst`
 
@@ -181,13 +140,13 @@ class _Lowering:
     def conv(self, src: int, dst: int, k: int, stride: int, name: str, *, rectify=True, at: int = 1):
         """[relu,] conv kxk (`name.op.at`), norm (`name.op.at+1`)."""
         weight = f'{name}.op.{at}.weight'
-        pieces = (_dense(weight, k * k, self.classes[src][1], self.classes[dst][1]),)
+        pieces = (dense_piece(weight, k * k, self.classes[src][1], self.classes[dst][1]),)
         self.normed(src, dst, ('conv', k, k, stride, rectify), pieces, (weight,), f'{name}.op.{at + 1}')
 
     def split_conv(self, src: int, dst: int, stride: int, name: str):
         size, channels = self.classes[dst]
         first, second = f'{name}.op.1.weight', f'{name}.op.2.weight'
-        pieces = (_dense(first, 7, channels, channels), _dense(second, 7, channels, channels))
+        pieces = (dense_piece(first, 7, channels, channels), dense_piece(second, 7, channels, channels))
         if stride == 1:
             middle = self.emit(('conv', 1, 7, 1, True), src, self.value(size, channels), pieces[:1], (first,))
             self.normed(middle, dst, ('conv', 7, 1, 1, False), pieces[1:], (second,), f'{name}.op.3')
@@ -223,7 +182,7 @@ class _Lowering:
             return tuple(f'{name}.{layer}.weight' for layer in layers)
 
         middle = self.value(*self.classes[src])
-        queries = _dense(f'{name}.to_qkv.weight', 1, channels, 3 * channels)
+        queries = dense_piece(f'{name}.to_qkv.weight', 1, channels, 3 * channels)
         pieces = (*layer_norm('ln1'), queries, *self.linear_pieces(f'{name}.to_out.0', channels, channels))
         self.emit(('attention',), src, middle, pieces, names('to_qkv', 'to_out.0'))
         layers = [self.linear_pieces(f'{name}.ff.net.{i}', channels, channels) for i in (0, 3)]
@@ -249,7 +208,7 @@ class _Lowering:
         row = 0
         for part in parts:
             c_in = self.classes[part][1]
-            pieces = [_dense(weight, 1, c_in, channels // len(weights), row) for weight in weights]
+            pieces = [dense_piece(weight, 1, c_in, channels // len(weights), row) for weight in weights]
             self.emit(op, part, raw, pieces, weights[:1], group=parts)
             row += c_in
         return self.emit(('norm',), raw, dst, self.norm_pieces(norm_name, channels))
@@ -276,7 +235,7 @@ class _Lowering:
     def stem(self) -> tuple[tuple[int, ...], tuple[int, ...]]:
         spec, (size, _) = self.spec, self.classes[IMAGE]
         if spec.is_vit:
-            piece = _dense('stem0.weight', 9, 3, spec.C)
+            piece = dense_piece('stem0.weight', 9, 3, spec.C)
             raw = self.value(VIT_SIZE, spec.C)
             self.emit(('conv', 3, 3, 3, False), IMAGE, raw, (piece,), (piece.name,))
             positions = Piece('pos_enc.weight', VIT_SIZE**2, 1, spec.C, 1, spec.C, position=True)
@@ -284,7 +243,7 @@ class _Lowering:
             return (out,), (out,)
 
         def stem_conv(src: int, dst: int, k: int, stride: int, name: str, norm: str):
-            piece = _dense(f'{name}.weight', k * k, self.classes[src][1], self.classes[dst][1])
+            piece = dense_piece(f'{name}.weight', k * k, self.classes[src][1], self.classes[dst][1])
             self.normed(src, dst, ('conv', k, k, stride, src != IMAGE), (piece,), (piece.name,), norm)
             return dst
 
@@ -393,25 +352,3 @@ class _Lowering:
         groups += tuple((v,) for v in sorted(live - grouped - {IMAGE}))
         classes = {v: c for v, c in self.classes.items() if v in live}
         return Lowered(spec.name, tuple(kept[::-1]), head, classes, groups, spec.norm is not None)
-
-
-def _dense(name: str, taps: int, c_in: int, c_out: int, row: int = 0) -> Piece:
-    return Piece(name, taps, c_in, c_out, c_in, c_out, row)
-
-
-def linear_pieces(name: str, rows: int, cols: int, panel_cols: int) -> list[Piece]:
-    """A linear weight as panels of BLOCK inputs x panel_cols outputs, output panels outermost."""
-    pieces = []
-    for col in range(0, cols, panel_cols):
-        for row in range(0, rows, BLOCK):
-            pieces.append(
-                Piece(
-                    name, 1, min(BLOCK, rows - row), min(panel_cols, cols - col), BLOCK, panel_cols, row, col
-                )
-            )
-    return pieces
-
-
-def round_up(n: int, multiple: int) -> int:
-    """The smallest multiple of `multiple` that is at least n."""
-    return math.ceil(n / multiple) * multiple

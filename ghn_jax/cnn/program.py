@@ -14,28 +14,27 @@ run in reverse, and its slot goes to the next: a tenth of the slots is enough.
 """
 
 import dataclasses
-import heapq
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import NamedTuple
 
 import numpy as np
 
 from ghn_jax.cnn.columns import column_tables, count_columns
-from ghn_jax.cnn.lowering import (
+from ghn_jax.cnn.lowering import IMAGE, Head, Instruction, Lowered, lower
+from ghn_jax.cnn.pieces import (
     BLOCK,
-    IMAGE,
-    Head,
-    Instruction,
-    Lowered,
+    Class,
     Piece,
     linear_pieces,
-    lower,
+    piece_part,
+    piece_view,
     round_up,
+    vector_piece,
+    weight_floats,
 )
+from ghn_jax.cnn.placing import place_gradients
 from ghn_jax.networks.spec import NetworkSpec
 from ghn_jax.quant.policy import FLOAT_BITS, Policy
-
-Class = tuple[int, int]
 
 # Columns of the instruction table.
 OP, SRC, DST, ACCUMULATE, WEIGHTS, SEEN, GROUP, PARTS, G_SRC, G_DST = range(10)
@@ -241,41 +240,6 @@ class Program:
         return params
 
 
-def weight_shapes(op: tuple, src: Class, dst: Class) -> list[tuple[int, ...]]:
-    """Shapes of an instruction's weights, in the order of its pieces. Dense: HWIO, depthwise: HWC."""
-    (_, c), (_, o) = src, dst
-    match op:
-        case ('conv', kh, kw, _, _):
-            return [(kh, kw, c, o)]
-        case ('depthwise', k, _, _):
-            return [(k, k, c)]
-        case ('reduce',):
-            return [(1, 1, c, o // 2)] * 2
-        case ('split', _):
-            return [(1, 7, c, o), (7, 1, o, o)]
-        case ('excite', _):
-            return [(c, c // 2), (c // 2,), (c // 2, c), (c,)]
-        case ('attention',):
-            return [(c,), (c,), (c, 3 * c), (c, c), (c,)]
-        case ('mlp',):
-            return [(c,), (c,), (c, c), (c,), (c, c), (c,)]
-        case ('position',):
-            return [(src[0], src[0], c)]
-        case ('norm',):
-            return [(o,), (o,)]
-    return []
-
-
-def weight_floats(op: tuple, src: Class, dst: Class) -> int:
-    """Floats that the weights of an instruction take in the weight buffer."""
-    return sum(block_floats(shape) for shape in weight_shapes(op, src, dst))
-
-
-def block_floats(shape: tuple[int, ...]) -> int:
-    """Floats a weight of this shape takes in the weight buffer."""
-    return round_up(int(np.prod(shape)), BLOCK)
-
-
 # ---- placing a network
 
 
@@ -346,35 +310,6 @@ def _place(program: Program, lowered: Lowered) -> Layout:
     return Layout(
         tables, tuple(pieces), tensors, tuple(executed), head_weights, frozenset(edges), lowered.head.group
     )
-
-
-def place_gradients(
-    executed: Sequence[Instruction], lowered: Lowered
-) -> tuple[dict[int, int], dict[Class, int]]:
-    """(value -> slot of its gradient, slots that each class needs) for instructions in order of execution.
-
-    The gradient of a value lives from the last instruction that reads the value to the first that writes it.
-    Those of the classifier's input come first, side by side from slot 0 on.
-    """
-    first_writer: dict[int, int] = {}
-    for r, i in enumerate(executed):
-        first_writer.setdefault(i.dst, r)
-    head = lowered.head.group
-    slot = {IMAGE: 0} | {v: k for k, v in enumerate(head)}
-    of = {v: c for v, c in lowered.classes.items() if v != IMAGE}
-    free: dict[Class, list[int]] = {c: [] for c in of.values()}  # a heap for each class
-    used = dict.fromkeys(free, 0) | {of[head[0]]: len(head)}
-    for r in range(len(executed) - 1, -1, -1):
-        src, dst = executed[r].src, executed[r].dst
-        if first_writer[dst] == r:  # read for the last time: what is written next may take its place
-            heapq.heappush(free[of[dst]], slot[dst])
-        if src not in slot:
-            c = of[src]
-            if not free[c]:
-                heapq.heappush(free[c], used[c])
-                used[c] += 1
-            slot[src] = heapq.heappop(free[c])
-    return slot, used
 
 
 def _slots(program: Program, lowered: Lowered) -> dict[int, int]:
@@ -455,16 +390,14 @@ def head_pieces(head: Head, num_classes: int) -> HeadPieces:
     if head.hidden:
         hidden_weights = linear_pieces(f'{head.hidden}.weight', features, head.hidden_size, BLOCK)
         for col in range(0, head.hidden_size, BLOCK):
-            hidden_bias.append(_vector(f'{head.hidden}.bias', col, min(BLOCK, head.hidden_size - col), BLOCK))
+            hidden_bias.append(
+                vector_piece(f'{head.hidden}.bias', col, min(BLOCK, head.hidden_size - col), BLOCK)
+            )
         features = head.hidden_size
     final = linear_pieces(f'{head.final}.weight', features, num_classes, columns)
     return HeadPieces(
-        hidden_weights, hidden_bias, final, [_vector(f'{head.final}.bias', 0, num_classes, columns)]
+        hidden_weights, hidden_bias, final, [vector_piece(f'{head.final}.bias', 0, num_classes, columns)]
     )
-
-
-def _vector(name: str, col: int, cols: int, pad_cols: int) -> Piece:
-    return Piece(name, 1, 1, cols, 1, pad_cols, col=col)
 
 
 def _check_room(what: str, needed: int, room: int, name: str) -> None:
@@ -473,26 +406,3 @@ def _check_room(what: str, needed: int, room: int, name: str) -> None:
             f'network {name!r} needs {needed} {what}, this program has room for {room}: '
             'build the program for a space that contains the network'
         )
-
-
-# ---- parameters on the host
-
-
-def piece_view(flat: np.ndarray, block: int, piece: Piece) -> np.ndarray:
-    """The used elements of a piece in the weight buffer, as [taps, rows, cols] (a view)."""
-    padded = flat[block * BLOCK :][: piece.taps * piece.pad_rows * piece.pad_cols]
-    return padded.reshape(piece.taps, piece.pad_rows, piece.pad_cols)[:, : piece.rows, : piece.cols]
-
-
-def piece_part(param: np.ndarray, piece: Piece) -> np.ndarray:
-    """The elements of a parameter (PyTorch layout) that a piece holds, as [taps, rows, cols] (a view)."""
-    if param.ndim == 1:
-        matrix = param[None, None]
-    elif piece.position:  # [1, C, H, W] -> [HW, 1, C]
-        matrix = param.reshape(*param.shape[:2], -1).transpose(2, 0, 1)
-    elif param.ndim == 2:
-        matrix = param.T[None]
-    else:  # OIHW -> [HW, I, O]
-        o, i, h, w = param.shape
-        matrix = param.reshape(o, i, h * w).transpose(2, 1, 0)
-    return matrix[:, piece.row : piece.row + piece.rows, piece.col : piece.col + piece.cols]

@@ -17,16 +17,19 @@ import numpy as np
 
 from ghn_jax.cnn import executor
 from ghn_jax.cnn.building import build_program
-from ghn_jax.cnn.lowering import BLOCK, IMAGE, lower
-from ghn_jax.cnn.program import Layout, place_gradients
+from ghn_jax.cnn.lowering import IMAGE, lower
+from ghn_jax.cnn.pieces import BLOCK
+from ghn_jax.cnn.placing import place_gradients
+from ghn_jax.cnn.program import Layout
 from ghn_jax.errors import UserError
+from ghn_jax.memory import tree_bytes
 from ghn_jax.networks.genotype import Genotype
 from ghn_jax.networks.size import IMAGE_SIZE, count_parameters
 from ghn_jax.networks.spec import NetworkSpec
 from ghn_jax.quant.scheme import Scheme
 from ghn_jax.speed import clock
 from ghn_jax.speed.options import Options, Row
-from ghn_jax.speed.programs import compiled_figures, tree_bytes
+from ghn_jax.speed.programs import compiled_figures
 from ghn_jax.speed.tasks import policy_of, random_images
 
 _ENTRIES = (('conv_3x3', 0), ('max_pool_3x3', 1), ('conv_1x1', 2), ('skip_connect', 0))

@@ -6,7 +6,6 @@ allocated and nothing runs.
 """
 
 import itertools
-import math
 import sys
 import time
 from collections.abc import Callable, Iterator
@@ -22,6 +21,7 @@ from ghn_jax.cnn.coverage import Family, covering_networks, program_for, widths
 from ghn_jax.cnn.program import Program
 from ghn_jax.errors import UserError
 from ghn_jax.hypernet.ghn import init_params
+from ghn_jax.memory import tree_bytes
 from ghn_jax.networks.spaces import Space, split_rules
 from ghn_jax.quant.policy import Policy
 from ghn_jax.quant.scheme import QAT
@@ -40,11 +40,6 @@ def families(space: Space, split: str) -> tuple[Family, ...]:
     ops = set(split_rules(space, split).ops) - {'none'}
     attention = [vit for vit in (False, True) if ('msa' in ops if vit else ops - {'msa'})]
     return tuple(itertools.starmap(Family, itertools.product(widths(space, split), attention)))
-
-
-def tree_bytes(tree: Any) -> int:
-    """Bytes of all arrays (or shapes) of a tree."""
-    return sum(math.prod(x.shape) * x.dtype.itemsize for x in jax.tree.leaves(tree))
 
 
 def measure(options: Options) -> list[Row]:

@@ -17,11 +17,11 @@ import numpy as np
 import optax
 from jax.sharding import Mesh
 
-from ghn_jax import devices, predict, steps
+from ghn_jax import devices, memory, predict, steps
 from ghn_jax.batches import prepare
 from ghn_jax.cnn.building import build_program
 from ghn_jax.cnn.coverage import family
-from ghn_jax.cnn.lowering import BLOCK, round_up
+from ghn_jax.cnn.pieces import BLOCK, round_up
 from ghn_jax.cnn.program import Program
 from ghn_jax.errors import UserError
 from ghn_jax.hypernet.ghn import GHN, GHNConfig, init_params
@@ -30,7 +30,7 @@ from ghn_jax.networks.size import IMAGE_SIZE, count_parameters
 from ghn_jax.networks.spec import NetworkSpec
 from ghn_jax.quant.policy import Policy, parse_bits
 from ghn_jax.quant.scheme import QAT, Scheme
-from ghn_jax.scoring import Images, check_given, check_memory, score_on, spread_images
+from ghn_jax.scoring import Images, check_given, score_on, spread_images
 from ghn_jax.speed import clock
 from ghn_jax.speed.options import Options, Row
 
@@ -45,7 +45,7 @@ def groups(specs: Sequence[NetworkSpec], batch_size: int) -> Iterator[tuple[Prog
         members = [spec for spec in specs if family(spec) == each]
         size = max(map(count_parameters, members))
         program = build_program(members, image_size=IMAGE_SIZE, max_params=size)
-        check_memory([program], batch_size)
+        memory.check_scoring([program], batch_size)
         yield program, members
 
 

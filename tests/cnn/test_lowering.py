@@ -5,7 +5,8 @@ import collections
 import numpy as np
 import pytest
 
-from ghn_jax.cnn.lowering import BLOCK, IMAGE, linear_pieces, lower
+from ghn_jax.cnn.lowering import IMAGE, lower
+from ghn_jax.cnn.pieces import BLOCK, linear_pieces
 from ghn_jax.errors import UserError
 from ghn_jax.networks.graph import build_graph
 from ghn_jax.networks.spaces import make_space

@@ -14,10 +14,10 @@ from ghn_jax.cnn.building import build_program
 from ghn_jax.errors import UserError, shown
 from ghn_jax.hypernet.ghn import GHNConfig
 from ghn_jax.hypernet.published import load_state
+from ghn_jax.memory import check_scoring
 from ghn_jax.networks.genotype import Genotype
 from ghn_jax.networks.spec import NetworkSpec, load_networks
 from ghn_jax.quant.policy import Policy
-from ghn_jax.scoring import check_memory
 from tests.fuzz import states
 from tests.small_run import command, is_one_error_line, write_run
 
@@ -100,9 +100,9 @@ def test_values_that_fit_no_memory_are_refused_before_anything_is_compiled():
     genotype = Genotype.from_dict(cells('conv_1x1', 4))
     spec = NetworkSpec(**GOOD | {'C': 256, 'n_cells': 12, 'genotype': genotype})
     program = build_program([spec], image_size=32, max_params=10**8)
-    check_memory([program], 1)
+    check_scoring([program], 1)
     with pytest.raises(UserError, match='GiB for batches of 65536 images.*--batch_size'):
-        check_memory([program], 65_536)
+        check_scoring([program], 65_536)
 
 
 @pytest.mark.parametrize(
