@@ -16,6 +16,7 @@ import re
 import sys
 import traceback
 from collections.abc import Callable, Sequence
+from logging import CRITICAL, getLogger
 from typing import NoReturn
 
 import ml_collections
@@ -49,13 +50,14 @@ def _quietly(main: Callable[[], object]) -> None:
     """Runs `main` without the libraries' progress reports, unless --verbosity asks for them."""
     if not flags.FLAGS['verbosity'].present:
         logging.set_verbosity(logging.WARNING)
+        # Where reading or writing a checkpoint fails, Orbax leaves coroutines and tasks behind that complain
+        # when they are collected, each with a stack trace. The failure itself is raised, and said in a line.
         sys.unraisablehook = _report_unraisable
+        getLogger('asyncio').setLevel(CRITICAL)
     main()
 
 
 def _report_unraisable(error) -> None:
-    # Where reading or writing a checkpoint fails, Orbax leaves coroutines behind that complain, each with a
-    # stack trace, when they are collected. The failure itself is raised, and said in one line.
     files = [frame.filename for frame in traceback.extract_tb(error.exc_traceback)]
     if not any(f'{os.sep}{name}{os.sep}' in file for file in files for name in ('orbax', 'asyncio')):
         sys.__unraisablehook__(error)

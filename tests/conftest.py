@@ -50,3 +50,12 @@ def count_compiles():
         counter.n = _COMPILES[0] - start
 
     return counting
+
+
+@pytest.fixture(scope='module')
+def quick_reference():
+    """The reference compiles many small pieces; optimising them takes longer than running them."""
+    before = jax.config.read('jax_disable_most_optimizations')
+    jax.config.update('jax_disable_most_optimizations', True)
+    yield
+    jax.config.update('jax_disable_most_optimizations', before)

@@ -15,13 +15,13 @@ import pytest
 from ghn_jax.checkpoint import Checkpoints
 from ghn_jax.metrics import read_jsonl
 from tests.small_run import ROOT, command, is_one_error_line
+from tests.trainers import trainers
 
-# As in `comparison.QUICK`. Float: with rounding, sums in another order may take other branches.
-QUICK = '--xla_backend_optimization_level=0 --xla_cpu_use_fusion_emitters=false'
 STEPS = 30
 TINY = (
     '--config=configs/test.py',
     "--config.space.ops=('skip_connect','conv_1x1')", '--config.space.cells=(2,2)',
+    # With rounding, sums in another order may take other branches.
     '--config.quant.mode=float', '--config.eval.every_steps=0', '--config.save_every_steps=5',
     f'--config.train.steps={STEPS}',
 )  # fmt: skip
@@ -29,30 +29,9 @@ TINY = (
 
 @pytest.fixture(scope='module')
 def start(tmp_path_factory):
-    """start(workdir, n) -> n processes that train together; programs compiled once for all tests."""
-    cache, started = tmp_path_factory.mktemp('cache'), []
-
-    def start(workdir, n, *args, each=()):
-        with socket.socket() as s:
-            s.bind(('127.0.0.1', 0))
-            port = s.getsockname()[1]
-        env = {**os.environ, 'JAX_PLATFORMS': 'cpu', 'XLA_FLAGS': QUICK, 'GHN_JAX_CACHE': str(cache)}
-        together = lambda i: [f'--coordinator=127.0.0.1:{port}', f'--num_processes={n}', f'--process_id={i}']
-        run = [sys.executable, '-m', 'ghn_jax.train', *TINY, f'--workdir={workdir}', *args]
-        out = [
-            subprocess.Popen(
-                run + (together(i) if n > 1 else []) + list(each[i : i + 1]),
-                cwd=ROOT, env=env, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
-            )
-            for i in range(n)
-        ]  # fmt: skip
-        started.extend(out)
-        return out
-
-    yield start
-    for process in started:
-        process.kill()
-        process.wait()
+    """Processes that train together; programs are compiled once for all tests."""
+    with trainers(tmp_path_factory.mktemp('cache'), TINY, stdout=subprocess.PIPE) as start:
+        yield start
 
 
 def finish(processes):
@@ -75,7 +54,7 @@ def results(workdir):
 def uninterrupted(start, tmp_path_factory):
     """(outputs of the processes, workdir)."""
     workdir = tmp_path_factory.mktemp('uninterrupted')
-    return finish(start(workdir, 2)), workdir
+    return finish(start(workdir, n=2)), workdir
 
 
 def test_two_processes_write_one_run(uninterrupted):
@@ -89,7 +68,7 @@ def test_two_processes_write_one_run(uninterrupted):
 
 
 def test_two_killed_processes_go_on_as_if_nothing_had_happened(start, uninterrupted, tmp_path):
-    processes = start(tmp_path, 2)
+    processes = start(tmp_path, n=2)
     deadline = time.monotonic() + 500
     while Checkpoints(tmp_path).latest_step() is None:
         assert time.monotonic() < deadline and all(p.poll() is None for p in processes)
@@ -98,7 +77,7 @@ def test_two_killed_processes_go_on_as_if_nothing_had_happened(start, uninterrup
         process.send_signal(signal.SIGKILL)
     assert [p.wait() for p in processes] == [-signal.SIGKILL] * 2
     assert Checkpoints(tmp_path).latest_step() < STEPS
-    finish(start(tmp_path, 2))
+    finish(start(tmp_path, n=2))
     (params, train), (expected, expected_train) = results(tmp_path), results(uninterrupted[1])
     jax.tree.map(np.testing.assert_array_equal, params, expected)
     assert train == expected_train
@@ -106,7 +85,7 @@ def test_two_killed_processes_go_on_as_if_nothing_had_happened(start, uninterrup
 
 @pytest.mark.slow
 def test_two_processes_are_one_process_up_to_the_order_of_sums(start, uninterrupted, tmp_path):
-    finish(start(tmp_path, 1))
+    finish(start(tmp_path, n=1))
     train, expected_train = results(tmp_path)[1], results(uninterrupted[1])[1]
     for one, two in zip(train, expected_train, strict=True):
         np.testing.assert_allclose(one['train/loss'], two['train/loss'], rtol=2e-3)
@@ -118,13 +97,13 @@ def test_two_processes_are_one_process_up_to_the_order_of_sums(start, uninterrup
 
 @pytest.mark.slow
 def test_validation_by_all_processes_is_written_once(start, tmp_path):
-    finish(start(tmp_path, 2, '--config.eval.every_steps=15', '--config.eval.num_networks=1'))
+    finish(start(tmp_path, '--config.eval.every_steps=15', '--config.eval.num_networks=1', n=2))
     records = [json.loads(line) for line in (tmp_path / 'metrics.jsonl').read_text().splitlines()]
     assert [r['step'] for r in records if 'val/top1_w32a32' in r] == [15, 30]
 
 
 def test_processes_with_different_configs_are_refused(start, tmp_path):
-    processes = start(tmp_path / 'run', 2, each=('--config.seed=0', '--config.seed=1'))
+    processes = start(tmp_path / 'run', n=2, each=('--config.seed=0', '--config.seed=1'))
     for process in processes:
         out, err = process.communicate(timeout=500)
         assert process.returncode == 2 and 'differ in the config' in err and 'step' not in out

@@ -7,7 +7,6 @@ import json
 import os
 import random
 import signal
-import socket
 import subprocess
 import sys
 import time
@@ -20,42 +19,22 @@ from ghn_jax.checkpoint import Checkpoints
 from ghn_jax.metrics import read_jsonl
 from tests.small_run import ROOT, is_one_error_line
 from tests.test_metrics import events
+from tests.trainers import trainers
 
-QUICK = '--xla_backend_optimization_level=0 --xla_cpu_use_fusion_emitters=false'  # see test_distributed.py
 STEPS = 60
 TINY = (
     '--config=configs/test.py',
     "--config.space.ops=('skip_connect','conv_1x1')", '--config.space.cells=(2,2)',
     '--config.eval.every_steps=0', '--config.log_every_steps=3', '--config.save_every_steps=4',
+    f'--config.train.steps={STEPS}',
 )  # fmt: skip
 
 
 @pytest.fixture(scope='module')
 def start(tmp_path_factory):
-    """start(workdir, *args, n=1) -> n processes that train; programs are compiled once for all."""
-    cache, started = tmp_path_factory.mktemp('cache'), []
-
-    def start(workdir, *args, n=1):
-        with socket.socket() as s:
-            s.bind(('127.0.0.1', 0))
-            port = s.getsockname()[1]
-        env = {**os.environ, 'JAX_PLATFORMS': 'cpu', 'XLA_FLAGS': QUICK, 'GHN_JAX_CACHE': str(cache)}
-        run = [sys.executable, '-m', 'ghn_jax.train', *TINY, f'--config.train.steps={STEPS}', *args]
-        together = lambda i: [f'--coordinator=127.0.0.1:{port}', f'--num_processes={n}', f'--process_id={i}']
-        out = [
-            subprocess.Popen(
-                [*run, f'--workdir={workdir}', *(together(i) if n > 1 else [])],
-                cwd=ROOT, env=env, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True,
-            )
-            for i in range(n)
-        ]  # fmt: skip
-        started.extend(out)
-        return out
-
-    yield start
-    for process in started:
-        process.kill()
-        process.wait()
+    """Processes that train; programs are compiled once for all."""
+    with trainers(tmp_path_factory.mktemp('cache'), TINY) as start:
+        yield start
 
 
 def finish(processes, codes=(0,)):

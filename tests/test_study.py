@@ -94,7 +94,7 @@ def test_a_bad_file_of_strategies_is_one_line(tmp_path, text):
 def test_the_strategies_of_the_repository_are_possible():
     c = small_config()
     for name, changes in study.read_strategies('configs/strategies.json').items():
-        study.config_with(c, name, changes)
+        assert study.config_with(c, name, changes).quant.mode == changes['mode']
 
 
 def test_parts_of_a_network_are_the_stem_the_cells_and_the_head():

@@ -196,7 +196,7 @@ def _padding_groups(segment: Segment) -> list[tuple[int, list[int]]]:
 # ---- one op
 
 
-def _weights(op: tuple, segment: Segment, flat: Array, block: Array) -> list[Array]:
+def read_weights(op: tuple, segment: Segment, flat: Array, block: Array) -> list[Array]:
     """The weights of an instruction, read from the weight buffer where its pieces lie one after another."""
     offset, out = block * BLOCK, []
     for shape in weight_shapes(op, segment.src, segment.dst):
@@ -206,7 +206,7 @@ def _weights(op: tuple, segment: Segment, flat: Array, block: Array) -> list[Arr
     return out
 
 
-def _apply(op: tuple, w: list[Array], x: Array, q: Quantizer, has_norm: Array, out_shape) -> Array:
+def apply(op: tuple, w: list[Array], x: Array, q: Quantizer, has_norm: Array, out_shape) -> Array:
     """The result of one instruction. `q` is closed over, so ranges and bits get no gradient."""
     if op[0] in ('conv', 'depthwise', 'reduce', 'split'):
         w = [part.astype(x.dtype) for part in w]
@@ -250,7 +250,8 @@ def _dtype(values: dict[Class, Array]):
     return next(iter(values.values())).dtype
 
 
-def _slot(tape: Array, index: Array) -> Array:
+def read_slot(tape: Array, index: Array) -> Array:
+    """tape[index]: the value [N, H, H, C] in a slot."""
     return lax.dynamic_index_in_dim(tape, index, 0, keepdims=False)
 
 
@@ -260,10 +261,10 @@ def _set_slot(tape: Array, value: Array, index: Array) -> Array:
 
 def _add_to_slot(tape: Array, value: Array, index: Array, keep: Array) -> Array:
     """tape[index] = value, plus what was there if `keep`."""
-    return _set_slot(tape, jnp.where(keep > 0, _slot(tape, index), 0) + value, index)
+    return _set_slot(tape, jnp.where(keep > 0, read_slot(tape, index), 0) + value, index)
 
 
-def _switch(index, branches, *operands):
+def switch(index, branches, *operands):
     """lax.switch that stays one: inlined, a single branch would be fused with what reads and writes the tape,
     and XLA would copy the tape for it.
     """
@@ -292,9 +293,9 @@ def _run(program, flat, tables, bits, images, values, scheme, key, axis=None, ra
         def branch(op, segment=segment, shape=values[dst].shape[1:]):
             def run(tape, row, flat, scale, bits, key, given):
                 x, w = lax.optimization_barrier(
-                    (_slot(tape, row[SRC]), _weights(op, segment, flat, row[WEIGHTS]))
+                    (read_slot(tape, row[SRC]), read_weights(op, segment, flat, row[WEIGHTS]))
                 )
-                return _apply(op, w, x, Quantizer(scheme, scale, bits, key, axis, given), has_norm, shape)
+                return apply(op, w, x, Quantizer(scheme, scale, bits, key, axis, given), has_norm, shape)
 
             return run
 
@@ -305,10 +306,10 @@ def _run(program, flat, tables, bits, images, values, scheme, key, axis=None, ra
             row = tables.rows[r]
             read, source = (own, tape) if src == dst else (sizes[src], values[src])
             q = quantizer_of(program, scheme, key, axis, read, row, bits.activations[r], r, ranges)
-            y = _switch(row[OP], branches, source, row, flat, q.scale, q.bits, q.key, q.given)
+            y = switch(row[OP], branches, source, row, flat, q.scale, q.bits, q.key, q.given)
             # The sum in a conditional of its own: fused with the maximum below, it would read the tape again
             # after the write, and XLA would keep a copy of the whole tape for that.
-            add = lambda tape, y: _slot(tape, row[DST]) + y
+            add = lambda tape, y: read_slot(tape, row[DST]) + y
             y = lax.cond(row[ACCUMULATE] > 0, add, lambda tape, y: y, tape, y)
             if scheme.mode != 'float' and ranges is None:
                 own = with_sizes(own, y, row[DST], axis)
@@ -332,10 +333,10 @@ def _run_backward(
 
     def branch(op, padded):
         def run(tape, row, flat, scale, bits, key, g):
-            w = _weights(op, segment, flat, row[WEIGHTS])
-            x, w, g = lax.optimization_barrier((_slot(tape, row[SRC]), w, g))
+            w = read_weights(op, segment, flat, row[WEIGHTS])
+            x, w, g = lax.optimization_barrier((read_slot(tape, row[SRC]), w, g))
             q = Quantizer(scheme, scale, bits, key, axis)
-            _, pull = jax.vjp(lambda w, x: _apply(op, w, x, q, has_norm, g.shape), w, x)
+            _, pull = jax.vjp(lambda w, x: apply(op, w, x, q, has_norm, g.shape), w, x)
             g_w, g_x = pull(g)
             parts = [jnp.pad(p.ravel(), (0, block_floats(p.shape) - p.size)) for p in g_w]
             parts.append(jnp.zeros(padded - sum(p.size for p in parts), flat.dtype))
@@ -350,9 +351,9 @@ def _run_backward(
         g_dst, g_src, g_flat = carry
         row = tables.rows[r]
         q = quantizer_of(program, scheme, key, axis, sizes[src], row, bits.activations[r], r)
-        g = lax.optimization_barrier(_slot(g_dst, row[G_DST]))
+        g = lax.optimization_barrier(read_slot(g_dst, row[G_DST]))
         g_w, g_x = lax.optimization_barrier(
-            _switch(which, branches, src_tape, row, flat, q.scale, q.bits, q.key, g)
+            switch(which, branches, src_tape, row, flat, q.scale, q.bits, q.key, g)
         )
         if padded:
             g_flat = lax.dynamic_update_slice(g_flat, g_w, (row[WEIGHTS] * BLOCK,))

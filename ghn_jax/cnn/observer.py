@@ -17,7 +17,7 @@ from jax import Array, lax
 
 from ghn_jax.cnn import executor, head, ops
 from ghn_jax.cnn.program import OP, SRC, WEIGHTS, Bits, Layout, Program, Ranges, Tables
-from ghn_jax.cnn.quantizer import Quantizer, Sizes
+from ghn_jax.cnn.quantizer import Quantizer, Sizes, quantizer_of
 from ghn_jax.cnn.weights import get_page, pages
 from ghn_jax.quant.activations import quantize_activation
 from ghn_jax.quant.policy import FLOAT_BITS
@@ -181,7 +181,7 @@ def observe(
 
     def branch(kind: tuple, segment, shape):
         def run(tape, row, flat, scale, bits, given, own_bounds):
-            x = executor._slot(tape, row[SRC])
+            x = executor.read_slot(tape, row[SRC])
             taker = _Notes(Quantizer(scheme, scale, bits, None, None, given))
             notes, moments = [_zeros(None, dtype)] * 2, jnp.zeros((2, channels), dtype)
             match kind:
@@ -196,8 +196,8 @@ def observe(
                 case ('nothing',):
                     pass
                 case _:
-                    w = executor._weights(kind, segment, flat, row[WEIGHTS])
-                    executor._apply(kind, w, x, taker, has_norm, shape)
+                    w = executor.read_weights(kind, segment, flat, row[WEIGHTS])
+                    executor.apply(kind, w, x, taker, has_norm, shape)
             for k, pair in taker.seen.items():
                 notes[k] = _describe(*pair, own_bounds[k])
             return jax.tree.map(lambda *n: jnp.stack(n), *notes), moments
@@ -216,11 +216,9 @@ def observe(
         def body(r, carry, src=segment.src, branches=branches, which=which):
             total, moments = carry
             row = tables.rows[r]
-            q = executor._quantizer(
-                program, scheme, None, None, sizes[src], row, bits.activations[r], r, rows
-            )
+            q = quantizer_of(program, scheme, None, None, sizes[src], row, bits.activations[r], r, rows)
             operands = tapes[src], row, weights, q.scale, q.bits, q.given, bounds[index.rows[r]]
-            notes, own = executor._switch(jnp.asarray(which)[row[OP]], branches, *operands)
+            notes, own = executor.switch(jnp.asarray(which)[row[OP]], branches, *operands)
             return _note(total, index.rows[r], notes), moments.at[r].set(own)
 
         total, moments = lax.fori_loop(tables.bounds[k], tables.bounds[k + 1], body, (total, moments))

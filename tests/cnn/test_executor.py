@@ -58,13 +58,7 @@ WIDE = make_space(
 )  # fmt: skip
 
 
-@pytest.fixture(scope='module', autouse=True)
-def quick_reference():
-    """The reference compiles many small pieces here; optimising them takes longer than running them."""
-    before = jax.config.read('jax_disable_most_optimizations')
-    jax.config.update('jax_disable_most_optimizations', True)
-    yield
-    jax.config.update('jax_disable_most_optimizations', before)
+pytestmark = pytest.mark.usefixtures('quick_reference')
 
 
 def sampled(space, split, count):

@@ -2,7 +2,6 @@
 
 from fractions import Fraction
 
-import jax
 import numpy as np
 import pytest
 
@@ -29,12 +28,7 @@ SPECS = [
 MEAN, STD = np.float32([0.4, 0.5, 0.6]), np.float32([0.2, 0.25, 0.3])
 
 
-@pytest.fixture(scope='module', autouse=True)
-def quick_reference():
-    before = jax.config.read('jax_disable_most_optimizations')
-    jax.config.update('jax_disable_most_optimizations', True)
-    yield
-    jax.config.update('jax_disable_most_optimizations', before)
+pytestmark = pytest.mark.usefixtures('quick_reference')
 
 
 @pytest.fixture(scope='module')

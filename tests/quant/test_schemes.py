@@ -50,12 +50,7 @@ POLICIES = [
 ]
 
 
-@pytest.fixture(scope='module', autouse=True)
-def quick_reference():
-    before = jax.config.read('jax_disable_most_optimizations')
-    jax.config.update('jax_disable_most_optimizations', True)
-    yield
-    jax.config.update('jax_disable_most_optimizations', before)
+pytestmark = pytest.mark.usefixtures('quick_reference')
 
 
 FAST = ('channel, percentile, sigma, soft',)  # the others: parts in test_weights, test_fake_quant

@@ -1,0 +1,45 @@
+"""For the tests of runs: real training processes on this machine, one or several together."""
+
+import contextlib
+import os
+import socket
+import subprocess
+import sys
+
+from tests.small_run import ROOT
+
+# As in `comparison.QUICK`.
+QUICK = '--xla_backend_optimization_level=0 --xla_cpu_use_fusion_emitters=false'
+
+
+@contextlib.contextmanager
+def trainers(cache, flags, *, stdout=subprocess.DEVNULL):
+    """start(workdir, *args, n=1, each=()) -> n processes that train together; they end with the context.
+
+    cache: folder of compiled programs, for all of them. flags: of every run. each: a flag for each process.
+    """
+    started = []
+
+    def start(workdir, *args, n=1, each=()):
+        with socket.socket() as s:
+            s.bind(('127.0.0.1', 0))
+            port = s.getsockname()[1]
+        env = {**os.environ, 'JAX_PLATFORMS': 'cpu', 'XLA_FLAGS': QUICK, 'GHN_JAX_CACHE': str(cache)}
+        together = lambda i: [f'--coordinator=127.0.0.1:{port}', f'--num_processes={n}', f'--process_id={i}']
+        run = [sys.executable, '-m', 'ghn_jax.train', *flags, f'--workdir={workdir}', *args]
+        out = [
+            subprocess.Popen(
+                run + (together(i) if n > 1 else []) + list(each[i : i + 1]),
+                cwd=ROOT, env=env, stdout=stdout, stderr=subprocess.PIPE, text=True,
+            )
+            for i in range(n)
+        ]  # fmt: skip
+        started.extend(out)
+        return out
+
+    try:
+        yield start
+    finally:
+        for process in started:
+            process.kill()
+            process.wait()
