@@ -201,8 +201,8 @@ def _step(
 class Stepper:
     """Runs training steps; holds the images and the workspaces.
 
-    The workspace is that of the last program: other families come up less often, and those of all would
-    not fit together.
+    A workspace is kept for when its family comes up again, for making one anew takes longer than small steps
+    do. Those of all families may not fit together: the ones used longest ago make room.
     """
 
     def __init__(
@@ -222,8 +222,7 @@ class Stepper:
                        'augment': config.train.augment, 'flip': dataset.flip}  # fmt: skip
         self.free = memory.free_bytes(mesh)  # before there are workspaces
         self.seen: set[Program] = set()
-        self.program: Program | None = None
-        self.workspace: steps.Workspace | None = None
+        self.workspaces: dict[Program, steps.Workspace] = {}  # in the order of their last use
 
     def is_new(self, program: Program) -> bool:
         """Whether the next step with it compiles it."""
@@ -236,18 +235,26 @@ class Stepper:
         if self.is_new(program):
             memory.check(program, self.config, self.mesh, self.free)
             self.seen.add(program)
-        if self.program is not program:
-            self.program, self.workspace = program, None  # the old one goes before the new one is made
-            dtype = self.config.train.dtype
-            self.workspace = devices.make_workspace(self.mesh, program, batch, dtype)
+        workspace = self.take_workspace(program)
         indices = data.batch_indices(self.config.seed, step, batch, self.count)
         if self.mesh:
             indices = devices.replicate(self.mesh, indices, devices.OVER_IMAGES)
             networks = devices.place_networks(self.mesh, networks, self.config.train.meta_batch)
-        state, values, self.workspace = _step(
-            state, networks, self.stream, indices, self.key, self.workspace, program=program, **self.static
+        state, values, self.workspaces[program] = _step(
+            state, networks, self.stream, indices, self.key, workspace, program=program, **self.static
         )
         return state, values
+
+    def take_workspace(self, program: Program) -> steps.Workspace:
+        """The program's, or a new one; all take half of the free memory together, one alone maybe more."""
+        if program in self.workspaces:
+            return self.workspaces.pop(program)
+        needed = lambda p: memory.program_bytes(p, self.config, self.mesh)
+        while self.workspaces and needed(program) + sum(map(needed, self.workspaces)) > self.free / 2:
+            del self.workspaces[next(iter(self.workspaces))]
+        return devices.make_workspace(
+            self.mesh, program, self.config.train.batch_size, self.config.train.dtype
+        )
 
 
 class Preparation:

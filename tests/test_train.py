@@ -14,6 +14,7 @@ from ghn_jax import data, lock, memory, runs
 from ghn_jax import train as training
 from ghn_jax.batches import draw
 from ghn_jax.checkpoint import Checkpoints
+from ghn_jax.cnn import building
 from ghn_jax.cnn.coverage import family
 from ghn_jax.errors import NotFinite, Stopped, UserError
 from ghn_jax.metrics import read_jsonl
@@ -23,6 +24,7 @@ from ghn_jax.quant import parse_bits
 from ghn_jax.quant.strategy import strategy_of
 from ghn_jax.replay import examine, replay
 from ghn_jax.stopping import Stopping
+from tests.cnn.networks import small_network
 from tests.small_run import command, is_one_error_line, small_config, write_run
 
 
@@ -400,6 +402,29 @@ def test_the_estimate_of_memory_grows_with_the_batch_and_falls_with_the_dtype():
     more = needed(batch_size=128) - one  # all but weights, tiles and their gradients
     assert more > 2**23 and needed(batch_size=192) == one + 2 * more
     assert needed(batch_size=64, dtype='bfloat16') < one - 0.4 * more
+
+
+def test_workspaces_are_kept_for_their_family_while_they_take_half_of_the_memory():
+    config = _config()
+    stepper = training.Stepper(
+        config, runs.make_ghn(config, 10), training.make_optimizer(config), runs.load_data(config)
+    )
+    a, b, c = programs = [
+        building.build_program(
+            [small_network([('skip_connect', 0), ('conv_1x1', 1)], C=C)], image_size=16, max_params=1e5
+        )
+        for C in (16, 32, 48)
+    ]
+    sizes = [memory.program_bytes(p, config, None) for p in programs]
+    stepper.free = 2 * (sizes[1] + sizes[2])
+    made = {}
+    for program in (a, b, a, c):  # when c comes, a was used last
+        made[program] = stepper.workspaces[program] = stepper.take_workspace(program)
+    assert list(stepper.workspaces) == [a, c]
+    assert stepper.take_workspace(a) is made[a] and list(stepper.workspaces) == [c]
+    stepper.free = 1
+    stepper.take_workspace(b)
+    assert not stepper.workspaces
 
 
 # ---- determinism
