@@ -46,7 +46,7 @@ CASES = {
     'weights': ('qat', Policy(4, 32)),
 }
 # Every collective there is, and the mesh without those of images.
-FEW = [('float', (8, 1)), ('float', (4, 2)), ('activations', (4, 2)), ('weights', (4, 2))]
+FEW = [('float', (8, 1)), ('activations', (4, 2)), ('weights', (4, 2))]
 REST = [(case, mesh) for case in CASES for mesh in MESHES if (case, mesh) not in FEW]
 # Its state is the gradient.
 KEEP = optax.GradientTransformation(

@@ -15,8 +15,7 @@ from tests.cnn.networks import small_network
 
 NETWORKS = [
     small_network(
-        [('sep_conv_3x3', 0), ('skip_connect', 1)], C=16, n_cells=2, C_mult=2, fc_layers=2, fc_dim=24,
-        stem_type=1, name='a',
+        [('sep_conv_3x3', 0), ('skip_connect', 1)], C=16, n_cells=2, fc_layers=2, fc_dim=24, name='a',
     ),
     small_network([('skip_connect', 0), ('conv_1x1', 1)], C=16, n_cells=2, norm=None, name='b'),
 ]  # fmt: skip
