@@ -5,5 +5,6 @@
 set -euo pipefail
 source "$(dirname "${BASH_SOURCE[0]}")/environment.sh"
 environment test
-# A file stays in one process, so that its tests share what they compile; -n 0 runs all in this one.
-exec python -m pytest -n auto --maxprocesses=4 --dist=loadfile "$@"
+# A file stays in one process, so that its tests share what they compile; -n 0 runs all in this one. One more
+# than there are cores, for some tests wait for processes of their own.
+exec python -m pytest -n "$(python -c 'import os; print(min(4, os.cpu_count() + 1))')" --dist=loadfile "$@"
