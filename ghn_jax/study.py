@@ -3,8 +3,9 @@
 python -m ghn_jax.study --config=configs/quickstart.py --strategies=configs/strategies.json \
     --workdir=runs/study --batch_size=60 --bits=w32a32,w4a4,w2a2 [--groups=w2a2] [--config.key=value]
 
-A strategy is a name and what it changes in `config.quant`: a JSON object {"name": {"mode": "qat", ..}, ..}.
-All have the config's seed, space, data and number of steps. Each has a run directory of its own,
+A strategy is a name and what it changes in the config: a JSON object {"name": {"mode": "qat", ..}, ..}. Keys
+are those of `config.quant`, or any of the config: "seed", "train.steps", "ghn.bits". What no strategy changes
+is the same for all: seed, space, data, number of steps. Each has a run directory of its own,
 WORKDIR/name, which `evaluate` and `predict` take as well. A study that was stopped goes on where it was;
 WORKDIR/study.json holds the tables of what is done. Differences are paired: those on the same networks.
 """
@@ -54,20 +55,28 @@ def read_strategies(path: str | os.PathLike) -> dict[str, dict[str, Any]]:
                 f'--strategies={path}: {name!r} is no name for a directory: use letters, digits, _.+-'
             )
         if not isinstance(changes, dict):
-            raise UserError(f'--strategies={path}: {name!r} is {changes!r}, expected an object of quant keys')
+            raise UserError(
+                f'--strategies={path}: {name!r} is {changes!r}, expected an object of config keys'
+            )
     return strategies
 
 
 def config_with(config: ConfigDict, name: str, changes: Mapping[str, Any]) -> ConfigDict:
-    """The config with a strategy's changes to `config.quant`. Raises UserError for bad keys and values."""
+    """The config with a strategy's changes. Raises UserError for bad keys and values."""
     config = copy.deepcopy(config)
     for key, value in changes.items():
-        if key not in config.quant:
-            raise UserError(f'strategy {name!r}: quant.{key} is no key: expected {", ".join(config.quant)}')
+        full = key if '.' in key or key in config else f'quant.{key}'
+        *parts, last = full.split('.')
+        holder = config
+        for part in parts:
+            holder = holder.get(part) if isinstance(holder, ConfigDict) else None
+        if not isinstance(holder, ConfigDict) or last not in holder:
+            known = f'{", ".join(config.quant)}, or a key of the config such as train.steps'
+            raise UserError(f'strategy {name!r}: {full} is no key: expected {known}')
         try:
-            config.quant[key] = configs.tuples(value)
+            holder[last] = configs.tuples(value)
         except TypeError as e:
-            raise UserError(f'strategy {name!r}: quant.{key}: {e}') from None
+            raise UserError(f'strategy {name!r}: {full}: {e}') from None
     try:
         strategy_of(configs.check(config))
     except UserError as e:
@@ -181,7 +190,14 @@ def _tables(found: Mapping[str, Any], strategies: Mapping[str, Any], baseline: s
     for name, result in found.items():
         for row in result['rows']:
             scores = _scores(result, row)
-            line = {'strategy': name, 'split': row['split'], 'bits': row['bits'], 'n': row['n']}
+            steps = result['protocol']['step']
+            line = {
+                'strategy': name,
+                'steps': steps,
+                'split': row['split'],
+                'bits': row['bits'],
+                'n': row['n'],
+            }
             line |= {key: row[key] for key in ('top1_mean', 'top1_sem', 'top1_median', 'top1_max')}
             if baseline in found and name != baseline:
                 line |= _difference(scores, _scores(found[baseline], row))
@@ -195,7 +211,7 @@ def _tables(found: Mapping[str, Any], strategies: Mapping[str, Any], baseline: s
             numbers = results.statistics(changes, 'difference')
             parts.append({'strategy': name, 'part': f'one layer of the {part}', 'n': len(changes), **numbers})
     protocol = next((r['protocol'] for r in found.values()), {})
-    same = ('dataset', 'note', 'images', 'image_size', 'batch_size', 'batch_norm', 'ranges', 'seed', 'step')
+    same = ('dataset', 'note', 'images', 'image_size', 'batch_size', 'batch_norm', 'ranges', 'seed')
     return {
         'rows': rows,
         'parts': parts,
@@ -221,8 +237,9 @@ def text(tables: Mapping[str, Any]) -> str:
     names = list(dict.fromkeys(row['strategy'] for row in tables['rows']))
     cells = {(r['strategy'], (r['split'], r['bits'])): r for r in tables['rows']}
     several = len({split for split, _ in columns}) > 1
-    headers = ['strategy', *(f'{split} {bits}' if several else bits for split, bits in columns)]
-    lines = [[name, *(_cell(cells.get((name, column))) for column in columns)] for name in names]
+    headers = ['strategy', 'steps', *(f'{split} {bits}' if several else bits for split, bits in columns)]
+    steps = {row['strategy']: row['steps'] for row in tables['rows']}
+    lines = [[name, steps[name], *(_cell(cells.get((name, column))) for column in columns)] for name in names]
     out = [tabulate(lines, headers, tablefmt='github', disable_numparse=True), '', _note(tables)]
     if tables['parts']:
         parts = list(dict.fromkeys(row['part'] for row in tables['parts']))
@@ -252,9 +269,9 @@ def _plus_minus(mean: float, sem: float | None, sign: str = '') -> str:
 def _note(tables: Mapping[str, Any]) -> str:
     p = tables['protocol']
     return (
-        f'Mean top-1 ± standard error in percent (difference to {tables["baseline"]} on the same networks) '
-        f'after {p.get("step")} steps; {p["num_networks"]} networks, {p.get("images")} test images of '
-        f'{p.get("dataset")}. {p.get("note") or ""}'
+        f'Mean top-1 ± standard error in percent (difference to {tables["baseline"]} on the same networks); '
+        f'{p["num_networks"]} networks, {p.get("images")} test images of {p.get("dataset")}. '
+        f'{p.get("note") or ""}'
     ).strip()
 
 

@@ -75,6 +75,9 @@ def test_a_study_that_is_done_trains_and_scores_nothing_again(done, monkeypatch)
         ({'a': {'mode': 'qat', 'bitz': 'w4a4'}}, 'quant.bitz is no key'),
         ({'a': {'mode': 'qat', 'bits': 'w0a4'}}, "strategy 'a': --config.quant.bits"),
         ({'a': {'mode': 'qat', 'percentile': 'high'}}, "strategy 'a': quant.percentile"),
+        ({'a': {'ghn.bitz': True}}, "strategy 'a': ghn.bitz is no key"),
+        ({'a': {'seed.x.y': 1}}, "strategy 'a': seed.x.y is no key"),
+        ({'a': {'train.steps': '7'}}, "strategy 'a': train.steps"),
         ({'a': {}, 'b': {'mode': 'float', 'standardise': True}}, "strategy 'b'"),
     ],
 )
@@ -95,6 +98,12 @@ def test_the_strategies_of_the_repository_are_possible():
     c = small_config()
     for name, changes in study.read_strategies('configs/strategies.json').items():
         assert study.config_with(c, name, changes).quant.mode == changes['mode']
+
+
+def test_a_strategy_may_change_any_key_of_the_config():
+    changed = study.config_with(small_config(), 'a', {'bits': 'w2a2', 'ghn.bits': True, 'seed': 9})
+    assert changed.quant.bits == 'w2a2' and changed.ghn.bits and changed.seed == 9
+    assert small_config().seed != 9
 
 
 def test_parts_of_a_network_are_the_stem_the_cells_and_the_head():
