@@ -101,7 +101,7 @@ def test_a_page_has_all_sections_and_needs_nothing_else(text, sections):
     assert {figure.name for section in sections for figure in section.figures} < contents.NAMES
     ids = {attributes['id'] for attributes in found.all('section')}
     assert all((a['href'] or '').removeprefix('#') in ids for a in found.all('a'))
-    assert ABOUT['command'] in found.texts['pre'] and '2026-01-02' in found.texts['td']
+    assert found.texts['pre'] == [ABOUT['command']] and '2026-01-02' in found.texts['td']
 
 
 def test_the_table_has_the_numbers_of_the_result(text):

@@ -71,7 +71,9 @@ def accuracy_by_bits(evaluation: Evaluation) -> bytes:
     panel.set_xticks(range(len(bits)), [results.bits_label(b) for b in bits])
     panel.set_ylabel('mean top-1 accuracy, %')
     panel.grid(axis='y', alpha=0.3)
-    fig.legend(loc='outside lower center', ncols=2, fontsize=9, frameon=False)
+    chance, *lines = zip(*panel.get_legend_handles_labels())
+    entries = zip(*lines, chance)
+    fig.legend(*entries, loc='outside lower center', ncols=2, fontsize=9, frameon=False)
     return _encoded(fig)
 
 
@@ -185,6 +187,8 @@ def activation_histograms(layers: Sequence[Layer]) -> bytes:
         if total:
             panel.stairs(layer.counts * 100 / total, layer.edges, fill=True, color=COLOURS[2], alpha=0.8)
             panel.set_yscale('log')
+            panel.yaxis.set_major_formatter('{x:g}')  # the usual one writes mathematics
+            panel.minorticks_off()
         else:
             panel.text(0.5, 0.5, 'nothing to show', ha='center', transform=panel.transAxes, fontsize=9)
 
@@ -193,14 +197,17 @@ def activation_histograms(layers: Sequence[Layer]) -> bytes:
 
 def _by_layer(layers: Sequence[Layer], which: int, draw: Any, x: str, y: str) -> bytes:
     """which: 0 for weights, 1 for activations."""
+    from matplotlib.ticker import MaxNLocator
+
     fig, panels = _subplots(-(-len(layers) // 2), 2, 2.3)
     for panel, layer in zip(panels.flat, layers):
         draw(panel, layer)
         noise = layer.decibels[which]
         bits = 'float' if layer.bits[which] == 32 else f'{layer.bits[which] or "ternary"} bits'
         said = bits + (f', {noise:.1f} dB' if math.isfinite(noise) else '')
-        panel.set_title(f'{layer.name}\n{said}', fontsize=8.5)
+        panel.set_title(f'{layer.name.removesuffix(".weight")}\n{said}', fontsize=8.5)
         panel.tick_params(labelsize=8)
+        panel.xaxis.set_major_locator(MaxNLocator(5))
         panel.grid(axis='y', alpha=0.3)
     for panel in panels.flat[len(layers) :]:
         panel.set_axis_off()

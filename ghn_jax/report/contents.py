@@ -145,12 +145,13 @@ def _noise(evaluation: Evaluation, specs: Mapping[str, NetworkSpec]) -> Section:
 
 def _histograms(evaluation: Evaluation, spec: NetworkSpec, layers: Sequence[Layer]) -> Section:
     at, names = results.bits_label(evaluation.closeup), ', '.join(layer.name for layer in layers)
+    folded = '' if evaluation.how.batch_norm == 'batch' else ' with the normalisations folded into them'
     weights = Figure(
         name='weights',
         png=charts.weight_histograms(layers),
         alt=f'Histograms of predicted weights and of the values they are rounded to, of the layers {names}.',
-        caption=f'Predicted weights, and the levels that they are rounded to at {at}. Beside the bits: the '
-        'signal-to-quantization-noise ratio.',
+        caption=f'Predicted weights{folded}, and the levels that they are rounded to at {at}. Beside the '
+        'bits: the signal-to-quantization-noise ratio.',
     )
     activations = Figure(
         name='activations',
@@ -198,15 +199,20 @@ def _training(metrics: Sequence[Mapping[str, Any]] | None) -> Section:
 
 
 def _protocol(evaluation: Evaluation, about: Mapping[str, Any]) -> Section:
-    shown = [('Protocol', evaluation.result['protocol'])]
+    shown = {'Protocol': evaluation.result['protocol']}
     if evaluation.other:
-        shown.append(('Protocol of the other run', evaluation.other['protocol']))
-    shown.append(('This report', {key: value for key, value in about.items() if key != 'command'}))
+        shown['Protocol of the other run'] = evaluation.other['protocol']
+    shown['This report'] = about
     tables = [
-        Table(caption=caption, headers=['what', 'value'], lines=[(k, _plain(v)) for k, v in values.items()])
-        for caption, values in shown
+        Table(
+            caption=caption,
+            headers=['what', 'value'],
+            lines=[(key, _plain(value)) for key, value in values.items() if key != 'command'],
+        )
+        for caption, values in shown.items()
     ]
-    return Section(title='Protocol and command', tables=tables, code=[about['command']])
+    commands = [_plain(values['command']) for values in shown.values() if 'command' in values]
+    return Section(title='Protocol and command', tables=tables, code=['\n'.join(commands)])
 
 
 def _plain(value: Any) -> str:

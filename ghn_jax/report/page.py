@@ -48,6 +48,11 @@ class Section:
     code: Sequence[str] = ()
     figures: Sequence[Figure] = ()
 
+    @property
+    def is_narrow(self) -> bool:
+        """Whether it has room beside another one on a wide page."""
+        return len(self.figures) < 2 and not self.tables
+
 
 def render(title: str, lead: str, sections: Sequence[Section]) -> str:
     """The HTML of a page. All text is escaped: names in it may be anybody's."""
