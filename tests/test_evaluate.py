@@ -248,8 +248,10 @@ def test_several_splits_are_scored_one_after_the_other(run, dataset, result):
     assert both['networks'][3:] == result['networks'] and both['rows'][5:] == result['rows']
 
 
-def test_a_report_shows_the_evaluation_and_a_file_of_it_alike(workdir, tmp_path, count_compiles):
-    flags = f'--workdir={workdir}', '--bits=w32a32,w4a4', '--calibration_batches=4', *ARGS
+def test_a_report_shows_the_evaluation_and_a_file_of_it_alike(workdir, calibrated, tmp_path, count_compiles):
+    """By the protocol of `calibrated`, whose programs it uses."""
+    flags = [f'--workdir={workdir}', '--bits=w32a32,w4a4', *ARGS]
+    flags += ['--bn=calibrated', '--ranges=calibrated', '--calibration_batches=4']
     code, out, err = command('ghn_jax.report', *flags)
     assert code == 0, err
     first = workdir / 'report/index.html'

@@ -102,7 +102,6 @@ def look(run: runs.Run, evaluation: Evaluation, selection: Selection, num_device
     bits = program.bits(layout, used)
     moments, workspace = protocol.statistics(how, measure, layout, network, workspace)
     network, _, workspace = protocol.prepare(how, measure, layout, network, moments, bits, workspace)
-    network = devices.replicate(mesh, network)
     nowhere = np.zeros((program.capacity.tensors, 2), np.float32)
     measured, workspace = measure(layout, network, bits, nowhere, workspace)
     seen, bounds, _ = protocol.histograms(measure, layout, network, bits, measured.activations, workspace)
