@@ -13,6 +13,7 @@ signal). A command looks like
 import os
 import pathlib
 import re
+import shlex
 import sys
 import traceback
 from collections.abc import Callable, Sequence
@@ -85,19 +86,39 @@ def check_workdir(workdir: str | os.PathLike | None, *, must_exist: bool = False
     """
     if not workdir:
         raise UserError('--workdir is missing: give the run directory, as in --workdir=runs/quickstart')
+    if not must_exist:
+        return check_folder(workdir, 'workdir')
     path = _absolute(workdir, 'workdir')
-    if path.exists() and not path.is_dir():
-        raise UserError(f'--workdir={workdir} is a file: give a directory')
-    if must_exist and not path.exists():
+    _check_place(path, f'--workdir={workdir}')
+    if not path.exists():
         raise UserError(f'--workdir={workdir} does not exist: give one that ghn_jax.train has written')
+    return path
+
+
+def check_folder(folder: str | os.PathLike, flag: str) -> pathlib.Path:
+    """A directory to be written to, there or not yet, as an absolute path; it is not created here.
+
+    `flag` is the flag's name for the message (`out`).
+
+    Raises UserError if it is or lies under a file, or cannot be written.
+    """
+    path = _absolute(folder, flag)
+    parent = _check_place(path, f'--{flag}={folder}')
+    if not os.access(parent, os.W_OK | os.X_OK):
+        raise UserError(f'--{flag}={folder}: {parent} cannot be written: give another directory')
+    return path
+
+
+def _check_place(path: pathlib.Path, what: str) -> pathlib.Path:
+    """The nearest of a directory and those above it that exists; UserError where that is a file."""
+    if path.exists() and not path.is_dir():
+        raise UserError(f'{what} is a file: give a directory')
     parent = path
     while not parent.exists():
         parent = parent.parent
     if not parent.is_dir():
-        raise UserError(f'--workdir={workdir} lies under the file {parent}: give another directory')
-    if not must_exist and not os.access(parent, os.W_OK | os.X_OK):
-        raise UserError(f'--workdir={workdir}: {parent} cannot be written: give another directory')
-    return path
+        raise UserError(f'{what} lies under the file {parent}: give another directory')
+    return parent
 
 
 def check_output(path: str | os.PathLike, flag: str, suffixes: Sequence[str] = ()) -> pathlib.Path:
@@ -132,6 +153,11 @@ def _absolute(path: str | os.PathLike, flag: str) -> pathlib.Path:
             f'--{flag}={shown(os.fspath(path))} cannot be used ({reason}): give another'
         ) from None
     return absolute
+
+
+def command_line(command: str) -> str:
+    """How this process was started, for a shell: `command` is the name of the module."""
+    return shlex.join(['python', '-m', f'ghn_jax.{command}', *sys.argv[1:]])
 
 
 def write_atomic(path: str | os.PathLike, data: bytes | str) -> None:

@@ -8,12 +8,10 @@ bits predicts them anew for each. Policies beyond one bit-width for all are read
 `quant/policy.py` for their format. Accuracies are in percent.
 """
 
-import hashlib
 import itertools
 import json
 import os
 import pathlib
-import shlex
 import sys
 import time
 from collections.abc import Sequence
@@ -23,8 +21,7 @@ import jax
 from absl import flags
 
 import ghn_jax
-from ghn_jax import cli, devices, memory, results, runs
-from ghn_jax.cnn import calibration as calibrations
+from ghn_jax import cli, devices, memory, request, results, runs
 from ghn_jax.cnn import integer
 from ghn_jax.data import Dataset
 from ghn_jax.errors import UserError
@@ -32,11 +29,11 @@ from ghn_jax.hypernet.bits import check_policies
 from ghn_jax.metrics import Progress
 from ghn_jax.networks.graph import build_graph, count_depth
 from ghn_jax.networks.size import count_parameters
-from ghn_jax.networks.spaces import SPLITS
-from ghn_jax.networks.spec import NetworkSpec, load_networks
-from ghn_jax.protocol import BATCH_NORMS, CALIBRATION_BATCHES, PAPERS, RANGE_RULE, RANGES, Protocol
-from ghn_jax.quant.policy import Policy, load_policy, parse_bits
+from ghn_jax.networks.spec import NetworkSpec
+from ghn_jax.protocol import CALIBRATION_BATCHES, PAPERS, Protocol
+from ghn_jax.quant.policy import Policy, parse_bits
 from ghn_jax.quant.strategy import describe_bits, strategy_of
+from ghn_jax.request import BATCH_SIZE, BITS, NUM_NETWORKS
 from ghn_jax.results import Result
 from ghn_jax.scoring import (
     Images,
@@ -49,37 +46,7 @@ from ghn_jax.scoring import (
     select_split,
 )
 
-BITS = ('w32a32', 'w8a8', 'w4a8', 'w4a4', 'w2a2')
-BATCH_SIZE = 64  # as in training
-NUM_NETWORKS = 50
 GIVEN = 'archs'  # what rows call the networks of an architecture file
-
-
-def parse_splits(names: Sequence[str]) -> tuple[str, ...]:
-    """The names without repetitions. Raises UserError for an unknown one, and for none."""
-    splits = tuple(dict.fromkeys(name.strip() for name in names))
-    if not splits:
-        raise UserError(f'--splits is empty: choose from {", ".join(SPLITS)}')
-    for split in splits:
-        if split not in SPLITS:
-            raise UserError(f'--splits={split}: choose from {", ".join(SPLITS)}')
-    return splits
-
-
-def parse_policies(names: Sequence[str], files: Sequence[str] = ()) -> tuple[Policy, ...]:
-    """Policies from their names and from policy files, without repetitions.
-
-    Raises UserError for impossible bits, bad files, two policies of one name, and for none.
-    """
-    policies = list(dict.fromkeys(parse_bits(name) for name in names))
-    for file in dict.fromkeys(files):
-        policy = load_policy(file)
-        if str(policy) in map(str, policies):
-            raise UserError(f'--policy={file}: another policy is called {str(policy)!r}: rename the file')
-        policies.append(policy)
-    if not policies:
-        raise UserError(f'--bits is empty: expected a list such as {",".join(BITS)}')
-    return tuple(policies)
 
 
 def evaluate(
@@ -196,7 +163,7 @@ def evaluate(
                     told=told and strategy.used(told), scheme=strategy.scheme.when_used(),
                     how=how, calibration=calibration, mesh=mesh, done=done,
                 )  # fmt: skip
-            for network, per_policy in zip(described, scores):
+            for per_policy, network in zip(scores, described):  # which goes on with the next split
                 network |= _in_percent(bits, policies, per_policy)
         about = protocol | _about(run, workdir, told) | {'seconds': round(time.perf_counter() - start, 1)}
         return {'rows': results.make_rows(scored, bits), 'networks': scored, 'protocol': about}
@@ -265,7 +232,6 @@ def _about(run: runs.Run, workdir: str, told: Policy | None) -> dict[str, Any]:
 
 
 def _describe(split: str, index: int, spec: NetworkSpec) -> dict[str, Any]:
-    fields = {k: v for k, v in spec.to_dict().items() if k != 'name'}
     return {
         'split': split,
         'name': spec.name or f'network-{index}',
@@ -273,7 +239,7 @@ def _describe(split: str, index: int, spec: NetworkSpec) -> dict[str, Any]:
         'n_cells': spec.n_cells,
         'parameters': count_parameters(spec),
         'depth': count_depth(build_graph(spec)),
-        'digest': hashlib.sha256(json.dumps(fields, sort_keys=True).encode()).hexdigest()[:16],
+        'digest': spec.digest,
     }
 
 
@@ -286,104 +252,16 @@ def _training(run: runs.Run) -> str:
 
 
 if __name__ == '__main__':
-    _WORKDIR = flags.DEFINE_string('workdir', None, 'Run directory, of ghn_jax.train or ghn_jax.convert.')
-    _STEP = flags.DEFINE_string('step', 'latest', 'Checkpoint: latest, best (in validation), or a number.')
-    _SPLITS = flags.DEFINE_list('splits', ['test'], f'Networks to score: of {", ".join(SPLITS)}.')
-    _BITS = flags.DEFINE_list(
-        'bits',
-        None,
-        'Bit-widths: w<bits>a<bits>, of weights and activations; 32 is float. '
-        f'Default: {",".join(BITS)}, or none where --policy is given.',
-    )
-    _POLICY = flags.DEFINE_list('policy', [], 'Policy files, beside --bits: JSON, bits by tensor.')
-    _TOLD = flags.DEFINE_string(
-        'told', None, 'Bits, as in w8a8, that a GHN that is told the bits is told in place of those run.'
-    )
-    _NUM_NETWORKS = flags.DEFINE_integer('num_networks', NUM_NETWORKS, 'Networks of each split; 0 takes all.')
-    _NUM_IMAGES = flags.DEFINE_integer('num_images', 0, 'Test images; 0 takes all.')
-    _BATCH_SIZE = flags.DEFINE_integer(
-        'batch_size', BATCH_SIZE, 'Images of a batch, whose statistics BatchNorm uses.'
-    )
-    _BN = flags.DEFINE_enum(
-        'bn', 'batch', BATCH_NORMS,
-        'BatchNorm statistics: of each batch; of training images, folded into the weights before these are '
-        'rounded; or taken again after that (corrected).',
-    )  # fmt: skip
-    _RANGES = flags.DEFINE_enum('ranges', 'batch', RANGES, 'Ranges of activations: of each batch, or fixed.')
-    _RANGE_RULE = flags.DEFINE_enum(
-        'range_rule', None, calibrations.RULES, f'Of calibrated ranges. Default: {RANGE_RULE}.'
-    )
-    _CALIBRATION = flags.DEFINE_integer(
-        'calibration_batches', None, f'Of training images. Default: {CALIBRATION_BATCHES}.', lower_bound=1
-    )
-    _SQNR = flags.DEFINE_bool('sqnr', False, 'Measure the noise of rounding, layer by layer.')
-    _INTEGER = flags.DEFINE_integer(
-        'integer', 0, 'So many images are run in integer arithmetic, too, and predictions compared.',
-        lower_bound=0,
-    )  # fmt: skip
-    _SEED = flags.DEFINE_integer('seed', 0, 'Which networks the splits have.')
-    _ARCHS = flags.DEFINE_string(
-        'archs', None, 'Architecture file: score exactly its networks, and no split.'
-    )
-    _DEVICES = flags.DEFINE_integer(
-        'devices', 0, 'Devices that share the images, 0: all; a CPU is divided into so many.', lower_bound=0
-    )
-    _DATA_DIR = flags.DEFINE_string('data_dir', None, 'Where TFDS data lie, if not where the run had them.')
+    _READ = request.define_flags()
     _JSON = flags.DEFINE_string('json', None, 'File to write the result to.')
     _PLOT = flags.DEFINE_string('plot', None, 'Picture to write (.png, .pdf, .svg).')
-    _AGAINST = flags.DEFINE_string(
-        'against',
-        None,
-        'To compare with: the directory of another run, which is scored on the same networks, or '
-        'the --json file of its evaluation.',
-    )
 
     def _main() -> None:
-        workdir = cli.check_workdir(_WORKDIR.value, must_exist=True)
-        how = Protocol(
-            batch_norm=_BN.value,
-            ranges=_RANGES.value,
-            range_rule=_RANGE_RULE.value or RANGE_RULE,
-            sqnr=_SQNR.value,
-            integer=_INTEGER.value,
-        )
-        if _RANGE_RULE.value and how.ranges == 'batch':
-            raise UserError(f'--range_rule={_RANGE_RULE.value} is for --ranges=calibrated: give both or none')
-        if _CALIBRATION.value and not how.measures:
-            raise UserError(
-                f'--calibration_batches={_CALIBRATION.value}: nothing is calibrated; it is for '
-                '--bn=calibrated, --ranges=calibrated or --sqnr'
-            )
-        bits = _BITS.value if _BITS.value is not None else () if _POLICY.value else BITS
-        splits, policies = parse_splits(_SPLITS.value), parse_policies(bits, _POLICY.value)
-        told = None if _TOLD.value is None else parse_bits(_TOLD.value)
-        if _SEED.value < 0:
-            raise UserError(f'--seed={_SEED.value}: expected at least 0')
+        asked = _READ()
         json_file = cli.check_output(_JSON.value, 'json') if _JSON.value else None
         plot_file = cli.check_output(_PLOT.value, 'plot', results.PICTURES) if _PLOT.value else None
-        specs = load_networks(_ARCHS.value) if _ARCHS.value else None
-        runs.enable_compilation_cache()
-        runs.divide_cpu(_DEVICES.value or 1)
-        run = runs.load_run(workdir, _STEP.value)
-        if _DATA_DIR.value is not None:
-            run.config.data_dir = _DATA_DIR.value
-        result, other = evaluate(
-            run,
-            splits=splits,
-            policies=policies,
-            num_networks=_NUM_NETWORKS.value,
-            num_images=_NUM_IMAGES.value,
-            batch_size=_BATCH_SIZE.value,
-            seed=_SEED.value,
-            specs=specs,
-            how=how,
-            calibration_batches=_CALIBRATION.value or CALIBRATION_BATCHES,
-            against=_AGAINST.value,
-            workdir=_WORKDIR.value or '',
-            num_devices=_DEVICES.value,
-            told=told,
-        )
-        result['protocol']['command'] = shlex.join(['python', '-m', 'ghn_jax.evaluate', *sys.argv[1:]])
+        result, other = evaluate(asked.load_run(), **asked.options)
+        result['protocol']['command'] = cli.command_line('evaluate')
         print(results.text(result, other))
         if json_file:
             cli.write_atomic(json_file, json.dumps(result, indent=1, allow_nan=False) + '\n')

@@ -14,7 +14,7 @@ from jax.sharding import Mesh
 
 from ghn_jax import devices, steps
 from ghn_jax.cnn import calibration, observer
-from ghn_jax.cnn.observer import Moments
+from ghn_jax.cnn.observer import Activations, Moments
 from ghn_jax.cnn.program import Bits, Layout, Program, Ranges, Tables
 from ghn_jax.errors import UserError
 from ghn_jax.quant.policy import Policy
@@ -165,13 +165,21 @@ def _fix_ranges(how, measure, layout, network, bits, workspace):
         measured, workspace = measure(layout, network, bits, bounds, workspace)
         seen = measured.activations
         if how.range_rule in calibration.HISTOGRAM_RULES:
-            # Its bins lie between the extremes, which are known only now.
-            bounds = np.stack([seen.lo.min(0), seen.hi.max(0)], -1)
-            measured, workspace = measure(layout, network, bits, bounds, workspace)
-            seen = measured.activations
+            seen, bounds, workspace = histograms(measure, layout, network, bits, seen, workspace)
         tensor_bits = observer.tensor_bits(index, bits)
         lo, hi = calibration.activation_ranges(how.range_rule, seen, tensor_bits, bounds)
     return network._replace(ranges=observer.make_ranges(index, lo, hi)), workspace
+
+
+def histograms(
+    measure: Measure, layout: Layout, network: Network, bits: Bits, seen: Activations, workspace
+) -> tuple[Activations, np.ndarray, Any]:
+    """(the activations measured again, with histograms between the extremes of those `seen`; the bounds of
+    the histograms, [T, 2]; workspace).
+    """
+    bounds = np.stack([seen.lo.min(0), seen.hi.max(0)], -1)
+    measured, workspace = measure(layout, network, bits, bounds, workspace)
+    return measured.activations, bounds, workspace
 
 
 def _layer_sqnr(measure, layout, network, bits, workspace):

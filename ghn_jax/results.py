@@ -4,7 +4,6 @@ A result is a dict, as it lies in a JSON file: `rows` (one for each split and bi
 them) and `protocol` (how the numbers came about). Accuracies are in percent.
 """
 
-import io
 import math
 import os
 import textwrap
@@ -14,7 +13,7 @@ from typing import Any
 import numpy as np
 from tabulate import tabulate
 
-from ghn_jax import jsonfile
+from ghn_jax import figures, jsonfile
 from ghn_jax.errors import UserError, shown
 
 Result = dict[str, Any]
@@ -186,12 +185,19 @@ def labels(result: Result, other: Result | None = None) -> tuple[str, ...]:
 
 def text(result: Result, other: Result | None = None) -> str:
     """The table, with notes under it: how top-1 goes with size and depth, and the protocol."""
-    named, rows = labels(result, other), result['rows']
+    headers, lines = table(result, other)
+    shown = tabulate(lines, headers, tablefmt='github', disable_numparse=True)
+    return '\n'.join([shown, '', *notes(result, other)])
+
+
+def table(result: Result, other: Result | None = None) -> tuple[list[str], list[list[Any]]]:
+    """(headers, a line of cells for each split and bit-width), in percent and decibels."""
+    rows = result['rows']
     headers = ['split', 'bits', 'n', 'top-1', 'median', 'max', 'top-5', 'median', 'max']
     measured = [more for more in MEANS if any(f'{more}_mean' in r for r in rows)]
     headers += [_HEADERS[more] for more in measured]
     if other is not None:
-        headers += [f'top-1: {named[1]}', 'difference [95 %]']
+        headers += [f'top-1: {labels(result, other)[1]}', 'difference [95 %]']
     lines = []
     for r in rows:
         line = [r['split'], r['bits'], r['n']]
@@ -201,14 +207,18 @@ def text(result: Result, other: Result | None = None) -> str:
         if other is not None:
             line += [_mean(r, 'against_top1'), _difference(r)]
         lines.append(line)
-    p = result['protocol']
-    notes = [
-        f'{named[0]}, step {p["step"]}. Mean ± standard error over n networks, in percent; '
+    return headers, lines
+
+
+def notes(result: Result, other: Result | None = None) -> list[str]:
+    """What is to be said under the table: what was scored and how, correlations, the note on the data."""
+    p, rows = result['protocol'], result['rows']
+    return [
+        f'{labels(result, other)[0]}, step {p["step"]}. Mean ± standard error over n networks, in percent; '
         f'{p["images"]} {p["image_split"]} images of {p["dataset"]}. {_how(p)}',
         *([_correlations(rows)] if any(r.get('correlation_depth') is not None for r in rows) else []),
         *([p['note']] if p['note'] else []),
     ]
-    return '\n'.join([tabulate(lines, headers, tablefmt='github', disable_numparse=True), '', *notes])
 
 
 _HEADERS = {
@@ -262,19 +272,13 @@ def _mean(row: Mapping[str, Any], prefix: str) -> str:
 
 def picture(result: Result, other: Result | None = None, *, suffix: str = '.png') -> bytes:
     """A panel for each split: the networks' top-1 at every bit-width, as points and boxes, for both runs."""
-    import matplotlib
-
-    matplotlib.use('Agg')
-    matplotlib.rcParams['text.parse_math'] = False  # names may have dollars
-    from matplotlib import pyplot as plt
-
     protocol = result['protocol']
     splits, bits = list(dict.fromkeys(r['split'] for r in result['rows'])), protocol['bits']
     runs = [r for r in (result, other) if r is not None]
     columns = min(len(splits), 3 if other is None else 2)
     rows = -(-len(splits) // columns)
     width = max(5.5, (1.0 + 0.55 * len(bits) * len(runs)) * columns)
-    fig, axes = plt.subplots(
+    fig, axes = figures.pyplot().subplots(
         rows, columns, figsize=(width, 3.6 * rows + 0.9), sharey=True, squeeze=False, layout='constrained'
     )
     handles = []
@@ -296,7 +300,7 @@ def picture(result: Result, other: Result | None = None, *, suffix: str = '.png'
                 )
             handles.append(boxes['medians'][0])
         panel.axhline(100 / protocol['num_classes'], color='gray', linestyle=':', linewidth=1)
-        panel.set_xticks(range(len(bits)), [_bits_label(b) for b in bits])
+        panel.set_xticks(range(len(bits)), [bits_label(b) for b in bits])
         panel.set_xlim(-0.6, len(bits) - 0.4)
         panel.set_title(
             f'{split} ({sum(n["split"] == split for n in result["networks"])} networks)', fontsize=10
@@ -315,11 +319,9 @@ def picture(result: Result, other: Result | None = None, *, suffix: str = '.png'
     fig.suptitle('\n'.join([title, *textwrap.wrap(protocol['note'], 16 * int(width))]), fontsize=10)
     entries = [*handles[: len(runs)], chance], [*names, 'chance']
     fig.legend(*entries, loc='outside lower center', ncols=3, fontsize=9, frameon=False)
-    out = io.BytesIO()
-    fig.savefig(out, format=suffix.removeprefix('.'), dpi=130)
-    plt.close(fig)
-    return out.getvalue()
+    return figures.encoded(fig, suffix)
 
 
-def _bits_label(bits: str) -> str:
+def bits_label(bits: str) -> str:
+    """The name of a policy as figures show it: `w4a8` is W4/A8."""
     return 'float' if bits == 'w32a32' else bits.upper().replace('A', '/A')

@@ -17,6 +17,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax import Array
 from jax.sharding import Mesh
 
 from ghn_jax import devices, protocol, steps
@@ -250,7 +251,7 @@ def score_in_full(
     batch_size, given = images.labels.shape[1], images
     images, score = spread_images(mesh, images), score_on(mesh, scheme)
     for program, members in selection.groups:
-        nodes = max(len(build_graph(selection.specs[i]).nodes) for i in members)
+        nodes = room_for([selection.specs[i] for i in members])
         measure = _measure(program, mesh, calibration, scheme) if how.measures else None
         # Made for every group and given back after it: tapes of several programs may not fit side by side.
         # The weights are read while the workspace is donated, so they cannot be part of it.
@@ -259,15 +260,10 @@ def score_in_full(
         for i in members:
             for p, policy in enumerate(policies):
                 if p == 0 or (ghn.config.bits and not told):
-                    networks, (layout,) = prepare(
-                        program, [selection.specs[i]], told or policy, max_nodes=round_up(nodes, _NODES)
-                    )
-                    weights = _predict(ghn, params, networks, weights)
-                    tables = jax.tree.map(lambda a: a[0], networks.tables)
-                    float_weights = _standardise(weights, tables) if standardise else weights
-                    if mesh:
-                        float_weights = devices.replicate(mesh, float_weights)
-                    own = Network(float_weights, tables, None)
+                    own, layout, weights = predict_network(
+                        ghn, params, program, selection.specs[i], told or policy, weights,
+                        max_nodes=nodes, standardise=standardise, mesh=mesh,
+                    )  # fmt: skip
                     if measure:
                         moments, workspace = protocol.statistics(how, measure, layout, own, workspace)
                 bits = program.bits(layout, policy)
@@ -289,6 +285,38 @@ def score_in_full(
                 scores[i].append(Score(*shares, predicted, sqnr, share))
                 done(i, p)
     return scores
+
+
+def room_for(specs: Sequence[NetworkSpec]) -> int:
+    """Nodes that the graphs of these networks are padded to: few numbers, so few compilations."""
+    return round_up(max(len(build_graph(spec).nodes) for spec in specs), _NODES)
+
+
+def predict_network(
+    ghn: GHN,
+    params: Any,
+    program: Program,
+    spec: NetworkSpec,
+    policy: Policy,
+    buffer: Array,
+    *,
+    max_nodes: int,
+    standardise: bool = False,
+    mesh: Mesh | None = None,
+) -> tuple[Network, Layout, Array]:
+    """(the network with its predicted weights, where they lie in its buffer, a buffer for the next call).
+
+    policy: what a hypernetwork that is told the bits is told. buffer: float32 [F], taken for the weights.
+    standardise: whether the weights are. mesh: of devices that the weights are copied to.
+
+    Raises:
+      UserError: as `batches.prepare`.
+    """
+    networks, (layout,) = prepare(program, [spec], policy, max_nodes=max_nodes)
+    buffer = _predict(ghn, params, networks, buffer)
+    tables = jax.tree.map(lambda a: a[0], networks.tables)
+    weights = _standardise(buffer, tables) if standardise else buffer
+    return Network(devices.replicate(mesh, weights) if mesh else weights, tables, None), layout, buffer
 
 
 def _measure(program: Program, mesh: Mesh | None, calibration: Images | None, scheme: Scheme) -> Measure:

@@ -29,9 +29,10 @@ from ghn_jax import cli, results, runs, sensitivity
 from ghn_jax import config as configs
 from ghn_jax.data import Dataset
 from ghn_jax.errors import UserError
-from ghn_jax.evaluate import evaluate, parse_policies, parse_splits
+from ghn_jax.evaluate import evaluate
 from ghn_jax.quant.policy import Policy
 from ghn_jax.quant.strategy import strategy_of
+from ghn_jax.request import parse_policies, parse_splits
 from ghn_jax.scoring import image_batches, select_split
 from ghn_jax.train import train
 

@@ -15,12 +15,13 @@ from ghn_jax.cnn.pieces import BLOCK
 from ghn_jax.cnn.reference import apply_reference
 from ghn_jax.data import normalize
 from ghn_jax.errors import UserError
-from ghn_jax.evaluate import _in_percent, evaluate, parse_policies, parse_splits
+from ghn_jax.evaluate import _in_percent, evaluate
 from ghn_jax.networks.spaces import make_space
 from ghn_jax.networks.spec import load_networks, save_networks
 from ghn_jax.predict import predict_weights
 from ghn_jax.protocol import Protocol
 from ghn_jax.quant.policy import Policy, parse_bits
+from ghn_jax.request import parse_policies, parse_splits
 from ghn_jax.scoring import (
     Selection,
     image_batches,
@@ -30,6 +31,7 @@ from ghn_jax.scoring import (
     select_split,
 )
 from tests.hypernet.helpers import small_spec
+from tests.pages import Page, check_self_contained
 from tests.small_run import command, is_one_error_line, write_run
 
 # Few shapes, so few compilations: every test scores networks of one program on 2 batches of 16 images.
@@ -238,6 +240,47 @@ def test_the_command_prints_the_table_and_writes_result_and_picture(workdir, res
         assert row['difference_top1_mean'] == row['difference_top1_sem'] == 0
         assert row['against_top1_mean'] == row['top1_mean']
     assert sorted(p.name for p in tmp_path.iterdir()) == ['a.json', 'b.json', 'plot.png']
+
+
+def test_several_splits_are_scored_one_after_the_other(run, dataset, result):
+    both, _ = evaluate(run, dataset=dataset, splits=['val', 'test'], **FLAGS)
+    assert [network['split'] for network in both['networks']] == ['val'] * 3 + ['test'] * 3
+    assert both['networks'][3:] == result['networks'] and both['rows'][5:] == result['rows']
+
+
+def test_a_report_shows_the_evaluation_and_a_file_of_it_alike(workdir, calibrated, tmp_path, count_compiles):
+    """By the protocol of `calibrated`, whose programs it uses."""
+    flags = [f'--workdir={workdir}', '--bits=w32a32,w4a4', *ARGS]
+    flags += ['--bn=calibrated', '--ranges=calibrated', '--calibration_batches=4']
+    code, out, err = command('ghn_jax.report', *flags)
+    assert code == 0, err
+    first = workdir / 'report/index.html'
+    assert f'report: {first}' in out
+    check_self_contained(first.read_text())
+    figures = {'accuracy', 'scatter', 'sqnr', 'weights', 'activations', 'architecture', 'distribution-test'}
+    assert {file.stem for file in first.parent.glob('*.png')} == figures
+    assert 'the run has no metrics' in first.read_text()
+
+    file, second = tmp_path / 'a.json', tmp_path / 'second'
+    code, _, err = command('ghn_jax.evaluate', *flags, '--sqnr', f'--json={file}')
+    assert code == 0, err
+    from_file = f'--workdir={workdir}', f'--result={file}'
+    with count_compiles() as compiles:
+        code, _, err = command('ghn_jax.report', *from_file, f'--out={second}')
+    assert code == 0, err
+    assert compiles.n == 0
+    pages = [Page((folder / 'index.html').read_text()) for folder in (first.parent, second)]
+    assert pages[0].all('img') == pages[1].all('img')
+    for row in json.loads(file.read_text())['rows']:
+        cell = f'{row["top1_mean"]:.2f} ± {row["top1_sem"]:.2f}'
+        assert all(cell in page.texts['td'] for page in pages)
+
+    changed = json.loads(file.read_text())
+    changed['networks'][0]['digest'] = '0' * 16
+    file.write_text(json.dumps(changed))
+    other = tmp_path / 'other'
+    assert is_one_error_line(command('ghn_jax.report', *from_file, f'--out={other}'), 'other networks')
+    assert not other.exists()
 
 
 def test_differences_are_paired():

@@ -197,10 +197,12 @@ def batch_graphs(graphs: Sequence[jraph.GraphsTuple], *, max_nodes: int, wave_si
     )
 
 
-def _fill_waves(waves: np.ndarray, distance: np.ndarray) -> int:
-    """Writes one graph's waves [W, V], its levels one after the other in chunks of V; returns how many."""
-    V = waves.shape[1]
-    level = [0] * len(distance)  # longest path from a source
+def levels(distance: np.ndarray) -> np.ndarray:
+    """int [N]: of each node, the edges on the longest path that leads to it; nodes in topological order.
+
+    distance: [N, N], 1 for edges.
+    """
+    level = [0] * len(distance)
     receivers, senders = np.nonzero(
         distance.T == 1
     )  # receivers ascend, so senders are done before they are read
@@ -208,7 +210,13 @@ def _fill_waves(waves: np.ndarray, distance: np.ndarray) -> int:
         if sender >= receiver:
             raise ValueError(f'edge {sender} -> {receiver} goes back: nodes must be in topological order')
         level[receiver] = max(level[receiver], level[sender] + 1)
-    level = np.array(level)
+    return np.array(level)
+
+
+def _fill_waves(waves: np.ndarray, distance: np.ndarray) -> int:
+    """Writes one graph's waves [W, V], its levels one after the other in chunks of V; returns how many."""
+    V = waves.shape[1]
+    level = levels(distance)
     nodes = np.argsort(level, kind='stable')
     level = level[nodes]
     size = np.bincount(level)

@@ -6,6 +6,7 @@ can be built and whose logits depend on the image.
 """
 
 import dataclasses
+import hashlib
 import json
 import os
 from collections.abc import Mapping, Sequence
@@ -113,6 +114,13 @@ class NetworkSpec:
             width *= self.C_mult if self.is_reduction(cell) else 1
             widths.append(width)
         return tuple(widths)
+
+    @property
+    def digest(self) -> str:
+        """16 hexadecimal digits that tell networks apart; the name has no part in them."""
+        fields = self.to_dict()
+        fields.pop('name', None)
+        return hashlib.sha256(json.dumps(fields, sort_keys=True).encode()).hexdigest()[:16]
 
     def _check_shapes(self):
         multiple, reason = (

@@ -195,13 +195,18 @@ def load_policy(path: str | os.PathLike) -> Policy:
     path = pathlib.Path(path)
     fields = jsonfile.read(path, 'policy', 'give a JSON file with weight_bits and activation_bits')
     try:
-        required, optional = ('weight_bits', 'activation_bits'), ('rules', 'layers', 'edges', 'network')
-        fields = check_fields('it', fields, required=required, optional=optional)
-        if 'layers' in fields:
-            fields['layers'] = _listed(fields['layers'])
-        return Policy(**fields, name=path.stem)
+        return policy_from_dict(fields, path.stem)
     except UserError as e:
         raise UserError(f'policy {str(path)!r}: {e}') from None
+
+
+def policy_from_dict(fields: Any, name: str) -> Policy:
+    """The policy of a policy file's object, the inverse of `Policy.to_dict`. Raises UserError."""
+    required, optional = ('weight_bits', 'activation_bits'), ('rules', 'layers', 'edges', 'network')
+    fields = check_fields('it', fields, required=required, optional=optional)
+    if 'layers' in fields:
+        fields['layers'] = _listed(fields['layers'])
+    return Policy(**fields, name=name)
 
 
 def quantizable(shapes: Iterable[tuple[str, tuple[int, ...]]]) -> tuple[str, ...]:

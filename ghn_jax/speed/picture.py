@@ -1,10 +1,10 @@
 """Figures as pictures: bars of seconds, curves over the length of networks, bars of ratios."""
 
 import functools
-import io
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
+from ghn_jax import figures
 from ghn_jax.speed import comparison
 from ghn_jax.speed.options import Row
 
@@ -59,14 +59,8 @@ def picture_of_comparison(result: Mapping[str, Any], *, suffix: str = '.png') ->
 
 def _drawn(panels: Sequence[tuple[Callable, float]], title: str, suffix: str) -> bytes:
     """panels: (draws into its axes, height in inches), one below the other."""
-    import matplotlib
-
-    matplotlib.use('Agg')
-    matplotlib.rcParams['text.parse_math'] = False  # names may have dollars
-    from matplotlib import pyplot as plt
-
     heights = [height for _, height in panels]
-    fig, axes = plt.subplots(
+    fig, axes = figures.pyplot().subplots(
         len(panels), 1, figsize=(9, sum(heights) + 0.7), height_ratios=heights, squeeze=False,
         layout='constrained',
     )  # fmt: skip
@@ -75,10 +69,7 @@ def _drawn(panels: Sequence[tuple[Callable, float]], title: str, suffix: str) ->
         panel.grid(axis='x', alpha=0.3)
         panel.set_axisbelow(True)
     fig.suptitle(title, fontsize=10)
-    out = io.BytesIO()
-    fig.savefig(out, format=suffix.removeprefix('.'), dpi=130)
-    plt.close(fig)
-    return out.getvalue()
+    return figures.encoded(fig, suffix)
 
 
 def _bar_height(rows: Sequence[Row]) -> float:
