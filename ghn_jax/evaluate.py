@@ -8,7 +8,6 @@ bits predicts them anew for each. Policies beyond one bit-width for all are read
 `quant/policy.py` for their format. Accuracies are in percent.
 """
 
-import itertools
 import json
 import os
 import pathlib
@@ -19,6 +18,7 @@ from typing import Any
 
 import jax
 from absl import flags
+from jax.sharding import Mesh
 
 import ghn_jax
 from ghn_jax import cli, devices, memory, request, results, runs
@@ -91,86 +91,99 @@ def evaluate(
     if told and not run.ghn.config.bits:
         raise UserError(f'told={told}: the GHN of this run is told no bits (config.ghn.bits): leave it out')
     both = [each for each in (run, rival) if each]
-    mesh = devices.first(num_devices)
     config: Any = run.config
-    size = config.image_size
-    selections: dict[str, Selection] = {}
-    if specs is None:
-        space = runs.make_space_of(config)
-        for split in splits:
-            selections[split] = select_split(space, split, seed=seed, count=num_networks, image_size=size)
-    else:
-        selections[GIVEN] = select_given(specs, image_size=size)
-    groups = itertools.chain.from_iterable(s.groups for s in selections.values())
-    memory.check_scoring((program for program, _ in groups), batch_size, mesh)
+    mesh = devices.first(num_devices)
     # Networks are checked before the data are read, which may take half a minute.
+    selections = _select(config, splits, specs, seed, num_networks)
+    programs = (program for selection in selections.values() for program, _ in selection.groups)
+    memory.check_scoring(programs, batch_size, mesh)
+    every = [spec for selection in selections.values() for spec in selection.specs]
     if how.integer:
-        used = [strategy_of(each.config).used(policy) for each in both for policy in policies]
-        integer.check([spec for selection in selections.values() for spec in selection.specs], used)
+        integer.check(every, [strategy_of(each.config).used(p) for each in both for p in policies])
+    check_policies(every, [*policies, *([told] if told else [])])
     dataset = dataset or runs.load_data(config)
+    for each in both:
+        check_classes(each.ghn, every, dataset)
     images = image_batches(dataset, dataset.test, batch_size=batch_size, num_images=num_images)
     if how.integer > images.count:
         raise UserError(f'integer={how.integer}: there are {images.count} test images in whole batches')
     calibration = _calibration_images(dataset, calibration_batches, batch_size) if how.measures else None
-    networks = []
-    for split, selection in selections.items():
-        for each in both:
-            check_classes(each.ghn, selection.specs, dataset)
-        check_policies(selection.specs, [*policies, *([told] if told else [])])
-        networks += [_describe(split, i, spec) for i, spec in enumerate(selection.specs)]
+    networks = [_describe(name, i, spec) for name, s in selections.items() for i, spec in enumerate(s.specs)]
     bits = [str(policy) for policy in policies]
-    protocol = {
-        'units': 'percent',
-        'dataset': dataset.name,
-        'note': dataset.note,
-        'image_split': 'test',
-        'images': images.count,
+    protocol = _protocol(dataset, images, calibration, how) | {
         'images_dropped': (num_images or len(dataset.test.labels)) - images.count,  # of a last, partial batch
-        'image_size': size,
-        'num_classes': dataset.num_classes,
-        'batch_size': batch_size,
-        'batch_norm': how.batch_norm,
-        'ranges': how.ranges,
-        'range_rule': how.range_rule if how.ranges == 'calibrated' else None,
-        'calibration_images': calibration.count if calibration and how.calibrates else None,
-        'sqnr_images': calibration.count if calibration and how.sqnr else None,
-        'integer_images': how.integer,
+        'image_size': config.image_size,
         'bits': bits,
         'policies': {str(policy): policy.to_dict() for policy in policies},
         'num_networks': {split: len(s.specs) for split, s in selections.items()},
         'seed': seed,
         'space': config.space.name if specs is None else None,
         'device': f'{mesh.size if mesh else 1} x {jax.devices()[0].device_kind}',
-        'jax': jax.__version__,
-        'ghn_jax': ghn_jax.__version__,
     }
     if other is not None:
         results.check_comparable(other, str(against), networks, bits, protocol)
 
     def result_of(run: runs.Run, workdir: str) -> Result:
-        start, scored = time.perf_counter(), [dict(network) for network in networks]
-        described, strategy = iter(scored), strategy_of(run.config)
+        start, scored = time.perf_counter(), []
         for split, selection in selections.items():
-            compiled = f'programs to compile, unless cached: {len(selection.groups)}'
-            print(f'{split}: {len(selection.specs)} networks; {compiled}', file=sys.stderr)
-            with Progress(len(selection.specs) * len(policies), desc=split, unit='score') as progress:
-
-                def done(network: int, policy: int, progress=progress) -> None:
-                    progress.update(networks=int(policy == len(policies) - 1), images=images.count)
-
-                scores = score_in_full(
-                    run.ghn, run.params, selection, images, list(map(strategy.used, policies)),
-                    told=told and strategy.used(told), scheme=strategy.scheme.when_used(),
-                    how=how, calibration=calibration, mesh=mesh, done=done,
-                )  # fmt: skip
-            for per_policy, network in zip(scores, described):  # which goes on with the next split
-                network |= _in_percent(bits, policies, per_policy)
+            scores = _score_split(run, split, selection, images, policies, told, how, calibration, mesh)
+            scored += [_in_percent(bits, policies, per_policy) for per_policy in scores]
         about = protocol | _about(run, workdir, told) | {'seconds': round(time.perf_counter() - start, 1)}
+        scored = [network | own for network, own in zip(networks, scored, strict=True)]
         return {'rows': results.make_rows(scored, bits), 'networks': scored, 'protocol': about}
 
     result = result_of(run, workdir)
     other = result_of(rival, str(against)) if rival else other
     return (result if other is None else results.compare(result, other)), other
+
+
+def _select(
+    config: Any, splits: Sequence[str], specs: Sequence[NetworkSpec] | None, seed: int, count: int
+) -> dict[str, Selection]:
+    """The networks to score, by the name of their split."""
+    size = config.image_size
+    if specs is not None:
+        return {GIVEN: select_given(specs, image_size=size)}
+    space = runs.make_space_of(config)
+    return {split: select_split(space, split, seed=seed, count=count, image_size=size) for split in splits}
+
+
+def _score_split(
+    run: runs.Run, split: str, selection: Selection, images: Images, policies: Sequence[Policy],
+    told: Policy | None, how: Protocol, calibration: Images | None, mesh: Mesh | None,
+) -> list[list[Score]]:  # fmt: skip
+    """Scores of the networks at the policies, with a progress bar."""
+    strategy = strategy_of(run.config)
+    compiled = f'programs to compile, unless cached: {len(selection.groups)}'
+    print(f'{split}: {len(selection.specs)} networks; {compiled}', file=sys.stderr)
+    with Progress(len(selection.specs) * len(policies), desc=split, unit='score') as progress:
+        return score_in_full(
+            run.ghn, run.params, selection, images, list(map(strategy.used, policies)),
+            told=told and strategy.used(told), scheme=strategy.scheme.when_used(),
+            how=how, calibration=calibration, mesh=mesh,
+            done=lambda _, p: progress.update(networks=int(p == len(policies) - 1), images=images.count),
+        )  # fmt: skip
+
+
+def _protocol(dataset: Dataset, images: Images, calibration: Images | None, how: Protocol) -> dict[str, Any]:
+    """What the result says of the images, and of how they were scored."""
+    return {
+        'units': 'percent',
+        'dataset': dataset.name,
+        'note': dataset.note,
+        'image_split': 'test',
+        'images': images.count,
+        'num_classes': dataset.num_classes,
+        'batch_size': images.labels.shape[1],
+        'batch_norm': how.batch_norm,
+        'ranges': how.ranges,
+        'range_rule': how.range_rule if how.ranges == 'calibrated' else None,
+        'calibration_images': calibration.count if calibration and how.calibrates else None,
+        'sqnr_images': calibration.count if calibration and how.sqnr else None,
+        'integer_images': how.integer,
+        'jax': jax.__version__,
+        'ghn_jax': ghn_jax.__version__,
+    }
 
 
 def _check_same_task(run: runs.Run, rival: runs.Run, against: str) -> None:
