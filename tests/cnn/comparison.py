@@ -154,14 +154,15 @@ def used_branches(program: Program, spec: NetworkSpec) -> set[Branch]:
     return used
 
 
-def lowered_branches(spec: NetworkSpec, size: int) -> set[Branch]:
-    """The same without a program."""
+def lowered_branches(spec: NetworkSpec, size: int) -> set[tuple]:
+    """The same without a program, with the kind of the head."""
     net = lower(spec, size)
-    return {(net.classes[i.src], net.classes[i.dst], i.op) for i in net.instructions}
+    head = net.classes[net.head.group[0]], net.head.glob_avg, net.head.hidden is not None
+    return {head, *((net.classes[i.src], net.classes[i.dst], i.op) for i in net.instructions)}
 
 
 def with_cover(sample: Sequence[NetworkSpec], pool: Iterable[NetworkSpec], size: int) -> list[NetworkSpec]:
-    """The sample, and of the pool, greedily, what it takes to use every branch that the pool uses."""
+    """The sample, and of the pool, greedily, what it takes to use every branch and head of the pool."""
     chosen = list(sample)
     done = set().union(*(lowered_branches(spec, size) for spec in sample))
     left = [(lowered_branches(spec, size), spec) for spec in pool]

@@ -70,7 +70,7 @@ def networks():
     """Sampled networks, deep ones and some without BatchNorm among them, then the few it takes to use all."""
     pool = [spec for space in (WIDENING, LEVEL) for spec in covering_networks(space, 'train', Family(16))]
     sample = sampled(WIDENING, 'train', 18) + sampled(WIDENING, 'bnfree', 3)
-    sample += sampled(LEVEL, 'train', 15) + sampled(LEVEL, 'bnfree', 3) + sampled(LEVEL, 'deep', 2)
+    sample += sampled(LEVEL, 'train', 12) + sampled(LEVEL, 'bnfree', 3) + sampled(LEVEL, 'deep', 2)
     return with_cover(sample, pool, SIZE), pool
 
 
@@ -244,7 +244,7 @@ NOISY = [
         [('sep_conv_3x3', 0), ('none', 1)], [('skip_connect', 0), ('conv_7x1_1x7', 1)],
         C=16, C_mult=2, fc_layers=2, fc_dim=24, stem_type=1, name='a',
     ),
-    small_network([('skip_connect', 0), ('none', 1)], C=16, stem_type=1, preproc=False, name='b'),
+    small_network([('skip_connect', 0), ('skip_connect', 1)], C=16, stem_type=1, preproc=False, name='b'),
 ]  # fmt: skip
 
 
