@@ -28,7 +28,7 @@ from absl import flags
 from jax.sharding import Mesh
 from ml_collections import ConfigDict, config_flags
 
-from ghn_jax import cli, data, devices, lock, memory, processes, runs, scoring, steps
+from ghn_jax import cli, data, devices, executables, lock, memory, processes, runs, scoring, steps
 from ghn_jax import config as configs
 from ghn_jax.batches import Networks, draw, prepare
 from ghn_jax.checkpoint import Checkpoints
@@ -221,12 +221,12 @@ class Stepper:
         self.static = {'ghn': ghn, 'optimizer': optimizer, 'scheme': scheme_of(config.quant), 'mesh': mesh,
                        'augment': config.train.augment, 'flip': dataset.flip}  # fmt: skip
         self.free = memory.free_bytes(mesh)  # before there are workspaces
-        self.seen: set[Program] = set()
+        self.compiled: dict[Program, Callable] = {}
         self.workspaces: dict[Program, steps.Workspace] = {}  # in the order of their last use
 
     def is_new(self, program: Program) -> bool:
         """Whether the next step with it compiles it."""
-        return program not in self.seen
+        return program not in self.compiled
 
     def __call__(
         self, program: Program, state: steps.TrainState, networks: Networks, step: int
@@ -234,15 +234,23 @@ class Stepper:
         batch = self.config.train.batch_size
         if self.is_new(program):
             memory.check(program, self.config, self.mesh, self.free)
-            self.seen.add(program)
         workspace = self.take_workspace(program)
         indices = data.batch_indices(self.config.seed, step, batch, self.count)
         if self.mesh:
             indices = devices.replicate(self.mesh, indices, devices.OVER_IMAGES)
             networks = devices.place_networks(self.mesh, networks, self.config.train.meta_batch)
-        state, values, self.workspaces[program] = _step(
-            state, networks, self.stream, indices, self.key, workspace, program=program, **self.static
-        )
+        arguments = state, networks, self.stream, indices, self.key, workspace
+        if self.is_new(program):
+            static = {'program': program, **self.static}
+            made_of = (
+                'ghn',
+                'scheme',
+                'flip',
+                'mesh',
+            )  # with config.train, all that the optimizer comes from
+            named = f'{program} {self.config.train.to_json()} {[self.static[k] for k in made_of]}'
+            self.compiled[program] = executables.kept(_step, arguments, static, named=named)
+        state, values, self.workspaces[program] = self.compiled[program](*arguments)
         return state, values
 
     def take_workspace(self, program: Program) -> steps.Workspace:

@@ -1,0 +1,104 @@
+"""Compiled functions kept on disk whole, and found again without tracing them.
+
+JAX's own cache finds a program by its text, and making the text of a training step takes most of a start.
+This one finds it by what the text is made from: the code of this package, the versions of the libraries, the
+machine, the arguments' types, and what the caller says. The files lie in the user's own cache folder and are
+unpickled: whoever can write there can run code, as with any cache of machine code.
+"""
+
+import functools
+import hashlib
+import os
+import pathlib
+import pickle
+import sys
+import zlib
+from collections.abc import Callable, Mapping
+from importlib.metadata import version
+from typing import Any
+
+import jax
+import numpy as np
+from jax.experimental import serialize_executable
+
+from ghn_jax import cli
+from ghn_jax.speed import clock
+
+_LIBRARIES = ('jax', 'jaxlib', 'flax', 'optax', 'numpy')
+_PACKAGE = pathlib.Path(__file__).parent
+
+
+def kept(function: Any, arguments: tuple, static: Mapping[str, Any], *, named: str) -> Callable:
+    """`function`, of `jax.jit`, for arguments of these types; call it with such arguments alone.
+
+    It comes from the disk or is compiled and written there, unless JAX's cache has it. Where compiled
+    programs are not kept, and where several processes run together, it is compiled at its first call. named:
+    what the static arguments are made of, as text.
+    """
+    folder = jax.config.jax_compilation_cache_dir
+    if not folder or jax.process_count() > 1:
+        return functools.partial(function, **static)
+    path = pathlib.Path(folder) / f'{function.__name__}-{_digest(named, arguments)}.executable'
+    if (found := _load(path)) is None:
+        clock.start_counting()
+        hits = clock.cache_hits()
+        found = function.lower(*arguments, **static).compile()
+        if (
+            clock.cache_hits() == hits
+        ):  # what XLA:CPU read from JAX's cache lacks parts when it is written again
+            _save(path, found)
+    return found
+
+
+def _digest(named: str, arguments: tuple) -> str:
+    leaves, structure = jax.tree.flatten(arguments)
+    parts = [named, str(structure), *map(_type, leaves), *_machine()]
+    parts += [f'{name} {version(name)}' for name in _LIBRARIES]
+    digest = hashlib.sha256('\0'.join(parts).encode())
+    for file in sorted(_PACKAGE.rglob('*.py')):
+        digest.update(file.read_bytes())
+    return digest.hexdigest()[:32]
+
+
+def _type(x: Any) -> str:
+    x = x if isinstance(x, jax.Array) else np.asarray(x)
+    return f'{x.dtype}{x.shape} {getattr(x, "weak_type", False)} {getattr(x, "sharding", None)}'
+
+
+def _machine() -> list[str]:
+    """All that machine code depends on but for the program. Code for other vector units ends the process."""
+    client = jax.devices()[0].client
+    flags = [os.environ.get(name, '') for name in ('XLA_FLAGS', 'LIBTPU_INIT_ARGS')]
+    try:
+        lines = pathlib.Path('/proc/cpuinfo').read_text().splitlines()
+        flags += sorted({line for line in lines if line.startswith(('flags', 'model name', 'Features'))})
+    except OSError:  # not Linux
+        flags += [*os.uname()]
+    settings = sorted((k, str(v)) for k, v in jax.config.values.items() if 'cache' not in k)
+    devices = [f'{d.id} {d.device_kind}' for d in jax.devices()]
+    threads = str(len(os.sched_getaffinity(0)) if hasattr(os, 'sched_getaffinity') else os.cpu_count())
+    return [sys.version, client.platform_version, str(settings), threads, *devices, *flags]
+
+
+def _load(path: pathlib.Path) -> Callable | None:
+    """None if the file is absent, not whole, or cannot be loaded."""
+    try:
+        data = path.read_bytes()
+        digest, data = data[:32], zlib.decompress(data[32:])
+        if hashlib.sha256(data).digest() != digest:
+            return None
+        return serialize_executable.deserialize_and_load(*pickle.loads(data))
+    except Exception:  # XLA and pickle each have their own; it is compiled and written again
+        return None
+
+
+def _save(path: pathlib.Path, compiled: Any) -> None:
+    try:
+        data = pickle.dumps(serialize_executable.serialize(compiled))
+    except Exception:  # not every backend can, each says so in its own way; JAX's own cache is left
+        return
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        cli.write_atomic(path, hashlib.sha256(data).digest() + zlib.compress(data, 1))
+    except OSError as e:
+        print(f'{path} cannot be written ({e.strerror}): the next start compiles again', file=sys.stderr)

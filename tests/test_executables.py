@@ -1,0 +1,86 @@
+"""A compiled function comes back from the disk without being traced, and only where it is the same one."""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from ghn_jax import executables
+
+TRACED = []
+
+
+@functools.partial(jax.jit, static_argnames='factor', donate_argnums=1)
+def scaled(x, y, *, factor):
+    TRACED.append(factor)
+    return {'sum': factor * x + y, 'count': jnp.sum(x)}
+
+
+@pytest.fixture
+def folder(tmp_path):
+    before = jax.config.jax_compilation_cache_dir
+    jax.config.update('jax_compilation_cache_dir', str(tmp_path / 'cache'))
+    yield tmp_path / 'cache'
+    jax.config.update('jax_compilation_cache_dir', before)
+
+
+def call(n=3, *, factor=2, named='a'):
+    """The results, and how often it was traced for them."""
+    scaled.clear_cache()
+    before = len(TRACED)
+    arguments = lambda: (np.arange(float(n)), jnp.ones(n))
+    function = executables.kept(scaled, arguments(), {'factor': factor}, named=named)
+    results = [jax.device_get(function(*arguments())) for _ in range(2)]
+    jax.tree.map(np.testing.assert_array_equal, *results)
+    np.testing.assert_array_equal(results[0]['sum'], factor * np.arange(n) + 1)
+    return len(TRACED) - before
+
+
+def test_a_second_start_traces_nothing(folder):
+    assert [call(), call()] == [1, 0]
+    assert len(list(folder.glob('scaled-*.executable'))) == 1
+
+
+def test_another_function_type_or_machine_is_compiled(folder, monkeypatch):
+    call()
+    assert call(4) == 1 and call(factor=3, named='b') == 1
+    monkeypatch.setenv('XLA_FLAGS', '--xla_cpu_enable_fast_math=false')
+    assert call() == 1
+    monkeypatch.undo()
+    assert call() == 0
+
+
+def test_other_source_is_compiled(folder, tmp_path, monkeypatch):
+    call()
+    (tmp_path / 'package').mkdir()
+    (tmp_path / 'package/a.py').write_text('x = 1')
+    monkeypatch.setattr(executables, '_PACKAGE', tmp_path / 'package')
+    assert [call(), call()] == [1, 0]
+    (tmp_path / 'package/a.py').write_text('x = 2')
+    assert call() == 1
+
+
+@pytest.mark.parametrize('damage', [lambda b: b[:-9], lambda b: b'', lambda b: b[:40] + b'x' + b[41:]])
+def test_a_damaged_file_is_written_anew(folder, damage):
+    call()
+    (file,) = folder.glob('scaled-*.executable')
+    file.write_bytes(damage(file.read_bytes()))
+    assert [call(), call()] == [1, 0]
+
+
+def test_what_comes_from_the_cache_of_jax_is_not_written_again(folder, monkeypatch):
+    monkeypatch.setattr(executables.clock, 'cache_hits', iter(range(9)).__next__)
+    assert [call(), call()] == [1, 1] and not list(folder.glob('scaled-*.executable'))
+
+
+def test_a_folder_that_cannot_be_written_is_said(folder, capsys):
+    folder.write_text('a file')
+    assert [call(), call()] == [1, 1]
+    assert 'cannot be written' in capsys.readouterr().err
+
+
+def test_nothing_is_kept_where_nothing_is_to_be(folder):
+    jax.config.update('jax_compilation_cache_dir', None)
+    assert [call(), call()] == [1, 1] and not folder.exists()
