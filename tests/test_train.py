@@ -74,6 +74,14 @@ def test_another_config_in_the_same_workdir_is_refused_by_the_key_that_differs(w
         training.train(_config(learning_rate=0.5), whole[1])
 
 
+def test_a_checkpoint_of_another_version_of_jax_is_taken_and_said(whole, monkeypatch, capsys):
+    version = jax.__version__
+    monkeypatch.setattr(jax, '__version__', '0.1.2')
+    state = training.train(_config(), whole[1])
+    assert f'step 6 was made with jax {version}, this is 0.1.2' in capsys.readouterr().err
+    jax.tree.map(np.testing.assert_array_equal, jax.device_get(state), jax.device_get(whole[0]))
+
+
 def test_a_finished_run_does_nothing_more(whole):
     before = (whole[1] / 'metrics.jsonl').read_text()
     state = training.train(_config(), whole[1])
