@@ -122,6 +122,7 @@ class Course:
 
     def _validate(self, done: int, state: steps.TrainState) -> None:
         self.checkpoints.wait()
+        self.run_step.give_back()  # networks of all families are validated
         with self.stopping.at_once(), naming_memory():
             values = self.validate(devices.local(state.params))
         self.journal.validation(done, values)

@@ -102,6 +102,54 @@ def define_flags(*, sqnr: bool = False) -> Callable[[], Request]:
     batch_size = flags.DEFINE_integer(
         'batch_size', BATCH_SIZE, 'Images of a batch, whose statistics BatchNorm uses.'
     )
+    read_protocol = _define_protocol_flags(sqnr)
+    seed = flags.DEFINE_integer('seed', 0, 'Which networks the splits have.')
+    archs = flags.DEFINE_string('archs', None, 'Architecture file: score exactly its networks, and no split.')
+    devices = flags.DEFINE_integer(
+        'devices', 0, 'Devices that share the images, 0: all; a CPU is divided into so many.', lower_bound=0
+    )
+    data_dir = flags.DEFINE_string('data_dir', None, 'Where TFDS data lie, if not where the run had them.')
+    against = flags.DEFINE_string(
+        'against',
+        None,
+        'To compare with: the directory of another run, which is scored on the same networks, or '
+        'the --json file of its evaluation.',
+    )
+    names = set(flags.FLAGS) - before
+
+    def read() -> Request:
+        folder = cli.check_workdir(workdir.value, must_exist=True)
+        protocol = read_protocol()
+        widths = bits.value if bits.value is not None else () if policy.value else BITS
+        options = {'splits': parse_splits(splits.value), 'policies': parse_policies(widths, policy.value)}
+        options['told'] = None if told.value is None else parse_bits(told.value)
+        if seed.value < 0:
+            raise UserError(f'--seed={seed.value}: expected at least 0')
+        options |= {
+            'num_networks': num_networks.value,
+            'num_images': num_images.value,
+            'batch_size': batch_size.value,
+            'seed': seed.value,
+            'specs': load_networks(archs.value) if archs.value else None,
+            **protocol,
+            'against': against.value,
+            'workdir': workdir.value,
+            'num_devices': devices.value,
+        }
+        return Request(
+            workdir=folder,
+            step=step.value,
+            data_dir=data_dir.value,
+            devices=devices.value,
+            options=options,
+            given=frozenset(name for name in names if flags.FLAGS[name].present),
+        )
+
+    return read
+
+
+def _define_protocol_flags(sqnr: bool) -> Callable[[], dict[str, Any]]:
+    """Those of what is measured; what is returned reads `how` and `calibration_batches` of `evaluate`."""
     bn = flags.DEFINE_enum(
         'bn', 'batch', BATCH_NORMS,
         'BatchNorm statistics: of each batch; of training images, folded into the weights before these are '
@@ -119,22 +167,8 @@ def define_flags(*, sqnr: bool = False) -> Callable[[], Request]:
         'integer', 0, 'So many images are run in integer arithmetic, too, and predictions compared.',
         lower_bound=0,
     )  # fmt: skip
-    seed = flags.DEFINE_integer('seed', 0, 'Which networks the splits have.')
-    archs = flags.DEFINE_string('archs', None, 'Architecture file: score exactly its networks, and no split.')
-    devices = flags.DEFINE_integer(
-        'devices', 0, 'Devices that share the images, 0: all; a CPU is divided into so many.', lower_bound=0
-    )
-    data_dir = flags.DEFINE_string('data_dir', None, 'Where TFDS data lie, if not where the run had them.')
-    against = flags.DEFINE_string(
-        'against',
-        None,
-        'To compare with: the directory of another run, which is scored on the same networks, or '
-        'the --json file of its evaluation.',
-    )
-    names = set(flags.FLAGS) - before
 
-    def read() -> Request:
-        folder = cli.check_workdir(workdir.value, must_exist=True)
+    def read() -> dict[str, Any]:
         how = Protocol(
             batch_norm=bn.value,
             ranges=ranges.value,
@@ -149,30 +183,6 @@ def define_flags(*, sqnr: bool = False) -> Callable[[], Request]:
                 f'--calibration_batches={calibration_batches.value}: nothing is calibrated; it is for '
                 '--bn=calibrated, --ranges=calibrated or --sqnr'
             )
-        widths = bits.value if bits.value is not None else () if policy.value else BITS
-        options = {'splits': parse_splits(splits.value), 'policies': parse_policies(widths, policy.value)}
-        options['told'] = None if told.value is None else parse_bits(told.value)
-        if seed.value < 0:
-            raise UserError(f'--seed={seed.value}: expected at least 0')
-        options |= {
-            'num_networks': num_networks.value,
-            'num_images': num_images.value,
-            'batch_size': batch_size.value,
-            'seed': seed.value,
-            'specs': load_networks(archs.value) if archs.value else None,
-            'how': how,
-            'calibration_batches': calibration_batches.value or CALIBRATION_BATCHES,
-            'against': against.value,
-            'workdir': workdir.value,
-            'num_devices': devices.value,
-        }
-        return Request(
-            workdir=folder,
-            step=step.value,
-            data_dir=data_dir.value,
-            devices=devices.value,
-            options=options,
-            given=frozenset(name for name in names if flags.FLAGS[name].present),
-        )
+        return {'how': how, 'calibration_batches': calibration_batches.value or CALIBRATION_BATCHES}
 
     return read

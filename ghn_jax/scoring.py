@@ -245,6 +245,7 @@ def score_in_full(
             f'the hypernetwork has max_shape {ghn.config.max_shape}: only {GHNConfig.max_shape} can be run'
         )
     scores: list[list[Score]] = [[] for _ in selection.specs]
+    assert (calibration is not None) == how.measures
     standardise = scheme.standardise and how.measures
     if standardise:  # at once: normalisations are folded into these weights, and noise is rounding's alone
         scheme = dataclasses.replace(scheme, standardise=False)
@@ -252,7 +253,7 @@ def score_in_full(
     images, score = spread_images(mesh, images), score_on(mesh, scheme)
     for program, members in selection.groups:
         nodes = room_for([selection.specs[i] for i in members])
-        measure = _measure(program, mesh, calibration, scheme) if how.measures else None
+        measure = make_measure(program, mesh, calibration, scheme) if calibration else None
         # Made for every group and given back after it: tapes of several programs may not fit side by side.
         # The weights are read while the workspace is donated, so they cannot be part of it.
         workspace = devices.make_workspace(mesh, program, batch_size, train=False)
@@ -319,10 +320,10 @@ def predict_network(
     return Network(devices.replicate(mesh, weights) if mesh else weights, tables, None), layout, buffer
 
 
-def _measure(program: Program, mesh: Mesh | None, calibration: Images | None, scheme: Scheme) -> Measure:
-    assert calibration is not None
-    images = (calibration.images, calibration.mean, calibration.std)
-    return Measure(program, mesh, devices.replicate(mesh, images), scheme)
+def make_measure(program: Program, mesh: Mesh | None, images: Images, scheme: Scheme) -> Measure:
+    """What measures networks of a program on these images."""
+    arrays = (images.images, images.mean, images.std)
+    return Measure(program, mesh, devices.replicate(mesh, arrays), scheme)
 
 
 def _integer_share(

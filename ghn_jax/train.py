@@ -241,17 +241,14 @@ class Stepper:
             networks = devices.place_networks(self.mesh, networks, self.config.train.meta_batch)
         arguments = state, networks, self.stream, indices, self.key, workspace
         if self.is_new(program):
-            static = {'program': program, **self.static}
-            made_of = (
-                'ghn',
-                'scheme',
-                'flip',
-                'mesh',
-            )  # with config.train, all that the optimizer comes from
-            named = f'{program} {self.config.train.to_json()} {[self.static[k] for k in made_of]}'
-            self.compiled[program] = executables.kept(_step, arguments, static, named=named)
+            self.compiled[program] = self._compile(program, arguments)
         state, values, self.workspaces[program] = self.compiled[program](*arguments)
         return state, values
+
+    def _compile(self, program: Program, arguments: tuple) -> Callable:
+        made_of = ('ghn', 'scheme', 'flip', 'mesh')  # with config.train, all that the optimizer comes from
+        named = f'{program} {self.config.train.to_json()} {[self.static[k] for k in made_of]}'
+        return executables.kept(_step, arguments, {'program': program, **self.static}, named=named)
 
     def take_workspace(self, program: Program) -> steps.Workspace:
         """The program's, or a new one; all take half of the free memory together, one alone maybe more."""
@@ -263,6 +260,10 @@ class Stepper:
         return devices.make_workspace(
             self.mesh, program, self.config.train.batch_size, self.config.train.dtype
         )
+
+    def give_back(self) -> None:
+        """Lets go of all workspaces: something else wants the memory."""
+        self.workspaces.clear()
 
 
 class Preparation:

@@ -20,7 +20,7 @@ from ghn_jax.errors import UserError
 from ghn_jax.evaluate import GIVEN
 from ghn_jax.networks.graph import build_graph
 from ghn_jax.networks.spec import NetworkSpec
-from ghn_jax.protocol import CALIBRATION_BATCHES, Measure
+from ghn_jax.protocol import CALIBRATION_BATCHES
 from ghn_jax.quant import plain
 from ghn_jax.quant.policy import quantizable
 from ghn_jax.quant.strategy import strategy_of
@@ -89,9 +89,7 @@ def look(run: runs.Run, evaluation: Evaluation, selection: Selection, num_device
     dataset = runs.load_data(run.config)
     count = p['calibration_images'] or p['sqnr_images'] or CALIBRATION_BATCHES * p['batch_size']
     images = scoring.image_batches(dataset, dataset.train, batch_size=p['batch_size'], num_images=count)
-    measure = Measure(
-        program, mesh, devices.replicate(mesh, (images.images, images.mean, images.std)), scheme
-    )
+    measure = scoring.make_measure(program, mesh, images, scheme)
 
     workspace = devices.make_workspace(mesh, program, p['batch_size'], train=False)
     network, layout, _ = scoring.predict_network(

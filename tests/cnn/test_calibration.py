@@ -40,12 +40,9 @@ MEAN, STD = np.array([0.4, 0.5, 0.6]), np.array([0.2, 0.25, 0.3])
 
 
 @pytest.fixture(scope='module', autouse=True)
-def float64():
-    before = jax.config.read('jax_disable_most_optimizations')
-    jax.config.update('jax_disable_most_optimizations', True)
+def float64(quick_reference):
     with jax.enable_x64(True):
         yield
-    jax.config.update('jax_disable_most_optimizations', before)
 
 
 @pytest.fixture(scope='module')
