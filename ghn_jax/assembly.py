@@ -16,7 +16,8 @@ import numpy as np
 from jax import Array, lax
 
 from ghn_jax.cnn.pieces import BLOCK, TILE, round_up
-from ghn_jax.cnn.program import PAGE_BLOCKS, Capacity, Layout
+from ghn_jax.cnn.program import Capacity, Layout
+from ghn_jax.cnn.tables import PAGE_BLOCKS
 from ghn_jax.cnn.weights import get_page, set_page
 from ghn_jax.hypernet.decoder import Items, Tiles
 

@@ -12,7 +12,8 @@ import numpy as np
 
 from ghn_jax.assembly import Sources, make_sources
 from ghn_jax.cnn.coverage import family
-from ghn_jax.cnn.program import Bits, Layout, Program, Tables
+from ghn_jax.cnn.program import Layout, Program
+from ghn_jax.cnn.tables import Bits, Tables
 from ghn_jax.errors import UserError
 from ghn_jax.hypernet.bits import with_policy
 from ghn_jax.hypernet.table import DENSE_CHUNK, DEPTH_CHUNK, DecoderTable, Tiles, decoder_table, round_up

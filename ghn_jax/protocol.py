@@ -15,7 +15,8 @@ from jax.sharding import Mesh
 from ghn_jax import devices, steps
 from ghn_jax.cnn import calibration, observer
 from ghn_jax.cnn.observer import Activations, Moments
-from ghn_jax.cnn.program import Bits, Layout, Program, Ranges, Tables
+from ghn_jax.cnn.program import Layout, Program
+from ghn_jax.cnn.tables import Bits, Ranges, Tables
 from ghn_jax.errors import UserError
 from ghn_jax.quant.policy import Policy
 from ghn_jax.quant.scheme import QAT, Scheme

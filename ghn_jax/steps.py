@@ -25,7 +25,8 @@ from ghn_jax.batches import Networks
 from ghn_jax.cnn import executor
 from ghn_jax.cnn.observer import Activations, Index, Moments, observe, weight_noise
 from ghn_jax.cnn.pieces import BLOCK
-from ghn_jax.cnn.program import Bits, Program, Ranges, Tables
+from ghn_jax.cnn.program import Program
+from ghn_jax.cnn.tables import Bits, Ranges, Tables
 from ghn_jax.cnn.weights import pages, quantize_weights, quantize_weights_backward
 from ghn_jax.hypernet.ghn import GHN
 from ghn_jax.quant.scheme import QAT, Scheme

@@ -8,7 +8,7 @@ import pytest
 from ghn_jax.assembly import assemble, assemble_transposed, make_sources
 from ghn_jax.cnn.building import build_program
 from ghn_jax.cnn.pieces import BLOCK
-from ghn_jax.cnn.program import PAGE_BLOCKS
+from ghn_jax.cnn.tables import PAGE_BLOCKS
 from ghn_jax.cnn.weights import pages
 from ghn_jax.hypernet.table import Tiles, decoder_table, tile_parameters
 from ghn_jax.networks.graph import build_graph

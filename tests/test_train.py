@@ -10,11 +10,10 @@ import jax
 import numpy as np
 import pytest
 
-from ghn_jax import data, lock, memory, runs
+from ghn_jax import data, lock, runs
 from ghn_jax import train as training
 from ghn_jax.batches import draw
 from ghn_jax.checkpoint import Checkpoints
-from ghn_jax.cnn import building
 from ghn_jax.cnn.coverage import family
 from ghn_jax.errors import NotFinite, Stopped, UserError
 from ghn_jax.metrics import read_jsonl
@@ -24,7 +23,6 @@ from ghn_jax.quant import parse_bits
 from ghn_jax.quant.strategy import strategy_of
 from ghn_jax.replay import examine, replay
 from ghn_jax.stopping import Stopping
-from tests.cnn.networks import small_network
 from tests.small_run import command, is_one_error_line, small_config, write_run
 
 
@@ -385,54 +383,6 @@ def test_too_many_networks_that_are_not_finite_stop_the_run_by_the_last_good_che
     with pytest.raises(NotFinite, match='2 of the 2 networks until step 5 .* last good checkpoint is 3'):
         training.train(_config(), tmp_path)
     assert len(read_jsonl(tmp_path / 'bad_networks.jsonl')) == 2
-
-
-def test_a_program_that_does_not_fit_is_refused_before_it_is_compiled(tmp_path, monkeypatch):
-    config = _config()
-    config.train.batch_size = 7  # a program that no test has compiled
-    compiled = training._step._cache_size()
-    monkeypatch.setattr(memory, 'free_bytes', lambda mesh: 2**20)
-    with pytest.raises(UserError, match='GiB .* free: .*batch_size.*channels.*dtype.*devices.cpu'):
-        training.train(config, tmp_path)
-    assert training._step._cache_size() == compiled
-
-
-def test_the_estimate_of_memory_grows_with_the_batch_and_falls_with_the_dtype():
-    config = _config()
-    space = runs.make_space_of(config)
-    program = training.program_for(space, 'train', family(draw(space, 0, 0, 1)[0]), config.image_size)
-
-    def needed(**changes):
-        config.train.update(changes)
-        return memory.program_bytes(program, config, None)
-
-    one = needed(batch_size=64)
-    more = needed(batch_size=128) - one  # all but weights, tiles and their gradients
-    assert more > 2**23 and needed(batch_size=192) == one + 2 * more
-    assert needed(batch_size=64, dtype='bfloat16') < one - 0.4 * more
-
-
-def test_workspaces_are_kept_for_their_family_while_they_take_half_of_the_memory():
-    config = _config()
-    stepper = training.Stepper(
-        config, runs.make_ghn(config, 10), training.make_optimizer(config), runs.load_data(config)
-    )
-    a, b, c = programs = [
-        building.build_program(
-            [small_network([('skip_connect', 0), ('conv_1x1', 1)], C=C)], image_size=16, max_params=1e5
-        )
-        for C in (16, 32, 48)
-    ]
-    sizes = [memory.program_bytes(p, config, None) for p in programs]
-    stepper.free = 2 * (sizes[1] + sizes[2])
-    made = {}
-    for program in (a, b, a, c):  # when c comes, a was used last
-        made[program] = stepper.workspaces[program] = stepper.take_workspace(program)
-    assert list(stepper.workspaces) == [a, c]
-    assert stepper.take_workspace(a) is made[a] and list(stepper.workspaces) == [c]
-    stepper.free = 1
-    stepper.take_workspace(b)
-    assert not stepper.workspaces
 
 
 # ---- determinism

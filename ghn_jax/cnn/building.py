@@ -6,7 +6,8 @@ from ghn_jax.cnn.columns import count_columns
 from ghn_jax.cnn.lowering import Lowered, lower
 from ghn_jax.cnn.pieces import BLOCK, Class, round_up
 from ghn_jax.cnn.placing import place_gradients
-from ghn_jax.cnn.program import PAGE_BLOCKS, Capacity, Program, Segment, head_pieces
+from ghn_jax.cnn.program import Capacity, Program, Segment, head_pieces
+from ghn_jax.cnn.tables import PAGE_BLOCKS
 from ghn_jax.networks.spec import NetworkSpec
 
 _SPARE = 2  # gradient slots: covering networks are the hungriest by design, which no proof stands behind

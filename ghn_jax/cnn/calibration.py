@@ -21,7 +21,8 @@ from ghn_jax.cnn.lowering import Instruction
 from ghn_jax.cnn.observer import BINS, Activations, Moments
 from ghn_jax.cnn.ops import BATCH_NORM_EPSILON
 from ghn_jax.cnn.pieces import BLOCK, piece_view
-from ghn_jax.cnn.program import WEIGHTS, Layout, Tables
+from ghn_jax.cnn.program import Layout
+from ghn_jax.cnn.tables import WEIGHTS, Tables
 from ghn_jax.quant.fake_quant import fake_quantize
 from ghn_jax.quant.policy import FLOAT_BITS
 

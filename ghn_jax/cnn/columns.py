@@ -26,7 +26,7 @@ def count_columns(pieces: Iterable[Piece]) -> dict[str, int]:
 def column_tables(
     capacity: Any, matrices: Sequence[tuple[int, Piece]], tensors: Mapping[str, int]
 ) -> tuple[np.ndarray, np.ndarray]:
-    """(block_columns, column_tensor) of `program.Tables`.
+    """(block_columns, column_tensor) of `tables.Tables`.
 
     matrices: (first block, piece) of the quantized tensors. tensors: their numbers. The last column, and the
     last tensor, stand for "never quantized".

@@ -30,22 +30,9 @@ from jax import Array, lax
 from ghn_jax import axes
 from ghn_jax.cnn import head, ops
 from ghn_jax.cnn.pieces import BLOCK, Class, block_floats, weight_floats, weight_shapes
-from ghn_jax.cnn.program import (
-    ACCUMULATE,
-    DST,
-    G_DST,
-    G_SRC,
-    OP,
-    SEEN,
-    SRC,
-    WEIGHTS,
-    Bits,
-    Program,
-    Ranges,
-    Segment,
-    Tables,
-)
+from ghn_jax.cnn.program import Program, Segment
 from ghn_jax.cnn.quantizer import Quantizer, no_sizes, quantizer_of, with_sizes
+from ghn_jax.cnn.tables import ACCUMULATE, DST, G_DST, G_SRC, OP, SEEN, SRC, WEIGHTS, Bits, Ranges, Tables
 from ghn_jax.quant.scheme import FLOAT, Scheme
 
 _SMALL_GRADIENT = 16_384  # floats: padding to no more than these costs nothing

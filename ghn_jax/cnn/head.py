@@ -16,7 +16,8 @@ from jax import Array, lax
 from ghn_jax import axes
 from ghn_jax.cnn import ops
 from ghn_jax.cnn.pieces import BLOCK, Class
-from ghn_jax.cnn.program import HeadTable, Program
+from ghn_jax.cnn.program import Program
+from ghn_jax.cnn.tables import HeadTable
 from ghn_jax.quant.activations import quantize_activation
 from ghn_jax.quant.scheme import Scheme
 

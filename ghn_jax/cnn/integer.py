@@ -28,7 +28,8 @@ from jax import Array, lax
 
 from ghn_jax.cnn.lowering import IMAGE, Instruction
 from ghn_jax.cnn.pieces import Piece, piece_part
-from ghn_jax.cnn.program import Bits, Layout, Program, Ranges, Tables
+from ghn_jax.cnn.program import Layout, Program
+from ghn_jax.cnn.tables import Bits, Ranges, Tables
 from ghn_jax.cnn.weights import quantize_weights
 from ghn_jax.errors import UserError
 from ghn_jax.networks.graph import build_graph

@@ -16,8 +16,9 @@ import numpy as np
 from jax import Array, lax
 
 from ghn_jax.cnn import executor, head, ops
-from ghn_jax.cnn.program import OP, SRC, WEIGHTS, Bits, Layout, Program, Ranges, Tables
+from ghn_jax.cnn.program import Layout, Program
 from ghn_jax.cnn.quantizer import Quantizer, Sizes, quantizer_of
+from ghn_jax.cnn.tables import OP, SRC, WEIGHTS, Bits, Ranges, Tables
 from ghn_jax.cnn.weights import get_page, pages
 from ghn_jax.quant.activations import quantize_activation
 from ghn_jax.quant.policy import FLOAT_BITS

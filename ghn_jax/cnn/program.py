@@ -33,12 +33,23 @@ from ghn_jax.cnn.pieces import (
     weight_floats,
 )
 from ghn_jax.cnn.placing import place_gradients
+from ghn_jax.cnn.tables import (
+    ACCUMULATE,
+    DST,
+    G_DST,
+    G_SRC,
+    GROUP,
+    OP,
+    PARTS,
+    SEEN,
+    SRC,
+    WEIGHTS,
+    Bits,
+    HeadTable,
+    Tables,
+)
 from ghn_jax.networks.spec import NetworkSpec
 from ghn_jax.quant.policy import FLOAT_BITS, Policy
-
-# Columns of the instruction table.
-OP, SRC, DST, ACCUMULATE, WEIGHTS, SEEN, GROUP, PARTS, G_SRC, G_DST = range(10)
-PAGE_BLOCKS = 256  # blocks handled at a time by loops over the weight buffer
 
 
 class Segment(NamedTuple):
@@ -52,64 +63,6 @@ class Segment(NamedTuple):
     def weight_floats(self) -> int:
         """The most weight-buffer floats one of its instructions uses: no gradient is padded to more."""
         return max(weight_floats(op, self.src, self.dst) for op in self.ops)
-
-
-class HeadTable(NamedTuple):
-    """The classifier as int32 scalars. *_weights, *_bias: first block; rows and cols: number of panels."""
-
-    variant: np.ndarray
-    slot: np.ndarray
-    parts: np.ndarray
-    hidden_weights: np.ndarray
-    hidden_bias: np.ndarray
-    hidden_rows: np.ndarray
-    hidden_cols: np.ndarray
-    final_weights: np.ndarray
-    final_bias: np.ndarray
-    final_rows: np.ndarray
-    two_layers: np.ndarray
-
-
-class Tables(NamedTuple):
-    """One network as data (numpy or device arrays of fixed shapes).
-
-    rows: int32 [R, 10], see the column names above; segment k owns rows bounds[k] .. bounds[k + 1].
-    has_norm: float32 []. block_tensor: int32 [F / BLOCK], the quantized tensor a block of
-    the weight buffer belongs to (the last tensor stands for "never quantized"). n_blocks: int32 [], blocks in
-    use.
-
-    Output channels are numbered through all quantized tensors, in columns of COLUMN channels: block_columns:
-    int32 [F / BLOCK, 3], (the first column of the block's piece, how many the piece has, which of these the
-    block begins with: they come round and round); column_tensor: int32 [columns], the tensor of each.
-    """
-
-    rows: np.ndarray
-    bounds: np.ndarray
-    head: HeadTable
-    has_norm: np.ndarray
-    block_tensor: np.ndarray
-    n_blocks: np.ndarray
-    block_columns: np.ndarray
-    column_tensor: np.ndarray
-
-
-class Bits(NamedTuple):
-    """A policy on one network: activations int32 [R, 2] for each instruction, head int32 [2], weights int32
-    [T].
-    """
-
-    activations: np.ndarray
-    head: np.ndarray
-    weights: np.ndarray
-
-
-class Ranges(NamedTuple):
-    """Given ranges of activations, float: (lo, hi), lo <= 0 <= hi, of what each instruction quantizes
-    [R, 2, 2], and of the inputs of the head's two layers [2, 2].
-    """
-
-    rows: np.ndarray
-    head: np.ndarray
 
 
 class Layout(NamedTuple):

@@ -8,7 +8,7 @@ from jax import Array, lax
 
 from ghn_jax import axes
 from ghn_jax.cnn import ops
-from ghn_jax.cnn.program import GROUP, PARTS
+from ghn_jax.cnn.tables import GROUP, PARTS
 from ghn_jax.quant.activations import clip_range, quantize_activation
 from ghn_jax.quant.fake_quant import make_grid, quantize
 from ghn_jax.quant.policy import FLOAT_BITS

@@ -21,7 +21,7 @@ from jax import Array, lax
 
 from ghn_jax.cnn.columns import COLUMN
 from ghn_jax.cnn.pieces import BLOCK
-from ghn_jax.cnn.program import PAGE_BLOCKS, Tables
+from ghn_jax.cnn.tables import PAGE_BLOCKS, Tables
 from ghn_jax.quant.fake_quant import Grid, make_grid, quantize
 from ghn_jax.quant.policy import TERNARY
 from ghn_jax.quant.ranges import LEAN, sigma, sigmas_for

@@ -2,6 +2,7 @@
 
 import dataclasses
 import functools
+import re
 from collections.abc import Iterable, Sequence
 from typing import Any, NamedTuple
 
@@ -12,8 +13,9 @@ import optax
 
 from ghn_jax.cnn import executor
 from ghn_jax.cnn.lowering import lower
-from ghn_jax.cnn.program import OP, Program
+from ghn_jax.cnn.program import Program
 from ghn_jax.cnn.reference import apply_reference
+from ghn_jax.cnn.tables import OP
 from ghn_jax.cnn.weights import quantize_weights, quantize_weights_backward
 from ghn_jax.networks.spec import IMAGE_SIZE, NetworkSpec
 from ghn_jax.quant.policy import Policy
@@ -134,6 +136,31 @@ def assert_close(result: Result, expected: Result, tolerance: float, what: objec
     """All of `errors` are below the tolerance (not-a-number is not)."""
     off = {name: e for name, e in errors(result, expected).items() if not e < tolerance}
     assert not off, f'{what}: {len(off)} differ, such as {dict(list(off.items())[:5])}'
+
+
+def assert_identical(a: Any, b: Any) -> None:
+    """Two results, or trees of arrays, bit for bit."""
+    jax.tree.map(np.testing.assert_array_equal, a, b)
+
+
+# ---- compiled text
+
+
+def tape_copies(text: str, shapes: set[tuple[int, ...]]) -> list[str]:
+    """Lines of a compiled program that copy an array of one of the shapes."""
+    copies = (
+        (line, re.search(r' = \(?\w+\[([\d,]+)\].* copy(-start)?\(', line)) for line in text.splitlines()
+    )
+    return [
+        line.strip() for line, match in copies if match and tuple(map(int, match[1].split(','))) in shapes
+    ]
+
+
+def assert_no_tape_copies(executor: Executor, batch: int) -> None:
+    """The compiled program copies none of its tapes."""
+    shapes = {(slots, batch, h, h, c) for (h, c), slots in executor.program.slots.items()}
+    assert all(f'[{",".join(map(str, shape))}]' in executor.text for shape in shapes)
+    assert tape_copies(executor.text, shapes) == []
 
 
 # ---- which branches a network uses

@@ -13,7 +13,8 @@ from ghn_jax.cnn.building import build_program
 from ghn_jax.cnn.coverage import Family, covering_networks, family, program_for, widths
 from ghn_jax.cnn.lowering import lower
 from ghn_jax.cnn.pieces import BLOCK
-from ghn_jax.cnn.program import ACCUMULATE, DST, G_DST, G_SRC, SEEN, SRC, WEIGHTS, Program
+from ghn_jax.cnn.program import Program
+from ghn_jax.cnn.tables import ACCUMULATE, DST, G_DST, G_SRC, SEEN, SRC, WEIGHTS
 from ghn_jax.errors import UserError
 from ghn_jax.hypernet.table import decoder_table
 from ghn_jax.networks.graph import build_graph

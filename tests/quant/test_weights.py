@@ -29,14 +29,7 @@ SCHEMES = [
     dict(granularity='channel', weight_range='percentile', percentile=80.0, standardise=True),
 ]
 
-
-@pytest.fixture(scope='module', autouse=True)
-def quick():
-    """The plain version compiles for every shape; optimising that takes longer than running it."""
-    before = jax.config.read('jax_disable_most_optimizations')
-    jax.config.update('jax_disable_most_optimizations', True)
-    yield
-    jax.config.update('jax_disable_most_optimizations', before)
+pytestmark = pytest.mark.usefixtures('quick_reference')
 
 
 @pytest.fixture(scope='module')
