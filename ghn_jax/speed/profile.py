@@ -151,15 +151,26 @@ class _Profile:
         }, networks
 
     def device_parts(self) -> dict[str, float]:
-        ghn, program, params, key = self.ghn, self.program, self.params, self.key
-        mode, scheme = self.mode, Scheme(self.mode)
-        apply = lambda method: lambda p, *xs: ghn.apply({'params': p}, *xs, method=method)
         networks = jax.device_put(self.prepare())
         each = [jax.tree.map(lambda a, i=i: a[i], networks[1:]) for i in range(len(self.specs))]
-        buffers = steps.make_workspace(program, self.config.train.batch_size)
-        parts = {}
+        # Networks share buffers, as in a step.
+        buffers = steps.make_workspace(self.program, self.config.train.batch_size)
+        hypernetwork, tiles = self.hypernetwork_parts(networks, each)
+        assembly, weights = self.assembly_parts(each, tiles, buffers.weights)
+        parts = hypernetwork | assembly
+        if self.mode != 'float':
+            quantization, weights = self.quantization_parts(each, weights, buffers.quantized)
+            parts |= quantization
+        parts |= self.executor_parts(each, weights, buffers.executor)
+        update, opt_state = jax.jit(self.update), self.optimizer.init(self.params)
+        return parts | {'optimizer': self.median(lambda: update(self.params, opt_state))}
 
-        # Of each function: forward, then with its backward pass; the difference is the latter.
+    def hypernetwork_parts(self, networks: Networks, each: list) -> tuple[dict[str, float], list]:
+        """Embedding and decoding, and the tiles. Of each function: forward, then with its backward pass; the
+        difference is the latter.
+        """
+        params, parts = self.params, {}
+        apply = lambda method: lambda p, *xs: self.ghn.apply({'params': p}, *xs, method=method)
         embed = jax.jit(apply('embed'))
         x = embed(params, networks.graphs)
         xs = list(x)
@@ -176,13 +187,12 @@ class _Profile:
         parts['decoding backward'] = (
             self.median(lambda: [pull(params, x, d, t) for x, t, (d, *_) in zip(xs, tiles, each)]) - forward
         )
+        return parts, tiles
 
-        # From here on networks share buffers, as in a step.
+    def assembly_parts(self, each: list, tiles: list, out: jax.Array) -> tuple[dict[str, float], list]:
+        """Assembly, and the weights. out: a weight buffer, taken."""
         fill = jax.jit(lambda t, s, tables, out: assemble(t, s, pages(tables), out), donate_argnums=3)
-        weights = [
-            fill(t, s, tables, jnp.zeros_like(buffers.weights)) for t, (_, s, tables, _) in zip(tiles, each)
-        ]
-        out = buffers.weights
+        weights = [fill(t, s, tables, jnp.zeros_like(out)) for t, (_, s, tables, _) in zip(tiles, each)]
 
         def assembly():
             nonlocal out
@@ -191,37 +201,45 @@ class _Profile:
             return out
 
         transposed = jax.jit(assemble_transposed)
-        parts['assembly forward'] = self.median(assembly)
-        parts['assembly backward'] = self.median(
-            lambda: [transposed(w, s, t) for w, t, (_, s, _, _) in zip(weights, tiles, each)]
-        )
+        return {
+            'assembly forward': self.median(assembly),
+            'assembly backward': self.median(
+                lambda: [transposed(w, s, t) for w, t, (_, s, _, _) in zip(weights, tiles, each)]
+            ),
+        }, weights
 
-        if mode != 'float':
-            quantize = jax.jit(quantize_weights, static_argnames='scheme', donate_argnums=3)
-            backward = jax.jit(quantize_weights_backward, static_argnames='scheme', donate_argnums=3)
-            rounded, fits = buffers.quantized, []
+    def quantization_parts(self, each: list, weights: list, out: jax.Array) -> tuple[dict[str, float], list]:
+        """Quantization of weights, and the rounded ones. out: a weight buffer, taken."""
+        scheme, key, fits = Scheme(self.mode), self.key, []
+        quantize = jax.jit(quantize_weights, static_argnames='scheme', donate_argnums=3)
+        backward = jax.jit(quantize_weights_backward, static_argnames='scheme', donate_argnums=3)
 
-            def quantization():
-                nonlocal rounded
-                fits.clear()
-                for w, (_, _, tables, bits) in zip(weights, each):
-                    rounded, fit = quantize(w, tables, bits.weights, rounded, scheme=scheme, key=key)
-                    fits.append(fit)
-                return rounded
+        def quantization():
+            nonlocal out
+            fits.clear()
+            for w, (_, _, tables, bits) in zip(weights, each):
+                out, fit = quantize(w, tables, bits.weights, out, scheme=scheme, key=key)
+                fits.append(fit)
+            return out
 
-            def quantization_backward():
-                nonlocal rounded
-                for w, fit, (_, _, tables, bits) in zip(weights, fits, each):
-                    rounded = backward(w, tables, bits.weights, rounded, fit, scheme=scheme, key=key)
-                return rounded
+        def quantization_backward():
+            nonlocal out
+            for w, fit, (_, _, tables, bits) in zip(weights, fits, each):
+                out = backward(w, tables, bits.weights, out, fit, scheme=scheme, key=key)
+            return out
 
-            parts['weight quantization forward'] = self.median(quantization)
-            parts['weight quantization backward'] = self.median(quantization_backward)
-            weights = [
-                quantize(w, t, b.weights, w + 0, scheme=scheme, key=key)[0]
-                for w, (_, _, t, b) in zip(weights, each)
-            ]
+        parts = {
+            'weight quantization forward': self.median(quantization),
+            'weight quantization backward': self.median(quantization_backward),
+        }
+        return parts, [
+            quantize(w, t, b.weights, w + 0, scheme=scheme, key=key)[0]
+            for w, (_, _, t, b) in zip(weights, each)
+        ]
 
+    def executor_parts(self, each: list, weights: list, workspace: executor.Workspace) -> dict[str, float]:
+        """The networks on the images. workspace: taken."""
+        program, scheme, key = self.program, Scheme(self.mode), self.key
         run = jax.jit(executor.forward, static_argnums=0, static_argnames='scheme', donate_argnums=5)
         gradients = jax.jit(
             executor.loss_and_gradients,
@@ -229,7 +247,6 @@ class _Profile:
             static_argnames=('scheme', 'dropout'),
             donate_argnums=6,
         )
-        workspace = buffers.executor
 
         def forward_pass():
             nonlocal workspace
@@ -249,13 +266,8 @@ class _Profile:
                 workspace = workspace._replace(weights=g)
             return loss, workspace
 
-        parts['executor forward'] = forward = self.median(forward_pass)
-        parts['executor backward'] = self.median(both_passes) - forward
-
-        update = jax.jit(self.update)
-        opt_state = self.optimizer.init(params)
-        parts['optimizer'] = self.median(lambda: update(params, opt_state))
-        return parts
+        forward = self.median(forward_pass)
+        return {'executor forward': forward, 'executor backward': self.median(both_passes) - forward}
 
     def update(self, params, opt_state):
         updates, opt_state = self.optimizer.update(params, opt_state, params)
