@@ -119,6 +119,7 @@ def study(
         'splits': list(scoring['splits']),
     }
     found: dict[str, Any] = {}
+    workdir.mkdir(parents=True, exist_ok=True)
     for name, own in every.items():
         folder = workdir / name
         if not only or name in only:

@@ -69,6 +69,14 @@ def test_a_study_that_is_done_trains_and_scores_nothing_again(done, monkeypatch)
         run(done[1], num_networks=1)
 
 
+def test_a_study_may_begin_with_any_strategy(tmp_path, monkeypatch):
+    monkeypatch.setattr(study, 'train', lambda *_: None)
+    monkeypatch.setattr(study, '_score', lambda *_: {'rows': [], 'networks': [], 'protocol': {'step': 2}})
+    tables = run(tmp_path / 'new', only=['drawn'])
+    assert list(tables['strategies']) == ['drawn']
+    assert json.loads((tmp_path / 'new/study.json').read_text()) == json.loads(json.dumps(tables))
+
+
 @pytest.mark.parametrize(
     ('strategies', 'words'),
     [
