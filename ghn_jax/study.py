@@ -1,21 +1,23 @@
 """Compares strategies: trains a hypernetwork with each and scores all on the same unseen networks.
 
 python -m ghn_jax.study --config=configs/quickstart.py --strategies=configs/strategies.json \
-    --workdir=runs/study --batch_size=60 --bits=w32a32,w4a4,w2a2 [--groups=w2a2] [--config.key=value]
+    --workdir=runs/study --batch_size=60 --bits=w32a32,w4a4,w2a2 [--seeds=0,1,2] [--groups=w2a2] \
+    [--config.key=value]
 
 A strategy is a name and what it changes in the config: a JSON object {"name": {"mode": "qat", ..}, ..}. Keys
 are those of `config.quant`, or any of the config: "seed", "train.steps", "ghn.bits". What no strategy changes
-is the same for all: seed, space, data, number of steps. Each has a run directory of its own,
-WORKDIR/name, which `evaluate` and `predict` take as well. A study that was stopped goes on where it was;
-WORKDIR/study.json holds the tables of what is done. Differences are paired: those on the same networks.
+is the same for all: seed, space, data, number of steps. Each run has a directory of its own, WORKDIR/name,
+which `evaluate` and `predict` take as well; with --seeds, WORKDIR/name.seedK. A study that was stopped goes
+on where it was, and several processes on one WORKDIR may share the runs by --only. WORKDIR/study.json holds
+the tables of what is done.
+
+Differences are paired: those of the same seed on the same networks. With several seeds the standard errors
+are those over seeds, since runs of one strategy differ by more than the networks of one run tell.
 """
 
-import copy
 import json
 import math
-import os
 import pathlib
-import re
 import sys
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -26,63 +28,17 @@ from ml_collections import ConfigDict, config_flags
 from tabulate import tabulate
 
 from ghn_jax import cli, results, runs, sensitivity
-from ghn_jax import config as configs
 from ghn_jax.data import Dataset
 from ghn_jax.errors import UserError
 from ghn_jax.evaluate import evaluate
 from ghn_jax.quant.policy import Policy
-from ghn_jax.quant.strategy import strategy_of
+from ghn_jax.quant.strategy import scheme_of
 from ghn_jax.request import parse_policies, parse_splits
 from ghn_jax.scoring import image_batches, select_split
 from ghn_jax.train import train
+from ghn_jax.variants import Variant, make_variants, parse_seeds, read_strategies
 
 _RESULT, _STUDY = 'evaluation.json', 'study.json'
-
-
-def read_strategies(path: str | os.PathLike) -> dict[str, dict[str, Any]]:
-    """The strategies of a JSON file, in its order. Raises UserError if it is not what it should be."""
-    try:
-        with open(path, encoding='utf-8') as f:
-            strategies = json.load(f)
-    except OSError as e:
-        raise UserError(f'--strategies={path} cannot be read ({e.strerror}): give a JSON file') from None
-    except ValueError as e:
-        raise UserError(f'--strategies={path} is no JSON: {e}') from None
-    if not isinstance(strategies, dict) or not strategies:
-        raise UserError(f'--strategies={path}: expected a JSON object {{"name": {{"mode": "qat", ..}}, ..}}')
-    for name, changes in strategies.items():
-        if not re.fullmatch(r'\w[\w.+-]*', name):
-            raise UserError(
-                f'--strategies={path}: {name!r} is no name for a directory: use letters, digits, _.+-'
-            )
-        if not isinstance(changes, dict):
-            raise UserError(
-                f'--strategies={path}: {name!r} is {changes!r}, expected an object of config keys'
-            )
-    return strategies
-
-
-def config_with(config: ConfigDict, name: str, changes: Mapping[str, Any]) -> ConfigDict:
-    """The config with a strategy's changes. Raises UserError for bad keys and values."""
-    config = copy.deepcopy(config)
-    for key, value in changes.items():
-        full = key if '.' in key or key in config else f'quant.{key}'
-        *parts, last = full.split('.')
-        holder = config
-        for part in parts:
-            holder = holder.get(part) if isinstance(holder, ConfigDict) else None
-        if not isinstance(holder, ConfigDict) or last not in holder:
-            known = f'{", ".join(config.quant)}, or a key of the config such as train.steps'
-            raise UserError(f'strategy {name!r}: {full} is no key: expected {known}')
-        try:
-            holder[last] = configs.tuples(value)
-        except TypeError as e:
-            raise UserError(f'strategy {name!r}: {full}: {e}') from None
-    try:
-        strategy_of(configs.check(config))
-    except UserError as e:
-        raise UserError(f'strategy {name!r}: {e}') from None
-    return config
 
 
 def study(
@@ -90,6 +46,7 @@ def study(
     strategies: Mapping[str, Mapping[str, Any]],
     workdir: pathlib.Path,
     *,
+    seeds: Sequence[int] = (),
     only: Sequence[str] = (),
     baseline: str = '',
     groups: Policy | None = None,
@@ -97,20 +54,22 @@ def study(
     dataset: Dataset | None = None,
     **scoring: Any,
 ) -> dict[str, Any]:
-    """Trains and scores the strategies (`only` those, if given); the tables of all that are done, as JSON.
+    """Trains and scores the strategies; the tables of all that are done, as JSON.
 
-    baseline: what the others are compared with; '' is the first. groups: bits at which parts of the networks
-    are scored as well, and of the first `layers` networks each layer (`sensitivity`). scoring: splits,
-    policies, num_networks, num_images, batch_size, as for `evaluate`.
+    seeds: of which each strategy is trained with every one; () is the config's. only: strategies, or single
+    runs such as 'mixed.seed1'; () is all. baseline: what the others are compared with; '' is the first.
+    groups: bits at which parts of the networks are scored as well, and of the first `layers` networks each
+    layer (`sensitivity`). scoring: splits, policies, num_networks, num_images, batch_size, as for `evaluate`.
 
     Raises:
       UserError: a bad strategy, before any is trained; whatever training and scoring raise.
     """
-    every = {name: config_with(config, name, changes) for name, changes in strategies.items()}
-    baseline = baseline or next(iter(every))
-    for flag, names in (('only', only), ('baseline', [baseline])):
-        if odd := [name for name in names if name not in every]:
-            raise UserError(f'--{flag}={odd[0]}: expected of {", ".join(every)}')
+    variants = make_variants(config, strategies, seeds)
+    baseline = baseline or variants[0].strategy
+    known = {*strategies, *(v.name for v in variants)}
+    for flag, names, of in (('only', only, known), ('baseline', [baseline], set(strategies))):
+        if odd := [name for name in names if name not in of]:
+            raise UserError(f'--{flag}={odd[0]}: expected of {", ".join(sorted(of))}')
     wanted = {
         'bits': [str(policy) for policy in scoring['policies']],
         'groups': str(groups) if groups else None,
@@ -118,19 +77,22 @@ def study(
         **{k: v for k, v in scoring.items() if k != 'policies'},
         'splits': list(scoring['splits']),
     }
-    found: dict[str, Any] = {}
+    done: list[tuple[Variant, dict[str, Any]]] = []
     workdir.mkdir(parents=True, exist_ok=True)
-    for name, own in every.items():
-        folder = workdir / name
-        if not only or name in only:
-            print(f'== {name}: {json.dumps(strategies[name])}', file=sys.stderr, flush=True)
-            train(own, folder)
-            found[name] = _read(folder, wanted, own) or _score(
+    for variant in variants:
+        folder = workdir / variant.name
+        if not only or {variant.name, variant.strategy} & set(only):
+            print(
+                f'== {variant.name}: {json.dumps(strategies[variant.strategy])}', file=sys.stderr, flush=True
+            )
+            train(variant.config, folder)
+            result = _read(folder, wanted, variant) or _score(
                 folder, wanted, groups, layers, dataset, scoring
             )
-        elif result := _read(folder, wanted, own):
-            found[name] = result
-        tables = _tables(found, strategies, baseline, wanted)
+        elif (result := _read(folder, wanted, variant)) is None:
+            continue
+        done.append((variant, result))
+        tables = _tables(done, strategies, baseline, wanted)
         cli.write_atomic(workdir / _STUDY, json.dumps(tables, indent=1, allow_nan=False) + '\n')
     return tables
 
@@ -164,7 +126,7 @@ def _score_parts(
     space, size = runs.make_space_of(run.config), run.config.image_size
     select = lambda count: select_split(space, splits[0], seed=0, count=count, image_size=size)
     images = image_batches(dataset, dataset.test, batch_size=batch_size, num_images=num_images)
-    scheme = strategy_of(run.config).scheme.when_used()
+    scheme = scheme_of(run.config.quant).when_used()
     where = run.ghn, run.params, select(num_networks), images
     scores = sensitivity.score_policies(*where, sensitivity.group_policies(groups), scheme=scheme)
     parts: dict[str, Any] = {'groups': {part: top1.tolist() for part, top1 in scores.items()}, 'layers': {}}
@@ -177,48 +139,47 @@ def _score_parts(
     return parts
 
 
-def _read(folder: pathlib.Path, wanted: dict, config: ConfigDict) -> dict[str, Any] | None:
+def _read(folder: pathlib.Path, wanted: dict, variant: Variant) -> dict[str, Any] | None:
     """The evaluation of a finished run as it lies there, if it is the one wanted."""
     try:
         result = results.read_result(folder / _RESULT)
     except UserError:
         return None
-    done = result.get('study') == wanted and result['protocol']['step'] == config.train.steps
+    done = result.get('study') == wanted and result['protocol']['step'] == variant.config.train.steps
     return result if done else None
 
 
-def _tables(found: Mapping[str, Any], strategies: Mapping[str, Any], baseline: str, wanted: dict):
+def _tables(
+    done: Sequence[tuple[Variant, Mapping]], strategies: Mapping[str, Any], baseline: str, wanted: dict
+) -> dict[str, Any]:
+    """'rows' by split and bits and 'parts' by part of the networks, of every run; 'over_seeds', of both."""
+    bases = {v.config.seed: result for v, result in done if v.strategy == baseline}
     rows, parts = [], []
-    for name, result in found.items():
+    for variant, result in done:
+        run = {'strategy': variant.strategy, 'seed': variant.config.seed}
+        base = None if variant.strategy == baseline else bases.get(variant.config.seed)
         for row in result['rows']:
-            scores = _scores(result, row)
-            steps = result['protocol']['step']
-            line = {
-                'strategy': name,
-                'steps': steps,
-                'split': row['split'],
-                'bits': row['bits'],
-                'n': row['n'],
+            line = run | {'steps': result['protocol']['step']}
+            line |= {
+                key: row[key]
+                for key in ('split', 'bits', 'n', 'top1_mean', 'top1_sem', 'top1_median', 'top1_max')
             }
-            line |= {key: row[key] for key in ('top1_mean', 'top1_sem', 'top1_median', 'top1_max')}
-            if baseline in found and name != baseline:
-                line |= _difference(scores, _scores(found[baseline], row))
-            rows.append(line)
+            rows.append(line | _difference(_scores(result, row), base and _scores(base, row)))
         for part, top1 in result.get('groups', {}).items():
-            line = {'strategy': name, 'part': part, 'n': len(top1), **results.statistics(top1, 'top1')}
-            if part != 'nothing':
-                line |= _difference(top1, result['groups']['nothing'])
-            parts.append(line)
+            nothing = None if part == 'nothing' else result['groups']['nothing']
+            line = run | {'part': part, 'n': len(top1), **results.statistics(top1, 'top1')}
+            parts.append(line | _difference(top1, nothing))
         for part, changes in result.get('layers', {}).items():
-            numbers = results.statistics(changes, 'difference')
-            parts.append({'strategy': name, 'part': f'one layer of the {part}', 'n': len(changes), **numbers})
-    protocol = next((r['protocol'] for r in found.values()), {})
+            line = run | {'part': f'one layer of the {part}', 'n': len(changes)}
+            parts.append(line | _difference(changes, [0.0] * len(changes)))
+    protocol = next((result['protocol'] for _, result in done), {})
     same = ('dataset', 'note', 'images', 'image_size', 'batch_size', 'batch_norm', 'ranges', 'seed')
     return {
         'rows': rows,
         'parts': parts,
+        'over_seeds': {'rows': _over_seeds(rows, 'split', 'bits'), 'parts': _over_seeds(parts, 'part')},
         'baseline': baseline,
-        'strategies': {name: dict(strategies[name]) for name in found},
+        'strategies': {v.strategy: dict(strategies[v.strategy]) for v, _ in done},
         'protocol': {key: protocol[key] for key in same if key in protocol} | wanted,
     }
 
@@ -227,29 +188,53 @@ def _scores(result: Mapping[str, Any], row: Mapping[str, Any]) -> list[float]:
     return [n['scores'][row['bits']]['top1'] for n in result['networks'] if n['split'] == row['split']]
 
 
-def _difference(ours: Sequence[float], theirs: Sequence[float]) -> dict[str, float | None]:
-    """Mean and standard error of the differences on the same networks."""
+def _difference(ours: Sequence[float], theirs: Sequence[float] | None) -> dict[str, float | None]:
+    """Mean and standard error of the differences on the same networks; nothing where there are no others."""
+    if theirs is None:
+        return {}
     numbers = results.statistics(np.subtract(ours, theirs).tolist(), 'difference')
     return {key: numbers[key] for key in ('difference_mean', 'difference_sem')}
 
 
+def _over_seeds(rows: Sequence[Mapping[str, Any]], *keys: str) -> list[dict[str, Any]]:
+    """A row for each strategy and value of `keys`: means over seeds, and their standard errors over seeds; of
+    one seed, the row as it is, with its standard errors over networks.
+    """
+    groups: dict[tuple, list[Mapping[str, Any]]] = {}
+    for row in rows:
+        groups.setdefault(tuple(row[key] for key in ('strategy', *keys)), []).append(row)
+    lines = []
+    for members in groups.values():
+        line = {key: members[0][key] for key in ('strategy', 'steps', *keys) if key in members[0]}
+        line['seeds'] = [row['seed'] for row in members]
+        for name in ('top1', 'difference'):
+            means = [row[f'{name}_mean'] for row in members if f'{name}_mean' in row]
+            if means:
+                numbers = results.statistics(means, name)
+                sem = numbers[f'{name}_sem'] if len(means) > 1 else members[0].get(f'{name}_sem')
+                line |= {f'{name}_mean': numbers[f'{name}_mean'], f'{name}_sem': sem}
+        lines.append(line)
+    return lines
+
+
 def text(tables: Mapping[str, Any]) -> str:
     """The tables: a line for each strategy, a column for each split and bit-width; then by parts."""
-    columns = list(dict.fromkeys((row['split'], row['bits']) for row in tables['rows']))
-    names = list(dict.fromkeys(row['strategy'] for row in tables['rows']))
-    cells = {(r['strategy'], (r['split'], r['bits'])): r for r in tables['rows']}
+    rows, parts = tables['over_seeds']['rows'], tables['over_seeds']['parts']
+    columns = list(dict.fromkeys((row['split'], row['bits']) for row in rows))
     several = len({split for split, _ in columns}) > 1
-    headers = ['strategy', 'steps', *(f'{split} {bits}' if several else bits for split, bits in columns)]
-    steps = {row['strategy']: row['steps'] for row in tables['rows']}
-    lines = [[name, steps[name], *(_cell(cells.get((name, column))) for column in columns)] for name in names]
+    cells = {(r['strategy'], (r['split'], r['bits'])): r for r in rows}
+    about = {row['strategy']: [row['strategy'], row['steps'], len(row['seeds'])] for row in rows}
+    headers = ['strategy', 'steps', 'seeds']
+    headers += [f'{split} {bits}' if several else bits for split, bits in columns]
+    lines = [[*about[name], *(_cell(cells.get((name, column))) for column in columns)] for name in about]
     out = [tabulate(lines, headers, tablefmt='github', disable_numparse=True), '', _note(tables)]
-    if tables['parts']:
-        parts = list(dict.fromkeys(row['part'] for row in tables['parts']))
-        by_part = {(row['strategy'], row['part']): row for row in tables['parts']}
-        lines = [[part, *(_cell(by_part.get((name, part))) for name in names)] for part in parts]
+    if parts:
+        names = list(dict.fromkeys(row['part'] for row in parts))
+        by_part = {(row['strategy'], row['part']): row for row in parts}
+        lines = [[part, *(_cell(by_part.get((name, part))) for name in about)] for part in names]
         title = f'{tables["protocol"]["groups"]} on parts of the networks, the rest in float'
         out += ['', f'{title} (difference to float):', '']
-        out += [tabulate(lines, ['quantized', *names], tablefmt='github', disable_numparse=True)]
+        out += [tabulate(lines, ['quantized', *about], tablefmt='github', disable_numparse=True)]
     return '\n'.join(out)
 
 
@@ -270,8 +255,10 @@ def _plus_minus(mean: float, sem: float | None, sign: str = '') -> str:
 
 def _note(tables: Mapping[str, Any]) -> str:
     p = tables['protocol']
+    seeds = any(len(row['seeds']) > 1 for row in tables['over_seeds']['rows'])
+    error = 'standard error over seeds, of one seed over networks,' if seeds else 'standard error'
     return (
-        f'Mean top-1 ± standard error in percent (difference to {tables["baseline"]} on the same networks); '
+        f'Mean top-1 ± {error} in percent (difference to {tables["baseline"]} on the same networks); '
         f'{p["num_networks"]} networks, {p.get("images")} test images of {p.get("dataset")}. '
         f'{p.get("note") or ""}'
     ).strip()
@@ -281,7 +268,10 @@ if __name__ == '__main__':
     _CONFIG = config_flags.DEFINE_config_file('config', help_string='Config file, then --config.key=value.')
     _WORKDIR = flags.DEFINE_string('workdir', None, 'Directory of the study: a run for each strategy.')
     _STRATEGIES = flags.DEFINE_string('strategies', None, 'JSON file: {"name": {"mode": "qat", ..}, ..}.')
-    _ONLY = flags.DEFINE_list('only', [], 'Train and score only these; the table has all that are done.')
+    _SEEDS = flags.DEFINE_list('seeds', [], 'Train every strategy with each of these seeds, such as 0,1,2.')
+    _ONLY = flags.DEFINE_list(
+        'only', [], 'Train and score only these strategies, or runs such as mixed.seed1.'
+    )
     _BASELINE = flags.DEFINE_string('baseline', '', 'The strategy to compare with, if not the first.')
     _SPLITS = flags.DEFINE_list('splits', ['test'], 'Networks to score, as for evaluate.')
     _BITS = flags.DEFINE_list('bits', ['w32a32', 'w8a8', 'w4a4', 'w2a2'], 'As for evaluate.')
@@ -304,6 +294,7 @@ if __name__ == '__main__':
             config,
             read_strategies(_STRATEGIES.value),
             workdir,
+            seeds=parse_seeds(_SEEDS.value),
             only=_ONLY.value,
             baseline=_BASELINE.value,
             groups=parse_policies([_GROUPS.value])[0] if _GROUPS.value else None,

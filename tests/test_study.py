@@ -2,11 +2,13 @@
 
 import json
 
+import numpy as np
 import pytest
 
 from ghn_jax import sensitivity, study
 from ghn_jax.errors import UserError
 from ghn_jax.quant import Policy, parse_bits
+from ghn_jax.variants import make_variants, parse_seeds, read_strategies
 from tests.small_run import command, is_one_error_line, small_config
 
 # One scheme, so that all share two compiled functions.
@@ -77,6 +79,48 @@ def test_a_study_may_begin_with_any_strategy(tmp_path, monkeypatch):
     assert json.loads((tmp_path / 'new/study.json').read_text()) == json.loads(json.dumps(tables))
 
 
+def test_with_several_seeds_each_strategy_runs_with_each_and_means_are_over_seeds(tmp_path, monkeypatch):
+    top1 = {}
+
+    def score(folder, *_):
+        top1[folder.name] = np.random.default_rng(len(top1)).normal(50, 9, 5).tolist()
+        row = {'split': 'test', 'bits': 'w4a4', 'n': 5}
+        row |= {f'top1_{key}': float(np.mean(top1[folder.name])) for key in ('mean', 'sem', 'median', 'max')}
+        networks = [{'split': 'test', 'scores': {'w4a4': {'top1': x}}} for x in top1[folder.name]]
+        return {'rows': [row], 'networks': networks, 'protocol': {'step': 2}, 'groups': {'nothing': [1.0]}}
+
+    trained = {}
+    monkeypatch.setattr(study, 'train', lambda c, folder: trained.update({folder.name: c.seed}))
+    monkeypatch.setattr(study, '_score', score)
+    tables = run(tmp_path, seeds=(0, 5, 7))
+    assert trained == {f'{name}.seed{k}': k for name in STRATEGIES for k in (0, 5, 7)}
+    ours, base = (np.array([top1[f'{name}.seed{k}'] for k in (0, 5, 7)]) for name in ('drawn', 'float'))
+    assert [row.get('difference_mean') for row in tables['rows']] == [
+        None, None, None, *(pytest.approx(d) for d in (ours - base).mean(1))
+    ]  # fmt: skip
+    row = tables['over_seeds']['rows'][1]
+    assert (row['strategy'], row['seeds']) == ('drawn', [0, 5, 7])
+    for name, means in (('top1', ours.mean(1)), ('difference', (ours - base).mean(1))):
+        assert row[f'{name}_mean'] == pytest.approx(means.mean())
+        assert row[f'{name}_sem'] == pytest.approx(means.std(ddof=1) / 3**0.5)
+    assert 'over seeds' in study.text(tables)
+
+    trained.clear()
+    run(tmp_path / 'one', seeds=(0, 5, 7), only=['drawn.seed5'])
+    assert trained == {'drawn.seed5': 5}
+
+
+@pytest.mark.parametrize('values', [['0', '0'], ['-1'], ['1.5'], ['a'], [''], ['2147483648'], ['7' * 5000]])
+def test_bad_seeds_are_refused(values):
+    with pytest.raises(UserError, match='--seeds='):
+        parse_seeds(values)
+
+
+def test_a_strategy_has_no_seed_of_its_own_beside_others():
+    with pytest.raises(UserError, match="strategy 'a' has a seed"):
+        make_variants(small_config(), {'a': {'seed': 1}}, (0, 1))
+
+
 @pytest.mark.parametrize(
     ('strategies', 'words'),
     [
@@ -95,21 +139,22 @@ def test_a_bad_strategy_is_refused_before_any_is_trained(tmp_path, strategies, w
     assert not list(tmp_path.iterdir())
 
 
-@pytest.mark.parametrize('text', ['', '[]', '{}', '{"a/b": {}}', '{"a": 4}'])
+@pytest.mark.parametrize('text', ['', '[]', '{}', '{"a/b": {}}', '{"a": 4}', '{"a": {}, "a": {}}'])
 def test_a_bad_file_of_strategies_is_one_line(tmp_path, text):
     (tmp_path / 's.json').write_text(text)
     flags = '--config=configs/test.py', f'--workdir={tmp_path}/w', f'--strategies={tmp_path}/s.json'
-    assert is_one_error_line(command('ghn_jax.study', *flags), '--strategies=')
+    assert is_one_error_line(command('ghn_jax.study', *flags), '--strategies')
 
 
 def test_the_strategies_of_the_repository_are_possible():
-    c = small_config()
-    for name, changes in study.read_strategies('configs/strategies.json').items():
-        assert study.config_with(c, name, changes).quant.mode == changes['mode']
+    strategies = read_strategies('configs/strategies.json')
+    for variant in make_variants(small_config(), strategies):
+        assert variant.config.quant.mode == strategies[variant.name]['mode']
 
 
 def test_a_strategy_may_change_any_key_of_the_config():
-    changed = study.config_with(small_config(), 'a', {'bits': 'w2a2', 'ghn.bits': True, 'seed': 9})
+    [variant] = make_variants(small_config(), {'a': {'bits': 'w2a2', 'ghn.bits': True, 'seed': 9}})
+    changed = variant.config
     assert changed.quant.bits == 'w2a2' and changed.ghn.bits and changed.seed == 9
     assert small_config().seed != 9
 
