@@ -6,6 +6,7 @@ machine, the arguments' types, and what the caller says. The files lie in the us
 unpickled: whoever can write there can run code, as with any cache of machine code.
 """
 
+import contextlib
 import functools
 import hashlib
 import os
@@ -26,6 +27,8 @@ from ghn_jax.speed import clock
 
 _LIBRARIES = ('jax', 'jaxlib', 'flax', 'optax', 'numpy')
 _PACKAGE = pathlib.Path(__file__).parent
+_MOST = 64
+"""Files to keep, about 2 GB of them: those of earlier versions would stay for ever."""
 
 
 def kept(function: Any, arguments: tuple, static: Mapping[str, Any], *, named: str) -> Callable:
@@ -87,7 +90,10 @@ def _load(path: pathlib.Path) -> Callable | None:
         digest, data = data[:32], zlib.decompress(data[32:])
         if hashlib.sha256(data).digest() != digest:
             return None
-        return serialize_executable.deserialize_and_load(*pickle.loads(data))
+        found = serialize_executable.deserialize_and_load(*pickle.loads(data))
+        with contextlib.suppress(OSError):  # a cache that is not ours to write
+            os.utime(path)  # the least recently used go first
+        return found
     except Exception:  # XLA and pickle each have their own; it is compiled and written again
         return None
 
@@ -100,5 +106,16 @@ def _save(path: pathlib.Path, compiled: Any) -> None:
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         cli.write_atomic(path, hashlib.sha256(data).digest() + zlib.compress(data, 1))
+        _prune(path.parent)
     except OSError as e:
         print(f'{path} cannot be written ({e.strerror}): the next start compiles again', file=sys.stderr)
+
+
+def _prune(folder: pathlib.Path) -> None:
+    """Removes all but the _MOST files last used."""
+    used = []
+    for path in folder.glob('*.executable'):
+        with contextlib.suppress(FileNotFoundError):  # another process may be at it, too
+            used.append((path.stat().st_mtime_ns, path))
+    for _, path in sorted(used)[:-_MOST]:
+        path.unlink(missing_ok=True)

@@ -62,6 +62,13 @@ def test_other_source_is_compiled(folder, tmp_path, monkeypatch):
     assert call() == 1
 
 
+def test_those_not_used_for_longest_are_removed(folder, monkeypatch):
+    monkeypatch.setattr(executables, '_MOST', 2)
+    assert [call(1), call(2), call(1), call(3)] == [1, 1, 0, 1]
+    assert len(list(folder.glob('*.executable'))) == 2
+    assert [call(1), call(3), call(2)] == [0, 0, 1]
+
+
 @pytest.mark.parametrize('damage', [lambda b: b[:-9], lambda b: b'', lambda b: b[:40] + b'x' + b[41:]])
 def test_a_damaged_file_is_written_anew(folder, damage):
     call()
