@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 
 from ghn_jax import protocol, steps
-from ghn_jax.cnn import calibration, executor, observer
+from ghn_jax.cnn import calibration, executor, observer, reference
 from ghn_jax.cnn.building import build_program
 from ghn_jax.cnn.observer import BINS, Activations, Moments
 from ghn_jax.cnn.reference import apply_reference, observe_reference
@@ -196,11 +196,25 @@ def test_a_calibrated_network_is_the_reference_with_its_statistics_and_ranges(ru
     np.testing.assert_allclose(runner.logits(fixed, bits, halves)[2:], runner.logits(fixed, bits, x)[:2])
 
 
-def test_so_is_one_of_another_scheme(program):
+OTHER = Scheme(
+    'qat',
+    granularity='channel',
+    symmetric=True,
+    standardise=True,
+    activation_range='sigma',
+    activation_clip=0.5,
+)
+
+
+@pytest.fixture(scope='module')
+def other_runner(program):
+    """Of scheme OTHER; weights are standardised before it sees them."""
+    return Runner(program, dataclasses.replace(OTHER, standardise=False))
+
+
+def test_so_is_one_of_another_scheme(program, other_runner):
     """Standardised before normalisations are folded. Given ranges replace the scheme's, of activations."""
-    spec, standard = SPECS[0], Scheme('qat', granularity='channel', symmetric=True, standardise=True)
-    scheme = dataclasses.replace(standard, activation_range='sigma', activation_clip=0.5)
-    runner = Runner(program, dataclasses.replace(scheme, standardise=False))
+    spec, scheme, runner = SPECS[0], OTHER, other_runner
     layout, network, params = predicted(program, spec)
     observe = quick(functools.partial(observe_reference, spec, policy=Policy(), scheme=scheme))
     statistics, ranges = observe(params, normalised(pixels(2)[0]))
@@ -289,6 +303,34 @@ def test_noise_is_that_of_rounding_layer_by_layer(runner):
         how, runner, layout, network, None, runner.program.bits(layout, Policy(3, 32)), None
     )
     assert all(a is None and w is not None for w, a in one_sided.values())
+
+
+def test_so_is_that_of_another_scheme(program, other_runner, monkeypatch):
+    """Its ranges are those of standard deviations; what the reference's layers read, and make of it."""
+    spec, policy = SPECS[0], Policy(32, 3)
+    layout, network, params = predicted(program, spec)
+    network = network._replace(weights=standardise_weights(jnp.asarray(network.weights), network.tables))
+    bits = program.bits(layout, policy)
+    _, sqnr, _ = protocol.prepare(
+        protocol.Protocol(sqnr=True), other_runner, layout, network, None, bits, None
+    )
+    squares = {}
+    quantize = reference._Layers.quantize_activation
+
+    def spy(self, name, x):
+        rounded = quantize(self, name, x)
+        squares[f'{name}.weight'] = np.array([np.sum(x**2), np.sum((rounded - x) ** 2)])
+        return rounded
+
+    monkeypatch.setattr(reference._Layers, 'quantize_activation', spy)
+    total = {}
+    for x in pixels(1):
+        apply_reference(spec, params, normalised(x), policy=policy, scheme=OTHER)
+        total = {name: total.get(name, 0) + both for name, both in squares.items()}
+    measured = {name: activation for name, (_, activation) in sqnr.items() if activation is not None}
+    assert measured.keys() == total.keys()
+    for name, (signal, noise) in total.items():
+        assert measured[name] == pytest.approx(10 * np.log10(signal / noise), abs=0.006), name
 
 
 # ---- on the host
