@@ -20,9 +20,10 @@ from ghn_jax.cnn.coverage import Family, program_for
 from ghn_jax.errors import UserError
 from ghn_jax.hypernet.ghn import init_params
 from ghn_jax.metrics import read_jsonl
+from ghn_jax.protocol import Protocol
 from ghn_jax.quant import Policy, Scheme
 from ghn_jax.quant.scheme import QAT
-from ghn_jax.scoring import image_batches, score_networks, score_on, select_split
+from ghn_jax.scoring import image_batches, score_in_full, score_networks, score_on, select_split
 from ghn_jax.speed.scaling import collectives
 from tests.small_run import small_config, write_run
 from tests.test_steps import (
@@ -136,6 +137,25 @@ def scores(folder):
     return [score().tolist(), score(mesh=mesh).tolist(), score_on(mesh, QAT)._cache_size()]
 
 
+def calibrated(folder):
+    """The same of two calibrated networks at W8/A8: [top1, (of weight, of activation) by layer in dB]."""
+    run = runs.load_run(write_run(folder))
+    selection = select_split(runs.make_space_of(run.config), 'test', seed=0, count=2, image_size=8)
+    dataset = runs.load_data(run.config)
+    batches = functools.partial(image_batches, dataset, batch_size=8, num_images=40)
+    options = dict(
+        how=Protocol(batch_norm='calibrated', ranges='calibrated', sqnr=True),
+        calibration=batches(dataset.train),
+    )
+    out = []
+    for mesh in (None, devices.mesh_of(jax.devices()[:3], 1)):
+        scored = score_in_full(
+            run.ghn, run.params, selection, batches(dataset.test), [Policy(8, 8)], mesh=mesh, **options
+        )
+        out.append([[s.top1, s.sqnr] for (s,) in scored])
+    return out
+
+
 def refusals():
     """The errors for devices that do not divide the work."""
     out = []
@@ -159,7 +179,9 @@ def refusals():
 
 def main(folder: pathlib.Path, everything: bool) -> None:
     results = {'devices': len(jax.devices())}
-    if not everything:
+    if everything:
+        results |= {'calibrated': calibrated(folder / 'run')}
+    else:
         results |= {'refusals': refusals(), 'training': training(folder), 'scores': scores(folder / 'run')}
     with jax.enable_x64(True):
         results['gradients'] = gradients(REST if everything else FEW)

@@ -49,9 +49,14 @@ def test_gradients_on_a_mesh_are_one_devices_on_the_same_batch(checks, case, mes
     is_one_device(checks['gradients'][f'{case} {mesh}'])
 
 
+@pytest.fixture(scope='module')
+def more_checks(tmp_path_factory):
+    return run_checks(tmp_path_factory.mktemp('devices'), 'all')
+
+
 @pytest.mark.slow
-def test_so_they_are_in_all_other_cases(tmp_path):
-    rows = run_checks(tmp_path, 'all')['gradients']
+def test_so_they_are_in_all_other_cases(more_checks):
+    rows = more_checks['gradients']
     assert rows.keys() == {f'{case} {mesh}' for case, mesh in REST}
     for row in rows.values():
         is_one_device(row)
@@ -79,6 +84,15 @@ def test_batches_scored_side_by_side_have_the_scores_of_one_device(checks):
     one, three, compiled = checks['scores']  # three devices for five batches
     assert one == three and 0 < np.mean(one) < 1
     assert compiled == 1
+
+
+@pytest.mark.slow
+def test_networks_calibrated_for_several_devices_are_those_of_one(more_checks):
+    for one, three in zip(*more_checks['calibrated'], strict=True):
+        assert three[0] == pytest.approx(one[0], abs=1 / 40)  # sums in another order, then rounded
+        assert three[1].keys() == one[1].keys() and len(one[1]) > 3
+        for name, pair in one[1].items():
+            assert three[1][name] == pytest.approx(pair, abs=0.05), name
 
 
 @pytest.mark.parametrize('parts, flags, count', [
