@@ -44,11 +44,11 @@ def kept(function: Any, arguments: tuple, static: Mapping[str, Any], *, named: s
     path = pathlib.Path(folder) / f'{function.__name__}-{_digest(named, arguments)}.executable'
     if (found := _load(path)) is None:
         clock.start_counting()
-        hits = clock.cache_hits()
+        before = clock.compilations(), clock.cache_hits()
         found = function.lower(*arguments, **static).compile()
-        if (
-            clock.cache_hits() == hits
-        ):  # what XLA:CPU read from JAX's cache lacks parts when it is written again
+        # What XLA:CPU did not compile but read from JAX's cache lacks parts when it is written again, and may
+        # come from this process' memory the next time.
+        if clock.compilations() > before[0] and clock.cache_hits() == before[1]:
             _save(path, found)
     return found
 

@@ -82,6 +82,16 @@ def test_what_comes_from_the_cache_of_jax_is_not_written_again(folder, monkeypat
     assert [call(), call()] == [1, 1] and not list(folder.glob('scaled-*.executable'))
 
 
+def test_nor_is_it_by_a_later_run_of_the_same_process(folder, monkeypatch):
+    """Which compiles nothing, and reads nothing from the cache: JAX still holds what it had read."""
+    monkeypatch.setattr(executables.clock, 'cache_hits', iter(range(2)).__next__)
+    call()
+    monkeypatch.undo()
+    arguments = np.arange(3.0), jnp.ones(3)
+    executables.kept(scaled, arguments, {'factor': 2}, named='a')
+    assert not list(folder.glob('scaled-*.executable'))
+
+
 def test_a_folder_that_cannot_be_written_is_said(folder, capsys):
     folder.write_text('a file')
     assert [call(), call()] == [1, 1]
