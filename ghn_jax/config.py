@@ -91,10 +91,6 @@ def default() -> ConfigDict:
     c.quant.activation_range = 'minmax'  # minmax | sigma, of each batch
     c.quant.activation_clip = 1.0  # times the range of 'minmax'
     c.quant.activation_sigmas = 0.0  # as weight_sigmas
-    c.quant.standardise = (
-        False  # weights to mean 0 and variance 2 / fan-in, by output channel, before rounding
-    )
-    c.quant.temperature = 0.0  # of rounding in training: a smooth staircase; 0 is hard
 
     c.train = ConfigDict()
     c.train.steps = 210_900  # 300 epochs of 703 steps: 45,000 images in batches of 64
@@ -207,7 +203,7 @@ def from_json(text: str) -> ConfigDict:
     """
     config = default()
     try:
-        _fill(config, _with_schedule(json.loads(text)), '')
+        _fill(config, _of_this_version(json.loads(text)), '')
         return check(config)
     except (ValueError, TypeError, AttributeError, RecursionError) as e:
         reason = ' '.join(str(e).split())[:300]
@@ -229,11 +225,14 @@ def tuples(value: Any) -> Any:
     return tuple(map(tuples, value)) if isinstance(value, list) else value
 
 
-def _with_schedule(values: dict) -> dict:
-    """With what quant.start_step, of earlier versions, says in quant.schedule."""
+def _of_this_version(values: dict) -> dict:
+    """With keys of earlier versions in today's words, and without those whose option was not taken."""
     quant = dict(values.get('quant', {}))
     if start := quant.pop('start_step', 0):
         quant['schedule'] = [[start, 'float']]
+    for key in ('standardise', 'temperature'):
+        if not quant.get(key, True):
+            del quant[key]
     return values | {'quant': quant}
 
 

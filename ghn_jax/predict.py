@@ -110,7 +110,7 @@ def quantize(
     By default per tensor and asymmetric over [min(0, min w), max(0, max w)]: w = (q - zero_point) * scale
     with q in 0 .. 2^bits - 1. A scale of 0 stands for a tensor of zeros. Norms, biases and positional
     encodings stay. In a scheme by channel scale and zero_point are lists. Of signs and ternary weights, which
-    have less than 2 bits, q is -1, 0 or 1 and zero_point 0. A scheme that standardises does so with all.
+    have less than 2 bits, q is -1, 0 or 1 and zero_point 0.
 
     Raises:
       UserError: a rule of the policy matches none of the weights.

@@ -92,9 +92,7 @@ def measure_on(mesh: Mesh | None, scheme: Scheme) -> Callable:
 
 
 class Measure(NamedTuple):
-    """Measures networks of a program. images: uint8 [K, N, H, H, 3], mean and std [3]. scheme: that does not
-    standardise, for normalisations are folded into weights that are.
-    """
+    """Measures networks of a program. images: uint8 [K, N, H, H, 3], mean and std [3]."""
 
     program: Program
     mesh: Mesh | None

@@ -9,7 +9,6 @@ program, or with other GHN parameters, compiles nothing.
 Axes: M networks | P policies | K batches | N images of a batch | H pixels.
 """
 
-import dataclasses
 import functools
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
@@ -28,7 +27,6 @@ from ghn_jax.cnn.coverage import Family, family, program_for
 from ghn_jax.cnn.lowering import check_lowerable
 from ghn_jax.cnn.pieces import BLOCK, round_up
 from ghn_jax.cnn.program import Layout, Program
-from ghn_jax.cnn.weights import standardise_weights
 from ghn_jax.data import Dataset, Split
 from ghn_jax.errors import UserError
 from ghn_jax.hypernet.ghn import GHN, GHNConfig
@@ -174,7 +172,6 @@ def check_classes(ghn: GHN, specs: Sequence[NetworkSpec], dataset: Dataset) -> N
 
 # Functions of a program and a GHN, which are static and compared by value: one compilation for each.
 _predict = jax.jit(steps.predict_weights, static_argnums=0, donate_argnums=3)
-_standardise = jax.jit(standardise_weights)
 
 
 @functools.cache
@@ -246,9 +243,6 @@ def score_in_full(
         )
     scores: list[list[Score]] = [[] for _ in selection.specs]
     assert (calibration is not None) == how.measures
-    standardise = scheme.standardise and how.measures
-    if standardise:  # at once: normalisations are folded into these weights, and noise is rounding's alone
-        scheme = dataclasses.replace(scheme, standardise=False)
     batch_size, given = images.labels.shape[1], images
     images, score = spread_images(mesh, images), score_on(mesh, scheme)
     for program, members in selection.groups:
@@ -263,7 +257,7 @@ def score_in_full(
                 if p == 0 or (ghn.config.bits and not told):
                     own, layout, weights = predict_network(
                         ghn, params, program, selection.specs[i], told or policy, weights,
-                        max_nodes=nodes, standardise=standardise, mesh=mesh,
+                        max_nodes=nodes, mesh=mesh,
                     )  # fmt: skip
                     if measure:
                         moments, workspace = protocol.statistics(how, measure, layout, own, workspace)
@@ -302,13 +296,12 @@ def predict_network(
     buffer: Array,
     *,
     max_nodes: int,
-    standardise: bool = False,
     mesh: Mesh | None = None,
 ) -> tuple[Network, Layout, Array]:
     """(the network with its predicted weights, where they lie in its buffer, a buffer for the next call).
 
     policy: what a hypernetwork that is told the bits is told. buffer: float32 [F], taken for the weights.
-    standardise: whether the weights are. mesh: of devices that the weights are copied to.
+    mesh: of devices that the weights are copied to.
 
     Raises:
       UserError: as `batches.prepare`.
@@ -316,8 +309,7 @@ def predict_network(
     networks, (layout,) = prepare(program, [spec], policy, max_nodes=max_nodes)
     buffer = _predict(ghn, params, networks, buffer)
     tables = jax.tree.map(lambda a: a[0], networks.tables)
-    weights = _standardise(buffer, tables) if standardise else buffer
-    return Network(devices.replicate(mesh, weights) if mesh else weights, tables, None), layout, buffer
+    return Network(devices.replicate(mesh, buffer) if mesh else buffer, tables, None), layout, buffer
 
 
 def make_measure(program: Program, mesh: Mesh | None, images: Images, scheme: Scheme) -> Measure:

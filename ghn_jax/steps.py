@@ -105,17 +105,19 @@ def meta_gradients(
         k_weights, k_net = jax.random.split(k_net)
         tiles, pull = jax.vjp(lambda p, x: ghn.apply({'params': p}, x, decoder, method='decode'), params, x)
         weights = assemble(tiles, sources, pages(tables), workspace.weights)
-        quantized, fit = workspace.quantized, None
+        quantized, grid = workspace.quantized, None
         if scheme.mode != 'float':
-            quantized, fit = quantize_weights(
+            quantized, grid = quantize_weights(
                 weights, tables, bits.weights, quantized, scheme=scheme, key=k_weights
             )
         loss, logits, g, buffers = executor.loss_and_gradients(
-            program, weights if fit is None else quantized, tables, bits, images, labels,
+            program, weights if grid is None else quantized, tables, bits, images, labels,
             workspace.executor, scheme=scheme, key=k_net, dropout=dropout, axis=over_images,
         )  # fmt: skip
-        if fit is not None:
-            g = quantize_weights_backward(weights, tables, bits.weights, g, fit, scheme=scheme, key=k_weights)
+        if grid is not None:
+            g = quantize_weights_backward(
+                weights, tables, bits.weights, g, grid, scheme=scheme, key=k_weights
+            )
         g_params, g_x = pull(assemble_transposed(g, sources, tiles))
         finite = jnp.isfinite(loss) & jnp.isfinite(optax.tree.norm((g_params, g_x)))
         finite = mesh_axes.everywhere(finite, over_images)

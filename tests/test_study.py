@@ -130,7 +130,7 @@ def test_a_strategy_has_no_seed_of_its_own_beside_others():
         ({'a': {'ghn.bitz': True}}, "strategy 'a': ghn.bitz is no key"),
         ({'a': {'seed.x.y': 1}}, "strategy 'a': seed.x.y is no key"),
         ({'a': {'train.steps': '7'}}, "strategy 'a': train.steps"),
-        ({'a': {}, 'b': {'mode': 'float', 'standardise': True}}, "strategy 'b'"),
+        ({'a': {}, 'b': {'mode': 'qat', 'percentile': 0.3}}, "strategy 'b'"),
     ],
 )
 def test_a_bad_strategy_is_refused_before_any_is_trained(tmp_path, strategies, words):

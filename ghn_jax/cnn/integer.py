@@ -137,7 +137,7 @@ def logits(
     """Logits [N, L] of a network whose normalisations are fixed (`cnn.calibration`).
 
     flat: its weights [F], float. images: uint8 [N, H, W, 3]; mean, std [3] in units of 0..1. scheme: of the
-    weights, that does not standardise (they are). On the host.
+    weights. On the host.
 
     The network and the policy must pass `check`.
 
@@ -321,7 +321,7 @@ def _relu(x: Fixed) -> Fixed:
 
 @functools.partial(jax.jit, static_argnums=3)
 def _fit(flat: Array, tables: Tables, bits: Array, scheme: Scheme) -> Grid:
-    return quantize_weights(flat, tables, bits, flat, scheme=scheme)[1].grid
+    return quantize_weights(flat, tables, bits, flat, scheme=scheme)[1]
 
 
 def _weight_levels(w: np.ndarray, grid: Grid) -> Levels:

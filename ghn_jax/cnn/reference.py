@@ -19,7 +19,7 @@ from jax import Array, lax
 from ghn_jax.errors import UserError
 from ghn_jax.networks.spec import NetworkSpec
 from ghn_jax.quant import plain
-from ghn_jax.quant.policy import FLOAT_BITS, Policy, quantizable
+from ghn_jax.quant.policy import Policy, quantizable
 from ghn_jax.quant.scheme import QAT, Scheme
 
 Pair = tuple[Array, Array]
@@ -79,13 +79,9 @@ def observe_reference(
 def _folded(layers: '_Layers', statistics: Mapping[str, Pair]) -> '_Layers':
     """With parameters in which a norm only adds its bias. Names tell which convolution a norm follows: `bn`
     the two of its FactorizedReduce, which have half of the channels each, any other the one numbered before
-    it. Weights are standardised before they are folded, and not after.
+    it.
     """
-    params, scheme = dict(layers.params), layers.scheme
-    if scheme.standardise:
-        for name in quantizable((name, w.shape) for name, w in params.items()):
-            params[name] = plain.quantize_weight(jnp.asarray(params[name]), FLOAT_BITS, scheme)
-        scheme = dataclasses.replace(scheme, standardise=False)
+    params = dict(layers.params)
     for norm, (mean, variance) in statistics.items():
         gain = params[f'{norm}.weight'] / jnp.sqrt(variance + _EPSILON)
         place, _, last = norm.rpartition('.')
@@ -94,7 +90,7 @@ def _folded(layers: '_Layers', statistics: Mapping[str, Pair]) -> '_Layers':
             name = f'{place}.{conv}.weight'
             params[name] = params[name] * part[:, None, None, None]
         params[f'{norm}.bias'] = params[f'{norm}.bias'] - mean * gain
-    return dataclasses.replace(layers, params=params, scheme=scheme, folded=True)
+    return dataclasses.replace(layers, params=params, folded=True)
 
 
 def _logits(layers: '_Layers', spec: NetworkSpec, images: Array, dropout_mask: Array | None) -> Array:

@@ -29,22 +29,6 @@ from ghn_jax.quant.scheme import Scheme
 
 TERNARY_CUT = 0.7  # times the mean magnitude (arXiv 1605.04711, eq. 6)
 _PERCENTILE_STEPS, _MSE_STEPS, _MSE_LEAST = 256, 16, 3  # fractions of a range that are tried: k / steps
-_VARIANCE_EPSILON = 1e-10  # of a channel of equal weights
-
-
-class Moments(NamedTuple):
-    """What standardises each output channel: (w - mean) * gain. count: its weights. Arrays [U, COLUMN]."""
-
-    mean: Array
-    gain: Array
-    count: Array
-
-
-class Fit(NamedTuple):
-    """How a buffer was quantized: what the backward pass needs. grid: arrays [G, 1 or COLUMN]."""
-
-    grid: Grid
-    moments: Moments | None
 
 
 def pages(tables: Tables) -> Array:
@@ -67,45 +51,43 @@ def set_page(buffer: Array, page: Array, p: Array) -> Array:
 
 def quantize_weights(
     flat: Array, tables: Tables, bits: Array, out: Array, *, scheme: Scheme, key: Array | None = None
-) -> tuple[Array, Fit]:
-    """The buffer with every tensor fake-quantized, written into `out` [F], and how.
+) -> tuple[Array, Grid]:
+    """The buffer with every tensor fake-quantized, written into `out` [F], and its grids [G, 1 or COLUMN].
 
     bits: int32 [T]. Blocks that no tensor owns (norms, biases) are copied. scheme: of mode 'qat' or 'noise';
     `key` for the latter.
     """
-    buffer = _Buffer(flat, tables, _moments(flat, tables) if scheme.standardise else None)
     rows = _by_channel if scheme.granularity == 'channel' else _by_tensor
-    grid = _fit(buffer, rows, bits, scheme)
+    grid = _fit(_Buffer(flat, tables), rows, bits, scheme)
 
     def page(p, out):
-        w, unit = buffer.page(p), rows(tables, p)
+        w, unit = get_page(flat, p), rows(tables, p)
         y = _on_grid(unit.rows(w), grid, unit, bits, scheme, key, p)
         return set_page(out, y, p)
 
-    return lax.fori_loop(0, pages(tables), page, out), Fit(grid, buffer.moments)
-
-
-def standardise_weights(flat: Array, tables: Tables) -> Array:
-    """The buffer [F] with the weights as `Scheme.standardise` makes them, not rounded."""
-    buffer = _Buffer(flat, tables, _moments(flat, tables))
-    return lax.fori_loop(0, pages(tables), lambda p, out: set_page(out, buffer.page(p), p), flat)
+    return lax.fori_loop(0, pages(tables), page, out), grid
 
 
 def quantize_weights_backward(
-    flat: Array, tables: Tables, bits: Array, g: Array, fit: Fit, *, scheme: Scheme, key: Array | None = None
+    flat: Array,
+    tables: Tables,
+    bits: Array,
+    g: Array,
+    grid: Grid,
+    *,
+    scheme: Scheme,
+    key: Array | None = None,
 ) -> Array:
     """The gradient [F] to `flat` from the gradient to the quantized weights, in place of the latter."""
-    buffer = _Buffer(flat, tables, fit.moments)
     rows = _by_channel if scheme.granularity == 'channel' else _by_tensor
 
     def page(p, g):
-        w, unit = buffer.page(p), rows(tables, p)
-        rounded = lambda w: _on_grid(unit.rows(w), fit.grid, unit, bits, scheme, key, p)
+        w, unit = get_page(flat, p), rows(tables, p)
+        rounded = lambda w: _on_grid(unit.rows(w), grid, unit, bits, scheme, key, p)
         _, pull = jax.vjp(rounded, w)
         return set_page(g, pull(unit.rows(get_page(g, p)))[0], p)
 
-    g = lax.fori_loop(0, pages(tables), page, g)
-    return g if fit.moments is None else _standardise_backward(flat, tables, fit.moments, g)
+    return lax.fori_loop(0, pages(tables), page, g)
 
 
 # ---- pages as rows
@@ -138,37 +120,22 @@ def _by_channel(tables: Tables, p: Array) -> _Unit:
 
 
 class _Buffer(NamedTuple):
-    """Weights to be read page by page, standardised where there are moments."""
+    """Weights to be read page by page."""
 
     flat: Array
     tables: Tables
-    moments: Moments | None
-
-    def page(self, p: Array) -> Array:
-        w = get_page(self.flat, p)
-        if self.moments is None:
-            return w
-        unit = _by_channel(self.tables, p)
-        x, (mean, gain, _) = unit.rows(w), (m[unit.index] for m in self.moments)
-        standard = jnp.where(x != 0, (x - mean) * gain, 0)
-        return jnp.where(_owned(unit, self.tables), standard, x).reshape(w.shape)
 
     def fold(self, rows, add: Callable, start: Any, count: Array | None = None) -> Any:
         """add(totals, rows [R, K], unit) over all pages, or over the first `count`."""
-        step = lambda p, total: add(total, (u := rows(self.tables, p)).rows(self.page(p)), u)
+        step = lambda p, total: add(total, (u := rows(self.tables, p)).rows(get_page(self.flat, p)), u)
         return lax.fori_loop(0, pages(self.tables) if count is None else count, step, start)
-
-
-def _owned(unit: _Unit, tables: Tables) -> Array:
-    """[R, 1], whether a tensor owns the row."""
-    return (unit.index < tables.column_tensor.shape[0] - 1)[:, None]
 
 
 def _on_grid(w: Array, grid: Grid, unit: _Unit, bits: Array, scheme: Scheme, key: Array | None, p: Array):
     own = Grid(*(part[unit.index] for part in grid))
     key = None if key is None else jax.random.fold_in(key, p)
     b = bits[unit.tensor][:, None]
-    return quantize(w, own, b, mode=scheme.mode, key=key, temperature=scheme.temperature)
+    return quantize(w, own, b, mode=scheme.mode, key=key)
 
 
 # ---- grids
@@ -277,45 +244,3 @@ def _mse_fraction(buffer: _Buffer, rows: Callable, lo: Array, hi: Array, b: Arra
 
     start = jnp.full_like(lo, jnp.inf), jnp.ones_like(lo)
     return lax.fori_loop(0, _MSE_STEPS - _MSE_LEAST + 1, attempt, start)[1]
-
-
-# ---- standardised weights
-
-
-def _moments(flat: Array, tables: Tables) -> Moments:
-    buffer = _Buffer(flat, tables, None)
-    zeros = jnp.zeros((tables.column_tensor.shape[0], COLUMN), flat.dtype)
-    total, count = buffer.fold(_by_channel, _add(lambda w, unit: w), (zeros, zeros))
-    n = jnp.maximum(count, 1)
-    mean = total / n
-    # Two passes: one pass cancels.
-    square = lambda w, unit: jnp.where(w != 0, (w - mean[unit.index]) ** 2, 0)
-    squares, _ = buffer.fold(_by_channel, _add(square), (zeros, zeros))
-    return Moments(mean, jnp.sqrt(2 / n) * lax.rsqrt(squares / n + _VARIANCE_EPSILON), n)
-
-
-def _standardise_backward(flat: Array, tables: Tables, moments: Moments, g: Array) -> Array:
-    """The gradient to the weights from that to the standardised ones, in place of the latter."""
-    mean, gain, n = moments
-    zeros = jnp.zeros_like(mean)
-
-    def read(p, g):
-        unit = _by_channel(tables, p)
-        w = unit.rows(get_page(flat, p))
-        return unit, w != 0, w - mean[unit.index], unit.rows(get_page(g, p))
-
-    def add(p, totals):
-        unit, used, centred, g_rows = read(p, g)
-        g_rows = jnp.where(used, g_rows, 0)
-        return tuple(t.at[unit.index].add(x) for t, x in zip(totals, (g_rows, g_rows * centred), strict=True))
-
-    g_total, g_centred = lax.fori_loop(0, pages(tables), add, (zeros, zeros))
-    g_mean, slope = g_total / n, g_centred / n * (gain * gain * n / 2)  # the last: 1 / variance
-
-    def page(p, g):
-        unit, used, centred, g_rows = read(p, g)
-        own_mean, own_slope, own_gain = (x[unit.index] for x in (g_mean, slope, gain))
-        standard = jnp.where(used, own_gain * (g_rows - own_mean - centred * own_slope), 0)
-        return set_page(g, jnp.where(_owned(unit, tables), standard, g_rows), p)
-
-    return lax.fori_loop(0, pages(tables), page, g)

@@ -27,7 +27,7 @@ def quantize_activation(
     else:
         size = axes.total(power(x), across) if scheme.activation_range == 'sigma' else None
         lo, hi = clip_range(*min_max(x, across=across), size, bits, scheme)
-    return fake_quantize(x, lo, hi, bits, mode=scheme.mode, key=key, temperature=scheme.temperature)
+    return fake_quantize(x, lo, hi, bits, mode=scheme.mode, key=key)
 
 
 def clip_range(

@@ -12,16 +12,11 @@ Grids of signs have less than 2 bits: x^ = s sign(x) where |x| > cut, else 0, wi
 bit (b = 1): for values on both sides of 0, cut = 0, and 0 itself stays 0, which padding needs; for values
 that are not negative s = hi and cut = hi / 2, which is rounding to {0, hi}. Ternary (b = TERNARY): cut > 0.
 
-At a temperature T > 0 round(u) is a smooth staircase (arXiv 1908.05033, eq. 3 to 5), with its own slope as
-the gradient: floor(u) + 1/2 + tanh((u - floor(u) - 1/2) / T) / (2 tanh(1 / (2 T))). Grids of signs stay hard.
-
 Grids and bits are data, not constants of the program: one compiled program serves every bit-width.
 
 Letters: b bits | n levels above the lowest | s scale, the width of a level | z zero point | q level number.
 """
 
-import functools
-import math
 from typing import NamedTuple
 
 import jax
@@ -52,7 +47,6 @@ def fake_quantize(
     mode: str = 'qat',
     key: Array | None = None,
     symmetric: bool = False,
-    temperature: float = 0.0,
 ) -> Array:
     """x on the levels of a grid over [lo, hi]; same shape and dtype as x.
 
@@ -60,7 +54,7 @@ def fake_quantize(
         x: float32 or float64, any shape.
         lo, hi: the range, lo <= 0 <= hi (`ranges.min_max`); scalars or arrays that broadcast to x.
         bits: integers in 1..16, or 32 and more for "leave x as it is"; scalar or broadcasting to x.
-        mode, key, temperature: static but the key, see `quantize`. symmetric: static; then -lo = hi.
+        mode, key: see `quantize`. symmetric: static; then -lo = hi.
 
     A range too narrow for its levels to be normal numbers (all zeros, subnormal) becomes 0 with gradient 1.
 
@@ -68,7 +62,7 @@ def fake_quantize(
         UserError: unknown mode, or 'noise' without a key.
     """
     grid = make_grid(lo, hi, bits, x.dtype, symmetric=symmetric)
-    return quantize(x, grid, bits, mode=mode, key=key, temperature=temperature)
+    return quantize(x, grid, bits, mode=mode, key=key)
 
 
 def make_grid(lo: ArrayLike, hi: ArrayLike, bits: ArrayLike, dtype, *, symmetric: bool = False) -> Grid:
@@ -94,7 +88,6 @@ def quantize(
     *,
     mode: str = 'qat',
     key: Array | None = None,
-    temperature: float = 0.0,
 ) -> Array:
     """x on the levels of `grid`.
 
@@ -109,49 +102,34 @@ def quantize(
     if mode == 'float':
         return x
     if mode == 'qat':
-        return _round(x, grid, bits, temperature)
+        return _round(x, grid, bits)
     if key is None:
         raise UserError("quantization mode 'noise' needs a random key: pass key=")
     return x + jax.lax.stop_gradient(_noise(x, grid, bits, key))
 
 
-@functools.partial(jax.custom_vjp, nondiff_argnums=(3,))
-def _round(x, grid, bits, temperature):
+@jax.custom_vjp
+def _round(x, grid, bits):
     bits, (s, z, top, cut) = jnp.asarray(bits), grid
-    q = jnp.clip(_staircase(x / _safe(s), temperature) + z, 0, top)
+    q = jnp.clip(jnp.round(x / _safe(s)) + z, 0, top)
     signs = jnp.where(jnp.abs(x) > cut, jnp.sign(x) * s, 0)
     return jnp.where(bits >= FLOAT_BITS, x, jnp.where(bits < 2, signs, (q - z) * s))
 
 
-def _round_forward(x, grid, bits, temperature):
-    return _round(x, grid, bits, temperature), (x, grid, bits)
+def _round_forward(x, grid, bits):
+    return _round(x, grid, bits), (x, grid, bits)
 
 
-def _round_backward(temperature, residuals, g):
+def _round_backward(residuals, g):
     # The mask is recomputed from x, which the caller keeps anyway: storing it would cost another array.
     x, (s, z, top, _), bits = residuals
-    bits, u = jnp.asarray(bits), x / _safe(s)
-    q = jnp.round(u) + z
+    bits = jnp.asarray(bits)
+    q = jnp.round(x / _safe(s)) + z
     passes, uniform = (q >= 0) & (q <= top), (bits >= 2) & (bits < FLOAT_BITS)
-    slope = _slope(u, temperature) * g if temperature else g
-    return jnp.where(uniform, jnp.where(passes, slope, 0), g), None, None
+    return jnp.where(uniform, jnp.where(passes, g, 0), g), None, None
 
 
 _round.defvjp(_round_forward, _round_backward)
-
-
-def _staircase(u, temperature):
-    if not temperature:
-        return jnp.round(u)
-    # From the nearest level, not from the one below: levels, and 0 among them, stay what they are to the bit.
-    off = u - jnp.round(u)
-    t = jnp.tanh((0.5 - jnp.abs(off)) / temperature) / math.tanh(0.5 / temperature)
-    return jnp.round(u) + jnp.sign(off) * (1 - t) / 2
-
-
-def _slope(u, temperature):
-    t = jnp.tanh((0.5 - jnp.abs(u - jnp.round(u))) / temperature)
-    return (1 - t * t) / (2 * temperature * math.tanh(0.5 / temperature))
 
 
 def _noise(x, grid, bits, key):

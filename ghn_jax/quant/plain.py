@@ -5,7 +5,6 @@ definitions (`scheme`, the constants of `ranges`) with the fast version and no c
 """
 
 import functools
-import math
 
 import jax
 import jax.numpy as jnp
@@ -20,9 +19,7 @@ _FAR = 1e6  # standard deviations: no limit
 
 @functools.partial(jax.jit, static_argnums=(1, 2))
 def quantize_weight(w: Array, bits: int, scheme: Scheme) -> Array:
-    """A weight, output channels first, as a network runs with it: standardised and rounded."""
-    if scheme.standardise:
-        w = jax.vmap(_standardised)(w.reshape(len(w), -1)).reshape(w.shape)
+    """A weight, output channels first, as a network runs with it."""
     if bits == FLOAT_BITS:
         return w
     groups = w.reshape(len(w) if scheme.granularity == 'channel' else 1, -1)
@@ -35,8 +32,6 @@ def weight_grids(w: Array, bits: int, scheme: Scheme) -> tuple[Array, Array]:
 
     A value is (level - zero point) * scale, with levels from 0; with levels -1, 0, 1 below 2 bits.
     """
-    if scheme.standardise:
-        w = jax.vmap(_standardised)(w.reshape(len(w), -1))
     groups = w.reshape(len(w) if scheme.granularity == 'channel' else 1, -1)
     if bits in (TERNARY, 1):
         scale = jax.vmap(lambda w: _signs(w, bits)[1])(groups)
@@ -57,8 +52,8 @@ def quantize_activation(
     lo, hi = _activation_range(fixed, bits, scheme) if given is None else given
     if bits == 1:
         signs = jnp.sign(fixed) * jnp.maximum(-lo, hi) / 2
-        return _straight_through(x, signs, lo < 0, _uniform(x, lo, hi, 1, hi, 0.0, always=True))
-    return _uniform(x, lo, hi, 2**bits - 1, (hi - lo) / (2**bits - 1), scheme.temperature)
+        return _straight_through(x, signs, lo < 0, _uniform(x, lo, hi, 1, hi, always=True))
+    return _uniform(x, lo, hi, 2**bits - 1, (hi - lo) / (2**bits - 1))
 
 
 def _activation_range(x: Array, bits: int, scheme: Scheme) -> tuple[Array, Array]:
@@ -101,7 +96,7 @@ def _percentile_fraction(w: Array, lo: Array, hi: Array, percentile: float) -> A
 @functools.partial(jax.jit, static_argnums=(3, 4))
 def _mse_fraction(w: Array, lo: Array, hi: Array, bits: int, scheme: Scheme) -> Array:
     k = jnp.arange(16, 2, -1, dtype=w.dtype) / 16
-    rounded = lambda k: _uniform(w, k * lo, k * hi, *_levels(k * lo, k * hi, bits, scheme), 0.0)
+    rounded = lambda k: _uniform(w, k * lo, k * hi, *_levels(k * lo, k * hi, bits, scheme))
     errors = lax.map(lambda k: jnp.sum((rounded(k) - w) ** 2), k)
     return k[jnp.argmin(errors)]  # of equal ones the first
 
@@ -112,7 +107,7 @@ def _weight(w: Array, bits: int, scheme: Scheme) -> Array:
         signs, scale = _signs(fixed, bits)
         return w + (signs * scale - fixed)
     lo, hi = weight_range(fixed, bits, scheme)
-    return _uniform(w, lo, hi, *_levels(lo, hi, bits, scheme), scheme.temperature)
+    return _uniform(w, lo, hi, *_levels(lo, hi, bits, scheme))
 
 
 def _signs(w: Array, bits: int) -> tuple[Array, Array]:
@@ -129,19 +124,15 @@ def _levels(lo: Array, hi: Array, bits: int, scheme: Scheme) -> tuple[int, Array
     return top, (hi - lo) / top
 
 
-def _uniform(x: Array, lo, hi, top: int, s: Array, temperature: float, *, always: bool = False) -> Array:
-    """x on the levels -z s, .., (top - z) s. Gradient 1 (at a temperature the slope) inside, 0 outside.
-
-    always: 1 outside as well.
-    """
+def _uniform(x: Array, lo, hi, top: int, s: Array, *, always: bool = False) -> Array:
+    """x on the levels -z s, .., (top - z) s. Gradient 1 inside, 0 outside; `always`: 1 there, too."""
     fixed = lax.stop_gradient(x)
     s = jnp.where(s < jnp.finfo(x.dtype).tiny, 1, s)  # no range worth dividing: everything becomes 0
     z = jnp.round(-lo / s)
     q = jnp.round(fixed / s) + z
     passed = jnp.where((q >= 0) & (q <= top) | always, x, fixed)
-    soft = lambda x: (_staircase(x / s, temperature) * s) if temperature else x
-    rounded = (jnp.clip(_staircase(fixed / s, temperature) + z, 0, top) - z) * s
-    return rounded + (soft(passed) - soft(fixed))  # the difference is 0 exactly; only its gradient matters
+    rounded = (jnp.clip(q, 0, top) - z) * s
+    return rounded + (passed - fixed)  # the difference is 0 exactly; only its gradient matters
 
 
 def _straight_through(x: Array, signs: Array, where: Array, otherwise: Array) -> Array:
@@ -149,18 +140,5 @@ def _straight_through(x: Array, signs: Array, where: Array, otherwise: Array) ->
     return jnp.where(where, signs, lax.stop_gradient(otherwise)) + (x - fixed)
 
 
-def _staircase(u: Array, temperature: float) -> Array:
-    if not temperature:
-        return jnp.round(u)
-    n = lax.stop_gradient(jnp.floor(u))
-    return n + 0.5 + 0.5 * jnp.tanh((u - n - 0.5) / temperature) / math.tanh(0.5 / temperature)
-
-
 def _sigma(x: Array) -> Array:
     return jnp.sqrt(jnp.sum(x**2) / jnp.maximum(jnp.sum(x != 0), 1))
-
-
-def _standardised(w: Array) -> Array:
-    """One output channel, as a vector of its fan-in."""
-    centred = w - jnp.mean(w)
-    return centred * jnp.sqrt(2 / len(w)) / jnp.sqrt(jnp.mean(centred**2) + 1e-10)

@@ -26,12 +26,9 @@ class Scheme:
       to each side, no further than min and max.
     activation_range: of the batch: 'minmax', times `activation_clip`; or 'sigma', as for weights.
     *_sigmas: 0 is the best for a normal distribution at the tensor's bits (`ranges.sigmas_for`).
-    standardise: each output channel of a weight is first brought to mean 0 and variance 2 / fan-in, at all
-      bit-widths (arXiv 1903.10520).
-    temperature: of rounding in mode 'qat': above 0, a smooth staircase with its own gradient (`fake_quant`).
 
     Raises:
-      UserError: unknown names, numbers out of range, options without use in the mode.
+      UserError: unknown names, numbers out of range.
     """
 
     mode: str = 'float'
@@ -43,8 +40,6 @@ class Scheme:
     activation_range: str = 'minmax'
     activation_clip: float = 1.0
     activation_sigmas: float = 0.0
-    standardise: bool = False
-    temperature: float = 0.0
 
     def __post_init__(self) -> None:
         names = {
@@ -66,25 +61,10 @@ class Scheme:
             'weight_sigmas': (0, 100),
             'activation_sigmas': (0, 100),
             'activation_clip': (0.01, 1),
-            'temperature': (0, 10),
         }
         for key, (low, high) in bounds.items():
             if not low <= (value := getattr(self, key)) <= high:
                 raise UserError(f'--config.quant.{key}={value}: expected {low} to {high}')
-        if 0 < self.temperature < 0.02:
-            raise UserError(
-                f'--config.quant.temperature={self.temperature}: expected 0 (hard) or at least 0.02'
-            )
-        if self.mode == 'float' and self.standardise:
-            raise UserError(
-                '--config.quant.standardise=True has no use in quant.mode=float: set quant.mode=qat, '
-                'and quant.bits=float to round nothing'
-            )
-        if self.mode == 'noise' and self.temperature:
-            raise UserError(
-                f'--config.quant.temperature={self.temperature} has no use in quant.mode=noise, '
-                'which does not round: set quant.mode=qat'
-            )
 
     @property
     def clips_activations(self) -> bool:
@@ -92,8 +72,8 @@ class Scheme:
         return self.activation_range != 'minmax' or self.activation_clip < 1
 
     def when_used(self) -> 'Scheme':
-        """What networks are run with outside of training: rounded, and hard."""
-        return dataclasses.replace(self, mode='qat', temperature=0.0)
+        """What networks are run with outside of training: rounded."""
+        return dataclasses.replace(self, mode='qat')
 
 
 FLOAT = Scheme()

@@ -85,7 +85,6 @@ def look(run: runs.Run, evaluation: Evaluation, selection: Selection, num_device
     how, mesh = evaluation.how, devices.first(num_devices)
     strategy = strategy_of(run.config)
     used, scheme = strategy.used(evaluation.policies[evaluation.closeup]), strategy.scheme.when_used()
-    standardise, scheme = scheme.standardise, dataclasses.replace(scheme, standardise=False)
     dataset = runs.load_data(run.config)
     count = p['calibration_images'] or p['sqnr_images'] or CALIBRATION_BATCHES * p['batch_size']
     images = scoring.image_batches(dataset, dataset.train, batch_size=p['batch_size'], num_images=count)
@@ -95,7 +94,7 @@ def look(run: runs.Run, evaluation: Evaluation, selection: Selection, num_device
     network, layout, _ = scoring.predict_network(
         run.ghn, run.params, program, spec, evaluation.told or used,
         jnp.zeros(program.capacity.blocks * BLOCK), max_nodes=scoring.room_for([spec]),
-        standardise=standardise, mesh=mesh,
+        mesh=mesh,
     )  # fmt: skip
     bits = program.bits(layout, used)
     moments, workspace = protocol.statistics(how, measure, layout, network, workspace)

@@ -210,22 +210,22 @@ class _Profile:
 
     def quantization_parts(self, each: list, weights: list, out: jax.Array) -> tuple[dict[str, float], list]:
         """Quantization of weights, and the rounded ones. out: a weight buffer, taken."""
-        scheme, key, fits = Scheme(self.mode), self.key, []
+        scheme, key, grids = Scheme(self.mode), self.key, []
         quantize = jax.jit(quantize_weights, static_argnames='scheme', donate_argnums=3)
         backward = jax.jit(quantize_weights_backward, static_argnames='scheme', donate_argnums=3)
 
         def quantization():
             nonlocal out
-            fits.clear()
+            grids.clear()
             for w, (_, _, tables, bits) in zip(weights, each):
-                out, fit = quantize(w, tables, bits.weights, out, scheme=scheme, key=key)
-                fits.append(fit)
+                out, grid = quantize(w, tables, bits.weights, out, scheme=scheme, key=key)
+                grids.append(grid)
             return out
 
         def quantization_backward():
             nonlocal out
-            for w, fit, (_, _, tables, bits) in zip(weights, fits, each):
-                out = backward(w, tables, bits.weights, out, fit, scheme=scheme, key=key)
+            for w, grid, (_, _, tables, bits) in zip(weights, grids, each):
+                out = backward(w, tables, bits.weights, out, grid, scheme=scheme, key=key)
             return out
 
         parts = {

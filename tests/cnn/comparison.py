@@ -63,17 +63,17 @@ class Executor:
     ):  # fmt: skip
         @functools.partial(jax.jit, donate_argnums=(5, 6))
         def run(flat, tables, bits, images, labels, workspace, quantized, key):
-            fit = None
+            grid = None
             if scheme.mode != 'float':
-                quantized, fit = quantize_weights(
+                quantized, grid = quantize_weights(
                     flat, tables, bits.weights, quantized, scheme=scheme, key=key
                 )
             loss, logits, g, workspace = executor.loss_and_gradients(
-                program, flat if fit is None else quantized, tables, bits, images, labels, workspace,
+                program, flat if grid is None else quantized, tables, bits, images, labels, workspace,
                 scheme=scheme, key=key, dropout=dropout,
             )  # fmt: skip
-            if fit is not None:
-                g = quantize_weights_backward(flat, tables, bits.weights, g, fit, scheme=scheme, key=key)
+            if grid is not None:
+                g = quantize_weights_backward(flat, tables, bits.weights, g, grid, scheme=scheme, key=key)
             return loss, logits, workspace._replace(weights=g), quantized
 
         self.program, self.dtype = program, flat_dtype or dtype

@@ -3,7 +3,6 @@
 In float64; policies quantize weights or activations, not both (see `test_executor`).
 """
 
-import dataclasses
 import functools
 
 import jax
@@ -16,7 +15,7 @@ from ghn_jax.cnn import calibration, executor, observer, reference
 from ghn_jax.cnn.building import build_program
 from ghn_jax.cnn.observer import BINS, Activations, Moments
 from ghn_jax.cnn.reference import apply_reference, observe_reference
-from ghn_jax.cnn.weights import quantize_weights, standardise_weights
+from ghn_jax.cnn.weights import quantize_weights
 from ghn_jax.quant import Policy, Scheme
 from ghn_jax.quant.fake_quant import fake_quantize
 from ghn_jax.quant.scheme import QAT
@@ -197,30 +196,23 @@ def test_a_calibrated_network_is_the_reference_with_its_statistics_and_ranges(ru
 
 
 OTHER = Scheme(
-    'qat',
-    granularity='channel',
-    symmetric=True,
-    standardise=True,
-    activation_range='sigma',
-    activation_clip=0.5,
-)
+    'qat', granularity='channel', symmetric=True, activation_range='sigma', activation_clip=0.5
+)  # fmt: skip
 
 
 @pytest.fixture(scope='module')
 def other_runner(program):
-    """Of scheme OTHER; weights are standardised before it sees them."""
-    return Runner(program, dataclasses.replace(OTHER, standardise=False))
+    return Runner(program, OTHER)
 
 
 def test_so_is_one_of_another_scheme(program, other_runner):
-    """Standardised before normalisations are folded. Given ranges replace the scheme's, of activations."""
+    """Given ranges replace the scheme's, of activations."""
     spec, scheme, runner = SPECS[0], OTHER, other_runner
     layout, network, params = predicted(program, spec)
     observe = quick(functools.partial(observe_reference, spec, policy=Policy(), scheme=scheme))
     statistics, ranges = observe(params, normalised(pixels(2)[0]))
     moments, lo, hi = given(layout, statistics, ranges)
-    flat = standardise_weights(jnp.asarray(network.weights), network.tables)
-    flat, tables = calibration.fold(layout, flat, moments)
+    flat, tables = calibration.fold(layout, network.weights, moments)
     fixed = observer.make_ranges(observer.make_index(program, layout), lo, hi)
     x = normalised(pixels(3)[0])
     fixes = {'statistics': statistics, 'ranges': ranges}
@@ -309,7 +301,6 @@ def test_so_is_that_of_another_scheme(program, other_runner, monkeypatch):
     """Its ranges are those of standard deviations; what the reference's layers read, and make of it."""
     spec, policy = SPECS[0], Policy(32, 3)
     layout, network, params = predicted(program, spec)
-    network = network._replace(weights=standardise_weights(jnp.asarray(network.weights), network.tables))
     bits = program.bits(layout, policy)
     _, sqnr, _ = protocol.prepare(
         protocol.Protocol(sqnr=True), other_runner, layout, network, None, bits, None

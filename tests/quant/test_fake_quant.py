@@ -1,7 +1,6 @@
 """Fake quantization against arithmetic a number at a time, against PyTorch if installed, and in corners."""
 
 import functools
-import math
 
 import jax
 import jax.numpy as jnp
@@ -274,25 +273,6 @@ def test_a_symmetric_grid_has_an_odd_number_of_levels_about_zero(bits):
         np.testing.assert_array_equal(pull(jnp.ones_like(y))[0][clear], (np.abs(q) <= n)[clear])
 
 
-@pytest.mark.parametrize('temperature', [0.05, 0.3, 2.0])
-def test_smooth_rounding_is_a_staircase_with_its_own_gradient(temperature):
-    with jax.enable_x64(True):
-        x = np.random.default_rng(0).uniform(-1, 2, 400)
-        rounded = functools.partial(fake_quantize, lo=-1.0, hi=2.0, bits=3, temperature=temperature)
-        y, pull = jax.vjp(rounded, jnp.asarray(x))
-        s, z = 3 / 7, round(7 / 3)
-        u = x / s
-        steps = [math.tanh((v % 1 - 0.5) / temperature) / math.tanh(0.5 / temperature) for v in u]
-        q = np.clip(np.floor(u) + 0.5 + 0.5 * np.array(steps) + z, 0, 7)
-        np.testing.assert_allclose(y, (q - z) * s, atol=1e-12)
-        inside = (q > 0.01) & (q < 6.99) & (np.abs(u - np.round(u)) > 1e-4)
-        numeric = (rounded(x + 1e-7) - rounded(x - 1e-7)) / 2e-7
-        np.testing.assert_allclose(pull(jnp.ones_like(y))[0][inside], numeric[inside], rtol=1e-5, atol=1e-6)
-        hard = fake_quantize(jnp.asarray(x), -1.0, 2.0, 3)
-        if temperature == 0.05:  # all but where it falls from one level to the next
-            assert np.mean(np.abs(y - hard) < 1e-3) > 0.6
-
-
 def test_the_sigmas_are_the_best_for_a_normal_distribution():
     x = np.linspace(-9, 9, 20001)
     p = stats.norm.pdf(x)
@@ -340,7 +320,6 @@ def test_a_range_of_sigmas_leaves_out_zeros_and_goes_no_further_than_the_values(
         {},
         {'activation_clip': 0.4},
         {'activation_range': 'sigma'},
-        {'temperature': 0.4, 'activation_clip': 0.8},
     ],
     ids=str,
 )

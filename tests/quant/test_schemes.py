@@ -22,21 +22,16 @@ NETWORKS = [
 # Every option at least once, and in company.
 SCHEMES = {
     'default': Scheme('qat'),
-    'channel, percentile, sigma, soft': Scheme(
+    'channel, percentile, sigma': Scheme(
         'qat', granularity='channel', weight_range='percentile', percentile=90, activation_range='sigma',
-        temperature=0.4,
     ),
-    'mse, standardised, clipped': Scheme(
-        'qat', weight_range='mse', standardise=True, activation_clip=0.5, temperature=0.3
-    ),
+    'mse, clipped': Scheme('qat', weight_range='mse', activation_clip=0.5),
     'channel, symmetric, mse, given sigmas': Scheme(
         'qat', granularity='channel', symmetric=True, weight_range='mse', activation_range='sigma',
         activation_sigmas=1.5,
     ),
     'sigma, symmetric': Scheme('qat', symmetric=True, weight_range='sigma', activation_range='sigma'),
-    'channel, sigma, standardised': Scheme(
-        'qat', granularity='channel', weight_range='sigma', standardise=True, percentile=99
-    ),
+    'channel, sigma': Scheme('qat', granularity='channel', weight_range='sigma'),
 }  # fmt: skip
 # By turns: what a policy leaves out for one scheme the next one has.
 POLICIES = [
@@ -52,7 +47,7 @@ POLICIES = [
 pytestmark = pytest.mark.usefixtures('quick_reference')
 
 
-FAST = ('channel, percentile, sigma, soft',)  # the others: parts in test_weights, test_fake_quant
+FAST = ('channel, percentile, sigma',)  # the others: parts in test_weights, test_fake_quant
 
 
 @pytest.mark.parametrize(

@@ -24,9 +24,9 @@ SCHEMES = [
     dict(granularity='channel'),
     dict(weight_range='percentile', percentile=95.0),
     dict(weight_range='mse', granularity='channel', symmetric=True),
-    dict(weight_range='sigma', symmetric=True, standardise=True),
-    dict(weight_range='sigma', weight_sigmas=1.3, temperature=0.4),
-    dict(granularity='channel', weight_range='percentile', percentile=80.0, standardise=True),
+    dict(weight_range='sigma', symmetric=True),
+    dict(weight_range='sigma', weight_sigmas=1.3),
+    dict(granularity='channel', weight_range='percentile', percentile=80.0),
 ]
 
 pytestmark = pytest.mark.usefixtures('quick_reference')
@@ -45,8 +45,8 @@ def mixed_policy():
 
 @functools.partial(jax.jit, static_argnames='scheme')
 def both(flat, tables, bits, out, g, *, scheme, key=None):
-    y, fit = quantize_weights(flat, tables, bits, out, scheme=scheme, key=key)
-    return y, quantize_weights_backward(flat, tables, bits, g, fit, scheme=scheme, key=key)
+    y, grid = quantize_weights(flat, tables, bits, out, scheme=scheme, key=key)
+    return y, quantize_weights_backward(flat, tables, bits, g, grid, scheme=scheme, key=key)
 
 
 def run(placed, params, cotangents, policy, scheme):
