@@ -233,7 +233,7 @@ def text(tables: Mapping[str, Any]) -> str:
         by_part = {(row['strategy'], row['part']): row for row in parts}
         lines = [[part, *(_cell(by_part.get((name, part))) for name in about)] for part in names]
         title = f'{tables["protocol"]["groups"]} on parts of the networks, the rest in float'
-        out += ['', f'{title} (difference to float):', '']
+        out += ['', f'{title} (difference to the whole network in float):', '']
         out += [tabulate(lines, ['quantized', *about], tablefmt='github', disable_numparse=True)]
     return '\n'.join(out)
 
