@@ -297,6 +297,7 @@ def test_noise_is_that_of_rounding_layer_by_layer(runner):
     assert all(a is None and w is not None for w, a in one_sided.values())
 
 
+@pytest.mark.slow
 def test_so_is_that_of_another_scheme(program, other_runner, monkeypatch):
     """Its ranges are those of standard deviations; what the reference's layers read, and make of it."""
     spec, policy = SPECS[0], Policy(32, 3)
