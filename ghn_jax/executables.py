@@ -28,7 +28,7 @@ from ghn_jax.speed import clock
 _LIBRARIES = ('jax', 'jaxlib', 'flax', 'optax', 'numpy')
 _PACKAGE = pathlib.Path(__file__).parent
 _MOST = 64
-"""Files to keep, about 2 GB of them: those of earlier versions would stay for ever."""
+"""Files to keep, of 2 to 5 MB each: those of earlier versions would stay for ever."""
 
 
 def kept(function: Any, arguments: tuple, static: Mapping[str, Any], *, named: str) -> Callable:

@@ -69,7 +69,8 @@ def study(
     known = {*strategies, *(v.name for v in variants)}
     for flag, names, of in (('only', only, known), ('baseline', [baseline], set(strategies))):
         if odd := [name for name in names if name not in of]:
-            raise UserError(f'--{flag}={odd[0]}: expected of {", ".join(sorted(of))}')
+            runs_too = f', or a run such as {variants[0].name}' if of is known and seeds else ''
+            raise UserError(f'--{flag}={odd[0]}: expected of {", ".join(strategies)}{runs_too}')
     wanted = {
         'bits': [str(policy) for policy in scoring['policies']],
         'groups': str(groups) if groups else None,
@@ -208,11 +209,13 @@ def _over_seeds(rows: Sequence[Mapping[str, Any]], *keys: str) -> list[dict[str,
         line = {key: members[0][key] for key in ('strategy', 'steps', *keys) if key in members[0]}
         line['seeds'] = [row['seed'] for row in members]
         for name in ('top1', 'difference'):
-            means = [row[f'{name}_mean'] for row in members if f'{name}_mean' in row]
-            if means:
-                numbers = results.statistics(means, name)
-                sem = numbers[f'{name}_sem'] if len(means) > 1 else members[0].get(f'{name}_sem')
-                line |= {f'{name}_mean': numbers[f'{name}_mean'], f'{name}_sem': sem}
+            mean, sem = f'{name}_mean', f'{name}_sem'
+            have = [row for row in members if mean in row]
+            if len(have) > 1:
+                numbers = results.statistics([row[mean] for row in have], name)
+                line |= {key: numbers[key] for key in (mean, sem)}
+            elif have:
+                line |= {key: have[0][key] for key in (mean, sem)}
         lines.append(line)
     return lines
 

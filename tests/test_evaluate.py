@@ -16,7 +16,6 @@ from ghn_jax.cnn.reference import apply_reference
 from ghn_jax.data import normalize
 from ghn_jax.errors import UserError
 from ghn_jax.evaluate import _in_percent, evaluate
-from ghn_jax.networks.spaces import make_space
 from ghn_jax.networks.spec import load_networks, save_networks
 from ghn_jax.predict import predict_weights
 from ghn_jax.protocol import Protocol
@@ -27,7 +26,6 @@ from ghn_jax.scoring import (
     image_batches,
     score_in_full,
     score_networks,
-    select_given,
     select_split,
 )
 from tests.hypernet.helpers import small_spec
@@ -283,35 +281,6 @@ def test_a_report_shows_the_evaluation_and_a_file_of_it_alike(workdir, calibrate
     assert not other.exists()
 
 
-def test_differences_are_paired():
-    def result(values, training):
-        networks = [{'split': 'test', 'scores': {'w4a4': {'top1': v, 'top5': v}}} for v in values]
-        protocol = {'training': training, 'workdir': training}
-        return {'rows': results.make_rows(networks, ['w4a4']), 'networks': networks, 'protocol': protocol}
-
-    row = results.compare(result([50.0, 20.0, 80.0], 'a'), result([40.0, 10.0, 70.0], 'b'))['rows'][0]
-    assert (row['difference_top1_mean'], row['difference_top1_sem'], row['against_top1_mean']) == (10, 0, 40)
-    assert (row['difference_top1_low'], row['difference_top1_high']) == (10, 10)
-
-
-def test_bootstrap_intervals_are_about_two_standard_errors():
-    values = np.random.default_rng(0).normal(3, 2, 400)
-    low, high = results.bootstrap_interval(values)
-    assert (low, high) == results.bootstrap_interval(values)  # and always the same
-    np.testing.assert_allclose(
-        [low, high], values.mean() + np.array([-1.96, 1.96]) * 0.1 * values.std() / 2, atol=0.03
-    )
-    assert results.bootstrap_interval([1.0]) is None
-
-
-def test_rank_correlation_is_that_of_ranks_with_ties_shared():
-    assert results.rank_correlation([1, 5, 9], [0.1, 0.2, 100]) == pytest.approx(1)
-    assert results.rank_correlation([1, 5, 9], [3, 2, 1]) == pytest.approx(-1)
-    ranks = np.corrcoef([1.5, 1.5, 3, 4], [1, 3, 2, 4])[0, 1]
-    assert results.rank_correlation([7, 7, 8, 9], [1, 3, 2, 4]) == pytest.approx(ranks)
-    assert results.rank_correlation([1, 1, 1], [1, 2, 3]) is None
-
-
 def test_agreement_is_with_the_network_in_float(run, selection, images, result):
     policies = [parse_bits(b) for b in ('float', 'w4a4')]
     scores = score_in_full(run.ghn, run.params, selection, images, policies)
@@ -433,10 +402,6 @@ def test_impossible_protocols_are_refused(fields, message):
         Protocol(**fields)
 
 
-def test_one_network_has_no_standard_error():
-    assert results.statistics([7.0], 'x') == {'x_mean': 7, 'x_sem': None, 'x_median': 7, 'x_max': 7}
-
-
 def test_results_of_other_networks_or_images_are_not_compared(result, tmp_path):
     networks, bits, protocol = result['networks'], result['protocol']['bits'], result['protocol']
     results.check_comparable(result, 'a.json', networks, bits, protocol)
@@ -453,38 +418,6 @@ def test_results_of_other_networks_or_images_are_not_compared(result, tmp_path):
         (tmp_path / 'x.json').write_text(content)
         with pytest.raises(UserError, match="x.json' is no"):
             results.read_result(tmp_path / 'x.json')
-
-
-def test_networks_with_attention_have_a_program_of_their_own():
-    space = make_space('deepnets1m', cells=(2, 2), max_steps=1, channels=(16,), ks=(3,), C_mults=(1,))
-    selection = select_split(space, 'test', seed=0, count=12, image_size=32)
-    assert [spec.name for spec in selection.specs] == [space.sample('test', 0, i).name for i in range(12)]
-    conv, vit = (members for _, members in selection.groups)
-    assert sorted(conv + vit) == list(range(12))
-    assert all(selection.specs[i].is_vit for i in vit) and not any(selection.specs[i].is_vit for i in conv)
-
-
-def test_given_networks_share_a_program_by_width():
-    specs = [
-        small_spec('conv_1x1', 'max_pool_3x3', C=C, fc_dim=16, name=str(i))
-        for i, C in enumerate((32, 16, 32))
-    ]
-    selection = select_given(specs, image_size=SIZE)
-    assert [members for _, members in selection.groups] == [(1,), (0, 2)]
-    with pytest.raises(UserError, match="'vit' uses msa, whose positional encodings are for images of 32"):
-        select_given([*specs, small_spec('msa', 'cse', C=16, name='vit')], image_size=SIZE)
-    with pytest.raises(
-        UserError, match='flattened head, defined for 32 pixels, and the run is on images of 8'
-    ):
-        select_given([small_spec('conv_1x1', 'conv_1x1', C=16, fc_dim=16, glob_avg=False)], image_size=SIZE)
-    with pytest.raises(UserError, match='C=24'):
-        select_given([small_spec('conv_1x1', 'conv_1x1', C=24)], image_size=SIZE)
-
-
-def test_partial_batches_are_dropped(dataset):
-    batches = image_batches(dataset, dataset.test, batch_size=100)
-    assert batches.images.shape == (2, 100, SIZE, SIZE, 3) and batches.count == 200
-    np.testing.assert_array_equal(batches.labels.ravel(), dataset.test.labels[:200])
 
 
 @pytest.mark.parametrize(

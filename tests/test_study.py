@@ -83,7 +83,7 @@ def test_with_several_seeds_each_strategy_runs_with_each_and_means_are_over_seed
     top1 = {}
 
     def score(folder, *_):
-        top1[folder.name] = np.random.default_rng(len(top1)).normal(50, 9, 5).tolist()
+        top1[folder.name] = np.random.default_rng(list(folder.name.encode())).normal(50, 9, 5).tolist()
         row = {'split': 'test', 'bits': 'w4a4', 'n': 5}
         row |= {f'top1_{key}': float(np.mean(top1[folder.name])) for key in ('mean', 'sem', 'median', 'max')}
         networks = [{'split': 'test', 'scores': {'w4a4': {'top1': x}}} for x in top1[folder.name]]
@@ -108,6 +108,15 @@ def test_with_several_seeds_each_strategy_runs_with_each_and_means_are_over_seed
     trained.clear()
     run(tmp_path / 'one', seeds=(0, 5, 7), only=['drawn.seed5'])
     assert trained == {'drawn.seed5': 5}
+    with pytest.raises(UserError, match=r'--only=drawn.seed6: expected of float, drawn, or a run such as'):
+        run(tmp_path / 'one', seeds=(0, 5, 7), only=['drawn.seed6'])
+    # Of seeds of which the baseline is not there yet, nothing is said.
+    tables = run(tmp_path / 'few', seeds=(0, 5, 7), only=['float.seed5', 'drawn'])
+    middle = next(row for row in tables['rows'] if (row['strategy'], row['seed']) == ('drawn', 5))
+    row = tables['over_seeds']['rows'][1]
+    assert row['seeds'] == [0, 5, 7]
+    for key in ('difference_mean', 'difference_sem'):
+        assert row[key] == middle[key] != 0
 
 
 @pytest.mark.parametrize('values', [['0', '0'], ['-1'], ['1.5'], ['a'], [''], ['2147483648'], ['7' * 5000]])

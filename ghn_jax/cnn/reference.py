@@ -77,9 +77,10 @@ def observe_reference(
 
 
 def _folded(layers: '_Layers', statistics: Mapping[str, Pair]) -> '_Layers':
-    """With parameters in which a norm only adds its bias. Names tell which convolution a norm follows: `bn`
-    the two of its FactorizedReduce, which have half of the channels each, any other the one numbered before
-    it.
+    """With parameters in which a norm only adds its bias.
+
+    Names tell which convolution a norm follows: `bn` the two of its FactorizedReduce, which have half of the
+    channels each; any other the one numbered before it.
     """
     params = dict(layers.params)
     for norm, (mean, variance) in statistics.items():
