@@ -135,6 +135,7 @@ def test_a_ghn_told_the_bits_predicts_anew_for_every_policy(selection, images, t
         np.testing.assert_allclose(out, expected, rtol=1e-4, atol=1e-5)
 
 
+@pytest.mark.slow
 def test_a_ghn_told_the_bits_is_calibrated_for_every_policy(selection, images, dataset, tmp_path):
     run = runs.load_run(write_run(tmp_path, bits=True))
     calibration = image_batches(dataset, dataset.train, batch_size=16, num_images=64)

@@ -270,7 +270,10 @@ ATTENTION = make_space(
 )  # fmt: skip
 
 
-@pytest.mark.parametrize('vit', [False, True], ids=['excitation', 'attention'])
+# Networks with attention have cse as well: those without it are left to the slow suite.
+@pytest.mark.parametrize(
+    'vit', [pytest.param(False, id='excitation', marks=pytest.mark.slow), pytest.param(True, id='attention')]
+)
 def test_networks_with_msa_and_cse_equal_the_reference(vit):
     size = 32 if vit else SIZE
     ops = {'msa', 'cse'} if vit else {'cse'}
