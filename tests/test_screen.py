@@ -5,10 +5,11 @@ import io
 import os
 import subprocess
 import sys
+from unittest import mock
 
 import pytest
 
-from ghn_jax import screen
+from ghn_jax import screen, stopping
 from ghn_jax.errors import UserError
 from ghn_jax.metrics import Metrics, Progress
 from tests.small_run import ROOT
@@ -77,6 +78,12 @@ def test_a_disk_that_was_full_shows_what_comes_after():
         print('shown')
         screen.finish()
         assert out.getvalue() == 'shown\n' and 'part of it is lost' in err.getvalue()
+
+
+def test_a_signal_ends_the_process_though_it_cannot_be_said():
+    with mock.patch('os.write', side_effect=BrokenPipeError), mock.patch('os._exit') as left:
+        stopping._leave('stopped', 75)
+    left.assert_called_once_with(75)
 
 
 TOOL = """
