@@ -3,7 +3,6 @@
 import functools
 import pathlib
 import zlib
-from unittest import mock
 
 import jax
 import jax.numpy as jnp
@@ -23,10 +22,16 @@ def scaled(x, y, *, factor):
 
 @pytest.fixture
 def folder(tmp_path):
-    before = jax.config.jax_compilation_cache_dir
-    jax.config.update('jax_compilation_cache_dir', str(tmp_path / 'cache'))
+    settings = {
+        'jax_compilation_cache_dir': str(tmp_path / 'cache'),
+        'jax_persistent_cache_min_compile_time_secs': 1e9,  # JAX's own cache keeps nothing here
+    }
+    before = {name: jax.config.values[name] for name in settings}
+    for name, value in settings.items():
+        jax.config.update(name, value)
     yield tmp_path / 'cache'
-    jax.config.update('jax_compilation_cache_dir', before)
+    for name, value in before.items():
+        jax.config.update(name, value)
 
 
 def call(n=3, *, factor=2, named='a'):
@@ -112,8 +117,15 @@ def test_another_users_file_that_cannot_be_removed_is_left_without_a_word(folder
     """In a folder of all where each removes only its own."""
     monkeypatch.setattr(executables, '_MOST', 1)
     call(1)
-    with mock.patch.object(pathlib.Path, 'unlink', side_effect=PermissionError(1, 'not permitted')):
-        call(2)
+    unlink = pathlib.Path.unlink
+
+    def unlink_own(path, **how):
+        if path.suffix == '.executable':
+            raise PermissionError(1, 'not permitted')
+        unlink(path, **how)
+
+    monkeypatch.setattr(pathlib.Path, 'unlink', unlink_own)
+    call(2)
     assert len(list(folder.glob('*.executable'))) == 2 and not capsys.readouterr().err
 
 
