@@ -47,7 +47,7 @@ def run(main: Callable[[], object]) -> None:
         screen.finish()
 
 
-def _run(main: Callable[[], object]) -> NoReturn:
+def _run(main: Callable[[], object]) -> None:
     try:
         app.run(lambda argv: _quietly(main), flags_parser=_parse)
     except NotFinite as e:

@@ -230,7 +230,7 @@ def _decoded(builder: Any) -> dict[str, Split]:
     digest = hashlib.sha256(repr(stamps).encode()).hexdigest()[:16]
     folder = cache.folder()
     kept = folder and folder / 'images' / f'cifar10-{digest}.npz'
-    if kept and kept.is_file():
+    if kept and os.path.isfile(kept):  # not where that cannot be told
         try:
             with np.load(kept, allow_pickle=False) as arrays:
                 return {n: Split(arrays[f'{n}_images'], arrays[f'{n}_labels']) for n in ('train', 'test')}

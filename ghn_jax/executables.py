@@ -61,10 +61,11 @@ def drop_torn(folder: pathlib.Path) -> None:
 
     Such a file ends with a block of the disk, so only few are read. One in 4096 whole ones does, too.
     """
-    for path in folder.glob('*-cache'):
-        with contextlib.suppress(OSError):  # another process may be at it, too
-            if path.stat().st_size % _BLOCK == 0 and not _is_whole(path.read_bytes()):
-                path.unlink()
+    with contextlib.suppress(OSError):  # a folder that is not ours to see
+        for path in folder.glob('*-cache'):
+            with contextlib.suppress(OSError):  # another process may be at it, too
+                if path.stat().st_size % _BLOCK == 0 and not _is_whole(path.read_bytes()):
+                    path.unlink()
 
 
 def _is_whole(entry: bytes) -> bool:
