@@ -67,6 +67,8 @@ class Screen:
             os.dup2(nowhere.fileno(), self._stream.fileno())
         except (OSError, ValueError):  # a stream in memory
             self._stream = nowhere
+        else:
+            nowhere.close()
 
 
 def install() -> None:
@@ -98,6 +100,7 @@ def finish() -> None:
     if isinstance(sys.stdout, Screen) and (reason := sys.stdout.lost()):
         print(f'stdout cannot be written ({reason}): part of it is lost', file=sys.stderr)
     if isinstance(sys.stderr, Screen):
+        sys.stderr.error = None  # a traceback may come yet: it is lost only where stderr fails now
         sys.stderr.lost()
 
 

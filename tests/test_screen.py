@@ -116,7 +116,7 @@ def test_a_command_ends_with_code_0_whatever_becomes_of_its_screen(tmp_path, red
     shell = f'set -o pipefail; ({sys.executable} tool.py; echo $? > code) {redirection}'
     done = subprocess.run(
         ['bash', '-c', shell], cwd=tmp_path, capture_output=True, text=True,
-        env={**os.environ, 'PYTHONPATH': str(ROOT), 'PYTHONIOENCODING': 'ascii'},
+        env={**os.environ, 'PYTHONPATH': str(ROOT), 'PYTHONIOENCODING': 'ascii', 'PYTHONUNBUFFERED': ''},
     )  # fmt: skip
     assert (tmp_path / 'code').read_text() == '0\n', done.stderr
     assert (tmp_path / 'result').read_text() == 'done'
