@@ -27,7 +27,7 @@ from absl import flags
 from ml_collections import config_flags
 from tabulate import tabulate
 
-from ghn_jax import cli, results, runs
+from ghn_jax import cli, files, results, runs, screen
 from ghn_jax.errors import UserError
 from ghn_jax.networks.spaces import SPLITS, make_space
 from ghn_jax.networks.spec import load_networks
@@ -165,11 +165,14 @@ if __name__ == '__main__':
             result, shown, drawn = _compare(), comparison.text, picture.picture_of_comparison
         else:
             result, shown, drawn = _measure(), text, picture.picture
-        print(shown(result))
-        if out:
-            cli.write_atomic(out, json.dumps(result, indent=1))
+        try:  # the files first; the table also where they cannot be written
+            if out:
+                files.write_json(out, result)
+            if plot:
+                files.write(plot, drawn(result, suffix=plot.suffix))
+        finally:
+            screen.show(shown(result), kept=bool(out))
         if plot:
-            cli.write_atomic(plot, drawn(result, suffix=plot.suffix))
             print(f'picture: {_PLOT.value}')
 
     def _compare() -> dict[str, Any]:

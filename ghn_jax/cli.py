@@ -1,9 +1,15 @@
-"""What every command shares: flags in, one line for bad input, files that are whole or absent.
+"""What every command shares: flags in, one line for bad input, a screen that never fails.
 
 Exit codes: 0 success and --help | 1 a fault of the program, with its traceback | 2 bad input or a disk that
 cannot be written, one line on stderr | 3 training whose networks are no longer finite, one line | 75 training
 stopped by SIGTERM or SIGINT: all is saved, start again to go on | 130, 143 interrupted (training: by a second
-signal). A command looks like
+signal).
+
+A screen that fails changes none of these: the work goes on, and a line on stderr says that stdout has lost
+something. Only where stdout alone was to have the result (`evaluate` without --json) a full disk behind it is
+one that cannot be written. A pipe whose reader has had enough (`| head -1`) is no fault.
+
+A command looks like
 
     _WORKDIR = flags.DEFINE_string('workdir', None, 'Run directory.')
     def main(): ...
@@ -23,6 +29,7 @@ from typing import NoReturn
 import ml_collections
 from absl import app, flags, logging
 
+from ghn_jax import files, screen
 from ghn_jax.errors import NotFinite, Stopped, UserError, shown
 
 EXIT_NOT_FINITE = 3
@@ -33,6 +40,14 @@ _LONGEST = 1000  # characters of an error
 
 def run(main: Callable[[], object]) -> None:
     """Parses the flags, calls `main()` and leaves with the exit code described above; does not return."""
+    screen.install()
+    try:
+        _run(main)
+    finally:
+        screen.finish()
+
+
+def _run(main: Callable[[], object]) -> None:
     try:
         app.run(lambda argv: _quietly(main), flags_parser=_parse)
     except NotFinite as e:
@@ -122,21 +137,26 @@ def _check_place(path: pathlib.Path, what: str) -> pathlib.Path:
 
 
 def check_output(path: str | os.PathLike, flag: str, suffixes: Sequence[str] = ()) -> pathlib.Path:
-    """A file to be written later, checked before the long work: its folder exists and can be written.
+    """A file to be written later, checked before the long work: `files.write` can write it, as far as can be
+    told without opening it.
 
     `flag` is the flag's name for the message (`json`). `suffixes`: what the file's name may end in.
 
     Raises UserError.
     """
     out = _absolute(path, flag)
-    if out.is_dir():
-        raise UserError(f'--{flag}={path} is a directory: give a file')
-    if not out.parent.is_dir():
-        raise UserError(f'--{flag}={path}: the directory {out.parent} does not exist: make it first')
-    if not os.access(out.parent, os.W_OK | os.X_OK):
-        raise UserError(f'--{flag}={path}: {out.parent} cannot be written: give another file')
     if suffixes and out.suffix not in suffixes:
         raise UserError(f'--{flag}={path}: expected a name that ends in {", ".join(suffixes)}')
+    try:
+        target = files.destination(out)
+    except OSError as e:
+        raise UserError(f'--{flag}={path} cannot be written ({e.strerror}): give another file') from None
+    if target is None:  # a pipe or a device
+        return out
+    if not target.parent.is_dir():
+        raise UserError(f'--{flag}={path}: the directory {target.parent} does not exist: make it first')
+    if not os.access(target.parent, os.W_OK | os.X_OK):
+        raise UserError(f'--{flag}={path}: {target.parent} cannot be written: give another file')
     return out
 
 
@@ -158,21 +178,6 @@ def _absolute(path: str | os.PathLike, flag: str) -> pathlib.Path:
 def command_line(command: str) -> str:
     """How this process was started, for a shell: `command` is the name of the module."""
     return shlex.join(['python', '-m', f'ghn_jax.{command}', *sys.argv[1:]])
-
-
-def write_atomic(path: str | os.PathLike, data: bytes | str) -> None:
-    """Writes the file through a rename: readers see the old content or all of the new, never a part."""
-    path = pathlib.Path(path)
-    part = path.with_name(f'.{path.name}.{os.getpid()}.part')
-    try:
-        part.unlink(missing_ok=True)  # left by a process of this number, or a link to somewhere else
-        with open(part, 'xb') as f:
-            f.write(data.encode() if isinstance(data, str) else data)
-            f.flush()
-            os.fsync(f.fileno())
-        os.replace(part, path)
-    finally:
-        part.unlink(missing_ok=True)
 
 
 def _parse(argv: list[str]) -> list[str]:

@@ -29,7 +29,7 @@ import numpy as np
 from absl import flags, logging
 from PIL import Image
 
-from ghn_jax import axes, cache, cli
+from ghn_jax import axes, cache, cli, files
 from ghn_jax.errors import UserError
 
 CIFAR10_URL = 'https://www.cs.toronto.edu/~kriz/cifar-10-binary.tar.gz'
@@ -230,12 +230,14 @@ def _decoded(builder: Any) -> dict[str, Split]:
     digest = hashlib.sha256(repr(stamps).encode()).hexdigest()[:16]
     folder = cache.folder()
     kept = folder and folder / 'images' / f'cifar10-{digest}.npz'
-    if kept and kept.is_file():
+    if kept and os.path.isfile(kept):  # not where that cannot be told
         try:
             with np.load(kept, allow_pickle=False) as arrays:
                 return {n: Split(arrays[f'{n}_images'], arrays[f'{n}_labels']) for n in ('train', 'test')}
         except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile) as e:
             print(f'{kept} cannot be read ({e}): decoding anew', file=sys.stderr)
+            with contextlib.suppress(OSError):  # where the new one cannot be written, none is better
+                kept.unlink()
     splits = {}
     for name in ('train', 'test'):
         source = builder.as_data_source(split=name, decoders={'image': tfds.decode.SkipDecoding()})
@@ -252,9 +254,10 @@ def _keep(path: pathlib.Path, arrays: dict[str, np.ndarray]) -> None:
     buffer = io.BytesIO()
     np.savez(buffer, **arrays)  # pyright: ignore[reportArgumentType]
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        cli.write_atomic(path, buffer.getvalue())
-    except OSError as e:
+        with files.writing(path.parent):
+            path.parent.mkdir(parents=True, exist_ok=True)
+            files.write(path, buffer.getvalue())
+    except UserError as e:
         print(f'the decoded images are not kept: {e}', file=sys.stderr)
 
 

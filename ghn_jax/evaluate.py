@@ -8,9 +8,7 @@ bits predicts them anew for each. Policies beyond one bit-width for all are read
 `quant/policy.py` for their format. Accuracies are in percent.
 """
 
-import json
 import os
-import pathlib
 import sys
 import time
 from collections.abc import Sequence
@@ -21,7 +19,7 @@ from absl import flags
 from jax.sharding import Mesh
 
 import ghn_jax
-from ghn_jax import cli, devices, memory, request, results, runs
+from ghn_jax import cli, devices, files, memory, request, results, runs, screen
 from ghn_jax.cnn import integer
 from ghn_jax.data import Dataset
 from ghn_jax.errors import UserError
@@ -275,11 +273,14 @@ if __name__ == '__main__':
         plot_file = cli.check_output(_PLOT.value, 'plot', results.PICTURES) if _PLOT.value else None
         result, other = evaluate(asked.load_run(), **asked.options)
         result['protocol']['command'] = cli.command_line('evaluate')
-        print(results.text(result, other))
-        if json_file:
-            cli.write_atomic(json_file, json.dumps(result, indent=1, allow_nan=False) + '\n')
+        try:  # the files first; the table also where they cannot be written
+            if json_file:
+                files.write_json(json_file, result)
+            if plot_file:
+                files.write(plot_file, results.picture(result, other, suffix=plot_file.suffix))
+        finally:
+            screen.show(results.text(result, other), kept=bool(json_file))
         if plot_file:
-            cli.write_atomic(plot_file, results.picture(result, other, suffix=pathlib.Path(plot_file).suffix))
             print(f'picture: {_PLOT.value}')
 
     cli.run(_main)

@@ -22,11 +22,13 @@ import jax
 import numpy as np
 from jax.experimental import serialize_executable
 
-from ghn_jax import cli
+from ghn_jax import files
+from ghn_jax.errors import UserError
 from ghn_jax.speed import clock
 
 _LIBRARIES = ('jax', 'jaxlib', 'flax', 'optax', 'numpy')
 _PACKAGE = pathlib.Path(__file__).parent
+_BLOCK = 4096  # bytes; those of disks are multiples of it
 _MOST = 64
 """Files to keep, of 2 to 5 MB each: those of earlier versions would stay for ever."""
 
@@ -51,6 +53,28 @@ def kept(function: Any, arguments: tuple, static: Mapping[str, Any], *, named: s
         if clock.compilations() > before[0] and clock.cache_hits() == before[1]:
             _save(path, found)
     return found
+
+
+def drop_torn(folder: pathlib.Path) -> None:
+    """Removes entries of JAX's own cache that a full disk has cut short: JAX replaces none that is there, and
+    would fail to read them at every start.
+
+    Such a file ends with a block of the disk, so only few are read. One in 4096 whole ones does, too.
+    """
+    with contextlib.suppress(OSError):  # a folder that is not ours to see
+        for path in folder.glob('*-cache'):
+            with contextlib.suppress(OSError):  # another process may be at it, too
+                if path.stat().st_size % _BLOCK == 0 and not _is_whole(path.read_bytes()):
+                    path.unlink()
+
+
+def _is_whole(entry: bytes) -> bool:
+    """Whether an entry of JAX's cache can be unpacked; one of zstd, which JAX may have, counts as torn."""
+    try:
+        zlib.decompress(entry)
+    except zlib.error:
+        return False
+    return True
 
 
 def _digest(named: str, arguments: tuple) -> str:
@@ -84,18 +108,24 @@ def _machine() -> list[str]:
 
 
 def _load(path: pathlib.Path) -> Callable | None:
-    """None if the file is absent, not whole, or cannot be loaded."""
+    """None if the file is absent, not whole, or cannot be loaded; it is removed then."""
     try:
         data = path.read_bytes()
+    except OSError:
+        return None
+    try:
         digest, data = data[:32], zlib.decompress(data[32:])
         if hashlib.sha256(data).digest() != digest:
-            return None
+            raise ValueError('not whole')
         found = serialize_executable.deserialize_and_load(*pickle.loads(data))
-        with contextlib.suppress(OSError):  # a cache that is not ours to write
-            os.utime(path)  # the least recently used go first
-        return found
-    except Exception:  # XLA and pickle each have their own; it is compiled and written again
+    except Exception:  # XLA and pickle each have their own
+        # It is compiled, but maybe not written again: the next start would fail to load it, too.
+        with contextlib.suppress(OSError):
+            path.unlink()
         return None
+    with contextlib.suppress(OSError):  # a cache that is not ours to write
+        os.utime(path)  # the least recently used go first
+    return found
 
 
 def _save(path: pathlib.Path, compiled: Any) -> None:
@@ -104,18 +134,21 @@ def _save(path: pathlib.Path, compiled: Any) -> None:
     except Exception:  # not every backend can, each says so in its own way; JAX's own cache is left
         return
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        cli.write_atomic(path, hashlib.sha256(data).digest() + zlib.compress(data, 1))
+        with files.writing(path.parent):
+            path.parent.mkdir(parents=True, exist_ok=True)
+            files.write(path, hashlib.sha256(data).digest() + zlib.compress(data, 1))
+    except UserError as e:
+        print(f'{e}; the next start compiles again', file=sys.stderr)
+    else:
         _prune(path.parent)
-    except OSError as e:
-        print(f'{path} cannot be written ({e.strerror}): the next start compiles again', file=sys.stderr)
 
 
 def _prune(folder: pathlib.Path) -> None:
     """Removes all but the _MOST files last used."""
     used = []
     for path in folder.glob('*.executable'):
-        with contextlib.suppress(FileNotFoundError):  # another process may be at it, too
+        with contextlib.suppress(OSError):  # another process may be at it, too
             used.append((path.stat().st_mtime_ns, path))
     for _, path in sorted(used)[:-_MOST]:
-        path.unlink(missing_ok=True)
+        with contextlib.suppress(OSError):  # another user's, in a folder of all
+            path.unlink()

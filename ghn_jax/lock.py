@@ -14,6 +14,7 @@ import socket
 import sys
 from collections.abc import Iterator
 
+from ghn_jax import files
 from ghn_jax.errors import UserError
 
 _NAME = 'lock'
@@ -29,9 +30,9 @@ def holding(workdir: str | os.PathLike) -> Iterator[None]:
     workdir = pathlib.Path(workdir)
     try:
         workdir.mkdir(parents=True, exist_ok=True)
-        file = open(workdir / _NAME, 'a+')
+        file = open(workdir / _NAME, 'a+b', buffering=0)
     except OSError as e:
-        raise UserError(f'{workdir} cannot be written ({e.strerror}): give another --workdir') from None
+        raise UserError(f'{workdir} cannot be written ({e.strerror or e}): give another --workdir') from None
     with file:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -43,10 +44,11 @@ def holding(workdir: str | os.PathLike) -> Iterator[None]:
             print(
                 f'{workdir} cannot be locked ({e.strerror}): start no second training there', file=sys.stderr
             )
-        file.truncate(0)
         now = datetime.datetime.now().astimezone().isoformat(timespec='seconds')
-        file.write(json.dumps({'pid': os.getpid(), 'host': socket.gethostname(), 'since': now}) + '\n')
-        file.flush()
+        holder = json.dumps({'pid': os.getpid(), 'host': socket.gethostname(), 'since': now}) + '\n'
+        with files.writing(workdir / _NAME):
+            file.truncate(0)
+            file.write(holder.encode())
         yield
 
 

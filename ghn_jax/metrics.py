@@ -8,6 +8,7 @@ runs of one config are equal byte for byte, however often one of them was stoppe
 """
 
 import collections
+import contextlib
 import io
 import math
 import os
@@ -20,6 +21,7 @@ from typing import Any, TextIO
 import numpy as np
 from tqdm import tqdm
 
+from ghn_jax import files
 from ghn_jax.records import Records
 from ghn_jax.records import read_jsonl as read_jsonl
 from ghn_jax.tensorboard import Events
@@ -36,7 +38,8 @@ class Metrics:
 
     def __init__(self, workdir: str | os.PathLike, start_step: int = 0, *, stdout: bool = True):
         workdir = pathlib.Path(workdir)
-        workdir.mkdir(parents=True, exist_ok=True)
+        with files.writing(workdir):
+            workdir.mkdir(parents=True, exist_ok=True)
         self._stdout = stdout
         self._values = Records(workdir / 'metrics.jsonl', start_step)
         self._machine = Records(workdir / 'machine.jsonl', start_step)
@@ -83,9 +86,9 @@ class Metrics:
 
     def close(self) -> None:
         """Writes what is left; twice does no harm."""
-        self._values.close()
-        self._machine.close()
-        self._tensorboard.close()
+        with contextlib.ExitStack() as all_of_them:  # also where one of them fails
+            for each in (self._values, self._machine, self._tensorboard):
+                all_of_them.callback(each.close)
 
     def _flush_tensorboard(self) -> None:
         self._tensorboard.flush()
@@ -123,7 +126,7 @@ class Progress:
             file=out if terminal else _Lines(out),
             mininterval=0.2 if terminal else 30,
             maxinterval=10 if terminal else float('inf'),
-            ascii=not terminal,
+            ascii=None if terminal else True,  # as the terminal can
             dynamic_ncols=terminal,
             ncols=None if terminal else 150,
         )

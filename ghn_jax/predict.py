@@ -27,7 +27,7 @@ from absl import flags
 from safetensors.numpy import save
 
 import ghn_jax
-from ghn_jax import cli, runs
+from ghn_jax import cli, files, runs
 from ghn_jax.errors import UserError
 from ghn_jax.hypernet.bits import check_policies, with_policy
 from ghn_jax.hypernet.decoder import Tiles, count_items, decoder_table, tile_parameters
@@ -259,18 +259,18 @@ if __name__ == '__main__':
         if not _ARCH.value:
             raise UserError('--arch is missing: give an architecture file, as in --arch=net.json')
         specs = _named(load_networks(_ARCH.value))
-        files = output_files(_OUT.value or '', specs)
+        outputs = output_files(_OUT.value or '', specs)
         runs.enable_compilation_cache()
         run = runs.load_run(workdir)
         config: Any = run.config
         for spec in specs:  # all of them before the first file is written
             check_network(spec, run.ghn, config.image_size)
         check_policies(specs, [policy])
-        for spec, file in zip(specs, files, strict=True):
+        for spec, file in zip(specs, outputs, strict=True):
             start = time.perf_counter()
             weights, metadata = predict(run, spec, layout=_LAYOUT.value, policy=policy)
             seconds = time.perf_counter() - start
-            cli.write_atomic(file, to_safetensors(weights, metadata))
+            files.write(file, to_safetensors(weights, metadata))
             size = sum(w.size for w in weights.values())
             print(
                 f'{file}: {len(weights)} tensors, {size:,} parameters, {policy}, predicted in {seconds:.2f} s'

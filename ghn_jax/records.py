@@ -9,36 +9,41 @@ import json
 import os
 import pathlib
 
-from ghn_jax import jsonfile
+from ghn_jax import files, jsonfile
 from ghn_jax.errors import UserError
 
 
 class Records:
-    """Appends to a file; `start_step` is where the run goes on, 0 begins a new file."""
+    """Appends to a file; `start_step` is where the run goes on, 0 begins a new file.
+
+    All of it raises UserError where the file cannot be written.
+    """
 
     def __init__(self, path: str | os.PathLike, start_step: int = 0):
         self.path = pathlib.Path(path)
-        if self.path.is_dir():
-            raise UserError(f'{path} is a directory: move it away, a run writes a file of that name')
+        if self.path.exists() and not self.path.is_file():
+            raise UserError(f'{path} is no file: move it away, a run writes a file of that name')
         old = jsonfile.rows(self.path) if start_step and self.path.is_file() else []
-        part = self.path.with_name(self.path.name + '.part')
-        part.unlink(missing_ok=True)  # it may be a link to somewhere else
-        with open(part, 'x') as file:
-            file.writelines(line + '\n' for line, row in old if row['step'] <= start_step)
-        os.replace(part, self.path)
-        self._file = open(self.path, 'a', buffering=1)
+        with files.replacing(self.path) as file:
+            file.writelines(f'{line}\n'.encode() for line, row in old if row['step'] <= start_step)
+        with files.writing(self.path):
+            self._file = open(self.path, 'a', buffering=1)
 
     def write(self, row: dict) -> None:
         """One line; it must be JSON, and `step` an int."""
-        self._file.write(json.dumps(row, allow_nan=False) + '\n')
+        line = json.dumps(row, allow_nan=False) + '\n'
+        with files.writing(self.path):
+            self._file.write(line)
 
     def flush(self) -> None:
         """Returns when all rows are on the disk."""
-        self._file.flush()
-        os.fsync(self._file.fileno())
+        with files.writing(self.path):
+            self._file.flush()
+            os.fsync(self._file.fileno())
 
     def close(self) -> None:
-        self._file.close()
+        with files.writing(self.path):
+            self._file.close()
 
 
 def read_jsonl(path: str | os.PathLike, what: str = 'metrics') -> list[dict]:

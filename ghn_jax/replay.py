@@ -17,7 +17,7 @@ import numpy as np
 import optax
 from absl import flags
 
-from ghn_jax import cli, data, runs, steps, train
+from ghn_jax import cli, data, runs, screen, steps, train
 from ghn_jax import config as configs
 from ghn_jax.batches import draw
 from ghn_jax.checkpoint import Checkpoints
@@ -154,6 +154,6 @@ if __name__ == '__main__':
         workdir = cli.check_workdir(_WORKDIR.value, must_exist=True)
         runs.enable_compilation_cache()
         for text in replay(workdir, _LINE.value, exact=_EXACT.value):
-            print(text, flush=True)
+            screen.show(text, kept=False)
 
     cli.run(_main)

@@ -12,7 +12,7 @@ from typing import Any
 import jax
 from ml_collections import ConfigDict
 
-from ghn_jax import cache, data
+from ghn_jax import cache, data, executables
 from ghn_jax import config as configs
 from ghn_jax.checkpoint import Checkpoints
 from ghn_jax.errors import UserError
@@ -204,5 +204,6 @@ def enable_compilation_cache() -> None:
     A program takes a minute or more to compile on a CPU, and most runs need the same few.
     """
     if folder := cache.folder():
+        executables.drop_torn(folder)
         jax.config.update('jax_compilation_cache_dir', str(folder))
         jax.config.update('jax_persistent_cache_min_compile_time_secs', 1.0)

@@ -113,5 +113,6 @@ def _say(text: str) -> None:
 
 def _leave(text: str, code: int) -> None:
     # The main thread may hold the lock of a stream: what it has not written by then is not worth a hang.
-    os.write(sys.__stderr__.fileno() if sys.__stderr__ else 2, (text + '\n').encode())
+    with contextlib.suppress(OSError, ValueError):  # stderr may be closed, or full
+        os.write(sys.__stderr__.fileno() if sys.__stderr__ else 2, (text + '\n').encode())
     os._exit(code)

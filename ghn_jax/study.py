@@ -27,7 +27,7 @@ from absl import flags
 from ml_collections import ConfigDict, config_flags
 from tabulate import tabulate
 
-from ghn_jax import cli, results, runs, sensitivity
+from ghn_jax import cli, files, results, runs, sensitivity
 from ghn_jax.data import Dataset
 from ghn_jax.errors import UserError
 from ghn_jax.evaluate import evaluate
@@ -94,7 +94,7 @@ def study(
             continue
         done.append((variant, result))
         tables = _tables(done, strategies, baseline, wanted)
-        cli.write_atomic(workdir / _STUDY, json.dumps(tables, indent=1, allow_nan=False) + '\n')
+        files.write_json(workdir / _STUDY, tables)
     return tables
 
 
@@ -113,7 +113,7 @@ def _score(
     result['study'] = wanted
     if groups is not None:
         result |= _score_parts(run, groups, layers, dataset, **scoring)
-    cli.write_atomic(folder / _RESULT, json.dumps(result, indent=1, allow_nan=False) + '\n')
+    files.write_json(folder / _RESULT, result)
     return result
 
 

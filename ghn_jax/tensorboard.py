@@ -16,20 +16,27 @@ from tensorboardX import summary
 from tensorboardX.proto import event_pb2
 from tensorboardX.record_writer import RecordWriter
 
+from ghn_jax import files
+
 _STAMP = re.compile(r'events\.out\.tfevents\.(\d+)\.')
 
 
 class Events:
-    """Writer of one event file; readers forget what older files say of steps from `start_step` + 1 on."""
+    """Writer of one event file; readers forget what older files say of steps from `start_step` + 1 on.
+
+    All of it raises UserError where the file cannot be written.
+    """
 
     def __init__(self, folder: str | os.PathLike, start_step: int = 0):
-        folder = pathlib.Path(folder)
-        folder.mkdir(parents=True, exist_ok=True)
-        # Readers go through the files by name, that is by this number: it rises where the clock goes back,
-        # and where two runs start within a second.
-        found = (_STAMP.match(file.name) for file in folder.iterdir())
-        stamp = max([int(time.time()), *(int(match[1]) + 1 for match in found if match)])
-        self._writer = RecordWriter(str(folder / f'events.out.tfevents.{stamp:010d}.{socket.gethostname()}'))
+        self._folder = folder = pathlib.Path(folder)
+        with files.writing(folder):
+            folder.mkdir(parents=True, exist_ok=True)
+            # Readers go through the files by name, that is by this number: it rises where the clock goes
+            # back, and where two runs start within a second.
+            found = (_STAMP.match(file.name) for file in folder.iterdir())
+            stamp = max([int(time.time()), *(int(match[1]) + 1 for match in found if match)])
+            name = f'events.out.tfevents.{stamp:010d}.{socket.gethostname()}'
+            self._writer = RecordWriter(str(folder / name))
         self._write(event_pb2.Event(file_version='brain.Event:2'))
         start = event_pb2.SessionLog(status=event_pb2.SessionLog.START)
         self._write(event_pb2.Event(session_log=start, step=start_step + 1 if start_step else 0))
@@ -43,11 +50,14 @@ class Events:
 
     def flush(self) -> None:
         """Hands everything to the system: a killed process loses nothing of it."""
-        self._writer.flush()
+        with files.writing(self._folder):
+            self._writer.flush()
 
     def close(self) -> None:
-        self._writer.close()
+        with files.writing(self._folder):
+            self._writer.close()
 
     def _write(self, event: event_pb2.Event) -> None:
         event.wall_time = time.time()
-        self._writer.write(event.SerializeToString())
+        with files.writing(self._folder):
+            self._writer.write(event.SerializeToString())

@@ -7,6 +7,7 @@ import pathlib
 import runpy
 import sys
 import warnings
+from typing import TextIO
 from unittest import mock
 
 import jax
@@ -55,10 +56,16 @@ def write_run(
     return workdir
 
 
-def command(module: str, *args: object) -> tuple[int, str, str]:
-    """(exit code, stdout, stderr) of `python -m module args`, without the seconds a new process takes."""
+def command(
+    module: str, *args: object, stdout: TextIO | None = None, stderr: TextIO | None = None
+) -> tuple[int, str, str]:
+    """(exit code, stdout, stderr) of `python -m module args`, without the seconds a new process takes.
+
+    stdout, stderr: what it writes to, and '' is returned.
+    """
     known = set(flags.FLAGS)
-    out, err = io.StringIO(), io.StringIO()
+    said = io.StringIO(), io.StringIO()
+    out, err = stdout or said[0], stderr or said[1]
     code = 0
     try:
         with (
@@ -78,7 +85,7 @@ def command(module: str, *args: object) -> tuple[int, str, str]:
         for name in set(flags.FLAGS) - known:
             if name not in ('help', 'helpshort', 'helpfull', 'helpxml'):  # absl defines them once
                 delattr(flags.FLAGS, name)
-    return code, out.getvalue(), err.getvalue()
+    return code, said[0].getvalue(), said[1].getvalue()
 
 
 def is_one_error_line(result: tuple[int, str, str], *words: str) -> bool:

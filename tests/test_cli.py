@@ -3,6 +3,7 @@
 import json
 import os
 import pathlib
+import socket
 import subprocess
 import sys
 from unittest import mock
@@ -196,11 +197,25 @@ def test_an_output_file_is_judged_before_the_work(tmp_path):
         cli.check_output(tmp_path / 'a' / 'x', 'out')
 
 
-def test_a_file_is_written_whole_or_keeps_its_old_content(tmp_path):
-    path = tmp_path / 'x'
-    cli.write_atomic(path, 'old')
-    cli.write_atomic(path, b'new')
-    assert path.read_text() == 'new'
-    with mock.patch.object(os, 'replace', side_effect=OSError('full')), pytest.raises(OSError):
-        cli.write_atomic(path, 'newer')
-    assert path.read_text() == 'new' and [p.name for p in tmp_path.iterdir()] == ['x']
+@pytest.mark.parametrize('flag', ['json', 'out'])
+def test_an_output_file_that_must_not_be_written_is_refused_before_the_work(tmp_path, flag):
+    read_only = tmp_path / 'read_only'
+    read_only.touch(mode=0o444)
+    (tmp_path / 'link').symlink_to(read_only)
+    (tmp_path / 'loop').symlink_to('loop')
+    (tmp_path / 'nowhere').symlink_to('absent/x')
+    with socket.socket(socket.AF_UNIX) as server:
+        server.bind(str(tmp_path / 'socket'))
+    for name, reason in {
+        'read_only': 'read-only', 'link': 'read-only', 'loop': 'symbolic links', 'socket': 'a socket',
+        'nowhere': r'absent does not exist',
+    }.items():  # fmt: skip
+        with pytest.raises(UserError, match=rf'--{flag}=.*/{name}\b.*{reason}'):
+            cli.check_output(tmp_path / name, flag)
+
+
+def test_a_pipe_a_device_and_a_link_to_a_file_are_output_files_and_are_not_opened(tmp_path):
+    os.mkfifo(tmp_path / 'pipe')  # opening it would wait for a reader
+    (tmp_path / 'link').symlink_to('x')
+    for path in (tmp_path / 'pipe', tmp_path / 'link', '/dev/null'):
+        assert cli.check_output(path, 'json') == pathlib.Path(path)

@@ -3,7 +3,9 @@
 import functools
 import itertools
 import json
+import os
 import pathlib
+from unittest import mock
 
 import jax
 import numpy as np
@@ -31,6 +33,7 @@ from ghn_jax.scoring import (
 from tests.hypernet.helpers import small_spec
 from tests.pages import Page, check_self_contained
 from tests.small_run import command, is_one_error_line, write_run
+from tests.streams import Ascii, full, without_reader
 
 # Few shapes, so few compilations: every test scores networks of one program on 2 batches of 16 images.
 FLAGS = {'num_networks': 3, 'num_images': 40, 'batch_size': 16}
@@ -239,6 +242,32 @@ def test_the_command_prints_the_table_and_writes_result_and_picture(workdir, res
         assert row['difference_top1_mean'] == row['difference_top1_sem'] == 0
         assert row['against_top1_mean'] == row['top1_mean']
     assert sorted(p.name for p in tmp_path.iterdir()) == ['a.json', 'b.json', 'plot.png']
+
+
+@pytest.mark.parametrize('make', [without_reader, full, Ascii])
+def test_the_result_is_written_whatever_becomes_of_the_screen(workdir, result, tmp_path, make):
+    flags = f'--workdir={workdir}', f'--json={tmp_path}/a.json', *ARGS
+    with make() as stdout, without_reader() as stderr:
+        code, _, _ = command('ghn_jax.evaluate', *flags, stdout=stdout, stderr=stderr)
+        assert code == 0
+        if make is Ascii:
+            assert f'{result["rows"][0]["top1_mean"]:.2f} ? ' in stdout.shown
+    assert json.loads((tmp_path / 'a.json').read_text())['rows'] == result['rows']
+
+
+def test_a_full_disk_is_one_line_at_the_end_and_nothing_is_lost_that_can_be_shown(workdir, tmp_path):
+    flags = f'--workdir={workdir}', *ARGS
+    with full() as stdout:
+        code, _, err = command('ghn_jax.evaluate', *flags, stdout=stdout)
+    errors = [line for line in err.splitlines() if 'error: ' in line]
+    assert code == 2 and len(errors) == 1 and 'in no file' in errors[0] and 'Traceback' not in err
+    error = OSError(28, 'No space left on device')
+    for flag in ('--json=a.json', '--plot=a.png'):
+        with mock.patch.object(os, 'replace', side_effect=error):
+            code, out, err = command('ghn_jax.evaluate', *flags, flag.replace('=', f'={tmp_path}/'))
+        errors = [line for line in err.splitlines() if 'error: ' in line]
+        assert code == 2 and len(errors) == 1 and 'No space left' in errors[0] and 'Traceback' not in err
+        assert '±' in out and not list(tmp_path.iterdir())
 
 
 def test_several_splits_are_scored_one_after_the_other(run, dataset, result):

@@ -1,6 +1,8 @@
 """A compiled function comes back from the disk without being traced, and only where it is the same one."""
 
 import functools
+import pathlib
+import zlib
 
 import jax
 import jax.numpy as jnp
@@ -20,10 +22,16 @@ def scaled(x, y, *, factor):
 
 @pytest.fixture
 def folder(tmp_path):
-    before = jax.config.jax_compilation_cache_dir
-    jax.config.update('jax_compilation_cache_dir', str(tmp_path / 'cache'))
+    settings = {
+        'jax_compilation_cache_dir': str(tmp_path / 'cache'),
+        'jax_persistent_cache_min_compile_time_secs': 1e9,  # JAX's own cache keeps nothing here
+    }
+    before = {name: jax.config.values[name] for name in settings}
+    for name, value in settings.items():
+        jax.config.update(name, value)
     yield tmp_path / 'cache'
-    jax.config.update('jax_compilation_cache_dir', before)
+    for name, value in before.items():
+        jax.config.update(name, value)
 
 
 def call(n=3, *, factor=2, named='a'):
@@ -75,6 +83,49 @@ def test_a_damaged_file_is_written_anew(folder, damage):
     (file,) = folder.glob('scaled-*.executable')
     file.write_bytes(damage(file.read_bytes()))
     assert [call(), call()] == [1, 0]
+
+
+def test_a_damaged_file_is_not_tried_again_where_it_is_not_written_anew(folder, monkeypatch):
+    call()
+    (file,) = folder.glob('scaled-*.executable')
+    file.write_bytes(file.read_bytes()[:-9])
+    monkeypatch.setattr(executables, '_save', lambda *_: None)
+    call()
+    assert not file.exists()
+
+
+def test_entries_of_jax_that_a_full_disk_cut_short_are_removed_and_no_others(folder):
+    folder.mkdir()
+    block, pack = executables._BLOCK, lambda n: zlib.compress(np.random.default_rng(n).bytes(n))
+    fill = next(n for n in range(block, 0, -1) if len(pack(n)) == block)  # ends with a block, and whole
+    entries = {
+        'empty-cache': b'', 'cut-cache': pack(3 * block)[: 2 * block], 'fits-cache': pack(fill),
+        'whole-cache': pack(3 * block), 'cut-atime': b'', 'cut': b'',
+    }  # fmt: skip
+    for name, data in entries.items():
+        (folder / name).write_bytes(data)
+    (folder / 'folder-cache').mkdir()
+    executables.drop_torn(folder)
+    assert {path.name for path in folder.iterdir()} == {
+        'fits-cache', 'whole-cache', 'cut-atime', 'cut', 'folder-cache'
+    }  # fmt: skip
+    executables.drop_torn(folder / 'absent')
+
+
+def test_another_users_file_that_cannot_be_removed_is_left_without_a_word(folder, monkeypatch, capsys):
+    """In a folder of all where each removes only its own."""
+    monkeypatch.setattr(executables, '_MOST', 1)
+    call(1)
+    unlink = pathlib.Path.unlink
+
+    def unlink_own(path, **how):
+        if path.suffix == '.executable':
+            raise PermissionError(1, 'not permitted')
+        unlink(path, **how)
+
+    monkeypatch.setattr(pathlib.Path, 'unlink', unlink_own)
+    call(2)
+    assert len(list(folder.glob('*.executable'))) == 2 and not capsys.readouterr().err
 
 
 def test_what_comes_from_the_cache_of_jax_is_not_written_again(folder, monkeypatch):

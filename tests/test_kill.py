@@ -18,6 +18,7 @@ import pytest
 from ghn_jax.checkpoint import Checkpoints
 from ghn_jax.metrics import read_jsonl
 from tests.small_run import ROOT, is_one_error_line
+from tests.streams import full, without_reader
 from tests.test_metrics import events
 from tests.trainers import trainers
 
@@ -214,6 +215,13 @@ def test_memory_files_threads_and_compilations_are_flat_over_2000_steps(start, t
     for name, room in (('resident_mib', 1.02), ('open_files', 1.1), ('threads', 1.1), ('compilations', 1.0)):
         values = [row[f'machine/{name}'] for row in warm]
         assert max(values[half:]) <= room * max(values[:half]), name
+
+
+def test_a_run_whose_screen_fails_is_the_run_whose_screen_did_not(start, whole, tmp_path):
+    with without_reader() as stdout, full() as stderr:
+        (process,) = start(tmp_path, stdout=stdout, stderr=stderr)
+        assert process.wait(timeout=500) == 0
+    assert_same(tmp_path, whole)
 
 
 def test_a_full_disk_is_one_line_and_the_last_checkpoint_stays_whole(start, whole, tmp_path):

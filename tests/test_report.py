@@ -232,6 +232,8 @@ def test_bad_input_is_one_line(workdir, tmp_path):
     (tmp_path / 'file').write_text('{}')
     (tmp_path / 'a.json').write_text(json.dumps(make_result()))
     result = f'--result={tmp_path}/a.json'
+    (tmp_path / 'old').mkdir()
+    (tmp_path / 'old/index.html').touch(mode=0o444)
     for flags, words in (
         ([], ['--workdir is missing']),
         ([f'--workdir={tmp_path}/none'], ['does not exist']),
@@ -239,6 +241,7 @@ def test_bad_input_is_one_line(workdir, tmp_path):
         ([f'--workdir={workdir}', '--closeup=w2a2', '--bits=w4a4'], ['--closeup=w2a2', 'w4a4']),
         ([f'--workdir={workdir}', f'--out={tmp_path}/file'], ['--out=', 'is a file']),
         ([f'--workdir={workdir}', f'--out={tmp_path}/file/x'], ['--out=', 'under the file']),
+        ([f'--workdir={workdir}', f'--out={tmp_path}/old'], ['index.html', 'read-only']),
         ([f'--workdir={workdir}', f'--result={tmp_path}/file'], ['is no result']),
         ([f'--workdir={workdir}', result, '--bits=w4a4'], ['--bits is for an evaluation']),
         ([f'--workdir={workdir}', result], ['9']),  # a step that the run has no checkpoint of

@@ -17,10 +17,11 @@ def trainers(cache, flags, *, stdout=subprocess.DEVNULL):
     """start(workdir, *args, n=1, each=()) -> n processes that train together; they end with the context.
 
     cache: folder of compiled programs, for all of them. flags: of every run. each: a flag for each process.
+    start's stdout and stderr: in place of the usual ones.
     """
     started = []
 
-    def start(workdir, *args, n=1, each=()):
+    def start(workdir, *args, n=1, each=(), stdout=stdout, stderr=subprocess.PIPE):
         with socket.socket() as s:
             s.bind(('127.0.0.1', 0))
             port = s.getsockname()[1]
@@ -30,7 +31,7 @@ def trainers(cache, flags, *, stdout=subprocess.DEVNULL):
         out = [
             subprocess.Popen(
                 run + (together(i) if n > 1 else []) + list(each[i : i + 1]),
-                cwd=ROOT, env=env, stdout=stdout, stderr=subprocess.PIPE, text=True,
+                cwd=ROOT, env=env, stdout=stdout, stderr=stderr, text=True,
             )
             for i in range(n)
         ]  # fmt: skip

@@ -14,7 +14,7 @@ from typing import Any
 
 import numpy as np
 
-from ghn_jax import jsonfile
+from ghn_jax import files, jsonfile
 from ghn_jax.errors import UserError, shown
 from ghn_jax.networks.genotype import Genotype, check_fields, is_int
 
@@ -236,17 +236,7 @@ def save_networks(path: str | os.PathLike, specs: Sequence[NetworkSpec]) -> None
     if not specs:
         raise UserError(f'no network to write to {os.fspath(path)!r}: give at least one')
     text = '[\n' + ',\n'.join(spec.to_json() for spec in specs) + '\n]\n'
-    temporary = f'{os.fspath(path)}.{os.getpid()}.tmp'
-    try:
-        with open(temporary, 'w', encoding='utf-8') as file:
-            file.write(text)
-        os.replace(temporary, path)
-    except OSError as error:
-        if os.path.exists(temporary):
-            os.unlink(temporary)
-        raise UserError(
-            f'cannot write {os.fspath(path)!r} ({error.strerror}): give a path in a writable folder'
-        ) from None
+    files.write(path, text)
 
 
 def _spec_of_entry(entry: Any) -> NetworkSpec:

@@ -38,6 +38,9 @@ if __name__ == '__main__':
     def _main() -> None:
         asked = _READ()
         folder = cli.check_folder(_OUT.value or asked.workdir / 'report', 'out')
+        if folder.is_dir():
+            for name in (page.INDEX, *(f'{name}.png' for name in contents.NAMES)):
+                cli.check_output(folder / name, 'out')
         metrics = asked.workdir / 'metrics.jsonl'
         rows = read_jsonl(metrics) if metrics.is_file() else None
         if _RESULT.value:

@@ -8,8 +8,7 @@ from typing import Any
 
 import jinja2
 
-from ghn_jax import cli
-from ghn_jax.errors import UserError
+from ghn_jax import files
 
 INDEX = 'index.html'
 
@@ -77,13 +76,11 @@ def write(
       UserError: the folder cannot be made or written.
     """
     pngs = {figure.name: figure.png for figure in figures}
-    try:
+    with files.writing(folder):
         folder.mkdir(parents=True, exist_ok=True)
         for name, png in pngs.items():
-            cli.write_atomic(folder / f'{name}.png', png)
-        cli.write_atomic(folder / INDEX, html)
+            files.write(folder / f'{name}.png', png)
+        files.write(folder / INDEX, html)
         for name in set(names) - set(pngs):
             (folder / f'{name}.png').unlink(missing_ok=True)
-    except OSError as e:
-        raise UserError(f'{folder} cannot be written ({e.strerror}): give another --out') from None
     return folder / INDEX

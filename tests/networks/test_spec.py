@@ -206,7 +206,7 @@ def test_unreadable_files_are_refused(tmp_path):
 def test_a_failed_write_leaves_the_folder_as_it_was(tmp_path):
     (tmp_path / 'taken.json').mkdir()
     for path in (tmp_path / 'taken.json', tmp_path / 'absent' / 'nets.json'):
-        with pytest.raises(UserError, match='cannot write'):
+        with pytest.raises(UserError, match='cannot be written'):
             save_networks(path, [spec()])
     assert os.listdir(tmp_path) == ['taken.json']
     with pytest.raises(UserError, match='at least one'):
