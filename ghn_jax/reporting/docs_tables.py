@@ -1,0 +1,124 @@
+"""Tables of results in Markdown pages, made from JSON files: no figure on a page is typed by hand.
+
+    python -m ghn_jax.reporting.docs_tables
+
+A page says where a table goes, and what stands between the two lines is written anew:
+
+    <!-- results: digits_strategies -->
+    <!-- end of results -->
+
+The file is `docs/results/digits_strategies.json`. It is either what `evaluate --json` writes, or a table:
+
+    {"title": ..., "about": {"date": ..., "commit": ..., "command": ...},
+     "columns": ["trained", "seeds", "W4/A4"],
+     "rows": [["float", 3, {"mean": 56.0, "sem": 3.0, "difference": 4.3}], ...], "notes": [...]}
+
+A cell is text, a number, nothing (null), or an object: `mean` and `sem` (standard error), `difference` and
+its `interval`. `about` says how the figures were taken and stands below the table.
+"""
+
+import pathlib
+import re
+import sys
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from ghn_jax import jsonfile
+from ghn_jax.errors import UserError
+
+PAGES = ('README.md', 'docs')
+RESULTS = pathlib.Path('docs/results')
+_BLOCK = re.compile(r'(^<!-- results: ([\w-]+) -->\n).*?(<!-- end of results -->)$', re.DOTALL | re.MULTILINE)
+_BEGINNINGS = re.compile(r'^<!-- results: ', re.MULTILINE)
+
+
+def fill(page: str, results: pathlib.Path) -> str:
+    """Return the page with every table made from its file in the folder `results`.
+
+    Raises:
+      UserError: a table that does not end, or whose file is absent or has another form.
+    """
+    blocks = len(_BLOCK.findall(page))
+    if len(_BEGINNINGS.findall(page)) != blocks:
+        raise UserError('a table begins and does not end: expected <!-- end of results --> below each')
+    return _BLOCK.sub(lambda found: found[1] + markdown(_read(results, found[2])) + found[3], page)
+
+
+def markdown(result: Mapping[str, Any]) -> str:
+    """Return a result as a Markdown table, and below it how the figures were taken."""
+    columns, rows, about = _of_evaluation(result) if 'protocol' in result else _of_table(result)
+    lines = [columns, ['---'] * len(columns), *([_cell(cell) for cell in row] for row in rows)]
+    table = '\n'.join(f'| {" | ".join(line)} |' for line in lines)
+    taken = '; '.join(f'{key}: {_said(key, value)}' for key, value in about.items())
+    notes = ''.join(f'\n{note}\n' for note in result.get('notes', ()))
+    return f'\n{table}\n\n{taken}.\n{notes}\n'
+
+
+def _read(results: pathlib.Path, name: str) -> Mapping[str, Any]:
+    path = results / f'{name}.json'
+    result = jsonfile.read(path, 'results', 'expected a table, or what evaluate --json writes')
+    if isinstance(result, dict) and ({'columns', 'rows', 'about'} <= set(result) or 'protocol' in result):
+        return result
+    raise UserError(f'{path} has other fields: expected columns, rows and about, or a protocol and rows')
+
+
+def _of_table(result: Mapping[str, Any]) -> tuple[Sequence[str], Sequence[Sequence[Any]], Mapping[str, Any]]:
+    wrong = [row for row in result['rows'] if len(row) != len(result['columns'])]
+    if wrong:
+        raise UserError(f'{result.get("title")}: the row {wrong[0][0]!r} has not as many cells as columns')
+    return result['columns'], result['rows'], result['about']
+
+
+def _of_evaluation(result: Mapping[str, Any]) -> tuple[list[str], list[list[Any]], dict[str, Any]]:
+    """A row for each split, a column for each bit-width."""
+    bits = list(dict.fromkeys(row['bits'] for row in result['rows']))
+    cells = {(row['split'], row['bits']): row for row in result['rows']}
+    rows = []
+    for split in dict.fromkeys(split for split, _ in cells):
+        of_split = [cells[split, b] for b in bits]
+        means = [{'mean': r['top1_mean'], 'sem': r['top1_sem']} for r in of_split]
+        rows.append([split, of_split[0]['n'], *means])
+    protocol = result['protocol']
+    wanted = ('date', 'commit', 'device', 'dataset', 'note', 'step', 'images', 'batch_norm', 'ranges', 'seed')
+    about = {key: protocol[key] for key in (*wanted, 'command') if protocol.get(key) not in (None, '')}
+    return ['split', 'networks', *bits], rows, about
+
+
+def _cell(cell: Any) -> str:
+    if cell is None:
+        return ''
+    if isinstance(cell, Mapping):
+        parts = []
+        if 'mean' in cell:
+            sem = cell.get('sem')
+            parts.append(f'{cell["mean"]:.1f}' + ('' if sem is None else f' ± {sem:.1f}'))
+        if 'difference' in cell:
+            difference = f'{cell["difference"]:+.1f}'
+            parts.append(f'({difference})' if 'mean' in cell else difference)
+        if 'interval' in cell:
+            low, high = cell['interval']
+            parts.append(f'[{low:+.1f}, {high:+.1f}]')
+        return ' '.join(parts)
+    return f'{cell:,}' if isinstance(cell, int) else str(cell).replace('|', '\\|')
+
+
+def _said(key: str, value: Any) -> str:
+    return f'`{value}`' if key in ('command', 'commit') else str(value)
+
+
+def main() -> None:
+    """Fill the tables of all pages of the repository this is run in."""
+    for place in map(pathlib.Path, PAGES):
+        for path in sorted(place.glob('*.md')) if place.is_dir() else [place]:
+            old = path.read_text(encoding='utf-8')
+            try:
+                new = fill(old, RESULTS)
+            except UserError as e:
+                sys.exit(f'error: {path}: {e}')
+            if new != old:
+                path.write_text(new, encoding='utf-8')
+                print(f'{path}: tables written')
+
+
+if __name__ == '__main__':
+    main()
