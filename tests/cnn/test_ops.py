@@ -58,7 +58,7 @@ def test_convolution_equals_lax(size, kernel, stride):
     )
 
 
-@pytest.mark.parametrize('size', SIZES)
+@pytest.mark.parametrize('size', SIZES[1:])
 @pytest.mark.parametrize('stride', [1, 2])
 def test_dilated_convolution_equals_lax(size, stride):
     x, w, strides = draw(2, *size, 3), draw(3, 5, 3, 4, seed=1), (stride, stride)

@@ -61,8 +61,9 @@ def test_every_operation_of_a_genotype_has_one_record_and_every_record_is_one():
         assert space.ops == tuple(op for op in OPS if space.name in OPERATIONS[op].spaces)
 
 
-@pytest.mark.parametrize('op', RUN)
-@pytest.mark.parametrize('norm', ['bnorm', None])
+@pytest.mark.parametrize(
+    'op, norm', [*((op, 'bnorm') for op in RUN), ('sep_conv_3x3', None), ('skip_connect', None)]
+)
 def test_counts_of_an_operation_are_those_of_the_tensors_that_the_reference_reads(op, norm):
     spec = small_network([(op, 0), (op, 1)], C=C, norm=norm)  # cell 0 is not strided, the others are
     read = read_by_the_reference(spec)
@@ -81,6 +82,21 @@ def test_counts_of_an_operation_are_those_of_the_tensors_that_the_reference_read
         weights = [shape for shape in own.values() if len(shape) > 1]
         assert found.dense_tiles + found.depth_tiles == sum(math.prod(shape[2:]) for shape in weights)
         assert found.kernel == max((size for shape in weights for size in shape[2:]), default=1)
+
+
+def test_parameters_of_every_operation_counted_by_hand():
+    norm, gate, linear = 2 * C, C // 2, C * C
+    expected = {
+        'none': 0, 'max_pool_3x3': 0, 'avg_pool_3x3': 0, 'skip_connect': 0,
+        'sep_conv_3x3': 2 * (9 * C + linear + norm), 'sep_conv_5x5': 2 * (25 * C + linear + norm),
+        'dil_conv_3x3': 9 * C + linear + norm, 'dil_conv_5x5': 25 * C + linear + norm,
+        'conv_1x1': linear + norm, 'conv_7x1_1x7': 14 * linear + norm, 'conv_3x3': 9 * linear + norm,
+        'conv_5x5': 25 * linear + norm, 'conv_7x7': 49 * linear + norm,
+        'msa': (norm + 3 * linear + linear + C) + (norm + 2 * (linear + C)),
+        'cse': (C * gate + gate) + (gate * C + C),
+    }  # fmt: skip
+    assert {op: cost(op, C).parameters for op in OPS} == expected
+    assert cost('skip_connect', C, strided=True).parameters == linear + norm
 
 
 @pytest.mark.parametrize('op', RUN)
