@@ -17,6 +17,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax import Array
 
+from ghn_jax.cnn.instructions import Norm
 from ghn_jax.cnn.lowering import Instruction
 from ghn_jax.cnn.observer import BINS, Activations, Moments
 from ghn_jax.cnn.ops import BATCH_NORM_EPSILON
@@ -57,9 +58,7 @@ def fold(layout: Layout, flat: np.ndarray, moments: Moments) -> tuple[np.ndarray
         scale[:] = 1
     for r, instruction in enumerate(layout.instructions):
         if instruction.dst in gains:
-            views = _views(layout, flat, r)
-            if instruction.op[0] == 'split':  # two convolutions, one after the other
-                views = views[1:]
+            views = _views(layout, flat, r)[instruction.op.normed]
             # Those of a FactorizedReduce, side by side, have half of the channels each.
             for view, gain in zip(views, np.split(gains[instruction.dst], len(views))):
                 view *= gain
@@ -94,7 +93,7 @@ def unfixed(layout: Layout, folded: np.ndarray, flat: np.ndarray) -> np.ndarray:
 
 
 def _norms(layout: Layout) -> list[tuple[int, Instruction]]:
-    return [(r, i) for r, i in enumerate(layout.instructions) if i.op == ('norm',)]
+    return [(r, i) for r, i in enumerate(layout.instructions) if i.op == Norm()]
 
 
 def _views(layout: Layout, flat: np.ndarray, r: int) -> list[np.ndarray]:

@@ -11,12 +11,16 @@ from collections.abc import Iterator
 from typing import NamedTuple
 
 from ghn_jax.cnn.building import build_program
+from ghn_jax.cnn.instructions import kinds_of
 from ghn_jax.cnn.program import Program
 from ghn_jax.errors import UserError
 from ghn_jax.networks.genotype import Genotype
+from ghn_jax.networks.ops import has_attention
+from ghn_jax.networks.size import cost
 from ghn_jax.networks.spaces import LARGE, Space, split_rules
 from ghn_jax.networks.spec import NetworkSpec
 
+_WIDTH = 16  # at which ops are measured
 _LOADER_FC_DIM = {'flat': 256, 'narrow': 512, 'wide': 256}  # the most that DeepNets-1M's loader draws
 
 
@@ -63,7 +67,8 @@ def covering_networks(space: Space, split: str, family: Family) -> Iterator[Netw
             f'space {space.name} has the ops {", ".join(space.ops)}: there are no networks '
             f'{"with" if vit else "without"} msa'
         )
-    longest = max(ops, key=_values)
+    # Of attention there are networks of their own below.
+    longest = max([op for op in ops if not has_attention([op])] or ops, key=_length)
     largest = max(ops, key=_taps)
     second = max((op for op in ops if op not in LARGE), key=_taps, default=largest)
     norm = 'bnorm' if 'bnorm' in rules.norms else None
@@ -92,11 +97,10 @@ def covering_networks(space: Space, split: str, family: Family) -> Iterator[Netw
                 yield network(n_cells, uniform(longest, steps))
                 yield network(n_cells, from_inputs(longest, steps))
                 yield network(n_cells, uniform(second, steps, (0, largest)))
-                if (
-                    'skip_connect' in ops and _values(longest)[0] <= 2
-                ):  # a strided one has two weights and a norm
-                    reduce = uniform('skip_connect', steps).reduce
-                    yield network(n_cells, dataclasses.replace(uniform(longest, steps), reduce=reduce))
+                for op in ops:
+                    if _values(op, 1) < _values(op, 2) >= _values(longest, 1):  # longest where it is strided
+                        reduce = uniform(op, steps).reduce
+                        yield network(n_cells, dataclasses.replace(uniform(longest, steps), reduce=reduce))
                 if vit:
                     yield network(n_cells, uniform('msa', steps))
                 if flat_heads and shallow:
@@ -131,19 +135,19 @@ def from_inputs(op: str, steps: int) -> Genotype:
     return Genotype(normal=entries, normal_concat=concat, reduce=entries, reduce_concat=concat)
 
 
-def _values(op: str) -> tuple[int, str]:
-    """Values an op takes on the tapes; of equal ones that with the larger kernel, which takes more tiles."""
-    for prefix, count in (('sep', 6), ('conv_7x1', 3), ('dil', 3), ('conv', 2)):
-        if op.startswith(prefix):
-            return count, op
-    return int(op in ('skip_connect', 'msa')), op
+def _values(op: str, stride: int) -> int:
+    """Values an op takes on the tapes."""
+    return len(kinds_of(op, stride))
+
+
+def _length(op: str) -> tuple[int, int, str]:
+    """By how much an op fills of a program; of equal ones, the last name counts as longer."""
+    return _values(op, 1), cost(op, _WIDTH).depth_tiles, op
 
 
 def _taps(op: str) -> int:
     """Dense kernel positions of an op: what its weights take in memory, in units of C x C."""
-    if op in ('conv_7x1_1x7', 'msa', 'cse'):
-        return {'conv_7x1_1x7': 14, 'msa': 6, 'cse': 1}[op]
-    return int(op[-1]) ** 2 if op.startswith('conv') else 2 if op.startswith('sep') else int('dil' in op)
+    return cost(op, _WIDTH).dense // _WIDTH**2
 
 
 def _with_absent_state(op: str) -> Genotype:

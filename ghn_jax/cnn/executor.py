@@ -29,7 +29,8 @@ from jax import Array, lax
 
 from ghn_jax import axes
 from ghn_jax.cnn import head, ops
-from ghn_jax.cnn.pieces import BLOCK, Class, block_floats, weight_floats, weight_shapes
+from ghn_jax.cnn.instructions import Kind
+from ghn_jax.cnn.pieces import BLOCK, Class, block_floats
 from ghn_jax.cnn.program import Program, Segment
 from ghn_jax.cnn.quantizer import Quantizer, no_sizes, quantizer_of, with_sizes
 from ghn_jax.cnn.tables import ACCUMULATE, DST, G_DST, G_SRC, OP, SEEN, SRC, WEIGHTS, Bits, Ranges, Tables
@@ -169,7 +170,7 @@ def _padding_groups(segment: Segment) -> list[tuple[int, list[int]]]:
     The branches of a switch return gradients of one size. On a CPU, filling the 3 MB of the largest kernel
     for each norm of the segment took longer than the norm.
     """
-    sizes = sorted((weight_floats(op, segment.src, segment.dst), o) for o, op in enumerate(segment.ops))
+    sizes = sorted((op.weight_floats(segment.src, segment.dst), o) for o, op in enumerate(segment.ops))
     groups: list[tuple[int, list[int]]] = []
     bound = 0.0
     for size, o in sizes:
@@ -183,54 +184,14 @@ def _padding_groups(segment: Segment) -> list[tuple[int, list[int]]]:
 # ---- one op
 
 
-def read_weights(op: tuple, segment: Segment, flat: Array, block: Array) -> list[Array]:
+def read_weights(op: Kind, segment: Segment, flat: Array, block: Array) -> list[Array]:
     """The weights of an instruction, read from the weight buffer where its pieces lie one after another."""
     offset, out = block * BLOCK, []
-    for shape in weight_shapes(op, segment.src, segment.dst):
+    for shape in op.weight_shapes(segment.src, segment.dst):
         size = functools.reduce(lambda a, b: a * b, shape)
         out.append(lax.dynamic_slice(flat, (offset,), (size,)).reshape(shape))
         offset = offset + block_floats(shape)
     return out
-
-
-def apply(op: tuple, w: list[Array], x: Array, q: Quantizer, has_norm: Array, out_shape) -> Array:
-    """The result of one instruction. `q` is closed over, so ranges and bits get no gradient."""
-    if op[0] in ('conv', 'depthwise', 'reduce', 'split'):
-        w = [part.astype(x.dtype) for part in w]
-    match op:
-        case ('conv', kh, kw, stride, rectify):
-            x = q.rectified(ops.relu(x)) if rectify else q.own(x, 0)
-            return ops.conv(x, w[0], (stride if kh > 1 or kw == 1 else 1, stride if kw > 1 or kh == 1 else 1))
-        case ('depthwise', _, dilation, stride):
-            return ops.depthwise_conv(q.rectified(ops.relu(x)), w[0], stride, dilation)
-        case ('reduce',):
-            x = q.rectified(ops.relu(x))
-            return jnp.concatenate([ops.conv(x[:, ::2, ::2], w[0]), ops.conv(x[:, 1::2, 1::2], w[1])], -1)
-        case ('split', stride):
-            x = ops.conv(q.rectified(ops.relu(x)), w[0], (1, stride))
-            return ops.conv(q.own(x, 1), w[1], (stride, 1))
-        case ('excite', stride):
-            return ops.excite(ops.wide(x), w, q.own)[:, ::stride, ::stride].astype(x.dtype)
-        case ('attention',):
-            return ops.attention(ops.wide(x), w, q.own).astype(x.dtype)
-        case ('mlp',):
-            return ops.mlp(ops.wide(x), w, q.own).astype(x.dtype)
-        case ('position',):
-            return (x + w[0]).astype(x.dtype)
-        case ('norm',):
-            return ops.batch_norm(x, w[0], w[1], has_norm, q.axis)
-        case ('max', stride):
-            return ops.max_pool(x, stride)
-        case ('avg', stride):
-            return ops.avg_pool(x, stride)
-        case ('copy',):
-            return x
-        case ('subsample', rectify):
-            x = x[:, ::2, ::2]
-            return ops.relu(x) if rectify else x
-        case ('zero',):
-            return jnp.zeros(out_shape, x.dtype)
-    raise AssertionError(f'no such op: {op}')
 
 
 def _dtype(values: dict[Class, Array]):
@@ -282,7 +243,8 @@ def _run(program, flat, tables, bits, images, values, scheme, key, axis=None, ra
                 x, w = lax.optimization_barrier(
                     (read_slot(tape, row[SRC]), read_weights(op, segment, flat, row[WEIGHTS]))
                 )
-                return apply(op, w, x, Quantizer(scheme, scale, bits, key, axis, given), has_norm, shape)
+                q = Quantizer(scheme, scale, bits, key, axis, given)
+                return op.apply(x, w, q, has_norm, shape)
 
             return run
 
@@ -323,7 +285,8 @@ def _run_backward(
             w = read_weights(op, segment, flat, row[WEIGHTS])
             x, w, g = lax.optimization_barrier((read_slot(tape, row[SRC]), w, g))
             q = Quantizer(scheme, scale, bits, key, axis)
-            _, pull = jax.vjp(lambda w, x: apply(op, w, x, q, has_norm, g.shape), w, x)
+            # The quantizer is closed over, so ranges and bits get no gradient.
+            _, pull = jax.vjp(lambda w, x: op.apply(x, w, q, has_norm, g.shape), w, x)
             g_w, g_x = pull(g)
             parts = [jnp.pad(p.ravel(), (0, block_floats(p.shape) - p.size)) for p in g_w]
             parts.append(jnp.zeros(padded - sum(p.size for p in parts), flat.dtype))

@@ -26,6 +26,7 @@ import jax
 import numpy as np
 from jax import Array, lax
 
+from ghn_jax.cnn import instructions as kinds
 from ghn_jax.cnn.lowering import IMAGE, Instruction
 from ghn_jax.cnn.pieces import Piece, piece_part
 from ghn_jax.cnn.program import Layout, Program
@@ -160,11 +161,15 @@ def check(specs: Iterable[NetworkSpec], policies: Iterable[Policy]) -> None:
                 'every weight and activation; leave out --integer or the policy'
             )
     for spec in specs:
-        if odd := sorted(spec.genotype.ops & {'msa', 'cse'}):
+        if odd := sorted(op for op in spec.genotype.ops if not _covers(op)):
             raise UserError(
                 f'network {spec.name!r} has {" and ".join(odd)}, which integer arithmetic does not cover: '
                 'leave out --integer, or take networks without'
             )
+
+
+def _covers(op: str) -> bool:
+    return all(kind.integer for stride in (1, 2) for kind in kinds.kinds_of(op, stride))
 
 
 class Sums(NamedTuple):
@@ -201,47 +206,46 @@ class _Interpreter:
     def _execute(self, r: int, instruction: Instruction) -> None:
         op, src, dst = instruction.op, instruction.src, instruction.dst
         match op:
-            case ('conv', kh, kw, stride, rectify):
-                strides = (stride if kh > 1 or kw == 1 else 1, stride if kw > 1 or kh == 1 else 1)
+            case kinds.Conv(kh, kw, _, rectify, dilation):
                 x = self._quantized(r, 0, self._read(src), rectify)
-                self._add_sums(dst, self._conv(x, instruction.pieces[0], (kh, kw), strides))
-            case ('depthwise', k, dilation, stride):
-                x = self._quantized(r, 0, self._read(src), True)
+                self._add_sums(dst, self._conv(x, instruction.pieces[0], (kh, kw), op.strides, dilation))
+            case kinds.Depthwise(k, dilation, stride, rectify):
+                x = self._quantized(r, 0, self._read(src), rectify)
                 piece = instruction.pieces[0]
                 self._add_sums(dst, self._conv(x, piece, (k, k), (stride, stride), dilation, depthwise=True))
-            case ('reduce',):
+            case kinds.Reduce():
                 x = self._quantized(r, 0, self._read(src), True)
                 halves = [
                     self._conv(x._replace(q=x.q[:, at::2, at::2]), piece, (1, 1), (1, 1))
                     for at, piece in enumerate(instruction.pieces)
                 ]
                 self._add_sums(dst, Sums(*(np.concatenate(parts, -1) for parts in zip(*halves))))
-            case ('split', stride):
+            case kinds.Split(stride, length):
                 x = self._quantized(r, 0, self._read(src), True)
-                middle = rescaled(*self._conv(x, instruction.pieces[0], (1, 7), (1, stride)))
+                middle = rescaled(*self._conv(x, instruction.pieces[0], (1, length), (1, stride)))
                 x = self._quantized(r, 1, middle, False)
-                self._add_sums(dst, self._conv(x, instruction.pieces[1], (7, 1), (stride, 1)))
-            case ('norm',):
+                self._add_sums(dst, self._conv(x, instruction.pieces[1], (length, 1), (stride, 1)))
+            case kinds.Norm():
                 sums, scale, bound = self.sums.pop(src)
                 factor, shift = (self._vector(piece) for piece in instruction.pieces)
                 self._add(dst, rescaled(sums, scale * factor, bound, shift))
-            case ('max', stride):
+            case kinds.MaxPool(stride):
                 x = self._read(src)
                 windows = _windows(x.x, stride, _INT32.min)
                 self._add(dst, x._replace(x=functools.reduce(np.maximum, windows)))
-            case ('avg', stride):
+            case kinds.AvgPool(stride):
                 x = self._read(src)
                 x = moved(x, x.point - 4)  # room for nine
                 counts = sum(_windows(np.ones((1, *x.x.shape[1:3], 1), np.int64), stride, 0))
                 total = saturate(sum(_windows(x.x.astype(np.int64), stride, 0)))
                 self._add(dst, x._replace(x=rescale(total, make_factor(1 / counts))))
-            case ('copy',):
+            case kinds.Copy():
                 self._add(dst, self._read(src))
-            case ('subsample', rectify):
+            case kinds.Subsample(rectify):
                 x = self._read(src)
                 x = x._replace(x=x.x[:, ::2, ::2])
                 self._add(dst, _relu(x) if rectify else x)
-            case ('zero',):
+            case kinds.Zero():
                 x = self._read(src)
                 self._add(dst, Fixed(np.zeros_like(x.x), x.point, 0.0))
             case _:
@@ -309,7 +313,7 @@ class _Interpreter:
         assert piece.name is not None
         w = self.weights[piece.name]
         part = piece_part(w.centred, piece).reshape(*kernel, -1, piece.cols)
-        padding = tuple((k - 1) * dilation // 2 if depthwise else k // 2 for k in kernel)
+        padding = tuple((k - 1) * dilation // 2 for k in kernel)
         groups = piece.cols if depthwise else 1
         convolve = lambda a, b: np.asarray(_convolve(a, b, stride, padding, dilation, groups))
         return _multiplied(x, part, w.scale[piece.col : piece.col + piece.cols], convolve, (0, 1, 2))

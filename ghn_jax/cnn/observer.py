@@ -16,6 +16,7 @@ import numpy as np
 from jax import Array, lax
 
 from ghn_jax.cnn import executor, head, ops
+from ghn_jax.cnn.instructions import Kind, Norm
 from ghn_jax.cnn.program import Layout, Program
 from ghn_jax.cnn.quantizer import Quantizer, Sizes, quantizer_of
 from ghn_jax.cnn.tables import OP, SRC, WEIGHTS, Bits, Ranges, Tables
@@ -104,20 +105,6 @@ class _Notes:
         return self.seen[which][1]
 
 
-def _kind(op: tuple) -> tuple:
-    """What is to be observed of an op. Few kinds, so few branches to compile; an op that quantizes more than
-    what it reads is run itself.
-    """
-    match op:
-        case ('conv', _, _, _, rectify):
-            return ('rectified',) if rectify else ('own',)
-        case ('depthwise', *_) | ('reduce',):
-            return ('rectified',)
-        case ('split', _) | ('excite', _) | ('attention',) | ('mlp',) | ('norm',):
-            return op
-    return ('nothing',)
-
-
 def _describe(x: Array, rounded: Array, bounds: Array) -> tuple[Array, ...]:
     """The fields of `Activations` for one tensor."""
     x, rounded = ops.wide(x), ops.wide(rounded)
@@ -180,25 +167,18 @@ def observe(
     has_norm, dtype = tables.has_norm.astype(weights.dtype), weights.dtype
     channels = max(c for _, c in program.classes)
 
-    def branch(kind: tuple, segment, shape):
+    def branch(kind: Kind, segment, shape):
         def run(tape, row, flat, scale, bits, given, own_bounds):
             x = executor.read_slot(tape, row[SRC])
             taker = _Notes(Quantizer(scheme, scale, bits, None, None, given))
             notes, moments = [_zeros(None, dtype)] * 2, jnp.zeros((2, channels), dtype)
-            match kind:
-                case ('norm',):
-                    mean = jnp.mean(ops.wide(x), (0, 1, 2))
-                    variance = jnp.mean(jnp.square(ops.wide(x) - mean), (0, 1, 2))
-                    moments = jnp.pad(jnp.stack([mean, variance]), ((0, 0), (0, channels - x.shape[-1])))
-                case ('rectified',):
-                    taker.rectified(ops.relu(x))
-                case ('own',):
-                    taker.own(x, 0)
-                case ('nothing',):
-                    pass
-                case _:
-                    w = executor.read_weights(kind, segment, flat, row[WEIGHTS])
-                    executor.apply(kind, w, x, taker, has_norm, shape)
+            if isinstance(kind, Norm):
+                mean = jnp.mean(ops.wide(x), (0, 1, 2))
+                variance = jnp.mean(jnp.square(ops.wide(x) - mean), (0, 1, 2))
+                moments = jnp.pad(jnp.stack([mean, variance]), ((0, 0), (0, channels - x.shape[-1])))
+            else:
+                w = executor.read_weights(kind, segment, flat, row[WEIGHTS])
+                kind.apply(x, w, taker, has_norm, shape)
             for k, pair in taker.seen.items():
                 notes[k] = _describe(*pair, own_bounds[k])
             return jax.tree.map(lambda *n: jnp.stack(n), *notes), moments
@@ -210,9 +190,9 @@ def observe(
         jnp.zeros((program.capacity.rows, 2, channels), dtype),
     )
     for k, segment in enumerate(program.segments):
-        kinds = sorted({_kind(op) for op in segment.ops}, key=str)
+        kinds = sorted({op.observed for op in segment.ops}, key=str)
         branches = [branch(kind, segment, values[segment.dst].shape[1:]) for kind in kinds]
-        which = np.array([kinds.index(_kind(op)) for op in segment.ops])
+        which = np.array([kinds.index(op.observed) for op in segment.ops])
 
         def body(r, carry, src=segment.src, branches=branches, which=which):
             total, moments = carry

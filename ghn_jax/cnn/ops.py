@@ -15,7 +15,7 @@ operations are used. `on_cpu` is the one place where that is decided.
 
 import functools
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 
 import jax
 import jax.numpy as jnp
@@ -50,48 +50,55 @@ def relu(x: Array) -> Array:
 # ---- dense convolution
 
 
-def _forward(x: Array, w: Array, stride: tuple[int, int]) -> Array:
-    padding = [(k // 2,) * 2 for k in w.shape[:2]]
-    return _convolve(x, w, stride, padding)
+def _extent(kernel: Iterable[int], dilation: int) -> list[int]:
+    """Rows and columns from the first to the last tap of a kernel."""
+    return [(k - 1) * dilation + 1 for k in kernel]
 
 
-def _convolve(x: Array, w: Array, stride: tuple[int, int], padding: list[tuple[int, int]]) -> Array:
+def _forward(x: Array, w: Array, stride: tuple[int, int], dilation: int) -> Array:
+    padding = [(k // 2,) * 2 for k in _extent(w.shape[:2], dilation)]
+    return _convolve(x, w, stride, dilation, padding)
+
+
+def _convolve(x: Array, w: Array, stride: tuple[int, int], dilation: int, padding: list) -> Array:
     # XLA:CPU's fast kernel does not take kernels larger than the image (40 times slower): widen the image.
-    if on_cpu() and any(k > n for k, n in zip(w.shape[:2], x.shape[1:3])):
+    if on_cpu() and any(k > n for k, n in zip(_extent(w.shape[:2], dilation), x.shape[1:3])):
         x, padding = lax.optimization_barrier(jnp.pad(x, ((0, 0), *padding, (0, 0)))), [(0, 0), (0, 0)]
-    return lax.conv_general_dilated(x, w, stride, padding, dimension_numbers=_NHWC)
+    spread = (dilation, dilation)
+    return lax.conv_general_dilated(x, w, stride, padding, rhs_dilation=spread, dimension_numbers=_NHWC)
 
 
-def _input_gradient(w: Array, g: Array, stride: tuple[int, int], size: tuple[int, int]) -> Array:
+def _input_gradient(w: Array, g: Array, stride, dilation: int, size: tuple[int, int]) -> Array:
     """The convolution of g, dilated by the stride, with the mirrored kernel, O and C exchanged."""
-    kh, kw = w.shape[:2]
     mirrored = lax.optimization_barrier(jnp.swapaxes(w[::-1, ::-1], 2, 3))
     padding = []
-    for k, s, n_in, n_out in zip((kh, kw), stride, size, g.shape[1:3], strict=True):
+    for k, s, n_in, n_out in zip(_extent(w.shape[:2], dilation), stride, size, g.shape[1:3], strict=True):
         before = k - 1 - k // 2
         padding.append((before, n_in - ((n_out - 1) * s + 1) - before + k - 1))
     if stride != (1, 1):
         pads = [(0, 0, s - 1) for s in stride]
         g = lax.optimization_barrier(lax.pad(g, jnp.zeros((), g.dtype), ((0, 0, 0), *pads, (0, 0, 0))))
-    return _convolve(g, mirrored, (1, 1), padding)
+    return _convolve(g, mirrored, (1, 1), dilation, padding)
 
 
-def _kernel_gradient(x: Array, g: Array, kernel: tuple[int, int], stride: tuple[int, int]) -> Array:
+def _kernel_gradient(x: Array, g: Array, kernel, stride: tuple[int, int], dilation: int) -> Array:
     """Matrix products g^T @ columns, one for each kernel row, a few images at a time so that all of it stays
     in cache. The columns of a pixel are the C * KW inputs beside it in its row: the rows of the kernel read
     the same columns, each from another row on.
     """
     (kh, kw), (n, _, _, c), (rows, cols, o) = kernel, x.shape, g.shape[1:]
+    pads = [(k // 2,) * 2 for k in _extent(kernel, dilation)]
     images = math.gcd(n, max(1, _COLUMN_PIXELS // (rows * cols)))
 
     def several(total: Array, pair: tuple[Array, Array]):
         x, g = pair
-        padded = jnp.pad(x, ((0, 0), (kh // 2,) * 2, (kw // 2,) * 2, (0, 0)))
+        padded = jnp.pad(x, ((0, 0), *pads, (0, 0)))
         width, height = (cols - 1) * stride[1] + 1, (rows - 1) * stride[0] + 1
-        shifted = [padded[:, :, j : j + width : stride[1]] for j in range(kw)]
+        shifted = [padded[:, :, j : j + width : stride[1]] for j in range(0, kw * dilation, dilation)]
         columns = lax.optimization_barrier(jnp.concatenate(shifted, -1))
         gt = g.reshape(-1, o).T
-        taps = [gt @ columns[:, i : i + height : stride[0]].reshape(-1, kw * c) for i in range(kh)]
+        each = (columns[:, i : i + height : stride[0]] for i in range(0, kh * dilation, dilation))
+        taps = [gt @ part.reshape(-1, kw * c) for part in each]
         return total + wide(jnp.stack(taps)), None
 
     pairs = jax.tree.map(lambda a: a.reshape(-1, images, *a.shape[1:]), (x, g))
@@ -99,25 +106,26 @@ def _kernel_gradient(x: Array, g: Array, kernel: tuple[int, int], stride: tuple[
     return total.reshape(kh, o, kw, c).transpose(0, 2, 3, 1).astype(x.dtype)
 
 
-@functools.partial(jax.custom_vjp, nondiff_argnums=(2,))
-def _conv(x: Array, w: Array, stride: tuple[int, int]) -> Array:
-    return _forward(x, w, stride)
+@functools.partial(jax.custom_vjp, nondiff_argnums=(2, 3))
+def _conv(x: Array, w: Array, stride: tuple[int, int], dilation: int) -> Array:
+    return _forward(x, w, stride, dilation)
 
 
-def _conv_backward(stride, residuals, g):
+def _conv_backward(stride, dilation, residuals, g):
     x, w = residuals
-    return _input_gradient(w, g, stride, x.shape[1:3]), _kernel_gradient(x, g, w.shape[:2], stride)
+    g_x = _input_gradient(w, g, stride, dilation, x.shape[1:3])
+    return g_x, _kernel_gradient(x, g, w.shape[:2], stride, dilation)
 
 
-_conv.defvjp(lambda x, w, stride: (_forward(x, w, stride), (x, w)), _conv_backward)
+_conv.defvjp(lambda x, w, *how: (_forward(x, w, *how), (x, w)), _conv_backward)
 
 
-def conv(x: Array, w: Array, stride: tuple[int, int] = (1, 1)) -> Array:
-    """Convolution with padding K//2. x [N,H,W,C], w [KH,KW,C,O] -> [N, H/stride, W/stride, O]."""
+def conv(x: Array, w: Array, stride: tuple[int, int] = (1, 1), dilation: int = 1) -> Array:
+    """Convolution, 'same' padding. x [N,H,W,C], w [KH,KW,C,O], K odd -> [N, H/stride, W/stride, O]."""
     if w.shape[:2] == (1, 1):
         x = x[:, :: stride[0], :: stride[1]]
         return (x.reshape(-1, x.shape[-1]) @ w[0, 0]).reshape(*x.shape[:3], w.shape[-1])
-    return _conv(x, w, stride) if on_cpu() else _forward(x, w, stride)
+    return (_conv if on_cpu() else _forward)(x, w, stride, dilation)
 
 
 # ---- depthwise convolution
@@ -140,19 +148,15 @@ def _windows(x: Array, k: int, dilation: int, stride: int):
     h, w = (n - (k - 1) * dilation for n in x.shape[1:3])
     for i in range(k):
         for j in range(k):
-            rows, columns = (
-                slice(i * dilation, i * dilation + h, stride),
-                slice(j * dilation, j * dilation + w, stride),
-            )
+            rows, columns = (slice(at, at + n, stride) for at, n in ((i * dilation, h), (j * dilation, w)))
             yield i, j, x[:, rows, columns]
 
 
 def _depthwise(x: Array, w: Array, stride: int, dilation: int) -> Array:
     k = w.shape[0]
     padded = _pad(x, (k - 1) * dilation // 2)
-    return sum(wide(window) * w[i, j] for i, j, window in _windows(padded, k, dilation, stride)).astype(
-        x.dtype
-    )
+    taps = _windows(padded, k, dilation, stride)
+    return sum(wide(window) * w[i, j] for i, j, window in taps).astype(x.dtype)
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(2, 3))

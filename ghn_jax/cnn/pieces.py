@@ -53,6 +53,17 @@ def dense_piece(name: str, taps: int, c_in: int, c_out: int, row: int = 0) -> Pi
     return Piece(name, taps, c_in, c_out, c_in, c_out, row)
 
 
+def whole_piece(name: str, shape: tuple[int, ...]) -> Piece:
+    """Of a whole parameter: a vector, a linear weight (out, in), a convolution's (and height, width)."""
+    if len(shape) == 1:
+        return Piece(name, 1, 1, shape[0], 1, shape[0])
+    c_out, c_in, *kernel = shape
+    taps = math.prod(kernel)
+    if kernel and c_in == 1:  # depthwise
+        return Piece(name, taps, 1, c_out, 1, c_out)
+    return dense_piece(name, taps, c_in, c_out)
+
+
 def vector_piece(name: str, col: int, cols: int, pad_cols: int) -> Piece:
     """Of a vector, from entry `col` on."""
     return Piece(name, 1, 1, cols, 1, pad_cols, col=col)
@@ -69,36 +80,6 @@ def linear_pieces(name: str, rows: int, cols: int, panel_cols: int) -> list[Piec
                 )
             )
     return pieces
-
-
-def weight_shapes(op: tuple, src: Class, dst: Class) -> list[tuple[int, ...]]:
-    """Shapes of an instruction's weights, in the order of its pieces. Dense: HWIO, depthwise: HWC."""
-    (_, c), (_, o) = src, dst
-    match op:
-        case ('conv', kh, kw, _, _):
-            return [(kh, kw, c, o)]
-        case ('depthwise', k, _, _):
-            return [(k, k, c)]
-        case ('reduce',):
-            return [(1, 1, c, o // 2)] * 2
-        case ('split', _):
-            return [(1, 7, c, o), (7, 1, o, o)]
-        case ('excite', _):
-            return [(c, c // 2), (c // 2,), (c // 2, c), (c,)]
-        case ('attention',):
-            return [(c,), (c,), (c, 3 * c), (c, c), (c,)]
-        case ('mlp',):
-            return [(c,), (c,), (c, c), (c,), (c, c), (c,)]
-        case ('position',):
-            return [(src[0], src[0], c)]
-        case ('norm',):
-            return [(o,), (o,)]
-    return []
-
-
-def weight_floats(op: tuple, src: Class, dst: Class) -> int:
-    """Floats that the weights of an instruction take in the weight buffer."""
-    return sum(block_floats(shape) for shape in weight_shapes(op, src, dst))
 
 
 def block_floats(shape: tuple[int, ...]) -> int:

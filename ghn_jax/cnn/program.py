@@ -20,6 +20,7 @@ from typing import NamedTuple
 import numpy as np
 
 from ghn_jax.cnn.columns import column_tables, count_columns
+from ghn_jax.cnn.instructions import Kind
 from ghn_jax.cnn.lowering import IMAGE, Head, Instruction, Lowered, lower
 from ghn_jax.cnn.pieces import (
     BLOCK,
@@ -30,7 +31,6 @@ from ghn_jax.cnn.pieces import (
     piece_view,
     round_up,
     vector_piece,
-    weight_floats,
 )
 from ghn_jax.cnn.placing import place_gradients
 from ghn_jax.cnn.tables import (
@@ -57,12 +57,12 @@ class Segment(NamedTuple):
 
     src: Class
     dst: Class
-    ops: tuple[tuple, ...]
+    ops: tuple[Kind, ...]
 
     @property
     def weight_floats(self) -> int:
         """The most weight-buffer floats one of its instructions uses: no gradient is padded to more."""
-        return max(weight_floats(op, self.src, self.dst) for op in self.ops)
+        return max(op.weight_floats(self.src, self.dst) for op in self.ops)
 
 
 class Layout(NamedTuple):

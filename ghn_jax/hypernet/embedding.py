@@ -12,8 +12,8 @@ import jax.numpy as jnp
 import numpy as np
 
 from ghn_jax.hypernet.layers import Params
+from ghn_jax.networks.ops import PRIMITIVES
 
-NUM_PRIMITIVES = 15
 CHANNELS = np.array([1, 3, *range(8, 57, 8), 10, *range(64, 4081, 16), *range(4096, 8193, 32)])
 CHANNELS.sort()
 SPATIAL = np.array([1, 3, 5, 7, 9, 11, 14, 16])
@@ -24,7 +24,7 @@ def init_embedding(key: jax.Array, hid: int, dtype: jnp.dtype = jnp.float32) -> 
     tensor".
     """
     shapes = {
-        'primitive': (NUM_PRIMITIVES, hid),
+        'primitive': (len(PRIMITIVES), hid),
         'channel': (len(CHANNELS) + 1, hid // 4),
         'spatial': (len(SPATIAL) + 1, hid // 4),
     }

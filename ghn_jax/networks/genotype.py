@@ -12,24 +12,7 @@ from typing import Any
 import numpy as np
 
 from ghn_jax.errors import UserError, shown
-
-OPS = (
-    'none',
-    'max_pool_3x3',
-    'avg_pool_3x3',
-    'skip_connect',
-    'sep_conv_3x3',
-    'sep_conv_5x5',
-    'dil_conv_3x3',
-    'dil_conv_5x5',
-    'conv_1x1',
-    'conv_7x1_1x7',
-    'conv_3x3',
-    'conv_5x5',
-    'conv_7x7',
-    'msa',
-    'cse',
-)
+from ghn_jax.networks.ops import OPS
 
 MAX_STEPS = 64  # intermediate states of a cell; the spaces have at most 10
 

@@ -15,26 +15,10 @@ import jraph
 import numpy as np
 
 from ghn_jax.errors import UserError
-from ghn_jax.networks.operations import PASS, Operations, forward_pass
+from ghn_jax.networks.operations import forward_pass
+from ghn_jax.networks.ops import PASS, PRIMITIVES, ForwardPass
 from ghn_jax.networks.spec import NetworkSpec
 
-PRIMITIVES = (
-    'max_pool',
-    'avg_pool',
-    'sep_conv',
-    'dil_conv',
-    'conv',
-    'msa',
-    'cse',
-    'sum',
-    'concat',
-    'input',
-    'bias',
-    'bn',
-    'ln',
-    'pos_enc',
-    'glob_avg',
-)
 MAX_DISTANCE = 50
 
 _INDEX = {primitive: i for i, primitive in enumerate(PRIMITIVES)}
@@ -229,7 +213,7 @@ def _fill_waves(waves: np.ndarray, distance: np.ndarray) -> int:
 # ------------------------------------------------------------------------- from operations to nodes
 
 
-def _topological_order(operations: Operations, logits: int) -> list[int]:
+def _topological_order(operations: ForwardPass, logits: int) -> list[int]:
     """The operations that the logits depend on, from the input to the logits."""
     walk, seen, stack = [], set(), [logits]  # depth first, a node before its arguments, arguments in order
     while stack:
@@ -258,7 +242,7 @@ def _topological_order(operations: Operations, logits: int) -> list[int]:
     return order
 
 
-def _reduced(operations: Operations, order: list[int]) -> tuple[list[int], list[list[int]]]:
+def _reduced(operations: ForwardPass, order: list[int]) -> tuple[list[int], list[list[int]]]:
     """Drops what is no node, handing its parents to its children.
 
     Operations that are no primitive go first, then sums with a single parent, then concats with a single one.
@@ -293,7 +277,7 @@ def _reduced(operations: Operations, order: list[int]) -> tuple[list[int], list[
     return kept, places
 
 
-def _nodes(operations: Operations, kept: list[int]) -> tuple[Node, ...]:
+def _nodes(operations: ForwardPass, kept: list[int]) -> tuple[Node, ...]:
     nodes, cell, last = [], 0, None
     for op in kept:
         primitive, name = operations.kind[op], operations.name[op]
@@ -307,16 +291,13 @@ def _nodes(operations: Operations, kept: list[int]) -> tuple[Node, ...]:
     return tuple(nodes)
 
 
-def _parameters(operations: Operations, kept: list[int]) -> tuple[Parameter, ...]:
+def _parameters(operations: ForwardPass, kept: list[int]) -> tuple[Parameter, ...]:
     parameters, place = [], {}
     for i, op in enumerate(kept):
         place.setdefault(op, i)
     for op in sorted(place):
-        name, shape, kind = operations.name[op], operations.shape[op], operations.kind[op]
-        if name is not None:
-            parameters.append(Parameter(name, shape, place[op], int(kind == 'bias')))
-            if kind in ('bn', 'ln'):
-                parameters.append(Parameter(name.removesuffix('weight') + 'bias', shape, place[op], 1))
+        for name, shape in operations.tensors(op):
+            parameters.append(Parameter(name, shape, place[op], int(name.endswith('.bias'))))
     return tuple(parameters)
 
 

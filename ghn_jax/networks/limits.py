@@ -8,7 +8,8 @@ each width has a program of its own, compiled for minutes.
 from collections.abc import Sequence
 
 from ghn_jax.errors import UserError, shown
-from ghn_jax.networks.size import count_parameters
+from ghn_jax.networks.ops import OPERATIONS
+from ghn_jax.networks.size import cost, count_parameters
 from ghn_jax.networks.spec import VIT_SIZE, NetworkSpec
 
 MAX_NETWORKS = 10_000  # of a file; a split has 500
@@ -17,17 +18,8 @@ MAX_OPERATIONS = 4096  # of a network: convolutions, norms, sums, ...; the space
 MAX_TILES = 16_384  # that are decoded for a network: 256 MiB; the spaces' take up to 2,500
 MAX_FAMILIES = 16  # widths in a file, with and without attention, where each needs a program; training has 7
 
+_WIDTH = 16  # at which operations are measured: what is limited here depends on no width
 _STEM, _HEAD = (9, 49 + 2 * 9), (6, 1)  # (operations, tiles), at most
-_PREPROCESS = (12, 4)
-_OPS = {
-    'none': (0, 0),
-    'max_pool_3x3': (1, 0),
-    'avg_pool_3x3': (1, 0),
-    'skip_connect': (6, 2),
-    'conv_7x1_1x7': (4, 14),
-    'msa': (14, 4),
-    'cse': (9, 2),
-}
 
 
 def check_size(spec: NetworkSpec) -> None:
@@ -58,20 +50,21 @@ def bounds(spec: NetworkSpec) -> tuple[int, int]:
     totals[1] += VIT_SIZE**2 if spec.is_vit else 0
     for reduction, cells in ((False, spec.n_cells - reductions), (True, reductions)):
         entries, _ = spec.genotype.cell(reduction)
-        costs = [_PREPROCESS, (1 + len(entries) // 2, 0), *(_cost(op) for op, _ in entries)]
+        costs = [_preprocessing(), (1 + len(entries) // 2, 0), *(_cost(op) for op, _ in entries)]
         totals = [total + cells * sum(column) for total, column in zip(totals, zip(*costs))]
     return totals[0], totals[1]
 
 
 def largest_kernel(spec: NetworkSpec) -> int:
     """Pixels on a side of the largest kernel, or of positional encodings; dead branches count."""
-    kernels = (int(op[-1]) for op in spec.genotype.ops if 'conv' in op)
+    kernels = (cost(op, spec.C).kernel for op in spec.genotype.ops)
     return max(VIT_SIZE if spec.is_vit else spec.ks, *kernels, 3 if spec.stem_type else 1)
 
 
 def operations_of_cell(steps: int) -> int:
     """Operations of a cell of the longest convolutions with so many intermediate states, at most."""
-    return _PREPROCESS[0] + 1 + steps * (1 + 2 * _cost('sep_conv_3x3')[0])
+    longest = max(_cost(name)[0] for name, op in OPERATIONS.items() if op.convolves)
+    return _preprocessing()[0] + 1 + steps * (1 + 2 * longest)
 
 
 def check_families(specs: Sequence[NetworkSpec]) -> None:
@@ -88,9 +81,11 @@ def check_families(specs: Sequence[NetworkSpec]) -> None:
 
 def _cost(op: str) -> tuple[int, int]:
     """(operations, tiles) of one entry, at most."""
-    if op in _OPS:
-        return _OPS[op]
-    k = int(op[-1])
-    if op.startswith('conv'):
-        return 3, k * k
-    return (8, 2 * (1 + k * k)) if op.startswith('sep') else (4, 1 + k * k)
+    each = [cost(op, _WIDTH, strided=strided) for strided in (False, True)]
+    return max(c.operations for c in each), max(c.dense_tiles + c.depth_tiles for c in each)
+
+
+def _preprocessing() -> tuple[int, int]:
+    """(operations, tiles) of what brings both inputs of a cell to its width and resolution, at most."""
+    operations, tiles = _cost('skip_connect')  # strided, it is the longer way
+    return 2 * operations, 2 * tiles

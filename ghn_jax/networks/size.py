@@ -3,8 +3,11 @@
 All modules count, also those that `none` ops cut off from the logits (as published; those are no nodes).
 """
 
-from collections.abc import Sequence
+import functools
+import math
+from typing import NamedTuple
 
+from ghn_jax.networks.ops import alone
 from ghn_jax.networks.spec import IMAGE_SIZE, VIT_SIZE, NetworkSpec
 
 
@@ -19,17 +22,14 @@ def count_parameters(spec: NetworkSpec) -> int:
     else:
         total = 3 * spec.ks**2 * (C // 2) + 9 * (C // 2) * C + 9 * C * C + bn * (C // 2 + 2 * C)
         c0, c1, size = C, C, IMAGE_SIZE // 2
-    coefficients = [
-        _cell_coefficients(spec.genotype.cell(reduction)[0], reduction and not vit, bn)
-        for reduction in (False, True)
-    ]
     for i, width in enumerate(widths):
         reduction = spec.is_reduction(i)
         if spec.preproc:
             total += (c0 + c1 + 2 * bn) * width  # a strided preprocessing has two halves: the same count
-        twice_square, twice_linear = coefficients[reduction]
-        total += (twice_square * width + twice_linear) * width // 2
-        c0, c1 = c1, width * len(spec.genotype.cell(reduction)[1])
+        entries, concat = spec.genotype.cell(reduction)
+        for op, source in entries:
+            total += cost(op, width, strided=reduction and not vit and source < 2, norm=bn > 0).parameters
+        c0, c1 = c1, width * len(concat)
         size = (size + 1) // 2 if reduction and not vit else size
     features = c1 if spec.glob_avg else c1 * size * size
     hidden = [spec.fc_dim] if spec.fc_layers == 2 else []
@@ -37,26 +37,36 @@ def count_parameters(spec: NetworkSpec) -> int:
     return total + sum((n_in + 1) * n_out for n_in, n_out in zip([features, *hidden], outs, strict=True))
 
 
-def _cell_coefficients(entries: Sequence[tuple[str, int]], strided: bool, bn: int) -> tuple[int, int]:
-    """Twice (s, l), where s W^2 + l W is what a cell's ops hold at width W. (A gate has 3/2 W biases.)"""
-    square = linear = 0
-    for op, source in entries:
-        k = int(op[-1]) if op[-1].isdigit() else 0
-        if op == 'skip_connect':
-            s, l = (2, 2 * bn) if strided and source < 2 else (0, 0)
-        elif op == 'conv_7x1_1x7':
-            s, l = 28, 2 * bn
-        elif op.startswith('conv'):
-            s, l = 2 * k * k, 2 * bn
-        elif op.startswith('sep'):
-            s, l = 4, 4 * (k * k + bn)
-        elif op.startswith('dil'):
-            s, l = 2, 2 * (k * k + bn)
-        elif op == 'msa':
-            s, l = 12, 14
-        elif op == 'cse':
-            s, l = 2, 3
-        else:
-            s, l = 0, 0  # none and pooling
-        square, linear = square + s, linear + l
-    return square, linear
+class Cost(NamedTuple):
+    """What an operation takes.
+
+    parameters: scalars, of all tensors.   dense: of these, scalars of dense kernels and linear weights.
+    operations: of the forward pass, also those that are no nodes.   kernel: pixels on its longest side.
+    dense_tiles, depth_tiles: positions of dense and of depthwise kernels, which a hypernetwork decodes.
+    """
+
+    parameters: int
+    dense: int
+    operations: int
+    kernel: int
+    dense_tiles: int
+    depth_tiles: int
+
+
+@functools.lru_cache(maxsize=4096)
+def cost(op: str, width: int, *, strided: bool = False, norm: bool = True) -> Cost:
+    """What an operation on `width` channels takes; width, as all of an operation's, even."""
+    net = alone(op, width, strided=strided, norm=norm)
+    shapes = [shape for i in range(len(net.kind)) for _, shape in net.tensors(i)]
+    weights = [shape for shape in shapes if len(shape) > 1]
+    depthwise = [shape for shape in weights if len(shape) == 4 and shape[1] == 1]
+    scalars = lambda shapes: sum(map(math.prod, shapes))
+    tiles = lambda shapes: sum(math.prod(shape[2:]) for shape in shapes)
+    return Cost(
+        parameters=scalars(shapes),
+        dense=scalars(weights) - scalars(depthwise),
+        operations=len(net.kind) - 1,  # without the input
+        kernel=max((size for shape in weights for size in shape[2:]), default=1),
+        dense_tiles=tiles(weights) - tiles(depthwise),
+        depth_tiles=tiles(depthwise),
+    )

@@ -22,14 +22,15 @@ import numpy as np
 
 from ghn_jax.errors import UserError, shown
 from ghn_jax.networks import limits
-from ghn_jax.networks.genotype import OPS, Genotype, is_int
-from ghn_jax.networks.size import count_parameters
+from ghn_jax.networks.genotype import Genotype, is_int
+from ghn_jax.networks.ops import OPERATIONS, OPS, has_attention
+from ghn_jax.networks.size import cost, count_parameters
 from ghn_jax.networks.spec import NetworkSpec, is_connected
 
 SPLITS = ('train', 'val', 'test', 'wide', 'deep', 'dense', 'bnfree')
 
-_PARAMETER_FREE = ('none', 'max_pool_3x3', 'avg_pool_3x3', 'skip_connect')
-LARGE = ('conv_5x5', 'conv_7x7')  # at most one of them in a cell
+_PARAMETER_FREE = tuple(op for op in OPS if not cost(op, 16).parameters)  # where they are not strided
+LARGE = tuple(name for name, op in OPERATIONS.items() if op.large)  # at most one of them in a cell
 _MAX_CANDIDATES = 5000  # for one network; the two spaces reject 18 % and 43 %, the dense splits 53 % and 76 %
 _BASE_WIDTH, _BASE_FC_DIM = 32, 256  # of networks whose width the loader does not draw
 _LOADER_WIDTHS, _LOADER_FC_DIMS = tuple(range(32, 129, 16)), tuple(range(64, 513, 64))
@@ -153,7 +154,7 @@ def _propose(space: Space, split: str, rng: np.random.Generator) -> NetworkSpec 
     trouble = _trouble(space, genotype)
     if trouble:
         return trouble
-    vit = 'msa' in genotype.ops
+    vit = has_attention(genotype.ops)
 
     if not is_connected(genotype, n_cells):
         return 'disconnected'
@@ -216,12 +217,12 @@ def _trouble(space: Space, genotype: Genotype) -> str | None:
     redrawn = next((op for op in space.redrawn_ops if op in both), None)
     if redrawn:
         return f'has {redrawn}'
-    has_conv = any('conv' in op for op in both)
+    has_conv = any(OPERATIONS[op].convolves for op in both)
     if ('cse' in both and not has_conv) or normal.count('cse') > 1 or reduce.count('cse') > 1:
         return 'cse without convolutions or twice in a cell'
     if any(sum(op in LARGE for op in cell) > 1 for cell in (normal, reduce)):
         return 'two or more large convolutions in a cell'
-    if not has_conv and 'msa' not in both:
+    if not has_conv and not has_attention(both):
         return 'no trainable op'
     return None
 
@@ -340,7 +341,7 @@ def _check_space(space: Space) -> None:
             f'space channels has {widths} widths, and each takes minutes to compile: give at most '
             f'{limits.MAX_FAMILIES}'
         )
-    multiple = 8 if 'msa' in space.ops else 2
+    multiple = 8 if has_attention(space.ops) else 2
     for width in space.channels or ():
         if width % multiple:
             raise UserError(f'space channels has {width}: expected multiples of {multiple}')
@@ -348,14 +349,19 @@ def _check_space(space: Space) -> None:
 
 # --------------------------------------------------------------------------------- the named spaces
 
-_CONV_OPS = tuple(op for op in OPS if op not in ('msa', 'cse'))
+
+def _ops_of(space: str) -> tuple[str, ...]:
+    return tuple(name for name, op in OPERATIONS.items() if space in op.spaces)
+
 
 SPACES = {
     # DeepNets-1M, the space GHN-2 was trained on, with attention (msa) and squeeze-and-excitation (cse).
-    'deepnets1m': Space(name='deepnets1m', ops=OPS),
+    'deepnets1m': Space(name='deepnets1m', ops=_ops_of('deepnets1m')),
     # cse is drawn all the same and networks that have it are drawn again: the published generator's networks,
     # less those, which is what its statistics were taken from.
-    'convnets250k': Space(name='convnets250k', ops=_CONV_OPS, redrawn_ops=('cse',), num_train=250_000),
+    'convnets250k': Space(
+        name='convnets250k', ops=_ops_of('convnets250k'), redrawn_ops=('cse',), num_train=250_000
+    ),
 }
 
 

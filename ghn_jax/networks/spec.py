@@ -17,6 +17,7 @@ import numpy as np
 from ghn_jax import files, jsonfile
 from ghn_jax.errors import UserError, shown
 from ghn_jax.networks.genotype import Genotype, check_fields, is_int
+from ghn_jax.networks.ops import has_attention
 
 IMAGE_SIZE = 32  # pixels on a side; only flattened heads (glob_avg=False) have shapes that depend on it
 VIT_SIZE = 11  # pixels on a side after the stem of networks with self-attention
@@ -100,7 +101,7 @@ class NetworkSpec:
     @property
     def is_vit(self) -> bool:
         """Networks with self-attention have a stem of their own and keep one resolution."""
-        return 'msa' in self.genotype.ops
+        return has_attention(self.genotype.ops)
 
     def is_reduction(self, cell: int) -> bool:
         """Whether a cell (counted from 0) is one of the two reduction cells."""

@@ -12,6 +12,7 @@ import numpy as np
 import optax
 
 from ghn_jax.cnn import executor
+from ghn_jax.cnn.instructions import Kind
 from ghn_jax.cnn.lowering import lower
 from ghn_jax.cnn.program import Program
 from ghn_jax.cnn.reference import apply_reference
@@ -25,7 +26,7 @@ from tests.cnn.networks import random_images, random_parameters
 # Plainer machine code for the same operations, compiled in a third of the time.
 QUICK = {'xla_backend_optimization_level': 0, 'xla_cpu_use_fusion_emitters': False}
 FLOAT = Policy()
-Branch = tuple[tuple[int, int], tuple[int, int], tuple]  # source class, destination class, op
+Branch = tuple[tuple[int, int], tuple[int, int], Kind]  # source class, destination class, op
 
 
 class Inputs(NamedTuple):

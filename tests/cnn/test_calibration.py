@@ -13,6 +13,7 @@ import pytest
 from ghn_jax import protocol, steps
 from ghn_jax.cnn import calibration, executor, observer, reference
 from ghn_jax.cnn.building import build_program
+from ghn_jax.cnn.instructions import Norm
 from ghn_jax.cnn.observer import BINS, Activations, Moments
 from ghn_jax.cnn.reference import apply_reference, observe_reference
 from ghn_jax.cnn.weights import quantize_weights
@@ -141,7 +142,7 @@ def test_what_is_measured_is_what_the_reference_sees(runner, spec):
         for k, x in enumerate(pixels(1)[:2]):
             statistics, ranges = observe(params, normalised(x))
             for r, instruction in enumerate(layout.instructions):
-                if instruction.op == ('norm',) and spec.norm:
+                if instruction.op == Norm() and spec.norm:
                     mean, variance = statistics.pop(norm_name(instruction))
                     np.testing.assert_allclose(measured.moments.mean[k, r, : len(mean)], mean, atol=1e-9)
                     np.testing.assert_allclose(
@@ -161,7 +162,7 @@ def given(layout, statistics, ranges):
     rows, tensors = len(layout.tables.rows), 64
     moments = Moments(np.zeros((rows, 128)), np.ones((rows, 128)))
     for r, instruction in enumerate(layout.instructions):
-        if instruction.op == ('norm',) and statistics:
+        if instruction.op == Norm() and statistics:
             for field, values in zip(moments, statistics[norm_name(instruction)]):
                 field[r, : len(values)] = values
     lo, hi = np.zeros(tensors), np.zeros(tensors)
@@ -249,7 +250,7 @@ def test_correcting_brings_the_rounded_network_nearer_to_its_statistics(runner):
     moments, _ = protocol.statistics(
         protocol.Protocol(batch_norm='calibrated'), runner, layout, network, None
     )
-    row = next(r for r, i in enumerate(layout.instructions) if i.op == ('norm',))
+    row = next(r for r, i in enumerate(layout.instructions) if i.op == Norm())
     channels = layout.instructions[row].pieces[0].cols
     off = {}
     for how in ('calibrated', 'corrected'):

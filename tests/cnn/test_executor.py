@@ -19,6 +19,7 @@ import pytest
 
 from ghn_jax.cnn.building import build_program
 from ghn_jax.cnn.coverage import Family, covering_networks, program_for
+from ghn_jax.cnn.instructions import Attention, Excite, Mlp, Position
 from ghn_jax.networks.spaces import make_space
 from ghn_jax.networks.spec import load_networks
 from ghn_jax.quant import Policy
@@ -283,9 +284,7 @@ def test_networks_with_msa_and_cse_equal_the_reference(vit):
     with jax.enable_x64(True):
         executor = Executor(program_for(space, 'train', Family(16, vit), size), batch=BATCH)
         seen = set().union(*(used_branches(executor.program, s) for s in specs))
-        assert {op[0] for _, _, op in seen} >= {'excite'} | (
-            {'attention', 'mlp', 'position'} if vit else set()
-        )
+        assert {type(op) for _, _, op in seen} >= {Excite, *((Attention, Mlp, Position) if vit else ())}
         for k, spec in enumerate(specs):
             inputs = make_inputs(spec, k, size=size, batch=BATCH)
             for policy in (quantized_policy(spec, k), FLOAT)[: 1 + (k % 2)]:

@@ -7,6 +7,7 @@ import pytest
 
 from ghn_jax.cnn import calibration, integer, observer
 from ghn_jax.cnn.building import build_program
+from ghn_jax.cnn.instructions import Norm
 from ghn_jax.cnn.observer import Moments
 from ghn_jax.cnn.reference import apply_reference, observe_reference
 from ghn_jax.errors import UserError
@@ -50,7 +51,7 @@ def both(program, spec, policy, factor=1, scheme=QAT):
     rows, tensors = program.capacity.rows, program.capacity.tensors
     moments, lo, hi = Moments(*np.zeros((2, rows, 64))), np.zeros(tensors), np.zeros(tensors)
     for r, instruction in enumerate(layout.instructions):
-        if instruction.op == ('norm',) and spec.norm:
+        if instruction.op == Norm() and spec.norm:
             for field, values in zip(moments, statistics[instruction.pieces[0].name[: -len('.weight')]]):
                 field[r, : len(values)] = values
     for name, pair in ranges.items():

@@ -5,6 +5,7 @@ import collections
 import numpy as np
 import pytest
 
+from ghn_jax.cnn.instructions import AvgPool, Conv, Copy, MaxPool, Norm, Zero
 from ghn_jax.cnn.lowering import IMAGE, lower
 from ghn_jax.cnn.pieces import BLOCK, linear_pieces
 from ghn_jax.errors import UserError
@@ -94,12 +95,12 @@ def test_the_instructions_of_a_small_network():
     ops = [(i.op, net.classes[i.src], net.classes[i.dst]) for i in net.instructions]
     image, stem, cell = (8, 3), (8, 48), (4, 16)
     assert ops == [
-        (('conv', 3, 3, 1, False), image, stem),
-        (('norm',), stem, stem),
-        (('max', 2), stem, (4, 48)),
-        (('conv', 1, 1, 1, True), (4, 48), cell),  # of the second input only: nothing reads the first
-        (('norm',), cell, cell),
-        (('copy',), cell, cell),
+        (Conv(3, 3, 1, False), image, stem),
+        (Norm(), stem, stem),
+        (MaxPool(2), stem, (4, 48)),
+        (Conv(1, 1, 1, True), (4, 48), cell),  # of the second input only: nothing reads the first
+        (Norm(), cell, cell),
+        (Copy(), cell, cell),
     ]
     assert net.head == (net.head.group, True, None, 'classifier.0', 0, 16)
 
@@ -107,9 +108,9 @@ def test_the_instructions_of_a_small_network():
 def test_sums_are_terms_written_to_one_value_and_concatenations_are_groups():
     entries = [('max_pool_3x3', 0), ('avg_pool_3x3', 1), ('skip_connect', 2), ('none', 0)]
     net = lower(small_network(entries, normal_concat=(3, 2), reduce_concat=(3, 2), n_cells=2, C=16), 8)
-    pools = [i for i in net.instructions if i.op in (('max', 1), ('avg', 1))]
+    pools = [i for i in net.instructions if i.op in (MaxPool(1), AvgPool(1))]
     assert len(pools) == 2 and pools[0].dst == pools[1].dst
-    copy = next(i for i in net.instructions if i.op == ('copy',))
+    copy = next(i for i in net.instructions if i.op == Copy())
     assert copy.src == pools[0].dst
     parts = [i for i in net.instructions if len(i.group) == 2]  # the second cell's input
     assert {i.group for i in parts} == {(copy.dst, copy.src)}
@@ -120,7 +121,7 @@ def test_sums_are_terms_written_to_one_value_and_concatenations_are_groups():
 def test_absent_states_of_a_concatenation_are_zeros():
     entries = [('conv_1x1', 0), ('conv_1x1', 1), ('none', 0), ('none', 1)]
     net = lower(small_network(entries, normal_concat=(3, 2), reduce_concat=(2, 3), n_cells=1, C=16), 8)
-    zeros = [i for i in net.instructions if i.op == ('zero',)]
+    zeros = [i for i in net.instructions if i.op == Zero()]
     assert len(zeros) == 1 and net.head.group[0] == zeros[0].dst
     assert net.head.features == 32
 

@@ -58,6 +58,15 @@ def test_convolution_equals_lax(size, kernel, stride):
     )
 
 
+@pytest.mark.parametrize('size', SIZES[1:])
+@pytest.mark.parametrize('stride', [1, 2])
+def test_dilated_convolution_equals_lax(size, stride):
+    x, w, strides = draw(2, *size, 3), draw(3, 5, 3, 4, seed=1), (stride, stride)
+    assert_same_with_gradients(
+        lambda x, w: ops.conv(x, w, strides, 2), lambda x, w: lax_conv(x, w, strides, 2), x, w
+    )
+
+
 @pytest.mark.parametrize('size', SIZES)
 @pytest.mark.parametrize('k', [3, 5])
 @pytest.mark.parametrize('stride', [1, 2])

@@ -314,8 +314,8 @@ def test_a_program_has_just_the_room_its_networks_take():
 @pytest.mark.parametrize(
     'changes, message',
     [
-        ({'op': 'conv_7x7'}, r"instruction \('conv', 7, 7, 1, True\)"),
-        ({'ks': 7}, r"instruction \('conv', 7, 7, 1, False\) from \(32, 3\)"),
+        ({'op': 'conv_7x7'}, r'instruction Conv\(height=7, width=7, stride=1, rectify=True, .*\)'),
+        ({'ks': 7}, r'instruction Conv\(height=7, width=7, stride=1, rectify=False, .*\) from \(32, 3\)'),
         ({'C': 32}, r'tensors of class|does not hold'),
         ({'num_classes': 7}, '7 classes, this program has 10'),
         ({'n_cells': 60}, r'room for \d+'),
