@@ -17,7 +17,8 @@ on one side s is the farthest and cut = s / 2, which is rounding to {0, hi} or {
 is on one side of 0. The levels of other grids are even in number and one of them is 0, so one side has one
 more: there the zero point of the mirror image is n - z, unless -lo / s is halfway between two integers.
 
-Finite values stay finite, up to the largest float: no level lies beyond it.
+Finite values stay finite, up to the largest float: no level lies beyond it, and s is at most 1 / tiny, the
+inverse of the smallest normal number.
 
 Grids and bits are data, not constants of the program: one compiled program serves every bit-width.
 
@@ -90,7 +91,10 @@ def make_grid(lo: ArrayLike, hi: ArrayLike, bits: ArrayLike, dtype, *, symmetric
     s = jnp.where(bits < 2, of_signs, (hi / 2 - lo / 2) / (top / 2))  # halves: hi - lo may be infinite
     s = jnp.where(s >= jnp.finfo(dtype).tiny, s, 0)
     z = jnp.where((s > 0) & (bits >= 2), jnp.round(-lo / _safe(s)), 0)
-    s = jnp.minimum(s, largest_level(dtype) / jnp.maximum(z, top - z))  # the last may be beyond the range
+    # The last level may be beyond the range, but not infinite. 1 / tiny: compilers multiply by 1 / s, which
+    # they take for 0 where it is subnormal.
+    most = jnp.minimum(largest_level(dtype) / jnp.maximum(z, top - z), 1 / float(jnp.finfo(dtype).tiny))
+    s = jnp.where(bits < 2, jnp.minimum(s, largest_level(dtype)), jnp.minimum(s, most))
     return Grid(s, z, top, jnp.where((bits < 2) & ~two_sided, farthest / 2, 0))
 
 

@@ -81,7 +81,7 @@ def _percentile_fraction(w: Array, lo: Array, hi: Array, percentile: float) -> A
 def _mse_fraction(w: Array, lo: Array, hi: Array, bits: int, scheme: Scheme) -> Array:
     k = jnp.arange(16, 2, -1, dtype=w.dtype) / 16
     rounded = lambda k: _uniform(w, k * lo, k * hi, _top(bits, scheme))
-    errors = jax.vmap(lambda k: jnp.sum(((rounded(k) - w) / _farthest(w)) ** 2))(k)
+    errors = jax.vmap(lambda k: jnp.sum(((rounded(k) - w) / _unit(w)) ** 2))(k)
     return k[jnp.argmin(errors)]  # of equal ones the first
 
 
@@ -96,11 +96,11 @@ def _weight(w: Array, bits: int, scheme: Scheme) -> Array:
 
 def _signs(w: Array, bits: int) -> tuple[Array, Array]:
     """(-1, 0 or 1 for each weight, their scale)."""
-    size = jnp.abs(w) / _farthest(w)
+    size = jnp.abs(w) / _unit(w)
     cut = 0.7 * jnp.sum(size) / jnp.maximum(jnp.sum(size > 0), 1) if bits == TERNARY else 0.0
     beyond = size > cut
     scale = jnp.sum(jnp.where(beyond, size, 0)) / jnp.maximum(jnp.sum(beyond), 1)
-    return jnp.where(beyond, jnp.sign(w), 0), jnp.minimum(scale * _farthest(w), _largest(w.dtype))
+    return jnp.where(beyond, jnp.sign(w), 0), jnp.minimum(scale * _unit(w), _largest(w.dtype))
 
 
 def _top(bits: int, scheme: Scheme) -> int:
@@ -109,11 +109,11 @@ def _top(bits: int, scheme: Scheme) -> int:
 
 def _uniform(x: Array, lo: Array, hi: Array, top: int) -> Array:
     """x on the levels -z s, .., (top - z) s. Gradient 1 inside, 0 outside."""
-    fixed = lax.stop_gradient(x)
+    fixed, tiny = lax.stop_gradient(x), float(jnp.finfo(x.dtype).tiny)
     s = (hi / 2 - lo / 2) / (top / 2)  # without halves the largest floats would give infinity
-    s = jnp.where(s < jnp.finfo(x.dtype).tiny, 1, s)  # no range worth dividing: everything becomes 0
+    s = jnp.where(s < tiny, 1, s)  # no range worth dividing: everything becomes 0
     z = jnp.round(-lo / s)
-    s = jnp.minimum(s, _largest(x.dtype) / jnp.maximum(z, top - z))
+    s = jnp.minimum(s, jnp.minimum(_largest(x.dtype) / jnp.maximum(z, top - z), 1 / tiny))
     q = jnp.round(fixed / s) + z
     passed = jnp.where((q >= 0) & (q <= top), x, fixed)
     rounded = (jnp.clip(q, 0, top) - z) * s
@@ -136,8 +136,8 @@ def _sigmas(table: tuple[float, ...], bits: int) -> float:
 
 
 def _sigma(x: Array) -> Array:
-    size = jnp.sum((x / _farthest(x)) ** 2) / jnp.maximum(jnp.sum(x != 0), 1)
-    return jnp.sqrt(size) * _farthest(x)
+    size = jnp.sum((x / _unit(x)) ** 2) / jnp.maximum(jnp.sum(x != 0), 1)
+    return jnp.sqrt(size) * _unit(x)
 
 
 def _largest(dtype) -> float:
@@ -145,7 +145,7 @@ def _largest(dtype) -> float:
     return float(jnp.finfo(dtype).max) * (1 - 2**-20)
 
 
-def _farthest(x: Array) -> Array:
-    """The largest magnitude; 1 of zeros. What is divided by it can be squared and summed."""
-    farthest = jnp.max(jnp.abs(x))
-    return jnp.where(farthest > 0, farthest, 1)
+def _unit(x: Array) -> Array:
+    """A quarter of the largest magnitude; 1 of zeros. What is divided by it can be squared and summed."""
+    unit = jnp.max(jnp.abs(x)) / 4
+    return jnp.where(unit > 0, unit, 1)

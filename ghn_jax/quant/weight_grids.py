@@ -65,8 +65,8 @@ def fit(weights: Weights, bits: Array, scheme: Scheme) -> Grid:
 
 
 def _power_of_two(x: Array) -> Array:
-    """One near x, no larger than the largest float; 1 for 0."""
-    power = lax.reduce_precision(x / 2, jnp.finfo(x.dtype).nexp, 0)
+    """One near a quarter of x, whose inverse is a normal number then; 1 for 0."""
+    power = lax.reduce_precision(x / 4, jnp.finfo(x.dtype).nexp, 0)
     return jnp.where(power > 0, power, 1)
 
 

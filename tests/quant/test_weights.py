@@ -41,8 +41,6 @@ PATTERNS = [
     lambda r, n: np.full(n, 1.7),
     lambda r, n: np.full(n, -0.3),
     lambda r, n: np.zeros(n),
-    lambda r, n: np.eye(1, n)[0] * 0.6,
-    lambda r, n: np.eye(1, n)[0] * -0.6,
 ]
 WIDTHS = (8, 4, 3, 2, TERNARY, 1, 32)
 
@@ -97,7 +95,7 @@ def patterned(turn, by_channel):
             w = PATTERNS[j % len(PATTERNS)](r, n * o)
         params[name] = w.reshape(params[name].shape)
         layers.append((name, WIDTHS[j % len(WIDTHS)], 32))
-    return params, Policy(layers=tuple(layers))
+    return params, Policy(2, 32, layers=tuple(layers))
 
 
 @pytest.mark.parametrize('options', SCHEMES, ids=lambda o: ' '.join(map(str, o.values())))
@@ -105,6 +103,7 @@ def test_the_executor_the_file_and_the_plain_version_agree_whatever_the_signs(pl
     """Every scheme on every pattern at every width; both ways round, for w and for -w."""
     scheme, by_channel = Scheme('qat', **options), options.get('granularity') == 'channel'
     turns = 1 if by_channel else -(-len(PATTERNS) * len(WIDTHS) // len(quantized_names(NETWORK)))
+    close = functools.partial(np.testing.assert_allclose, rtol=1e-12, atol=1e-13)
     with jax.enable_x64(True):
         for turn in range(turns):
             params, policy = patterned(turn, by_channel)
@@ -112,22 +111,33 @@ def test_the_executor_the_file_and_the_plain_version_agree_whatever_the_signs(pl
             cotangents = {name: r.normal(size=w.shape) for name, w in params.items()}
             negated = {name: -w for name, w in params.items()}
             values, gradients = run(placed, params, policy, scheme, cotangents)
-            mirrored, (in_file, _) = (
-                run(placed, negated, policy, scheme),
-                round_weights(params, policy, scheme),
-            )
+            mirrored = run(placed, negated, policy, scheme)
+            alone = {'alone.weight': np.array([[-0.7], [0.4], [0]][: 3 if by_channel else 1])}
+            in_file, _ = round_weights(params | alone, policy, scheme)
+            close(in_file['alone.weight'], alone['alone.weight'])
             for name, w in params.items():
-                bits = policy.weights(name)
-                with jax.disable_jit():  # one program for each shape, width and scheme would take long
-                    rounded = lambda w, b=bits: plain.quantize_weight(w, b, scheme)
-                    expected, pull = jax.vjp(rounded, jnp.asarray(w)) if w.ndim > 1 else (w, lambda g: (g,))
-                    g = pull(jnp.asarray(cotangents[name]))[0]
-                assert np.all(np.isfinite(expected)) and np.all(np.isfinite(g))
-                close = functools.partial(np.testing.assert_allclose, rtol=1e-12, atol=1e-13, err_msg=name)
-                close(values[name], expected)
-                close(in_file[name], expected)
-                close(gradients[name], g)
-                check_mirror(w, values[name], mirrored[name], bits, scheme)
+                if w.ndim == 1:
+                    expected, g = w, cotangents[name]
+                else:
+                    expected, g = plain_version(w, cotangents[name], policy.weights(name), scheme)
+                close(values[name], expected, err_msg=name)
+                close(in_file[name], expected, err_msg=name)
+                close(gradients[name], g, err_msg=name)
+                check_mirror(w, values[name], mirrored[name], policy.weights(name), scheme)
+
+
+def plain_version(w, cotangent, bits, scheme):
+    """Its values and gradients. Padded to few shapes, which changes nothing, and a step at a time: to compile
+    it for each shape, width and scheme would take long.
+    """
+    o, n = len(w), w.size // len(w)
+    room = next(s for s in ((16, 288), (264, 32)) if s[0] >= o and s[1] >= n)
+    pad = lambda x: jnp.asarray(np.pad(x.reshape(o, n), [(0, m - k) for m, k in zip(room, (o, n))]))
+    with jax.disable_jit():
+        y, pull = jax.vjp(lambda w: plain.quantize_weight(w, bits, scheme), pad(w))
+        g = pull(pad(cotangent))[0]
+    assert np.all(np.isfinite(y)) and np.all(np.isfinite(g))
+    return (np.asarray(x)[:o, :n].reshape(w.shape) for x in (y, g))
 
 
 def check_mirror(w, y, mirrored, bits, scheme):
@@ -140,16 +150,6 @@ def check_mirror(w, y, mirrored, bits, scheme):
         assert np.all(off.reshape(rows.shape) <= 1.3 * np.ptp(rows, 1, keepdims=True) / (2**bits - 1))
     else:
         assert np.all(off == 0)
-
-
-def test_a_tensor_of_one_element_is_on_its_own_grid():
-    """Nothing is lost of it; but one bit less of the levels, or a cut range, could."""
-    for options in SCHEMES[:-1]:
-        for w in (-0.7, 0.4, 0.0):
-            given = {'a.weight': np.full((1, 1), w, np.float32)}
-            for bits in (8, 2, 1, TERNARY):
-                rounded, _ = round_weights(given, Policy(bits, 32), Scheme('qat', **options))
-                np.testing.assert_allclose(rounded['a.weight'], w, rtol=1e-6)
 
 
 def test_bits_are_data_signs_and_ternary_weights_included(placed, count_compiles):
