@@ -53,13 +53,12 @@ def quantize_weights(
     bits: int32 [T]. Blocks that no tensor owns (norms, biases) are copied. scheme: of mode 'qat' or 'noise';
     `key` for the latter.
     """
-    rows = _by_channel if scheme.granularity == 'channel' else _by_tensor
     if scheme.granularity == 'channel':
-        of_grids, width = bits[tables.column_tensor], COLUMN
+        rows, width, bits_of_grids = _by_channel, COLUMN, bits[tables.column_tensor]
     else:
-        of_grids, width = bits, 1
-    zeros = jnp.zeros((len(of_grids), width), flat.dtype)
-    grid = fit(_Buffer(flat, tables, rows, zeros), of_grids[:, None], scheme)
+        rows, width, bits_of_grids = _by_tensor, 1, bits
+    zeros = jnp.zeros((len(bits_of_grids), width), flat.dtype)
+    grid = fit(_Buffer(flat, tables, rows, zeros), bits_of_grids[:, None], scheme)
 
     def page(p, out):
         w, unit = get_page(flat, p), rows(tables, p)

@@ -5,7 +5,7 @@ few compiled programs, one for each power of two of rows and of grids, serve net
 """
 
 import functools
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -49,32 +49,38 @@ def round_weights(
     policy.check(names)
     widths = {name: policy.weights(name, edge=name in edges_of(names)) for name in names}
     widths = {name: bits for name, bits in widths.items() if bits < FLOAT_BITS}
-    rounded = dict(weights)
     if not widths:
-        return rounded, {}
+        return dict(weights), {}
     by_channel = scheme.granularity == 'channel'
-    tiles = [_tile(weights[name], by_channel) for name in widths]  # [grids, rows, WIDTH] each
+    tiles = [_tile(weights[name], by_channel) for name in widths]
+    rounded, quantization = dict(weights), {}
+    each = zip(widths.items(), *_round_tiles(tiles, list(widths.values()), scheme), strict=True)
+    for (name, bits), tile, scale, zero in each:
+        size, shape = weights[name].size // len(tile), weights[name].shape
+        rounded[name] = tile.reshape(len(tile), -1)[:, :size].reshape(shape)
+        scale, zero = (x.tolist() if by_channel else x.item() for x in (scale, zero))
+        quantization[name] = {'bits': bits, 'scale': scale, 'zero_point': zero}
+    return rounded, quantization
+
+
+def _round_tiles(
+    tiles: Sequence[np.ndarray], widths: Sequence[int], scheme: Scheme
+) -> tuple[list[np.ndarray], list[np.ndarray], list[np.ndarray]]:
+    """The tiles of each weight rounded to its width, and the scales and zero points of its grids."""
+    grids = [len(tile) for tile in tiles]
     rows = np.concatenate([tile.reshape(-1, WIDTH) for tile in tiles])
-    index = np.repeat(np.arange(sum(map(len, tiles))), [tile.shape[1] for tile in tiles for _ in tile])
-    bits = np.repeat(list(widths.values()), [len(tile) for tile in tiles])
-    n_rows, n_grids = _room(len(rows), _LEAST_ROWS), _room(len(bits) + 1, _LEAST_GRIDS)
-    out, scale, zero = _round(
-        np.pad(rows, ((0, n_rows - len(rows)), (0, 0))),
-        np.pad(index, (0, n_rows - len(rows)), constant_values=n_grids - 1),
-        np.pad(bits, (0, n_grids - len(bits)), constant_values=FLOAT_BITS).astype(np.int32),
-        scheme,
+    index = np.repeat(np.arange(sum(grids)), [tile.shape[1] for tile in tiles for _ in tile])
+    n_rows, n_grids = _room(len(rows), _LEAST_ROWS), _room(sum(grids) + 1, _LEAST_GRIDS)
+    bits = np.full(n_grids, FLOAT_BITS, np.int32)
+    bits[: sum(grids)] = np.repeat(widths, grids)
+    padding = (0, n_rows - len(rows))
+    of_rows, *of_grids = _round(
+        np.pad(rows, (padding, (0, 0))), np.pad(index, padding, constant_values=n_grids - 1), bits, scheme
     )
-    last_rows = np.cumsum([len(tile) * tile.shape[1] for tile in tiles])[:-1]
-    last_grids = np.cumsum([len(tile) for tile in tiles])[:-1]
-    out = np.split(np.asarray(out)[: len(rows)], last_rows)
-    grids = (np.split(np.asarray(x)[: len(bits)], last_grids) for x in (scale, zero.astype(int)))
-    how = {}
-    for name, tile, w, s, z in zip(widths, tiles, out, *grids, strict=True):
-        own = w.reshape(len(tile), -1)
-        rounded[name] = own[:, : weights[name].size // len(tile)].reshape(weights[name].shape)
-        s, z = (x.tolist() if by_channel else x[0].item() for x in (s, z))
-        how[name] = {'bits': widths[name], 'scale': s, 'zero_point': z}
-    return rounded, how
+    ends = np.cumsum([tile.size // WIDTH for tile in tiles])
+    out = [w.reshape(tile.shape) for w, tile in zip(np.split(np.asarray(of_rows), ends), tiles)]
+    scale, zero = (np.split(np.asarray(x), np.cumsum(grids))[:-1] for x in of_grids)
+    return out, scale, [z.astype(int) for z in zero]
 
 
 def _tile(w: np.ndarray, by_channel: bool) -> np.ndarray:
