@@ -35,18 +35,13 @@ from ghn_jax.hypernet.ghn import GHN
 from ghn_jax.networks.graph import batch_graphs, build_graph, to_graphs_tuple
 from ghn_jax.networks.limits import largest_kernel
 from ghn_jax.networks.spec import IMAGE_SIZE, NetworkSpec, load_networks
-from ghn_jax.quant import plain
-from ghn_jax.quant.fake_quant import make_grid
-from ghn_jax.quant.policy import FLOAT_BITS, Policy, edges_of, load_policy, parse_bits, quantizable
-from ghn_jax.quant.scheme import QAT, Scheme
+from ghn_jax.quant.export import round_weights
+from ghn_jax.quant.policy import Policy, load_policy, parse_bits
 from ghn_jax.quant.strategy import strategy_of
 
 LAYOUTS = ('pytorch', 'jax')
 _BUCKET = {'nodes': 192, 'dense': 512, 'depth': 512}  # times a power of two: few programs serve all networks
-_TENSORS = 512  # grids computed together: a multiple, for the same reason
 Weights = dict[str, np.ndarray]
-
-_grid = jax.jit(make_grid, static_argnums=3)
 
 
 def check_network(spec: NetworkSpec, ghn: GHN, image_size: int = IMAGE_SIZE) -> None:
@@ -102,58 +97,6 @@ def _tiles(ghn: GHN, params: Any, batch: Any, table: Any) -> Tiles:
     return tiles
 
 
-def quantize(
-    weights: Weights, policy: Policy, scheme: Scheme = QAT
-) -> tuple[Weights, dict[str, dict[str, Any]]]:
-    """(weights rounded to the policy's bits, {name: {'bits', 'scale', 'zero_point'}} of those it quantizes).
-
-    By default per tensor and asymmetric over [min(0, min w), max(0, max w)]: w = (q - zero_point) * scale
-    with q in 0 .. 2^bits - 1. A scale of 0 stands for a tensor of zeros. Norms, biases and positional
-    encodings stay. In a scheme by channel scale and zero_point are lists. Of signs and ternary weights, which
-    have less than 2 bits, q is -1, 0 or 1 and zero_point 0.
-
-    Raises:
-      UserError: a rule of the policy matches none of the weights.
-    """
-    names = quantizable((name, w.shape) for name, w in weights.items())
-    policy.check(names)
-    each = {name: policy.weights(name, edge=name in edges_of(names)) for name in names}
-    if scheme != QAT or any(bits < 2 for bits in each.values()):
-        return _quantize_each(weights, each, scheme)
-    names = [name for name in names if each[name] < FLOAT_BITS]
-    if not names:
-        return dict(weights), {}
-    bits = np.array([each[name] for name in names])
-    padding = (0, -len(names) % _TENSORS)
-    lo, hi = (np.array([f(weights[n], initial=0) for n in names], np.float32) for f in (np.min, np.max))
-    levels = _grid(
-        *(np.pad(a, padding) for a in (lo, hi)), np.pad(bits, padding, constant_values=2), np.float32
-    )
-    scale, zero, top, _ = map(np.asarray, levels)
-    rounded = dict(weights)
-    for n, s, z, t in zip(names, scale, zero, top):
-        q = np.clip(np.round(weights[n] / (s if s > 0 else np.float32(1))) + z, 0, t)
-        rounded[n] = (q - z) * s
-    rows = zip(names, bits, scale, zero)
-    return rounded, {n: {'bits': int(b), 'scale': float(s), 'zero_point': int(z)} for n, b, s, z in rows}
-
-
-def _quantize_each(
-    weights: Weights, bits: Mapping[str, int], scheme: Scheme
-) -> tuple[Weights, dict[str, dict[str, Any]]]:
-    """`quantize` a tensor at a time."""
-    rounded, how = dict(weights), {}
-    for name, b in bits.items():
-        w = jax.numpy.asarray(weights[name])
-        rounded[name] = np.asarray(plain.quantize_weight(w, b, scheme))
-        if b < FLOAT_BITS:
-            scale, zero = (np.asarray(x).tolist() for x in plain.weight_grids(w, b, scheme))
-            if scheme.granularity == 'tensor':
-                (scale,), (zero,) = scale, zero
-            how[name] = {'bits': b, 'scale': scale, 'zero_point': zero}
-    return rounded, how
-
-
 def to_jax_layout(weights: Weights) -> Weights:
     """PyTorch's layouts to JAX's, as at the top of this file."""
 
@@ -178,10 +121,10 @@ def predict(
 
     metadata: network (its JSON), layout, image_size, step, training, bits, policy (JSON), predicted_for (the
     policy's name, or 'any' of a GHN that is not told it) and, where a policy quantizes, quantization: JSON of
-    what `quantize` says.
+    what `round_weights` says.
 
     Raises:
-      UserError: as `check_network`, `predict_weights` and `quantize`.
+      UserError: as `check_network`, `predict_weights` and `round_weights`.
     """
     config: Any = run.config
     policy = policy or Policy()
@@ -189,7 +132,7 @@ def predict(
     strategy = strategy_of(config)
     used = strategy.used(policy)
     weights = predict_weights(run.ghn, run.params, spec, used)
-    weights, how = quantize(weights, used, strategy.scheme.when_used())
+    weights, how = round_weights(weights, used, strategy.scheme)
     if layout == 'jax':
         weights = to_jax_layout(weights)
     metadata = {

@@ -5,7 +5,6 @@ import json
 import pathlib
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 import pytest
 from jax import lax
@@ -17,8 +16,9 @@ from ghn_jax.errors import UserError
 from ghn_jax.hypernet import GHN, init_params, predict_parameters
 from ghn_jax.networks.graph import build_graph
 from ghn_jax.networks.spec import save_networks
-from ghn_jax.predict import output_files, predict, predict_weights, quantize, to_jax_layout
-from ghn_jax.quant import Policy, fake_quantize, load_policy, min_max, parse_bits
+from ghn_jax.predict import output_files, predict, predict_weights, to_jax_layout
+from ghn_jax.quant import load_policy, parse_bits
+from ghn_jax.quant.export import round_weights
 from ghn_jax.quant.policy import quantizable
 from tests.hypernet.helpers import SMALL, relative, small_spec
 from tests.small_run import command, is_one_error_line, write_run
@@ -73,38 +73,6 @@ def test_another_number_of_classes_is_refused(ghn):
         predict_weights(*ghn, small_spec('conv_1x1', 'conv_1x1', num_classes=7))
 
 
-@pytest.mark.parametrize('bits', [2, 4, 8])
-def test_quantized_weights_are_those_that_networks_run_with(bits):
-    rng = np.random.default_rng(bits)
-    weights = {
-        'a.weight': rng.normal(size=(8, 4, 3, 3)).astype(np.float32),
-        'positive.weight': rng.random((6, 5)).astype(np.float32) + 1,
-        'zero.weight': np.zeros((4, 4), np.float32),
-        'norm.weight': rng.normal(size=8).astype(np.float32),
-        'pos_enc.weight': rng.normal(size=(1, 8, 11, 11)).astype(np.float32),
-    }
-    rounded, how = quantize(weights, Policy(bits, 8))
-    assert set(how) == {'a.weight', 'positive.weight', 'zero.weight'}
-    for name, w in weights.items():
-        if name not in how:
-            np.testing.assert_array_equal(rounded[name], w)
-            continue
-        expected = fake_quantize(jnp.asarray(w), *min_max(jnp.asarray(w)), bits)
-        np.testing.assert_allclose(rounded[name], expected, rtol=1e-6, atol=0)
-        levels = rounded[name] / (how[name]['scale'] or 1) + how[name]['zero_point']
-        np.testing.assert_allclose(levels, np.round(levels), atol=1e-4)
-        assert how[name]['bits'] == bits and np.all((-0.5 < levels) & (levels < 2**bits - 0.5))
-
-
-def test_a_policy_decides_for_every_tensor():
-    weights = {name: np.ones((2, 2), np.float32) for name in ('stem.weight', 'b.weight')}
-    _, how = quantize(weights, Policy(4, 4, (('stem.*', 32, 32),)))
-    assert set(how) == {'b.weight'}
-    assert quantize(weights, Policy())[1] == {}
-    with pytest.raises(UserError, match='matches none'):
-        quantize(weights, Policy(4, 4, (('nothing', 8, 8),)))
-
-
 def test_the_jax_layout_is_what_jax_computes_with():
     rng = np.random.default_rng(0)
     weights = {
@@ -154,7 +122,7 @@ def test_the_command_writes_what_is_predicted(workdir, tmp_path):
         )
         shapes = {p.name: p.shape for p in build_graph(spec).parameters}
         assert {name: w.shape for name, w in weights.items()} == shapes
-        rounded, how = quantize(weights, parse_bits('w4a4'))
+        rounded, how = round_weights(weights, parse_bits('w4a4'))
         expected = to_jax_layout(rounded)
         assert written.keys() == expected.keys()
         for name in expected:
@@ -179,7 +147,7 @@ def test_a_policy_file_decides_for_what_weights_are_predicted_and_how_they_are_r
         flags = f'--workdir={run}', f'--arch={tmp_path / "net.json"}', f'--out={tmp_path / "net.st"}'
         code, out, err = command('ghn_jax.predict', *flags, f'--policy={tmp_path / "mine.json"}')
         assert code == 0 and 'mine, predicted in' in out, err
-        rounded, how = quantize(expected, policy)
+        rounded, how = round_weights(expected, policy)
         written = load_file(tmp_path / 'net.st')
         for name in rounded:
             np.testing.assert_allclose(written[name], rounded[name], rtol=1e-5, atol=1e-6)

@@ -35,17 +35,15 @@ class Quantizer(NamedTuple):
         """Fake-quantizes relu(x), relu'd already, by its group's joint range [0, hi], or the one given."""
         if self.given is not None:
             return self.own(x, 0)
-        if self.scheme.mode == 'qat' and not self.scheme.clips_activations:
-            return _round_rectified(x, self.scale, self.bits[0])
-        if self.scheme.mode == 'qat':
-            bits, dtype = self.bits[0], self.scale.dtype
-            levels = make_grid(0, 1, bits, dtype)  # of which only the width is another
-            levels = levels._replace(scale=self.scale, cut=self.scale / 2)
-            return quantize(ops.wide(x), levels, bits).astype(x.dtype)
-        if self.scheme.mode == 'noise':
-            noise = jax.random.uniform(jax.random.fold_in(self.key, 0), x.shape, self.scale.dtype) - 0.5
-            return x + jnp.where(self.bits[0] < FLOAT_BITS, noise * self.scale, 0).astype(x.dtype)
-        return x
+        mode, bits = self.scheme.mode, self.bits[0]
+        if mode == 'float':
+            return x
+        if mode == 'qat' and not self.scheme.clips_activations:
+            return _round_rectified(x, self.scale, bits)
+        levels = make_grid(0, 1, bits, self.scale.dtype)  # of which only the width is another
+        levels = levels._replace(scale=self.scale, cut=self.scale / 2)
+        key = jax.random.fold_in(self.key, 0) if mode == 'noise' else None
+        return quantize(ops.wide(x), levels, bits, mode=mode, key=key).astype(x.dtype)
 
     def own(self, x: Array, which: int) -> Array:
         """Fake-quantizes x by its own range, or the one given."""

@@ -3,12 +3,11 @@
 `across` is everywhere a mesh axis whose devices each hold some of the batch's images (`ghn_jax.axes`).
 """
 
-import jax.numpy as jnp
 from jax import Array
 
 from ghn_jax import axes
 from ghn_jax.quant.fake_quant import fake_quantize
-from ghn_jax.quant.ranges import LEAN, min_max, power, sigma, sigmas_for
+from ghn_jax.quant.ranges import min_max, power, sigma, sigma_range
 from ghn_jax.quant.scheme import Scheme
 
 
@@ -38,5 +37,4 @@ def clip_range(
         clip = scheme.activation_clip
         return (lo, hi) if clip == 1 else (clip * lo, clip * hi)
     assert size is not None
-    far = (scheme.activation_sigmas or sigmas_for(bits, lo, hi.dtype)) * sigma(*size)
-    return jnp.maximum(lo, -LEAN * far), jnp.minimum(hi, far)
+    return sigma_range(lo, hi, bits, sigma(*size), sigmas=scheme.activation_sigmas)

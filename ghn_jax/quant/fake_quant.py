@@ -10,7 +10,15 @@ and 0 elsewhere, as in `torch.fake_quantize_per_tensor_affine`; the grid and b g
 
 Grids of signs have less than 2 bits: x^ = s sign(x) where |x| > cut, else 0, with gradient 1 everywhere. One
 bit (b = 1): for values on both sides of 0, cut = 0, and 0 itself stays 0, which padding needs; for values
-that are not negative s = hi and cut = hi / 2, which is rounding to {0, hi}. Ternary (b = TERNARY): cut > 0.
+on one side s is the farthest and cut = s / 2, which is rounding to {0, hi} or {lo, 0}. Ternary
+(b = TERNARY): cut > 0.
+
+-x gets the mirror image of what x gets, bit for bit, on grids of signs, on symmetric grids, and where a range
+is on one side of 0. The levels of other grids are even in number and one of them is 0, so one side has one
+more: there the zero point of the mirror image is n - z, unless -lo / s is halfway between two integers.
+
+Finite values stay finite, up to the largest float: no level lies beyond it, and s is at most 1 / tiny, the
+inverse of the smallest normal number.
 
 Grids and bits are data, not constants of the program: one compiled program serves every bit-width.
 
@@ -27,6 +35,11 @@ from jax.typing import ArrayLike
 from ghn_jax.errors import UserError
 from ghn_jax.quant.policy import FLOAT_BITS
 from ghn_jax.quant.scheme import MODES
+
+
+def largest_level(dtype) -> float:
+    """The largest magnitude of a level: a little less than the largest float, to leave room for rounding."""
+    return float(jnp.finfo(dtype).max) * (1 - 2**-20)
 
 
 class Grid(NamedTuple):
@@ -72,13 +85,17 @@ def make_grid(lo: ArrayLike, hi: ArrayLike, bits: ArrayLike, dtype, *, symmetric
     # in the unused grid of a float tensor.
     lowest = 2 if symmetric else 1
     top = (jnp.left_shift(1, jnp.clip(bits, lowest, 24)) - lowest).astype(dtype)
-    two_sided = lo < 0
+    two_sided, farthest = (lo < 0) & (hi > 0), jnp.maximum(-lo, hi)
     # The sign of values on both sides, at half of the farthest: the smallest largest error.
-    of_signs = jnp.where(two_sided, jnp.maximum(-lo, hi) / 2, hi)
-    s = jnp.where(bits < 2, of_signs, (hi - lo) / top)
+    of_signs = jnp.where(two_sided, farthest / 2, farthest)
+    s = jnp.where(bits < 2, of_signs, (hi / 2 - lo / 2) / (top / 2))  # halves: hi - lo may be infinite
     s = jnp.where(s >= jnp.finfo(dtype).tiny, s, 0)
     z = jnp.where((s > 0) & (bits >= 2), jnp.round(-lo / _safe(s)), 0)
-    return Grid(s, z, top, jnp.where((bits < 2) & ~two_sided, hi / 2, 0))
+    # The last level may be beyond the range, but not infinite. 1 / tiny: compilers multiply by 1 / s, which
+    # they take for 0 where it is subnormal.
+    most = jnp.minimum(largest_level(dtype) / jnp.maximum(z, top - z), 1 / float(jnp.finfo(dtype).tiny))
+    s = jnp.where(bits < 2, jnp.minimum(s, largest_level(dtype)), jnp.minimum(s, most))
+    return Grid(s, z, top, jnp.where((bits < 2) & ~two_sided, farthest / 2, 0))
 
 
 def quantize(
@@ -134,9 +151,11 @@ _round.defvjp(_round_forward, _round_backward)
 
 def _noise(x, grid, bits, key):
     bits = jnp.asarray(bits)
-    step = jnp.where((bits == 1) & (grid.cut == 0), 2 * grid.scale, grid.scale)
+    steps = jnp.where((bits == 1) & (grid.cut == 0), 2, 1)  # times u: twice the scale may be infinite
     u = jax.random.uniform(key, x.shape, x.dtype) - 0.5
-    return jnp.where(bits >= FLOAT_BITS, 0, u * step)
+    largest = largest_level(x.dtype)
+    noise = jnp.clip(u * steps * grid.scale, -largest - x, largest - x)
+    return jnp.where(bits >= FLOAT_BITS, 0, noise)
 
 
 def _safe(s):

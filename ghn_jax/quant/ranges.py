@@ -20,7 +20,8 @@ from ghn_jax import axes
 TWO_SIDED = (1.596, 1.575, 2.105, 2.540, 2.925, 3.280, 3.610, 3.925)
 ONE_SIDED = (1.225, 1.950, 2.475, 2.900, 3.270, 3.605, 3.920, 4.215)
 # A range cut at equally many deviations on both sides would put 0 exactly halfway between two levels, and
-# noise of the last digit would decide for one: so its lower end is this much nearer.
+# noise of the last digit would decide for one: so its lower end is this much nearer. No such range has a
+# mirror: its levels are even in number, one of them is 0, and one side has one more than the other.
 LEAN = 1 - 1 / 512
 _FAR = 1e6  # not infinite: the deviation it multiplies may be 0
 
@@ -42,22 +43,41 @@ def min_max(
 
 
 def power(x: Array) -> tuple[Array, Array]:
-    """(sum of squares, how many are not 0) of a tensor, [] each: `sigma` of their sums is of all tensors."""
+    """(sum of squares, how many are not 0) of a tensor, [] each: `sigma` of their sums is of all tensors.
+
+    Squares of values beyond the root of the largest float are infinite, and those below the root of the
+    smallest are 0: `sigma` is then as large as a float can be, which cuts no range.
+    """
     x = jax.lax.stop_gradient(x)
     return jnp.sum(x * x), jnp.sum(x != 0, dtype=x.dtype)
 
 
 def sigma(squares: Array, count: Array) -> Array:
-    """Root mean square of the values that are not 0."""
-    return jnp.sqrt(squares / jnp.maximum(count, 1))
+    """Root mean square of the values that are not 0; the largest float where there are none."""
+    largest = jnp.finfo(squares.dtype).max
+    return jnp.where(squares > 0, jnp.minimum(jnp.sqrt(squares / jnp.maximum(count, 1)), largest), largest)
 
 
-def sigmas_for(bits: Array, lo: Array, dtype, *, symmetric: bool = False) -> Array:
-    """Standard deviations to each side, the best for a normal distribution; no limit above 8 bits.
+def sigma_range(
+    lo: Array, hi: Array, bits: Array, size: Array, *, sigmas: float = 0.0, symmetric: bool = False
+) -> tuple[Array, Array]:
+    """[lo, hi] cut at `sigmas` times `size` on either side of 0.
 
-    lo: 0 where nothing is negative. symmetric: half of the levels, and 0, are those of one side.
+    Args:
+        lo, hi: the least and the largest value, lo <= 0 <= hi.
+        bits: integers that broadcast to lo.
+        size: the standard deviation, see `sigma`.
+        sigmas: 0 for the best for a normal distribution: values on both sides of 0, or on one, whichever it
+            is. Above 8 bits nothing is cut then.
+        symmetric: -lo = hi, and of the levels those of one side, with 0, are one bit less.
+
+    Returns:
+        (lo, hi). The range of the negative values is its mirror image where one of them is 0, or -lo = hi.
     """
-    tables = jnp.asarray([[*ONE_SIDED, _FAR], [*TWO_SIDED, _FAR]], dtype)
-    two_sided = (lo < 0) & (not symmetric)
-    bits = jnp.asarray(bits) - int(symmetric)
-    return tables[two_sided.astype(int), jnp.clip(bits, 1, 9) - 1]
+    two_sided = (lo < 0) & (hi > 0) & (not symmetric)
+    if not sigmas:
+        tables = jnp.asarray([[*ONE_SIDED, _FAR], [*TWO_SIDED, _FAR]], lo.dtype)
+        bits = jnp.asarray(bits) - int(symmetric)
+        sigmas = tables[two_sided.astype(int), jnp.clip(bits, 1, 9) - 1]
+    far = sigmas * size
+    return jnp.maximum(lo, -jnp.where(two_sided, LEAN, 1) * far), jnp.minimum(hi, far)

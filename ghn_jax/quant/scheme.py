@@ -25,7 +25,7 @@ class Scheme:
       the weights outside, or that has the least squared error; 'sigma': `weight_sigmas` standard deviations
       to each side, no further than min and max.
     activation_range: of the batch: 'minmax', times `activation_clip`; or 'sigma', as for weights.
-    *_sigmas: 0 is the best for a normal distribution at the tensor's bits (`ranges.sigmas_for`).
+    *_sigmas: 0 is the best for a normal distribution at the tensor's bits (`ranges.sigma_range`).
 
     Raises:
       UserError: unknown names, numbers out of range.

@@ -96,6 +96,12 @@ def test_impossible_widths_are_user_errors_wherever_they_stand(bits):
             make()
 
 
+def test_every_rule_is_judged_not_the_first_alone():
+    for rules in ((('(a+)+b', 8, 8),), (('stem.*', 8, 8), ('(a+)+b', 8, 8))):
+        with pytest.raises(UserError, match=r"rule '\(a\+\)\+b' .* might take years"):
+            Policy(rules=rules)
+
+
 @pytest.mark.parametrize('rules', [4, ('.*', 8, 8), (('.*', 8),), ((5, 8, 8),), (('(', 8, 8),)])
 def test_malformed_rules_are_user_errors(rules):
     with pytest.raises(UserError):
@@ -142,10 +148,14 @@ def test_a_policy_of_another_network_is_an_error():
 
 
 def test_a_file_holds_what_to_dict_gives(tmp_path):
-    for policy in (EXACT, Policy(4, 8), Policy(2, 2, (('a', 3, 4), ('b.*', 5, 6)))):
+    with_edges = Policy(4, 4, (('stem.*', 8, 8),), edges=[8, 6])  # a list, as in a file
+    assert with_edges.edges == (8, 6) and with_edges.to_dict()['edges'] == [8, 6]
+    assert len({with_edges, Policy(4, 4, (('stem.*', 8, 8),), edges=(8, 6)), Policy(edges=(8, 6))}) == 2
+    assert 'edges' not in Policy(4, 8).to_dict()
+    for policy in (EXACT, Policy(4, 8), Policy(2, 2, (('a', 3, 4), ('b.*', 5, 6))), with_edges):
         (tmp_path / 'mine.json').write_text(json.dumps(policy.to_dict()))
         read = load_policy(tmp_path / 'mine.json')
-        assert read == policy and hash(read) == hash(policy)
+        assert read == policy and hash(read) == hash(policy) and read.edges == policy.edges
         assert str(read) == 'mine'
 
 

@@ -1,0 +1,122 @@
+"""Weights by name, rounded as a network runs with them, and the scales that give their integers back.
+
+They lie in rows of WIDTH floats, padded with zeros, each of a tensor or of one of its output channels: so a
+few compiled programs, one for each power of two of rows and of grids, serve networks of all shapes.
+"""
+
+import functools
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import Array, lax
+
+from ghn_jax.quant.fake_quant import Grid, quantize
+from ghn_jax.quant.policy import FLOAT_BITS, Policy, edges_of, quantizable
+from ghn_jax.quant.scheme import QAT, Scheme
+from ghn_jax.quant.weight_grids import fit
+
+WIDTH = 64
+_LEAST_ROWS, _LEAST_GRIDS = 1024, 64
+
+
+def round_weights(
+    weights: Mapping[str, np.ndarray], policy: Policy, scheme: Scheme = QAT
+) -> tuple[dict[str, np.ndarray], dict[str, dict[str, Any]]]:
+    """The weights of a network rounded to a policy's bits, on the grids of a scheme.
+
+    A rounded weight is w = (q - zero_point) * scale in its own precision, bit for bit, and
+    q = round(w / scale) + zero_point, an integer of 0 .. 2^bits - 1. With less than 2 bits zero_point is 0
+    and q is a sign: -1 or 1 with 1 bit, -1, 0 or 1 of ternary weights. A weight that is exactly 0 stays 0
+    with 1 bit too, as where networks run; a grid of zeros has a scale of 0.
+
+    Args:
+        weights: arrays of one dtype by name, output channels first. Norms, biases and positional encodings
+            stay as they are.
+        policy: the bits of each.
+        scheme: how grids are found; its mode is of no account.
+
+    Returns:
+        (weights, {name: {'bits': int, 'scale': float, 'zero_point': int}} of those that are rounded). In a
+        scheme by channel scale and zero_point are lists.
+
+    Raises:
+        UserError: a rule of the policy matches none of the weights.
+    """
+    names = quantizable((name, w.shape) for name, w in weights.items())
+    policy.check(names)
+    widths = {name: policy.weights(name, edge=name in edges_of(names)) for name in names}
+    widths = {name: bits for name, bits in widths.items() if bits < FLOAT_BITS}
+    if not widths:
+        return dict(weights), {}
+    by_channel = scheme.granularity == 'channel'
+    tiles = [_tile(weights[name], by_channel) for name in widths]
+    rounded, quantization = dict(weights), {}
+    each = zip(widths.items(), *_round_tiles(tiles, list(widths.values()), scheme), strict=True)
+    for (name, bits), tile, scale, zero in each:
+        size, shape = weights[name].size // len(tile), weights[name].shape
+        rounded[name] = tile.reshape(len(tile), -1)[:, :size].reshape(shape)
+        scale, zero = (x.tolist() if by_channel else x.item() for x in (scale, zero))
+        quantization[name] = {'bits': bits, 'scale': scale, 'zero_point': zero}
+    return rounded, quantization
+
+
+def _round_tiles(
+    tiles: Sequence[np.ndarray], widths: Sequence[int], scheme: Scheme
+) -> tuple[list[np.ndarray], list[np.ndarray], list[np.ndarray]]:
+    """The tiles of each weight rounded to its width, and the scales and zero points of its grids."""
+    grids = [len(tile) for tile in tiles]
+    rows = np.concatenate([tile.reshape(-1, WIDTH) for tile in tiles])
+    index = np.repeat(np.arange(sum(grids)), [tile.shape[1] for tile in tiles for _ in tile])
+    n_rows, n_grids = _room(len(rows), _LEAST_ROWS), _room(sum(grids) + 1, _LEAST_GRIDS)
+    bits = np.full(n_grids, FLOAT_BITS, np.int32)
+    bits[: sum(grids)] = np.repeat(widths, grids)
+    padding = (0, n_rows - len(rows))
+    of_rows, *of_grids = _round(
+        np.pad(rows, (padding, (0, 0))), np.pad(index, padding, constant_values=n_grids - 1), bits, scheme
+    )
+    ends = np.cumsum([tile.size // WIDTH for tile in tiles])
+    out = [w.reshape(tile.shape) for w, tile in zip(np.split(np.asarray(of_rows), ends), tiles)]
+    scale, zero = (np.split(np.asarray(x), np.cumsum(grids))[:-1] for x in of_grids)
+    return out, scale, [z.astype(int) for z in zero]
+
+
+def _tile(w: np.ndarray, by_channel: bool) -> np.ndarray:
+    """A weight as [grids, rows, WIDTH], padded with zeros."""
+    groups = w.reshape(len(w) if by_channel else 1, -1)
+    return np.pad(groups, ((0, 0), (0, -groups.shape[1] % WIDTH))).reshape(len(groups), -1, WIDTH)
+
+
+def _room(n: int, least: int) -> int:
+    return max(least, 1 << (n - 1).bit_length())
+
+
+class _Rows(NamedTuple):
+    """Weights [R, WIDTH] as `weight_grids.Weights`. index: int32 [R], the grid of each row, of `grids`."""
+
+    rows: Array
+    index: Array
+    grids: int
+
+    def extremes(self) -> tuple[Array, Array]:
+        zeros = jnp.zeros(self.grids, self.rows.dtype)
+        return zeros.at[self.index].min(self.rows.min(1)), zeros.at[self.index].max(self.rows.max(1))
+
+    def sums(self, measure: Callable, *of_grids: Array, when: Array | bool = True) -> tuple[Array, Array]:
+        def add():
+            measured = measure(self.rows, *(x[self.index][:, None] for x in of_grids))
+            total = lambda x: zeros.at[self.index].add(x.astype(zeros.dtype).sum(1))
+            return tuple(map(total, measured))
+
+        zeros = jnp.zeros(self.grids, self.rows.dtype)
+        return add() if when is True else lax.cond(when, add, lambda: (zeros, zeros))
+
+
+@functools.partial(jax.jit, static_argnums=3)
+def _round(rows: Array, index: Array, bits: Array, scheme: Scheme) -> tuple[Array, Array, Array]:
+    """(rows rounded, scale and zero point of every grid)."""
+    grid = fit(_Rows(rows, index, len(bits)), bits, scheme)
+    own = Grid(*(part[index][:, None] for part in grid))
+    return quantize(rows, own, bits[index][:, None]), grid.scale, grid.zero
