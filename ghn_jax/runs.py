@@ -22,6 +22,11 @@ from ghn_jax.networks.spaces import Space, make_space
 from ghn_jax.quant.policy import parse_bits
 from ghn_jax.records import read_jsonl
 
+# Keys that may change when a run goes on; all others make it another run.
+FREE_KEYS = (
+    'data_dir', 'log_every_steps', 'save_every_steps', 'keep_checkpoints', 'keep_every_steps',
+    'save_in_background', 'max_not_finite', 'eval', 'devices',
+)  # fmt: skip
 _ATTEMPTS = 10  # to read the best checkpoint while training replaces it
 
 

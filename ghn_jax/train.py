@@ -47,11 +47,6 @@ from ghn_jax.speed import clock
 from ghn_jax.stopping import Stopping
 from ghn_jax.window import Window
 
-# Keys that may change when a run goes on; all others make it another run.
-_FREE = (
-    'data_dir', 'log_every_steps', 'save_every_steps', 'keep_checkpoints', 'keep_every_steps',
-    'save_in_background', 'max_not_finite', 'eval', 'devices',
-)  # fmt: skip
 _AHEAD = 4  # steps whose networks are made ready while the device works
 
 
@@ -142,7 +137,7 @@ def restore_or_init(
     state = _state_of(init_params(ghn.config, jax.random.key(config.seed)), optimizer, mesh)
     meta = checkpoints.restore_meta()
     before = configs.from_json(meta['config'])
-    if differing := runs.differing_keys(before, config, _FREE):
+    if differing := runs.differing_keys(before, config, runs.FREE_KEYS):
         key = differing[0]
         raise UserError(
             f'{checkpoints.workdir} holds a run with another config ({", ".join(differing)} differ): '
