@@ -38,6 +38,7 @@ from ghn_jax.course import Course
 from ghn_jax.errors import UserError
 from ghn_jax.hypernet.ghn import GHN, init_params
 from ghn_jax.journal import Journal, Silent
+from ghn_jax.lone_values import check_batch_norm
 from ghn_jax.networks.spaces import Space
 from ghn_jax.networks.spec import NetworkSpec
 from ghn_jax.optimizer import make_optimizer
@@ -62,6 +63,7 @@ def train(
     """
     configs.check(config)
     space = runs.make_space_of(config)
+    check_batch_norm(config, space)
     strategy = strategy_of(config)
     dataset = runs.load_data(config)
     mesh = devices.make_mesh(config)
