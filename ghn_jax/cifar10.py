@@ -202,7 +202,7 @@ def _decoded(builder: Any, folder: pathlib.Path) -> dict[str, Split]:
     digest = hashlib.sha256(repr(stamps).encode()).hexdigest()[:16]
     place = cache.folder()
     kept = place and place / 'images' / f'cifar10-{digest}.npz'
-    if kept and kept.is_file():
+    if kept and os.path.isfile(kept):  # not where that cannot be told
         try:
             with np.load(kept, allow_pickle=False) as arrays:
                 splits = {n: Split(arrays[f'{n}_images'], arrays[f'{n}_labels']) for n in COUNTS}
@@ -211,6 +211,8 @@ def _decoded(builder: Any, folder: pathlib.Path) -> dict[str, Split]:
             return splits
         except Exception as e:  # a torn file fails in many ways, and it is only a copy
             print(f'{kept} cannot be read ({_reason(e)}): decoding anew', file=sys.stderr)
+            with contextlib.suppress(OSError):  # where the new one cannot be written, none is better
+                kept.unlink()
     splits = {name: _decode(builder, folder, name) for name in COUNTS}
     if kept:
         _keep(kept, {f'{n}_{k}': a for n, split in splits.items() for k, a in split._asdict().items()})

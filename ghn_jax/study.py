@@ -145,8 +145,9 @@ def _collect(
             else:
                 left_out.append(f'{variant.name} is left out of the tables: {result}')
     if names:
-        which = 'strategies with seeds' if seeded else 'strategies without seeds'
-        left_out.append(f'left out of the tables, for these are of {which}: {", ".join(sorted(names))}')
+        which = 'with' if seeded else 'without'
+        which = f'no runs of these strategies {which} seeds of their own'
+        left_out.append(f'left out of the tables, being {which}: {", ".join(sorted(names))}')
     return done, left_out
 
 
@@ -162,7 +163,9 @@ def _finished(folder: pathlib.Path, variant: Variant, wanted: dict) -> dict[str,
         return f'it was trained with another config ({", ".join(differing)} differ)'
     if step != config.train.steps:
         return f'its training is at step {step} of {config.train.steps}'
-    if result.pop('digest', None) != json_digest(result):
+    if 'digest' not in result:
+        return 'its evaluation was not written by a study of this version'
+    if result.pop('digest') != json_digest(result):
         return 'its evaluation is not what was written'
     if result.get('checkpoint') != digest:
         return 'its evaluation is not of its newest checkpoint'

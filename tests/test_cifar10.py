@@ -10,6 +10,7 @@ import pathlib
 import shutil
 import tarfile
 import tempfile
+from unittest import mock
 
 import numpy as np
 import pytest
@@ -91,6 +92,12 @@ def test_decoded_images_are_kept_and_a_damaged_file_of_them_is_made_anew(
         kept.write_bytes(damaged)
         same(load())
     assert 'decoding anew' in capsys.readouterr().err and kept.read_bytes() == whole
+    kept.write_bytes(whole[:1000])
+    with monkeypatch.context() as m:
+        m.setattr(os, 'replace', mock.Mock(side_effect=OSError(28, 'No space left on device')))
+        same(load())
+    assert 'are not kept' in capsys.readouterr().err and not list(kept.parent.iterdir())
+    load()
     # Other files in the same place are other images.
     record = next(f for f in folder.iterdir() if 'train' in f.name)
     os.utime(record, ns=(0, 0))
