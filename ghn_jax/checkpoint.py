@@ -13,6 +13,7 @@ import contextlib
 import os
 import pathlib
 import sys
+import time
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any, TypeVar
 
@@ -22,11 +23,12 @@ import orbax.checkpoint as ocp
 from absl import logging
 
 from ghn_jax import processes
-from ghn_jax.digests import array_digests, json_digest, leaf_types
+from ghn_jax.digests import array_digests, check_arrays, check_types, json_digest
 from ghn_jax.errors import UserError
 
 _FORMAT = 'ghn_jax checkpoint 1'  # counts up when an old checkpoint can no longer be read
 _ATTEMPTS = 50  # to read while training replaces what is read
+_PATIENCE = 10  # tenths of a second that a deletion may rest
 T = TypeVar('T')
 
 
@@ -122,9 +124,9 @@ class Checkpoints:
 
         def read(step: int, manager: Any) -> tuple[Any, dict]:
             record = self._record(step, manager)
-            self._check_same(step, like)
+            check_types(self._saved_tree(step), like, self.folder / str(step))
             state = manager.restore(step, args=ocp.args.Composite(state=args)).state
-            _check_digests(state, record)
+            check_arrays(state, record.get('digests'))
             return state, record['meta']
 
         return self._newest(read, step)
@@ -160,7 +162,7 @@ class Checkpoints:
                 partial_restore=True,
             )
             state = manager.restore(step, args=ocp.args.Composite(state=args)).state
-            _check_digests({key: state[key]}, record)
+            check_arrays({key: state[key]}, record.get('digests'))
             return state[key], record['meta']
 
         return self._newest(read, step)
@@ -233,7 +235,7 @@ class Checkpoints:
                 for step in reversed(steps):
                     if step not in self._damaged:  # reported before
                         try:
-                            return self._read(step, read)
+                            return self._read(step, read, steps[-1] if only is None else None)
                         except UserError:
                             raise
                         except Exception as e:  # Orbax raises bare Exceptions for damaged files
@@ -264,10 +266,9 @@ class Checkpoints:
             raise UserError(f'{self.folder} has no checkpoint of step {only}: choose from {steps}')
         return steps if only is None else [only]
 
-    def _read(self, step: int, read: Callable[[int, Any], T]) -> T:
-        """What read(step, manager) gives. Raises Vanished where the checkpoint is deleted meanwhile.
-
-        One that is being deleted looks like a damaged one, but for this: its files become fewer.
+    def _read(self, step: int, read: Callable[[int, Any], T], newest: int | None) -> T:
+        """What read(step, manager) gives. newest: as `_is_going`. Raises Vanished where the checkpoint is
+        deleted meanwhile.
         """
         try:
             with self._reader() as manager:
@@ -278,12 +279,24 @@ class Checkpoints:
             with self._reader() as manager:
                 return read(step, manager)
         except Exception:
-            if files and self._files(step) == files:
+            if not self._is_going(step, files, newest):
                 raise
         raise Vanished(
             f'the checkpoint of step {step} in {self.folder} was deleted while it was read: training keeps '
             f'the newest ones; choose from {self.steps()}'
         )
+
+    def _is_going(self, step: int, files: set[str], newest: int | None) -> bool:
+        """Whether a checkpoint that cannot be read is being deleted, not damaged: its files become fewer than
+        `files`, or there is one newer than `newest`, which is to be read in its place. None: none will do.
+        """
+        if newest is not None:
+            return self._files(step) != files or not files or max(self.steps(), default=newest) > newest
+        for _ in range(_PATIENCE):
+            if not files or self._files(step) != files:
+                return True
+            time.sleep(0.1)
+        return False
 
     @contextlib.contextmanager
     def _reader(self) -> Iterator[ocp.CheckpointManager]:
@@ -317,17 +330,6 @@ class Checkpoints:
             raise ValueError('its metadata are damaged')
         return metadata.tree
 
-    def _check_same(self, step: int, like: Any) -> None:
-        # Orbax raises for another shape or structure, in many lines, and casts another dtype silently.
-        saved, wanted = leaf_types(self._saved_tree(step)), leaf_types(like)
-        for name in sorted(saved.keys() | wanted.keys()):
-            if saved.get(name) != wanted.get(name):
-                raise UserError(
-                    f'{self.folder / str(step)}: {name} is {saved.get(name, "absent")}, expected '
-                    f'{wanted.get(name, "none")}: the config is not the one it was trained with; '
-                    'give that config or another --workdir'
-                )
-
 
 def _reason(error: Exception) -> str:
     for cause in ('No space left on device', 'Read-only file system', 'Permission denied'):
@@ -338,12 +340,3 @@ def _reason(error: Exception) -> str:
 
 def _record_digest(record: dict) -> int:
     return json_digest({key: record.get(key) for key in ('meta', 'digests')})
-
-
-def _check_digests(state: Any, record: dict) -> None:
-    saved = record.get('digests')
-    if saved is None:
-        return
-    for name, digest in array_digests(state).items():
-        if saved.get(name) != digest:
-            raise ValueError(f'{name} is not what was written')

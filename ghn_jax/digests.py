@@ -1,12 +1,15 @@
 """What tells one state from another: names, types and digests of its arrays."""
 
 import json
+import os
 import zlib
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+
+from ghn_jax.errors import UserError
 
 
 def leaf_types(tree: Any) -> dict[str, str]:
@@ -37,6 +40,27 @@ def array_digests(state: Any) -> dict[str, int]:
 def json_digest(value: Any) -> int:
     """A digest of a JSON value, whatever the order of its keys."""
     return zlib.crc32(json.dumps(value, sort_keys=True).encode())
+
+
+def check_arrays(state: Any, saved: dict[str, int] | None) -> None:
+    """Raises ValueError unless the arrays have these digests. None: there are none to compare with."""
+    for name, digest in array_digests(state).items() if saved is not None else ():
+        if saved.get(name) != digest:
+            raise ValueError(f'{name} is not what was written')
+
+
+def check_types(saved: Any, wanted: Any, where: os.PathLike) -> None:
+    """Raises UserError unless two trees have arrays of the same names, shapes and types.
+
+    Orbax raises for another shape or structure, in many lines, and casts another dtype silently.
+    """
+    saved, wanted = leaf_types(saved), leaf_types(wanted)
+    for name in sorted(saved.keys() | wanted.keys()):
+        if saved.get(name) != wanted.get(name):
+            raise UserError(
+                f'{where}: {name} is {saved.get(name, "absent")}, expected {wanted.get(name, "none")}: the '
+                'config is not the one it was trained with; give that config or another --workdir'
+            )
 
 
 def _name(path: Any) -> str:
