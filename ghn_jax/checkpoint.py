@@ -10,32 +10,38 @@ What cannot be read is never deleted: it is moved to `workdir/damaged/` when a n
 """
 
 import contextlib
-import json
 import os
 import pathlib
 import sys
-import zlib
+import time
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any, TypeVar
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 import orbax.checkpoint as ocp
 from absl import logging
 
 from ghn_jax import processes
+from ghn_jax.digests import array_digests, check_arrays, check_types, json_digest
 from ghn_jax.errors import UserError
 
 _FORMAT = 'ghn_jax checkpoint 1'  # counts up when an old checkpoint can no longer be read
+_ATTEMPTS = 50  # to read while training replaces what is read
+_PATIENCE = 10  # tenths of a second that a deletion may rest
 T = TypeVar('T')
+
+
+class Vanished(UserError):
+    """A checkpoint was deleted while it was read: training keeps the newest ones only."""
 
 
 class Checkpoints:
     """The checkpoints of one run directory; reading makes and changes nothing.
 
-    Several processes may read while one trains. Those that train together call everything alike, in the same
-    order. `with` waits for the last save and closes.
+    Several processes may read while one trains: what it deletes meanwhile is no damage to them, and they read
+    what is then the newest. Those that train together call everything alike, in the same order. `with` waits
+    for the last save and closes.
 
     keep: the newest ones stay. keep_every: so do those of multiples of it; 0 is none. `best`, an attribute:
     so does that of this step. background: whether `save` returns before all is on the disk.
@@ -60,7 +66,13 @@ class Checkpoints:
 
     def steps(self) -> list[int]:
         """The steps with a finished checkpoint, ascending; [] where there is none."""
-        return sorted(ocp.utils.checkpoint_steps(self.folder)) if self.folder.is_dir() else []
+        for _ in range(_ATTEMPTS):
+            names = os.listdir(self.folder) if self.folder.is_dir() else []
+            steps = sorted(ocp.utils.checkpoint_steps(self.folder)) if names else []
+            if steps or not any(map(str.isdecimal, names)):
+                return steps
+            # All that were listed are deleted by now: there are newer ones.
+        return []
 
     def latest_step(self) -> int | None:
         """The newest finished step, or None."""
@@ -78,10 +90,10 @@ class Checkpoints:
             if self._writer is None:
                 self._writer = self._open()
             if step not in self._writer.all_steps():
-                record = {'meta': meta, 'digests': _digests(state)}
+                record = {'meta': meta, 'digests': array_digests(state)}
                 items = ocp.args.Composite(
                     state=ocp.args.PyTreeSave(state),
-                    meta=ocp.args.JsonSave({'format': _FORMAT, 'digest': _digest_json(record), **record}),
+                    meta=ocp.args.JsonSave({'format': _FORMAT, 'digest': json_digest(record), **record}),
                 )
                 self._writer.save(step, args=items, force=True)
         if wait:
@@ -101,29 +113,40 @@ class Checkpoints:
         """(state, meta) of the newest step that can be read, on the devices and in the shardings of `like`.
 
         `like` is a state of the same structure: arrays or ShapeDtypeStructs. step: of this one, and of no
-        other. Raises UserError if there is no
-        checkpoint, if it is not ours, or if a leaf's name, shape or dtype differs.
+        other.
+
+        Raises:
+          UserError: no checkpoint, one that is not ours, or another name, shape or dtype of a leaf; Vanished:
+            training deleted that of `step` while it was read.
         """
         like = jax.tree.map(ocp.utils.to_shape_dtype_struct, like)
         args = ocp.args.PyTreeRestore(like, restore_args=ocp.checkpoint_utils.construct_restore_args(like))
 
         def read(step: int, manager: Any) -> tuple[Any, dict]:
             record = self._record(step, manager)
-            self._check_same(step, like)
+            check_types(self._saved_tree(step), like, self.folder / str(step))
             state = manager.restore(step, args=ocp.args.Composite(state=args)).state
-            _check_digests(state, record)
+            check_arrays(state, record.get('digests'))
             return state, record['meta']
 
         return self._newest(read, step)
 
     def restore_meta(self) -> dict:
         """The meta of the newest step that can be read; UserError as for `restore`."""
-        return self._newest(lambda step, manager: self._record(step, manager)['meta'])
+        return self.restore_record()[0]
+
+    def restore_record(self) -> tuple[dict, int]:
+        """(meta, a digest of it and of every array) of the newest step whose record can be read.
+
+        Two checkpoints have one digest only if they are the same. UserError as for `restore`.
+        """
+        record = self._newest(self._record)
+        return record['meta'], _record_digest(record)
 
     def restore_params(self, key: str = 'params', *, step: int | None = None) -> tuple[Any, dict]:
         """(state's `key` as nested dicts of numpy arrays, meta), and nothing else of the state is read.
 
-        step: of this one, and of no other. UserError as for `restore`.
+        step: of this one, and of no other. Raises as `restore`.
         """
 
         def read(step: int, manager: Any) -> tuple[Any, dict]:
@@ -139,7 +162,7 @@ class Checkpoints:
                 partial_restore=True,
             )
             state = manager.restore(step, args=ocp.args.Composite(state=args)).state
-            _check_digests({key: state[key]}, record)
+            check_arrays({key: state[key]}, record.get('digests'))
             return state[key], record['meta']
 
         return self._newest(read, step)
@@ -199,40 +222,97 @@ class Checkpoints:
             ) from None
 
     def _newest(self, read: Callable[[int, Any], T], only: int | None = None) -> T:
-        """What read(step) gives for the newest step where it works; steps where it does not are reported."""
+        """What read(step, manager) gives for the newest step where it works, or for the step `only`; damaged
+        ones are reported.
+
+        Raises:
+          UserError: there is none. Vanished: `only` is deleted meanwhile.
+        """
         self.wait()
+        for _ in range(_ATTEMPTS):
+            steps = self._steps_to_read(only)
+            try:
+                for step in reversed(steps):
+                    if step not in self._damaged:  # reported before
+                        try:
+                            return self._read(step, read, steps[-1] if only is None else None)
+                        except UserError:
+                            raise
+                        except Exception as e:  # Orbax raises bare Exceptions for damaged files
+                            where = self.folder / str(step)
+                            print(f'checkpoint {where} cannot be read ({_reason(e)})', file=sys.stderr)
+                            self._damaged.add(step)
+            except Vanished:
+                if only is not None:
+                    raise
+                continue
+            raise UserError(
+                f'none of the checkpoints {steps} in {self.folder} can be read: '
+                'they are damaged or not of ghn_jax; give another --workdir'
+            )
+        raise UserError(
+            f'the checkpoints in {self.folder} are replaced faster than they can be read: try again, or '
+            'train with a larger --config.keep_checkpoints'
+        )
+
+    def _steps_to_read(self, only: int | None) -> list[int]:
         steps = self.steps()
         if not steps:
             raise UserError(
                 f'no checkpoint in {self.workdir}: train first, as in '
                 f'`python -m ghn_jax.train --config=configs/quickstart.py --workdir={self.workdir}`'
             )
-        if only is not None:
-            if only not in steps:
-                raise UserError(f'{self.folder} has no checkpoint of step {only}: choose from {steps}')
-            steps = [only]
+        if only is not None and only not in steps:
+            raise UserError(f'{self.folder} has no checkpoint of step {only}: choose from {steps}')
+        return steps if only is None else [only]
+
+    def _read(self, step: int, read: Callable[[int, Any], T], newest: int | None) -> T:
+        """What read(step, manager) gives. newest: as `_is_going`. Raises Vanished where the checkpoint is
+        deleted meanwhile.
+        """
+        try:
+            with self._reader() as manager:
+                return read(step, manager)
+        except Exception:
+            files = self._files(step)
+        try:
+            with self._reader() as manager:
+                return read(step, manager)
+        except Exception:
+            if not self._is_going(step, files, newest):
+                raise
+        raise Vanished(
+            f'the checkpoint of step {step} in {self.folder} was deleted while it was read: training keeps '
+            f'the newest ones; choose from {self.steps()}'
+        )
+
+    def _is_going(self, step: int, files: set[str], newest: int | None) -> bool:
+        """Whether a checkpoint that cannot be read is being deleted, not damaged: its files become fewer than
+        `files`, or there is one newer than `newest`, which is to be read in its place. None: none will do.
+        """
+        if newest is not None:
+            return self._files(step) != files or not files or max(self.steps(), default=newest) > newest
+        for _ in range(_PATIENCE):
+            if not files or self._files(step) != files:
+                return True
+            time.sleep(0.1)
+        return False
+
+    @contextlib.contextmanager
+    def _reader(self) -> Iterator[ocp.CheckpointManager]:
         level = logging.get_verbosity()
         logging.set_verbosity(logging.FATAL)  # Orbax reports what we report ourselves
-        manager = ocp.CheckpointManager(self.folder, options=ocp.CheckpointManagerOptions(read_only=True))
         try:
-            for step in reversed(steps):
-                if step in self._damaged:  # said before
-                    continue
-                try:
-                    return read(step, manager)
-                except UserError:
-                    raise
-                except Exception as e:  # Orbax raises bare Exceptions for damaged files
-                    where = self.folder / str(step)
-                    print(f'checkpoint {where} cannot be read ({_reason(e)})', file=sys.stderr)
-                    self._damaged.add(step)
+            options = ocp.CheckpointManagerOptions(read_only=True)
+            with ocp.CheckpointManager(self.folder, options=options) as manager:
+                yield manager
         finally:
-            manager.close()
             logging.set_verbosity(level)
-        raise UserError(
-            f'none of the checkpoints {steps} in {self.folder} can be read: '
-            'they are damaged or not of ghn_jax; give another --workdir'
-        )
+
+    def _files(self, step: int) -> set[str]:
+        """Its files and folders; none where it is gone."""
+        walk = os.walk(self.folder / str(step))  # passes over what is gone
+        return {os.path.join(folder, name) for folder, _, names in walk for name in ('', *names)}
 
     def _record(self, step: int, manager: Any) -> dict:
         record = manager.restore(step, args=ocp.args.Composite(meta=ocp.args.JsonRestore())).meta
@@ -240,7 +320,7 @@ class Checkpoints:
             folder = self.folder / str(step)
             raise UserError(f'{folder} was not written by this version of ghn_jax: give another --workdir')
         digest = record.get('digest')  # absent in checkpoints from before there were digests
-        if digest is not None and digest != _digest_json({k: record[k] for k in ('meta', 'digests')}):
+        if digest is not None and digest != _record_digest(record):
             raise ValueError('its record was changed after it was written')
         return record
 
@@ -250,29 +330,6 @@ class Checkpoints:
             raise ValueError('its metadata are damaged')
         return metadata.tree
 
-    def _check_same(self, step: int, like: Any) -> None:
-        # Orbax raises for another shape or structure, in many lines, and casts another dtype silently.
-        saved, wanted = _leaves(self._saved_tree(step)), _leaves(like)
-        for name in sorted(saved.keys() | wanted.keys()):
-            if saved.get(name) != wanted.get(name):
-                raise UserError(
-                    f'{self.folder / str(step)}: {name} is {saved.get(name, "absent")}, expected '
-                    f'{wanted.get(name, "none")}: the config is not the one it was trained with; '
-                    'give that config or another --workdir'
-                )
-
-
-def _leaves(tree: Any) -> dict[str, str]:
-    """'params/decoder/kernel' -> 'float32[3, 4]' for every array of the tree."""
-    out = {}
-    for path, leaf in jax.tree_util.tree_leaves_with_path(tree):
-        shape, dtype = tuple(leaf.shape), leaf.dtype
-        if jnp.issubdtype(dtype, jax.dtypes.prng_key):  # saved as its data
-            data = jax.eval_shape(jax.random.key_data, jax.ShapeDtypeStruct(shape, dtype))
-            shape, dtype = data.shape, data.dtype
-        out[jax.tree_util.keystr(path, simple=True, separator='/')] = f'{np.dtype(dtype)}{list(shape)}'
-    return out
-
 
 def _reason(error: Exception) -> str:
     for cause in ('No space left on device', 'Read-only file system', 'Permission denied'):
@@ -281,27 +338,5 @@ def _reason(error: Exception) -> str:
     return ' '.join(str(error).split())[:200] or type(error).__name__
 
 
-def _digests(state: Any) -> dict[str, int]:
-    """A digest of every array of a state, by the names that `_leaves` gives."""
-    out = {}
-    for path, leaf in jax.tree_util.tree_leaves_with_path(state):
-        if jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key):
-            leaf = jax.random.key_data(leaf)
-        if isinstance(leaf, jax.Array) and not leaf.is_fully_addressable:
-            leaf = leaf.addressable_data(0)  # replicated: every process has all of it
-        data = np.ascontiguousarray(leaf).reshape(-1).view(np.uint8)
-        out[jax.tree_util.keystr(path, simple=True, separator='/')] = zlib.crc32(data)
-    return out
-
-
-def _digest_json(value: Any) -> int:
-    return zlib.crc32(json.dumps(value, sort_keys=True).encode())
-
-
-def _check_digests(state: Any, record: dict) -> None:
-    saved = record.get('digests')
-    if saved is None:
-        return
-    for name, digest in _digests(state).items():
-        if saved.get(name) != digest:
-            raise ValueError(f'{name} is not what was written')
+def _record_digest(record: dict) -> int:
+    return json_digest({key: record.get(key) for key in ('meta', 'digests')})

@@ -26,6 +26,7 @@ MEANS = ('agreement', 'integer_disagreement', 'sqnr_weights', 'sqnr_activations'
 _IDENTITY = ('split', 'name', 'digest')  # of a network: two runs are compared where these agree
 _SAME = (
     'dataset',
+    'note',  # says where images are not those of the data set
     'images',
     'image_size',
     'batch_size',

@@ -14,13 +14,20 @@ from ml_collections import ConfigDict
 
 from ghn_jax import cache, data, executables
 from ghn_jax import config as configs
-from ghn_jax.checkpoint import Checkpoints
+from ghn_jax.checkpoint import Checkpoints, Vanished
 from ghn_jax.errors import UserError
 from ghn_jax.hypernet.ghn import GHN, GHNConfig
 from ghn_jax.networks.size import IMAGE_SIZE
 from ghn_jax.networks.spaces import Space, make_space
 from ghn_jax.quant.policy import parse_bits
 from ghn_jax.records import read_jsonl
+
+# Keys that may change when a run goes on; all others make it another run.
+FREE_KEYS = (
+    'data_dir', 'log_every_steps', 'save_every_steps', 'keep_checkpoints', 'keep_every_steps',
+    'save_in_background', 'max_not_finite', 'eval', 'devices',
+)  # fmt: skip
+_ATTEMPTS = 10  # to read the best checkpoint while training replaces it
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -42,11 +49,11 @@ def load_run(workdir: str | os.PathLike, step: str = 'latest') -> Run:
     step: 'latest' is the newest that can be read; 'best' that which validated best; or a number.
 
     Raises:
-      UserError: no such checkpoint, or one that is not ours.
+      UserError: no such checkpoint, or one that is not ours; that of a number was deleted meanwhile.
     """
     with Checkpoints(workdir) as checkpoints:
         if step == 'best':
-            params, meta = checkpoints.restore_params(step=_best_step(pathlib.Path(workdir), checkpoints))
+            params, meta = _restore_best(pathlib.Path(workdir), checkpoints)
         elif step == 'latest':
             params, meta = checkpoints.restore_params()
         elif step.isdecimal():
@@ -76,6 +83,16 @@ def validated(config: ConfigDict) -> str:
 def best(validations: Iterable[tuple[int, float]]) -> tuple[int, float] | None:
     """That of the largest value, the first of equal ones, of (step, value)."""
     return max(validations, key=lambda v: (v[1], -v[0]), default=None)
+
+
+def _restore_best(workdir: pathlib.Path, checkpoints: Checkpoints) -> tuple[Any, dict]:
+    for _ in range(_ATTEMPTS):
+        step = _best_step(workdir, checkpoints)
+        try:
+            return checkpoints.restore_params(step=step)
+        except Vanished:
+            continue  # a later one validated better
+    raise UserError(f'--step=best: {workdir} has a new best step at each attempt to read it: try again')
 
 
 def _best_step(workdir: pathlib.Path, checkpoints: Checkpoints) -> int:

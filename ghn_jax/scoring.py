@@ -10,6 +10,7 @@ Axes: M networks | P policies | K batches | N images of a batch | H pixels.
 """
 
 import functools
+import sys
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
@@ -18,8 +19,9 @@ import jax.numpy as jnp
 import numpy as np
 from jax import Array
 from jax.sharding import Mesh
+from tqdm import tqdm
 
-from ghn_jax import devices, protocol, steps
+from ghn_jax import devices, lone_values, protocol, steps
 from ghn_jax.batches import prepare
 from ghn_jax.cnn import integer
 from ghn_jax.cnn.building import build_program
@@ -241,6 +243,8 @@ def score_in_full(
         raise UserError(
             f'the hypernetwork has max_shape {ghn.config.max_shape}: only {GHNConfig.max_shape} can be run'
         )
+    if text := lone_values.warning(selection.specs, images.images.shape[2], images.labels.shape[1]):
+        _warn_once(text)
     scores: list[list[Score]] = [[] for _ in selection.specs]
     assert (calibration is not None) == how.measures
     batch_size, given = images.labels.shape[1], images
@@ -280,6 +284,11 @@ def score_in_full(
                 scores[i].append(Score(*shares, predicted, sqnr, share))
                 done(i, p)
     return scores
+
+
+@functools.cache
+def _warn_once(text: str) -> None:
+    tqdm.write(text, file=sys.stderr)
 
 
 def room_for(specs: Sequence[NetworkSpec]) -> int:

@@ -8,27 +8,28 @@ A strategy is a name and what it changes in the config: a JSON object {"name": {
 are those of `config.quant`, or any of the config: "seed", "train.steps", "ghn.bits". What no strategy changes
 is the same for all: seed, space, data, number of steps. Each run has a directory of its own, WORKDIR/name,
 which `evaluate` and `predict` take as well; with --seeds, WORKDIR/name.seedK. A study that was stopped goes
-on where it was, and several processes on one WORKDIR may share the runs by --only. WORKDIR/study.json holds
-the tables of what is done.
+on where it was, and several processes on one WORKDIR may share the runs by --only or --seeds.
 
-Differences are paired: those of the same seed on the same networks. With several seeds the standard errors
-are those over seeds, since runs of one strategy differ by more than the networks of one run tell.
+WORKDIR/study.json holds the tables of all runs there that are done, whichever process did them and when: of
+these strategies, with any seed. A run whose config is not the study's, or that was scored in another way, is
+left out of them and named.
 """
 
+import contextlib
+import fcntl
 import json
-import math
 import pathlib
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
-import numpy as np
 from absl import flags
 from ml_collections import ConfigDict, config_flags
-from tabulate import tabulate
 
-from ghn_jax import cli, files, results, runs, sensitivity
+from ghn_jax import cli, files, results, runs, sensitivity, study_tables
+from ghn_jax.checkpoint import Checkpoints
 from ghn_jax.data import Dataset
+from ghn_jax.digests import json_digest
 from ghn_jax.errors import UserError
 from ghn_jax.evaluate import evaluate
 from ghn_jax.quant.policy import Policy
@@ -36,9 +37,9 @@ from ghn_jax.quant.strategy import scheme_of
 from ghn_jax.request import parse_policies, parse_splits
 from ghn_jax.scoring import image_batches, select_split
 from ghn_jax.train import train
-from ghn_jax.variants import Variant, make_variants, parse_seeds, read_strategies
+from ghn_jax.variants import Variant, make_variants, parse_seeds, read_strategies, seed_of
 
-_RESULT, _STUDY = 'evaluation.json', 'study.json'
+_RESULT, _STUDY, _LOCK = 'evaluation.json', 'study.json', 'study.lock'
 
 
 def study(
@@ -78,24 +79,111 @@ def study(
         **{k: v for k, v in scoring.items() if k != 'policies'},
         'splits': list(scoring['splits']),
     }
-    done: list[tuple[Variant, dict[str, Any]]] = []
     workdir.mkdir(parents=True, exist_ok=True)
+    tables: dict[str, Any] = {}
+    told: set[str] = set()
     for variant in variants:
-        folder = workdir / variant.name
-        if not only or {variant.name, variant.strategy} & set(only):
-            print(
-                f'== {variant.name}: {json.dumps(strategies[variant.strategy])}', file=sys.stderr, flush=True
-            )
-            train(variant.config, folder)
-            result = _read(folder, wanted, variant) or _score(
-                folder, wanted, groups, layers, dataset, scoring
-            )
-        elif (result := _read(folder, wanted, variant)) is None:
+        if only and not {variant.name, variant.strategy} & set(only):
             continue
-        done.append((variant, result))
-        tables = _tables(done, strategies, baseline, wanted)
-        files.write_json(workdir / _STUDY, tables)
+        folder = workdir / variant.name
+        print(f'== {variant.name}: {json.dumps(strategies[variant.strategy])}', file=sys.stderr, flush=True)
+        train(variant.config, folder)
+        result = _finished(folder, variant, wanted)
+        if isinstance(result, str):
+            result = _score(folder, wanted, groups, layers, dataset, scoring)
+        with _alone(workdir):
+            # Read again each time: other processes share the study.
+            done, left_out = _collect(workdir, config, strategies, wanted, like=result, seeded=bool(seeds))
+            tables = study_tables.make_tables(done, strategies, baseline, wanted)
+            files.write_json(workdir / _STUDY, tables)
+        for line in left_out:
+            if line not in told:
+                print(line, file=sys.stderr)
+        told |= set(left_out)
     return tables
+
+
+@contextlib.contextmanager
+def _alone(workdir: pathlib.Path) -> Iterator[None]:
+    """One process at a time reads what is done and writes the tables; the others wait."""
+    try:
+        file = open(workdir / _LOCK, 'a')
+    except OSError as e:
+        raise UserError(f'{workdir} cannot be written ({e.strerror}): give another --workdir') from None
+    with file:
+        with contextlib.suppress(OSError):  # a file system without locks: the next write has all rows again
+            fcntl.flock(file, fcntl.LOCK_EX)
+        yield
+
+
+def _collect(
+    workdir: pathlib.Path,
+    config: ConfigDict,
+    strategies: Mapping[str, Any],
+    wanted: dict,
+    *,
+    like: Mapping[str, Any],
+    seeded: bool,
+) -> tuple[list[tuple[Variant, dict[str, Any]]], list[str]]:
+    """(runs of the study that are done with their evaluations, whoever did them; lines that say what of the
+    directory is left out and why).
+
+    like: an evaluation that the others must be comparable with. seeded: whether runs have seeds of their own.
+    """
+    names = {file.parent.name for file in workdir.glob(f'*/{_RESULT}')}
+    seeds = sorted({seed for name in names if (seed := seed_of(name, strategies)) is not None})
+    done: list[tuple[Variant, dict[str, Any]]] = []
+    left_out: list[str] = []
+    for variant in make_variants(config, strategies, seeds if seeded else ()):
+        if variant.name in names:
+            names.remove(variant.name)
+            result = _finished(workdir / variant.name, variant, wanted)
+            if isinstance(result, dict) and (reason := _unlike(result, like)):
+                result = reason
+            if isinstance(result, dict):
+                done.append((variant, result))
+            else:
+                left_out.append(f'{variant.name} is left out of the tables: {result}')
+    if names:
+        which = 'with' if seeded else 'without'
+        which = f'no runs of these strategies {which} seeds of their own'
+        left_out.append(f'left out of the tables, being {which}: {", ".join(sorted(names))}')
+    return done, left_out
+
+
+def _finished(folder: pathlib.Path, variant: Variant, wanted: dict) -> dict[str, Any] | str:
+    """The evaluation of a finished run as it lies there; or why it is none of this variant, scored so."""
+    try:
+        meta, digest = Checkpoints(folder).restore_record()
+        config, _, step = runs.read_meta(meta, folder)
+        result = results.read_result(folder / _RESULT)
+    except UserError as e:
+        return str(e)
+    if differing := runs.differing_keys(config, variant.config, runs.FREE_KEYS):
+        return f'it was trained with another config ({", ".join(differing)} differ)'
+    if step != config.train.steps:
+        return f'its training is at step {step} of {config.train.steps}'
+    if 'digest' not in result:
+        return 'its evaluation was not written by a study of this version'
+    if result.pop('digest') != json_digest(result):
+        return 'its evaluation is not what was written'
+    if result.get('checkpoint') != digest:
+        return 'its evaluation is not of its newest checkpoint'
+    theirs = result.get('study')
+    theirs = theirs if isinstance(theirs, dict) else {}
+    if differing := [key for key in wanted.keys() | theirs.keys() if theirs.get(key) != wanted.get(key)]:
+        return f'it was scored in another way ({", ".join(sorted(differing))} differ)'
+    return result
+
+
+def _unlike(result: Mapping[str, Any], like: Mapping[str, Any]) -> str | None:
+    """Why the two evaluations are not of the same networks and images."""
+    protocol = like['protocol']
+    try:
+        results.check_comparable(dict(result), 'it', like['networks'], protocol['bits'], protocol)
+    except UserError as e:
+        return str(e)
+    return None
 
 
 def _score(
@@ -105,15 +193,15 @@ def _score(
     layers: int,
     dataset: Dataset | None,
     scoring: dict,
-):
+) -> dict[str, Any]:
     """An evaluation, with the scores by part, written to the strategy's directory."""
     run = runs.load_run(folder)
     dataset = dataset or runs.load_data(run.config)
     result, _ = evaluate(run, dataset=dataset, workdir=str(folder), **scoring)
-    result['study'] = wanted
+    result['study'], result['checkpoint'] = wanted, Checkpoints(folder).restore_record()[1]
     if groups is not None:
         result |= _score_parts(run, groups, layers, dataset, **scoring)
-    files.write_json(folder / _RESULT, result)
+    files.write_json(folder / _RESULT, result | {'digest': json_digest(result)})
     return result
 
 
@@ -138,133 +226,6 @@ def _score_parts(
             for name, change in network.items():
                 parts['layers'].setdefault(sensitivity.place_of(name, spec.n_cells), []).append(change)
     return parts
-
-
-def _read(folder: pathlib.Path, wanted: dict, variant: Variant) -> dict[str, Any] | None:
-    """The evaluation of a finished run as it lies there, if it is the one wanted."""
-    try:
-        result = results.read_result(folder / _RESULT)
-    except UserError:
-        return None
-    done = result.get('study') == wanted and result['protocol']['step'] == variant.config.train.steps
-    return result if done else None
-
-
-def _tables(
-    done: Sequence[tuple[Variant, Mapping]], strategies: Mapping[str, Any], baseline: str, wanted: dict
-) -> dict[str, Any]:
-    """'rows' by split and bits and 'parts' by part of the networks, of every run; 'over_seeds', of both."""
-    bases = {v.config.seed: result for v, result in done if v.strategy == baseline}
-    rows, parts = [], []
-    for variant, result in done:
-        run = {'strategy': variant.strategy, 'seed': variant.config.seed}
-        base = None if variant.strategy == baseline else bases.get(variant.config.seed)
-        for row in result['rows']:
-            line = run | {'steps': result['protocol']['step']}
-            line |= {
-                key: row[key]
-                for key in ('split', 'bits', 'n', 'top1_mean', 'top1_sem', 'top1_median', 'top1_max')
-            }
-            rows.append(line | _difference(_scores(result, row), base and _scores(base, row)))
-        for part, top1 in result.get('groups', {}).items():
-            nothing = None if part == 'nothing' else result['groups']['nothing']
-            line = run | {'part': part, 'n': len(top1), **results.statistics(top1, 'top1')}
-            parts.append(line | _difference(top1, nothing))
-        for part, changes in result.get('layers', {}).items():
-            line = run | {'part': f'one layer of the {part}', 'n': len(changes)}
-            parts.append(line | _difference(changes, [0.0] * len(changes)))
-    protocol = next((result['protocol'] for _, result in done), {})
-    same = ('dataset', 'note', 'images', 'image_size', 'batch_size', 'batch_norm', 'ranges', 'seed')
-    return {
-        'rows': rows,
-        'parts': parts,
-        'over_seeds': {'rows': _over_seeds(rows, 'split', 'bits'), 'parts': _over_seeds(parts, 'part')},
-        'baseline': baseline,
-        'strategies': {v.strategy: dict(strategies[v.strategy]) for v, _ in done},
-        'protocol': {key: protocol[key] for key in same if key in protocol} | wanted,
-    }
-
-
-def _scores(result: Mapping[str, Any], row: Mapping[str, Any]) -> list[float]:
-    return [n['scores'][row['bits']]['top1'] for n in result['networks'] if n['split'] == row['split']]
-
-
-def _difference(ours: Sequence[float], theirs: Sequence[float] | None) -> dict[str, float | None]:
-    """Mean and standard error of the differences on the same networks; nothing where there are no others."""
-    if theirs is None:
-        return {}
-    numbers = results.statistics(np.subtract(ours, theirs).tolist(), 'difference')
-    return {key: numbers[key] for key in ('difference_mean', 'difference_sem')}
-
-
-def _over_seeds(rows: Sequence[Mapping[str, Any]], *keys: str) -> list[dict[str, Any]]:
-    """A row for each strategy and value of `keys`: means over seeds, and their standard errors over seeds; of
-    one seed, the row as it is, with its standard errors over networks.
-    """
-    groups: dict[tuple, list[Mapping[str, Any]]] = {}
-    for row in rows:
-        groups.setdefault(tuple(row[key] for key in ('strategy', *keys)), []).append(row)
-    lines = []
-    for members in groups.values():
-        line = {key: members[0][key] for key in ('strategy', 'steps', *keys) if key in members[0]}
-        line['seeds'] = [row['seed'] for row in members]
-        for name in ('top1', 'difference'):
-            mean, sem = f'{name}_mean', f'{name}_sem'
-            have = [row for row in members if mean in row]
-            if len(have) > 1:
-                numbers = results.statistics([row[mean] for row in have], name)
-                line |= {key: numbers[key] for key in (mean, sem)}
-            elif have:
-                line |= {key: have[0][key] for key in (mean, sem)}
-        lines.append(line)
-    return lines
-
-
-def text(tables: Mapping[str, Any]) -> str:
-    """The tables: a line for each strategy, a column for each split and bit-width; then by parts."""
-    rows, parts = tables['over_seeds']['rows'], tables['over_seeds']['parts']
-    columns = list(dict.fromkeys((row['split'], row['bits']) for row in rows))
-    several = len({split for split, _ in columns}) > 1
-    cells = {(r['strategy'], (r['split'], r['bits'])): r for r in rows}
-    about = {row['strategy']: [row['strategy'], row['steps'], len(row['seeds'])] for row in rows}
-    headers = ['strategy', 'steps', 'seeds']
-    headers += [f'{split} {bits}' if several else bits for split, bits in columns]
-    lines = [[*about[name], *(_cell(cells.get((name, column))) for column in columns)] for name in about]
-    out = [tabulate(lines, headers, tablefmt='github', disable_numparse=True), '', _note(tables)]
-    if parts:
-        names = list(dict.fromkeys(row['part'] for row in parts))
-        by_part = {(row['strategy'], row['part']): row for row in parts}
-        lines = [[part, *(_cell(by_part.get((name, part))) for name in about)] for part in names]
-        title = f'{tables["protocol"]["groups"]} on parts of the networks, the rest in float'
-        out += ['', f'{title} (difference to the whole network in float):', '']
-        out += [tabulate(lines, ['quantized', *about], tablefmt='github', disable_numparse=True)]
-    return '\n'.join(out)
-
-
-def _cell(row: Mapping[str, Any] | None) -> str:
-    if row is None:
-        return ''
-    if 'top1_mean' not in row:
-        return f'({_plus_minus(row["difference_mean"], row["difference_sem"], "+")})'
-    cell = _plus_minus(row['top1_mean'], row['top1_sem'])
-    if 'difference_mean' in row:
-        cell += f' ({_plus_minus(row["difference_mean"], row["difference_sem"], "+")})'
-    return cell
-
-
-def _plus_minus(mean: float, sem: float | None, sign: str = '') -> str:
-    return f'{mean:{sign}.2f}' + ('' if sem is None or math.isnan(sem) else f' ± {sem:.2f}')
-
-
-def _note(tables: Mapping[str, Any]) -> str:
-    p = tables['protocol']
-    seeds = any(len(row['seeds']) > 1 for row in tables['over_seeds']['rows'])
-    error = 'standard error over seeds, of one seed over networks,' if seeds else 'standard error'
-    return (
-        f'Mean top-1 ± {error} in percent (difference to {tables["baseline"]} on the same networks); '
-        f'{p["num_networks"]} networks, {p.get("images")} test images of {p.get("dataset")}. '
-        f'{p.get("note") or ""}'
-    ).strip()
 
 
 if __name__ == '__main__':
@@ -308,6 +269,6 @@ if __name__ == '__main__':
             num_images=_NUM_IMAGES.value,
             batch_size=_BATCH_SIZE.value,
         )
-        print(text(tables))
+        print(study_tables.text(tables))
 
     cli.run(_main)

@@ -38,6 +38,7 @@ from ghn_jax.course import Course
 from ghn_jax.errors import UserError
 from ghn_jax.hypernet.ghn import GHN, init_params
 from ghn_jax.journal import Journal, Silent
+from ghn_jax.lone_values import check_batch_norm
 from ghn_jax.networks.spaces import Space
 from ghn_jax.networks.spec import NetworkSpec
 from ghn_jax.optimizer import make_optimizer
@@ -47,11 +48,6 @@ from ghn_jax.speed import clock
 from ghn_jax.stopping import Stopping
 from ghn_jax.window import Window
 
-# Keys that may change when a run goes on; all others make it another run.
-_FREE = (
-    'data_dir', 'log_every_steps', 'save_every_steps', 'keep_checkpoints', 'keep_every_steps',
-    'save_in_background', 'max_not_finite', 'eval', 'devices',
-)  # fmt: skip
 _AHEAD = 4  # steps whose networks are made ready while the device works
 
 
@@ -67,6 +63,7 @@ def train(
     """
     configs.check(config)
     space = runs.make_space_of(config)
+    check_batch_norm(config, space)
     strategy = strategy_of(config)
     dataset = runs.load_data(config)
     mesh = devices.make_mesh(config)
@@ -142,7 +139,7 @@ def restore_or_init(
     state = _state_of(init_params(ghn.config, jax.random.key(config.seed)), optimizer, mesh)
     meta = checkpoints.restore_meta()
     before = configs.from_json(meta['config'])
-    if differing := runs.differing_keys(before, config, _FREE):
+    if differing := runs.differing_keys(before, config, runs.FREE_KEYS):
         key = differing[0]
         raise UserError(
             f'{checkpoints.workdir} holds a run with another config ({", ".join(differing)} differ): '

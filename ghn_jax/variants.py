@@ -4,7 +4,7 @@ import copy
 import dataclasses
 import os
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
 from ml_collections import ConfigDict
@@ -13,6 +13,14 @@ from ghn_jax import config as configs
 from ghn_jax import jsonfile
 from ghn_jax.errors import UserError, shown
 from ghn_jax.quant.strategy import strategy_of
+
+_MAX_SEED = 2**31 - 1
+_TASK = (
+    'dataset',
+    'data_dir',
+    'image_size',
+    'space',
+)  # what says on which images and networks runs are scored
 
 
 @dataclasses.dataclass(frozen=True)
@@ -44,11 +52,19 @@ def read_strategies(path: str | os.PathLike) -> dict[str, dict[str, Any]]:
 
 def parse_seeds(values: Sequence[str]) -> tuple[int, ...]:
     """--seeds as numbers. Raises UserError unless they are different, from 0 to 2**31 - 1."""
-    fit = all(value.isdecimal() and len(value) <= 10 and int(value) < 2**31 for value in values)
+    fit = all(value.isdecimal() and len(value) <= 10 and int(value) <= _MAX_SEED for value in values)
     if not fit or len({int(value) for value in values}) < len(values):
         given = shown(','.join(values))
-        raise UserError(f'--seeds={given}: expected different numbers from 0 to {2**31 - 1}, such as 0,1,2')
+        raise UserError(f'--seeds={given}: expected different numbers from 0 to {_MAX_SEED}, such as 0,1,2')
     return tuple(map(int, values))
+
+
+def seed_of(name: str, strategies: Collection[str]) -> int | None:
+    """The seed in the name of a run's directory, if that is one of a run with a seed of one of these."""
+    strategy, found, seed = name.rpartition('.seed')
+    if not found or strategy not in strategies or not re.fullmatch(r'0|[1-9]\d{0,9}', seed):
+        return None
+    return int(seed) if int(seed) <= _MAX_SEED else None
 
 
 def make_variants(
@@ -84,6 +100,11 @@ def _changed(config: ConfigDict, name: str, changes: Mapping[str, Any]) -> Confi
         if not isinstance(holder, ConfigDict) or last not in holder:
             known = f'{", ".join(config.quant)}, or a key of the config such as train.steps'
             raise UserError(f'strategy {name!r}: {full} is no key: expected {known}')
+        if full.split('.')[0] in _TASK and configs.tuples(value) != holder[last]:
+            raise UserError(
+                f'strategy {name!r} changes {full}: all strategies of a study are scored on the same '
+                'networks and images; set it with --config, for all'
+            )
         try:
             holder[last] = configs.tuples(value)
         except TypeError as e:

@@ -1,5 +1,6 @@
 """Checkpoints: what comes back is what was saved, whatever happened in between."""
 
+import itertools
 import os
 import pathlib
 import shutil
@@ -7,16 +8,20 @@ import signal
 import subprocess
 import sys
 import textwrap
+import threading
+from concurrent.futures import ThreadPoolExecutor
 
 import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
+import orbax.checkpoint as ocp
 import pytest
 from flax import struct
 
-from ghn_jax.checkpoint import Checkpoints
+from ghn_jax import checkpoint
+from ghn_jax.checkpoint import Checkpoints, Vanished
 from ghn_jax.errors import UserError
 
 
@@ -198,8 +203,6 @@ def test_a_directory_without_a_checkpoint_is_an_error_and_stays_as_it_was(tmp_pa
 
 
 def test_a_foreign_checkpoint_is_an_error(tmp_path):
-    import orbax.checkpoint as ocp
-
     with ocp.CheckpointManager(tmp_path / 'checkpoints') as m:
         state, meta = ocp.args.PyTreeSave({'w': np.ones(2)}), ocp.args.JsonSave({'a': 1})
         m.save(5, args=ocp.args.Composite(state=state, meta=meta))
@@ -234,3 +237,168 @@ def test_killing_a_save_leaves_a_whole_checkpoint_and_the_step_can_be_saved_agai
         c.save(2, {'params': {'w': np.full(3, 7, np.float32)}}, {'step': 2})
     assert not list((tmp_path / 'checkpoints').glob('*tmp*'))
     assert Checkpoints(tmp_path).latest_step() == 2
+
+
+def test_a_bit_of_the_saved_config_that_changes_falls_back_to_the_checkpoint_before(run, capsys):
+    file = run / 'checkpoints/2/meta/metadata'
+    text = file.read_text()
+    assert text.count('[1]') == 1
+    file.write_text(text.replace('[1]', '[3]'))  # as good a record as before
+    state, meta = Checkpoints(run).restore(make_state(0))
+    assert_same(state, make_state(1))
+    assert meta == {'config': '{"a": [1]}', 'step': 1} == Checkpoints(run).restore_meta()
+    assert 'its record was changed after it was written' in capsys.readouterr().err
+
+
+@pytest.mark.filterwarnings('ignore::pytest.PytestUnraisableExceptionWarning')
+def test_damage_is_told_once(run, capsys):
+    damage(run, 2)
+    checkpoints = Checkpoints(run)
+    for _ in range(3):
+        assert checkpoints.restore_params()[1]['step'] == 1
+    assert capsys.readouterr().err.count('cannot be read') == 1
+
+
+def test_a_state_comes_back_in_the_shardings_of_the_one_given(run):
+    mesh = jax.make_mesh((1,), ('i',), devices=jax.devices()[:1])
+    sharding = jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec())
+    like = jax.device_put(make_state(0), sharding)
+    state, _ = Checkpoints(run).restore(like)
+    assert {x.sharding for x in jax.tree.leaves(state.params)} == {sharding}
+    plain, _ = Checkpoints(run).restore(make_state(0))
+    assert {x.sharding for x in jax.tree.leaves(plain.params)} == {make_state(0).step.sharding}
+
+
+def test_two_checkpoints_have_one_digest_only_if_they_are_the_same(tmp_path):
+    digests = set()
+    for name, value, meta in (('a', 1, {'a': 1}), ('b', 2, {'a': 1}), ('c', 1, {'a': 2})):
+        with Checkpoints(tmp_path / name) as c:
+            c.save(1, make_state(value), meta)
+        digests.add(Checkpoints(tmp_path / name).restore_record()[1])
+    with Checkpoints(tmp_path / 'again') as c:
+        c.save(1, make_state(1), {'a': 1})
+    assert len(digests) == 3 and Checkpoints(tmp_path / 'again').restore_record()[1] in digests
+
+
+def test_what_cannot_be_written_is_one_line_with_the_last_whole_checkpoint(tmp_path, monkeypatch):
+    advice = 'make room, or make the directory writable, and start again'
+    folder = tmp_path / 'new/checkpoints'
+    folder.parent.mkdir()
+    folder.write_text('')
+    with pytest.raises(UserError) as e:
+        Checkpoints(tmp_path / 'new').save(1, make_state(1), {})
+    assert str(e.value) == (
+        f"no checkpoint can be written in {folder} ([Errno 17] File exists: '{folder}'); there is none yet: "
+        f'{advice}'
+    )
+    error = RuntimeError(
+        'Error in a thread:\n  UNKNOWN: write failed: No space left on device [errno 28]\n  at x'
+    )
+    with Checkpoints(tmp_path, background=False) as c:
+        c.save(2, make_state(2), {})
+        with monkeypatch.context() as m, pytest.raises(UserError) as e:
+            m.setattr(type(c._writer), 'save', lambda *_, **__: (_ for _ in ()).throw(error))
+            c.save(3, make_state(3), {})
+    assert str(e.value) == (
+        f'no checkpoint can be written in {tmp_path}/checkpoints (No space left on device); the last whole '
+        f'one is that of step 2: {advice}'
+    )
+
+
+@pytest.mark.parametrize(
+    ('text', 'reason'),
+    [
+        ('a\nb: Read-only file system: c', 'Read-only file system'),
+        ('a\nb: Permission denied: c', 'Permission denied'),
+        ('a \n  b', 'a b'),
+        ('x' * 300, 'x' * 200),
+        ('', 'OSError'),
+    ],
+)
+def test_the_reason_of_a_failure_is_a_few_words(text, reason):
+    assert checkpoint._reason(OSError(text)) == reason
+
+
+def save_keeping_one(workdir: pathlib.Path, *steps: int) -> None:
+    with Checkpoints(workdir, keep=1) as c:
+        for step in steps:
+            c.save(step, {'params': {'w': np.full(3, step)}}, {'step': step})
+
+
+@pytest.mark.parametrize('how', ['whole', 'in part', 'in part, at rest'])
+def test_a_checkpoint_that_is_deleted_while_it_is_read_is_no_damage(tmp_path, monkeypatch, capsys, how):
+    save_keeping_one(tmp_path, 1)
+    whole = shutil.copytree(tmp_path / 'checkpoints/1', tmp_path / 'whole')
+    restore, calls = ocp.CheckpointManager.restore, []
+
+    def rotate_then_restore(manager, step, **options):
+        calls.append(step)
+        if len(calls) == 1:
+            if how != 'in part':
+                save_keeping_one(tmp_path, 2)
+            if how == 'in part, at rest':
+                shutil.copytree(whole, tmp_path / 'checkpoints/1')
+            if how != 'whole':  # as a reader sees it in the middle of its deletion
+                shutil.rmtree(tmp_path / 'checkpoints/1/meta')
+        elif how == 'in part' and len(calls) == 2:
+            save_keeping_one(tmp_path, 2)
+        return restore(manager, step, **options)
+
+    monkeypatch.setattr(ocp.CheckpointManager, 'restore', rotate_then_restore)
+    params, meta = Checkpoints(tmp_path).restore_params()
+    assert meta == {'step': 2} and list(params['w']) == [2, 2, 2]
+    assert capsys.readouterr().err == ''
+
+
+def test_a_checkpoint_that_somebody_deletes_while_it_is_read_gives_the_one_before(run, monkeypatch, capsys):
+    restore = ocp.CheckpointManager.restore
+
+    def delete_then_restore(manager, step, **options):
+        shutil.rmtree(run / 'checkpoints/2', ignore_errors=True)
+        return restore(manager, step, **options)
+
+    monkeypatch.setattr(ocp.CheckpointManager, 'restore', delete_then_restore)
+    assert Checkpoints(run).restore_meta()['step'] == 1
+    assert capsys.readouterr().err == ''
+
+
+def test_a_step_that_is_deleted_while_it_is_read_is_told_as_such(tmp_path, monkeypatch):
+    save_keeping_one(tmp_path, 1)
+    restore = ocp.CheckpointManager.restore
+
+    def rotate_then_restore(manager, step, **options):
+        save_keeping_one(tmp_path, 2)
+        return restore(manager, step, **options)
+
+    monkeypatch.setattr(ocp.CheckpointManager, 'restore', rotate_then_restore)
+    with pytest.raises(Vanished, match=r'step 1 in .* was deleted while it was read: .* choose from \[2\]$'):
+        Checkpoints(tmp_path).restore_params(step=1)
+    with pytest.raises(UserError, match=r'has no checkpoint of step 1: choose from \[2\]$'):
+        Checkpoints(tmp_path).restore_params(step=1)
+
+
+def test_readers_beside_a_training_that_keeps_one_checkpoint_never_see_damage(tmp_path, capsys):
+    save_keeping_one(tmp_path, 1)
+    done = threading.Event()
+
+    def train():
+        with Checkpoints(tmp_path, keep=1) as c:
+            for step in itertools.count(2):
+                if done.is_set():
+                    return
+                c.save(step, {'params': {'w': np.full(3, step)}}, {'step': step})
+
+    with ThreadPoolExecutor(1) as pool:
+        training = pool.submit(train)
+        try:
+            seen = []
+            while len(seen) < 40 or seen[-1] < seen[0] + 3:
+                assert not training.done()
+                params, meta = Checkpoints(tmp_path).restore_params()
+                assert list(params['w']) == [meta['step']] * 3
+                seen.append(meta['step'])
+        finally:
+            done.set()
+        training.result()
+    assert seen == sorted(seen)
+    assert 'cannot be read' not in capsys.readouterr().err

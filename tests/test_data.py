@@ -1,11 +1,6 @@
 """Images: every data set keeps its promises, and a batch is a function of (seed, step)."""
 
 import hashlib
-import io
-import os
-import pathlib
-import tarfile
-from unittest import mock
 
 import jax
 import jax.numpy as jnp
@@ -16,29 +11,6 @@ from hypothesis import strategies as st
 
 from ghn_jax import data
 from ghn_jax.errors import UserError
-
-
-@pytest.fixture(autouse=True)
-def nothing_kept(monkeypatch):
-    """The user's cache is not for the images of tests."""
-    monkeypatch.setenv('GHN_JAX_CACHE', '')
-
-
-@pytest.fixture(scope='session')
-def archive(tmp_path_factory) -> tuple[pathlib.Path, str, np.ndarray]:
-    """A CIFAR-10 archive of 6 x 20 random images, its digest, and the records [6, 20, 3073]."""
-    records = np.random.default_rng(0).integers(0, 256, (6, 20, 3073), dtype=np.uint8)
-    records[:, :, 0] %= 10
-    names = 'airplane automobile bird cat deer dog frog horse ship truck'.split()
-    files = {f'data_batch_{i + 1}.bin': records[i].tobytes() for i in range(5)}
-    files |= {'test_batch.bin': records[5].tobytes(), 'batches.meta.txt': '\n'.join(names).encode() + b'\n\n'}
-    path = tmp_path_factory.mktemp('cifar') / 'cifar-10-binary.tar.gz'
-    with tarfile.open(path, 'w:gz') as tar:
-        for name, content in files.items():
-            member = tarfile.TarInfo(f'cifar-10-batches-bin/{name}')
-            member.size = len(content)
-            tar.addfile(member, io.BytesIO(content))
-    return path, hashlib.md5(path.read_bytes()).hexdigest(), records
 
 
 @pytest.mark.parametrize('name, size', [('digits', 16), ('digits', 32), ('synthetic', 32), ('synthetic', 8)])
@@ -72,6 +44,25 @@ def test_synthetic_images_follow_the_seed_and_a_nearest_mean_classifier_learns_t
     assert (nearest == d.test.labels).mean() > 0.95
 
 
+def test_digits_are_as_bright_as_a_byte_can_say():
+    images = data.load('digits', image_size=8).train.images
+    # scikit-learn's are 0 to 16: a full one is white.
+    values = [0, 16, 32, 48, 64, 80, 96, 112, 128, 143, 159, 175, 191, 207, 223, 239, 255]
+    assert np.unique(images).tolist() == values
+    assert (images == images[..., :1]).all()
+
+
+def test_synthetic_images_are_patterns_under_noise_and_always_the_same():
+    d = data.load('synthetic', image_size=8)
+    means = np.stack([d.train.images[d.train.labels == c].mean(0) for c in range(10)])
+    inside = (means > 90) & (means < 165)  # what is not cut off at 0 and 255
+    residuals = d.train.images - means[d.train.labels]
+    assert residuals[inside[d.train.labels]].std() == pytest.approx(32, rel=0.02)
+    assert 40 < means.min() < 70 and 185 < means.max() < 215
+    digest = hashlib.sha256(b''.join(a.tobytes() for s in (d.train, d.val, d.test) for a in s))
+    assert digest.hexdigest()[:16] == 'a015d6698d7b87e4'
+
+
 def test_unknown_names_absent_data_and_impossible_sizes_are_one_clear_error_each(tmp_path):
     with pytest.raises(UserError, match="'mnist' is not one of cifar10, digits, synthetic"):
         data.load('mnist')
@@ -80,103 +71,6 @@ def test_unknown_names_absent_data_and_impossible_sizes_are_one_clear_error_each
     with pytest.raises(UserError, match='not prepared .* data_dir.*--prepare=cifar10'):
         data.load('cifar10', data_dir=str(tmp_path))
     assert not list(tmp_path.iterdir())
-
-
-def test_prepared_cifar10_comes_back_pixel_for_pixel(archive, tmp_path, capsys):
-    path, md5, records = archive
-    folder = data.prepare_cifar10(data_dir=str(tmp_path), archive=str(path), md5=md5)
-    assert [p.name for p in tmp_path.iterdir()] == ['cifar10'] and folder.is_relative_to(tmp_path / 'cifar10')
-    d = data.load('cifar10', data_dir=str(tmp_path))
-    assert [len(s.labels) for s in (d.train, d.val, d.test)] == [90, 10, 20]
-    assert d.flip and d.note == ''
-
-    def as_set(images, labels):
-        return {(image.tobytes(), int(label)) for image, label in zip(images, labels)}
-
-    def of_records(r):
-        r = r.reshape(-1, 3073)
-        return as_set(np.ascontiguousarray(r[:, 1:].reshape(-1, 3, 32, 32).transpose(0, 2, 3, 1)), r[:, 0])
-
-    assert as_set(*d.train) | as_set(*d.val) == of_records(records[:5])
-    assert as_set(*d.test) == of_records(records[5])
-    data.prepare_cifar10(data_dir=str(tmp_path), archive='no such file', md5=md5)
-    assert 'already prepared' in capsys.readouterr().out
-    assert data.load('cifar10', data_dir=str(tmp_path), image_size=16).train.images.shape[1:] == (16, 16, 3)
-
-
-def test_decoded_images_are_kept_and_a_damaged_file_of_them_is_made_anew(
-    archive, tmp_path, monkeypatch, capsys
-):
-    path, md5, _ = archive
-    monkeypatch.setenv('GHN_JAX_CACHE', str(tmp_path / 'cache'))
-    folder = data.prepare_cifar10(data_dir=str(tmp_path / 'd'), archive=str(path), md5=md5)
-    load = lambda: data.load('cifar10', data_dir=str(tmp_path / 'd'))
-    first = load()
-    (kept,) = (tmp_path / 'cache' / 'images').iterdir()
-
-    def same(d) -> None:
-        for a, b in zip((first.train, first.val, first.test), (d.train, d.val, d.test)):
-            np.testing.assert_array_equal(a.images, b.images)
-            np.testing.assert_array_equal(a.labels, b.labels)
-
-    with monkeypatch.context() as m:
-        m.setattr(data.Image, 'open', None)  # nothing is decoded
-        same(load())
-    whole = kept.read_bytes()
-    for damaged in (b'', whole[: len(whole) // 2], b'PK' + whole[2:1000], whole[:200] + b'?' + whole[201:]):
-        kept.write_bytes(damaged)
-        same(load())
-    assert 'decoding anew' in capsys.readouterr().err and kept.read_bytes() == whole
-    kept.write_bytes(whole[:1000])
-    with monkeypatch.context() as m:
-        m.setattr(os, 'replace', mock.Mock(side_effect=OSError(28, 'No space left on device')))
-        same(load())
-    assert 'are not kept' in capsys.readouterr().err and not list(kept.parent.iterdir())
-    load()
-    # Other files in the same place are other images.
-    record = next(f for f in folder.iterdir() if 'train' in f.name)
-    os.utime(record, ns=(0, 0))
-    load()
-    assert len(list(kept.parent.iterdir())) == 2
-
-
-def test_a_wrong_or_absent_archive_is_refused_and_nothing_is_written(archive, tmp_path):
-    path, md5, _ = archive
-    with pytest.raises(UserError, match=f'digest {md5}, expected {data.CIFAR10_MD5}'):
-        data.prepare_cifar10(data_dir=str(tmp_path), archive=str(path))
-    with pytest.raises(UserError, match='no such file'):
-        data.prepare_cifar10(data_dir=str(tmp_path), archive=str(tmp_path / 'x.tar.gz'))
-    notes = tmp_path.with_suffix('.txt')
-    notes.write_text('no archive')
-    digest = hashlib.md5(notes.read_bytes()).hexdigest()
-    with pytest.raises(UserError, match='is not the binary archive of CIFAR-10'):
-        data.prepare_cifar10(data_dir=str(tmp_path), archive=str(notes), md5=digest)
-    assert not [p for p in tmp_path.rglob('*') if p.is_file()]
-
-
-def test_a_download_that_fails_is_one_clear_error_and_leaves_nothing(tmp_path, monkeypatch):
-    monkeypatch.setattr(data, 'CIFAR10_URL', (tmp_path / 'absent.tar.gz').as_uri())
-    with pytest.raises(UserError, match='cannot download .* --archive=FILE'):
-        data.prepare_cifar10(data_dir=str(tmp_path / 'd'))
-    assert not [p for p in tmp_path.rglob('*') if p.is_file()]
-
-
-def test_a_download_is_checked_before_it_is_used(archive, tmp_path, monkeypatch):
-    path, md5, _ = archive
-    monkeypatch.setattr(data, 'CIFAR10_URL', path.as_uri())
-    with pytest.raises(UserError, match='digest'):
-        data.prepare_cifar10(data_dir=str(tmp_path))
-    assert not [p for p in tmp_path.rglob('*') if p.is_file()]
-    data.prepare_cifar10(data_dir=str(tmp_path), md5=md5)
-    assert len(data.load('cifar10', data_dir=str(tmp_path)).test.labels) == 20
-
-
-@pytest.mark.slow
-def test_the_prepared_cifar10_beside_the_repository_is_read_with_its_note(shared):
-    d = data.load('cifar10', data_dir=str(shared / 'tfds'))
-    assert [len(s.labels) for s in (d.train, d.val, d.test)] == [45_000, 5_000, 10_000]
-    assert 'JPEG' in d.note
-    np.testing.assert_allclose(d.mean, [0.4914, 0.4822, 0.4465], atol=0.003)  # of the original images
 
 
 @settings(max_examples=50, deadline=None)
@@ -196,6 +90,11 @@ def test_a_batch_depends_on_seed_and_step_alone():
         np.testing.assert_array_equal(data.batch_indices(0, s, 8, 100), a[s])
     assert (data.batch_indices(1, 0, 8, 100) != a[0]).any()
     assert (np.concatenate(a[:12]) != np.concatenate(a[25:37])).any()  # another order in another epoch
+
+
+def test_no_seed_has_the_order_of_another_seeds_other_epoch():
+    orders = {tuple(data.batch_indices(seed, epoch, 50, 50)) for seed in range(4) for epoch in range(4)}
+    assert len(orders) == 16
 
 
 def test_every_augmented_image_is_a_crop_of_the_padded_one_or_its_mirror():

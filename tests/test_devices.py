@@ -9,8 +9,7 @@ import numpy as np
 import pytest
 
 from ghn_jax import config as configs
-from ghn_jax.runs import differing_keys
-from ghn_jax.train import _FREE
+from ghn_jax.runs import FREE_KEYS, differing_keys
 from tests.device_checks import DEVICES, FEW, NETWORKS, REST
 from tests.small_run import ROOT
 
@@ -113,4 +112,4 @@ def test_a_run_may_go_on_with_other_devices():
     one, other = configs.default(), configs.default()
     other.devices.images, other.devices.per_process = 2, 4
     assert differing_keys(one, other, ()) == ['devices.images', 'devices.per_process']
-    assert differing_keys(one, other, _FREE) == []
+    assert differing_keys(one, other, FREE_KEYS) == []

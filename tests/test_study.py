@@ -1,12 +1,17 @@
 """A study: strategies side by side on the same networks, resumed where it stopped, bad ones refused first."""
 
+import functools
 import json
+import threading
+from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import pytest
 
-from ghn_jax import sensitivity, study
+from ghn_jax import results, runs, sensitivity, study, study_tables
+from ghn_jax.checkpoint import Checkpoints
 from ghn_jax.errors import UserError
+from ghn_jax.hypernet.ghn import GHNConfig
 from ghn_jax.quant import Policy, parse_bits
 from ghn_jax.variants import make_variants, parse_seeds, read_strategies
 from tests.small_run import command, is_one_error_line, small_config
@@ -24,12 +29,58 @@ def config():
     return c
 
 
-def run(workdir, **options):
+def run(workdir, *, strategies=STRATEGIES, changes=None, **options):
+    c = config()
+    c.update_from_flattened_dict(changes or {})
     defaults = dict(
         splits=['test'], policies=[parse_bits('w4a4')], num_networks=2, num_images=8, batch_size=4
     )
     defaults |= dict(groups=Policy(2, 2), layers=1)
-    return study.study(config(), STRATEGIES, workdir, **defaults | options)
+    return study.study(c, strategies, workdir, **defaults | options)
+
+
+def save_run(config, folder, step=None):
+    """A run directory as training leaves it, without its parameters."""
+    step = config.train.steps if step is None else step
+    with Checkpoints(folder) as checkpoints:
+        meta = runs.run_meta(config, GHNConfig(hid=config.ghn.hid), step, kind='train')
+        checkpoints.save(step, {'params': {'w': np.full(1, config.seed)}}, meta)
+
+
+def make_evaluation(run, *, workdir, policies, images=8, **_):
+    """An evaluation of five networks, as a function of the directory's name."""
+    top1 = np.random.default_rng(list(workdir.encode()[-9:])).normal(50, 9, 5).tolist()
+    bits = [str(policy) for policy in policies]
+    networks = [
+        {
+            'split': 'test',
+            'name': str(i),
+            'digest': str(i),
+            'scores': {b: {'top1': x, 'top5': x} for b in bits},
+        }
+        for i, x in enumerate(top1)
+    ]
+    same = ('dataset', 'note', 'batch_size', 'image_size', 'batch_norm', 'ranges', 'range_rule')
+    protocol = {**dict.fromkeys((*same, 'calibration_images')), 'images': images, 'bits': bits}
+    protocol |= {'training': '', 'workdir': workdir, 'step': run.step}
+    rows = results.make_rows(networks, bits)
+    return {'rows': rows, 'networks': networks, 'protocol': protocol}, None
+
+
+@pytest.fixture
+def quick(monkeypatch):
+    """Nothing is trained or scored: {name: config} of what would have been trained."""
+    trained = {}
+
+    def train(config, folder):
+        trained[folder.name] = config
+        save_run(config, folder)
+
+    monkeypatch.setattr(study, 'train', train)
+    monkeypatch.setattr(study, 'evaluate', make_evaluation)
+    monkeypatch.setattr(study, '_score_parts', lambda *_, **__: {'groups': {'nothing': [1.0]}, 'layers': {}})
+    monkeypatch.setattr(runs, 'load_data', lambda _: None)
+    return trained
 
 
 @pytest.fixture(scope='module')
@@ -50,7 +101,7 @@ def test_every_strategy_is_scored_and_compared_with_the_first_on_the_same_networ
     assert 'difference_mean' not in tables['rows'][0]
     assert second['protocol']['quantization']['edge_bits'] == 'w8a8'
     assert json.loads((workdir / 'study.json').read_text()) == json.loads(json.dumps(tables))
-    text = study.text(tables)
+    text = study_tables.text(tables)
     assert '| drawn' in text and '±' in text and 'one layer of the stem' in text
 
 
@@ -71,30 +122,28 @@ def test_a_study_that_is_done_trains_and_scores_nothing_again(done, monkeypatch)
         run(done[1], num_networks=1)
 
 
-def test_a_study_may_begin_with_any_strategy(tmp_path, monkeypatch):
-    monkeypatch.setattr(study, 'train', lambda *_: None)
-    monkeypatch.setattr(study, '_score', lambda *_: {'rows': [], 'networks': [], 'protocol': {'step': 2}})
+def names_of(tables):
+    return [f'{row["strategy"]}.{row["seed"]}' for row in tables['rows']]
+
+
+def test_a_study_may_begin_with_any_strategy(tmp_path, quick):
     tables = run(tmp_path / 'new', only=['drawn'])
-    assert list(tables['strategies']) == ['drawn']
+    assert list(tables['strategies']) == ['drawn'] == list(quick)
     assert json.loads((tmp_path / 'new/study.json').read_text()) == json.loads(json.dumps(tables))
 
 
-def test_with_several_seeds_each_strategy_runs_with_each_and_means_are_over_seeds(tmp_path, monkeypatch):
-    top1 = {}
-
-    def score(folder, *_):
-        top1[folder.name] = np.random.default_rng(list(folder.name.encode())).normal(50, 9, 5).tolist()
-        row = {'split': 'test', 'bits': 'w4a4', 'n': 5}
-        row |= {f'top1_{key}': float(np.mean(top1[folder.name])) for key in ('mean', 'sem', 'median', 'max')}
-        networks = [{'split': 'test', 'scores': {'w4a4': {'top1': x}}} for x in top1[folder.name]]
-        return {'rows': [row], 'networks': networks, 'protocol': {'step': 2}, 'groups': {'nothing': [1.0]}}
-
-    trained = {}
-    monkeypatch.setattr(study, 'train', lambda c, folder: trained.update({folder.name: c.seed}))
-    monkeypatch.setattr(study, '_score', score)
+def test_with_several_seeds_each_strategy_runs_with_each_and_means_are_over_seeds(tmp_path, quick):
     tables = run(tmp_path, seeds=(0, 5, 7))
-    assert trained == {f'{name}.seed{k}': k for name in STRATEGIES for k in (0, 5, 7)}
-    ours, base = (np.array([top1[f'{name}.seed{k}'] for k in (0, 5, 7)]) for name in ('drawn', 'float'))
+    assert {name: c.seed for name, c in quick.items()} == {
+        f'{n}.seed{k}': k for n in STRATEGIES for k in (0, 5, 7)
+    }
+    ours, base = (
+        np.array([
+            [n['scores']['w4a4']['top1'] for n in json.loads(file.read_text())['networks']]
+            for file in sorted(tmp_path.glob(f'{name}.seed*/evaluation.json'))
+        ])
+        for name in ('drawn', 'float')
+    )  # fmt: skip
     assert [row.get('difference_mean') for row in tables['rows']] == [
         None, None, None, *(pytest.approx(d) for d in (ours - base).mean(1))
     ]  # fmt: skip
@@ -103,11 +152,11 @@ def test_with_several_seeds_each_strategy_runs_with_each_and_means_are_over_seed
     for name, means in (('top1', ours.mean(1)), ('difference', (ours - base).mean(1))):
         assert row[f'{name}_mean'] == pytest.approx(means.mean())
         assert row[f'{name}_sem'] == pytest.approx(means.std(ddof=1) / 3**0.5)
-    assert 'over seeds' in study.text(tables)
+    assert 'over seeds' in study_tables.text(tables)
 
-    trained.clear()
+    quick.clear()
     run(tmp_path / 'one', seeds=(0, 5, 7), only=['drawn.seed5'])
-    assert trained == {'drawn.seed5': 5}
+    assert {name: c.seed for name, c in quick.items()} == {'drawn.seed5': 5}
     with pytest.raises(UserError, match=r'--only=drawn.seed6: expected of float, drawn, or a run such as'):
         run(tmp_path / 'one', seeds=(0, 5, 7), only=['drawn.seed6'])
     # Of seeds of which the baseline is not there yet, nothing is said.
@@ -117,6 +166,133 @@ def test_with_several_seeds_each_strategy_runs_with_each_and_means_are_over_seed
     assert row['seeds'] == [0, 5, 7]
     for key in ('difference_mean', 'difference_sem'):
         assert row[key] == middle[key] != 0
+
+
+def test_the_tables_have_the_runs_of_earlier_calls_with_other_strategies_and_seeds(tmp_path, quick):
+    assert names_of(run(tmp_path, seeds=(5,), only=['drawn'])) == ['drawn.5']
+    assert names_of(run(tmp_path, seeds=(0,))) == ['float.0', 'drawn.0', 'drawn.5']
+    tables = run(tmp_path, seeds=(5,), only=['float'])
+    assert names_of(tables) == ['float.0', 'float.5', 'drawn.0', 'drawn.5']
+    assert tables == run(tmp_path, seeds=(0, 5))
+    assert [row['seeds'] for row in tables['over_seeds']['rows']] == [[0, 5], [0, 5]]
+
+
+def change_evaluation(folder, **changes):
+    file = folder / 'evaluation.json'
+    file.write_text(json.dumps(json.loads(file.read_text()) | changes))
+
+
+UNLIKE = {
+    'another seed': (dict(changes={'seed': 3}), None, 'another config (seed differ)'),
+    'another learning rate': (
+        dict(changes={'train.learning_rate': 0.5}), None, 'another config (train.learning_rate differ)'
+    ),
+    'more steps': (dict(changes={'train.steps': 4}), None, 'another config (train.steps differ)'),
+    'another strategy': (
+        dict(strategies=STRATEGIES | {'float': {'mode': 'qat', 'bits': 'w8a8'}}), None,
+        'another config (quant.bits differ)',
+    ),
+    'other images': (dict(num_images=4), None, 'scored in another way (num_images differ)'),
+    'other bits': (
+        dict(policies=[parse_bits('w2a2')]), None, 'scored in another way (bits differ)'
+    ),
+    'unfinished': (
+        {}, lambda folder: save_run(config_of_float(), folder, step=3), 'its training is at step 3 of 2'
+    ),
+    'trained again': (
+        {}, lambda folder: train_again(folder), 'its evaluation is not of its newest checkpoint'
+    ),
+    'changed': ({}, lambda folder: change_evaluation(folder, rows=[]), 'is not what was written'),
+    'of another version': (
+        {}, lambda folder: drop_digest(folder), 'was not written by a study of this version'
+    ),
+    'torn': ({}, lambda folder: (folder / 'evaluation.json').write_text('{"rows": ['), 'is no JSON'),
+    'no checkpoint': (
+        {}, lambda folder: (folder / 'checkpoints').rename(folder / 'old'), 'no checkpoint in'
+    ),
+    'of other strategies': (
+        dict(strategies={'drawn': STRATEGIES['drawn']}), None,
+        'no runs of these strategies without seeds of their own: float',
+    ),
+}  # fmt: skip
+
+
+def drop_digest(folder):
+    file = folder / 'evaluation.json'
+    result = json.loads(file.read_text())
+    del result['digest']
+    file.write_text(json.dumps(result))
+
+
+def config_of_float():
+    return make_variants(config(), STRATEGIES)[0].config
+
+
+def train_again(folder):
+    (folder / 'checkpoints').rename(folder / 'old')
+    with Checkpoints(folder) as checkpoints:
+        meta = runs.run_meta(config_of_float(), GHNConfig(hid=8), 2, kind='train')
+        checkpoints.save(2, {'params': {'w': np.full(1, 9)}}, meta)
+
+
+@pytest.mark.parametrize('case', UNLIKE)
+def test_a_run_that_is_not_like_the_others_is_left_out_of_the_tables_and_named(tmp_path, quick, capsys, case):
+    options, change, words = UNLIKE[case]
+    assert names_of(run(tmp_path, only=['float'])) == ['float.0']
+    if change:
+        change(tmp_path / 'float')
+    capsys.readouterr()
+    tables = run(tmp_path, only=['drawn'], **options)
+    assert [row['strategy'] for row in tables['rows']] == ['drawn']
+    assert json.loads((tmp_path / 'study.json').read_text()) == json.loads(json.dumps(tables))
+    told = [line for line in capsys.readouterr().err.splitlines() if 'left out of the tables' in line]
+    assert len(told) == 1 and 'float' in told[0] and words in told[0]
+
+
+def test_a_run_scored_on_other_images_is_left_out_of_the_tables(tmp_path, quick, monkeypatch, capsys):
+    run(tmp_path, only=['float'])
+    monkeypatch.setattr(study, 'evaluate', functools.partial(make_evaluation, images=6))
+    assert names_of(run(tmp_path, only=['drawn'])) == ['drawn.0']
+    assert (
+        'float is left out of the tables: it was made with images=8, this is images=6'
+        in capsys.readouterr().err
+    )
+
+
+def test_what_is_left_out_is_said_once(tmp_path, quick, capsys):
+    run(tmp_path, strategies={'odd': {}})
+    run(tmp_path)
+    assert capsys.readouterr().err.count('left out') == 1
+
+
+def test_processes_that_share_a_study_lose_no_rows(tmp_path, quick, monkeypatch):
+    make_tables, in_tables, written = study_tables.make_tables, threading.Event(), threading.Event()
+
+    def slowly(done, *args):
+        tables = make_tables(done, *args)
+        if not in_tables.is_set():  # the first has read what is done; the second now finishes its run
+            in_tables.set()
+            written.wait(1)
+        return tables
+
+    monkeypatch.setattr(study_tables, 'make_tables', slowly)
+
+    def second():
+        in_tables.wait()
+        run(tmp_path, only=['drawn'])
+        written.set()
+
+    with ThreadPoolExecutor(1) as pool:
+        other = pool.submit(second)
+        run(tmp_path, only=['float'])
+        other.result()
+    assert names_of(json.loads((tmp_path / 'study.json').read_text())) == ['float.0', 'drawn.0']
+
+
+def test_tables_that_cannot_be_written_are_one_line(tmp_path, quick):
+    (tmp_path / 'study.json').mkdir()
+    with pytest.raises(UserError, match='study.json cannot be written'):
+        run(tmp_path)
 
 
 @pytest.mark.parametrize('values', [['0', '0'], ['-1'], ['1.5'], ['a'], [''], ['2147483648'], ['7' * 5000]])
@@ -140,6 +316,10 @@ def test_a_strategy_has_no_seed_of_its_own_beside_others():
         ({'a': {'seed.x.y': 1}}, "strategy 'a': seed.x.y is no key"),
         ({'a': {'train.steps': '7'}}, "strategy 'a': train.steps"),
         ({'a': {}, 'b': {'mode': 'qat', 'percentile': 0.3}}, "strategy 'b'"),
+        ({'a': {'space.channels': [32]}}, "strategy 'a' changes space.channels: all .* on the same networks"),
+        ({'a': {'dataset': 'digits'}}, "strategy 'a' changes dataset"),
+        ({'a': {'image_size': 16}}, "strategy 'a' changes image_size"),
+        ({'a': {'data_dir': 'elsewhere'}}, "strategy 'a' changes data_dir"),
     ],
 )
 def test_a_bad_strategy_is_refused_before_any_is_trained(tmp_path, strategies, words):
