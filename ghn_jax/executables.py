@@ -118,4 +118,5 @@ def _prune(folder: pathlib.Path) -> None:
         with contextlib.suppress(FileNotFoundError):  # another process may be at it, too
             used.append((path.stat().st_mtime_ns, path))
     for _, path in sorted(used)[:-_MOST]:
-        path.unlink(missing_ok=True)
+        with contextlib.suppress(OSError):  # in a folder of several people, of somebody else
+            path.unlink(missing_ok=True)
