@@ -29,7 +29,7 @@ import numpy as np
 from absl import flags, logging
 from PIL import Image
 
-from ghn_jax import axes, cache, cli
+from ghn_jax import axes, cache, cli, paths
 from ghn_jax.errors import UserError
 
 CIFAR10_URL = 'https://www.cs.toronto.edu/~kriz/cifar-10-binary.tar.gz'
@@ -152,7 +152,7 @@ def prepare_cifar10(
                 yield i, {'id': f'{name}_{i:05d}', 'image': Image.fromarray(image), 'label': int(label)}
 
     with _quiet():
-        builder = Cifar10(data_dir=data_dir or None, file_format='array_record')
+        builder = Cifar10(data_dir=_folder(data_dir), file_format='array_record')
         prepared = builder.is_prepared()
     folder = pathlib.Path(builder.data_path)
     if prepared:
@@ -200,7 +200,7 @@ def _cifar10(*, data_dir: str | None, image_size: int, seed: int) -> Dataset:
     import tensorflow_datasets as tfds
 
     with _quiet():
-        builder: Any = tfds.builder('cifar10', data_dir=data_dir or None, file_format='array_record')
+        builder: Any = tfds.builder('cifar10', data_dir=_folder(data_dir), file_format='array_record')
         prepared = builder.is_prepared()
     if not prepared:
         raise UserError(
@@ -317,9 +317,18 @@ def _permutation(seed: int, epoch: int, n: int) -> np.ndarray:
     return order
 
 
+def _folder(data_dir: str | None) -> str | None:
+    """Where TFDS data lie; None is TFDS's own place. Raises UserError unless it is a local one."""
+    if data_dir:
+        return str(paths.local(data_dir, '--data_dir'))
+    # TFDS would make a folder called `~` where there is no home directory.
+    paths.local(os.environ.get('TFDS_DATA_DIR', '~/tensorflow_datasets'), 'TFDS_DATA_DIR')
+    return None
+
+
 def _archive(archive: str | None, downloads: pathlib.Path, md5: str) -> pathlib.Path:
     """The archive, downloaded if none is given, its digest checked."""
-    path = pathlib.Path(archive or downloads / os.path.basename(CIFAR10_URL)).expanduser()
+    path = paths.local(archive, '--archive') if archive else downloads / os.path.basename(CIFAR10_URL)
     if not path.is_file():
         if archive:
             raise UserError(f'--archive={archive}: there is no such file; it comes from {CIFAR10_URL}')
