@@ -205,7 +205,7 @@ class Checkpoints:
         if not steps:
             raise UserError(
                 f'no checkpoint in {self.workdir}: train first, as in '
-                f'`python -m ghn_jax.train --config=configs/quickstart.py --workdir={self.workdir}`'
+                f'`python -m ghn_jax.train --config=quickstart --workdir={self.workdir}`'
             )
         if only is not None:
             if only not in steps:

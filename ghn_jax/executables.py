@@ -39,7 +39,7 @@ def kept(function: Any, arguments: tuple, static: Mapping[str, Any], *, named: s
     what the static arguments are made of, as text.
     """
     folder = jax.config.jax_compilation_cache_dir
-    if not folder or jax.process_count() > 1:
+    if not folder or '://' in folder or jax.process_count() > 1:  # what JAX writes to, this may not
         return functools.partial(function, **static)
     path = pathlib.Path(folder) / f'{function.__name__}-{_digest(named, arguments)}.executable'
     if (found := _load(path, _devices_of(arguments))) is None:

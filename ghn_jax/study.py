@@ -27,7 +27,7 @@ from absl import flags
 from ml_collections import ConfigDict
 from tabulate import tabulate
 
-from ghn_jax import bounds, cli, results, runs, sensitivity
+from ghn_jax import bounds, cli, paths, results, runs, sensitivity
 from ghn_jax.data import Dataset
 from ghn_jax.errors import UserError
 from ghn_jax.evaluate import evaluate
@@ -65,6 +65,7 @@ def study(
       UserError: a bad strategy, before any is trained; whatever training and scoring raise.
     """
     bounds.check(layers=layers)
+    workdir = paths.local(workdir, 'workdir')
     variants = make_variants(config, strategies, seeds)
     baseline = baseline or variants[0].strategy
     known = {*strategies, *(v.name for v in variants)}

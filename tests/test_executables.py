@@ -127,6 +127,16 @@ def test_a_part_of_the_devices_is_enough(tmp_path):
     assert [(each.returncode, each.stdout) for each in done] == [(0, '4\n'), (0, '0\n')], done[1].stderr
 
 
+def test_a_cache_of_jax_in_the_cloud_is_no_folder_here(folder, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    jax.config.update('jax_compilation_cache_dir', 'gs://bucket/cache')
+    jax.config.update('jax_enable_compilation_cache', False)  # JAX itself would go there
+    try:
+        assert [call(), call()] == [1, 1] and not list(tmp_path.iterdir())
+    finally:
+        jax.config.update('jax_enable_compilation_cache', True)
+
+
 def test_nothing_is_kept_where_nothing_is_to_be(folder):
     jax.config.update('jax_compilation_cache_dir', None)
     assert [call(), call()] == [1, 1] and not folder.exists()

@@ -13,6 +13,7 @@ from ghn_jax.evaluate import evaluate
 from ghn_jax.networks.spec import load_networks
 from ghn_jax.quant.policy import load_policy
 from ghn_jax.results import read_result
+from ghn_jax.study import study
 from ghn_jax.variants import read_strategies
 from tests.commands import COMMANDS, flags_of
 from tests.small_run import ROOT, command, is_one_error_line
@@ -70,6 +71,7 @@ def test_a_config_has_no_addresses(key, tmp_path, monkeypatch):
         lambda url: convert('state.npz', 'ghn.json', url),
         lambda url: evaluate(None, against=url),
         lambda url: lock.holding(url).__enter__(),
+        lambda url: study(config.default(), {'a': {}}, url),
         lambda url: data.load('cifar10', data_dir=str(url)),
         lambda url: data.prepare_cifar10(data_dir=str(url)),
     ],
