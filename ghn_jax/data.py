@@ -72,6 +72,8 @@ def load(name: str, *, data_dir: str | None = None, image_size: int = 32, seed: 
         raise UserError(f'data set {name!r} is not one of {", ".join(DATASETS)}')
     if image_size < 8:
         raise UserError(f'image_size={image_size}: expected at least 8 pixels')
+    if name == 'cifar10':
+        data_dir = paths.tfds_folder(data_dir)
     return DATASETS[name](data_dir=data_dir, image_size=image_size, seed=seed)
 
 
@@ -152,7 +154,7 @@ def prepare_cifar10(
                 yield i, {'id': f'{name}_{i:05d}', 'image': Image.fromarray(image), 'label': int(label)}
 
     with _quiet():
-        builder = Cifar10(data_dir=_folder(data_dir), file_format='array_record')
+        builder = Cifar10(data_dir=data_dir or None, file_format='array_record')
         prepared = builder.is_prepared()
     folder = pathlib.Path(builder.data_path)
     if prepared:
@@ -200,7 +202,7 @@ def _cifar10(*, data_dir: str | None, image_size: int, seed: int) -> Dataset:
     import tensorflow_datasets as tfds
 
     with _quiet():
-        builder: Any = tfds.builder('cifar10', data_dir=_folder(data_dir), file_format='array_record')
+        builder: Any = tfds.builder('cifar10', data_dir=data_dir or None, file_format='array_record')
         prepared = builder.is_prepared()
     if not prepared:
         raise UserError(
@@ -317,18 +319,9 @@ def _permutation(seed: int, epoch: int, n: int) -> np.ndarray:
     return order
 
 
-def _folder(data_dir: str | None) -> str | None:
-    """Where TFDS data lie; None is TFDS's own place. Raises UserError unless it is a local one."""
-    if data_dir:
-        return str(paths.local(data_dir, '--data_dir'))
-    # TFDS would make a folder called `~` where there is no home directory.
-    paths.local(os.environ.get('TFDS_DATA_DIR', '~/tensorflow_datasets'), 'TFDS_DATA_DIR')
-    return None
-
-
 def _archive(archive: str | None, downloads: pathlib.Path, md5: str) -> pathlib.Path:
     """The archive, downloaded if none is given, its digest checked."""
-    path = paths.local(archive, '--archive') if archive else downloads / os.path.basename(CIFAR10_URL)
+    path = pathlib.Path(archive or downloads / os.path.basename(CIFAR10_URL)).expanduser()
     if not path.is_file():
         if archive:
             raise UserError(f'--archive={archive}: there is no such file; it comes from {CIFAR10_URL}')
@@ -386,6 +379,6 @@ if __name__ == '__main__':
     def _main() -> None:
         if _PREPARE.value is None:
             raise UserError('--prepare is missing: say what, as in --prepare=cifar10')
-        prepare_cifar10(data_dir=_DATA_DIR.value, archive=_ARCHIVE.value)
+        prepare_cifar10(data_dir=paths.tfds_folder(_DATA_DIR.value), archive=_ARCHIVE.value)
 
     cli.run(_main)

@@ -38,6 +38,15 @@ def check_local(path: str | os.PathLike, what: str) -> None:
     )
 
 
+def tfds_folder(data_dir: str | None) -> str | None:
+    """Where TFDS data lie; None is its own place. Raises UserError unless that is a local one."""
+    if data_dir:
+        return str(local(data_dir, '--data_dir'))
+    # TFDS would make a folder called `~` where there is no home directory.
+    local(os.environ.get('TFDS_DATA_DIR', '~/tensorflow_datasets'), 'TFDS_DATA_DIR')
+    return None
+
+
 def check_flags(flags: Iterable[Any]) -> None:
     """Raises UserError for the first flag that was given a path with a scheme.
 

@@ -73,7 +73,6 @@ def test_a_config_has_no_addresses(key, tmp_path, monkeypatch):
         lambda url: lock.holding(url).__enter__(),
         lambda url: study(config.default(), {'a': {}}, url),
         lambda url: data.load('cifar10', data_dir=str(url)),
-        lambda url: data.prepare_cifar10(data_dir=str(url)),
     ],
 )
 @pytest.mark.parametrize('url', ['gs://bucket/x', pathlib.Path('s3://bucket/x')], ids=['text', 'Path'])
@@ -84,10 +83,15 @@ def test_functions_refuse_addresses(call, url, tmp_path, monkeypatch):
     assert not list(tmp_path.iterdir())
 
 
-def test_the_place_of_tfds_is_judged_where_none_is_given(monkeypatch):
-    monkeypatch.setenv('TFDS_DATA_DIR', 'gs://bucket')
-    with pytest.raises(UserError, match='TFDS_DATA_DIR=gs://bucket.*not supported yet'):
-        data.load('cifar10')
+def test_the_place_of_tfds_is_judged_where_none_is_given(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    for place in ('gs://bucket', '~nobody-here/x'):
+        monkeypatch.setenv('TFDS_DATA_DIR', place)
+        with pytest.raises(UserError, match=f'TFDS_DATA_DIR={place}'):
+            data.load('cifar10')
+        result = command('ghn_jax.data', '--prepare=cifar10', '--archive=none')
+        assert is_one_error_line(result, f'TFDS_DATA_DIR={place}')
+    assert not list(tmp_path.iterdir())
 
 
 @pytest.mark.parametrize('path', ['runs/a', './gs:/x', 'a/gs://x', 'c:x', 'run:1', '', '~/x:/y', '1:/x'])
