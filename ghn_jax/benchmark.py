@@ -24,11 +24,10 @@ from typing import Any
 
 import jax
 from absl import flags
-from ml_collections import config_flags
 from tabulate import tabulate
 
-from ghn_jax import cli, files, results, runs, screen
-from ghn_jax.errors import UserError
+from ghn_jax import bounds, cli, files, results, runs, screen
+from ghn_jax.errors import UserError, shown
 from ghn_jax.networks.spaces import SPLITS, make_space
 from ghn_jax.networks.spec import load_networks
 from ghn_jax.speed import cells, clock, comparison, picture, profile, programs, scaling, tasks
@@ -53,6 +52,8 @@ def benchmark(what: Sequence[str], options: Options) -> dict[str, Any]:
     Raises:
       UserError: an unknown thing to time or mode, or a network that the executor does not run.
     """
+    numbers = ('meta_batch', 'devices', 'batch_size', 'num_images', 'width', 'repeats')
+    bounds.check(**{name: getattr(options, name) for name in numbers})
     _check('what', what, WHAT)
     _check('mode', options.modes, MODES)
     for name in sorted({'compile', 'profile'} & set(what)):
@@ -71,9 +72,13 @@ def _parts_of_cpu() -> int:
     return 2 if (os.cpu_count() or 1) > 1 and memory >= 20 * 2**30 and not forced else 1
 
 
-def _integers(flag: str, values: Sequence[str]) -> tuple[int, ...]:
-    if not all(value.strip().isdecimal() and int(value) for value in values):
-        raise UserError(f'--{flag}={",".join(values)}: expected positive integers, as in 16,32')
+def _integers(flag: str, bounded: str, values: Sequence[str]) -> tuple[int, ...]:
+    """The numbers of a flag, each within the bounds called `bounded`."""
+    least, most = bounds.BOUNDS[bounded]
+    fits = (v.strip().isdecimal() and len(v) <= 10 and least <= int(v) <= most for v in values)
+    if not all(fits):
+        given = shown(','.join(values))
+        raise UserError(f'--{flag}={given}: expected integers from {least} to {most:,}, as in 16,32')
     return tuple(sorted(set(map(int, values))))
 
 
@@ -128,30 +133,23 @@ if __name__ == '__main__':
     )
     _WHAT = flags.DEFINE_list('what', list(DEFAULT), f'What to time, of {", ".join(WHAT)}.')
     _MODE = flags.DEFINE_list('mode', list(MODES), 'float, qat (W4/A4) or both; compile: the config says.')
-    _META_BATCH = flags.DEFINE_integer(
-        'meta_batch', 8, 'Networks in a training step, for train.', lower_bound=1
+    _META_BATCH = bounds.define_integer('meta_batch', 8, 'Networks in a training step, for train.')
+    _DEVICES = bounds.define_integer(
+        'devices', 0, 'That train and evaluate use; a CPU is divided into so many. 0: all, two of a CPU.'
     )
-    _DEVICES = flags.DEFINE_integer(
-        'devices',
-        0,
-        'That train and evaluate use; a CPU is divided into so many. 0: all, two of a CPU.',
-        lower_bound=0,
+    _BATCH_SIZE = bounds.define_integer(
+        'batch_size', 64, 'Images in a batch; compile, profile: the config says.'
     )
-    _BATCH_SIZE = flags.DEFINE_integer(
-        'batch_size', 64, 'Images in a batch; compile, profile: the config says.', lower_bound=1
-    )
-    _CONFIG = config_flags.DEFINE_config_file(
-        'config',
-        help_string='Config file, then --config.key=value: the run that compile and profile are about.',
+    _CONFIG = cli.define_config(
+        'Config file, or the name of one of ghn_jax, then --config.key=value: the run that compile and '
+        'profile are about.'
     )
     _SPLIT = flags.DEFINE_enum('split', 'train', SPLITS, 'Networks whose programs `compile` is about.')
     _WIDTHS = flags.DEFINE_list('widths', [], 'Only programs of these widths, as in 32,48.')
     _CELLS = flags.DEFINE_list('cells', ['4', '12', '20', '28', '36'], 'Lengths of networks, for `cells`.')
-    _WIDTH = flags.DEFINE_integer('width', 16, 'Channels of the networks of `cells`.', lower_bound=16)
-    _REPEATS = flags.DEFINE_integer(
-        'repeats', 5, 'Times `cells` and `profile` time each thing.', lower_bound=1
-    )
-    _NUM_IMAGES = flags.DEFINE_integer('num_images', 1024, 'Images to score each network on.', lower_bound=1)
+    _WIDTH = bounds.define_integer('width', 16, 'Channels of the networks of `cells`.')
+    _REPEATS = bounds.define_integer('repeats', 5, 'Times `cells` and `profile` time each thing.')
+    _NUM_IMAGES = bounds.define_integer('num_images', 1024, 'Images to score each network on.')
     _JSON = flags.DEFINE_string('json', None, 'File to write the figures to, or the comparison.')
     _COMPARE = flags.DEFINE_list(
         'compare', None, 'Two --json files, A.json,B.json: ratios B / A; times nothing.'
@@ -189,14 +187,13 @@ if __name__ == '__main__':
             tasks.check_networks(specs)
         else:
             specs = [make_space('convnets250k').sample('test', 0, i) for i in range(24)]
-        runs.enable_compilation_cache()
-        runs.divide_cpu(_DEVICES.value or _parts_of_cpu())
+        runs.start(_DEVICES.value or _parts_of_cpu())
         num_devices = _DEVICES.value or min(jax.local_device_count(), _META_BATCH.value)
         options = Options(
             specs=tuple(specs), modes=tuple(_MODE.value), meta_batch=_META_BATCH.value, devices=num_devices,
             batch_size=_BATCH_SIZE.value, num_images=_NUM_IMAGES.value,
-            config=_CONFIG.value, split=_SPLIT.value, widths=_integers('widths', _WIDTHS.value),
-            cells=_integers('cells', _CELLS.value), width=_WIDTH.value, repeats=_REPEATS.value,
+            config=_CONFIG.value, split=_SPLIT.value, widths=_integers('widths', 'width', _WIDTHS.value),
+            cells=_integers('cells', 'cells', _CELLS.value), width=_WIDTH.value, repeats=_REPEATS.value,
         )  # fmt: skip
         return benchmark(_WHAT.value, options)
 

@@ -260,7 +260,7 @@ class Checkpoints:
         if not steps:
             raise UserError(
                 f'no checkpoint in {self.workdir}: train first, as in '
-                f'`python -m ghn_jax.train --config=configs/quickstart.py --workdir={self.workdir}`'
+                f'`python -m ghn_jax.train --config=quickstart --workdir={self.workdir}`'
             )
         if only is not None and only not in steps:
             raise UserError(f'{self.folder} has no checkpoint of step {only}: choose from {steps}')

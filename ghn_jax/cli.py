@@ -29,8 +29,10 @@ from typing import NoReturn
 import ml_collections
 from absl import app, flags, logging
 
-from ghn_jax import files, screen
+from ghn_jax import config, configfile, files, paths, screen
 from ghn_jax.errors import NotFinite, Stopped, UserError, shown
+
+flags.disclaim_key_flags()  # as in `configfile`
 
 EXIT_NOT_FINITE = 3
 EXIT_STOPPED = 75  # EX_TEMPFAIL
@@ -64,6 +66,9 @@ def _run(main: Callable[[], object]) -> None:
 
 def _quietly(main: Callable[[], object]) -> None:
     """Runs `main` without the libraries' progress reports, unless --verbosity asks for them."""
+    from ghn_jax import environment  # and with it JAX, which --help does not wait for
+
+    environment.check()
     if not flags.FLAGS['verbosity'].present:
         logging.set_verbosity(logging.WARNING)
         # Where reading or writing a checkpoint fails, Orbax leaves coroutines and tasks behind that complain
@@ -79,19 +84,21 @@ def _report_unraisable(error) -> None:
         sys.__unraisablehook__(error)
 
 
-def read_config(flag: flags.FlagHolder) -> ml_collections.ConfigDict:
-    """The value of a `DEFINE_config_file` flag; ml_collections opens the file only here.
-
-    Raises UserError if --config is not given, the file does not exist or does not load.
-    """
-    name = flag.name
+def define_config(
+    help_string: str = 'Config file, or the name of one of ghn_jax; then --config.key=value.',
+) -> flags.FlagHolder:
+    """Defines --config, as `configfile.define`; leaves with code 2 where --flagfile cannot be read."""
     try:
-        config = flag.value
-    except Exception as e:
-        raise UserError(_load_error(name, e)) from e
-    if config is None:
-        raise UserError(f'--{name} is missing: give a file, as in --{name}=configs/quickstart.py')
-    return config
+        return configfile.define(help_string)
+    except (flags.Error, ValueError) as e:
+        _fail(_flag_error(e))
+
+
+def read_config(flag: flags.FlagHolder) -> ml_collections.ConfigDict:
+    """The value of a `define_config` flag, checked. Raises UserError if it is absent or impossible."""
+    if flag.value is None:
+        raise UserError('--config is missing: give a file or a name, as in --config=quickstart')
+    return config.check(flag.value)
 
 
 def check_workdir(workdir: str | os.PathLike | None, *, must_exist: bool = False) -> pathlib.Path:
@@ -162,6 +169,7 @@ def check_output(path: str | os.PathLike, flag: str, suffixes: Sequence[str] = (
 
 def _absolute(path: str | os.PathLike, flag: str) -> pathlib.Path:
     """Raises UserError where the system could never have a file of this name, be there one or not."""
+    paths.check_local(path, f'--{flag}')
     try:
         absolute = pathlib.Path(path).expanduser().absolute()
         absolute.lstat()
@@ -181,31 +189,32 @@ def command_line(command: str) -> str:
 
 
 def _parse(argv: list[str]) -> list[str]:
-    for arg in argv[1:]:
-        file = arg.removeprefix('--').removeprefix('config=').split(':')[0]
-        if arg.startswith('--config=') and not os.path.isfile(file):
-            _fail(f'{arg}: there is no such file: give one, as in --config=configs/quickstart.py')
+    if odd := [arg for arg in argv[1:] if arg.endswith('\r')]:
+        _fail(f'{odd[0]!r} ends in a carriage return: give the script Unix line ends, as with dos2unix')
     try:
         rest = flags.FLAGS(argv)
+        paths.check_flags(flags.FLAGS[name] for name in flags.FLAGS)
     except SystemExit:  # --help and its kin print and exit 1
         sys.exit(0)
     except (AttributeError, KeyError) as e:  # ml_collections: "'lrr' Did you mean ..."
         while e.args and isinstance(e.args[0], Exception):  # whose str() would be quoted twice
             e = e.args[0]
         _fail(f'no such config key: {e.args[0] if e.args else e}')
-    except flags.Error as e:
-        _fail(e)
-    except Exception as e:  # whatever a config file may raise: it is the user's program
-        _fail(_load_error('config', e))
+    except (flags.Error, ValueError) as e:
+        _fail(_flag_error(e))
+    except Exception as e:  # ml_collections, of overrides that make no sense
+        _fail(f'the flags cannot be read: {type(e).__name__}: {e}')
     if len(rest) > 1:
         _fail(f'unexpected argument {rest[1]!r}: flags are written --name=value; see --help')
     return rest
 
 
-def _load_error(name: str, error: Exception) -> str:
-    where = traceback.extract_tb(error.__traceback__)[-1]
-    place = f'{os.path.basename(where.filename)} line {where.lineno}'
-    return f'--{name}: the file does not load: {type(error).__name__}: {error} ({place})'
+def _flag_error(error: Exception) -> str:
+    if isinstance(error.__context__, UserError):  # absl words the errors of a parser anew
+        return str(error.__context__)
+    if isinstance(error, UnicodeDecodeError):
+        return '--flagfile names a file that is no UTF-8 text: give one with a flag in each line'
+    return str(error).removeprefix('ERROR:: ')
 
 
 def one_line(error: object) -> str:

@@ -5,10 +5,13 @@ is an error, in a file as on the command line. A checkpoint carries the configur
 """
 
 import json
+from collections.abc import Iterator
 from typing import Any
 
 from ml_collections import ConfigDict
 
+from ghn_jax import paths
+from ghn_jax.bounds import BOUNDS
 from ghn_jax.errors import UserError, shown
 from ghn_jax.networks.genotype import MAX_STEPS
 from ghn_jax.networks.limits import MAX_OPERATIONS
@@ -18,26 +21,35 @@ SCHEDULES = ('step', 'cosine', 'constant')
 DTYPES = ('float32', 'bfloat16')
 
 
-# The most that makes sense: it keeps a slip of the pen from asking for terabytes or for years.
-_MOST = {
-    'seed': 2**31 - 1,  # of a random key
-    'image_size': 512,
-    'space.max_steps': MAX_STEPS,
-    'ghn.hid': 4096,
-    'train.steps': 2**31 - 2,  # counted by an int32
-    'train.warmup_steps': 2**31 - 2,
-    'train.meta_batch': 4096,
-    'train.batch_size': 65_536,
-    'train.weight_decay': 1e6,
-    'log_every_steps': 2**31 - 2,
-    'save_every_steps': 2**31 - 2,
-    'eval.every_steps': 2**31 - 2,
-    'eval.num_networks': 10**6,
-    'eval.num_images': 10**9,
-    'devices.images': 65_536,
-    'devices.cpu': 1024,
-    'devices.per_process': 65_536,
-    'program.max_nodes': MAX_OPERATIONS,  # a graph has a matrix of all pairs
+_STEPS = 2**31 - 2  # counted by an int32
+# The least and the most of every number but those of `quant`, which `Scheme` judges. The most is what keeps a
+# slip of the pen from asking for terabytes or for years.
+_BOUNDS = {
+    'seed': BOUNDS['seed'],
+    'image_size': (8, 512),
+    'space.max_steps': (1, MAX_STEPS),
+    'space.max_params': (1, 10**12),
+    'space.flat_head_share': (0, 1),
+    'ghn.hid': (4, 4096),
+    'train.steps': (0, _STEPS),
+    'train.meta_batch': BOUNDS['meta_batch'],
+    'train.batch_size': BOUNDS['batch_size'],
+    'train.learning_rate': (1e-30, 1e6),
+    'train.weight_decay': (0, 1e6),
+    'train.clip_norm': (1e-30, 1e30),
+    'train.warmup_steps': (0, _STEPS),
+    'log_every_steps': (1, _STEPS),
+    'save_every_steps': (1, _STEPS),
+    'keep_checkpoints': (1, _STEPS),
+    'keep_every_steps': (0, _STEPS),
+    'max_not_finite': (0, 1),  # a share
+    'eval.every_steps': (0, _STEPS),
+    'eval.num_networks': BOUNDS['num_networks'],
+    'eval.num_images': BOUNDS['num_images'],
+    'devices.images': (1, 65_536),
+    'devices.cpu': (1, BOUNDS['devices'][1]),
+    'devices.per_process': (0, 65_536),
+    'program.max_nodes': (1, MAX_OPERATIONS),  # a graph has a matrix of all pairs
 }
 
 
@@ -152,42 +164,18 @@ def check(config: ConfigDict) -> ConfigDict:
             raise UserError(f'--config.{key}={shown(value)}: expected a tuple of {kind.__name__}')
     if len(cells := _get(config, 'space.cells')) != 2:
         raise UserError(f'--config.space.cells={shown(cells)}: expected (fewest, most)')
-    for key, most in _MOST.items():
-        if not (value := _get(config, key)) <= most:
-            raise UserError(f'--config.{key}={shown(value)}: expected at most {most:,}')
+    for key, (least, most) in _BOUNDS.items():
+        if not least <= (value := _get(config, key)) <= most:  # NaN is not
+            raise UserError(f'--config.{key}={shown(value)}: expected {least} to {most:,}')
     if config.image_size % 8:  # a stem and two reductions may each halve it
         raise UserError(f'--config.image_size={config.image_size}: expected a multiple of 8')
-    if '\0' in config.data_dir:
-        raise UserError(f'--config.data_dir={shown(config.data_dir)}: expected a directory')
+    for key in ('data_dir', 'init_from'):
+        paths.check_local(_get(config, key), f'--config.{key}')
+        if '\0' in _get(config, key):
+            raise UserError(f'--config.{key}={shown(_get(config, key))}: expected a directory')
     _one_of(config, 'quant.mode', MODES)
     _one_of(config, 'train.schedule', SCHEDULES)
     _one_of(config, 'train.dtype', DTYPES)
-    for key in (
-        'train.meta_batch',
-        'train.batch_size',
-        'log_every_steps',
-        'save_every_steps',
-        'keep_checkpoints',
-        'image_size',
-        'devices.images',
-        'devices.cpu',
-    ):
-        _at_least(config, key, 1)
-    for key in (
-        'train.steps',
-        'train.warmup_steps',
-        'train.weight_decay',
-        'eval.every_steps',
-        'keep_every_steps',
-        'seed',
-        'devices.per_process',
-    ):
-        _at_least(config, key, 0)
-    if not 0 <= config.max_not_finite <= 1:
-        raise UserError(f'--config.max_not_finite={config.max_not_finite}: expected a share, 0 to 1')
-    for key in ('train.learning_rate', 'train.clip_norm'):
-        if not 0 < _get(config, key) < float('inf'):
-            raise UserError(f'--config.{key}={_get(config, key)}: expected a positive number')
     return config
 
 
@@ -239,12 +227,26 @@ def _of_this_version(values: dict) -> dict:
 def _check_keys(wanted: Any, config: Any, prefix: str) -> None:
     """Raises UserError where a key is absent, unknown or of another type: --config.ghn={} replaces a part."""
     if odd := sorted(map(str, set(wanted.keys()) ^ set(config.keys()))):
-        raise UserError(f'--config.{prefix}{odd[0][:60]} is missing, or no key: state single keys')
+        raise UserError(
+            f'--config.{prefix}{odd[0][:60]} is missing, or no key: start from default(), state single keys'
+        )
     for key, value in wanted.items():
         if isinstance(value, ConfigDict) and isinstance(config[key], ConfigDict):
             _check_keys(value, config[key], f'{prefix}{key}.')
         elif type(config[key]) is not type(value):
             raise UserError(f'--config.{prefix}{key}={shown(config[key])}: expected a {type(value).__name__}')
+        for text in _texts(config[key]):
+            if text != text.strip():  # it would be another name in results, and another run
+                raise UserError(f'--config.{prefix}{key}={text!r}: remove the white space at its ends')
+
+
+def _texts(value: Any) -> Iterator[str]:
+    """The strings in a value of a key: a string, or tuples of them."""
+    if isinstance(value, str):
+        yield value
+    elif isinstance(value, tuple):
+        for part in value:
+            yield from _texts(part)
 
 
 def _get(config: ConfigDict, key: str) -> Any:
@@ -257,8 +259,3 @@ def _get(config: ConfigDict, key: str) -> Any:
 def _one_of(config: ConfigDict, key: str, names: tuple[str, ...]) -> None:
     if (value := _get(config, key)) not in names:
         raise UserError(f'--config.{key}={shown(value)}: expected one of {", ".join(names)}')
-
-
-def _at_least(config: ConfigDict, key: str, least: int) -> None:
-    if not (value := _get(config, key)) >= least:
-        raise UserError(f'--config.{key}={value}: expected at least {least}')

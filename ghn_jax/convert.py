@@ -10,7 +10,7 @@ import jax
 import numpy as np
 from absl import flags, logging
 
-from ghn_jax import cli, config, runs
+from ghn_jax import cli, config, environment, paths, runs
 from ghn_jax.checkpoint import Checkpoints
 from ghn_jax.errors import UserError
 from ghn_jax.hypernet.ghn import GHNConfig
@@ -30,6 +30,7 @@ def convert(
       UserError: files that do not fit, a directory that holds a run already (nothing is written then).
     """
     path = cli.check_workdir(workdir)
+    state, config_file = paths.local(state, '--state'), paths.local(config_file, '--config')
     if found := [name for name in _TRACES if (path / name).exists()]:
         raise UserError(
             f'--workdir={workdir} holds a run already ({found[0]}): give another directory, or remove it'
@@ -61,6 +62,7 @@ if __name__ == '__main__':
         for name, flag in (('state', _STATE), ('config', _CONFIG)):
             if not flag.value:
                 raise UserError(f'--{name} is missing: give the file, see --help')
+        environment.start_devices()
         ghn_config = convert(_STATE.value or '', _CONFIG.value or '', _WORKDIR.value or '')
         print(f'{_WORKDIR.value}: checkpoint of step 0, {ghn_config}')
 

@@ -16,7 +16,7 @@ import numpy as np
 from absl import flags
 from PIL import Image
 
-from ghn_jax import axes, cifar10, cli
+from ghn_jax import axes, cifar10, cli, paths
 from ghn_jax.cifar10 import Split
 from ghn_jax.errors import UserError
 
@@ -48,6 +48,8 @@ def load(name: str, *, data_dir: str | None = None, image_size: int = 32, seed: 
         raise UserError(f'data set {name!r} is not one of {", ".join(DATASETS)}')
     if image_size < 8:
         raise UserError(f'image_size={image_size}: expected at least 8 pixels')
+    if name == 'cifar10':
+        data_dir = paths.tfds_folder(data_dir)
     return DATASETS[name](data_dir=data_dir, image_size=image_size, seed=seed)
 
 
@@ -166,6 +168,6 @@ if __name__ == '__main__':
     def _main() -> None:
         if _PREPARE.value is None:
             raise UserError('--prepare is missing: say what, as in --prepare=cifar10')
-        cifar10.prepare(data_dir=_DATA_DIR.value, archive=_ARCHIVE.value)
+        cifar10.prepare(data_dir=paths.tfds_folder(_DATA_DIR.value), archive=_ARCHIVE.value)
 
     cli.run(_main)

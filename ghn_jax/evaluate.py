@@ -19,7 +19,7 @@ from absl import flags
 from jax.sharding import Mesh
 
 import ghn_jax
-from ghn_jax import cli, devices, files, memory, request, results, runs, screen
+from ghn_jax import bounds, cli, devices, files, memory, paths, request, results, runs, screen
 from ghn_jax.cnn import integer
 from ghn_jax.data import Dataset
 from ghn_jax.errors import UserError
@@ -82,6 +82,11 @@ def evaluate(
     Raises:
       UserError: bad values, networks that cannot be run, a file or run to compare with that does not fit.
     """
+    bounds.check(
+        num_networks=num_networks, num_images=num_images, batch_size=batch_size, seed=seed,
+        calibration_batches=calibration_batches, devices=num_devices, integer=how.integer,
+    )  # fmt: skip
+    against = paths.local(against, '--against') if against else None
     rival = runs.load_run(against) if against and os.path.isdir(against) else None
     other = results.read_result(against) if against and not rival else None
     if rival:
@@ -195,8 +200,6 @@ def _check_same_task(run: runs.Run, rival: runs.Run, against: str) -> None:
 
 
 def _calibration_images(dataset: Dataset, batches: int, batch_size: int) -> Images:
-    if batches < 1:
-        raise UserError(f'calibration_batches={batches}: expected at least 1')
     if batches * batch_size > (available := len(dataset.train.labels)):
         raise UserError(
             f'calibration_batches={batches} of {batch_size} images are more than the {available} training '

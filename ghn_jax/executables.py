@@ -41,10 +41,10 @@ def kept(function: Any, arguments: tuple, static: Mapping[str, Any], *, named: s
     what the static arguments are made of, as text.
     """
     folder = jax.config.jax_compilation_cache_dir
-    if not folder or jax.process_count() > 1:
+    if not folder or '://' in folder or jax.process_count() > 1:  # what JAX writes to, this may not
         return functools.partial(function, **static)
     path = pathlib.Path(folder) / f'{function.__name__}-{_digest(named, arguments)}.executable'
-    if (found := _load(path)) is None:
+    if (found := _load(path, _devices_of(arguments))) is None:
         clock.start_counting()
         before = clock.compilations(), clock.cache_hits()
         found = function.lower(*arguments, **static).compile()
@@ -107,8 +107,19 @@ def _machine() -> list[str]:
     return [sys.version, client.platform_version, str(settings), threads, *devices, *flags]
 
 
-def _load(path: pathlib.Path) -> Callable | None:
-    """None if the file is absent, not whole, or cannot be loaded; it is removed then."""
+def _devices_of(arguments: tuple) -> list[jax.Device]:
+    """Those that the arguments are spread over, in the order of their mesh. JAX would take all there are."""
+    shardings = [x.sharding for x in jax.tree.leaves(arguments) if isinstance(x, jax.Array)]
+    widest = max(shardings, key=lambda sharding: len(sharding.device_set), default=None)
+    if isinstance(widest, jax.sharding.NamedSharding) and isinstance(widest.mesh, jax.sharding.Mesh):
+        return list(widest.mesh.devices.flat)
+    return sorted(widest.device_set, key=lambda d: d.id) if widest else jax.devices()[:1]
+
+
+def _load(path: pathlib.Path, devices: list[jax.Device]) -> Callable | None:
+    """None if the file is absent, not whole, or cannot be loaded; it is removed then. devices: that it runs
+    on.
+    """
     try:
         data = path.read_bytes()
     except OSError:
@@ -117,7 +128,7 @@ def _load(path: pathlib.Path) -> Callable | None:
         digest, data = data[:32], zlib.decompress(data[32:])
         if hashlib.sha256(data).digest() != digest:
             raise ValueError('not whole')
-        found = serialize_executable.deserialize_and_load(*pickle.loads(data))
+        found = serialize_executable.deserialize_and_load(*pickle.loads(data), execution_devices=devices)
     except Exception:  # XLA and pickle each have their own
         # It is compiled, but maybe not written again: the next start would fail to load it, too.
         with contextlib.suppress(OSError):

@@ -8,6 +8,7 @@ import stat
 from collections.abc import Iterator
 from typing import Any
 
+from ghn_jax import paths
 from ghn_jax.errors import UserError, shown
 
 MAX_BYTES = 8 * 2**20
@@ -26,6 +27,7 @@ def read(path: str | os.PathLike, what: str, advice: str) -> Any:
     as `parse`.
     """
     name = f'{what} {os.fspath(path)!r}'
+    path = paths.local(path, what)
     try:
         # Not blocking: opening a pipe that nobody writes to would wait for ever.
         with open(os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC), 'rb') as file:

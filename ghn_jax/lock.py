@@ -9,12 +9,11 @@ import datetime
 import fcntl
 import json
 import os
-import pathlib
 import socket
 import sys
 from collections.abc import Iterator
 
-from ghn_jax import files
+from ghn_jax import files, paths
 from ghn_jax.errors import UserError
 
 _NAME = 'lock'
@@ -27,7 +26,7 @@ def holding(workdir: str | os.PathLike) -> Iterator[None]:
     Raises:
       UserError: another process holds it; or the directory cannot be written.
     """
-    workdir = pathlib.Path(workdir)
+    workdir = paths.local(workdir, 'workdir')
     try:
         workdir.mkdir(parents=True, exist_ok=True)
         file = open(workdir / _NAME, 'a+b', buffering=0)
@@ -44,7 +43,7 @@ def holding(workdir: str | os.PathLike) -> Iterator[None]:
             print(
                 f'{workdir} cannot be locked ({e.strerror}): start no second training there', file=sys.stderr
             )
-        now = datetime.datetime.now().astimezone().isoformat(timespec='seconds')
+        now = datetime.datetime.now(datetime.UTC).isoformat(timespec='seconds')
         holder = json.dumps({'pid': os.getpid(), 'host': socket.gethostname(), 'since': now}) + '\n'
         with files.writing(workdir / _NAME):
             file.truncate(0)

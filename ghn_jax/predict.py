@@ -203,7 +203,7 @@ if __name__ == '__main__':
             raise UserError('--arch is missing: give an architecture file, as in --arch=net.json')
         specs = _named(load_networks(_ARCH.value))
         outputs = output_files(_OUT.value or '', specs)
-        runs.enable_compilation_cache()
+        runs.start()
         run = runs.load_run(workdir)
         config: Any = run.config
         for spec in specs:  # all of them before the first file is written

@@ -17,6 +17,7 @@ import jax
 import numpy as np
 from jax.experimental import multihost_utils
 
+from ghn_jax import bounds
 from ghn_jax.errors import NotFinite, Stopped, UserError
 
 T = TypeVar('T')
@@ -43,8 +44,7 @@ def start(
                 '--num_processes and --process_id need --coordinator=HOST:PORT, the address of process 0'
             )
         return
-    if timeout < 1:
-        raise UserError(f'--distributed_timeout={timeout}: expected at least 1 second')
+    bounds.check(distributed_timeout=timeout)
     if coordinator == AUTO:
         if num_processes is not None or process_id is not None:
             raise UserError('--coordinator=auto finds out --num_processes and --process_id: leave them out')
@@ -72,7 +72,7 @@ def leaving_at_once() -> Iterator[None]:
     try:
         yield
     except Exception as e:
-        if jax.process_count() == 1 or isinstance(e, Stopped):
+        if not jax.distributed.is_initialized() or isinstance(e, Stopped):
             raise
         if isinstance(e, UserError):
             print(f'error: {e}', file=sys.stderr, flush=True)

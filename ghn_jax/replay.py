@@ -17,7 +17,7 @@ import numpy as np
 import optax
 from absl import flags
 
-from ghn_jax import cli, data, runs, screen, steps, train
+from ghn_jax import bounds, cli, data, runs, screen, steps, train
 from ghn_jax import config as configs
 from ghn_jax.batches import draw
 from ghn_jax.checkpoint import Checkpoints
@@ -147,12 +147,12 @@ class _Asked(Mapping):
 
 if __name__ == '__main__':
     _WORKDIR = flags.DEFINE_string('workdir', None, 'Run directory, of ghn_jax.train.')
-    _LINE = flags.DEFINE_integer('line', 1, f'Which line of {BAD_NETWORKS}, from 1.')
+    _LINE = bounds.define_integer('line', 1, f'Which line of {BAD_NETWORKS}, from 1.')
     _EXACT = flags.DEFINE_bool('exact', False, 'Train from the checkpoint to the step first.')
 
     def _main() -> None:
         workdir = cli.check_workdir(_WORKDIR.value, must_exist=True)
-        runs.enable_compilation_cache()
+        runs.start()
         for text in replay(workdir, _LINE.value, exact=_EXACT.value):
             screen.show(text, kept=False)
 

@@ -7,7 +7,7 @@ from typing import Any
 
 from absl import flags
 
-from ghn_jax import cli, runs
+from ghn_jax import bounds, cli, runs
 from ghn_jax.cnn import calibration
 from ghn_jax.errors import UserError
 from ghn_jax.networks.spaces import SPLITS
@@ -43,8 +43,7 @@ class Request:
         Raises:
           UserError: as `runs.load_run`.
         """
-        runs.enable_compilation_cache()
-        runs.divide_cpu(self.devices or 1)
+        runs.start(self.devices or 1)
         run = runs.load_run(self.workdir, step or self.step)
         if self.data_dir is not None:
             run.config.data_dir = self.data_dir
@@ -97,16 +96,16 @@ def define_flags(*, sqnr: bool = False) -> Callable[[], Request]:
     told = flags.DEFINE_string(
         'told', None, 'Bits, as in w8a8, that a GHN that is told the bits is told in place of those run.'
     )
-    num_networks = flags.DEFINE_integer('num_networks', NUM_NETWORKS, 'Networks of each split; 0 takes all.')
-    num_images = flags.DEFINE_integer('num_images', 0, 'Test images; 0 takes all.')
-    batch_size = flags.DEFINE_integer(
+    num_networks = bounds.define_integer('num_networks', NUM_NETWORKS, 'Networks of each split; 0 takes all.')
+    num_images = bounds.define_integer('num_images', 0, 'Test images; 0 takes all.')
+    batch_size = bounds.define_integer(
         'batch_size', BATCH_SIZE, 'Images of a batch, whose statistics BatchNorm uses.'
     )
     read_protocol = _define_protocol_flags(sqnr)
-    seed = flags.DEFINE_integer('seed', 0, 'Which networks the splits have.')
+    seed = bounds.define_integer('seed', 0, 'Which networks the splits have.')
     archs = flags.DEFINE_string('archs', None, 'Architecture file: score exactly its networks, and no split.')
-    devices = flags.DEFINE_integer(
-        'devices', 0, 'Devices that share the images, 0: all; a CPU is divided into so many.', lower_bound=0
+    devices = bounds.define_integer(
+        'devices', 0, 'Devices that share the images, 0: all; a CPU is divided into so many.'
     )
     data_dir = flags.DEFINE_string('data_dir', None, 'Where TFDS data lie, if not where the run had them.')
     against = flags.DEFINE_string(
@@ -123,8 +122,6 @@ def define_flags(*, sqnr: bool = False) -> Callable[[], Request]:
         widths = bits.value if bits.value is not None else () if policy.value else BITS
         options = {'splits': parse_splits(splits.value), 'policies': parse_policies(widths, policy.value)}
         options['told'] = None if told.value is None else parse_bits(told.value)
-        if seed.value < 0:
-            raise UserError(f'--seed={seed.value}: expected at least 0')
         options |= {
             'num_networks': num_networks.value,
             'num_images': num_images.value,
@@ -159,14 +156,13 @@ def _define_protocol_flags(sqnr: bool) -> Callable[[], dict[str, Any]]:
     range_rule = flags.DEFINE_enum(
         'range_rule', None, calibration.RULES, f'Of calibrated ranges. Default: {RANGE_RULE}.'
     )
-    calibration_batches = flags.DEFINE_integer(
-        'calibration_batches', None, f'Of training images. Default: {CALIBRATION_BATCHES}.', lower_bound=1
+    calibration_batches = bounds.define_integer(
+        'calibration_batches', None, f'Of training images. Default: {CALIBRATION_BATCHES}.'
     )
     with_sqnr = flags.DEFINE_bool('sqnr', sqnr, 'Measure the noise of rounding, layer by layer.')
-    integer = flags.DEFINE_integer(
-        'integer', 0, 'So many images are run in integer arithmetic, too, and predictions compared.',
-        lower_bound=0,
-    )  # fmt: skip
+    integer = bounds.define_integer(
+        'integer', 0, 'So many images are run in integer arithmetic, too, and predictions compared.'
+    )
 
     def read() -> dict[str, Any]:
         how = Protocol(

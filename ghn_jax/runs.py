@@ -12,10 +12,10 @@ from typing import Any
 import jax
 from ml_collections import ConfigDict
 
-from ghn_jax import cache, data, executables
+from ghn_jax import cache, data, environment, executables, paths
 from ghn_jax import config as configs
 from ghn_jax.checkpoint import Checkpoints, Vanished
-from ghn_jax.errors import UserError
+from ghn_jax.errors import UserError, shown
 from ghn_jax.hypernet.ghn import GHN, GHNConfig
 from ghn_jax.networks.size import IMAGE_SIZE
 from ghn_jax.networks.spaces import Space, make_space
@@ -51,15 +51,16 @@ def load_run(workdir: str | os.PathLike, step: str = 'latest') -> Run:
     Raises:
       UserError: no such checkpoint, or one that is not ours; that of a number was deleted meanwhile.
     """
+    workdir = paths.local(workdir, 'workdir')
     with Checkpoints(workdir) as checkpoints:
         if step == 'best':
-            params, meta = _restore_best(pathlib.Path(workdir), checkpoints)
+            params, meta = _restore_best(workdir, checkpoints)
         elif step == 'latest':
             params, meta = checkpoints.restore_params()
-        elif step.isdecimal():
+        elif step.isdecimal() and len(step) <= 10:
             params, meta = checkpoints.restore_params(step=int(step))
         else:
-            raise UserError(f'--step={step}: expected latest, best or a number')
+            raise UserError(f'--step={shown(step)}: expected latest, best or a number')
     config, ghn, done = read_meta(meta, workdir)
     return Run(config=config, ghn=GHN(ghn), params=params, step=done, meta=meta)
 
@@ -203,6 +204,17 @@ def differing_keys(a: ConfigDict, b: ConfigDict, free: tuple[str, ...]) -> list[
     left, right = (dict(flat(json.loads(configs.to_json(c)))) for c in (a, b))
     differing = [k for k in left if left[k] != right.get(k)]
     return [k for k in differing if not any(k == f or k.startswith(f'{f}.') for f in free)]
+
+
+def start(parts_of_cpu: int = 1) -> None:
+    """Makes JAX ready, once for a process: its cache of programs, and its devices.
+
+    Raises:
+      UserError: JAX_PLATFORMS asks for devices that are not there.
+    """
+    enable_compilation_cache()
+    divide_cpu(parts_of_cpu)
+    environment.start_devices()
 
 
 def divide_cpu(parts: int) -> None:

@@ -24,9 +24,9 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from absl import flags
-from ml_collections import ConfigDict, config_flags
+from ml_collections import ConfigDict
 
-from ghn_jax import cli, files, results, runs, sensitivity, study_tables
+from ghn_jax import bounds, cli, files, paths, results, runs, sensitivity, study_tables
 from ghn_jax.checkpoint import Checkpoints
 from ghn_jax.data import Dataset
 from ghn_jax.digests import json_digest
@@ -65,6 +65,8 @@ def study(
     Raises:
       UserError: a bad strategy, before any is trained; whatever training and scoring raise.
     """
+    bounds.check(layers=layers)
+    workdir = paths.local(workdir, 'workdir')
     variants = make_variants(config, strategies, seeds)
     baseline = baseline or variants[0].strategy
     known = {*strategies, *(v.name for v in variants)}
@@ -229,9 +231,11 @@ def _score_parts(
 
 
 if __name__ == '__main__':
-    _CONFIG = config_flags.DEFINE_config_file('config', help_string='Config file, then --config.key=value.')
+    _CONFIG = cli.define_config()
     _WORKDIR = flags.DEFINE_string('workdir', None, 'Directory of the study: a run for each strategy.')
-    _STRATEGIES = flags.DEFINE_string('strategies', None, 'JSON file: {"name": {"mode": "qat", ..}, ..}.')
+    _STRATEGIES = flags.DEFINE_string(
+        'strategies', None, 'JSON file, or the name of one of ghn_jax: {"name": {"mode": "qat", ..}, ..}.'
+    )
     _SEEDS = flags.DEFINE_list('seeds', [], 'Train every strategy with each of these seeds, such as 0,1,2.')
     _ONLY = flags.DEFINE_list(
         'only', [], 'Train and score only these strategies, or runs such as mixed.seed1.'
@@ -240,20 +244,17 @@ if __name__ == '__main__':
     _SPLITS = flags.DEFINE_list('splits', ['test'], 'Networks to score, as for evaluate.')
     _BITS = flags.DEFINE_list('bits', ['w32a32', 'w8a8', 'w4a4', 'w2a2'], 'As for evaluate.')
     _GROUPS = flags.DEFINE_string('groups', '', 'Bits, such as w2a2, to score parts of the networks at.')
-    _LAYERS = flags.DEFINE_integer('layers', 0, 'Networks to score layer by layer, with --groups.')
-    _NUM_NETWORKS = flags.DEFINE_integer('num_networks', 50, 'Networks of each split; 0 takes all.')
-    _NUM_IMAGES = flags.DEFINE_integer('num_images', 0, 'Test images; 0 takes all.')
-    _BATCH_SIZE = flags.DEFINE_integer('batch_size', 64, 'Images of a batch.')
+    _LAYERS = bounds.define_integer('layers', 0, 'Networks to score layer by layer, with --groups.')
+    _NUM_NETWORKS = bounds.define_integer('num_networks', 50, 'Networks of each split; 0 takes all.')
+    _NUM_IMAGES = bounds.define_integer('num_images', 0, 'Test images; 0 takes all.')
+    _BATCH_SIZE = bounds.define_integer('batch_size', 64, 'Images of a batch.')
 
     def _main() -> None:
         config = cli.read_config(_CONFIG)
         workdir = cli.check_workdir(_WORKDIR.value)
         if not _STRATEGIES.value:
-            raise UserError(
-                '--strategies is missing: give a file, as in --strategies=configs/strategies.json'
-            )
-        runs.divide_cpu(config.devices.cpu)
-        runs.enable_compilation_cache()
+            raise UserError('--strategies is missing: give a file or a name, as in --strategies=strategies')
+        runs.start(config.devices.cpu)
         tables = study(
             config,
             read_strategies(_STRATEGIES.value),

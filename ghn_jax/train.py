@@ -26,15 +26,17 @@ import numpy as np
 import optax
 from absl import flags
 from jax.sharding import Mesh
-from ml_collections import ConfigDict, config_flags
+from ml_collections import ConfigDict
 
 from ghn_jax import cli, data, devices, executables, lock, memory, processes, runs, scoring, steps
 from ghn_jax import config as configs
 from ghn_jax.batches import Networks, draw, prepare
+from ghn_jax.bounds import define_integer
 from ghn_jax.checkpoint import Checkpoints
 from ghn_jax.cnn.coverage import Family, family, program_for
 from ghn_jax.cnn.program import Program
 from ghn_jax.course import Course
+from ghn_jax.environment import start_devices
 from ghn_jax.errors import UserError
 from ghn_jax.hypernet.ghn import GHN, init_params
 from ghn_jax.journal import Journal, Silent
@@ -337,7 +339,7 @@ def make_validation(
 
 
 if __name__ == '__main__':
-    _CONFIG = config_flags.DEFINE_config_file('config', help_string='Config file, then --config.key=value.')
+    _CONFIG = cli.define_config()
     _WORKDIR = flags.DEFINE_string(
         'workdir', None, 'Directory of the run: checkpoints, metrics, TensorBoard.'
     )
@@ -345,9 +347,9 @@ if __name__ == '__main__':
     _COORDINATOR = flags.DEFINE_string(
         'coordinator', '', 'HOST:PORT of process 0, where several processes train one run; or auto.'
     )
-    _NUM_PROCESSES = flags.DEFINE_integer('num_processes', None, 'How many, with --coordinator.')
-    _PROCESS_ID = flags.DEFINE_integer('process_id', None, 'Which of them this is, from 0.')
-    _TIMEOUT = flags.DEFINE_integer(
+    _NUM_PROCESSES = define_integer('num_processes', None, 'How many, with --coordinator.')
+    _PROCESS_ID = define_integer('process_id', None, 'Which of them this is, from 0.')
+    _TIMEOUT = define_integer(
         'distributed_timeout', processes.TIMEOUT, 'Seconds to wait for the other processes.'
     )
 
@@ -361,6 +363,7 @@ if __name__ == '__main__':
         runs.enable_compilation_cache()
         clock.start_counting()
         with processes.leaving_at_once():
+            start_devices()
             train(config, workdir, stopping=stopping)
 
     cli.run(_main)

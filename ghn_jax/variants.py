@@ -10,7 +10,7 @@ from typing import Any
 from ml_collections import ConfigDict
 
 from ghn_jax import config as configs
-from ghn_jax import jsonfile
+from ghn_jax import jsonfile, paths
 from ghn_jax.errors import UserError, shown
 from ghn_jax.quant.strategy import strategy_of
 
@@ -33,9 +33,13 @@ class Variant:
 
 
 def read_strategies(path: str | os.PathLike) -> dict[str, dict[str, Any]]:
-    """The strategies of a JSON file, in its order. Raises UserError if it is not what it should be."""
+    """The strategies of a JSON file, or of one of `configs/` by its name, in its order.
+
+    Raises UserError if it is not what it should be.
+    """
     expected = 'give a JSON object {"name": {"mode": "qat", ..}, ..}'
-    strategies = jsonfile.read(path, '--strategies: file', expected)
+    file = paths.find(os.fspath(path), '--strategies', '.json')
+    strategies = jsonfile.read(file, '--strategies: file', expected)
     if not isinstance(strategies, dict) or not strategies:
         raise UserError(f'--strategies={path} is no object with strategies: {expected}')
     for name, changes in strategies.items():

@@ -34,7 +34,8 @@ if [ -z "$dry_run" ] && ! command -v nvidia-smi >/dev/null; then
     fail 'nvidia-smi is not there: expected a machine with an NVIDIA GPU and its driver'
 fi
 run nvidia-smi --list-gpus
-case "$workdir" in /*) ;; *) workdir="$PWD/$workdir" ;; esac # `environment` goes into the repository
+# `environment` goes into the repository; ~ is what ghn_jax makes of it.
+case "$workdir" in /* | '~'*) ;; *) workdir="$PWD/$workdir" ;; esac
 [ ! -f "$config" ] || config="$(realpath "$config")"
 source "$(dirname "${BASH_SOURCE[0]}")/environment.sh"
 run environment cuda

@@ -16,7 +16,11 @@ for arg in "$@"; do
         *) echo "error: unexpected argument '$arg': expected --workdir=DIR or --config.key=value" >&2; exit 2 ;;
     esac
 done
-case "$workdir" in /*) ;; *) workdir="$PWD/$workdir" ;; esac
+case "$workdir" in
+    *://*) echo "error: --workdir=$workdir: cloud storage is not supported yet: give a directory" >&2; exit 2 ;;
+    /* | '~'*) ;;
+    *) workdir="$PWD/$workdir" ;;
+esac
 
 environment
 

@@ -35,8 +35,13 @@ required() {
     for name in "$@"; do
         [ -n "${!name}" ] || fail "--$name is missing; see --help"
     done
-    [ -f "$(dirname "${BASH_SOURCE[0]}")/../$config" ] || [ -f "$config" ] ||
-        fail "--config=$config: there is no such file: give one, as in --config=configs/ghn_qat_cifar10.py"
+    local repository
+    repository="$(dirname "${BASH_SOURCE[0]}")/.."
+    [ -f "$config" ] || [ -f "$repository/$config" ] || [ -f "$repository/configs/$config.py" ] ||
+        fail "--config=$config: there is no such file: give one, or a name, as in --config=ghn_qat_cifar10"
+    [[ "$workdir" != *://* ]] ||
+        fail "--workdir=$workdir: cloud storage is not supported yet: give a directory, such as one of a" \
+            'mounted bucket'
 }
 
 # ---- Cloud TPUs, with gcloud
@@ -83,7 +88,7 @@ tpu_check() {
     # What is on a TPU machine goes when it does.
     [[ "$workdir" == /* ]] ||
         fail "--workdir=$workdir: expected an absolute path on the TPU's machines, of a mounted disk or bucket that" \
-            'outlives them (gs://BUCKET itself is not read: mount it)'
+            'outlives them'
     runtime="${runtime:-tpu-ubuntu2204-base}"
     [ -n "$dry_run" ] || command -v "$GCLOUD" >/dev/null ||
         fail "$GCLOUD is not there: install the Google Cloud CLI, or set GCLOUD to its path"

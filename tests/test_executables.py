@@ -2,6 +2,8 @@
 
 import functools
 import pathlib
+import subprocess
+import sys
 import zlib
 
 import jax
@@ -10,6 +12,7 @@ import numpy as np
 import pytest
 
 from ghn_jax import executables
+from tests.small_run import ROOT
 
 TRACED = []
 
@@ -147,6 +150,42 @@ def test_a_folder_that_cannot_be_written_is_said(folder, capsys):
     folder.write_text('a file')
     assert [call(), call()] == [1, 1]
     assert 'cannot be written' in capsys.readouterr().err
+
+
+PART = """
+import sys
+import jax
+import numpy as np
+jax.config.update('jax_num_cpu_devices', 4)
+jax.config.update('jax_compilation_cache_dir', sys.argv[1])
+from ghn_jax import devices, executables
+traced = []
+def double(x):
+    traced.append(x)
+    return 2 * x
+for count in (1, 2, 3, 4):
+    mesh = devices.mesh_of(jax.devices()[:count], 1)
+    x = devices.replicate(mesh, np.arange(3.0))
+    y = executables.kept(jax.jit(double), (x,), {}, named='double')(x)
+    assert y.tolist() == [0, 2, 4] and len(y.sharding.device_set) == count
+print(len(traced))
+"""
+
+
+def test_a_part_of_the_devices_is_enough(tmp_path):
+    run = [sys.executable, '-c', PART, str(tmp_path)]
+    done = [subprocess.run(run, cwd=ROOT, capture_output=True, text=True) for _ in range(2)]
+    assert [(each.returncode, each.stdout) for each in done] == [(0, '4\n'), (0, '0\n')], done[1].stderr
+
+
+def test_a_cache_of_jax_in_the_cloud_is_no_folder_here(folder, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    jax.config.update('jax_compilation_cache_dir', 'gs://bucket/cache')
+    jax.config.update('jax_enable_compilation_cache', False)  # JAX itself would go there
+    try:
+        assert [call(), call()] == [1, 1] and not list(tmp_path.iterdir())
+    finally:
+        jax.config.update('jax_enable_compilation_cache', True)
 
 
 def test_nothing_is_kept_where_nothing_is_to_be(folder):

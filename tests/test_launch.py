@@ -87,6 +87,8 @@ def test_a_queued_and_kept_tpu_is_asked_for_and_not_deleted():
             [CONFIG, '--workdir=a', '--coordinator=a:1', '--num_processes=2', '--process_id=2'],
             'expected 0..1',
         ),
+        ('gpu.sh', [CONFIG, '--workdir=gs://bucket/a'], 'not supported yet'),
+        ('gpu.sh', [CONFIG, '--workdir=file:///a'], 'not supported yet'),
         ('tpu_vm.sh', [*TPU], '--type is missing'),
         ('tpu_vm.sh', [*TPU, '--type=big'], '--type=big'),
         ('tpu_vm.sh', [*TPU, '--type=v4-8', '--zone=here'], '--zone=here'),
@@ -100,6 +102,17 @@ def test_bad_arguments_are_one_line_and_code_2(script, args, word):
     done = launch(script, *args, '--dry_run')
     assert done.returncode == 2 and not done.stdout
     assert done.stderr.startswith('error: ') and done.stderr.count('\n') == 1 and word in done.stderr
+
+
+def test_the_quickstart_refuses_cloud_storage_before_it_makes_anything():
+    done = launch('quickstart.sh', '--workdir=gs://bucket/a')
+    assert (done.returncode, done.stdout, done.stderr.count('\n')) == (2, '', 1)
+    assert done.stderr.startswith('error: --workdir=gs://bucket/a: cloud storage is not supported yet')
+
+
+def test_configs_have_names_and_home_is_left_to_the_training():
+    train = printed('gpu.sh', '--config=quickstart', '--workdir=~/runs/a')[-1]
+    assert '--config=quickstart' in train and '--workdir=~/runs/a' in train
 
 
 def test_where_gcloud_is_missing_nothing_begins():

@@ -45,5 +45,5 @@ Row = dict[str, Any]  # one measurement as JSON: 'what', 'mode', figures; see `c
 def config_of(options: Options, what: str) -> ConfigDict:
     """The config, checked. Raises UserError if there is none, or a bad one."""
     if options.config is None:
-        raise UserError(f'--what={what} needs a config: give --config=configs/ghn_qat_cifar10.py')
+        raise UserError(f'--what={what} needs a config: give one, as in --config=ghn_qat_cifar10')
     return configs.check(options.config)

@@ -11,9 +11,8 @@ from typing import Any
 from unittest import mock
 
 from absl import flags
-from ml_collections import config_flags
 
-from ghn_jax import cli, predict, results, runs, scoring
+from ghn_jax import cli, configfile, predict, results, runs, scoring
 from ghn_jax import config as configs
 from ghn_jax.errors import UserError
 from ghn_jax.hypernet.ghn import GHN, GHNConfig
@@ -180,7 +179,7 @@ def make_config(rng: random.Random) -> list[str]:
 def call_config(overrides: Any, folder: pathlib.Path) -> None:
     """As `train` does before it makes anything."""
     values = flags.FlagValues()
-    flag = config_flags.DEFINE_config_file('config', None, '', lock_config=True, flag_values=values)
+    flag = configfile.define('', values)
     argv = ['fuzz', f'--config={ROOT}/configs/test.py', *overrides]
     with mock.patch.object(sys, 'argv', argv):  # where ml_collections looks for overrides
         parsed(argv, values)
