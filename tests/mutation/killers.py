@@ -33,7 +33,7 @@ KILLERS = {
     'window': ('test_metrics.py',),
     'metrics': (),
     'records': ('test_metrics.py',),
-    'optimizer': ('test_steps.py',),
+    'optimizer': (),
     'checkpoint': (),
     'data': (),
     'predict': ('quant/test_weights.py',),
