@@ -1,6 +1,6 @@
 """Small changes of Python code: each function gives what a node of the syntax tree may become.
 
-What a program says is left alone: docstrings, type hints, the texts of errors, what it prints and logs.
+What a program says is left alone: docstrings, type hints, texts of errors, what it prints, logs and draws.
 """
 
 import ast
@@ -46,7 +46,7 @@ _ORDERLESS = frozenset(
 )
 _MAKING = frozenset(('zeros', 'ones', 'full', 'arange', 'finfo', 'iinfo', 'default_rng', 'iota', 'eye'))
 _LIBRARIES = frozenset(('jnp', 'np', 'lax', 'jax', 'math', 'mesh_axes'))
-_SAYING = frozenset(('print', 'logging', 'warnings', 'progress'))
+_SAYING = frozenset(('print', 'logging', 'warnings', 'progress', 'panel', 'fig', 'figures'))
 _TYPES = frozenset(('int', 'float', 'str', 'bool', 'dict', 'list', 'tuple', 'set', 'Any', 'Array'))
 
 
@@ -89,7 +89,7 @@ _SKIPPED = {
 
 
 def _says(node: ast.AST) -> bool:
-    """It is text, an import, a union of types, or a call that prints or logs."""
+    """It is text, an import, a union of types, or a call that prints, logs or draws."""
     if isinstance(node, ast.Expr):
         return _says(node.value)
     if isinstance(node, ast.Call):

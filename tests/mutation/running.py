@@ -1,6 +1,7 @@
 """Runs the tests of mutants: on copies of the tree, in processes with a limit of time and of memory."""
 
 import concurrent.futures
+import contextlib
 import dataclasses
 import os
 import pathlib
@@ -11,34 +12,44 @@ import shutil
 import signal
 import subprocess
 import sys
-import xml.etree.ElementTree
 from collections.abc import Callable, Mapping, Sequence
 
 from tests.mutation.mutants import Mutant
 
 MEMORY = 24 * 2**30  # of addresses; JAX reserves far more than it uses
-_PYTEST = (sys.executable, '-m', 'pytest', '-q', '-p', 'no:cacheprovider')
+_PYTEST = (sys.executable, '-m', 'pytest', '-q', '-n', '0', '-p', 'no:cacheprovider')
 _LEFT_OUT = shutil.ignore_patterns('.*', '__pycache__', 'runs', 'dist', '*.egg-info')
-
-
-class CleanTreeFails(Exception):
-    """The tests fail without any change: of mutants they say nothing."""
 
 
 @dataclasses.dataclass(frozen=True)
 class Outcome:
-    """noticed_by: the test that failed, or what else happened; None for a mutant that survived."""
+    """how: the test that noticed the mutant, or what else happened; empty where all tests pass."""
 
     mutant: Mutant
-    noticed_by: str | None
+    noticed: bool
+    how: str
 
 
 class Trees:
-    """Copies of a tree in which mutants are tried, as many at once as there are copies."""
+    """Copies of a tree in which mutants are tried, as many at once as there are copies.
 
-    def __init__(self, root: pathlib.Path, folder: pathlib.Path, count: int):
+    seconds: what the tests of a mutant may take. seconds_unchanged: what they may take without the change, if a
+    mutant whose tests do not end is to count as noticed; well under the other.
+    """
+
+    def __init__(
+        self,
+        root: pathlib.Path,
+        folder: pathlib.Path,
+        *,
+        count: int,
+        seconds: float,
+        seconds_unchanged: float,
+    ):
         self._cache, self._free = folder / 'compiled', queue.SimpleQueue()
-        self.count = count
+        self._count, self._seconds, self._seconds_unchanged = count, seconds, seconds_unchanged
+        self._running: set[subprocess.Popen] = set()
+        self._passed: dict[tuple[str, ...], bool] = {}  # by tests, without a change
         for i in range(count):
             tree = folder / str(i) / root.name
             shutil.copytree(root, tree, ignore=_LEFT_OUT)
@@ -46,66 +57,56 @@ class Trees:
                 (tree.parent / 'shared').symlink_to(root.parent / 'shared')
             self._free.put(tree)
 
-    def time_unchanged(self, files: Sequence[str]) -> dict[str, float]:
-        """Seconds of each test file, and the programs compiled for all of them. Raises CleanTreeFails."""
-        tree = self._free.get()
-        try:
-            report = tree.parent / 'report.xml'
-            # Apart from one another, as they run for the mutants, and as many at once.
-            processes = self.count if self.count > 1 else 0
-            args = ['-n', str(processes), '--dist=loadfile', '-o', 'junit_family=xunit1']
-            status, output = self._pytest(tree, [*args, f'--junitxml={report}', *files], None)
-            if status:
-                raise CleanTreeFails(f'the tests fail without any change:\n{output[-3000:]}')
-            seconds = dict.fromkeys(files, 0.0)
-            for case in xml.etree.ElementTree.parse(report).iter('testcase'):
-                seconds[case.get('file')] += float(case.get('time'))
-            return seconds
-        finally:
-            self._free.put(tree)
-
     def try_all(
-        self,
-        mutants: Sequence[Mutant],
-        tests: Mapping[str, Sequence[str]],
-        limits: Mapping[str, float],
-        done: Callable[[Outcome], object],
+        self, mutants: Sequence[Mutant], tests: Mapping[str, Sequence[str]], tell: Callable[[Outcome], object]
     ) -> list[Outcome]:
-        """The outcomes of all, in order. tests, limits: by module; done: called as each ends."""
+        """The outcomes of all, in order. tests: files, by module; tell: called as each ends."""
 
         def attempt(mutant: Mutant) -> Outcome:
-            outcome = self.attempt(mutant, tests[mutant.module], limits[mutant.module])
-            done(outcome)
+            outcome = self.attempt(mutant, tests[mutant.module])
+            tell(outcome)
             return outcome
 
-        with concurrent.futures.ThreadPoolExecutor(self.count) as pool:
-            return list(pool.map(attempt, mutants))
+        with concurrent.futures.ThreadPoolExecutor(self._count) as pool:
+            try:
+                return list(pool.map(attempt, mutants))
+            except BaseException:  # such as an interrupt, which the tests' processes do not see
+                pool.shutdown(wait=False, cancel_futures=True)
+                for process in list(self._running):
+                    _kill(process)
+                raise
 
-    def attempt(self, mutant: Mutant, files: Sequence[str], seconds: float) -> Outcome:
-        """Runs the tests until one fails. A mutant whose tests take longer than this is noticed."""
+    def attempt(self, mutant: Mutant, files: Sequence[str]) -> Outcome:
+        """Runs the files until a test fails, or does not end; that test must pass without the change."""
         tree = self._free.get()
         path = tree / mutant.path
         text = path.read_text()
         try:
             path.write_text(mutant.edit.apply(text))
-            status, output = self._pytest(tree, ['-n', '0', '-x', *files], seconds)
+            status, output = self._pytest(tree, ['-x', *files], self._seconds)
+            path.write_text(text)
+            if status == 0:
+                return Outcome(mutant, False, '')
+            found = re.search(r'^(?:FAILED|ERROR) (.+?)(?: - |$)', output, re.MULTILINE)
+            suspects = (found[1],) if found else tuple(files)
+            how = 'no end' if status is None else found[1] if found else f'exit status {status}'
+            if suspects not in self._passed:
+                # A file alone could not be imported: with the change it came to no test.
+                collecting = ['--collect-only'] if found and '::' not in found[1] else []
+                status, _ = self._pytest(tree, [*collecting, *suspects], self._seconds_unchanged)
+                self._passed[suspects] = status == 0
+            passed = self._passed[suspects]
+            return Outcome(mutant, passed, how if passed else f'{how} without the change, too')
         finally:
             path.write_text(text)
             self._free.put(tree)
-        if status is None:
-            return Outcome(mutant, f'no end within {seconds:.0f} s')
-        failed = re.search(r'^(?:FAILED|ERROR) (\S+)', output, re.MULTILINE)
-        how = failed[1] if failed else f'exit status {status}'
-        return Outcome(mutant, how if status else None)
 
-    def _pytest(
-        self, tree: pathlib.Path, args: Sequence[str], seconds: float | None
-    ) -> tuple[int | None, str]:
+    def _pytest(self, tree: pathlib.Path, args: Sequence[str], seconds: float) -> tuple[int | None, str]:
         """(exit status, output); the status is None where the time was up."""
         own = tree.parent / 'own'
         shutil.rmtree(own, ignore_errors=True)
         own.mkdir()
-        with open(own / 'output', 'w+') as output:
+        with open(own / 'output', 'w+', errors='replace') as output:
             process = subprocess.Popen(
                 [*_PYTEST, f'--basetemp={own}/tmp', *args],
                 cwd=tree, env=self._environment(tree, own), stdin=subprocess.DEVNULL,
@@ -113,15 +114,14 @@ class Trees:
             )  # fmt: skip
             if hasattr(resource, 'prlimit'):
                 resource.prlimit(process.pid, resource.RLIMIT_AS, (MEMORY, MEMORY))
+            self._running.add(process)
             try:
                 status = process.wait(seconds)
             except subprocess.TimeoutExpired:
                 status = None
             finally:
-                try:
-                    os.killpg(process.pid, signal.SIGKILL)  # with what the tests have started
-                except ProcessLookupError:
-                    pass
+                self._running.discard(process)
+                _kill(process)
                 process.wait()
             output.seek(0)
             return status, output.read()
@@ -138,3 +138,9 @@ class Trees:
             'PYTHONPATH': str(tree),
             'PYTHONDONTWRITEBYTECODE': '1',  # files are told apart by their second, and mutants come faster
         }  # fmt: skip
+
+
+def _kill(process: subprocess.Popen) -> None:
+    """With all that the tests have started, and what is left of it where they have ended."""
+    with contextlib.suppress(ProcessLookupError):
+        os.killpg(process.pid, signal.SIGKILL)

@@ -11,7 +11,7 @@ from tests.mutation.changes import edits
 from tests.mutation.harmless import HARMLESS
 from tests.mutation.killers import KILLERS, killers
 from tests.mutation.mutants import PACKAGE, Mutant, computing_modules, draw
-from tests.mutation.running import CleanTreeFails, Outcome, Trees
+from tests.mutation.running import Outcome, Trees
 
 ROOT = pathlib.Path(__file__).resolve().parents[2]
 
@@ -143,30 +143,35 @@ def small(tmp_path):
     return root
 
 
+def copies(root, folder, *, count, seconds=240):
+    return Trees(root, folder, count=count, seconds=seconds, seconds_unchanged=240)
+
+
 def test_noticed_survived_and_endless_are_told_apart(small, tmp_path):
-    source = (small / PACKAGE / 'steps.py').read_text()
+    source, test = (small / PACKAGE / 'steps.py').read_text(), small / 'tests' / 'test_steps.py'
     files = killers(small, 'steps')
     assert files == ['tests/test_steps.py']
-    trees = Trees(small, tmp_path / 'copies', 2)
-    assert set(trees.time_unchanged(files)) == set(files)
     of = {(e.before, e.after): Mutant('steps', e) for e in edits(source)}
     mutants = [of['steps += 1', 'steps -= 1'], of['n > 0', 'n >= 0']]
-    told = []
-    outcomes = trees.try_all(mutants, {'steps': files}, {'steps': 120}, told.append)
-    assert [o.noticed_by for o in outcomes] == ['tests/test_steps.py::test_count'] * 2
+    told, name = [], 'tests/test_steps.py::test_count'
+    outcomes = copies(small, tmp_path / 'a', count=2).try_all(mutants, {'steps': files}, told.append)
+    assert outcomes == [Outcome(m, True, name) for m in mutants]
     assert sorted(map(str, told)) == sorted(map(str, outcomes))
+
+    endless = of['n -= 1', 'n += 1']
+    impatient = copies(small, tmp_path / 'b', count=1, seconds=3)
+    assert impatient.attempt(endless, files) == Outcome(endless, True, 'no end')
+
+    test.write_text('import ghn_jax.steps\ndef test_nothing(): pass\n')
+    blind = copies(small, tmp_path / 'c', count=1)
+    assert blind.attempt(mutants[0], files) == Outcome(mutants[0], False, '')
+
     assert (small / PACKAGE / 'steps.py').read_text() == source
     assert not list(small.rglob('__pycache__'))
 
-    endless = of['n -= 1', 'n += 1']
-    assert trees.attempt(endless, files, 5).noticed_by == 'no end within 5 s'
 
-    (small / 'tests' / 'test_steps.py').write_text('import ghn_jax.steps\ndef test_nothing(): pass\n')
-    blind = Trees(small, tmp_path / 'blind', 1)
-    assert blind.attempt(mutants[0], files, 60) == Outcome(mutants[0], None)
-
-
-def test_tests_that_fail_without_a_change_say_nothing_of_mutants(small, tmp_path):
-    (small / 'tests' / 'test_steps.py').write_text('def test_nothing(): assert False\n')
-    with pytest.raises(CleanTreeFails, match='test_nothing'):
-        Trees(small, tmp_path / 'copies', 1).time_unchanged(['tests/test_steps.py'])
+def test_tests_that_fail_without_the_change_notice_nothing(small, tmp_path):
+    (small / 'tests' / 'test_steps.py').write_text('def test_count(): assert False\n')
+    mutant = Mutant('steps', next(edits((small / PACKAGE / 'steps.py').read_text())))
+    outcome = copies(small, tmp_path / 'a', count=1).attempt(mutant, killers(small, 'steps'))
+    assert not outcome.noticed and outcome.how == 'tests/test_steps.py::test_count without the change, too'
