@@ -33,8 +33,8 @@ class Outcome:
 class Trees:
     """Copies of a tree in which mutants are tried, as many at once as there are copies.
 
-    seconds: what the tests of a mutant may take. seconds_unchanged: what they may take without the change, if a
-    mutant whose tests do not end is to count as noticed; well under the other.
+    seconds: what the tests of a mutant may take. seconds_unchanged: what they may take without the change,
+    if a mutant whose tests do not end is to count as noticed; well under the other.
     """
 
     def __init__(
