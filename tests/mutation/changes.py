@@ -44,8 +44,11 @@ _CALLED |= {b: a for a, b in _CALLED.items() if b != 'floor'}
 _ORDERLESS = frozenset(
     ('min', 'max', 'minimum', 'maximum', 'add', 'multiply', 'logical_and', 'logical_or', 'isinstance')
 )
-_MAKING = frozenset(('zeros', 'ones', 'full', 'arange', 'finfo', 'iinfo', 'default_rng', 'iota', 'eye'))
-_LIBRARIES = frozenset(('jnp', 'np', 'lax', 'jax', 'math', 'mesh_axes'))
+# What they return is like their first argument, and may be missed.
+_LIKE_FIRST = frozenset(
+    ('clip', 'round', 'abs', 'floor', 'ceil', 'sqrt', 'square', 'maximum', 'minimum', 'max', 'min', 'sign')
+    + ('stop_gradient', 'relu', 'roll', 'flip', 'sort', 'sorted', 'reversed', 'transpose', 'cumsum', 'log')
+)
 _SAYING = frozenset(('print', 'logging', 'warnings', 'progress', 'panel', 'fig', 'figures'))
 _TYPES = frozenset(('int', 'float', 'str', 'bool', 'dict', 'list', 'tuple', 'set', 'Any', 'Array'))
 
@@ -113,10 +116,12 @@ def _root(node: ast.AST) -> str | None:
 
 
 def _bound_together(function: ast.FunctionDef | ast.Lambda) -> Iterator[tuple[str, ...]]:
-    """Its parameters, and the names on the left of each assignment to several."""
-    arguments = function.args
-    names = [a.arg for a in (*arguments.posonlyargs, *arguments.args, *arguments.kwonlyargs)]
-    yield tuple(name for name in names if name not in ('self', 'cls'))
+    """Its parameters of each type, and the names on the left of each assignment to several."""
+    types: dict[str, list[str]] = {}
+    for a in (*function.args.posonlyargs, *function.args.args, *function.args.kwonlyargs):
+        if a.arg not in ('self', 'cls'):
+            types.setdefault(ast.unparse(a.annotation) if a.annotation else '', []).append(a.arg)
+    yield from map(tuple, types.values())
     for node in ast.walk(function):
         if isinstance(node, ast.Tuple) and isinstance(node.ctx, ast.Store):
             yield tuple(x.id for x in node.elts if isinstance(x, ast.Name))
@@ -177,7 +182,7 @@ def _called(node: ast.Call) -> Iterator[ast.AST]:
         for i, (a, b) in enumerate(zip(arguments, arguments[1:])):
             if type(a) is type(b):  # others are rarely taken for each other, and fail at once
                 yield _with(node, args=[*arguments[:i], b, a, *arguments[i + 2 :]])
-    if arguments and _root(function) in _LIBRARIES and name not in _MAKING:
+    if arguments and name in _LIKE_FIRST:
         yield arguments[0]
 
 

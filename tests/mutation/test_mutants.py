@@ -32,7 +32,7 @@ KINDS = {
     'x = f(a, b)': {'f(b, a)'},
     'x = f(a, b[c])': set(),
     'x = jnp.minimum(a, b)': {'jnp.maximum(a, b)', 'a'},
-    'x = max(a, b)': {'min(a, b)'},
+    'x = max(a, b)': {'min(a, b)', 'a'},
     "x = ('a', 'b')": {"('b',)", "('a',)"},
     "x = {'a': b}": {'{}'},
     'x = f(x)': {'pass'},
@@ -40,6 +40,8 @@ KINDS = {
     'raise ValueError(a + b)': {'pass'},
     'x += a': {'pass', 'x -= a'},
     'def f(a, b): return a': {'b'},
+    'def f(a: int, b: str, c: int): return a, b': {'c'},
+    'def f(x):\n    a, b = x\n    return b': {'a'},
 }
 
 
