@@ -28,6 +28,15 @@ def network(op, *, steps=1, **fields):
     )
 
 
+def test_the_limits_are_what_files_were_promised():
+    """A file that was accepted stays accepted; the spaces' own largest networks are well within."""
+    assert 500 < limits.MAX_NETWORKS == 10_000
+    assert 160e6 < limits.MAX_PARAMETERS == 200e6
+    assert 1400 < limits.MAX_OPERATIONS == 4096
+    assert 2500 < limits.MAX_TILES == 256 * 2**20 / (64 * 64 * 4)  # 256 MiB of float32
+    assert 7 < limits.MAX_FAMILIES == 16
+
+
 @pytest.mark.parametrize('op', OPS)
 def test_a_cell_is_counted_op_by_op(op):
     """The stem has 9 and 7x7 + 2 of 3x3, the head 6 and 1, a cell's start 12 and 4, its end 2."""
