@@ -49,7 +49,7 @@ class Trees:
         self._cache, self._free = folder / 'compiled', queue.SimpleQueue()
         self._count, self._seconds, self._seconds_unchanged = count, seconds, seconds_unchanged
         self._running: set[subprocess.Popen] = set()
-        self._passed: dict[tuple[str, ...], bool] = {}  # by tests, without a change
+        self._unchanged: dict[tuple[str, ...], str] = {}  # what is wrong with tests without any change
         for i in range(count):
             tree = folder / str(i) / root.name
             shutil.copytree(root, tree, ignore=_LEFT_OUT)
@@ -90,13 +90,14 @@ class Trees:
             found = re.search(r'^(?:FAILED|ERROR) (.+?)(?: - |$)', output, re.MULTILINE)
             suspects = (found[1],) if found else tuple(files)
             how = 'no end' if status is None else found[1] if found else f'exit status {status}'
-            if suspects not in self._passed:
+            if suspects not in self._unchanged:
+                limit = self._seconds_unchanged if status is None else self._seconds
                 # A file alone could not be imported: with the change it came to no test.
                 collecting = ['--collect-only'] if found and '::' not in found[1] else []
-                status, _ = self._pytest(tree, [*collecting, *suspects], self._seconds_unchanged)
-                self._passed[suspects] = status == 0
-            passed = self._passed[suspects]
-            return Outcome(mutant, passed, how if passed else f'{how} without the change, too')
+                status, _ = self._pytest(tree, [*collecting, *suspects], limit)
+                self._unchanged[suspects] = 'no end' if status is None else 'fails' if status else ''
+            fault = self._unchanged[suspects]
+            return Outcome(mutant, not fault, f'{how}; without the change: {fault}' if fault else how)
         finally:
             path.write_text(text)
             self._free.put(tree)

@@ -176,4 +176,4 @@ def test_tests_that_fail_without_the_change_notice_nothing(small, tmp_path):
     (small / 'tests' / 'test_steps.py').write_text('def test_count(): assert False\n')
     mutant = Mutant('steps', next(edits((small / PACKAGE / 'steps.py').read_text())))
     outcome = copies(small, tmp_path / 'a', count=1).attempt(mutant, killers(small, 'steps'))
-    assert not outcome.noticed and outcome.how == 'tests/test_steps.py::test_count without the change, too'
+    assert not outcome.noticed and outcome.how == 'tests/test_steps.py::test_count; without the change: fails'
