@@ -2,6 +2,7 @@
 # Runs the tests in the shared environment. Arguments go to pytest:
 #   bash launch/test.sh                          all but the slow ones
 #   bash launch/test.sh -m slow tests/cnn -x     any pytest arguments
+#   bash launch/test.sh -m slow tests/mutation   how many small changes of the code the tests notice
 set -euo pipefail
 source "$(dirname "${BASH_SOURCE[0]}")/environment.sh"
 environment test

@@ -1,0 +1,54 @@
+"""Which tests tell a module's mutants from the module."""
+
+import fnmatch
+import pathlib
+
+# A pattern of modules -> patterns of test files, run in this order, cheap ones first. A module has the tests
+# of all patterns that it matches, behind those named after it. Modules that match none are not mutated.
+KILLERS = {
+    'quant/*': ('quant/test_fake_quant.py', 'quant/test_policy.py', 'quant/test_strategy.py'),
+    'quant/scheme': ('quant/test_schemes.py',),
+    'quant/plain': ('quant/test_weights.py', 'test_predict.py'),
+    'quant/ranges': ('quant/test_weights.py',),
+    'networks/*': ('networks/test_*.py', 'fuzz/test_found.py'),
+    'networks/operations': ('hypernet/test_decoder.py', 'cnn/test_lowering.py'),
+    'networks/limits': ('fuzz/test_accepted.py',),
+    'hypernet/*': ('hypernet/test_*.py',),
+    'hypernet/table': ('test_assembly.py',),
+    'cnn/lowering': ('cnn/test_program.py', 'cnn/test_executor.py'),
+    'cnn/p*': ('cnn/test_lowering.py', 'cnn/test_program.py', 'cnn/test_executor.py'),
+    'cnn/[bt]*': ('cnn/test_program.py', 'cnn/test_executor.py'),
+    'cnn/co*': ('cnn/test_program.py', 'test_memory.py', 'cnn/test_executor.py'),
+    'cnn/ops': ('cnn/test_executor.py',),
+    'cnn/[eh]*': ('cnn/test_noise.py', 'cnn/test_executor.py'),
+    'cnn/weights': ('quant/test_weights.py', 'quant/test_schemes.py', 'cnn/test_noise.py'),
+    'cnn/quantizer': ('cnn/test_noise.py', 'quant/test_schemes.py', 'cnn/test_executor.py'),
+    'cnn/calibration': ('cnn/test_integer.py', 'test_evaluate.py'),
+    'cnn/observer': ('cnn/test_integer.py', 'cnn/test_calibration.py'),
+    'assembly': ('test_steps.py',),
+    'steps': ('test_evaluate.py',),
+    'batches': ('test_selection.py', 'test_steps.py'),
+    'scoring': ('test_selection.py', 'test_evaluate.py'),
+    'protocol': ('cnn/test_calibration.py', 'test_evaluate.py'),
+    'results': ('test_report.py', 'test_evaluate.py'),
+    'window': ('test_metrics.py',),
+    'metrics': (),
+    'records': ('test_metrics.py',),
+    'optimizer': (),
+    'checkpoint': (),
+    'data': (),
+    'predict': ('quant/test_weights.py',),
+    'variants': ('test_study.py',),
+    'sensitivity': ('test_study.py',),
+}
+
+
+def killers(root: pathlib.Path, module: str, table: dict[str, tuple[str, ...]] = KILLERS) -> list[str]:
+    """The files of the tests of a module, as paths from `root`, in the order in which to run them."""
+    folder, name = pathlib.PurePosixPath(module).parent, pathlib.PurePosixPath(module).name
+    patterns = [f'{folder}/test_{name}*.py']
+    for modules, files in table.items():
+        patterns += files if fnmatch.fnmatch(module, modules) else ()
+    tests = root / 'tests'
+    found = [path.relative_to(root).as_posix() for p in patterns for path in sorted(tests.glob(p))]
+    return list(dict.fromkeys(found))
