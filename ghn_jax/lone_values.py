@@ -9,6 +9,7 @@ from collections.abc import Iterable
 from ml_collections import ConfigDict
 
 from ghn_jax.cnn.coverage import Family, covering_networks, widths
+from ghn_jax.cnn.instructions import Norm
 from ghn_jax.cnn.lowering import lower
 from ghn_jax.errors import UserError
 from ghn_jax.networks.spaces import Space
@@ -21,7 +22,7 @@ def has_lone_values(spec: NetworkSpec, image_size: int) -> bool:
     """Whether a BatchNorm of the network reads feature maps of one pixel."""
     lowered = lower(spec, image_size)
     return lowered.has_norm and any(
-        i.op == ('norm',) and lowered.classes[i.dst][0] == 1 for i in lowered.instructions
+        isinstance(i.op, Norm) and lowered.classes[i.dst][0] == 1 for i in lowered.instructions
     )
 
 
