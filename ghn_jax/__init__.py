@@ -17,7 +17,7 @@ _NAMES = {
     'make_space': 'ghn_jax.networks.spaces',
     'build_graph': 'ghn_jax.networks.graph',
     'parse_bits': 'ghn_jax.quant.policy',
-    'load_run': 'ghn_jax.runs',
+    'load_run': 'ghn_jax.runs.run',
     'predict_weights': 'ghn_jax.predict',
 }
 __all__ = ['__version__', *_NAMES]

@@ -17,115 +17,20 @@ included. `probe` is a 2048 x 2048 float32 numpy product (median of 12): divide 
 the same machine at another hour.
 """
 
-import json
-import os
-from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import jax
 from absl import flags
-from tabulate import tabulate
 
-from ghn_jax import bounds, cli, files, results, runs, screen
-from ghn_jax.errors import UserError, shown
+from ghn_jax.base import bounds, cli, files, screen
+from ghn_jax.base.errors import UserError
+from ghn_jax.benchmarks import comparison, picture, tasks
+from ghn_jax.benchmarks.benchmark import DEFAULT, WHAT, _integers, _parts_of_cpu, benchmark, text
+from ghn_jax.benchmarks.options import MODES, Options
+from ghn_jax.evaluation import results
 from ghn_jax.networks.spaces import SPLITS, make_space
 from ghn_jax.networks.spec import load_networks
-from ghn_jax.speed import cells, clock, comparison, picture, profile, programs, scaling, tasks
-from ghn_jax.speed.options import MODES, Options, Row, config_of
-
-WHAT: Mapping[str, Callable[[Options], list[Row]]] = {
-    # Each returns rows with 'what', 'mode', 'mean_s' and figures of its own; see `clock.row`.
-    'predict': tasks.measure_predict,
-    'train': tasks.measure_train,
-    'evaluate': tasks.measure_evaluate,
-    'compile': programs.measure,
-    'cells': cells.measure,
-    'profile': profile.measure,
-    'scaling': scaling.measure,
-}
-DEFAULT = ('predict', 'train', 'evaluate')
-
-
-def benchmark(what: Sequence[str], options: Options) -> dict[str, Any]:
-    """All that is asked for, as JSON: {'machine': ..., 'rows': [{'what', 'mode', 'mean_s', ...}, ...]}.
-
-    Raises:
-      UserError: an unknown thing to time or mode, or a network that the executor does not run.
-    """
-    numbers = ('meta_batch', 'devices', 'batch_size', 'num_images', 'width', 'repeats')
-    bounds.check(**{name: getattr(options, name) for name in numbers})
-    _check('what', what, WHAT)
-    _check('mode', options.modes, MODES)
-    for name in sorted({'compile', 'profile'} & set(what)):
-        config_of(options, name)
-    clock.start_counting()
-    probes = [clock.probe()]
-    rows = [row for name in what for row in WHAT[name](options)]
-    probes.append(clock.probe())
-    return {'machine': clock.machine(probes), 'rows': rows}
-
-
-def _parts_of_cpu() -> int:
-    """Two where it has the cores and the memory: the workspaces of large networks take 5 GiB each."""
-    memory = os.sysconf('SC_PAGE_SIZE') * os.sysconf('SC_PHYS_PAGES')
-    forced = 'xla_force_host_platform_device_count' in os.environ.get('XLA_FLAGS', '')
-    return 2 if (os.cpu_count() or 1) > 1 and memory >= 20 * 2**30 and not forced else 1
-
-
-def _integers(flag: str, bounded: str, values: Sequence[str]) -> tuple[int, ...]:
-    """The numbers of a flag, each within the bounds called `bounded`."""
-    least, most = bounds.BOUNDS[bounded]
-    fits = (v.strip().isdecimal() and len(v) <= 10 and least <= int(v) <= most for v in values)
-    if not all(fits):
-        given = shown(','.join(values))
-        raise UserError(f'--{flag}={given}: expected integers from {least} to {most:,}, as in 16,32')
-    return tuple(sorted(set(map(int, values))))
-
-
-def _check(flag: str, names: Sequence[str], known: Sequence[str] | Mapping[str, Any]) -> None:
-    for name in names:
-        if name not in known:
-            raise UserError(f'--{flag}={name}: choose from {", ".join(known)}')
-    if not names:
-        raise UserError(f'--{flag} is empty: choose from {", ".join(known)}')
-
-
-_TIMES = (
-    'what', 'mode', 'networks', 'mean_s', 'median_s', 'p95_s', 'compilations_after_warmup', 'peak_rss_gib',
-)  # fmt: skip
-_COLUMNS = {  # of the tables; other rows are shown with all they have
-    **dict.fromkeys(DEFAULT, _TIMES),
-    'compile': (
-        'function', 'mode', 'split', 'programs', 'width', 'msa', 'instructions', 'branches', 'trace_s',
-        'lower_s', 'compile_s', 'load_s', 'load_cpu_s', 'cached', 'temp_bytes', 'argument_bytes',
-        'workspace_bytes', 'executable_bytes',
-    ),
-    'cells': (
-        'what', 'mode', 'cells', 'room', 'instructions', 'median_s', 'us_per_instruction',
-        'workspace_bytes', 'used_bytes', 'temp_bytes', 'compile_s',
-    ),
-    'profile': ('what', 'mode', 'part', 'networks', 'step_ms', 'share_percent'),
-    'scaling': ('what', 'devices', 'networks', 'step_s', 'cpu_s_per_network', 'all_reduces', 'bytes'),
-    'expected': ('what', 'link', 'times_faster', 'step_s', 'chips', 'all_reduce_s', 'efficiency'),
-}  # fmt: skip
-
-
-def text(result: Mapping[str, Any]) -> str:
-    """The figures, a table for each kind of row (bytes as MiB), the machine under them."""
-    tables: dict[tuple[str, ...], list[Row]] = {}
-    for row in result['rows']:
-        tables.setdefault(_COLUMNS.get(row['what'], tuple(row)), []).append(row)
-    lines = []
-    for columns, rows in tables.items():
-        shown = [[_shown(column, row.get(column)) for column in columns] for row in rows]
-        headers = [column.replace('_bytes', '_mib') for column in columns]
-        lines += [tabulate(shown, headers=headers, floatfmt='.4f'), '']
-    return '\n'.join([*lines, json.dumps(result['machine'])])
-
-
-def _shown(column: str, value: Any) -> Any:
-    return round(value / 2**20, 1) if column.endswith('_bytes') and value is not None else value
-
+from ghn_jax.runs.run import start
 
 if __name__ == '__main__':
     _ARCHS = flags.DEFINE_string(
@@ -187,7 +92,7 @@ if __name__ == '__main__':
             tasks.check_networks(specs)
         else:
             specs = [make_space('convnets250k').sample('test', 0, i) for i in range(24)]
-        runs.start(_DEVICES.value or _parts_of_cpu())
+        start(_DEVICES.value or _parts_of_cpu())
         num_devices = _DEVICES.value or min(jax.local_device_count(), _META_BATCH.value)
         options = Options(
             specs=tuple(specs), modes=tuple(_MODE.value), meta_batch=_META_BATCH.value, devices=num_devices,

@@ -10,9 +10,9 @@ from typing import Any
 
 from ml_collections import ConfigDict
 
-from ghn_jax import paths
-from ghn_jax.bounds import BOUNDS
-from ghn_jax.errors import UserError, shown
+from ghn_jax.base import paths
+from ghn_jax.base.bounds import BOUNDS
+from ghn_jax.base.errors import UserError, shown
 from ghn_jax.networks.genotype import MAX_STEPS
 from ghn_jax.networks.limits import MAX_OPERATIONS
 from ghn_jax.quant.scheme import MODES

@@ -18,7 +18,7 @@ COMMANDS = tuple(
 def flags_of(command: str) -> dict[str, flags.Flag]:
     """The flags that a command defines, by name; they are not left defined."""
     known = set(flags.FLAGS)
-    with mock.patch('ghn_jax.cli.run'), warnings.catch_warnings():
+    with mock.patch('ghn_jax.base.cli.run'), warnings.catch_warnings():
         warnings.simplefilter('ignore', RuntimeWarning)  # runpy: the module is imported already
         runpy.run_module(command, run_name='__main__')
     found = {name: flags.FLAGS[name] for name in set(flags.FLAGS) - known}

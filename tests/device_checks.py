@@ -14,19 +14,33 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from ghn_jax import devices, runs, steps, train
-from ghn_jax.batches import draw, prepare
-from ghn_jax.cnn.coverage import Family, program_for
-from ghn_jax.errors import UserError
+from ghn_jax.assembly.mesh import (
+    OVER_DEVICES,
+    OVER_IMAGES,
+    REPLICATED,
+    axes_of,
+    make_mesh,
+    make_workspace,
+    mesh_of,
+    place_networks,
+    replicate,
+    spread,
+)
+from ghn_jax.assembly.network_batch import draw, prepare
+from ghn_jax.base.errors import UserError
+from ghn_jax.benchmarks.scaling import collectives
+from ghn_jax.cnn.covering import Family, program_for
+from ghn_jax.evaluation.protocol import Protocol
+from ghn_jax.evaluation.score import image_batches, score_in_full, score_networks, score_on, select_split
 from ghn_jax.hypernet.ghn import init_params
-from ghn_jax.metrics import read_jsonl
-from ghn_jax.protocol import Protocol
 from ghn_jax.quant import Policy, Scheme
 from ghn_jax.quant.scheme import QAT
-from ghn_jax.scoring import image_batches, score_in_full, score_networks, score_on, select_split
-from ghn_jax.speed.scaling import collectives
+from ghn_jax.runs.metrics import read_jsonl
+from ghn_jax.runs.run import load_data, load_run, make_space_of
+from ghn_jax.training import train
+from ghn_jax.training.step import TrainState, train_step
 from tests.small_run import small_config, write_run
-from tests.test_steps import (
+from tests.training.test_step import (
     CONFIG,
     GHN_,
     NODES,
@@ -64,27 +78,27 @@ def gradients(chosen):
 
     def inputs(mesh, policy):
         networks, _ = prepare(program, specs, policy, max_nodes=NODES)
-        state = steps.TrainState(jnp.int32(0), params, KEEP.init(params))
-        workspace = devices.make_workspace(mesh, program, IMAGES)
+        state = TrainState(jnp.int32(0), params, KEEP.init(params))
+        workspace = make_workspace(mesh, program, IMAGES)
         return (
-            devices.replicate(mesh, state),
-            devices.place_networks(mesh, in_float64(program, networks, specs), NETWORKS),
-            *devices.replicate(mesh, (images, labels), devices.OVER_IMAGES),
+            replicate(mesh, state),
+            place_networks(mesh, in_float64(program, networks, specs), NETWORKS),
+            *replicate(mesh, (images, labels), OVER_IMAGES),
             jax.tree.map(lambda x: x.astype(jnp.float64), workspace),
-            devices.replicate(mesh, jax.random.key(3)),
+            replicate(mesh, jax.random.key(3)),
         )
 
     @functools.cache
     def compiled(mode, mesh):
         # With dropout: its masks, too, must be one device's.
-        axes = devices.axes_of(mesh)
-        step = functools.partial(steps.train_step, program, GHN_, KEEP, scheme=Scheme(mode), axes=axes)
-        layout = (devices.OVER_IMAGES, devices.OVER_IMAGES, devices.OVER_DEVICES, devices.REPLICATED)
-        return jax.jit(devices.spread(step, mesh, layout)).lower(*inputs(mesh, Policy())).compile()
+        axes = axes_of(mesh)
+        step = functools.partial(train_step, program, GHN_, KEEP, scheme=Scheme(mode), axes=axes)
+        layout = (OVER_IMAGES, OVER_IMAGES, OVER_DEVICES, REPLICATED)
+        return jax.jit(spread(step, mesh, layout)).lower(*inputs(mesh, Policy())).compile()
 
     def run(case, shape):
         mode, policy = CASES[case]
-        mesh = devices.mesh_of(jax.devices()[: shape[0] * shape[1]], shape[1])
+        mesh = mesh_of(jax.devices()[: shape[0] * shape[1]], shape[1])
         step = compiled(mode, mesh)
         state, metrics, _ = step(*inputs(mesh, policy))
         return jax.device_get((state.opt_state, metrics)), step.as_text()
@@ -128,27 +142,27 @@ def training(folder):
 
 def scores(folder):
     """Scores of two networks on five batches, by one device and by three."""
-    run = runs.load_run(write_run(folder))
-    selection = select_split(runs.make_space_of(run.config), 'test', seed=0, count=2, image_size=8)
-    dataset = runs.load_data(run.config)
+    run = load_run(write_run(folder))
+    selection = select_split(make_space_of(run.config), 'test', seed=0, count=2, image_size=8)
+    dataset = load_data(run.config)
     images = image_batches(dataset, dataset.test, batch_size=8, num_images=40)
     score = functools.partial(score_networks, run.ghn, run.params, selection, images, [Policy()])
-    mesh = devices.mesh_of(jax.devices()[:3], 1)
+    mesh = mesh_of(jax.devices()[:3], 1)
     return [score().tolist(), score(mesh=mesh).tolist(), score_on(mesh, QAT)._cache_size()]
 
 
 def calibrated(folder):
     """The same of two calibrated networks at W8/A8: [top1, (of weight, of activation) by layer in dB]."""
-    run = runs.load_run(write_run(folder))
-    selection = select_split(runs.make_space_of(run.config), 'test', seed=0, count=2, image_size=8)
-    dataset = runs.load_data(run.config)
+    run = load_run(write_run(folder))
+    selection = select_split(make_space_of(run.config), 'test', seed=0, count=2, image_size=8)
+    dataset = load_data(run.config)
     batches = functools.partial(image_batches, dataset, batch_size=8, num_images=40)
     options = dict(
         how=Protocol(batch_norm='calibrated', ranges='calibrated', sqnr=True),
         calibration=batches(dataset.train),
     )
     out = []
-    for mesh in (None, devices.mesh_of(jax.devices()[:3], 1)):
+    for mesh in (None, mesh_of(jax.devices()[:3], 1)):
         scored = score_in_full(
             run.ghn, run.params, selection, batches(dataset.test), [Policy(8, 8)], mesh=mesh, **options
         )
@@ -170,7 +184,7 @@ def refusals():
         config.devices.per_process, config.devices.images = 0, images
         config.update_from_flattened_dict({key: value})
         try:
-            devices.make_mesh(config)
+            make_mesh(config)
             out.append([key, ''])
         except UserError as e:
             out.append([key, str(e)])

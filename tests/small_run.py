@@ -13,9 +13,9 @@ from unittest import mock
 import jax
 from absl import flags
 
-from ghn_jax import runs
-from ghn_jax.checkpoint import Checkpoints
 from ghn_jax.hypernet.ghn import GHNConfig, init_params
+from ghn_jax.runs.checkpoint import Checkpoints
+from ghn_jax.runs.run import run_meta
 
 ROOT = pathlib.Path(__file__).resolve().parents[1]
 
@@ -44,7 +44,7 @@ def write_run(
     c = small_config(**quant)
     c.ghn.bits = bits
     ghn = GHNConfig(hid=c.ghn.hid, bits=bits)
-    meta = runs.run_meta(c, ghn, step, kind='train')
+    meta = run_meta(c, ghn, step, kind='train')
     params = init_params(ghn, jax.random.key(seed))
     norm, channels = params['decoder']['norm'], ghn.max_shape[0]
     norm['kernel_1'], norm['bias_1'] = (norm[k].at[..., channels:].set(0) for k in ('kernel_1', 'bias_1'))
@@ -70,8 +70,10 @@ def command(
     try:
         with (
             mock.patch.object(sys, 'argv', [module, *map(str, args)]),
-            mock.patch('ghn_jax.runs.enable_compilation_cache'),  # the user's, and this process's settings
-            mock.patch('ghn_jax.runs.divide_cpu'),  # JAX has its devices by now
+            mock.patch(
+                'ghn_jax.runs.run.enable_compilation_cache'
+            ),  # the user's, and this process's settings
+            mock.patch('ghn_jax.runs.run.divide_cpu'),  # JAX has its devices by now
             contextlib.redirect_stdout(out),
             contextlib.redirect_stderr(err),
             warnings.catch_warnings(),

@@ -2,10 +2,10 @@
 
 from collections.abc import Iterable
 
-from ghn_jax.cnn.columns import count_columns
+from ghn_jax.cnn.channel_groups import count_columns
+from ghn_jax.cnn.gradient_slots import place_gradients
 from ghn_jax.cnn.lowering import Lowered, lower
-from ghn_jax.cnn.pieces import BLOCK, Class, round_up
-from ghn_jax.cnn.placing import place_gradients
+from ghn_jax.cnn.packing import BLOCK, Class, round_up
 from ghn_jax.cnn.program import Capacity, Program, Segment, head_pieces
 from ghn_jax.cnn.tables import PAGE_BLOCKS
 from ghn_jax.networks.spec import NetworkSpec

@@ -27,10 +27,10 @@ import jax.numpy as jnp
 import optax
 from jax import Array, lax
 
-from ghn_jax import axes
+from ghn_jax.base import collectives
 from ghn_jax.cnn import head, ops
 from ghn_jax.cnn.instructions import Kind
-from ghn_jax.cnn.pieces import BLOCK, Class, block_floats
+from ghn_jax.cnn.packing import BLOCK, Class, block_floats
 from ghn_jax.cnn.program import Program, Segment
 from ghn_jax.cnn.quantizer import Quantizer, no_sizes, quantizer_of, with_sizes
 from ghn_jax.cnn.tables import ACCUMULATE, DST, G_DST, G_SRC, OP, SEEN, SRC, WEIGHTS, Bits, Ranges, Tables
@@ -115,7 +115,7 @@ def loss_and_gradients(
     of the batch: loss and gradient are then this device's shares, whose sums are the batch's. For the other
     arguments see `forward`.
     """
-    noise = axes.own_key(key, axis)
+    noise = collectives.own_key(key, axis)
     values, sizes = _run(program, weights, tables, bits, images, workspace.values, scheme, noise, axis)
     gradients, g_weights = dict(workspace.gradients), workspace.weights
 
@@ -161,7 +161,7 @@ def loss_and_gradients(
 
 def _cross_entropy(logits: Array, labels: Array, axis: str | None) -> Array:
     loss = jnp.mean(optax.softmax_cross_entropy_with_integer_labels(logits, labels))
-    return loss if axis is None else loss / axes.size(axis)
+    return loss if axis is None else loss / collectives.size(axis)
 
 
 def _padding_groups(segment: Segment) -> list[tuple[int, list[int]]]:

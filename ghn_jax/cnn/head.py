@@ -13,9 +13,9 @@ import jax
 import jax.numpy as jnp
 from jax import Array, lax
 
-from ghn_jax import axes
+from ghn_jax.base import collectives
 from ghn_jax.cnn import ops
-from ghn_jax.cnn.pieces import BLOCK, Class
+from ghn_jax.cnn.packing import BLOCK, Class
 from ghn_jax.cnn.program import Program
 from ghn_jax.cnn.tables import HeadTable
 from ghn_jax.quant.activations import quantize_activation
@@ -139,7 +139,7 @@ def _quantize(x, bits, scheme, key, which, axis, ranges=None):
     """
     if scheme.mode == 'float':
         return x
-    key = None if key is None else axes.own_key(jax.random.fold_in(key, _KEYS + which), axis)
+    key = None if key is None else collectives.own_key(jax.random.fold_in(key, _KEYS + which), axis)
     given = None if ranges is None else ranges[which]
     return quantize_activation(x, bits, scheme, given=given, key=key, across=axis)
 
@@ -190,9 +190,9 @@ def logits(
     hidden = lax.fori_loop(0, table.hidden_cols, column, jnp.zeros((n, width), features.dtype))
     mask = jnp.ones((n, width), features.dtype)
     if dropout:
-        shape = (n * axes.size(axis), width)  # of the whole batch
+        shape = (n * collectives.size(axis), width)  # of the whole batch
         keep = jax.random.bernoulli(jax.random.fold_in(key, _KEYS + 2), 1 - dropout, shape)
-        mask = axes.own_rows(keep, axis).astype(features.dtype) / (1 - dropout)
+        mask = collectives.own_rows(keep, axis).astype(features.dtype) / (1 - dropout)
     residuals = Residuals(features, hidden, mask)
     x = _final_input(program, table, bits, residuals, scheme, key, axis, ranges)
     cols = program.class_columns

@@ -16,7 +16,7 @@ import jax.numpy as jnp
 from jax import Array
 
 from ghn_jax.cnn import ops
-from ghn_jax.cnn.pieces import Class, block_floats
+from ghn_jax.cnn.packing import Class, block_floats
 from ghn_jax.networks import ops as layers
 
 Shape = tuple[int, ...]

@@ -10,9 +10,9 @@ of the activation: an instruction names all parts, and quantizes by their joint 
 from collections.abc import Iterable
 from typing import NamedTuple
 
+from ghn_jax.base.errors import UserError
 from ghn_jax.cnn.instructions import Conv, Kind, MaxPool, Norm, Position, Reduce, Subsample, Zero, kinds_of
-from ghn_jax.cnn.pieces import Piece, dense_piece, whole_piece
-from ghn_jax.errors import UserError
+from ghn_jax.cnn.packing import Piece, dense_piece, whole_piece
 from ghn_jax.networks.ops import tensors
 from ghn_jax.networks.spec import IMAGE_SIZE, VIT_SIZE, NetworkSpec
 

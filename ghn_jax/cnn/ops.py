@@ -22,7 +22,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax import Array, lax
 
-from ghn_jax import axes
+from ghn_jax.base import collectives
 
 _NHWC = ('NHWC', 'HWIO', 'NHWC')
 BATCH_NORM_EPSILON = 1e-5
@@ -206,9 +206,9 @@ def depthwise_conv(x: Array, w: Array, stride: int = 1, dilation: int = 1) -> Ar
 
 
 def _batch_norm(x, scale, shift, on, axis):
-    mean = axes.mean(jnp.mean(wide(x), (0, 1, 2)), axis) * on
+    mean = collectives.mean(jnp.mean(wide(x), (0, 1, 2)), axis) * on
     centred = x - mean
-    variance = axes.mean(jnp.mean(centred * centred, (0, 1, 2)), axis)  # two passes: one pass cancels
+    variance = collectives.mean(jnp.mean(centred * centred, (0, 1, 2)), axis)  # two passes: one pass cancels
     inverse = jnp.where(on > 0, lax.rsqrt(variance + BATCH_NORM_EPSILON), 1)
     return (centred * (inverse * scale) + shift).astype(x.dtype), (x, mean, inverse, scale, on)
 
@@ -226,11 +226,11 @@ def batch_norm(x: Array, scale: Array, shift: Array, on: Array, axis: str | None
 
 def _batch_norm_backward(axis, residuals, g):
     x, mean, inverse, scale, on = residuals
-    count, g = x.size // x.shape[-1] * axes.size(axis), wide(g)
+    count, g = x.size // x.shape[-1] * collectives.size(axis), wide(g)
     normal = (x - mean) * inverse
     g_shift = jnp.sum(g, (0, 1, 2))
     g_scale = jnp.sum(g * normal, (0, 1, 2))
-    all_shift, all_scale = axes.total((g_shift, g_scale), axis)
+    all_shift, all_scale = collectives.total((g_shift, g_scale), axis)
     gx = (scale * inverse) * (g - (on / count) * (all_shift + normal * all_scale))
     return gx.astype(x.dtype), g_scale, g_shift, jnp.zeros_like(on)
 

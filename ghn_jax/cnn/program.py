@@ -19,10 +19,11 @@ from typing import NamedTuple
 
 import numpy as np
 
-from ghn_jax.cnn.columns import column_tables, count_columns
+from ghn_jax.cnn.channel_groups import column_tables, count_columns
+from ghn_jax.cnn.gradient_slots import place_gradients
 from ghn_jax.cnn.instructions import Kind
 from ghn_jax.cnn.lowering import IMAGE, Head, Instruction, Lowered, lower
-from ghn_jax.cnn.pieces import (
+from ghn_jax.cnn.packing import (
     BLOCK,
     Class,
     Piece,
@@ -32,7 +33,6 @@ from ghn_jax.cnn.pieces import (
     round_up,
     vector_piece,
 )
-from ghn_jax.cnn.placing import place_gradients
 from ghn_jax.cnn.tables import (
     ACCUMULATE,
     DST,

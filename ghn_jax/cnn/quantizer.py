@@ -6,11 +6,11 @@ import jax
 import jax.numpy as jnp
 from jax import Array, lax
 
-from ghn_jax import axes
+from ghn_jax.base import collectives
 from ghn_jax.cnn import ops
 from ghn_jax.cnn.tables import GROUP, PARTS
 from ghn_jax.quant.activations import clip_range, quantize_activation
-from ghn_jax.quant.fake_quant import make_grid, quantize
+from ghn_jax.quant.grid import make_grid, quantize
 from ghn_jax.quant.policy import FLOAT_BITS
 from ghn_jax.quant.ranges import power
 from ghn_jax.quant.scheme import Scheme
@@ -106,8 +106,8 @@ def no_sizes(program, slots: int, scheme: Scheme, dtype) -> Sizes:
 def with_sizes(sizes: Sizes, y: Array, slot: Array, axis: str | None) -> Sizes:
     """With those of y in a slot."""
     dtype = sizes.largest.dtype
-    largest = sizes.largest.at[slot].set(axes.largest(jnp.max(y).astype(dtype), axis))
+    largest = sizes.largest.at[slot].set(collectives.largest(jnp.max(y).astype(dtype), axis))
     if sizes.squares is None:
         return sizes._replace(largest=largest)
-    squares, count = axes.total(power(ops.relu(ops.wide(y)).astype(dtype)), axis)
+    squares, count = collectives.total(power(ops.relu(ops.wide(y)).astype(dtype)), axis)
     return Sizes(largest, sizes.squares.at[slot].set(squares), sizes.count.at[slot].set(count))

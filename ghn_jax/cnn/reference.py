@@ -16,9 +16,9 @@ import jax
 import jax.numpy as jnp
 from jax import Array, lax
 
-from ghn_jax.errors import UserError
+from ghn_jax.base.errors import UserError
 from ghn_jax.networks.spec import NetworkSpec
-from ghn_jax.quant import plain
+from ghn_jax.quant import oracle
 from ghn_jax.quant.policy import Policy, quantizable
 from ghn_jax.quant.scheme import QAT, Scheme
 
@@ -278,11 +278,11 @@ class _Layers:
         if self.policy is None:
             return x
         given = None if self.ranges is None else self.ranges[weight]
-        return plain.quantize_activation(x, self._widths(name)[1], self.scheme, given)
+        return oracle.quantize_activation(x, self._widths(name)[1], self.scheme, given)
 
     def quantize_weight(self, name: str) -> Array:
         w = self[f'{name}.weight']
-        return w if self.policy is None else plain.quantize_weight(w, self._widths(name)[0], self.scheme)
+        return w if self.policy is None else oracle.quantize_weight(w, self._widths(name)[0], self.scheme)
 
     def _widths(self, name: str) -> tuple[int, int]:
         assert self.policy is not None

@@ -19,10 +19,10 @@ import jax
 import jax.numpy as jnp
 from jax import Array, lax
 
-from ghn_jax.cnn.columns import COLUMN
-from ghn_jax.cnn.pieces import BLOCK
+from ghn_jax.cnn.channel_groups import COLUMN
+from ghn_jax.cnn.packing import BLOCK
 from ghn_jax.cnn.tables import PAGE_BLOCKS, Tables
-from ghn_jax.quant.fake_quant import Grid, quantize
+from ghn_jax.quant.grid import Grid, quantize
 from ghn_jax.quant.scheme import Scheme
 from ghn_jax.quant.weight_grids import fit
 

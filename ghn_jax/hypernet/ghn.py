@@ -15,13 +15,13 @@ import jax
 import jax.numpy as jnp
 from flax import linen as nn
 
-from ghn_jax.errors import UserError, shown
-from ghn_jax.hypernet.bits import embed_bits, init_bits
+from ghn_jax.base.errors import UserError, shown
 from ghn_jax.hypernet.decoder import decode, init_decoder, predict_tensors
 from ghn_jax.hypernet.embedding import embed_nodes, init_embedding
 from ghn_jax.hypernet.gnn import gated_gnn, init_gnn
 from ghn_jax.hypernet.layers import init_layer_norm, init_mlp, layer_norm, mlp
-from ghn_jax.hypernet.table import DecoderTable, Tiles
+from ghn_jax.hypernet.policy_features import embed_bits, init_bits
+from ghn_jax.hypernet.tiles import DecoderTable, Tiles
 from ghn_jax.networks.graph import GraphBatch, NetworkGraph, batch_graphs, to_graphs_tuple
 
 _CHOICES = {'hypernet': ('gatedgnn', 'mlp'), 'decoder': ('conv',)}

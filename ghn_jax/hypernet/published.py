@@ -12,8 +12,8 @@ from typing import Any
 
 import numpy as np
 
-from ghn_jax import jsonfile
-from ghn_jax.errors import UserError
+from ghn_jax.base import jsonfile
+from ghn_jax.base.errors import UserError
 from ghn_jax.hypernet.ghn import GHNConfig
 from ghn_jax.hypernet.statefile import load_state
 

@@ -16,7 +16,7 @@ from typing import BinaryIO
 
 import numpy as np
 
-from ghn_jax.errors import UserError, shown
+from ghn_jax.base.errors import UserError, shown
 
 MAX_BYTES = 256 * 2**20  # of the file, and of its arrays together; the published GHN-2 has 9 MiB
 MAX_ENTRIES = 10_000  # of an archive; that GHN has 30

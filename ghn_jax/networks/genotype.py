@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from ghn_jax.errors import UserError, shown
+from ghn_jax.base.errors import UserError, shown
 from ghn_jax.networks.ops import OPS
 
 MAX_STEPS = 64  # intermediate states of a cell; the spaces have at most 10

@@ -14,7 +14,7 @@ from typing import NamedTuple
 import jraph
 import numpy as np
 
-from ghn_jax.errors import UserError
+from ghn_jax.base.errors import UserError
 from ghn_jax.networks.operations import forward_pass
 from ghn_jax.networks.ops import PASS, PRIMITIVES, ForwardPass
 from ghn_jax.networks.spec import NetworkSpec

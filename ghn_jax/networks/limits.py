@@ -7,7 +7,7 @@ each width has a program of its own, compiled for minutes.
 
 from collections.abc import Sequence
 
-from ghn_jax.errors import UserError, shown
+from ghn_jax.base.errors import UserError, shown
 from ghn_jax.networks.ops import OPERATIONS
 from ghn_jax.networks.size import cost, count_parameters
 from ghn_jax.networks.spec import VIT_SIZE, NetworkSpec

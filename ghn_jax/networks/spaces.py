@@ -20,7 +20,7 @@ from typing import Any
 
 import numpy as np
 
-from ghn_jax.errors import UserError, shown
+from ghn_jax.base.errors import UserError, shown
 from ghn_jax.networks import limits
 from ghn_jax.networks.genotype import Genotype, is_int
 from ghn_jax.networks.ops import OPERATIONS, OPS, has_attention

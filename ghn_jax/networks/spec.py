@@ -14,8 +14,8 @@ from typing import Any
 
 import numpy as np
 
-from ghn_jax import files, jsonfile
-from ghn_jax.errors import UserError, shown
+from ghn_jax.base import files, jsonfile
+from ghn_jax.base.errors import UserError, shown
 from ghn_jax.networks.genotype import Genotype, check_fields, is_int
 from ghn_jax.networks.ops import has_attention
 

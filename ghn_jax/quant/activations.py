@@ -1,12 +1,12 @@
 """Activations on the levels of a grid: over the range of their batch, or over one that is given.
 
-`across` is everywhere a mesh axis whose devices each hold some of the batch's images (`ghn_jax.axes`).
+`across` is everywhere a mesh axis whose devices each hold some of the batch's images (`ghn_jax.base.collectives`).
 """
 
 from jax import Array
 
-from ghn_jax import axes
-from ghn_jax.quant.fake_quant import fake_quantize
+from ghn_jax.base import collectives
+from ghn_jax.quant.grid import fake_quantize
 from ghn_jax.quant.ranges import min_max, power, sigma, sigma_range
 from ghn_jax.quant.scheme import Scheme
 
@@ -24,7 +24,7 @@ def quantize_activation(
     if given is not None:
         lo, hi = given
     else:
-        size = axes.total(power(x), across) if scheme.activation_range == 'sigma' else None
+        size = collectives.total(power(x), across) if scheme.activation_range == 'sigma' else None
         lo, hi = clip_range(*min_max(x, across=across), size, bits, scheme)
     return fake_quantize(x, lo, hi, bits, mode=scheme.mode, key=key)
 

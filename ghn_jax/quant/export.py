@@ -13,7 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax import Array, lax
 
-from ghn_jax.quant.fake_quant import Grid, quantize
+from ghn_jax.quant.grid import Grid, quantize
 from ghn_jax.quant.policy import FLOAT_BITS, Policy, edges_of, quantizable
 from ghn_jax.quant.scheme import QAT, Scheme
 from ghn_jax.quant.weight_grids import fit

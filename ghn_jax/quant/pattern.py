@@ -8,7 +8,7 @@ import math
 import re
 import warnings
 
-from ghn_jax.errors import UserError, shown
+from ghn_jax.base.errors import UserError, shown
 
 MAX_LENGTH = 200  # characters; the names it is matched with have up to 40
 MAX_WAYS = 50_000  # to divide a name among the repeats and alternatives: a millisecond

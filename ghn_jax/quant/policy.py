@@ -31,8 +31,8 @@ import re
 from collections.abc import Iterable, Mapping
 from typing import Any
 
-from ghn_jax import jsonfile
-from ghn_jax.errors import UserError, shown
+from ghn_jax.base import jsonfile
+from ghn_jax.base.errors import UserError, shown
 from ghn_jax.networks.genotype import check_fields
 from ghn_jax.quant.pattern import check_pattern
 

@@ -11,7 +11,7 @@ import jax
 import jax.numpy as jnp
 from jax import Array
 
-from ghn_jax import axes
+from ghn_jax.base import collectives
 
 # Half the width of the uniform grid with the least squared error for a normal distribution, in standard
 # deviations, at 1, 2, .. 8 bits: levels on both sides of 0 (J. Max 1960, table II; found again in the tests),
@@ -32,13 +32,13 @@ def min_max(
     """(min(0, min x), max(0, max x)) over `axis` (default: the whole tensor), in the dtype of x.
 
     No gradient flows through a range. An empty tensor has the range (0, 0). across: a mesh axis whose devices
-    each hold a part of the tensor (`ghn_jax.axes`).
+    each hold a part of the tensor (`ghn_jax.base.collectives`).
     """
     x = jax.lax.stop_gradient(x)
     lo, hi = jnp.min(x, axis=axis, initial=0.0), jnp.max(x, axis=axis, initial=0.0)
     if across is None:
         return lo, hi
-    minus_lo, hi = axes.largest(jnp.stack([-lo, hi]), across)
+    minus_lo, hi = collectives.largest(jnp.stack([-lo, hi]), across)
     return -minus_lo, hi
 
 

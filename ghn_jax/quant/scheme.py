@@ -5,7 +5,7 @@ Bits are not part of it: they are data (`policy`). Every scheme serves all bit-w
 
 import dataclasses
 
-from ghn_jax.errors import UserError
+from ghn_jax.base.errors import UserError
 
 MODES = ('float', 'qat', 'noise')
 GRANULARITIES = ('tensor', 'channel')

@@ -13,7 +13,7 @@ from typing import Protocol
 import jax.numpy as jnp
 from jax import Array, lax
 
-from ghn_jax.quant.fake_quant import Grid, largest_level, make_grid, quantize
+from ghn_jax.quant.grid import Grid, largest_level, make_grid, quantize
 from ghn_jax.quant.policy import TERNARY
 from ghn_jax.quant.ranges import sigma, sigma_range
 from ghn_jax.quant.scheme import Scheme

@@ -23,8 +23,8 @@ import sys
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from ghn_jax import jsonfile
-from ghn_jax.errors import UserError
+from ghn_jax.base import jsonfile
+from ghn_jax.base.errors import UserError
 
 PAGES = ('README.md', 'docs')
 RESULTS = pathlib.Path('docs/results')

@@ -18,7 +18,7 @@ import numpy as np
 import pytest
 
 from ghn_jax.cnn.building import build_program
-from ghn_jax.cnn.coverage import Family, covering_networks, program_for
+from ghn_jax.cnn.covering import Family, covering_networks, program_for
 from ghn_jax.cnn.instructions import Attention, Excite, Mlp, Position
 from ghn_jax.networks.spaces import make_space
 from ghn_jax.networks.spec import load_networks

@@ -5,10 +5,10 @@ import collections
 import numpy as np
 import pytest
 
+from ghn_jax.base.errors import UserError
 from ghn_jax.cnn.instructions import AvgPool, Conv, Copy, MaxPool, Norm, Zero
 from ghn_jax.cnn.lowering import IMAGE, lower
-from ghn_jax.cnn.pieces import BLOCK, linear_pieces
-from ghn_jax.errors import UserError
+from ghn_jax.cnn.packing import BLOCK, linear_pieces
 from ghn_jax.networks.graph import build_graph
 from ghn_jax.networks.spaces import make_space
 from tests.cnn.networks import quantized_names, small_network

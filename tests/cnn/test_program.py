@@ -7,16 +7,16 @@ import itertools
 import numpy as np
 import pytest
 
-from ghn_jax.assembly import make_sources
-from ghn_jax.batches import tile_shapes
+from ghn_jax.assembly.network_batch import tile_shapes
+from ghn_jax.assembly.weight_buffer import make_sources
+from ghn_jax.base.errors import UserError
 from ghn_jax.cnn.building import build_program
-from ghn_jax.cnn.coverage import Family, covering_networks, family, program_for, widths
+from ghn_jax.cnn.covering import Family, covering_networks, family, program_for, widths
 from ghn_jax.cnn.lowering import lower
-from ghn_jax.cnn.pieces import BLOCK
+from ghn_jax.cnn.packing import BLOCK
 from ghn_jax.cnn.program import Program
 from ghn_jax.cnn.tables import ACCUMULATE, DST, G_DST, G_SRC, SEEN, SRC, WEIGHTS
-from ghn_jax.errors import UserError
-from ghn_jax.hypernet.table import decoder_table
+from ghn_jax.hypernet.tiles import decoder_table
 from ghn_jax.networks.graph import build_graph
 from ghn_jax.networks.spaces import SPLITS, make_space
 from ghn_jax.networks.spec import NetworkSpec

@@ -11,14 +11,14 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from ghn_jax.base.errors import UserError
 from ghn_jax.cnn import reference
 from ghn_jax.cnn.reference import apply_reference
-from ghn_jax.errors import UserError
 from ghn_jax.hypernet.ghn import GHN, predict_parameters
 from ghn_jax.hypernet.published import load_published
 from ghn_jax.networks.graph import build_graph
 from ghn_jax.networks.spec import load_networks
-from ghn_jax.quant import Policy, fake_quantize, min_max, plain
+from ghn_jax.quant import Policy, fake_quantize, min_max, oracle
 from ghn_jax.quant.scheme import QAT
 from tests.cnn.networks import (
     one_sided_policy,
@@ -379,7 +379,7 @@ def test_the_image_is_an_activation_with_a_range_of_its_own():
 def test_each_layer_quantizes_one_weight_and_one_activation_and_factorized_reduce_shares_its_own(monkeypatch):
     seen = []
     for function in ('quantize_weight', 'quantize_activation'):
-        monkeypatch.setattr(plain, function, lambda x, bits, *_: seen.append((bits, x.shape)) or x)
+        monkeypatch.setattr(oracle, function, lambda x, bits, *_: seen.append((bits, x.shape)) or x)
     params, images = random_parameters(MIXED, 0), random_images(2, 0)
     jax.eval_shape(lambda p: apply_reference(MIXED, p, images, policy=Policy(4, 8)), params)
     names = quantized_names(MIXED)
@@ -400,7 +400,7 @@ def test_its_own_rounding_agrees_with_the_one_the_executor_uses(bits):
         # The last two: a range symmetric about 0, whose ends tie, and no range at all.
         for x in (r.normal(size=301), r.uniform(1, 2, size=301), np.linspace(-1, 1, 301), np.zeros(301)):
             x = jnp.asarray(x)
-            y, pull = jax.vjp(lambda x: plain.quantize_activation(x, bits, QAT), x)
+            y, pull = jax.vjp(lambda x: oracle.quantize_activation(x, bits, QAT), x)
             expected, expected_pull = jax.vjp(lambda x: fake_quantize(x, *min_max(x), bits), x)
             np.testing.assert_allclose(y, expected, rtol=1e-15, atol=1e-300)
             np.testing.assert_array_equal(pull(jnp.ones_like(x))[0], expected_pull(jnp.ones_like(x))[0])

@@ -13,7 +13,7 @@ import signal
 import time
 from collections.abc import Callable, Iterator
 
-from ghn_jax.errors import UserError
+from ghn_jax.base.errors import UserError
 
 SECONDS = 5
 MEMORY = 2 * 2**30  # bytes resident, of the process

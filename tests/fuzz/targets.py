@@ -12,15 +12,20 @@ from unittest import mock
 
 from absl import flags
 
-from ghn_jax import cli, configfile, predict, results, runs, scoring
 from ghn_jax import config as configs
-from ghn_jax.errors import UserError
+from ghn_jax import config_file
+from ghn_jax.base import cli
+from ghn_jax.base.errors import UserError
+from ghn_jax.base.jsonlines import Records, read_jsonl
+from ghn_jax.benchmarks import comparison, tasks
+from ghn_jax.evaluation import results
+from ghn_jax.evaluation.score import check_given
 from ghn_jax.hypernet.ghn import GHN, GHNConfig
 from ghn_jax.hypernet.published import load_published
 from ghn_jax.networks.spec import load_networks
 from ghn_jax.quant.policy import Policy, parse_bits
-from ghn_jax.records import Records, read_jsonl
-from ghn_jax.speed import comparison, tasks
+from ghn_jax.runs import prediction
+from ghn_jax.runs.run import make_ghn, make_space_of, read_meta
 from tests.fuzz import architectures, states
 from tests.fuzz.harness import Target
 from tests.fuzz.mutation import STRANGE, mutate_bytes, mutate_json, text_of
@@ -52,10 +57,10 @@ def call_architectures(data: Any, folder: pathlib.Path) -> None:
     specs = load_networks(written(data, folder / 'nets.json'))
     refusals = []
     for door in (
-        lambda: [predict.check_network(spec, _GHN) for spec in specs],
-        lambda: scoring.check_given(specs, 32),
+        lambda: [prediction.check_network(spec, _GHN) for spec in specs],
+        lambda: check_given(specs, 32),
         lambda: tasks.check_networks(specs),
-        lambda: predict.output_files(str(folder / '{name}.safetensors'), predict._named(specs)),
+        lambda: prediction.output_files(str(folder / '{name}.safetensors'), prediction._named(specs)),
     ):
         try:
             door()
@@ -179,14 +184,14 @@ def make_config(rng: random.Random) -> list[str]:
 def call_config(overrides: Any, folder: pathlib.Path) -> None:
     """As `train` does before it makes anything."""
     values = flags.FlagValues()
-    flag = configfile.define('', values)
+    flag = config_file.define('', values)
     argv = ['fuzz', f'--config={ROOT}/configs/test.py', *overrides]
     with mock.patch.object(sys, 'argv', argv):  # where ml_collections looks for overrides
         parsed(argv, values)
         config = cli.read_config(flag)
     configs.check(config)
-    space = runs.make_space_of(config)
-    runs.make_ghn(config, 10)
+    space = make_space_of(config)
+    make_ghn(config, 10)
     parse_bits(config.quant.bits)
     space.sample('train', config.seed, 0)
     configs.from_json(configs.to_json(config))
@@ -212,7 +217,7 @@ def make_saved_config(rng: random.Random) -> tuple[str, str]:
 
 def call_saved_config(value: Any, folder: pathlib.Path) -> None:
     """What a checkpoint says about itself."""
-    runs.read_meta({'config': value[0], 'ghn': json.loads(value[1]), 'step': 3}, folder)
+    read_meta({'config': value[0], 'ghn': json.loads(value[1]), 'step': 3}, folder)
 
 
 # ---- state files

@@ -9,15 +9,17 @@ import zipfile
 import numpy as np
 import pytest
 
-from ghn_jax import jsonfile, metrics, results
+from ghn_jax.assembly.memory import check_scoring
+from ghn_jax.base import jsonfile
+from ghn_jax.base.errors import UserError, shown
 from ghn_jax.cnn.building import build_program
-from ghn_jax.errors import UserError, shown
+from ghn_jax.evaluation import results
 from ghn_jax.hypernet.ghn import GHNConfig
 from ghn_jax.hypernet.published import load_state
-from ghn_jax.memory import check_scoring
 from ghn_jax.networks.genotype import Genotype
 from ghn_jax.networks.spec import NetworkSpec, load_networks
 from ghn_jax.quant.policy import Policy
+from ghn_jax.runs import metrics
 from tests.fuzz import states
 from tests.small_run import command, is_one_error_line, write_run
 

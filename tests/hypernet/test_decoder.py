@@ -5,10 +5,10 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from ghn_jax.errors import UserError
+from ghn_jax.base.errors import UserError
 from ghn_jax.hypernet import count_items, decoder_table, tile_parameters
 from ghn_jax.hypernet.decoder import decode, init_decoder, predict_tensors
-from ghn_jax.hypernet.table import DENSE_CHUNK, DEPTH_CHUNK, Tiles, fan_in_scale, round_up
+from ghn_jax.hypernet.tiles import DENSE_CHUNK, DEPTH_CHUNK, Tiles, fan_in_scale, round_up
 from ghn_jax.networks.graph import build_graph
 from tests.hypernet.helpers import SMALL, small_graphs, small_spec
 

@@ -6,7 +6,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from ghn_jax.errors import UserError
+from ghn_jax.base.errors import UserError
 from ghn_jax.hypernet import GHN, GHNConfig, decoder_table, init_params, predict_parameters, tile_parameters
 from ghn_jax.networks.graph import build_graph
 from tests.hypernet.helpers import SMALL, batch, random_params, small_graphs, small_spec

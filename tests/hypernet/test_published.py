@@ -6,7 +6,7 @@ import jax
 import numpy as np
 import pytest
 
-from ghn_jax.errors import UserError
+from ghn_jax.base.errors import UserError
 from ghn_jax.hypernet import load_published
 from ghn_jax.hypernet.published import convert_state, load_state, published_state
 from tests.hypernet.helpers import SMALL, random_params

@@ -4,7 +4,7 @@ import json
 
 import pytest
 
-from ghn_jax.errors import UserError
+from ghn_jax.base.errors import UserError
 from ghn_jax.networks.genotype import OPS, Genotype
 
 GOOD = {

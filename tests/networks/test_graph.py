@@ -8,7 +8,7 @@ import jraph
 import numpy as np
 import pytest
 
-from ghn_jax.errors import UserError
+from ghn_jax.base.errors import UserError
 from ghn_jax.networks import graph as graphs
 from ghn_jax.networks.genotype import Genotype
 from ghn_jax.networks.graph import PRIMITIVES, batch_graphs, build_graph, to_graphs_tuple

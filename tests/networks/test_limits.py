@@ -5,7 +5,7 @@ That the formulas bound what is made from random networks is in tests/fuzz/test_
 
 import pytest
 
-from ghn_jax.errors import UserError
+from ghn_jax.base.errors import UserError
 from ghn_jax.networks import limits
 from ghn_jax.networks.genotype import OPS
 from ghn_jax.networks.size import count_parameters

@@ -25,7 +25,7 @@ from ghn_jax.networks.ops import (
 )
 from ghn_jax.networks.size import cost, count_parameters
 from ghn_jax.networks.spaces import SPACES
-from ghn_jax.report import drawing
+from ghn_jax.reporting import graph_drawing
 from tests.cnn.networks import shapes, small_network
 
 RUN = [op for op in OPS if op != 'none']
@@ -112,7 +112,7 @@ def test_every_node_of_an_operation_is_a_primitive_that_the_report_can_draw():
     for op in OPS:
         for strided in (False, True):
             assert {*alone(op, C, strided=strided).kind} <= {*PRIMITIVES, PASS}
-    assert set(drawing._KINDS) == set(PRIMITIVES)
+    assert set(graph_drawing._KINDS) == set(PRIMITIVES)
 
 
 @pytest.mark.parametrize(

@@ -9,7 +9,7 @@ import json
 import numpy as np
 import pytest
 
-from ghn_jax.errors import UserError
+from ghn_jax.base.errors import UserError
 from ghn_jax.networks import spaces
 from ghn_jax.networks.genotype import OPS
 from ghn_jax.networks.graph import build_graph

@@ -7,7 +7,7 @@ import os
 import numpy as np
 import pytest
 
-from ghn_jax.errors import UserError
+from ghn_jax.base.errors import UserError
 from ghn_jax.networks.genotype import Genotype
 from ghn_jax.networks.size import count_parameters
 from ghn_jax.networks.spec import NetworkSpec, is_connected, load_networks, save_networks

@@ -3,8 +3,8 @@
 import numpy as np
 from scipy import optimize, special
 
-from ghn_jax.cnn import calibration
-from ghn_jax.cnn.observer import BINS
+from ghn_jax.cnn.deploy import calibration
+from ghn_jax.cnn.deploy.observer import BINS
 from ghn_jax.quant import ranges, weight_grids
 
 

@@ -6,7 +6,7 @@ import jax
 import numpy as np
 import pytest
 
-from ghn_jax.errors import UserError
+from ghn_jax.base.errors import UserError
 from ghn_jax.quant import Policy, Scheme, fake_quantize, min_max
 from ghn_jax.quant.export import round_weights
 from ghn_jax.quant.policy import TERNARY

@@ -4,7 +4,7 @@ import json
 
 import pytest
 
-from ghn_jax.errors import UserError
+from ghn_jax.base.errors import UserError
 from ghn_jax.quant import Policy, load_policy, parse_bits
 from ghn_jax.quant.policy import TERNARY, quantizable
 

@@ -1,0 +1,1 @@
+"""Where hypernetwork and executor meet: networks as data, weight buffers, memory, device meshes."""

@@ -1,0 +1,51 @@
+"""BatchNorm over one value: the mean is that value, and what comes out is the shift, whatever the image.
+
+That is so where a batch has one image and feature maps have one pixel. A network of which all paths are
+normalised so gives all images one class, and nothing fails.
+"""
+
+from collections.abc import Iterable
+
+from ml_collections import ConfigDict
+
+from ghn_jax.base.errors import UserError
+from ghn_jax.cnn.covering import Family, covering_networks, widths
+from ghn_jax.cnn.instructions import Norm
+from ghn_jax.cnn.lowering import lower
+from ghn_jax.networks.spaces import Space
+from ghn_jax.networks.spec import NetworkSpec
+
+_SMALLEST = 8  # pixels of images that a stem and two reductions leave one of
+
+
+def has_lone_values(spec: NetworkSpec, image_size: int) -> bool:
+    """Whether a BatchNorm of the network reads feature maps of one pixel."""
+    lowered = lower(spec, image_size)
+    return lowered.has_norm and any(
+        isinstance(i.op, Norm) and lowered.classes[i.dst][0] == 1 for i in lowered.instructions
+    )
+
+
+def warning(specs: Iterable[NetworkSpec], image_size: int, batch_size: int) -> str | None:
+    """What to say before networks are scored on batches of this size; None where there is nothing to say."""
+    if batch_size > 1:
+        return None
+    lone = [has_lone_values(spec, image_size) for spec in specs]
+    if not any(lone):
+        return None
+    return (
+        f'batch_size=1 and image_size={image_size}: in {sum(lone)} of the {len(lone)} networks a BatchNorm '
+        'has one value a channel, and gives the same for all images: take a larger batch_size'
+    )
+
+
+def check_batch_norm(config: ConfigDict, space: Space) -> None:
+    """Raises UserError where networks of the space would train with BatchNorm over one value."""
+    if config.train.batch_size > 1 or config.image_size > _SMALLEST:
+        return
+    family = Family(widths(space, 'train')[0])
+    if any(has_lone_values(spec, config.image_size) for spec in covering_networks(space, 'train', family)):
+        raise UserError(
+            f'--config.train.batch_size=1 with --config.image_size={config.image_size}: BatchNorm would have '
+            'one value a channel, and give the same for all images: take a larger batch_size'
+        )

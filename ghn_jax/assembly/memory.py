@@ -1,0 +1,110 @@
+"""Memory: what a program will take, told before it is compiled, and what this process takes.
+
+Linux promises memory that is not there and ends the process when it is used: the estimate is the only
+warning. It counts the buffers that are known beforehand, so it is a lower bound; XLA adds its own.
+"""
+
+import pathlib
+from collections.abc import Iterable
+from typing import Any
+
+import jax
+import numpy as np
+import psutil
+from jax.sharding import Mesh
+from ml_collections import ConfigDict
+
+from ghn_jax.assembly.network_batch import tile_shapes
+from ghn_jax.base import counters
+from ghn_jax.base.errors import UserError
+from ghn_jax.cnn.program import Program
+from ghn_jax.training.step import make_workspace
+
+KNOBS = (
+    'take a smaller --config.train.batch_size, narrower networks (--config.space.channels), '
+    '--config.train.dtype=bfloat16, or fewer parts of a CPU (--config.devices.cpu=1)'
+)
+_CGROUP = (  # limit and use of a container, of cgroup 2 and 1
+    ('/sys/fs/cgroup/memory.max', '/sys/fs/cgroup/memory.current'),
+    ('/sys/fs/cgroup/memory/memory.limit_in_bytes', '/sys/fs/cgroup/memory/memory.usage_in_bytes'),
+)
+
+
+def tree_bytes(tree: Any) -> int:
+    """Of arrays, or of their shapes."""
+    return sum(int(np.prod(x.shape)) * np.dtype(x.dtype).itemsize for x in jax.tree.leaves(tree))
+
+
+def program_bytes(program: Program, config: ConfigDict, mesh: Mesh | None) -> int:
+    """Bytes that training with a program takes on one device, at least: its workspace, and the GHN's tiles of
+    a network with their gradients.
+    """
+    batch = config.train.batch_size // (mesh.shape['images'] if mesh else 1)
+    workspace = jax.eval_shape(lambda: make_workspace(program, batch, config.train.dtype))
+    return tree_bytes(workspace) + 2 * tree_bytes(tile_shapes(program, config.program.max_nodes))
+
+
+def free_bytes(mesh: Mesh | None) -> int:
+    """Bytes that each of this process's devices of the mesh may still take."""
+    own = [d for d in (mesh.devices.flat if mesh else jax.local_devices()[:1]) if _is_own(d)]
+    if own[0].platform != 'cpu':
+        stats = own[0].memory_stats() or {}
+        return stats['bytes_limit'] - stats['bytes_in_use'] if 'bytes_limit' in stats else 2**62
+    return min(psutil.virtual_memory().available, _container_free()) // len(own)
+
+
+def check(program: Program, config: ConfigDict, mesh: Mesh | None, free: int) -> None:
+    """Raises UserError if a program takes more than `free` bytes of a device, by the names of the knobs."""
+    needed = program_bytes(program, config, mesh)
+    if needed > free:
+        channels = max(c for _, c in program.classes)
+        raise UserError(
+            f'networks of up to {channels} channels take at least {needed / 2**30:.2f} GiB of a device, of '
+            f'which {free / 2**30:.2f} GiB are free: {KNOBS}'
+        )
+
+
+def check_scoring(programs: Iterable[Program], batch_size: int, mesh: Mesh | None = None) -> None:
+    """Raises UserError if scoring batches takes more of a device than is free, by the names of flags."""
+    free = free_bytes(mesh)
+    for program in programs:
+        workspace = jax.eval_shape(lambda p=program: make_workspace(p, batch_size, train=False))
+        needed = tree_bytes(workspace) + tree_bytes(workspace.quantized)  # the weights before rounding, too
+        if needed > free:
+            channels = max(c for _, c in program.classes)
+            raise UserError(
+                f'networks of up to {channels} channels take at least {needed / 2**30:.1f} GiB for batches '
+                f'of {batch_size} images, and {free / 2**30:.1f} GiB are free: give a smaller --batch_size, '
+                'or networks with a smaller C or fewer cells'
+            )
+
+
+def is_out_of_memory(error: Exception) -> bool:
+    """Whether XLA, or the system, had no memory to give."""
+    return isinstance(error, MemoryError) or 'RESOURCE_EXHAUSTED' in str(error)
+
+
+def usage() -> dict[str, float]:
+    """What this process holds: resident memory (MiB), open files, threads, programs compiled so far."""
+    counters.start_counting()
+    process = psutil.Process()
+    with process.oneshot():
+        return {
+            'machine/resident_mib': process.memory_info().rss / 2**20,
+            'machine/open_files': process.num_fds(),
+            'machine/threads': process.num_threads(),
+            'machine/compilations': counters.compilations(),
+        }
+
+
+def _is_own(device: jax.Device) -> bool:
+    return device.process_index == jax.process_index()
+
+
+def _container_free() -> int:
+    for limit, used in _CGROUP:
+        try:
+            return int(pathlib.Path(limit).read_text()) - int(pathlib.Path(used).read_text())
+        except (OSError, ValueError):  # none, or 'max'
+            continue
+    return 2**62

@@ -1,0 +1,198 @@
+"""From decoded tiles to the executor's weight buffer, and back for gradients: where hypernet and cnn meet.
+
+Both sides are tables. A tile holds 64x64 channels; a weight of any shape repeats it cyclically. All channel
+counts are multiples of 8, so the buffer is filled in units of 8 output channels, each a copy of 8
+neighbouring
+floats of a tile: index arithmetic on a handful of integers for each piece, done on the device.
+
+Axes: F floats of the weight buffer | B blocks of BLOCK floats | U units of 8 floats of the tiles | P pieces.
+"""
+
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import Array, lax
+
+from ghn_jax.cnn.packing import BLOCK, TILE, round_up
+from ghn_jax.cnn.program import Capacity, Layout
+from ghn_jax.cnn.tables import PAGE_BLOCKS
+from ghn_jax.cnn.weights import get_page, set_page
+from ghn_jax.hypernet.decoder import Items, Tiles
+
+UNIT = 8
+_UNITS = BLOCK // UNIT
+_SPAN = TILE * TILE // UNIT  # units of a tile, the most a window reaches over
+
+
+class Sources(NamedTuple):
+    """Where the weight buffer of one network comes from, as data.
+
+    block_piece: int32 [B], the piece each block belongs to. pieces: int32 [P, 13], columns below.
+    windows: int32 [W, 8]: the same from the tiles' side, columns below. Of small tiles up to n_windows[0], of
+    dense tiles from there to n_windows[1].
+    """
+
+    block_piece: np.ndarray
+    pieces: np.ndarray
+    windows: np.ndarray
+    n_windows: np.ndarray
+
+
+# Columns of Sources.pieces. A unit of a piece at (tap, row, column) is, of the dense or the small tiles, the
+# unit BASE + tap * TAP_STEP + ((ROW + row) % TILE) * ROW_STEP + (COL + column) % MODULO; zero beyond ROWS and
+# COLS.
+FIRST, PAD_ROWS, PAD_COLS, ROWS, COLS, BASE, TAP_STEP, ROW_STEP, ROW, MODULO, COL, TAPS, DENSE = range(13)
+
+# Columns of Sources.windows. A window is a rectangle of one tile that a piece copies, without wrapping round:
+# the tiles' unit BASE_UNIT + i * STEP + o goes to the buffer's unit FLAT + (i - I) * FLAT_STEP + (o - O), for
+# HEIGHT rows i from I and WIDTH columns o from O.
+FLAT, FLAT_STEP, BASE_UNIT, STEP, I, HEIGHT, O, WIDTH = range(8)
+
+
+class _Units(NamedTuple):
+    """First unit of each part of the small tiles, in the order of `_small`."""
+
+    depth: int
+    norm: int
+    class_weight: int
+    class_bias: int
+    one: int
+    zero: int
+    end: int
+
+
+def _units(tiles: Tiles) -> _Units:
+    classes = round_up(tiles.class_bias.shape[0], UNIT)
+    sizes = [np.prod(tiles.depth.shape), np.prod(tiles.norm.shape), tiles.class_weight.shape[0] * classes]
+    return _Units(0, *(int(n) for n in np.cumsum([*sizes, classes, UNIT, UNIT]) // UNIT))
+
+
+def _small(tiles: Tiles) -> Array:
+    """All but the dense tiles, then a unit of ones and a unit of zeros: [U', 8]. Affine in the tiles."""
+    pad = -tiles.class_bias.shape[0] % UNIT
+    dtype = tiles.depth.dtype
+    class_weight = jnp.pad(tiles.class_weight, ((0, 0), (0, pad)))
+    class_bias = jnp.pad(tiles.class_bias, (0, pad))
+    constants = (jnp.ones(UNIT, dtype), jnp.zeros(UNIT, dtype))
+    parts = (tiles.depth, tiles.norm, class_weight, class_bias, *constants)
+    return jnp.concatenate([p.reshape(-1, UNIT) for p in parts])
+
+
+def make_sources(layout: Layout, items: Items, tiles: Tiles, capacity: Capacity) -> Sources:
+    """The table of one network.
+
+    items: where the tiles of each parameter begin (`decoder.decoder_table`). tiles: their shapes.
+    """
+    units, channels = _units(tiles), tiles.depth.shape[1] // UNIT
+    classes = round_up(tiles.class_bias.shape[0], UNIT) // UNIT
+    table = np.zeros((capacity.pieces, 13), np.int32)
+    blocks, windows, dense_windows = [], [], []
+    for k, (first, piece) in enumerate(layout.pieces):
+        kind, item = items[piece.name] if piece.name else ('constant', int(piece.constant == 0))
+        tap_step, row_step, modulo = 0, 0, channels
+        if kind == 'dense':
+            base = item * TILE * channels
+            tap_step, row_step = TILE * channels, channels
+        elif kind == 'depth':
+            base, tap_step = units.depth + item * channels, channels
+        elif kind == 'norm':
+            base = units.norm + item * channels
+        elif kind == 'class':
+            base, row_step, modulo = (units.class_bias if item else units.class_weight), classes, classes
+        else:
+            base, modulo = units.one + item, 1
+        pad_cols, cols, col = -(-piece.pad_cols // UNIT), -(-piece.cols // UNIT), piece.col // UNIT
+        table[k] = (
+            first, piece.pad_rows, pad_cols, piece.rows, cols, base, tap_step, row_step, piece.row, modulo,
+            col, piece.taps, kind == 'dense',
+        )  # fmt: skip
+        blocks.append(piece.size // BLOCK)
+        if kind == 'constant':
+            continue
+        # Rows of windows: (row of the piece, first unit of the tile, first row in it, rows).
+        if kind == 'depth':  # taps are rows, of a window as many as a tile has
+            bands = [
+                (tap, base + tap * channels, 0, min(TILE, piece.taps - tap))
+                for tap in range(0, piece.taps, TILE)
+            ]
+        else:
+            bands = [
+                (tap * piece.pad_rows + r, base + tap * tap_step, i, height)
+                for tap in range(piece.taps)
+                for r, i, height in _unwrapped(piece.row, piece.rows, TILE)
+            ]
+        which = dense_windows if kind == 'dense' else windows
+        for r, begin, i, height in bands:
+            for c, o, width in _unwrapped(col, cols, modulo):
+                flat = first * _UNITS + r * pad_cols + c
+                which.append((flat, pad_cols, begin, max(row_step, modulo), i, height, o, width))
+    owner = np.zeros(layout.tables.block_tensor.shape, np.int32)
+    owner[: sum(blocks)] = np.repeat(np.arange(len(blocks), dtype=np.int32), blocks)
+    out = np.zeros((capacity.windows, 8), np.int32)
+    n_windows = np.cumsum([len(windows), len(dense_windows)]).astype(np.int32)
+    out[: n_windows[1]] = windows + dense_windows
+    return Sources(owner, table, out, n_windows)
+
+
+def _unwrapped(start: int, count: int, modulo: int) -> list[tuple[int, int, int]]:
+    """range(start, start + count) cut where it wraps: (offset from start, first index modulo, length)."""
+    cuts = []
+    offset = 0
+    while offset < count:
+        at = (start + offset) % modulo
+        cuts.append((offset, at, min(modulo - at, count - offset)))
+        offset += cuts[-1][2]
+    return cuts
+
+
+def assemble(tiles: Tiles, sources: Sources, pages: Array, out: Array) -> Array:
+    """Writes the first `pages` pages of the weight buffer into `out` [F]."""
+    dense, small, zero = tiles.dense.reshape(-1, UNIT), _small(tiles), _units(tiles).zero
+
+    def page(p, out):
+        piece = sources.pieces[get_page(sources.block_piece, p)]  # [PAGE_BLOCKS, 13]
+        column = [piece[:, c, None] for c in range(13)]
+        block = p * PAGE_BLOCKS + jnp.arange(PAGE_BLOCKS, dtype=jnp.int32)
+        unit = (block[:, None] - column[FIRST]) * _UNITS + jnp.arange(
+            _UNITS, dtype=jnp.int32
+        )  # [PAGE_BLOCKS, 32]
+        pad_rows, pad_cols = jnp.maximum(column[PAD_ROWS], 1), jnp.maximum(column[PAD_COLS], 1)
+        rows, col = unit // pad_cols, unit % pad_cols
+        tap, row = rows // pad_rows, rows % pad_rows
+        used = (row < column[ROWS]) & (col < column[COLS]) & (tap < column[TAPS])
+        index = column[BASE] + tap * column[TAP_STEP] + (column[ROW] + row) % TILE * column[ROW_STEP]
+        index = index + (column[COL] + col) % jnp.maximum(column[MODULO], 1)
+        is_dense = used & (column[DENSE] > 0)
+        from_dense = dense[jnp.where(is_dense, index, 0)]
+        from_small = small[jnp.where(used & ~is_dense, index, zero)]
+        units = jnp.where(is_dense[..., None], from_dense, from_small)
+        return set_page(out, units.reshape(PAGE_BLOCKS, BLOCK), p)
+
+    return lax.fori_loop(0, pages, page, out)
+
+
+def assemble_transposed(g: Array, sources: Sources, tiles: Tiles) -> Tiles:
+    """The gradient to the tiles from the gradient g [F] to the weight buffer. `tiles`: values or shapes.
+
+    Window by window: a scatter, the transpose of `assemble` as written, takes XLA:CPU several times as long.
+    """
+    g = g.reshape(-1, UNIT)
+    span = jnp.arange(_SPAN, dtype=jnp.int32)
+
+    def window(k, g_units):
+        w = sources.windows[k]
+        i, o = span // w[STEP] - w[I], span % w[STEP] - w[O]
+        used = (i >= 0) & (i < w[HEIGHT]) & (o >= 0) & (o < w[WIDTH])
+        copied = jnp.where(used[:, None], g[jnp.where(used, w[FLAT] + i * w[FLAT_STEP] + o, 0)], 0)
+        tile = lax.dynamic_slice_in_dim(g_units, w[BASE_UNIT], _SPAN, 0)
+        return lax.dynamic_update_slice_in_dim(g_units, tile + copied, w[BASE_UNIT], 0)
+
+    n_small, n = sources.n_windows
+    # Room for the last window: slices that do not fit would be moved, silently.
+    small = lax.fori_loop(0, n_small, window, jnp.zeros((_units(tiles).end + _SPAN, UNIT), g.dtype))
+    dense = lax.fori_loop(n_small, n, window, jnp.zeros((tiles.dense.size // UNIT, UNIT), g.dtype))
+    rest = tiles._replace(dense=jnp.zeros(0, g.dtype))
+    _, pull = jax.vjp(_small, jax.tree.map(lambda t: jnp.zeros(t.shape, g.dtype), rest))
+    return pull(small[: _units(tiles).end])[0]._replace(dense=dense.reshape(tiles.dense.shape))

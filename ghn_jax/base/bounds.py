@@ -1,0 +1,51 @@
+"""The least and the most that numbers may be, by the names of the flags and arguments that take them.
+
+The most is what keeps a slip of the pen from asking for terabytes or for years; what a machine or a data set
+has is judged where it is known.
+"""
+
+import operator
+from typing import Any
+
+from absl import flags
+
+from ghn_jax.base.errors import UserError, shown
+
+flags.disclaim_key_flags()  # --help shows them as the flags of the command that defines them
+
+BOUNDS: dict[str, tuple[int, int]] = {
+    'batch_size': (1, 65_536),
+    'calibration_batches': (1, 10**6),
+    'cells': (1, 1024),
+    'devices': (0, 1024),  # of one process
+    'distributed_timeout': (1, 7 * 24 * 3600),  # seconds
+    'integer': (0, 10**9),
+    'layers': (0, 10**6),
+    'line': (1, 10**9),
+    'meta_batch': (1, 4096),
+    'num_images': (0, 10**9),
+    'num_networks': (0, 10**6),
+    'num_processes': (1, 65_536),
+    'process_id': (0, 65_535),
+    'repeats': (1, 10**6),
+    'seed': (0, 2**31 - 1),  # of a random key
+    'width': (16, 4096),
+}
+
+
+def define_integer(name: str, default: int | None, help_string: str) -> flags.FlagHolder:
+    """Defines the flag --name with the bounds of its name."""
+    least, most = BOUNDS[name]
+    return flags.DEFINE_integer(name, default, help_string, lower_bound=least, upper_bound=most)
+
+
+def check(**values: Any) -> None:
+    """Raises UserError for the first of the named values that is no integer within the bounds of its name."""
+    for name, value in values.items():
+        least, most = BOUNDS[name]
+        try:
+            fits = not isinstance(value, bool) and least <= operator.index(value) <= most
+        except TypeError:
+            fits = False
+        if not fits:
+            raise UserError(f'{name}={shown(value)}: expected an integer from {least:,} to {most:,}')

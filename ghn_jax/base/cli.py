@@ -1,0 +1,234 @@
+"""What every command shares: flags in, one line for bad input, a screen that never fails.
+
+Exit codes: 0 success and --help | 1 a fault of the program, with its traceback | 2 bad input or a disk that
+cannot be written, one line on stderr | 3 training whose networks are no longer finite, one line | 75 training
+stopped by SIGTERM or SIGINT: all is saved, start again to go on | 130, 143 interrupted (training: by a second
+signal).
+
+A screen that fails changes none of these: the work goes on, and a line on stderr says that stdout has lost
+something. Only where stdout alone was to have the result (`evaluate` without --json) a full disk behind it is
+one that cannot be written. A pipe whose reader has had enough (`| head -1`) is no fault.
+
+A command looks like
+
+    _WORKDIR = flags.DEFINE_string('workdir', None, 'Run directory.')
+    def main(): ...
+    if __name__ == '__main__': cli.run(main)
+"""
+
+import os
+import pathlib
+import re
+import shlex
+import sys
+import traceback
+from collections.abc import Callable, Sequence
+from logging import CRITICAL, getLogger
+from typing import NoReturn
+
+import ml_collections
+from absl import app, flags, logging
+
+from ghn_jax import config, config_file
+from ghn_jax.base import files, paths, screen
+from ghn_jax.base.errors import NotFinite, Stopped, UserError, shown
+
+flags.disclaim_key_flags()  # as in `configfile`
+
+EXIT_NOT_FINITE = 3
+EXIT_STOPPED = 75  # EX_TEMPFAIL
+
+_LONGEST = 1000  # characters of an error
+
+
+def run(main: Callable[[], object]) -> None:
+    """Parses the flags, calls `main()` and leaves with the exit code described above; does not return."""
+    screen.install()
+    try:
+        _run(main)
+    finally:
+        screen.finish()
+
+
+def _run(main: Callable[[], object]) -> None:
+    try:
+        app.run(lambda argv: _quietly(main), flags_parser=_parse)
+    except NotFinite as e:
+        _fail(e, EXIT_NOT_FINITE)
+    except UserError as e:
+        _fail(e)
+    except Stopped as e:
+        print(f'stopped: {e}', file=sys.stderr)
+        sys.exit(EXIT_STOPPED)
+    except KeyboardInterrupt:
+        print('interrupted', file=sys.stderr)
+        sys.exit(130)
+
+
+def _quietly(main: Callable[[], object]) -> None:
+    """Runs `main` without the libraries' progress reports, unless --verbosity asks for them."""
+    from ghn_jax.base import environment
+
+    environment.check()
+    if not flags.FLAGS['verbosity'].present:
+        logging.set_verbosity(logging.WARNING)
+        # Where reading or writing a checkpoint fails, Orbax leaves coroutines and tasks behind that complain
+        # when they are collected, each with a stack trace. The failure itself is raised, and said in a line.
+        sys.unraisablehook = _report_unraisable
+        getLogger('asyncio').setLevel(CRITICAL)
+    main()
+
+
+def _report_unraisable(error) -> None:
+    files = [frame.filename for frame in traceback.extract_tb(error.exc_traceback)]
+    if not any(f'{os.sep}{name}{os.sep}' in file for file in files for name in ('orbax', 'asyncio')):
+        sys.__unraisablehook__(error)
+
+
+def define_config(
+    help_string: str = 'Config file, or the name of one of ghn_jax; then --config.key=value.',
+) -> flags.FlagHolder:
+    """Defines --config, as `configfile.define`; leaves with code 2 where --flagfile cannot be read."""
+    try:
+        return config_file.define(help_string)
+    except (flags.Error, ValueError) as e:
+        _fail(_flag_error(e))
+
+
+def read_config(flag: flags.FlagHolder) -> ml_collections.ConfigDict:
+    """The value of a `define_config` flag, checked. Raises UserError if it is absent or impossible."""
+    if flag.value is None:
+        raise UserError('--config is missing: give a file or a name, as in --config=quickstart')
+    return config.check(flag.value)
+
+
+def check_workdir(workdir: str | os.PathLike | None, *, must_exist: bool = False) -> pathlib.Path:
+    """The run directory as an absolute path; it is not created here.
+
+    Raises UserError if it is not given, is or lies under a file, cannot be written, or is wanted and absent.
+    """
+    if not workdir:
+        raise UserError('--workdir is missing: give the run directory, as in --workdir=runs/quickstart')
+    if not must_exist:
+        return check_folder(workdir, 'workdir')
+    path = _absolute(workdir, 'workdir')
+    _check_place(path, f'--workdir={workdir}')
+    if not path.exists():
+        raise UserError(f'--workdir={workdir} does not exist: give one that ghn_jax.train has written')
+    return path
+
+
+def check_folder(folder: str | os.PathLike, flag: str) -> pathlib.Path:
+    """A directory to be written to, there or not yet, as an absolute path; it is not created here.
+
+    `flag` is the flag's name for the message (`out`).
+
+    Raises UserError if it is or lies under a file, or cannot be written.
+    """
+    path = _absolute(folder, flag)
+    parent = _check_place(path, f'--{flag}={folder}')
+    if not os.access(parent, os.W_OK | os.X_OK):
+        raise UserError(f'--{flag}={folder}: {parent} cannot be written: give another directory')
+    return path
+
+
+def _check_place(path: pathlib.Path, what: str) -> pathlib.Path:
+    """The nearest of a directory and those above it that exists; UserError where that is a file."""
+    if path.exists() and not path.is_dir():
+        raise UserError(f'{what} is a file: give a directory')
+    parent = path
+    while not parent.exists():
+        parent = parent.parent
+    if not parent.is_dir():
+        raise UserError(f'{what} lies under the file {parent}: give another directory')
+    return parent
+
+
+def check_output(path: str | os.PathLike, flag: str, suffixes: Sequence[str] = ()) -> pathlib.Path:
+    """A file to be written later, checked before the long work: `files.write` can write it, as far as can be
+    told without opening it.
+
+    `flag` is the flag's name for the message (`json`). `suffixes`: what the file's name may end in.
+
+    Raises UserError.
+    """
+    out = _absolute(path, flag)
+    if suffixes and out.suffix not in suffixes:
+        raise UserError(f'--{flag}={path}: expected a name that ends in {", ".join(suffixes)}')
+    try:
+        target = files.destination(out)
+    except OSError as e:
+        raise UserError(f'--{flag}={path} cannot be written ({e.strerror}): give another file') from None
+    if target is None:  # a pipe or a device
+        return out
+    if not target.parent.is_dir():
+        raise UserError(f'--{flag}={path}: the directory {target.parent} does not exist: make it first')
+    if not os.access(target.parent, os.W_OK | os.X_OK):
+        raise UserError(f'--{flag}={path}: {target.parent} cannot be written: give another file')
+    return out
+
+
+def _absolute(path: str | os.PathLike, flag: str) -> pathlib.Path:
+    """Raises UserError where the system could never have a file of this name, be there one or not."""
+    paths.check_local(path, f'--{flag}')
+    try:
+        absolute = pathlib.Path(path).expanduser().absolute()
+        absolute.lstat()
+    except (FileNotFoundError, NotADirectoryError, PermissionError):
+        pass  # told below, or no fault
+    except (OSError, ValueError, RuntimeError) as e:  # too long; a null byte; ~ of nobody
+        reason = e.strerror if isinstance(e, OSError) else e
+        raise UserError(
+            f'--{flag}={shown(os.fspath(path))} cannot be used ({reason}): give another'
+        ) from None
+    return absolute
+
+
+def command_line(command: str) -> str:
+    """How this process was started, for a shell: `command` is the name of the module."""
+    return shlex.join(['python', '-m', f'ghn_jax.{command}', *sys.argv[1:]])
+
+
+def _parse(argv: list[str]) -> list[str]:
+    if odd := [arg for arg in argv[1:] if arg.endswith('\r')]:
+        _fail(f'{odd[0]!r} ends in a carriage return: give the script Unix line ends, as with dos2unix')
+    try:
+        rest = flags.FLAGS(argv)
+        paths.check_flags(flags.FLAGS[name] for name in flags.FLAGS)
+    except SystemExit:  # --help and its kin print and exit 1
+        sys.exit(0)
+    except (AttributeError, KeyError) as e:  # ml_collections: "'lrr' Did you mean ..."
+        while e.args and isinstance(e.args[0], Exception):  # whose str() would be quoted twice
+            e = e.args[0]
+        _fail(f'no such config key: {e.args[0] if e.args else e}')
+    except (flags.Error, ValueError) as e:
+        _fail(_flag_error(e))
+    except Exception as e:  # ml_collections, of overrides that make no sense
+        _fail(f'the flags cannot be read: {type(e).__name__}: {e}')
+    if len(rest) > 1:
+        _fail(f'unexpected argument {rest[1]!r}: flags are written --name=value; see --help')
+    return rest
+
+
+def _flag_error(error: Exception) -> str:
+    if isinstance(error.__context__, UserError):  # absl words the errors of a parser anew
+        return str(error.__context__)
+    if isinstance(error, UnicodeDecodeError):
+        return '--flagfile names a file that is no UTF-8 text: give one with a flag in each line'
+    return str(error).removeprefix('ERROR:: ')
+
+
+def one_line(error: object) -> str:
+    """What an error says, on one line; libraries quote tracebacks, and values of any length."""
+    text = str(error).replace('\\n', '\n')
+    text = re.sub(
+        r'Other fields present:.*\}"', '', text, flags=re.DOTALL
+    )  # ml_collections prints the config
+    head, trace, tail = text.partition('Traceback (most recent call last):')  # absl quotes whole tracebacks
+    text = ' '.join((head + tail.strip().splitlines()[-1] if trace else head).split())
+    return text if len(text) <= _LONGEST else text[:_LONGEST] + ' ...'
+
+
+def _fail(error: object, code: int = 2) -> NoReturn:
+    print(f'error: {one_line(error)}', file=sys.stderr)
+    sys.exit(code)

@@ -1,0 +1,37 @@
+"""The exceptions that commands end with in one line, as opposed to "the program is wrong"."""
+
+import reprlib
+from typing import Any
+
+
+class UserError(ValueError):
+    """Bad input. The message is one line: what came, what was expected, what to do.
+
+    Entry points print it as `error: ...` and exit with code 2 (`ghn_jax.base.cli.run`).
+    """
+
+
+class NotFinite(UserError):
+    """Training that no longer computes numbers; exit code 3."""
+
+
+class Stopped(Exception):
+    """Training ended at a signal, with everything saved; exit code 75 (`ghn_jax.training.preemption`)."""
+
+
+_LENGTH = 60
+_repr = reprlib.Repr()
+_repr.maxlevel, _repr.maxlist, _repr.maxtuple, _repr.maxdict = 4, 20, 20, 10
+_repr.maxstring = _repr.maxlong = _repr.maxother = _LENGTH + 1
+
+
+def shown(value: Any) -> str:
+    """repr of a value that somebody gave us, short enough for one line of an error message.
+
+    What is not shown is not visited either: the value may be a million lists, one inside the other.
+    """
+    try:
+        text = _repr.repr(value)
+    except ValueError:  # Python writes out no integer of more than 4300 digits
+        text = f'{type(value).__name__} of too many digits'
+    return text if len(text) <= _LENGTH else text[: _LENGTH - 3] + '...'

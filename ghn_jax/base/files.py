@@ -1,0 +1,126 @@
+"""Writing files: each is whole or as it was, and what is no file is written to, not replaced."""
+
+import contextlib
+import errno
+import io
+import json
+import os
+import pathlib
+import stat
+import sys
+from collections.abc import Iterator
+from typing import Any, BinaryIO
+
+from ghn_jax.base.errors import UserError
+
+_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+_NAME = 32  # characters of a file's name in that of its part, for names have at most 255 bytes
+
+
+def write(path: str | os.PathLike, data: bytes | str) -> None:
+    """Writes a file as `replacing` does. Text is UTF-8, with ? for what has no place there.
+
+    Raises UserError where it cannot be written; what stood there stays.
+    """
+    with replacing(path) as file:
+        file.write(data.encode(errors='replace') if isinstance(data, str) else data)
+
+
+def write_json(path: str | os.PathLike, value: Any) -> None:
+    """Writes a result as JSON, which has no NaN; UserError as for `write`."""
+    write(path, json.dumps(value, indent=1, allow_nan=False) + '\n')
+
+
+@contextlib.contextmanager
+def replacing(path: str | os.PathLike) -> Iterator[BinaryIO]:
+    """A file to write to that takes the place of `path` by a rename when the context ends without an error.
+
+    Readers see the old content or all of the new. A link stays, what it leads to is replaced; permissions
+    stay, and the owner where the system lets them. A pipe or a device is written to as it is: opening a named
+    pipe waits for its reader, as in any tool.
+
+    Raises:
+      UserError: it cannot be written.
+    """
+    with writing(path):
+        target = destination(path)
+        if target is None:
+            with _open_through(path) as file:
+                yield file
+            return
+        part = target.with_name(f'.{target.name[:_NAME]}.{os.getpid()}.part')
+        try:
+            part.unlink(missing_ok=True)  # left by a process of this number, or a link to somewhere else
+            with open(part, 'xb') as file:
+                yield file
+                file.flush()
+                _take_permissions(file.fileno(), target)
+                os.fsync(file.fileno())
+            os.replace(part, target)
+        finally:
+            part.unlink(missing_ok=True)
+
+
+@contextlib.contextmanager
+def writing(path: str | os.PathLike) -> Iterator[None]:
+    """What the system raises inside becomes a UserError of one line, about `path`."""
+    try:
+        yield
+    except OSError as e:
+        advice = 'make room there, or give another place' if e.errno in _FULL else 'give another place'
+        raise UserError(f'{os.fspath(path)} cannot be written ({e.strerror or e}): {advice}') from None
+
+
+def destination(path: str | os.PathLike) -> pathlib.Path | None:
+    """The file that writing to `path` replaces, there or not yet: links are followed. None: it is written
+    through, being a pipe or a device. Nothing is opened.
+
+    Raises OSError where it must not be written: a directory, a disk, a socket, a file that is read-only
+    (whoever asks: to the administrator the system would open it).
+    """
+    path = pathlib.Path(path)
+    target = pathlib.Path(os.path.realpath(path))
+    try:
+        about = path.stat()
+    except (FileNotFoundError, NotADirectoryError):
+        return target
+    if stat.S_ISDIR(about.st_mode):
+        raise IsADirectoryError(errno.EISDIR, 'it is a directory')
+    if _stream_behind(path):
+        return None
+    if stat.S_ISBLK(about.st_mode) or stat.S_ISSOCK(about.st_mode):
+        raise OSError(errno.EINVAL, 'it is a disk or a socket')
+    if not about.st_mode & 0o222 or not os.access(path, os.W_OK):
+        raise PermissionError(errno.EACCES, 'it is read-only')
+    # Behind /dev/fd/3 may be a file that has no name any more.
+    same = target.exists() and os.path.samestat(target.stat(), about)
+    return target if same and stat.S_ISREG(about.st_mode) else None
+
+
+def _stream_behind(path: pathlib.Path) -> Any:
+    """Standard output or error where `path` is a name of its file, as /dev/stdout is."""
+    for stream in (sys.stdout, sys.stderr):
+        with contextlib.suppress(OSError, ValueError, AttributeError):  # closed, absent, or in memory
+            if path.is_symlink() and os.path.samestat(os.fstat(stream.fileno()), path.stat()):
+                return stream
+    return None
+
+
+def _open_through(path: str | os.PathLike) -> io.BufferedWriter:
+    """Opens a pipe or a device. What was written to a standard stream before comes before."""
+    stream = _stream_behind(pathlib.Path(path))
+    if stream is None:
+        return open(path, 'wb')
+    stream.flush()
+    return open(os.dup(stream.fileno()), 'wb')
+
+
+def _take_permissions(file: int, old: pathlib.Path) -> None:
+    try:
+        about = old.stat()
+    except FileNotFoundError:
+        return
+    with contextlib.suppress(OSError):  # another user's file
+        os.fchown(file, about.st_uid, about.st_gid)
+    with contextlib.suppress(OSError):  # a file system without permissions
+        os.fchmod(file, stat.S_IMODE(about.st_mode))

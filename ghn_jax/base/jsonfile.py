@@ -1,0 +1,111 @@
+"""JSON from somebody else, strictly: a limit on the size, every name once, numbers that float64 holds."""
+
+import json
+import math
+import os
+import re
+import stat
+from collections.abc import Iterator
+from typing import Any
+
+from ghn_jax.base import paths
+from ghn_jax.base.errors import UserError, shown
+
+MAX_BYTES = 8 * 2**20
+"""Of a file: 8,000 networks, or results of as many. Parsed it may take 25 times as much memory, and 2 s."""
+MAX_LINE = 2**20
+"""Bytes of a row, where a file has one in each line."""
+
+# An integer beyond int64, or an exponent beyond float64, is possible only where the text has one of these.
+_LONG_NUMBER = re.compile(r'[0-9]{19}|[eE]\+?[0-9]{3}')
+
+
+def read(path: str | os.PathLike, what: str, advice: str) -> Any:
+    """The value in a JSON file. what: the file's role, for messages.   advice: what to give instead.
+
+    Raises UserError where it is no regular file, cannot be read, is larger than MAX_BYTES, is not UTF-8, or
+    as `parse`.
+    """
+    name = f'{what} {os.fspath(path)!r}'
+    path = paths.local(path, what)
+    try:
+        # Not blocking: opening a pipe that nobody writes to would wait for ever.
+        with open(os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC), 'rb') as file:
+            about = os.fstat(file.fileno())
+            if not stat.S_ISREG(about.st_mode):
+                raise UserError(f'{name} cannot be read (it is no regular file): {advice}')
+            data = file.read(MAX_BYTES + 1)
+    except (OSError, ValueError) as e:
+        if isinstance(e, UserError):
+            raise
+        reason = e.strerror if isinstance(e, OSError) else e  # a null byte in the path
+        raise UserError(f'{name} cannot be read ({reason}): {advice}') from None
+    if len(data) > MAX_BYTES:
+        raise UserError(f'{name} has {about.st_size:,} bytes, more than {MAX_BYTES:,}: {advice}, or split it')
+    try:
+        text = data.decode()
+    except UnicodeDecodeError:
+        raise UserError(f'{name} cannot be read (it is not UTF-8 text): {advice}') from None
+    return parse(text, name, advice)
+
+
+def parse(text: str, name: str, advice: str) -> Any:
+    """json.loads, refusing what it lets pass: names given twice, NaN, infinities, integers beyond 64 bits.
+
+    name: of the text, for messages.   advice: what to give instead.
+
+    Raises UserError.
+    """
+
+    def unique(pairs):
+        fields = dict(pairs)
+        if len(fields) < len(pairs):
+            seen = set()
+            twice = next(name for name, _ in pairs if name in seen or seen.add(name))
+            raise UserError(f'{name} names the field {shown(twice)} twice in one object: keep one')
+        return fields
+
+    def constant(text):
+        raise UserError(f'{name} has {text}, which is no JSON: give a number')
+
+    def integer(text):
+        if len(text) >= 19 and not -(2**63) <= int(text[:30]) < 2**63:
+            raise UserError(f'{name} has the integer {text[:20]}..., beyond 64 bits: {advice}')
+        return int(text)
+
+    def real(text):
+        if not math.isfinite(value := float(text)):
+            raise UserError(f'{name} has the number {text[:30]}, beyond what a float holds: {advice}')
+        return value
+
+    long = _LONG_NUMBER.search(text)  # looking at each number takes a while
+    hooks: dict[str, Any] = {'parse_int': integer, 'parse_float': real} if long else {}
+    try:
+        return json.loads(text, object_pairs_hook=unique, parse_constant=constant, **hooks)
+    except UserError:
+        raise
+    except json.JSONDecodeError as e:
+        raise UserError(f'{name} is no JSON ({e.msg}, line {e.lineno} column {e.colno}): {advice}') from None
+    except RecursionError:
+        raise UserError(f'{name} is no such JSON (its brackets are nested too deep): {advice}') from None
+
+
+def rows(path: str | os.PathLike) -> Iterator[tuple[str, dict]]:
+    """(line, object) for each line of a file that is an object with an integer `step`; others are left out.
+
+    Those are lines torn by a kill in the middle of a write, and what somebody else may have put there. One
+    row at a time is in memory.
+    """
+    with open(path, 'rb') as file:
+        while line := file.readline(MAX_LINE):
+            if not line.endswith(b'\n') and len(line) == MAX_LINE:
+                while (rest := file.readline(MAX_LINE)) and not rest.endswith(b'\n'):
+                    pass
+                continue
+            try:
+                text = line.decode()
+                row = json.loads(text)
+            except (ValueError, RecursionError):
+                continue
+            if isinstance(row, dict) and type(row.get('step')) is int:
+                yield text.rstrip('\r\n'), row

@@ -1,0 +1,93 @@
+"""Paths as people give them: on the command line, in a config, to a function."""
+
+import os
+import pathlib
+import re
+from collections.abc import Iterable
+from typing import Any
+
+from ghn_jax.base.errors import UserError, shown
+
+# `pathlib` makes one slash of two: a Path of gs://bucket begins with gs:/.
+_SCHEME = re.compile(r'([A-Za-z][A-Za-z0-9+.-]*):/')
+
+
+def local(path: str | os.PathLike, what: str) -> pathlib.Path:
+    """The path, its `~` replaced by the home directory. what: what it is, for messages (`--archs`).
+
+    Raises:
+      UserError: as `check_local`; a home directory that nobody has.
+    """
+    check_local(path, what)
+    try:
+        return pathlib.Path(path).expanduser()
+    except RuntimeError as e:
+        raise UserError(f'{what}={_named(os.fspath(path))} cannot be used ({e}): give another') from None
+
+
+def check_local(path: str | os.PathLike, what: str) -> None:
+    """Raises UserError for a path with a scheme: gs://bucket/run would be a folder `gs:` here."""
+    text = os.fspath(path)
+    if not (match := _SCHEME.match(text)):
+        return
+    if match[1].lower() == 'file':
+        raise UserError(f'{what}={_named(text)}: give the path alone, without {match[1]}://')
+    raise UserError(
+        f'{what}={_named(text)}: cloud storage and other addresses ({match[1]}://) are not supported yet: '
+        'give a local path, such as one in a mounted bucket'
+    )
+
+
+def tfds_folder(data_dir: str | None) -> str | None:
+    """Where TFDS data lie; None is its own place. Raises UserError unless that is a local one."""
+    if data_dir:
+        return str(local(data_dir, '--data_dir'))
+    # TFDS would make a folder called `~` where there is no home directory.
+    local(os.environ.get('TFDS_DATA_DIR', '~/tensorflow_datasets'), 'TFDS_DATA_DIR')
+    return None
+
+
+def check_flags(flags: Iterable[Any]) -> None:
+    """Raises UserError for the first flag that was given a path with a scheme.
+
+    All flags of text are judged, for none takes an address: so none is forgotten.
+    """
+    for flag in flags:
+        values = flag.value if isinstance(flag.value, list) else [flag.value]
+        for value in values if flag.present else ():
+            if isinstance(value, str):
+                check_local(value, f'--{flag.name}')
+
+
+def shipped(suffix: str) -> dict[str, pathlib.Path]:
+    """Files of `configs/` that end in `suffix`, by their names without it.
+
+    They lie in the package where it is installed, beside it in the repository.
+    """
+    package = pathlib.Path(__file__).parent
+    folder = next((f for f in (package / 'configs', package.parent / 'configs') if f.is_dir()), None)
+    return {file.stem: file for file in sorted(folder.glob(f'*{suffix}'))} if folder else {}
+
+
+def find(name: str, what: str, suffix: str) -> pathlib.Path:
+    """The file of this path, or the one of `configs/` that has this name.
+
+    Raises:
+      UserError: as `local`; there is neither, with the names that there are.
+    """
+    file = local(name, what)
+    known = shipped(suffix)
+    try:
+        if name in known and not file.is_file():
+            return known[name]
+        if file.exists():  # whatever it is: who reads it says what is wrong with it
+            return file
+    except OSError as e:  # too long a name, a folder that is closed to us
+        raise UserError(f'{what}={_named(name)} cannot be read ({e.strerror}): give another file') from None
+    names = f', or a name of {", ".join(known)}' if known else ''
+    raise UserError(f'{what}={_named(name)}: there is no such file: give one{names}')
+
+
+def _named(path: str) -> str:
+    """The path as it is, where that fits a line."""
+    return path if path.isprintable() and len(path) <= 200 else shown(path)

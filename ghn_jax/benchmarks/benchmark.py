@@ -1,0 +1,123 @@
+"""Answers questions of speed: times what is asked for after warm-up; compares and draws the figures.
+
+python -m ghn_jax.benchmark --archs=nets.json --what=predict,train,evaluate --mode=qat --meta_batch=8
+--json=FILE --plot=FILE.png
+python -m ghn_jax.benchmark --what=compile --config=configs/ghn_qat_cifar10.py --split=train --widths=32
+python -m ghn_jax.benchmark --what=cells --cells=4,12,20,28,36 --width=16 --mode=float --plot=FILE.png
+python -m ghn_jax.benchmark --what=profile --config=configs/ghn_qat_cifar10.py --mode=float,qat
+python -m ghn_jax.benchmark --what=scaling
+python -m ghn_jax.benchmark --compare=before.json,after.json --plot=FILE.png
+
+`predict`, `train` and `evaluate` time networks of an architecture file; `compile` and `profile` are about the
+run of a config, with its meta-batch, batch and space; `cells` and `scaling` have networks of their own.
+Compiled programs come from the persistent cache where it has them; GHN_JAX_CACHE= (empty) compiles all anew.
+
+Times are wall clock, of the steps that training and evaluation really run, host work that is not hidden
+included. `probe` is a 2048 x 2048 float32 numpy product (median of 12): divide by it to compare machines, or
+the same machine at another hour.
+"""
+
+import json
+import os
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+from tabulate import tabulate
+
+from ghn_jax.base import bounds, counters
+from ghn_jax.base.errors import UserError, shown
+from ghn_jax.benchmarks import cells, profile, programs, scaling, tasks
+from ghn_jax.benchmarks.options import MODES, Options, Row, config_of
+
+WHAT: Mapping[str, Callable[[Options], list[Row]]] = {
+    # Each returns rows with 'what', 'mode', 'mean_s' and figures of its own; see `clock.row`.
+    'predict': tasks.measure_predict,
+    'train': tasks.measure_train,
+    'evaluate': tasks.measure_evaluate,
+    'compile': programs.measure,
+    'cells': cells.measure,
+    'profile': profile.measure,
+    'scaling': scaling.measure,
+}
+DEFAULT = ('predict', 'train', 'evaluate')
+
+
+def benchmark(what: Sequence[str], options: Options) -> dict[str, Any]:
+    """All that is asked for, as JSON: {'machine': ..., 'rows': [{'what', 'mode', 'mean_s', ...}, ...]}.
+
+    Raises:
+      UserError: an unknown thing to time or mode, or a network that the executor does not run.
+    """
+    numbers = ('meta_batch', 'devices', 'batch_size', 'num_images', 'width', 'repeats')
+    bounds.check(**{name: getattr(options, name) for name in numbers})
+    _check('what', what, WHAT)
+    _check('mode', options.modes, MODES)
+    for name in sorted({'compile', 'profile'} & set(what)):
+        config_of(options, name)
+    counters.start_counting()
+    probes = [counters.probe()]
+    rows = [row for name in what for row in WHAT[name](options)]
+    probes.append(counters.probe())
+    return {'machine': counters.machine(probes), 'rows': rows}
+
+
+def _parts_of_cpu() -> int:
+    """Two where it has the cores and the memory: the workspaces of large networks take 5 GiB each."""
+    memory = os.sysconf('SC_PAGE_SIZE') * os.sysconf('SC_PHYS_PAGES')
+    forced = 'xla_force_host_platform_device_count' in os.environ.get('XLA_FLAGS', '')
+    return 2 if (os.cpu_count() or 1) > 1 and memory >= 20 * 2**30 and not forced else 1
+
+
+def _integers(flag: str, bounded: str, values: Sequence[str]) -> tuple[int, ...]:
+    """The numbers of a flag, each within the bounds called `bounded`."""
+    least, most = bounds.BOUNDS[bounded]
+    fits = (v.strip().isdecimal() and len(v) <= 10 and least <= int(v) <= most for v in values)
+    if not all(fits):
+        given = shown(','.join(values))
+        raise UserError(f'--{flag}={given}: expected integers from {least} to {most:,}, as in 16,32')
+    return tuple(sorted(set(map(int, values))))
+
+
+def _check(flag: str, names: Sequence[str], known: Sequence[str] | Mapping[str, Any]) -> None:
+    for name in names:
+        if name not in known:
+            raise UserError(f'--{flag}={name}: choose from {", ".join(known)}')
+    if not names:
+        raise UserError(f'--{flag} is empty: choose from {", ".join(known)}')
+
+
+_TIMES = (
+    'what', 'mode', 'networks', 'mean_s', 'median_s', 'p95_s', 'compilations_after_warmup', 'peak_rss_gib',
+)  # fmt: skip
+_COLUMNS = {  # of the tables; other rows are shown with all they have
+    **dict.fromkeys(DEFAULT, _TIMES),
+    'compile': (
+        'function', 'mode', 'split', 'programs', 'width', 'msa', 'instructions', 'branches', 'trace_s',
+        'lower_s', 'compile_s', 'load_s', 'load_cpu_s', 'cached', 'temp_bytes', 'argument_bytes',
+        'workspace_bytes', 'executable_bytes',
+    ),
+    'cells': (
+        'what', 'mode', 'cells', 'room', 'instructions', 'median_s', 'us_per_instruction',
+        'workspace_bytes', 'used_bytes', 'temp_bytes', 'compile_s',
+    ),
+    'profile': ('what', 'mode', 'part', 'networks', 'step_ms', 'share_percent'),
+    'scaling': ('what', 'devices', 'networks', 'step_s', 'cpu_s_per_network', 'all_reduces', 'bytes'),
+    'expected': ('what', 'link', 'times_faster', 'step_s', 'chips', 'all_reduce_s', 'efficiency'),
+}  # fmt: skip
+
+
+def text(result: Mapping[str, Any]) -> str:
+    """The figures, a table for each kind of row (bytes as MiB), the machine under them."""
+    tables: dict[tuple[str, ...], list[Row]] = {}
+    for row in result['rows']:
+        tables.setdefault(_COLUMNS.get(row['what'], tuple(row)), []).append(row)
+    lines = []
+    for columns, rows in tables.items():
+        shown = [[_shown(column, row.get(column)) for column in columns] for row in rows]
+        headers = [column.replace('_bytes', '_mib') for column in columns]
+        lines += [tabulate(shown, headers=headers, floatfmt='.4f'), '']
+    return '\n'.join([*lines, json.dumps(result['machine'])])
+
+
+def _shown(column: str, value: Any) -> Any:
+    return round(value / 2**20, 1) if column.endswith('_bytes') and value is not None else value

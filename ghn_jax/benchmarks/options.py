@@ -1,0 +1,49 @@
+"""What a measurement is asked for."""
+
+import dataclasses
+from typing import Any
+
+from ml_collections import ConfigDict
+
+from ghn_jax import config as configs
+from ghn_jax.base.errors import UserError
+from ghn_jax.networks.spec import NetworkSpec
+
+MODES = ('float', 'qat')
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Options:
+    """Everything a measurement may ask for; each takes what it needs.
+
+    specs: networks to time.   modes: of MODES.   meta_batch: networks in a training step.
+    devices: that these are spread over.
+    batch_size: images in a batch.   num_images: to score each network on.
+    config: of a run, whose programs or steps are measured.   split: whose programs.   widths: only these
+    families; () is all.
+    cells, width: lengths and width of the networks of `cells`.   repeats: times each thing is timed there and
+    in `profile`, after warm-up.
+    """
+
+    specs: tuple[NetworkSpec, ...] = ()
+    modes: tuple[str, ...] = MODES
+    meta_batch: int = 8
+    devices: int = 1
+    batch_size: int = 64
+    num_images: int = 1024
+    config: ConfigDict | None = None
+    split: str = 'train'
+    widths: tuple[int, ...] = ()
+    cells: tuple[int, ...] = (4, 12, 20, 28, 36)
+    width: int = 16
+    repeats: int = 5
+
+
+Row = dict[str, Any]  # one measurement as JSON: 'what', 'mode', figures; see `clock.row`
+
+
+def config_of(options: Options, what: str) -> ConfigDict:
+    """The config, checked. Raises UserError if there is none, or a bad one."""
+    if options.config is None:
+        raise UserError(f'--what={what} needs a config: give one, as in --config=ghn_qat_cifar10')
+    return configs.check(options.config)

@@ -1,0 +1,298 @@
+"""Where the time of a training step goes: each part as a jitted function of its own, on the same data.
+
+Beside the step: what the host does for it, and how long a run really waits for that. Parts that are timed
+alone are not fused with their neighbours, so their sum is not the step exactly; `rest` is the difference,
+with the sums of gradients over networks.
+"""
+
+import itertools
+import sys
+import time
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+
+from ghn_jax.assembly.network_batch import Networks, draw, prepare
+from ghn_jax.assembly.weight_buffer import assemble, assemble_transposed
+from ghn_jax.benchmarks.options import Options, Row, config_of
+from ghn_jax.benchmarks.tasks import policy_of, random_images, train_step
+from ghn_jax.cnn import executor
+from ghn_jax.cnn.covering import Family, family
+from ghn_jax.cnn.program import Program
+from ghn_jax.cnn.weights import pages, quantize_weights, quantize_weights_backward
+from ghn_jax.hypernet.ghn import GHN, init_params
+from ghn_jax.quant.bit_schedule import Strategy
+from ghn_jax.quant.scheme import Scheme
+from ghn_jax.runs.run import make_ghn, make_space_of
+from ghn_jax.training import train
+from ghn_jax.training.step import DROPOUT, TrainState, make_workspace
+
+NUM_CLASSES = 10  # of every data set there is
+STEP = 'training step'
+REST = 'rest'
+# Beside the step or inside another part: no summands of it.
+BESIDE = ('of the executor: activation quantization', 'host: preparation', 'host: transfer',
+          'host: wait, not hidden', 'step beside preparation')  # fmt: skip
+
+
+def measure(options: Options) -> list[Row]:
+    """A row for each part and mode. mean_s: seconds for each network; step_ms: milliseconds of a step;
+    share_percent: of the step.
+
+    The networks are those of the first step of a run of `options.config`; steps of the same family follow.
+
+    Raises:
+      UserError: no config.
+    """
+    config = config_of(options, 'profile')
+    seconds: dict[str, dict[str, float]] = {}
+    for mode in options.modes:
+        print(f'profile, {mode}: {config.train.meta_batch} networks ...', file=sys.stderr, flush=True)
+        seconds[mode] = _Profile(config, mode, options.repeats).seconds()
+    if 'float' in seconds and 'qat' in seconds:
+        by_mode = [
+            sum(seconds[m][f'executor {way}'] for way in ('forward', 'backward')) for m in ('float', 'qat')
+        ]
+        seconds['qat'][BESIDE[0]] = by_mode[1] - by_mode[0]
+    about = {'networks': config.train.meta_batch, 'meta_batch': config.train.meta_batch,
+             'images_per_step': config.train.batch_size}  # fmt: skip
+    return [row for mode, parts in seconds.items() for row in rows_of(parts, mode, about)]
+
+
+def rows_of(parts: Mapping[str, float], mode: str, about: Mapping[str, Any]) -> list[Row]:
+    """Rows from the seconds of a step by part: summands, what they leave of it, itself, what is beside it."""
+    step = parts[STEP]
+    inside = {k: v for k, v in parts.items() if k != STEP and k not in BESIDE}
+    ordered = {**inside, REST: step - sum(inside.values()), STEP: step}
+    ordered |= {k: parts[k] for k in BESIDE if k in parts}
+    return [
+        {'what': 'profile', 'mode': mode, 'part': part, **about, 'mean_s': s / about['meta_batch'],
+         'step_ms': 1000 * s, 'share_percent': 100 * s / step}
+        for part, s in ordered.items()
+    ]  # fmt: skip
+
+
+class OfFamily(train.Preparation):
+    """The preparation of a run, of the steps of one family only: so one program serves all."""
+
+    def __init__(self, config, space, strategy: Strategy, wanted: Family):
+        super().__init__(config, space, strategy)
+        drawn = (draw(space, config.seed, step, config.train.meta_batch) for step in itertools.count())
+        self.chosen = (i for i, specs in enumerate(drawn) if family(specs[0]) == wanted)
+        self.steps: list[int] = []
+
+    def take(self, count: int) -> 'OfFamily':
+        """Itself, with the first `count` such steps known: their networks are not drawn twice in a thread."""
+        self.steps += list(itertools.islice(self.chosen, count - len(self.steps)))
+        return self
+
+    def step(self, step: int) -> tuple[Program, Networks]:
+        return super().step(self.steps[step])
+
+
+def waits(ahead: Iterator, run_step: Callable[[Any], None]) -> tuple[list[float], list[float]]:
+    """(seconds of waiting for the next item of `ahead`, seconds of the step on it), without the first step,
+    which nothing precedes. run_step blocks: what is ready when a step ends was hidden behind it.
+    """
+    waited, stepped = [], []
+    while True:
+        start = time.perf_counter()
+        item = next(ahead, None)
+        if item is None:
+            return waited[1:], stepped[1:]
+        ready = time.perf_counter()
+        run_step(item)
+        waited.append(ready - start)
+        stepped.append(time.perf_counter() - ready)
+
+
+class _Profile:
+    """The data of one step, and the parts that run on it."""
+
+    def __init__(self, config, mode: str, repeats: int):
+        self.config, self.mode, self.repeats = config, mode, repeats
+        self.policy, self.space = policy_of(mode), make_space_of(config)
+        self.ghn: GHN = make_ghn(config, NUM_CLASSES)
+        self.optimizer = train.make_optimizer(config)
+        self.params = init_params(self.ghn.config, jax.random.key(config.seed))
+        self.images, self.labels = random_images(config.train.batch_size, config.image_size)
+        self.specs = draw(self.space, config.seed, 0, config.train.meta_batch)
+        strategy = Strategy(scheme=Scheme(mode), policy=self.policy)
+        self.ahead = OfFamily(config, self.space, strategy, family(self.specs[0])).take(repeats + 2)
+        self.program = self.ahead.program(family(self.specs[0]))
+        self.key = jax.random.key(0)
+
+    def seconds(self) -> dict[str, float]:
+        """Seconds of a step by part (all its networks)."""
+        parts = self.device_parts()
+        host, networks = self.host_parts()
+        run, on_device = self.stepper(), jax.device_put(networks)
+        return parts | {STEP: self.median(lambda: run(on_device))} | host | self.hidden(run)
+
+    def median(self, run: Callable[[], Any]) -> float:
+        """Median seconds of `run`, after a call that compiles."""
+        times = []
+        for _ in range(self.repeats + 1):
+            start = time.perf_counter()
+            jax.block_until_ready(run())
+            times.append(time.perf_counter() - start)
+        return float(np.median(times[1:]))
+
+    def prepare(self) -> Networks:
+        return prepare(self.program, self.specs, self.policy, max_nodes=self.config.program.max_nodes)[0]
+
+    def host_parts(self) -> tuple[dict[str, float], Networks]:
+        networks = self.prepare()
+        return {
+            'host: preparation': self.median(lambda: self.prepare() and None),
+            'host: transfer': self.median(lambda: jax.device_put(networks)),
+        }, networks
+
+    def device_parts(self) -> dict[str, float]:
+        networks = jax.device_put(self.prepare())
+        each = [jax.tree.map(lambda a, i=i: a[i], networks[1:]) for i in range(len(self.specs))]
+        # Networks share buffers, as in a step.
+        buffers = make_workspace(self.program, self.config.train.batch_size)
+        hypernetwork, tiles = self.hypernetwork_parts(networks, each)
+        assembly, weights = self.assembly_parts(each, tiles, buffers.weights)
+        parts = hypernetwork | assembly
+        if self.mode != 'float':
+            quantization, weights = self.quantization_parts(each, weights, buffers.quantized)
+            parts |= quantization
+        parts |= self.executor_parts(each, weights, buffers.executor)
+        update, opt_state = jax.jit(self.update), self.optimizer.init(self.params)
+        return parts | {'optimizer': self.median(lambda: update(self.params, opt_state))}
+
+    def hypernetwork_parts(self, networks: Networks, each: list) -> tuple[dict[str, float], list]:
+        """Embedding and decoding, and the tiles. Of each function: forward, then with its backward pass; the
+        difference is the latter.
+        """
+        params, parts = self.params, {}
+        apply = lambda method: lambda p, *xs: self.ghn.apply({'params': p}, *xs, method=method)
+        embed = jax.jit(apply('embed'))
+        x = embed(params, networks.graphs)
+        xs = list(x)
+        pull = jax.jit(lambda p, g, x: jax.vjp(lambda p: apply('embed')(p, g), p)[1](x))
+        parts['embedding forward'] = forward = self.median(lambda: embed(params, networks.graphs))
+        parts['embedding backward'] = self.median(lambda: pull(params, networks.graphs, x)) - forward
+
+        decode = jax.jit(apply('decode'))
+        tiles = [decode(params, x, d) for x, (d, *_) in zip(xs, each)]
+        pull = jax.jit(lambda p, x, d, t: jax.vjp(lambda p, x: apply('decode')(p, x, d), p, x)[1](t))
+        parts['decoding forward'] = forward = self.median(
+            lambda: [decode(params, x, d) for x, (d, *_) in zip(xs, each)]
+        )
+        parts['decoding backward'] = (
+            self.median(lambda: [pull(params, x, d, t) for x, t, (d, *_) in zip(xs, tiles, each)]) - forward
+        )
+        return parts, tiles
+
+    def assembly_parts(self, each: list, tiles: list, out: jax.Array) -> tuple[dict[str, float], list]:
+        """Assembly, and the weights. out: a weight buffer, taken."""
+        fill = jax.jit(lambda t, s, tables, out: assemble(t, s, pages(tables), out), donate_argnums=3)
+        weights = [fill(t, s, tables, jnp.zeros_like(out)) for t, (_, s, tables, _) in zip(tiles, each)]
+
+        def assembly():
+            nonlocal out
+            for t, (_, sources, tables, _) in zip(tiles, each):
+                out = fill(t, sources, tables, out)
+            return out
+
+        transposed = jax.jit(assemble_transposed)
+        return {
+            'assembly forward': self.median(assembly),
+            'assembly backward': self.median(
+                lambda: [transposed(w, s, t) for w, t, (_, s, _, _) in zip(weights, tiles, each)]
+            ),
+        }, weights
+
+    def quantization_parts(self, each: list, weights: list, out: jax.Array) -> tuple[dict[str, float], list]:
+        """Quantization of weights, and the rounded ones. out: a weight buffer, taken."""
+        scheme, key, grids = Scheme(self.mode), self.key, []
+        quantize = jax.jit(quantize_weights, static_argnames='scheme', donate_argnums=3)
+        backward = jax.jit(quantize_weights_backward, static_argnames='scheme', donate_argnums=3)
+
+        def quantization():
+            nonlocal out
+            grids.clear()
+            for w, (_, _, tables, bits) in zip(weights, each):
+                out, grid = quantize(w, tables, bits.weights, out, scheme=scheme, key=key)
+                grids.append(grid)
+            return out
+
+        def quantization_backward():
+            nonlocal out
+            for w, grid, (_, _, tables, bits) in zip(weights, grids, each):
+                out = backward(w, tables, bits.weights, out, grid, scheme=scheme, key=key)
+            return out
+
+        parts = {
+            'weight quantization forward': self.median(quantization),
+            'weight quantization backward': self.median(quantization_backward),
+        }
+        return parts, [
+            quantize(w, t, b.weights, w + 0, scheme=scheme, key=key)[0]
+            for w, (_, _, t, b) in zip(weights, each)
+        ]
+
+    def executor_parts(self, each: list, weights: list, workspace: executor.Workspace) -> dict[str, float]:
+        """The networks on the images. workspace: taken."""
+        program, scheme, key = self.program, Scheme(self.mode), self.key
+        run = jax.jit(executor.forward, static_argnums=0, static_argnames='scheme', donate_argnums=5)
+        gradients = jax.jit(
+            executor.loss_and_gradients,
+            static_argnums=0,
+            static_argnames=('scheme', 'dropout'),
+            donate_argnums=6,
+        )
+
+        def forward_pass():
+            nonlocal workspace
+            for w, (_, _, tables, bits) in zip(weights, each):
+                logits, workspace = run(
+                    program, w, tables, bits, self.images, workspace, scheme=scheme, key=key
+                )
+            return logits, workspace
+
+        def both_passes():
+            nonlocal workspace
+            for w, (_, _, tables, bits) in zip(weights, each):
+                loss, _, g, workspace = gradients(
+                    program, w, tables, bits, self.images, self.labels, workspace, scheme=scheme, key=key,
+                    dropout=DROPOUT,
+                )  # fmt: skip
+                workspace = workspace._replace(weights=g)
+            return loss, workspace
+
+        forward = self.median(forward_pass)
+        return {'executor forward': forward, 'executor backward': self.median(both_passes) - forward}
+
+    def update(self, params, opt_state):
+        updates, opt_state = self.optimizer.update(params, opt_state, params)
+        return optax.apply_updates(params, updates), opt_state
+
+    def stepper(self) -> Callable[[Networks], Any]:
+        step = train_step(self.program, self.ghn, self.optimizer, None, Scheme(self.mode))
+        params = jax.tree.map(jnp.copy, self.params)
+        state = TrainState(jnp.zeros((), jnp.int32), params, self.optimizer.init(params))
+        workspace = make_workspace(self.program, self.config.train.batch_size)
+
+        def run(networks: Networks):
+            nonlocal state, workspace
+            state, metrics, workspace = step(state, networks, self.images, self.labels, workspace, self.key)
+            return jax.block_until_ready((metrics, state))[0]
+
+        return run
+
+    def hidden(self, run: Callable[[Networks], Any]) -> dict[str, float]:
+        run(self.prepare())  # arrays of numpy are another program
+        ahead = self.ahead.ahead(0, len(self.ahead.steps))
+        waited, stepped = waits(ahead, lambda item: run(item[1]))
+        return {
+            'host: wait, not hidden': float(np.mean(waited)),
+            'step beside preparation': float(np.mean(stepped)),
+        }

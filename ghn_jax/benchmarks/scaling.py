@@ -1,0 +1,233 @@
+"""Weak scaling: what devices tell each other in a step, and what that costs, simulated and expected.
+
+Collectives and their bytes are read from the compiled program; times on other machines are computed from
+them, not measured. Simulated devices share this machine's cores: the time of a step grows with their number
+there, while processor seconds for each network stay flat if nothing is wasted.
+"""
+
+import json
+import math
+import os
+import re
+import subprocess
+import sys
+import time
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+
+from ghn_jax.assembly.mesh import make_workspace, mesh_of, place_networks, replicate
+from ghn_jax.assembly.network_batch import draw, prepare
+from ghn_jax.base.errors import UserError
+from ghn_jax.benchmarks.options import Options, Row
+from ghn_jax.benchmarks.tasks import train_step
+from ghn_jax.cnn.covering import family, program_for
+from ghn_jax.hypernet.ghn import GHN, GHNConfig, init_params
+from ghn_jax.networks.spaces import make_space
+from ghn_jax.quant.policy import parse_bits
+from ghn_jax.quant.scheme import QAT
+from ghn_jax.runs.run import enable_compilation_cache
+from ghn_jax.training.step import TrainState
+
+COUNTS = (1, 2, 4, 8)  # of simulated devices
+CHIPS = (8, 64, 512)
+# (bytes/s that a device sends, seconds of a hop): round figures to compute with, of no particular product.
+LINKS = {
+    '10 Gbit/s network': (1.25e9, 50e-6),
+    '100 Gbit/s network': (12.5e9, 10e-6),
+    '50 GB/s chip interconnect': (50e9, 1e-6),
+}
+_SIZE, _NODES = 8, 96  # pixels, nodes of a graph
+_OPS = 'all-reduce|all-gather|reduce-scatter|all-to-all|collective-permute|collective-broadcast'
+_LINE = re.compile(rf'= (?P<shape>\(.*?\)|\S+) (?P<op>{_OPS})(?P<start>-start)?\(')
+_ARRAY = re.compile(r'(?P<type>pred|bf16|[fsuc]\d+\w*)\[(?P<dims>[\d,]*)\]')
+
+
+class Collective(NamedTuple):
+    """One instruction of a compiled program; in a loop it runs often.
+
+    bytes: of its result on one device. shape: as in the text, without layout. group: devices that take part
+    together; 0 where the text leaves it open, which means all.
+    """
+
+    op: str
+    bytes: int
+    shape: str
+    group: int
+
+
+def collectives(text: str) -> list[Collective]:
+    """The collectives of a compiled program (`jax.jit(f).lower(...).compile().as_text()`), in its order."""
+    found = []
+    for line in text.splitlines():
+        if match := _LINE.search(line):
+            arrays = [
+                (m['type'], [int(d) for d in m['dims'].split(',') if d])
+                for m in _ARRAY.finditer(match['shape'])
+            ]
+            sizes = [math.prod(dims) * _bytes(type_) for type_, dims in arrays]
+            # The other asynchronous ones begin with operand and result side by side.
+            both = match['start'] and match['op'] != 'all-reduce'
+            shape = ', '.join(f'{type_}[{",".join(map(str, dims))}]' for type_, dims in arrays)
+            found.append(Collective(match['op'], max(sizes) if both else sum(sizes), shape, _group(line)))
+    return found
+
+
+def _bytes(type_: str) -> int:
+    if type_ == 'pred':
+        return 1
+    bits = re.search(r'\d+', type_)
+    return max(1, int(bits[0]) // 8) if bits else 1
+
+
+def _group(line: str) -> int:
+    if listed := re.search(r'replica_groups=\{\{([\d,]+)\}', line):
+        return len(listed[1].split(','))
+    if tiled := re.search(r'replica_groups=\[\d+,(\d+)\]', line):
+        return int(tiled[1])
+    return 0
+
+
+def all_reduce_seconds(size: float, count: int, bandwidth: float, latency: float) -> float:
+    """Seconds to sum `size` bytes over `count` devices in a ring.
+
+    2 (n-1)/n bytes/bandwidth + 2 (n-1) latency: a reduce-scatter and an all-gather of n-1 hops each
+    (Patarasuk and Yuan, 2009, Bandwidth optimal all-reduce algorithms for clusters of workstations).
+    bandwidth: bytes/s that a device sends; latency: seconds of a hop.
+    """
+    return 2 * (count - 1) / count * size / bandwidth + 2 * (count - 1) * latency
+
+
+def expected_efficiency(
+    step_seconds: float, size: float, count: int, bandwidth: float, latency: float
+) -> float:
+    """Share of the time that `count` devices compute, if all need `step_seconds` and then sum `size` bytes.
+
+    Nothing overlaps: the sum needs the last gradient, and the next step the sum. What is left out: devices
+    whose networks are small wait for those whose are large.
+
+    Raises:
+      UserError: numbers that are not positive.
+    """
+    given = {'step_seconds': step_seconds, 'size': size, 'count': count, 'bandwidth': bandwidth}
+    for name, value in given.items():
+        if not value > 0:
+            raise UserError(f'{name}={value}: expected a positive number')
+    return step_seconds / (step_seconds + all_reduce_seconds(size, count, bandwidth, latency))
+
+
+def measure(options: Options) -> list[Row]:
+    """Rows of `weak_scaling` with the steps of `options.repeats`, and, named 'expected', of what it expects.
+
+    devices, mean_s (wall seconds for each network of a device), cpu_s_per_network, all_reduces, bytes; link,
+    chips, times_faster (than the step measured here), mean_s, all_reduce_s, efficiency.
+    """
+    print(f'weak scaling on {", ".join(map(str, COUNTS))} simulated devices ...', file=sys.stderr, flush=True)
+    found = weak_scaling(repeats=options.repeats)
+    each = found['networks_per_device']
+    measured = [{'mean_s': row['step_s'] / each, **row} for row in found['rows']]
+    rows = [{'what': 'scaling', 'mode': 'qat', 'networks': each * row['devices'], **row} for row in measured]
+    expected = [{'mean_s': (r['step_s'] + r['all_reduce_s']) / each, **r} for r in found['expected']]
+    return rows + [{'what': 'expected', 'mode': 'qat', **row} for row in expected]
+
+
+def weak_scaling(
+    counts: Sequence[int] = COUNTS, *, networks: int = 2, batch_size: int = 8, repeats: int = 5,
+    options: dict[str, Any] | None = None,
+) -> dict[str, Any]:  # fmt: skip
+    """Runs training steps on simulated CPU devices, in a process of its own, and computes what to expect.
+
+    networks: for each device, the same on all, so that none waits. repeats: steps timed, the median counts.
+    options: compiler options.
+
+    Returns (as JSON): {'rows': [{'devices', 'step_s' (wall), 'cpu_s_per_network', 'all_reduces', 'bytes'}],
+      'parameters', 'collectives' (of the largest count), 'expected': [{'link', 'times_faster', 'chips',
+      'step_s', 'all_reduce_s', 'efficiency'}]}. `expected` is for the step measured on one device, and for
+      steps a hundred and a thousand times as fast.
+    """
+    if not counts or min(counts) < 1 or networks < 1 or batch_size < 1 or repeats < 1:
+        raise UserError(f'counts={tuple(counts)}, networks, batch_size, repeats: expected positive numbers')
+    job = {'counts': list(counts), 'networks': networks, 'batch_size': batch_size, 'repeats': repeats,
+           'options': options or {}}  # fmt: skip
+    flags = f'--xla_force_host_platform_device_count={max(counts)}'
+    # Simulated devices wait for each other on few cores: give them the time.
+    flags += ' --xla_cpu_collective_call_terminate_timeout_seconds=600'
+    done = subprocess.run(
+        [sys.executable, '-m', 'ghn_jax.benchmarks.scaling', json.dumps(job)],
+        env=os.environ | {'XLA_FLAGS': flags, 'JAX_PLATFORMS': 'cpu'}, capture_output=True, text=True,
+    )  # fmt: skip
+    if done.returncode:
+        raise RuntimeError(f'the measuring process failed: {done.stderr[-2000:]}')
+    return json.loads(done.stdout.splitlines()[-1])
+
+
+def _measure(
+    counts: Sequence[int], networks: int, batch_size: int, repeats: int, options: dict[str, Any]
+) -> dict[str, Any]:
+    ghn, optimizer = GHN(GHNConfig()), optax.adam(1e-3)
+    params = init_params(ghn.config, jax.random.key(0))
+    space = make_space(
+        'convnets250k', ops=('skip_connect', 'conv_1x1', 'sep_conv_3x3'), channels=(16,), cells=(2, 4),
+        max_steps=1, max_steps_deep=1, ks=(3,), C_mults=(1,), fc_dims=(64,), flat_head_share=0.0,
+    )  # fmt: skip
+    specs = draw(space, 0, 0, networks)
+    program = program_for(space, 'train', family(specs[0]), _SIZE)
+    images = np.random.default_rng(0).normal(size=(batch_size, _SIZE, _SIZE, 3)).astype(np.float32)
+    labels = np.arange(batch_size, dtype=np.int32) % 10
+    rows, last = [], []
+    for count in counts:
+        mesh = mesh_of(jax.devices()[:count], 1)
+        jitted = train_step(program, ghn, optimizer, mesh, QAT)
+        batch, _ = prepare(program, specs * count, parse_bits('w4a4'), max_nodes=_NODES)
+        batch = place_networks(mesh, batch, networks * count)
+        data = replicate(mesh, (images, labels))
+        key = replicate(mesh, jax.random.key(0))
+        state = TrainState(jnp.zeros((), jnp.int32), params, optimizer.init(params))
+        state = replicate(mesh, jax.tree.map(jnp.copy, state))
+        workspace = make_workspace(mesh, program, batch_size)
+        compiled = jitted.lower(state, batch, *data, workspace, key).compile(options)
+        wall, cpu = [], []
+        for _ in range(repeats + 1):  # the first warms up
+            start, cpu_start = time.perf_counter(), time.process_time()
+            state, metrics, workspace = compiled(state, batch, *data, workspace, key)
+            jax.block_until_ready((state, metrics))
+            wall.append(time.perf_counter() - start)
+            cpu.append(time.process_time() - cpu_start)
+        last = collectives(compiled.as_text())
+        rows.append({
+            'devices': count,
+            'step_s': float(np.median(wall[1:])),
+            'cpu_s_per_network': float(np.median(cpu[1:])) / (networks * count),
+            'all_reduces': sum(c.op == 'all-reduce' for c in last),
+            'bytes': sum(c.bytes for c in last),
+        })  # fmt: skip
+    size = rows[-1]['bytes'] or sum(x.nbytes for x in jax.tree.leaves(params))
+    expected = [
+        {
+            'link': link,
+            'times_faster': times,
+            'chips': chips,
+            'step_s': rows[0]['step_s'] / times,
+            'all_reduce_s': all_reduce_seconds(size, chips, *LINKS[link]),
+            'efficiency': expected_efficiency(rows[0]['step_s'] / times, size, chips, *LINKS[link]),
+        }
+        for link in LINKS
+        for times in (1, 100, 1000)
+        for chips in CHIPS
+    ]
+    return {
+        'rows': rows,
+        'networks_per_device': networks,
+        'parameters': sum(x.size for x in jax.tree.leaves(params)),
+        'collectives': [c._asdict() for c in last],
+        'expected': expected,
+    }
+
+
+if __name__ == '__main__':  # `weak_scaling` calls it
+    enable_compilation_cache()
+    print(json.dumps(_measure(**json.loads(sys.argv[1]))))

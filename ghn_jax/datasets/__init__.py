@@ -1,0 +1,1 @@
+"""Image data sets: reading, preparing, batches, augmentation."""

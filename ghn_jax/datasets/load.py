@@ -1,0 +1,158 @@
+"""Images: whole data sets as uint8 arrays, batches as a function of (seed, step), and the on-device pieces.
+
+A data set of CIFAR's size (154 MB) lives on the device; a step gathers its batch by index, then crops, flips
+and normalises it there.  Axes: N images | B batch | H W pixels | 3 colours.
+
+`python -m ghn_jax.data --prepare=cifar10` writes CIFAR-10 where TFDS looks for it, without TensorFlow.
+"""
+
+import dataclasses
+import functools
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from PIL import Image
+
+from ghn_jax.base import collectives, paths
+from ghn_jax.base.errors import UserError
+from ghn_jax.datasets import cifar10
+from ghn_jax.datasets.cifar10 import Split
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Dataset:
+    """Three disjoint splits; `mean` and `std` (float32 [3], in units of 0..1) are the training images'."""
+
+    name: str
+    train: Split
+    val: Split
+    test: Split
+    mean: np.ndarray
+    std: np.ndarray
+    num_classes: int
+    flip: bool  # whether a mirrored image is an image of the same class
+    note: str = ''  # what to say beside every result on these images
+
+
+def load(name: str, *, data_dir: str | None = None, image_size: int = 32, seed: int = 0) -> Dataset:
+    """The data set `name`, its images resized to `image_size` pixels where they have another size.
+
+    cifar10: 45,000 / 5,000 / 10,000, read with TFDS from `data_dir` (None or '': TFDS's own place).
+    digits: scikit-learn's handwritten digits, 1,197 / 300 / 300, always the same ones.
+    synthetic: seeded patterns, one a class, under noise: 1,024 / 256 / 256; easy to learn.
+    Raises UserError for an unknown name, an image size below 8, and data that are absent or damaged.
+    """
+    if name not in DATASETS:
+        raise UserError(f'data set {name!r} is not one of {", ".join(DATASETS)}')
+    if image_size < 8:
+        raise UserError(f'image_size={image_size}: expected at least 8 pixels')
+    if name == 'cifar10':
+        data_dir = paths.tfds_folder(data_dir)
+    return DATASETS[name](data_dir=data_dir, image_size=image_size, seed=seed)
+
+
+def batch_indices(seed: int, step: int, batch: int, n: int) -> np.ndarray:
+    """Which of n images step `step` reads: int32 [batch], a pure function of the arguments.
+
+    The stream is one permutation of the n images after another (a new one each epoch), cut into batches:
+    nothing is dropped, and a batch may span the border of two epochs.
+    """
+    position = step * batch + np.arange(batch, dtype=np.int64)
+    epoch, offset = np.divmod(position, n)
+    return np.concatenate([_permutation(seed, int(e), n)[offset[epoch == e]] for e in np.unique(epoch)])
+
+
+def augment(
+    key: jax.Array, images: jax.Array, *, pad: int = 4, flip: bool = True, axis: str | None = None
+) -> jax.Array:
+    """Random crops from zero-padded images, mirrored with probability 1/2: uint8 [B, H, W, 3] in and out.
+
+    axis: a mesh axis whose devices each hold B images of a batch; they look as they do on one device.
+    """
+    k_crop, k_flip = jax.random.split(key)
+    b, h, w, c = images.shape
+    batch = b * collectives.size(axis)
+    origin = collectives.own_rows(jax.random.randint(k_crop, (batch, 2), 0, 2 * pad + 1), axis)
+    padded = jnp.pad(images, ((0, 0), (pad, pad), (pad, pad), (0, 0)))
+    crop = jax.vmap(lambda x, o: jax.lax.dynamic_slice(x, (o[0], o[1], 0), (h, w, c)))(padded, origin)
+    if not flip:
+        return crop
+    mirrored = collectives.own_rows(jax.random.bernoulli(k_flip, 0.5, (batch,)), axis)
+    return jnp.where(mirrored[:, None, None, None], crop[:, :, ::-1], crop)
+
+
+def normalize(images: jax.Array, mean: jax.Array, std: jax.Array, dtype=jnp.float32) -> jax.Array:
+    """uint8 [B, H, W, 3] to (x/255 - mean) / std; mean and std [3] in units of 0..1."""
+    mean, std = (jnp.asarray(a, dtype).reshape(1, 1, 1, 3) for a in (mean, std))
+    return (images.astype(dtype) / 255 - mean) / std
+
+
+def _cifar10(*, data_dir: str | None, image_size: int, seed: int) -> Dataset:
+    read, note = cifar10.load(data_dir)
+    splits = {name: Split(_resize(images, image_size), labels) for name, (images, labels) in read.items()}
+    # TFDS stores examples in a fixed shuffled order, so the last tenth is a random one.
+    cut = len(splits['train'].labels) * 9 // 10
+    train, val = (Split(*(a[s] for a in splits['train'])) for s in (slice(cut), slice(cut, None)))
+    classes = cifar10.NUM_CLASSES
+    return _dataset('cifar10', train, val, splits['test'], num_classes=classes, flip=True, note=note)
+
+
+def _digits(*, data_dir: str | None, image_size: int, seed: int) -> Dataset:
+    from sklearn.datasets import load_digits
+
+    bunch: Any = load_digits()
+    grey = np.rint(bunch.images * (255 / 16)).astype(np.uint8)  # [1797, 8, 8], from 0..16
+    images = _resize(np.repeat(grey[..., None], 3, axis=-1), image_size)
+    labels = bunch.target.astype(np.int32)
+    order = np.random.default_rng(0).permutation(len(labels))  # a fixed split, whatever the seed of the run
+    train, val, test = (Split(images[i], labels[i]) for i in np.split(order, [1197, 1497]))
+    return _dataset('digits', train, val, test, num_classes=10, flip=False)
+
+
+def _synthetic(*, data_dir: str | None, image_size: int, seed: int) -> Dataset:
+    rng = np.random.default_rng(seed)
+    patterns = _resize(rng.integers(48, 208, (10, 4, 4, 3)).astype(np.uint8), image_size).astype(np.float32)
+    splits = []
+    for n in (1024, 256, 256):
+        labels = rng.permutation(np.arange(n, dtype=np.int32) % 10)
+        noise = rng.normal(0, 32, (n, image_size, image_size, 3)).astype(np.float32)
+        splits.append(Split(np.clip(patterns[labels] + noise, 0, 255).astype(np.uint8), labels))
+    return _dataset('synthetic', *splits, num_classes=10, flip=False)
+
+
+DATASETS = {'cifar10': _cifar10, 'digits': _digits, 'synthetic': _synthetic}
+
+
+def _dataset(name: str, train: Split, val: Split, test: Split, **fields) -> Dataset:
+    # From the 256-bin histogram of each colour: exact, and no float copy of the images.
+    counts = np.stack(
+        [np.bincount(train.images[..., c].ravel(), minlength=256) for c in range(3)]
+    )  # [3, 256]
+    value = np.arange(256) / 255
+    mean = counts @ value / counts.sum(1)
+    std = np.sqrt(counts @ value**2 / counts.sum(1) - mean**2)
+    return Dataset(
+        name=name,
+        train=train,
+        val=val,
+        test=test,
+        mean=mean.astype(np.float32),
+        std=std.astype(np.float32),
+        **fields,
+    )
+
+
+def _resize(images: np.ndarray, size: int) -> np.ndarray:
+    if images.shape[1:3] == (size, size):
+        return images
+    bilinear = Image.Resampling.BILINEAR
+    return np.stack([np.asarray(Image.fromarray(x).resize((size, size), bilinear)) for x in images])
+
+
+@functools.lru_cache(maxsize=4)  # two epochs of two streams
+def _permutation(seed: int, epoch: int, n: int) -> np.ndarray:
+    order = np.random.default_rng((seed, epoch)).permutation(n).astype(np.int32)
+    order.flags.writeable = False
+    return order

@@ -1,0 +1,1 @@
+"""Scoring networks with predicted weights, and results as data."""

@@ -1,0 +1,199 @@
+"""How a network is run when it is scored: by the statistics of each batch, or by those of calibration images.
+
+Axes: K batches | T tensors | F floats of the weight buffer.
+"""
+
+import dataclasses
+import functools
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+import numpy as np
+from jax.sharding import Mesh
+
+from ghn_jax.assembly.mesh import OVER_DEVICES, REPLICATED, on_each
+from ghn_jax.base.errors import UserError
+from ghn_jax.cnn.deploy import calibration, observer
+from ghn_jax.cnn.deploy.observer import Activations, Moments
+from ghn_jax.cnn.program import Layout, Program
+from ghn_jax.cnn.tables import Bits, Ranges, Tables
+from ghn_jax.quant.policy import Policy
+from ghn_jax.quant.scheme import QAT, Scheme
+from ghn_jax.training import step as steps
+
+BATCH_NORMS = ('batch', 'calibrated', 'corrected')
+RANGES = ('batch', 'calibrated')
+CALIBRATION_BATCHES = 16
+RANGE_RULE = 'moving_average'
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Protocol:
+    """batch_norm: statistics of each batch (the papers'); 'calibrated', those of calibration images, in
+    float, folded into the weights; 'corrected', then taken again with folded weights and activations rounded.
+    ranges: of activations, of each batch or of calibration images; range_rule: how (`calibration.RULES`).
+    sqnr: whether to measure it. integer: images that are run in integer arithmetic, too.
+
+    Raises:
+      UserError: an unknown word; integer arithmetic for a network that depends on its batch.
+    """
+
+    batch_norm: str = 'batch'
+    ranges: str = 'batch'
+    range_rule: str = RANGE_RULE
+    sqnr: bool = False
+    integer: int = 0
+
+    def __post_init__(self) -> None:
+        known = {'batch_norm': BATCH_NORMS, 'ranges': RANGES, 'range_rule': calibration.RULES}
+        for field, words in known.items():
+            if (word := getattr(self, field)) not in words:
+                raise UserError(f'{field}={word!r}: expected one of {", ".join(words)}')
+        if self.integer < 0:
+            raise UserError(f'integer={self.integer}: expected a number of images')
+        if self.integer and 'batch' in (self.batch_norm, self.ranges):
+            raise UserError(
+                f'integer={self.integer}: a network runs in integer arithmetic only where nothing depends on '
+                'its batch: take --bn=calibrated (or corrected) and --ranges=calibrated'
+            )
+
+    @property
+    def calibrates(self) -> bool:
+        """Whether something is fixed."""
+        return self.batch_norm != 'batch' or self.ranges != 'batch'
+
+    @property
+    def measures(self) -> bool:
+        """Whether calibration images are needed."""
+        return self.sqnr or self.calibrates
+
+
+PAPERS = Protocol()
+
+
+class Network(NamedTuple):
+    """One network as it runs: weights [F], float; given ranges, or None for those of each batch."""
+
+    weights: Any
+    tables: Tables
+    ranges: Ranges | None
+
+
+@functools.cache
+def measure_on(mesh: Mesh | None, scheme: Scheme) -> Callable:
+    """`steps.measure` in a scheme, jitted; on several devices each does all of it, for it is little."""
+
+    def measure(program, *arrays):
+        all_, each = REPLICATED, OVER_DEVICES
+        run = functools.partial(steps.measure, program, scheme=scheme)
+        return on_each(run, mesh, (*[all_] * 8, each, all_), (all_, each))(*arrays)
+
+    return jax.jit(measure, static_argnums=0, donate_argnums=9)
+
+
+class Measure(NamedTuple):
+    """Measures networks of a program. images: uint8 [K, N, H, H, 3], mean and std [3]."""
+
+    program: Program
+    mesh: Mesh | None
+    images: tuple[Any, Any, Any]
+    scheme: Scheme = QAT
+
+    def __call__(self, layout: Layout, network: Network, bits: Bits, bounds: np.ndarray, workspace):
+        """(steps.Measured on the host, workspace)."""
+        measured, workspace = measure_on(self.mesh, self.scheme)(
+            self.program, network.weights, network.tables, bits, *self.images,
+            observer.make_index(self.program, layout), bounds, workspace, network.ranges,
+        )  # fmt: skip
+        return jax.device_get(measured), workspace
+
+
+def statistics(
+    how: Protocol, measure: Measure, layout: Layout, network: Network, workspace
+) -> tuple[Moments | None, Any]:
+    """(what enters the normalisations of the network in float, over the calibration images; None if they go
+    by each batch or there are none; workspace).
+    """
+    if how.batch_norm == 'batch' or not layout.tables.has_norm:
+        return None, workspace
+    measured, workspace = measure(
+        layout, network, measure.program.bits(layout, Policy()), _nowhere(measure.program), workspace
+    )
+    return calibration.pooled(measured.moments), workspace
+
+
+def prepare(
+    how: Protocol,
+    measure: Measure,
+    layout: Layout,
+    network: Network,
+    moments: Moments | None,
+    bits: Bits,
+    workspace,
+) -> tuple[Network, dict[str, tuple[float | None, float | None]] | None, Any]:
+    """(the network as it runs under `how`, the SQNR of its layers if wanted, workspace).
+
+    network: with its predicted weights. moments: from `statistics`. bits: of a policy on it.
+    """
+    rounds = observer.any_rounded(bits)
+    if moments is not None:
+        network, workspace = _fix_statistics(how, measure, layout, network, moments, bits, workspace)
+    if how.ranges == 'calibrated':
+        network, workspace = _fix_ranges(how, measure, layout, network, bits, workspace)
+    if not how.sqnr or not rounds:
+        return network, None, workspace
+    return network, *_layer_sqnr(measure, layout, network, bits, workspace)
+
+
+def _fix_statistics(how, measure, layout, network, moments, bits, workspace):
+    own = np.asarray(network.weights)
+    flat, tables = calibration.fold(layout, own, moments)
+    if how.batch_norm == 'corrected' and observer.any_rounded(bits):
+        flat = calibration.unfixed(layout, flat, own)
+        unfixed = network._replace(weights=flat)
+        measured, workspace = measure(layout, unfixed, bits, _nowhere(measure.program), workspace)
+        flat, tables = calibration.fix(layout, flat, calibration.pooled(measured.moments))
+    return Network(flat, tables, None), workspace
+
+
+def _fix_ranges(how, measure, layout, network, bits, workspace):
+    """The network with the ranges that its activations have on the calibration images at these bit-widths."""
+    bounds, index = _nowhere(measure.program), observer.make_index(measure.program, layout)
+    lo, hi = bounds.T
+    if observer.any_rounded(bits):
+        measured, workspace = measure(layout, network, bits, bounds, workspace)
+        seen = measured.activations
+        if how.range_rule in calibration.HISTOGRAM_RULES:
+            seen, bounds, workspace = histograms(measure, layout, network, bits, seen, workspace)
+        tensor_bits = observer.tensor_bits(index, bits)
+        lo, hi = calibration.activation_ranges(how.range_rule, seen, tensor_bits, bounds)
+    return network._replace(ranges=observer.make_ranges(index, lo, hi)), workspace
+
+
+def histograms(
+    measure: Measure, layout: Layout, network: Network, bits: Bits, seen: Activations, workspace
+) -> tuple[Activations, np.ndarray, Any]:
+    """(the activations measured again, with histograms between the extremes of those `seen`; the bounds of
+    the histograms, [T, 2]; workspace).
+    """
+    bounds = np.stack([seen.lo.min(0), seen.hi.max(0)], -1)
+    measured, workspace = measure(layout, network, bits, bounds, workspace)
+    return measured.activations, bounds, workspace
+
+
+def _layer_sqnr(measure, layout, network, bits, workspace):
+    """Layer -> (of its weight, of the activation that enters it): the signal-to-quantization-noise ratio in
+    dB over the calibration images, None where nothing is rounded (or the second input of a FactorizedReduce,
+    which is the first).
+    """
+    measured, workspace = measure(layout, network, bits, _nowhere(measure.program), workspace)
+    seen = measured.activations
+    weights = calibration.decibels(*measured.weights)
+    activations = calibration.decibels(seen.signal.sum(0), seen.noise.sum(0))
+    known = lambda x: round(float(x), 2) if np.isfinite(x) else None
+    return {n: (known(weights[t]), known(activations[t])) for n, t in layout.tensors.items()}, workspace
+
+
+def _nowhere(program: Program) -> np.ndarray:
+    return np.zeros((program.capacity.tensors, 2), np.float32)

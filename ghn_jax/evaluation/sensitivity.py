@@ -1,0 +1,72 @@
+"""What fails first when bits are few: networks scored with one part of them quantized, or all but one.
+
+Only policies: nothing is compiled for it that an evaluation does not compile.
+"""
+
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+
+from ghn_jax.evaluation.score import Images, Selection, score_networks
+from ghn_jax.hypernet.ghn import GHN
+from ghn_jax.networks.graph import build_graph
+from ghn_jax.quant.policy import FLOAT_BITS, Policy, quantizable
+from ghn_jax.quant.scheme import QAT, Scheme
+
+STEM, HEAD = r'stem\d?\..*', r'classifier\..*'  # of every network; all else are cells
+
+
+def group_policies(policy: Policy) -> dict[str, Policy]:
+    """The bits of `policy` on parts of any network, the rest in float, by the name of the part."""
+    bits = policy.weight_bits, policy.activation_bits
+    keep = lambda *parts: tuple((part, FLOAT_BITS, FLOAT_BITS) for part in parts)
+    return {
+        'nothing': Policy(),
+        'everything': Policy(*bits),
+        'weights': Policy(bits[0], FLOAT_BITS),
+        'activations': Policy(FLOAT_BITS, bits[1]),
+        'stem': Policy(rules=((STEM, *bits),)),
+        'cells': Policy(*bits, rules=keep(STEM, HEAD)),
+        'head': Policy(rules=((HEAD, *bits),)),
+        'all but the stem': Policy(*bits, rules=keep(STEM)),
+        'all but the head': Policy(*bits, rules=keep(HEAD)),
+    }
+
+
+def score_policies(
+    ghn: GHN, params: Any, selection: Selection, images: Images, policies: Mapping[str, Policy],
+    *, scheme: Scheme = QAT,
+) -> dict[str, np.ndarray]:  # fmt: skip
+    """Top-1 in percent, [M networks], for each policy."""
+    shares = score_networks(ghn, params, selection, images, list(policies.values()), scheme=scheme)
+    return {name: 100 * shares[:, p, 0] for p, name in enumerate(policies)}
+
+
+def score_layers(
+    ghn: GHN, params: Any, selection: Selection, images: Images, policy: Policy, *, scheme: Scheme = QAT
+) -> list[dict[str, float]]:
+    """For each network the change of top-1, in percentage points, when one layer alone is quantized.
+
+    By the name of the layer's weight; a layer is its weight and the activation entering it.
+    """
+    bits = policy.weight_bits, policy.activation_bits
+    changes: list[dict[str, float]] = [{} for _ in selection.specs]
+    for program, members in selection.groups:
+        for i in members:
+            spec = selection.specs[i]
+            names = quantizable((p.name, p.shape) for p in build_graph(spec).parameters)
+            policies = {'': Policy()} | {n: Policy(layers=((n, *bits),)) for n in names}
+            one = Selection((spec,), ((program, (0,)),))
+            scores = score_policies(ghn, params, one, images, policies, scheme=scheme)
+            changes[i] = {n: float(scores[n][0] - scores[''][0]) for n in names}
+    return changes
+
+
+def place_of(name: str, n_cells: int) -> str:
+    """Where a layer lies, for means over networks: in the stem, a third of the cells, or the head."""
+    part, _, rest = name.partition('.')
+    if part != 'cells':
+        return 'head' if part == 'classifier' else 'stem'
+    third = 3 * int(rest.partition('.')[0]) // n_cells
+    return ('first third of the cells', 'second third of the cells', 'last third of the cells')[third]

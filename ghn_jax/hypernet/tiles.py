@@ -1,0 +1,199 @@
+"""What the decoder is asked for, and what comes out: tables of tiles, made and read on the host.
+
+A weight of any shape is cut from, or tiled cyclically with, decoded tiles of 64x64 channels, one for each
+kernel position. Tiles are [in, out], as a product x @ w wants them.
+
+Axes: N nodes | P dense items | Q depthwise items | C channels of a tile (64).
+"""
+
+import math
+from typing import NamedTuple
+
+import jax
+import numpy as np
+
+from ghn_jax.base.errors import UserError
+from ghn_jax.networks.graph import NetworkGraph, Parameter
+
+# Items at a time: larger chunks waste more on the last one, smaller ones add up gradients more often.
+DENSE_CHUNK = 64
+DEPTH_CHUNK = 128
+Items = dict[str, tuple[str, int]]
+
+
+class DecoderTable(NamedTuple):
+    """What one network wants decoded.
+
+    An item is one kernel position of one weight, in row-major order, those of one weight side by side. dense:
+    weights with several inputs, and linear weights as one position. Rows [0, n_small) are items of weights
+    with at most C / 2 inputs and outputs, for which a quarter of a tile is enough; from the next multiple of
+    DENSE_CHUNK to n_dense are the others. depth: rows [0, n_depth), weights with one input (depthwise); from
+    the next multiple of DEPTH_CHUNK to n_position, positional encodings. Rows between and after are padding.
+
+    node int32: which embedding.   tap int32: position in the window, row * 11 + column.   scale: that of
+    fan-in, float64 on the host (32-bit JAX makes it float32).   class_node, bias_node int32: weight and
+    bias of the last linear layer.
+    """
+
+    dense_node: np.ndarray  # [P]
+    dense_tap: np.ndarray  # [P]
+    dense_scale: np.ndarray  # [P]
+    n_small: np.ndarray  # []
+    n_dense: np.ndarray  # []
+    depth_node: np.ndarray  # [Q]
+    depth_tap: np.ndarray  # [Q]
+    depth_scale: np.ndarray  # [Q]
+    n_depth: np.ndarray  # []
+    n_position: np.ndarray  # []
+    class_node: np.ndarray  # []
+    class_scale: np.ndarray  # []
+    bias_node: np.ndarray  # []
+
+
+class Tiles(NamedTuple):
+    """The decoded weights of one network, scaled; `tile_parameters` tiles and slices them to shape."""
+
+    dense: jax.Array  # [P, C(in), C(out)], zero in padding and outside the quarter of small items
+    depth: jax.Array  # [Q, C(out)], zero in padding; positional encodings: [Q, C(in)]
+    norm: jax.Array  # [N, 2, C]: weight of a norm; bias of a norm or, on its own node, of a linear layer
+    class_weight: jax.Array  # [C(in), num_classes]
+    class_bias: jax.Array  # [num_classes]
+
+
+def decoder_table(
+    graph: NetworkGraph,
+    *,
+    max_dense: int,
+    max_depth: int,
+    max_shape: tuple[int, int, int, int] = (64, 64, 11, 11),
+) -> tuple[DecoderTable, Items]:
+    """The table of a network, padded to capacity, and where each tensor's items begin.
+
+    items[name] = (kind, first): 'dense' and 'depth': first item of the table (positional encodings are
+    'depth', too); 'norm': row of Tiles.norm seen as [2N, C], that is 2 * node + row; 'class': 0 weight, 1
+    bias. max_dense, max_depth: capacities, rounded up to whole chunks (see `count_items`). max_shape: that of
+    the hypernetwork.
+
+    Raises UserError if the network wants more items than there is room for, or a kernel larger than the
+    window.
+    """
+    C, _, _, window = max_shape
+    small, large, depth, position, items = _Column(), _Column(), _Column(), _Column(), {}
+    for p in graph.parameters:
+        kind = kind_of(p, graph)
+        if kind == 'class':
+            items[p.name] = kind, p.node - (len(graph.nodes) - 2)
+        elif kind == 'norm':
+            items[p.name] = kind, 2 * p.node + p.row
+        elif kind == 'depth':
+            depth.add(p, fan_in_scale(p.shape), window)
+        elif kind == 'dense':
+            (small if max(p.shape[:2]) <= C // 2 else large).add(p, fan_in_scale(p.shape), window)
+        else:
+            position.add(p, 1.0, window)
+    dense, first_dense = _joined(small, large, DENSE_CHUNK)
+    depths, first_depth = _joined(depth, position, DEPTH_CHUNK)
+    items |= {name: ('dense', first) for name, first in first_dense.items()}
+    items |= {name: ('depth', first) for name, first in first_depth.items()}
+    label, class_node = f'network {graph.spec.name!r}', len(graph.nodes) - 2
+    table = DecoderTable(
+        *_pad(dense, 'max_dense', max_dense, DENSE_CHUNK, label),
+        np.array(len(small.rows), np.int32),
+        np.array(len(dense), np.int32),
+        *_pad(depths, 'max_depth', max_depth, DEPTH_CHUNK, label),
+        np.array(len(depth.rows), np.int32),
+        np.array(len(depths), np.int32),
+        np.array(class_node, np.int32),
+        np.array(fan_in_scale(graph.nodes[class_node].shape or ()), np.float64),
+        np.array(class_node + 1, np.int32),
+    )
+    return table, items
+
+
+def fan_in_scale(shape: tuple[int, ...]) -> float:
+    """sqrt(beta / fan_in) of a weight (out, in, ...): beta 2, or 1 where no relu precedes.
+
+    That is so before depthwise weights (one input) and in 1xk convolutions, published as shape[2] < shape[3].
+    """
+    beta = 1 if len(shape) == 4 and (shape[1] == 1 or shape[2] < shape[3]) else 2
+    return (beta / math.prod(shape[1:])) ** 0.5
+
+
+def kind_of(p: Parameter, graph: NetworkGraph) -> str:
+    """How a tensor is decoded: 'dense', 'depth', 'norm', 'class' or 'pos_enc'."""
+    if p.node >= len(graph.nodes) - 2:
+        return 'class'
+    if graph.nodes[p.node].primitive == 'pos_enc':
+        return 'pos_enc'
+    if len(p.shape) == 1:
+        return 'norm'
+    return 'depth' if len(p.shape) == 4 and p.shape[1] == 1 else 'dense'
+
+
+class _Column:
+    """Items listed one after the other: rows of (node, tap, scale), and the first row of each parameter."""
+
+    def __init__(self):
+        self.rows, self.first = [], {}
+
+    def add(self, p: Parameter, scale: float, window: int) -> None:
+        height, width = (p.shape + (1, 1))[2:4]
+        if max(height, width) > window:
+            kernel = f'kernel {height}x{width}'
+            raise UserError(f'parameter {p.name}: {kernel} is larger than the window of {window}x{window}')
+        self.first[p.name] = len(self.rows)
+        self.rows.extend((p.node, i * window + j, scale) for i in range(height) for j in range(width))
+
+
+def _joined(a: _Column, b: _Column, chunk: int) -> tuple[list, dict[str, int]]:
+    """Rows of a, padding, rows of b from a multiple of `chunk` on; and the first row of each parameter."""
+    start = round_up(len(a.rows), chunk)
+    gap = [(0, 0, 0.0)] * (start - len(a.rows)) if b.rows else []
+    return a.rows + gap + b.rows, a.first | {name: start + first for name, first in b.first.items()}
+
+
+def _pad(
+    rows: list[tuple[int, int, float]], knob: str, capacity: int, chunk: int, label: str
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    if len(rows) > capacity:
+        raise UserError(f'{label} wants {len(rows)} tiles, {knob} is {capacity}: raise {knob}')
+    node, tap, scale = (
+        np.zeros(round_up(max(capacity, 1), chunk), dtype) for dtype in (np.int32, np.int32, np.float64)
+    )
+    for column, values in zip((node, tap, scale), zip(*rows, strict=True), strict=False):
+        column[: len(rows)] = values
+    return node, tap, scale
+
+
+def round_up(n: int, multiple: int) -> int:
+    """The next multiple, n itself if it is one."""
+    return -(-n // multiple) * multiple
+
+
+def count_items(
+    graph: NetworkGraph, *, max_shape: tuple[int, int, int, int] = (64, 64, 11, 11)
+) -> dict[str, int]:
+    """The least max_dense and max_depth a network fits in, as 'dense' and 'depth'."""
+    table, _ = decoder_table(graph, max_dense=10**6, max_depth=10**6, max_shape=max_shape)
+    return {'dense': int(table.n_dense), 'depth': int(table.n_position)}
+
+
+def tile_parameters(tiles: Tiles, items: Items, graph: NetworkGraph) -> dict[str, np.ndarray]:
+    """Every tensor in its PyTorch shape and layout from decoded tiles, by index arithmetic on the host."""
+    dense, depth, norm, class_weight, class_bias = map(np.asarray, tiles)
+    C, out = depth.shape[1], {}
+    for p in graph.parameters:
+        kind, first = items[p.name]
+        taps, channels = math.prod(p.shape[2:]), [np.arange(n) % C for n in p.shape[:2]]
+        if kind == 'norm':
+            tensor = norm.reshape(-1, C)[first, channels[0]]
+        elif kind == 'class':
+            tensor = class_bias if first else class_weight[channels[1]].T
+        elif kind == 'depth':
+            tensor = depth[first : first + taps, max(channels, key=len)].T  # the other count is 1
+        else:
+            tensor = np.moveaxis(
+                dense[first : first + taps, channels[1][None, :], channels[0][:, None]], 0, 2
+            )
+        out[p.name] = np.ascontiguousarray(tensor.reshape(p.shape))
+    return out

@@ -1,0 +1,142 @@
+"""The best network seen from near: weights before and after rounding, and the activations between its layers.
+
+The network runs as it was scored, by the same protocol, on the training images that SQNR is measured on.
+
+Axes: B bins | F floats of the weight buffer.
+"""
+
+import dataclasses
+from collections.abc import Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from ghn_jax.assembly.mesh import first, make_workspace
+from ghn_jax.base.errors import UserError
+from ghn_jax.cnn.deploy import calibration, observer
+from ghn_jax.cnn.packing import BLOCK
+from ghn_jax.evaluation import protocol
+from ghn_jax.evaluation.evaluate import GIVEN
+from ghn_jax.evaluation.protocol import CALIBRATION_BATCHES
+from ghn_jax.evaluation.score import (
+    Selection,
+    image_batches,
+    make_measure,
+    predict_network,
+    room_for,
+    select_given,
+    select_split,
+)
+from ghn_jax.networks.graph import build_graph
+from ghn_jax.networks.spec import NetworkSpec
+from ghn_jax.quant import oracle
+from ghn_jax.quant.bit_schedule import strategy_of
+from ghn_jax.quant.policy import quantizable
+from ghn_jax.reporting.evaluation import Evaluation
+from ghn_jax.runs.run import Run, load_data, make_space_of
+
+LAYERS = 4  # that are shown, evenly spaced from the first to the last
+BINS = 64
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Layer:
+    """name: of its weight. bits: of the weight, and of the activation that enters the layer.
+
+    weights, rounded: every value, [n]. counts [B], edges [B + 1]: a histogram of the activation before it is
+    rounded, zeros left out. decibels: SQNR of weight and activation, not a number where nothing is rounded.
+    """
+
+    name: str
+    bits: tuple[int, int]
+    weights: np.ndarray
+    rounded: np.ndarray
+    counts: np.ndarray
+    edges: np.ndarray
+    decibels: tuple[float, float]
+
+
+def select(run: Run, evaluation: Evaluation, specs: Sequence[NetworkSpec] | None = None) -> Selection:
+    """The networks of the first split, as they were scored. specs: those of the architecture file, if it was
+    these.
+
+    Raises:
+      UserError: they are not the networks of the result.
+    """
+    split, p = evaluation.splits[0], evaluation.result['protocol']
+    config: Any = run.config
+    digests = [network['digest'] for network in evaluation.networks(split)]
+    if split != GIVEN:
+        selection = select_split(
+            make_space_of(config), split, seed=p['seed'], count=len(digests),
+            image_size=config.image_size,
+        )  # fmt: skip
+    elif specs is None:
+        raise UserError('the result is of an architecture file: give it as --archs, too')
+    else:
+        selection = select_given(specs, image_size=config.image_size)
+    if [spec.digest for spec in selection.specs] != digests:
+        raise UserError('the result is of other networks than this run has there: evaluate again')
+    return selection
+
+
+def look(run: Run, evaluation: Evaluation, selection: Selection, num_devices: int = 1) -> list[Layer]:
+    """LAYERS layers of the best network, in the order of the forward pass.
+
+    selection: from `select`. num_devices: as for `evaluate`, which has compiled what is needed for as many.
+
+    Raises:
+      UserError: data that are not there, or are too few.
+    """
+    spec, p = selection.specs[evaluation.best], evaluation.result['protocol']
+    program = next(program for program, members in selection.groups if evaluation.best in members)
+    how, mesh = evaluation.how, first(num_devices)
+    strategy = strategy_of(run.config)
+    used, scheme = strategy.used(evaluation.policies[evaluation.closeup]), strategy.scheme.when_used()
+    dataset = load_data(run.config)
+    count = p['calibration_images'] or p['sqnr_images'] or CALIBRATION_BATCHES * p['batch_size']
+    images = image_batches(dataset, dataset.train, batch_size=p['batch_size'], num_images=count)
+    measure = make_measure(program, mesh, images, scheme)
+
+    workspace = make_workspace(mesh, program, p['batch_size'], train=False)
+    network, layout, _ = predict_network(
+        run.ghn, run.params, program, spec, evaluation.told or used,
+        jnp.zeros(program.capacity.blocks * BLOCK), max_nodes=room_for([spec]),
+        mesh=mesh,
+    )  # fmt: skip
+    bits = program.bits(layout, used)
+    moments, workspace = protocol.statistics(how, measure, layout, network, workspace)
+    network, _, workspace = protocol.prepare(how, measure, layout, network, moments, bits, workspace)
+    nowhere = np.zeros((program.capacity.tensors, 2), np.float32)
+    measured, workspace = measure(layout, network, bits, nowhere, workspace)
+    seen, bounds, _ = protocol.histograms(measure, layout, network, bits, measured.activations, workspace)
+
+    shapes = {parameter.name: parameter.shape for parameter in build_graph(spec).parameters}
+    weights = program.unpack(layout, np.asarray(jax.device_get(network.weights)), shapes)
+    of_weights = calibration.decibels(*measured.weights)
+    of_activations = calibration.decibels(*(np.sum(x, 0) for x in (seen.signal, seen.noise)))
+    histograms = np.sum(seen.histogram, 0).reshape(-1, BINS, observer.BINS // BINS).sum(-1)
+    layers = []
+    for name in evenly(quantizable(shapes.items()), LAYERS):
+        t, widths = layout.tensors[name], used.widths(name, edge=name in layout.edges)
+        rounded = oracle.quantize_weight(jnp.asarray(weights[name]), widths[0], scheme)
+        layers.append(
+            Layer(
+                name=name,
+                bits=widths,
+                weights=weights[name].ravel(),
+                rounded=np.asarray(rounded).ravel(),
+                counts=histograms[t],
+                edges=np.linspace(bounds[t, 0], bounds[t, 1], BINS + 1),
+                decibels=(float(of_weights[t]), float(of_activations[t])),
+            )
+        )
+    return layers
+
+
+def evenly(names: tuple[str, ...], count: int) -> list[str]:
+    """So many of the names, from the first to the last; all, where there are no more."""
+    places = np.linspace(0, len(names) - 1, min(count, len(names))).round().astype(int)
+    return [names[place] for place in places]

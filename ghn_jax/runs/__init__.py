@@ -1,0 +1,1 @@
+"""Run directories: checkpoints, what a run says about itself, its metrics, its predictions."""

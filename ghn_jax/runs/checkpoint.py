@@ -1,0 +1,342 @@
+"""Checkpoints of a run: the whole training state and a JSON record beside it, written in the background.
+
+`workdir/checkpoints/<step>/` holds two Orbax items: `state` (any pytree of arrays, typed keys too) and `meta`
+(what is not an array: the configuration, versions; and a digest of every array, for Orbax reads an array with
+a flipped bit without a word). A step's folder gets its name by a rename when all of it is written, so a
+process killed in the middle leaves the step before it as the newest. The processes of a run write one
+checkpoint together, into a folder that all of them see.
+
+What cannot be read is never deleted: it is moved to `workdir/damaged/` when a new checkpoint is saved.
+"""
+
+import contextlib
+import os
+import pathlib
+import sys
+import time
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any, TypeVar
+
+import jax
+import numpy as np
+import orbax.checkpoint as ocp
+from absl import logging
+
+from ghn_jax.base import processes
+from ghn_jax.base.digests import array_digests, check_arrays, check_types, json_digest
+from ghn_jax.base.errors import UserError
+
+_FORMAT = 'ghn_jax checkpoint 1'  # counts up when an old checkpoint can no longer be read
+_ATTEMPTS = 50  # to read while training replaces what is read
+_PATIENCE = 10  # tenths of a second that a deletion may rest
+T = TypeVar('T')
+
+
+class Vanished(UserError):
+    """A checkpoint was deleted while it was read: training keeps the newest ones only."""
+
+
+class Checkpoints:
+    """The checkpoints of one run directory; reading makes and changes nothing.
+
+    Several processes may read while one trains: what it deletes meanwhile is no damage to them, and they read
+    what is then the newest. Those that train together call everything alike, in the same order. `with` waits
+    for the last save and closes.
+
+    keep: the newest ones stay. keep_every: so do those of multiples of it; 0 is none. `best`, an attribute:
+    so does that of this step. background: whether `save` returns before all is on the disk.
+    """
+
+    def __init__(
+        self, workdir: str | os.PathLike, *, keep: int = 3, keep_every: int = 0, background: bool = True
+    ):
+        self.workdir = pathlib.Path(workdir).absolute()
+        self.folder = self.workdir / 'checkpoints'
+        self.keep, self.keep_every, self.background = keep, keep_every, background
+        self.best: int | None = None
+        self._writer: ocp.CheckpointManager | None = None
+        self._damaged: set[int] = set()
+        self._verbosity = logging.get_verbosity()
+
+    def __enter__(self) -> 'Checkpoints':
+        return self
+
+    def __exit__(self, *exc) -> None:
+        self.close()
+
+    def steps(self) -> list[int]:
+        """The steps with a finished checkpoint, ascending; [] where there is none."""
+        for _ in range(_ATTEMPTS):
+            names = os.listdir(self.folder) if self.folder.is_dir() else []
+            steps = sorted(ocp.utils.checkpoint_steps(self.folder)) if names else []
+            if steps or not any(map(str.isdecimal, names)):
+                return steps
+            # All that were listed are deleted by now: there are newer ones.
+        return []
+
+    def latest_step(self) -> int | None:
+        """The newest finished step, or None."""
+        return max(self.steps(), default=None)
+
+    def save(self, step: int, state: Any, meta: dict, *, wait: bool = False) -> None:
+        """Saves in the background; on return `state` may be donated or overwritten.
+
+        A step that is saved already stays as it is. `meta` is JSON; strings belong there.
+
+        Raises:
+          UserError: it cannot be written, or the one before could not.
+        """
+        with self._writing():
+            if self._writer is None:
+                self._writer = self._open()
+            if step not in self._writer.all_steps():
+                record = {'meta': meta, 'digests': array_digests(state)}
+                items = ocp.args.Composite(
+                    state=ocp.args.PyTreeSave(state),
+                    meta=ocp.args.JsonSave({'format': _FORMAT, 'digest': json_digest(record), **record}),
+                )
+                self._writer.save(step, args=items, force=True)
+        if wait:
+            self.wait()
+
+    def should_preserve(self, checkpoints: Sequence[Any], *, context: Any = None) -> list[bool]:
+        """Which checkpoints stay: as an Orbax `PreservationPolicy`."""
+        newest = [info.step for info in checkpoints][-self.keep :]
+        return [
+            info.step in newest
+            or info.step == self.best
+            or (self.keep_every > 0 and info.step % self.keep_every == 0)
+            for info in checkpoints
+        ]
+
+    def restore(self, like: Any, *, step: int | None = None) -> tuple[Any, dict]:
+        """(state, meta) of the newest step that can be read, on the devices and in the shardings of `like`.
+
+        `like` is a state of the same structure: arrays or ShapeDtypeStructs. step: of this one, and of no
+        other.
+
+        Raises:
+          UserError: no checkpoint, one that is not ours, or another name, shape or dtype of a leaf; Vanished:
+            training deleted that of `step` while it was read.
+        """
+        like = jax.tree.map(ocp.utils.to_shape_dtype_struct, like)
+        args = ocp.args.PyTreeRestore(like, restore_args=ocp.checkpoint_utils.construct_restore_args(like))
+
+        def read(step: int, manager: Any) -> tuple[Any, dict]:
+            record = self._record(step, manager)
+            check_types(self._saved_tree(step), like, self.folder / str(step))
+            state = manager.restore(step, args=ocp.args.Composite(state=args)).state
+            check_arrays(state, record.get('digests'))
+            return state, record['meta']
+
+        return self._newest(read, step)
+
+    def restore_meta(self) -> dict:
+        """The meta of the newest step that can be read; UserError as for `restore`."""
+        return self.restore_record()[0]
+
+    def restore_record(self) -> tuple[dict, int]:
+        """(meta, a digest of it and of every array) of the newest step whose record can be read.
+
+        Two checkpoints have one digest only if they are the same. UserError as for `restore`.
+        """
+        record = self._newest(self._record)
+        return record['meta'], _record_digest(record)
+
+    def restore_params(self, key: str = 'params', *, step: int | None = None) -> tuple[Any, dict]:
+        """(state's `key` as nested dicts of numpy arrays, meta), and nothing else of the state is read.
+
+        step: of this one, and of no other. Raises as `restore`.
+        """
+
+        def read(step: int, manager: Any) -> tuple[Any, dict]:
+            record = self._record(step, manager)
+            tree = self._saved_tree(step)
+            if not isinstance(tree, dict) or key not in tree:
+                raise UserError(f'{self.folder / str(step)} holds no {key!r}: train with this version')
+            args = ocp.args.PyTreeRestore(
+                {key: tree[key]},
+                restore_args={
+                    key: jax.tree.map(lambda _: ocp.RestoreArgs(restore_type=np.ndarray), tree[key])
+                },
+                partial_restore=True,
+            )
+            state = manager.restore(step, args=ocp.args.Composite(state=args)).state
+            check_arrays({key: state[key]}, record.get('digests'))
+            return state[key], record['meta']
+
+        return self._newest(read, step)
+
+    def wait(self) -> None:
+        """Returns when the last save is on disk; UserError as for `save`."""
+        if self._writer is not None:
+            with self._writing():
+                self._writer.wait_until_finished()
+
+    def close(self) -> None:
+        """Waits, and lets the background threads go; a later `save` starts them again."""
+        if self._writer is not None:
+            writer, self._writer = self._writer, None
+            with self._writing():
+                try:
+                    writer.wait_until_finished()
+                finally:
+                    writer.close()
+                    logging.set_verbosity(self._verbosity)
+
+    def _open(self) -> ocp.CheckpointManager:
+        if processes.is_first():
+            for step in sorted(self._damaged):  # in the way of a new save, and the newest to the next reader
+                self._put_aside(step)
+            self.folder.mkdir(parents=True, exist_ok=True)
+        processes.barrier('checkpoints')
+        # Of a failure in the background Orbax tells at once, in many lines; it is raised, and ours is one.
+        self._verbosity = logging.get_verbosity()
+        if self._verbosity < logging.INFO:  # more was not asked for
+            logging.set_verbosity(logging.FATAL)
+        options = ocp.CheckpointManagerOptions(
+            preservation_policy=self,
+            enable_async_checkpointing=self.background,
+            cleanup_tmp_directories=True,
+        )
+        return ocp.CheckpointManager(self.folder, options=options)
+
+    def _put_aside(self, step: int) -> None:
+        aside = self.workdir / 'damaged'
+        aside.mkdir(exist_ok=True)
+        taken = len(list(aside.glob(f'{step}*')))
+        os.rename(self.folder / str(step), aside / (f'{step}.{taken}' if taken else str(step)))
+
+    @contextlib.contextmanager
+    def _writing(self) -> Iterator[None]:
+        try:
+            yield
+        except UserError:
+            raise
+        except Exception as e:  # Orbax raises what the file system does, or bare Exceptions around it
+            whole = self.latest_step()
+            last = 'there is none yet' if whole is None else f'the last whole one is that of step {whole}'
+            raise UserError(
+                f'no checkpoint can be written in {self.folder} ({_reason(e)}); {last}: make room, or make '
+                'the directory writable, and start again'
+            ) from None
+
+    def _newest(self, read: Callable[[int, Any], T], only: int | None = None) -> T:
+        """What read(step, manager) gives for the newest step where it works, or for the step `only`; damaged
+        ones are reported.
+
+        Raises:
+          UserError: there is none. Vanished: `only` is deleted meanwhile.
+        """
+        self.wait()
+        for _ in range(_ATTEMPTS):
+            steps = self._steps_to_read(only)
+            try:
+                for step in reversed(steps):
+                    if step not in self._damaged:  # reported before
+                        try:
+                            return self._read(step, read, steps[-1] if only is None else None)
+                        except UserError:
+                            raise
+                        except Exception as e:  # Orbax raises bare Exceptions for damaged files
+                            where = self.folder / str(step)
+                            print(f'checkpoint {where} cannot be read ({_reason(e)})', file=sys.stderr)
+                            self._damaged.add(step)
+            except Vanished:
+                if only is not None:
+                    raise
+                continue
+            raise UserError(
+                f'none of the checkpoints {steps} in {self.folder} can be read: '
+                'they are damaged or not of ghn_jax; give another --workdir'
+            )
+        raise UserError(
+            f'the checkpoints in {self.folder} are replaced faster than they can be read: try again, or '
+            'train with a larger --config.keep_checkpoints'
+        )
+
+    def _steps_to_read(self, only: int | None) -> list[int]:
+        steps = self.steps()
+        if not steps:
+            raise UserError(
+                f'no checkpoint in {self.workdir}: train first, as in '
+                f'`python -m ghn_jax.train --config=quickstart --workdir={self.workdir}`'
+            )
+        if only is not None and only not in steps:
+            raise UserError(f'{self.folder} has no checkpoint of step {only}: choose from {steps}')
+        return steps if only is None else [only]
+
+    def _read(self, step: int, read: Callable[[int, Any], T], newest: int | None) -> T:
+        """What read(step, manager) gives. newest: as `_is_going`. Raises Vanished where the checkpoint is
+        deleted meanwhile.
+        """
+        try:
+            with self._reader() as manager:
+                return read(step, manager)
+        except Exception:
+            files = self._files(step)
+        try:
+            with self._reader() as manager:
+                return read(step, manager)
+        except Exception:
+            if not self._is_going(step, files, newest):
+                raise
+        raise Vanished(
+            f'the checkpoint of step {step} in {self.folder} was deleted while it was read: training keeps '
+            f'the newest ones; choose from {self.steps()}'
+        )
+
+    def _is_going(self, step: int, files: set[str], newest: int | None) -> bool:
+        """Whether a checkpoint that cannot be read is being deleted, not damaged: its files become fewer than
+        `files`, or there is one newer than `newest`, which is to be read in its place. None: none will do.
+        """
+        if newest is not None:
+            return self._files(step) != files or not files or max(self.steps(), default=newest) > newest
+        for _ in range(_PATIENCE):
+            if not files or self._files(step) != files:
+                return True
+            time.sleep(0.1)
+        return False
+
+    @contextlib.contextmanager
+    def _reader(self) -> Iterator[ocp.CheckpointManager]:
+        level = logging.get_verbosity()
+        logging.set_verbosity(logging.FATAL)  # Orbax reports what we report ourselves
+        try:
+            options = ocp.CheckpointManagerOptions(read_only=True)
+            with ocp.CheckpointManager(self.folder, options=options) as manager:
+                yield manager
+        finally:
+            logging.set_verbosity(level)
+
+    def _files(self, step: int) -> set[str]:
+        """Its files and folders; none where it is gone."""
+        walk = os.walk(self.folder / str(step))  # passes over what is gone
+        return {os.path.join(folder, name) for folder, _, names in walk for name in ('', *names)}
+
+    def _record(self, step: int, manager: Any) -> dict:
+        record = manager.restore(step, args=ocp.args.Composite(meta=ocp.args.JsonRestore())).meta
+        if not isinstance(record, dict) or record.get('format') != _FORMAT:
+            folder = self.folder / str(step)
+            raise UserError(f'{folder} was not written by this version of ghn_jax: give another --workdir')
+        digest = record.get('digest')  # absent in checkpoints from before there were digests
+        if digest is not None and digest != _record_digest(record):
+            raise ValueError('its record was changed after it was written')
+        return record
+
+    def _saved_tree(self, step: int) -> Any:
+        metadata = ocp.PyTreeCheckpointer().metadata(self.folder / str(step) / 'state').item_metadata
+        if metadata is None:
+            raise ValueError('its metadata are damaged')
+        return metadata.tree
+
+
+def _reason(error: Exception) -> str:
+    for cause in ('No space left on device', 'Read-only file system', 'Permission denied'):
+        if cause in str(error):  # in the middle of many lines
+            return cause
+    return ' '.join(str(error).split())[:200] or type(error).__name__
+
+
+def _record_digest(record: dict) -> int:
+    return json_digest({key: record.get(key) for key in ('meta', 'digests')})

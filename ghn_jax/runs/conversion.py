@@ -1,0 +1,51 @@
+"""Makes a run directory from a published PyTorch GHN-2, for `ghn_jax.evaluate` and `ghn_jax.predict`.
+
+python -m ghn_jax.convert --state=ghn2_cifar10.npz --config=ghn_config.json --workdir=runs/published
+"""
+
+import os
+from typing import Any
+
+import jax
+import numpy as np
+
+from ghn_jax import config
+from ghn_jax.base import cli, paths
+from ghn_jax.base.errors import UserError
+from ghn_jax.hypernet.ghn import GHNConfig
+from ghn_jax.hypernet.published import load_published
+from ghn_jax.runs.checkpoint import Checkpoints
+from ghn_jax.runs.run import run_meta
+
+_TRACES = ('lock', 'checkpoints', 'metrics.jsonl', 'tensorboard')  # what a run leaves in its directory
+
+
+def convert(
+    state: str | os.PathLike, config_file: str | os.PathLike, workdir: str | os.PathLike
+) -> GHNConfig:
+    """Writes a checkpoint of step 0 with the published parameters, in float32; returns their configuration.
+
+    The run's config is the default one (CIFAR-10, 32 pixels) in the published space, deepnets1m.
+
+    Raises:
+      UserError: files that do not fit, a directory that holds a run already (nothing is written then).
+    """
+    path = cli.check_workdir(workdir)
+    state, config_file = paths.local(state, '--state'), paths.local(config_file, '--config')
+    if found := [name for name in _TRACES if (path / name).exists()]:
+        raise UserError(
+            f'--workdir={workdir} holds a run already ({found[0]}): give another directory, or remove it'
+        )
+    ghn_config, params = load_published(state, config_file)
+    with np.errstate(over='ignore'):
+        params = jax.tree.map(lambda a: np.asarray(a, np.float32), params)
+    if not all(np.isfinite(a).all() for a in jax.tree.leaves(params)):
+        raise UserError(f'state {state} has values beyond float32: give another file')
+    c: Any = config.default()
+    c.space.name = 'deepnets1m'
+    for key in c.ghn:
+        c.ghn[key] = getattr(ghn_config, key)
+    meta = run_meta(c, ghn_config, 0, kind='converted')
+    with Checkpoints(path) as checkpoints:
+        checkpoints.save(0, {'params': params}, meta, wait=True)
+    return ghn_config

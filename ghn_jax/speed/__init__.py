@@ -1,1 +1,0 @@
-"""What `ghn_jax.benchmark` measures, shows and compares."""

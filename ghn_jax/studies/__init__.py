@@ -1,0 +1,1 @@
+"""Many runs: strategies compared on the same unseen networks."""

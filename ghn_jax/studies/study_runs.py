@@ -1,0 +1,120 @@
+"""The runs of a study: one config, changed as each strategy says, with each seed."""
+
+import copy
+import dataclasses
+import os
+import re
+from collections.abc import Collection, Mapping, Sequence
+from typing import Any
+
+from ml_collections import ConfigDict
+
+from ghn_jax import config as configs
+from ghn_jax.base import jsonfile, paths
+from ghn_jax.base.errors import UserError, shown
+from ghn_jax.quant.bit_schedule import strategy_of
+
+_MAX_SEED = 2**31 - 1
+_TASK = (
+    'dataset',
+    'data_dir',
+    'image_size',
+    'space',
+)  # what says on which images and networks runs are scored
+
+
+@dataclasses.dataclass(frozen=True)
+class Variant:
+    """A run of a study. name: of its directory, `STRATEGY` or `STRATEGY.seedK`."""
+
+    name: str
+    strategy: str
+    config: ConfigDict
+
+
+def read_strategies(path: str | os.PathLike) -> dict[str, dict[str, Any]]:
+    """The strategies of a JSON file, or of one of `configs/` by its name, in its order.
+
+    Raises UserError if it is not what it should be.
+    """
+    expected = 'give a JSON object {"name": {"mode": "qat", ..}, ..}'
+    file = paths.find(os.fspath(path), '--strategies', '.json')
+    strategies = jsonfile.read(file, '--strategies: file', expected)
+    if not isinstance(strategies, dict) or not strategies:
+        raise UserError(f'--strategies={path} is no object with strategies: {expected}')
+    for name, changes in strategies.items():
+        if not re.fullmatch(r'\w[\w.+-]*', name):
+            raise UserError(
+                f'--strategies={path}: {shown(name)} is no name for a directory: use letters, digits, _.+-'
+            )
+        if not isinstance(changes, dict):
+            raise UserError(
+                f'--strategies={path}: {name!r} is {shown(changes)}, expected an object of config keys'
+            )
+    return strategies
+
+
+def parse_seeds(values: Sequence[str]) -> tuple[int, ...]:
+    """--seeds as numbers. Raises UserError unless they are different, from 0 to 2**31 - 1."""
+    fit = all(value.isdecimal() and len(value) <= 10 and int(value) <= _MAX_SEED for value in values)
+    if not fit or len({int(value) for value in values}) < len(values):
+        given = shown(','.join(values))
+        raise UserError(f'--seeds={given}: expected different numbers from 0 to {_MAX_SEED}, such as 0,1,2')
+    return tuple(map(int, values))
+
+
+def seed_of(name: str, strategies: Collection[str]) -> int | None:
+    """The seed in the name of a run's directory, if that is one of a run with a seed of one of these."""
+    strategy, found, seed = name.rpartition('.seed')
+    if not found or strategy not in strategies or not re.fullmatch(r'0|[1-9]\d{0,9}', seed):
+        return None
+    return int(seed) if int(seed) <= _MAX_SEED else None
+
+
+def make_variants(
+    config: ConfigDict, strategies: Mapping[str, Mapping[str, Any]], seeds: Sequence[int] = ()
+) -> list[Variant]:
+    """The runs in the order of the strategies, each with all seeds; () leaves the seed to the config.
+
+    Raises:
+      UserError: keys or values that a strategy cannot change; a strategy with a seed of its own, and `seeds`.
+    """
+    if not seeds:
+        return [Variant(name, name, _changed(config, name, own)) for name, own in strategies.items()]
+    variants = []
+    for name, own in strategies.items():
+        if 'seed' in own:
+            raise UserError(f'strategy {name!r} has a seed of its own, and there is --seeds: leave one out')
+        for seed in seeds:
+            variants.append(
+                Variant(f'{name}.seed{seed}', name, _changed(config, name, {**own, 'seed': seed}))
+            )
+    return variants
+
+
+def _changed(config: ConfigDict, name: str, changes: Mapping[str, Any]) -> ConfigDict:
+    """The config with a strategy's changes: keys of `config.quant`, or of the whole config."""
+    config = copy.deepcopy(config)
+    for key, value in changes.items():
+        full = key if '.' in key or key in config else f'quant.{key}'
+        *parts, last = full.split('.')
+        holder = config
+        for part in parts:
+            holder = holder.get(part) if isinstance(holder, ConfigDict) else None
+        if not isinstance(holder, ConfigDict) or last not in holder:
+            known = f'{", ".join(config.quant)}, or a key of the config such as train.steps'
+            raise UserError(f'strategy {name!r}: {full} is no key: expected {known}')
+        if full.split('.')[0] in _TASK and configs.tuples(value) != holder[last]:
+            raise UserError(
+                f'strategy {name!r} changes {full}: all strategies of a study are scored on the same '
+                'networks and images; set it with --config, for all'
+            )
+        try:
+            holder[last] = configs.tuples(value)
+        except TypeError as e:
+            raise UserError(f'strategy {name!r}: {full}: {e}') from None
+    try:
+        strategy_of(configs.check(config))
+    except UserError as e:
+        raise UserError(f'strategy {name!r}: {e}') from None
+    return config

@@ -1,0 +1,132 @@
+"""The tables of a study: rows of every run, means over seeds, paired differences; as JSON and as text.
+
+Differences are paired: those of the same seed on the same networks. With several seeds the standard errors
+are those over seeds, since runs of one strategy differ by more than the networks of one run tell.
+"""
+
+import math
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+from tabulate import tabulate
+
+from ghn_jax.evaluation import results
+from ghn_jax.studies.study_runs import Variant
+
+
+def make_tables(
+    done: Sequence[tuple[Variant, Mapping]], strategies: Mapping[str, Any], baseline: str, wanted: dict
+) -> dict[str, Any]:
+    """'rows' by split and bits and 'parts' by part of the networks, of every run; 'over_seeds', of both."""
+    bases = {v.config.seed: result for v, result in done if v.strategy == baseline}
+    rows, parts = [], []
+    for variant, result in done:
+        run = {'strategy': variant.strategy, 'seed': variant.config.seed}
+        base = None if variant.strategy == baseline else bases.get(variant.config.seed)
+        for row in result['rows']:
+            line = run | {'steps': result['protocol']['step']}
+            line |= {
+                key: row[key]
+                for key in ('split', 'bits', 'n', 'top1_mean', 'top1_sem', 'top1_median', 'top1_max')
+            }
+            rows.append(line | _difference(_scores(result, row), base and _scores(base, row)))
+        for part, top1 in result.get('groups', {}).items():
+            nothing = None if part == 'nothing' else result['groups']['nothing']
+            line = run | {'part': part, 'n': len(top1), **results.statistics(top1, 'top1')}
+            parts.append(line | _difference(top1, nothing))
+        for part, changes in result.get('layers', {}).items():
+            line = run | {'part': f'one layer of the {part}', 'n': len(changes)}
+            parts.append(line | _difference(changes, [0.0] * len(changes)))
+    protocol = next((result['protocol'] for _, result in done), {})
+    same = ('dataset', 'note', 'images', 'image_size', 'batch_size', 'batch_norm', 'ranges', 'seed')
+    return {
+        'rows': rows,
+        'parts': parts,
+        'over_seeds': {'rows': _over_seeds(rows, 'split', 'bits'), 'parts': _over_seeds(parts, 'part')},
+        'baseline': baseline,
+        'strategies': {v.strategy: dict(strategies[v.strategy]) for v, _ in done},
+        'protocol': {key: protocol[key] for key in same if key in protocol} | wanted,
+    }
+
+
+def _scores(result: Mapping[str, Any], row: Mapping[str, Any]) -> list[float]:
+    return [n['scores'][row['bits']]['top1'] for n in result['networks'] if n['split'] == row['split']]
+
+
+def _difference(ours: Sequence[float], theirs: Sequence[float] | None) -> dict[str, float | None]:
+    """Mean and standard error of the differences on the same networks; nothing where there are no others."""
+    if theirs is None:
+        return {}
+    numbers = results.statistics(np.subtract(ours, theirs).tolist(), 'difference')
+    return {key: numbers[key] for key in ('difference_mean', 'difference_sem')}
+
+
+def _over_seeds(rows: Sequence[Mapping[str, Any]], *keys: str) -> list[dict[str, Any]]:
+    """A row for each strategy and value of `keys`: means over seeds, and their standard errors over seeds; of
+    one seed, the row as it is, with its standard errors over networks.
+    """
+    groups: dict[tuple, list[Mapping[str, Any]]] = {}
+    for row in rows:
+        groups.setdefault(tuple(row[key] for key in ('strategy', *keys)), []).append(row)
+    lines = []
+    for members in groups.values():
+        line = {key: members[0][key] for key in ('strategy', 'steps', *keys) if key in members[0]}
+        line['seeds'] = [row['seed'] for row in members]
+        for name in ('top1', 'difference'):
+            mean, sem = f'{name}_mean', f'{name}_sem'
+            have = [row for row in members if mean in row]
+            if len(have) > 1:
+                numbers = results.statistics([row[mean] for row in have], name)
+                line |= {key: numbers[key] for key in (mean, sem)}
+            elif have:
+                line |= {key: have[0][key] for key in (mean, sem)}
+        lines.append(line)
+    return lines
+
+
+def text(tables: Mapping[str, Any]) -> str:
+    """The tables: a line for each strategy, a column for each split and bit-width; then by parts."""
+    rows, parts = tables['over_seeds']['rows'], tables['over_seeds']['parts']
+    columns = list(dict.fromkeys((row['split'], row['bits']) for row in rows))
+    several = len({split for split, _ in columns}) > 1
+    cells = {(r['strategy'], (r['split'], r['bits'])): r for r in rows}
+    about = {row['strategy']: [row['strategy'], row['steps'], len(row['seeds'])] for row in rows}
+    headers = ['strategy', 'steps', 'seeds']
+    headers += [f'{split} {bits}' if several else bits for split, bits in columns]
+    lines = [[*about[name], *(_cell(cells.get((name, column))) for column in columns)] for name in about]
+    out = [tabulate(lines, headers, tablefmt='github', disable_numparse=True), '', _note(tables)]
+    if parts:
+        names = list(dict.fromkeys(row['part'] for row in parts))
+        by_part = {(row['strategy'], row['part']): row for row in parts}
+        lines = [[part, *(_cell(by_part.get((name, part))) for name in about)] for part in names]
+        title = f'{tables["protocol"]["groups"]} on parts of the networks, the rest in float'
+        out += ['', f'{title} (difference to the whole network in float):', '']
+        out += [tabulate(lines, ['quantized', *about], tablefmt='github', disable_numparse=True)]
+    return '\n'.join(out)
+
+
+def _cell(row: Mapping[str, Any] | None) -> str:
+    if row is None:
+        return ''
+    if 'top1_mean' not in row:
+        return f'({_plus_minus(row["difference_mean"], row["difference_sem"], "+")})'
+    cell = _plus_minus(row['top1_mean'], row['top1_sem'])
+    if 'difference_mean' in row:
+        cell += f' ({_plus_minus(row["difference_mean"], row["difference_sem"], "+")})'
+    return cell
+
+
+def _plus_minus(mean: float, sem: float | None, sign: str = '') -> str:
+    return f'{mean:{sign}.2f}' + ('' if sem is None or math.isnan(sem) else f' ± {sem:.2f}')
+
+
+def _note(tables: Mapping[str, Any]) -> str:
+    p = tables['protocol']
+    seeds = any(len(row['seeds']) > 1 for row in tables['over_seeds']['rows'])
+    error = 'standard error over seeds, of one seed over networks,' if seeds else 'standard error'
+    return (
+        f'Mean top-1 ± {error} in percent (difference to {tables["baseline"]} on the same networks); '
+        f'{p["num_networks"]} networks, {p.get("images")} test images of {p.get("dataset")}. '
+        f'{p.get("note") or ""}'
+    ).strip()

@@ -1,0 +1,1 @@
+"""Training: the step, the loop, and all that is due between steps."""

@@ -1,0 +1,293 @@
+"""The compiled functions: a training step, the prediction of weights, the scoring of a network.
+
+Axes: M networks of a meta-batch | N images | F floats of a weight buffer | L classes | K batches of images.
+
+A training step visits its networks one after another with one workspace. Each network's gradient goes all the
+way to the decoder's parameters and to the node embeddings before the next begins, so memory does not grow
+with M.
+
+On a mesh of devices (`axes`, under `jax.shard_map`) each takes its share of the networks, or with others its
+share of a network's images, and the gradients are summed once, in the end, in one all-reduce.
+"""
+
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import optax
+from flax import struct
+from jax import Array, lax
+
+from ghn_jax.assembly.network_batch import Networks
+from ghn_jax.assembly.weight_buffer import assemble, assemble_transposed
+from ghn_jax.base import collectives as mesh_axes
+from ghn_jax.base.collectives import Axes
+from ghn_jax.cnn import executor
+from ghn_jax.cnn.deploy.observer import Activations, Index, Moments, observe, weight_noise
+from ghn_jax.cnn.packing import BLOCK
+from ghn_jax.cnn.program import Program
+from ghn_jax.cnn.tables import Bits, Ranges, Tables
+from ghn_jax.cnn.weights import pages, quantize_weights, quantize_weights_backward
+from ghn_jax.hypernet.ghn import GHN
+from ghn_jax.quant.scheme import QAT, Scheme
+
+FINE, BAD_GRADIENT, BAD_LOSS = range(3)  # a network in a step: what of it is not finite
+DROPOUT = 0.5  # of the hidden layer of two-layer heads, in training; as published
+
+
+class TrainState(struct.PyTreeNode):
+    """All that a run needs to go on: number of steps done, GHN parameters, optimizer state. Keys derive from
+    step.
+    """
+
+    step: Array
+    params: Any
+    opt_state: Any
+
+
+class Workspace(NamedTuple):
+    """Buffers kept from network to network and step to step; their contents mean nothing in between."""
+
+    executor: executor.Workspace
+    weights: Array  # [F]
+    quantized: Array  # [F]
+
+
+def make_workspace(program: Program, batch: int, dtype=jnp.float32, *, train: bool = True) -> Workspace:
+    """Workspace for batches of `batch` images. dtype: of the networks' values, see `executor`.
+
+    train: with gradients and weights; a network's weights are given to `score`.
+    """
+    floats = program.capacity.blocks * BLOCK
+    buffers = executor.make_workspace(program, batch, dtype, train=train)
+    # One float where there is nothing: JAX forgets how empty arrays are spread, and compiles anew.
+    return Workspace(buffers, jnp.zeros(floats if train else 1), jnp.zeros(floats))
+
+
+# ---- training
+
+
+def meta_gradients(
+    program: Program,
+    ghn: GHN,
+    params: Any,
+    networks: Networks,
+    images: Array,
+    labels: Array,
+    workspace: Workspace,
+    key: Array,
+    *,
+    scheme: Scheme,
+    dropout: float = DROPOUT,
+    axes: Axes | None = None,
+) -> tuple[Any, dict[str, Array], Workspace]:
+    """Gradient of the mean loss over networks, with metrics per network and the workspace.
+
+    images [N, H, H, 3], normalised; labels [N]. scheme: how networks are quantized. A network whose loss or
+    gradient is not finite contributes nothing.
+
+    axes: on each device of a mesh, networks and images are its own, and so are the results: gradient, loss
+    and accuracy are its shares, whose sums are those of all; `finite` is of the whole network. The key is one
+    for all devices, and gives each network what it would have on one device.
+
+    Returns:
+      gradients like params; {'loss', 'accuracy', 'finite': [M]}; workspace.
+    """
+    over_networks, over_images = axes or (None, None)
+    count = networks.tables.n_blocks.shape[0] * mesh_axes.size(over_networks)
+    embeddings, pull_embed = jax.vjp(
+        lambda p: ghn.apply({'params': p}, networks.graphs, method='embed'), params
+    )
+
+    def network(carry, inputs):
+        workspace, total = carry
+        x, decoder, sources, tables, bits, k_net = inputs
+        k_weights, k_net = jax.random.split(k_net)
+        tiles, pull = jax.vjp(lambda p, x: ghn.apply({'params': p}, x, decoder, method='decode'), params, x)
+        weights = assemble(tiles, sources, pages(tables), workspace.weights)
+        quantized, grid = workspace.quantized, None
+        if scheme.mode != 'float':
+            quantized, grid = quantize_weights(
+                weights, tables, bits.weights, quantized, scheme=scheme, key=k_weights
+            )
+        loss, logits, g, buffers = executor.loss_and_gradients(
+            program, weights if grid is None else quantized, tables, bits, images, labels,
+            workspace.executor, scheme=scheme, key=k_net, dropout=dropout, axis=over_images,
+        )  # fmt: skip
+        if grid is not None:
+            g = quantize_weights_backward(
+                weights, tables, bits.weights, g, grid, scheme=scheme, key=k_weights
+            )
+        g_params, g_x = pull(assemble_transposed(g, sources, tiles))
+        finite = jnp.isfinite(loss) & jnp.isfinite(optax.tree.norm((g_params, g_x)))
+        finite = mesh_axes.everywhere(finite, over_images)
+        g_params, g_x = jax.tree.map(lambda g: jnp.where(finite, g / count, 0), (g_params, g_x))
+        accuracy = jnp.mean((jnp.argmax(logits, -1) == labels).astype(loss.dtype))
+        if over_images:
+            accuracy = accuracy / mesh_axes.size(over_images)
+        workspace = Workspace(buffers._replace(weights=g), weights, quantized)
+        return (workspace, jax.tree.map(jnp.add, total, g_params)), (g_x, loss, accuracy, finite)
+
+    keys = mesh_axes.own_rows(jax.random.split(key, count), over_networks)
+    inputs = (embeddings, *networks[1:], keys)
+    carry = (workspace, jax.tree.map(jnp.zeros_like, params))
+    (workspace, gradients), (g_x, loss, accuracy, finite) = lax.scan(network, carry, inputs)
+    gradients = jax.tree.map(jnp.add, gradients, pull_embed(g_x)[0])
+    return gradients, {'loss': loss, 'accuracy': accuracy, 'finite': finite}, workspace
+
+
+def train_step(
+    program: Program,
+    ghn: GHN,
+    optimizer: optax.GradientTransformation,
+    state: TrainState,
+    networks: Networks,
+    images: Array,
+    labels: Array,
+    workspace: Workspace,
+    key: Array,
+    *,
+    scheme: Scheme,
+    axes: Axes | None = None,
+) -> tuple[TrainState, dict[str, Array], Workspace]:
+    """One step of the optimizer; see `meta_gradients`. Loss and accuracy are means over the networks with
+    finite gradients. With `axes`, state and metrics are those of all devices, the same on each.
+
+    Where no network is finite, or the gradient of all or the update is not, the step is skipped: parameters
+    and optimizer stay as they are, and only `state.step` counts on.
+
+    Returns:
+      state; {'loss', 'accuracy': nan where no network is finite, 'gradient_norm', 'skipped': 0 or 1,
+      'faults': int32 [M], FINE, BAD_GRADIENT or BAD_LOSS of each network}; workspace.
+    """
+    over_networks, over_images = axes or (None, None)
+    gradients, per_network, workspace = meta_gradients(
+        program, ghn, state.params, networks, images, labels, workspace, key, scheme=scheme, axes=axes
+    )
+    finite = per_network['finite']
+    faults = jnp.where(finite, FINE, jnp.where(jnp.isfinite(per_network['loss']), BAD_GRADIENT, BAD_LOSS))
+    faults = mesh_axes.counted_once(mesh_axes.largest(faults, over_images), over_images)
+    sums = {
+        'loss': jnp.sum(jnp.where(finite, per_network['loss'], 0)),
+        'accuracy': jnp.sum(jnp.where(finite, per_network['accuracy'], 0)),
+        'faults': mesh_axes.all_rows(faults, over_networks),
+    }
+    gradients, sums = mesh_axes.total((gradients, sums), axes and axes.names)
+    updates, opt_state = optimizer.update(gradients, state.opt_state, state.params)
+    params = optax.apply_updates(state.params, updates)
+    count, norm = jnp.sum(sums['faults'] == FINE), optax.tree.norm(gradients)
+    sound = (count > 0) & jnp.isfinite(norm) & jnp.isfinite(optax.tree.norm(updates))
+    params, opt_state = jax.tree.map(
+        lambda new, old: jnp.where(sound, new, old), (params, opt_state), (state.params, state.opt_state)
+    )
+    metrics = {
+        'loss': sums['loss'] / count,
+        'accuracy': sums['accuracy'] / count,
+        'gradient_norm': norm,
+        'skipped': (~sound).astype(jnp.int32),
+        'faults': sums['faults'],
+    }
+    return TrainState(state.step + 1, params, opt_state), metrics, workspace
+
+
+# ---- evaluation
+
+
+def predict_weights(ghn: GHN, params: Any, networks: Networks, out: Array) -> Array:
+    """The weight buffer [F] of the first network of `networks`, float, written into `out` [F]."""
+    x = ghn.apply({'params': params}, networks.graphs, method='embed')[0]
+    decoder, sources, tables, _ = jax.tree.map(lambda a: a[0], networks[1:])
+    tiles = ghn.apply({'params': params}, x, decoder, method='decode')
+    return assemble(tiles, sources, pages(tables), out)
+
+
+def score(
+    program: Program,
+    weights: Array,
+    tables: Tables,
+    bits: Bits,
+    images: Array,
+    labels: Array,
+    mean: Array,
+    std: Array,
+    workspace: Workspace,
+    ranges: Ranges | None = None,
+    *,
+    scheme: Scheme = QAT,
+    axes: Axes | None = None,
+) -> tuple[Array, Array, Array, Workspace]:
+    """How often the label is the first, and among the first five, of a network's predictions.
+
+    weights [F], float; bits: of any policy, float included. images [K, N, H, H, 3] uint8 (normalised here by
+    mean and std [3]), labels [K, N], -1 for one that is not counted. BatchNorm uses the statistics of each
+    batch (the papers' protocol), unless they are folded into the weights (`cnn.calibration`); activations are
+    quantized by the given ranges, or by those of each batch. scheme: how networks are quantized, of mode
+    'qat'. axes: of a mesh whose devices each have batches of their own.
+
+    Returns:
+      correct predictions, top 1 and top 5, int32 [] each; predicted classes, int32 [K, N]; workspace.
+    """
+    quantized, _ = quantize_weights(weights, tables, bits.weights, workspace.quantized, scheme=scheme)
+
+    def batch(buffers, inputs):
+        x, y = inputs
+        x = (x.astype(weights.dtype) / 255 - mean) / std
+        logits, buffers = executor.forward(
+            program, quantized, tables, bits, x, buffers, scheme=scheme, ranges=ranges
+        )
+        logits = jnp.where(jnp.isnan(logits), -jnp.inf, logits)
+        label = jnp.take_along_axis(logits, y[:, None], 1)
+        # Ties count against the label, so that equal (or no) logits are no prediction.
+        better = jnp.where(y < 0, 5, jnp.sum(logits >= label, 1) - 1)
+        predicted = jnp.argmax(logits, 1).astype(jnp.int32)
+        return buffers, (jnp.sum(better < 1), jnp.sum(better < 5), predicted)
+
+    buffers, (top1, top5, predicted) = lax.scan(batch, workspace.executor, (images, labels))
+    top1, top5 = mesh_axes.total((jnp.sum(top1), jnp.sum(top5)), axes and axes.names)
+    return top1, top5, predicted, Workspace(buffers, workspace.weights, quantized)
+
+
+class Measured(NamedTuple):
+    """activations, moments: of each batch, fields with a leading axis K. weights: sums of squares of every
+    weight tensor, and of its rounding error, [T] each.
+    """
+
+    activations: Activations
+    moments: Moments
+    weights: tuple[Array, Array]
+
+
+def measure(
+    program: Program,
+    weights: Array,
+    tables: Tables,
+    bits: Bits,
+    images: Array,
+    mean: Array,
+    std: Array,
+    index: Index,
+    bounds: Array,
+    workspace: Workspace,
+    ranges: Ranges | None = None,
+    *,
+    scheme: Scheme = QAT,
+) -> tuple[Measured, Workspace]:
+    """What the layers of a network see, batch by batch, with weights and activations quantized as in `score`.
+
+    index: of the network's tensors (`observer.make_index`). bounds: [T, 2], of the histograms.
+    """
+    quantized, _ = quantize_weights(weights, tables, bits.weights, workspace.quantized, scheme=scheme)
+
+    def batch(buffers, x):
+        x = (x.astype(weights.dtype) / 255 - mean) / std
+        _, buffers = executor.forward(
+            program, quantized, tables, bits, x, buffers, scheme=scheme, ranges=ranges
+        )
+        seen = observe(
+            program, quantized, tables, bits, x, buffers.values, index, bounds, scheme=scheme, ranges=ranges
+        )
+        return buffers, seen
+
+    buffers, (activations, moments) = lax.scan(batch, workspace.executor, images)
+    noise = weight_noise(weights, quantized, tables, bits.weights.shape[0])
+    return Measured(activations, moments, noise), Workspace(buffers, workspace.weights, quantized)

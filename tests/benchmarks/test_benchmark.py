@@ -1,0 +1,60 @@
+"""The benchmark: rows of finite times for exactly the networks given, without a compilation after warm-up."""
+
+import json
+
+import jax
+import numpy as np
+import pytest
+
+from ghn_jax.base import counters
+from ghn_jax.base.errors import UserError
+from ghn_jax.benchmarks import benchmark
+from ghn_jax.benchmarks.options import Options
+from ghn_jax.networks.spaces import make_space
+from ghn_jax.networks.spec import save_networks
+from tests.small_run import command
+
+
+@pytest.fixture(scope='module')
+def networks():
+    space = make_space(
+        'convnets250k', ops=('skip_connect', 'conv_1x1'), channels=(16,), fc_dims=(64,), cells=(1, 1),
+        max_steps=1, max_steps_deep=1, ks=(3,), stem_types=(1,), flat_head_share=0.0,
+    )  # fmt: skip
+    return [space.sample('train', 0, i) for i in range(3)]
+
+
+def test_every_network_is_timed_and_nothing_is_compiled_after_warm_up(networks, tmp_path):
+    save_networks(tmp_path / 'nets.json', networks)
+    code, out, err = command(
+        'ghn_jax.benchmark', f'--archs={tmp_path}/nets.json', '--mode=float', '--meta_batch=2',
+        '--batch_size=2', '--num_images=4', f'--json={tmp_path}/out.json',
+    )  # fmt: skip
+    assert code == 0, err
+    result = json.loads((tmp_path / 'out.json').read_text())
+    assert [row['what'] for row in result['rows']] == ['predict', 'train', 'evaluate']
+    for row in result['rows']:
+        assert row['networks'] >= 3
+        assert 0 < row['median_s'] <= row['p95_s']
+        assert row['compilations_after_warmup'] == 0
+        assert row['peak_rss_gib'] > 0
+    assert result['machine']['probe_matmul2048_f32_s'][0] > 0
+    assert 'compilations_after_warmup' in out
+
+
+def test_the_compilation_counter_counts_compilations_only():
+    counters.start_counting()
+    x, step = np.arange(7.0), jax.jit(lambda x: 3 * x + 1)
+    counts = [counters.compilations()]
+    for _ in range(2):
+        step(x)
+        counts.append(counters.compilations())
+    assert np.diff(counts).tolist() == [1, 0]
+
+
+@pytest.mark.parametrize(
+    ('what', 'mode', 'words'), [('fly', 'qat', 'predict, train'), ('train', 'int', 'float')]
+)
+def test_an_unknown_name_is_refused(networks, what, mode, words):
+    with pytest.raises(UserError, match=words):
+        benchmark.benchmark([what], Options(specs=tuple(networks), modes=(mode,)))

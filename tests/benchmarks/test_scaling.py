@@ -1,0 +1,71 @@
+"""Collectives read from compiled text, and the ring's formula."""
+
+import jax
+import jax.numpy as jnp
+import pytest
+
+from ghn_jax.base.errors import UserError
+from ghn_jax.benchmarks.scaling import (
+    COUNTS,
+    all_reduce_seconds,
+    collectives,
+    expected_efficiency,
+    weak_scaling,
+)
+from tests.cnn.comparison import QUICK
+
+TEXT = """
+HloModule jit_step, entry_computation_layout={(f32[8]{0})->f32[8]{0}}
+  %all-reduce.1 = f32[2,500]{1,0} all-reduce(%x), replica_groups={{0,1,2,3},{4,5,6,7}}, to_apply=%add
+  ROOT %r = (f32[8]{0}, s32[]) all-reduce(%a, %b), replica_groups=[1,8]<=[8], use_global_device_ids=true
+  %start = bf16[64]{0:T(256)} all-reduce-start(bf16[64]{0} %x), replica_groups={}, to_apply=%add
+  %done = bf16[64]{0} all-reduce-done(%start)
+  %g = (f32[4]{0}, f32[16]{0}) all-gather-start(f32[4]{0} %x), replica_groups=[2,4]<=[8], dimensions={0}
+  %fusion = f32[8]{0} fusion(%all-reduce.1), kind=kLoop, calls=%c, metadata={op_name="all-reduce(x)"}
+  %get = f32[8]{0} get-tuple-element(%r), index=0
+"""
+
+
+def test_collectives_are_read_with_bytes_shapes_and_groups():
+    assert [tuple(c) for c in collectives(TEXT)] == [
+        ('all-reduce', 4000, 'f32[2,500]', 4),
+        ('all-reduce', 36, 'f32[8], s32[]', 8),
+        ('all-reduce', 128, 'bf16[64]', 0),
+        ('all-gather', 64, 'f32[4], f32[16]', 4),
+    ]
+
+
+def test_a_program_of_one_device_has_none():
+    text = jax.jit(lambda x: x @ x, compiler_options=QUICK).lower(jnp.ones((4, 4))).compile().as_text()
+    assert collectives(text) == []
+
+
+def test_a_ring_moves_nearly_twice_the_bytes_in_twice_as_many_hops_as_there_are_others():
+    assert all_reduce_seconds(1e9, 1, 1e9, 1e-3) == 0
+    assert all_reduce_seconds(1e9, 2, 1e9, 0) == pytest.approx(1.0)
+    assert all_reduce_seconds(1e9, 10**6, 1e9, 0) == pytest.approx(2.0, rel=1e-5)
+    assert all_reduce_seconds(1, 5, 1e30, 1e-3) == pytest.approx(8e-3)
+
+
+def test_efficiency_falls_with_devices_and_bytes_and_is_one_alone():
+    assert expected_efficiency(1.0, 1e6, 1, 1e9, 1e-6) == 1
+    assert expected_efficiency(1.0, 1e9, 2, 1e9, 0) == pytest.approx(0.5)
+    found = [expected_efficiency(0.1, 1e7, n, 1e9, 1e-5) for n in (8, 64, 512)]
+    assert 1 > found[0] > found[1] > found[2] > 0
+    with pytest.raises(UserError, match='bandwidth=0'):
+        expected_efficiency(1.0, 1e6, 8, 0, 0)
+
+
+def test_measuring_refuses_numbers_that_make_no_sense():
+    with pytest.raises(UserError, match='expected positive'):
+        weak_scaling((0, 1))
+
+
+@pytest.mark.slow
+def test_simulated_devices_talk_once_a_step_with_all_parameters_and_waste_nothing():
+    result = weak_scaling(repeats=3, options=QUICK)
+    assert [row['devices'] for row in result['rows']] == list(COUNTS)
+    assert [row['all_reduces'] for row in result['rows']] == [0, 1, 1, 1]
+    metrics = 4
+    assert {row['bytes'] for row in result['rows'][1:]} == {4 * (result['parameters'] + metrics)}
+    assert all(0 < row['efficiency'] < 1 for row in result['expected'])

@@ -1,0 +1,160 @@
+"""Programs, curves over cells, parts of a step: what their rows must satisfy, without long compilations."""
+
+import time
+
+import jax
+import jax.numpy as jnp
+import pytest
+
+from ghn_jax.base.errors import UserError
+from ghn_jax.benchmarks import benchmark, cells, picture, profile, programs
+from ghn_jax.benchmarks.options import Options
+from ghn_jax.cnn.covering import family
+from ghn_jax.networks.spaces import make_space
+from ghn_jax.quant.bit_schedule import Strategy
+from ghn_jax.runs.run import make_space_of
+from tests.small_run import command, is_one_error_line, small_config
+
+
+@pytest.fixture(scope='module')
+def config():
+    return small_config(mode='qat')
+
+
+# ---- compile
+
+
+@pytest.mark.parametrize('split', ['train', 'test', 'wide'])
+@pytest.mark.parametrize('name', ['convnets250k', 'deepnets1m'])
+def test_every_network_of_a_split_is_of_a_family_that_is_counted(name, split):
+    space = make_space(name)
+    known = programs.families(space, split)
+    assert {family(space.sample(split, 0, i)) for i in range(40)} <= set(known)
+    assert len(known) == len(set(known)) == len({f.width for f in known}) * (2 if name == 'deepnets1m' else 1)
+
+
+@pytest.mark.parametrize(
+    ('split', 'functions'), [('train', ['train_step']), ('test', ['predict_weights', 'score'])]
+)
+def test_every_function_that_a_split_needs_is_traced(config, monkeypatch, split, functions):
+    traced = []
+
+    def figures(trace):
+        traced.append(trace())
+        return None, {'compile_s': 1.0}
+
+    monkeypatch.setattr(programs, 'compiled_figures', figures)
+    rows = programs.measure(Options(config=config, split=split))
+    assert [row['function'] for row in rows] == functions
+    assert len(traced) == len(functions)
+    for row in rows:
+        assert (row['width'], row['msa'], row['programs']) == (16, False, 1)
+        assert row['branches'] >= row['segments'] > 0
+        assert row['workspace_bytes'] > 0
+    assert picture.picture({'machine': MACHINE, 'rows': rows}).startswith(b'\x89PNG')
+
+
+def test_figures_of_a_compiled_function():
+    x = jax.ShapeDtypeStruct((64, 64), jnp.float32)
+    compiled, figures = programs.compiled_figures(lambda: jax.jit(lambda a, b: jnp.sin(a) @ b).trace(x, x))
+    assert figures['argument_bytes'] == 2 * 64 * 64 * 4
+    assert not figures['cached']
+    assert 0 < figures['compile_s'] == figures['load_s']
+    assert compiled(jnp.zeros((64, 64)), jnp.ones((64, 64))).sum() == 0
+
+
+def test_a_width_that_a_split_does_not_have_is_refused(config):
+    with pytest.raises(UserError, match='train has 16'):
+        programs.measure(Options(config=config, widths=(48,)))
+
+
+@pytest.mark.parametrize('what', ['compile', 'profile'])
+def test_without_a_config_what_needs_one_is_refused(what):
+    assert is_one_error_line(command('ghn_jax.benchmark', f'--what={what}'), '--config')
+
+
+def test_lists_of_numbers_are_checked():
+    assert is_one_error_line(command('ghn_jax.benchmark', '--what=cells', '--cells=4,x'), '--cells=4,x')
+
+
+# ---- cells
+
+
+def test_each_length_has_a_program_of_its_own_and_that_of_the_longest(monkeypatch):
+    def compiled(weights, tables, bits, images, labels, workspace):
+        return 0.0, None, None, workspace
+
+    monkeypatch.setattr(
+        cells, 'compiled_figures', lambda trace: (compiled, {'temp_bytes': 1, 'compile_s': 1.0})
+    )
+    options = Options(cells=(1, 4, 6), modes=('float',), batch_size=2, repeats=2)
+    rows = cells.measure(options)
+    assert sorted((r['cells'], r['room']) for r in rows) == [(1, 1), (1, 6), (4, 4), (4, 6), (6, 6)]
+    memory = {(r['cells'], r['room']): r for r in rows}
+    assert all(0 < r['used_bytes'] <= r['workspace_bytes'] for r in rows)
+    assert memory[1, 1]['workspace_bytes'] < memory[4, 4]['workspace_bytes'] < memory[6, 6]['workspace_bytes']
+    assert memory[1, 6]['workspace_bytes'] == memory[6, 6]['workspace_bytes']
+    assert memory[1, 1]['used_bytes'] == memory[1, 6]['used_bytes']
+    assert all(
+        r['us_per_instruction'] * r['instructions'] == pytest.approx(r['median_s'] * 1e6) for r in rows
+    )
+    assert picture.picture({'machine': MACHINE, 'rows': rows}).startswith(b'\x89PNG')
+
+
+# ---- profile
+
+PARTS = {
+    'decoding forward': 0.2, 'executor forward': 0.3, 'executor backward': 0.4, profile.STEP: 1.0,
+    'host: preparation': 0.5, 'host: wait, not hidden': 0.1,
+}  # fmt: skip
+MACHINE = {'device': 'cpu', 'cpus': 2, 'jax': '0'}
+
+
+def test_the_parts_and_the_rest_are_the_step():
+    about = {'networks': 4, 'meta_batch': 4, 'images_per_step': 8}
+    rows = profile.rows_of(PARTS, 'qat', about)
+    by_part = {row['part']: row for row in rows}
+    inside = [row for row in rows if row['part'] not in (profile.STEP, *profile.BESIDE)]
+    assert sum(row['share_percent'] for row in inside) == pytest.approx(100)
+    assert by_part[profile.REST]['step_ms'] == pytest.approx(100)
+    assert by_part[profile.STEP]['mean_s'] == 0.25
+    assert by_part['host: preparation']['share_percent'] == 50
+    assert picture.picture({'machine': MACHINE, 'rows': rows}).startswith(b'\x89PNG')
+    assert 'executor backward' in benchmark.text({'machine': MACHINE, 'rows': rows})
+
+
+def test_waiting_is_told_from_stepping_and_the_first_step_left_out():
+    def ahead():
+        for k in range(4):
+            if k == 2:
+                time.sleep(0.05)
+            yield k
+
+    seen = []
+    waited, stepped = profile.waits(ahead(), seen.append)
+    assert seen == [0, 1, 2, 3]
+    assert len(waited) == len(stepped) == 3
+    assert max(waited) == waited[1] >= 0.05  # of item 2
+
+
+def test_the_prepared_steps_are_of_one_family(config):
+    config = config.copy_and_resolve_references()
+    config.space.channels = (16, 32)
+    space = make_space_of(config)
+    wanted = family(profile.draw(space, config.seed, 0, 2)[0])
+    ahead = profile.OfFamily(config, space, Strategy(), wanted).take(3)
+    assert ahead.steps == sorted(set(ahead.steps))
+    assert len({program for program, _ in ahead.ahead(0, 3)}) == 1
+    drawn = [family(profile.draw(space, config.seed, step, 2)[0]) for step in range(ahead.steps[-1] + 1)]
+    assert [step for step, each in enumerate(drawn) if each == wanted] == ahead.steps
+
+
+@pytest.mark.slow
+def test_the_profile_of_a_small_step(config):
+    rows = profile.measure(Options(config=config, modes=('float', 'qat'), repeats=1))
+    parts = {(row['mode'], row['part']) for row in rows}
+    assert ('qat', 'weight quantization forward') in parts
+    assert ('float', 'weight quantization forward') not in parts
+    assert all(row['step_ms'] > 0 for row in rows if row['part'].endswith('forward'))
+    for mode in ('float', 'qat'):
+        assert {(mode, 'training step'), (mode, 'host: wait, not hidden')} <= parts

@@ -1,0 +1,392 @@
+"""A calibrated network is the reference with the same statistics and ranges; it measures what that one sees.
+
+In float64; policies quantize weights or activations, not both (see `test_executor`).
+"""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from ghn_jax.cnn import executor, reference
+from ghn_jax.cnn.building import build_program
+from ghn_jax.cnn.deploy import calibration, observer
+from ghn_jax.cnn.deploy.observer import BINS, Activations, Moments
+from ghn_jax.cnn.instructions import Norm
+from ghn_jax.cnn.reference import apply_reference, observe_reference
+from ghn_jax.cnn.weights import quantize_weights
+from ghn_jax.evaluation import protocol
+from ghn_jax.quant import Policy, Scheme
+from ghn_jax.quant.grid import fake_quantize
+from ghn_jax.quant.scheme import QAT
+from ghn_jax.training import step as steps
+from tests.cnn.comparison import QUICK, relative_error
+from tests.cnn.networks import random_images, random_parameters, small_network
+
+SIZE, BATCH, BATCHES = 8, 4, 3
+# All convolutions, strided and not; concatenations; both stems; two linear layers; flattened; not normalised.
+SPECS = [
+    small_network(
+        [('sep_conv_3x3', 0), ('conv_7x1_1x7', 1), ('none', 0), ('skip_connect', 1)],
+        [('skip_connect', 0), ('conv_7x1_1x7', 1), ('dil_conv_3x3', 2), ('conv_1x1', 1)],
+        normal_concat=(2, 3), reduce_concat=(2, 3), C=16, fc_layers=2, fc_dim=24, stem_type=1,
+        name='a',
+    ),
+    small_network([('conv_3x3', 0), ('avg_pool_3x3', 1)], C=16, norm=None, stem_type=1, name='b'),
+    small_network([('max_pool_3x3', 0), ('conv_3x3', 1)], C=16, stem_pool=True, glob_avg=False, name='c'),
+]  # fmt: skip
+POLICIES = [Policy(), Policy(32, 3), Policy(3, 32)]
+MEAN, STD = np.array([0.4, 0.5, 0.6]), np.array([0.2, 0.25, 0.3])
+
+
+@pytest.fixture(scope='module', autouse=True)
+def float64(quick_reference):
+    with jax.enable_x64(True):
+        yield
+
+
+@pytest.fixture(scope='module')
+def program():
+    return build_program(SPECS, image_size=SIZE, max_params=1e6)
+
+
+def pixels(seed, batches=BATCHES):
+    """uint8 [batches, BATCH, SIZE, SIZE, 3], with structure."""
+    images = random_images(batches * BATCH, seed, size=SIZE) * 60 + 128
+    return np.clip(images, 0, 255).astype('uint8').reshape(batches, BATCH, SIZE, SIZE, 3)
+
+
+def normalised(images):
+    return (images / 255 - MEAN) / STD
+
+
+def parameters(spec, seed=0):
+    """Some scales are negative. Flattened heads get a first layer that fits the small images."""
+    params = random_parameters(spec, seed, 'float64')
+    for name, w in params.items():
+        if name.endswith('.weight') and w.ndim == 1:
+            w[::5] *= -1
+    if not spec.glob_avg:
+        params['classifier.0.weight'] = np.ascontiguousarray(
+            params['classifier.0.weight'][:, :: (32 // SIZE) ** 2]
+        )
+    return params
+
+
+class Runner:
+    """`measure` as the protocol calls it, and logits; each compiled once."""
+
+    def __init__(self, program, scheme=QAT):
+        self.program = program
+        self._measure = jax.jit(
+            functools.partial(steps.measure, program, scheme=scheme), compiler_options=QUICK
+        )
+
+        @functools.partial(jax.jit, compiler_options=QUICK)
+        def logits(flat, tables, bits, x, workspace, ranges):
+            quantized, _ = quantize_weights(flat, tables, bits.weights, workspace.quantized, scheme=scheme)
+            buffers = workspace.executor
+            return executor.forward(
+                program, quantized, tables, bits, x, buffers, scheme=scheme, ranges=ranges
+            )[0]
+
+        self._logits = logits
+        buffers = executor.make_workspace(program, BATCH, jnp.float64, train=False)
+        floats = jnp.zeros(program.capacity.blocks * 256)
+        self.workspace = steps.Workspace(buffers, jnp.zeros(1), floats)
+
+    def measure(self, layout, network, bits, bounds, workspace=None, images=None):
+        index = observer.make_index(self.program, layout)
+        images = pixels(1) if images is None else images
+        measured, _ = self._measure(
+            network.weights, network.tables, bits, images, MEAN, STD, index, bounds, self.workspace, None
+        )
+        return jax.device_get(measured), workspace
+
+    __call__ = measure
+
+    def logits(self, network, bits, x):
+        return np.asarray(self._logits(*network[:2], bits, x, self.workspace, network.ranges))
+
+
+@pytest.fixture(scope='module')
+def runner(program):
+    return Runner(program)
+
+
+def quick(function):
+    return jax.jit(function, compiler_options=QUICK)
+
+
+def predicted(program, spec):
+    """(layout, network with parameters, parameters by name)."""
+    layout, params = program.layout(spec), parameters(spec)
+    return layout, protocol.Network(program.pack(layout, params, np.float64), layout.tables, None), params
+
+
+def nowhere(program):
+    return np.zeros((program.capacity.tensors, 2))
+
+
+def norm_name(instruction):
+    return instruction.pieces[0].name.removesuffix('.weight')
+
+
+@pytest.mark.parametrize('spec', SPECS, ids=lambda s: s.name)
+def test_what_is_measured_is_what_the_reference_sees(runner, spec):
+    layout, network, params = predicted(runner.program, spec)
+    for policy in POLICIES[:2]:
+        bits = runner.program.bits(layout, policy)
+        measured, _ = runner.measure(layout, network, bits, nowhere(runner.program))
+        observe = quick(functools.partial(observe_reference, spec, policy=policy))
+        for k, x in enumerate(pixels(1)[:2]):
+            statistics, ranges = observe(params, normalised(x))
+            for r, instruction in enumerate(layout.instructions):
+                if instruction.op == Norm() and spec.norm:
+                    mean, variance = statistics.pop(norm_name(instruction))
+                    np.testing.assert_allclose(measured.moments.mean[k, r, : len(mean)], mean, atol=1e-9)
+                    np.testing.assert_allclose(
+                        measured.moments.variance[k, r, : len(mean)], variance, rtol=1e-9
+                    )
+            assert not statistics
+            seen = measured.activations
+            for name, (lo, hi) in ranges.items():
+                t = layout.tensors[name]
+                np.testing.assert_allclose((seen.lo[k, t], seen.hi[k, t]), (lo, hi), atol=1e-9, err_msg=name)
+            second = {name for name in layout.tensors if 'conv_2' in name}  # reads what the first one does
+            assert ranges.keys() == layout.tensors.keys() - second
+
+
+def given(layout, statistics, ranges):
+    """Moments and ranges as the executor's tables have them."""
+    rows, tensors = len(layout.tables.rows), 64
+    moments = Moments(np.zeros((rows, 128)), np.ones((rows, 128)))
+    for r, instruction in enumerate(layout.instructions):
+        if instruction.op == Norm() and statistics:
+            for field, values in zip(moments, statistics[norm_name(instruction)]):
+                field[r, : len(values)] = values
+    lo, hi = np.zeros(tensors), np.zeros(tensors)
+    for name, (low, high) in ranges.items():
+        lo[layout.tensors[name]], hi[layout.tensors[name]] = low, high
+    return moments, lo, hi
+
+
+@pytest.mark.parametrize('spec', SPECS, ids=lambda s: s.name)
+def test_a_calibrated_network_is_the_reference_with_its_statistics_and_ranges(runner, spec):
+    layout, network, params = predicted(runner.program, spec)
+    r = np.random.default_rng(0)
+    # Of other images, and ranges so narrow that values are clipped on both sides.
+    statistics, ranges = quick(functools.partial(observe_reference, spec))(params, normalised(pixels(2)[0]))
+    ranges = {name: (0.6 * lo, r.uniform(0.4, 0.9) * hi) for name, (lo, hi) in ranges.items()}
+    moments, lo, hi = given(layout, statistics, ranges)
+    flat, tables = calibration.fold(layout, network.weights, moments)
+    assert tables.has_norm == 0
+    fixed = protocol.Network(
+        flat, tables, observer.make_ranges(observer.make_index(runner.program, layout), lo, hi)
+    )
+    x = normalised(pixels(3)[0])
+    for policy in POLICIES:
+        logits = runner.logits(fixed, runner.program.bits(layout, policy), x)
+        fixes = {'statistics': statistics if spec.norm else None, 'ranges': ranges}
+        expected = quick(functools.partial(apply_reference, spec, policy=policy))(params, x, **fixes)
+        assert relative_error(logits, expected) < 1e-9, policy
+    # It does not depend on the other images of the batch.
+    bits = runner.program.bits(layout, Policy(8, 8))
+    halves = np.concatenate([x[:2], x[:2]])
+    np.testing.assert_allclose(runner.logits(fixed, bits, halves)[2:], runner.logits(fixed, bits, x)[:2])
+
+
+OTHER = Scheme(
+    'qat', granularity='channel', symmetric=True, activation_range='sigma', activation_clip=0.5
+)  # fmt: skip
+
+
+@pytest.fixture(scope='module')
+def other_runner(program):
+    return Runner(program, OTHER)
+
+
+def test_so_is_one_of_another_scheme(program, other_runner):
+    """Given ranges replace the scheme's, of activations."""
+    spec, scheme, runner = SPECS[0], OTHER, other_runner
+    layout, network, params = predicted(program, spec)
+    observe = quick(functools.partial(observe_reference, spec, policy=Policy(), scheme=scheme))
+    statistics, ranges = observe(params, normalised(pixels(2)[0]))
+    moments, lo, hi = given(layout, statistics, ranges)
+    flat, tables = calibration.fold(layout, network.weights, moments)
+    fixed = observer.make_ranges(observer.make_index(program, layout), lo, hi)
+    x = normalised(pixels(3)[0])
+    fixes = {'statistics': statistics, 'ranges': ranges}
+    for policy in (*POLICIES, Policy(0, 32), Policy(32, 1)):
+        logits = runner.logits(protocol.Network(flat, tables, fixed), program.bits(layout, policy), x)
+        apply = quick(functools.partial(apply_reference, spec, policy=policy, scheme=scheme))
+        assert relative_error(logits, apply(params, x, **fixes)) < 1e-9, policy
+
+
+@pytest.mark.parametrize('spec', SPECS[::2], ids=lambda s: s.name)
+def test_normalisations_fixed_by_a_batch_are_those_of_the_batch(runner, spec):
+    layout, network, _ = predicted(runner.program, spec)
+    bits, images = runner.program.bits(layout, Policy()), pixels(4, 1)
+    x = normalised(images[0])
+    expected = runner.logits(network, bits, x)
+    measured, _ = runner.measure(
+        layout, network, bits, nowhere(runner.program), images=np.repeat(images, BATCHES, 0)
+    )
+    moments = calibration.pooled(measured.moments)
+    for fixed in (calibration.fix, calibration.fold):
+        flat, tables = fixed(layout, network.weights, moments)
+        assert relative_error(runner.logits(protocol.Network(flat, tables, None), bits, x), expected) < 1e-9
+    # Folded, with normalisations again: the same network, but for what epsilon adds to the variance.
+    again = network._replace(weights=calibration.unfixed(layout, flat, network.weights))
+    assert relative_error(again.weights, network.weights) > 0.1
+    assert relative_error(runner.logits(again, bits, x), expected) < 1e-3
+
+
+def test_correcting_brings_the_rounded_network_nearer_to_its_statistics(runner):
+    """The mean and variance of what leaves the first normalisation, which rounding its weights had moved."""
+    spec = SPECS[0]
+    layout, network, _ = predicted(runner.program, spec)
+    bits = runner.program.bits(layout, Policy(4, 32))
+    moments, _ = protocol.statistics(
+        protocol.Protocol(batch_norm='calibrated'), runner, layout, network, None
+    )
+    row = next(r for r, i in enumerate(layout.instructions) if i.op == Norm())
+    channels = layout.instructions[row].pieces[0].cols
+    off = {}
+    for how in ('calibrated', 'corrected'):
+        fixed, _, _ = protocol.prepare(
+            protocol.Protocol(batch_norm=how), runner, layout, network, moments, bits, None
+        )
+        measured, _ = runner.measure(layout, fixed, bits, nowhere(runner.program))
+        seen = calibration.pooled(measured.moments)
+        block = calibration._views(layout, fixed.weights, row)
+        scale, shift = (view[0, 0] for view in block)
+        own = [view[0, 0] for view in calibration._views(layout, network.weights, row)]
+        mean = seen.mean[row, :channels] * scale + shift
+        deviation = np.sqrt(seen.variance[row, :channels]) * np.abs(scale)
+        # A channel whose weights are all rounded to 0 has no deviation.
+        alive = seen.variance[row, :channels] > 1e-2
+        assert np.mean(alive) > 0.5
+        off[how] = np.abs(mean - own[1]).max() + np.abs(deviation - np.abs(own[0]))[alive].max()
+    assert off['calibrated'] > 0.05 and off['corrected'] < 1e-3
+
+
+def test_noise_is_that_of_rounding_layer_by_layer(runner):
+    spec, policy = SPECS[0], Policy(3, 3)
+    layout, network, params = predicted(runner.program, spec)
+    bits = runner.program.bits(layout, policy)
+    how = protocol.Protocol(sqnr=True)
+    _, sqnr, _ = protocol.prepare(how, runner, layout, network, None, bits, None)
+    assert sqnr.keys() == layout.tensors.keys()
+
+    def decibels(x, rounded):
+        return 10 * np.log10(np.sum(x**2) / np.sum((rounded - x) ** 2))
+
+    for name, (weight, activation) in sqnr.items():
+        w = params[name]
+        rounded = fake_quantize(jnp.asarray(w), min(0, w.min()), max(0, w.max()), 3)
+        assert weight == pytest.approx(decibels(w, rounded), abs=0.006)
+        assert (activation is None) == ('conv_2' in name)
+        assert activation is None or 5 < activation < 25
+    x = normalised(pixels(1))
+    rounded = np.stack([fake_quantize(jnp.asarray(b), b.min(), b.max(), 3) for b in x])
+    assert sqnr['stem0.0.weight'][1] == pytest.approx(decibels(x, rounded), abs=0.006)
+    # Where nothing is rounded there is no noise.
+    _, one_sided, _ = protocol.prepare(
+        how, runner, layout, network, None, runner.program.bits(layout, Policy(3, 32)), None
+    )
+    assert all(a is None and w is not None for w, a in one_sided.values())
+
+
+@pytest.mark.slow
+def test_so_is_that_of_another_scheme(program, other_runner, monkeypatch):
+    """Its ranges are those of standard deviations; what the reference's layers read, and make of it."""
+    spec, policy = SPECS[0], Policy(32, 3)
+    layout, network, params = predicted(program, spec)
+    bits = program.bits(layout, policy)
+    _, sqnr, _ = protocol.prepare(
+        protocol.Protocol(sqnr=True), other_runner, layout, network, None, bits, None
+    )
+    squares = {}
+    quantize = reference._Layers.quantize_activation
+
+    def spy(self, name, x):
+        rounded = quantize(self, name, x)
+        squares[f'{name}.weight'] = np.array([np.sum(x**2), np.sum((rounded - x) ** 2)])
+        return rounded
+
+    monkeypatch.setattr(reference._Layers, 'quantize_activation', spy)
+    total = {}
+    for x in pixels(1):
+        apply_reference(spec, params, normalised(x), policy=policy, scheme=OTHER)
+        total = {name: total.get(name, 0) + both for name, both in squares.items()}
+    measured = {name: activation for name, (_, activation) in sqnr.items() if activation is not None}
+    assert measured.keys() == total.keys()
+    for name, (signal, noise) in total.items():
+        assert measured[name] == pytest.approx(10 * np.log10(signal / noise), abs=0.006), name
+
+
+# ---- on the host
+
+
+def test_pooled_moments_are_those_of_all_images_together():
+    x = np.random.default_rng(0).normal(size=(5, 40, 2, 3)) * [1, 2, 3] + np.arange(5)[:, None, None, None]
+    pooled = calibration.pooled(Moments(x.mean(1), x.var(1)))
+    np.testing.assert_allclose(pooled.mean, x.mean((0, 1)))
+    np.testing.assert_allclose(pooled.variance, x.var((0, 1)))
+
+
+def seen(values):
+    """What K batches [K, n] of one tensor show, and the bounds of their histograms."""
+    bounds = np.array([[min(0, values.min()), max(0, values.max())]])
+    describe = jax.vmap(lambda x: observer._describe(x[:, None], x[:, None], jnp.asarray(bounds[0])))
+    return Activations(*(np.asarray(f)[:, None] for f in describe(jnp.asarray(values)))), bounds
+
+
+def ranges_of(rule, values, bits=4):
+    lo, hi = calibration.activation_ranges(rule, *(s := seen(values))[:1], np.array([bits]), s[1])
+    return float(lo[0]), float(hi[0])
+
+
+def test_histograms_count_the_values_that_are_not_0():
+    values = np.array([[0.0, 0.0, 1.0, -1.0, 0.5, 2.999, 3.0, 3.0]])
+    shown, _ = seen(values)
+    assert shown.histogram.sum() == 6 and shown.histogram[0, 0, 0] == 1 and shown.histogram[0, 0, -1] == 3
+
+
+def test_rules_of_ranges():
+    r = np.random.default_rng(0)
+    values = r.normal(size=(4, 20_000)) * np.array([1, 2, 1, 1])[:, None]
+    assert ranges_of('min_max', values) == pytest.approx((values.min(), values.max()))
+    ema = values.max(1)[0]
+    for top in values.max(1)[1:]:
+        ema = calibration.MOMENTUM * ema + (1 - calibration.MOMENTUM) * top
+    assert ranges_of('moving_average', values)[1] == pytest.approx(ema)
+    tail = (100 - calibration.PERCENTILE) / 2
+    expected = np.percentile(values, (tail, 100 - tail))
+    assert ranges_of('percentile', values) == pytest.approx(expected, abs=2 * np.ptp(values) / BINS)
+    positive = np.maximum(values, 0)
+    expected = np.percentile(positive[positive > 0], calibration.PERCENTILE)
+    assert ranges_of('percentile', positive) == pytest.approx((0, expected), abs=2 * np.ptp(values) / BINS)
+
+
+@pytest.mark.parametrize('bits', [2, 4, 8])
+def test_mse_ranges_have_the_least_error_of_all_narrower_ones(bits):
+    values = np.random.default_rng(0).standard_t(3, size=(1, 20_000))  # a few values far out
+
+    def error(lo, hi):
+        return float(jnp.mean((fake_quantize(jnp.asarray(values), lo, hi, bits) - values) ** 2))
+
+    lo, hi = ranges_of('mse', values, bits)
+    assert 0 > lo >= values.min() - 1e-4 and 0 < hi <= values.max() + 1e-4
+    assert bits == 8 or hi < 0.8 * values.max()  # 256 levels reach far
+    others = [error(c * values.min(), c * values.max()) for c in np.linspace(0.05, 1, 39)]
+    assert error(lo, hi) <= 1.05 * min(others)
+
+
+def test_all_rules_serve_tensors_of_nothing():
+    for rule in calibration.RULES:
+        assert ranges_of(rule, np.zeros((2, 10))) == (0, 0)
+        assert ranges_of(rule, np.ones((2, 10)), bits=32) == (0, pytest.approx(1, abs=1 / BINS))

@@ -1,0 +1,130 @@
+"""Images: every data set keeps its promises, and a batch is a function of (seed, step)."""
+
+import hashlib
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from ghn_jax.base.errors import UserError
+from ghn_jax.datasets.load import _permutation, augment, batch_indices, load, normalize
+
+
+@pytest.mark.parametrize('name, size', [('digits', 16), ('digits', 32), ('synthetic', 32), ('synthetic', 8)])
+def test_a_data_set_is_three_splits_of_uint8_images_and_int32_labels(name, size):
+    d = load(name, image_size=size)
+    for split in (d.train, d.val, d.test):
+        n = len(split.labels)
+        assert split.images.shape == (n, size, size, 3) and split.images.dtype == np.uint8
+        assert split.labels.shape == (n,) and split.labels.dtype == np.int32
+        assert set(split.labels) == set(range(d.num_classes))
+    np.testing.assert_allclose(d.mean, (d.train.images / 255).mean((0, 1, 2)), atol=1e-6)
+    np.testing.assert_allclose(d.std, (d.train.images / 255).std((0, 1, 2)), atol=1e-6)
+
+
+def test_digits_are_split_the_same_whatever_the_seed_and_no_image_is_in_two_splits():
+    a, b = load('digits', seed=0, image_size=8), load('digits', seed=1, image_size=8)
+    assert [len(s.labels) for s in (a.train, a.val, a.test)] == [1197, 300, 300]
+    for x, y in zip((a.train, a.val, a.test), (b.train, b.val, b.test)):
+        np.testing.assert_array_equal(x.images, y.images)
+    seen = [{x.tobytes() for x in s.images} for s in (a.train, a.val, a.test)]
+    assert not (seen[0] & seen[1] or seen[0] & seen[2] or seen[1] & seen[2])
+    assert not a.flip  # a mirrored digit is another sign
+
+
+def test_synthetic_images_follow_the_seed_and_a_nearest_mean_classifier_learns_them():
+    d, again, other = (load('synthetic', image_size=16, seed=s) for s in (3, 3, 4))
+    np.testing.assert_array_equal(d.train.images, again.train.images)
+    assert (d.train.images != other.train.images).any()
+    means = np.stack([d.train.images[d.train.labels == c].mean(0) for c in range(10)])
+    nearest = ((d.test.images[:, None] - means) ** 2).sum((2, 3, 4)).argmin(1)
+    assert (nearest == d.test.labels).mean() > 0.95
+
+
+def test_digits_are_as_bright_as_a_byte_can_say():
+    images = load('digits', image_size=8).train.images
+    # scikit-learn's are 0 to 16: a full one is white.
+    values = [0, 16, 32, 48, 64, 80, 96, 112, 128, 143, 159, 175, 191, 207, 223, 239, 255]
+    assert np.unique(images).tolist() == values
+    assert (images == images[..., :1]).all()
+
+
+def test_synthetic_images_are_patterns_under_noise_and_always_the_same():
+    d = load('synthetic', image_size=8)
+    means = np.stack([d.train.images[d.train.labels == c].mean(0) for c in range(10)])
+    inside = (means > 90) & (means < 165)  # what is not cut off at 0 and 255
+    residuals = d.train.images - means[d.train.labels]
+    assert residuals[inside[d.train.labels]].std() == pytest.approx(32, rel=0.02)
+    assert 40 < means.min() < 70 and 185 < means.max() < 215
+    digest = hashlib.sha256(b''.join(a.tobytes() for s in (d.train, d.val, d.test) for a in s))
+    assert digest.hexdigest()[:16] == 'a015d6698d7b87e4'
+
+
+def test_unknown_names_absent_data_and_impossible_sizes_are_one_clear_error_each(tmp_path):
+    with pytest.raises(UserError, match="'mnist' is not one of cifar10, digits, synthetic"):
+        load('mnist')
+    with pytest.raises(UserError, match='image_size=4: expected at least 8'):
+        load('digits', image_size=4)
+    with pytest.raises(UserError, match='not prepared .* data_dir.*--prepare=cifar10'):
+        load('cifar10', data_dir=str(tmp_path))
+    assert not list(tmp_path.iterdir())
+
+
+@settings(max_examples=50, deadline=None)
+@given(n=st.integers(1, 40), batch=st.integers(1, 50), seed=st.integers(0, 3))
+def test_each_epoch_of_the_stream_holds_every_image_once(n, batch, seed):
+    steps = -(-3 * n // batch)
+    stream = np.concatenate([batch_indices(seed, s, batch, n) for s in range(steps)])
+    assert stream.dtype == np.int32
+    for epoch in range(3):
+        assert sorted(stream[epoch * n : (epoch + 1) * n]) == list(range(n))
+
+
+def test_a_batch_depends_on_seed_and_step_alone():
+    a = [batch_indices(0, s, 8, 100) for s in range(40)]
+    _permutation.cache_clear()
+    for s in (39, 0, 17):
+        np.testing.assert_array_equal(batch_indices(0, s, 8, 100), a[s])
+    assert (batch_indices(1, 0, 8, 100) != a[0]).any()
+    assert (np.concatenate(a[:12]) != np.concatenate(a[25:37])).any()  # another order in another epoch
+
+
+def test_no_seed_has_the_order_of_another_seeds_other_epoch():
+    orders = {tuple(batch_indices(seed, epoch, 50, 50)) for seed in range(4) for epoch in range(4)}
+    assert len(orders) == 16
+
+
+def test_every_augmented_image_is_a_crop_of_the_padded_one_or_its_mirror():
+    images = np.random.default_rng(0).integers(1, 256, (64, 6, 6, 3), dtype=np.uint8)
+    out = np.asarray(jax.jit(lambda k, x: augment(k, x, pad=2))(jax.random.key(0), images))
+    padded = np.pad(images, ((0, 0), (2, 2), (2, 2), (0, 0)))
+    seen = set()
+    for x, y in zip(padded, out):
+        places = [
+            (i, j, flip)
+            for i in range(5)
+            for j in range(5)
+            for flip in (False, True)
+            if np.array_equal(y, x[i : i + 6, j : j + 6][:, :: -1 if flip else 1])
+        ]
+        assert len(places) == 1
+        seen.add(places[0])
+    assert {f for _, _, f in seen} == {False, True}
+    assert {i for i, _, _ in seen} == {j for _, j, _ in seen} == set(range(5))
+
+
+def test_without_flip_and_padding_augmentation_is_the_identity():
+    images = jnp.asarray(np.random.default_rng(0).integers(0, 256, (4, 6, 6, 3), dtype=np.uint8))
+    np.testing.assert_array_equal(augment(jax.random.key(0), images, pad=0, flip=False), images)
+
+
+def test_normalized_training_images_have_mean_0_and_deviation_1():
+    d = load('synthetic', image_size=8)
+    x = np.asarray(normalize(jnp.asarray(d.train.images), d.mean, d.std))
+    assert x.dtype == np.float32
+    np.testing.assert_allclose(x.mean((0, 1, 2)), 0, atol=1e-4)
+    np.testing.assert_allclose(x.std((0, 1, 2)), 1, atol=1e-4)
+    assert normalize(jnp.asarray(d.train.images[:2]), d.mean, d.std, jnp.bfloat16).dtype == jnp.bfloat16

@@ -1,0 +1,536 @@
+"""Scores are those of the plain reference on the predicted weights; a result says all that it rests on."""
+
+import functools
+import itertools
+import json
+import os
+import pathlib
+from unittest import mock
+
+import jax
+import numpy as np
+import pytest
+
+from ghn_jax.assembly.network_batch import prepare
+from ghn_jax.base.errors import UserError
+from ghn_jax.cnn.packing import BLOCK
+from ghn_jax.cnn.reference import apply_reference
+from ghn_jax.datasets.load import normalize
+from ghn_jax.evaluation import results
+from ghn_jax.evaluation.evaluate import _in_percent, evaluate
+from ghn_jax.evaluation.evaluation_flags import parse_policies, parse_splits
+from ghn_jax.evaluation.protocol import Protocol
+from ghn_jax.evaluation.score import (
+    Selection,
+    _predict,
+    image_batches,
+    score_in_full,
+    score_networks,
+    select_split,
+)
+from ghn_jax.networks.spec import load_networks, save_networks
+from ghn_jax.quant.policy import Policy, parse_bits
+from ghn_jax.runs.prediction import predict_weights
+from ghn_jax.runs.run import load_data, load_run, make_space_of
+from tests.hypernet.helpers import small_spec
+from tests.pages import Page, check_self_contained
+from tests.small_run import command, is_one_error_line, write_run
+from tests.streams import Ascii, full, without_reader
+
+# Few shapes, so few compilations: every test scores networks of one program on 2 batches of 16 images.
+FLAGS = {'num_networks': 3, 'num_images': 40, 'batch_size': 16}
+ARGS = [f'--{key}={value}' for key, value in FLAGS.items()]
+SIZE = 8
+CALIBRATED = {
+    'how': Protocol(batch_norm='calibrated', ranges='calibrated', sqnr=True),
+    'calibration_batches': 4,
+}
+INTEGER = {'how': Protocol(batch_norm='corrected', ranges='calibrated', integer=16), 'calibration_batches': 4}
+
+
+@pytest.fixture(scope='module')
+def workdir(tmp_path_factory) -> pathlib.Path:
+    return write_run(tmp_path_factory.mktemp('run'))
+
+
+@pytest.fixture(scope='module')
+def run(workdir):
+    return load_run(workdir)
+
+
+@pytest.fixture(scope='module')
+def dataset(run):
+    return load_data(run.config)
+
+
+@pytest.fixture(scope='module')
+def selection(run) -> Selection:
+    return select_split(make_space_of(run.config), 'test', seed=0, count=3, image_size=SIZE)
+
+
+@pytest.fixture(scope='module')
+def images(dataset):
+    return image_batches(dataset, dataset.test, batch_size=16, num_images=40)
+
+
+@pytest.fixture(scope='module')
+def result(run, dataset):
+    return evaluate(run, dataset=dataset, **FLAGS)[0]
+
+
+def test_scores_are_those_of_the_reference_on_predicted_weights(run, selection, images):
+    program, _ = selection.groups[0]
+    space = make_space_of(run.config)
+    sampled = (space.sample('test', 0, i) for i in range(50))
+    # Of the untrained networks these say different classes to different images.
+    specs = tuple(itertools.islice((s for s in sampled if s.norm and s.fc_layers == 1), 2))
+    shares = score_networks(
+        run.ghn, run.params, Selection(specs, ((program, (0, 1)),)), images, [parse_bits('float')]
+    )
+    for spec, share in zip(specs, shares[:, 0]):
+        weights = predict_weights(run.ghn, run.params, spec)
+        logits_of = jax.jit(lambda x, spec=spec, weights=weights: apply_reference(spec, weights, x))
+        counts, classes = np.zeros(2), set()
+        for x, y in zip(images.images, images.labels):
+            logits = np.asarray(logits_of(normalize(x, images.mean, images.std)))
+            classes |= set(logits.argmax(1).tolist())
+            rank = np.sum(logits > logits[np.arange(len(y)), y][:, None], axis=1)
+            counts += np.sum(rank < 1), np.sum(rank < 5)
+        assert len(classes) > 2  # or equal scores would mean little
+        np.testing.assert_allclose(share, counts / images.count)
+
+
+def test_evaluating_again_gives_the_same_numbers_and_compiles_nothing(run, dataset, result, count_compiles):
+    with count_compiles() as compiles:
+        again, _ = evaluate(run, dataset=dataset, **FLAGS)
+    assert compiles.n == 0
+    assert again['rows'] == result['rows']
+    assert again['networks'] == result['networks']
+
+
+def test_other_parameters_and_other_networks_need_no_compilation(run, images, selection, count_compiles):
+    policies = [parse_bits('w3a5')]
+    score_networks(run.ghn, run.params, selection, images, policies)
+    others = select_split(make_space_of(run.config), 'val', seed=1, count=2, image_size=SIZE)
+    assert others.groups[0][0] == selection.groups[0][0]  # one program for both splits
+    params = jax.tree.map(lambda p: np.asarray(p) * 0.9, run.params)
+    with count_compiles() as compiles:
+        score_networks(run.ghn, params, others, images, policies)
+    assert compiles.n == 0
+
+
+def test_a_ghn_told_the_bits_predicts_anew_for_every_policy(selection, images, tmp_path, count_compiles):
+    """And one program serves all policies."""
+    run = load_run(write_run(tmp_path, bits=True))
+    (program, _), *_ = selection.groups
+    policies = [parse_bits('float'), Policy(4, 4), Policy(2, 8, (('classifier.*', 8, 8),))]
+    score = functools.partial(score_networks, run.ghn, run.params, selection, images)
+    shares = score(policies)
+    with count_compiles() as compiles:
+        for p, policy in enumerate(policies):
+            np.testing.assert_array_equal(score([policy])[:, 0], shares[:, p])
+            np.testing.assert_array_equal(score(policies, told=policy)[:, p], shares[:, p])
+        assert not np.array_equal(score(policies[1:2], told=policies[0])[:, 0], shares[:, 1])
+    assert compiles.n == 0
+    out = jax.numpy.zeros(program.capacity.blocks * BLOCK)
+    for policy in policies[:2]:
+        networks, (layout,) = prepare(program, [selection.specs[0]], policy, max_nodes=128)
+        out = _predict(run.ghn, run.params, networks, out)
+        expected = program.pack(layout, predict_weights(run.ghn, run.params, selection.specs[0], policy))
+        np.testing.assert_allclose(out, expected, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.slow
+def test_a_ghn_told_the_bits_is_calibrated_for_every_policy(selection, images, dataset, tmp_path):
+    run = load_run(write_run(tmp_path, bits=True))
+    calibration = image_batches(dataset, dataset.train, batch_size=16, num_images=64)
+    how = {'how': CALIBRATED['how'], 'calibration': calibration}
+    score = functools.partial(score_in_full, run.ghn, run.params, selection, images, **how)
+    policies = [Policy(4, 4), Policy(8, 8)]
+    together, apart = score(policies), [score([policy]) for policy in policies]
+    for network, *alone in zip(together, *apart, strict=True):
+        for own, (only,) in zip(network, alone, strict=True):
+            np.testing.assert_array_equal(own.predicted, only.predicted)
+            assert own.sqnr == only.sqnr
+
+
+def test_policy_files_are_scored_beside_bits(run, dataset, workdir, tmp_path):
+    (tmp_path / 'mine.json').write_text(
+        '{"weight_bits": 8, "activation_bits": 8, "rules": [["classifier.*", 2, 2]]}'
+    )
+    (tmp_path / 'w8a8.json').write_text('{"weight_bits": 8, "activation_bits": 8}')
+    policies = parse_policies(['w8a8'], [str(tmp_path / 'mine.json')])
+    found, _ = evaluate(run, dataset=dataset, policies=policies, **FLAGS)
+    assert [row['bits'] for row in found['rows']] == ['w8a8', 'mine'] == found['protocol']['bits']
+    assert found['protocol']['policies']['mine']['rules'] == [['classifier.*', 2, 2]]
+    assert found['protocol']['predicted_for'] == 'any'
+    file = tmp_path / 'a.json'
+    flags = f'--workdir={workdir}', f'--json={file}', *ARGS
+    code, _, err = command('ghn_jax.evaluate', *flags, f'--policy={tmp_path / "mine.json"}')
+    assert code == 0, err
+    assert json.loads(file.read_text())['rows'] == found['rows'][1:]  # and no bits that were not asked for
+    both = f'--policy={tmp_path / "mine.json"},{tmp_path / "w8a8.json"}'
+    (tmp_path / 'none.json').write_text(
+        '{"weight_bits": 8, "activation_bits": 8, "rules": [["cells.9.*", 2, 2]]}'
+    )
+    for more, words in (
+        (['--bits=w8a8', both], ["another policy is called 'w8a8'"]),
+        ([f'--policy={tmp_path / "none.json"}'], ["policy 'none', network", "'cells.9.*' matches none"]),
+        (['--policy=absent.json'], ['absent.json', 'cannot be read']),
+        (['--told=w4a4'], ['told=w4a4', 'told no bits']),
+    ):
+        assert is_one_error_line(command('ghn_jax.evaluate', *flags, *more), *words)
+
+
+def test_a_result_says_that_the_ghn_was_told_the_bits(dataset, tmp_path):
+    run = load_run(write_run(tmp_path, bits=True, draw=('w2a2', 'w4a4'), draw_per='either'))
+    found, _ = evaluate(run, dataset=dataset, policies=[Policy(4, 4)], told=Policy(8, 8), **FLAGS)
+    p = found['protocol']
+    assert (p['predicted_for'], p['training_bits']) == ('w8a8', 'drawn of w2a2, w4a4 by network or layer')
+    assert p['training'] == f'qat {p["training_bits"]}, told the bits'
+
+
+def test_rows_are_the_statistics_of_the_networks(result):
+    networks, rows = result['networks'], result['rows']
+    assert (
+        [r['bits'] for r in rows] == ['w32a32', 'w8a8', 'w4a8', 'w4a4', 'w2a2'] == result['protocol']['bits']
+    )
+    assert len(networks) == 3 and len({n['digest'] for n in networks}) == 3
+    for row in rows:
+        assert row['split'] == 'test' and row['n'] == 3
+        for top in ('top1', 'top5'):
+            values = np.array([n['scores'][row['bits']][top] for n in networks])
+            assert np.all((0 <= values) & (values <= 100))
+            np.testing.assert_allclose(row[f'{top}_mean'], values.mean())
+            np.testing.assert_allclose(row[f'{top}_sem'], np.sqrt(values.var() * 3 / 2 / 3))
+            assert row[f'{top}_median'] == np.median(values) and row[f'{top}_max'] == values.max()
+    assert all(n['scores'][b]['top1'] <= n['scores'][b]['top5'] for n in networks for b in n['scores'])
+
+
+def test_the_protocol_says_what_was_scored_and_how(result, dataset):
+    p = result['protocol']
+    assert (p['dataset'], p['image_split'], p['images'], p['images_dropped']) == ('synthetic', 'test', 32, 8)
+    assert (p['step'], p['training_mode'], p['training_bits']) == (3, 'qat', 'w4a4')
+    assert p['num_networks'] == {'test': 3}
+    assert (p['batch_norm'], p['ranges'], p['units'], p['jax']) == (
+        'batch',
+        'batch',
+        'percent',
+        jax.__version__,
+    )
+
+
+def test_the_command_prints_the_table_and_writes_result_and_picture(workdir, result, tmp_path):
+    first, second, plot = tmp_path / 'a.json', tmp_path / 'b.json', tmp_path / 'plot.png'
+    code, out, err = command('ghn_jax.evaluate', f'--workdir={workdir}', f'--json={first}', *ARGS)
+    assert code == 0, err
+    written = json.loads(first.read_text())
+    assert written['rows'] == result['rows'] and written['networks'] == result['networks']
+    assert '--num_networks=3' in written['protocol']['command']
+    for row in result['rows']:
+        assert f'{row["top1_mean"]:.2f} ± {row["top1_sem"]:.2f}' in out
+
+    code, out, err = command(
+        'ghn_jax.evaluate',
+        f'--workdir={workdir}',
+        f'--json={second}',
+        f'--plot={plot}',
+        f'--against={first}',
+        *ARGS,
+    )
+    assert code == 0, err
+    assert plot.read_bytes().startswith(b'\x89PNG')
+    for row in json.loads(second.read_text())['rows']:
+        assert row['difference_top1_mean'] == row['difference_top1_sem'] == 0
+        assert row['against_top1_mean'] == row['top1_mean']
+    assert sorted(p.name for p in tmp_path.iterdir()) == ['a.json', 'b.json', 'plot.png']
+
+
+@pytest.mark.parametrize('make', [without_reader, full, Ascii])
+def test_the_result_is_written_whatever_becomes_of_the_screen(workdir, result, tmp_path, make):
+    flags = f'--workdir={workdir}', f'--json={tmp_path}/a.json', *ARGS
+    with make() as stdout, without_reader() as stderr:
+        code, _, _ = command('ghn_jax.evaluate', *flags, stdout=stdout, stderr=stderr)
+        assert code == 0
+        if make is Ascii:
+            assert f'{result["rows"][0]["top1_mean"]:.2f} ? ' in stdout.shown
+    assert json.loads((tmp_path / 'a.json').read_text())['rows'] == result['rows']
+
+
+def test_a_full_disk_is_one_line_at_the_end_and_nothing_is_lost_that_can_be_shown(workdir, tmp_path):
+    flags = f'--workdir={workdir}', *ARGS
+    with full() as stdout:
+        code, _, err = command('ghn_jax.evaluate', *flags, stdout=stdout)
+    errors = [line for line in err.splitlines() if 'error: ' in line]
+    assert code == 2 and len(errors) == 1 and 'in no file' in errors[0] and 'Traceback' not in err
+    error = OSError(28, 'No space left on device')
+    for flag in ('--json=a.json', '--plot=a.png'):
+        with mock.patch.object(os, 'replace', side_effect=error):
+            code, out, err = command('ghn_jax.evaluate', *flags, flag.replace('=', f'={tmp_path}/'))
+        errors = [line for line in err.splitlines() if 'error: ' in line]
+        assert code == 2 and len(errors) == 1 and 'No space left' in errors[0] and 'Traceback' not in err
+        assert '±' in out and not list(tmp_path.iterdir())
+
+
+def test_several_splits_are_scored_one_after_the_other(run, dataset, result):
+    both, _ = evaluate(run, dataset=dataset, splits=['val', 'test'], **FLAGS)
+    assert [network['split'] for network in both['networks']] == ['val'] * 3 + ['test'] * 3
+    assert both['networks'][3:] == result['networks'] and both['rows'][5:] == result['rows']
+
+
+def test_a_report_shows_the_evaluation_and_a_file_of_it_alike(workdir, calibrated, tmp_path, count_compiles):
+    """By the protocol of `calibrated`, whose programs it uses."""
+    flags = [f'--workdir={workdir}', '--bits=w32a32,w4a4', *ARGS]
+    flags += ['--bn=calibrated', '--ranges=calibrated', '--calibration_batches=4']
+    code, out, err = command('ghn_jax.report', *flags)
+    assert code == 0, err
+    first = workdir / 'report/index.html'
+    assert f'report: {first}' in out
+    check_self_contained(first.read_text())
+    figures = {'accuracy', 'scatter', 'sqnr', 'weights', 'activations', 'architecture', 'distribution-test'}
+    assert {file.stem for file in first.parent.glob('*.png')} == figures
+    assert 'the run has no metrics' in first.read_text()
+
+    file, second = tmp_path / 'a.json', tmp_path / 'second'
+    code, _, err = command('ghn_jax.evaluate', *flags, '--sqnr', f'--json={file}')
+    assert code == 0, err
+    from_file = f'--workdir={workdir}', f'--result={file}'
+    with count_compiles() as compiles:
+        code, _, err = command('ghn_jax.report', *from_file, f'--out={second}')
+    assert code == 0, err
+    assert compiles.n == 0
+    pages = [Page((folder / 'index.html').read_text()) for folder in (first.parent, second)]
+    assert pages[0].all('img') == pages[1].all('img')
+    for row in json.loads(file.read_text())['rows']:
+        cell = f'{row["top1_mean"]:.2f} ± {row["top1_sem"]:.2f}'
+        assert all(cell in page.texts['td'] for page in pages)
+
+    changed = json.loads(file.read_text())
+    changed['networks'][0]['digest'] = '0' * 16
+    file.write_text(json.dumps(changed))
+    other = tmp_path / 'other'
+    assert is_one_error_line(command('ghn_jax.report', *from_file, f'--out={other}'), 'other networks')
+    assert not other.exists()
+
+
+def test_agreement_is_with_the_network_in_float(run, selection, images, result):
+    policies = [parse_bits(b) for b in ('float', 'w4a4')]
+    scores = score_in_full(run.ghn, run.params, selection, images, policies)
+    for network, (exact, rounded) in zip(result['networks'], scores):
+        expected = 100 * np.mean(exact.predicted == rounded.predicted)
+        assert network['scores']['w4a4']['agreement'] == pytest.approx(expected)
+        assert network['scores']['w32a32']['agreement'] == 100
+        right = 100 * np.mean(exact.predicted == images.labels.ravel())
+        assert network['scores']['w32a32']['top1'] == pytest.approx(right)
+    rows = {row['bits']: row for row in result['rows']}
+    assert rows['w2a2']['agreement_mean'] < rows['w8a8']['agreement_mean'] <= 100
+    quantized = evaluate_rows(run, images, selection, ['w4a4'])
+    assert 'agreement_mean' not in quantized[0]  # with what?
+
+
+def evaluate_rows(run, images, selection, names):
+    policies = [parse_bits(name) for name in names]
+    scores = score_in_full(run.ghn, run.params, selection, images, policies)
+    return results.make_rows([{'split': 's', **_in_percent(names, policies, s)} for s in scores], names)
+
+
+@pytest.fixture(scope='module')
+def calibrated(run, dataset):
+    return evaluate(run, dataset=dataset, **FLAGS | CALIBRATED)[0]
+
+
+def test_calibrated_networks_do_not_depend_on_their_batch(
+    run, calibrated, selection, dataset, count_compiles
+):
+    """Nor does a new order of the images, or anything else that is data, compile anything."""
+    images = image_batches(dataset, dataset.test, batch_size=16, num_images=32)
+    calibration = image_batches(dataset, dataset.train, batch_size=16, num_images=64)
+    order = np.random.default_rng(0).permutation(images.count)
+    shuffled = images._replace(
+        images=images.images.reshape(-1, SIZE, SIZE, 3)[order].reshape(images.images.shape),
+        labels=images.labels.ravel()[order].reshape(images.labels.shape),
+    )
+    policies = [parse_bits(b) for b in ('w8a8', 'w3a5')]
+    score = functools.partial(
+        score_in_full, run.ghn, run.params, selection, policies=policies, calibration=calibration
+    )
+    with count_compiles() as compiles:
+        for how in (CALIBRATED['how'], INTEGER['how']):
+            for a, b in zip(score(images=images, how=how), score(images=shuffled, how=how)):
+                for x, y in zip(a, b):
+                    np.testing.assert_array_equal(x.predicted[order], y.predicted)
+    assert compiles.n < 40  # of the integer convolutions, small and on the CPU; no program
+    by_batch = score_in_full(run.ghn, run.params, selection, images, policies)
+    assert any(
+        np.any(x.predicted != y.predicted)
+        for a, b in zip(score(images=images, how=CALIBRATED['how']), by_batch)
+        for x, y in zip(a, b)
+    )
+
+
+def test_a_calibrated_result_says_how_and_what_each_layer_loses(calibrated):
+    p = calibrated['protocol']
+    assert (p['batch_norm'], p['ranges'], p['range_rule']) == ('calibrated', 'calibrated', 'moving_average')
+    assert (p['calibration_images'], p['sqnr_images'], p['integer_images']) == (64, 64, 0)
+    rows = {row['bits']: row for row in calibrated['rows']}
+    assert 'sqnr_weights_mean' not in rows['w32a32']
+    assert rows['w8a8']['sqnr_weights_mean'] > rows['w4a8']['sqnr_weights_mean'] + 15
+    assert rows['w4a8']['sqnr_activations_mean'] > rows['w4a4']['sqnr_activations_mean'] + 10
+    for network in calibrated['networks']:
+        score = network['scores']['w4a4']
+        assert len(network['layers']) == len(score['sqnr_weights_by_layer'])
+        assert 'classifier.0.weight' in network['layers'] and network['depth'] > 2
+    text = results.text(calibrated)
+    assert 'BatchNorm of 64 training images, folded; ranges of these (moving average).' in text
+    assert 'dB weights' in text and 'Rank correlation of top-1 with parameters/depth. test: w32a32' in text
+
+
+def test_integer_arithmetic_agrees_and_is_reported(run, dataset):
+    policies = [parse_bits(b) for b in ('float', 'w8a8', 'w4a4')]
+    found, _ = evaluate(run, dataset=dataset, policies=policies, **FLAGS | INTEGER)
+    exact, *rounded = found['rows']
+    assert 'integer_disagreement_mean' not in exact
+    assert all(0 <= row['integer_disagreement_mean'] < 10 for row in rounded)
+    assert 'integer differs' in results.text(found)
+
+
+def test_another_run_is_scored_on_the_same_networks(workdir, run, dataset, tmp_path):
+    other = write_run(tmp_path / 'other', seed=1)
+    policies = [parse_bits('float'), parse_bits('w4a4')]
+    few = FLAGS | {'policies': policies}
+    found, theirs = evaluate(run, dataset=dataset, against=other, workdir='mine', **few)
+    alone, _ = evaluate(load_run(other), dataset=dataset, **few)
+    assert theirs['rows'] == alone['rows'] and theirs['networks'] == alone['networks']
+    for row in found['rows']:
+        pairs = [[n['scores'][row['bits']]['top1'] for n in r['networks']] for r in (found, theirs)]
+        difference = np.subtract(*pairs)
+        assert row['difference_top1_mean'] == pytest.approx(difference.mean())
+        assert (
+            difference.min() <= row['difference_top1_low'] <= row['difference_top1_high'] <= difference.max()
+        )
+    assert theirs['protocol']['workdir'] == str(other) and found['protocol']['workdir'] == 'mine'
+    run_of_16 = load_run(other)
+    run_of_16.config.image_size = 16
+    with pytest.raises(UserError, match='was trained with image_size=8, this run with image_size=16'):
+        evaluate(run_of_16, dataset=dataset, against=other, **few)
+
+
+def test_results_by_other_protocols_are_not_compared(calibrated, result):
+    with pytest.raises(UserError, match="batch_norm='batch', this is batch_norm='calibrated'"):
+        results.check_comparable(result, 'a.json', calibrated['networks'], ['w4a4'], calibrated['protocol'])
+
+
+@pytest.mark.parametrize(
+    ('fields', 'message'),
+    [
+        ({'batch_norm': 'folded'}, "batch_norm='folded': expected one of batch, calibrated, corrected"),
+        ({'range_rule': 'max'}, "range_rule='max'"),
+        ({'integer': -1}, 'integer=-1'),
+        ({'integer': 1, 'batch_norm': 'calibrated'}, '--ranges=calibrated'),
+    ],
+)
+def test_impossible_protocols_are_refused(fields, message):
+    with pytest.raises(UserError, match=message):
+        Protocol(**fields)
+
+
+def test_results_of_other_networks_or_images_are_not_compared(result, tmp_path):
+    networks, bits, protocol = result['networks'], result['protocol']['bits'], result['protocol']
+    results.check_comparable(result, 'a.json', networks, bits, protocol)
+    changed = [{**networks[0], 'digest': 'x'}, *networks[1:]]
+    with pytest.raises(UserError, match='a.json has other networks, from .*-test-0'):
+        results.check_comparable({**result, 'networks': changed}, 'a.json', networks, bits, protocol)
+    with pytest.raises(UserError, match='a.json has 2 networks, this has 3'):
+        results.check_comparable({**result, 'networks': networks[:2]}, 'a.json', networks, bits, protocol)
+    with pytest.raises(UserError, match='images=32, this is images=64'):
+        results.check_comparable(result, 'a.json', networks, bits, {**protocol, 'images': 64})
+    with pytest.raises(UserError, match='a.json has no w3a3'):
+        results.check_comparable(result, 'a.json', networks, ['w3a3'], protocol)
+    for content in ('{', '[]', '{"rows": []}'):
+        (tmp_path / 'x.json').write_text(content)
+        with pytest.raises(UserError, match="x.json' is no"):
+            results.read_result(tmp_path / 'x.json')
+
+
+@pytest.mark.parametrize(
+    ('changes', 'message'),
+    [
+        ({'batch_size': 41}, 'batch_size=41 is more than the 40 images'),
+        ({'batch_size': 0}, 'batch_size=0'),
+        ({'num_images': 257}, 'num_images=257: synthetic has 256'),
+        ({'num_images': -1}, 'num_images=-1'),
+        ({'num_networks': 501}, 'num_networks=501: the split test has 500'),
+        ({'splits': ['tset']}, "split 'tset' is unknown"),
+        ({'against': 'absent.json'}, "absent.json' cannot be read"),
+        (
+            CALIBRATED | {'calibration_batches': 65},
+            'calibration_batches=65 of 16 .* 1024 .*: give at most 64',
+        ),
+        (CALIBRATED | {'calibration_batches': 0}, 'calibration_batches=0'),
+        (INTEGER | {'policies': [parse_bits('w4a16')]}, 'policy w4a16 has tensors of 16 bits'),
+        (
+            {'how': Protocol(batch_norm='corrected', ranges='calibrated', integer=33)},
+            'there are 32 test images',
+        ),
+        (
+            {'specs': [small_spec('conv_1x1', 'conv_1x1', C=16, fc_dim=16, num_classes=7, name='x')]},
+            "'x' has 7 classes",
+        ),
+    ],
+)
+def test_bad_values_are_refused_before_any_work(run, dataset, changes, message):
+    with pytest.raises(UserError, match=message):
+        evaluate(run, dataset=dataset, **FLAGS | changes)
+
+
+@pytest.mark.parametrize(
+    ('args', 'words'),
+    [
+        (['--bits=w0a4'], ['w0a4', '1 to 16']),
+        (['--bits='], ['--bits is empty']),
+        (['--splits=test,tset'], ['--splits=tset', 'bnfree']),
+        (['--range_rule=mse'], ['--range_rule=mse is for --ranges=calibrated']),
+        (['--calibration_batches=2'], ['--calibration_batches=2: nothing is calibrated', '--sqnr']),
+        (['--integer=8', '--bn=calibrated'], ['integer=8', '--ranges=calibrated']),
+        (['--integer=8', '--ranges=calibrated'], ['integer=8', '--bn=calibrated']),
+        (['--ranges=fixed'], ['fixed', 'calibrated']),
+        (['--bn=running'], ['running', 'batch']),
+        (['--json=absent/x.json'], ['--json=absent/x.json', 'does not exist']),
+        (['--plot=x.gif'], ['--plot=x.gif', '.png']),
+        (['--archs=absent.json'], ['absent.json']),
+        (['--seed=-1'], ['--seed=-1']),
+        (['--num_networks=many'], ['num_networks']),
+        (['more'], ["unexpected argument 'more'"]),
+    ],
+)
+def test_bad_flags_are_one_line(workdir, args, words, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    assert is_one_error_line(command('ghn_jax.evaluate', f'--workdir={workdir}', *args), *words)
+
+
+def test_a_workdir_without_a_run_is_one_line(tmp_path):
+    (tmp_path / 'file').touch()
+    for workdir, words in (
+        (tmp_path / 'absent', 'does not exist'),
+        (tmp_path, 'no checkpoint'),
+        (tmp_path / 'file', 'file'),
+    ):
+        assert is_one_error_line(command('ghn_jax.evaluate', f'--workdir={workdir}'), words)
+    assert is_one_error_line(command('ghn_jax.evaluate'), '--workdir is missing')
+
+
+def test_lists_of_splits_and_bits_lose_repetitions():
+    assert parse_splits(['test', ' deep', 'test']) == ('test', 'deep')
+    assert [str(p) for p in parse_policies(['w4a4', 'float', 'W4/A4'])] == ['w4a4', 'w32a32']
+
+
+def test_an_architecture_file_takes_the_place_of_the_splits(run, dataset, selection, tmp_path, monkeypatch):
+    # The program for exactly these networks would be one more compilation: the one that is there will do.
+    monkeypatch.setattr(
+        'ghn_jax.evaluate.select_given',
+        lambda specs, image_size: Selection(tuple(specs), selection.groups),
+    )
+    save_networks(tmp_path / 'nets.json', selection.specs)
+    given, _ = evaluate(run, dataset=dataset, specs=load_networks(tmp_path / 'nets.json'), **FLAGS)
+    assert {n['split'] for n in given['networks']} == {'archs'}
+    assert [n['name'] for n in given['networks']] == [s.name for s in selection.specs]

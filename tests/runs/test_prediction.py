@@ -1,0 +1,252 @@
+"""The weights in a file are those the hypernetwork predicts, in the layout and at the bits asked for."""
+
+import dataclasses
+import json
+import pathlib
+
+import jax
+import numpy as np
+import pytest
+from jax import lax
+from safetensors import safe_open
+from safetensors.numpy import load_file
+
+from ghn_jax.base.errors import UserError
+from ghn_jax.hypernet import GHN, init_params, predict_parameters
+from ghn_jax.networks.graph import build_graph
+from ghn_jax.networks.spec import save_networks
+from ghn_jax.quant import load_policy, parse_bits
+from ghn_jax.quant.export import round_weights
+from ghn_jax.quant.policy import quantizable
+from ghn_jax.runs.prediction import output_files, predict, predict_weights, to_jax_layout
+from ghn_jax.runs.run import load_run
+from tests.hypernet.helpers import SMALL, relative, small_spec
+from tests.small_run import command, is_one_error_line, write_run
+from tests.streams import without_reader
+
+CONV = small_spec('sep_conv_3x3', 'conv_1x1', C=16, name='conv')
+VIT = small_spec('msa', 'cse', C=16, name='vit')
+
+
+@pytest.fixture(scope='module')
+def workdir(tmp_path_factory) -> pathlib.Path:
+    return write_run(tmp_path_factory.mktemp('run'))
+
+
+@pytest.fixture(scope='module')
+def ghn():
+    return GHN(SMALL), init_params(SMALL, jax.random.key(0))
+
+
+def test_weights_are_those_of_the_slow_prediction(ghn):
+    model, params = ghn
+    for spec in (CONV, VIT):
+        graph = build_graph(dataclasses.replace(spec, n_cells=1))
+        slow = jax.jit(lambda p, graph=graph: predict_parameters(model, p, graph))(params)
+        fast = predict_weights(model, params, graph.spec)
+        assert fast.keys() == slow.keys()
+        for name in slow:
+            assert relative(fast[name], slow[name]) < 1e-5, name
+
+
+def test_networks_of_a_bucket_share_a_program(ghn, count_compiles):
+    predict_weights(*ghn, CONV)
+    with count_compiles() as compiles:
+        predict_weights(*ghn, small_spec('dil_conv_5x5', 'skip_connect', n_cells=4, name='other'))
+    assert compiles.n == 0
+
+
+def test_a_flattened_head_is_for_images_of_one_size(workdir):
+    """Its first linear weight has an input for every pixel of the last features."""
+    flat = dataclasses.replace(CONV, glob_avg=False)
+    run = load_run(workdir)
+    with pytest.raises(
+        UserError, match='flattened head, defined for 32 pixels, and the run is on images of 8'
+    ):
+        predict(run, flat)
+    run.config.image_size = 32
+    assert predict(run, flat)[0]['classifier.0.weight'].shape == (12, 4 * CONV.C * 8 * 8)
+
+
+def test_another_number_of_classes_is_refused(ghn):
+    with pytest.raises(UserError, match='has 7 classes, the hypernetwork predicts 10'):
+        predict_weights(*ghn, small_spec('conv_1x1', 'conv_1x1', num_classes=7))
+
+
+def test_the_jax_layout_is_what_jax_computes_with():
+    rng = np.random.default_rng(0)
+    weights = {
+        'dense': rng.normal(size=(6, 4, 3, 3)),
+        'depth': rng.normal(size=(4, 1, 3, 3)),
+        'linear': rng.normal(size=(5, 4)),
+    }
+    turned = to_jax_layout(weights)
+    x = rng.normal(size=(2, 4, 9, 9))
+
+    def torch(name, groups):
+        return lax.conv_general_dilated(x, weights[name], (1, 1), 'SAME', feature_group_count=groups)
+
+    def ours(name, groups):
+        y = x.transpose(0, 2, 3, 1)
+        return lax.conv_general_dilated(
+            y,
+            turned[name],
+            (1, 1),
+            'SAME',
+            dimension_numbers=('NHWC', 'HWIO', 'NHWC'),
+            feature_group_count=groups,
+        ).transpose(0, 3, 1, 2)
+
+    for name, groups in (('dense', 1), ('depth', 4)):
+        np.testing.assert_allclose(ours(name, groups), torch(name, groups), atol=1e-5)
+    np.testing.assert_array_equal(turned['linear'], weights['linear'].T)
+
+
+def test_the_command_writes_what_is_predicted(workdir, tmp_path):
+    save_networks(tmp_path / 'nets.json', [CONV, VIT])
+    (tmp_path / 'out').mkdir()
+    flags = f'--workdir={workdir}', f'--arch={tmp_path / "nets.json"}', f'--out={tmp_path / "out"}'
+    with without_reader() as stdout:  # which ends nothing
+        code, _, err = command('ghn_jax.predict', *flags, '--layout=jax', '--bits=w4a4', stdout=stdout)
+    assert (code, err) == (0, '')
+    assert sorted(p.name for p in (tmp_path / 'out').iterdir()) == ['conv.safetensors', 'vit.safetensors']
+    run = load_run(workdir)
+    for spec in (CONV, VIT):
+        file = tmp_path / 'out' / f'{spec.name}.safetensors'
+        written = load_file(file)
+        weights, metadata = predict(run, spec)
+        assert (metadata['layout'], metadata['bits'], 'quantization' in metadata) == (
+            'pytorch',
+            'w32a32',
+            False,
+        )
+        shapes = {p.name: p.shape for p in build_graph(spec).parameters}
+        assert {name: w.shape for name, w in weights.items()} == shapes
+        rounded, how = round_weights(weights, parse_bits('w4a4'))
+        expected = to_jax_layout(rounded)
+        assert written.keys() == expected.keys()
+        for name in expected:
+            np.testing.assert_allclose(written[name], expected[name], rtol=1e-5, atol=1e-6)
+        with safe_open(file, 'np') as f:
+            metadata = f.metadata()
+        assert json.loads(metadata['quantization']) == how
+        assert json.loads(metadata['network']) == spec.to_dict()
+        assert (metadata['layout'], metadata['bits'], metadata['step']) == ('jax', 'w4a4', '3')
+
+
+POLICY = {'weight_bits': 4, 'activation_bits': 8, 'rules': [['stem.*', 32, 2]], 'network': 'conv'}
+
+
+def test_a_policy_file_decides_for_what_weights_are_predicted_and_how_they_are_rounded(workdir, tmp_path):
+    told = write_run(tmp_path / 'told', bits=True)
+    (tmp_path / 'mine.json').write_text(json.dumps(POLICY))
+    save_networks(tmp_path / 'net.json', [CONV])
+    policy = load_policy(tmp_path / 'mine.json')
+    plain_float = predict_weights(*ghn_of(workdir), CONV)
+    for run, expected in ((workdir, plain_float), (told, predict_weights(*ghn_of(told), CONV, policy))):
+        flags = f'--workdir={run}', f'--arch={tmp_path / "net.json"}', f'--out={tmp_path / "net.st"}'
+        code, out, err = command('ghn_jax.predict', *flags, f'--policy={tmp_path / "mine.json"}')
+        assert code == 0 and 'mine, predicted in' in out, err
+        rounded, how = round_weights(expected, policy)
+        written = load_file(tmp_path / 'net.st')
+        for name in rounded:
+            np.testing.assert_allclose(written[name], rounded[name], rtol=1e-5, atol=1e-6)
+        assert 'stem.0.weight' not in how and len(how) == len(quantizable(shapes_of(CONV))) - 1
+        with safe_open(tmp_path / 'net.st', 'np') as f:
+            metadata = f.metadata()
+        assert json.loads(metadata['policy']) == POLICY
+        assert metadata['predicted_for'] == ('any' if run == workdir else 'mine')
+    as_float = predict_weights(*ghn_of(told), CONV)
+    assert all(not np.allclose(as_float[name], expected[name]) for name in how)
+
+
+def ghn_of(workdir):
+    run = load_run(workdir)
+    return run.ghn, run.params
+
+
+def shapes_of(spec):
+    return [(p.name, p.shape) for p in build_graph(spec).parameters]
+
+
+def test_a_policy_that_does_not_fit_is_one_line_and_leaves_no_file(workdir, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    save_networks(tmp_path / 'nets.json', [CONV, dataclasses.replace(CONV, name='second')])
+    (tmp_path / 'mine.json').write_text(json.dumps(POLICY))
+    (tmp_path / 'rule.json').write_text(
+        json.dumps(POLICY | {'rules': [['stem9.*', 4, 4]], 'network': 'conv'})
+    )
+    (tmp_path / 'out').mkdir()
+    flags = f'--workdir={workdir}', '--arch=nets.json', '--out=out'
+    for more, words in (
+        (['--policy=mine.json'], ["policy 'mine'", "network 'second'", "for network 'conv'"]),
+        (['--policy=rule.json'], ["rule 'stem9.*' matches none", "'stem.0.weight'"]),
+        (['--policy=nets.json'], ["policy 'nets.json'", 'expected an object']),
+        (['--policy='], ['cannot be read']),
+        (['--policy=mine.json', '--bits=w4a4'], ['--bits and --policy']),
+        (['--bits='], ["bits ''"]),
+    ):
+        assert is_one_error_line(command('ghn_jax.predict', *flags, *more), *words)
+    assert not list((tmp_path / 'out').iterdir())
+
+
+def test_files_of_several_networks_need_names(tmp_path):
+    specs = [CONV, VIT]
+    assert output_files(str(tmp_path), specs) == [tmp_path / 'conv.safetensors', tmp_path / 'vit.safetensors']
+    assert output_files(f'{tmp_path}/w-{{name}}.st', specs) == [tmp_path / 'w-conv.st', tmp_path / 'w-vit.st']
+    assert output_files(f'{tmp_path}/one', [CONV]) == [tmp_path / 'one']
+    with pytest.raises(UserError, match='is one file for 2 networks'):
+        output_files(f'{tmp_path}/one', specs)
+    with pytest.raises(UserError, match="two networks are called 'conv'"):
+        output_files(str(tmp_path), [CONV, CONV])
+    for name in ('../x', '.x', 'a/b'):
+        with pytest.raises(UserError, match='has no name for a file'):
+            output_files(str(tmp_path), [small_spec('conv_1x1', 'conv_1x1', name=name), VIT])
+
+
+def edited(**changes) -> str:
+    fields = CONV.to_dict() | changes
+    return json.dumps({k: v for k, v in fields.items() if v is not ...})
+
+
+NONE = {
+    'normal': [['none', 0], ['none', 1]],
+    'normal_concat': [2],
+    'reduce': [['none', 0], ['none', 1]],
+    'reduce_concat': [2],
+}
+
+
+@pytest.mark.parametrize(
+    ('arch', 'args', 'words'),
+    [
+        (edited(), ['--bits=w0a4'], ['w0a4']),
+        (edited(), ['--out=absent/x.st'], ['--out=absent/x.st', 'does not exist']),
+        (edited(), ['--out='], ['--out is missing']),
+        (edited(), ['--layout=caffe'], ['caffe', 'pytorch']),
+        (
+            edited(genotype=CONV.genotype.to_dict() | {'normal': [['conv_9x9', 0], ['conv_1x1', 1]]}),
+            [],
+            ['conv_9x9'],
+        ),
+        (edited(genotype=NONE), [], ['disconnected']),
+        (edited(C=...), [], ["lacks the field 'C'"]),
+        (edited(colour=1), [], ["unknown field 'colour'"]),
+        ('{', [], ['no JSON']),
+        (edited(num_classes=7), [], ['7 classes']),
+    ],
+)
+def test_bad_input_is_one_line_and_leaves_no_file(workdir, tmp_path, monkeypatch, arch, args, words):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / 'net.json').write_text(arch)
+    result = command('ghn_jax.predict', f'--workdir={workdir}', '--arch=net.json', '--out=net.st', *args)
+    assert is_one_error_line(result, *words)
+    assert [p.name for p in tmp_path.iterdir()] == ['net.json']
+
+
+def test_missing_flags_are_one_line(workdir, tmp_path):
+    assert is_one_error_line(command('ghn_jax.predict'), '--workdir is missing')
+    assert is_one_error_line(command('ghn_jax.predict', f'--workdir={workdir}'), '--arch is missing')
+    assert is_one_error_line(
+        command('ghn_jax.predict', f'--workdir={tmp_path}', '--arch=absent.json'), 'absent.json'
+    )

@@ -1,0 +1,53 @@
+"""Opening a run: the checkpoint that is asked for, also while training replaces it."""
+
+import json
+
+import numpy as np
+import pytest
+
+from ghn_jax.base.errors import UserError
+from ghn_jax.hypernet.ghn import GHNConfig
+from ghn_jax.runs.checkpoint import Checkpoints, Vanished
+from ghn_jax.runs.run import load_run, run_meta, validated
+from tests.small_run import small_config
+
+
+def save(workdir, step: int, top1: float) -> None:
+    """A checkpoint of no real parameters, and the validation of its step."""
+    meta = run_meta(small_config(), GHNConfig(), step, kind='train')
+    with Checkpoints(workdir) as checkpoints:
+        checkpoints.save(step, {'params': {'w': np.full(3, step)}}, meta)
+    row = {'step': step, validated(small_config()): top1}
+    with open(workdir / 'metrics.jsonl', 'a') as file:
+        file.write(json.dumps(row) + '\n')
+
+
+def test_a_best_checkpoint_that_a_better_one_replaces_while_it_is_read_gives_the_better_one(
+    tmp_path, monkeypatch
+):
+    save(tmp_path, 3, 0.1)
+    restore_params, asked = Checkpoints.restore_params, []
+
+    def replaced(checkpoints, **options):
+        asked.append(options['step'])
+        if len(asked) == 1:
+            save(tmp_path, 5, 0.2)
+            raise Vanished('step 3 was deleted')
+        return restore_params(checkpoints, **options)
+
+    monkeypatch.setattr(Checkpoints, 'restore_params', replaced)
+    run = load_run(tmp_path, 'best')
+    assert (asked, run.step, list(run.params['w'])) == ([3, 5], 5, [5, 5, 5])
+
+
+def test_a_run_whose_best_checkpoint_always_vanishes_is_one_line(tmp_path, monkeypatch):
+    save(tmp_path, 3, 0.1)
+
+    def vanish(*_, **__):
+        raise Vanished('step 3 was deleted')
+
+    monkeypatch.setattr(Checkpoints, 'restore_params', vanish)
+    with pytest.raises(UserError, match='--step=best: .* at each attempt to read it: try again$'):
+        load_run(tmp_path, 'best')
+    with pytest.raises(Vanished):
+        load_run(tmp_path, '3')

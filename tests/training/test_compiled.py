@@ -1,0 +1,193 @@
+"""A compiled function comes back from the disk without being traced, and only where it is the same one."""
+
+import functools
+import pathlib
+import subprocess
+import sys
+import zlib
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from ghn_jax.training import compiled
+from tests.small_run import ROOT
+
+TRACED = []
+
+
+@functools.partial(jax.jit, static_argnames='factor', donate_argnums=1)
+def scaled(x, y, *, factor):
+    TRACED.append(factor)
+    return {'sum': factor * x + y, 'count': jnp.sum(x)}
+
+
+@pytest.fixture
+def folder(tmp_path):
+    settings = {
+        'jax_compilation_cache_dir': str(tmp_path / 'cache'),
+        'jax_persistent_cache_min_compile_time_secs': 1e9,  # JAX's own cache keeps nothing here
+    }
+    before = {name: jax.config.values[name] for name in settings}
+    for name, value in settings.items():
+        jax.config.update(name, value)
+    yield tmp_path / 'cache'
+    for name, value in before.items():
+        jax.config.update(name, value)
+
+
+def call(n=3, *, factor=2, named='a'):
+    """The results, and how often it was traced for them."""
+    scaled.clear_cache()
+    before = len(TRACED)
+    arguments = lambda: (np.arange(float(n)), jnp.ones(n))
+    function = compiled.kept(scaled, arguments(), {'factor': factor}, named=named)
+    results = [jax.device_get(function(*arguments())) for _ in range(2)]
+    jax.tree.map(np.testing.assert_array_equal, *results)
+    np.testing.assert_array_equal(results[0]['sum'], factor * np.arange(n) + 1)
+    return len(TRACED) - before
+
+
+def test_a_second_start_traces_nothing(folder):
+    assert [call(), call()] == [1, 0]
+    assert len(list(folder.glob('scaled-*.executable'))) == 1
+
+
+def test_another_function_type_or_machine_is_compiled(folder, monkeypatch):
+    call()
+    assert call(4) == 1 and call(factor=3, named='b') == 1
+    monkeypatch.setenv('XLA_FLAGS', '--xla_cpu_enable_fast_math=false')
+    assert call() == 1
+    monkeypatch.undo()
+    assert call() == 0
+
+
+def test_other_source_is_compiled(folder, tmp_path, monkeypatch):
+    call()
+    (tmp_path / 'package').mkdir()
+    (tmp_path / 'package/a.py').write_text('x = 1')
+    monkeypatch.setattr(compiled, '_PACKAGE', tmp_path / 'package')
+    assert [call(), call()] == [1, 0]
+    (tmp_path / 'package/a.py').write_text('x = 2')
+    assert call() == 1
+
+
+def test_those_not_used_for_longest_are_removed(folder, monkeypatch):
+    monkeypatch.setattr(compiled, '_MOST', 2)
+    assert [call(1), call(2), call(1), call(3)] == [1, 1, 0, 1]
+    assert len(list(folder.glob('*.executable'))) == 2
+    assert [call(1), call(3), call(2)] == [0, 0, 1]
+
+
+@pytest.mark.parametrize('damage', [lambda b: b[:-9], lambda b: b'', lambda b: b[:40] + b'x' + b[41:]])
+def test_a_damaged_file_is_written_anew(folder, damage):
+    call()
+    (file,) = folder.glob('scaled-*.executable')
+    file.write_bytes(damage(file.read_bytes()))
+    assert [call(), call()] == [1, 0]
+
+
+def test_a_damaged_file_is_not_tried_again_where_it_is_not_written_anew(folder, monkeypatch):
+    call()
+    (file,) = folder.glob('scaled-*.executable')
+    file.write_bytes(file.read_bytes()[:-9])
+    monkeypatch.setattr(compiled, '_save', lambda *_: None)
+    call()
+    assert not file.exists()
+
+
+def test_entries_of_jax_that_a_full_disk_cut_short_are_removed_and_no_others(folder):
+    folder.mkdir()
+    block, pack = compiled._BLOCK, lambda n: zlib.compress(np.random.default_rng(n).bytes(n))
+    fill = next(n for n in range(block, 0, -1) if len(pack(n)) == block)  # ends with a block, and whole
+    entries = {
+        'empty-cache': b'', 'cut-cache': pack(3 * block)[: 2 * block], 'fits-cache': pack(fill),
+        'whole-cache': pack(3 * block), 'cut-atime': b'', 'cut': b'',
+    }  # fmt: skip
+    for name, data in entries.items():
+        (folder / name).write_bytes(data)
+    (folder / 'folder-cache').mkdir()
+    compiled.drop_torn(folder)
+    assert {path.name for path in folder.iterdir()} == {
+        'fits-cache', 'whole-cache', 'cut-atime', 'cut', 'folder-cache'
+    }  # fmt: skip
+    compiled.drop_torn(folder / 'absent')
+
+
+def test_another_users_file_that_cannot_be_removed_is_left_without_a_word(folder, monkeypatch, capsys):
+    """In a folder of all where each removes only its own."""
+    monkeypatch.setattr(compiled, '_MOST', 1)
+    call(1)
+    unlink = pathlib.Path.unlink
+
+    def unlink_own(path, **how):
+        if path.suffix == '.executable':
+            raise PermissionError(1, 'not permitted')
+        unlink(path, **how)
+
+    monkeypatch.setattr(pathlib.Path, 'unlink', unlink_own)
+    call(2)
+    assert len(list(folder.glob('*.executable'))) == 2 and not capsys.readouterr().err
+
+
+def test_what_comes_from_the_cache_of_jax_is_not_written_again(folder, monkeypatch):
+    monkeypatch.setattr(compiled.clock, 'cache_hits', iter(range(9)).__next__)
+    assert [call(), call()] == [1, 1] and not list(folder.glob('scaled-*.executable'))
+
+
+def test_nor_is_it_by_a_later_run_of_the_same_process(folder, monkeypatch):
+    """Which compiles nothing, and reads nothing from the cache: JAX still holds what it had read."""
+    monkeypatch.setattr(compiled.clock, 'cache_hits', iter(range(2)).__next__)
+    call()
+    monkeypatch.undo()
+    arguments = np.arange(3.0), jnp.ones(3)
+    compiled.kept(scaled, arguments, {'factor': 2}, named='a')
+    assert not list(folder.glob('scaled-*.executable'))
+
+
+def test_a_folder_that_cannot_be_written_is_said(folder, capsys):
+    folder.write_text('a file')
+    assert [call(), call()] == [1, 1]
+    assert 'cannot be written' in capsys.readouterr().err
+
+
+PART = """
+import sys
+import jax
+import numpy as np
+jax.config.update('jax_num_cpu_devices', 4)
+jax.config.update('jax_compilation_cache_dir', sys.argv[1])
+from ghn_jax import devices, executables
+traced = []
+def double(x):
+    traced.append(x)
+    return 2 * x
+for count in (1, 2, 3, 4):
+    mesh = devices.mesh_of(jax.devices()[:count], 1)
+    x = devices.replicate(mesh, np.arange(3.0))
+    y = executables.kept(jax.jit(double), (x,), {}, named='double')(x)
+    assert y.tolist() == [0, 2, 4] and len(y.sharding.device_set) == count
+print(len(traced))
+"""
+
+
+def test_a_part_of_the_devices_is_enough(tmp_path):
+    run = [sys.executable, '-c', PART, str(tmp_path)]
+    done = [subprocess.run(run, cwd=ROOT, capture_output=True, text=True) for _ in range(2)]
+    assert [(each.returncode, each.stdout) for each in done] == [(0, '4\n'), (0, '0\n')], done[1].stderr
+
+
+def test_a_cache_of_jax_in_the_cloud_is_no_folder_here(folder, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    jax.config.update('jax_compilation_cache_dir', 'gs://bucket/cache')
+    jax.config.update('jax_enable_compilation_cache', False)  # JAX itself would go there
+    try:
+        assert [call(), call()] == [1, 1] and not list(tmp_path.iterdir())
+    finally:
+        jax.config.update('jax_enable_compilation_cache', True)
+
+
+def test_nothing_is_kept_where_nothing_is_to_be(folder):
+    jax.config.update('jax_compilation_cache_dir', None)
+    assert [call(), call()] == [1, 1] and not folder.exists()

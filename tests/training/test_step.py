@@ -1,0 +1,339 @@
+"""The compiled steps against the slow way: predict tensor by tensor, run the reference, differentiate."""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+from ghn_jax.assembly.network_batch import draw, prepare
+from ghn_jax.base.errors import UserError
+from ghn_jax.cnn import executor
+from ghn_jax.cnn.building import build_program
+from ghn_jax.cnn.covering import Family, program_for
+from ghn_jax.cnn.packing import BLOCK
+from ghn_jax.cnn.reference import apply_reference
+from ghn_jax.hypernet.ghn import GHN, GHNConfig, init_params, predict_parameters
+from ghn_jax.hypernet.published import load_published, published_state
+from ghn_jax.hypernet.tiles import decoder_table
+from ghn_jax.networks.graph import build_graph
+from ghn_jax.networks.spaces import make_space
+from ghn_jax.quant import Policy, Scheme
+from ghn_jax.training.step import (
+    TrainState,
+    Workspace,
+    make_workspace,
+    meta_gradients,
+    predict_weights,
+    score,
+    train_step,
+)
+from tests.cnn.comparison import QUICK, relative_error
+from tests.cnn.networks import random_images, random_parameters, small_network
+from tests.hypernet.helpers import Golden
+
+CONFIG = GHNConfig(hid=8)
+GHN_ = GHN(CONFIG)
+NODES, SIZE, BATCH = 96, 8, 4
+SPECS = [
+    small_network([('sep_conv_3x3', 0), ('skip_connect', 1)], C=16, fc_layers=2, fc_dim=24, name='a'),
+    small_network([('conv_3x3', 0), ('avg_pool_3x3', 1)], C=16, C_mult=2, stem_type=1, name='b'),
+    small_network([('conv_1x1', 0), ('max_pool_3x3', 1)], C=16, norm=None, n_cells=2, name='c'),
+]
+
+
+@pytest.fixture(scope='module')
+def program():
+    return build_program(SPECS, image_size=SIZE, max_params=1e6)
+
+
+@pytest.fixture(scope='module')
+def params():
+    return init_params(CONFIG, jax.random.key(0))
+
+
+def in_float64(program, networks, specs=SPECS):
+    """The decoder's scales in float64, which `prepare` makes float32."""
+    room = {'max_dense': program.capacity.dense_tiles, 'max_depth': program.capacity.depth_tiles}
+    tables = [decoder_table(build_graph(spec), **room)[0] for spec in specs]
+    return networks._replace(decoder=jax.tree.map(lambda *x: np.stack(x), *tables))
+
+
+def float64_workspace(program, batch=BATCH, train=True):
+    floats = program.capacity.blocks * BLOCK
+    buffers = executor.make_workspace(program, batch, jnp.float64, train=train)
+    return Workspace(buffers, jnp.zeros(floats), jnp.zeros(floats))
+
+
+def data(dtype='float64', n=BATCH):
+    labels = np.random.default_rng(1).integers(0, 10, n)
+    return random_images(n, 1, size=SIZE, dtype=dtype), labels
+
+
+@functools.cache
+def slow_gradients(policy, specs):
+    """(gradient of the mean loss, losses): the definition, in float64."""
+    images, labels = data()
+    params = double(init_params(CONFIG, jax.random.key(0)))
+
+    @functools.partial(jax.jit, static_argnums=1, compiler_options=QUICK)
+    def one(params, spec):
+        def loss(params):
+            logits = apply_reference(
+                spec, predict_parameters(GHN_, params, build_graph(spec)), images, policy=policy
+            )
+            return jnp.mean(optax.softmax_cross_entropy_with_integer_labels(logits, labels))
+
+        return jax.value_and_grad(loss)(params)
+
+    results = [one(params, spec) for spec in specs]
+    return [g for _, g in results], [float(loss) for loss, _ in results]
+
+
+def double(tree):
+    return jax.tree.map(lambda x: jnp.asarray(x, jnp.float64), tree)
+
+
+def gradient_errors(gradients, expected):
+    """By name, relative to the larger of the tensor's norm and a millionth of the largest."""
+    floor = 1e-6 * max(float(jnp.linalg.norm(g)) for g in jax.tree.leaves(expected))
+    paired = jax.tree.map(lambda g, e: relative_error(g, e, floor), gradients, expected)
+    return {jax.tree_util.keystr(path): e for path, e in jax.tree_util.tree_leaves_with_path(paired)}
+
+
+@pytest.fixture(scope='module')
+def compiled(program):
+    """`meta_gradients` without dropout, by mode."""
+
+    @functools.cache
+    def compile_(mode):
+        run = functools.partial(meta_gradients, program, GHN_, scheme=Scheme(mode), dropout=0.0)
+        return jax.jit(run, compiler_options=QUICK)
+
+    return compile_
+
+
+@pytest.mark.parametrize(
+    'mode, policy',
+    [('float', Policy()), ('qat', Policy()), ('qat', Policy(4, 32))],
+    ids=str,
+)
+def test_gradients_of_the_hypernetwork_equal_autodiff_through_prediction_and_reference(
+    program, params, compiled, mode, policy
+):
+    with jax.enable_x64(True):
+        networks, _ = prepare(program, SPECS, policy, max_nodes=NODES)
+        gradients, metrics, _ = compiled(mode)(
+            double(params),
+            in_float64(program, networks),
+            *data(),
+            float64_workspace(program),
+            jax.random.key(0),
+        )
+        each, losses = slow_gradients(policy, tuple(SPECS))
+        expected = jax.tree.map(lambda *g: sum(g) / len(g), *each)
+        np.testing.assert_allclose(metrics['loss'], losses, rtol=1e-9)
+        assert np.all(metrics['finite'])
+        off = {name: e for name, e in gradient_errors(gradients, expected).items() if not e < 1e-9}
+        assert not off
+
+
+def test_a_network_that_is_not_finite_contributes_nothing(program, params, compiled):
+    with jax.enable_x64(True):
+        networks, _ = prepare(program, SPECS, Policy(), max_nodes=NODES)
+        networks = in_float64(program, networks)
+        networks.decoder.dense_scale[1] = np.nan
+        gradients, metrics, workspace = compiled('qat')(
+            double(params), networks, *data(), float64_workspace(program), jax.random.key(0)
+        )
+        each, _ = slow_gradients(Policy(), tuple(SPECS))
+        expected = jax.tree.map(lambda a, _, c: (a + c) / 3, *each)
+        assert list(metrics['finite']) == [True, False, True]
+        assert max(gradient_errors(gradients, expected).values()) < 1e-9
+        # Nor does what it left in the workspace matter to the networks after it.
+        networks, _ = prepare(program, SPECS, Policy(), max_nodes=NODES)
+        again, _, _ = compiled('qat')(
+            double(params), in_float64(program, networks), *data(), workspace, jax.random.key(0)
+        )
+        expected = jax.tree.map(lambda *g: sum(g) / 3, *each)
+        assert max(gradient_errors(again, expected).values()) < 1e-9
+
+
+@pytest.mark.parametrize(
+    'name',
+    [
+        'convnets-06',
+        'deepnets-01',
+        *(
+            pytest.param(name, marks=pytest.mark.slow)
+            for name in ('convnets-09', 'convnets-16', 'convnets-29', 'deepnets-18')
+        ),
+    ],
+)
+def test_gradients_of_published_networks_equal_the_golden_ones(golden, name):
+    data = Golden(golden)
+    config, params = load_published(golden / 'open/state_dict.npz', golden / 'ghn_config.json')
+    spec, ref, arrays = data.graph(name).spec, data.refs[name], data.arrays(name)
+    inputs = np.load(golden / 'open/inputs.npz')
+    images, labels = np.float64(inputs['images'].transpose(0, 2, 3, 1)), inputs['labels']
+    program = build_program([spec], image_size=32, max_params=1e7)
+    run = functools.partial(meta_gradients, program, GHN(config), scheme=Scheme('float'), dropout=0.0)
+    with jax.enable_x64(True):
+        networks, _ = prepare(program, [spec], Policy(), max_nodes=384)
+        gradients, metrics, _ = jax.jit(run, compiler_options=QUICK)(
+            double(params), in_float64(program, networks, [spec]), images, labels,
+            float64_workspace(program, len(images)), jax.random.key(0),
+        )  # fmt: skip
+        gradients = published_state(config, jax.tree.map(np.asarray, gradients))
+    np.testing.assert_allclose(metrics['loss'], ref['loss_float64'], rtol=1e-10)
+    for key, norm in ref['grad_norms_float64'].items():
+        np.testing.assert_allclose(np.linalg.norm(gradients[key]), norm, rtol=1e-9, err_msg=key)
+    stored = {key.removeprefix('grad64/'): arrays[key] for key in arrays if key.startswith('grad64/')}
+    assert len(stored) == 4
+    for key, expected in stored.items():
+        assert relative_error(gradients[key][: len(expected)], expected) < 1e-9, key
+
+
+# ---- training
+
+
+W4A4 = Policy(4, 4)
+TINY = make_space(
+    'convnets250k', ops=('skip_connect', 'conv_1x1', 'sep_conv_3x3'), channels=(16,), cells=(2, 4),
+    max_steps=1, max_steps_deep=1, ks=(3,), stem_types=(0,), C_mults=(1,), fc_dims=(64,), flat_head_share=0.0,
+)  # fmt: skip
+
+
+@pytest.fixture(scope='module')
+def trainer():
+    """(program, jitted step, function that makes the first state)."""
+    program, optimizer = program_for(TINY, 'train', Family(16), SIZE), optax.adam(1e-3)
+    step = functools.partial(train_step, program, GHN_, optimizer, scheme=Scheme('qat'))
+
+    def start():
+        params = init_params(CONFIG, jax.random.key(0))
+        return TrainState(jnp.int32(0), params, optimizer.init(params)), make_workspace(program, BATCH)
+
+    return program, jax.jit(step, donate_argnums=(0, 4), compiler_options=QUICK), start
+
+
+def batch(program, index, policy=W4A4):
+    """Two networks, new ones for each index, images and labels, and a key."""
+    networks, _ = prepare(program, draw(TINY, 0, index, 2), policy, max_nodes=NODES)
+    images, labels = data('float32')
+    return networks, images, labels.astype('int32')
+
+
+def test_nothing_is_compiled_for_200_unseen_networks(trainer, count_compiles):
+    program, step, start = trainer
+    state, workspace = start()
+    keys = list(jax.random.split(jax.random.key(0), 103))
+    for i in range(3):
+        state, metrics, workspace = step(state, *batch(program, i), workspace, keys[i])
+    specs = {dataclass_key(spec) for i in range(3, 103) for spec in draw(TINY, 0, i, 2)}
+    assert len(specs) > 150
+    losses, finite = [], 0
+    with count_compiles() as compiles:
+        for i in range(3, 103):
+            policy = Policy(*((4, 4), (8, 8), (2, 2), (32, 32))[i % 4])
+            networks, images, labels = batch(program, i, policy)
+            state, metrics, workspace = step(state, networks, images, labels, workspace, keys[i])
+            losses.append(float(metrics['loss']))
+            finite += not np.asarray(metrics['faults']).any()
+    assert compiles.n == 0
+    assert np.all(np.isfinite(losses)) and finite >= 98
+    assert int(state.step) == 103
+
+
+def dataclass_key(spec):
+    return spec.to_json().partition('"name"')[0]
+
+
+def test_training_on_one_batch_brings_the_loss_down_and_repeats_exactly(trainer):
+    program, step, start = trainer
+    runs = []
+    for _ in range(2):
+        state, workspace = start()
+        losses = []
+        for i in range(12):
+            state, metrics, workspace = step(state, *batch(program, 0), workspace, jax.random.key(i))
+            losses.append(float(metrics['loss']))
+        runs.append((losses, state))
+    jax.tree.map(np.testing.assert_array_equal, *runs)
+    losses = runs[0][0]
+    assert np.mean(losses[-3:]) < np.mean(losses[:3])
+
+
+def test_networks_of_a_step_share_a_width_and_are_a_function_of_seed_and_step():
+    space = make_space('convnets250k')
+    for step in range(20):
+        specs = draw(space, 7, step, 3)
+        assert specs == draw(space, 7, step, 3) != draw(space, 8, step, 3)
+        assert len({spec.C for spec in specs}) == 1
+    widths = [draw(space, 0, step, 1)[0].C for step in range(200)]
+    assert 0.7 < np.mean(np.array(widths) == 32) < 0.95  # as in the space
+
+
+def test_a_network_that_does_not_fit_is_a_user_error(program):
+    other = small_network([('conv_7x7', 0), ('none', 1)], C=16, name='other')
+    with pytest.raises(UserError, match="network 'other' needs instruction"):
+        prepare(program, [other], Policy(), max_nodes=NODES)
+    with pytest.raises(UserError, match='max_nodes'):
+        prepare(program, SPECS, Policy(), max_nodes=8)
+
+
+# ---- evaluation
+
+
+def test_predicted_weights_are_those_of_the_slow_way_in_their_places(program, params):
+    run = jax.jit(functools.partial(predict_weights, GHN_), compiler_options=QUICK)
+    slow = lambda params, spec: predict_parameters(GHN_, params, build_graph(spec))
+    slow = jax.jit(slow, static_argnums=1, compiler_options=QUICK)
+    for spec in SPECS:
+        networks, (layout,) = prepare(program, [spec], Policy(), max_nodes=NODES)
+        flat = np.asarray(run(params, networks, jnp.full(program.capacity.blocks * BLOCK, jnp.nan)))
+        expected = slow(params, spec)
+        shapes = {name: w.shape for name, w in expected.items()}
+        for name, w in program.unpack(layout, flat, shapes).items():
+            np.testing.assert_allclose(w, expected[name], rtol=2e-5, atol=1e-6, err_msg=name)
+
+
+@pytest.mark.parametrize('policy', [Policy(), Policy(4, 32)], ids=str)
+def test_scores_count_the_labels_among_the_first_and_the_first_five(program, policy):
+    with jax.enable_x64(True):
+        run = jax.jit(functools.partial(score, program), compiler_options=QUICK)
+        r = np.random.default_rng(0)
+        images = r.integers(0, 256, (6, BATCH, SIZE, SIZE, 3)).astype('uint8')
+        labels = r.integers(0, 10, (6, BATCH))
+        mean, std = np.array([0.4, 0.5, 0.6]), np.array([0.2, 0.25, 0.3])
+        workspace = float64_workspace(program, train=False)
+        for spec in SPECS:
+            weights, layout = random_parameters(spec, 0, 'float64'), program.layout(spec)
+            reference = jax.jit(
+                lambda w, x, spec=spec: apply_reference(spec, w, (x / 255 - mean) / std, policy=policy),
+                compiler_options=QUICK,
+            )
+            logits = np.stack([reference(weights, x) for x in images])
+            rank = np.sum(logits > np.take_along_axis(logits, labels[..., None], -1), -1)
+            flat = program.pack(layout, weights, np.float64)
+            top1, top5, _, workspace = run(
+                flat, layout.tables, program.bits(layout, policy), images, labels, mean, std, workspace
+            )
+            assert (int(top1), int(top5)) == (np.sum(rank < 1), np.sum(rank < 5))
+            top1, top5, _, workspace = run(
+                0 * flat, layout.tables, program.bits(layout, policy), images, labels, mean, std, workspace
+            )
+            assert (int(top1), int(top5)) == (0, 0)  # equal logits predict nothing
+            top1, top5, _, workspace = run(
+                flat,
+                layout.tables,
+                program.bits(layout, policy),
+                images,
+                0 * labels - 1,
+                mean,
+                std,
+                workspace,
+            )
+            assert (int(top1), int(top5)) == (0, 0)  # images that are not counted
