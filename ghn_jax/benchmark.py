@@ -22,14 +22,15 @@ from typing import Any
 import jax
 from absl import flags
 
+from ghn_jax import config_file
 from ghn_jax.base import bounds, cli, files, screen
 from ghn_jax.base.errors import UserError
 from ghn_jax.benchmarks import comparison, picture, tasks
 from ghn_jax.benchmarks.benchmark import DEFAULT, WHAT, _integers, _parts_of_cpu, benchmark, text
 from ghn_jax.benchmarks.options import MODES, Options
-from ghn_jax.evaluation import results
 from ghn_jax.networks.spaces import SPLITS, make_space
 from ghn_jax.networks.spec import load_networks
+from ghn_jax.reporting import plotting
 from ghn_jax.runs.run import start
 
 if __name__ == '__main__':
@@ -45,7 +46,7 @@ if __name__ == '__main__':
     _BATCH_SIZE = bounds.define_integer(
         'batch_size', 64, 'Images in a batch; compile, profile: the config says.'
     )
-    _CONFIG = cli.define_config(
+    _CONFIG = config_file.define_config(
         'Config file, or the name of one of ghn_jax, then --config.key=value: the run that compile and '
         'profile are about.'
     )
@@ -63,7 +64,7 @@ if __name__ == '__main__':
 
     def _main() -> None:
         out = cli.check_output(_JSON.value, 'json') if _JSON.value else None
-        plot = cli.check_output(_PLOT.value, 'plot', results.PICTURES) if _PLOT.value else None
+        plot = cli.check_output(_PLOT.value, 'plot', plotting.PICTURES) if _PLOT.value else None
         if _COMPARE.value is not None:
             result, shown, drawn = _compare(), comparison.text, picture.picture_of_comparison
         else:

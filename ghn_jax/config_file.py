@@ -8,7 +8,8 @@ import types
 from absl import flags
 from ml_collections import ConfigDict, config_flags
 
-from ghn_jax.base import paths
+from ghn_jax import config as configs
+from ghn_jax.base import cli, paths
 from ghn_jax.base.errors import UserError, shown
 
 flags.disclaim_key_flags()  # --help shows --config as a flag of the command that defines it
@@ -23,6 +24,27 @@ def define(help_string: str, flag_values: flags.FlagValues = flags.FLAGS) -> fla
     holder = config_flags.DEFINE_config_file('config', help_string=help_string, flag_values=flag_values)
     flag_values['config'].parser = Parser()
     return holder
+
+
+def define_config(
+    help_string: str = 'Config file, or the name of one of ghn_jax; then --config.key=value.',
+) -> flags.FlagHolder:
+    """Define --config for a command, as `define`; leave with code 2 where --flagfile cannot be read."""
+    try:
+        return define(help_string)
+    except (flags.Error, ValueError) as e:
+        cli.fail(cli.flag_error(e))
+
+
+def read_config(flag: flags.FlagHolder) -> ConfigDict:
+    """Return the value of a `define_config` flag, checked.
+
+    Raises:
+      UserError: it is absent or impossible.
+    """
+    if flag.value is None:
+        raise UserError('--config is missing: give a file or a name, as in --config=quickstart')
+    return configs.check(flag.value)
 
 
 class Parser(flags.ArgumentParser):

@@ -11,8 +11,9 @@ bits predicts them anew for each. Policies beyond one bit-width for all are read
 from absl import flags
 
 from ghn_jax.base import cli, files, screen
-from ghn_jax.evaluation import evaluation_flags, results
+from ghn_jax.evaluation import evaluation_flags
 from ghn_jax.evaluation.evaluate import evaluate
+from ghn_jax.reporting import plotting, tables
 
 if __name__ == '__main__':
     _READ = evaluation_flags.define_flags()
@@ -22,16 +23,16 @@ if __name__ == '__main__':
     def _main() -> None:
         asked = _READ()
         json_file = cli.check_output(_JSON.value, 'json') if _JSON.value else None
-        plot_file = cli.check_output(_PLOT.value, 'plot', results.PICTURES) if _PLOT.value else None
+        plot_file = cli.check_output(_PLOT.value, 'plot', plotting.PICTURES) if _PLOT.value else None
         result, other = evaluate(asked.load_run(), **asked.options)
         result['protocol']['command'] = cli.command_line('evaluate')
         try:  # the files first; the table also where they cannot be written
             if json_file:
                 files.write_json(json_file, result)
             if plot_file:
-                files.write(plot_file, results.picture(result, other, suffix=plot_file.suffix))
+                files.write(plot_file, plotting.accuracy_picture(result, other, suffix=plot_file.suffix))
         finally:
-            screen.show(results.text(result, other), kept=bool(json_file))
+            screen.show(tables.text(result, other), kept=bool(json_file))
         if plot_file:
             print(f'picture: {_PLOT.value}')
 

@@ -17,6 +17,7 @@ left out of them and named.
 
 from absl import flags
 
+from ghn_jax import config_file
 from ghn_jax.base import bounds, cli
 from ghn_jax.base.errors import UserError
 from ghn_jax.evaluation.evaluation_flags import parse_policies, parse_splits
@@ -26,7 +27,7 @@ from ghn_jax.studies.study import study
 from ghn_jax.studies.study_runs import parse_seeds, read_strategies
 
 if __name__ == '__main__':
-    _CONFIG = cli.define_config()
+    _CONFIG = config_file.define_config()
     _WORKDIR = flags.DEFINE_string('workdir', None, 'Directory of the study: a run for each strategy.')
     _STRATEGIES = flags.DEFINE_string(
         'strategies', None, 'JSON file, or the name of one of ghn_jax: {"name": {"mode": "qat", ..}, ..}.'
@@ -45,7 +46,7 @@ if __name__ == '__main__':
     _BATCH_SIZE = bounds.define_integer('batch_size', 64, 'Images of a batch.')
 
     def _main() -> None:
-        config = cli.read_config(_CONFIG)
+        config = config_file.read_config(_CONFIG)
         workdir = cli.check_workdir(_WORKDIR.value)
         if not _STRATEGIES.value:
             raise UserError('--strategies is missing: give a file or a name, as in --strategies=strategies')

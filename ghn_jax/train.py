@@ -13,6 +13,7 @@ On several machines, the same command on each, with a workdir that all share:
 
 from absl import flags
 
+from ghn_jax import config_file
 from ghn_jax.base import cli, counters, processes
 from ghn_jax.base.bounds import define_integer
 from ghn_jax.base.environment import start_devices
@@ -21,7 +22,7 @@ from ghn_jax.training.preemption import Stopping
 from ghn_jax.training.train import train
 
 if __name__ == '__main__':
-    _CONFIG = cli.define_config()
+    _CONFIG = config_file.define_config()
     _WORKDIR = flags.DEFINE_string(
         'workdir', None, 'Directory of the run: checkpoints, metrics, TensorBoard.'
     )
@@ -36,7 +37,7 @@ if __name__ == '__main__':
     )
 
     def _main() -> None:
-        config = cli.read_config(_CONFIG)
+        config = config_file.read_config(_CONFIG)
         workdir = cli.check_workdir(_WORKDIR.value)
         divide_cpu(config.devices.cpu)
         processes.start(_COORDINATOR.value, _NUM_PROCESSES.value, _PROCESS_ID.value, timeout=_TIMEOUT.value)

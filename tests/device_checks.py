@@ -20,7 +20,7 @@ from ghn_jax.assembly.mesh import (
     REPLICATED,
     axes_of,
     make_mesh,
-    make_workspace,
+    make_workspaces,
     mesh_of,
     place_networks,
     replicate,
@@ -79,7 +79,7 @@ def gradients(chosen):
     def inputs(mesh, policy):
         networks, _ = prepare(program, specs, policy, max_nodes=NODES)
         state = TrainState(jnp.int32(0), params, KEEP.init(params))
-        workspace = make_workspace(mesh, program, IMAGES)
+        workspace = make_workspaces(mesh, program, IMAGES)
         return (
             replicate(mesh, state),
             place_networks(mesh, in_float64(program, networks, specs), NETWORKS),

@@ -15,10 +15,10 @@ from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
 from ghn_jax.assembly.network_batch import tile_shapes
+from ghn_jax.assembly.workspace import make_workspace
 from ghn_jax.base import counters
 from ghn_jax.base.errors import UserError
 from ghn_jax.cnn.program import Program
-from ghn_jax.training.step import make_workspace
 
 KNOBS = (
     'take a smaller --config.train.batch_size, narrower networks (--config.space.channels), '

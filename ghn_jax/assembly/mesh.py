@@ -16,11 +16,11 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from ml_collections import ConfigDict
 
 from ghn_jax.assembly.network_batch import Networks
+from ghn_jax.assembly.workspace import Workspace, make_workspace
 from ghn_jax.base.collectives import Axes
 from ghn_jax.base.errors import UserError
 from ghn_jax.cnn.program import Program
 from ghn_jax.networks.graph import GraphBatch
-from ghn_jax.training import step as steps
 
 REPLICATED = PartitionSpec()
 OVER_NETWORKS = PartitionSpec('networks')
@@ -168,14 +168,14 @@ def local(tree: Any) -> Any:
     return jax.tree.map(lambda x: x.addressable_data(0), tree)
 
 
-def make_workspace(
+def make_workspaces(
     mesh: Mesh | None, program: Program, batch: int, dtype: Any = jax.numpy.float32, *, train: bool = True
-) -> steps.Workspace:
+) -> Workspace:
     """Workspaces for batches of `batch` images, one for each device: leading axes are D times as long.
 
     dtype: of the networks' values, see `executor`. train: with gradients; else without weights, too.
     """
-    make = functools.partial(steps.make_workspace, program, dtype=dtype, train=train)
+    make = functools.partial(make_workspace, program, dtype=dtype, train=train)
     if mesh is None:
         return replicate(mesh, make(batch))
     part = batch // mesh.shape['images']

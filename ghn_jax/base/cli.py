@@ -26,14 +26,12 @@ from collections.abc import Callable, Sequence
 from logging import CRITICAL, getLogger
 from typing import NoReturn
 
-import ml_collections
 from absl import app, flags, logging
 
-from ghn_jax import config, config_file
 from ghn_jax.base import files, paths, screen
 from ghn_jax.base.errors import NotFinite, Stopped, UserError, shown
 
-flags.disclaim_key_flags()  # as in `configfile`
+flags.disclaim_key_flags()  # --help shows them as the flags of the command that defines them
 
 EXIT_NOT_FINITE = 3
 EXIT_STOPPED = 75  # EX_TEMPFAIL
@@ -54,9 +52,9 @@ def _run(main: Callable[[], object]) -> None:
     try:
         app.run(lambda argv: _quietly(main), flags_parser=_parse)
     except NotFinite as e:
-        _fail(e, EXIT_NOT_FINITE)
+        fail(e, EXIT_NOT_FINITE)
     except UserError as e:
-        _fail(e)
+        fail(e)
     except Stopped as e:
         print(f'stopped: {e}', file=sys.stderr)
         sys.exit(EXIT_STOPPED)
@@ -83,23 +81,6 @@ def _report_unraisable(error) -> None:
     files = [frame.filename for frame in traceback.extract_tb(error.exc_traceback)]
     if not any(f'{os.sep}{name}{os.sep}' in file for file in files for name in ('orbax', 'asyncio')):
         sys.__unraisablehook__(error)
-
-
-def define_config(
-    help_string: str = 'Config file, or the name of one of ghn_jax; then --config.key=value.',
-) -> flags.FlagHolder:
-    """Defines --config, as `configfile.define`; leaves with code 2 where --flagfile cannot be read."""
-    try:
-        return config_file.define(help_string)
-    except (flags.Error, ValueError) as e:
-        _fail(_flag_error(e))
-
-
-def read_config(flag: flags.FlagHolder) -> ml_collections.ConfigDict:
-    """The value of a `define_config` flag, checked. Raises UserError if it is absent or impossible."""
-    if flag.value is None:
-        raise UserError('--config is missing: give a file or a name, as in --config=quickstart')
-    return config.check(flag.value)
 
 
 def check_workdir(workdir: str | os.PathLike | None, *, must_exist: bool = False) -> pathlib.Path:
@@ -191,7 +172,7 @@ def command_line(command: str) -> str:
 
 def _parse(argv: list[str]) -> list[str]:
     if odd := [arg for arg in argv[1:] if arg.endswith('\r')]:
-        _fail(f'{odd[0]!r} ends in a carriage return: give the script Unix line ends, as with dos2unix')
+        fail(f'{odd[0]!r} ends in a carriage return: give the script Unix line ends, as with dos2unix')
     try:
         rest = flags.FLAGS(argv)
         paths.check_flags(flags.FLAGS[name] for name in flags.FLAGS)
@@ -200,17 +181,17 @@ def _parse(argv: list[str]) -> list[str]:
     except (AttributeError, KeyError) as e:  # ml_collections: "'lrr' Did you mean ..."
         while e.args and isinstance(e.args[0], Exception):  # whose str() would be quoted twice
             e = e.args[0]
-        _fail(f'no such config key: {e.args[0] if e.args else e}')
+        fail(f'no such config key: {e.args[0] if e.args else e}')
     except (flags.Error, ValueError) as e:
-        _fail(_flag_error(e))
+        fail(flag_error(e))
     except Exception as e:  # ml_collections, of overrides that make no sense
-        _fail(f'the flags cannot be read: {type(e).__name__}: {e}')
+        fail(f'the flags cannot be read: {type(e).__name__}: {e}')
     if len(rest) > 1:
-        _fail(f'unexpected argument {rest[1]!r}: flags are written --name=value; see --help')
+        fail(f'unexpected argument {rest[1]!r}: flags are written --name=value; see --help')
     return rest
 
 
-def _flag_error(error: Exception) -> str:
+def flag_error(error: Exception) -> str:
     if isinstance(error.__context__, UserError):  # absl words the errors of a parser anew
         return str(error.__context__)
     if isinstance(error, UnicodeDecodeError):
@@ -229,6 +210,6 @@ def one_line(error: object) -> str:
     return text if len(text) <= _LONGEST else text[:_LONGEST] + ' ...'
 
 
-def _fail(error: object, code: int = 2) -> NoReturn:
+def fail(error: object, code: int = 2) -> NoReturn:
     print(f'error: {one_line(error)}', file=sys.stderr)
     sys.exit(code)

@@ -64,7 +64,7 @@ def shipped(suffix: str) -> dict[str, pathlib.Path]:
 
     They lie in the package where it is installed, beside it in the repository.
     """
-    package = pathlib.Path(__file__).parent
+    package = pathlib.Path(__file__).parents[1]
     folder = next((f for f in (package / 'configs', package.parent / 'configs') if f.is_dir()), None)
     return {file.stem: file for file in sorted(folder.glob(f'*{suffix}'))} if folder else {}
 

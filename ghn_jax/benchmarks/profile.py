@@ -18,6 +18,7 @@ import optax
 
 from ghn_jax.assembly.network_batch import Networks, draw, prepare
 from ghn_jax.assembly.weight_buffer import assemble, assemble_transposed
+from ghn_jax.assembly.workspace import make_workspace
 from ghn_jax.benchmarks.options import Options, Row, config_of
 from ghn_jax.benchmarks.tasks import policy_of, random_images, train_step
 from ghn_jax.cnn import executor
@@ -29,7 +30,7 @@ from ghn_jax.quant.bit_schedule import Strategy
 from ghn_jax.quant.scheme import Scheme
 from ghn_jax.runs.run import make_ghn, make_space_of
 from ghn_jax.training import train
-from ghn_jax.training.step import DROPOUT, TrainState, make_workspace
+from ghn_jax.training.step import DROPOUT, TrainState
 
 NUM_CLASSES = 10  # of every data set there is
 STEP = 'training step'

@@ -17,12 +17,14 @@ from ml_collections import ConfigDict
 
 from ghn_jax.assembly.memory import tree_bytes
 from ghn_jax.assembly.network_batch import prepare
+from ghn_jax.assembly.workspace import make_workspace
 from ghn_jax.base import counters
 from ghn_jax.base.errors import UserError
 from ghn_jax.benchmarks.options import Options, Row, config_of
 from ghn_jax.benchmarks.tasks import train_step
 from ghn_jax.cnn.covering import Family, covering_networks, program_for, widths
 from ghn_jax.cnn.program import Program
+from ghn_jax.evaluation.device import predict_weights
 from ghn_jax.evaluation.score import score_on
 from ghn_jax.hypernet.ghn import init_params
 from ghn_jax.networks.spaces import Space, split_rules
@@ -31,7 +33,7 @@ from ghn_jax.quant.policy import Policy
 from ghn_jax.quant.scheme import QAT
 from ghn_jax.runs.run import make_ghn, make_space_of
 from ghn_jax.training import train
-from ghn_jax.training.step import TrainState, make_workspace, predict_weights
+from ghn_jax.training.step import TrainState
 
 _NUM_CLASSES = 10  # of every data set there is
 _EVALUATED = 64, 10_000  # images of a batch, images: as `evaluate` has them

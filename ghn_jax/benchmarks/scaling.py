@@ -20,7 +20,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from ghn_jax.assembly.mesh import make_workspace, mesh_of, place_networks, replicate
+from ghn_jax.assembly.mesh import make_workspaces, mesh_of, place_networks, replicate
 from ghn_jax.assembly.network_batch import draw, prepare
 from ghn_jax.base.errors import UserError
 from ghn_jax.benchmarks.options import Options, Row
@@ -188,7 +188,7 @@ def _measure(
         key = replicate(mesh, jax.random.key(0))
         state = TrainState(jnp.zeros((), jnp.int32), params, optimizer.init(params))
         state = replicate(mesh, jax.tree.map(jnp.copy, state))
-        workspace = make_workspace(mesh, program, batch_size)
+        workspace = make_workspaces(mesh, program, batch_size)
         compiled = jitted.lower(state, batch, *data, workspace, key).compile(options)
         wall, cpu = [], []
         for _ in range(repeats + 1):  # the first warms up

@@ -23,7 +23,7 @@ from ghn_jax.assembly.mesh import (
     REPLICATED,
     axes_of,
     first,
-    make_workspace,
+    make_workspaces,
     mesh_of,
     place_networks,
     replicate,
@@ -37,6 +37,7 @@ from ghn_jax.cnn.building import build_program
 from ghn_jax.cnn.covering import family
 from ghn_jax.cnn.packing import BLOCK, round_up
 from ghn_jax.cnn.program import Program
+from ghn_jax.evaluation import device
 from ghn_jax.evaluation.score import Images, check_given, score_on, spread_images
 from ghn_jax.hypernet.ghn import GHN, GHNConfig, init_params
 from ghn_jax.networks.graph import build_graph
@@ -45,7 +46,7 @@ from ghn_jax.networks.spec import NetworkSpec
 from ghn_jax.quant.policy import Policy, parse_bits
 from ghn_jax.quant.scheme import QAT, Scheme
 from ghn_jax.runs import prediction
-from ghn_jax.training import step as steps
+from ghn_jax.training.step import TrainState, train_step
 
 
 def groups(specs: Sequence[NetworkSpec], batch_size: int) -> Iterator[tuple[Program, list[NetworkSpec]]]:
@@ -131,14 +132,14 @@ def _train(options: Options, mode: str) -> Row:
     optimizer = optax.chain(optax.clip_by_global_norm(5.0), optax.adam(1e-3))
     mesh = mesh_of(jax.local_devices()[: options.devices], 1)
     params = jax.tree.map(jnp.copy, params)  # steps overwrite theirs
-    state = steps.TrainState(jnp.zeros((), jnp.int32), params, optimizer.init(params))
+    state = TrainState(jnp.zeros((), jnp.int32), params, optimizer.init(params))
     state, data = (replicate(mesh, t) for t in (state, random_images(options.batch_size)))
     policy, nodes = policy_of(mode), max_nodes(options.specs)
     seconds: list[float] = []
     compiled = 0
     for program, members in groups(options.specs, options.batch_size):
-        step = train_step(program, ghn, optimizer, mesh, Scheme(mode))
-        workspace = make_workspace(mesh, program, options.batch_size)
+        step = compiled_step(program, ghn, optimizer, mesh, Scheme(mode))
+        workspace = make_workspaces(mesh, program, options.batch_size)
         each = -(-min(options.meta_batch, len(members)) // options.devices)  # of a device
         count = each * options.devices
         # The last step is filled up with networks from the beginning.
@@ -163,12 +164,12 @@ def _train(options: Options, mode: str) -> Row:
     return {'what': 'train', 'mode': mode, **counters.row(seconds, compiled, **more)}
 
 
-def train_step(
+def compiled_step(
     program: Program, ghn: GHN, optimizer: optax.GradientTransformation, mesh: Mesh | None, scheme: Scheme
 ) -> Callable:
-    """`steps.train_step`, jitted, as a function of its arrays; on every device of the mesh."""
+    """`train_step`, jitted, as a function of its arrays; on every device of the mesh."""
     axes = axes_of(mesh)
-    step = functools.partial(steps.train_step, program, ghn, optimizer, scheme=scheme, axes=axes)
+    step = functools.partial(train_step, program, ghn, optimizer, scheme=scheme, axes=axes)
     layout = (REPLICATED, REPLICATED, OVER_DEVICES, REPLICATED)
     return jax.jit(spread(step, mesh, layout), donate_argnums=(0, 4))
 
@@ -183,7 +184,7 @@ def _evaluate(options: Options, mode: str) -> Row:
     _announce('evaluate', mode, options)
     mesh = first(options.devices)
     score = score_on(mesh, QAT)
-    predict_buffer = jax.jit(steps.predict_weights, static_argnums=0, donate_argnums=3)
+    predict_buffer = jax.jit(device.predict_weights, static_argnums=0, donate_argnums=3)
     N, K = options.batch_size, max(1, options.num_images // options.batch_size)
     images = np.random.default_rng(0).integers(0, 256, (K, N, IMAGE_SIZE, IMAGE_SIZE, 3), np.uint8)
     data = Images(
@@ -194,7 +195,7 @@ def _evaluate(options: Options, mode: str) -> Row:
     seconds: list[float] = []
     compiled = 0
     for program, members in groups(options.specs, options.batch_size):
-        workspace = make_workspace(mesh, program, N, train=False)
+        workspace = make_workspaces(mesh, program, N, train=False)
         weights = jnp.zeros(program.capacity.blocks * BLOCK)
         for timed in (False, True):
             before = counters.compilations()

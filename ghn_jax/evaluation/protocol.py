@@ -18,9 +18,9 @@ from ghn_jax.cnn.deploy import calibration, observer
 from ghn_jax.cnn.deploy.observer import Activations, Moments
 from ghn_jax.cnn.program import Layout, Program
 from ghn_jax.cnn.tables import Bits, Ranges, Tables
+from ghn_jax.evaluation import device
 from ghn_jax.quant.policy import Policy
 from ghn_jax.quant.scheme import QAT, Scheme
-from ghn_jax.training import step as steps
 
 BATCH_NORMS = ('batch', 'calibrated', 'corrected')
 RANGES = ('batch', 'calibrated')
@@ -82,11 +82,11 @@ class Network(NamedTuple):
 
 @functools.cache
 def measure_on(mesh: Mesh | None, scheme: Scheme) -> Callable:
-    """`steps.measure` in a scheme, jitted; on several devices each does all of it, for it is little."""
+    """`device.measure` in a scheme, jitted; on several devices each does all of it, for it is little."""
 
     def measure(program, *arrays):
         all_, each = REPLICATED, OVER_DEVICES
-        run = functools.partial(steps.measure, program, scheme=scheme)
+        run = functools.partial(device.measure, program, scheme=scheme)
         return on_each(run, mesh, (*[all_] * 8, each, all_), (all_, each))(*arrays)
 
     return jax.jit(measure, static_argnums=0, donate_argnums=9)
@@ -101,7 +101,7 @@ class Measure(NamedTuple):
     scheme: Scheme = QAT
 
     def __call__(self, layout: Layout, network: Network, bits: Bits, bounds: np.ndarray, workspace):
-        """(steps.Measured on the host, workspace)."""
+        """(device.Measured on the host, workspace)."""
         measured, workspace = measure_on(self.mesh, self.scheme)(
             self.program, network.weights, network.tables, bits, *self.images,
             observer.make_index(self.program, layout), bounds, workspace, network.ranges,

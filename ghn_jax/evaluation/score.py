@@ -22,7 +22,7 @@ from jax.sharding import Mesh
 from tqdm import tqdm
 
 from ghn_jax.assembly import lone_values
-from ghn_jax.assembly.mesh import OVER_DEVICES, REPLICATED, axes_of, make_workspace, on_each, replicate
+from ghn_jax.assembly.mesh import OVER_DEVICES, REPLICATED, axes_of, make_workspaces, on_each, replicate
 from ghn_jax.assembly.network_batch import prepare
 from ghn_jax.base.errors import UserError
 from ghn_jax.cnn.building import build_program
@@ -32,7 +32,7 @@ from ghn_jax.cnn.lowering import check_lowerable
 from ghn_jax.cnn.packing import BLOCK, round_up
 from ghn_jax.cnn.program import Layout, Program
 from ghn_jax.datasets.load import Dataset, Split
-from ghn_jax.evaluation import protocol
+from ghn_jax.evaluation import device, protocol
 from ghn_jax.evaluation.protocol import PAPERS, Measure, Network, Protocol
 from ghn_jax.hypernet.ghn import GHN, GHNConfig
 from ghn_jax.networks.graph import build_graph
@@ -42,7 +42,6 @@ from ghn_jax.networks.spaces import Space
 from ghn_jax.networks.spec import IMAGE_SIZE, NetworkSpec
 from ghn_jax.quant.policy import Policy
 from ghn_jax.quant.scheme import QAT, Scheme
-from ghn_jax.training import step as steps
 
 _NODES = 64  # graphs are padded to a multiple
 
@@ -176,15 +175,15 @@ def check_classes(ghn: GHN, specs: Sequence[NetworkSpec], dataset: Dataset) -> N
 
 
 # Functions of a program and a GHN, which are static and compared by value: one compilation for each.
-_predict = jax.jit(steps.predict_weights, static_argnums=0, donate_argnums=3)
+_predict = jax.jit(device.predict_weights, static_argnums=0, donate_argnums=3)
 
 
 @functools.cache
 def score_on(mesh: Mesh | None, scheme: Scheme) -> Callable:
-    """`steps.score` in a scheme, jitted; the devices of the mesh share the batches, each with a workspace."""
+    """`device.score` in a scheme, jitted; devices of the mesh share the batches, each with a workspace."""
 
     def score(program, *arrays):
-        run = functools.partial(steps.score, program, scheme=scheme, axes=axes_of(mesh))
+        run = functools.partial(device.score, program, scheme=scheme, axes=axes_of(mesh))
         all_, each = REPLICATED, OVER_DEVICES
         inputs = (all_, all_, all_, each, each, all_, all_, each, all_)
         return on_each(run, mesh, inputs, (all_, all_, each, each))(*arrays)
@@ -255,7 +254,7 @@ def score_in_full(
         measure = make_measure(program, mesh, calibration, scheme) if calibration else None
         # Made for every group and given back after it: tapes of several programs may not fit side by side.
         # The weights are read while the workspace is donated, so they cannot be part of it.
-        workspace = make_workspace(mesh, program, batch_size, train=False)
+        workspace = make_workspaces(mesh, program, batch_size, train=False)
         weights = jnp.zeros(program.capacity.blocks * BLOCK)
         for i in members:
             for p, policy in enumerate(policies):

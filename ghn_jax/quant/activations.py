@@ -1,6 +1,6 @@
 """Activations on the levels of a grid: over the range of their batch, or over one that is given.
 
-`across` is everywhere a mesh axis whose devices each hold some of the batch's images (`ghn_jax.base.collectives`).
+`across` is everywhere a mesh axis whose devices each hold some of the images (`ghn_jax.base.collectives`).
 """
 
 from jax import Array

@@ -6,11 +6,10 @@ from typing import Any
 
 import numpy as np
 
-from ghn_jax.evaluation import results
 from ghn_jax.networks.graph import build_graph
 from ghn_jax.networks.spec import NetworkSpec
 from ghn_jax.quant.policy import quantizable
-from ghn_jax.reporting import plotting
+from ghn_jax.reporting import plotting, tables
 from ghn_jax.reporting.closeup import Layer
 from ghn_jax.reporting.evaluation import Evaluation
 from ghn_jax.reporting.graph_drawing import place
@@ -50,14 +49,14 @@ def distributions(evaluation: Evaluation, split: str) -> bytes:
             'rows': [row for row in result['rows'] if row['split'] == split],
         }
     )
-    return results.picture(part(evaluation.result), part(evaluation.other))
+    return plotting.accuracy_picture(part(evaluation.result), part(evaluation.other))
 
 
 def accuracy_by_bits(evaluation: Evaluation) -> bytes:
     """Mean top-1 with its standard error against the bit-width, a line for each split and run."""
     fig, ((panel,),) = _subplots(1, 1, 3.8)
     bits = evaluation.result['protocol']['bits']
-    names = results.labels(evaluation.result, evaluation.other)
+    names = tables.labels(evaluation.result, evaluation.other)
     keys = (('top1', '-', names[0]), *([('against_top1', '--', names[1])] if evaluation.other else []))
     for k, split in enumerate(evaluation.splits):
         rows = [row for row in evaluation.result['rows'] if row['split'] == split]
@@ -69,7 +68,7 @@ def accuracy_by_bits(evaluation: Evaluation) -> bytes:
                 linestyle=style, markersize=5, capsize=3,
             )  # fmt: skip
     _chance(panel, evaluation)
-    panel.set_xticks(range(len(bits)), [results.bits_label(b) for b in bits])
+    panel.set_xticks(range(len(bits)), [tables.bits_label(b) for b in bits])
     panel.set_ylabel('mean top-1 accuracy, %')
     panel.grid(axis='y', alpha=0.3)
     chance, *lines = zip(*panel.get_legend_handles_labels())
@@ -93,7 +92,7 @@ def float_against_quantized(evaluation: Evaluation) -> bytes:
                 markersize=4, markeredgewidth=0,
             )  # fmt: skip
         panel.axline((0, 0), slope=1, color='gray', linestyle=':', linewidth=1.2, label='equal')
-        panel.set_title(results.bits_label(bits), fontsize=10)
+        panel.set_title(tables.bits_label(bits), fontsize=10)
         panel.grid(alpha=0.3)
     for panel in panels.flat[len(others) :]:
         panel.set_axis_off()
@@ -230,7 +229,7 @@ def training_curves(rows: Iterable[Row]) -> bytes | None:
         name for name in dict.fromkeys(k for row in rows for k in row) if name.startswith(_VALIDATION)
     ]
     accuracies = {'training': 'train/accuracy'} | {
-        f'validation {results.bits_label(name.removeprefix(_VALIDATION))}': name for name in validations
+        f'validation {tables.bits_label(name.removeprefix(_VALIDATION))}': name for name in validations
     }
     curves = {
         'loss': {'training': _curve(rows, 'train/loss')},

@@ -13,7 +13,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from ghn_jax.assembly.mesh import first, make_workspace
+from ghn_jax.assembly.mesh import first, make_workspaces
 from ghn_jax.base.errors import UserError
 from ghn_jax.cnn.deploy import calibration, observer
 from ghn_jax.cnn.packing import BLOCK
@@ -100,7 +100,7 @@ def look(run: Run, evaluation: Evaluation, selection: Selection, num_devices: in
     images = image_batches(dataset, dataset.train, batch_size=p['batch_size'], num_images=count)
     measure = make_measure(program, mesh, images, scheme)
 
-    workspace = make_workspace(mesh, program, p['batch_size'], train=False)
+    workspace = make_workspaces(mesh, program, p['batch_size'], train=False)
     network, layout, _ = predict_network(
         run.ghn, run.params, program, spec, evaluation.told or used,
         jnp.zeros(program.capacity.blocks * BLOCK), max_nodes=room_for([spec]),

@@ -4,11 +4,10 @@ import json
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from ghn_jax.evaluation import results
 from ghn_jax.networks.graph import build_graph
 from ghn_jax.networks.spaces import SPLITS
 from ghn_jax.networks.spec import NetworkSpec
-from ghn_jax.reporting import charts, graph_drawing
+from ghn_jax.reporting import charts, graph_drawing, tables
 from ghn_jax.reporting.closeup import Layer
 from ghn_jax.reporting.evaluation import GIVEN, Evaluation
 from ghn_jax.reporting.page import Figure, Section, Table
@@ -27,7 +26,7 @@ def lead(evaluation: Evaluation) -> str:
     return (
         f'{count} networks with predicted weights on {p["images"]} images of {p["dataset"]}. A hypernetwork '
         f'trained in {p["training"]} for {p["step"]} steps; split {row["split"]} at '
-        f'{results.bits_label(row["bits"])}: mean top-1 {row["top1_mean"]:.2f} %.'
+        f'{tables.bits_label(row["bits"])}: mean top-1 {row["top1_mean"]:.2f} %.'
     )
 
 
@@ -58,10 +57,10 @@ def sections(
 
 
 def _table(evaluation: Evaluation) -> Section:
-    headers, lines = results.table(evaluation.result, evaluation.other)
+    headers, lines = tables.table(evaluation.result, evaluation.other)
     table = Table(caption='Accuracy by split and bit-width', headers=headers, lines=lines)
     return Section(
-        title='Results', paragraphs=results.notes(evaluation.result, evaluation.other), tables=[table]
+        title='Results', paragraphs=tables.notes(evaluation.result, evaluation.other), tables=[table]
     )
 
 
@@ -69,7 +68,7 @@ def _distributions(evaluation: Evaluation) -> Section:
     figures = []
     for split in evaluation.splits:
         rows = [row for row in evaluation.result['rows'] if row['split'] == split]
-        medians = ', '.join(f'{results.bits_label(r["bits"])} {r["top1_median"]:.1f} %' for r in rows)
+        medians = ', '.join(f'{tables.bits_label(r["bits"])} {r["top1_median"]:.1f} %' for r in rows)
         figures.append(
             Figure(
                 name=f'distribution-{split}',
@@ -84,7 +83,7 @@ def _distributions(evaluation: Evaluation) -> Section:
 
 def _bits(evaluation: Evaluation) -> Section:
     means = '; '.join(
-        f'{row["split"]} {results.bits_label(row["bits"])} {row["top1_mean"]:.1f} %'
+        f'{row["split"]} {tables.bits_label(row["bits"])} {row["top1_mean"]:.1f} %'
         for row in evaluation.result['rows']
     )
     figure = Figure(
@@ -112,7 +111,7 @@ def _scatter(evaluation: Evaluation) -> Section:
 
 
 def _noise(evaluation: Evaluation, specs: Mapping[str, NetworkSpec]) -> Section:
-    at = results.bits_label(evaluation.closeup)
+    at = tables.bits_label(evaluation.closeup)
     paragraphs = [f'The extremes of split {evaluation.splits[0]} by top-1 at {at}.']
     png = charts.noise_by_layer(evaluation, specs)
     if png is None:
@@ -128,7 +127,7 @@ def _noise(evaluation: Evaluation, specs: Mapping[str, NetworkSpec]) -> Section:
         'that enters it. 6 dB are a bit. Vertical lines are borders of cells.',
     )
     bits = evaluation.result['protocol']['bits']
-    headers = ['', 'network', 'cells', 'C', 'parameters', 'depth', *map(results.bits_label, bits)]
+    headers = ['', 'network', 'cells', 'C', 'parameters', 'depth', *map(tables.bits_label, bits)]
     lines = []
     for which, place in evaluation.extremes.items():
         n = evaluation.networks(evaluation.splits[0])[place]
@@ -144,7 +143,7 @@ def _noise(evaluation: Evaluation, specs: Mapping[str, NetworkSpec]) -> Section:
 
 
 def _histograms(evaluation: Evaluation, spec: NetworkSpec, layers: Sequence[Layer]) -> Section:
-    at, names = results.bits_label(evaluation.closeup), ', '.join(layer.name for layer in layers)
+    at, names = tables.bits_label(evaluation.closeup), ', '.join(layer.name for layer in layers)
     folded = '' if evaluation.how.batch_norm == 'batch' else ' with the normalisations folded into them'
     weights = Figure(
         name='weights',

@@ -13,7 +13,7 @@ import jax
 from ml_collections import ConfigDict
 
 from ghn_jax import config as configs
-from ghn_jax.base import cache, environment, paths
+from ghn_jax.base import cache, environment, executables, paths
 from ghn_jax.base.errors import UserError, shown
 from ghn_jax.base.jsonlines import read_jsonl
 from ghn_jax.datasets.load import Dataset, load
@@ -22,7 +22,6 @@ from ghn_jax.networks.size import IMAGE_SIZE
 from ghn_jax.networks.spaces import Space, make_space
 from ghn_jax.quant.policy import parse_bits
 from ghn_jax.runs.checkpoint import Checkpoints, Vanished
-from ghn_jax.training import compiled
 
 # Keys that may change when a run goes on; all others make it another run.
 FREE_KEYS = (
@@ -235,6 +234,6 @@ def enable_compilation_cache() -> None:
     A program takes a minute or more to compile on a CPU, and most runs need the same few.
     """
     if folder := cache.folder():
-        compiled.drop_torn(folder)
+        executables.drop_torn(folder)
         jax.config.update('jax_compilation_cache_dir', str(folder))
         jax.config.update('jax_persistent_cache_min_compile_time_secs', 1.0)

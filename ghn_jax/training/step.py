@@ -1,6 +1,6 @@
-"""The compiled functions: a training step, the prediction of weights, the scoring of a network.
+"""A training step: the gradient of a meta-batch of networks, and the update it makes.
 
-Axes: M networks of a meta-batch | N images | F floats of a weight buffer | L classes | K batches of images.
+Axes: M networks of a meta-batch | N images | F floats of a weight buffer | L classes.
 
 A training step visits its networks one after another with one workspace. Each network's gradient goes all the
 way to the decoder's parameters and to the node embeddings before the next begins, so memory does not grow
@@ -10,7 +10,7 @@ On a mesh of devices (`axes`, under `jax.shard_map`) each takes its share of the
 share of a network's images, and the gradients are summed once, in the end, in one all-reduce.
 """
 
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -20,16 +20,14 @@ from jax import Array, lax
 
 from ghn_jax.assembly.network_batch import Networks
 from ghn_jax.assembly.weight_buffer import assemble, assemble_transposed
+from ghn_jax.assembly.workspace import Workspace
 from ghn_jax.base import collectives as mesh_axes
 from ghn_jax.base.collectives import Axes
 from ghn_jax.cnn import executor
-from ghn_jax.cnn.deploy.observer import Activations, Index, Moments, observe, weight_noise
-from ghn_jax.cnn.packing import BLOCK
 from ghn_jax.cnn.program import Program
-from ghn_jax.cnn.tables import Bits, Ranges, Tables
 from ghn_jax.cnn.weights import pages, quantize_weights, quantize_weights_backward
 from ghn_jax.hypernet.ghn import GHN
-from ghn_jax.quant.scheme import QAT, Scheme
+from ghn_jax.quant.scheme import Scheme
 
 FINE, BAD_GRADIENT, BAD_LOSS = range(3)  # a network in a step: what of it is not finite
 DROPOUT = 0.5  # of the hidden layer of two-layer heads, in training; as published
@@ -43,28 +41,6 @@ class TrainState(struct.PyTreeNode):
     step: Array
     params: Any
     opt_state: Any
-
-
-class Workspace(NamedTuple):
-    """Buffers kept from network to network and step to step; their contents mean nothing in between."""
-
-    executor: executor.Workspace
-    weights: Array  # [F]
-    quantized: Array  # [F]
-
-
-def make_workspace(program: Program, batch: int, dtype=jnp.float32, *, train: bool = True) -> Workspace:
-    """Workspace for batches of `batch` images. dtype: of the networks' values, see `executor`.
-
-    train: with gradients and weights; a network's weights are given to `score`.
-    """
-    floats = program.capacity.blocks * BLOCK
-    buffers = executor.make_workspace(program, batch, dtype, train=train)
-    # One float where there is nothing: JAX forgets how empty arrays are spread, and compiles anew.
-    return Workspace(buffers, jnp.zeros(floats if train else 1), jnp.zeros(floats))
-
-
-# ---- training
 
 
 def meta_gradients(
@@ -188,106 +164,3 @@ def train_step(
         'faults': sums['faults'],
     }
     return TrainState(state.step + 1, params, opt_state), metrics, workspace
-
-
-# ---- evaluation
-
-
-def predict_weights(ghn: GHN, params: Any, networks: Networks, out: Array) -> Array:
-    """The weight buffer [F] of the first network of `networks`, float, written into `out` [F]."""
-    x = ghn.apply({'params': params}, networks.graphs, method='embed')[0]
-    decoder, sources, tables, _ = jax.tree.map(lambda a: a[0], networks[1:])
-    tiles = ghn.apply({'params': params}, x, decoder, method='decode')
-    return assemble(tiles, sources, pages(tables), out)
-
-
-def score(
-    program: Program,
-    weights: Array,
-    tables: Tables,
-    bits: Bits,
-    images: Array,
-    labels: Array,
-    mean: Array,
-    std: Array,
-    workspace: Workspace,
-    ranges: Ranges | None = None,
-    *,
-    scheme: Scheme = QAT,
-    axes: Axes | None = None,
-) -> tuple[Array, Array, Array, Workspace]:
-    """How often the label is the first, and among the first five, of a network's predictions.
-
-    weights [F], float; bits: of any policy, float included. images [K, N, H, H, 3] uint8 (normalised here by
-    mean and std [3]), labels [K, N], -1 for one that is not counted. BatchNorm uses the statistics of each
-    batch (the papers' protocol), unless they are folded into the weights (`cnn.calibration`); activations are
-    quantized by the given ranges, or by those of each batch. scheme: how networks are quantized, of mode
-    'qat'. axes: of a mesh whose devices each have batches of their own.
-
-    Returns:
-      correct predictions, top 1 and top 5, int32 [] each; predicted classes, int32 [K, N]; workspace.
-    """
-    quantized, _ = quantize_weights(weights, tables, bits.weights, workspace.quantized, scheme=scheme)
-
-    def batch(buffers, inputs):
-        x, y = inputs
-        x = (x.astype(weights.dtype) / 255 - mean) / std
-        logits, buffers = executor.forward(
-            program, quantized, tables, bits, x, buffers, scheme=scheme, ranges=ranges
-        )
-        logits = jnp.where(jnp.isnan(logits), -jnp.inf, logits)
-        label = jnp.take_along_axis(logits, y[:, None], 1)
-        # Ties count against the label, so that equal (or no) logits are no prediction.
-        better = jnp.where(y < 0, 5, jnp.sum(logits >= label, 1) - 1)
-        predicted = jnp.argmax(logits, 1).astype(jnp.int32)
-        return buffers, (jnp.sum(better < 1), jnp.sum(better < 5), predicted)
-
-    buffers, (top1, top5, predicted) = lax.scan(batch, workspace.executor, (images, labels))
-    top1, top5 = mesh_axes.total((jnp.sum(top1), jnp.sum(top5)), axes and axes.names)
-    return top1, top5, predicted, Workspace(buffers, workspace.weights, quantized)
-
-
-class Measured(NamedTuple):
-    """activations, moments: of each batch, fields with a leading axis K. weights: sums of squares of every
-    weight tensor, and of its rounding error, [T] each.
-    """
-
-    activations: Activations
-    moments: Moments
-    weights: tuple[Array, Array]
-
-
-def measure(
-    program: Program,
-    weights: Array,
-    tables: Tables,
-    bits: Bits,
-    images: Array,
-    mean: Array,
-    std: Array,
-    index: Index,
-    bounds: Array,
-    workspace: Workspace,
-    ranges: Ranges | None = None,
-    *,
-    scheme: Scheme = QAT,
-) -> tuple[Measured, Workspace]:
-    """What the layers of a network see, batch by batch, with weights and activations quantized as in `score`.
-
-    index: of the network's tensors (`observer.make_index`). bounds: [T, 2], of the histograms.
-    """
-    quantized, _ = quantize_weights(weights, tables, bits.weights, workspace.quantized, scheme=scheme)
-
-    def batch(buffers, x):
-        x = (x.astype(weights.dtype) / 255 - mean) / std
-        _, buffers = executor.forward(
-            program, quantized, tables, bits, x, buffers, scheme=scheme, ranges=ranges
-        )
-        seen = observe(
-            program, quantized, tables, bits, x, buffers.values, index, bounds, scheme=scheme, ranges=ranges
-        )
-        return buffers, seen
-
-    buffers, (activations, moments) = lax.scan(batch, workspace.executor, images)
-    noise = weight_noise(weights, quantized, tables, bits.weights.shape[0])
-    return Measured(activations, moments, noise), Workspace(buffers, workspace.weights, quantized)

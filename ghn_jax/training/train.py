@@ -36,14 +36,15 @@ from ghn_jax.assembly.mesh import (
     REPLICATED,
     axes_of,
     make_mesh,
-    make_workspace,
+    make_workspaces,
     own_networks,
     place_networks,
     replicate,
     spread,
 )
 from ghn_jax.assembly.network_batch import Networks, draw, prepare
-from ghn_jax.base import lock, processes
+from ghn_jax.assembly.workspace import Workspace
+from ghn_jax.base import executables, lock, processes
 from ghn_jax.base.errors import UserError
 from ghn_jax.cnn.covering import Family, family, program_for
 from ghn_jax.cnn.program import Program
@@ -65,13 +66,12 @@ from ghn_jax.runs.run import (
     run_meta,
     validated,
 )
-from ghn_jax.training import compiled
 from ghn_jax.training.loop import Course
 from ghn_jax.training.optimizer import make_optimizer
 from ghn_jax.training.preemption import Stopping
 from ghn_jax.training.run_logger import Journal, Silent
 from ghn_jax.training.running_means import Window
-from ghn_jax.training.step import TrainState, Workspace, train_step
+from ghn_jax.training.step import TrainState, train_step
 
 _AHEAD = 4  # steps whose networks are made ready while the device works
 
@@ -270,7 +270,7 @@ class Stepper:
     def _compile(self, program: Program, arguments: tuple) -> Callable:
         made_of = ('ghn', 'scheme', 'flip', 'mesh')  # with config.train, all that the optimizer comes from
         named = f'{program} {self.config.train.to_json()} {[self.static[k] for k in made_of]}'
-        return compiled.kept(_step, arguments, {'program': program, **self.static}, named=named)
+        return executables.kept(_step, arguments, {'program': program, **self.static}, named=named)
 
     def take_workspace(self, program: Program) -> Workspace:
         """The program's, or a new one; all take half of the free memory together, one alone maybe more."""
@@ -279,7 +279,7 @@ class Stepper:
         needed = lambda p: program_bytes(p, self.config, self.mesh)
         while self.workspaces and needed(program) + sum(map(needed, self.workspaces)) > self.free / 2:
             del self.workspaces[next(iter(self.workspaces))]
-        return make_workspace(self.mesh, program, self.config.train.batch_size, self.config.train.dtype)
+        return make_workspaces(self.mesh, program, self.config.train.batch_size, self.config.train.dtype)
 
     def give_back(self) -> None:
         """Lets go of all workspaces: something else wants the memory."""

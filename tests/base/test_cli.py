@@ -24,11 +24,11 @@ TOOL = '''
 """A command of the tests."""
 from absl import flags
 from ghn_jax import cli
-CONFIG = cli.define_config()
+CONFIG = config_file.define_config()
 WORKDIR = flags.DEFINE_string('workdir', None, 'Run directory.')
 CRASH = flags.DEFINE_bool('crash', False, 'Fail for a reason that is no input.')
 def main():
-    c = cli.read_config(CONFIG)
+    c = config_file.read_config(CONFIG)
     cli.check_workdir(WORKDIR.value)
     if CRASH.value:
         raise ValueError('a fault of the program')
@@ -127,7 +127,7 @@ def load_config(path: pathlib.Path, *overrides: str):
     argv = ['test', f'--config={path}', *overrides]
     with mock.patch.object(sys, 'argv', argv):  # where ml_collections looks for overrides
         values(argv)
-        return cli.read_config(flag)
+        return config_file.read_config(flag)
 
 
 def test_there_are_the_configs_that_are_promised():

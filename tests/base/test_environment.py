@@ -11,10 +11,9 @@ from unittest import mock
 import jax
 import pytest
 
-from ghn_jax.base import cache, environment, lock
+from ghn_jax.base import cache, environment, executables, lock
 from ghn_jax.base.errors import UserError
 from ghn_jax.networks.spaces import make_space
-from ghn_jax.training import compiled
 from tests.small_run import ROOT, command, is_one_error_line, write_run
 
 
@@ -103,8 +102,8 @@ def test_a_lock_is_taken_in_any_time_zone(zone, tmp_path, monkeypatch):
 
 def test_programs_of_somebody_else_in_a_shared_folder_are_left_without_a_word(tmp_path, monkeypatch, capsys):
     (tmp_path / 'theirs.executable').touch()
-    monkeypatch.setattr(compiled, '_MOST', 1)
-    monkeypatch.setattr(compiled.serialize_executable, 'serialize', lambda compiled: compiled)
+    monkeypatch.setattr(executables, '_MOST', 1)
+    monkeypatch.setattr(executables.serialize_executable, 'serialize', lambda compiled: compiled)
     unlink = pathlib.Path.unlink
 
     def in_a_sticky_folder(path, missing_ok=False):
@@ -113,6 +112,6 @@ def test_programs_of_somebody_else_in_a_shared_folder_are_left_without_a_word(tm
         unlink(path, missing_ok)
 
     with mock.patch.object(pathlib.Path, 'unlink', in_a_sticky_folder):
-        compiled._save(tmp_path / 'ours.executable', 'a program')
+        executables._save(tmp_path / 'ours.executable', 'a program')
     assert sorted(p.name for p in tmp_path.iterdir()) == ['ours.executable', 'theirs.executable']
     assert not capsys.readouterr().err

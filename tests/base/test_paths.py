@@ -118,7 +118,7 @@ def test_configs_are_found_by_name_from_anywhere(folder, tmp_path, monkeypatch):
     shipped.touch()
     (tmp_path / 'elsewhere').mkdir()
     monkeypatch.chdir(tmp_path / 'elsewhere')
-    monkeypatch.setattr(paths, '__file__', str(tmp_path / 'ghn_jax' / 'paths.py'))
+    monkeypatch.setattr(paths, '__file__', str(tmp_path / 'ghn_jax' / 'base' / 'paths.py'))
     assert paths.find('quickstart', '--config', '.py') == shipped
     with pytest.raises(UserError, match='--config=quick: there is no such file.*a name of quickstart$'):
         paths.find('quick', '--config', '.py')

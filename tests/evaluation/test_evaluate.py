@@ -30,6 +30,7 @@ from ghn_jax.evaluation.score import (
 )
 from ghn_jax.networks.spec import load_networks, save_networks
 from ghn_jax.quant.policy import Policy, parse_bits
+from ghn_jax.reporting import tables
 from ghn_jax.runs.prediction import predict_weights
 from ghn_jax.runs.run import load_data, load_run, make_space_of
 from tests.hypernet.helpers import small_spec
@@ -380,7 +381,7 @@ def test_a_calibrated_result_says_how_and_what_each_layer_loses(calibrated):
         score = network['scores']['w4a4']
         assert len(network['layers']) == len(score['sqnr_weights_by_layer'])
         assert 'classifier.0.weight' in network['layers'] and network['depth'] > 2
-    text = results.text(calibrated)
+    text = tables.text(calibrated)
     assert 'BatchNorm of 64 training images, folded; ranges of these (moving average).' in text
     assert 'dB weights' in text and 'Rank correlation of top-1 with parameters/depth. test: w32a32' in text
 
@@ -391,7 +392,7 @@ def test_integer_arithmetic_agrees_and_is_reported(run, dataset):
     exact, *rounded = found['rows']
     assert 'integer_disagreement_mean' not in exact
     assert all(0 <= row['integer_disagreement_mean'] < 10 for row in rounded)
-    assert 'integer differs' in results.text(found)
+    assert 'integer differs' in tables.text(found)
 
 
 def test_another_run_is_scored_on_the_same_networks(workdir, run, dataset, tmp_path):

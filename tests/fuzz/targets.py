@@ -24,6 +24,7 @@ from ghn_jax.hypernet.ghn import GHN, GHNConfig
 from ghn_jax.hypernet.published import load_published
 from ghn_jax.networks.spec import load_networks
 from ghn_jax.quant.policy import Policy, parse_bits
+from ghn_jax.reporting import tables
 from ghn_jax.runs import prediction
 from ghn_jax.runs.run import make_ghn, make_space_of, read_meta
 from tests.fuzz import architectures, states
@@ -188,7 +189,7 @@ def call_config(overrides: Any, folder: pathlib.Path) -> None:
     argv = ['fuzz', f'--config={ROOT}/configs/test.py', *overrides]
     with mock.patch.object(sys, 'argv', argv):  # where ml_collections looks for overrides
         parsed(argv, values)
-        config = cli.read_config(flag)
+        config = config_file.read_config(flag)
     configs.check(config)
     space = make_space_of(config)
     make_ghn(config, 10)
@@ -306,7 +307,7 @@ def call_result(data: Any, folder: pathlib.Path) -> None:
     own = results.read_result(written(make_result(_Plain()), folder / 'own.json'))
     results.check_comparable(other, 'other.json', own['networks'], ['w4a4', 'w32a32'], own['protocol'])
     json.dumps(results.compare(own, other), allow_nan=False)
-    results.labels(own, other)
+    tables.labels(own, other)
 
 
 class _Plain(random.Random):

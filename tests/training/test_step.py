@@ -9,27 +9,21 @@ import optax
 import pytest
 
 from ghn_jax.assembly.network_batch import draw, prepare
+from ghn_jax.assembly.workspace import Workspace, make_workspace
 from ghn_jax.base.errors import UserError
 from ghn_jax.cnn import executor
 from ghn_jax.cnn.building import build_program
 from ghn_jax.cnn.covering import Family, program_for
 from ghn_jax.cnn.packing import BLOCK
 from ghn_jax.cnn.reference import apply_reference
+from ghn_jax.evaluation.device import predict_weights, score
 from ghn_jax.hypernet.ghn import GHN, GHNConfig, init_params, predict_parameters
 from ghn_jax.hypernet.published import load_published, published_state
 from ghn_jax.hypernet.tiles import decoder_table
 from ghn_jax.networks.graph import build_graph
 from ghn_jax.networks.spaces import make_space
 from ghn_jax.quant import Policy, Scheme
-from ghn_jax.training.step import (
-    TrainState,
-    Workspace,
-    make_workspace,
-    meta_gradients,
-    predict_weights,
-    score,
-    train_step,
-)
+from ghn_jax.training.step import TrainState, meta_gradients, train_step
 from tests.cnn.comparison import QUICK, relative_error
 from tests.cnn.networks import random_images, random_parameters, small_network
 from tests.hypernet.helpers import Golden

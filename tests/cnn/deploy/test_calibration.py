@@ -10,6 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from ghn_jax.assembly.workspace import Workspace
 from ghn_jax.cnn import executor, reference
 from ghn_jax.cnn.building import build_program
 from ghn_jax.cnn.deploy import calibration, observer
@@ -17,11 +18,10 @@ from ghn_jax.cnn.deploy.observer import BINS, Activations, Moments
 from ghn_jax.cnn.instructions import Norm
 from ghn_jax.cnn.reference import apply_reference, observe_reference
 from ghn_jax.cnn.weights import quantize_weights
-from ghn_jax.evaluation import protocol
+from ghn_jax.evaluation import device, protocol
 from ghn_jax.quant import Policy, Scheme
 from ghn_jax.quant.grid import fake_quantize
 from ghn_jax.quant.scheme import QAT
-from ghn_jax.training import step as steps
 from tests.cnn.comparison import QUICK, relative_error
 from tests.cnn.networks import random_images, random_parameters, small_network
 
@@ -81,7 +81,7 @@ class Runner:
     def __init__(self, program, scheme=QAT):
         self.program = program
         self._measure = jax.jit(
-            functools.partial(steps.measure, program, scheme=scheme), compiler_options=QUICK
+            functools.partial(device.measure, program, scheme=scheme), compiler_options=QUICK
         )
 
         @functools.partial(jax.jit, compiler_options=QUICK)
@@ -95,7 +95,7 @@ class Runner:
         self._logits = logits
         buffers = executor.make_workspace(program, BATCH, jnp.float64, train=False)
         floats = jnp.zeros(program.capacity.blocks * 256)
-        self.workspace = steps.Workspace(buffers, jnp.zeros(1), floats)
+        self.workspace = Workspace(buffers, jnp.zeros(1), floats)
 
     def measure(self, layout, network, bits, bounds, workspace=None, images=None):
         index = observer.make_index(self.program, layout)

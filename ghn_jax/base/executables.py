@@ -26,7 +26,7 @@ from ghn_jax.base import counters, files
 from ghn_jax.base.errors import UserError
 
 _LIBRARIES = ('jax', 'jaxlib', 'flax', 'optax', 'numpy')
-_PACKAGE = pathlib.Path(__file__).parent
+_PACKAGE = pathlib.Path(__file__).parents[1]
 _BLOCK = 4096  # bytes; those of disks are multiples of it
 _MOST = 64
 """Files to keep, of 2 to 5 MB each: those of earlier versions would stay for ever."""

@@ -11,7 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from ghn_jax.training import compiled
+from ghn_jax.base import executables
 from tests.small_run import ROOT
 
 TRACED = []
@@ -42,7 +42,7 @@ def call(n=3, *, factor=2, named='a'):
     scaled.clear_cache()
     before = len(TRACED)
     arguments = lambda: (np.arange(float(n)), jnp.ones(n))
-    function = compiled.kept(scaled, arguments(), {'factor': factor}, named=named)
+    function = executables.kept(scaled, arguments(), {'factor': factor}, named=named)
     results = [jax.device_get(function(*arguments())) for _ in range(2)]
     jax.tree.map(np.testing.assert_array_equal, *results)
     np.testing.assert_array_equal(results[0]['sum'], factor * np.arange(n) + 1)
@@ -67,14 +67,14 @@ def test_other_source_is_compiled(folder, tmp_path, monkeypatch):
     call()
     (tmp_path / 'package').mkdir()
     (tmp_path / 'package/a.py').write_text('x = 1')
-    monkeypatch.setattr(compiled, '_PACKAGE', tmp_path / 'package')
+    monkeypatch.setattr(executables, '_PACKAGE', tmp_path / 'package')
     assert [call(), call()] == [1, 0]
     (tmp_path / 'package/a.py').write_text('x = 2')
     assert call() == 1
 
 
 def test_those_not_used_for_longest_are_removed(folder, monkeypatch):
-    monkeypatch.setattr(compiled, '_MOST', 2)
+    monkeypatch.setattr(executables, '_MOST', 2)
     assert [call(1), call(2), call(1), call(3)] == [1, 1, 0, 1]
     assert len(list(folder.glob('*.executable'))) == 2
     assert [call(1), call(3), call(2)] == [0, 0, 1]
@@ -92,14 +92,14 @@ def test_a_damaged_file_is_not_tried_again_where_it_is_not_written_anew(folder, 
     call()
     (file,) = folder.glob('scaled-*.executable')
     file.write_bytes(file.read_bytes()[:-9])
-    monkeypatch.setattr(compiled, '_save', lambda *_: None)
+    monkeypatch.setattr(executables, '_save', lambda *_: None)
     call()
     assert not file.exists()
 
 
 def test_entries_of_jax_that_a_full_disk_cut_short_are_removed_and_no_others(folder):
     folder.mkdir()
-    block, pack = compiled._BLOCK, lambda n: zlib.compress(np.random.default_rng(n).bytes(n))
+    block, pack = executables._BLOCK, lambda n: zlib.compress(np.random.default_rng(n).bytes(n))
     fill = next(n for n in range(block, 0, -1) if len(pack(n)) == block)  # ends with a block, and whole
     entries = {
         'empty-cache': b'', 'cut-cache': pack(3 * block)[: 2 * block], 'fits-cache': pack(fill),
@@ -108,16 +108,16 @@ def test_entries_of_jax_that_a_full_disk_cut_short_are_removed_and_no_others(fol
     for name, data in entries.items():
         (folder / name).write_bytes(data)
     (folder / 'folder-cache').mkdir()
-    compiled.drop_torn(folder)
+    executables.drop_torn(folder)
     assert {path.name for path in folder.iterdir()} == {
         'fits-cache', 'whole-cache', 'cut-atime', 'cut', 'folder-cache'
     }  # fmt: skip
-    compiled.drop_torn(folder / 'absent')
+    executables.drop_torn(folder / 'absent')
 
 
 def test_another_users_file_that_cannot_be_removed_is_left_without_a_word(folder, monkeypatch, capsys):
     """In a folder of all where each removes only its own."""
-    monkeypatch.setattr(compiled, '_MOST', 1)
+    monkeypatch.setattr(executables, '_MOST', 1)
     call(1)
     unlink = pathlib.Path.unlink
 
@@ -132,17 +132,17 @@ def test_another_users_file_that_cannot_be_removed_is_left_without_a_word(folder
 
 
 def test_what_comes_from_the_cache_of_jax_is_not_written_again(folder, monkeypatch):
-    monkeypatch.setattr(compiled.clock, 'cache_hits', iter(range(9)).__next__)
+    monkeypatch.setattr(executables.counters, 'cache_hits', iter(range(9)).__next__)
     assert [call(), call()] == [1, 1] and not list(folder.glob('scaled-*.executable'))
 
 
 def test_nor_is_it_by_a_later_run_of_the_same_process(folder, monkeypatch):
     """Which compiles nothing, and reads nothing from the cache: JAX still holds what it had read."""
-    monkeypatch.setattr(compiled.clock, 'cache_hits', iter(range(2)).__next__)
+    monkeypatch.setattr(executables.counters, 'cache_hits', iter(range(2)).__next__)
     call()
     monkeypatch.undo()
     arguments = np.arange(3.0), jnp.ones(3)
-    compiled.kept(scaled, arguments, {'factor': 2}, named='a')
+    executables.kept(scaled, arguments, {'factor': 2}, named='a')
     assert not list(folder.glob('scaled-*.executable'))
 
 

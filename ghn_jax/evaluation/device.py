@@ -1,0 +1,125 @@
+"""What evaluation runs on the device: prediction of weights, scoring, and measuring of one network.
+
+Pure functions, to be jitted by their callers.
+
+Axes: F floats of a weight buffer | K batches | N images of a batch | T tensors.
+"""
+
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jax import Array, lax
+
+from ghn_jax.assembly.network_batch import Networks
+from ghn_jax.assembly.weight_buffer import assemble
+from ghn_jax.assembly.workspace import Workspace
+from ghn_jax.base import collectives as mesh_axes
+from ghn_jax.base.collectives import Axes
+from ghn_jax.cnn import executor
+from ghn_jax.cnn.deploy.observer import Activations, Index, Moments, observe, weight_noise
+from ghn_jax.cnn.program import Program
+from ghn_jax.cnn.tables import Bits, Ranges, Tables
+from ghn_jax.cnn.weights import pages, quantize_weights
+from ghn_jax.hypernet.ghn import GHN
+from ghn_jax.quant.scheme import QAT, Scheme
+
+
+def predict_weights(ghn: GHN, params: Any, networks: Networks, out: Array) -> Array:
+    """The weight buffer [F] of the first network of `networks`, float, written into `out` [F]."""
+    x = ghn.apply({'params': params}, networks.graphs, method='embed')[0]
+    decoder, sources, tables, _ = jax.tree.map(lambda a: a[0], networks[1:])
+    tiles = ghn.apply({'params': params}, x, decoder, method='decode')
+    return assemble(tiles, sources, pages(tables), out)
+
+
+def score(
+    program: Program,
+    weights: Array,
+    tables: Tables,
+    bits: Bits,
+    images: Array,
+    labels: Array,
+    mean: Array,
+    std: Array,
+    workspace: Workspace,
+    ranges: Ranges | None = None,
+    *,
+    scheme: Scheme = QAT,
+    axes: Axes | None = None,
+) -> tuple[Array, Array, Array, Workspace]:
+    """How often the label is the first, and among the first five, of a network's predictions.
+
+    weights [F], float; bits: of any policy, float included. images [K, N, H, H, 3] uint8 (normalised here by
+    mean and std [3]), labels [K, N], -1 for one that is not counted. BatchNorm uses the statistics of each
+    batch (the papers' protocol), unless they are folded into the weights (`cnn.calibration`); activations are
+    quantized by the given ranges, or by those of each batch. scheme: how networks are quantized, of mode
+    'qat'. axes: of a mesh whose devices each have batches of their own.
+
+    Returns:
+      correct predictions, top 1 and top 5, int32 [] each; predicted classes, int32 [K, N]; workspace.
+    """
+    quantized, _ = quantize_weights(weights, tables, bits.weights, workspace.quantized, scheme=scheme)
+
+    def batch(buffers, inputs):
+        x, y = inputs
+        x = (x.astype(weights.dtype) / 255 - mean) / std
+        logits, buffers = executor.forward(
+            program, quantized, tables, bits, x, buffers, scheme=scheme, ranges=ranges
+        )
+        logits = jnp.where(jnp.isnan(logits), -jnp.inf, logits)
+        label = jnp.take_along_axis(logits, y[:, None], 1)
+        # Ties count against the label, so that equal (or no) logits are no prediction.
+        better = jnp.where(y < 0, 5, jnp.sum(logits >= label, 1) - 1)
+        predicted = jnp.argmax(logits, 1).astype(jnp.int32)
+        return buffers, (jnp.sum(better < 1), jnp.sum(better < 5), predicted)
+
+    buffers, (top1, top5, predicted) = lax.scan(batch, workspace.executor, (images, labels))
+    top1, top5 = mesh_axes.total((jnp.sum(top1), jnp.sum(top5)), axes and axes.names)
+    return top1, top5, predicted, Workspace(buffers, workspace.weights, quantized)
+
+
+class Measured(NamedTuple):
+    """activations, moments: of each batch, fields with a leading axis K. weights: sums of squares of every
+    weight tensor, and of its rounding error, [T] each.
+    """
+
+    activations: Activations
+    moments: Moments
+    weights: tuple[Array, Array]
+
+
+def measure(
+    program: Program,
+    weights: Array,
+    tables: Tables,
+    bits: Bits,
+    images: Array,
+    mean: Array,
+    std: Array,
+    index: Index,
+    bounds: Array,
+    workspace: Workspace,
+    ranges: Ranges | None = None,
+    *,
+    scheme: Scheme = QAT,
+) -> tuple[Measured, Workspace]:
+    """What the layers of a network see, batch by batch, with weights and activations quantized as in `score`.
+
+    index: of the network's tensors (`observer.make_index`). bounds: [T, 2], of the histograms.
+    """
+    quantized, _ = quantize_weights(weights, tables, bits.weights, workspace.quantized, scheme=scheme)
+
+    def batch(buffers, x):
+        x = (x.astype(weights.dtype) / 255 - mean) / std
+        _, buffers = executor.forward(
+            program, quantized, tables, bits, x, buffers, scheme=scheme, ranges=ranges
+        )
+        seen = observe(
+            program, quantized, tables, bits, x, buffers.values, index, bounds, scheme=scheme, ranges=ranges
+        )
+        return buffers, seen
+
+    buffers, (activations, moments) = lax.scan(batch, workspace.executor, images)
+    noise = weight_noise(weights, quantized, tables, bits.weights.shape[0])
+    return Measured(activations, moments, noise), Workspace(buffers, workspace.weights, quantized)
