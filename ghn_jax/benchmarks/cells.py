@@ -27,9 +27,9 @@ from ghn_jax.cnn.gradient_slots import place_gradients
 from ghn_jax.cnn.lowering import IMAGE, lower
 from ghn_jax.cnn.packing import BLOCK
 from ghn_jax.cnn.program import Layout
+from ghn_jax.networks.counts import count_parameters
 from ghn_jax.networks.genotype import Genotype
-from ghn_jax.networks.size import IMAGE_SIZE, count_parameters
-from ghn_jax.networks.spec import NetworkSpec
+from ghn_jax.networks.spec import IMAGE_SIZE, NetworkSpec
 from ghn_jax.quant.scheme import Scheme
 
 _ENTRIES = (('conv_3x3', 0), ('max_pool_3x3', 1), ('conv_1x1', 2), ('skip_connect', 0))

@@ -40,9 +40,9 @@ from ghn_jax.cnn.program import Program
 from ghn_jax.evaluation import device
 from ghn_jax.evaluation.score import Images, check_given, score_on, spread_images
 from ghn_jax.hypernet.ghn import GHN, GHNConfig, init_params
+from ghn_jax.networks.counts import count_parameters
 from ghn_jax.networks.graph import build_graph
-from ghn_jax.networks.size import IMAGE_SIZE, count_parameters
-from ghn_jax.networks.spec import NetworkSpec
+from ghn_jax.networks.spec import IMAGE_SIZE, NetworkSpec
 from ghn_jax.quant.policy import Policy, parse_bits
 from ghn_jax.quant.scheme import QAT, Scheme
 from ghn_jax.runs import prediction

@@ -14,10 +14,12 @@ from ghn_jax.base.errors import UserError
 from ghn_jax.cnn.building import build_program
 from ghn_jax.cnn.instructions import kinds_of
 from ghn_jax.cnn.program import Program
+from ghn_jax.networks.counts import cost
+from ghn_jax.networks.drawing import LARGE
 from ghn_jax.networks.genotype import Genotype
 from ghn_jax.networks.ops import has_attention
-from ghn_jax.networks.size import cost
-from ghn_jax.networks.spaces import LARGE, Space, split_rules
+from ghn_jax.networks.rules import split_rules
+from ghn_jax.networks.spaces import Space
 from ghn_jax.networks.spec import NetworkSpec
 
 _WIDTH = 16  # at which ops are measured

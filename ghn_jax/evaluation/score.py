@@ -35,9 +35,8 @@ from ghn_jax.datasets.load import Dataset, Split
 from ghn_jax.evaluation import device, protocol
 from ghn_jax.evaluation.protocol import PAPERS, Measure, Network, Protocol
 from ghn_jax.hypernet.ghn import GHN, GHNConfig
+from ghn_jax.networks.counts import check_families, count_parameters
 from ghn_jax.networks.graph import build_graph
-from ghn_jax.networks.limits import check_families
-from ghn_jax.networks.size import count_parameters
 from ghn_jax.networks.spaces import Space
 from ghn_jax.networks.spec import IMAGE_SIZE, NetworkSpec
 from ghn_jax.quant.policy import Policy

@@ -1,7 +1,8 @@
 """The operations that cells are made of: one record each, from which everything else about them follows.
 
 An operation is a few layers in a row. A layer says what it adds to the forward pass of a network (`add_to`):
-from that come the nodes of the graph, the names and shapes of the parameters, and every count (`size.cost`).
+from that come the nodes of the graph, the names and shapes of the parameters, and every count
+(`counts.cost`).
 `cnn.instructions` says how layers are run. docs/contributing.md shows how to add an operation.
 """
 

@@ -16,8 +16,8 @@ from ghn_jax.cnn import reference
 from ghn_jax.cnn.reference import apply_reference
 from ghn_jax.hypernet.ghn import GHN, predict_parameters
 from ghn_jax.hypernet.published import load_published
+from ghn_jax.networks.files import load_networks
 from ghn_jax.networks.graph import build_graph
-from ghn_jax.networks.spec import load_networks
 from ghn_jax.quant import Policy, fake_quantize, min_max, oracle
 from ghn_jax.quant.scheme import QAT
 from tests.cnn.networks import (

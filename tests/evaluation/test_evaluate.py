@@ -28,7 +28,7 @@ from ghn_jax.evaluation.score import (
     score_networks,
     select_split,
 )
-from ghn_jax.networks.spec import load_networks, save_networks
+from ghn_jax.networks.files import load_networks, save_networks
 from ghn_jax.quant.policy import Policy, parse_bits
 from ghn_jax.reporting import tables
 from ghn_jax.runs.prediction import predict_weights

@@ -12,7 +12,7 @@ KILLERS = {
     'quant/ranges': ('quant/test_weights.py',),
     'networks/*': ('networks/test_*.py', 'fuzz/test_found.py'),
     'networks/operations': ('hypernet/test_decoder.py', 'cnn/test_lowering.py'),
-    'networks/limits': ('fuzz/test_accepted.py',),
+    'networks/counts': ('fuzz/test_accepted.py',),
     'hypernet/*': ('hypernet/test_*.py',),
     'hypernet/table': ('test_assembly.py',),
     'cnn/lowering': ('cnn/test_program.py', 'cnn/test_executor.py'),

@@ -10,10 +10,10 @@ import numpy as np
 import pytest
 
 from ghn_jax.base.errors import UserError
-from ghn_jax.networks import spaces
+from ghn_jax.networks import drawing, spaces
+from ghn_jax.networks.counts import count_parameters
 from ghn_jax.networks.genotype import OPS
 from ghn_jax.networks.graph import build_graph
-from ghn_jax.networks.size import count_parameters
 from ghn_jax.networks.spaces import SPACES, SPLITS, make_space
 from ghn_jax.networks.spec import NetworkSpec
 
@@ -144,7 +144,7 @@ def test_cells_are_distributed_as_darts_reads_them_off_random_weights():
     )
     ops, n, found, slow = space.ops, 6000, collections.Counter(), collections.Counter()
     for _ in range(n):
-        cell = spaces._genotype(space, 2, rng).normal
+        cell = drawing._genotype(space, 2, rng).normal
         found[cell] += 1
         entries, weights = [], 1e-3 * rng.standard_normal((5, len(ops)))
         weights = np.exp(weights) / np.exp(weights).sum(axis=1, keepdims=True)
