@@ -80,7 +80,7 @@ def _measure(options: Options, mode: str, room: int, members: Sequence[int]) -> 
     program = build_program(specs, image_size=IMAGE_SIZE, max_params=size)
     images, labels = random_images(options.batch_size)
     weights = 0.05 * jax.random.normal(jax.random.key(0), (program.capacity.blocks * BLOCK,))
-    workspace = executor.make_workspace(program, options.batch_size)
+    workspace = executor.make_tapes(program, options.batch_size)
     layouts = [program.layout(spec) for spec in specs]
     inputs = [jax.tree.map(jnp.asarray, (x.tables, program.bits(x, policy_of(mode)))) for x in layouts]
     step = jax.jit(

@@ -18,8 +18,10 @@ Tapes may be bfloat16: what every op reads and writes then is. Sums (of norms, c
 rounding, the classifier, and weights and their gradients outside the ops stay float32.
 """
 
+import dataclasses
 import functools
 import math
+from collections.abc import Callable
 from typing import NamedTuple
 
 import jax
@@ -32,14 +34,14 @@ from ghn_jax.cnn import head, ops
 from ghn_jax.cnn.instructions import Kind
 from ghn_jax.cnn.packing import BLOCK, Class, block_floats
 from ghn_jax.cnn.program import Program, Segment
-from ghn_jax.cnn.quantizer import Quantizer, no_sizes, quantizer_of, with_sizes
+from ghn_jax.cnn.quantizer import Quantization, Quantizer, Sizes, with_sizes
 from ghn_jax.cnn.tables import ACCUMULATE, DST, G_DST, G_SRC, OP, SEEN, SRC, WEIGHTS, Bits, Ranges, Tables
 from ghn_jax.quant.scheme import FLOAT, Scheme
 
 _SMALL_GRADIENT = 16_384  # floats: padding to no more than these costs nothing
 
 
-class Workspace(NamedTuple):
+class Tapes(NamedTuple):
     """Buffers that survive from one network to the next: filling gigabytes with zeros costs a second.
 
     Their contents mean nothing between calls. values, gradients: class -> [S, N, H, H, C] (of gradients there
@@ -51,18 +53,18 @@ class Workspace(NamedTuple):
     weights: Array
 
 
-def make_workspace(program: Program, batch: int, dtype=jnp.float32, *, train: bool = True) -> Workspace:
-    """Zero-filled buffers for batches of `batch` images; without gradients unless `train`.
+def make_tapes(program: Program, batch: int, dtype=jnp.float32, *, train: bool = True) -> Tapes:
+    """Make zero-filled buffers for batches of `batch` images; without gradients unless `train`.
 
     dtype: of values and their gradients, float32, bfloat16 or float64.
     """
 
-    def tapes(slots: dict[Class, int]) -> dict[Class, Array]:
+    def zeros(slots: dict[Class, int]) -> dict[Class, Array]:
         return {c: jnp.zeros((s, batch, c[0], c[0], c[1]), dtype) for c, s in slots.items()}
 
     floats = program.capacity.blocks * BLOCK
     weights = jnp.zeros(floats if train else 1, jnp.promote_types(dtype, jnp.float32))
-    return Workspace(tapes(program.slots), tapes(program.gradient_slots) if train else {}, weights)
+    return Tapes(zeros(program.slots), zeros(program.gradient_slots) if train else {}, weights)
 
 
 def forward(
@@ -71,27 +73,31 @@ def forward(
     tables: Tables,
     bits: Bits,
     images: Array,
-    workspace: Workspace,
+    tapes: Tapes,
     *,
     scheme: Scheme = FLOAT,
     key: Array | None = None,
     ranges: Ranges | None = None,
-) -> tuple[Array, Workspace]:
-    """Logits [N, L] of one network, and the workspace.
+) -> tuple[Array, Tapes]:
+    """Run one network: logits [N, L], and the tapes with its values.
 
     Args:
       weights: [F], laid out by `Program.layout`, already quantized (`quantize_weights`).
       images: [N, H, H, 3], normalised.
-      scheme: static; bits matter in its modes 'qat' and 'noise' only. key: for 'noise'.
+      tapes: written over.
+      scheme: static; bits matter in its modes 'qat' and 'noise' only.
+      key: for 'noise'.
       ranges: of activations, in place of those of this batch by the scheme; values beyond are clipped.
     """
     rows, of_head = (None, None) if ranges is None else ranges
-    values, _ = _run(program, weights, tables, bits, images, workspace.values, scheme, key, ranges=rows)
+    quantization = Quantization(scheme, bits.activations, program.capacity.parts, key, ranges=rows)
+    run = _Run(program=program, weights=weights, tables=tables, images=images, quantization=quantization)
+    values, _ = _run_forward(run, tapes.values)
     features = head.features(program, tables.head, values)
     logits, _ = head.logits(
         program, weights, tables.head, bits.head, features, scheme=scheme, key=key, ranges=of_head
     )
-    return logits, workspace._replace(values=values)
+    return logits, tapes._replace(values=values)
 
 
 def loss_and_gradients(
@@ -101,62 +107,45 @@ def loss_and_gradients(
     bits: Bits,
     images: Array,
     labels: Array,
-    workspace: Workspace,
+    tapes: Tapes,
     *,
     scheme: Scheme = FLOAT,
     key: Array | None = None,
     dropout: float = 0.0,
     axis: str | None = None,
-) -> tuple[Array, Array, Array, Workspace]:
-    """(mean cross-entropy [] in nats, logits [N, L], gradient [F] of the loss to `weights`, workspace).
+) -> tuple[Array, Array, Array, Tapes]:
+    """Run one network forward and backward.
 
-    Gradient elements outside the network's pieces are arbitrary. `dropout`: rate after the hidden layer of
-    two-layer heads; needs `key`. axis: a mesh axis whose devices run this network together, each on its part
-    of the batch: loss and gradient are then this device's shares, whose sums are the batch's. For the other
-    arguments see `forward`.
+    Gradient elements outside the network's pieces are arbitrary.
+
+    Args:
+      weights, images, tapes, scheme: see `forward`.
+      labels: int32 [N].
+      key: for noise and dropout.
+      dropout: rate after the hidden layer of two-layer heads.
+      axis: a mesh axis whose devices run this network together, each on its part of the batch: loss and
+        gradient are then this device's shares, whose sums are the batch's.
+
+    Returns:
+      Mean cross-entropy [] in nats, logits [N, L], gradient [F] of the loss to `weights`, tapes.
     """
-    noise = collectives.own_key(key, axis)
-    values, sizes = _run(program, weights, tables, bits, images, workspace.values, scheme, noise, axis)
-    gradients, g_weights = dict(workspace.gradients), workspace.weights
+    quantization = Quantization(
+        scheme, bits.activations, program.capacity.parts, collectives.own_key(key, axis), axis
+    )
+    run = _Run(program=program, weights=weights, tables=tables, images=images, quantization=quantization)
+    values, sizes = _run_forward(run, tapes.values)
 
     features, to_slots = head.features_vjp(program, tables.head, values)
-    logits, residuals = head.logits(
-        program,
-        weights,
-        tables.head,
-        bits.head,
-        features,
-        scheme=scheme,
-        key=key,
-        dropout=dropout,
-        axis=axis,
-    )
+    of_head = program, weights, tables.head, bits.head
+    logits, residuals = head.logits(*of_head, features, scheme=scheme, key=key, dropout=dropout, axis=axis)
     loss, g_logits = jax.value_and_grad(_cross_entropy)(logits, labels, axis)
     g_features, g_weights = head.logits_backward(
-        program, weights, tables.head, bits.head, residuals, g_logits, g_weights, scheme=scheme,
-        key=key, axis=axis,
-    )  # fmt: skip
-    gradients = to_slots(g_features, gradients)
-
-    for k in reversed(range(len(program.segments))):
-        segment = program.segments[k]
-        gradients, g_weights = _run_backward(
-            program,
-            k,
-            segment,
-            weights,
-            tables,
-            bits,
-            images,
-            values,
-            sizes,
-            gradients,
-            g_weights,
-            scheme,
-            noise,
-            axis,
-        )
-    return loss, logits, g_weights, Workspace(values, gradients, g_weights)
+        *of_head, residuals, g_logits, tapes.weights, scheme=scheme, key=key, axis=axis
+    )
+    tapes = Tapes(values, to_slots(g_features, tapes.gradients), g_weights)
+    for segment in reversed(range(len(program.segments))):
+        tapes = _run_backward(run, segment, sizes, tapes)
+    return loss, logits, tapes.weights, tapes
 
 
 def _cross_entropy(logits: Array, labels: Array, axis: str | None) -> Array:
@@ -224,45 +213,61 @@ def switch(index, branches, *operands):
 # ---- all ops
 
 
-def _run(program, flat, tables, bits, images, values, scheme, key, axis=None, ranges=None):
-    """Fills the value tapes. Returns them with the sizes of their values, by class.
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class _Run:
+    """What stays the same while one network runs over one batch; weights [F], images [N, H, H, 3]."""
 
-    ranges: [R, 2, 2], (lo, hi) of what each instruction quantizes; of the batch if None. Given, no size is
-    measured.
-    """
+    program: Program
+    weights: Array
+    tables: Tables
+    images: Array
+    quantization: Quantization
+
+    def image_tape(self, values: dict[Class, Array]) -> Array:
+        """The tape of the images, [1, N, H, H, 3], as the values are kept."""
+        return self.images[None].astype(_dtype(values))
+
+    def has_norm(self) -> Array:
+        """1.0 or 0.0, []."""
+        return self.tables.has_norm.astype(self.weights.dtype)
+
+
+def _run_forward(run: _Run, values: dict[Class, Array]) -> tuple[dict[Class, Array], dict[Class, Sizes]]:
+    """Fill the value tapes. Returns them with the sizes of their values; given ranges, none is measured."""
+    program, tables, quantization = run.program, run.tables, run.quantization
     values = dict(values)
-    values[program.image_class] = images[None].astype(_dtype(values))
-    sizes = {c: no_sizes(program, tape.shape[0], scheme, flat.dtype) for c, tape in values.items()}
-    has_norm = tables.has_norm.astype(flat.dtype)
+    values[program.image_class] = run.image_tape(values)
+    sizes = {c: quantization.no_sizes(tape.shape[0], run.weights.dtype) for c, tape in values.items()}
+    has_norm = run.has_norm()
 
     for k, segment in enumerate(program.segments):
         src, dst = segment.src, segment.dst
 
         def branch(op, segment=segment, shape=values[dst].shape[1:]):
-            def run(tape, row, flat, scale, bits, key, given):
+            def apply(tape, row, flat, scale, bits, key, ranges):
                 x, w = lax.optimization_barrier(
                     (read_slot(tape, row[SRC]), read_weights(op, segment, flat, row[WEIGHTS]))
                 )
-                q = Quantizer(scheme, scale, bits, key, axis, given)
+                q = Quantizer(quantization.scheme, scale, bits, key, quantization.axis, ranges)
                 return op.apply(x, w, q, has_norm, shape)
 
-            return run
+            return apply
 
         branches = [branch(op) for op in segment.ops]
 
         def body(r, carry, src=src, dst=dst, branches=branches):
-            tape, own = carry
+            tape, dst_sizes = carry
             row = tables.rows[r]
-            read, source = (own, tape) if src == dst else (sizes[src], values[src])
-            q = quantizer_of(program, scheme, key, axis, read, row, bits.activations[r], r, ranges)
-            y = switch(row[OP], branches, source, row, flat, q.scale, q.bits, q.key, q.given)
+            read, source = (dst_sizes, tape) if src == dst else (sizes[src], values[src])
+            q = quantization.quantizer(r, row, read)
+            y = switch(row[OP], branches, source, row, run.weights, q.scale, q.bits, q.key, q.ranges)
             # The sum in a conditional of its own: fused with the maximum below, it would read the tape again
             # after the write, and XLA would keep a copy of the whole tape for that.
             add = lambda tape, y: read_slot(tape, row[DST]) + y
             y = lax.cond(row[ACCUMULATE] > 0, add, lambda tape, y: y, tape, y)
-            if scheme.mode != 'float' and ranges is None:
-                own = with_sizes(own, y, row[DST], axis)
-            return _set_slot(tape, y, row[DST]), own
+            if quantization.measures:
+                dst_sizes = with_sizes(dst_sizes, y, row[DST], quantization.axis)
+            return _set_slot(tape, y, row[DST]), dst_sizes
 
         values[dst], sizes[dst] = lax.fori_loop(
             tables.bounds[k], tables.bounds[k + 1], body, (values[dst], sizes[dst])
@@ -271,39 +276,23 @@ def _run(program, flat, tables, bits, images, values, scheme, key, axis=None, ra
     return values, sizes
 
 
-def _run_backward(
-    program, k, segment, flat, tables, bits, images, values, sizes, gradients, g_flat, scheme, key, axis
-):
-    """Walks one segment in reverse; returns gradient tapes and the gradient of the weight buffer."""
+def _run_backward(run: _Run, number: int, sizes: dict[Class, Sizes], tapes: Tapes) -> Tapes:
+    """Walk a segment in reverse. Returns the tapes with its gradients, of values and of weights."""
+    segment, tables = run.program.segments[number], run.tables
     src, dst = segment.src, segment.dst
-    from_image = src == program.image_class
-    src_tape = images[None].astype(_dtype(values)) if from_image else values[src]
-    has_norm = tables.has_norm.astype(flat.dtype)
-
-    def branch(op, padded):
-        def run(tape, row, flat, scale, bits, key, g):
-            w = read_weights(op, segment, flat, row[WEIGHTS])
-            x, w, g = lax.optimization_barrier((read_slot(tape, row[SRC]), w, g))
-            q = Quantizer(scheme, scale, bits, key, axis)
-            # The quantizer is closed over, so ranges and bits get no gradient.
-            _, pull = jax.vjp(lambda w, x: op.apply(x, w, q, has_norm, g.shape), w, x)
-            g_w, g_x = pull(g)
-            parts = [jnp.pad(p.ravel(), (0, block_floats(p.shape) - p.size)) for p in g_w]
-            parts.append(jnp.zeros(padded - sum(p.size for p in parts), flat.dtype))
-            return (jnp.concatenate(parts), None if from_image else g_x)
-
-        return run
-
-    start, stop = tables.bounds[k], tables.bounds[k + 1]
+    from_image = src == run.program.image_class
+    src_tape = run.image_tape(tapes.values) if from_image else tapes.values[src]
+    has_norm = run.has_norm()
+    start, stop = tables.bounds[number], tables.bounds[number + 1]
 
     def visit(r, carry, branches, which, padded):
         """Instruction r, with branch number `which`; weight gradients are padded to `padded` floats."""
         g_dst, g_src, g_flat = carry
         row = tables.rows[r]
-        q = quantizer_of(program, scheme, key, axis, sizes[src], row, bits.activations[r], r)
+        q = run.quantization.quantizer(r, row, sizes[src])
         g = lax.optimization_barrier(read_slot(g_dst, row[G_DST]))
         g_w, g_x = lax.optimization_barrier(
-            switch(which, branches, src_tape, row, flat, q.scale, q.bits, q.key, g)
+            switch(which, branches, src_tape, row, run.weights, q.scale, q.bits, q.key, g)
         )
         if padded:
             g_flat = lax.dynamic_update_slice(g_flat, g_w, (row[WEIGHTS] * BLOCK,))
@@ -320,7 +309,7 @@ def _run_backward(
         for padded, members in groups:
             which = jnp.asarray([members.index(o) if o in members else -1 for o in range(len(segment.ops))])
             which = which[tables.rows[r, OP]]
-            branches = [branch(segment.ops[o], padded) for o in members]
+            branches = [_backward_of(run, segment, segment.ops[o], padded, has_norm) for o in members]
             if len(groups) == 1:
                 return visit(r, carry, branches, which, padded)
             # A loop of one turn or none: a conditional would copy the buffers that it returns. All of it
@@ -331,7 +320,28 @@ def _run_backward(
         return carry
 
     crosses = src != dst and not from_image
-    carry = (gradients[dst], gradients[src] if crosses else None, g_flat)
+    carry = (tapes.gradients[dst], tapes.gradients[src] if crosses else None, tapes.weights)
     g_dst, g_src, g_flat = lax.fori_loop(start, stop, body, carry)
-    gradients = {**gradients, dst: g_dst}
-    return (gradients | {src: g_src} if crosses else gradients), g_flat
+    gradients = {**tapes.gradients, dst: g_dst} | ({src: g_src} if crosses else {})
+    return tapes._replace(gradients=gradients, weights=g_flat)
+
+
+def _backward_of(run: _Run, segment: Segment, op: Kind, padded: int, has_norm: Array) -> Callable:
+    """Make the function that recomputes an op from its taped input and differentiates it.
+
+    It gives the gradient to the weights, padded to `padded` floats, and to the input (None for images).
+    """
+    quantization = run.quantization
+
+    def backward(tape, row, flat, scale, bits, key, g):
+        w = read_weights(op, segment, flat, row[WEIGHTS])
+        x, w, g = lax.optimization_barrier((read_slot(tape, row[SRC]), w, g))
+        q = Quantizer(quantization.scheme, scale, bits, key, quantization.axis)
+        # The quantizer is closed over, so ranges and bits get no gradient.
+        _, pull = jax.vjp(lambda w, x: op.apply(x, w, q, has_norm, g.shape), w, x)
+        g_w, g_x = pull(g)
+        parts = [jnp.pad(p.ravel(), (0, block_floats(p.shape) - p.size)) for p in g_w]
+        parts.append(jnp.zeros(padded - sum(p.size for p in parts), flat.dtype))
+        return (jnp.concatenate(parts), None if segment.src == run.program.image_class else g_x)
+
+    return backward

@@ -15,6 +15,7 @@ from jax import Array, lax
 
 from ghn_jax.base import collectives
 from ghn_jax.cnn import ops
+from ghn_jax.cnn.head_pieces import padded_classes
 from ghn_jax.cnn.packing import BLOCK, Class
 from ghn_jax.cnn.program import Program
 from ghn_jax.cnn.tables import HeadTable
@@ -140,8 +141,8 @@ def _quantize(x, bits, scheme, key, which, axis, ranges=None):
     if scheme.mode == 'float':
         return x
     key = None if key is None else collectives.own_key(jax.random.fold_in(key, _KEYS + which), axis)
-    given = None if ranges is None else ranges[which]
-    return quantize_activation(x, bits, scheme, given=given, key=key, across=axis)
+    ends = None if ranges is None else ranges[which]
+    return quantize_activation(x, bits, scheme, ends=ends, key=key, across=axis)
 
 
 def _hidden_size(program: Program) -> int:
@@ -195,7 +196,7 @@ def logits(
         mask = collectives.own_rows(keep, axis).astype(features.dtype) / (1 - dropout)
     residuals = Residuals(features, hidden, mask)
     x = _final_input(program, table, bits, residuals, scheme, key, axis, ranges)
-    cols = program.class_columns
+    cols = padded_classes(program.num_classes)
     out = _linear(x, flat, table.final_weights, table.final_rows, cols) + _bias(flat, table.final_bias, cols)
     return out[:, : program.num_classes], residuals
 
@@ -214,7 +215,7 @@ def logits_backward(
     axis: str | None = None,
 ) -> tuple[Array, Array]:
     """(gradient to the features [N, D], g_flat with the head's weights set) from g [N, L]."""
-    cols = program.class_columns
+    cols = padded_classes(program.num_classes)
     g = jnp.pad(g, ((0, 0), (0, cols - g.shape[1])))
     x, to_residuals = jax.vjp(lambda r: _final_input(program, table, bits, r, scheme, key, axis), residuals)
     g_flat = lax.dynamic_update_slice(g_flat, jnp.sum(g, 0), (table.final_bias * BLOCK,))

@@ -68,7 +68,7 @@ class _Convolution(Kind):
 
     def rounded(self, x: Array, q: Any) -> Array:
         """What enters the convolution: relu(x) by its group's range, or x by its own."""
-        return q.rectified(ops.relu(x)) if self.rectify else q.own(x, 0)
+        return q.quantize_relu(ops.relu(x)) if self.rectify else q.quantize(x, 0)
 
     @property
     def observed(self):
@@ -137,7 +137,7 @@ class Reduce(Kind):
 
     def apply(self, x, w, q, has_norm, shape):
         left, right = _like(x, w)
-        x = q.rectified(ops.relu(x))
+        x = q.quantize_relu(ops.relu(x))
         return jnp.concatenate([ops.conv(x[:, ::2, ::2], left), ops.conv(x[:, 1::2, 1::2], right)], -1)
 
     @property
@@ -159,8 +159,8 @@ class Split(Kind):
 
     def apply(self, x, w, q, has_norm, shape):
         first, second = _like(x, w)
-        x = ops.conv(q.rectified(ops.relu(x)), first, (1, self.stride))
-        return ops.conv(q.own(x, 1), second, (self.stride, 1))
+        x = ops.conv(q.quantize_relu(ops.relu(x)), first, (1, self.stride))
+        return ops.conv(q.quantize(x, 1), second, (self.stride, 1))
 
 
 def _like(x: Array, w: list[Array]) -> list[Array]:
@@ -183,7 +183,7 @@ class Excite(Kind):
         return [(c, c // 2), (c // 2,), (c // 2, c), (c,)]
 
     def apply(self, x, w, q, has_norm, shape):
-        return ops.excite(ops.wide(x), w, q.own)[:, :: self.stride, :: self.stride].astype(x.dtype)
+        return ops.excite(ops.wide(x), w, q.quantize)[:, :: self.stride, :: self.stride].astype(x.dtype)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -198,7 +198,7 @@ class Attention(Kind):
         return [(c,), (c,), (c, 3 * c), (c, c), (c,)]
 
     def apply(self, x, w, q, has_norm, shape):
-        return ops.attention(ops.wide(x), w, q.own).astype(x.dtype)
+        return ops.attention(ops.wide(x), w, q.quantize).astype(x.dtype)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -213,7 +213,7 @@ class Mlp(Kind):
         return [(c,), (c,), (c, c), (c,), (c, c), (c,)]
 
     def apply(self, x, w, q, has_norm, shape):
-        return ops.mlp(ops.wide(x), w, q.own).astype(x.dtype)
+        return ops.mlp(ops.wide(x), w, q.quantize).astype(x.dtype)
 
 
 @dataclasses.dataclass(frozen=True)

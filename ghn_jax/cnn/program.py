@@ -21,18 +21,10 @@ import numpy as np
 
 from ghn_jax.cnn.channel_groups import column_tables, count_columns
 from ghn_jax.cnn.gradient_slots import place_gradients
+from ghn_jax.cnn.head_pieces import head_pieces
 from ghn_jax.cnn.instructions import Kind
-from ghn_jax.cnn.lowering import IMAGE, Head, Instruction, Lowered, lower
-from ghn_jax.cnn.packing import (
-    BLOCK,
-    Class,
-    Piece,
-    linear_pieces,
-    piece_part,
-    piece_view,
-    round_up,
-    vector_piece,
-)
+from ghn_jax.cnn.lowering import IMAGE, Instruction, Lowered, lower
+from ghn_jax.cnn.packing import BLOCK, Class, Piece, piece_part, piece_view, round_up
 from ghn_jax.cnn.tables import (
     ACCUMULATE,
     DST,
@@ -138,11 +130,6 @@ class Program:
         parts = self.capacity.parts
         return round_up(max(parts * c * (1 if pooled else h * h) for (h, c), pooled in self.heads), BLOCK)
 
-    @property
-    def class_columns(self) -> int:
-        """Columns of the class layer, padded to a multiple of 8."""
-        return round_up(self.num_classes, 8)
-
     def layout(self, spec: NetworkSpec) -> Layout:
         """Places `spec` in this program: slots, order of execution, weight offsets, flags.
 
@@ -198,38 +185,73 @@ class Program:
 
 def _place(program: Program, lowered: Lowered) -> Layout:
     slot = _slots(program, lowered)
-    segment_of = {(s.src, s.dst): k for k, s in enumerate(program.segments)}
-    columns = [{op: k for k, op in enumerate(s.ops)} for s in program.segments]
+    by_segment = _by_segment(program, lowered)
+    executed = [i for rows in by_segment for i in rows]
+    rows, bounds = _instruction_rows(program, lowered, by_segment, slot)
+    pieces, head, blocks = _place_head(program, lowered, slot)
+    blocks = _place_weights(program, lowered, executed, pieces, blocks, rows)
+    tensors, block_tensor, channel_groups = _number_tensors(program, lowered, pieces)
+    has_norm = np.float32(lowered.has_norm)
+    tables = Tables(rows, bounds, head, has_norm, block_tensor, np.int32(blocks), *channel_groups)
+    head_weights = tuple(f'{p}.weight' for p in (lowered.head.hidden, lowered.head.final) if p)
+    edges = {name for i in executed if i.src == IMAGE for name in i.quantized} | {head_weights[-1]}
+    return Layout(
+        tables, tuple(pieces), tensors, tuple(executed), head_weights, frozenset(edges), lowered.head.group
+    )
+
+
+def _by_segment(program: Program, lowered: Lowered) -> list[list[Instruction]]:
+    """Sort the instructions into the program's segments, each in the order of the network."""
+    number = {(s.src, s.dst): k for k, s in enumerate(program.segments)}
     by_segment: list[list[Instruction]] = [[] for _ in program.segments]
     for i in lowered.instructions:
         edge = (lowered.classes[i.src], lowered.classes[i.dst])
-        k = segment_of.get(edge)
-        if k is None or i.op not in columns[k]:
+        k = number.get(edge)
+        if k is None or i.op not in program.segments[k].ops:
             raise ValueError(
                 f'network {lowered.name!r} needs instruction {i.op} from {edge[0]} to {edge[1]} (size, '
                 'channels), which this program does not hold: build the program for a space that contains it'
             )
         by_segment[k].append(i)
+    return by_segment
+
+
+def _instruction_rows(
+    program: Program, lowered: Lowered, by_segment: list[list[Instruction]], slot: Mapping[int, int]
+) -> tuple[np.ndarray, np.ndarray]:
+    """(rows of the instruction table but for WEIGHTS and SEEN, where each segment begins in it)."""
     executed = [i for rows in by_segment for i in rows]
     _check_room('instructions', len(executed), program.capacity.rows, lowered.name)
     gradient_slot, used = place_gradients(executed, lowered)
     for c, n in used.items():
         _check_room(f'gradient slots of class {c}', n, program.gradient_slots[c], lowered.name)
-
     bounds = np.cumsum([0, *map(len, by_segment)]).astype(np.int32)
     rows = np.zeros((program.capacity.rows, 10), np.int32)
     written: set[int] = set()
-    for k, segment in enumerate(by_segment):
-        for r, i in enumerate(segment, bounds[k]):
-            rows[r, [OP, SRC, DST]] = columns[k][i.op], slot[i.src], slot[i.dst]
+    for k, segment in enumerate(program.segments):
+        number = {op: n for n, op in enumerate(segment.ops)}
+        for r, i in enumerate(by_segment[k], bounds[k]):
+            rows[r, [OP, SRC, DST]] = number[i.op], slot[i.src], slot[i.dst]
             rows[r, ACCUMULATE] = i.dst in written
             rows[r, [GROUP, PARTS]] = slot[i.group[0]], len(i.group)
             rows[r, [G_SRC, G_DST]] = gradient_slot[i.src], gradient_slot[i.dst]
             written.add(i.dst)
+    return rows, bounds
 
-    # The head's gradients are written first, exactly; then those of the instructions, last to first, each
-    # padded to at most the longest of its segment: the padding falls on what is written next.
-    pieces, head, blocks = _place_head(program, lowered, slot)
+
+def _place_weights(
+    program: Program,
+    lowered: Lowered,
+    executed: list[Instruction],
+    pieces: list[tuple[int, Piece]],
+    blocks: int,
+    rows: np.ndarray,
+) -> int:
+    """Append the instructions' pieces to those of the head, fill WEIGHTS and SEEN; return the blocks in use.
+
+    The head's gradients are written first, exactly; then those of the instructions, last to first, each
+    padded to at most the longest of its segment: the padding falls on what is written next.
+    """
     has_gradient = set(lowered.head.group)
     for r in range(len(executed) - 1, -1, -1):
         rows[r, WEIGHTS] = blocks
@@ -242,7 +264,13 @@ def _place(program: Program, lowered: Lowered) -> Layout:
     _check_room('windows', sum(p.windows for _, p in pieces), program.capacity.windows, lowered.name)
     overhang = max(s.weight_floats for s in program.segments) // BLOCK
     _check_room('weight blocks', blocks + overhang, program.capacity.blocks, lowered.name)
+    return blocks
 
+
+def _number_tensors(
+    program: Program, lowered: Lowered, pieces: list[tuple[int, Piece]]
+) -> tuple[dict[str, int], np.ndarray, tuple[np.ndarray, np.ndarray]]:
+    """(number of each quantized weight, which of them a block belongs to, the tables of channel groups)."""
     unquantized = program.capacity.tensors - 1
     tensors: dict[str, int] = {}
     block_tensor = np.full(program.capacity.blocks, unquantized, np.int32)
@@ -253,16 +281,7 @@ def _place(program: Program, lowered: Lowered) -> Layout:
     _check_room('weight tensors', len(tensors), unquantized, lowered.name)
     counts = count_columns(piece for _, piece in matrices)
     _check_room('columns of channels', sum(counts.values()), program.capacity.columns - 1, lowered.name)
-    columns = column_tables(program.capacity, matrices, tensors)
-
-    tables = Tables(
-        rows, bounds, head, np.float32(lowered.has_norm), block_tensor, np.int32(blocks), *columns
-    )
-    head_weights = tuple(f'{p}.weight' for p in (lowered.head.hidden, lowered.head.final) if p)
-    edges = {name for i in executed if i.src == IMAGE for name in i.quantized} | {head_weights[-1]}
-    return Layout(
-        tables, tuple(pieces), tensors, tuple(executed), head_weights, frozenset(edges), lowered.head.group
-    )
+    return tensors, block_tensor, column_tables(program.capacity, matrices, tensors)
 
 
 def _slots(program: Program, lowered: Lowered) -> dict[int, int]:
@@ -319,38 +338,6 @@ def _place_head(program: Program, lowered: Lowered, slot: Mapping[int, int]):
         two_layers=int(head.hidden is not None),
     )
     return pieces, HeadTable(*(np.int32(x) for x in table)), blocks
-
-
-class HeadPieces(NamedTuple):
-    """The pieces of a classifier, layer by layer in the order in which they lie in the weight buffer."""
-
-    hidden_weights: list[Piece]
-    hidden_bias: list[Piece]
-    final_weights: list[Piece]
-    final_bias: list[Piece]
-
-    @property
-    def all(self) -> list[Piece]:
-        """Those of all layers."""
-        return [p for layer in self for p in layer]
-
-
-def head_pieces(head: Head, num_classes: int) -> HeadPieces:
-    """Linear weights in panels of BLOCK inputs x BLOCK hidden units (x all classes); hidden_* empty without
-    one.
-    """
-    columns, features, hidden_weights, hidden_bias = round_up(num_classes, 8), head.features, [], []
-    if head.hidden:
-        hidden_weights = linear_pieces(f'{head.hidden}.weight', features, head.hidden_size, BLOCK)
-        for col in range(0, head.hidden_size, BLOCK):
-            hidden_bias.append(
-                vector_piece(f'{head.hidden}.bias', col, min(BLOCK, head.hidden_size - col), BLOCK)
-            )
-        features = head.hidden_size
-    final = linear_pieces(f'{head.final}.weight', features, num_classes, columns)
-    return HeadPieces(
-        hidden_weights, hidden_bias, final, [vector_piece(f'{head.final}.bias', 0, num_classes, columns)]
-    )
 
 
 def _check_room(what: str, needed: int, room: int, name: str) -> None:

@@ -1,13 +1,12 @@
 """A calibrated network in integer arithmetic alone: the plain way, for checking what a device would compute.
 
 It follows arXiv 1712.05877 and gemmlowp. Every weight, and every activation that enters a convolution or
-linear layer, is q in 0 .. 2^b - 1 (2 <= b <= 8) with a scale s and a zero point z, as in `quant.fake_quant`;
+linear layer, is q in 0 .. 2^b - 1 (2 <= b <= 8) with a scale s and a zero point z, as in `quant.grid`;
 weights on the grids that the fake-quantized network has, one for the tensor or for each output channel.
 Layers multiply and sum (q - z), in int32. What lies between the layers (accumulators after their rescaling,
-shifts, sums, pools, means, logits) is int32 fixed point (`Fixed`). Where its point lies is known before any
-image is: from the largest sum that a layer's weights allow, so that nothing can overflow. Factors, such as
-s_x s_w 2^point, are an int32 multiplier and a shift (`Factor`); a factor for each channel takes in the one of
-a `corrected` normalisation.
+shifts, sums, pools, means, logits) is int32 fixed point (`fixed_point`). Factors, such as s_x s_w 2^point,
+are an int32 multiplier and a shift; a factor for each channel takes in the one of a `corrected`
+normalisation.
 
 The only differences to the fake-quantized form are these roundings: each value between layers to 31 bits, of
 which the largest sum possible takes the first (pools and means: to 4 or more bits less), factors to 31 bits,
@@ -18,9 +17,7 @@ Axes: N images | H, W rows and columns | C, O channels | L classes.
 """
 
 import functools
-import math
 from collections.abc import Iterable
-from typing import NamedTuple
 
 import jax
 import numpy as np
@@ -28,6 +25,19 @@ from jax import Array, lax
 
 from ghn_jax.base.errors import UserError
 from ghn_jax.cnn import instructions as kinds
+from ghn_jax.cnn.deploy.fixed_point import (
+    INT32,
+    Fixed,
+    Levels,
+    Sums,
+    make_factor,
+    moved,
+    point_for,
+    rectified,
+    rescale,
+    rescaled,
+    saturate,
+)
 from ghn_jax.cnn.lowering import IMAGE, Instruction
 from ghn_jax.cnn.packing import Piece, piece_part
 from ghn_jax.cnn.program import Layout, Program
@@ -40,86 +50,6 @@ from ghn_jax.quant.policy import TERNARY, Policy
 from ghn_jax.quant.scheme import QAT, Scheme
 
 MIN_BITS, MAX_BITS = 2, 8
-_INT32 = np.iinfo(np.int32)
-
-
-class Factor(NamedTuple):
-    """multiplier * 2^-shift, int64 arrays, 1 <= shift <= 62. The multiplier fits int32 and has 31 bits; fewer
-    for factors below 2^-31, at last none.
-    """
-
-    multiplier: np.ndarray
-    shift: np.ndarray
-
-
-class Levels(NamedTuple):
-    """A quantized tensor: uint8 q, stands for (q - zero) * scale.
-
-    Of a weight zero and scale are arrays, [O, 1, ..] and [O].
-    """
-
-    q: np.ndarray
-    zero: int | np.ndarray
-    scale: float | np.ndarray
-
-    @property
-    def centred(self) -> np.ndarray:
-        """q - zero, int32."""
-        return self.q.astype(np.int32) - self.zero
-
-
-class Fixed(NamedTuple):
-    """int32 x, stands for x * 2^-point, at most `bound` in magnitude whatever the image."""
-
-    x: np.ndarray
-    point: int
-    bound: float
-
-    @property
-    def real(self) -> np.ndarray:
-        """What it stands for, float64."""
-        return self.x * 2.0**-self.point
-
-
-def make_factor(x: np.ndarray | float) -> Factor:
-    """The nearest factor to x, |x| < 2^30."""
-    x = np.asarray(x, np.float64)
-    shift = np.clip(31 - np.frexp(x)[1], 1, 62).astype(np.int64)
-    multiplier = np.round(np.ldexp(x, shift)).astype(np.int64)
-    over = np.abs(multiplier) == 2**31  # rounded up to one bit more
-    return Factor(np.where(over, multiplier // 2, multiplier), shift - over)
-
-
-def rescale(x: np.ndarray, factor: Factor) -> np.ndarray:
-    """x * factor to the nearest int32, halves upward: a 32 x 32 bit product and a rounding shift."""
-    half = np.left_shift(np.int64(1), factor.shift - 1)
-    return saturate((x.astype(np.int64) * factor.multiplier + half) >> factor.shift)
-
-
-def saturate(x: np.ndarray) -> np.ndarray:
-    """int64 to int32, what does not fit to the nearest that does."""
-    return np.clip(x, _INT32.min, _INT32.max).astype(np.int32)
-
-
-def point_for(bound: float) -> int:
-    """Bits after the point that values of up to `bound` leave."""
-    return 30 - math.frexp(bound)[1] if bound > 0 else 30
-
-
-def moved(v: Fixed, point: int) -> Fixed:
-    """The same with the point elsewhere, rounded."""
-    return Fixed(rescale(v.x, make_factor(2.0 ** (point - v.point))), point, v.bound)
-
-
-def rescaled(
-    sums: np.ndarray, scale: np.ndarray, bound: np.ndarray, shift: np.ndarray | None = None
-) -> Fixed:
-    """sums * scale + shift as fixed point; |sums| <= bound; scale, bound and shift [C]."""
-    shift = np.zeros(1) if shift is None else shift
-    largest = float(np.max(np.abs(scale) * bound + np.abs(shift)))
-    point = point_for(largest)
-    x = rescale(sums, make_factor(scale * 2.0**point)).astype(np.int64)
-    return Fixed(saturate(x + np.floor(shift * 2.0**point + 0.5).astype(np.int64)), point, largest)
 
 
 def logits(
@@ -135,7 +65,7 @@ def logits(
     *,
     scheme: Scheme = QAT,
 ) -> Fixed:
-    """Logits [N, L] of a network whose normalisations are fixed (`cnn.calibration`).
+    """Compute the logits [N, L] of a network whose normalisations are fixed (`cnn.calibration`).
 
     flat: its weights [F], float. images: uint8 [N, H, W, 3]; mean, std [3] in units of 0..1. scheme: of the
     weights. On the host.
@@ -149,22 +79,26 @@ def logits(
 
 
 def check(specs: Iterable[NetworkSpec], policies: Iterable[Policy]) -> None:
-    """Raises UserError for networks and policies that this arithmetic does not serve; float is let be."""
+    """Check that this arithmetic serves these networks and policies; float is let be.
+
+    Raises:
+      UserError: it does not; says what it lacks.
+    """
     for policy in policies:
         exceptions = (bits for rule in (*policy.rules, *policy.layers) for bits in rule[1:])
         widths = policy.weight_bits, policy.activation_bits, *exceptions, *(policy.edges or ())
-        odd = next((bits for bits in widths if not MIN_BITS <= bits <= MAX_BITS), None)
-        if odd is not None and not policy.is_float:
-            has = 'ternary weights' if odd == TERNARY else f'tensors of {odd} bits'
+        unfit = next((bits for bits in widths if not MIN_BITS <= bits <= MAX_BITS), None)
+        if unfit is not None and not policy.is_float:
+            has = 'ternary weights' if unfit == TERNARY else f'tensors of {unfit} bits'
             raise UserError(
                 f'policy {policy} has {has}: integer arithmetic is for {MIN_BITS} to {MAX_BITS} bits of '
                 'every weight and activation; leave out --integer or the policy'
             )
     for spec in specs:
-        if odd := sorted(op for op in spec.genotype.ops if not _covers(op)):
+        if uncovered := sorted(op for op in spec.genotype.ops if not _covers(op)):
             raise UserError(
-                f'network {spec.name!r} has {" and ".join(odd)}, which integer arithmetic does not cover: '
-                'leave out --integer, or take networks without'
+                f'network {spec.name!r} has {" and ".join(uncovered)}, which integer arithmetic does not '
+                'cover: leave out --integer, or take networks without'
             )
 
 
@@ -172,16 +106,19 @@ def _covers(op: str) -> bool:
     return all(kind.integer for stride in (1, 2) for kind in kinds.kinds_of(op, stride))
 
 
-class Sums(NamedTuple):
-    """int32 accumulators [N, ..., C], stand for x * scale; |x| <= bound; scale and bound [C]."""
-
-    x: np.ndarray
-    scale: np.ndarray
-    bound: np.ndarray
-
-
 class _Interpreter:
-    def __init__(self, program, spec, layout, flat, bits, ranges, scheme=QAT):
+    """Runs the instructions of one network. A value is `Sums` until something other than a norm reads it."""
+
+    def __init__(
+        self,
+        program: Program,
+        spec: NetworkSpec,
+        layout: Layout,
+        flat: np.ndarray,
+        bits: Bits,
+        ranges: Ranges,
+        scheme: Scheme = QAT,
+    ):
         self.layout, self.bits, self.ranges = layout, bits, ranges
         shapes = {p.name: p.shape for p in build_graph(spec).parameters}
         self.params = program.unpack(layout, np.asarray(flat), shapes)
@@ -189,9 +126,9 @@ class _Interpreter:
         self.weights: dict[str, Levels] = {}
         grid = jax.device_get(_fit(flat, layout.tables, bits.weights, scheme))
         for name, t in layout.tensors.items():
-            own = layout.tables.column_tensor == t if scheme.granularity == 'channel' else t
+            its_grids = layout.tables.column_tensor == t if scheme.granularity == 'channel' else t
             self.weights[name] = _weight_levels(
-                self.params[name], Grid(*(part[own].ravel() for part in grid))
+                self.params[name], Grid(*(part[its_grids].ravel() for part in grid))
             )
         self.values: dict[int, Fixed] = {}
         self.sums: dict[int, Sums] = {}  # values that are not rescaled yet
@@ -231,20 +168,20 @@ class _Interpreter:
                 self._add(dst, rescaled(sums, scale * factor, bound, shift))
             case kinds.MaxPool(stride):
                 x = self._read(src)
-                windows = _windows(x.x, stride, _INT32.min)
-                self._add(dst, x._replace(x=functools.reduce(np.maximum, windows)))
+                shifted = _shifted(x.x, stride, INT32.min)
+                self._add(dst, x._replace(x=functools.reduce(np.maximum, shifted)))
             case kinds.AvgPool(stride):
                 x = self._read(src)
                 x = moved(x, x.point - 4)  # room for nine
-                counts = sum(_windows(np.ones((1, *x.x.shape[1:3], 1), np.int64), stride, 0))
-                total = saturate(sum(_windows(x.x.astype(np.int64), stride, 0)))
+                counts = sum(_shifted(np.ones((1, *x.x.shape[1:3], 1), np.int64), stride, 0))
+                total = saturate(sum(_shifted(x.x.astype(np.int64), stride, 0)))
                 self._add(dst, x._replace(x=rescale(total, make_factor(1 / counts))))
             case kinds.Copy():
                 self._add(dst, self._read(src))
             case kinds.Subsample(rectify):
                 x = self._read(src)
                 x = x._replace(x=x.x[:, ::2, ::2])
-                self._add(dst, _relu(x) if rectify else x)
+                self._add(dst, rectified(x) if rectify else x)
             case kinds.Zero():
                 x = self._read(src)
                 self._add(dst, Fixed(np.zeros_like(x.x), x.point, 0.0))
@@ -264,7 +201,7 @@ class _Interpreter:
             x = x._replace(x=x.x.transpose(0, 1, 4, 2, 3))
         x = x._replace(x=x.x.reshape(len(x.x), -1))
         for k, name in enumerate(self.layout.head_weights):
-            levels = self._levels(_relu(x) if k else x, self.ranges.head[k], self.bits.head[k])
+            levels = self._levels(rectified(x) if k else x, self.ranges.head[k], self.bits.head[k])
             w = self.weights[name]
             dot = lambda a, b: np.asarray(_dot(a, b))
             sums = _multiplied(levels, w.centred.T, w.scale, dot, (0,))
@@ -295,7 +232,7 @@ class _Interpreter:
 
     def _quantized(self, r: int, which: int, x: Fixed, rectify: bool) -> Levels:
         bits = self.bits.activations[r, which]
-        return self._levels(_relu(x) if rectify else x, self.ranges.rows[r, which], bits)
+        return self._levels(rectified(x) if rectify else x, self.ranges.rows[r, which], bits)
 
     def _levels(self, x: Fixed, ends: np.ndarray, bits: int) -> Levels:
         grid = make_grid(*ends, int(bits), np.float32)
@@ -319,28 +256,25 @@ class _Interpreter:
         return _multiplied(x, part, w.scale[piece.col : piece.col + piece.cols], convolve, (0, 1, 2))
 
 
-def _relu(x: Fixed) -> Fixed:
-    return x._replace(x=np.maximum(x.x, 0))
-
-
 @functools.partial(jax.jit, static_argnums=3)
 def _fit(flat: Array, tables: Tables, bits: Array, scheme: Scheme) -> Grid:
     return quantize_weights(flat, tables, bits, flat, scheme=scheme)[1]
 
 
 def _weight_levels(w: np.ndarray, grid: Grid) -> Levels:
-    """A weight [O, ..] to levels. grid: of all output channels, [1], or of each and of padding."""
+    """Convert a weight [O, ..] to levels. grid: of all output channels, [1], or of each and of padding."""
     s, z, top, _ = (np.resize(part, (len(w), *[1] * (w.ndim - 1))) for part in grid)
     q = np.clip(np.round(w / np.where(s > 0, s, 1)) + z, 0, top)
     return Levels(q.astype(np.uint8), z.astype(np.int32), s.ravel().astype(np.float64))
 
 
 def _multiplied(x: Levels, w: np.ndarray, scale: np.ndarray, multiply, inputs: tuple[int, ...]) -> Sums:
-    """multiply(x, w) in int32, if no sum can leave it. w: (q - zero) of weights with `scale` [C] by output
-    channel. inputs: axes of w that are summed.
+    """Compute multiply(x, w) in int32, if no sum can leave it.
+
+    w: (q - zero) of weights with `scale` [C] by output channel. inputs: axes of w that are summed.
     """
     bound = 255.0 * np.abs(w.astype(np.int64)).sum(inputs)
-    if bound.max() > _INT32.max:
+    if bound.max() > INT32.max:
         raise UserError(
             f'a layer may sum up to {bound.max():.0f}, more than int32 holds: take fewer bits than {MAX_BITS}'
         )
@@ -361,8 +295,8 @@ def _dot(x: Array, w: Array) -> Array:
     return x @ w
 
 
-def _windows(x: np.ndarray, stride: int, fill: int) -> list[np.ndarray]:
-    """What each of the nine positions of a 3x3 window, padded by one, sees."""
+def _shifted(x: np.ndarray, stride: int, fill: int) -> list[np.ndarray]:
+    """Return x [N, H, W, C], padded by one, as each of the nine positions of a 3x3 pool sees it."""
     _, h, w, _ = x.shape
     padded = np.pad(x, ((0, 0), (1, 1), (1, 1), (0, 0)), constant_values=fill)
     return [padded[:, i : i + h : stride, j : j + w : stride] for i in range(3) for j in range(3)]

@@ -93,7 +93,7 @@ class Runner:
             )[0]
 
         self._logits = logits
-        buffers = executor.make_workspace(program, BATCH, jnp.float64, train=False)
+        buffers = executor.make_tapes(program, BATCH, jnp.float64, train=False)
         floats = jnp.zeros(program.capacity.blocks * 256)
         self.workspace = Workspace(buffers, jnp.zeros(1), floats)
 
