@@ -36,7 +36,7 @@ KILLERS = {
     'records': ('test_metrics.py',),
     'optimizer': (),
     'checkpoint': (),
-    'data': (),
+    'datasets/*': ('datasets/test_load.py', 'datasets/test_augment.py'),
     'predict': ('quant/test_weights.py',),
     'variants': ('test_study.py',),
     'sensitivity': ('test_study.py',),
