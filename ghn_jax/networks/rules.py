@@ -9,7 +9,7 @@ import functools
 from collections.abc import Callable
 from typing import Any, TypeVar
 
-from ghn_jax.base.errors import UserError, shown
+from ghn_jax.base.errors import FieldError, UserError, shown
 from ghn_jax.networks import counts
 from ghn_jax.networks.genotype import is_int
 from ghn_jax.networks.ops import OPS, has_attention
@@ -45,7 +45,7 @@ class Rules:
     deep_split_cells, dense_split_steps: cells of the split deep, steps of the split dense.
     num_train, num_eval: networks in train and in each other split.   num_classes: of all networks.
 
-    Raises UserError on construction where a field is of no use.
+    Raises FieldError on construction where a field is of no use.
     """
 
     name: str
@@ -81,7 +81,7 @@ class Rules:
             (_CHOICES, _choices),
         )
         if not isinstance(self.name, str) or not self.name:
-            raise UserError(f'space name is {shown(self.name)}: expected a non-empty string')
+            raise FieldError('name', f'={shown(self.name)}: expected a non-empty string')
         for fields, check in checks:
             for field, allowed in fields.items():
                 object.__setattr__(self, field, check(field, getattr(self, field), allowed))
@@ -121,20 +121,20 @@ def known_split(split: str) -> str:
     return split
 
 
-# ---- checks: each returns the value of a field as it is kept, or raises UserError
+# ---- checks: each returns the value of a field as it is kept, or raises FieldError
 
 
 def _integer(field: str, value: Any, bounds: tuple[int, int]) -> int:
     low, high = bounds
     if not is_int(value) or not low <= value <= high:
-        raise UserError(f'space {field} is {shown(value)}: expected an integer from {low} to {high}')
+        raise FieldError(field, f'={shown(value)}: expected an integer from {low} to {high}')
     return value
 
 
 def _share(field: str, value: Any, bounds: tuple[int, int]) -> float:
     low, high = bounds
     if isinstance(value, bool) or not isinstance(value, (int, float)) or not low <= value <= high:
-        raise UserError(f'space {field} is {shown(value)}: expected a number from {low} to {high}')
+        raise FieldError(field, f'={shown(value)}: expected a number from {low} to {high}')
     return value
 
 
@@ -149,7 +149,7 @@ def _are_integers(values: Any, low: int, high: int) -> bool:
 def _range(field: str, value: Any, bounds: tuple[int, int]) -> tuple[int, ...]:
     low, high = bounds
     if not _are_integers(value, low, high) or len(value) != 2 or value[0] > value[1]:
-        raise UserError(f'space {field} is {shown(value)}: expected (least, most) within {low} and {high}')
+        raise FieldError(field, f'={shown(value)}: expected (least, most) within {low} and {high}')
     return tuple(map(int, value))
 
 
@@ -158,7 +158,7 @@ def _list(field: str, value: Any, bounds: tuple[int, int]) -> tuple[int, ...] | 
     if value is None and field in ('channels', 'fc_dims'):
         return None
     if not _are_integers(value, low, high):
-        raise UserError(f'space {field} is {shown(value)}: expected a tuple of integers from {low} to {high}')
+        raise FieldError(field, f'={shown(value)}: expected a tuple of integers from {low} to {high}')
     return tuple(map(int, value))
 
 
@@ -166,40 +166,42 @@ def _choices(field: str, value: Any, choices: tuple) -> tuple:
     good = isinstance(value, (tuple, list)) and (value or field == 'redrawn_ops')
     for v in value if good else ():
         if isinstance(v, bool) or v not in choices:
-            raise UserError(f'space {field} has {shown(v)}: choose from {", ".join(map(str, choices))}')
+            raise FieldError(field, f' has {shown(v)}: choose from {", ".join(map(str, choices))}')
     if not good or len(set(value)) < len(value):
-        raise UserError(
-            f'space {field} is {shown(value)}: expected different values of {", ".join(map(str, choices))}'
+        raise FieldError(
+            field, f'={shown(value)}: expected different values of {", ".join(map(str, choices))}'
         )
     return tuple(value)
 
 
 def _check_together(space: Rules) -> None:
-    """Raises UserError where fields that are good each by itself ask for no network, or for too much."""
+    """Raise FieldError where fields that are good each by itself ask for no network, or for too much."""
     if space.min_steps > space.max_steps_deep:
-        raise UserError(
-            f'space min_steps is {space.min_steps}: expected at most max_steps ({space.max_steps}) and '
-            f'max_steps_deep ({space.max_steps_deep})'
+        raise FieldError(
+            'min_steps',
+            f'={space.min_steps}: expected at most max_steps ({space.max_steps}) and '
+            f'max_steps_deep ({space.max_steps_deep})',
         )
     if all(op == 'none' for op in space.ops):
-        raise UserError(f'space ops are {shown(space.ops)}: expected at least one besides none')
+        raise FieldError('ops', f'={shown(space.ops)}: expected at least one besides none')
     shallow = min(space.cells[1], max(space.deep_cells))
     operations = max(
         cells * counts.operations_of_cell(steps)
         for cells, steps in ((shallow, space.max_steps), (space.cells[1], space.max_steps_deep))
     )
     if operations > counts.MAX_OPERATIONS:
-        raise UserError(
-            f'space {space.name} has networks of up to {operations:,} operations, more than '
+        raise FieldError(
+            'cells',
+            f'={space.cells}: the space has networks of up to {operations:,} operations, more than '
             f'{counts.MAX_OPERATIONS:,}: give fewer cells ({space.cells[1]}) or steps ({space.max_steps}, '
-            f'{space.max_steps_deep} in deep networks)'
+            f'{space.max_steps_deep} in deep networks)',
         )
     if (widths := len(set(space.channels or ()))) > counts.MAX_FAMILIES:
-        raise UserError(
-            f'space channels has {widths} widths, and each takes minutes to compile: give at most '
-            f'{counts.MAX_FAMILIES}'
+        raise FieldError(
+            'channels',
+            f' has {widths} widths, and each takes minutes to compile: give at most {counts.MAX_FAMILIES}',
         )
     multiple = 8 if has_attention(space.ops) else 2
     for width in space.channels or ():
         if width % multiple:
-            raise UserError(f'space channels has {width}: expected multiples of {multiple}')
+            raise FieldError('channels', f' has {width}: expected multiples of {multiple}')

@@ -14,7 +14,7 @@ from typing import Any
 
 import numpy as np
 
-from ghn_jax.base.errors import UserError, shown
+from ghn_jax.base.errors import FieldError, UserError, shown
 from ghn_jax.networks import drawing
 from ghn_jax.networks.genotype import is_int
 from ghn_jax.networks.ops import OPERATIONS
@@ -79,14 +79,14 @@ def make_space(base: str, /, **overrides: Any) -> Space:
 
     Lists do for tuples. Ops given anew are all there is: nothing is redrawn unless redrawn_ops says so.
 
-    Raises UserError for an unknown space or field, or a value of no use.
+    Raises FieldError for an unknown space or field, or a value of no use.
     """
     if not isinstance(base, str) or base not in SPACES:
-        raise UserError(f'space {shown(base)} is unknown: choose one of {", ".join(SPACES)}')
+        raise FieldError('name', f'={shown(base)} is unknown: choose one of {", ".join(SPACES)}')
     fields = {field.name for field in dataclasses.fields(Space)}
     for key in overrides:
         if key not in fields:
-            raise UserError(f'space has no field {key!r}: the fields are {", ".join(sorted(fields))}')
+            raise FieldError(key, f' is no field of a space: the fields are {", ".join(sorted(fields))}')
     if 'ops' in overrides:
         overrides.setdefault('redrawn_ops', ())
     return dataclasses.replace(SPACES[base], **overrides)

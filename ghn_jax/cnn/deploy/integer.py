@@ -1,12 +1,13 @@
 """A calibrated network in integer arithmetic alone: the plain way, for checking what a device would compute.
 
 It follows arXiv 1712.05877 and gemmlowp. Every weight, and every activation that enters a convolution or
-linear layer, is q in 0 .. 2^b - 1 (2 <= b <= 8) with a scale s and a zero point z, as in `quant.grid`;
+linear layer, is q in 0 .. 2^b - 1 (2 <= b <= 8) with a scale s and a zero point z, as in `quant.fake_quant`;
 weights on the grids that the fake-quantized network has, one for the tensor or for each output channel.
 Layers multiply and sum (q - z), in int32. What lies between the layers (accumulators after their rescaling,
-shifts, sums, pools, means, logits) is int32 fixed point (`fixed_point`). Factors, such as s_x s_w 2^point,
-are an int32 multiplier and a shift; a factor for each channel takes in the one of a `corrected`
-normalisation.
+shifts, sums, pools, means, logits) is int32 fixed point (`Fixed`). Where its point lies is known before any
+image is: from the largest sum that a layer's weights allow, so that nothing can overflow; a value that does
+not fit is an error, never cut off. Factors, such as s_x s_w 2^point, are an int32 multiplier and a shift
+(`Factor`); a factor for each channel takes in the one of a `corrected` normalisation.
 
 The only differences to the fake-quantized form are these roundings: each value between layers to 31 bits, of
 which the largest sum possible takes the first (pools and means: to 4 or more bits less), factors to 31 bits,
@@ -18,6 +19,7 @@ Axes: N images | H, W rows and columns | C, O channels | L classes.
 
 import functools
 from collections.abc import Iterable
+from typing import NamedTuple
 
 import jax
 import numpy as np
@@ -25,19 +27,7 @@ from jax import Array, lax
 
 from ghn_jax.base.errors import UserError
 from ghn_jax.cnn import instructions as kinds
-from ghn_jax.cnn.deploy.fixed_point import (
-    INT32,
-    Fixed,
-    Levels,
-    Sums,
-    make_factor,
-    moved,
-    point_for,
-    rectified,
-    rescale,
-    rescaled,
-    saturate,
-)
+from ghn_jax.cnn.deploy.fixed_point import Fixed, added, averaged, make_factor, moved, rescale, rescaled
 from ghn_jax.cnn.lowering import IMAGE, Instruction
 from ghn_jax.cnn.packing import Piece, piece_part
 from ghn_jax.cnn.program import Layout, Program
@@ -50,6 +40,23 @@ from ghn_jax.quant.policy import TERNARY, Policy
 from ghn_jax.quant.scheme import QAT, Scheme
 
 MIN_BITS, MAX_BITS = 2, 8
+_INT32 = np.iinfo(np.int32)
+
+
+class Levels(NamedTuple):
+    """A quantized tensor: uint8 q, stands for (q - zero) * scale.
+
+    Of a weight zero and scale are arrays, [O, 1, ..] and [O].
+    """
+
+    q: np.ndarray
+    zero: int | np.ndarray
+    scale: float | np.ndarray
+
+    @property
+    def centred(self) -> np.ndarray:
+        """q - zero, int32."""
+        return self.q.astype(np.int32) - self.zero
 
 
 def logits(
@@ -65,7 +72,7 @@ def logits(
     *,
     scheme: Scheme = QAT,
 ) -> Fixed:
-    """Compute the logits [N, L] of a network whose normalisations are fixed (`cnn.calibration`).
+    """Logits [N, L] of a network whose normalisations are fixed (`cnn.calibration`).
 
     flat: its weights [F], float. images: uint8 [N, H, W, 3]; mean, std [3] in units of 0..1. scheme: of the
     weights. On the host.
@@ -79,26 +86,22 @@ def logits(
 
 
 def check(specs: Iterable[NetworkSpec], policies: Iterable[Policy]) -> None:
-    """Check that this arithmetic serves these networks and policies; float is let be.
-
-    Raises:
-      UserError: it does not; says what it lacks.
-    """
+    """Raises UserError for networks and policies that this arithmetic does not serve; float is let be."""
     for policy in policies:
         exceptions = (bits for rule in (*policy.rules, *policy.layers) for bits in rule[1:])
         widths = policy.weight_bits, policy.activation_bits, *exceptions, *(policy.edges or ())
-        unfit = next((bits for bits in widths if not MIN_BITS <= bits <= MAX_BITS), None)
-        if unfit is not None and not policy.is_float:
-            has = 'ternary weights' if unfit == TERNARY else f'tensors of {unfit} bits'
+        odd = next((bits for bits in widths if not MIN_BITS <= bits <= MAX_BITS), None)
+        if odd is not None and not policy.is_float:
+            has = 'ternary weights' if odd == TERNARY else f'tensors of {odd} bits'
             raise UserError(
                 f'policy {policy} has {has}: integer arithmetic is for {MIN_BITS} to {MAX_BITS} bits of '
                 'every weight and activation; leave out --integer or the policy'
             )
     for spec in specs:
-        if uncovered := sorted(op for op in spec.genotype.ops if not _covers(op)):
+        if odd := sorted(op for op in spec.genotype.ops if not _covers(op)):
             raise UserError(
-                f'network {spec.name!r} has {" and ".join(uncovered)}, which integer arithmetic does not '
-                'cover: leave out --integer, or take networks without'
+                f'network {spec.name!r} has {" and ".join(odd)}, which integer arithmetic does not cover: '
+                'leave out --integer, or take networks without'
             )
 
 
@@ -106,19 +109,30 @@ def _covers(op: str) -> bool:
     return all(kind.integer for stride in (1, 2) for kind in kinds.kinds_of(op, stride))
 
 
-class _Interpreter:
-    """Runs the instructions of one network. A value is `Sums` until something other than a norm reads it."""
+class Sums(NamedTuple):
+    """int32 accumulators [N, ..., C], stand for x * scale; |x| <= bound; scale and bound [C]."""
 
-    def __init__(
-        self,
-        program: Program,
-        spec: NetworkSpec,
-        layout: Layout,
-        flat: np.ndarray,
-        bits: Bits,
-        ranges: Ranges,
-        scheme: Scheme = QAT,
-    ):
+    x: np.ndarray
+    scale: np.ndarray
+    bound: np.ndarray
+
+
+def accumulated(a: Sums, b: Sums) -> Sums:
+    """a + b, exactly: the convolutions of the parts of a concatenation share their scales."""
+    bound = a.bound + b.bound
+    _check_int32(bound)
+    return Sums(a.x + b.x, a.scale, bound)
+
+
+def _check_int32(bound: np.ndarray) -> None:
+    if bound.max() > _INT32.max:
+        raise UserError(
+            f'a layer may sum up to {bound.max():.0f}, more than int32 holds: take fewer bits than {MAX_BITS}'
+        )
+
+
+class _Interpreter:
+    def __init__(self, program, spec, layout, flat, bits, ranges, scheme=QAT):
         self.layout, self.bits, self.ranges = layout, bits, ranges
         shapes = {p.name: p.shape for p in build_graph(spec).parameters}
         self.params = program.unpack(layout, np.asarray(flat), shapes)
@@ -126,9 +140,9 @@ class _Interpreter:
         self.weights: dict[str, Levels] = {}
         grid = jax.device_get(_fit(flat, layout.tables, bits.weights, scheme))
         for name, t in layout.tensors.items():
-            its_grids = layout.tables.column_tensor == t if scheme.granularity == 'channel' else t
+            own = layout.tables.column_tensor == t if scheme.granularity == 'channel' else t
             self.weights[name] = _weight_levels(
-                self.params[name], Grid(*(part[its_grids].ravel() for part in grid))
+                self.params[name], Grid(*(part[own].ravel() for part in grid))
             )
         self.values: dict[int, Fixed] = {}
         self.sums: dict[int, Sums] = {}  # values that are not rescaled yet
@@ -168,20 +182,18 @@ class _Interpreter:
                 self._add(dst, rescaled(sums, scale * factor, bound, shift))
             case kinds.MaxPool(stride):
                 x = self._read(src)
-                shifted = _shifted(x.x, stride, INT32.min)
-                self._add(dst, x._replace(x=functools.reduce(np.maximum, shifted)))
+                windows = _windows(x.x, stride, _INT32.min)
+                self._add(dst, x._replace(x=functools.reduce(np.maximum, windows)))
             case kinds.AvgPool(stride):
                 x = self._read(src)
-                x = moved(x, x.point - 4)  # room for nine
-                counts = sum(_shifted(np.ones((1, *x.x.shape[1:3], 1), np.int64), stride, 0))
-                total = saturate(sum(_shifted(x.x.astype(np.int64), stride, 0)))
-                self._add(dst, x._replace(x=rescale(total, make_factor(1 / counts))))
+                add = lambda v: sum(_windows(v, stride, 0))
+                self._add(dst, averaged(x, add, add(np.ones((1, *x.x.shape[1:3], 1), np.int64))))
             case kinds.Copy():
                 self._add(dst, self._read(src))
             case kinds.Subsample(rectify):
                 x = self._read(src)
                 x = x._replace(x=x.x[:, ::2, ::2])
-                self._add(dst, rectified(x) if rectify else x)
+                self._add(dst, _relu(x) if rectify else x)
             case kinds.Zero():
                 x = self._read(src)
                 self._add(dst, Fixed(np.zeros_like(x.x), x.point, 0.0))
@@ -193,15 +205,13 @@ class _Interpreter:
         point, bound = min(p.point for p in parts), max(p.bound for p in parts)
         x = Fixed(np.stack([moved(p, point).x for p in parts], 1), point, bound)  # [N, K, H, W, C]
         if self.pooled:
-            for axis in (2, 2):  # of the rows, then of what is left: less room than for all at once
-                x, n = moved(x, x.point - x.x.shape[axis].bit_length()), x.x.shape[axis]
-                total = saturate(x.x.sum(axis, dtype=np.int64))
-                x = x._replace(x=rescale(total, make_factor(1 / n)))
+            for _ in ('rows', 'columns'):  # one after the other: that takes less room than all at once
+                x = averaged(x, lambda v: v.sum(2), x.x.shape[2])
         else:
             x = x._replace(x=x.x.transpose(0, 1, 4, 2, 3))
         x = x._replace(x=x.x.reshape(len(x.x), -1))
         for k, name in enumerate(self.layout.head_weights):
-            levels = self._levels(rectified(x) if k else x, self.ranges.head[k], self.bits.head[k])
+            levels = to_levels(_relu(x) if k else x, self.ranges.head[k], self.bits.head[k])
             w = self.weights[name]
             dot = lambda a, b: np.asarray(_dot(a, b))
             sums = _multiplied(levels, w.centred.T, w.scale, dot, (0,))
@@ -216,30 +226,16 @@ class _Interpreter:
         return self.values[value]
 
     def _add(self, value: int, term: Fixed) -> None:
-        if before := self.values.get(value):
-            bound = before.bound + term.bound
-            point = point_for(bound)
-            total = moved(before, point).x.astype(np.int64) + moved(term, point).x
-            term = Fixed(saturate(total), point, bound)
-        self.values[value] = term
+        before = self.values.get(value)
+        self.values[value] = term if before is None else added(before, term)
 
     def _add_sums(self, value: int, sums: Sums) -> None:
-        """Convolutions of the parts of a concatenation share their scales: their sums add up exactly."""
-        if before := self.sums.get(value):
-            total = saturate(before.x.astype(np.int64) + sums.x)
-            sums = Sums(total, sums.scale, before.bound + sums.bound)
-        self.sums[value] = sums
+        before = self.sums.get(value)
+        self.sums[value] = sums if before is None else accumulated(before, sums)
 
     def _quantized(self, r: int, which: int, x: Fixed, rectify: bool) -> Levels:
         bits = self.bits.activations[r, which]
-        return self._levels(rectified(x) if rectify else x, self.ranges.rows[r, which], bits)
-
-    def _levels(self, x: Fixed, ends: np.ndarray, bits: int) -> Levels:
-        grid = make_grid(*ends, int(bits), np.float32)
-        s, z = float(grid.scale), int(grid.zero)
-        factor = make_factor(1 / (s * 2.0**x.point) if s > 0 else 0)
-        q = rescale(x.x, factor).astype(np.int64) + z
-        return Levels(np.clip(q, 0, 2 ** int(bits) - 1).astype(np.uint8), z, s)
+        return to_levels(_relu(x) if rectify else x, self.ranges.rows[r, which], bits)
 
     def _vector(self, piece: Piece) -> np.ndarray:
         if piece.name is None:
@@ -256,28 +252,38 @@ class _Interpreter:
         return _multiplied(x, part, w.scale[piece.col : piece.col + piece.cols], convolve, (0, 1, 2))
 
 
+def _relu(x: Fixed) -> Fixed:
+    return x._replace(x=np.maximum(x.x, 0))
+
+
 @functools.partial(jax.jit, static_argnums=3)
 def _fit(flat: Array, tables: Tables, bits: Array, scheme: Scheme) -> Grid:
     return quantize_weights(flat, tables, bits, flat, scheme=scheme)[1]
 
 
+def to_levels(x: Fixed, ends: np.ndarray, bits: int) -> Levels:
+    """Quantizes x on the grid of `bits` bits for the range `ends`, (lo, hi)."""
+    grid = make_grid(*ends, int(bits), np.float32)
+    s, z = float(grid.scale), int(grid.zero)
+    # A factor of 2^8 takes all but 0 off the grid: no range, however small, needs more.
+    factor = min(1 / (s * 2.0**x.point), 2.0**MAX_BITS) if s > 0 else 0
+    q = rescale(x.x, make_factor(factor)) + z
+    return Levels(np.clip(q, 0, 2 ** int(bits) - 1).astype(np.uint8), z, s)
+
+
 def _weight_levels(w: np.ndarray, grid: Grid) -> Levels:
-    """Convert a weight [O, ..] to levels. grid: of all output channels, [1], or of each and of padding."""
+    """A weight [O, ..] to levels. grid: of all output channels, [1], or of each and of padding."""
     s, z, top, _ = (np.resize(part, (len(w), *[1] * (w.ndim - 1))) for part in grid)
     q = np.clip(np.round(w / np.where(s > 0, s, 1)) + z, 0, top)
     return Levels(q.astype(np.uint8), z.astype(np.int32), s.ravel().astype(np.float64))
 
 
 def _multiplied(x: Levels, w: np.ndarray, scale: np.ndarray, multiply, inputs: tuple[int, ...]) -> Sums:
-    """Compute multiply(x, w) in int32, if no sum can leave it.
-
-    w: (q - zero) of weights with `scale` [C] by output channel. inputs: axes of w that are summed.
+    """multiply(x, w) in int32, if no sum can leave it. w: (q - zero) of weights with `scale` [C] by output
+    channel. inputs: axes of w that are summed.
     """
     bound = 255.0 * np.abs(w.astype(np.int64)).sum(inputs)
-    if bound.max() > INT32.max:
-        raise UserError(
-            f'a layer may sum up to {bound.max():.0f}, more than int32 holds: take fewer bits than {MAX_BITS}'
-        )
+    _check_int32(bound)
     with jax.default_device(jax.local_devices(backend='cpu')[0]):
         return Sums(multiply(x.centred, w), x.scale * scale, bound)
 
@@ -295,8 +301,8 @@ def _dot(x: Array, w: Array) -> Array:
     return x @ w
 
 
-def _shifted(x: np.ndarray, stride: int, fill: int) -> list[np.ndarray]:
-    """Return x [N, H, W, C], padded by one, as each of the nine positions of a 3x3 pool sees it."""
+def _windows(x: np.ndarray, stride: int, fill: int) -> list[np.ndarray]:
+    """What each of the nine positions of a 3x3 window, padded by one, sees."""
     _, h, w, _ = x.shape
     padded = np.pad(x, ((0, 0), (1, 1), (1, 1), (0, 0)), constant_values=fill)
     return [padded[:, i : i + h : stride, j : j + w : stride] for i in range(3) for j in range(3)]
