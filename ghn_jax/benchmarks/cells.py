@@ -47,7 +47,7 @@ def network(n_cells: int, width: int) -> NetworkSpec:
 def used_bytes(spec: NetworkSpec, layout: Layout, batch: int, image_size: int = IMAGE_SIZE) -> int:
     """What a network fills of the executor's workspace: its values, their gradients, weight gradients."""
     lowered = lower(spec, image_size)
-    slots = collections.Counter(c for value, c in lowered.classes.items() if value != IMAGE)
+    slots = collections.Counter(c for value, c in lowered.shapes.items() if value != IMAGE)
     slots.update(place_gradients(layout.instructions, lowered)[1])
     floats = sum(n * batch * h * h * c for (h, c), n in slots.items())
     return 4 * (floats + int(layout.tables.n_blocks) * BLOCK)

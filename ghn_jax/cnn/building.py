@@ -2,12 +2,13 @@
 
 from collections.abc import Iterable
 
-from ghn_jax.cnn.channel_groups import count_columns
+from ghn_jax.cnn.capacity import Capacity, Segment
+from ghn_jax.cnn.channel_groups import count_channel_groups
 from ghn_jax.cnn.gradient_slots import place_gradients
 from ghn_jax.cnn.head_pieces import HeadPieces, head_pieces
 from ghn_jax.cnn.lowering import Lowered, lower
-from ghn_jax.cnn.packing import BLOCK, Class, Piece, round_up
-from ghn_jax.cnn.program import Capacity, Program, Segment
+from ghn_jax.cnn.packing import BLOCK, Piece, TapeShape, round_up
+from ghn_jax.cnn.program import Program
 from ghn_jax.cnn.tables import PAGE_BLOCKS
 from ghn_jax.networks.spec import NetworkSpec
 
@@ -29,9 +30,9 @@ def build_program(networks: Iterable[NetworkSpec], *, image_size: int, max_param
     heads = [head_pieces(net.head, num_classes) for net in lowered]
     return Program(
         image_size=image_size,
-        classes=tuple(dict.fromkeys(s.dst for s in segments)),
+        tape_shapes=tuple(dict.fromkeys(s.dst for s in segments)),
         segments=segments,
-        heads=tuple(sorted({(net.classes[net.head.group[0]], net.head.glob_avg) for net in lowered})),
+        heads=tuple(sorted({(net.shapes[net.head.group[0]], net.head.glob_avg) for net in lowered})),
         num_classes=num_classes,
         capacity=_capacity(lowered, segments, heads, max_params),
     )
@@ -39,15 +40,15 @@ def build_program(networks: Iterable[NetworkSpec], *, image_size: int, max_param
 
 def _segments(lowered: list[Lowered], image_size: int) -> tuple[Segment, ...]:
     """Group the instructions of the networks by the shapes they read and write, in an order of execution."""
-    ops: dict[tuple[Class, Class], set] = {}
+    ops: dict[tuple[TapeShape, TapeShape], set] = {}
     for net in lowered:
         for i in net.instructions:
-            ops.setdefault((net.classes[i.src], net.classes[i.dst]), set()).add(i.op)
+            ops.setdefault((net.shapes[i.src], net.shapes[i.dst]), set()).add(i.op)
     image = (image_size, 3)
-    classes = _ordered({c for edge in ops for c in edge} - {image}, ops)
+    shapes = _ordered({c for edge in ops for c in edge} - {image}, ops)
     segments = []
-    for dst in classes:
-        sources = [image, *(c for c in classes if c != dst), dst]  # what crosses into a class comes first
+    for dst in shapes:
+        sources = [image, *(c for c in shapes if c != dst), dst]  # what crosses to a tape comes first
         segments += [
             Segment(src, dst, tuple(sorted(ops[src, dst], key=str))) for src in sources if (src, dst) in ops
         ]
@@ -64,23 +65,23 @@ def _capacity(
     dense = [sum(p.taps for p in w.values() if p.pad_rows > 1) for w in weights]
     depth = [sum(p.taps for p in w.values() if p.pad_rows == 1) for w in weights]
     positions = max(sum(p.taps for p in ps if p.position) for ps in pieces)
-    columns = lambda pieces: sum(count_columns(pieces).values())
+    channel_groups = lambda pieces: sum(count_channel_groups(pieces).values())
     return Capacity(
         slots=tuple(
-            (c, max(sum(v == c for v in net.classes.values()) for net in lowered) + parts)
+            (c, max(sum(v == c for v in net.shapes.values()) for net in lowered) + parts)
             for c in dict.fromkeys(s.dst for s in segments)
         ),
         gradient_slots=_gradient_slots(lowered, segments, parts),
         rows=max(len(net.instructions) for net in lowered),
         blocks=_blocks(pieces, segments, heads, max_params),
         tensors=max(map(len, weights)) + 3,  # two of the head, one that stands for "never quantized"
-        columns=max(map(columns, pieces)) + max(columns(h.all) for h in heads) + 1,
+        channel_groups=max(map(channel_groups, pieces)) + max(channel_groups(h.all) for h in heads) + 1,
         parts=parts,
         hidden_panels=max(1, *(len(h.hidden_bias) for h in heads)),
         pieces=max(len(ps) + len(h.all) for ps, h in zip(pieces, heads, strict=True)),
         dense_tiles=round_up(max(dense) + 1, 64) + 64,  # small and large ones begin a chunk each
         depth_tiles=round_up(max(depth) + 1, 128) + round_up(positions, 128),  # these begin a chunk
-        windows=max(sum(p.windows for p in [*ps, *h.all]) for ps, h in zip(pieces, heads, strict=True)),
+        rectangles=max(sum(p.rectangles for p in [*ps, *h.all]) for ps, h in zip(pieces, heads, strict=True)),
     )
 
 
@@ -101,22 +102,22 @@ def _blocks(
 
 def _gradient_slots(
     lowered: list[Lowered], segments: tuple[Segment, ...], parts: int
-) -> tuple[tuple[Class, int], ...]:
-    """What the hungriest of the networks needs; at least `parts` of each class, which a head writes."""
+) -> tuple[tuple[TapeShape, int], ...]:
+    """Count the slots that the hungriest network needs; at least `parts` each, which a head writes."""
     number = {(s.src, s.dst): k for k, s in enumerate(segments)}
     room = {s.dst: parts for s in segments}
     for net in lowered:
-        of = lambda i, c=net.classes: number[c[i.src], c[i.dst]]
+        of = lambda i, c=net.shapes: number[c[i.src], c[i.dst]]
         _, used = place_gradients(sorted(net.instructions, key=of), net)
         room = {c: max(n, used.get(c, 0)) for c, n in room.items()}
     return tuple((c, n + _SPARE) for c, n in room.items())
 
 
-def _ordered(classes: set[Class], ops: Iterable[tuple[Class, Class]]) -> tuple[Class, ...]:
-    """Classes such that each comes after all classes that lead to it."""
-    edges = [(a, b) for a, b in ops if a in classes and a != b]
-    order: list[Class] = []
-    while len(order) < len(classes):
-        free = sorted(c for c in classes - set(order) if all(a in order for a, b in edges if b == c))
+def _ordered(shapes: set[TapeShape], ops: Iterable[tuple[TapeShape, TapeShape]]) -> tuple[TapeShape, ...]:
+    """Sort tape shapes such that each comes after all that lead to it."""
+    edges = [(a, b) for a, b in ops if a in shapes and a != b]
+    order: list[TapeShape] = []
+    while len(order) < len(shapes):
+        free = sorted(c for c in shapes - set(order) if all(a in order for a, b in edges if b == c))
         order.append(free[-1])  # the largest images first: the order in which networks run
     return tuple(order)

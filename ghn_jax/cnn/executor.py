@@ -2,13 +2,13 @@
 
 Axes: N images | S slots | H size, C channels | F floats of the weight buffer | L classes | R instructions.
 
-A tape [S, N, H, H, C] for each class holds the network's values, a second one their gradients. For each
-segment a loop walks the rows of the instruction table; `lax.switch` picks the op, at exact static shapes.
-Backward, the tables are walked in reverse; each op is recomputed from its taped input and differentiated.
-Loss and gradients are one function: differentiating the loops from outside would store every branch's
-residuals. `sizes[c]` keeps the maximum of every value of class c (and what the scheme's ranges need besides):
-relu(x) has the range [0, max], so no op needs a pass over its input to quantize it, and a concatenation's
-joint range is the maximum over its parts.
+A tape [S, N, H, H, C] for each shape (H, C) holds the network's values, a second one their gradients. For
+each segment a loop walks the rows of the instruction table; `lax.switch` picks the op, at exact static
+shapes. Backward, the tables are walked in reverse; each op is recomputed from its taped input and
+differentiated. Loss and gradients are one function: differentiating the loops from outside would store every
+branch's residuals. `sizes[c]` keeps the maximum of every value on tape c (and what the scheme's ranges need
+besides): relu(x) has the range [0, max], so no op needs a pass over its input to quantize it, and a
+concatenation's joint range is the maximum over its parts.
 
 Three rules keep the tapes from being copied (XLA would copy gigabytes for every instruction): results are
 written outside the switch, each buffer has one read-modify-write in an iteration, and barriers stand
@@ -19,7 +19,6 @@ rounding, the classifier, and weights and their gradients outside the ops stay f
 """
 
 import dataclasses
-import functools
 import math
 from collections.abc import Callable
 from typing import NamedTuple
@@ -31,10 +30,12 @@ from jax import Array, lax
 
 from ghn_jax.base import collectives
 from ghn_jax.cnn import head, ops
+from ghn_jax.cnn.capacity import Segment
 from ghn_jax.cnn.instructions import Kind
-from ghn_jax.cnn.packing import BLOCK, Class, block_floats
-from ghn_jax.cnn.program import Program, Segment
+from ghn_jax.cnn.packing import BLOCK, TapeShape, block_floats
+from ghn_jax.cnn.program import Program
 from ghn_jax.cnn.quantizer import Quantization, Quantizer, Sizes, with_sizes
+from ghn_jax.cnn.slots import add_to_slot, read_slot, read_weights, set_slot, switch
 from ghn_jax.cnn.tables import ACCUMULATE, DST, G_DST, G_SRC, OP, SEEN, SRC, WEIGHTS, Bits, Ranges, Tables
 from ghn_jax.quant.scheme import FLOAT, Scheme
 
@@ -44,12 +45,12 @@ _SMALL_GRADIENT = 16_384  # floats: padding to no more than these costs nothing
 class Tapes(NamedTuple):
     """Buffers that survive from one network to the next: filling gigabytes with zeros costs a second.
 
-    Their contents mean nothing between calls. values, gradients: class -> [S, N, H, H, C] (of gradients there
-    are fewer slots: they are used again); weights: [F].
+    Their contents mean nothing between calls. values, gradients: [S, N, H, H, C] by tape shape (of gradients
+    there are fewer slots: they are used again); weights: [F].
     """
 
-    values: dict[Class, Array]
-    gradients: dict[Class, Array]
+    values: dict[TapeShape, Array]
+    gradients: dict[TapeShape, Array]
     weights: Array
 
 
@@ -59,7 +60,7 @@ def make_tapes(program: Program, batch: int, dtype=jnp.float32, *, train: bool =
     dtype: of values and their gradients, float32, bfloat16 or float64.
     """
 
-    def zeros(slots: dict[Class, int]) -> dict[Class, Array]:
+    def zeros(slots: dict[TapeShape, int]) -> dict[TapeShape, Array]:
         return {c: jnp.zeros((s, batch, c[0], c[0], c[1]), dtype) for c, s in slots.items()}
 
     floats = program.capacity.blocks * BLOCK
@@ -170,47 +171,11 @@ def _padding_groups(segment: Segment) -> list[tuple[int, list[int]]]:
     return groups
 
 
-# ---- one op
-
-
-def read_weights(op: Kind, segment: Segment, flat: Array, block: Array) -> list[Array]:
-    """The weights of an instruction, read from the weight buffer where its pieces lie one after another."""
-    offset, out = block * BLOCK, []
-    for shape in op.weight_shapes(segment.src, segment.dst):
-        size = functools.reduce(lambda a, b: a * b, shape)
-        out.append(lax.dynamic_slice(flat, (offset,), (size,)).reshape(shape))
-        offset = offset + block_floats(shape)
-    return out
-
-
-def _dtype(values: dict[Class, Array]):
-    return next(iter(values.values())).dtype
-
-
-def read_slot(tape: Array, index: Array) -> Array:
-    """tape[index]: the value [N, H, H, C] in a slot."""
-    return lax.dynamic_index_in_dim(tape, index, 0, keepdims=False)
-
-
-def _set_slot(tape: Array, value: Array, index: Array) -> Array:
-    return lax.dynamic_update_index_in_dim(tape, value, index, 0)
-
-
-def _add_to_slot(tape: Array, value: Array, index: Array, keep: Array) -> Array:
-    """tape[index] = value, plus what was there if `keep`."""
-    return _set_slot(tape, jnp.where(keep > 0, read_slot(tape, index), 0) + value, index)
-
-
-def switch(index, branches, *operands):
-    """lax.switch that stays one: inlined, a single branch would be fused with what reads and writes the tape,
-    and XLA would copy the tape for it.
-    """
-    shapes = jax.eval_shape(branches[0], *operands)
-    zeros = lambda *_: jax.tree.map(lambda s: jnp.zeros(s.shape, s.dtype), shapes)
-    return lax.switch(index, branches if len(branches) > 1 else [*branches, zeros], *operands)
-
-
 # ---- all ops
+
+
+def _dtype(values: dict[TapeShape, Array]):
+    return next(iter(values.values())).dtype
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -223,7 +188,7 @@ class _Run:
     images: Array
     quantization: Quantization
 
-    def image_tape(self, values: dict[Class, Array]) -> Array:
+    def image_tape(self, values: dict[TapeShape, Array]) -> Array:
         """The tape of the images, [1, N, H, H, 3], as the values are kept."""
         return self.images[None].astype(_dtype(values))
 
@@ -232,11 +197,13 @@ class _Run:
         return self.tables.has_norm.astype(self.weights.dtype)
 
 
-def _run_forward(run: _Run, values: dict[Class, Array]) -> tuple[dict[Class, Array], dict[Class, Sizes]]:
+def _run_forward(
+    run: _Run, values: dict[TapeShape, Array]
+) -> tuple[dict[TapeShape, Array], dict[TapeShape, Sizes]]:
     """Fill the value tapes. Returns them with the sizes of their values; given ranges, none is measured."""
     program, tables, quantization = run.program, run.tables, run.quantization
     values = dict(values)
-    values[program.image_class] = run.image_tape(values)
+    values[program.image_shape] = run.image_tape(values)
     sizes = {c: quantization.no_sizes(tape.shape[0], run.weights.dtype) for c, tape in values.items()}
     has_norm = run.has_norm()
 
@@ -267,20 +234,20 @@ def _run_forward(run: _Run, values: dict[Class, Array]) -> tuple[dict[Class, Arr
             y = lax.cond(row[ACCUMULATE] > 0, add, lambda tape, y: y, tape, y)
             if quantization.measures:
                 dst_sizes = with_sizes(dst_sizes, y, row[DST], quantization.axis)
-            return _set_slot(tape, y, row[DST]), dst_sizes
+            return set_slot(tape, y, row[DST]), dst_sizes
 
         values[dst], sizes[dst] = lax.fori_loop(
             tables.bounds[k], tables.bounds[k + 1], body, (values[dst], sizes[dst])
         )
-    del values[program.image_class]
+    del values[program.image_shape]
     return values, sizes
 
 
-def _run_backward(run: _Run, number: int, sizes: dict[Class, Sizes], tapes: Tapes) -> Tapes:
+def _run_backward(run: _Run, number: int, sizes: dict[TapeShape, Sizes], tapes: Tapes) -> Tapes:
     """Walk a segment in reverse. Returns the tapes with its gradients, of values and of weights."""
     segment, tables = run.program.segments[number], run.tables
     src, dst = segment.src, segment.dst
-    from_image = src == run.program.image_class
+    from_image = src == run.program.image_shape
     src_tape = run.image_tape(tapes.values) if from_image else tapes.values[src]
     has_norm = run.has_norm()
     start, stop = tables.bounds[number], tables.bounds[number + 1]
@@ -297,9 +264,9 @@ def _run_backward(run: _Run, number: int, sizes: dict[Class, Sizes], tapes: Tape
         if padded:
             g_flat = lax.dynamic_update_slice(g_flat, g_w, (row[WEIGHTS] * BLOCK,))
         if src == dst:
-            g_dst = _add_to_slot(g_dst, g_x, row[G_SRC], row[SEEN])
+            g_dst = add_to_slot(g_dst, g_x, row[G_SRC], row[SEEN])
         elif not from_image:
-            g_src = _add_to_slot(g_src, g_x, row[G_SRC], row[SEEN])
+            g_src = add_to_slot(g_src, g_x, row[G_SRC], row[SEEN])
         return g_dst, g_src, g_flat
 
     groups = _padding_groups(segment)
@@ -342,6 +309,6 @@ def _backward_of(run: _Run, segment: Segment, op: Kind, padded: int, has_norm: A
         g_w, g_x = pull(g)
         parts = [jnp.pad(p.ravel(), (0, block_floats(p.shape) - p.size)) for p in g_w]
         parts.append(jnp.zeros(padded - sum(p.size for p in parts), flat.dtype))
-        return (jnp.concatenate(parts), None if segment.src == run.program.image_class else g_x)
+        return (jnp.concatenate(parts), None if segment.src == run.program.image_shape else g_x)
 
     return backward

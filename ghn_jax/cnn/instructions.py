@@ -5,7 +5,7 @@ need of it: what it quantizes, what is to be observed of it, whether integer ari
 static arguments of compiled programs: equal ones share a branch, and branches are sorted by their text.
 
 They are small because the backward pass recomputes each from its input (what is cheap to recompute, relu and
-rounding, goes with what follows it) and because each kind of each pair of classes takes its time to compile.
+rounding, goes with what follows it) and because each kind of each pair of tapes takes its time to compile.
 """
 
 import dataclasses
@@ -16,7 +16,7 @@ import jax.numpy as jnp
 from jax import Array
 
 from ghn_jax.cnn import ops
-from ghn_jax.cnn.packing import Class, block_floats
+from ghn_jax.cnn.packing import TapeShape, block_floats
 from ghn_jax.networks import ops as layers
 
 Shape = tuple[int, ...]
@@ -36,11 +36,11 @@ class Kind:
     normed: ClassVar[slice] = slice(None)
     integer: ClassVar[bool] = True
 
-    def weight_shapes(self, src: Class, dst: Class) -> list[Shape]:
+    def weight_shapes(self, src: TapeShape, dst: TapeShape) -> list[Shape]:
         """Shapes of its weights, in the order of its pieces. Dense: HWIO, depthwise: HWC."""
         return []
 
-    def weight_floats(self, src: Class, dst: Class) -> int:
+    def weight_floats(self, src: TapeShape, dst: TapeShape) -> int:
         """Floats that its weights take in the weight buffer."""
         return sum(map(block_floats, self.weight_shapes(src, dst)))
 
@@ -67,7 +67,7 @@ class _Convolution(Kind):
     quantizes = 1
 
     def rounded(self, x: Array, q: Any) -> Array:
-        """What enters the convolution: relu(x) by its group's range, or x by its own."""
+        """Quantize what enters the convolution: relu(x) by its group's range, or x by that of x."""
         return q.quantize_relu(ops.relu(x)) if self.rectify else q.quantize(x, 0)
 
     @property
@@ -307,14 +307,14 @@ class Nothing(Kind):
 
 @functools.cache
 def kinds_of(op: str, stride: int) -> tuple[Kind, ...]:
-    """The instructions that run an operation one after another, each reading what the one before gives.
+    """Return the instructions that run an operation in a row, each reading what the one before gives.
 
     Together they take the operation's parameters, in order. Only the first changes the resolution.
     """
     operation, kinds, rectify = layers.OPERATIONS[op], [], False
     for i, layer in enumerate(operation.layers):
-        own = stride if i in operation.strided_layers else 1
-        kinds += _kinds_of_layer(layer, own, rectify)
+        its_stride = stride if i in operation.strided_layers else 1
+        kinds += _kinds_of_layer(layer, its_stride, rectify)
         rectify = isinstance(layer, layers.Relu)
     match kinds:
         case [Conv(1, width, over, True, 1), Conv(height, 1, dilation=1), *rest] if (

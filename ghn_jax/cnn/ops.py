@@ -117,7 +117,7 @@ def _conv_backward(stride, dilation, residuals, g):
     return g_x, _kernel_gradient(x, g, w.shape[:2], stride, dilation)
 
 
-_conv.defvjp(lambda x, w, *how: (_forward(x, w, *how), (x, w)), _conv_backward)
+_conv.defvjp(lambda x, w, *spread: (_forward(x, w, *spread), (x, w)), _conv_backward)
 
 
 def conv(x: Array, w: Array, stride: tuple[int, int] = (1, 1), dilation: int = 1) -> Array:
@@ -143,8 +143,8 @@ def _pad(x: Array, p: int, fill: float = 0) -> Array:
     return jnp.pad(x, ((0, 0), (p, p), (p, p), (0, 0)), constant_values=fill)
 
 
-def _windows(x: Array, k: int, dilation: int, stride: int):
-    """Yields (i, j, the slice of x that tap (i, j) of a KxK 'same' window sees), x already padded."""
+def _taps(x: Array, k: int, dilation: int, stride: int):
+    """Yield (i, j, the slice of x that tap (i, j) of a KxK 'same' kernel reads), x already padded."""
     h, w = (n - (k - 1) * dilation for n in x.shape[1:3])
     for i in range(k):
         for j in range(k):
@@ -155,8 +155,8 @@ def _windows(x: Array, k: int, dilation: int, stride: int):
 def _depthwise(x: Array, w: Array, stride: int, dilation: int) -> Array:
     k = w.shape[0]
     padded = _pad(x, (k - 1) * dilation // 2)
-    taps = _windows(padded, k, dilation, stride)
-    return sum(wide(window) * w[i, j] for i, j, window in taps).astype(x.dtype)
+    taps = _taps(padded, k, dilation, stride)
+    return sum(wide(read) * w[i, j] for i, j, read in taps).astype(x.dtype)
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(2, 3))
@@ -244,12 +244,12 @@ batch_norm.defvjp(_batch_norm, _batch_norm_backward)
 def _max_pool(x: Array, stride: int) -> tuple[Array, Array]:
     padded = _pad(x, 1, -jnp.inf)
     best, where = None, None
-    for i, j, window in _windows(padded, 3, 1, stride):
+    for i, j, read in _taps(padded, 3, 1, stride):
         if best is None:
-            best, where = window, jnp.zeros(window.shape, jnp.uint8)
+            best, where = read, jnp.zeros(read.shape, jnp.uint8)
         else:
-            better = window > best
-            best = jnp.where(better, window, best)
+            better = read > best
+            best = jnp.where(better, read, best)
             where = jnp.where(better, jnp.uint8(3 * i + j), where)
     return best, where
 
@@ -272,8 +272,8 @@ def _max_pool_backward(stride, residuals, g):
     size = x.shape[1:3]
     g = _pad(_upsample(g, stride, size), 1)
     where = _pad(_upsample(where, stride, size, 99), 1, 99)
-    pairs = zip(_windows(g, 3, 1, 1), _windows(where, 3, 1, 1), strict=True)
-    # The window at (i, j) of the padded gradient belongs to the output whose tap (2 - i, 2 - j) is here.
+    pairs = zip(_taps(g, 3, 1, 1), _taps(where, 3, 1, 1), strict=True)
+    # The slice at (i, j) of the padded gradient belongs to the output whose tap (2 - i, 2 - j) is here.
     return (sum(jnp.where(k == 3 * (2 - i) + (2 - j), gw, 0) for (i, j, gw), (_, _, k) in pairs),)
 
 
@@ -286,7 +286,7 @@ def _reciprocal_counts(size: tuple[int, int], stride: int, dtype) -> Array:
 
 
 def _sum_pool(x: Array, stride: int) -> Array:
-    return sum(wide(window) for _, _, window in _windows(_pad(x, 1), 3, 1, stride))
+    return sum(wide(read) for _, _, read in _taps(_pad(x, 1), 3, 1, stride))
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(1,))

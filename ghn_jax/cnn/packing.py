@@ -7,7 +7,7 @@ import numpy as np
 
 BLOCK = 256  # floats; every piece of the weight buffer starts at a multiple of it
 TILE = 64  # channels of a hypernetwork's tiles
-Class = tuple[int, int]  # (H, C)
+TapeShape = tuple[int, int]  # (H, C) of the values [N, H, H, C] that share a tape
 
 
 class Piece(NamedTuple):
@@ -31,16 +31,16 @@ class Piece(NamedTuple):
 
     @property
     def size(self) -> int:
-        """Floats in the buffer, a multiple of BLOCK."""
+        """Floats it takes in the buffer, a multiple of BLOCK."""
         return -(-self.taps * self.pad_rows * self.pad_cols // BLOCK) * BLOCK
 
     @property
-    def windows(self) -> int:
-        """Rectangles that do not wrap round, if the parameter repeats tiles of TILE x TILE channels."""
-        columns = -(-(self.col % TILE + self.cols) // TILE)
+    def rectangles(self) -> int:
+        """Rectangles that it copies of tiles of TILE x TILE channels, none wrapping round."""
+        across = -(-(self.col % TILE + self.cols) // TILE)
         if self.rows == 1:  # a vector, a depthwise kernel or positional encodings
-            return -(-self.taps // TILE) * columns
-        return self.taps * -(-(self.row % TILE + self.rows) // TILE) * columns
+            return -(-self.taps // TILE) * across
+        return self.taps * -(-(self.row % TILE + self.rows) // TILE) * across
 
     @property
     def is_matrix(self) -> bool:

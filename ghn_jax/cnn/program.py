@@ -1,11 +1,11 @@
 """A program: everything static about one compiled executor, and the tables that make it run a given network.
 
-A program knows its classes (H, C), its segments (all instructions from one class to another) with the ops
+A program knows its tape shapes (H, C), its segments (all instructions from one tape to another) with the ops
 each may hold, and the capacities of its buffers. It is built (`building`) once for a space and a family
 (`coverage`), from networks that together hold every instruction the space can produce. A network then becomes
 `Tables`: plain integers.
 
-Words: slot = place of a value on its class's tape, or of its gradient on the class's gradient tape; block =
+Words: slot = place of a value on the tape of its shape, or of its gradient on the gradient tape; block =
 BLOCK floats of the weight buffer; panel = the part of a linear weight that maps BLOCK inputs to BLOCK (or all
 class) outputs.
 
@@ -19,12 +19,12 @@ from typing import NamedTuple
 
 import numpy as np
 
-from ghn_jax.cnn.channel_groups import column_tables, count_columns
+from ghn_jax.cnn.capacity import Capacity, Segment
+from ghn_jax.cnn.channel_groups import channel_group_tables, count_channel_groups
 from ghn_jax.cnn.gradient_slots import place_gradients
 from ghn_jax.cnn.head_pieces import head_pieces
-from ghn_jax.cnn.instructions import Kind
 from ghn_jax.cnn.lowering import IMAGE, Instruction, Lowered, lower
-from ghn_jax.cnn.packing import BLOCK, Class, Piece, piece_part, piece_view, round_up
+from ghn_jax.cnn.packing import BLOCK, Piece, TapeShape, piece_part, piece_view, round_up
 from ghn_jax.cnn.tables import (
     ACCUMULATE,
     DST,
@@ -44,19 +44,6 @@ from ghn_jax.networks.spec import NetworkSpec
 from ghn_jax.quant.policy import FLOAT_BITS, Policy
 
 
-class Segment(NamedTuple):
-    """All instructions from class `src` to class `dst`."""
-
-    src: Class
-    dst: Class
-    ops: tuple[Kind, ...]
-
-    @property
-    def weight_floats(self) -> int:
-        """The most weight-buffer floats one of its instructions uses: no gradient is padded to more."""
-        return max(op.weight_floats(self.src, self.dst) for op in self.ops)
-
-
 class Layout(NamedTuple):
     """What the host remembers of a network: its tables, and where its parameters lie in the weight buffer."""
 
@@ -70,58 +57,33 @@ class Layout(NamedTuple):
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Capacity:
-    """Room in a program's buffers; a network that needs more is refused by `Program.layout`.
-
-    slots: of each class's tape. gradient_slots: of its gradient tape. rows: of the instruction table. blocks:
-    of the weight buffer. tensors: quantized weights and one. columns: of COLUMN output channels of these, and
-    one. parts: of a group. hidden_panels: of BLOCK units each, of the hidden layer. pieces: of the weight
-    buffer. dense_tiles, depth_tiles: what a hypernetwork decodes for a network, one for each kernel position;
-    windows: rectangles of tiles that it copies.
-    """
-
-    slots: tuple[tuple[Class, int], ...]
-    gradient_slots: tuple[tuple[Class, int], ...]
-    rows: int
-    blocks: int
-    tensors: int
-    columns: int
-    parts: int
-    hidden_panels: int
-    pieces: int
-    dense_tiles: int
-    depth_tiles: int
-    windows: int
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
 class Program:
     """The static side of an executor; hashable, so that jit compiles once for each.
 
-    classes: every class but the image's, in an order in which a class depends on earlier ones only.
-    heads: (class, glob_avg) pairs the classifier may read from.
+    tape_shapes: all but the image's, in an order in which a tape depends on earlier ones only.
+    heads: (tape shape, glob_avg) pairs the classifier may read from.
     """
 
     image_size: int
-    classes: tuple[Class, ...]
+    tape_shapes: tuple[TapeShape, ...]
     segments: tuple[Segment, ...]
-    heads: tuple[tuple[Class, bool], ...]
+    heads: tuple[tuple[TapeShape, bool], ...]
     num_classes: int
     capacity: Capacity
 
     @property
-    def image_class(self) -> Class:
-        """The class of the input images."""
+    def image_shape(self) -> TapeShape:
+        """The tape shape of the input images."""
         return (self.image_size, 3)
 
     @property
-    def slots(self) -> dict[Class, int]:
-        """Slots on the tape of each class."""
+    def slots(self) -> dict[TapeShape, int]:
+        """Slots on the tape of each shape."""
         return dict(self.capacity.slots)
 
     @property
-    def gradient_slots(self) -> dict[Class, int]:
-        """Slots on the gradient tape of each class."""
+    def gradient_slots(self) -> dict[TapeShape, int]:
+        """Slots on the gradient tape of each shape."""
         return dict(self.capacity.gradient_slots)
 
     @property
@@ -205,7 +167,7 @@ def _by_segment(program: Program, lowered: Lowered) -> list[list[Instruction]]:
     number = {(s.src, s.dst): k for k, s in enumerate(program.segments)}
     by_segment: list[list[Instruction]] = [[] for _ in program.segments]
     for i in lowered.instructions:
-        edge = (lowered.classes[i.src], lowered.classes[i.dst])
+        edge = (lowered.shapes[i.src], lowered.shapes[i.dst])
         k = number.get(edge)
         if k is None or i.op not in program.segments[k].ops:
             raise ValueError(
@@ -224,7 +186,7 @@ def _instruction_rows(
     _check_room('instructions', len(executed), program.capacity.rows, lowered.name)
     gradient_slot, used = place_gradients(executed, lowered)
     for c, n in used.items():
-        _check_room(f'gradient slots of class {c}', n, program.gradient_slots[c], lowered.name)
+        _check_room(f'gradient slots of shape {c}', n, program.gradient_slots[c], lowered.name)
     bounds = np.cumsum([0, *map(len, by_segment)]).astype(np.int32)
     rows = np.zeros((program.capacity.rows, 10), np.int32)
     written: set[int] = set()
@@ -261,7 +223,7 @@ def _place_weights(
             pieces.append((blocks, piece))
             blocks += piece.size // BLOCK
     _check_room('pieces of weights', len(pieces), program.capacity.pieces, lowered.name)
-    _check_room('windows', sum(p.windows for _, p in pieces), program.capacity.windows, lowered.name)
+    _check_room('rectangles', sum(p.rectangles for _, p in pieces), program.capacity.rectangles, lowered.name)
     overhang = max(s.weight_floats for s in program.segments) // BLOCK
     _check_room('weight blocks', blocks + overhang, program.capacity.blocks, lowered.name)
     return blocks
@@ -279,20 +241,20 @@ def _number_tensors(
         index = tensors.setdefault(piece.name, len(tensors))
         block_tensor[block : block + piece.size // BLOCK] = index
     _check_room('weight tensors', len(tensors), unquantized, lowered.name)
-    counts = count_columns(piece for _, piece in matrices)
-    _check_room('columns of channels', sum(counts.values()), program.capacity.columns - 1, lowered.name)
-    return tensors, block_tensor, column_tables(program.capacity, matrices, tensors)
+    counts = count_channel_groups(piece for _, piece in matrices)
+    _check_room('channel groups', sum(counts.values()), program.capacity.channel_groups - 1, lowered.name)
+    return tensors, block_tensor, channel_group_tables(program.capacity, matrices, tensors)
 
 
 def _slots(program: Program, lowered: Lowered) -> dict[int, int]:
     """Value -> slot; the values of a group side by side, so that one slice reads them all."""
-    slot, used = {IMAGE: 0}, dict.fromkeys(program.classes, 0)
+    slot, used = {IMAGE: 0}, dict.fromkeys(program.tape_shapes, 0)
     for group in lowered.groups:
-        c = lowered.classes[group[0]]
+        c = lowered.shapes[group[0]]
         if c not in used:
             raise ValueError(
-                f'network {lowered.name!r} has tensors of class {c} (size, channels), this program has '
-                f'{program.classes}: build the program for a space that contains the network'
+                f'network {lowered.name!r} has tensors of shape {c} (size, channels), this program has '
+                f'{program.tape_shapes}: build the program for a space that contains the network'
             )
         _check_room('parts of a concatenation', len(group), program.capacity.parts, lowered.name)
         for v in group:
@@ -300,14 +262,14 @@ def _slots(program: Program, lowered: Lowered) -> dict[int, int]:
             used[c] += 1
     for c, n in used.items():
         # A slice of `parts` slots from any group must lie inside the tape.
-        _check_room(f'slots of class {c}', n + program.capacity.parts, program.slots[c], lowered.name)
+        _check_room(f'slots of shape {c}', n + program.capacity.parts, program.slots[c], lowered.name)
     return slot
 
 
 def _place_head(program: Program, lowered: Lowered, slot: Mapping[int, int]):
     """The head's pieces, from block 0 on: [(first block, piece)], its table, and the blocks it takes."""
     head = lowered.head
-    variant = (lowered.classes[head.group[0]], head.glob_avg)
+    variant = (lowered.shapes[head.group[0]], head.glob_avg)
     if variant not in program.heads:
         raise ValueError(
             f'the classifier of network {lowered.name!r} reads {variant} ((size, channels), glob_avg), '

@@ -59,7 +59,7 @@ class Quantizer(NamedTuple):
 
 
 class Sizes(NamedTuple):
-    """Of every slot of a class, [S] each: the maximum; of relu(x), `ranges.power`, where the scheme asks."""
+    """Of every slot of a tape, [S] each: the maximum; of relu(x), `ranges.power`, where the scheme asks."""
 
     largest: Array
     squares: Array | None

@@ -185,8 +185,8 @@ def used_branches(program: Program, spec: NetworkSpec) -> set[Branch]:
 def lowered_branches(spec: NetworkSpec, size: int) -> set[tuple]:
     """The same without a program, with the kind of the head."""
     net = lower(spec, size)
-    head = net.classes[net.head.group[0]], net.head.glob_avg, net.head.hidden is not None
-    return {head, *((net.classes[i.src], net.classes[i.dst], i.op) for i in net.instructions)}
+    head = net.shapes[net.head.group[0]], net.head.glob_avg, net.head.hidden is not None
+    return {head, *((net.shapes[i.src], net.shapes[i.dst], i.op) for i in net.instructions)}
 
 
 def with_cover(sample: Sequence[NetworkSpec], pool: Iterable[NetworkSpec], size: int) -> list[NetworkSpec]:

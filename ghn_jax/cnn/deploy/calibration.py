@@ -97,7 +97,7 @@ def _norms(layout: Layout) -> list[tuple[int, Instruction]]:
 
 
 def _views(layout: Layout, flat: np.ndarray, r: int) -> list[np.ndarray]:
-    """The weights of instruction r, [taps, rows, columns] each."""
+    """View the weights of instruction r, [taps, rows, columns] each."""
     block, views = int(layout.tables.rows[r, WEIGHTS]), []
     for piece in layout.instructions[r].pieces:
         views.append(piece_view(flat, block, piece))

@@ -140,7 +140,7 @@ class _Interpreter:
         self.weights: dict[str, Levels] = {}
         grid = jax.device_get(_fit(flat, layout.tables, bits.weights, scheme))
         for name, t in layout.tensors.items():
-            own = layout.tables.column_tensor == t if scheme.granularity == 'channel' else t
+            own = layout.tables.channel_group_tensor == t if scheme.granularity == 'channel' else t
             self.weights[name] = _weight_levels(
                 self.params[name], Grid(*(part[own].ravel() for part in grid))
             )

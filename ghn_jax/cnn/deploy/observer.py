@@ -4,7 +4,7 @@ After `executor.forward` every value lies in its slot, so this is a second walk 
 that only reads, with a quantizer that takes notes. Tensors are numbered as their layers' weights are
 (`Layout.tensors`): parts of a concatenation share a number, and with it one range and one histogram.
 
-Axes: R instructions | T tensors | B bins | C channels, of the widest class | N images.
+Axes: R instructions | T tensors | B bins | C channels, of the widest tape | N images.
 """
 
 import math
@@ -16,11 +16,13 @@ import jax.numpy as jnp
 import numpy as np
 from jax import Array, lax
 
-from ghn_jax.cnn import executor, head, ops
+from ghn_jax.cnn import head, ops
+from ghn_jax.cnn.capacity import Segment
 from ghn_jax.cnn.instructions import Kind, Norm
-from ghn_jax.cnn.packing import Class
-from ghn_jax.cnn.program import Layout, Program, Segment
+from ghn_jax.cnn.packing import TapeShape
+from ghn_jax.cnn.program import Layout, Program
 from ghn_jax.cnn.quantizer import Quantization, Quantizer, Sizes
+from ghn_jax.cnn.slots import read_slot, read_weights, switch
 from ghn_jax.cnn.tables import OP, SRC, WEIGHTS, Bits, Ranges, Tables
 from ghn_jax.cnn.weights import get_page, pages
 from ghn_jax.quant.activations import quantize_activation
@@ -152,7 +154,7 @@ def observe(
     tables: Tables,
     bits: Bits,
     images: Array,
-    values: dict[Class, Array],
+    values: dict[TapeShape, Array],
     index: Index,
     bounds: Array,
     *,
@@ -163,12 +165,12 @@ def observe(
 
     bounds: [T, 2], of the histograms.
     """
-    tapes = {**values, program.image_class: images[None].astype(next(iter(values.values())).dtype)}
+    tapes = {**values, program.image_shape: images[None].astype(next(iter(values.values())).dtype)}
     sizes = {c: _sizes(tape, scheme, program.capacity.parts) for c, tape in tapes.items()}
     rows, of_head = (None, None) if ranges is None else ranges
     quantization = Quantization(scheme, bits.activations, program.capacity.parts, ranges=rows)
     has_norm, dtype = tables.has_norm.astype(weights.dtype), weights.dtype
-    channels = max(c for _, c in program.classes)
+    channels = max(c for _, c in program.tape_shapes)
     total = _zeros(program.capacity.tensors, dtype)
     moments = jnp.zeros((program.capacity.rows, 2, channels), dtype)
     for k, segment in enumerate(program.segments):
@@ -182,7 +184,7 @@ def observe(
             row = tables.rows[r]
             q = quantization.quantizer(r, row, sizes[src])
             operands = tapes[src], row, weights, q.scale, q.bits, q.ranges, bounds[index.rows[r]]
-            notes, of_row = executor.switch(jnp.asarray(which)[row[OP]], branches, *operands)
+            notes, of_row = switch(jnp.asarray(which)[row[OP]], branches, *operands)
             return _note(total, index.rows[r], notes), moments.at[r].set(of_row)
 
         total, moments = lax.fori_loop(tables.bounds[k], tables.bounds[k + 1], body, (total, moments))
@@ -209,7 +211,7 @@ def _observer_of(
     """
 
     def observed(tape, row, flat, scale, bits, ranges, its_bounds):
-        x = executor.read_slot(tape, row[SRC])
+        x = read_slot(tape, row[SRC])
         quantizer = _Notes(Quantizer(scheme, scale, bits, None, None, ranges))
         notes, moments = [_zeros(None, flat.dtype)] * 2, jnp.zeros((2, channels), flat.dtype)
         if isinstance(kind, Norm):
@@ -217,7 +219,7 @@ def _observer_of(
             variance = jnp.mean(jnp.square(ops.wide(x) - mean), (0, 1, 2))
             moments = jnp.pad(jnp.stack([mean, variance]), ((0, 0), (0, channels - x.shape[-1])))
         else:
-            w = executor.read_weights(kind, segment, flat, row[WEIGHTS])
+            w = read_weights(kind, segment, flat, row[WEIGHTS])
             kind.apply(x, w, quantizer, has_norm, shape)
         for k, pair in quantizer.seen.items():
             notes[k] = _describe(*pair, its_bounds[k])
