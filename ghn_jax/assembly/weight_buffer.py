@@ -15,8 +15,9 @@ import jax.numpy as jnp
 import numpy as np
 from jax import Array, lax
 
+from ghn_jax.base.numbers import round_up
 from ghn_jax.cnn.capacity import Capacity
-from ghn_jax.cnn.packing import BLOCK, TILE, round_up
+from ghn_jax.cnn.packing import BLOCK, TILE
 from ghn_jax.cnn.program import Layout
 from ghn_jax.cnn.tables import PAGE_BLOCKS
 from ghn_jax.cnn.weights import get_page, set_page

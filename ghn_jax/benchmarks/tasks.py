@@ -32,10 +32,11 @@ from ghn_jax.assembly.mesh import (
 from ghn_jax.assembly.network_batch import prepare
 from ghn_jax.base import counters
 from ghn_jax.base.errors import UserError
+from ghn_jax.base.numbers import round_up
 from ghn_jax.benchmarks.options import Options, Row
 from ghn_jax.cnn.building import build_program
 from ghn_jax.cnn.covering import family
-from ghn_jax.cnn.packing import BLOCK, round_up
+from ghn_jax.cnn.packing import BLOCK
 from ghn_jax.cnn.program import Program
 from ghn_jax.evaluation import device
 from ghn_jax.evaluation.score import Images, check_given, score_on, spread_images

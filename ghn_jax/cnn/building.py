@@ -2,12 +2,13 @@
 
 from collections.abc import Iterable
 
+from ghn_jax.base.numbers import round_up
 from ghn_jax.cnn.capacity import Capacity, Segment
 from ghn_jax.cnn.channel_groups import count_channel_groups
 from ghn_jax.cnn.gradient_slots import place_gradients
 from ghn_jax.cnn.head_pieces import HeadPieces, head_pieces
 from ghn_jax.cnn.lowering import Lowered, lower
-from ghn_jax.cnn.packing import BLOCK, Piece, TapeShape, round_up
+from ghn_jax.cnn.packing import BLOCK, Piece, TapeShape
 from ghn_jax.cnn.program import Program
 from ghn_jax.cnn.tables import PAGE_BLOCKS
 from ghn_jax.networks.spec import NetworkSpec

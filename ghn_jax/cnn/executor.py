@@ -155,7 +155,7 @@ def _cross_entropy(logits: Array, labels: Array, axis: str | None) -> Array:
 
 
 def _padding_groups(segment: Segment) -> list[tuple[int, list[int]]]:
-    """(floats that their weight gradients are padded to, numbers of the ops): all ops of the segment.
+    """Group the ops of a segment: [(floats that their weight gradients are padded to, their numbers)].
 
     The branches of a switch return gradients of one size. On a CPU, filling the 3 MB of the largest kernel
     for each norm of the segment took longer than the norm.
@@ -189,11 +189,11 @@ class _Run:
     quantization: Quantization
 
     def image_tape(self, values: dict[TapeShape, Array]) -> Array:
-        """The tape of the images, [1, N, H, H, 3], as the values are kept."""
+        """Return the tape of the images, [1, N, H, H, 3], in the dtype of the values."""
         return self.images[None].astype(_dtype(values))
 
     def has_norm(self) -> Array:
-        """1.0 or 0.0, []."""
+        """Return 1.0 or 0.0, []."""
         return self.tables.has_norm.astype(self.weights.dtype)
 
 
@@ -253,7 +253,7 @@ def _run_backward(run: _Run, number: int, sizes: dict[TapeShape, Sizes], tapes: 
     start, stop = tables.bounds[number], tables.bounds[number + 1]
 
     def visit(r, carry, branches, which, padded):
-        """Instruction r, with branch number `which`; weight gradients are padded to `padded` floats."""
+        """Differentiate instruction r by branch number `which`; pad weight gradients to `padded` floats."""
         g_dst, g_src, g_flat = carry
         row = tables.rows[r]
         q = run.quantization.quantizer(r, row, sizes[src])

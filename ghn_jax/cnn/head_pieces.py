@@ -2,8 +2,9 @@
 
 from typing import NamedTuple
 
+from ghn_jax.base.numbers import round_up
 from ghn_jax.cnn.lowering import Head
-from ghn_jax.cnn.packing import BLOCK, Piece, linear_pieces, round_up, vector_piece
+from ghn_jax.cnn.packing import BLOCK, Piece, linear_pieces, vector_piece
 
 
 class HeadPieces(NamedTuple):

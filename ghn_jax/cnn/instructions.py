@@ -37,15 +37,15 @@ class Kind:
     integer: ClassVar[bool] = True
 
     def weight_shapes(self, src: TapeShape, dst: TapeShape) -> list[Shape]:
-        """Shapes of its weights, in the order of its pieces. Dense: HWIO, depthwise: HWC."""
+        """Return the shapes of its weights, in the order of its pieces. Dense: HWIO, depthwise: HWC."""
         return []
 
     def weight_floats(self, src: TapeShape, dst: TapeShape) -> int:
-        """Floats that its weights take in the weight buffer."""
+        """Count the floats that its weights take in the weight buffer."""
         return sum(map(block_floats, self.weight_shapes(src, dst)))
 
     def apply(self, x: Array, w: list[Array], q: Any, has_norm: Array, shape: Shape) -> Array:
-        """Its result [N, H', H', O] from what it reads, x [N, H, H, C], and its weights.
+        """Compute its result [N, H', H', O] from what it reads, x [N, H, H, C], and its weights.
 
         q: a `Quantizer`.   has_norm: [], 1.0 or 0.0.   shape: of the result.
         """

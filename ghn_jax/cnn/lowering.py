@@ -112,7 +112,7 @@ class _Lowering:
         return dst
 
     def norm_pieces(self, name: str, channels: int) -> tuple[Piece, Piece]:
-        """Scale and shift; ones and zeros where the network has no normalisation."""
+        """Return scale and shift; ones and zeros where the network has no normalisation."""
         scale, shift = (whole_piece(f'{name}.{part}', (channels,)) for part in ('weight', 'bias'))
         if self.spec.norm:
             return scale, shift
@@ -121,7 +121,7 @@ class _Lowering:
     # -- layers: each adds its result to value `dst`
 
     def operation(self, name: str, src: int, dst: int, stride: int, prefix: str):
-        """An operation of a genotype; the names of its parameters begin with `prefix`."""
+        """Emit an operation of a genotype; the names of its parameters begin with `prefix`."""
         channels = self.shapes[dst][1]
         steps, tensor = [], iter(tensors(name, channels, strided=stride > 1))
         for kind in kinds_of(name, stride):
@@ -141,18 +141,18 @@ class _Lowering:
             src = self.emit(last, src, out, pieces)
 
     def point_group(self, parts: tuple[int, ...], channels: int, name: str) -> int:
-        """relu, conv 1x1, norm over a concatenation."""
+        """Emit relu, conv 1x1, norm over a concatenation."""
         size, _ = self.shapes[parts[0]]
         return self.group(Conv(1, 1, 1, True), parts, size, channels, (f'{name}.op.1',), f'{name}.op.2')
 
     def reduce_group(self, parts: tuple[int, ...], channels: int, name: str) -> int:
-        """FactorizedReduce over a concatenation: two strided 1x1 convolutions, the second shifted; norm."""
+        """Emit a FactorizedReduce over a concatenation: strided convolutions, the second shifted; norm."""
         size, _ = self.shapes[parts[0]]
         layers = f'{name}.conv_1', f'{name}.conv_2'
         return self.group(Reduce(), parts, size // 2, channels, layers, f'{name}.bn')
 
     def group(self, op: Kind, parts, size: int, channels: int, layers: tuple[str, ...], norm: str) -> int:
-        """Convolutions of the parts of a concatenation, summed, then the norm."""
+        """Emit convolutions of the parts of a concatenation, summed, then the norm."""
         dst, raw = self.value(size, channels), self.value(size, channels)
         row = 0
         for part in parts:
@@ -191,7 +191,7 @@ class _Lowering:
             return (out,), (out,)
 
         def stem_conv(src: int, dst: int, k: int, stride: int, name: str, norm: str):
-            """[relu,] conv kxk, norm."""
+            """Emit [relu,] conv kxk, norm."""
             piece = dense_piece(f'{name}.weight', k * k, self.shapes[src][1], self.shapes[dst][1])
             raw = self.value(*self.shapes[dst])
             self.emit(Conv(k, k, stride, src != IMAGE), src, raw, (piece,))

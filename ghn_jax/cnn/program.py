@@ -2,7 +2,7 @@
 
 A program knows its tape shapes (H, C), its segments (all instructions from one tape to another) with the ops
 each may hold, and the capacities of its buffers. It is built (`building`) once for a space and a family
-(`coverage`), from networks that together hold every instruction the space can produce. A network then becomes
+(`covering`), from networks that together hold every instruction the space can produce. A network then becomes
 `Tables`: plain integers.
 
 Words: slot = place of a value on the tape of its shape, or of its gradient on the gradient tape; block =
@@ -19,12 +19,13 @@ from typing import NamedTuple
 
 import numpy as np
 
+from ghn_jax.base.numbers import round_up
 from ghn_jax.cnn.capacity import Capacity, Segment
 from ghn_jax.cnn.channel_groups import channel_group_tables, count_channel_groups
 from ghn_jax.cnn.gradient_slots import place_gradients
 from ghn_jax.cnn.head_pieces import head_pieces
 from ghn_jax.cnn.lowering import IMAGE, Instruction, Lowered, lower
-from ghn_jax.cnn.packing import BLOCK, Piece, TapeShape, piece_part, piece_view, round_up
+from ghn_jax.cnn.packing import BLOCK, Piece, TapeShape, piece_part, piece_view
 from ghn_jax.cnn.tables import (
     ACCUMULATE,
     DST,
@@ -93,7 +94,7 @@ class Program:
         return round_up(max(parts * c * (1 if pooled else h * h) for (h, c), pooled in self.heads), BLOCK)
 
     def layout(self, spec: NetworkSpec) -> Layout:
-        """Places `spec` in this program: slots, order of execution, weight offsets, flags.
+        """Place `spec` in this program: slots, order of execution, weight offsets, flags.
 
         Raises:
           ValueError: an instruction this program does not hold, or a full buffer; says which and how full.
@@ -106,7 +107,7 @@ class Program:
         return _place(self, lower(spec, self.image_size))
 
     def bits(self, layout: Layout, policy: Policy) -> Bits:
-        """The bit-widths of every tensor of a network under `policy`.
+        """Find the bit-widths of every tensor of a network under `policy`.
 
         Raises:
           UserError: a rule of the policy matches no weight of the network.
@@ -126,7 +127,7 @@ class Program:
         return Bits(activations, head, weights)
 
     def pack(self, layout: Layout, params: Mapping[str, np.ndarray], dtype=np.float32) -> np.ndarray:
-        """Parameters by DeepNets-1M name, in PyTorch layouts -> weight buffer [F]."""
+        """Lay parameters, by DeepNets-1M name and in PyTorch layouts, into a weight buffer [F]."""
         flat = np.zeros(self.capacity.blocks * BLOCK, dtype)
         for block, piece in layout.pieces:
             view = piece_view(flat, block, piece)
@@ -134,7 +135,7 @@ class Program:
         return flat
 
     def unpack(self, layout: Layout, flat: np.ndarray, shapes: Mapping[str, tuple[int, ...]]) -> dict:
-        """The inverse of `pack` (also for gradients)."""
+        """Return the parameters, or gradients, in a weight buffer by name: what `pack` laid there."""
         params = {name: np.zeros(shape, flat.dtype) for name, shape in shapes.items()}
         for block, piece in layout.pieces:
             if piece.name is not None:
@@ -247,7 +248,7 @@ def _number_tensors(
 
 
 def _slots(program: Program, lowered: Lowered) -> dict[int, int]:
-    """Value -> slot; the values of a group side by side, so that one slice reads them all."""
+    """Give values their slots; those of a group side by side, so that one slice reads them all."""
     slot, used = {IMAGE: 0}, dict.fromkeys(program.tape_shapes, 0)
     for group in lowered.groups:
         c = lowered.shapes[group[0]]
@@ -267,7 +268,7 @@ def _slots(program: Program, lowered: Lowered) -> dict[int, int]:
 
 
 def _place_head(program: Program, lowered: Lowered, slot: Mapping[int, int]):
-    """The head's pieces, from block 0 on: [(first block, piece)], its table, and the blocks it takes."""
+    """Place the head from block 0 on: its pieces [(first block, piece)], its table, the blocks it takes."""
     head = lowered.head
     variant = (lowered.shapes[head.group[0]], head.glob_avg)
     if variant not in program.heads:

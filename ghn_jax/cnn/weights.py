@@ -104,7 +104,7 @@ class _Unit(NamedTuple):
         return page.reshape(-1, self.width)
 
     def reduce(self, x: Array, reduction: Callable = jnp.sum) -> Array:
-        """x [R, K] -> [R, 1] where a row has one grid, as it is where each of its channels has its own."""
+        """Reduce x [R, K] to [R, 1] where a row has one grid; leave it where each of its channels has one."""
         return reduction(x, 1, keepdims=True) if self.width == BLOCK else x
 
 
@@ -150,7 +150,7 @@ class _Buffer(NamedTuple):
         return self._fold(add, (self.zeros, self.zeros), jnp.where(when, pages(self.tables), 0))
 
     def _fold(self, add: Callable, start: tuple[Array, Array], count: Array) -> tuple[Array, Array]:
-        """add(totals, rows [R, K], unit) over the first `count` pages."""
+        """Fold add(totals, rows [R, K], unit) over the first `count` pages."""
 
         def step(p, totals):
             unit = self.rows(self.tables, p)

@@ -25,11 +25,12 @@ from ghn_jax.assembly import lone_values
 from ghn_jax.assembly.mesh import OVER_DEVICES, REPLICATED, axes_of, make_workspaces, on_each, replicate
 from ghn_jax.assembly.network_batch import prepare
 from ghn_jax.base.errors import UserError
+from ghn_jax.base.numbers import round_up
 from ghn_jax.cnn.building import build_program
 from ghn_jax.cnn.covering import Family, family, program_for
 from ghn_jax.cnn.deploy import integer
 from ghn_jax.cnn.lowering import check_lowerable
-from ghn_jax.cnn.packing import BLOCK, round_up
+from ghn_jax.cnn.packing import BLOCK
 from ghn_jax.cnn.program import Layout, Program
 from ghn_jax.datasets.load import Dataset, Split
 from ghn_jax.evaluation import device, protocol

@@ -28,7 +28,7 @@ _STEM, _HEAD = (9, 49 + 2 * 9), (6, 1)  # (operations, tiles), at most
 
 
 def count_parameters(spec: NetworkSpec) -> int:
-    """Scalars in all parameter tensors: convolutions, norms, linear layers, positional encoding."""
+    """Count the scalars in all parameter tensors: convolutions, norms, linear layers, positional encoding."""
     C, bn, vit, widths = spec.C, 2 if spec.norm is not None else 0, spec.is_vit, spec.widths
     if vit:
         total, c0, c1, size = 27 * C + VIT_SIZE**2 * C, C, C, VIT_SIZE
@@ -71,7 +71,7 @@ class Cost(NamedTuple):
 
 @functools.lru_cache(maxsize=4096)
 def cost(op: str, width: int, *, strided: bool = False, norm: bool = True) -> Cost:
-    """What an operation on `width` channels takes; width, as all of an operation's, even."""
+    """Count what an operation on `width` channels takes; width, as all of an operation's, even."""
     net = alone(op, width, strided=strided, norm=norm)
     shapes = [shape for i in range(len(net.kind)) for _, shape in net.tensors(i)]
     weights = [shape for shape in shapes if len(shape) > 1]
@@ -89,31 +89,31 @@ def cost(op: str, width: int, *, strided: bool = False, norm: bool = True) -> Co
 
 
 def bounds(spec: NetworkSpec) -> tuple[int, int]:
-    """No less than a network's (operations, decoded tiles); dead branches count."""
+    """Return no less than a network's (operations, decoded tiles); dead branches count."""
     reductions = sum(map(spec.is_reduction, range(spec.n_cells)))
     totals = [a + b for a, b in zip(_STEM, _HEAD)]
     totals[1] += VIT_SIZE**2 if spec.is_vit else 0
     for reduction, cells in ((False, spec.n_cells - reductions), (True, reductions)):
         entries, _ = spec.genotype.cell(reduction)
         costs = [_preprocessing(), (1 + len(entries) // 2, 0), *(_cost(op) for op, _ in entries)]
-        totals = [total + cells * sum(column) for total, column in zip(totals, zip(*costs))]
+        totals = [total + cells * sum(counts) for total, counts in zip(totals, zip(*costs))]
     return totals[0], totals[1]
 
 
 def largest_kernel(spec: NetworkSpec) -> int:
-    """Pixels on a side of the largest kernel, or of positional encodings; dead branches count."""
+    """Return the pixels on a side of the largest kernel, or of positional encodings; dead branches count."""
     kernels = (cost(op, spec.C).kernel for op in spec.genotype.ops)
     return max(VIT_SIZE if spec.is_vit else spec.ks, *kernels, 3 if spec.stem_type else 1)
 
 
 def operations_of_cell(steps: int) -> int:
-    """Operations of a cell of the longest convolutions with so many intermediate states, at most."""
+    """Bound the operations of a cell, of the longest convolutions, with so many intermediate states."""
     longest = max(_cost(name)[0] for name, op in OPERATIONS.items() if op.convolves)
     return _preprocessing()[0] + 1 + steps * (1 + 2 * longest)
 
 
 def check_size(spec: NetworkSpec) -> None:
-    """Raises UserError naming the limit that a network is beyond, and the fields to change."""
+    """Raise UserError, naming the limit that a network is beyond, and the fields to change."""
     parameters = count_parameters(spec)
     if parameters > MAX_PARAMETERS:
         raise UserError(
@@ -134,7 +134,7 @@ def check_size(spec: NetworkSpec) -> None:
 
 
 def check_families(specs: Sequence[NetworkSpec]) -> None:
-    """Raises UserError where networks that are to be run need too many programs."""
+    """Raise UserError where networks that are to be run need too many programs."""
     widths = sorted({(spec.C, spec.is_vit) for spec in specs})
     if len(widths) > MAX_FAMILIES:
         shown_widths = ', '.join(str(C) for C, _ in widths[:4])

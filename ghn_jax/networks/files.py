@@ -7,8 +7,8 @@ from typing import Any
 
 from ghn_jax.base import files, jsonfile
 from ghn_jax.base.errors import UserError, shown
+from ghn_jax.base.numbers import is_int
 from ghn_jax.networks.counts import check_size
-from ghn_jax.networks.genotype import is_int
 from ghn_jax.networks.spec import NetworkSpec
 
 MAX_NETWORKS = 10_000  # of a file; a split has 500

@@ -10,8 +10,8 @@ from collections.abc import Callable
 from typing import Any, TypeVar
 
 from ghn_jax.base.errors import FieldError, UserError, shown
+from ghn_jax.base.numbers import is_int
 from ghn_jax.networks import counts
-from ghn_jax.networks.genotype import is_int
 from ghn_jax.networks.ops import OPS, has_attention
 
 SPLITS = ('train', 'val', 'test', 'wide', 'deep', 'dense', 'bnfree')

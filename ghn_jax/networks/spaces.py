@@ -15,8 +15,8 @@ from typing import Any
 import numpy as np
 
 from ghn_jax.base.errors import FieldError, UserError, shown
+from ghn_jax.base.numbers import is_int
 from ghn_jax.networks import drawing
-from ghn_jax.networks.genotype import is_int
 from ghn_jax.networks.ops import OPERATIONS
 from ghn_jax.networks.rules import SPLITS, Rules, known_split, split_rules
 from ghn_jax.networks.spec import NetworkSpec

@@ -15,7 +15,8 @@ import numpy as np
 
 from ghn_jax.base import jsonfile
 from ghn_jax.base.errors import UserError, shown
-from ghn_jax.networks.genotype import Genotype, check_fields, is_int
+from ghn_jax.base.numbers import is_int
+from ghn_jax.networks.genotype import Genotype, check_fields
 from ghn_jax.networks.ops import has_attention
 
 IMAGE_SIZE = 32  # pixels on a side; only flattened heads (glob_avg=False) have shapes that depend on it
@@ -102,7 +103,7 @@ class NetworkSpec:
         return has_attention(self.genotype.ops)
 
     def is_reduction(self, cell: int) -> bool:
-        """Whether a cell (counted from 0) is one of the two reduction cells."""
+        """Return whether a cell (counted from 0) is one of the two reduction cells."""
         return _is_reduction(cell, self.n_cells)
 
     @property
@@ -156,7 +157,7 @@ class NetworkSpec:
             )
 
     def to_dict(self) -> dict[str, Any]:
-        """Plain values, ready for JSON. `name` is left out where it is empty."""
+        """Convert to plain values, ready for JSON. `name` is left out where it is empty."""
         fields = {field.name: getattr(self, field.name) for field in dataclasses.fields(self)}
         fields['genotype'] = self.genotype.to_dict()
         if not self.name:
@@ -165,7 +166,7 @@ class NetworkSpec:
 
     @classmethod
     def from_dict(cls, fields: Mapping[str, Any]) -> 'NetworkSpec':
-        """The inverse of to_dict. Raises UserError on unknown or missing fields and on bad values."""
+        """Read what to_dict writes. Raises UserError on unknown or missing fields and on bad values."""
         defaults = ('num_classes', 'name')
         required = tuple(field.name for field in dataclasses.fields(cls) if field.name not in defaults)
         checked = check_fields('network', fields, required=required, optional=defaults)
@@ -173,17 +174,17 @@ class NetworkSpec:
         return cls(**checked)
 
     def to_json(self) -> str:
-        """The JSON object of this network, on one line."""
+        """Write this network as a JSON object, on one line."""
         return json.dumps(self.to_dict())
 
     @classmethod
     def from_json(cls, text: str) -> 'NetworkSpec':
-        """The inverse of to_json. Raises UserError where the text is no JSON or no network."""
+        """Read what to_json writes. Raises UserError where the text is no JSON or no network."""
         return cls.from_dict(jsonfile.parse(text, 'the text', 'give an object in JSON'))
 
 
 def is_connected(genotype: Genotype, n_cells: int) -> bool:
-    """Whether a stack of cells passes anything of the image on to the head."""
+    """Return whether a stack of cells passes anything of the image on to the head."""
     if 'none' not in genotype.ops:
         return True
     reached = (True, True)  # whether the image reaches the cell's two inputs
