@@ -27,6 +27,7 @@ import jax
 import jax.numpy as jnp
 import optax
 from jax import Array, lax
+from jax.typing import DTypeLike
 
 from ghn_jax.base import collectives
 from ghn_jax.cnn import head, ops
@@ -54,7 +55,7 @@ class Tapes(NamedTuple):
     weights: Array
 
 
-def make_tapes(program: Program, batch: int, dtype=jnp.float32, *, train: bool = True) -> Tapes:
+def make_tapes(program: Program, batch: int, dtype: DTypeLike = jnp.float32, *, train: bool = True) -> Tapes:
     """Make zero-filled buffers for batches of `batch` images; without gradients unless `train`.
 
     dtype: of values and their gradients, float32, bfloat16 or float64.
@@ -174,7 +175,7 @@ def _padding_groups(segment: Segment) -> list[tuple[int, list[int]]]:
 # ---- all ops
 
 
-def _dtype(values: dict[TapeShape, Array]):
+def _dtype(values: dict[TapeShape, Array]) -> DTypeLike:
     return next(iter(values.values())).dtype
 
 

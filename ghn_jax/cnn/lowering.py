@@ -151,7 +151,9 @@ class _Lowering:
         layers = f'{name}.conv_1', f'{name}.conv_2'
         return self.group(Reduce(), parts, size // 2, channels, layers, f'{name}.bn')
 
-    def group(self, op: Kind, parts, size: int, channels: int, layers: tuple[str, ...], norm: str) -> int:
+    def group(
+        self, op: Kind, parts: tuple[int, ...], size: int, channels: int, layers: tuple[str, ...], norm: str
+    ) -> int:
         """Emit convolutions of the parts of a concatenation, summed, then the norm."""
         dst, raw = self.value(size, channels), self.value(size, channels)
         row = 0

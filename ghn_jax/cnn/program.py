@@ -18,6 +18,7 @@ from collections.abc import Mapping
 from typing import NamedTuple
 
 import numpy as np
+from numpy.typing import DTypeLike
 
 from ghn_jax.base.numbers import round_up
 from ghn_jax.cnn.capacity import Capacity, Segment
@@ -126,7 +127,9 @@ class Program:
             weights[index] = widths[name][0]
         return Bits(activations, head, weights)
 
-    def pack(self, layout: Layout, params: Mapping[str, np.ndarray], dtype=np.float32) -> np.ndarray:
+    def pack(
+        self, layout: Layout, params: Mapping[str, np.ndarray], dtype: DTypeLike = np.float32
+    ) -> np.ndarray:
         """Lay parameters, by DeepNets-1M name and in PyTorch layouts, into a weight buffer [F]."""
         flat = np.zeros(self.capacity.blocks * BLOCK, dtype)
         for block, piece in layout.pieces:

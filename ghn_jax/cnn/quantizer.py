@@ -6,6 +6,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import Array, lax
+from jax.typing import DTypeLike
 
 from ghn_jax.base import collectives
 from ghn_jax.cnn import ops
@@ -118,7 +119,7 @@ class Quantization(NamedTuple):
         scale = jnp.where(scale > 0, scale, 1)  # of nothing but zeros: they stay zeros on any grid
         return Quantizer(scheme, scale, bits, key, self.axis)
 
-    def no_sizes(self, slots: int, dtype) -> Sizes:
+    def no_sizes(self, slots: int, dtype: DTypeLike) -> Sizes:
         """Return the sizes of a tape of so many slots that nothing is written to yet."""
         zeros = jnp.zeros(max(slots, self.parts), dtype)
         squares = zeros if self.scheme.activation_range == 'sigma' and self.scheme.mode != 'float' else None

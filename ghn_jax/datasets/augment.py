@@ -5,6 +5,7 @@ Axes: B images of a batch | H, W pixels | 3 colours.
 
 import jax
 import jax.numpy as jnp
+from jax.typing import DTypeLike
 
 from ghn_jax.base import collectives
 
@@ -36,7 +37,9 @@ def crop_and_flip(
     return jnp.where(mirrored[:, None, None, None], crop[:, :, ::-1], crop)
 
 
-def normalize(images: jax.Array, mean: jax.Array, std: jax.Array, dtype=jnp.float32) -> jax.Array:
+def normalize(
+    images: jax.Array, mean: jax.Array, std: jax.Array, dtype: DTypeLike = jnp.float32
+) -> jax.Array:
     """Convert uint8 images [B, H, W, 3] to (x/255 - mean) / std; mean and std [3] in units of 0..1."""
     mean, std = (jnp.asarray(a, dtype).reshape(1, 1, 1, 3) for a in (mean, std))
     return (images.astype(dtype) / 255 - mean) / std

@@ -30,14 +30,14 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 from jax import Array
-from jax.typing import ArrayLike
+from jax.typing import ArrayLike, DTypeLike
 
 from ghn_jax.base.errors import UserError
 from ghn_jax.quant.policy import FLOAT_BITS
 from ghn_jax.quant.scheme import MODES
 
 
-def largest_level(dtype) -> float:
+def largest_level(dtype: DTypeLike) -> float:
     """Return the largest magnitude of a level: near the largest float, with some room for rounding."""
     return float(jnp.finfo(dtype).max) * (1 - 2**-20)
 
@@ -78,7 +78,9 @@ def fake_quantize(
     return quantize(x, grid, bits, mode=mode, key=key)
 
 
-def make_grid(lo: ArrayLike, hi: ArrayLike, bits: ArrayLike, dtype, *, symmetric: bool = False) -> Grid:
+def make_grid(
+    lo: ArrayLike, hi: ArrayLike, bits: ArrayLike, dtype: DTypeLike, *, symmetric: bool = False
+) -> Grid:
     """Make the grid over [lo, hi], as `dtype`, each part of the small, unbroadcast shape."""
     lo, hi, bits = jnp.asarray(lo, dtype), jnp.asarray(hi, dtype), jnp.asarray(bits, jnp.int32)
     # An integer shift: exp2 is not exact everywhere. 24 bits at most: then n is exact in float32, also
