@@ -13,7 +13,7 @@ __version__ = '0.1.0'
 # Found when asked for, so that `import ghn_jax` (and every `--help`) does not wait for JAX.
 _NAMES = {
     'NetworkSpec': 'ghn_jax.networks.spec',
-    'load_networks': 'ghn_jax.networks.spec',
+    'load_networks': 'ghn_jax.networks.files',
     'make_space': 'ghn_jax.networks.spaces',
     'build_graph': 'ghn_jax.networks.graph',
     'parse_bits': 'ghn_jax.quant.policy',

@@ -28,8 +28,8 @@ from ghn_jax.base.errors import UserError
 from ghn_jax.benchmarks import comparison, picture, tasks
 from ghn_jax.benchmarks.benchmark import DEFAULT, WHAT, _integers, _parts_of_cpu, benchmark, text
 from ghn_jax.benchmarks.options import MODES, Options
+from ghn_jax.networks.files import load_networks
 from ghn_jax.networks.spaces import SPLITS, make_space
-from ghn_jax.networks.spec import load_networks
 from ghn_jax.reporting import plotting
 from ghn_jax.runs.run import start
 

@@ -13,8 +13,8 @@ from ml_collections import ConfigDict
 from ghn_jax.base import paths
 from ghn_jax.base.bounds import BOUNDS
 from ghn_jax.base.errors import UserError, shown
+from ghn_jax.networks.counts import MAX_OPERATIONS
 from ghn_jax.networks.genotype import MAX_STEPS
-from ghn_jax.networks.limits import MAX_OPERATIONS
 from ghn_jax.quant.scheme import MODES
 
 SCHEDULES = ('step', 'cosine', 'constant')

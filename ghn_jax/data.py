@@ -1,9 +1,9 @@
-"""Images: whole data sets as uint8 arrays, batches as a function of (seed, step), and the on-device pieces.
+"""Prepares a data set where TFDS looks for it, without TensorFlow.
 
-A data set of CIFAR's size (154 MB) lives on the device; a step gathers its batch by index, then crops, flips
-and normalises it there.  Axes: N images | B batch | H W pixels | 3 colours.
+python -m ghn_jax.data --prepare=cifar10 [--archive=cifar-10-binary.tar.gz] [--data_dir=DIR]
 
-`python -m ghn_jax.data --prepare=cifar10` writes CIFAR-10 where TFDS looks for it, without TensorFlow.
+CIFAR-10's official binary archive is downloaded, unless --archive says where it is. Training and evaluation
+then read what is written; of another folder than TFDS's own they are told with --config.data_dir=DIR.
 """
 
 from absl import flags

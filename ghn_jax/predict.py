@@ -21,7 +21,7 @@ from absl import flags
 from ghn_jax.base import cli, files
 from ghn_jax.base.errors import UserError
 from ghn_jax.hypernet.policy_features import check_policies
-from ghn_jax.networks.spec import load_networks
+from ghn_jax.networks.files import load_networks
 from ghn_jax.quant.policy import load_policy, parse_bits
 from ghn_jax.runs import run as runs
 from ghn_jax.runs.prediction import LAYOUTS, _named, check_network, output_files, predict, to_safetensors

@@ -22,7 +22,7 @@ def has_lone_values(spec: NetworkSpec, image_size: int) -> bool:
     """Whether a BatchNorm of the network reads feature maps of one pixel."""
     lowered = lower(spec, image_size)
     return lowered.has_norm and any(
-        isinstance(i.op, Norm) and lowered.classes[i.dst][0] == 1 for i in lowered.instructions
+        isinstance(i.op, Norm) and lowered.shapes[i.dst][0] == 1 for i in lowered.instructions
     )
 
 

@@ -57,7 +57,7 @@ def check(program: Program, config: ConfigDict, mesh: Mesh | None, free: int) ->
     """Raises UserError if a program takes more than `free` bytes of a device, by the names of the knobs."""
     needed = program_bytes(program, config, mesh)
     if needed > free:
-        channels = max(c for _, c in program.classes)
+        channels = max(c for _, c in program.tape_shapes)
         raise UserError(
             f'networks of up to {channels} channels take at least {needed / 2**30:.2f} GiB of a device, of '
             f'which {free / 2**30:.2f} GiB are free: {KNOBS}'
@@ -71,7 +71,7 @@ def check_scoring(programs: Iterable[Program], batch_size: int, mesh: Mesh | Non
         workspace = jax.eval_shape(lambda p=program: make_workspace(p, batch_size, train=False))
         needed = tree_bytes(workspace) + tree_bytes(workspace.quantized)  # the weights before rounding, too
         if needed > free:
-            channels = max(c for _, c in program.classes)
+            channels = max(c for _, c in program.tape_shapes)
             raise UserError(
                 f'networks of up to {channels} channels take at least {needed / 2**30:.1f} GiB for batches '
                 f'of {batch_size} images, and {free / 2**30:.1f} GiB are free: give a smaller --batch_size, '

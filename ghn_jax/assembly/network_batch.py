@@ -12,11 +12,12 @@ import numpy as np
 
 from ghn_jax.assembly.weight_buffer import Sources, make_sources
 from ghn_jax.base.errors import UserError
+from ghn_jax.base.numbers import round_up
 from ghn_jax.cnn.covering import family
 from ghn_jax.cnn.program import Layout, Program
 from ghn_jax.cnn.tables import Bits, Tables
 from ghn_jax.hypernet.policy_features import with_policy
-from ghn_jax.hypernet.tiles import DENSE_CHUNK, DEPTH_CHUNK, DecoderTable, Tiles, decoder_table, round_up
+from ghn_jax.hypernet.tiles import DENSE_CHUNK, DEPTH_CHUNK, DecoderTable, Tiles, decoder_table
 from ghn_jax.networks.graph import GraphBatch, batch_graphs, build_graph, to_graphs_tuple
 from ghn_jax.networks.spaces import Space
 from ghn_jax.networks.spec import NetworkSpec

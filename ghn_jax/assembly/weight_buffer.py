@@ -15,8 +15,10 @@ import jax.numpy as jnp
 import numpy as np
 from jax import Array, lax
 
-from ghn_jax.cnn.packing import BLOCK, TILE, round_up
-from ghn_jax.cnn.program import Capacity, Layout
+from ghn_jax.base.numbers import round_up
+from ghn_jax.cnn.capacity import Capacity
+from ghn_jax.cnn.packing import BLOCK, TILE
+from ghn_jax.cnn.program import Layout
 from ghn_jax.cnn.tables import PAGE_BLOCKS
 from ghn_jax.cnn.weights import get_page, set_page
 from ghn_jax.hypernet.decoder import Items, Tiles
@@ -130,7 +132,7 @@ def make_sources(layout: Layout, items: Items, tiles: Tiles, capacity: Capacity)
                 which.append((flat, pad_cols, begin, max(row_step, modulo), i, height, o, width))
     owner = np.zeros(layout.tables.block_tensor.shape, np.int32)
     owner[: sum(blocks)] = np.repeat(np.arange(len(blocks), dtype=np.int32), blocks)
-    out = np.zeros((capacity.windows, 8), np.int32)
+    out = np.zeros((capacity.rectangles, 8), np.int32)
     n_windows = np.cumsum([len(windows), len(dense_windows)]).astype(np.int32)
     out[: n_windows[1]] = windows + dense_windows
     return Sources(owner, table, out, n_windows)

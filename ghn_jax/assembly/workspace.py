@@ -13,7 +13,7 @@ from ghn_jax.cnn.program import Program
 class Workspace(NamedTuple):
     """Buffers kept from network to network and step to step; their contents mean nothing in between."""
 
-    executor: executor.Workspace
+    executor: executor.Tapes
     weights: Array  # [F]
     quantized: Array  # [F]
 
@@ -24,6 +24,6 @@ def make_workspace(program: Program, batch: int, dtype=jnp.float32, *, train: bo
     train: with gradients and weights; a network's weights are given to `score`.
     """
     floats = program.capacity.blocks * BLOCK
-    buffers = executor.make_workspace(program, batch, dtype, train=train)
+    buffers = executor.make_tapes(program, batch, dtype, train=train)
     # One float where there is nothing: JAX forgets how empty arrays are spread, and compiles anew.
     return Workspace(buffers, jnp.zeros(floats if train else 1), jnp.zeros(floats))

@@ -27,9 +27,9 @@ from ghn_jax.cnn.gradient_slots import place_gradients
 from ghn_jax.cnn.lowering import IMAGE, lower
 from ghn_jax.cnn.packing import BLOCK
 from ghn_jax.cnn.program import Layout
+from ghn_jax.networks.counts import count_parameters
 from ghn_jax.networks.genotype import Genotype
-from ghn_jax.networks.size import IMAGE_SIZE, count_parameters
-from ghn_jax.networks.spec import NetworkSpec
+from ghn_jax.networks.spec import IMAGE_SIZE, NetworkSpec
 from ghn_jax.quant.scheme import Scheme
 
 _ENTRIES = (('conv_3x3', 0), ('max_pool_3x3', 1), ('conv_1x1', 2), ('skip_connect', 0))
@@ -47,7 +47,7 @@ def network(n_cells: int, width: int) -> NetworkSpec:
 def used_bytes(spec: NetworkSpec, layout: Layout, batch: int, image_size: int = IMAGE_SIZE) -> int:
     """What a network fills of the executor's workspace: its values, their gradients, weight gradients."""
     lowered = lower(spec, image_size)
-    slots = collections.Counter(c for value, c in lowered.classes.items() if value != IMAGE)
+    slots = collections.Counter(c for value, c in lowered.shapes.items() if value != IMAGE)
     slots.update(place_gradients(layout.instructions, lowered)[1])
     floats = sum(n * batch * h * h * c for (h, c), n in slots.items())
     return 4 * (floats + int(layout.tables.n_blocks) * BLOCK)
@@ -80,7 +80,7 @@ def _measure(options: Options, mode: str, room: int, members: Sequence[int]) -> 
     program = build_program(specs, image_size=IMAGE_SIZE, max_params=size)
     images, labels = random_images(options.batch_size)
     weights = 0.05 * jax.random.normal(jax.random.key(0), (program.capacity.blocks * BLOCK,))
-    workspace = executor.make_workspace(program, options.batch_size)
+    workspace = executor.make_tapes(program, options.batch_size)
     layouts = [program.layout(spec) for spec in specs]
     inputs = [jax.tree.map(jnp.asarray, (x.tables, program.bits(x, policy_of(mode)))) for x in layouts]
     step = jax.jit(

@@ -240,7 +240,7 @@ class _Profile:
             for w, (_, _, t, b) in zip(weights, each)
         ]
 
-    def executor_parts(self, each: list, weights: list, workspace: executor.Workspace) -> dict[str, float]:
+    def executor_parts(self, each: list, weights: list, workspace: executor.Tapes) -> dict[str, float]:
         """The networks on the images. workspace: taken."""
         program, scheme, key = self.program, Scheme(self.mode), self.key
         run = jax.jit(executor.forward, static_argnums=0, static_argnames='scheme', donate_argnums=5)

@@ -27,7 +27,8 @@ from ghn_jax.cnn.program import Program
 from ghn_jax.evaluation.device import predict_weights
 from ghn_jax.evaluation.score import score_on
 from ghn_jax.hypernet.ghn import init_params
-from ghn_jax.networks.spaces import Space, split_rules
+from ghn_jax.networks.rules import split_rules
+from ghn_jax.networks.spaces import Space
 from ghn_jax.quant.bit_schedule import scheme_of
 from ghn_jax.quant.policy import Policy
 from ghn_jax.quant.scheme import QAT

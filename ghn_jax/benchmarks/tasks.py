@@ -32,17 +32,18 @@ from ghn_jax.assembly.mesh import (
 from ghn_jax.assembly.network_batch import prepare
 from ghn_jax.base import counters
 from ghn_jax.base.errors import UserError
+from ghn_jax.base.numbers import round_up
 from ghn_jax.benchmarks.options import Options, Row
 from ghn_jax.cnn.building import build_program
 from ghn_jax.cnn.covering import family
-from ghn_jax.cnn.packing import BLOCK, round_up
+from ghn_jax.cnn.packing import BLOCK
 from ghn_jax.cnn.program import Program
 from ghn_jax.evaluation import device
 from ghn_jax.evaluation.score import Images, check_given, score_on, spread_images
 from ghn_jax.hypernet.ghn import GHN, GHNConfig, init_params
+from ghn_jax.networks.counts import count_parameters
 from ghn_jax.networks.graph import build_graph
-from ghn_jax.networks.size import IMAGE_SIZE, count_parameters
-from ghn_jax.networks.spec import NetworkSpec
+from ghn_jax.networks.spec import IMAGE_SIZE, NetworkSpec
 from ghn_jax.quant.policy import Policy, parse_bits
 from ghn_jax.quant.scheme import QAT, Scheme
 from ghn_jax.runs import prediction

@@ -1,8 +1,8 @@
 """Networks that together contain everything a space can produce: what a program is built from.
 
-An instruction depends only on its op and on the classes (size, channels) around it, and these on the stem,
-C_mult and on where the reductions fall. So a few hundred networks, each of one op throughout, hold every
-instruction of millions; those of the longest op, with all states in the output, need the most slots.
+An instruction depends only on its op and on the shapes (size, channels) it reads and writes, and these on the
+stem, C_mult and on where the reductions fall. So a few hundred networks, each of one op throughout, hold
+every instruction of millions; those of the longest op, with all states in the output, need the most slots.
 """
 
 import dataclasses
@@ -14,10 +14,12 @@ from ghn_jax.base.errors import UserError
 from ghn_jax.cnn.building import build_program
 from ghn_jax.cnn.instructions import kinds_of
 from ghn_jax.cnn.program import Program
+from ghn_jax.networks.counts import cost
+from ghn_jax.networks.drawing import LARGE
 from ghn_jax.networks.genotype import Genotype
 from ghn_jax.networks.ops import has_attention
-from ghn_jax.networks.size import cost
-from ghn_jax.networks.spaces import LARGE, Space, split_rules
+from ghn_jax.networks.rules import split_rules
+from ghn_jax.networks.spaces import Space
 from ghn_jax.networks.spec import NetworkSpec
 
 _WIDTH = 16  # at which ops are measured
@@ -32,12 +34,12 @@ class Family(NamedTuple):
 
 
 def family(spec: NetworkSpec) -> Family:
-    """The family of a network."""
+    """Return the family of a network."""
     return Family(spec.C, spec.is_vit)
 
 
 def program_for(space: Space, split: str, family: Family, image_size: int) -> Program:
-    """The program for all networks of a split of one family.
+    """Build the program for all networks of a split of one family.
 
     Raises:
       UserError: the space has no such networks, or the width is not a multiple of 16.
@@ -49,7 +51,7 @@ def program_for(space: Space, split: str, family: Family, image_size: int) -> Pr
 
 
 def widths(space: Space, split: str) -> tuple[int, ...]:
-    """The values of C that networks of a split can have, rising."""
+    """Return the values of C that networks of a split can have, rising."""
     if space.channels is not None:
         base = tuple(sorted(space.channels))
     else:
@@ -58,7 +60,7 @@ def widths(space: Space, split: str) -> tuple[int, ...]:
 
 
 def covering_networks(space: Space, split: str, family: Family) -> Iterator[NetworkSpec]:
-    """Networks (some outside the space, being too large) whose instructions are all those of the split."""
+    """Yield networks (some too large for the space) whose instructions are all those of the split."""
     rules = split_rules(space, split)
     width, vit = family
     ops = [op for op in rules.ops if op != 'none' and (vit or op != 'msa')]
@@ -116,7 +118,7 @@ def covering_networks(space: Space, split: str, family: Family) -> Iterator[Netw
 
 
 def uniform(op: str, steps: int, special: tuple[int, str] | None = None) -> Genotype:
-    """A genotype of one op, on cell inputs and on inner states, with all states in the output.
+    """Return a genotype of one op, on cell inputs and on inner states, with all states in the output.
 
     special: (entry, op), the one entry with another op. Entry 0 reads a cell input, entry 2 an inner state.
     """
@@ -129,7 +131,7 @@ def uniform(op: str, steps: int, special: tuple[int, str] | None = None) -> Geno
 
 
 def from_inputs(op: str, steps: int) -> Genotype:
-    """Like `uniform`, but all states are made from the cell's inputs: the most gradients live at a time."""
+    """Return one like `uniform`, but made from the cell's inputs alone: the most gradients live at a time."""
     entries = ((op, 0), (op, 1)) * steps
     concat = tuple(range(2, steps + 2))
     return Genotype(normal=entries, normal_concat=concat, reduce=entries, reduce_concat=concat)

@@ -2,13 +2,13 @@
 
 Axes: N images | S slots | H size, C channels | F floats of the weight buffer | L classes | R instructions.
 
-A tape [S, N, H, H, C] for each class holds the network's values, a second one their gradients. For each
-segment a loop walks the rows of the instruction table; `lax.switch` picks the op, at exact static shapes.
-Backward, the tables are walked in reverse; each op is recomputed from its taped input and differentiated.
-Loss and gradients are one function: differentiating the loops from outside would store every branch's
-residuals. `sizes[c]` keeps the maximum of every value of class c (and what the scheme's ranges need besides):
-relu(x) has the range [0, max], so no op needs a pass over its input to quantize it, and a concatenation's
-joint range is the maximum over its parts.
+A tape [S, N, H, H, C] for each shape (H, C) holds the network's values, a second one their gradients. For
+each segment a loop walks the rows of the instruction table; `lax.switch` picks the op, at exact static
+shapes. Backward, the tables are walked in reverse; each op is recomputed from its taped input and
+differentiated. Loss and gradients are one function: differentiating the loops from outside would store every
+branch's residuals. `sizes[c]` keeps the maximum of every value on tape c (and what the scheme's ranges need
+besides): relu(x) has the range [0, max], so no op needs a pass over its input to quantize it, and a
+concatenation's joint range is the maximum over its parts.
 
 Three rules keep the tapes from being copied (XLA would copy gigabytes for every instruction): results are
 written outside the switch, each buffer has one read-modify-write in an iteration, and barriers stand
@@ -18,51 +18,55 @@ Tapes may be bfloat16: what every op reads and writes then is. Sums (of norms, c
 rounding, the classifier, and weights and their gradients outside the ops stay float32.
 """
 
-import functools
+import dataclasses
 import math
+from collections.abc import Callable
 from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 import optax
 from jax import Array, lax
+from jax.typing import DTypeLike
 
 from ghn_jax.base import collectives
 from ghn_jax.cnn import head, ops
+from ghn_jax.cnn.capacity import Segment
 from ghn_jax.cnn.instructions import Kind
-from ghn_jax.cnn.packing import BLOCK, Class, block_floats
-from ghn_jax.cnn.program import Program, Segment
-from ghn_jax.cnn.quantizer import Quantizer, no_sizes, quantizer_of, with_sizes
+from ghn_jax.cnn.packing import BLOCK, TapeShape, block_floats
+from ghn_jax.cnn.program import Program
+from ghn_jax.cnn.quantizer import Quantization, Quantizer, Sizes, with_sizes
+from ghn_jax.cnn.slots import add_to_slot, read_slot, read_weights, set_slot, switch
 from ghn_jax.cnn.tables import ACCUMULATE, DST, G_DST, G_SRC, OP, SEEN, SRC, WEIGHTS, Bits, Ranges, Tables
 from ghn_jax.quant.scheme import FLOAT, Scheme
 
 _SMALL_GRADIENT = 16_384  # floats: padding to no more than these costs nothing
 
 
-class Workspace(NamedTuple):
+class Tapes(NamedTuple):
     """Buffers that survive from one network to the next: filling gigabytes with zeros costs a second.
 
-    Their contents mean nothing between calls. values, gradients: class -> [S, N, H, H, C] (of gradients there
-    are fewer slots: they are used again); weights: [F].
+    Their contents mean nothing between calls. values, gradients: [S, N, H, H, C] by tape shape (of gradients
+    there are fewer slots: they are used again); weights: [F].
     """
 
-    values: dict[Class, Array]
-    gradients: dict[Class, Array]
+    values: dict[TapeShape, Array]
+    gradients: dict[TapeShape, Array]
     weights: Array
 
 
-def make_workspace(program: Program, batch: int, dtype=jnp.float32, *, train: bool = True) -> Workspace:
-    """Zero-filled buffers for batches of `batch` images; without gradients unless `train`.
+def make_tapes(program: Program, batch: int, dtype: DTypeLike = jnp.float32, *, train: bool = True) -> Tapes:
+    """Make zero-filled buffers for batches of `batch` images; without gradients unless `train`.
 
     dtype: of values and their gradients, float32, bfloat16 or float64.
     """
 
-    def tapes(slots: dict[Class, int]) -> dict[Class, Array]:
+    def zeros(slots: dict[TapeShape, int]) -> dict[TapeShape, Array]:
         return {c: jnp.zeros((s, batch, c[0], c[0], c[1]), dtype) for c, s in slots.items()}
 
     floats = program.capacity.blocks * BLOCK
     weights = jnp.zeros(floats if train else 1, jnp.promote_types(dtype, jnp.float32))
-    return Workspace(tapes(program.slots), tapes(program.gradient_slots) if train else {}, weights)
+    return Tapes(zeros(program.slots), zeros(program.gradient_slots) if train else {}, weights)
 
 
 def forward(
@@ -71,27 +75,31 @@ def forward(
     tables: Tables,
     bits: Bits,
     images: Array,
-    workspace: Workspace,
+    tapes: Tapes,
     *,
     scheme: Scheme = FLOAT,
     key: Array | None = None,
     ranges: Ranges | None = None,
-) -> tuple[Array, Workspace]:
-    """Logits [N, L] of one network, and the workspace.
+) -> tuple[Array, Tapes]:
+    """Run one network: logits [N, L], and the tapes with its values.
 
     Args:
       weights: [F], laid out by `Program.layout`, already quantized (`quantize_weights`).
       images: [N, H, H, 3], normalised.
-      scheme: static; bits matter in its modes 'qat' and 'noise' only. key: for 'noise'.
+      tapes: written over.
+      scheme: static; bits matter in its modes 'qat' and 'noise' only.
+      key: for 'noise'.
       ranges: of activations, in place of those of this batch by the scheme; values beyond are clipped.
     """
     rows, of_head = (None, None) if ranges is None else ranges
-    values, _ = _run(program, weights, tables, bits, images, workspace.values, scheme, key, ranges=rows)
+    quantization = Quantization(scheme, bits.activations, program.capacity.parts, key, ranges=rows)
+    run = _Run(program=program, weights=weights, tables=tables, images=images, quantization=quantization)
+    values, _ = _run_forward(run, tapes.values)
     features = head.features(program, tables.head, values)
     logits, _ = head.logits(
         program, weights, tables.head, bits.head, features, scheme=scheme, key=key, ranges=of_head
     )
-    return logits, workspace._replace(values=values)
+    return logits, tapes._replace(values=values)
 
 
 def loss_and_gradients(
@@ -101,62 +109,45 @@ def loss_and_gradients(
     bits: Bits,
     images: Array,
     labels: Array,
-    workspace: Workspace,
+    tapes: Tapes,
     *,
     scheme: Scheme = FLOAT,
     key: Array | None = None,
     dropout: float = 0.0,
     axis: str | None = None,
-) -> tuple[Array, Array, Array, Workspace]:
-    """(mean cross-entropy [] in nats, logits [N, L], gradient [F] of the loss to `weights`, workspace).
+) -> tuple[Array, Array, Array, Tapes]:
+    """Run one network forward and backward.
 
-    Gradient elements outside the network's pieces are arbitrary. `dropout`: rate after the hidden layer of
-    two-layer heads; needs `key`. axis: a mesh axis whose devices run this network together, each on its part
-    of the batch: loss and gradient are then this device's shares, whose sums are the batch's. For the other
-    arguments see `forward`.
+    Gradient elements outside the network's pieces are arbitrary.
+
+    Args:
+      weights, images, tapes, scheme: see `forward`.
+      labels: int32 [N].
+      key: for noise and dropout.
+      dropout: rate after the hidden layer of two-layer heads.
+      axis: a mesh axis whose devices run this network together, each on its part of the batch: loss and
+        gradient are then this device's shares, whose sums are the batch's.
+
+    Returns:
+      Mean cross-entropy [] in nats, logits [N, L], gradient [F] of the loss to `weights`, tapes.
     """
-    noise = collectives.own_key(key, axis)
-    values, sizes = _run(program, weights, tables, bits, images, workspace.values, scheme, noise, axis)
-    gradients, g_weights = dict(workspace.gradients), workspace.weights
+    quantization = Quantization(
+        scheme, bits.activations, program.capacity.parts, collectives.own_key(key, axis), axis
+    )
+    run = _Run(program=program, weights=weights, tables=tables, images=images, quantization=quantization)
+    values, sizes = _run_forward(run, tapes.values)
 
     features, to_slots = head.features_vjp(program, tables.head, values)
-    logits, residuals = head.logits(
-        program,
-        weights,
-        tables.head,
-        bits.head,
-        features,
-        scheme=scheme,
-        key=key,
-        dropout=dropout,
-        axis=axis,
-    )
+    of_head = program, weights, tables.head, bits.head
+    logits, residuals = head.logits(*of_head, features, scheme=scheme, key=key, dropout=dropout, axis=axis)
     loss, g_logits = jax.value_and_grad(_cross_entropy)(logits, labels, axis)
     g_features, g_weights = head.logits_backward(
-        program, weights, tables.head, bits.head, residuals, g_logits, g_weights, scheme=scheme,
-        key=key, axis=axis,
-    )  # fmt: skip
-    gradients = to_slots(g_features, gradients)
-
-    for k in reversed(range(len(program.segments))):
-        segment = program.segments[k]
-        gradients, g_weights = _run_backward(
-            program,
-            k,
-            segment,
-            weights,
-            tables,
-            bits,
-            images,
-            values,
-            sizes,
-            gradients,
-            g_weights,
-            scheme,
-            noise,
-            axis,
-        )
-    return loss, logits, g_weights, Workspace(values, gradients, g_weights)
+        *of_head, residuals, g_logits, tapes.weights, scheme=scheme, key=key, axis=axis
+    )
+    tapes = Tapes(values, to_slots(g_features, tapes.gradients), g_weights)
+    for segment in reversed(range(len(program.segments))):
+        tapes = _run_backward(run, segment, sizes, tapes)
+    return loss, logits, tapes.weights, tapes
 
 
 def _cross_entropy(logits: Array, labels: Array, axis: str | None) -> Array:
@@ -165,7 +156,7 @@ def _cross_entropy(logits: Array, labels: Array, axis: str | None) -> Array:
 
 
 def _padding_groups(segment: Segment) -> list[tuple[int, list[int]]]:
-    """(floats that their weight gradients are padded to, numbers of the ops): all ops of the segment.
+    """Group the ops of a segment: [(floats that their weight gradients are padded to, their numbers)].
 
     The branches of a switch return gradients of one size. On a CPU, filling the 3 MB of the largest kernel
     for each norm of the segment took longer than the norm.
@@ -181,136 +172,102 @@ def _padding_groups(segment: Segment) -> list[tuple[int, list[int]]]:
     return groups
 
 
-# ---- one op
-
-
-def read_weights(op: Kind, segment: Segment, flat: Array, block: Array) -> list[Array]:
-    """The weights of an instruction, read from the weight buffer where its pieces lie one after another."""
-    offset, out = block * BLOCK, []
-    for shape in op.weight_shapes(segment.src, segment.dst):
-        size = functools.reduce(lambda a, b: a * b, shape)
-        out.append(lax.dynamic_slice(flat, (offset,), (size,)).reshape(shape))
-        offset = offset + block_floats(shape)
-    return out
-
-
-def _dtype(values: dict[Class, Array]):
-    return next(iter(values.values())).dtype
-
-
-def read_slot(tape: Array, index: Array) -> Array:
-    """tape[index]: the value [N, H, H, C] in a slot."""
-    return lax.dynamic_index_in_dim(tape, index, 0, keepdims=False)
-
-
-def _set_slot(tape: Array, value: Array, index: Array) -> Array:
-    return lax.dynamic_update_index_in_dim(tape, value, index, 0)
-
-
-def _add_to_slot(tape: Array, value: Array, index: Array, keep: Array) -> Array:
-    """tape[index] = value, plus what was there if `keep`."""
-    return _set_slot(tape, jnp.where(keep > 0, read_slot(tape, index), 0) + value, index)
-
-
-def switch(index, branches, *operands):
-    """lax.switch that stays one: inlined, a single branch would be fused with what reads and writes the tape,
-    and XLA would copy the tape for it.
-    """
-    shapes = jax.eval_shape(branches[0], *operands)
-    zeros = lambda *_: jax.tree.map(lambda s: jnp.zeros(s.shape, s.dtype), shapes)
-    return lax.switch(index, branches if len(branches) > 1 else [*branches, zeros], *operands)
-
-
 # ---- all ops
 
 
-def _run(program, flat, tables, bits, images, values, scheme, key, axis=None, ranges=None):
-    """Fills the value tapes. Returns them with the sizes of their values, by class.
+def _dtype(values: dict[TapeShape, Array]) -> DTypeLike:
+    return next(iter(values.values())).dtype
 
-    ranges: [R, 2, 2], (lo, hi) of what each instruction quantizes; of the batch if None. Given, no size is
-    measured.
-    """
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class _Run:
+    """What stays the same while one network runs over one batch; weights [F], images [N, H, H, 3]."""
+
+    program: Program
+    weights: Array
+    tables: Tables
+    images: Array
+    quantization: Quantization
+
+    def image_tape(self, values: dict[TapeShape, Array]) -> Array:
+        """Return the tape of the images, [1, N, H, H, 3], in the dtype of the values."""
+        return self.images[None].astype(_dtype(values))
+
+    def has_norm(self) -> Array:
+        """Return 1.0 or 0.0, []."""
+        return self.tables.has_norm.astype(self.weights.dtype)
+
+
+def _run_forward(
+    run: _Run, values: dict[TapeShape, Array]
+) -> tuple[dict[TapeShape, Array], dict[TapeShape, Sizes]]:
+    """Fill the value tapes. Returns them with the sizes of their values; given ranges, none is measured."""
+    program, tables, quantization = run.program, run.tables, run.quantization
     values = dict(values)
-    values[program.image_class] = images[None].astype(_dtype(values))
-    sizes = {c: no_sizes(program, tape.shape[0], scheme, flat.dtype) for c, tape in values.items()}
-    has_norm = tables.has_norm.astype(flat.dtype)
+    values[program.image_shape] = run.image_tape(values)
+    sizes = {c: quantization.no_sizes(tape.shape[0], run.weights.dtype) for c, tape in values.items()}
+    has_norm = run.has_norm()
 
     for k, segment in enumerate(program.segments):
         src, dst = segment.src, segment.dst
 
         def branch(op, segment=segment, shape=values[dst].shape[1:]):
-            def run(tape, row, flat, scale, bits, key, given):
+            def apply(tape, row, flat, scale, bits, key, ranges):
                 x, w = lax.optimization_barrier(
                     (read_slot(tape, row[SRC]), read_weights(op, segment, flat, row[WEIGHTS]))
                 )
-                q = Quantizer(scheme, scale, bits, key, axis, given)
+                q = Quantizer(quantization.scheme, scale, bits, key, quantization.axis, ranges)
                 return op.apply(x, w, q, has_norm, shape)
 
-            return run
+            return apply
 
         branches = [branch(op) for op in segment.ops]
 
         def body(r, carry, src=src, dst=dst, branches=branches):
-            tape, own = carry
+            tape, dst_sizes = carry
             row = tables.rows[r]
-            read, source = (own, tape) if src == dst else (sizes[src], values[src])
-            q = quantizer_of(program, scheme, key, axis, read, row, bits.activations[r], r, ranges)
-            y = switch(row[OP], branches, source, row, flat, q.scale, q.bits, q.key, q.given)
+            read, source = (dst_sizes, tape) if src == dst else (sizes[src], values[src])
+            q = quantization.quantizer(r, row, read)
+            y = switch(row[OP], branches, source, row, run.weights, q.scale, q.bits, q.key, q.ranges)
             # The sum in a conditional of its own: fused with the maximum below, it would read the tape again
             # after the write, and XLA would keep a copy of the whole tape for that.
             add = lambda tape, y: read_slot(tape, row[DST]) + y
             y = lax.cond(row[ACCUMULATE] > 0, add, lambda tape, y: y, tape, y)
-            if scheme.mode != 'float' and ranges is None:
-                own = with_sizes(own, y, row[DST], axis)
-            return _set_slot(tape, y, row[DST]), own
+            if quantization.measures:
+                dst_sizes = with_sizes(dst_sizes, y, row[DST], quantization.axis)
+            return set_slot(tape, y, row[DST]), dst_sizes
 
         values[dst], sizes[dst] = lax.fori_loop(
             tables.bounds[k], tables.bounds[k + 1], body, (values[dst], sizes[dst])
         )
-    del values[program.image_class]
+    del values[program.image_shape]
     return values, sizes
 
 
-def _run_backward(
-    program, k, segment, flat, tables, bits, images, values, sizes, gradients, g_flat, scheme, key, axis
-):
-    """Walks one segment in reverse; returns gradient tapes and the gradient of the weight buffer."""
+def _run_backward(run: _Run, number: int, sizes: dict[TapeShape, Sizes], tapes: Tapes) -> Tapes:
+    """Walk a segment in reverse. Returns the tapes with its gradients, of values and of weights."""
+    segment, tables = run.program.segments[number], run.tables
     src, dst = segment.src, segment.dst
-    from_image = src == program.image_class
-    src_tape = images[None].astype(_dtype(values)) if from_image else values[src]
-    has_norm = tables.has_norm.astype(flat.dtype)
-
-    def branch(op, padded):
-        def run(tape, row, flat, scale, bits, key, g):
-            w = read_weights(op, segment, flat, row[WEIGHTS])
-            x, w, g = lax.optimization_barrier((read_slot(tape, row[SRC]), w, g))
-            q = Quantizer(scheme, scale, bits, key, axis)
-            # The quantizer is closed over, so ranges and bits get no gradient.
-            _, pull = jax.vjp(lambda w, x: op.apply(x, w, q, has_norm, g.shape), w, x)
-            g_w, g_x = pull(g)
-            parts = [jnp.pad(p.ravel(), (0, block_floats(p.shape) - p.size)) for p in g_w]
-            parts.append(jnp.zeros(padded - sum(p.size for p in parts), flat.dtype))
-            return (jnp.concatenate(parts), None if from_image else g_x)
-
-        return run
-
-    start, stop = tables.bounds[k], tables.bounds[k + 1]
+    from_image = src == run.program.image_shape
+    src_tape = run.image_tape(tapes.values) if from_image else tapes.values[src]
+    has_norm = run.has_norm()
+    start, stop = tables.bounds[number], tables.bounds[number + 1]
 
     def visit(r, carry, branches, which, padded):
-        """Instruction r, with branch number `which`; weight gradients are padded to `padded` floats."""
+        """Differentiate instruction r by branch number `which`; pad weight gradients to `padded` floats."""
         g_dst, g_src, g_flat = carry
         row = tables.rows[r]
-        q = quantizer_of(program, scheme, key, axis, sizes[src], row, bits.activations[r], r)
+        q = run.quantization.quantizer(r, row, sizes[src])
         g = lax.optimization_barrier(read_slot(g_dst, row[G_DST]))
         g_w, g_x = lax.optimization_barrier(
-            switch(which, branches, src_tape, row, flat, q.scale, q.bits, q.key, g)
+            switch(which, branches, src_tape, row, run.weights, q.scale, q.bits, q.key, g)
         )
         if padded:
             g_flat = lax.dynamic_update_slice(g_flat, g_w, (row[WEIGHTS] * BLOCK,))
         if src == dst:
-            g_dst = _add_to_slot(g_dst, g_x, row[G_SRC], row[SEEN])
+            g_dst = add_to_slot(g_dst, g_x, row[G_SRC], row[SEEN])
         elif not from_image:
-            g_src = _add_to_slot(g_src, g_x, row[G_SRC], row[SEEN])
+            g_src = add_to_slot(g_src, g_x, row[G_SRC], row[SEEN])
         return g_dst, g_src, g_flat
 
     groups = _padding_groups(segment)
@@ -320,7 +277,7 @@ def _run_backward(
         for padded, members in groups:
             which = jnp.asarray([members.index(o) if o in members else -1 for o in range(len(segment.ops))])
             which = which[tables.rows[r, OP]]
-            branches = [branch(segment.ops[o], padded) for o in members]
+            branches = [_backward_of(run, segment, segment.ops[o], padded, has_norm) for o in members]
             if len(groups) == 1:
                 return visit(r, carry, branches, which, padded)
             # A loop of one turn or none: a conditional would copy the buffers that it returns. All of it
@@ -331,7 +288,28 @@ def _run_backward(
         return carry
 
     crosses = src != dst and not from_image
-    carry = (gradients[dst], gradients[src] if crosses else None, g_flat)
+    carry = (tapes.gradients[dst], tapes.gradients[src] if crosses else None, tapes.weights)
     g_dst, g_src, g_flat = lax.fori_loop(start, stop, body, carry)
-    gradients = {**gradients, dst: g_dst}
-    return (gradients | {src: g_src} if crosses else gradients), g_flat
+    gradients = {**tapes.gradients, dst: g_dst} | ({src: g_src} if crosses else {})
+    return tapes._replace(gradients=gradients, weights=g_flat)
+
+
+def _backward_of(run: _Run, segment: Segment, op: Kind, padded: int, has_norm: Array) -> Callable:
+    """Make the function that recomputes an op from its taped input and differentiates it.
+
+    It gives the gradient to the weights, padded to `padded` floats, and to the input (None for images).
+    """
+    quantization = run.quantization
+
+    def backward(tape, row, flat, scale, bits, key, g):
+        w = read_weights(op, segment, flat, row[WEIGHTS])
+        x, w, g = lax.optimization_barrier((read_slot(tape, row[SRC]), w, g))
+        q = Quantizer(quantization.scheme, scale, bits, key, quantization.axis)
+        # The quantizer is closed over, so ranges and bits get no gradient.
+        _, pull = jax.vjp(lambda w, x: op.apply(x, w, q, has_norm, g.shape), w, x)
+        g_w, g_x = pull(g)
+        parts = [jnp.pad(p.ravel(), (0, block_floats(p.shape) - p.size)) for p in g_w]
+        parts.append(jnp.zeros(padded - sum(p.size for p in parts), flat.dtype))
+        return (jnp.concatenate(parts), None if segment.src == run.program.image_shape else g_x)
+
+    return backward

@@ -15,7 +15,8 @@ from jax import Array, lax
 
 from ghn_jax.base import collectives
 from ghn_jax.cnn import ops
-from ghn_jax.cnn.packing import BLOCK, Class
+from ghn_jax.cnn.head_pieces import padded_classes
+from ghn_jax.cnn.packing import BLOCK, TapeShape
 from ghn_jax.cnn.program import Program
 from ghn_jax.cnn.tables import HeadTable
 from ghn_jax.quant.activations import quantize_activation
@@ -35,7 +36,7 @@ class Residuals(NamedTuple):
 # ---- features
 
 
-def _extract(program: Program, c: Class, pooled: bool, parts: Array, used: Array) -> Array:
+def _extract(program: Program, c: TapeShape, pooled: bool, parts: Array, used: Array) -> Array:
     """parts [K, N, H, W, C] of which the first `used` count -> [N, D], in PyTorch's (C, H, W) order."""
     parts = jnp.where((jnp.arange(parts.shape[0]) < used)[:, None, None, None, None], ops.wide(parts), 0)
     if pooled:
@@ -50,8 +51,8 @@ def _slice(tape: Array, table: HeadTable, parts: int) -> Array:
     return lax.dynamic_slice_in_dim(tape, table.slot, parts, 0)
 
 
-def features(program: Program, table: HeadTable, values: dict[Class, Array]) -> Array:
-    """The classifier's input [N, D], zero beyond the network's own features."""
+def features(program: Program, table: HeadTable, values: dict[TapeShape, Array]) -> Array:
+    """Return the classifier's input [N, D], zero beyond the network's own features."""
 
     def branch(variant):
         c, pooled = variant
@@ -62,17 +63,17 @@ def features(program: Program, table: HeadTable, values: dict[Class, Array]) -> 
     return lax.switch(table.variant, [branch(v) for v in program.heads], values, table)
 
 
-def features_vjp(program: Program, table: HeadTable, values: dict[Class, Array]):
-    """`features`, and the function (g [N, D], gradient tapes) -> gradient tapes with the group's slots set.
+def features_vjp(program: Program, table: HeadTable, values: dict[TapeShape, Array]):
+    """Return `features`, and (g [N, D], gradient tapes) -> gradient tapes with the group's slots set.
 
-    The group's gradients have the first slots of their class. Written are the first slots of every class that
+    The group's gradients have the first slots of their tape. Written are the first slots of every tape that
     a head may read, harmlessly: the first gradient written to any other slot overwrites what is there.
     """
 
-    def to_slots(g: Array, gradients: dict[Class, Array]) -> dict[Class, Array]:
+    def to_slots(g: Array, gradients: dict[TapeShape, Array]) -> dict[TapeShape, Array]:
         out = dict(gradients)
         for c in sorted({c for c, _ in program.heads}):
-            # One update per class, outside the switch. Networks that end elsewhere write zeros to slots
+            # One update per tape, outside the switch. Networks that end elsewhere write zeros to slots
             # whose first real gradient overwrites them.
             tape = gradients[c]
             shape = (program.capacity.parts, *tape.shape[1:])
@@ -134,14 +135,14 @@ def _bias(flat: Array, block: Array, cols: int) -> Array:
 
 
 def _quantize(x, bits, scheme, key, which, axis, ranges=None):
-    """By the tensor's own range, or the one given in `ranges` [2, 2]; the zeros beyond its features do not
+    """Quantize by the tensor's own range, or that of `ranges` [2, 2]; the zeros beyond its features do not
     widen it, as it includes 0.
     """
     if scheme.mode == 'float':
         return x
     key = None if key is None else collectives.own_key(jax.random.fold_in(key, _KEYS + which), axis)
-    given = None if ranges is None else ranges[which]
-    return quantize_activation(x, bits, scheme, given=given, key=key, across=axis)
+    ends = None if ranges is None else ranges[which]
+    return quantize_activation(x, bits, scheme, ends=ends, key=key, across=axis)
 
 
 def _hidden_size(program: Program) -> int:
@@ -149,7 +150,7 @@ def _hidden_size(program: Program) -> int:
 
 
 def activate(residuals: Residuals) -> Array:
-    """The hidden layer's activations [N, D'], what enters the second layer."""
+    """Return the hidden layer's activations [N, D'], what enters the second layer."""
     return ops.relu(residuals.hidden) * residuals.mask
 
 
@@ -175,19 +176,20 @@ def logits(
     axis: str | None = None,
     ranges: Array | None = None,
 ) -> tuple[Array, Residuals]:
-    """Logits [N, L], and residuals. bits: int32 [2], of the inputs of the first and of the second layer.
+    """Compute logits [N, L], and residuals.
 
-    ranges: [2, 2], of these inputs; the batch's if None. axis: as for `executor.loss_and_gradients`.
+    bits: int32 [2], of the inputs of the first and of the second layer. ranges: [2, 2], of these inputs; the
+    batch's if None. axis: as for `executor.loss_and_gradients`.
     """
     n, width = features.shape[0], _hidden_size(program)
     x = _quantize(features, bits[0], scheme, key, 0, axis, ranges)
 
-    def column(c, hidden):
+    def panel(c, hidden):
         weights = table.hidden_weights + c * table.hidden_rows * BLOCK
         y = _linear(x, flat, weights, table.hidden_rows, BLOCK) + _bias(flat, table.hidden_bias + c, BLOCK)
         return lax.dynamic_update_slice_in_dim(hidden, y, c * BLOCK, 1)
 
-    hidden = lax.fori_loop(0, table.hidden_cols, column, jnp.zeros((n, width), features.dtype))
+    hidden = lax.fori_loop(0, table.hidden_cols, panel, jnp.zeros((n, width), features.dtype))
     mask = jnp.ones((n, width), features.dtype)
     if dropout:
         shape = (n * collectives.size(axis), width)  # of the whole batch
@@ -195,7 +197,7 @@ def logits(
         mask = collectives.own_rows(keep, axis).astype(features.dtype) / (1 - dropout)
     residuals = Residuals(features, hidden, mask)
     x = _final_input(program, table, bits, residuals, scheme, key, axis, ranges)
-    cols = program.class_columns
+    cols = padded_classes(program.num_classes)
     out = _linear(x, flat, table.final_weights, table.final_rows, cols) + _bias(flat, table.final_bias, cols)
     return out[:, : program.num_classes], residuals
 
@@ -213,8 +215,8 @@ def logits_backward(
     key: Array | None,
     axis: str | None = None,
 ) -> tuple[Array, Array]:
-    """(gradient to the features [N, D], g_flat with the head's weights set) from g [N, L]."""
-    cols = program.class_columns
+    """Return the gradient to the features [N, D], and g_flat with the head's weights set, from g [N, L]."""
+    cols = padded_classes(program.num_classes)
     g = jnp.pad(g, ((0, 0), (0, cols - g.shape[1])))
     x, to_residuals = jax.vjp(lambda r: _final_input(program, table, bits, r, scheme, key, axis), residuals)
     g_flat = lax.dynamic_update_slice(g_flat, jnp.sum(g, 0), (table.final_bias * BLOCK,))
@@ -226,12 +228,12 @@ def logits_backward(
     quantize = lambda x: _quantize(x, bits[0], scheme, key, 0, axis)
     x, to_features = jax.vjp(quantize, residuals.features)
 
-    def column(c, carry):
+    def panel(c, carry):
         g_x, g_flat = carry
         g = lax.dynamic_slice_in_dim(g_residuals.hidden, c * BLOCK, BLOCK, 1)
         weights = table.hidden_weights + c * table.hidden_rows * BLOCK
         g_flat = lax.dynamic_update_slice(g_flat, jnp.sum(g, 0), ((table.hidden_bias + c) * BLOCK,))
         return _linear_backward(x, flat, weights, table.hidden_rows, BLOCK, g, g_x, g_flat)
 
-    g_x, g_flat = lax.fori_loop(0, table.hidden_cols, column, (jnp.zeros_like(x), g_flat))
+    g_x, g_flat = lax.fori_loop(0, table.hidden_cols, panel, (jnp.zeros_like(x), g_flat))
     return g_residuals.features + to_features(g_x)[0], g_flat

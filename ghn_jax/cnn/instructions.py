@@ -5,7 +5,7 @@ need of it: what it quantizes, what is to be observed of it, whether integer ari
 static arguments of compiled programs: equal ones share a branch, and branches are sorted by their text.
 
 They are small because the backward pass recomputes each from its input (what is cheap to recompute, relu and
-rounding, goes with what follows it) and because each kind of each pair of classes takes its time to compile.
+rounding, goes with what follows it) and because each kind of each pair of tapes takes its time to compile.
 """
 
 import dataclasses
@@ -16,7 +16,7 @@ import jax.numpy as jnp
 from jax import Array
 
 from ghn_jax.cnn import ops
-from ghn_jax.cnn.packing import Class, block_floats
+from ghn_jax.cnn.packing import TapeShape, block_floats
 from ghn_jax.networks import ops as layers
 
 Shape = tuple[int, ...]
@@ -36,16 +36,16 @@ class Kind:
     normed: ClassVar[slice] = slice(None)
     integer: ClassVar[bool] = True
 
-    def weight_shapes(self, src: Class, dst: Class) -> list[Shape]:
-        """Shapes of its weights, in the order of its pieces. Dense: HWIO, depthwise: HWC."""
+    def weight_shapes(self, src: TapeShape, dst: TapeShape) -> list[Shape]:
+        """Return the shapes of its weights, in the order of its pieces. Dense: HWIO, depthwise: HWC."""
         return []
 
-    def weight_floats(self, src: Class, dst: Class) -> int:
-        """Floats that its weights take in the weight buffer."""
+    def weight_floats(self, src: TapeShape, dst: TapeShape) -> int:
+        """Count the floats that its weights take in the weight buffer."""
         return sum(map(block_floats, self.weight_shapes(src, dst)))
 
     def apply(self, x: Array, w: list[Array], q: Any, has_norm: Array, shape: Shape) -> Array:
-        """Its result [N, H', H', O] from what it reads, x [N, H, H, C], and its weights.
+        """Compute its result [N, H', H', O] from what it reads, x [N, H, H, C], and its weights.
 
         q: a `Quantizer`.   has_norm: [], 1.0 or 0.0.   shape: of the result.
         """
@@ -67,8 +67,8 @@ class _Convolution(Kind):
     quantizes = 1
 
     def rounded(self, x: Array, q: Any) -> Array:
-        """What enters the convolution: relu(x) by its group's range, or x by its own."""
-        return q.rectified(ops.relu(x)) if self.rectify else q.own(x, 0)
+        """Quantize what enters the convolution: relu(x) by its group's range, or x by that of x."""
+        return q.quantize_relu(ops.relu(x)) if self.rectify else q.quantize(x, 0)
 
     @property
     def observed(self):
@@ -137,7 +137,7 @@ class Reduce(Kind):
 
     def apply(self, x, w, q, has_norm, shape):
         left, right = _like(x, w)
-        x = q.rectified(ops.relu(x))
+        x = q.quantize_relu(ops.relu(x))
         return jnp.concatenate([ops.conv(x[:, ::2, ::2], left), ops.conv(x[:, 1::2, 1::2], right)], -1)
 
     @property
@@ -159,8 +159,8 @@ class Split(Kind):
 
     def apply(self, x, w, q, has_norm, shape):
         first, second = _like(x, w)
-        x = ops.conv(q.rectified(ops.relu(x)), first, (1, self.stride))
-        return ops.conv(q.own(x, 1), second, (self.stride, 1))
+        x = ops.conv(q.quantize_relu(ops.relu(x)), first, (1, self.stride))
+        return ops.conv(q.quantize(x, 1), second, (self.stride, 1))
 
 
 def _like(x: Array, w: list[Array]) -> list[Array]:
@@ -183,7 +183,7 @@ class Excite(Kind):
         return [(c, c // 2), (c // 2,), (c // 2, c), (c,)]
 
     def apply(self, x, w, q, has_norm, shape):
-        return ops.excite(ops.wide(x), w, q.own)[:, :: self.stride, :: self.stride].astype(x.dtype)
+        return ops.excite(ops.wide(x), w, q.quantize)[:, :: self.stride, :: self.stride].astype(x.dtype)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -198,7 +198,7 @@ class Attention(Kind):
         return [(c,), (c,), (c, 3 * c), (c, c), (c,)]
 
     def apply(self, x, w, q, has_norm, shape):
-        return ops.attention(ops.wide(x), w, q.own).astype(x.dtype)
+        return ops.attention(ops.wide(x), w, q.quantize).astype(x.dtype)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -213,7 +213,7 @@ class Mlp(Kind):
         return [(c,), (c,), (c, c), (c,), (c, c), (c,)]
 
     def apply(self, x, w, q, has_norm, shape):
-        return ops.mlp(ops.wide(x), w, q.own).astype(x.dtype)
+        return ops.mlp(ops.wide(x), w, q.quantize).astype(x.dtype)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -307,14 +307,14 @@ class Nothing(Kind):
 
 @functools.cache
 def kinds_of(op: str, stride: int) -> tuple[Kind, ...]:
-    """The instructions that run an operation one after another, each reading what the one before gives.
+    """Return the instructions that run an operation in a row, each reading what the one before gives.
 
     Together they take the operation's parameters, in order. Only the first changes the resolution.
     """
     operation, kinds, rectify = layers.OPERATIONS[op], [], False
     for i, layer in enumerate(operation.layers):
-        own = stride if i in operation.strided_layers else 1
-        kinds += _kinds_of_layer(layer, own, rectify)
+        its_stride = stride if i in operation.strided_layers else 1
+        kinds += _kinds_of_layer(layer, its_stride, rectify)
         rectify = isinstance(layer, layers.Relu)
     match kinds:
         case [Conv(1, width, over, True, 1), Conv(height, 1, dilation=1), *rest] if (

@@ -1,10 +1,11 @@
 """Lowers a network's spec to instructions on numbered values: the host side of the executor.
 
-A value is one tensor of the network, [N, H, H, C]; its class is (H, C). An instruction reads one value and
-adds its result to another. Sums need no instruction (their terms write to one value) and concatenations
-need none either: the parts of a cell's output are a *group*, laid side by side on the tape, and a convolution
-over them is one convolution of each, with its rows of the weight, into one sum. What they share is the range
-of the activation: an instruction names all parts, and quantizes by their joint range.
+A value is one tensor of the network, [N, H, H, C]; its shape, (H, C), says on which tape it lies. An
+instruction reads one value and adds its result to another. Sums need no instruction (their terms write to one
+value) and concatenations need none either: the parts of a cell's output are a *group*, laid side by side on
+the tape, and a convolution over them is one convolution of each, with its rows of the weight, into one sum.
+What they share is the range of the activation: an instruction names all parts, and quantizes by their joint
+range.
 """
 
 from collections.abc import Iterable
@@ -12,7 +13,7 @@ from typing import NamedTuple
 
 from ghn_jax.base.errors import UserError
 from ghn_jax.cnn.instructions import Conv, Kind, MaxPool, Norm, Position, Reduce, Subsample, Zero, kinds_of
-from ghn_jax.cnn.packing import Piece, dense_piece, whole_piece
+from ghn_jax.cnn.packing import Piece, TapeShape, dense_piece, whole_piece
 from ghn_jax.networks.ops import tensors
 from ghn_jax.networks.spec import IMAGE_SIZE, VIT_SIZE, NetworkSpec
 
@@ -45,7 +46,7 @@ class Lowered(NamedTuple):
     name: str
     instructions: tuple[Instruction, ...]
     head: Head
-    classes: dict[int, tuple[int, int]]  # value -> (H, C); value 0 is the image
+    shapes: dict[int, TapeShape]  # of values; value 0 is the image
     groups: tuple[tuple[int, ...], ...]  # values that must lie side by side
     has_norm: bool
 
@@ -54,7 +55,7 @@ IMAGE = 0  # the value that holds the input images
 
 
 def lower(spec: NetworkSpec, image_size: int = 32) -> Lowered:
-    """Lowers `spec` for images of image_size x image_size x 3; what the logits do not need is dropped.
+    """Lower `spec` for images of image_size x image_size x 3; what the logits do not need is dropped.
 
     Raises:
       UserError: as `check_lowerable`.
@@ -64,7 +65,7 @@ def lower(spec: NetworkSpec, image_size: int = 32) -> Lowered:
 
 
 def check_lowerable(spec: NetworkSpec, image_size: int) -> None:
-    """Raises UserError, with its name and the field, for a network that the executor does not run.
+    """Raise UserError, with its name and the field, for a network that the executor does not run.
 
     Its widths are no multiples of 16 (C) and 8 (fc_dim), or it has msa, and images are of another size than
     its positional encodings are for.
@@ -90,7 +91,7 @@ class _Lowering:
 
     def __init__(self, spec: NetworkSpec, image_size: int):
         self.spec = spec
-        self.classes = {IMAGE: (image_size, 3)}
+        self.shapes = {IMAGE: (image_size, 3)}
         self.instructions: list[Instruction] = []
         self.groups: list[tuple[int, ...]] = []
         self.unrectified: tuple[int, ...] | None = None  # output of the stem's second part
@@ -98,8 +99,8 @@ class _Lowering:
     # -- values and instructions
 
     def value(self, size: int, channels: int) -> int:
-        self.classes[len(self.classes)] = (size, channels)
-        return len(self.classes) - 1
+        self.shapes[len(self.shapes)] = (size, channels)
+        return len(self.shapes) - 1
 
     def emit(
         self, op: Kind, src: int, dst: int, pieces: Iterable[Piece] = (), group: tuple[int, ...] | None = None
@@ -111,7 +112,7 @@ class _Lowering:
         return dst
 
     def norm_pieces(self, name: str, channels: int) -> tuple[Piece, Piece]:
-        """Scale and shift; ones and zeros where the network has no normalisation."""
+        """Return scale and shift; ones and zeros where the network has no normalisation."""
         scale, shift = (whole_piece(f'{name}.{part}', (channels,)) for part in ('weight', 'bias'))
         if self.spec.norm:
             return scale, shift
@@ -120,42 +121,44 @@ class _Lowering:
     # -- layers: each adds its result to value `dst`
 
     def operation(self, name: str, src: int, dst: int, stride: int, prefix: str):
-        """An operation of a genotype; the names of its parameters begin with `prefix`."""
-        channels = self.classes[dst][1]
-        steps, shapes = [], iter(tensors(name, channels, strided=stride > 1))
+        """Emit an operation of a genotype; the names of its parameters begin with `prefix`."""
+        channels = self.shapes[dst][1]
+        steps, tensor = [], iter(tensors(name, channels, strided=stride > 1))
         for kind in kinds_of(name, stride):
-            own = [next(shapes) for _ in kind.weight_shapes(self.classes[src], self.classes[dst])]
+            parameters = [next(tensor) for _ in kind.weight_shapes(self.shapes[src], self.shapes[dst])]
             if isinstance(kind, Norm):
-                pieces = self.norm_pieces(prefix + own[0][0].removesuffix('.weight'), channels)
+                pieces = self.norm_pieces(prefix + parameters[0][0].removesuffix('.weight'), channels)
             else:
-                pieces = tuple(whole_piece(prefix + suffix, shape) for suffix, shape in own)
+                pieces = tuple(whole_piece(prefix + suffix, shape) for suffix, shape in parameters)
             steps.append((kind, pieces))
         # A value that a normalisation completes is numbered before those that it is made from.
         while steps:
             size = next((k + 1 for k, (kind, _) in enumerate(steps) if isinstance(kind, Norm)), len(steps))
             (*inner, (last, pieces)), steps = steps[:size], steps[size:]
-            out = self.value(*self.classes[dst]) if steps else dst
-            for kind, own in inner:
-                src = self.emit(kind, src, self.value(*self.classes[dst]), own)
+            out = self.value(*self.shapes[dst]) if steps else dst
+            for kind, pieces_of_kind in inner:
+                src = self.emit(kind, src, self.value(*self.shapes[dst]), pieces_of_kind)
             src = self.emit(last, src, out, pieces)
 
     def point_group(self, parts: tuple[int, ...], channels: int, name: str) -> int:
-        """relu, conv 1x1, norm over a concatenation."""
-        size, _ = self.classes[parts[0]]
+        """Emit relu, conv 1x1, norm over a concatenation."""
+        size, _ = self.shapes[parts[0]]
         return self.group(Conv(1, 1, 1, True), parts, size, channels, (f'{name}.op.1',), f'{name}.op.2')
 
     def reduce_group(self, parts: tuple[int, ...], channels: int, name: str) -> int:
-        """FactorizedReduce over a concatenation: two strided 1x1 convolutions, the second shifted; norm."""
-        size, _ = self.classes[parts[0]]
+        """Emit a FactorizedReduce over a concatenation: strided convolutions, the second shifted; norm."""
+        size, _ = self.shapes[parts[0]]
         layers = f'{name}.conv_1', f'{name}.conv_2'
         return self.group(Reduce(), parts, size // 2, channels, layers, f'{name}.bn')
 
-    def group(self, op: Kind, parts, size: int, channels: int, layers: tuple[str, ...], norm: str) -> int:
-        """Convolutions of the parts of a concatenation, summed, then the norm."""
+    def group(
+        self, op: Kind, parts: tuple[int, ...], size: int, channels: int, layers: tuple[str, ...], norm: str
+    ) -> int:
+        """Emit convolutions of the parts of a concatenation, summed, then the norm."""
         dst, raw = self.value(size, channels), self.value(size, channels)
         row = 0
         for part in parts:
-            c_in = self.classes[part][1]
+            c_in = self.shapes[part][1]
             cols = channels // len(layers)
             self.emit(op, part, raw, [dense_piece(f'{x}.weight', 1, c_in, cols, row) for x in layers], parts)
             row += c_in
@@ -181,7 +184,7 @@ class _Lowering:
         return self.finish(s1)
 
     def stem(self) -> tuple[tuple[int, ...], tuple[int, ...]]:
-        spec, (size, _) = self.spec, self.classes[IMAGE]
+        spec, (size, _) = self.spec, self.shapes[IMAGE]
         if spec.is_vit:
             piece = dense_piece('stem0.weight', 9, 3, spec.C)
             raw = self.emit(Conv(3, 3, 3, False), IMAGE, self.value(VIT_SIZE, spec.C), (piece,))
@@ -190,17 +193,17 @@ class _Lowering:
             return (out,), (out,)
 
         def stem_conv(src: int, dst: int, k: int, stride: int, name: str, norm: str):
-            """[relu,] conv kxk, norm."""
-            piece = dense_piece(f'{name}.weight', k * k, self.classes[src][1], self.classes[dst][1])
-            raw = self.value(*self.classes[dst])
+            """Emit [relu,] conv kxk, norm."""
+            piece = dense_piece(f'{name}.weight', k * k, self.shapes[src][1], self.shapes[dst][1])
+            raw = self.value(*self.shapes[dst])
             self.emit(Conv(k, k, stride, src != IMAGE), src, raw, (piece,))
-            return self.emit(Norm(), raw, dst, self.norm_pieces(norm, self.classes[dst][1]))
+            return self.emit(Norm(), raw, dst, self.norm_pieces(norm, self.shapes[dst][1]))
 
         if spec.stem_type == 0:
             out = self.value(size, 3 * spec.C if spec.preproc else spec.C)
             stem_conv(IMAGE, out, spec.ks, 1, 'stem.0', 'stem.1')
             if spec.stem_pool:
-                out = self.emit(MaxPool(2), out, self.value(size // 2, self.classes[out][1]))
+                out = self.emit(MaxPool(2), out, self.value(size // 2, self.shapes[out][1]))
             return (out,), (out,)
         first = stem_conv(IMAGE, self.value(size, spec.C // 2), spec.ks, 1, 'stem0.0', 'stem0.1')
         s0 = stem_conv(first, self.value(size, spec.C), 3, 1, 'stem0.3', 'stem0.4')
@@ -215,7 +218,7 @@ class _Lowering:
             return (self.reduce_group if halve else self.point_group)(parts, width, name)
         if not halve:
             return parts[0]
-        size, channels = self.classes[parts[0]]
+        size, channels = self.shapes[parts[0]]
         # The relu of the stem's second part acts in place, so all that reads its output sees the relu. All
         # others rectify what they read by themselves.
         rectify = parts == self.unrectified
@@ -234,7 +237,7 @@ class _Lowering:
         present = next((s for s in states if s is not None), None)
         if present is None:
             return None
-        out_size = self.classes[present][0] // (2 if strided else 1)
+        out_size = self.shapes[present][0] // (2 if strided else 1)
         for step in range(len(entries) // 2):
             terms = [(e, *entries[e]) for e in (2 * step, 2 * step + 1)]
             terms = [(e, op, s) for e, op, s in terms if op != 'none' and states[s] is not None]
@@ -248,14 +251,14 @@ class _Lowering:
             return None
         for k, part in enumerate(output):
             if part is None:
-                output[k] = self.emit(Zero(), present, self.value(*self.classes[present]))
+                output[k] = self.emit(Zero(), present, self.value(*self.shapes[present]))
         self.groups.append(tuple(output))
         return tuple(output)
 
     def finish(self, parts: tuple[int, ...]) -> Lowered:
-        """Adds the head and drops instructions whose results the logits do not need."""
+        """Add the head and drop instructions whose results the logits do not need."""
         spec = self.spec
-        size, channels = self.classes[parts[0]]
+        size, channels = self.shapes[parts[0]]
         features = channels * len(parts) * (1 if spec.glob_avg else size * size)
         two = spec.fc_layers == 2
         head = Head(
@@ -275,5 +278,5 @@ class _Lowering:
         groups = tuple(g for g in self.groups if live.issuperset(g))
         grouped = {v for g in groups for v in g}
         groups += tuple((v,) for v in sorted(live - grouped - {IMAGE}))
-        classes = {v: c for v, c in self.classes.items() if v in live}
-        return Lowered(spec.name, tuple(kept[::-1]), head, classes, groups, spec.norm is not None)
+        shapes = {v: c for v, c in self.shapes.items() if v in live}
+        return Lowered(spec.name, tuple(kept[::-1]), head, shapes, groups, spec.norm is not None)

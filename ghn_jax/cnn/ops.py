@@ -33,17 +33,17 @@ Quantize = Callable[[Array, int], Array]  # (activation, which of an instruction
 
 
 def on_cpu() -> bool:
-    """Whether XLA:CPU's formulations are wanted."""
+    """Return whether XLA:CPU's formulations are wanted."""
     return jax.default_backend() == 'cpu'
 
 
 def wide(x: Array) -> Array:
-    """x in float32, where it has fewer bits."""
+    """Widen x to float32, where it has fewer bits."""
     return x.astype(jnp.promote_types(x.dtype, jnp.float32))
 
 
 def relu(x: Array) -> Array:
-    """max(x, 0), with gradient 0 at 0 as in PyTorch (jnp.maximum would pass one half)."""
+    """Return max(x, 0), with gradient 0 at 0 as in PyTorch (jnp.maximum would pass one half)."""
     return jnp.where(x > 0, x, 0)
 
 
@@ -51,7 +51,7 @@ def relu(x: Array) -> Array:
 
 
 def _extent(kernel: Iterable[int], dilation: int) -> list[int]:
-    """Rows and columns from the first to the last tap of a kernel."""
+    """Return rows and columns from the first to the last tap of a kernel."""
     return [(k - 1) * dilation + 1 for k in kernel]
 
 
@@ -69,7 +69,7 @@ def _convolve(x: Array, w: Array, stride: tuple[int, int], dilation: int, paddin
 
 
 def _input_gradient(w: Array, g: Array, stride, dilation: int, size: tuple[int, int]) -> Array:
-    """The convolution of g, dilated by the stride, with the mirrored kernel, O and C exchanged."""
+    """Convolve g, dilated by the stride, with the mirrored kernel, O and C exchanged."""
     mirrored = lax.optimization_barrier(jnp.swapaxes(w[::-1, ::-1], 2, 3))
     padding = []
     for k, s, n_in, n_out in zip(_extent(w.shape[:2], dilation), stride, size, g.shape[1:3], strict=True):
@@ -82,7 +82,7 @@ def _input_gradient(w: Array, g: Array, stride, dilation: int, size: tuple[int, 
 
 
 def _kernel_gradient(x: Array, g: Array, kernel, stride: tuple[int, int], dilation: int) -> Array:
-    """Matrix products g^T @ columns, one for each kernel row, a few images at a time so that all of it stays
+    """Multiply g^T @ columns, once for each kernel row, a few images at a time so that all of it stays
     in cache. The columns of a pixel are the C * KW inputs beside it in its row: the rows of the kernel read
     the same columns, each from another row on.
     """
@@ -117,11 +117,11 @@ def _conv_backward(stride, dilation, residuals, g):
     return g_x, _kernel_gradient(x, g, w.shape[:2], stride, dilation)
 
 
-_conv.defvjp(lambda x, w, *how: (_forward(x, w, *how), (x, w)), _conv_backward)
+_conv.defvjp(lambda x, w, *spread: (_forward(x, w, *spread), (x, w)), _conv_backward)
 
 
 def conv(x: Array, w: Array, stride: tuple[int, int] = (1, 1), dilation: int = 1) -> Array:
-    """Convolution, 'same' padding. x [N,H,W,C], w [KH,KW,C,O], K odd -> [N, H/stride, W/stride, O]."""
+    """Convolve, 'same' padding. x [N,H,W,C], w [KH,KW,C,O], K odd -> [N, H/stride, W/stride, O]."""
     if w.shape[:2] == (1, 1):
         x = x[:, :: stride[0], :: stride[1]]
         return (x.reshape(-1, x.shape[-1]) @ w[0, 0]).reshape(*x.shape[:3], w.shape[-1])
@@ -132,7 +132,7 @@ def conv(x: Array, w: Array, stride: tuple[int, int] = (1, 1), dilation: int = 1
 
 
 def _upsample(g: Array, stride: int, size: tuple[int, int], fill: float = 0) -> Array:
-    """The transpose of x[:, ::stride, ::stride]: zeros (or `fill`) between the entries of g."""
+    """Transpose x[:, ::stride, ::stride]: zeros (or `fill`) between the entries of g."""
     if stride == 1:
         return g
     pads = [(0, n - ((m - 1) * stride + 1), stride - 1) for m, n in zip(g.shape[1:3], size, strict=True)]
@@ -143,8 +143,8 @@ def _pad(x: Array, p: int, fill: float = 0) -> Array:
     return jnp.pad(x, ((0, 0), (p, p), (p, p), (0, 0)), constant_values=fill)
 
 
-def _windows(x: Array, k: int, dilation: int, stride: int):
-    """Yields (i, j, the slice of x that tap (i, j) of a KxK 'same' window sees), x already padded."""
+def _taps(x: Array, k: int, dilation: int, stride: int):
+    """Yield (i, j, the slice of x that tap (i, j) of a KxK 'same' kernel reads), x already padded."""
     h, w = (n - (k - 1) * dilation for n in x.shape[1:3])
     for i in range(k):
         for j in range(k):
@@ -155,8 +155,8 @@ def _windows(x: Array, k: int, dilation: int, stride: int):
 def _depthwise(x: Array, w: Array, stride: int, dilation: int) -> Array:
     k = w.shape[0]
     padded = _pad(x, (k - 1) * dilation // 2)
-    taps = _windows(padded, k, dilation, stride)
-    return sum(wide(window) * w[i, j] for i, j, window in taps).astype(x.dtype)
+    taps = _taps(padded, k, dilation, stride)
+    return sum(wide(read) * w[i, j] for i, j, read in taps).astype(x.dtype)
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(2, 3))
@@ -192,7 +192,7 @@ _depthwise_shifts.defvjp(
 
 
 def depthwise_conv(x: Array, w: Array, stride: int = 1, dilation: int = 1) -> Array:
-    """Each channel with its own kernel, 'same' padding. x [N,H,W,C], w [K,K,C] -> [N,H/s,W/s,C]."""
+    """Convolve each channel with its kernel, 'same' padding. x [N,H,W,C], w [K,K,C] -> [N,H/s,W/s,C]."""
     if on_cpu():
         return _depthwise_shifts(x, w, stride, dilation)
     p = (w.shape[0] - 1) * dilation // 2
@@ -215,7 +215,7 @@ def _batch_norm(x, scale, shift, on, axis):
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(4,))
 def batch_norm(x: Array, scale: Array, shift: Array, on: Array, axis: str | None = None) -> Array:
-    """BatchNorm with the statistics of this batch (biased variance); x * scale + shift where `on` is 0.
+    """Normalise with the statistics of this batch (biased variance); x * scale + shift where `on` is 0.
 
     x [N,H,W,C]; scale, shift [C]; on [] is 1.0 or 0.0 at run time, so that one program serves networks
     with and without normalisation. axis: a mesh axis whose devices each hold some of the batch's images; the
@@ -244,19 +244,19 @@ batch_norm.defvjp(_batch_norm, _batch_norm_backward)
 def _max_pool(x: Array, stride: int) -> tuple[Array, Array]:
     padded = _pad(x, 1, -jnp.inf)
     best, where = None, None
-    for i, j, window in _windows(padded, 3, 1, stride):
+    for i, j, read in _taps(padded, 3, 1, stride):
         if best is None:
-            best, where = window, jnp.zeros(window.shape, jnp.uint8)
+            best, where = read, jnp.zeros(read.shape, jnp.uint8)
         else:
-            better = window > best
-            best = jnp.where(better, window, best)
+            better = read > best
+            best = jnp.where(better, read, best)
             where = jnp.where(better, jnp.uint8(3 * i + j), where)
     return best, where
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(1,))
 def max_pool(x: Array, stride: int = 1) -> Array:
-    """3x3 maximum, padding ignored. Of equal maxima the first in row-major order takes the gradient
+    """Take the 3x3 maximum, padding ignored. Of equal maxima the first in row-major order takes the gradient
     (as in PyTorch; it matters because quantized activations tie often). x [N,H,W,C] -> [N,H/s,W/s,C].
     """
     return _max_pool(x, stride)[0]
@@ -272,8 +272,8 @@ def _max_pool_backward(stride, residuals, g):
     size = x.shape[1:3]
     g = _pad(_upsample(g, stride, size), 1)
     where = _pad(_upsample(where, stride, size, 99), 1, 99)
-    pairs = zip(_windows(g, 3, 1, 1), _windows(where, 3, 1, 1), strict=True)
-    # The window at (i, j) of the padded gradient belongs to the output whose tap (2 - i, 2 - j) is here.
+    pairs = zip(_taps(g, 3, 1, 1), _taps(where, 3, 1, 1), strict=True)
+    # The slice at (i, j) of the padded gradient belongs to the output whose tap (2 - i, 2 - j) is here.
     return (sum(jnp.where(k == 3 * (2 - i) + (2 - j), gw, 0) for (i, j, gw), (_, _, k) in pairs),)
 
 
@@ -286,12 +286,12 @@ def _reciprocal_counts(size: tuple[int, int], stride: int, dtype) -> Array:
 
 
 def _sum_pool(x: Array, stride: int) -> Array:
-    return sum(wide(window) for _, _, window in _windows(_pad(x, 1), 3, 1, stride))
+    return sum(wide(read) for _, _, read in _taps(_pad(x, 1), 3, 1, stride))
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(1,))
 def avg_pool(x: Array, stride: int = 1) -> Array:
-    """3x3 mean over the pixels inside the image (padding is not counted). [N,H,W,C] -> [N,H/s,W/s,C]."""
+    """Take the 3x3 mean, the padding not counted. [N,H,W,C] -> [N,H/s,W/s,C]."""
     y = _sum_pool(x, stride)
     return (y * _reciprocal_counts(x.shape[1:3], stride, y.dtype)).astype(x.dtype)
 
@@ -309,7 +309,7 @@ avg_pool.defvjp(lambda x, stride: (avg_pool(x, stride), (x,)), _avg_pool_backwar
 
 
 def excite(x: Array, w: list[Array], quantize: Quantize) -> Array:
-    """Squeeze-and-excitation (arXiv 1709.01507) with a hard swish as its gate, as in DeepNets-1M.
+    """Squeeze and excite (arXiv 1709.01507) with a hard swish as its gate, as in DeepNets-1M.
 
     x [N,H,W,C]; w: weight [C, C/2] and bias of the first linear layer, [C/2, C] and bias of the second.
     """
@@ -326,7 +326,7 @@ def _layer_norm(x: Array, scale: Array, shift: Array) -> Array:
 
 
 def attention(x: Array, w: list[Array], quantize: Quantize) -> Array:
-    """x + multi-head self-attention of its layer norm, over the pixels (arXiv 2010.11929, eq. 2).
+    """Return x + multi-head self-attention of its layer norm, over the pixels (arXiv 2010.11929, eq. 2).
 
     x [N,H,W,C]; w: scale and shift of the norm, [C, 3C] to queries, keys and values (no bias), [C, C] and
     bias of the layer after the heads.
@@ -341,7 +341,7 @@ def attention(x: Array, w: list[Array], quantize: Quantize) -> Array:
 
 
 def mlp(x: Array, w: list[Array], quantize: Quantize) -> Array:
-    """x + a two-layer perceptron of its layer norm (arXiv 2010.11929, eq. 3).
+    """Return x + a two-layer perceptron of its layer norm (arXiv 2010.11929, eq. 3).
 
     x [N,H,W,C]; w: scale and shift of the norm, then weight [C, C] and bias of each layer; GELU between.
     """

@@ -5,9 +5,11 @@ from typing import NamedTuple
 
 import numpy as np
 
+from ghn_jax.base.numbers import round_up
+
 BLOCK = 256  # floats; every piece of the weight buffer starts at a multiple of it
 TILE = 64  # channels of a hypernetwork's tiles
-Class = tuple[int, int]  # (H, C)
+TapeShape = tuple[int, int]  # (H, C) of the values [N, H, H, C] that share a tape
 
 
 class Piece(NamedTuple):
@@ -31,16 +33,16 @@ class Piece(NamedTuple):
 
     @property
     def size(self) -> int:
-        """Floats in the buffer, a multiple of BLOCK."""
+        """Floats it takes in the buffer, a multiple of BLOCK."""
         return -(-self.taps * self.pad_rows * self.pad_cols // BLOCK) * BLOCK
 
     @property
-    def windows(self) -> int:
-        """Rectangles that do not wrap round, if the parameter repeats tiles of TILE x TILE channels."""
-        columns = -(-(self.col % TILE + self.cols) // TILE)
+    def rectangles(self) -> int:
+        """Rectangles that it copies of tiles of TILE x TILE channels, none wrapping round."""
+        across = -(-(self.col % TILE + self.cols) // TILE)
         if self.rows == 1:  # a vector, a depthwise kernel or positional encodings
-            return -(-self.taps // TILE) * columns
-        return self.taps * -(-(self.row % TILE + self.rows) // TILE) * columns
+            return -(-self.taps // TILE) * across
+        return self.taps * -(-(self.row % TILE + self.rows) // TILE) * across
 
     @property
     def is_matrix(self) -> bool:
@@ -49,12 +51,12 @@ class Piece(NamedTuple):
 
 
 def dense_piece(name: str, taps: int, c_in: int, c_out: int, row: int = 0) -> Piece:
-    """Of a convolution's weight, from input channel `row` on."""
+    """Cut a piece of a convolution's weight, from input channel `row` on."""
     return Piece(name, taps, c_in, c_out, c_in, c_out, row)
 
 
 def whole_piece(name: str, shape: tuple[int, ...]) -> Piece:
-    """Of a whole parameter: a vector, a linear weight (out, in), a convolution's (and height, width)."""
+    """Make a piece of a whole parameter: a vector, or a linear or convolution weight in PyTorch's layout."""
     if len(shape) == 1:
         return Piece(name, 1, 1, shape[0], 1, shape[0])
     c_out, c_in, *kernel = shape
@@ -65,12 +67,12 @@ def whole_piece(name: str, shape: tuple[int, ...]) -> Piece:
 
 
 def vector_piece(name: str, col: int, cols: int, pad_cols: int) -> Piece:
-    """Of a vector, from entry `col` on."""
+    """Cut a piece of a vector, from entry `col` on."""
     return Piece(name, 1, 1, cols, 1, pad_cols, col=col)
 
 
 def linear_pieces(name: str, rows: int, cols: int, panel_cols: int) -> list[Piece]:
-    """A linear weight as panels of BLOCK inputs x panel_cols outputs, output panels outermost."""
+    """Cut a linear weight into panels of BLOCK inputs x panel_cols outputs, output panels outermost."""
     pieces = []
     for col in range(0, cols, panel_cols):
         for row in range(0, rows, BLOCK):
@@ -83,26 +85,21 @@ def linear_pieces(name: str, rows: int, cols: int, panel_cols: int) -> list[Piec
 
 
 def block_floats(shape: tuple[int, ...]) -> int:
-    """Floats a weight of this shape takes in the weight buffer."""
+    """Count the floats a weight of this shape takes in the weight buffer."""
     return round_up(int(np.prod(shape)), BLOCK)
-
-
-def round_up(n: int, multiple: int) -> int:
-    """The smallest multiple of `multiple` that is at least n."""
-    return math.ceil(n / multiple) * multiple
 
 
 # ---- parameters on the host
 
 
 def piece_view(flat: np.ndarray, block: int, piece: Piece) -> np.ndarray:
-    """The used elements of a piece in the weight buffer, as [taps, rows, cols] (a view)."""
+    """View the used elements of a piece in the weight buffer, as [taps, rows, cols]."""
     padded = flat[block * BLOCK :][: piece.taps * piece.pad_rows * piece.pad_cols]
     return padded.reshape(piece.taps, piece.pad_rows, piece.pad_cols)[:, : piece.rows, : piece.cols]
 
 
 def piece_part(param: np.ndarray, piece: Piece) -> np.ndarray:
-    """The elements of a parameter (PyTorch layout) that a piece holds, as [taps, rows, cols] (a view)."""
+    """View the elements of a parameter (PyTorch layout) that a piece holds, as [taps, rows, cols]."""
     if param.ndim == 1:
         matrix = param[None, None]
     elif piece.position:  # [1, C, H, W] -> [HW, 1, C]

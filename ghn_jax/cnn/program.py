@@ -1,11 +1,11 @@
 """A program: everything static about one compiled executor, and the tables that make it run a given network.
 
-A program knows its classes (H, C), its segments (all instructions from one class to another) with the ops
+A program knows its tape shapes (H, C), its segments (all instructions from one tape to another) with the ops
 each may hold, and the capacities of its buffers. It is built (`building`) once for a space and a family
-(`coverage`), from networks that together hold every instruction the space can produce. A network then becomes
+(`covering`), from networks that together hold every instruction the space can produce. A network then becomes
 `Tables`: plain integers.
 
-Words: slot = place of a value on its class's tape, or of its gradient on the class's gradient tape; block =
+Words: slot = place of a value on the tape of its shape, or of its gradient on the gradient tape; block =
 BLOCK floats of the weight buffer; panel = the part of a linear weight that maps BLOCK inputs to BLOCK (or all
 class) outputs.
 
@@ -18,21 +18,15 @@ from collections.abc import Mapping
 from typing import NamedTuple
 
 import numpy as np
+from numpy.typing import DTypeLike
 
-from ghn_jax.cnn.channel_groups import column_tables, count_columns
+from ghn_jax.base.numbers import round_up
+from ghn_jax.cnn.capacity import Capacity, Segment
+from ghn_jax.cnn.channel_groups import channel_group_tables, count_channel_groups
 from ghn_jax.cnn.gradient_slots import place_gradients
-from ghn_jax.cnn.instructions import Kind
-from ghn_jax.cnn.lowering import IMAGE, Head, Instruction, Lowered, lower
-from ghn_jax.cnn.packing import (
-    BLOCK,
-    Class,
-    Piece,
-    linear_pieces,
-    piece_part,
-    piece_view,
-    round_up,
-    vector_piece,
-)
+from ghn_jax.cnn.head_pieces import head_pieces
+from ghn_jax.cnn.lowering import IMAGE, Instruction, Lowered, lower
+from ghn_jax.cnn.packing import BLOCK, Piece, TapeShape, piece_part, piece_view
 from ghn_jax.cnn.tables import (
     ACCUMULATE,
     DST,
@@ -52,19 +46,6 @@ from ghn_jax.networks.spec import NetworkSpec
 from ghn_jax.quant.policy import FLOAT_BITS, Policy
 
 
-class Segment(NamedTuple):
-    """All instructions from class `src` to class `dst`."""
-
-    src: Class
-    dst: Class
-    ops: tuple[Kind, ...]
-
-    @property
-    def weight_floats(self) -> int:
-        """The most weight-buffer floats one of its instructions uses: no gradient is padded to more."""
-        return max(op.weight_floats(self.src, self.dst) for op in self.ops)
-
-
 class Layout(NamedTuple):
     """What the host remembers of a network: its tables, and where its parameters lie in the weight buffer."""
 
@@ -78,58 +59,33 @@ class Layout(NamedTuple):
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Capacity:
-    """Room in a program's buffers; a network that needs more is refused by `Program.layout`.
-
-    slots: of each class's tape. gradient_slots: of its gradient tape. rows: of the instruction table. blocks:
-    of the weight buffer. tensors: quantized weights and one. columns: of COLUMN output channels of these, and
-    one. parts: of a group. hidden_panels: of BLOCK units each, of the hidden layer. pieces: of the weight
-    buffer. dense_tiles, depth_tiles: what a hypernetwork decodes for a network, one for each kernel position;
-    windows: rectangles of tiles that it copies.
-    """
-
-    slots: tuple[tuple[Class, int], ...]
-    gradient_slots: tuple[tuple[Class, int], ...]
-    rows: int
-    blocks: int
-    tensors: int
-    columns: int
-    parts: int
-    hidden_panels: int
-    pieces: int
-    dense_tiles: int
-    depth_tiles: int
-    windows: int
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
 class Program:
     """The static side of an executor; hashable, so that jit compiles once for each.
 
-    classes: every class but the image's, in an order in which a class depends on earlier ones only.
-    heads: (class, glob_avg) pairs the classifier may read from.
+    tape_shapes: all but the image's, in an order in which a tape depends on earlier ones only.
+    heads: (tape shape, glob_avg) pairs the classifier may read from.
     """
 
     image_size: int
-    classes: tuple[Class, ...]
+    tape_shapes: tuple[TapeShape, ...]
     segments: tuple[Segment, ...]
-    heads: tuple[tuple[Class, bool], ...]
+    heads: tuple[tuple[TapeShape, bool], ...]
     num_classes: int
     capacity: Capacity
 
     @property
-    def image_class(self) -> Class:
-        """The class of the input images."""
+    def image_shape(self) -> TapeShape:
+        """The tape shape of the input images."""
         return (self.image_size, 3)
 
     @property
-    def slots(self) -> dict[Class, int]:
-        """Slots on the tape of each class."""
+    def slots(self) -> dict[TapeShape, int]:
+        """Slots on the tape of each shape."""
         return dict(self.capacity.slots)
 
     @property
-    def gradient_slots(self) -> dict[Class, int]:
-        """Slots on the gradient tape of each class."""
+    def gradient_slots(self) -> dict[TapeShape, int]:
+        """Slots on the gradient tape of each shape."""
         return dict(self.capacity.gradient_slots)
 
     @property
@@ -138,13 +94,8 @@ class Program:
         parts = self.capacity.parts
         return round_up(max(parts * c * (1 if pooled else h * h) for (h, c), pooled in self.heads), BLOCK)
 
-    @property
-    def class_columns(self) -> int:
-        """Columns of the class layer, padded to a multiple of 8."""
-        return round_up(self.num_classes, 8)
-
     def layout(self, spec: NetworkSpec) -> Layout:
-        """Places `spec` in this program: slots, order of execution, weight offsets, flags.
+        """Place `spec` in this program: slots, order of execution, weight offsets, flags.
 
         Raises:
           ValueError: an instruction this program does not hold, or a full buffer; says which and how full.
@@ -157,7 +108,7 @@ class Program:
         return _place(self, lower(spec, self.image_size))
 
     def bits(self, layout: Layout, policy: Policy) -> Bits:
-        """The bit-widths of every tensor of a network under `policy`.
+        """Find the bit-widths of every tensor of a network under `policy`.
 
         Raises:
           UserError: a rule of the policy matches no weight of the network.
@@ -176,8 +127,10 @@ class Program:
             weights[index] = widths[name][0]
         return Bits(activations, head, weights)
 
-    def pack(self, layout: Layout, params: Mapping[str, np.ndarray], dtype=np.float32) -> np.ndarray:
-        """Parameters by DeepNets-1M name, in PyTorch layouts -> weight buffer [F]."""
+    def pack(
+        self, layout: Layout, params: Mapping[str, np.ndarray], dtype: DTypeLike = np.float32
+    ) -> np.ndarray:
+        """Lay parameters, by DeepNets-1M name and in PyTorch layouts, into a weight buffer [F]."""
         flat = np.zeros(self.capacity.blocks * BLOCK, dtype)
         for block, piece in layout.pieces:
             view = piece_view(flat, block, piece)
@@ -185,7 +138,7 @@ class Program:
         return flat
 
     def unpack(self, layout: Layout, flat: np.ndarray, shapes: Mapping[str, tuple[int, ...]]) -> dict:
-        """The inverse of `pack` (also for gradients)."""
+        """Return the parameters, or gradients, in a weight buffer by name: what `pack` laid there."""
         params = {name: np.zeros(shape, flat.dtype) for name, shape in shapes.items()}
         for block, piece in layout.pieces:
             if piece.name is not None:
@@ -198,38 +151,73 @@ class Program:
 
 def _place(program: Program, lowered: Lowered) -> Layout:
     slot = _slots(program, lowered)
-    segment_of = {(s.src, s.dst): k for k, s in enumerate(program.segments)}
-    columns = [{op: k for k, op in enumerate(s.ops)} for s in program.segments]
+    by_segment = _by_segment(program, lowered)
+    executed = [i for rows in by_segment for i in rows]
+    rows, bounds = _instruction_rows(program, lowered, by_segment, slot)
+    pieces, head, blocks = _place_head(program, lowered, slot)
+    blocks = _place_weights(program, lowered, executed, pieces, blocks, rows)
+    tensors, block_tensor, channel_groups = _number_tensors(program, lowered, pieces)
+    has_norm = np.float32(lowered.has_norm)
+    tables = Tables(rows, bounds, head, has_norm, block_tensor, np.int32(blocks), *channel_groups)
+    head_weights = tuple(f'{p}.weight' for p in (lowered.head.hidden, lowered.head.final) if p)
+    edges = {name for i in executed if i.src == IMAGE for name in i.quantized} | {head_weights[-1]}
+    return Layout(
+        tables, tuple(pieces), tensors, tuple(executed), head_weights, frozenset(edges), lowered.head.group
+    )
+
+
+def _by_segment(program: Program, lowered: Lowered) -> list[list[Instruction]]:
+    """Sort the instructions into the program's segments, each in the order of the network."""
+    number = {(s.src, s.dst): k for k, s in enumerate(program.segments)}
     by_segment: list[list[Instruction]] = [[] for _ in program.segments]
     for i in lowered.instructions:
-        edge = (lowered.classes[i.src], lowered.classes[i.dst])
-        k = segment_of.get(edge)
-        if k is None or i.op not in columns[k]:
+        edge = (lowered.shapes[i.src], lowered.shapes[i.dst])
+        k = number.get(edge)
+        if k is None or i.op not in program.segments[k].ops:
             raise ValueError(
                 f'network {lowered.name!r} needs instruction {i.op} from {edge[0]} to {edge[1]} (size, '
                 'channels), which this program does not hold: build the program for a space that contains it'
             )
         by_segment[k].append(i)
+    return by_segment
+
+
+def _instruction_rows(
+    program: Program, lowered: Lowered, by_segment: list[list[Instruction]], slot: Mapping[int, int]
+) -> tuple[np.ndarray, np.ndarray]:
+    """(rows of the instruction table but for WEIGHTS and SEEN, where each segment begins in it)."""
     executed = [i for rows in by_segment for i in rows]
     _check_room('instructions', len(executed), program.capacity.rows, lowered.name)
     gradient_slot, used = place_gradients(executed, lowered)
     for c, n in used.items():
-        _check_room(f'gradient slots of class {c}', n, program.gradient_slots[c], lowered.name)
-
+        _check_room(f'gradient slots of shape {c}', n, program.gradient_slots[c], lowered.name)
     bounds = np.cumsum([0, *map(len, by_segment)]).astype(np.int32)
     rows = np.zeros((program.capacity.rows, 10), np.int32)
     written: set[int] = set()
-    for k, segment in enumerate(by_segment):
-        for r, i in enumerate(segment, bounds[k]):
-            rows[r, [OP, SRC, DST]] = columns[k][i.op], slot[i.src], slot[i.dst]
+    for k, segment in enumerate(program.segments):
+        number = {op: n for n, op in enumerate(segment.ops)}
+        for r, i in enumerate(by_segment[k], bounds[k]):
+            rows[r, [OP, SRC, DST]] = number[i.op], slot[i.src], slot[i.dst]
             rows[r, ACCUMULATE] = i.dst in written
             rows[r, [GROUP, PARTS]] = slot[i.group[0]], len(i.group)
             rows[r, [G_SRC, G_DST]] = gradient_slot[i.src], gradient_slot[i.dst]
             written.add(i.dst)
+    return rows, bounds
 
-    # The head's gradients are written first, exactly; then those of the instructions, last to first, each
-    # padded to at most the longest of its segment: the padding falls on what is written next.
-    pieces, head, blocks = _place_head(program, lowered, slot)
+
+def _place_weights(
+    program: Program,
+    lowered: Lowered,
+    executed: list[Instruction],
+    pieces: list[tuple[int, Piece]],
+    blocks: int,
+    rows: np.ndarray,
+) -> int:
+    """Append the instructions' pieces to those of the head, fill WEIGHTS and SEEN; return the blocks in use.
+
+    The head's gradients are written first, exactly; then those of the instructions, last to first, each
+    padded to at most the longest of its segment: the padding falls on what is written next.
+    """
     has_gradient = set(lowered.head.group)
     for r in range(len(executed) - 1, -1, -1):
         rows[r, WEIGHTS] = blocks
@@ -239,10 +227,16 @@ def _place(program: Program, lowered: Lowered) -> Layout:
             pieces.append((blocks, piece))
             blocks += piece.size // BLOCK
     _check_room('pieces of weights', len(pieces), program.capacity.pieces, lowered.name)
-    _check_room('windows', sum(p.windows for _, p in pieces), program.capacity.windows, lowered.name)
+    _check_room('rectangles', sum(p.rectangles for _, p in pieces), program.capacity.rectangles, lowered.name)
     overhang = max(s.weight_floats for s in program.segments) // BLOCK
     _check_room('weight blocks', blocks + overhang, program.capacity.blocks, lowered.name)
+    return blocks
 
+
+def _number_tensors(
+    program: Program, lowered: Lowered, pieces: list[tuple[int, Piece]]
+) -> tuple[dict[str, int], np.ndarray, tuple[np.ndarray, np.ndarray]]:
+    """(number of each quantized weight, which of them a block belongs to, the tables of channel groups)."""
     unquantized = program.capacity.tensors - 1
     tensors: dict[str, int] = {}
     block_tensor = np.full(program.capacity.blocks, unquantized, np.int32)
@@ -251,29 +245,20 @@ def _place(program: Program, lowered: Lowered) -> Layout:
         index = tensors.setdefault(piece.name, len(tensors))
         block_tensor[block : block + piece.size // BLOCK] = index
     _check_room('weight tensors', len(tensors), unquantized, lowered.name)
-    counts = count_columns(piece for _, piece in matrices)
-    _check_room('columns of channels', sum(counts.values()), program.capacity.columns - 1, lowered.name)
-    columns = column_tables(program.capacity, matrices, tensors)
-
-    tables = Tables(
-        rows, bounds, head, np.float32(lowered.has_norm), block_tensor, np.int32(blocks), *columns
-    )
-    head_weights = tuple(f'{p}.weight' for p in (lowered.head.hidden, lowered.head.final) if p)
-    edges = {name for i in executed if i.src == IMAGE for name in i.quantized} | {head_weights[-1]}
-    return Layout(
-        tables, tuple(pieces), tensors, tuple(executed), head_weights, frozenset(edges), lowered.head.group
-    )
+    counts = count_channel_groups(piece for _, piece in matrices)
+    _check_room('channel groups', sum(counts.values()), program.capacity.channel_groups - 1, lowered.name)
+    return tensors, block_tensor, channel_group_tables(program.capacity, matrices, tensors)
 
 
 def _slots(program: Program, lowered: Lowered) -> dict[int, int]:
-    """Value -> slot; the values of a group side by side, so that one slice reads them all."""
-    slot, used = {IMAGE: 0}, dict.fromkeys(program.classes, 0)
+    """Give values their slots; those of a group side by side, so that one slice reads them all."""
+    slot, used = {IMAGE: 0}, dict.fromkeys(program.tape_shapes, 0)
     for group in lowered.groups:
-        c = lowered.classes[group[0]]
+        c = lowered.shapes[group[0]]
         if c not in used:
             raise ValueError(
-                f'network {lowered.name!r} has tensors of class {c} (size, channels), this program has '
-                f'{program.classes}: build the program for a space that contains the network'
+                f'network {lowered.name!r} has tensors of shape {c} (size, channels), this program has '
+                f'{program.tape_shapes}: build the program for a space that contains the network'
             )
         _check_room('parts of a concatenation', len(group), program.capacity.parts, lowered.name)
         for v in group:
@@ -281,14 +266,14 @@ def _slots(program: Program, lowered: Lowered) -> dict[int, int]:
             used[c] += 1
     for c, n in used.items():
         # A slice of `parts` slots from any group must lie inside the tape.
-        _check_room(f'slots of class {c}', n + program.capacity.parts, program.slots[c], lowered.name)
+        _check_room(f'slots of shape {c}', n + program.capacity.parts, program.slots[c], lowered.name)
     return slot
 
 
 def _place_head(program: Program, lowered: Lowered, slot: Mapping[int, int]):
-    """The head's pieces, from block 0 on: [(first block, piece)], its table, and the blocks it takes."""
+    """Place the head from block 0 on: its pieces [(first block, piece)], its table, the blocks it takes."""
     head = lowered.head
-    variant = (lowered.classes[head.group[0]], head.glob_avg)
+    variant = (lowered.shapes[head.group[0]], head.glob_avg)
     if variant not in program.heads:
         raise ValueError(
             f'the classifier of network {lowered.name!r} reads {variant} ((size, channels), glob_avg), '
@@ -319,38 +304,6 @@ def _place_head(program: Program, lowered: Lowered, slot: Mapping[int, int]):
         two_layers=int(head.hidden is not None),
     )
     return pieces, HeadTable(*(np.int32(x) for x in table)), blocks
-
-
-class HeadPieces(NamedTuple):
-    """The pieces of a classifier, layer by layer in the order in which they lie in the weight buffer."""
-
-    hidden_weights: list[Piece]
-    hidden_bias: list[Piece]
-    final_weights: list[Piece]
-    final_bias: list[Piece]
-
-    @property
-    def all(self) -> list[Piece]:
-        """Those of all layers."""
-        return [p for layer in self for p in layer]
-
-
-def head_pieces(head: Head, num_classes: int) -> HeadPieces:
-    """Linear weights in panels of BLOCK inputs x BLOCK hidden units (x all classes); hidden_* empty without
-    one.
-    """
-    columns, features, hidden_weights, hidden_bias = round_up(num_classes, 8), head.features, [], []
-    if head.hidden:
-        hidden_weights = linear_pieces(f'{head.hidden}.weight', features, head.hidden_size, BLOCK)
-        for col in range(0, head.hidden_size, BLOCK):
-            hidden_bias.append(
-                vector_piece(f'{head.hidden}.bias', col, min(BLOCK, head.hidden_size - col), BLOCK)
-            )
-        features = head.hidden_size
-    final = linear_pieces(f'{head.final}.weight', features, num_classes, columns)
-    return HeadPieces(
-        hidden_weights, hidden_bias, final, [vector_piece(f'{head.final}.bias', 0, num_classes, columns)]
-    )
 
 
 def _check_room(what: str, needed: int, room: int, name: str) -> None:

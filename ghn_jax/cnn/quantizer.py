@@ -4,7 +4,9 @@ from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax import Array, lax
+from jax.typing import DTypeLike
 
 from ghn_jax.base import collectives
 from ghn_jax.cnn import ops
@@ -20,8 +22,8 @@ class Quantizer(NamedTuple):
     """How an instruction quantizes its inputs. scale: of the levels of relu(x), over its group's joint range.
 
     bits: int32 [2], of what the instruction reads and of what lies between its convolutions. key: for noise.
-    axis: the mesh axis that the images are spread over, for what a batch has in common. given: [2, 2], (lo,
-    hi) of the two in place of the batch's ranges, or None.
+    axis: the mesh axis that the images are spread over, for what a batch has in common. ranges: [2, 2], (lo,
+    hi) of the two in place of the batch's, or None.
     """
 
     scheme: Scheme
@@ -29,12 +31,12 @@ class Quantizer(NamedTuple):
     bits: Array
     key: Array | None
     axis: str | None
-    given: Array | None = None
+    ranges: Array | None = None
 
-    def rectified(self, x: Array) -> Array:
-        """Fake-quantizes relu(x), relu'd already, by its group's joint range [0, hi], or the one given."""
-        if self.given is not None:
-            return self.own(x, 0)
+    def quantize_relu(self, x: Array) -> Array:
+        """Fake-quantize relu(x), relu'd already, by its group's joint range [0, hi], or that of `ranges`."""
+        if self.ranges is not None:
+            return self.quantize(x, 0)
         mode, bits = self.scheme.mode, self.bits[0]
         if mode == 'float':
             return x
@@ -45,20 +47,20 @@ class Quantizer(NamedTuple):
         key = jax.random.fold_in(self.key, 0) if mode == 'noise' else None
         return quantize(ops.wide(x), levels, bits, mode=mode, key=key).astype(x.dtype)
 
-    def own(self, x: Array, which: int) -> Array:
-        """Fake-quantizes x by its own range, or the one given."""
+    def quantize(self, x: Array, which: int) -> Array:
+        """Fake-quantize x, number `which` of the two, by its range in this batch, or that of `ranges`."""
         if self.scheme.mode == 'float':
             return x
         key = jax.random.fold_in(self.key, which) if self.scheme.mode == 'noise' else None
-        given = None if self.given is None else self.given[which]
+        ends = None if self.ranges is None else self.ranges[which]
         y = quantize_activation(
-            ops.wide(x), self.bits[which], self.scheme, given=given, key=key, across=self.axis
+            ops.wide(x), self.bits[which], self.scheme, ends=ends, key=key, across=self.axis
         )
         return y.astype(x.dtype)
 
 
 class Sizes(NamedTuple):
-    """Of every slot of a class, [S] each: the maximum; of relu(x), `ranges.power`, where the scheme asks."""
+    """Of every slot of a tape, [S] each: the maximum; of relu(x), `ranges.power`, where the scheme asks."""
 
     largest: Array
     squares: Array | None
@@ -79,32 +81,53 @@ _round_rectified.defvjp(
 )
 
 
-def quantizer_of(program, scheme, key, axis, sizes: Sizes, row, bits, r, ranges=None) -> Quantizer:
-    """For row r. The key is derived from r, so that the backward pass draws the same noise."""
-    dtype = sizes.largest.dtype
-    if scheme.mode == 'float':
-        return Quantizer(scheme, jnp.zeros((), dtype), bits, None, axis)
-    key = jax.random.fold_in(key, r) if scheme.mode == 'noise' else None
-    if ranges is not None:
-        return Quantizer(scheme, jnp.zeros((), dtype), bits, key, axis, ranges[r])
-    used = jnp.arange(program.capacity.parts) < row[PARTS]
-    parts = lambda x: jnp.where(used, lax.dynamic_slice(x, (row[GROUP],), used.shape), 0)
-    lo, hi = jnp.zeros((), dtype), jnp.max(parts(sizes.largest), initial=0)
-    size = None if sizes.squares is None else tuple(jnp.sum(parts(x)) for x in sizes[1:])
-    scale = make_grid(*clip_range(lo, hi, size, bits[0], scheme), bits[0], dtype).scale
-    scale = jnp.where(scale > 0, scale, 1)  # of nothing but zeros: they stay zeros on any grid
-    return Quantizer(scheme, scale, bits, key, axis)
+class Quantization(NamedTuple):
+    """How one run of a network quantizes its activations.
 
+    bits: int32 [R, 2], of each instruction. parts: the most that a group of slots has. key: for noise. axis:
+    as in `Quantizer`. ranges: [R, 2, 2], in place of those of this batch, or None.
+    """
 
-def no_sizes(program, slots: int, scheme: Scheme, dtype) -> Sizes:
-    """Of a tape that nothing is written to yet."""
-    zeros = jnp.zeros(max(slots, program.capacity.parts), dtype)
-    squares = zeros if scheme.activation_range == 'sigma' and scheme.mode != 'float' else None
-    return Sizes(zeros, squares, squares)
+    scheme: Scheme
+    bits: Array | np.ndarray
+    parts: int
+    key: Array | None = None
+    axis: str | None = None
+    ranges: Array | np.ndarray | None = None
+
+    @property
+    def measures(self) -> bool:
+        """Whether the sizes of values are needed, for ranges of this batch."""
+        return self.scheme.mode != 'float' and self.ranges is None
+
+    def quantizer(self, r: Array, row: Array, sizes: Sizes) -> Quantizer:
+        """Make the quantizer of instruction r, which reads what has `sizes`; row: r's in the table.
+
+        The key is derived from r, so that the backward pass draws the same noise.
+        """
+        scheme, bits, dtype = self.scheme, self.bits[r], sizes.largest.dtype
+        if scheme.mode == 'float':
+            return Quantizer(scheme, jnp.zeros((), dtype), bits, None, self.axis)
+        key = jax.random.fold_in(self.key, r) if scheme.mode == 'noise' else None
+        if self.ranges is not None:
+            return Quantizer(scheme, jnp.zeros((), dtype), bits, key, self.axis, self.ranges[r])
+        used = jnp.arange(self.parts) < row[PARTS]
+        of_parts = lambda x: jnp.where(used, lax.dynamic_slice(x, (row[GROUP],), used.shape), 0)
+        lo, hi = jnp.zeros((), dtype), jnp.max(of_parts(sizes.largest), initial=0)
+        size = None if sizes.squares is None else tuple(jnp.sum(of_parts(x)) for x in sizes[1:])
+        scale = make_grid(*clip_range(lo, hi, size, bits[0], scheme), bits[0], dtype).scale
+        scale = jnp.where(scale > 0, scale, 1)  # of nothing but zeros: they stay zeros on any grid
+        return Quantizer(scheme, scale, bits, key, self.axis)
+
+    def no_sizes(self, slots: int, dtype: DTypeLike) -> Sizes:
+        """Return the sizes of a tape of so many slots that nothing is written to yet."""
+        zeros = jnp.zeros(max(slots, self.parts), dtype)
+        squares = zeros if self.scheme.activation_range == 'sigma' and self.scheme.mode != 'float' else None
+        return Sizes(zeros, squares, squares)
 
 
 def with_sizes(sizes: Sizes, y: Array, slot: Array, axis: str | None) -> Sizes:
-    """With those of y in a slot."""
+    """Return the sizes with those of y [N, H, H, C], which was written to a slot."""
     dtype = sizes.largest.dtype
     largest = sizes.largest.at[slot].set(collectives.largest(jnp.max(y).astype(dtype), axis))
     if sizes.squares is None:

@@ -4,27 +4,31 @@ Written from the definition of DeepNets-1M's networks (arXiv 2110.13100) with th
 lax operations and autodiff. It shares nothing with the executor and costs a compilation for every network.
 Outside of `jax.jit` it compiles layer by layer instead, which small networks of the same widths share.
 
-Axes: N images | H, W rows and columns | C channels | T tokens | D channels of a head. Images are NHWC,
-convolution weights OIHW, linear weights (out, in). A state that is None is absent: `none` ops cut it off.
+Axes: N images | H, W rows and columns | C channels | T tokens. Images are NHWC. A state that is None is
+absent: `none` ops cut it off.
 """
 
 import dataclasses
-import functools
 from collections.abc import Callable, Mapping
 
-import jax
 import jax.numpy as jnp
-from jax import Array, lax
+from jax import Array
 
 from ghn_jax.base.errors import UserError
+from ghn_jax.cnn.reference_layers import (
+    EPSILON,
+    Layers,
+    Pair,
+    attended,
+    avg_pool,
+    gated,
+    gelu,
+    max_pool,
+    relu,
+)
 from ghn_jax.networks.spec import NetworkSpec
-from ghn_jax.quant import oracle
-from ghn_jax.quant.policy import FLOAT_BITS, Policy, quantizable
+from ghn_jax.quant.policy import Policy, quantizable
 from ghn_jax.quant.scheme import QAT, Scheme
-
-Pair = tuple[Array, Array]
-_EPSILON = 1e-5
-_HEADS = 8
 
 
 def apply_reference(
@@ -38,13 +42,13 @@ def apply_reference(
     statistics: Mapping[str, Pair] | None = None,
     ranges: Mapping[str, Pair] | None = None,
 ) -> Array:
-    """Logits [N, num_classes] of the network on images [N, H, W, 3], in the dtype of the parameters.
+    """Compute the logits [N, num_classes] of a network on images [N, H, W, 3], in its parameters' dtype.
 
     Args:
         params: DeepNets-1M's names and layouts. Those that do not influence the logits may be missing.
         policy: fake quantization of the weight of every convolution and linear layer and of the activation
             entering it (default: none).
-        scheme: how, of mode 'qat'.
+        scheme: of the quantization, of mode 'qat'.
         dropout_mask: [N, fc_dim], factors for the hidden layer of a two-layer head: 0 or 1/(1 - rate).
         statistics: norm (`cells.3._ops.1.op.2`) -> mean and variance of each channel, in place of those of
             the batch: every norm is folded into the convolution before it, the folded weights are quantized.
@@ -56,7 +60,7 @@ def apply_reference(
     """
     if policy is not None:
         policy.check(quantizable((name, w.shape) for name, w in params.items()))
-    layers = _Layers(params, policy, scheme, spec)
+    layers = Layers(params, policy, scheme, spec)
     if statistics is not None:
         layers = _folded(layers, statistics)
     return _logits(dataclasses.replace(layers, ranges=ranges), spec, images, dropout_mask)
@@ -70,21 +74,21 @@ def observe_reference(
     policy: Policy | None = None,
     scheme: Scheme = QAT,
 ) -> tuple[dict[str, Pair], dict[str, Pair]]:
-    """(statistics, ranges) of one batch, as `apply_reference` takes them."""
+    """Return (statistics, ranges) of one batch, as `apply_reference` takes them."""
     seen: tuple[dict[str, Pair], dict[str, Pair]] = ({}, {})
-    _logits(_Layers(params, policy, scheme, spec, seen=seen), spec, images, None)
+    _logits(Layers(params, policy, scheme, spec, seen=seen), spec, images, None)
     return seen
 
 
-def _folded(layers: '_Layers', statistics: Mapping[str, Pair]) -> '_Layers':
-    """With parameters in which a norm only adds its bias.
+def _folded(layers: Layers, statistics: Mapping[str, Pair]) -> Layers:
+    """Return layers with parameters in which a norm only adds its bias.
 
     Names tell which convolution a norm follows: `bn` the two of its FactorizedReduce, which have half of the
     channels each; any other the one numbered before it.
     """
     params = dict(layers.params)
     for norm, (mean, variance) in statistics.items():
-        gain = params[f'{norm}.weight'] / jnp.sqrt(variance + _EPSILON)
+        gain = params[f'{norm}.weight'] / jnp.sqrt(variance + EPSILON)
         place, _, last = norm.rpartition('.')
         before = ('conv_1', 'conv_2') if last == 'bn' else (str(int(last) - 1),)
         for conv, part in zip(before, jnp.split(gain, len(before)), strict=True):
@@ -94,7 +98,7 @@ def _folded(layers: '_Layers', statistics: Mapping[str, Pair]) -> '_Layers':
     return dataclasses.replace(layers, params=params, folded=True)
 
 
-def _logits(layers: '_Layers', spec: NetworkSpec, images: Array, dropout_mask: Array | None) -> Array:
+def _logits(layers: Layers, spec: NetworkSpec, images: Array, dropout_mask: Array | None) -> Array:
     params = layers.params
     images = jnp.asarray(images, jnp.result_type(*params.values()))
     outputs: dict[int, Array | None] = dict(zip((-2, -1), _stem(layers, spec, images), strict=True))
@@ -111,7 +115,7 @@ def _logits(layers: '_Layers', spec: NetworkSpec, images: Array, dropout_mask: A
     return _head(layers, spec, x, dropout_mask)
 
 
-def _stem(layers: '_Layers', spec: NetworkSpec, x: Array) -> tuple[Array, Array]:
+def _stem(layers: Layers, spec: NetworkSpec, x: Array) -> tuple[Array, Array]:
     if spec.is_vit:
         x = layers.conv('stem0', x, stride=(3, 3), padding=(1, 1))
         position = layers['pos_enc.weight']  # [1, C, 11, 11]
@@ -124,16 +128,16 @@ def _stem(layers: '_Layers', spec: NetworkSpec, x: Array) -> tuple[Array, Array]
         return x, x
     if spec.stem_type == 0:
         x = layers.norm('stem.1', layers.conv('stem.0', x))
-        x = _max_pool(x, 2) if spec.stem_pool else x
+        x = max_pool(x, 2) if spec.stem_pool else x
         return x, x
-    x = _relu(layers.norm('stem0.1', layers.conv('stem0.0', x)))
+    x = relu(layers.norm('stem0.1', layers.conv('stem0.0', x)))
     # The relu of the second part acts in place in the published networks, so the first cell sees it too.
-    first = _relu(layers.norm('stem0.4', layers.conv('stem0.3', x)))
+    first = relu(layers.norm('stem0.4', layers.conv('stem0.3', x)))
     return first, layers.norm('stem1.2', layers.conv('stem1.1', first, stride=(2, 2)))
 
 
 def _cell(
-    layers: '_Layers', spec: NetworkSpec, cell: int, output: Callable[[int], Array | None]
+    layers: Layers, spec: NetworkSpec, cell: int, output: Callable[[int], Array | None]
 ) -> Array | None:
     """The cell's output; `output(i)` gives that of cell i, and of the stem for i = -2, -1."""
     reduction = spec.is_reduction(cell)
@@ -168,37 +172,37 @@ def _cell(
     return jnp.concatenate([jnp.zeros_like(present[0]) if x is None else x for x in parts], axis=-1)
 
 
-def _preprocess(layers: '_Layers', spec: NetworkSpec, cell: int, k: int, x: Array, halves: bool) -> Array:
+def _preprocess(layers: Layers, spec: NetworkSpec, cell: int, k: int, x: Array, halves: bool) -> Array:
     name = f'cells.{cell}.preprocess{k}'
     halves = halves and k == 0
     if not spec.preproc:
         return x[:, ::2, ::2] if halves else x
     if halves:
         return _factorized_reduce(layers, name, x)
-    return layers.norm(f'{name}.op.2', layers.conv(f'{name}.op.1', _relu(x)))
+    return layers.norm(f'{name}.op.2', layers.conv(f'{name}.op.1', relu(x)))
 
 
-def _op(layers: '_Layers', name: str, op: str, x: Array, stride: int) -> Array:
+def _op(layers: Layers, name: str, op: str, x: Array, stride: int) -> Array:
     kind, _, size = op.partition('_')
     both = (stride, stride)
     if op == 'max_pool_3x3':
-        return _max_pool(x, stride)
+        return max_pool(x, stride)
     if op == 'avg_pool_3x3':
-        return _avg_pool(x, stride)
+        return avg_pool(x, stride)
     if op == 'skip_connect':
         return x if stride == 1 else _factorized_reduce(layers, name, x)
     if op == 'conv_7x1_1x7':
-        x = layers.conv(f'{name}.op.1', _relu(x), stride=(1, stride))
+        x = layers.conv(f'{name}.op.1', relu(x), stride=(1, stride))
         return layers.norm(f'{name}.op.3', layers.conv(f'{name}.op.2', x, stride=(stride, 1)))
     if kind == 'conv':
-        return layers.norm(f'{name}.op.2', layers.conv(f'{name}.op.1', _relu(x), stride=both))
+        return layers.norm(f'{name}.op.2', layers.conv(f'{name}.op.1', relu(x), stride=both))
     if op in ('sep_conv_3x3', 'sep_conv_5x5'):
-        x = layers.conv(f'{name}.op.2', layers.conv(f'{name}.op.1', _relu(x), stride=both))
-        x = _relu(layers.norm(f'{name}.op.3', x))
+        x = layers.conv(f'{name}.op.2', layers.conv(f'{name}.op.1', relu(x), stride=both))
+        x = relu(layers.norm(f'{name}.op.3', x))
         return layers.norm(f'{name}.op.7', layers.conv(f'{name}.op.6', layers.conv(f'{name}.op.5', x)))
     if op in ('dil_conv_3x3', 'dil_conv_5x5'):
         k = int(size[-1])
-        x = layers.conv(f'{name}.op.1', _relu(x), stride=both, padding=(k - 1, k - 1), dilation=2)
+        x = layers.conv(f'{name}.op.1', relu(x), stride=both, padding=(k - 1, k - 1), dilation=2)
         return layers.norm(f'{name}.op.3', layers.conv(f'{name}.op.2', x))
     if op == 'msa':
         return _attention(layers, name, x)[:, ::stride, ::stride]
@@ -207,9 +211,9 @@ def _op(layers: '_Layers', name: str, op: str, x: Array, stride: int) -> Array:
     raise UserError(f'op {op!r} cannot be run')
 
 
-def _factorized_reduce(layers: '_Layers', name: str, x: Array) -> Array:
+def _factorized_reduce(layers: Layers, name: str, x: Array) -> Array:
     """Half the resolution: two strided 1x1 convolutions, one a pixel off, give half of the channels each."""
-    x = layers.quantize_activation(f'{name}.conv_1', _relu(x))  # one tensor enters both
+    x = layers.quantize_activation(f'{name}.conv_1', relu(x))  # one tensor enters both
     parts = [
         layers.conv(f'{name}.{conv}', part, stride=(2, 2), quantized=True)
         for conv, part in (('conv_1', x), ('conv_2', x[:, 1:, 1:]))
@@ -217,22 +221,22 @@ def _factorized_reduce(layers: '_Layers', name: str, x: Array) -> Array:
     return layers.norm(f'{name}.bn', jnp.concatenate(parts, axis=-1))
 
 
-def _squeeze_excite(layers: '_Layers', name: str, x: Array) -> Array:
-    y = _relu(layers.linear(f'{name}.fc1', jnp.mean(x, axis=(1, 2))))
-    return _gated(x, layers.linear(f'{name}.fc2', y))
+def _squeeze_excite(layers: Layers, name: str, x: Array) -> Array:
+    y = relu(layers.linear(f'{name}.fc1', jnp.mean(x, axis=(1, 2))))
+    return gated(x, layers.linear(f'{name}.fc2', y))
 
 
-def _attention(layers: '_Layers', name: str, x: Array) -> Array:
+def _attention(layers: Layers, name: str, x: Array) -> Array:
     n, h, w, c = x.shape
     x = x.reshape(n, h * w, c)  # [N, T, C]
     qkv = layers.linear(f'{name}.to_qkv', layers.layer_norm(f'{name}.ln1', x))
-    x = x + layers.linear(f'{name}.to_out.0', _attended(qkv))
+    x = x + layers.linear(f'{name}.to_out.0', attended(qkv))
     y = layers.linear(f'{name}.ff.net.0', layers.layer_norm(f'{name}.ln2', x))
-    y = layers.linear(f'{name}.ff.net.3', _gelu(y))
+    y = layers.linear(f'{name}.ff.net.3', gelu(y))
     return (x + y).reshape(n, h, w, c)
 
 
-def _head(layers: '_Layers', spec: NetworkSpec, x: Array, dropout_mask: Array | None) -> Array:
+def _head(layers: Layers, spec: NetworkSpec, x: Array, dropout_mask: Array | None) -> Array:
     if spec.glob_avg:
         x = jnp.mean(x, axis=(1, 2))
     else:
@@ -240,161 +244,7 @@ def _head(layers: '_Layers', spec: NetworkSpec, x: Array, dropout_mask: Array | 
     x = layers.linear('classifier.0', x)
     if spec.fc_layers == 1:
         return x
-    x = _relu(x)
+    x = relu(x)
     if dropout_mask is not None:
         x = x * jnp.asarray(dropout_mask, x.dtype)
     return layers.linear('classifier.3', x)
-
-
-@dataclasses.dataclass(frozen=True)
-class _Layers:
-    """The layers with parameters, called by name, fake-quantized where the policy says.
-
-    folded: norms only add their bias. ranges: given ones of activations. seen: statistics and ranges, filled.
-    """
-
-    params: Mapping[str, Array]
-    policy: Policy | None
-    scheme: Scheme
-    spec: NetworkSpec
-    folded: bool = False
-    ranges: Mapping[str, Pair] | None = None
-    seen: tuple[dict[str, Pair], dict[str, Pair]] | None = None
-
-    def __getitem__(self, name: str) -> Array:
-        if name not in self.params:
-            raise UserError(f'parameter {name!r} is missing: give all parameters of the network')
-        return jnp.asarray(self.params[name])
-
-    def quantize_activation(self, name: str, x: Array) -> Array:
-        weight = f'{name}.weight'
-        if self.seen is not None:
-            self.seen[1][weight] = jnp.minimum(0, jnp.min(x)), jnp.maximum(0, jnp.max(x))
-        bits = self._widths(name)[1]
-        if bits == FLOAT_BITS:  # where nothing is to do, there is nothing to compile
-            return x
-        given = None if self.ranges is None else self.ranges[weight]
-        return oracle.quantize_activation(x, bits, self.scheme, given)
-
-    def quantize_weight(self, name: str) -> Array:
-        w, bits = self[f'{name}.weight'], self._widths(name)[0]
-        return w if bits == FLOAT_BITS else oracle.quantize_weight(w, bits, self.scheme)
-
-    def _widths(self, name: str) -> tuple[int, int]:
-        if self.policy is None:
-            return FLOAT_BITS, FLOAT_BITS
-        first = 'stem0' if self.spec.is_vit else 'stem.0' if self.spec.stem_type == 0 else 'stem0.0'
-        last = 'classifier.0' if self.spec.fc_layers == 1 else 'classifier.3'
-        return self.policy.widths(f'{name}.weight', edge=name in (first, last))
-
-    def conv(
-        self,
-        name: str,
-        x: Array,
-        *,
-        stride: tuple[int, int] = (1, 1),
-        padding: tuple[int, int] | None = None,
-        dilation: int = 1,
-        quantized: bool = False,
-    ) -> Array:
-        """Convolution without bias, depthwise if the weight says so. quantized: x already is."""
-        w = self.quantize_weight(name)
-        kh, kw = w.shape[2:]
-        ph, pw = padding or (kh // 2, kw // 2)
-        return _convolve(x if quantized else self.quantize_activation(name, x), w, stride, (ph, pw), dilation)
-
-    def linear(self, name: str, x: Array) -> Array:
-        """Linear layer over the last axis; without bias where it has none."""
-        w = self.quantize_weight(name)
-        x = self.quantize_activation(name, x)
-        if x.shape[-1] != w.shape[1]:
-            raise UserError(
-                f'{x.shape[-1]} features enter {name!r}, whose weight takes {w.shape[1]}: '
-                'a network with a flattened head takes images of one size only'
-            )
-        y = _project(x, w)
-        return y if name.endswith('to_qkv') else y + self[f'{name}.bias']
-
-    def norm(self, name: str, x: Array) -> Array:
-        """Batch normalisation by the statistics of this batch; nothing in a network without."""
-        if self.spec.norm is None:
-            return x
-        if self.folded:
-            return x + self[f'{name}.bias']
-        if self.seen is not None:
-            self.seen[0][name] = jnp.mean(x, (0, 1, 2)), jnp.var(x, (0, 1, 2))
-        return _standardise(x, self[f'{name}.weight'], self[f'{name}.bias'], (0, 1, 2))
-
-    def layer_norm(self, name: str, x: Array) -> Array:
-        """Every token (or pixel) normalised over its channels."""
-        return _standardise(x, self[f'{name}.weight'], self[f'{name}.bias'], (-1,))
-
-
-@functools.partial(jax.jit, static_argnums=(2, 3, 4))
-def _convolve(x: Array, w: Array, stride: tuple[int, int], padding: tuple[int, int], dilation: int) -> Array:
-    return lax.conv_general_dilated(
-        x,
-        w,
-        window_strides=stride,
-        padding=[(p, p) for p in padding],
-        rhs_dilation=(dilation, dilation),
-        dimension_numbers=('NHWC', 'OIHW', 'NHWC'),
-        feature_group_count=x.shape[-1] // w.shape[1],
-    )
-
-
-@functools.partial(jax.jit, static_argnums=3)
-def _standardise(x: Array, scale: Array, shift: Array, axes: tuple[int, ...]) -> Array:
-    centred = x - jnp.mean(x, axis=axes, keepdims=True)
-    variance = jnp.mean(centred**2, axis=axes, keepdims=True)
-    return centred / jnp.sqrt(variance + _EPSILON) * scale + shift
-
-
-@jax.jit
-def _project(x: Array, w: Array) -> Array:
-    return jnp.einsum('...i,oi->...o', x, w)
-
-
-@jax.jit
-def _gated(x: Array, y: Array) -> Array:
-    return x * (y * jnp.clip(y + 3, 0, 6) / 6)[:, None, None]  # hardswish
-
-
-@jax.jit
-def _attended(qkv: Array) -> Array:
-    """[N, T, 3C] -> [N, T, C]."""
-    n, t, d = *qkv.shape[:2], qkv.shape[2] // (3 * _HEADS)
-    q, k, v = jnp.moveaxis(qkv.reshape(n, t, 3, _HEADS, d), 2, 0)  # 3 x [N, T, heads, D]
-    logits = jnp.einsum('nqhd,nkhd->nhqk', q, k) * d**-0.5
-    return jnp.einsum('nhqk,nkhd->nqhd', jax.nn.softmax(logits, axis=-1), v).reshape(n, t, _HEADS * d)
-
-
-@jax.jit
-def _gelu(x: Array) -> Array:
-    return jax.nn.gelu(x, approximate=False)
-
-
-@jax.jit
-def _relu(x: Array) -> Array:
-    return jnp.where(x > 0, x, 0)  # gradient 0 at 0
-
-
-def _windows(x: Array, stride: int, fill: float) -> list[Array]:
-    """What each of the nine positions of a 3x3 window, padded by one, sees: row-major."""
-    _, h, w, _ = x.shape
-    padded = jnp.pad(x, ((0, 0), (1, 1), (1, 1), (0, 0)), constant_values=fill)
-    return [padded[:, i : i + h : stride, j : j + w : stride] for i in range(3) for j in range(3)]
-
-
-@functools.partial(jax.jit, static_argnums=1)
-def _max_pool(x: Array, stride: int) -> Array:
-    best, *others = _windows(x, stride, -jnp.inf)
-    for other in others:
-        best = jnp.where(other > best, other, best)  # a tie keeps the first, with all the gradient
-    return best
-
-
-@functools.partial(jax.jit, static_argnums=1)
-def _avg_pool(x: Array, stride: int) -> Array:
-    counts = _windows(jnp.ones((1, *x.shape[1:3], 1), x.dtype), stride, 0)
-    return jnp.sum(jnp.stack(_windows(x, stride, 0)), axis=0) / jnp.sum(jnp.stack(counts), axis=0)

@@ -37,9 +37,10 @@ class Tables(NamedTuple):
     the weight buffer belongs to (the last tensor stands for "never quantized"). n_blocks: int32 [], blocks in
     use.
 
-    Output channels are numbered through all quantized tensors, in columns of COLUMN channels: block_columns:
-    int32 [F / BLOCK, 3], (the first column of the block's piece, how many the piece has, which of these the
-    block begins with: they come round and round); column_tensor: int32 [columns], the tensor of each.
+    Output channels are numbered through all quantized tensors, in groups of GROUP_CHANNELS:
+    block_channel_groups: int32 [F / BLOCK, 3], (the first group of the block's piece, how many the piece has,
+    which of these the block begins with: they come round and round); channel_group_tensor: int32 [groups],
+    the tensor of each.
     """
 
     rows: np.ndarray
@@ -48,8 +49,8 @@ class Tables(NamedTuple):
     has_norm: np.ndarray
     block_tensor: np.ndarray
     n_blocks: np.ndarray
-    block_columns: np.ndarray
-    column_tensor: np.ndarray
+    block_channel_groups: np.ndarray
+    channel_group_tensor: np.ndarray
 
 
 class Bits(NamedTuple):

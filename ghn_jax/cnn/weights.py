@@ -1,6 +1,6 @@
 """Fake quantization of a whole weight buffer.
 
-Axes: F floats of the buffer | B blocks of BLOCK floats | T tensors | U columns of COLUMN output channels |
+Axes: F floats of the buffer | B blocks of BLOCK floats | T tensors | U groups of output channels |
 G grids.
 
 The grid of a weight is that of the logical tensor (or of its output channel), however many instructions read
@@ -8,8 +8,8 @@ parts of it, so weights are quantized here, before any instruction reads them. A
 the blocks in use: their cost follows the network, not the buffer.
 
 A page is seen as rows [R, K], and each row has an index into arrays of what the rows share. By tensor: rows
-are blocks, the arrays [T, 1]. By channel: rows are columns of channels, the arrays [U, COLUMN], an entry for
-each channel. Their grids are those of `quant.weight_grids`.
+are blocks, the arrays [T, 1]. By channel: rows are channel groups, the arrays [U, GROUP_CHANNELS], an entry
+for each channel. Their grids are those of `quant.weight_grids`.
 """
 
 from collections.abc import Callable
@@ -19,7 +19,7 @@ import jax
 import jax.numpy as jnp
 from jax import Array, lax
 
-from ghn_jax.cnn.channel_groups import COLUMN
+from ghn_jax.cnn.channel_groups import GROUP_CHANNELS
 from ghn_jax.cnn.packing import BLOCK
 from ghn_jax.cnn.tables import PAGE_BLOCKS, Tables
 from ghn_jax.quant.grid import Grid, quantize
@@ -28,12 +28,12 @@ from ghn_jax.quant.weight_grids import fit
 
 
 def pages(tables: Tables) -> Array:
-    """Pages of PAGE_BLOCKS blocks that hold the network's weights, int32 []."""
+    """Return the number of pages of PAGE_BLOCKS blocks that hold the network's weights, int32 []."""
     return (tables.n_blocks + PAGE_BLOCKS - 1) // PAGE_BLOCKS
 
 
 def get_page(buffer: Array, p: Array) -> Array:
-    """Page p of a [F] buffer as [PAGE_BLOCKS, BLOCK], or of a [B, ...] table as [PAGE_BLOCKS, ...]."""
+    """Read page p of a [F] buffer as [PAGE_BLOCKS, BLOCK], or of a [B, ...] table as [PAGE_BLOCKS, ...]."""
     if not jnp.issubdtype(buffer.dtype, jnp.floating):
         return lax.dynamic_slice_in_dim(buffer, p * PAGE_BLOCKS, PAGE_BLOCKS)
     page = lax.dynamic_slice(buffer, (p * PAGE_BLOCKS * BLOCK,), (PAGE_BLOCKS * BLOCK,))
@@ -41,20 +41,20 @@ def get_page(buffer: Array, p: Array) -> Array:
 
 
 def set_page(buffer: Array, page: Array, p: Array) -> Array:
-    """Writes page p of a [F] buffer."""
+    """Write page p of a [F] buffer."""
     return lax.dynamic_update_slice(buffer, page.ravel(), (p * PAGE_BLOCKS * BLOCK,))
 
 
 def quantize_weights(
     flat: Array, tables: Tables, bits: Array, out: Array, *, scheme: Scheme, key: Array | None = None
 ) -> tuple[Array, Grid]:
-    """The buffer with every tensor fake-quantized, written into `out` [F], and its grids [G, 1 or COLUMN].
+    """Fake-quantize every tensor of the buffer, written into `out` [F]. Returns it and its grids [G, ...].
 
     bits: int32 [T]. Blocks that no tensor owns (norms, biases) are copied. scheme: of mode 'qat' or 'noise';
     `key` for the latter.
     """
     if scheme.granularity == 'channel':
-        rows, width, bits_of_grids = _by_channel, COLUMN, bits[tables.column_tensor]
+        rows, width, bits_of_grids = _by_channel, GROUP_CHANNELS, bits[tables.channel_group_tensor]
     else:
         rows, width, bits_of_grids = _by_tensor, 1, bits
     zeros = jnp.zeros((len(bits_of_grids), width), flat.dtype)
@@ -78,7 +78,7 @@ def quantize_weights_backward(
     scheme: Scheme,
     key: Array | None = None,
 ) -> Array:
-    """The gradient [F] to `flat` from the gradient to the quantized weights, in place of the latter."""
+    """Compute the gradient [F] to `flat`, in the place of g, the gradient to the quantized weights."""
     rows = _by_channel if scheme.granularity == 'channel' else _by_tensor
 
     def page(p, g):
@@ -103,9 +103,9 @@ class _Unit(NamedTuple):
     def rows(self, page: Array) -> Array:
         return page.reshape(-1, self.width)
 
-    def reduce(self, x: Array, how: Callable = jnp.sum) -> Array:
-        """x [R, K] -> [R, 1] where a row has one grid, as it is where each of its channels has its own."""
-        return how(x, 1, keepdims=True) if self.width == BLOCK else x
+    def reduce(self, x: Array, reduction: Callable = jnp.sum) -> Array:
+        """Reduce x [R, K] to [R, 1] where a row has one grid; leave it where each of its channels has one."""
+        return reduction(x, 1, keepdims=True) if self.width == BLOCK else x
 
 
 def _by_tensor(tables: Tables, p: Array) -> _Unit:
@@ -114,9 +114,11 @@ def _by_tensor(tables: Tables, p: Array) -> _Unit:
 
 
 def _by_channel(tables: Tables, p: Array) -> _Unit:
-    first, count, begin = (c[:, None] for c in get_page(tables.block_columns, p).T)
-    index = first + (begin + jnp.arange(BLOCK // COLUMN, dtype=jnp.int32)) % count
-    return _Unit(index.ravel(), jnp.repeat(get_page(tables.block_tensor, p), BLOCK // COLUMN), COLUMN)
+    first, count, begin = (c[:, None] for c in get_page(tables.block_channel_groups, p).T)
+    index = first + (begin + jnp.arange(BLOCK // GROUP_CHANNELS, dtype=jnp.int32)) % count
+    return _Unit(
+        index.ravel(), jnp.repeat(get_page(tables.block_tensor, p), BLOCK // GROUP_CHANNELS), GROUP_CHANNELS
+    )
 
 
 class _Buffer(NamedTuple):
@@ -125,7 +127,7 @@ class _Buffer(NamedTuple):
     flat: Array
     tables: Tables
     rows: Callable  # of a page: _by_channel or _by_tensor
-    zeros: Array  # [G, 1 or COLUMN]
+    zeros: Array  # [G, 1 or GROUP_CHANNELS]
 
     def extremes(self) -> tuple[Array, Array]:
         def extend(ranges, w, unit):
@@ -148,7 +150,7 @@ class _Buffer(NamedTuple):
         return self._fold(add, (self.zeros, self.zeros), jnp.where(when, pages(self.tables), 0))
 
     def _fold(self, add: Callable, start: tuple[Array, Array], count: Array) -> tuple[Array, Array]:
-        """add(totals, rows [R, K], unit) over the first `count` pages."""
+        """Fold add(totals, rows [R, K], unit) over the first `count` pages."""
 
         def step(p, totals):
             unit = self.rows(self.tables, p)
@@ -158,7 +160,7 @@ class _Buffer(NamedTuple):
 
 
 def _on_grid(w: Array, grid: Grid, unit: _Unit, bits: Array, scheme: Scheme, key: Array | None, p: Array):
-    own = Grid(*(part[unit.index] for part in grid))
+    grid = Grid(*(part[unit.index] for part in grid))
     key = None if key is None else jax.random.fold_in(key, p)
     b = bits[unit.tensor][:, None]
-    return quantize(w, own, b, mode=scheme.mode, key=key)
+    return quantize(w, grid, b, mode=scheme.mode, key=key)

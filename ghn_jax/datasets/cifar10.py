@@ -43,7 +43,7 @@ class Split(NamedTuple):
 
 
 def prepare(*, data_dir: str | None = None, archive: str | None = None, md5: str = MD5) -> pathlib.Path:
-    """Writes CIFAR-10 so that `tfds.data_source('cifar10')` reads it, as PNG (lossless); returns the folder.
+    """Write CIFAR-10 so that `tfds.data_source('cifar10')` reads it, as PNG (lossless). Returns the folder.
 
     Takes the official binary archive, or downloads it beside the data. TFDS writes into a folder of another
     name and renames it at the end, so data are whole or absent.
@@ -82,7 +82,7 @@ def prepare(*, data_dir: str | None = None, archive: str | None = None, md5: str
             for i, (image, label) in enumerate(zip(*split)):
                 yield i, {'id': f'{name}_{i:05d}', 'image': Image.fromarray(image), 'label': int(label)}
 
-    with _readable(_place(data_dir)), _quiet():
+    with _readable(_dataset_folder(data_dir)), _quiet():
         builder = Cifar10(data_dir=data_dir or None, file_format='array_record')
         prepared = builder.is_prepared()
     folder = pathlib.Path(builder.data_path)
@@ -103,9 +103,10 @@ def prepare(*, data_dir: str | None = None, archive: str | None = None, md5: str
 
 
 def read_archive(archive: str | os.PathLike) -> tuple[list[str], dict[str, Split]]:
-    """Class names, and the splits `train` and `test` of an official binary archive, in its order.
+    """Read the class names, and the splits `train` and `test` of an official binary archive, in its order.
 
-    Raises UserError if it is not such an archive.
+    Raises:
+      UserError: it is not such an archive.
     """
     try:
         with tarfile.open(archive) as tar:
@@ -129,13 +130,14 @@ def read_archive(archive: str | os.PathLike) -> tuple[list[str], dict[str, Split
 
 
 def load(data_dir: str | None) -> tuple[dict[str, Split], str]:
-    """(the splits `train` and `test` in TFDS's order, what to say beside every result on these images).
+    """Read the splits `train` and `test` in TFDS's order, and what to say beside every result on them.
 
-    Raises UserError where they are absent, damaged or cannot be read.
+    Raises:
+      UserError: they are absent, damaged or cannot be read.
     """
     import tensorflow_datasets as tfds
 
-    with _readable(_place(data_dir)), _quiet():
+    with _readable(_dataset_folder(data_dir)), _quiet():
         builder: Any = tfds.builder('cifar10', data_dir=data_dir or None, file_format='array_record')
         prepared = builder.is_prepared()
     folder = pathlib.Path(builder.data_path)
@@ -169,7 +171,7 @@ def _readable(folder: pathlib.Path) -> Iterator[None]:
         ) from e
 
 
-def _place(data_dir: str | None) -> pathlib.Path:
+def _dataset_folder(data_dir: str | None) -> pathlib.Path:
     import tensorflow_datasets as tfds
 
     return pathlib.Path(data_dir or tfds.core.constants.DATA_DIR, 'cifar10').expanduser()
@@ -200,8 +202,8 @@ def _decoded(builder: Any, folder: pathlib.Path) -> dict[str, Split]:
     files = sorted(folder.iterdir())
     stamps = [(str(f.absolute()), f.stat().st_size, f.stat().st_mtime_ns) for f in files]
     digest = hashlib.sha256(repr(stamps).encode()).hexdigest()[:16]
-    place = cache.folder()
-    kept = place and place / 'images' / f'cifar10-{digest}.npz'
+    cached = cache.folder()
+    kept = cached and cached / 'images' / f'cifar10-{digest}.npz'
     if kept and os.path.isfile(kept):  # not where that cannot be told
         try:
             with np.load(kept, allow_pickle=False) as arrays:
@@ -233,8 +235,8 @@ def _decode(builder: Any, folder: pathlib.Path, name: str) -> Split:
         raise ValueError(f'{name} has {held:,} images, dataset_info.json says {len(source):,}')
     records = source.__getitems__(range(len(source)))
     images = [np.asarray(Image.open(io.BytesIO(record['image']))) for record in records]
-    if (odd := next((image for image in images if image.shape != SHAPE), None)) is not None:
-        raise ValueError(f'{name} has an image of {odd.shape}, expected {SHAPE}')
+    if (misshapen := next((image for image in images if image.shape != SHAPE), None)) is not None:
+        raise ValueError(f'{name} has an image of {misshapen.shape}, expected {SHAPE}')
     split = Split(np.stack(images), np.array([record['label'] for record in records], np.int32))
     _check(name, split)
     return split

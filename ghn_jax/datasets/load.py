@@ -1,21 +1,18 @@
-"""Images: whole data sets as uint8 arrays, batches as a function of (seed, step), and the on-device pieces.
+"""Image data sets, read whole as uint8 arrays, and batches as a function of (seed, step).
 
-A data set of CIFAR's size (154 MB) lives on the device; a step gathers its batch by index, then crops, flips
-and normalises it there.  Axes: N images | B batch | H W pixels | 3 colours.
+A data set of CIFAR's size (154 MB) lives on the device; a step gathers its batch there by index.
 
-`python -m ghn_jax.data --prepare=cifar10` writes CIFAR-10 where TFDS looks for it, without TensorFlow.
+Axes: N images | H, W pixels | 3 colours.
 """
 
 import dataclasses
 import functools
 from typing import Any
 
-import jax
-import jax.numpy as jnp
 import numpy as np
 from PIL import Image
 
-from ghn_jax.base import collectives, paths
+from ghn_jax.base import paths
 from ghn_jax.base.errors import UserError
 from ghn_jax.datasets import cifar10
 from ghn_jax.datasets.cifar10 import Split
@@ -37,12 +34,18 @@ class Dataset:
 
 
 def load(name: str, *, data_dir: str | None = None, image_size: int = 32, seed: int = 0) -> Dataset:
-    """The data set `name`, its images resized to `image_size` pixels where they have another size.
+    """Read the data set `name`, its images resized to `image_size` pixels where they have another size.
 
-    cifar10: 45,000 / 5,000 / 10,000, read with TFDS from `data_dir` (None or '': TFDS's own place).
-    digits: scikit-learn's handwritten digits, 1,197 / 300 / 300, always the same ones.
-    synthetic: seeded patterns, one a class, under noise: 1,024 / 256 / 256; easy to learn.
-    Raises UserError for an unknown name, an image size below 8, and data that are absent or damaged.
+    Args:
+        name: cifar10, 45,000 / 5,000 / 10,000 images. digits, scikit-learn's handwritten ones, 1,197 / 300 /
+            300, always the same. synthetic, patterns, one a class, under noise, 1,024 / 256 / 256; easy to
+            learn.
+        data_dir: where TFDS has cifar10; None or '': TFDS's own place.
+        image_size: pixels on a side, 8 or more.
+        seed: of the synthetic images.
+
+    Raises:
+        UserError: an unknown name, too small an image size, data that are absent or damaged.
     """
     if name not in DATASETS:
         raise UserError(f'data set {name!r} is not one of {", ".join(DATASETS)}')
@@ -54,7 +57,7 @@ def load(name: str, *, data_dir: str | None = None, image_size: int = 32, seed: 
 
 
 def batch_indices(seed: int, step: int, batch: int, n: int) -> np.ndarray:
-    """Which of n images step `step` reads: int32 [batch], a pure function of the arguments.
+    """Choose the images, of n, that step `step` reads: int32 [batch], a pure function of the arguments.
 
     The stream is one permutation of the n images after another (a new one each epoch), cut into batches:
     nothing is dropped, and a batch may span the border of two epochs.
@@ -62,31 +65,6 @@ def batch_indices(seed: int, step: int, batch: int, n: int) -> np.ndarray:
     position = step * batch + np.arange(batch, dtype=np.int64)
     epoch, offset = np.divmod(position, n)
     return np.concatenate([_permutation(seed, int(e), n)[offset[epoch == e]] for e in np.unique(epoch)])
-
-
-def augment(
-    key: jax.Array, images: jax.Array, *, pad: int = 4, flip: bool = True, axis: str | None = None
-) -> jax.Array:
-    """Random crops from zero-padded images, mirrored with probability 1/2: uint8 [B, H, W, 3] in and out.
-
-    axis: a mesh axis whose devices each hold B images of a batch; they look as they do on one device.
-    """
-    k_crop, k_flip = jax.random.split(key)
-    b, h, w, c = images.shape
-    batch = b * collectives.size(axis)
-    origin = collectives.own_rows(jax.random.randint(k_crop, (batch, 2), 0, 2 * pad + 1), axis)
-    padded = jnp.pad(images, ((0, 0), (pad, pad), (pad, pad), (0, 0)))
-    crop = jax.vmap(lambda x, o: jax.lax.dynamic_slice(x, (o[0], o[1], 0), (h, w, c)))(padded, origin)
-    if not flip:
-        return crop
-    mirrored = collectives.own_rows(jax.random.bernoulli(k_flip, 0.5, (batch,)), axis)
-    return jnp.where(mirrored[:, None, None, None], crop[:, :, ::-1], crop)
-
-
-def normalize(images: jax.Array, mean: jax.Array, std: jax.Array, dtype=jnp.float32) -> jax.Array:
-    """uint8 [B, H, W, 3] to (x/255 - mean) / std; mean and std [3] in units of 0..1."""
-    mean, std = (jnp.asarray(a, dtype).reshape(1, 1, 1, 3) for a in (mean, std))
-    return (images.astype(dtype) / 255 - mean) / std
 
 
 def _cifar10(*, data_dir: str | None, image_size: int, seed: int) -> Dataset:
@@ -125,7 +103,8 @@ def _synthetic(*, data_dir: str | None, image_size: int, seed: int) -> Dataset:
 DATASETS = {'cifar10': _cifar10, 'digits': _digits, 'synthetic': _synthetic}
 
 
-def _dataset(name: str, train: Split, val: Split, test: Split, **fields) -> Dataset:
+def _dataset(name: str, train: Split, val: Split, test: Split, **fields: Any) -> Dataset:
+    """Put splits together, with the mean and deviation of each colour of the training images."""
     # From the 256-bin histogram of each colour: exact, and no float copy of the images.
     counts = np.stack(
         [np.bincount(train.images[..., c].ravel(), minlength=256) for c in range(3)]

@@ -21,6 +21,7 @@ from ghn_jax.cnn.deploy.observer import Activations, Index, Moments, observe, we
 from ghn_jax.cnn.program import Program
 from ghn_jax.cnn.tables import Bits, Ranges, Tables
 from ghn_jax.cnn.weights import pages, quantize_weights
+from ghn_jax.datasets.augment import normalize
 from ghn_jax.hypernet.ghn import GHN
 from ghn_jax.quant.scheme import QAT, Scheme
 
@@ -63,7 +64,7 @@ def score(
 
     def batch(buffers, inputs):
         x, y = inputs
-        x = (x.astype(weights.dtype) / 255 - mean) / std
+        x = normalize(x, mean, std, weights.dtype)
         logits, buffers = executor.forward(
             program, quantized, tables, bits, x, buffers, scheme=scheme, ranges=ranges
         )
@@ -111,7 +112,7 @@ def measure(
     quantized, _ = quantize_weights(weights, tables, bits.weights, workspace.quantized, scheme=scheme)
 
     def batch(buffers, x):
-        x = (x.astype(weights.dtype) / 255 - mean) / std
+        x = normalize(x, mean, std, weights.dtype)
         _, buffers = executor.forward(
             program, quantized, tables, bits, x, buffers, scheme=scheme, ranges=ranges
         )

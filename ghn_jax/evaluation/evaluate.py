@@ -39,8 +39,8 @@ from ghn_jax.evaluation.score import (
     select_split,
 )
 from ghn_jax.hypernet.policy_features import check_policies
+from ghn_jax.networks.counts import count_parameters
 from ghn_jax.networks.graph import build_graph, count_depth
-from ghn_jax.networks.size import count_parameters
 from ghn_jax.networks.spec import NetworkSpec
 from ghn_jax.quant.bit_schedule import describe_bits, strategy_of
 from ghn_jax.quant.policy import Policy, parse_bits

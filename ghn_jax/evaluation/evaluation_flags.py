@@ -11,8 +11,8 @@ from ghn_jax.base import bounds, cli
 from ghn_jax.base.errors import UserError
 from ghn_jax.cnn.deploy import calibration
 from ghn_jax.evaluation.protocol import BATCH_NORMS, CALIBRATION_BATCHES, RANGE_RULE, RANGES, Protocol
+from ghn_jax.networks.files import load_networks
 from ghn_jax.networks.spaces import SPLITS
-from ghn_jax.networks.spec import load_networks
 from ghn_jax.quant.policy import Policy, load_policy, parse_bits
 from ghn_jax.runs import run as runs
 

@@ -25,19 +25,19 @@ from ghn_jax.assembly import lone_values
 from ghn_jax.assembly.mesh import OVER_DEVICES, REPLICATED, axes_of, make_workspaces, on_each, replicate
 from ghn_jax.assembly.network_batch import prepare
 from ghn_jax.base.errors import UserError
+from ghn_jax.base.numbers import round_up
 from ghn_jax.cnn.building import build_program
 from ghn_jax.cnn.covering import Family, family, program_for
 from ghn_jax.cnn.deploy import integer
 from ghn_jax.cnn.lowering import check_lowerable
-from ghn_jax.cnn.packing import BLOCK, round_up
+from ghn_jax.cnn.packing import BLOCK
 from ghn_jax.cnn.program import Layout, Program
 from ghn_jax.datasets.load import Dataset, Split
 from ghn_jax.evaluation import device, protocol
 from ghn_jax.evaluation.protocol import PAPERS, Measure, Network, Protocol
 from ghn_jax.hypernet.ghn import GHN, GHNConfig
+from ghn_jax.networks.counts import check_families, count_parameters
 from ghn_jax.networks.graph import build_graph
-from ghn_jax.networks.limits import check_families
-from ghn_jax.networks.size import count_parameters
 from ghn_jax.networks.spaces import Space
 from ghn_jax.networks.spec import IMAGE_SIZE, NetworkSpec
 from ghn_jax.quant.policy import Policy

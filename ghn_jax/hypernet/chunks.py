@@ -1,5 +1,4 @@
-"""Applying functions to ranges of rows of padded arrays, the ranges being data: loops over chunks, with their
-gradient.
+"""Functions on ranges of rows of padded arrays, the ranges being data: loops over chunks, and their gradient.
 
 Axes: P rows, padded | R rows of a chunk.
 """
@@ -21,14 +20,22 @@ def map_chunks(
     ranges: Ranges,
     rows: int,
 ) -> jax.Array:
-    """Rows [first, end) of the result are functions[i](params[i], xs) with (first, end) = ranges[i]; the rest
-    is zero.
+    """Map rows, chunk by chunk, so that work grows with the ranges and not with P.
 
-    xs: a pytree with P leading rows, P a multiple of rows. Each function maps rows one by one, [R, ...] to
-    [R, ...], all to the same shape. It sees `rows` rows at a time, so work grows with the ranges and not with
-    P. Ranges start at a multiple of rows and do not share a chunk. Differentiable in params and in the
-    floating-point leaves of xs; the backward pass computes the functions again, chunk by chunk. They must
-    close over no differentiated value.
+    Differentiable in params and in the floating-point leaves of xs; the backward pass computes the functions
+    again, chunk by chunk.
+
+    Args:
+        functions: each maps rows one by one, [R, ...] to [R, ...], all to the same shape; they close over no
+            differentiated value.
+        params: of each function.
+        xs: a pytree with P leading rows, P a multiple of rows.
+        ranges: (first, end) of each function, first a multiple of rows; no two share a chunk.
+        rows: how many rows a function sees at a time.
+
+    Returns:
+        [P, ...]: rows [first, end) are functions[i](params[i], xs) with (first, end) = ranges[i]; the rest
+        is zero.
     """
     P = jax.tree.leaves(xs)[0].shape[0]
     if P % rows:
@@ -94,6 +101,6 @@ def _cut(xs: Any, k: jax.Array, rows: int) -> Any:
 
 
 def _only(y: jax.Array, k: jax.Array, rows: int, end: jax.Array) -> jax.Array:
-    """Chunk k with the rows from `end` on set to zero."""
+    """Set the rows of chunk k from `end` on to zero."""
     counts = k * rows + jnp.arange(rows) < end
     return jnp.where(counts.reshape(-1, *[1] * (y.ndim - 1)), y, 0)

@@ -1,10 +1,11 @@
 """From node embeddings to the weights of a network (GHN-2, arXiv 2110.13100; the published conv decoder).
 
 `decode` makes just the tiles a network needs, listed in its table, in one program for all networks;
-`predict_tensors` makes each tensor by itself, whole windows first, straight from the definition: its oracle.
+`predict_tensors` makes each tensor by itself, at all positions of the largest kernel first, straight from the
+definition: its oracle.
 `out_kernel` gives tiles as [in, out]; PyTorch's (out, in) is turned once, when published parameters are read.
 
-Axes: N nodes | P items | D hidden | C channels of a tile (64) | T taps of the window (11x11).
+Axes: N nodes | P items | D hidden | C channels of a tile (64) | T positions of the largest kernel (11x11).
 """
 
 from functools import partial
@@ -30,14 +31,15 @@ def init_decoder(
     num_classes: int,
     dtype: jnp.dtype = jnp.float32,
 ) -> dict[str, Params]:
-    """Parameters of the three decoders: 'conv' (4-D and linear weights), 'norm' (1-D) and 'class_bias'.
+    """Draw parameters of the three decoders: 'conv' (4-D and linear weights), 'norm' (1-D) and 'class_bias'.
 
-    max_shape: (C, C, height, width) of the window. PyTorch's default initial values (`layers.init_uniform`).
+    max_shape: (C, C, height, width) of a tile and of the largest kernel. PyTorch's default initial values
+    (`layers.init_uniform`).
     """
     C, _, height, width = max_shape
     T, k_conv, k_norm, k_bias = height * width, *jax.random.split(key, 3)
     conv = {
-        'fc_kernel': ((T, hid, 4 * hid), hid),  # a slab for each position of the window
+        'fc_kernel': ((T, hid, 4 * hid), hid),  # a slab for each kernel position
         'fc_bias': ((T, 4 * hid), hid),
         'hidden_kernel': ((4 * hid, 8 * hid), 4 * hid),
         'hidden_bias': ((8 * hid,), 4 * hid),
@@ -55,7 +57,7 @@ def init_decoder(
 
 
 def decode(params: dict[str, Params], x: jax.Array, table: DecoderTable, *, normalise: bool = True) -> Tiles:
-    """The tiles of one network from its embeddings x [N, D]; differentiable in params and x.
+    """Decode the tiles of one network from its embeddings x [N, D]; differentiable in params and x.
 
     normalise: apply the table's scales and squash norm weights and biases (off in GHN-1).
     """
@@ -98,29 +100,29 @@ def decode(params: dict[str, Params], x: jax.Array, table: DecoderTable, *, norm
 
 
 def _hidden(conv: Params, features: jax.Array, tap: jax.Array) -> jax.Array:
-    """Features [P, D] at their window positions [P] to the last hidden layer [P, 8D]."""
+    """Take features [P, D], at their kernel positions [P], to the last hidden layer [P, 8D]."""
     t = jnp.einsum('pd,pdh->ph', features, conv['fc_kernel'][tap]) + conv['fc_bias'][tap]
     return jax.nn.relu(jax.nn.relu(t) @ conv['hidden_kernel'] + conv['hidden_bias'])
 
 
 def _part(conv: Params, cut: Any) -> Params:
-    """The decoder of the part tile[cut] of every tile."""
+    """Return the decoder of the part tile[cut] of every tile."""
     return {**conv, 'out_kernel': conv['out_kernel'][(slice(None), *cut)], 'out_bias': conv['out_bias'][cut]}
 
 
 def _tile(conv: Params, hidden: jax.Array) -> jax.Array:
-    """[P, 8D] -> [P, C(in), C(out)], or the part of it that `conv` makes."""
+    """Make tiles [P, C(in), C(out)], or the part of them that `conv` makes, from [P, 8D]."""
     kernel, bias = conv['out_kernel'], conv['out_bias']
     return (hidden @ kernel.reshape(kernel.shape[0], -1) + bias.reshape(-1)).reshape(-1, *bias.shape)
 
 
 def _class_weight(conv: Params, tile: jax.Array) -> jax.Array:
-    """[C(in), C(out)] -> [C(in), num_classes]."""
+    """Make the class layer's weight [C(in), num_classes] from a tile [C(in), C(out)]."""
     return jax.nn.relu(tile) @ conv['class_kernel'] + conv['class_bias']
 
 
 def _class_bias(params: Params, row: jax.Array) -> jax.Array:
-    """[C] -> [num_classes]."""
+    """Make the class layer's bias [num_classes] from [C]."""
     return jax.nn.relu(row) @ params['kernel'] + params['bias']
 
 
@@ -135,7 +137,7 @@ def _squash_bias(p: jax.Array) -> jax.Array:
 def predict_tensors(
     params: dict[str, Params], x: jax.Array, graph: NetworkGraph, *, normalise: bool = True
 ) -> dict[str, jax.Array]:
-    """Every tensor of a network from its embeddings x [N, D], one by one as the published code does it.
+    """Predict every tensor of a network from its embeddings x [N, D], one by one as the published code does.
 
     Slow, obvious and differentiable; shares no index arithmetic with `decode`. Names and layouts are
     PyTorch's.
@@ -150,7 +152,7 @@ def predict_tensors(
 def _predict_tensor(
     params: dict[str, Params], x: jax.Array, shape: tuple[int, ...], row: int, kind: str, normalise: bool
 ) -> jax.Array:
-    """One tensor from its node's embedding [D]; tensors of one shape share a compilation."""
+    """Predict one tensor from its node's embedding [D]; tensors of one shape share a compilation."""
     conv, one_d = params['conv'], params['norm']
     if len(shape) == 1:
         w = mlp(one_d, x).reshape(2, -1)[row]
@@ -161,7 +163,7 @@ def _predict_tensor(
         return squash(w) if normalise else w
     height, width = (shape + (1, 1))[2:4]
     side = int(conv['fc_kernel'].shape[0] ** 0.5)
-    t = jnp.einsum('d,tdh->th', x, conv['fc_kernel']) + conv['fc_bias']  # the whole window
+    t = jnp.einsum('d,tdh->th', x, conv['fc_kernel']) + conv['fc_bias']  # at all positions
     t = jax.nn.relu(t).reshape(side, side, -1)[:height, :width]  # [h, w, 4D]
     t = jax.nn.relu(t @ conv['hidden_kernel'] + conv['hidden_bias'])  # [h, w, 8D]
     w = jnp.einsum('hwd,dio->oihw', t, conv['out_kernel']) + conv['out_bias'].T[:, :, None, None]
@@ -173,7 +175,7 @@ def _predict_tensor(
 
 
 def _tile_axis(w: jax.Array, axis: int, length: int) -> jax.Array:
-    """Repeats and cuts an axis to `length`."""
+    """Repeat and cut an axis to `length`."""
     repeats = [1] * w.ndim
     repeats[axis] = -(-length // w.shape[axis])
     return jax.lax.slice_in_dim(jnp.tile(w, repeats), 0, length, axis=axis)

@@ -20,7 +20,7 @@ SPATIAL = np.array([1, 3, 5, 7, 9, 11, 14, 16])
 
 
 def init_embedding(key: jax.Array, hid: int, dtype: jnp.dtype = jnp.float32) -> Params:
-    """Tables with standard normal entries (PyTorch's default); the last row of the sizes' tables is "no
+    """Draw tables with standard normal entries (PyTorch's default); the last row of the sizes' tables is "no
     tensor".
     """
     shapes = {
@@ -34,7 +34,7 @@ def init_embedding(key: jax.Array, hid: int, dtype: jnp.dtype = jnp.float32) -> 
 
 
 def shape_indices(shape: jax.Array) -> jax.Array:
-    """Rows of the channel, channel, spatial and spatial tables: int32 [..., 4] from raw sizes int32 [..., 4].
+    """Find rows of the channel, channel, spatial and spatial tables, int32 [..., 4], for raw sizes [..., 4].
 
     Raw sizes are padded with ones to four; 0 means no tensor. Between two entries the nearest wins, of two
     equally near ones the smaller, with two exceptions of the published tables: channels 4 to 7 count as 8, a
@@ -46,9 +46,7 @@ def shape_indices(shape: jax.Array) -> jax.Array:
 
 
 def embed_nodes(params: Params, primitive: jax.Array, shape: jax.Array) -> jax.Array:
-    """Node features [..., D] from primitive int32 [...] and raw sizes int32 [..., 4] (see
-    `shape_indices`).
-    """
+    """Embed nodes [..., D] from primitive int32 [...] and raw sizes int32 [..., 4], see `shape_indices`."""
     rows = shape_indices(shape)
     sizes = [_take(params['channel'], rows[..., i]) for i in (0, 1)]
     sizes += [_take(params['spatial'], rows[..., i]) for i in (2, 3)]

@@ -19,7 +19,7 @@ GnnParams = dict[str, Params]  # 'mlp', 'gru' and, with virtual edges, 'mlp_ve'
 
 
 def init_gnn(key: jax.Array, hid: int, virtual_edges: bool, dtype: jnp.dtype = jnp.float32) -> GnnParams:
-    """Parameters of one gated graph network; without virtual edges there is no 'mlp_ve'."""
+    """Draw the parameters of one gated graph network; without virtual edges there is no 'mlp_ve'."""
     k_mlp, k_ve, k_gru = jax.random.split(key, 3)
     params = {'mlp': init_mlp(k_mlp, (hid, hid // 2, hid), dtype), 'gru': init_gru(k_gru, hid, dtype)}
     if virtual_edges:
@@ -30,7 +30,7 @@ def init_gnn(key: jax.Array, hid: int, virtual_edges: bool, dtype: jnp.dtype = j
 def gated_gnn(
     params: GnnParams, h: jax.Array, distance: jax.Array, waves: jax.Array, n_waves: jax.Array
 ) -> jax.Array:
-    """Forward sweep, then backward sweep: node states [B, N, D] to node states [B, N, D].
+    """Sweep forward, then backward: node states [B, N, D] to node states [B, N, D].
 
     distance: uint8 [B, N, N], path length from the first node to the second, 0 = no path; waves: int32 [W, B,
     V], of which the first n_waves are walked; nodes in no wave keep their state. Differentiable in params and
@@ -51,7 +51,7 @@ def sweep(
     n_waves: jax.Array,
     reverse: bool,
 ) -> jax.Array:
-    """Updates the nodes wave by wave, in reverse order if asked to.
+    """Update the nodes wave by wave, in reverse order if asked to.
 
     incoming[b, v, u]: distance from sender u to receiver v; outgoing[b, u, v] is the same number, laid out by
     sender. The loop's length is data, so autodiff cannot reverse it: the gradient is written out in
@@ -88,7 +88,7 @@ def _sweep_fwd(params, h, incoming, outgoing, waves, n_waves, reverse):
 
 
 def _sweep_bwd(reverse, residuals, g):
-    """Walks the waves from the last to the first.
+    """Walk the waves from the last to the first.
 
     When a node's turn comes, all its receivers are done: it pulls the gradient of its messages from theirs,
     which completes the gradient of its new state. Only the gradient of m_v has to be passed on inside the
@@ -126,7 +126,7 @@ sweep.defvjp(_sweep_fwd, _sweep_bwd)
 
 
 def sweep_node_by_node(params: GnnParams, h: jax.Array, incoming: jax.Array, reverse: bool) -> jax.Array:
-    """The slow, obvious sweep of one graph, straight from the equation; the tests' oracle.
+    """Sweep one graph the slow, obvious way, straight from the equation; the tests' oracle.
 
     h: [N, D]; incoming: concrete [N, N], incoming[v, u] = distance from sender u to receiver v; nodes in
     topological order. Plain autodiff.
@@ -149,15 +149,16 @@ def _num_kinds(params: GnnParams) -> int:
 
 
 def _messages(params: GnnParams, h: jax.Array) -> jax.Array:
-    """What a node sends, one message of each kind: [..., D] -> [..., K, D]. A relu follows the last layer as
-    well.
+    """Compute what a node sends, one message of each kind: [..., D] -> [..., K, D].
+
+    A relu follows the last layer as well.
     """
     kinds = [mlp(params[name], h) for name in ('mlp', 'mlp_ve') if name in params]
     return jax.nn.relu(jnp.stack(kinds, axis=-2))
 
 
 def _edge_weights(distance: jax.Array, K: int, dtype: jnp.dtype, axis: int) -> jax.Array:
-    """Weight of each kind of message over a distance, kinds on `axis`: real edges 1, virtual ones
+    """Return the weight of each kind of message over a distance, kinds on `axis`: real edges 1, virtual ones
     1/distance.
     """
     distance = distance.astype(dtype)

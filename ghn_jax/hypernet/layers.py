@@ -19,7 +19,7 @@ Params = dict[str, jax.Array]
 def init_uniform(
     key: jax.Array, shapes: Mapping[str, tuple[tuple[int, ...], int]], dtype: jnp.dtype = jnp.float32
 ) -> Params:
-    """Arrays by name from (shape, fan_in): uniform on (-1/sqrt(fan_in), 1/sqrt(fan_in)).
+    """Draw arrays by name from (shape, fan_in): uniform on (-1/sqrt(fan_in), 1/sqrt(fan_in)).
 
     This is PyTorch's default for weights and biases of linear layers. All come from one draw: a random
     generator for each array would take XLA half a second to compile.
@@ -33,27 +33,27 @@ def init_uniform(
 
 
 def init_mlp(key: jax.Array, sizes: tuple[int, int, int], dtype: jnp.dtype = jnp.float32) -> Params:
-    """Two linear layers; sizes = (in, hidden, out)."""
+    """Draw two linear layers; sizes = (in, hidden, out)."""
     a, b, c = sizes
     shapes = {'kernel_0': ((a, b), a), 'bias_0': ((b,), a), 'kernel_1': ((b, c), b), 'bias_1': ((c,), b)}
     return init_uniform(key, shapes, dtype)
 
 
 def mlp(params: Params, x: jax.Array) -> jax.Array:
-    """Linear, relu, linear: [..., I] -> [..., O]."""
+    """Apply linear, relu, linear: [..., I] -> [..., O]."""
     hidden = jax.nn.relu(x @ params['kernel_0'] + params['bias_0'])
     return hidden @ params['kernel_1'] + params['bias_1']
 
 
 def init_gru(key: jax.Array, hid: int, dtype: jnp.dtype = jnp.float32) -> Params:
-    """A GRU cell with `hid` inputs and `hid` units; gates in PyTorch's order r, z, n along the last axis."""
+    """Draw a GRU cell of `hid` inputs and units; gates in PyTorch's order r, z, n along the last axis."""
     kernel, bias = ((hid, 3 * hid), hid), ((3 * hid,), hid)
     shapes = {'input_kernel': kernel, 'input_bias': bias, 'hidden_kernel': kernel, 'hidden_bias': bias}
     return init_uniform(key, shapes, dtype)
 
 
 def gru(params: Params, x: jax.Array, h: jax.Array) -> jax.Array:
-    """One step of a GRU cell: input x [..., D] and state h [..., D] to the new state [..., D].
+    """Take one step of a GRU cell: input x [..., D] and state h [..., D] to the new state [..., D].
 
     r = s(W_r x + U_r h), z = s(W_z x + U_z h), n = tanh(W_n x + r * (U_n h)), h' = (1 - z) n + z h, biases
     left out (Cho et al., arXiv 1406.1078, in PyTorch's form: r multiplies U_n h with its bias).
@@ -66,12 +66,12 @@ def gru(params: Params, x: jax.Array, h: jax.Array) -> jax.Array:
 
 
 def init_layer_norm(key: jax.Array, hid: int, dtype: jnp.dtype = jnp.float32) -> Params:
-    """Scale one, bias zero; no use is made of the key."""
+    """Make scale one, bias zero; no use is made of the key."""
     return {'scale': jnp.ones((hid,), dtype), 'bias': jnp.zeros((hid,), dtype)}
 
 
 def layer_norm(params: Params, x: jax.Array) -> jax.Array:
-    """Over the last axis, eps 1e-5 (arXiv 1607.06450)."""
+    """Normalise over the last axis, eps 1e-5 (arXiv 1607.06450)."""
     x = x - jnp.mean(x, axis=-1, keepdims=True)
     x = x * jax.lax.rsqrt(jnp.mean(x * x, axis=-1, keepdims=True) + 1e-5)
     return x * params['scale'] + params['bias']

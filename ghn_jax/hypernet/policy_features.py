@@ -1,9 +1,9 @@
-"""What the hypernetwork is told of a policy: the bits of every node, as features added to its embedding.
+"""What the hypernetwork knows of a policy: the bits of every node, as features added to its embedding.
 
-A node with a convolution's or linear layer's weight is told the bits of that weight and of the activation
-entering it. A norm or a bias is told those of the layer before it: its input carries that layer's rounding
+A node with a convolution's or linear layer's weight has the bits of that weight and of the activation
+entering it. A norm or a bias has those of the layer before it: its input carries that layer's rounding
 errors, which its scale and shift can make up for. (What follows a node reaches it through the graph, in the
-backward sweep.) The other nodes are told nothing.
+backward sweep.) The other nodes have none.
 
 A width b becomes a sum over the rows of a table, one for every step of WIDTHS down from FLOAT_FROM bits:
 
@@ -43,7 +43,7 @@ _HEARS_OF_LAYER_BEFORE = ('bn', 'ln', 'bias')
 
 
 def weight_names(graph: NetworkGraph) -> tuple[str, ...]:
-    """The weights of a network that policies speak of: those of convolutions and linear layers."""
+    """Return the weights of a network that policies speak of: those of convolutions and linear layers."""
     return quantizable((p.name, p.shape) for p in graph.parameters)
 
 
@@ -86,12 +86,12 @@ def check_policies(specs: Sequence[NetworkSpec], policies: Sequence[Policy]) -> 
 
 
 def init_bits(key: jax.Array, hid: int, dtype: jnp.dtype = jnp.float32) -> Params:
-    """Tables of zeros [K, D], for the bits of weights and of activations; no use is made of the key."""
+    """Make tables of zeros [K, D], for the bits of weights and of activations; no use is made of the key."""
     return {name: jnp.zeros((len(WIDTHS), hid), dtype) for name in ('weights', 'activations')}
 
 
 def embed_bits(params: Params, weight_bits: jax.Array, activation_bits: jax.Array) -> jax.Array:
-    """Features [..., D] of nodes with these bits, int32 [...]; 0 says nothing."""
+    """Return the features [..., D] of nodes with these bits, int32 [...]; 0 says nothing."""
     tables = params['weights'], params['activations']
     weights, activations = (_steps_down(b, tables[0].dtype) for b in (weight_bits, activation_bits))
     return weights @ tables[0] + activations @ tables[1]

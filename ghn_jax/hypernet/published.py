@@ -1,7 +1,7 @@
 """Parameters of a published PyTorch GHN, as ours.
 
 Our arrays are theirs with linear weights as [in, out], the conv decoder's first layer as a slab for each
-position of the window, and its last one as tiles [in, out]. Files: .npz with one array for each entry of the
+kernel position, and its last one as tiles [in, out]. Files: .npz with one array for each entry of the
 state dict, or a PyTorch .pt file where torch is installed (`statefile`).
 """
 
@@ -23,8 +23,7 @@ _NOTES = ('torch', 'seed')  # fields of a published config that say how it was m
 def load_published(
     state_path: str | os.PathLike, config_path: str | os.PathLike
 ) -> tuple[GHNConfig, dict[str, Any]]:
-    """Reads a state dict and its JSON config: the configuration and Flax parameters (numpy, dtypes as in the
-    file).
+    """Read a state dict and its JSON config: the configuration, and Flax parameters of the file's dtypes.
 
     Raises UserError for files that are absent or do not load, and for entries that are missing, unexpected,
     of the wrong shape, or not finite.
@@ -34,7 +33,7 @@ def load_published(
 
 
 def load_config(path: str | os.PathLike) -> GHNConfig:
-    """The configuration from a JSON object with the fields of GHNConfig. Raises UserError."""
+    """Read the configuration from a JSON object with the fields of GHNConfig. Raises UserError."""
     fields = jsonfile.read(path, 'config', 'give the JSON file of the hypernetwork')
     if not isinstance(fields, dict):
         raise UserError(f'config {path} holds a {type(fields).__name__}: expected one JSON object')
@@ -45,11 +44,13 @@ def load_config(path: str | os.PathLike) -> GHNConfig:
 
 
 def convert_state(config: GHNConfig, state: Mapping[str, np.ndarray]) -> dict[str, Any]:
-    """Our parameters from a published state dict. Raises UserError naming the entries that do not fit the
-    config, and for a config with bits: published hypernetworks are told none.
+    """Convert a published state dict to our parameters.
+
+    Raises:
+      UserError: entries do not fit the config (named), or the config has bits, which no published one reads.
     """
     if config.bits:
-        raise UserError('bits is true: a published GHN is told no bits: leave the field out')
+        raise UserError('bits is true: no published GHN reads bits: leave the field out')
     expected = _expected_shapes(config)
     for problem, names in (
         ('misses', set(expected) - set(state)),
@@ -72,7 +73,7 @@ def convert_state(config: GHNConfig, state: Mapping[str, np.ndarray]) -> dict[st
 
 
 def published_state(config: GHNConfig, params: Mapping[str, Any]) -> dict[str, np.ndarray]:
-    """The way back: a published state dict from our parameters (or from gradients with respect to them).
+    """Convert back: a published state dict from our parameters (or from gradients with respect to them).
 
     It has no place for the tables of a conditional GHN (`bits`): they are left out.
     """

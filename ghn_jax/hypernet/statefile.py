@@ -24,7 +24,7 @@ _MAX_PICKLE = 4 * 2**20  # bytes: a few hundred for each tensor; it is read by P
 
 
 def load_state(path: str | os.PathLike) -> dict[str, np.ndarray]:
-    """Names and arrays of a state dict from a .npz or .pt file. Raises UserError."""
+    """Read names and arrays of a state dict from a .npz or .pt file. Raises UserError."""
     suffix = os.path.splitext(path)[1]
     data = _read(path)
     if suffix == '.npz':
@@ -52,7 +52,7 @@ def _read(path: str | os.PathLike) -> bytes:
 
 
 def _entries(data: bytes) -> list[zipfile.ZipInfo]:
-    """What an archive says it holds; raises ValueError where that is too much, BadZipFile for damage."""
+    """List what an archive says it holds; raises ValueError where that is too much, BadZipFile for damage."""
     if (count := len(re.findall(rb'PK\x01\x02', data))) > MAX_ENTRIES:  # each entry of the directory has one
         raise ValueError(f'{count:,} entries, more than {MAX_ENTRIES:,}')
     with zipfile.ZipFile(io.BytesIO(data)) as archive:
@@ -81,7 +81,7 @@ def _load_npz(path: str | os.PathLike, data: bytes) -> dict[str, np.ndarray]:
 
 
 def _check_header(file: BinaryIO, size: int, name: str) -> None:
-    """Raises ValueError unless an entry of `size` bytes holds just the array that its header announces."""
+    """Raise ValueError unless an entry of `size` bytes holds just the array that its header announces."""
     read = {(1, 0): np.lib.format.read_array_header_1_0, (2, 0): np.lib.format.read_array_header_2_0}
     version = np.lib.format.read_magic(file)
     if version not in read:

@@ -13,6 +13,7 @@ import jax
 import numpy as np
 
 from ghn_jax.base.errors import UserError
+from ghn_jax.base.numbers import round_up
 from ghn_jax.networks.graph import NetworkGraph, Parameter
 
 # Items at a time: larger chunks waste more on the last one, smaller ones add up gradients more often.
@@ -30,8 +31,8 @@ class DecoderTable(NamedTuple):
     DENSE_CHUNK to n_dense are the others. depth: rows [0, n_depth), weights with one input (depthwise); from
     the next multiple of DEPTH_CHUNK to n_position, positional encodings. Rows between and after are padding.
 
-    node int32: which embedding.   tap int32: position in the window, row * 11 + column.   scale: that of
-    fan-in, float64 on the host (32-bit JAX makes it float32).   class_node, bias_node int32: weight and
+    node int32: which embedding.   tap int32: position in the largest kernel, row * 11 + column.   scale: that
+    of fan-in, float64 on the host (32-bit JAX makes it float32).   class_node, bias_node int32: weight and
     bias of the last linear layer.
     """
 
@@ -67,7 +68,7 @@ def decoder_table(
     max_depth: int,
     max_shape: tuple[int, int, int, int] = (64, 64, 11, 11),
 ) -> tuple[DecoderTable, Items]:
-    """The table of a network, padded to capacity, and where each tensor's items begin.
+    """Make the table of a network, padded to capacity, and say where each tensor's items begin.
 
     items[name] = (kind, first): 'dense' and 'depth': first item of the table (positional encodings are
     'depth', too); 'norm': row of Tiles.norm seen as [2N, C], that is 2 * node + row; 'class': 0 weight, 1
@@ -75,10 +76,10 @@ def decoder_table(
     the hypernetwork.
 
     Raises UserError if the network wants more items than there is room for, or a kernel larger than the
-    window.
+    largest of the hypernetwork.
     """
-    C, _, _, window = max_shape
-    small, large, depth, position, items = _Column(), _Column(), _Column(), _Column(), {}
+    C, _, _, largest = max_shape
+    small, large, depth, position, items = _Items(), _Items(), _Items(), _Items(), {}
     for p in graph.parameters:
         kind = kind_of(p, graph)
         if kind == 'class':
@@ -86,11 +87,11 @@ def decoder_table(
         elif kind == 'norm':
             items[p.name] = kind, 2 * p.node + p.row
         elif kind == 'depth':
-            depth.add(p, fan_in_scale(p.shape), window)
+            depth.add(p, fan_in_scale(p.shape), largest)
         elif kind == 'dense':
-            (small if max(p.shape[:2]) <= C // 2 else large).add(p, fan_in_scale(p.shape), window)
+            (small if max(p.shape[:2]) <= C // 2 else large).add(p, fan_in_scale(p.shape), largest)
         else:
-            position.add(p, 1.0, window)
+            position.add(p, 1.0, largest)
     dense, first_dense = _joined(small, large, DENSE_CHUNK)
     depths, first_depth = _joined(depth, position, DEPTH_CHUNK)
     items |= {name: ('dense', first) for name, first in first_dense.items()}
@@ -111,7 +112,7 @@ def decoder_table(
 
 
 def fan_in_scale(shape: tuple[int, ...]) -> float:
-    """sqrt(beta / fan_in) of a weight (out, in, ...): beta 2, or 1 where no relu precedes.
+    """Return sqrt(beta / fan_in) of a weight (out, in, ...): beta 2, or 1 where no relu precedes.
 
     That is so before depthwise weights (one input) and in 1xk convolutions, published as shape[2] < shape[3].
     """
@@ -120,7 +121,7 @@ def fan_in_scale(shape: tuple[int, ...]) -> float:
 
 
 def kind_of(p: Parameter, graph: NetworkGraph) -> str:
-    """How a tensor is decoded: 'dense', 'depth', 'norm', 'class' or 'pos_enc'."""
+    """Say how a tensor is decoded: 'dense', 'depth', 'norm', 'class' or 'pos_enc'."""
     if p.node >= len(graph.nodes) - 2:
         return 'class'
     if graph.nodes[p.node].primitive == 'pos_enc':
@@ -130,23 +131,25 @@ def kind_of(p: Parameter, graph: NetworkGraph) -> str:
     return 'depth' if len(p.shape) == 4 and p.shape[1] == 1 else 'dense'
 
 
-class _Column:
+class _Items:
     """Items listed one after the other: rows of (node, tap, scale), and the first row of each parameter."""
 
     def __init__(self):
         self.rows, self.first = [], {}
 
-    def add(self, p: Parameter, scale: float, window: int) -> None:
+    def add(self, p: Parameter, scale: float, largest: int) -> None:
         height, width = (p.shape + (1, 1))[2:4]
-        if max(height, width) > window:
-            kernel = f'kernel {height}x{width}'
-            raise UserError(f'parameter {p.name}: {kernel} is larger than the window of {window}x{window}')
+        if max(height, width) > largest:
+            raise UserError(
+                f'parameter {p.name}: kernel {height}x{width} is larger than {largest}x{largest}, the '
+                'largest that the hypernetwork predicts'
+            )
         self.first[p.name] = len(self.rows)
-        self.rows.extend((p.node, i * window + j, scale) for i in range(height) for j in range(width))
+        self.rows.extend((p.node, i * largest + j, scale) for i in range(height) for j in range(width))
 
 
-def _joined(a: _Column, b: _Column, chunk: int) -> tuple[list, dict[str, int]]:
-    """Rows of a, padding, rows of b from a multiple of `chunk` on; and the first row of each parameter."""
+def _joined(a: _Items, b: _Items, chunk: int) -> tuple[list, dict[str, int]]:
+    """Join rows of a, padding, rows of b from a multiple of `chunk` on; find each parameter's first row."""
     start = round_up(len(a.rows), chunk)
     gap = [(0, 0, 0.0)] * (start - len(a.rows)) if b.rows else []
     return a.rows + gap + b.rows, a.first | {name: start + first for name, first in b.first.items()}
@@ -165,21 +168,16 @@ def _pad(
     return node, tap, scale
 
 
-def round_up(n: int, multiple: int) -> int:
-    """The next multiple, n itself if it is one."""
-    return -(-n // multiple) * multiple
-
-
 def count_items(
     graph: NetworkGraph, *, max_shape: tuple[int, int, int, int] = (64, 64, 11, 11)
 ) -> dict[str, int]:
-    """The least max_dense and max_depth a network fits in, as 'dense' and 'depth'."""
+    """Count the least max_dense and max_depth a network fits in, as 'dense' and 'depth'."""
     table, _ = decoder_table(graph, max_dense=10**6, max_depth=10**6, max_shape=max_shape)
     return {'dense': int(table.n_dense), 'depth': int(table.n_position)}
 
 
 def tile_parameters(tiles: Tiles, items: Items, graph: NetworkGraph) -> dict[str, np.ndarray]:
-    """Every tensor in its PyTorch shape and layout from decoded tiles, by index arithmetic on the host."""
+    """Cut every tensor, in its PyTorch shape and layout, from decoded tiles: index arithmetic on the host."""
     dense, depth, norm, class_weight, class_bias = map(np.asarray, tiles)
     C, out = depth.shape[1], {}
     for p in graph.parameters:

@@ -9,9 +9,8 @@ import dataclasses
 from collections.abc import Mapping
 from typing import Any
 
-import numpy as np
-
 from ghn_jax.base.errors import UserError, shown
+from ghn_jax.base.numbers import is_int
 from ghn_jax.networks.ops import OPS
 
 MAX_STEPS = 64  # intermediate states of a cell; the spaces have at most 10
@@ -52,11 +51,11 @@ class Genotype:
         return max(len(self.normal), len(self.reduce)) // 2
 
     def cell(self, reduction: bool) -> tuple[tuple[Entry, ...], tuple[int, ...]]:
-        """(entries, concat) of a reduction or a normal cell."""
+        """Return (entries, concat) of a reduction or a normal cell."""
         return (self.reduce, self.reduce_concat) if reduction else (self.normal, self.normal_concat)
 
     def to_dict(self) -> dict[str, Any]:
-        """Lists and plain values, ready for JSON."""
+        """Convert to lists and plain values, ready for JSON."""
         return {
             'normal': [list(entry) for entry in self.normal],
             'normal_concat': list(self.normal_concat),
@@ -66,7 +65,7 @@ class Genotype:
 
     @classmethod
     def from_dict(cls, fields: Mapping[str, Any]) -> 'Genotype':
-        """The inverse of to_dict. Raises UserError on unknown or missing fields and on bad values."""
+        """Read what to_dict writes. Raises UserError on unknown or missing fields and on bad values."""
         names = tuple(field.name for field in dataclasses.fields(cls))
         return cls(**check_fields('genotype', fields, required=names))
 
@@ -74,7 +73,7 @@ class Genotype:
 def check_fields(
     what: str, fields: Any, *, required: tuple[str, ...], optional: tuple[str, ...] = ()
 ) -> dict[str, Any]:
-    """The mapping as a dict, if it has exactly the fields it should; UserError otherwise."""
+    """Return a mapping as a dict. Raises UserError unless it has exactly the fields it should."""
     if not isinstance(fields, Mapping):
         raise UserError(
             f'{what} is {shown(fields)}: expected an object with the fields {", ".join(required)}'
@@ -91,11 +90,6 @@ def check_fields(
             f'{what} lacks the field {missing[0]!r}: add it; the fields are {", ".join(required + optional)}'
         )
     return dict(fields)
-
-
-def is_int(value: Any) -> bool:
-    """True for int and numpy integers, False for bool (which Python would take for 0 or 1)."""
-    return isinstance(value, (int, np.integer)) and not isinstance(value, bool)
 
 
 def _entries(what: str, entries: Any) -> tuple[Entry, ...]:

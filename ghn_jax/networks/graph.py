@@ -53,7 +53,7 @@ class NetworkGraph:
 
     distance: uint8 [N, N], strictly upper triangular.
     parameters: every tensor that influences the logits, in the order of the forward pass.
-    weight_bits, activation_bits: int32 [N], what a policy says of each node (`hypernet.bits.with_policy`), 0
+    weight_bits, activation_bits: int32 [N], what a policy says of each node (`hypernet.policy_features`), 0
     for nothing; None without a policy.
     """
 
@@ -66,7 +66,7 @@ class NetworkGraph:
 
 
 def build_graph(spec: NetworkSpec) -> NetworkGraph:
-    """The graph of a network, in the published node order: depth-first numbers, then Kahn's sort by stack.
+    """Build a network's graph, in the published node order: depth-first numbers, then Kahn's sort by stack.
 
     1 to 3 ms for a network of 160 nodes, up to 10 ms for the deepest.
     """
@@ -82,7 +82,7 @@ def build_graph(spec: NetworkSpec) -> NetworkGraph:
 
 
 def count_depth(graph: NetworkGraph) -> int:
-    """Convolutions and linear layers on the longest path from the image to the logits."""
+    """Count the convolutions and linear layers on the longest path from the image to the logits."""
     depth = np.zeros(len(graph.nodes), int)
     for v, node in enumerate(graph.nodes):
         parents = np.flatnonzero(graph.distance[:, v] == 1)
@@ -92,7 +92,7 @@ def count_depth(graph: NetworkGraph) -> int:
 
 
 def to_graphs_tuple(graph: NetworkGraph) -> jraph.GraphsTuple:
-    """One graph for jraph: an edge for every pair of nodes that a path of at most MAX_DISTANCE joins.
+    """Convert to a graph of jraph's: an edge for every pair that a path of at most MAX_DISTANCE joins.
 
     nodes: primitive int32 [N], shape int32 [N, 4] (missing dimensions 1; all 0 for nodes without shape),
     weight_bits and activation_bits int32 [N] (0 for none).
@@ -139,7 +139,7 @@ class GraphBatch(NamedTuple):
 
 
 def batch_graphs(graphs: Sequence[jraph.GraphsTuple], *, max_nodes: int, wave_size: int = 4) -> GraphBatch:
-    """Joins graphs (nodes in topological order) into a batch whose shapes depend on B and the knobs only.
+    """Join graphs (nodes in topological order) into a batch whose shapes depend on B and the knobs only.
 
     max_nodes: N, and W, for there are never more waves than nodes.   wave_size: V.
 
@@ -182,9 +182,9 @@ def batch_graphs(graphs: Sequence[jraph.GraphsTuple], *, max_nodes: int, wave_si
 
 
 def levels(distance: np.ndarray) -> np.ndarray:
-    """int [N]: of each node, the edges on the longest path that leads to it; nodes in topological order.
+    """Count, for each node, the edges on the longest path that leads to it.
 
-    distance: [N, N], 1 for edges.
+    distance: [N, N], 1 for edges; nodes in topological order. Returns int [N].
     """
     level = [0] * len(distance)
     receivers, senders = np.nonzero(
@@ -198,7 +198,7 @@ def levels(distance: np.ndarray) -> np.ndarray:
 
 
 def _fill_waves(waves: np.ndarray, distance: np.ndarray) -> int:
-    """Writes one graph's waves [W, V], its levels one after the other in chunks of V; returns how many."""
+    """Write one graph's waves [W, V], its levels one after the other in chunks of V; returns how many."""
     V = waves.shape[1]
     level = levels(distance)
     nodes = np.argsort(level, kind='stable')
@@ -243,7 +243,7 @@ def _topological_order(operations: ForwardPass, logits: int) -> list[int]:
 
 
 def _reduced(operations: ForwardPass, order: list[int]) -> tuple[list[int], list[list[int]]]:
-    """Drops what is no node, handing its parents to its children.
+    """Drop what is no node, handing its parents to its children.
 
     Operations that are no primitive go first, then sums with a single parent, then concats with a single one.
     -> the operations that stay, in order (the positional encoding twice: its source node and its sum), and

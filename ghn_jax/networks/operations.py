@@ -9,7 +9,7 @@ from ghn_jax.networks.spec import IMAGE_SIZE, VIT_SIZE, NetworkSpec
 
 
 def forward_pass(spec: NetworkSpec) -> tuple[ForwardPass, int]:
-    """All operations of a network, dead branches included, and which of them makes the logits."""
+    """Return all operations of a network, dead branches included, and which of them makes the logits."""
     ops, vit, bn = ForwardPass(), spec.is_vit, spec.norm is not None
     state0, state1, c0, c1, size = _stem(ops, spec)
     previous_reduced = spec.stem_type == 1

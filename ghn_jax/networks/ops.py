@@ -1,7 +1,8 @@
 """The operations that cells are made of: one record each, from which everything else about them follows.
 
 An operation is a few layers in a row. A layer says what it adds to the forward pass of a network (`add_to`):
-from that come the nodes of the graph, the names and shapes of the parameters, and every count (`size.cost`).
+from that come the nodes of the graph, the names and shapes of the parameters, and every count
+(`counts.cost`).
 `cnn.instructions` says how layers are run. docs/contributing.md shows how to add an operation.
 """
 
@@ -51,7 +52,7 @@ class ForwardPass:
         shape: Shape | None = None,
         inputs: tuple[int, ...] | None = None,
     ) -> int:
-        """Adds an operation and returns its number; so do the methods below."""
+        """Add an operation and return its number; so do the methods below."""
         self.kind.append(kind)
         self.name.append(name)
         self.shape.append(shape)
@@ -78,7 +79,7 @@ class ForwardPass:
         return self.add(PASS, (weight,), inputs=(x, weight))
 
     def tensors(self, i: int) -> list[tuple[str, Shape]]:
-        """Names and shapes of the parameters of operation i: a norm's weight brings its bias."""
+        """Return names and shapes of the parameters of operation i: a norm's weight brings its bias."""
         name, shape = self.name[i], self.shape[i]
         if name is None or shape is None:
             return []
@@ -107,7 +108,7 @@ class Layer:
     """One step of an operation."""
 
     def add_to(self, net: ForwardPass, x: int, at: Place) -> int:
-        """Adds the layer, reading operation x; returns the operation that makes its result."""
+        """Add the layer, reading operation x; return the operation that makes its result."""
         raise NotImplementedError
 
 
@@ -255,10 +256,10 @@ class Operation:
         return tuple(kernels[: 2 if partly else 1])
 
     def add_to(self, net: ForwardPass, x: int, at: Place) -> int:
-        """Adds all layers, reading operation x; returns the operation that makes the result."""
+        """Add all layers, reading operation x; return the operation that makes the result."""
         for i, layer in enumerate(self.layers):
-            own = at._replace(name=f'{at.name}.op.{i}') if len(self.layers) > 1 else at
-            x = layer.add_to(net, x, own)
+            place = at._replace(name=f'{at.name}.op.{i}') if len(self.layers) > 1 else at
+            x = layer.add_to(net, x, place)
         return x
 
 
@@ -298,7 +299,7 @@ POINTWISE = Operation(_conv(1, 1))
 
 
 def has_attention(ops: Iterable[str]) -> bool:
-    """Whether one of these operations is self-attention."""
+    """Return whether one of these operations is self-attention."""
     return not _ATTENTION.isdisjoint(ops)
 
 
@@ -306,7 +307,7 @@ def has_attention(ops: Iterable[str]) -> bool:
 
 
 def alone(op: str, width: int, *, strided: bool = False, norm: bool = True) -> ForwardPass:
-    """The forward pass of one operation on `width` channels; names of parameters begin with a dot."""
+    """Make the forward pass of one operation on `width` channels; names of parameters begin with a dot."""
     net = ForwardPass()
     OPERATIONS[op].add_to(net, 0, Place('', width, width, strided, norm))
     return net
@@ -314,6 +315,6 @@ def alone(op: str, width: int, *, strided: bool = False, norm: bool = True) -> F
 
 @functools.lru_cache(maxsize=4096)
 def tensors(op: str, width: int, *, strided: bool = False) -> tuple[tuple[str, Shape], ...]:
-    """Parameters of an operation on `width` channels, in order: what their names end in, and shapes."""
+    """List the parameters of an operation on `width` channels: what their names end in, and shapes."""
     net = alone(op, width, strided=strided)
     return tuple(tensor for i in range(len(net.kind)) for tensor in net.tensors(i))

@@ -8,15 +8,15 @@ can be built and whose logits depend on the image.
 import dataclasses
 import hashlib
 import json
-import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
 
-from ghn_jax.base import files, jsonfile
+from ghn_jax.base import jsonfile
 from ghn_jax.base.errors import UserError, shown
-from ghn_jax.networks.genotype import Genotype, check_fields, is_int
+from ghn_jax.base.numbers import is_int
+from ghn_jax.networks.genotype import Genotype, check_fields
 from ghn_jax.networks.ops import has_attention
 
 IMAGE_SIZE = 32  # pixels on a side; only flattened heads (glob_avg=False) have shapes that depend on it
@@ -27,7 +27,6 @@ MAX_NAME = 200  # bytes; it may become the name of a file, and these have 255 wi
 _LIMITS = {'C': (2, 4096), 'n_cells': (1, 512), 'fc_dim': (1, 65536), 'num_classes': (1, 65536)}
 _CHOICES = {'ks': (3, 5, 7), 'stem_type': (0, 1), 'C_mult': (1, 2), 'fc_layers': (1, 2)}
 _FLAGS = ('stem_pool', 'preproc', 'glob_avg')
-_JSON_ADVICE = 'give an object or a list of objects in JSON'
 _ADVICE = {
     'C': 'give the width of the first cells',
     'n_cells': 'give the number of cells',
@@ -104,7 +103,7 @@ class NetworkSpec:
         return has_attention(self.genotype.ops)
 
     def is_reduction(self, cell: int) -> bool:
-        """Whether a cell (counted from 0) is one of the two reduction cells."""
+        """Return whether a cell (counted from 0) is one of the two reduction cells."""
         return _is_reduction(cell, self.n_cells)
 
     @property
@@ -158,7 +157,7 @@ class NetworkSpec:
             )
 
     def to_dict(self) -> dict[str, Any]:
-        """Plain values, ready for JSON. `name` is left out where it is empty."""
+        """Convert to plain values, ready for JSON. `name` is left out where it is empty."""
         fields = {field.name: getattr(self, field.name) for field in dataclasses.fields(self)}
         fields['genotype'] = self.genotype.to_dict()
         if not self.name:
@@ -167,7 +166,7 @@ class NetworkSpec:
 
     @classmethod
     def from_dict(cls, fields: Mapping[str, Any]) -> 'NetworkSpec':
-        """The inverse of to_dict. Raises UserError on unknown or missing fields and on bad values."""
+        """Read what to_dict writes. Raises UserError on unknown or missing fields and on bad values."""
         defaults = ('num_classes', 'name')
         required = tuple(field.name for field in dataclasses.fields(cls) if field.name not in defaults)
         checked = check_fields('network', fields, required=required, optional=defaults)
@@ -175,17 +174,17 @@ class NetworkSpec:
         return cls(**checked)
 
     def to_json(self) -> str:
-        """The JSON object of this network, on one line."""
+        """Write this network as a JSON object, on one line."""
         return json.dumps(self.to_dict())
 
     @classmethod
     def from_json(cls, text: str) -> 'NetworkSpec':
-        """The inverse of to_json. Raises UserError where the text is no JSON or no network."""
-        return cls.from_dict(jsonfile.parse(text, 'the text', _JSON_ADVICE))
+        """Read what to_json writes. Raises UserError where the text is no JSON or no network."""
+        return cls.from_dict(jsonfile.parse(text, 'the text', 'give an object in JSON'))
 
 
 def is_connected(genotype: Genotype, n_cells: int) -> bool:
-    """Whether a stack of cells passes anything of the image on to the head."""
+    """Return whether a stack of cells passes anything of the image on to the head."""
     if 'none' not in genotype.ops:
         return True
     reached = (True, True)  # whether the image reaches the cell's two inputs
@@ -196,59 +195,6 @@ def is_connected(genotype: Genotype, n_cells: int) -> bool:
             states.append(any(op != 'none' and states[source] for op, source in entries[i : i + 2]))
         reached = (reached[1], any(states[i] for i in concat))
     return reached[1]
-
-
-def load_networks(path: str | os.PathLike) -> list[NetworkSpec]:
-    """Reads the networks of an architecture file: one object or a list of them.
-
-    An object has the network's fields, or has them under "args" beside an "id", which becomes the name.
-
-    Raises UserError where the file cannot be read, is no JSON, is empty or has a bad network (saying which):
-    also one that is beyond the limits of `limits`, so that what is loaded can be worked with.
-    """
-    from ghn_jax.networks import limits  # which imports this module
-
-    entries = jsonfile.read(path, 'architecture file', _JSON_ADVICE)
-    listed = isinstance(entries, list)
-    if listed and not 0 < len(entries) <= limits.MAX_NETWORKS:
-        held = f'{len(entries):,} networks' if entries else 'no network'
-        raise UserError(
-            f'{os.fspath(path)!r} holds {held}: expected an object or a list of 1 to {limits.MAX_NETWORKS:,} '
-            'objects'
-        )
-    specs = []
-    for i, entry in enumerate(entries if listed else [entries]):
-        try:
-            specs.append(_spec_of_entry(entry))
-            limits.check_size(specs[-1])
-        except UserError as error:
-            where = f'{os.fspath(path)!r}, network {i}' if listed else repr(os.fspath(path))
-            name = entry.get('name', entry.get('id')) if isinstance(entry, dict) else None
-            where += f' ({shown(name)})' if name and isinstance(name, str) else ''
-            raise UserError(f'{where}: {error}') from None
-    return specs
-
-
-def save_networks(path: str | os.PathLike, specs: Sequence[NetworkSpec]) -> None:
-    """Writes an architecture file for load_networks: a list, a line for each network. Whole or not at all.
-
-    Raises UserError where the file cannot be written or there is no network.
-    """
-    if not specs:
-        raise UserError(f'no network to write to {os.fspath(path)!r}: give at least one')
-    text = '[\n' + ',\n'.join(spec.to_json() for spec in specs) + '\n]\n'
-    files.write(path, text)
-
-
-def _spec_of_entry(entry: Any) -> NetworkSpec:
-    if not isinstance(entry, Mapping) or 'args' not in entry:
-        return NetworkSpec.from_dict(entry)
-    spec = NetworkSpec.from_dict(entry['args'])
-    if spec.name or 'id' not in entry:
-        return spec
-    if not isinstance(entry['id'], str) and not is_int(entry['id']):
-        raise UserError(f'id is {shown(entry["id"])}: expected a string or an integer')
-    return dataclasses.replace(spec, name=str(entry['id']))
 
 
 def _is_reduction(cell, n_cells):

@@ -1,4 +1,4 @@
-"""Activations on the levels of a grid: over the range of their batch, or over one that is given.
+"""Activations on the levels of a grid: over the range of their batch, or over one from elsewhere.
 
 `across` is everywhere a mesh axis whose devices each hold some of the images (`ghn_jax.base.collectives`).
 """
@@ -16,13 +16,19 @@ def quantize_activation(
     bits: Array,
     scheme: Scheme,
     *,
-    given: Array | None = None,
+    ends: Array | None = None,
     key: Array | None = None,
     across: str | None = None,
 ) -> Array:
-    """x by its own range in this batch, cut by the scheme, or by a given one. given: [2]. key: for noise."""
-    if given is not None:
-        lo, hi = given
+    """Fake-quantize x, of any shape, by its range in this batch, cut by the scheme, or by another.
+
+    Args:
+        bits: int32, scalar.
+        ends: [2], the range to take in place of the batch's.
+        key: for noise.
+    """
+    if ends is not None:
+        lo, hi = ends
     else:
         size = collectives.total(power(x), across) if scheme.activation_range == 'sigma' else None
         lo, hi = clip_range(*min_max(x, across=across), size, bits, scheme)
@@ -32,7 +38,7 @@ def quantize_activation(
 def clip_range(
     lo: Array, hi: Array, size: tuple[Array, Array] | None, bits: Array, scheme: Scheme
 ) -> tuple[Array, Array]:
-    """(lo, hi), the least and the largest value, cut by the scheme. size: `ranges.power`, for 'sigma'."""
+    """Cut a range (lo, hi) of all values as the scheme says. size: `ranges.power`, for 'sigma'."""
     if scheme.activation_range == 'minmax':
         clip = scheme.activation_clip
         return (lo, hi) if clip == 1 else (clip * lo, clip * hi)

@@ -50,12 +50,13 @@ class Strategy:
             return whole
         names = quantizable((p.name, p.shape) for p in build_graph(spec).parameters)
         drawn = rng.integers(len(self.choices), size=len(names))
-        own = edges_of(names) if self.policy.edges else ()  # these keep theirs
-        layers = [(n, *self.choices[k].widths(n)) for n, k in zip(names, drawn, strict=True) if n not in own]
+        edges = edges_of(names) if self.policy.edges else ()  # these keep their bits
+        choices = zip(names, drawn, strict=True)
+        layers = [(n, *self.choices[k].widths(n)) for n, k in choices if n not in edges]
         return dataclasses.replace(whole, layers=tuple(layers))
 
     def used(self, policy: Policy) -> Policy:
-        """A policy as networks of this run are scored with it: first and last layer at their own width."""
+        """Return a policy as this run's networks are scored with it: with the run's edges, if it has none."""
         return dataclasses.replace(policy, edges=policy.edges or self.policy.edges)
 
 
@@ -83,7 +84,7 @@ def strategy_of(config: Any) -> Strategy:
 
 
 def describe_bits(quant: Any) -> str:
-    """The bits of a training in a few words: `w4a4`, `drawn of w2a2, w4a4 by layer`."""
+    """Say the bits of a training in a few words: `w4a4`, `drawn of w2a2, w4a4 by layer`."""
     if quant.mode == 'float':
         return 'w32a32'
     if not quant.draw:

@@ -13,6 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax import Array, lax
 
+from ghn_jax.base.numbers import next_power_of_two
 from ghn_jax.quant.grid import Grid, quantize
 from ghn_jax.quant.policy import FLOAT_BITS, Policy, edges_of, quantizable
 from ghn_jax.quant.scheme import QAT, Scheme
@@ -25,7 +26,7 @@ _LEAST_ROWS, _LEAST_GRIDS = 1024, 64
 def round_weights(
     weights: Mapping[str, np.ndarray], policy: Policy, scheme: Scheme = QAT
 ) -> tuple[dict[str, np.ndarray], dict[str, dict[str, Any]]]:
-    """The weights of a network rounded to a policy's bits, on the grids of a scheme.
+    """Round the weights of a network to a policy's bits, on the grids of a scheme.
 
     A rounded weight is w = (q - zero_point) * scale in its own precision, bit for bit, and
     q = round(w / scale) + zero_point, an integer of 0 .. 2^bits - 1. With less than 2 bits zero_point is 0
@@ -36,7 +37,7 @@ def round_weights(
         weights: arrays of one dtype by name, output channels first. Norms, biases and positional encodings
             stay as they are.
         policy: the bits of each.
-        scheme: how grids are found; its mode is of no account.
+        scheme: says how grids are found; its mode is of no account.
 
     Returns:
         (weights, {name: {'bits': int, 'scale': float, 'zero_point': int}} of those that are rounded). In a
@@ -66,7 +67,7 @@ def round_weights(
 def _round_tiles(
     tiles: Sequence[np.ndarray], widths: Sequence[int], scheme: Scheme
 ) -> tuple[list[np.ndarray], list[np.ndarray], list[np.ndarray]]:
-    """The tiles of each weight rounded to its width, and the scales and zero points of its grids."""
+    """Round the tiles of each weight to its width. Returns them, and scales and zero points of the grids."""
     grids = [len(tile) for tile in tiles]
     rows = np.concatenate([tile.reshape(-1, WIDTH) for tile in tiles])
     index = np.repeat(np.arange(sum(grids)), [tile.shape[1] for tile in tiles for _ in tile])
@@ -84,13 +85,13 @@ def _round_tiles(
 
 
 def _tile(w: np.ndarray, by_channel: bool) -> np.ndarray:
-    """A weight as [grids, rows, WIDTH], padded with zeros."""
+    """Cut a weight into [grids, rows, WIDTH], padded with zeros."""
     groups = w.reshape(len(w) if by_channel else 1, -1)
     return np.pad(groups, ((0, 0), (0, -groups.shape[1] % WIDTH))).reshape(len(groups), -1, WIDTH)
 
 
 def _room(n: int, least: int) -> int:
-    return max(least, 1 << (n - 1).bit_length())
+    return max(least, next_power_of_two(n))
 
 
 class _Rows(NamedTuple):
@@ -116,7 +117,7 @@ class _Rows(NamedTuple):
 
 @functools.partial(jax.jit, static_argnums=3)
 def _round(rows: Array, index: Array, bits: Array, scheme: Scheme) -> tuple[Array, Array, Array]:
-    """(rows rounded, scale and zero point of every grid)."""
+    """Round rows [R, WIDTH]. Returns them, and scale and zero point [G] of every grid."""
     grid = fit(_Rows(rows, index, len(bits)), bits, scheme)
-    own = Grid(*(part[index][:, None] for part in grid))
-    return quantize(rows, own, bits[index][:, None]), grid.scale, grid.zero
+    of_rows = Grid(*(part[index][:, None] for part in grid))
+    return quantize(rows, of_rows, bits[index][:, None]), grid.scale, grid.zero

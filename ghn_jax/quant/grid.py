@@ -30,15 +30,15 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 from jax import Array
-from jax.typing import ArrayLike
+from jax.typing import ArrayLike, DTypeLike
 
 from ghn_jax.base.errors import UserError
 from ghn_jax.quant.policy import FLOAT_BITS
 from ghn_jax.quant.scheme import MODES
 
 
-def largest_level(dtype) -> float:
-    """The largest magnitude of a level: a little less than the largest float, to leave room for rounding."""
+def largest_level(dtype: DTypeLike) -> float:
+    """Return the largest magnitude of a level: near the largest float, with some room for rounding."""
     return float(jnp.finfo(dtype).max) * (1 - 2**-20)
 
 
@@ -61,7 +61,7 @@ def fake_quantize(
     key: Array | None = None,
     symmetric: bool = False,
 ) -> Array:
-    """x on the levels of a grid over [lo, hi]; same shape and dtype as x.
+    """Put x on the levels of a grid over [lo, hi]; the result has the shape and dtype of x.
 
     Args:
         x: float32 or float64, any shape.
@@ -78,8 +78,10 @@ def fake_quantize(
     return quantize(x, grid, bits, mode=mode, key=key)
 
 
-def make_grid(lo: ArrayLike, hi: ArrayLike, bits: ArrayLike, dtype, *, symmetric: bool = False) -> Grid:
-    """The grid over [lo, hi], as `dtype`, each part of the small, unbroadcast shape."""
+def make_grid(
+    lo: ArrayLike, hi: ArrayLike, bits: ArrayLike, dtype: DTypeLike, *, symmetric: bool = False
+) -> Grid:
+    """Make the grid over [lo, hi], as `dtype`, each part of the small, unbroadcast shape."""
     lo, hi, bits = jnp.asarray(lo, dtype), jnp.asarray(hi, dtype), jnp.asarray(bits, jnp.int32)
     # An integer shift: exp2 is not exact everywhere. 24 bits at most: then n is exact in float32, also
     # in the unused grid of a float tensor.
@@ -106,7 +108,7 @@ def quantize(
     mode: str = 'qat',
     key: Array | None = None,
 ) -> Array:
-    """x on the levels of `grid`.
+    """Put x on the levels of `grid`.
 
     mode: static. 'qat' rounds, with the gradient above. 'noise' adds uniform noise in [-s/2, s/2) instead,
     with gradient 1 everywhere (two signs are 2 s apart). 'float' returns x. key: random, for 'noise'.

@@ -19,7 +19,7 @@ _FAR = 1e6  # standard deviations: no limit
 
 @functools.partial(jax.jit, static_argnums=(1, 2))
 def quantize_weight(w: Array, bits: int, scheme: Scheme) -> Array:
-    """A weight, output channels first, as a network runs with it."""
+    """Round a weight, output channels first, as a network runs with it."""
     if bits == FLOAT_BITS:
         return w
     groups = w.reshape(len(w) if scheme.granularity == 'channel' else 1, -1)
@@ -28,13 +28,13 @@ def quantize_weight(w: Array, bits: int, scheme: Scheme) -> Array:
 
 @functools.partial(jax.jit, static_argnums=(1, 2))
 def quantize_activation(
-    x: Array, bits: int, scheme: Scheme, given: tuple[Array, Array] | None = None
+    x: Array, bits: int, scheme: Scheme, ends: tuple[Array, Array] | None = None
 ) -> Array:
-    """An activation on the grid of its range, or of the one given."""
+    """Round an activation on the grid of its range, or of (lo, hi) = ends."""
     if bits == FLOAT_BITS:
         return x
     fixed = lax.stop_gradient(x)
-    lo, hi = _activation_range(fixed, bits, scheme) if given is None else given
+    lo, hi = _activation_range(fixed, bits, scheme) if ends is None else ends
     if bits == 1:
         farthest = jnp.maximum(-lo, hi)
         y = jnp.where(jnp.abs(fixed) > farthest / 2, jnp.sign(fixed) * farthest, 0)
@@ -51,7 +51,7 @@ def _activation_range(x: Array, bits: int, scheme: Scheme) -> tuple[Array, Array
 
 
 def weight_range(w: Array, bits: int, scheme: Scheme) -> tuple[Array, Array]:
-    """(lo, hi) of a tensor, or of a channel."""
+    """Return the range (lo, hi) of a tensor, or of a channel."""
     lo, hi = jnp.minimum(0, jnp.min(w)), jnp.maximum(0, jnp.max(w))
     if scheme.symmetric:
         hi = jnp.maximum(-lo, hi)

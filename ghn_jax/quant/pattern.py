@@ -22,7 +22,7 @@ _TOKEN = re.compile(
 
 
 def check_pattern(pattern: object) -> None:
-    """Raises UserError unless it is a regular expression whose matching ends soon.
+    """Raise UserError unless it is a regular expression whose matching ends soon.
 
     Repeats of a group that holds a repeat or an alternative are refused, lookaround and references too.
     """
@@ -41,7 +41,7 @@ def check_pattern(pattern: object) -> None:
 
 
 def _trouble(pattern: str) -> str | None:
-    """What could take long. A scan that takes brackets for groups as `re` does; `re` has checked the rest."""
+    """Say what could take long. Brackets are groups here as they are for `re`, which has checked the rest."""
     if re.search(r'\(\?(?!:)|\\[1-9]', pattern):
         return 'has a group other than (...) and (?:...), or a reference'
     variable = [False]  # for each open group: whether it holds a repeat or an alternative

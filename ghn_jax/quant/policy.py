@@ -113,7 +113,7 @@ class Policy:
         return all(bits == FLOAT_BITS for bits in (self.weight_bits, self.activation_bits, *exceptions))
 
     def widths(self, name: str, *, edge: bool = False) -> Widths:
-        """Bits of the weight called `name` and of the activation that enters its layer.
+        """Return the bits of the weight called `name` and of the activation that enters its layer.
 
         edge: whether that is the first or the last layer of its network.
         """
@@ -129,15 +129,15 @@ class Policy:
         return weights, activations
 
     def weights(self, name: str, *, edge: bool = False) -> int:
-        """The first of `widths`."""
+        """Return the first of `widths`."""
         return self.widths(name, edge=edge)[0]
 
     def activations(self, name: str, *, edge: bool = False) -> int:
-        """The second of `widths`."""
+        """Return the second of `widths`."""
         return self.widths(name, edge=edge)[1]
 
     def check(self, names: Iterable[str], network: str | None = None) -> None:
-        """Raises UserError if the policy is not for a network of these weights (`quantizable`) and this name.
+        """Raise UserError if the policy is not for a network of these weights (`quantizable`) and this name.
 
         Then a rule matches none of them, a layer is not among them, or another network is named.
         """
@@ -182,12 +182,12 @@ def parse_bits(text: str) -> Policy:
 
 
 def name_of(weight_bits: int, activation_bits: int) -> str:
-    """The inverse of `parse_bits`."""
+    """Name bits as `parse_bits` reads them."""
     return f'w{"t" if weight_bits == TERNARY else weight_bits}a{activation_bits}'
 
 
 def load_policy(path: str | os.PathLike) -> Policy:
-    """The policy of a JSON file; the format is at the top.
+    """Read the policy of a JSON file; the format is at the top.
 
     Raises:
         UserError: a file that cannot be read or is no such object: says what is wrong with it.
@@ -201,7 +201,7 @@ def load_policy(path: str | os.PathLike) -> Policy:
 
 
 def policy_from_dict(fields: Any, name: str) -> Policy:
-    """The policy of a policy file's object, the inverse of `Policy.to_dict`. Raises UserError."""
+    """Make the policy of a policy file's object, as `Policy.to_dict` writes it. Raises UserError."""
     required, optional = ('weight_bits', 'activation_bits'), ('rules', 'layers', 'edges', 'network')
     fields = check_fields('it', fields, required=required, optional=optional)
     if 'layers' in fields:
@@ -210,17 +210,17 @@ def policy_from_dict(fields: Any, name: str) -> Policy:
 
 
 def quantizable(shapes: Iterable[tuple[str, tuple[int, ...]]]) -> tuple[str, ...]:
-    """Of a network's (name, shape) parameters, the names of the conv and linear weights, in their order."""
+    """Name the conv and linear weights among a network's (name, shape) parameters, in their order."""
     return tuple(name for name, shape in shapes if len(shape) > 1 and name != 'pos_enc.weight')
 
 
 def edges_of(names: tuple[str, ...]) -> tuple[str, str]:
-    """Of a network's weights in the order of its graph, those of the first and of the last layer."""
+    """Name the weights of the first and of the last layer, of weights in the order of a network's graph."""
     return names[0], names[-1]
 
 
 def _listed(layers: Any) -> list[tuple]:
-    """{name: [weight_bits, activation_bits]} -> [(name, weight_bits, activation_bits)]."""
+    """Turn {name: [weight_bits, activation_bits]} into [(name, weight_bits, activation_bits)]."""
     if not isinstance(layers, Mapping) or not all(isinstance(v, list) for v in layers.values()):
         raise UserError(
             f'layers={shown(layers)}: expected an object such as {{"stem.0.weight": [weight_bits, '

@@ -29,7 +29,7 @@ _FAR = 1e6  # not infinite: the deviation it multiplies may be 0
 def min_max(
     x: Array, axis: int | Sequence[int] | None = None, *, across: str | None = None
 ) -> tuple[Array, Array]:
-    """(min(0, min x), max(0, max x)) over `axis` (default: the whole tensor), in the dtype of x.
+    """Return (min(0, min x), max(0, max x)) over `axis` (default: the whole tensor), in the dtype of x.
 
     No gradient flows through a range. An empty tensor has the range (0, 0). across: a mesh axis whose devices
     each hold a part of the tensor (`ghn_jax.base.collectives`).
@@ -43,7 +43,7 @@ def min_max(
 
 
 def power(x: Array) -> tuple[Array, Array]:
-    """(sum of squares, how many are not 0) of a tensor, [] each: `sigma` of their sums is of all tensors.
+    """Return the sum of squares, and how many are not 0, [] each; `sigma` of their sums is of all tensors.
 
     Squares of values beyond the root of the largest float are infinite, and those below the root of the
     smallest are 0: `sigma` is then as large as a float can be, which cuts no range.
@@ -53,7 +53,7 @@ def power(x: Array) -> tuple[Array, Array]:
 
 
 def sigma(squares: Array, count: Array) -> Array:
-    """Root mean square of the values that are not 0; the largest float where there are none."""
+    """Return the root mean square of the values that are not 0; the largest float where there are none."""
     largest = jnp.finfo(squares.dtype).max
     return jnp.where(squares > 0, jnp.minimum(jnp.sqrt(squares / jnp.maximum(count, 1)), largest), largest)
 
@@ -61,7 +61,7 @@ def sigma(squares: Array, count: Array) -> Array:
 def sigma_range(
     lo: Array, hi: Array, bits: Array, size: Array, *, sigmas: float = 0.0, symmetric: bool = False
 ) -> tuple[Array, Array]:
-    """[lo, hi] cut at `sigmas` times `size` on either side of 0.
+    """Cut [lo, hi] at `sigmas` times `size` on either side of 0.
 
     Args:
         lo, hi: the least and the largest value, lo <= 0 <= hi.

@@ -72,7 +72,7 @@ class Scheme:
         return self.activation_range != 'minmax' or self.activation_clip < 1
 
     def when_used(self) -> 'Scheme':
-        """What networks are run with outside of training: rounded."""
+        """Return what networks are run with outside of training: rounded."""
         return dataclasses.replace(self, mode='qat')
 
 

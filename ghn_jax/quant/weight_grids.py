@@ -26,11 +26,11 @@ class Weights(Protocol):
     """Weights, each of which belongs to a grid. Arrays of all grids have one shape, which is their own."""
 
     def extremes(self) -> tuple[Array, Array]:
-        """(min(0, min w), max(0, max w)) of each grid."""
+        """Return (min(0, min w), max(0, max w)) of each grid."""
         ...
 
     def sums(self, measure: Callable, *of_grids: Array, when: Array | bool = True) -> tuple[Array, Array]:
-        """The sums over each grid of the two arrays that measure(w, *of_grids) returns, in their shape.
+        """Sum, over each grid, the two arrays that measure(w, *of_grids) returns; of the shape of all grids.
 
         Args:
             measure: what is added up; it is called with weights and with what `of_grids` holds for theirs.
@@ -41,7 +41,7 @@ class Weights(Protocol):
 
 
 def fit(weights: Weights, bits: Array, scheme: Scheme) -> Grid:
-    """The grid of every tensor or channel. bits: broadcasts to arrays of all grids."""
+    """Fit the grid of every tensor or channel. bits: broadcasts to arrays of all grids."""
     lo, hi = weights.extremes()
     bits = jnp.broadcast_to(bits, lo.shape)
     unit = _power_of_two(jnp.maximum(-lo, hi))
@@ -65,13 +65,13 @@ def fit(weights: Weights, bits: Array, scheme: Scheme) -> Grid:
 
 
 def _power_of_two(x: Array) -> Array:
-    """One near a quarter of x, whose inverse is a normal number then; 1 for 0."""
+    """Return a power of two near a quarter of x, whose inverse is a normal number then; 1 for 0."""
     power = lax.reduce_precision(x / 4, jnp.finfo(x.dtype).nexp, 0)
     return jnp.where(power > 0, power, 1)
 
 
 def _signs(weights: Weights, unit: Array, bits: Array) -> tuple[Array, Array]:
-    """(scale, cut) of 1 bit (arXiv 1603.05279, eq. 6) and of ternary weights (arXiv 1605.04711).
+    """Find (scale, cut) of 1 bit (arXiv 1603.05279, eq. 6) and of ternary weights (arXiv 1605.04711).
 
     The scale is the mean magnitude of the weights beyond the cut: 0, or TERNARY_CUT mean magnitudes.
     """
@@ -90,7 +90,7 @@ def _signs(weights: Weights, unit: Array, bits: Array) -> tuple[Array, Array]:
 
 
 def _percentile_fraction(weights: Weights, lo: Array, hi: Array, percentile: float) -> Array:
-    """The least k / 256 of a range outside of which lie no more than 100 - percentile percent: bisection."""
+    """Bisect for the least k / 256 of a range outside of which lie no more than 100 - percentile percent."""
     outside = lambda w, low, high: ((w < low) | (w > high), w != 0)
 
     def halve(_, bounds):
@@ -110,7 +110,7 @@ def _percentile_fraction(weights: Weights, lo: Array, hi: Array, percentile: flo
 def _mse_fraction(
     weights: Weights, lo: Array, hi: Array, unit: Array, bits: Array, grid_of: Callable
 ) -> Array:
-    """The k / 16 of a range with the least squared error of rounding; of equal ones the largest."""
+    """Find the k / 16 of a range with the least squared error of rounding; of equal ones the largest."""
 
     def error(w, unit, bits, *grid):
         off = (w - quantize(w, Grid(*grid), bits)) / unit

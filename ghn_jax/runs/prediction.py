@@ -30,8 +30,8 @@ from ghn_jax.base.errors import UserError
 from ghn_jax.hypernet.decoder import Tiles, count_items, decoder_table, tile_parameters
 from ghn_jax.hypernet.ghn import GHN
 from ghn_jax.hypernet.policy_features import with_policy
+from ghn_jax.networks.counts import largest_kernel
 from ghn_jax.networks.graph import batch_graphs, build_graph, to_graphs_tuple
-from ghn_jax.networks.limits import largest_kernel
 from ghn_jax.networks.spec import IMAGE_SIZE, NetworkSpec
 from ghn_jax.quant.bit_schedule import strategy_of
 from ghn_jax.quant.export import round_weights

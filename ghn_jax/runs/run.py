@@ -18,8 +18,8 @@ from ghn_jax.base.errors import UserError, shown
 from ghn_jax.base.jsonlines import read_jsonl
 from ghn_jax.datasets.load import Dataset, load
 from ghn_jax.hypernet.ghn import GHN, GHNConfig
-from ghn_jax.networks.size import IMAGE_SIZE
 from ghn_jax.networks.spaces import Space, make_space
+from ghn_jax.networks.spec import IMAGE_SIZE
 from ghn_jax.quant.policy import parse_bits
 from ghn_jax.runs.checkpoint import Checkpoints, Vanished
 

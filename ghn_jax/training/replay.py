@@ -21,7 +21,8 @@ from ghn_jax.assembly.network_batch import draw
 from ghn_jax.base.errors import UserError
 from ghn_jax.base.jsonlines import read_jsonl
 from ghn_jax.cnn.reference import apply_reference
-from ghn_jax.datasets.load import batch_indices, normalize
+from ghn_jax.datasets.augment import normalize
+from ghn_jax.datasets.load import batch_indices
 from ghn_jax.networks.spec import NetworkSpec
 from ghn_jax.quant.bit_schedule import strategy_of
 from ghn_jax.quant.policy import Policy

@@ -49,6 +49,7 @@ from ghn_jax.base.errors import UserError
 from ghn_jax.cnn.covering import Family, family, program_for
 from ghn_jax.cnn.program import Program
 from ghn_jax.datasets import load as data
+from ghn_jax.datasets.augment import crop_and_flip, normalize
 from ghn_jax.evaluation.score import image_batches, score_networks, select_split
 from ghn_jax.hypernet.ghn import GHN, init_params
 from ghn_jax.networks.spaces import Space
@@ -209,8 +210,8 @@ def _step(
         k_augment, k_step = jax.random.split(jax.random.fold_in(key, state.step))
         x = stream.images[indices]
         if augment:
-            x = data.augment(k_augment, x, flip=flip, axis=axes and axes.images)
-        x = data.normalize(x, stream.mean, stream.std)
+            x = crop_and_flip(k_augment, x, flip=flip, axis=axes and axes.images)
+        x = normalize(x, stream.mean, stream.std)
         y = stream.labels[indices]
         return train_step(
             program, ghn, optimizer, state, networks, x, y, workspace, k_step, scheme=scheme, axes=axes

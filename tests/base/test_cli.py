@@ -114,7 +114,7 @@ def test_bad_input_is_one_line_on_stderr_and_exit_code_2(tool, args, message):
 def test_the_data_command_has_help_and_wants_to_know_what():
     command = [sys.executable, '-m', 'ghn_jax.data']
     shown = subprocess.run([*command, '--help'], cwd=ROOT, capture_output=True, text=True)
-    assert shown.returncode == 0
+    assert shown.returncode == 0 and 'python -m ghn_jax.data --prepare=cifar10' in shown.stdout
     for flag in ('--prepare:', '--archive:', '--data_dir:'):
         assert flag in shown.stdout
     bare = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)

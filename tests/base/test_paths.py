@@ -12,7 +12,7 @@ from ghn_jax.base.errors import UserError
 from ghn_jax.datasets.load import load
 from ghn_jax.evaluation.evaluate import evaluate
 from ghn_jax.evaluation.results import read_result
-from ghn_jax.networks.spec import load_networks
+from ghn_jax.networks.files import load_networks
 from ghn_jax.quant.policy import load_policy
 from ghn_jax.runs.conversion import convert
 from ghn_jax.runs.run import load_run

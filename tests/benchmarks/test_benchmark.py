@@ -10,8 +10,8 @@ from ghn_jax.base import counters
 from ghn_jax.base.errors import UserError
 from ghn_jax.benchmarks import benchmark
 from ghn_jax.benchmarks.options import Options
+from ghn_jax.networks.files import save_networks
 from ghn_jax.networks.spaces import make_space
-from ghn_jax.networks.spec import save_networks
 from tests.small_run import command
 
 

@@ -79,7 +79,7 @@ class Executor:
         self.program, self.dtype = program, flat_dtype or dtype
         self.compile = lambda args: run.lower(*args).compile(options)
         self.compiled = None
-        workspace = executor.make_workspace(program, batch, dtype)
+        workspace = executor.make_tapes(program, batch, dtype)
         self.buffers = workspace, jnp.zeros_like(workspace.weights)
 
     @property

@@ -21,8 +21,8 @@ from ghn_jax.cnn.building import build_program
 from ghn_jax.cnn.covering import Family, covering_networks, program_for
 from ghn_jax.cnn.instructions import Attention, AvgPool, Copy, Excite, Mlp, Norm, Position, Subsample
 from ghn_jax.cnn.lowering import lower
+from ghn_jax.networks.files import load_networks
 from ghn_jax.networks.spaces import make_space
-from ghn_jax.networks.spec import load_networks
 from ghn_jax.quant import Policy
 from ghn_jax.quant.scheme import FLOAT as FLOAT_SCHEME
 from tests.cnn.comparison import (

@@ -51,16 +51,16 @@ def test_values_are_complete_before_they_are_read_and_all_reach_the_logits():
             if last[i.dst] == k:
                 complete.add(i.dst)
         read = {v for i in net.instructions for v in i.group} | set(net.head.group)
-        assert read == written | {IMAGE} == set(net.classes) | {IMAGE}, spec.name
+        assert read == written | {IMAGE} == set(net.shapes) | {IMAGE}, spec.name
 
 
 def test_every_value_has_its_place_in_one_group():
     for spec in SAMPLE:
         net = lower(spec)
         count = collections.Counter(v for group in net.groups for v in group)
-        assert set(count) == set(net.classes) - {IMAGE} and set(count.values()) == {1}
+        assert set(count) == set(net.shapes) - {IMAGE} and set(count.values()) == {1}
         for group in (*net.groups, net.head.group, *(i.group for i in net.instructions)):
-            assert len({net.classes[v] for v in group}) == 1
+            assert len({net.shapes[v] for v in group}) == 1
         assert {i.group for i in net.instructions if len(i.group) > 1} | {net.head.group} <= set(net.groups)
 
 
@@ -123,7 +123,7 @@ def test_the_instructions_of_a_small_network():
     entries = [('skip_connect', 1), ('none', 0)]
     spec = small_network(entries, n_cells=1, C=16, stem_pool=True)
     net = lower(spec, 8)
-    ops = [(i.op, net.classes[i.src], net.classes[i.dst]) for i in net.instructions]
+    ops = [(i.op, net.shapes[i.src], net.shapes[i.dst]) for i in net.instructions]
     image, stem, cell = (8, 3), (8, 48), (4, 16)
     assert ops == [
         (Conv(3, 3, 1, False), image, stem),
@@ -170,7 +170,7 @@ def test_sizes_halve_at_stems_and_reductions():
     for size in (8, 16, 32, 64):
         for stem in ({'stem_type': 1}, {'stem_pool': True}, {}):
             net = lower(small_network([('conv_3x3', 0), ('conv_3x3', 1)], C=16, **stem), size)
-            assert net.classes[net.head.group[0]][0] == size // (8 if stem else 4)
+            assert net.shapes[net.head.group[0]][0] == size // (8 if stem else 4)
 
 
 def test_what_the_executor_cannot_run_is_a_user_error():

@@ -106,7 +106,7 @@ def test_programs_are_equal_and_hash_alike_when_built_alike(program):
 
 
 def test_a_class_comes_after_all_that_lead_to_it(program):
-    position = {c: k for k, c in enumerate(program.classes)} | {program.image_class: -1}
+    position = {c: k for k, c in enumerate(program.tape_shapes)} | {program.image_shape: -1}
     assert all(s.src == s.dst or position[s.src] < position[s.dst] for s in program.segments)
     order = [(position[s.dst], s.src == s.dst) for s in program.segments]
     assert order == sorted(order)  # what leads into a class runs before what stays in it
@@ -166,7 +166,7 @@ def test_a_gradient_is_not_overwritten_while_it_is_needed(program):
             makers[i.dst] -= 1
             if not makers[i.dst]:
                 waiting.discard(i.dst)
-            if segment.src == program.image_class:
+            if segment.src == program.image_shape:
                 continue
             there = (segment.src, row[G_SRC])
             assert row[G_SRC] < program.gradient_slots[segment.src]
@@ -281,7 +281,7 @@ def test_a_full_tape_is_refused_by_class(program):
     for c, slots in program.capacity.slots:
         fewer = tuple((d, 3 if d == c else n) for d, n in program.capacity.slots)
         if any((s.src, s.dst) == (c, c) for s in program.segments) and slots > 40:
-            with pytest.raises(ValueError, match=r'slots of class \(\d+, \d+\), this program has room for 3'):
+            with pytest.raises(ValueError, match=r'slots of shape \(\d+, \d+\), this program has room for 3'):
                 for spec in networks(60):
                     with_capacity(program, slots=fewer).layout(spec)
 
@@ -290,7 +290,7 @@ def test_a_full_tape_is_refused_by_class(program):
     'field, what',
     [
         ('pieces', 'pieces'),
-        ('windows', 'windows'),
+        ('rectangles', 'rectangles'),
         ('dense_tiles', 'max_dense'),
         ('depth_tiles', 'max_depth'),
     ],
@@ -306,7 +306,7 @@ def test_a_program_has_just_the_room_its_networks_take():
     program = build_program([spec], image_size=32, max_params=1e7)
     program.layout(spec)
     assert program.capacity.rows == len(program.layout(spec).instructions)
-    for field in ('rows', 'tensors', 'parts', 'pieces', 'windows'):
+    for field in ('rows', 'tensors', 'parts', 'pieces', 'rectangles'):
         with pytest.raises(ValueError):
             fits(with_capacity(program, **{field: getattr(program.capacity, field) - 1}), spec)
 
@@ -316,7 +316,7 @@ def test_a_program_has_just_the_room_its_networks_take():
     [
         ({'op': 'conv_7x7'}, r'instruction Conv\(height=7, width=7, stride=1, rectify=True, .*\)'),
         ({'ks': 7}, r'instruction Conv\(height=7, width=7, stride=1, rectify=False, .*\) from \(32, 3\)'),
-        ({'C': 32}, r'tensors of class|does not hold'),
+        ({'C': 32}, r'tensors of shape|does not hold'),
         ({'num_classes': 7}, '7 classes, this program has 10'),
         ({'n_cells': 60}, r'room for \d+'),
     ],

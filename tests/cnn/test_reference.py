@@ -16,8 +16,8 @@ from ghn_jax.cnn import reference
 from ghn_jax.cnn.reference import apply_reference
 from ghn_jax.hypernet.ghn import GHN, predict_parameters
 from ghn_jax.hypernet.published import load_published
+from ghn_jax.networks.files import load_networks
 from ghn_jax.networks.graph import build_graph
-from ghn_jax.networks.spec import load_networks
 from ghn_jax.quant import Policy, fake_quantize, min_max, oracle
 from ghn_jax.quant.scheme import QAT
 from tests.cnn.networks import (
@@ -164,7 +164,7 @@ def windows(x, stride):
 @pytest.mark.parametrize('size', [4, 5])
 def test_pools_equal_loops_over_windows(stride, size):
     x = np.random.default_rng(0).normal(size=(2, size, size, 3)).astype('float32') - 5  # zeros would win
-    biggest, mean = reference._max_pool(x, stride), reference._avg_pool(x, stride)
+    biggest, mean = reference.max_pool(x, stride), reference.avg_pool(x, stride)
     assert biggest.shape == mean.shape == (2, -(-size // stride), -(-size // stride), 3)
     for i, j, window, _ in windows(x, stride):
         np.testing.assert_array_equal(biggest[:, i, j], window.max((1, 2)))
@@ -175,7 +175,7 @@ def test_pools_equal_loops_over_windows(stride, size):
 def test_of_tied_maxima_the_first_row_major_takes_the_whole_gradient(stride):
     r = np.random.default_rng(1)
     x = r.integers(0, 3, size=(2, 6, 6, 2)).astype('float32')
-    y, pull = jax.vjp(lambda x: reference._max_pool(x, stride), x)
+    y, pull = jax.vjp(lambda x: reference.max_pool(x, stride), x)
     g = r.normal(size=y.shape).astype('float32')
     expected = np.zeros_like(x)
     for i, j, window, (top, left) in windows(x, stride):
@@ -198,7 +198,7 @@ def test_convolutions_equal_loops_over_pixels(kernel, groups, stride, dilation):
     r = np.random.default_rng(2)
     x, w = r.normal(size=(2, 6, 6, 4)), r.normal(size=(4, 4 // groups, *kernel))
     padding = tuple(k // 2 * dilation for k in kernel)
-    layers = reference._Layers({'a.weight': w.astype('float32')}, None, QAT, MIXED)
+    layers = reference.Layers({'a.weight': w.astype('float32')}, None, QAT, MIXED)
     y = layers.conv('a', x.astype('float32'), stride=stride, padding=padding, dilation=dilation)
     assert y.shape == (2, 6 // stride[0], 6 // stride[1], 4)
     for i in range(y.shape[1]):
@@ -217,7 +217,7 @@ def test_convolutions_equal_loops_over_pixels(kernel, groups, stride, dilation):
 def test_factorized_reduce_reads_even_pixels_into_its_first_half_and_odd_ones_into_its_second():
     unnormed = dataclasses.replace(MIXED, norm=None)
     params = {'a.conv_1.weight': np.ones((1, 1, 1, 1)), 'a.conv_2.weight': np.ones((1, 1, 1, 1))}
-    layers = reference._Layers({k: v.astype('float32') for k, v in params.items()}, None, QAT, unnormed)
+    layers = reference.Layers({k: v.astype('float32') for k, v in params.items()}, None, QAT, unnormed)
     x = np.arange(16, dtype='float32').reshape(1, 4, 4, 1)
     y = reference._factorized_reduce(layers, 'a', x)
     np.testing.assert_array_equal(y[..., 0], x[:, ::2, ::2, 0])
@@ -225,7 +225,7 @@ def test_factorized_reduce_reads_even_pixels_into_its_first_half_and_odd_ones_in
 
 
 def test_relu_has_gradient_0_at_0():
-    np.testing.assert_array_equal(jax.vmap(jax.grad(reference._relu))(jnp.array([-1.0, 0.0, 2.0])), [0, 0, 1])
+    np.testing.assert_array_equal(jax.vmap(jax.grad(reference.relu))(jnp.array([-1.0, 0.0, 2.0])), [0, 0, 1])
 
 
 # ---- whole networks

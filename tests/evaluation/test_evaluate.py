@@ -15,7 +15,7 @@ from ghn_jax.assembly.network_batch import prepare
 from ghn_jax.base.errors import UserError
 from ghn_jax.cnn.packing import BLOCK
 from ghn_jax.cnn.reference import apply_reference
-from ghn_jax.datasets.load import normalize
+from ghn_jax.datasets.augment import normalize
 from ghn_jax.evaluation import results
 from ghn_jax.evaluation.evaluate import _in_percent, evaluate
 from ghn_jax.evaluation.evaluation_flags import parse_policies, parse_splits
@@ -28,7 +28,7 @@ from ghn_jax.evaluation.score import (
     score_networks,
     select_split,
 )
-from ghn_jax.networks.spec import load_networks, save_networks
+from ghn_jax.networks.files import load_networks, save_networks
 from ghn_jax.quant.policy import Policy, parse_bits
 from ghn_jax.reporting import tables
 from ghn_jax.runs.prediction import predict_weights

@@ -22,7 +22,7 @@ from ghn_jax.evaluation import results
 from ghn_jax.evaluation.score import check_given
 from ghn_jax.hypernet.ghn import GHN, GHNConfig
 from ghn_jax.hypernet.published import load_published
-from ghn_jax.networks.spec import load_networks
+from ghn_jax.networks.files import load_networks
 from ghn_jax.quant.policy import Policy, parse_bits
 from ghn_jax.reporting import tables
 from ghn_jax.runs import prediction

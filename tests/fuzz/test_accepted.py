@@ -13,10 +13,10 @@ from ghn_jax.cnn.building import build_program
 from ghn_jax.evaluation.score import check_given
 from ghn_jax.hypernet.ghn import GHN, init_params
 from ghn_jax.hypernet.tiles import count_items
-from ghn_jax.networks import limits
+from ghn_jax.networks import counts
+from ghn_jax.networks.counts import count_parameters
 from ghn_jax.networks.graph import build_graph
 from ghn_jax.networks.operations import forward_pass
-from ghn_jax.networks.size import count_parameters
 from ghn_jax.networks.spec import NetworkSpec
 from ghn_jax.runs import prediction
 from tests.fuzz import architectures, states
@@ -35,7 +35,7 @@ def accepted(rng: random.Random, **kind) -> NetworkSpec | None:
     """A network that the file's door lets in; None where it does not."""
     try:
         spec = NetworkSpec.from_dict(architectures.network(rng, **kind))
-        limits.check_size(spec)
+        counts.check_size(spec)
     except UserError:
         return None
     return spec
@@ -47,14 +47,14 @@ def test_the_bounds_of_an_accepted_network_hold(rng):
     spec = accepted(rng)
     if spec is None:
         return
-    operations, tiles = limits.bounds(spec)
+    operations, tiles = counts.bounds(spec)
     assert len(forward_pass(spec)[0].kind) <= operations
     graph = build_graph(spec)
     assert len(graph.nodes) <= operations
     items = count_items(graph)
     assert items['dense'] + items['depth'] <= tiles + 64 + 128  # small and large ones begin a chunk each
     kernels = [max(p.shape[2:]) for p in graph.parameters if len(p.shape) == 4]
-    assert max(kernels) <= limits.largest_kernel(spec)
+    assert max(kernels) <= counts.largest_kernel(spec)
 
 
 @SETTINGS

@@ -16,8 +16,9 @@ from ghn_jax.cnn.building import build_program
 from ghn_jax.evaluation import results
 from ghn_jax.hypernet.ghn import GHNConfig
 from ghn_jax.hypernet.published import load_state
+from ghn_jax.networks.files import load_networks
 from ghn_jax.networks.genotype import Genotype
-from ghn_jax.networks.spec import NetworkSpec, load_networks
+from ghn_jax.networks.spec import NetworkSpec
 from ghn_jax.quant.policy import Policy
 from ghn_jax.runs import metrics
 from tests.fuzz import states

@@ -6,9 +6,10 @@ import numpy as np
 import pytest
 
 from ghn_jax.base.errors import UserError
+from ghn_jax.base.numbers import round_up
 from ghn_jax.hypernet import count_items, decoder_table, tile_parameters
 from ghn_jax.hypernet.decoder import decode, init_decoder, predict_tensors
-from ghn_jax.hypernet.tiles import DENSE_CHUNK, DEPTH_CHUNK, Tiles, fan_in_scale, round_up
+from ghn_jax.hypernet.tiles import DENSE_CHUNK, DEPTH_CHUNK, Tiles, fan_in_scale
 from ghn_jax.networks.graph import build_graph
 from tests.cnn.comparison import QUICK
 from tests.hypernet.helpers import SMALL, small_graphs, small_spec
@@ -202,8 +203,8 @@ def test_count_items_is_the_least_capacity(graphs):
                     decoder_table(graph, max_shape=SMALL.max_shape, **{**rooms, knob: rooms[knob] - 1})
 
 
-def test_a_kernel_larger_than_the_window_is_refused(graphs):
-    with pytest.raises(UserError, match=r'kernel \dx\d is larger than the window of 3x3'):
+def test_a_kernel_larger_than_the_largest_is_refused(graphs):
+    with pytest.raises(UserError, match=r'kernel \dx\d is larger than 3x3, the largest'):
         decoder_table(graphs[0], max_dense=320, max_depth=256, max_shape=(8, 8, 3, 3))
 
 

@@ -10,11 +10,12 @@ import pytest
 
 from ghn_jax.base.errors import UserError
 from ghn_jax.networks import graph as graphs
+from ghn_jax.networks.counts import count_parameters
+from ghn_jax.networks.files import load_networks
 from ghn_jax.networks.genotype import Genotype
 from ghn_jax.networks.graph import PRIMITIVES, batch_graphs, build_graph, count_depth, to_graphs_tuple
-from ghn_jax.networks.size import count_parameters
 from ghn_jax.networks.spaces import SPACES, SPLITS
-from ghn_jax.networks.spec import NetworkSpec, load_networks
+from ghn_jax.networks.spec import NetworkSpec
 
 
 def network(entries, concat=(2,), **changes):

@@ -8,7 +8,8 @@ import pytest
 
 from ghn_jax.cnn.instructions import kinds_of
 from ghn_jax.cnn.reference import apply_reference
-from ghn_jax.networks import limits
+from ghn_jax.networks import counts
+from ghn_jax.networks.counts import cost, count_parameters
 from ghn_jax.networks.genotype import Genotype
 from ghn_jax.networks.ops import (
     OPERATIONS,
@@ -23,7 +24,6 @@ from ghn_jax.networks.ops import (
     alone,
     tensors,
 )
-from ghn_jax.networks.size import cost, count_parameters
 from ghn_jax.networks.spaces import SPACES
 from ghn_jax.reporting import graph_drawing
 from tests.cnn.networks import shapes, small_network
@@ -70,10 +70,10 @@ def test_counts_of_an_operation_are_those_of_the_tensors_that_the_reference_read
     assert read == shapes(spec)
     assert count_parameters(spec) == sum(map(math.prod, read.values()))
     kernels = [shape for name, shape in read.items() if name.startswith('cells') and len(shape) > 1]
-    assert limits.largest_kernel(spec) == max(
+    assert counts.largest_kernel(spec) == max(
         size for name, shape in read.items() if len(shape) == 4 for size in shape[2:]
     )
-    _, tiles = limits.bounds(spec)
+    _, tiles = counts.bounds(spec)
     assert sum(math.prod(shape[2:]) for shape in kernels) <= tiles
     for cell in (0, 1):
         own = {n: s for n, s in read.items() if n.startswith(f'cells.{cell}._ops.0.')}

@@ -8,9 +8,10 @@ import numpy as np
 import pytest
 
 from ghn_jax.base.errors import UserError
+from ghn_jax.networks.counts import count_parameters
+from ghn_jax.networks.files import load_networks, save_networks
 from ghn_jax.networks.genotype import Genotype
-from ghn_jax.networks.size import count_parameters
-from ghn_jax.networks.spec import NetworkSpec, is_connected, load_networks, save_networks
+from ghn_jax.networks.spec import NetworkSpec, is_connected
 
 
 def cells(normal, reduce=None, concat=(2,)):

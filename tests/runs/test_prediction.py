@@ -13,8 +13,8 @@ from safetensors.numpy import load_file
 
 from ghn_jax.base.errors import UserError
 from ghn_jax.hypernet import GHN, init_params, predict_parameters
+from ghn_jax.networks.files import save_networks
 from ghn_jax.networks.graph import build_graph
-from ghn_jax.networks.spec import save_networks
 from ghn_jax.quant import load_policy, parse_bits
 from ghn_jax.quant.export import round_weights
 from ghn_jax.quant.policy import quantizable

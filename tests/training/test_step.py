@@ -59,7 +59,7 @@ def in_float64(program, networks, specs=SPECS):
 
 def float64_workspace(program, batch=BATCH, train=True):
     floats = program.capacity.blocks * BLOCK
-    buffers = executor.make_workspace(program, batch, jnp.float64, train=train)
+    buffers = executor.make_tapes(program, batch, jnp.float64, train=train)
     return Workspace(buffers, jnp.zeros(floats), jnp.zeros(floats))
 
 

@@ -35,14 +35,14 @@ _CLIPS = np.linspace(1, 0.05, 39)  # shares of the range of all values that mse 
 
 
 def pooled(moments: Moments) -> Moments:
-    """Moments [R, C] of all batches together from those of each, [K, R, C]; exact for batches of one size."""
+    """Join the moments [R, C] of all batches from those of each, [K, R, C]; exact for batches of one size."""
     mean = np.mean(moments.mean, 0, dtype=np.float64)
     between = np.mean(np.square(moments.mean - mean), 0)
     return Moments(mean, np.mean(moments.variance, 0, dtype=np.float64) + between)
 
 
 def fold(layout: Layout, flat: np.ndarray, moments: Moments) -> tuple[np.ndarray, Tables]:
-    """(weights [F], tables) of the network with its normalisations by `moments` [R, C] folded into it.
+    """Fold normalisations by `moments` [R, C] into a network: its weights [F], and tables.
 
     With m, v, scale and shift of a normalisation and g = scale / sqrt(v + eps): the weights of the
     convolution before it are multiplied by g for each output channel, scale becomes 1 and shift becomes
@@ -66,8 +66,9 @@ def fold(layout: Layout, flat: np.ndarray, moments: Moments) -> tuple[np.ndarray
 
 
 def fix(layout: Layout, flat: np.ndarray, moments: Moments) -> tuple[np.ndarray, Tables]:
-    """(weights [F], tables) of the network with its normalisations by `moments` [R, C] as what they then are:
-    a factor and a shift for each channel.
+    """Make normalisations by `moments` [R, C] what they then are, a factor and a shift for each channel.
+
+    Returns the weights [F], and tables, of that network.
     """
     flat = np.array(flat)
     if not layout.tables.has_norm:
@@ -80,15 +81,16 @@ def fix(layout: Layout, flat: np.ndarray, moments: Moments) -> tuple[np.ndarray,
 
 
 def unfixed(layout: Layout, folded: np.ndarray, flat: np.ndarray) -> np.ndarray:
-    """The convolutions of `folded` with the normalisations of `flat`, from which it was made: by the
-    statistics of a batch this is the network `flat`, but for rounding. The sign of a scale is in the
+    """Join the convolutions of `folded` and the normalisations of `flat`, from which it was made.
+
+    By the statistics of a batch this is the network `flat`, but for rounding. The sign of a scale is in the
     convolution now.
     """
     out = np.array(folded)
     if layout.tables.has_norm:
         for r, _ in _norms(layout):
-            (scale, shift), (own_scale, own_shift) = _views(layout, out, r), _views(layout, flat, r)
-            scale[:], shift[:] = np.abs(own_scale), own_shift
+            (scale, shift), (flat_scale, flat_shift) = _views(layout, out, r), _views(layout, flat, r)
+            scale[:], shift[:] = np.abs(flat_scale), flat_shift
     return out
 
 
@@ -97,7 +99,7 @@ def _norms(layout: Layout) -> list[tuple[int, Instruction]]:
 
 
 def _views(layout: Layout, flat: np.ndarray, r: int) -> list[np.ndarray]:
-    """The weights of instruction r, [taps, rows, columns] each."""
+    """View the weights of instruction r, [taps, rows, columns] each."""
     block, views = int(layout.tables.rows[r, WEIGHTS]), []
     for piece in layout.instructions[r].pieces:
         views.append(piece_view(flat, block, piece))
@@ -108,7 +110,7 @@ def _views(layout: Layout, flat: np.ndarray, r: int) -> list[np.ndarray]:
 def activation_ranges(
     rule: str, seen: Activations, bits: np.ndarray, bounds: np.ndarray
 ) -> tuple[np.ndarray, np.ndarray]:
-    """(lo, hi), float32 [T] each, from what each of K batches showed: fields [K, T, ...].
+    """Find (lo, hi), float32 [T] each, from what each of K batches showed: fields [K, T, ...].
 
     rule: 'min_max', of all values; 'moving_average', of the batches' minima and maxima; 'percentile', without
     the extreme values on either side; 'mse', the range of all values narrowed by the factor that makes the
@@ -127,7 +129,7 @@ def activation_ranges(
 
 
 def _percentiles(histogram: np.ndarray, bounds: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """The edges of bins beyond which lie (100 - PERCENTILE) % of the values, half of them on either side
+    """Find the edges of bins beyond which lie (100 - PERCENTILE) % of the values, half of them on either side
     where there are values on both.
     """
     total = histogram.sum(1, keepdims=True)
@@ -154,7 +156,7 @@ def _least_error(
 
 @jax.jit
 def _errors(histogram: Array, lo: Array, hi: Array, bits: Array) -> Array:
-    """Squared error of rounding what a histogram [B] over [lo, hi] counts, for every clip."""
+    """Compute the squared error of rounding what a histogram [B] over [lo, hi] counts, for every clip."""
     x = lo + (hi - lo) * (jnp.arange(BINS, dtype=histogram.dtype) + 0.5) / BINS
     clips = jnp.asarray(_CLIPS, x.dtype)[:, None]
     rounded = fake_quantize(jnp.broadcast_to(x, (clips.size, BINS)), clips * lo, clips * hi, bits)
@@ -162,7 +164,7 @@ def _errors(histogram: Array, lo: Array, hi: Array, bits: Array) -> Array:
 
 
 def decibels(signal: np.ndarray, noise: np.ndarray) -> np.ndarray:
-    """10 log10(signal / noise); not a number where either is 0."""
+    """Return 10 log10(signal / noise); not a number where either is 0."""
     known = (signal > 0) & (noise > 0)
     ratio = np.divide(signal, noise, out=np.full(np.shape(signal), np.nan), where=known)
     return 10 * np.log10(ratio)

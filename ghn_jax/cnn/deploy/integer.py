@@ -90,18 +90,18 @@ def check(specs: Iterable[NetworkSpec], policies: Iterable[Policy]) -> None:
     for policy in policies:
         exceptions = (bits for rule in (*policy.rules, *policy.layers) for bits in rule[1:])
         widths = policy.weight_bits, policy.activation_bits, *exceptions, *(policy.edges or ())
-        odd = next((bits for bits in widths if not MIN_BITS <= bits <= MAX_BITS), None)
-        if odd is not None and not policy.is_float:
-            has = 'ternary weights' if odd == TERNARY else f'tensors of {odd} bits'
+        unfit = next((bits for bits in widths if not MIN_BITS <= bits <= MAX_BITS), None)
+        if unfit is not None and not policy.is_float:
+            has = 'ternary weights' if unfit == TERNARY else f'tensors of {unfit} bits'
             raise UserError(
                 f'policy {policy} has {has}: integer arithmetic is for {MIN_BITS} to {MAX_BITS} bits of '
                 'every weight and activation; leave out --integer or the policy'
             )
     for spec in specs:
-        if odd := sorted(op for op in spec.genotype.ops if not _covers(op)):
+        if uncovered := sorted(op for op in spec.genotype.ops if not _covers(op)):
             raise UserError(
-                f'network {spec.name!r} has {" and ".join(odd)}, which integer arithmetic does not cover: '
-                'leave out --integer, or take networks without'
+                f'network {spec.name!r} has {" and ".join(uncovered)}, which integer arithmetic does not '
+                'cover: leave out --integer, or take networks without'
             )
 
 
@@ -140,9 +140,9 @@ class _Interpreter:
         self.weights: dict[str, Levels] = {}
         grid = jax.device_get(_fit(flat, layout.tables, bits.weights, scheme))
         for name, t in layout.tensors.items():
-            own = layout.tables.column_tensor == t if scheme.granularity == 'channel' else t
+            its_grids = layout.tables.channel_group_tensor == t if scheme.granularity == 'channel' else t
             self.weights[name] = _weight_levels(
-                self.params[name], Grid(*(part[own].ravel() for part in grid))
+                self.params[name], Grid(*(part[its_grids].ravel() for part in grid))
             )
         self.values: dict[int, Fixed] = {}
         self.sums: dict[int, Sums] = {}  # values that are not rescaled yet
@@ -182,11 +182,11 @@ class _Interpreter:
                 self._add(dst, rescaled(sums, scale * factor, bound, shift))
             case kinds.MaxPool(stride):
                 x = self._read(src)
-                windows = _windows(x.x, stride, _INT32.min)
-                self._add(dst, x._replace(x=functools.reduce(np.maximum, windows)))
+                shifted = _shifted(x.x, stride, _INT32.min)
+                self._add(dst, x._replace(x=functools.reduce(np.maximum, shifted)))
             case kinds.AvgPool(stride):
                 x = self._read(src)
-                add = lambda v: sum(_windows(v, stride, 0))
+                add = lambda v: sum(_shifted(v, stride, 0))
                 self._add(dst, averaged(x, add, add(np.ones((1, *x.x.shape[1:3], 1), np.int64))))
             case kinds.Copy():
                 self._add(dst, self._read(src))
@@ -301,8 +301,8 @@ def _dot(x: Array, w: Array) -> Array:
     return x @ w
 
 
-def _windows(x: np.ndarray, stride: int, fill: int) -> list[np.ndarray]:
-    """What each of the nine positions of a 3x3 window, padded by one, sees."""
+def _shifted(x: np.ndarray, stride: int, fill: int) -> list[np.ndarray]:
+    """Return x [N, H, W, C], padded by one, as each of the nine positions of a 3x3 pool sees it."""
     _, h, w, _ = x.shape
     padded = np.pad(x, ((0, 0), (1, 1), (1, 1), (0, 0)), constant_values=fill)
     return [padded[:, i : i + h : stride, j : j + w : stride] for i in range(3) for j in range(3)]

@@ -4,10 +4,11 @@ After `executor.forward` every value lies in its slot, so this is a second walk 
 that only reads, with a quantizer that takes notes. Tensors are numbered as their layers' weights are
 (`Layout.tensors`): parts of a concatenation share a number, and with it one range and one histogram.
 
-Axes: R instructions | T tensors | B bins | C channels, of the widest class | N images.
+Axes: R instructions | T tensors | B bins | C channels, of the widest tape | N images.
 """
 
 import math
+from collections.abc import Callable
 from typing import NamedTuple
 
 import jax
@@ -15,10 +16,13 @@ import jax.numpy as jnp
 import numpy as np
 from jax import Array, lax
 
-from ghn_jax.cnn import executor, head, ops
+from ghn_jax.cnn import head, ops
+from ghn_jax.cnn.capacity import Segment
 from ghn_jax.cnn.instructions import Kind, Norm
+from ghn_jax.cnn.packing import TapeShape
 from ghn_jax.cnn.program import Layout, Program
-from ghn_jax.cnn.quantizer import Quantizer, Sizes, quantizer_of
+from ghn_jax.cnn.quantizer import Quantization, Quantizer, Sizes
+from ghn_jax.cnn.slots import read_slot, read_weights, switch
 from ghn_jax.cnn.tables import OP, SRC, WEIGHTS, Bits, Ranges, Tables
 from ghn_jax.cnn.weights import get_page, pages
 from ghn_jax.quant.activations import quantize_activation
@@ -59,7 +63,7 @@ class Moments(NamedTuple):
 
 
 def make_index(program: Program, layout: Layout) -> Index:
-    """The tensors of a network."""
+    """Number the tensors that the instructions of a network quantize."""
     rows = np.full((program.capacity.rows, 2), program.capacity.tensors - 1, np.int32)
     for r, instruction in enumerate(layout.instructions):
         for k, name in enumerate(instruction.quantized):
@@ -71,20 +75,20 @@ def make_index(program: Program, layout: Layout) -> Index:
 
 
 def make_ranges(index: Index, lo: np.ndarray, hi: np.ndarray) -> Ranges:
-    """Ranges [T] of tensors as the executor reads them."""
+    """Spread ranges lo, hi [T] of tensors over the instructions, as the executor reads them."""
     each = np.stack([lo, hi], -1)
     return Ranges(each[index.rows], each[index.head])
 
 
 def tensor_bits(index: Index, bits: Bits) -> np.ndarray:
-    """Bits of the activation with each number, int32 [T]; 32 where there is none."""
+    """Return the bits of the activation with each number, int32 [T]; 32 where there is none."""
     out = np.full(len(bits.weights), FLOAT_BITS, np.int32)
     out[index.rows], out[index.head] = bits.activations, bits.head
     return out
 
 
 def any_rounded(bits: Bits) -> bool:
-    """Whether a policy rounds anything."""
+    """Return whether a policy rounds anything."""
     return any(bool(np.any(np.asarray(b) < FLOAT_BITS)) for b in bits)
 
 
@@ -96,12 +100,12 @@ class _Notes:
         self.seen: dict[int, tuple[Array, Array]] = {}
         self.axis = None  # of a mesh: batches are observed whole
 
-    def rectified(self, x: Array) -> Array:
-        self.seen[0] = x, self.quantizer.rectified(x)
+    def quantize_relu(self, x: Array) -> Array:
+        self.seen[0] = x, self.quantizer.quantize_relu(x)
         return self.seen[0][1]
 
-    def own(self, x: Array, which: int) -> Array:
-        self.seen[which] = x, self.quantizer.own(x, which)
+    def quantize(self, x: Array, which: int) -> Array:
+        self.seen[which] = x, self.quantizer.quantize(x, which)
         return self.seen[which][1]
 
 
@@ -150,57 +154,38 @@ def observe(
     tables: Tables,
     bits: Bits,
     images: Array,
-    values: dict,
+    values: dict[TapeShape, Array],
     index: Index,
     bounds: Array,
     *,
     scheme: Scheme,
     ranges: Ranges | None,
 ) -> tuple[Activations, Moments]:
-    """Reads the tapes that `executor.forward` (mode 'qat', the other arguments the same) left in `values`.
+    """Read the tapes that `executor.forward` (mode 'qat', the other arguments the same) left in `values`.
 
     bounds: [T, 2], of the histograms.
     """
-    tapes = {**values, program.image_class: images[None].astype(next(iter(values.values())).dtype)}
+    tapes = {**values, program.image_shape: images[None].astype(next(iter(values.values())).dtype)}
     sizes = {c: _sizes(tape, scheme, program.capacity.parts) for c, tape in tapes.items()}
     rows, of_head = (None, None) if ranges is None else ranges
+    quantization = Quantization(scheme, bits.activations, program.capacity.parts, ranges=rows)
     has_norm, dtype = tables.has_norm.astype(weights.dtype), weights.dtype
-    channels = max(c for _, c in program.classes)
-
-    def branch(kind: Kind, segment, shape):
-        def run(tape, row, flat, scale, bits, given, own_bounds):
-            x = executor.read_slot(tape, row[SRC])
-            taker = _Notes(Quantizer(scheme, scale, bits, None, None, given))
-            notes, moments = [_zeros(None, dtype)] * 2, jnp.zeros((2, channels), dtype)
-            if isinstance(kind, Norm):
-                mean = jnp.mean(ops.wide(x), (0, 1, 2))
-                variance = jnp.mean(jnp.square(ops.wide(x) - mean), (0, 1, 2))
-                moments = jnp.pad(jnp.stack([mean, variance]), ((0, 0), (0, channels - x.shape[-1])))
-            else:
-                w = executor.read_weights(kind, segment, flat, row[WEIGHTS])
-                kind.apply(x, w, taker, has_norm, shape)
-            for k, pair in taker.seen.items():
-                notes[k] = _describe(*pair, own_bounds[k])
-            return jax.tree.map(lambda *n: jnp.stack(n), *notes), moments
-
-        return run
-
-    total, moments = (
-        _zeros(program.capacity.tensors, dtype),
-        jnp.zeros((program.capacity.rows, 2, channels), dtype),
-    )
+    channels = max(c for _, c in program.tape_shapes)
+    total = _zeros(program.capacity.tensors, dtype)
+    moments = jnp.zeros((program.capacity.rows, 2, channels), dtype)
     for k, segment in enumerate(program.segments):
         kinds = sorted({op.observed for op in segment.ops}, key=str)
-        branches = [branch(kind, segment, values[segment.dst].shape[1:]) for kind in kinds]
+        shape = values[segment.dst].shape[1:]
+        branches = [_observer_of(kind, segment, shape, scheme, has_norm, channels) for kind in kinds]
         which = np.array([kinds.index(op.observed) for op in segment.ops])
 
         def body(r, carry, src=segment.src, branches=branches, which=which):
             total, moments = carry
             row = tables.rows[r]
-            q = quantizer_of(program, scheme, None, None, sizes[src], row, bits.activations[r], r, rows)
-            operands = tapes[src], row, weights, q.scale, q.bits, q.given, bounds[index.rows[r]]
-            notes, own = executor.switch(jnp.asarray(which)[row[OP]], branches, *operands)
-            return _note(total, index.rows[r], notes), moments.at[r].set(own)
+            q = quantization.quantizer(r, row, sizes[src])
+            operands = tapes[src], row, weights, q.scale, q.bits, q.ranges, bounds[index.rows[r]]
+            notes, of_row = switch(jnp.asarray(which)[row[OP]], branches, *operands)
+            return _note(total, index.rows[r], notes), moments.at[r].set(of_row)
 
         total, moments = lax.fori_loop(tables.bounds[k], tables.bounds[k + 1], body, (total, moments))
 
@@ -210,15 +195,41 @@ def observe(
     )
     notes = []
     for k, x in enumerate((features, head.activate(residuals))):
-        given = None if of_head is None else of_head[k]
-        rounded = quantize_activation(x, bits.head[k], scheme, given=given)
+        ends = None if of_head is None else of_head[k]
+        rounded = quantize_activation(x, bits.head[k], scheme, ends=ends)
         notes.append(_describe(x, rounded, bounds[index.head[k]]))
     total = _note(total, index.head, jax.tree.map(lambda *n: jnp.stack(n), *notes))
     return Activations(*total), Moments(moments[:, 0], moments[:, 1])
 
 
+def _observer_of(
+    kind: Kind, segment: Segment, shape: tuple[int, ...], scheme: Scheme, has_norm: Array, channels: int
+) -> Callable:
+    """Make the function that describes what one kind of instruction reads.
+
+    It gives the notes on the two tensors that the kind may quantize, stacked, and moments [2, channels].
+    """
+
+    def observed(tape, row, flat, scale, bits, ranges, its_bounds):
+        x = read_slot(tape, row[SRC])
+        quantizer = _Notes(Quantizer(scheme, scale, bits, None, None, ranges))
+        notes, moments = [_zeros(None, flat.dtype)] * 2, jnp.zeros((2, channels), flat.dtype)
+        if isinstance(kind, Norm):
+            mean = jnp.mean(ops.wide(x), (0, 1, 2))
+            variance = jnp.mean(jnp.square(ops.wide(x) - mean), (0, 1, 2))
+            moments = jnp.pad(jnp.stack([mean, variance]), ((0, 0), (0, channels - x.shape[-1])))
+        else:
+            w = read_weights(kind, segment, flat, row[WEIGHTS])
+            kind.apply(x, w, quantizer, has_norm, shape)
+        for k, pair in quantizer.seen.items():
+            notes[k] = _describe(*pair, its_bounds[k])
+        return jax.tree.map(lambda *n: jnp.stack(n), *notes), moments
+
+    return observed
+
+
 def weight_noise(flat: Array, quantized: Array, tables: Tables, n_tensors: int) -> tuple[Array, Array]:
-    """(sum of squares, sum of squares of the rounding error) of every weight tensor, each [T]."""
+    """Sum the squares of every weight tensor and of its rounding error, [T] each."""
 
     def page(p, sums):
         tensor, w, q = get_page(tables.block_tensor, p), get_page(flat, p), get_page(quantized, p)

@@ -93,7 +93,7 @@ class Runner:
             )[0]
 
         self._logits = logits
-        buffers = executor.make_workspace(program, BATCH, jnp.float64, train=False)
+        buffers = executor.make_tapes(program, BATCH, jnp.float64, train=False)
         floats = jnp.zeros(program.capacity.blocks * 256)
         self.workspace = Workspace(buffers, jnp.zeros(1), floats)
 
@@ -310,14 +310,14 @@ def test_so_is_that_of_another_scheme(program, other_runner, monkeypatch):
         protocol.Protocol(sqnr=True), other_runner, layout, network, None, bits, None
     )
     squares = {}
-    quantize = reference._Layers.quantize_activation
+    quantize = reference.Layers.quantize_activation
 
     def spy(self, name, x):
         rounded = quantize(self, name, x)
         squares[f'{name}.weight'] = np.array([np.sum(x**2), np.sum((rounded - x) ** 2)])
         return rounded
 
-    monkeypatch.setattr(reference._Layers, 'quantize_activation', spy)
+    monkeypatch.setattr(reference.Layers, 'quantize_activation', spy)
     total = {}
     for x in pixels(1):
         apply_reference(spec, params, normalised(x), policy=policy, scheme=OTHER)

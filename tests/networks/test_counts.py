@@ -6,9 +6,9 @@ That the formulas bound what is made from random networks is in tests/fuzz/test_
 import pytest
 
 from ghn_jax.base.errors import UserError
-from ghn_jax.networks import limits
+from ghn_jax.networks import counts, files
+from ghn_jax.networks.counts import count_parameters
 from ghn_jax.networks.genotype import OPS
-from ghn_jax.networks.size import count_parameters
 from tests.cnn.networks import small_network
 
 # (operations, kernel positions) of one op of a cell.
@@ -30,17 +30,17 @@ def network(op, *, steps=1, **fields):
 
 def test_the_limits_are_what_files_were_promised():
     """A file that was accepted stays accepted; the spaces' own largest networks are well within."""
-    assert 500 < limits.MAX_NETWORKS == 10_000
-    assert 160e6 < limits.MAX_PARAMETERS == 200e6
-    assert 1400 < limits.MAX_OPERATIONS == 4096
-    assert 2500 < limits.MAX_TILES == 256 * 2**20 / (64 * 64 * 4)  # 256 MiB of float32
-    assert 7 < limits.MAX_FAMILIES == 16
+    assert 500 < files.MAX_NETWORKS == 10_000
+    assert 160e6 < counts.MAX_PARAMETERS == 200e6
+    assert 1400 < counts.MAX_OPERATIONS == 4096
+    assert 2500 < counts.MAX_TILES == 256 * 2**20 / (64 * 64 * 4)  # 256 MiB of float32
+    assert 7 < counts.MAX_FAMILIES == 16
 
 
 @pytest.mark.parametrize('op', OPS)
 def test_a_cell_is_counted_op_by_op(op):
     """The stem has 9 and 7x7 + 2 of 3x3, the head 6 and 1, a cell's start 12 and 4, its end 2."""
-    operations, tiles = limits.bounds(network(op, n_cells=1))
+    operations, tiles = counts.bounds(network(op, n_cells=1))
     positions = 11 * 11 if op == 'msa' else 0
     assert operations == 9 + 6 + 12 + 2 + COSTS['conv_1x1'][0] + COSTS[op][0]
     assert tiles == 49 + 18 + 1 + 4 + COSTS['conv_1x1'][1] + COSTS[op][1] + positions
@@ -48,7 +48,7 @@ def test_a_cell_is_counted_op_by_op(op):
 
 def test_normal_and_reduction_cells_are_counted_apart():
     def counted(n_cells):
-        return limits.bounds(
+        return counts.bounds(
             small_network(
                 [('conv_7x7', 0), ('conv_1x1', 1)], [('conv_3x3', 0), ('conv_1x1', 1)], n_cells=n_cells
             )
@@ -62,8 +62,8 @@ def test_normal_and_reduction_cells_are_counted_apart():
 
 @pytest.mark.parametrize('steps', [1, 4, 10])
 def test_no_cell_of_so_many_states_has_more_operations(steps):
-    one, two = (limits.bounds(network('sep_conv_3x3', steps=steps, n_cells=n))[0] for n in (1, 2))
-    assert limits.operations_of_cell(steps) == two - one + (COSTS['sep_conv_3x3'][0] - COSTS['conv_1x1'][0])
+    one, two = (counts.bounds(network('sep_conv_3x3', steps=steps, n_cells=n))[0] for n in (1, 2))
+    assert counts.operations_of_cell(steps) == two - one + (COSTS['sep_conv_3x3'][0] - COSTS['conv_1x1'][0])
     assert COSTS['sep_conv_3x3'][0] == max(
         cost for op, (cost, _) in COSTS.items() if op not in ('msa', 'cse')
     )
@@ -73,27 +73,27 @@ def test_no_cell_of_so_many_states_has_more_operations(steps):
     'limit, count, word',
     [
         ('MAX_PARAMETERS', count_parameters, 'parameters'),
-        ('MAX_OPERATIONS', lambda spec: limits.bounds(spec)[0], 'operations'),
-        ('MAX_TILES', lambda spec: limits.bounds(spec)[1], 'kernel positions to decode'),
+        ('MAX_OPERATIONS', lambda spec: counts.bounds(spec)[0], 'operations'),
+        ('MAX_TILES', lambda spec: counts.bounds(spec)[1], 'kernel positions to decode'),
     ],
 )
 def test_a_network_at_a_limit_is_accepted_and_one_beyond_it_is_refused(monkeypatch, limit, count, word):
     spec = network('conv_3x3', name='mine')
-    monkeypatch.setattr(limits, limit, count(spec))
-    limits.check_size(spec)
-    monkeypatch.setattr(limits, limit, count(spec) - 1)
+    monkeypatch.setattr(counts, limit, count(spec))
+    counts.check_size(spec)
+    monkeypatch.setattr(counts, limit, count(spec) - 1)
     with pytest.raises(UserError, match=rf"network 'mine' has .*{count(spec):,} {word}, more than "):
-        limits.check_size(spec)
+        counts.check_size(spec)
 
 
 def test_sixteen_widths_are_accepted_and_those_with_attention_count_apart():
     widths = range(16, 16 * 16 + 1, 16)
     plain = [network('conv_1x1', C=c) for c in widths]
-    limits.check_families([*plain, *plain])
+    counts.check_families([*plain, *plain])
     attentive = [network('msa', C=c) for c in widths]
-    limits.check_families([*plain[:8], *attentive[8:]])
+    counts.check_families([*plain[:8], *attentive[8:]])
     with pytest.raises(UserError, match='17 different widths'):
-        limits.check_families([*plain, attentive[0]])
+        counts.check_families([*plain, attentive[0]])
 
 
 @pytest.mark.parametrize(
@@ -108,4 +108,4 @@ def test_sixteen_widths_are_accepted_and_those_with_attention_count_apart():
     ],
 )
 def test_the_largest_kernel_is_that_of_the_stem_or_of_an_op(op, fields, size):
-    assert limits.largest_kernel(network(op, **fields)) == size
+    assert counts.largest_kernel(network(op, **fields)) == size

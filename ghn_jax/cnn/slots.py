@@ -1,0 +1,49 @@
+"""Reading and writing tapes and the weight buffer, where the place is data: what a compiled loop does."""
+
+import functools
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jax import Array, lax
+
+from ghn_jax.cnn.capacity import Segment
+from ghn_jax.cnn.instructions import Kind
+from ghn_jax.cnn.packing import BLOCK, block_floats
+
+
+def read_weights(op: Kind, segment: Segment, flat: Array, block: Array) -> list[Array]:
+    """Read an instruction's weights from the buffer [F], where its pieces lie in a row from `block` on."""
+    offset, out = block * BLOCK, []
+    for shape in op.weight_shapes(segment.src, segment.dst):
+        size = functools.reduce(lambda a, b: a * b, shape)
+        out.append(lax.dynamic_slice(flat, (offset,), (size,)).reshape(shape))
+        offset = offset + block_floats(shape)
+    return out
+
+
+def read_slot(tape: Array, index: Array) -> Array:
+    """Read a slot of a tape [S, N, H, H, C]: a value [N, H, H, C]."""
+    return lax.dynamic_index_in_dim(tape, index, 0, keepdims=False)
+
+
+def set_slot(tape: Array, value: Array, index: Array) -> Array:
+    """Write a value to a slot of a tape."""
+    return lax.dynamic_update_index_in_dim(tape, value, index, 0)
+
+
+def add_to_slot(tape: Array, value: Array, index: Array, keep: Array) -> Array:
+    """Write a value to a slot, plus what was there if `keep`."""
+    return set_slot(tape, jnp.where(keep > 0, read_slot(tape, index), 0) + value, index)
+
+
+def switch(index: Array, branches: Sequence[Callable], *operands: Any) -> Any:
+    """Call lax.switch such that it stays one.
+
+    Inlined, a single branch would be fused with what reads and writes the tape, and XLA would copy the tape
+    for it.
+    """
+    shapes = jax.eval_shape(branches[0], *operands)
+    zeros = lambda *_: jax.tree.map(lambda s: jnp.zeros(s.shape, s.dtype), shapes)
+    return lax.switch(index, branches if len(branches) > 1 else [*branches, zeros], *operands)
