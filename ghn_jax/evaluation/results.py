@@ -10,6 +10,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
+import scipy.stats
 
 from ghn_jax.base import jsonfile
 from ghn_jax.base.errors import UserError, shown
@@ -66,26 +67,33 @@ def make_rows(networks: Sequence[Mapping[str, Any]], bits: Sequence[str]) -> lis
 
 
 def rank_correlation(x: Sequence[float], y: Sequence[float]) -> float | None:
-    """Spearman's; of equal values each has their mean rank. None where all of one kind are equal."""
-    ranks = []
-    for values in (x, y):
-        _, which, counts = np.unique(values, return_inverse=True, return_counts=True)
-        ranks.append((np.cumsum(counts) - (counts - 1) / 2)[which])
-    if any(np.ptp(r) == 0 for r in ranks):
+    """Return Spearman's rank correlation, equal values sharing their mean rank.
+
+    Returns:
+      A number from -1 to 1; None where all values of one kind are equal.
+    """
+    if any(np.ptp(values) == 0 for values in (x, y)):
         return None
-    return float(np.corrcoef(*ranks)[0, 1])
+    return float(scipy.stats.spearmanr(x, y).statistic)
 
 
 def bootstrap_interval(values: Sequence[float], seed: int = 0) -> tuple[float, float] | None:
-    """95 % interval of the mean: percentiles of the means of RESAMPLES samples, drawn from the values with
-    replacement (B. Efron 1979). None for a single value.
+    """Return the 95 % interval of the mean by the percentile bootstrap (B. Efron 1979).
+
+    Args:
+      values: what the mean is of; RESAMPLES samples are drawn from them with replacement.
+      seed: of the draws, so that the same values always have the same interval.
+
+    Returns:
+      Its ends; None for a single value.
     """
-    v = np.asarray(values, np.float64)
-    if len(v) < 2:
+    if len(values) < 2:
         return None
-    drawn = np.random.default_rng(seed).integers(0, len(v), (RESAMPLES, len(v)))
-    low, high = np.percentile(v[drawn].mean(1), (2.5, 97.5))
-    return float(low), float(high)
+    rng = np.random.default_rng(seed)
+    interval = scipy.stats.bootstrap(
+        (np.asarray(values, np.float64),), np.mean, n_resamples=RESAMPLES, method='percentile', rng=rng
+    ).confidence_interval
+    return float(interval.low), float(interval.high)
 
 
 def read_result(path: str | os.PathLike) -> Result:
