@@ -12,13 +12,16 @@ import jax
 import numpy as np
 from jax.sharding import Mesh
 
-from ghn_jax.assembly.mesh import OVER_DEVICES, REPLICATED, on_each
+from ghn_jax.assembly.mesh import OVER_DEVICES, REPLICATED, on_each, replicate
+from ghn_jax.assembly.workspace import Workspace
 from ghn_jax.base.errors import UserError
 from ghn_jax.cnn.deploy import calibration, observer
 from ghn_jax.cnn.deploy.observer import Activations, Moments
 from ghn_jax.cnn.program import Layout, Program
-from ghn_jax.cnn.tables import Bits, Ranges, Tables
+from ghn_jax.cnn.tables import Bits
 from ghn_jax.evaluation import device
+from ghn_jax.evaluation.device import RunnableNetwork
+from ghn_jax.evaluation.selection import ImageBatches
 from ghn_jax.quant.policy import Policy
 from ghn_jax.quant.scheme import QAT, Scheme
 
@@ -72,45 +75,45 @@ class Protocol:
 PAPERS = Protocol()
 
 
-class Network(NamedTuple):
-    """One network as it runs: weights [F], float; given ranges, or None for those of each batch."""
-
-    weights: Any
-    tables: Tables
-    ranges: Ranges | None
-
-
 @functools.cache
 def measure_on(mesh: Mesh | None, scheme: Scheme) -> Callable:
-    """`device.measure` in a scheme, jitted; on several devices each does all of it, for it is little."""
+    """Return `device.measure` in a scheme, jitted; several devices each do all of it, for it is little."""
 
-    def measure(program, *arrays):
-        all_, each = REPLICATED, OVER_DEVICES
+    def measure(program, network, images, index, bounds, workspace):
         run = functools.partial(device.measure, program, scheme=scheme)
-        return on_each(run, mesh, (*[all_] * 8, each, all_), (all_, each))(*arrays)
+        inputs = (REPLICATED, REPLICATED, REPLICATED, REPLICATED, OVER_DEVICES)
+        on_devices = on_each(run, mesh, inputs, (REPLICATED, OVER_DEVICES))
+        return on_devices(network, images, index, bounds, workspace)
 
-    return jax.jit(measure, static_argnums=0, donate_argnums=9)
+    return jax.jit(measure, static_argnames='program', donate_argnames='workspace')
 
 
 class Measure(NamedTuple):
-    """Measures networks of a program. images: uint8 [K, N, H, H, 3], mean and std [3]."""
+    """Measures networks of a program on calibration images."""
 
     program: Program
     mesh: Mesh | None
-    images: tuple[Any, Any, Any]
+    images: ImageBatches
     scheme: Scheme = QAT
 
-    def __call__(self, layout: Layout, network: Network, bits: Bits, bounds: np.ndarray, workspace):
-        """(device.Measured on the host, workspace)."""
+    def __call__(
+        self, layout: Layout, network: RunnableNetwork, bits: Bits, bounds: np.ndarray, workspace: Workspace
+    ) -> tuple[device.Measured, Workspace]:
+        """Return (what the network sees at these bits, on the host; workspace)."""
+        index = observer.make_index(self.program, layout)
         measured, workspace = measure_on(self.mesh, self.scheme)(
-            self.program, network.weights, network.tables, bits, *self.images,
-            observer.make_index(self.program, layout), bounds, workspace, network.ranges,
-        )  # fmt: skip
+            self.program, network._replace(bits=bits), self.images, index, bounds, workspace
+        )
         return jax.device_get(measured), workspace
 
 
+def make_measure(program: Program, mesh: Mesh | None, images: ImageBatches, scheme: Scheme) -> Measure:
+    """Return what measures networks of a program on these images, placed on every device."""
+    return Measure(program, mesh, replicate(mesh, images._replace(labels=None)), scheme)
+
+
 def statistics(
-    how: Protocol, measure: Measure, layout: Layout, network: Network, workspace
+    how: Protocol, measure: Measure, layout: Layout, network: RunnableNetwork, workspace
 ) -> tuple[Moments | None, Any]:
     """(what enters the normalisations of the network in float, over the calibration images; None if they go
     by each batch or there are none; workspace).
@@ -127,11 +130,11 @@ def prepare(
     how: Protocol,
     measure: Measure,
     layout: Layout,
-    network: Network,
+    network: RunnableNetwork,
     moments: Moments | None,
     bits: Bits,
     workspace,
-) -> tuple[Network, dict[str, tuple[float | None, float | None]] | None, Any]:
+) -> tuple[RunnableNetwork, dict[str, tuple[float | None, float | None]] | None, Any]:
     """(the network as it runs under `how`, the SQNR of its layers if wanted, workspace).
 
     network: with its predicted weights. moments: from `statistics`. bits: of a policy on it.
@@ -154,7 +157,7 @@ def _fix_statistics(how, measure, layout, network, moments, bits, workspace):
         unfixed = network._replace(weights=flat)
         measured, workspace = measure(layout, unfixed, bits, _nowhere(measure.program), workspace)
         flat, tables = calibration.fix(layout, flat, calibration.pooled(measured.moments))
-    return Network(flat, tables, None), workspace
+    return network._replace(weights=flat, tables=tables, ranges=None), workspace
 
 
 def _fix_ranges(how, measure, layout, network, bits, workspace):
@@ -172,7 +175,7 @@ def _fix_ranges(how, measure, layout, network, bits, workspace):
 
 
 def histograms(
-    measure: Measure, layout: Layout, network: Network, bits: Bits, seen: Activations, workspace
+    measure: Measure, layout: Layout, network: RunnableNetwork, bits: Bits, seen: Activations, workspace
 ) -> tuple[Activations, np.ndarray, Any]:
     """(the activations measured again, with histograms between the extremes of those `seen`; the bounds of
     the histograms, [T, 2]; workspace).

@@ -14,7 +14,7 @@ import numpy as np
 from jax import Array, lax
 
 from ghn_jax.quant.grid import Grid, quantize
-from ghn_jax.quant.policy import FLOAT_BITS, Policy, edges_of, quantizable
+from ghn_jax.quant.policy import FLOAT_BITS, Policy, quantizable
 from ghn_jax.quant.scheme import QAT, Scheme
 from ghn_jax.quant.weight_grids import fit
 
@@ -46,9 +46,8 @@ def round_weights(
         UserError: a rule of the policy matches none of the weights.
     """
     names = quantizable((name, w.shape) for name, w in weights.items())
-    policy.check(names)
-    widths = {name: policy.weights(name, edge=name in edges_of(names)) for name in names}
-    widths = {name: bits for name, bits in widths.items() if bits < FLOAT_BITS}
+    resolved = policy.resolve(names)
+    widths = {name: bits for name, (bits, _) in resolved.items() if bits < FLOAT_BITS}
     if not widths:
         return dict(weights), {}
     by_channel = scheme.granularity == 'channel'

@@ -7,7 +7,7 @@ from typing import Any
 
 from ghn_jax.base.errors import UserError, shown
 from ghn_jax.evaluation import results
-from ghn_jax.evaluation.evaluate import GIVEN
+from ghn_jax.evaluation.evaluation_spec import GIVEN
 from ghn_jax.evaluation.protocol import RANGE_RULE, Protocol
 from ghn_jax.evaluation.results import Result
 from ghn_jax.networks.spaces import SPLITS
@@ -30,9 +30,9 @@ class Evaluation:
     """result: as `ghn_jax.evaluate` makes it, its rows with the differences to `other` where there is one.
 
     policies: by the names in the result. closeup: the name of the policy of the closer look. best, worst:
-    places among the networks of the first split, of the extreme top-1 at that policy. how: what
-    normalisations and ranges of the scored networks went by. told: what a hypernetwork that is told the bits
-    was told, if not the policy that was run.
+    places among the networks of the first split, of the extreme top-1 at that policy. protocol: what
+    normalisations and ranges of the scored networks went by. predicted_for: the policy that the weights were
+    predicted for, if not the one that was run.
     """
 
     result: Result
@@ -41,8 +41,8 @@ class Evaluation:
     closeup: str
     best: int
     worst: int
-    how: Protocol
-    told: Policy | None
+    protocol: Protocol
+    predicted_for: Policy | None
 
     @property
     def splits(self) -> list[str]:
@@ -89,8 +89,8 @@ def make_evaluation(result: Result, other: Result | None = None, *, closeup: str
         closeup=closeup,
         best=top1.index(max(top1)),
         worst=top1.index(min(top1)),
-        how=Protocol(batch_norm=p['batch_norm'], ranges=p['ranges'], range_rule=rule),
-        told=None if p['predicted_for'] in ('any', 'each') else parse_bits(p['predicted_for']),
+        protocol=Protocol(batch_norm=p['batch_norm'], ranges=p['ranges'], range_rule=rule),
+        predicted_for=None if p['predicted_for'] in ('any', 'each') else parse_bits(p['predicted_for']),
     )
 
 

@@ -10,6 +10,7 @@ import pytest
 
 from ghn_jax.base.errors import UserError
 from ghn_jax.evaluation import results, sensitivity
+from ghn_jax.evaluation.evaluation_spec import EvaluationSpec
 from ghn_jax.hypernet.ghn import GHNConfig
 from ghn_jax.quant import Policy, parse_bits
 from ghn_jax.runs import run as runs
@@ -34,11 +35,13 @@ def config():
 def run(workdir, *, strategies=STRATEGIES, changes=None, **options):
     c = config()
     c.update_from_flattened_dict(changes or {})
-    defaults = dict(
-        splits=['test'], policies=[parse_bits('w4a4')], num_networks=2, num_images=8, batch_size=4
+    scoring = dict(
+        splits=('test',), policies=(parse_bits('w4a4'),), num_networks=2, num_images=8, batch_size=4
     )
-    defaults |= dict(groups=Policy(2, 2), layers=1)
-    return study.study(c, strategies, workdir, **defaults | options)
+    scoring |= {name: options.pop(name) for name in scoring.keys() & options.keys()}
+    options = dict(groups=Policy(2, 2), layers=1) | options
+    spec = study.StudySpec(**options, evaluation=EvaluationSpec(**scoring))
+    return study.study(c, strategies, workdir, spec)
 
 
 def save_run(config, folder, step=None):
@@ -49,10 +52,11 @@ def save_run(config, folder, step=None):
         checkpoints.save(step, {'params': {'w': np.full(1, config.seed)}}, meta)
 
 
-def make_evaluation(run, *, workdir, policies, images=8, **_):
+def make_evaluation(run, spec, *, images=8, dataset=None):
     """An evaluation of five networks, as a function of the directory's name."""
+    workdir = spec.workdir
     top1 = np.random.default_rng(list(workdir.encode()[-9:])).normal(50, 9, 5).tolist()
-    bits = [str(policy) for policy in policies]
+    bits = [str(policy) for policy in spec.policies]
     networks = [
         {
             'split': 'test',
@@ -81,7 +85,7 @@ def quick(monkeypatch):
     monkeypatch.setattr(study, 'train', train)
     monkeypatch.setattr(study, 'evaluate', make_evaluation)
     monkeypatch.setattr(study, '_score_parts', lambda *_, **__: {'groups': {'nothing': [1.0]}, 'layers': {}})
-    monkeypatch.setattr(runs, 'load_data', lambda _: None)
+    monkeypatch.setattr(study, 'load_data', lambda _: None)
     return trained
 
 
@@ -326,7 +330,7 @@ def test_a_strategy_has_no_seed_of_its_own_beside_others():
 )
 def test_a_bad_strategy_is_refused_before_any_is_trained(tmp_path, strategies, words):
     with pytest.raises(UserError, match=words):
-        study.study(config(), strategies, tmp_path, splits=['test'], policies=[Policy()])
+        study.study(config(), strategies, tmp_path)
     assert not list(tmp_path.iterdir())
 
 
