@@ -14,7 +14,7 @@ import numpy as np
 from jax import Array, lax
 
 from ghn_jax.quant.grid import Grid, quantize
-from ghn_jax.quant.policy import FLOAT_BITS, Policy, quantizable
+from ghn_jax.quant.policy import FLOAT_BITS, NamedWidths, Policy, quantizable
 from ghn_jax.quant.scheme import QAT, Scheme
 from ghn_jax.quant.weight_grids import fit
 
@@ -25,7 +25,7 @@ _LEAST_ROWS, _LEAST_GRIDS = 1024, 64
 def round_weights(
     weights: Mapping[str, np.ndarray], policy: Policy, scheme: Scheme = QAT
 ) -> tuple[dict[str, np.ndarray], dict[str, dict[str, Any]]]:
-    """The weights of a network rounded to a policy's bits, on the grids of a scheme.
+    """Round the weights of a network to a policy's bits, on the grids of a scheme.
 
     A rounded weight is w = (q - zero_point) * scale in its own precision, bit for bit, and
     q = round(w / scale) + zero_point, an integer of 0 .. 2^bits - 1. With less than 2 bits zero_point is 0
@@ -46,14 +46,20 @@ def round_weights(
         UserError: a rule of the policy matches none of the weights.
     """
     names = quantizable((name, w.shape) for name, w in weights.items())
-    resolved = policy.resolve(names)
-    widths = {name: bits for name, (bits, _) in resolved.items() if bits < FLOAT_BITS}
-    if not widths:
+    return round_to(weights, policy.resolve(names), scheme)
+
+
+def round_to(
+    weights: Mapping[str, np.ndarray], widths: NamedWidths, scheme: Scheme = QAT
+) -> tuple[dict[str, np.ndarray], dict[str, dict[str, Any]]]:
+    """Round weights as `round_weights`, to the bits of each by name (`Policy.resolve`)."""
+    bits_of = {name: bits for name, (bits, _) in widths.items() if bits < FLOAT_BITS}
+    if not bits_of:
         return dict(weights), {}
     by_channel = scheme.granularity == 'channel'
-    tiles = [_tile(weights[name], by_channel) for name in widths]
+    tiles = [_tile(weights[name], by_channel) for name in bits_of]
     rounded, quantization = dict(weights), {}
-    each = zip(widths.items(), *_round_tiles(tiles, list(widths.values()), scheme), strict=True)
+    each = zip(bits_of.items(), *_round_tiles(tiles, list(bits_of.values()), scheme), strict=True)
     for (name, bits), tile, scale, zero in each:
         size, shape = weights[name].size // len(tile), weights[name].shape
         rounded[name] = tile.reshape(len(tile), -1)[:, :size].reshape(shape)

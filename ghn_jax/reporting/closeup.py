@@ -26,7 +26,7 @@ from ghn_jax.evaluation.selection import Selection, image_batches, room_for, sel
 from ghn_jax.hypernet.policy_features import resolve
 from ghn_jax.networks.spec import NetworkSpec
 from ghn_jax.quant.bit_schedule import strategy_of
-from ghn_jax.quant.export import round_weights
+from ghn_jax.quant.export import round_to
 from ghn_jax.quant.policy import quantizable
 from ghn_jax.reporting.evaluation import Evaluation
 from ghn_jax.runs.run import Run
@@ -112,7 +112,7 @@ def look(run: Run, evaluation: Evaluation, selection: Selection, num_devices: in
 
     shapes = {parameter.name: parameter.shape for parameter in graph.parameters}
     weights = program.unpack(layout, np.asarray(jax.device_get(network.weights)), shapes)
-    rounded, _ = round_weights(weights, used, scheme)
+    rounded, _ = round_to(weights, widths, scheme)
     of_weights = calibration.decibels(*measured.weights)
     of_activations = calibration.decibels(*(np.sum(x, 0) for x in (seen.signal, seen.noise)))
     histograms = np.sum(seen.histogram, 0).reshape(-1, BINS, observer.BINS // BINS).sum(-1)

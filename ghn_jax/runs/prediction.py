@@ -18,10 +18,12 @@ from safetensors.numpy import save
 import ghn_jax
 from ghn_jax.base import cli
 from ghn_jax.base.errors import UserError
-from ghn_jax.hypernet.predict import Weights, check_network, predict_weights
+from ghn_jax.hypernet.policy_features import resolve
+from ghn_jax.hypernet.predict import Weights, check_network, predict_from_graph
+from ghn_jax.networks.graph import build_graph
 from ghn_jax.networks.spec import NetworkSpec
 from ghn_jax.quant.bit_schedule import strategy_of
-from ghn_jax.quant.export import round_weights
+from ghn_jax.quant.export import round_to
 from ghn_jax.quant.policy import Policy
 from ghn_jax.runs.run import Run
 
@@ -63,15 +65,16 @@ def predict(
       that does not read it) and, where a policy quantizes, quantization: JSON of what `round_weights` gives.
 
     Raises:
-      UserError: as `check_network`, `predict_weights` and `round_weights`.
+      UserError: as `check_network`, `predict_weights`.
     """
     config: Any = run.config
     policy = policy or Policy()
     check_network(spec, run.ghn, config.image_size)
     strategy = strategy_of(config)
-    used = strategy.used(policy)
-    weights = predict_weights(run.ghn, run.params, spec, used)
-    weights, quantization = round_weights(weights, used, strategy.scheme)
+    graph = build_graph(spec)
+    widths = resolve(strategy.used(policy), graph)
+    weights = predict_from_graph(run.ghn, run.params, graph, widths)
+    weights, quantization = round_to(weights, widths, strategy.scheme)
     if layout == 'jax':
         weights = to_jax_layout(weights)
     metadata = {

@@ -13,6 +13,7 @@ import pytest
 
 from ghn_jax.assembly.network_batch import prepare
 from ghn_jax.base.errors import UserError
+from ghn_jax.cnn.lowering import lower
 from ghn_jax.cnn.packing import BLOCK
 from ghn_jax.cnn.reference import apply_reference
 from ghn_jax.datasets.load import normalize
@@ -33,6 +34,7 @@ from ghn_jax.runs.task import load_data, make_space_of
 from tests.hypernet.helpers import small_spec
 from tests.pages import Page, check_self_contained
 from tests.small_run import command, is_one_error_line, write_run
+from tests.spies import calls_of
 from tests.streams import Ascii, full, without_reader
 
 # Few shapes, so few compilations: every test scores networks of one program on 2 batches of 16 images.
@@ -111,6 +113,18 @@ def test_evaluating_again_gives_the_same_numbers_and_compiles_nothing(run, datas
     assert compiles.n == 0
     assert again['rows'] == result['rows']
     assert again['networks'] == result['networks']
+
+
+@pytest.mark.parametrize('bits', [False, True])
+def test_each_network_is_lowered_once_and_its_graph_built_once(
+    run, dataset, selection, result, tmp_path, monkeypatch, bits
+):
+    """Whatever the policies; also where the weights are predicted anew for each of them."""
+    evaluated = load_run(write_run(tmp_path, bits=True)) if bits else run
+    graphs, lowered = calls_of(monkeypatch, build_graph), calls_of(monkeypatch, lower)
+    evaluate(evaluated, EvaluationSpec(policies=(Policy(4, 4), Policy(8, 8)), **FLAGS), dataset=dataset)
+    assert graphs == list(selection.specs)
+    assert [spec for spec in lowered if spec in graphs] == graphs  # others are lowered to build the program
 
 
 def test_other_parameters_and_other_networks_need_no_compilation(run, images, selection, count_compiles):
