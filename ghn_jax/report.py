@@ -19,8 +19,7 @@ from ghn_jax.base.jsonlines import read_jsonl
 from ghn_jax.evaluation import evaluation_flags
 from ghn_jax.evaluation.evaluate import evaluate
 from ghn_jax.reporting import closeup, contents, page
-from ghn_jax.reporting.evaluation import choose_closeup, make_evaluation, read_evaluation
-from ghn_jax.reporting.report import _WITH_RESULT
+from ghn_jax.reporting.evaluation import WITH_RESULT, choose_closeup, make_evaluation, read_evaluation
 
 if __name__ == '__main__':
     _READ = evaluation_flags.define_flags(sqnr=True)
@@ -43,7 +42,7 @@ if __name__ == '__main__':
         metrics = asked.workdir / 'metrics.jsonl'
         rows = read_jsonl(metrics) if metrics.is_file() else None
         if _RESULT.value:
-            if wrong := sorted(asked.given - _WITH_RESULT):
+            if wrong := sorted(asked.given - WITH_RESULT):
                 raise UserError(
                     f'--{wrong[0]} is for an evaluation, --result is one already made: give one of them'
                 )

@@ -6,7 +6,7 @@ from ghn_jax.base import cache, environment, executables
 
 
 def start(parts_of_cpu: int = 1) -> None:
-    """Makes JAX ready, once for a process: its cache of programs, and its devices.
+    """Make JAX ready, once for a process: its cache of programs, and its devices.
 
     Raises:
       UserError: JAX_PLATFORMS asks for devices that are not there.
@@ -17,7 +17,7 @@ def start(parts_of_cpu: int = 1) -> None:
 
 
 def divide_cpu(parts: int) -> None:
-    """Makes a CPU so many devices, each with work of its own; to be called before JAX knows its devices.
+    """Make a CPU so many devices, each with work of its own; to be called before JAX knows its devices.
 
     Much of a step runs on one core, whatever its size: two devices keep two cores busy, and take twice the
     memory.
@@ -27,7 +27,7 @@ def divide_cpu(parts: int) -> None:
 
 
 def enable_compilation_cache() -> None:
-    """Keeps compiled programs on disk, in `cache.folder()`.
+    """Keep compiled programs on disk, in `cache.folder()`.
 
     A program takes a minute or more to compile on a CPU, and most runs need the same few.
     """

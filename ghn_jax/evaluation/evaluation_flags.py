@@ -51,7 +51,7 @@ class EvaluationFlags:
 
 
 def parse_splits(names: Sequence[str]) -> tuple[str, ...]:
-    """The names without repetitions. Raises UserError for an unknown one, and for none."""
+    """Return the names without repetitions. Raises UserError for an unknown one, and for none."""
     splits = tuple(dict.fromkeys(name.strip() for name in names))
     if not splits:
         raise UserError(f'--splits is empty: choose from {", ".join(SPLITS)}')
@@ -62,9 +62,10 @@ def parse_splits(names: Sequence[str]) -> tuple[str, ...]:
 
 
 def parse_policies(names: Sequence[str], files: Sequence[str] = ()) -> tuple[Policy, ...]:
-    """Policies from their names and from policy files, without repetitions.
+    """Return policies from their names and from policy files, without repetitions.
 
-    Raises UserError for impossible bits, bad files, two policies of one name, and for none.
+    Raises:
+      UserError: impossible bits, bad files, two policies of one name, or none.
     """
     policies = list(dict.fromkeys(parse_bits(name) for name in names))
     for file in dict.fromkeys(files):

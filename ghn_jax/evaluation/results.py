@@ -36,7 +36,7 @@ _SAME = (
 
 
 def statistics(values: Sequence[float], prefix: str) -> dict[str, float | None]:
-    """Mean, standard error (sample standard deviation / sqrt n; None for one value), median and max."""
+    """Return mean, standard error (sample deviation / sqrt n; None for one value), median and maximum."""
     v = np.asarray(values, np.float64)
     sem = float(v.std(ddof=1) / math.sqrt(len(v))) if len(v) > 1 else None
     numbers = {'mean': float(v.mean()), 'sem': sem, 'median': float(np.median(v)), 'max': float(v.max())}
@@ -44,8 +44,10 @@ def statistics(values: Sequence[float], prefix: str) -> dict[str, float | None]:
 
 
 def make_rows(networks: Sequence[Mapping[str, Any]], bits: Sequence[str]) -> list[dict[str, Any]]:
-    """A row for each split, in order of appearance, and bit-width: statistics of top-1 and top-5, the rank
-    correlation of top-1 with parameters and depth, and means of what else the scores of all networks have.
+    """Make a row for each split, in order of appearance, and bit-width.
+
+    Each has statistics of top-1 and top-5, the rank correlation of top-1 with parameters and depth, and means
+    of what else the scores of all networks have.
     """
     rows = []
     for split in dict.fromkeys(network['split'] for network in networks):
@@ -97,14 +99,14 @@ def bootstrap_interval(values: Sequence[float], seed: int = 0) -> tuple[float, f
 
 
 def read_result(path: str | os.PathLike) -> Result:
-    """A result from its JSON file. Raises UserError if it is none, naming what is not as it should be."""
+    """Read a result from its JSON file. Raises UserError if it is none, naming what is wrong with it."""
     result = jsonfile.read(path, 'result', _ADVICE)
-    if odd := _odd_part(result):
-        raise UserError(f'{os.fspath(path)!r} is no result of ghn_jax.evaluate ({odd}): {_ADVICE}')
+    if wrong := _wrong_part(result):
+        raise UserError(f'{os.fspath(path)!r} is no result of ghn_jax.evaluate ({wrong}): {_ADVICE}')
     return result
 
 
-def _odd_part(result: Any) -> str | None:
+def _wrong_part(result: Any) -> str | None:
     """What is missing or of the wrong kind, of all that is read from another run's result."""
     if not isinstance(result, dict):
         return f'it holds {shown(result)}'
@@ -136,7 +138,7 @@ def _is_score(score: Any) -> bool:
 def check_comparable(
     other: Result, path: str, networks: Sequence[Mapping], bits: Sequence[str], protocol: Mapping
 ):
-    """Raises UserError unless `other` has exactly these networks, at these bit-widths, on the same images."""
+    """Raise UserError unless `other` has exactly these networks, at these bit-widths, on the same images."""
     for key in _SAME:
         if (theirs := other['protocol'].get(key)) != protocol[key]:
             raise UserError(
@@ -145,11 +147,11 @@ def check_comparable(
             )
     ours, theirs = ([tuple(n[k] for k in _IDENTITY) for n in x] for x in (networks, other['networks']))
     if ours != theirs:
-        odd = next((a for a, b in zip(ours, theirs) if a != b), None)
+        first = next((a for a, b in zip(ours, theirs) if a != b), None)
         what = (
             f'{len(theirs)} networks, this has {len(ours)}'
-            if odd is None
-            else f'other networks, from {odd[1]!r} on'
+            if first is None
+            else f'other networks, from {first[1]!r} on'
         )
         raise UserError(f'{path} has {what}: evaluate both runs with the same flags, in the same space')
     if missing := [b for b in bits if any(b not in n['scores'] for n in other['networks'])]:
@@ -157,8 +159,9 @@ def check_comparable(
 
 
 def compare(result: Result, other: Result) -> Result:
-    """The result with the other run's top-1 beside each row, and the paired difference (this - other), with
-    the bootstrap's 95 % interval over the networks.
+    """Return the result with the other run's top-1 and the paired difference (this - other) in each row.
+
+    The difference has the bootstrap's 95 % interval over the networks.
     """
     rows = []
     for row in result['rows']:

@@ -204,7 +204,7 @@ class _Scorer:
     measure: Measure | None
 
     def make_buffers(self) -> _Buffers:
-        """Made for every program and given back after it: tapes of several may not fit side by side."""
+        """Make the buffers of the program, given back after it: tapes of several may not fit side by side."""
         batch_size = self.given.labels.shape[1]
         workspace = make_workspaces(self.mesh, self.program, batch_size, train=False)
         return _Buffers(workspace, jnp.zeros(self.program.capacity.blocks * BLOCK))

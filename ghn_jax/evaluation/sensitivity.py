@@ -19,7 +19,7 @@ STEM, HEAD = r'stem\d?\..*', r'classifier\..*'  # of every network; all else are
 
 
 def group_policies(policy: Policy) -> dict[str, Policy]:
-    """The bits of `policy` on parts of any network, the rest in float, by the name of the part."""
+    """Return by the name of a part of networks a policy with the bits of `policy` there, float elsewhere."""
     bits = policy.weight_bits, policy.activation_bits
     keep = lambda *parts: tuple((part, FLOAT_BITS, FLOAT_BITS) for part in parts)
     return {
@@ -39,7 +39,7 @@ def score_policies(
     ghn: GHN, params: Any, selection: Selection, images: ImageBatches, policies: Mapping[str, Policy],
     *, scheme: Scheme = QAT,
 ) -> dict[str, np.ndarray]:  # fmt: skip
-    """Top-1 in percent, [M networks], for each policy."""
+    """Return top-1 in percent, [M networks], for each policy."""
     shares = score_networks(ghn, params, selection, images, list(policies.values()), scheme=scheme)
     return {name: 100 * shares[:, p, 0] for p, name in enumerate(policies)}
 
@@ -47,7 +47,7 @@ def score_policies(
 def score_layers(
     ghn: GHN, params: Any, selection: Selection, images: ImageBatches, policy: Policy, *, scheme: Scheme = QAT
 ) -> list[dict[str, float]]:
-    """For each network the change of top-1, in percentage points, when one layer alone is quantized.
+    """Return for each network the change of top-1, in percentage points, when one layer alone is quantized.
 
     By the name of the layer's weight; a layer is its weight and the activation entering it.
     """
@@ -65,7 +65,7 @@ def score_layers(
 
 
 def place_of(name: str, n_cells: int) -> str:
-    """Where a layer lies, for means over networks: in the stem, a third of the cells, or the head."""
+    """Return where a layer lies, for means over networks: in the stem, a third of the cells, or the head."""
     part, _, rest = name.partition('.')
     if part != 'cells':
         return 'head' if part == 'classifier' else 'stem'

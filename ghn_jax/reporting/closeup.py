@@ -54,8 +54,9 @@ class Layer:
 
 
 def select(run: Run, evaluation: Evaluation, specs: Sequence[NetworkSpec] | None = None) -> Selection:
-    """The networks of the first split, as they were scored. specs: those of the architecture file, if it was
-    these.
+    """Select the networks of the first split, as they were scored.
+
+    specs: those of the architecture file, if it was these.
 
     Raises:
       UserError: they are not the networks of the result.
@@ -78,9 +79,13 @@ def select(run: Run, evaluation: Evaluation, specs: Sequence[NetworkSpec] | None
 
 
 def look(run: Run, evaluation: Evaluation, selection: Selection, num_devices: int = 1) -> list[Layer]:
-    """LAYERS layers of the best network, in the order of the forward pass.
+    """Look at LAYERS layers of the best network, in the order of the forward pass.
 
-    selection: from `select`. num_devices: as for `evaluate`, which has compiled what is needed for as many.
+    Args:
+      run: that the evaluation is of.
+      evaluation: what was scored, and how.
+      selection: from `select`.
+      num_devices: as for `evaluate`, which has compiled what is needed for as many.
 
     Raises:
       UserError: data that are not there, or are too few.
@@ -134,6 +139,6 @@ def look(run: Run, evaluation: Evaluation, selection: Selection, num_devices: in
 
 
 def evenly(names: tuple[str, ...], count: int) -> list[str]:
-    """So many of the names, from the first to the last; all, where there are no more."""
+    """Return so many of the names, from the first to the last; all, where there are no more."""
     places = np.linspace(0, len(names) - 1, min(count, len(names))).round().astype(int)
     return [names[place] for place in places]

@@ -14,6 +14,8 @@ from ghn_jax.networks.spaces import SPLITS
 from ghn_jax.quant.policy import Policy, parse_bits, policy_from_dict
 
 USUAL = 'w4a4'  # the bit-width of the closer look, where it was scored
+# Flags of an evaluation that go with a result already made; the others are in the result.
+WITH_RESULT = frozenset({'workdir', 'archs', 'data_dir', 'devices', 'against'})
 
 # Of a protocol, what a report reads and `results.read_result` does not check.
 _PROTOCOL: dict[str, type | tuple[type, ...]] = {
@@ -65,13 +67,15 @@ class Evaluation:
 
 
 def make_evaluation(result: Result, other: Result | None = None, *, closeup: str | None = None) -> Evaluation:
-    """Of a result, fresh or read from a file. closeup: the name of a policy; None: USUAL, else the last.
+    """Make what a report is about of a result, fresh or read from a file.
+
+    closeup: the name of a policy; None: USUAL, else the last.
 
     Raises:
       UserError: what a report reads is not there or of the wrong kind, or there is no such policy.
     """
-    if odd := _odd_part(result):
-        raise UserError(f'the result cannot be reported ({odd}): evaluate again with this version')
+    if wrong := _wrong_part(result):
+        raise UserError(f'the result cannot be reported ({wrong}): evaluate again with this version')
     bits = result['protocol']['bits']
     policies = {name: policy_from_dict(result['protocol']['policies'][name], name) for name in bits}
     closeup = choose_closeup(bits, closeup)
@@ -95,7 +99,7 @@ def make_evaluation(result: Result, other: Result | None = None, *, closeup: str
 
 
 def choose_closeup(bits: Sequence[str], wanted: str | None) -> str:
-    """The policy of the closer look, of the names of those scored. Raises UserError if it is none of them."""
+    """Return the policy of the closer look, of the names of those scored. Raises UserError for another."""
     if wanted is None:
         return USUAL if USUAL in bits else bits[-1]
     if wanted not in bits:
@@ -106,7 +110,7 @@ def choose_closeup(bits: Sequence[str], wanted: str | None) -> str:
 def read_evaluation(
     path: str | os.PathLike, against: str | None = None, *, closeup: str | None = None
 ) -> Evaluation:
-    """Of the JSON file that `ghn_jax.evaluate --json` wrote. against: that of another run.
+    """Read the JSON file that `ghn_jax.evaluate --json` wrote. against: that of another run.
 
     Raises:
       UserError: as `results.read_result`, `results.check_comparable` and `make_evaluation`.
@@ -125,7 +129,7 @@ def read_evaluation(
     return make_evaluation(result, other, closeup=closeup)
 
 
-def _odd_part(result: Result) -> str | None:
+def _wrong_part(result: Result) -> str | None:
     """What is missing or of the wrong kind, beyond what `results.read_result` has checked."""
     protocol, networks = result['protocol'], result['networks']
     for key, kind in _PROTOCOL.items():
@@ -145,12 +149,12 @@ def _odd_part(result: Result) -> str | None:
             if type(network.get(key)) is not int:
                 return f'{key} of network {i} is {shown(network.get(key))}'
         for name in bits:
-            if odd := _odd_score(network['scores'][name], network.get('layers')):
-                return f'{odd[0]} of network {i} at {name} is {shown(odd[1])}'
+            if wrong := _wrong_score(network['scores'][name], network.get('layers')):
+                return f'{wrong[0]} of network {i} at {name} is {shown(wrong[1])}'
     return None
 
 
-def _odd_score(score: Mapping[str, Any], layers: Any) -> tuple[str, Any] | None:
+def _wrong_score(score: Mapping[str, Any], layers: Any) -> tuple[str, Any] | None:
     """(key, value) of what is wrong with the measurements of a network at a bit-width."""
     for key in results.MEANS:
         if not _is_number_or_none(score.get(key)):

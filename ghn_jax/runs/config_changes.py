@@ -14,7 +14,7 @@ FREE_KEYS = (
 
 
 def differing_keys(a: ConfigDict, b: ConfigDict, free: tuple[str, ...]) -> list[str]:
-    """Dotted keys whose values differ, those in `free` (or below them) left out."""
+    """Return the dotted keys whose values differ, those in `free` (or below them) left out."""
 
     def flat(values, prefix=''):
         for key, value in values.items():

@@ -22,8 +22,14 @@ _ATTEMPTS = 10  # to read the best checkpoint while training replaces it
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Run:
-    """A checkpoint opened for use. step: training steps done. meta: what `run_meta` gave when it was
-    saved.
+    """A checkpoint opened for use.
+
+    Attributes:
+      config: of the run.
+      ghn: the hypernetwork.
+      params: its parameters, nested dicts of arrays.
+      step: training steps done.
+      meta: what `run_meta` gave when it was saved.
     """
 
     config: ConfigDict
@@ -34,9 +40,11 @@ class Run:
 
 
 def load_run(workdir: str | os.PathLike, step: str = 'latest') -> Run:
-    """A checkpoint of a run directory, made by `train` or by `convert`.
+    """Load a checkpoint of a run directory, made by `train` or by `convert`.
 
-    step: 'latest' is the newest that can be read; 'best' that which validated best; or a number.
+    Args:
+      workdir: the run directory.
+      step: 'latest' is the newest that can be read; 'best' that which validated best; or a number.
 
     Raises:
       UserError: no such checkpoint, or one that is not ours; that of a number was deleted meanwhile.
@@ -56,7 +64,11 @@ def load_run(workdir: str | os.PathLike, step: str = 'latest') -> Run:
 
 
 def read_meta(meta: Any, workdir: str | os.PathLike) -> tuple[ConfigDict, GHNConfig, int]:
-    """(config, that of the hypernetwork, step) from what a checkpoint says about itself. Raises UserError."""
+    """Return (config, that of the hypernetwork, step) from what a checkpoint says about itself.
+
+    Raises:
+      UserError: it was not written by this version, or is of something else.
+    """
     try:
         ghn, step = GHNConfig.from_dict(meta['ghn']), int(meta['step'])
         return configs.from_json(meta['config']), ghn, step
@@ -67,12 +79,12 @@ def read_meta(meta: Any, workdir: str | os.PathLike) -> tuple[ConfigDict, GHNCon
 
 
 def validated(config: ConfigDict) -> str:
-    """The name of the metric by which validations are compared: top-1 in the bits trained in."""
+    """Return the name of the metric by which validations are compared: top-1 in the bits trained in."""
     return f'val/top1_{parse_bits("float" if config.quant.mode == "float" else config.quant.bits)}'
 
 
 def best(validations: Iterable[tuple[int, float]]) -> tuple[int, float] | None:
-    """That of the largest value, the first of equal ones, of (step, value)."""
+    """Return the (step, value) with the largest value, the first of equal ones; None of none."""
     return max(validations, key=lambda v: (v[1], -v[0]), default=None)
 
 
@@ -105,7 +117,10 @@ def run_meta(
     window: dict | None = None,
     num_devices: int = 1,
 ) -> dict:
-    """What a checkpoint says about itself, as JSON. kind: 'train' or 'converted'. window: of `Window`."""
+    """Return what a checkpoint says about itself, as JSON.
+
+    kind: 'train' or 'converted'. window: of `Window`.
+    """
     return {
         'kind': kind,
         'step': step,
@@ -119,10 +134,13 @@ def run_meta(
 
 
 def params_of(workdir: str, ghn: GHN, fresh: dict[str, Any]) -> dict[str, Any]:
-    """The parameters of another run's newest checkpoint, for training to begin with.
+    """Load the parameters of another run's newest checkpoint, for training to begin with.
 
-    fresh: parameters of `ghn`. What that run lacks is taken from them: the tables of bits of a GHN that is
-    told the bits, which are 0, so that it predicts what the other one did.
+    Args:
+      workdir: of the other run.
+      ghn: the hypernetwork to be trained.
+      fresh: parameters of `ghn`. What the other run lacks is taken from them: the tables of bits, which are
+        0, so that it predicts what the other one did.
 
     Raises:
       UserError: no run there, or one of another hypernetwork.

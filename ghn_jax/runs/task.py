@@ -10,7 +10,7 @@ from ghn_jax.networks.spaces import Space, make_space
 
 
 def make_space_of(config: ConfigDict) -> Space:
-    """The space of networks that a config describes. () leaves a rule to the space.
+    """Make the space of networks that a config describes. () leaves a rule to the space.
 
     Raises:
       UserError: an unknown space or op, rules of no use, flattened heads or msa for images of another size
@@ -21,9 +21,9 @@ def make_space_of(config: ConfigDict) -> Space:
         fields['max_steps_deep'] = min(fields['max_steps'], make_space(config.space.name).max_steps_deep)
     space = make_space(config.space.name, **fields)
     for key, multiple in (('channels', 16), ('fc_dims', 8)):
-        if odd := [value for value in getattr(space, key) or () if value % multiple]:
+        if unfit := [value for value in getattr(space, key) or () if value % multiple]:
             raise UserError(
-                f'--config.space.{key} has {odd[0]}: the executor runs multiples of {multiple}; give these'
+                f'--config.space.{key} has {unfit[0]}: the executor runs multiples of {multiple}; give these'
             )
     if config.image_size != IMAGE_SIZE and 'msa' in space.ops:
         others = tuple(op for op in space.ops if op != 'msa')
@@ -40,12 +40,12 @@ def make_space_of(config: ConfigDict) -> Space:
 
 
 def load_data(config: ConfigDict) -> Dataset:
-    """The data set of a config. Raises UserError where it is absent."""
+    """Load the data set of a config. Raises UserError where it is absent."""
     return load(
         config.dataset, data_dir=config.data_dir or None, image_size=config.image_size, seed=config.seed
     )
 
 
 def make_ghn(config: ConfigDict, num_classes: int) -> GHN:
-    """The hypernetwork of a config. Raises UserError for impossible fields."""
+    """Make the hypernetwork of a config. Raises UserError for impossible fields."""
     return GHN(GHNConfig(num_classes=num_classes, **config.ghn))

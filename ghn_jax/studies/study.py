@@ -35,7 +35,7 @@ from ghn_jax.runs.config_changes import FREE_KEYS, differing_keys
 from ghn_jax.runs.run import Run, load_run, read_meta
 from ghn_jax.runs.task import load_data, make_space_of
 from ghn_jax.studies import study_tables
-from ghn_jax.studies.study_runs import Variant, make_variants, seed_of
+from ghn_jax.studies.study_runs import StudyRun, make_runs, seed_of
 from ghn_jax.training.train import train
 
 _RESULT, _STUDY, _LOCK = 'evaluation.json', 'study.json', 'study.lock'
@@ -108,19 +108,21 @@ def study(
     """
     spec = spec or StudySpec()
     workdir = paths.local(workdir, 'workdir')
-    variants = make_variants(config, strategies, spec.seeds)
-    baseline = spec.baseline or variants[0].strategy
-    _check_names(strategies, variants, spec.only, baseline)
+    study_runs = make_runs(config, strategies, spec.seeds)
+    baseline = spec.baseline or study_runs[0].strategy
+    _check_names(strategies, study_runs, spec.only, baseline)
     workdir.mkdir(parents=True, exist_ok=True)
     tables: dict[str, Any] = {}
     said: set[str] = set()
-    for variant in variants:
-        if spec.only and not {variant.name, variant.strategy} & set(spec.only):
+    for study_run in study_runs:
+        if spec.only and not {study_run.name, study_run.strategy} & set(spec.only):
             continue
-        folder = workdir / variant.name
-        print(f'== {variant.name}: {json.dumps(strategies[variant.strategy])}', file=sys.stderr, flush=True)
-        train(variant.config, folder)
-        result = _finished(folder, variant, spec.scoring)
+        folder = workdir / study_run.name
+        print(
+            f'== {study_run.name}: {json.dumps(strategies[study_run.strategy])}', file=sys.stderr, flush=True
+        )
+        train(study_run.config, folder)
+        result = _finished(folder, study_run, spec.scoring)
         if isinstance(result, str):
             result = _score(folder, spec, dataset)
         with _alone(workdir):
@@ -138,11 +140,11 @@ def study(
 
 
 def _check_names(
-    strategies: Mapping[str, Any], variants: Sequence[Variant], only: Sequence[str], baseline: str
+    strategies: Mapping[str, Any], study_runs: Sequence[StudyRun], only: Sequence[str], baseline: str
 ) -> None:
     """Raises UserError for a name in --only or --baseline that is none of the study's."""
-    runs = {variant.name for variant in variants} - set(strategies)
-    run_too = f', or a run such as {variants[0].name}' if runs else ''
+    runs = {study_run.name for study_run in study_runs} - set(strategies)
+    run_too = f', or a run such as {study_runs[0].name}' if runs else ''
     for flag, names, known, more in (
         ('only', only, {*strategies, *runs}, run_too),
         ('baseline', [baseline], set(strategies), ''),
@@ -172,7 +174,7 @@ def _collect(
     *,
     like: Mapping[str, Any],
     seeded: bool,
-) -> tuple[list[tuple[Variant, dict[str, Any]]], list[str]]:
+) -> tuple[list[tuple[StudyRun, dict[str, Any]]], list[str]]:
     """(runs of the study that are done with their evaluations, whoever did them; lines that say what of the
     directory is left out and why).
 
@@ -180,18 +182,18 @@ def _collect(
     """
     names = {file.parent.name for file in workdir.glob(f'*/{_RESULT}')}
     seeds = sorted({seed for name in names if (seed := seed_of(name, strategies)) is not None})
-    done: list[tuple[Variant, dict[str, Any]]] = []
+    done: list[tuple[StudyRun, dict[str, Any]]] = []
     left_out: list[str] = []
-    for variant in make_variants(config, strategies, seeds if seeded else ()):
-        if variant.name in names:
-            names.remove(variant.name)
-            result = _finished(workdir / variant.name, variant, wanted)
+    for study_run in make_runs(config, strategies, seeds if seeded else ()):
+        if study_run.name in names:
+            names.remove(study_run.name)
+            result = _finished(workdir / study_run.name, study_run, wanted)
             if isinstance(result, dict) and (reason := _unlike(result, like)):
                 result = reason
             if isinstance(result, dict):
-                done.append((variant, result))
+                done.append((study_run, result))
             else:
-                left_out.append(f'{variant.name} is left out of the tables: {result}')
+                left_out.append(f'{study_run.name} is left out of the tables: {result}')
     if names:
         which = 'with' if seeded else 'without'
         which = f'no runs of these strategies {which} seeds of their own'
@@ -199,15 +201,15 @@ def _collect(
     return done, left_out
 
 
-def _finished(folder: pathlib.Path, variant: Variant, wanted: dict) -> dict[str, Any] | str:
-    """The evaluation of a finished run as it lies there; or why it is none of this variant, scored so."""
+def _finished(folder: pathlib.Path, study_run: StudyRun, wanted: dict) -> dict[str, Any] | str:
+    """The evaluation of a finished run as it lies there; or why it is not of this run, scored so."""
     try:
         meta, digest = Checkpoints(folder).restore_record()
         config, _, step = read_meta(meta, folder)
         result = results.read_result(folder / _RESULT)
     except UserError as e:
         return str(e)
-    if differing := differing_keys(config, variant.config, FREE_KEYS):
+    if differing := differing_keys(config, study_run.config, FREE_KEYS):
         return f'it was trained with another config ({", ".join(differing)} differ)'
     if step != config.train.steps:
         return f'its training is at step {step} of {config.train.steps}'

@@ -16,7 +16,7 @@ from ghn_jax.quant import Policy, parse_bits
 from ghn_jax.runs import run as runs
 from ghn_jax.runs.checkpoint import Checkpoints
 from ghn_jax.studies import study, study_tables
-from ghn_jax.studies.study_runs import make_variants, parse_seeds, read_strategies
+from ghn_jax.studies.study_runs import make_runs, parse_seeds, read_strategies
 from tests.small_run import command, is_one_error_line, small_config
 
 # One scheme, so that all share two compiled functions.
@@ -231,7 +231,7 @@ def drop_digest(folder):
 
 
 def config_of_float():
-    return make_variants(config(), STRATEGIES)[0].config
+    return make_runs(config(), STRATEGIES)[0].config
 
 
 def train_again(folder):
@@ -309,7 +309,7 @@ def test_bad_seeds_are_refused(values):
 
 def test_a_strategy_has_no_seed_of_its_own_beside_others():
     with pytest.raises(UserError, match="strategy 'a' has a seed"):
-        make_variants(small_config(), {'a': {'seed': 1}}, (0, 1))
+        make_runs(small_config(), {'a': {'seed': 1}}, (0, 1))
 
 
 @pytest.mark.parametrize(
@@ -343,13 +343,13 @@ def test_a_bad_file_of_strategies_is_one_line(tmp_path, text):
 
 def test_the_strategies_of_the_repository_are_possible():
     strategies = read_strategies('configs/strategies.json')
-    for variant in make_variants(small_config(), strategies):
-        assert variant.config.quant.mode == strategies[variant.name]['mode']
+    for study_run in make_runs(small_config(), strategies):
+        assert study_run.config.quant.mode == strategies[study_run.name]['mode']
 
 
 def test_a_strategy_may_change_any_key_of_the_config():
-    [variant] = make_variants(small_config(), {'a': {'bits': 'w2a2', 'ghn.bits': True, 'seed': 9}})
-    changed = variant.config
+    [study_run] = make_runs(small_config(), {'a': {'bits': 'w2a2', 'ghn.bits': True, 'seed': 9}})
+    changed = study_run.config
     assert changed.quant.bits == 'w2a2' and changed.ghn.bits and changed.seed == 9
     assert small_config().seed != 9
 
