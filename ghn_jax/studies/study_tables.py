@@ -18,7 +18,7 @@ from ghn_jax.studies.study_runs import StudyRun
 def make_tables(
     done: Sequence[tuple[StudyRun, Mapping]], strategies: Mapping[str, Any], baseline: str, wanted: dict
 ) -> dict[str, Any]:
-    """Make 'rows' by split and bits and 'parts' by part of the networks, of all runs; 'over_seeds' of both."""
+    """Make the tables: rows by split and bits, parts by part of the networks, of all runs and over seeds."""
     bases = {v.config.seed: result for v, result in done if v.strategy == baseline}
     rows, parts = [], []
     for study_run, result in done:
@@ -86,7 +86,7 @@ def _over_seeds(rows: Sequence[Mapping[str, Any]], *keys: str) -> list[dict[str,
 
 
 def text(tables: Mapping[str, Any]) -> str:
-    """Return the tables as text: a line for each strategy, a column for each split and bits; then by parts."""
+    """Return the tables as text: a line for each strategy, a column for each split and bits; then parts."""
     rows, parts = tables['over_seeds']['rows'], tables['over_seeds']['parts']
     columns = list(dict.fromkeys((row['split'], row['bits']) for row in rows))
     several = len({split for split, _ in columns}) > 1
