@@ -76,7 +76,8 @@ def rank_correlation(x: Sequence[float], y: Sequence[float]) -> float | None:
     """
     if any(np.ptp(values) == 0 for values in (x, y)):
         return None
-    return float(scipy.stats.spearmanr(x, y).statistic)
+    found: Any = scipy.stats.spearmanr(x, y)
+    return float(found.statistic)
 
 
 def bootstrap_interval(values: Sequence[float], seed: int = 0) -> tuple[float, float] | None:
