@@ -25,13 +25,13 @@ from absl import flags
 from ghn_jax import config_file
 from ghn_jax.base import bounds, cli, files, screen
 from ghn_jax.base.errors import UserError
+from ghn_jax.base.start import start
 from ghn_jax.benchmarks import comparison, picture, tasks
 from ghn_jax.benchmarks.benchmark import DEFAULT, WHAT, _integers, _parts_of_cpu, benchmark, text
 from ghn_jax.benchmarks.options import MODES, Options
 from ghn_jax.networks.files import load_networks
 from ghn_jax.networks.spaces import SPLITS, make_space
 from ghn_jax.reporting import plotting
-from ghn_jax.runs.run import start
 
 if __name__ == '__main__':
     _ARCHS = flags.DEFINE_string(

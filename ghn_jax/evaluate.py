@@ -24,7 +24,7 @@ if __name__ == '__main__':
         asked = _READ()
         json_file = cli.check_output(_JSON.value, 'json') if _JSON.value else None
         plot_file = cli.check_output(_PLOT.value, 'plot', plotting.PICTURES) if _PLOT.value else None
-        result, other = evaluate(asked.load_run(), **asked.options)
+        result, other = evaluate(asked.load_run(), asked.spec)
         result['protocol']['command'] = cli.command_line('evaluate')
         try:  # the files first; the table also where they cannot be written
             if json_file:

@@ -20,11 +20,14 @@ from absl import flags
 
 from ghn_jax.base import cli, files
 from ghn_jax.base.errors import UserError
+from ghn_jax.base.start import start
 from ghn_jax.hypernet.policy_features import check_policies
+from ghn_jax.hypernet.predict import check_network
 from ghn_jax.networks.files import load_networks
+from ghn_jax.networks.graph import build_graph
 from ghn_jax.quant.policy import load_policy, parse_bits
-from ghn_jax.runs import run as runs
-from ghn_jax.runs.prediction import LAYOUTS, _named, check_network, output_files, predict, to_safetensors
+from ghn_jax.runs.prediction import LAYOUTS, output_files, predict, to_safetensors, with_names
+from ghn_jax.runs.run import load_run
 
 if __name__ == '__main__':
     _WORKDIR = flags.DEFINE_string('workdir', None, 'Run directory, of ghn_jax.train or ghn_jax.convert.')
@@ -46,18 +49,18 @@ if __name__ == '__main__':
         policy = parse_bits(bits) if _POLICY.value is None else load_policy(_POLICY.value)
         if not _ARCH.value:
             raise UserError('--arch is missing: give an architecture file, as in --arch=net.json')
-        specs = _named(load_networks(_ARCH.value))
+        specs = with_names(load_networks(_ARCH.value))
         outputs = output_files(_OUT.value or '', specs)
-        runs.start()
-        run = runs.load_run(workdir)
+        start()
+        run = load_run(workdir)
         config: Any = run.config
         for spec in specs:  # all of them before the first file is written
             check_network(spec, run.ghn, config.image_size)
-        check_policies(specs, [policy])
+        check_policies(map(build_graph, specs), [policy])
         for spec, file in zip(specs, outputs, strict=True):
-            start = time.perf_counter()
+            begin = time.perf_counter()
             weights, metadata = predict(run, spec, layout=_LAYOUT.value, policy=policy)
-            seconds = time.perf_counter() - start
+            seconds = time.perf_counter() - begin
             files.write(file, to_safetensors(weights, metadata))
             size = sum(w.size for w in weights.values())
             print(

@@ -10,7 +10,7 @@ plain reference: without dropout, and in mode noise without noise. On one device
 from absl import flags
 
 from ghn_jax.base import bounds, cli, screen
-from ghn_jax.runs.run import start
+from ghn_jax.base.start import start
 from ghn_jax.training.replay import replay
 from ghn_jax.training.run_logger import BAD_NETWORKS
 

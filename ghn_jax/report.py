@@ -19,8 +19,7 @@ from ghn_jax.base.jsonlines import read_jsonl
 from ghn_jax.evaluation import evaluation_flags
 from ghn_jax.evaluation.evaluate import evaluate
 from ghn_jax.reporting import closeup, contents, page
-from ghn_jax.reporting.evaluation import choose_closeup, make_evaluation, read_evaluation
-from ghn_jax.reporting.report import _WITH_RESULT
+from ghn_jax.reporting.evaluation import WITH_RESULT, choose_closeup, make_evaluation, read_evaluation
 
 if __name__ == '__main__':
     _READ = evaluation_flags.define_flags(sqnr=True)
@@ -43,19 +42,19 @@ if __name__ == '__main__':
         metrics = asked.workdir / 'metrics.jsonl'
         rows = read_jsonl(metrics) if metrics.is_file() else None
         if _RESULT.value:
-            if wrong := sorted(asked.given - _WITH_RESULT):
+            if wrong := sorted(asked.given - WITH_RESULT):
                 raise UserError(
                     f'--{wrong[0]} is for an evaluation, --result is one already made: give one of them'
                 )
-            evaluation = read_evaluation(_RESULT.value, asked.options['against'], closeup=_CLOSEUP.value)
+            evaluation = read_evaluation(_RESULT.value, asked.spec.against, closeup=_CLOSEUP.value)
             run = asked.load_run(str(evaluation.result['protocol']['step']))
         else:
-            choose_closeup([str(policy) for policy in asked.options['policies']], _CLOSEUP.value)
+            choose_closeup([str(policy) for policy in asked.spec.policies], _CLOSEUP.value)
             run = asked.load_run()
-            evaluation = make_evaluation(*evaluate(run, **asked.options), closeup=_CLOSEUP.value)
-        selection = closeup.select(run, evaluation, asked.options['specs'])
+            evaluation = make_evaluation(*evaluate(run, asked.spec), closeup=_CLOSEUP.value)
+        selection = closeup.select(run, evaluation, asked.spec.networks)
         specs = {which: selection.specs[place] for which, place in evaluation.extremes.items()}
-        layers = closeup.look(run, evaluation, selection, asked.devices)
+        layers = closeup.look(run, evaluation, selection, asked.spec.devices)
         about = {
             'date': datetime.date.today().isoformat(),
             'ghn_jax': ghn_jax.__version__,
@@ -64,7 +63,7 @@ if __name__ == '__main__':
             'command': cli.command_line('report'),
         }
         sections = contents.sections(evaluation, specs, layers, rows, about)
-        html = page.render(f'Report on {asked.options["workdir"]}', contents.lead(evaluation), sections)
+        html = page.render(f'Report on {asked.spec.workdir}', contents.lead(evaluation), sections)
         figures = [figure for section in sections for figure in section.figures]
         print(f'report: {page.write(folder, html, figures, contents.NAMES)}')
 

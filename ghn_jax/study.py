@@ -20,10 +20,11 @@ from absl import flags
 from ghn_jax import config_file
 from ghn_jax.base import bounds, cli
 from ghn_jax.base.errors import UserError
+from ghn_jax.base.start import start
 from ghn_jax.evaluation.evaluation_flags import parse_policies, parse_splits
-from ghn_jax.runs.run import start
+from ghn_jax.evaluation.evaluation_spec import EvaluationSpec
 from ghn_jax.studies import study_tables
-from ghn_jax.studies.study import study
+from ghn_jax.studies.study import StudySpec, study
 from ghn_jax.studies.study_runs import parse_seeds, read_strategies
 
 if __name__ == '__main__':
@@ -51,21 +52,21 @@ if __name__ == '__main__':
         if not _STRATEGIES.value:
             raise UserError('--strategies is missing: give a file or a name, as in --strategies=strategies')
         start(config.devices.cpu)
-        tables = study(
-            config,
-            read_strategies(_STRATEGIES.value),
-            workdir,
+        spec = StudySpec(
             seeds=parse_seeds(_SEEDS.value),
-            only=_ONLY.value,
-            baseline=_BASELINE.value,
+            only=tuple(_ONLY.value),
+            baseline=_BASELINE.value or '',
             groups=parse_policies([_GROUPS.value])[0] if _GROUPS.value else None,
             layers=_LAYERS.value,
-            splits=parse_splits(_SPLITS.value),
-            policies=parse_policies(_BITS.value),
-            num_networks=_NUM_NETWORKS.value,
-            num_images=_NUM_IMAGES.value,
-            batch_size=_BATCH_SIZE.value,
+            evaluation=EvaluationSpec(
+                splits=parse_splits(_SPLITS.value),
+                policies=parse_policies(_BITS.value),
+                num_networks=_NUM_NETWORKS.value,
+                num_images=_NUM_IMAGES.value,
+                batch_size=_BATCH_SIZE.value,
+            ),
         )
+        tables = study(config, read_strategies(_STRATEGIES.value), workdir, spec)
         print(study_tables.text(tables))
 
     cli.run(_main)

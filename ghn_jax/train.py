@@ -17,7 +17,7 @@ from ghn_jax import config_file
 from ghn_jax.base import cli, counters, processes
 from ghn_jax.base.bounds import define_integer
 from ghn_jax.base.environment import start_devices
-from ghn_jax.runs.run import divide_cpu, enable_compilation_cache
+from ghn_jax.base.start import divide_cpu, enable_compilation_cache
 from ghn_jax.training.preemption import Stopping
 from ghn_jax.training.train import train
 

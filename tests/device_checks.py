@@ -31,12 +31,14 @@ from ghn_jax.base.errors import UserError
 from ghn_jax.benchmarks.scaling import collectives
 from ghn_jax.cnn.covering import Family, program_for
 from ghn_jax.evaluation.protocol import Protocol
-from ghn_jax.evaluation.score import image_batches, score_in_full, score_networks, score_on, select_split
+from ghn_jax.evaluation.score import score_in_full, score_networks, score_on
+from ghn_jax.evaluation.selection import image_batches, select_split
 from ghn_jax.hypernet.ghn import init_params
 from ghn_jax.quant import Policy, Scheme
 from ghn_jax.quant.scheme import QAT
 from ghn_jax.runs.metrics import read_jsonl
-from ghn_jax.runs.run import load_data, load_run, make_space_of
+from ghn_jax.runs.run import load_run
+from ghn_jax.runs.task import load_data, make_space_of
 from ghn_jax.training import train
 from ghn_jax.training.step import TrainState, train_step
 from tests.small_run import small_config, write_run
@@ -158,7 +160,7 @@ def calibrated(folder):
     dataset = load_data(run.config)
     batches = functools.partial(image_batches, dataset, batch_size=8, num_images=40)
     options = dict(
-        how=Protocol(batch_norm='calibrated', ranges='calibrated', sqnr=True),
+        protocol=Protocol(batch_norm='calibrated', ranges='calibrated', sqnr=True),
         calibration=batches(dataset.train),
     )
     out = []

@@ -71,9 +71,9 @@ def command(
         with (
             mock.patch.object(sys, 'argv', [module, *map(str, args)]),
             mock.patch(
-                'ghn_jax.runs.run.enable_compilation_cache'
+                'ghn_jax.base.start.enable_compilation_cache'
             ),  # the user's, and this process's settings
-            mock.patch('ghn_jax.runs.run.divide_cpu'),  # JAX has its devices by now
+            mock.patch('ghn_jax.base.start.divide_cpu'),  # JAX has its devices by now
             contextlib.redirect_stdout(out),
             contextlib.redirect_stderr(err),
             warnings.catch_warnings(),

@@ -19,7 +19,7 @@ _SMALLEST = 8  # pixels of images that a stem and two reductions leave one of
 
 
 def has_lone_values(spec: NetworkSpec, image_size: int) -> bool:
-    """Whether a BatchNorm of the network reads feature maps of one pixel."""
+    """Return whether a BatchNorm of the network reads feature maps of one pixel."""
     lowered = lower(spec, image_size)
     return lowered.has_norm and any(
         isinstance(i.op, Norm) and lowered.shapes[i.dst][0] == 1 for i in lowered.instructions
@@ -27,7 +27,7 @@ def has_lone_values(spec: NetworkSpec, image_size: int) -> bool:
 
 
 def warning(specs: Iterable[NetworkSpec], image_size: int, batch_size: int) -> str | None:
-    """What to say before networks are scored on batches of this size; None where there is nothing to say."""
+    """Return what to say before networks are scored on batches of this size, or None for nothing."""
     if batch_size > 1:
         return None
     lone = [has_lone_values(spec, image_size) for spec in specs]
@@ -40,7 +40,7 @@ def warning(specs: Iterable[NetworkSpec], image_size: int, batch_size: int) -> s
 
 
 def check_batch_norm(config: ConfigDict, space: Space) -> None:
-    """Raises UserError where networks of the space would train with BatchNorm over one value."""
+    """Raise UserError where networks of the space would train with BatchNorm over one value."""
     if config.train.batch_size > 1 or config.image_size > _SMALLEST:
         return
     family = Family(widths(space, 'train')[0])

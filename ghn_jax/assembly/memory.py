@@ -31,13 +31,14 @@ _CGROUP = (  # limit and use of a container, of cgroup 2 and 1
 
 
 def tree_bytes(tree: Any) -> int:
-    """Of arrays, or of their shapes."""
+    """Return the bytes of a tree of arrays, or of their shapes."""
     return sum(int(np.prod(x.shape)) * np.dtype(x.dtype).itemsize for x in jax.tree.leaves(tree))
 
 
 def program_bytes(program: Program, config: ConfigDict, mesh: Mesh | None) -> int:
-    """Bytes that training with a program takes on one device, at least: its workspace, and the GHN's tiles of
-    a network with their gradients.
+    """Return the bytes that training with a program takes on one device, at least.
+
+    Its workspace, and the hypernetwork's tiles of a network with their gradients.
     """
     batch = config.train.batch_size // (mesh.shape['images'] if mesh else 1)
     workspace = jax.eval_shape(lambda: make_workspace(program, batch, config.train.dtype))
@@ -45,7 +46,7 @@ def program_bytes(program: Program, config: ConfigDict, mesh: Mesh | None) -> in
 
 
 def free_bytes(mesh: Mesh | None) -> int:
-    """Bytes that each of this process's devices of the mesh may still take."""
+    """Return the bytes that each of this process's devices of the mesh may still take."""
     own = [d for d in (mesh.devices.flat if mesh else jax.local_devices()[:1]) if _is_own(d)]
     if own[0].platform != 'cpu':
         stats = own[0].memory_stats() or {}
@@ -54,7 +55,7 @@ def free_bytes(mesh: Mesh | None) -> int:
 
 
 def check(program: Program, config: ConfigDict, mesh: Mesh | None, free: int) -> None:
-    """Raises UserError if a program takes more than `free` bytes of a device, by the names of the knobs."""
+    """Raise UserError if a program takes more than `free` bytes of a device, by the names of the knobs."""
     needed = program_bytes(program, config, mesh)
     if needed > free:
         channels = max(c for _, c in program.tape_shapes)
@@ -65,7 +66,7 @@ def check(program: Program, config: ConfigDict, mesh: Mesh | None, free: int) ->
 
 
 def check_scoring(programs: Iterable[Program], batch_size: int, mesh: Mesh | None = None) -> None:
-    """Raises UserError if scoring batches takes more of a device than is free, by the names of flags."""
+    """Raise UserError if scoring batches takes more of a device than is free, by the names of flags."""
     free = free_bytes(mesh)
     for program in programs:
         workspace = jax.eval_shape(lambda p=program: make_workspace(p, batch_size, train=False))
@@ -80,12 +81,12 @@ def check_scoring(programs: Iterable[Program], batch_size: int, mesh: Mesh | Non
 
 
 def is_out_of_memory(error: Exception) -> bool:
-    """Whether XLA, or the system, had no memory to give."""
+    """Return whether XLA, or the system, had no memory to give."""
     return isinstance(error, MemoryError) or 'RESOURCE_EXHAUSTED' in str(error)
 
 
 def usage() -> dict[str, float]:
-    """What this process holds: resident memory (MiB), open files, threads, programs compiled so far."""
+    """Return what this process holds: resident memory (MiB), open files, threads, programs compiled."""
     counters.start_counting()
     process = psutil.Process()
     with process.oneshot():

@@ -45,7 +45,7 @@ _NETWORKS = Networks(
 
 
 def make_mesh(config: ConfigDict) -> Mesh | None:
-    """The mesh of a config over the devices of all processes; None for a single device.
+    """Make the mesh of a config over the devices of all processes; None for a single device.
 
     Raises:
       UserError: the devices are fewer than asked for, or do not divide the work.
@@ -86,21 +86,21 @@ def _first(process: int, count: int) -> list[jax.Device]:
 
 
 def mesh_of(devices: list[jax.Device], images: int) -> Mesh | None:
-    """Devices of one network beside each other in the order given, so that they are near each other."""
+    """Make a mesh; the devices of one network are neighbours in the order given. None for one device."""
     if len(devices) == 1:
         return None
     return Mesh(np.array(devices).reshape(-1, images), ('networks', 'images'))
 
 
 def axes_of(mesh: Mesh | None) -> Axes | None:
-    """What a step is told of the mesh. No axis of images where each network has one device."""
+    """Return the axes that a step reduces over. No axis of images where each network has one device."""
     if mesh is None:
         return None
     return Axes('networks', 'images' if mesh.shape['images'] > 1 else None)
 
 
 def own_networks(mesh: Mesh | None, meta_batch: int) -> slice:
-    """Which networks of the meta-batch this process prepares."""
+    """Return which networks of the meta-batch this process prepares."""
     if mesh is None:
         return slice(0, meta_batch)
     own = [
@@ -111,7 +111,7 @@ def own_networks(mesh: Mesh | None, meta_batch: int) -> slice:
 
 
 def place_networks(mesh: Mesh | None, networks: Networks, meta_batch: int) -> Networks:
-    """This process's networks (`own_networks`, numpy) as its part of those of all processes."""
+    """Place this process's networks (`own_networks`, numpy) as its part of those of all processes."""
     if mesh is None:
         return networks
     rows = networks.tables.n_blocks.shape[0] * len(mesh.devices) // meta_batch  # of the mesh, on this process
@@ -131,7 +131,7 @@ def place_networks(mesh: Mesh | None, networks: Networks, meta_batch: int) -> Ne
 
 
 def replicate(mesh: Mesh | None, tree: Any, spec: PartitionSpec = REPLICATED) -> Any:
-    """Arrays that every process has whole, on all devices; with a `spec`, cut over them.
+    """Place arrays that every process has whole, on all devices; with a `spec`, cut over them.
 
     Without a mesh they are on the first device, and said to be: what a step returns and what is restored is
     so, and JAX compiles anew for what is not.
@@ -152,7 +152,7 @@ def replicate(mesh: Mesh | None, tree: Any, spec: PartitionSpec = REPLICATED) ->
 
 
 def first(count: int) -> Mesh | None:
-    """A mesh of this process's first `count` devices, 0: of all; None for one.
+    """Make a mesh of this process's first `count` devices, 0: of all; None for one.
 
     Raises:
       UserError: fewer devices than that.
@@ -164,14 +164,14 @@ def first(count: int) -> Mesh | None:
 
 
 def local(tree: Any) -> Any:
-    """Replicated arrays as arrays of this process's first device."""
+    """Return replicated arrays as arrays of this process's first device."""
     return jax.tree.map(lambda x: x.addressable_data(0), tree)
 
 
 def make_workspaces(
     mesh: Mesh | None, program: Program, batch: int, dtype: Any = jax.numpy.float32, *, train: bool = True
 ) -> Workspace:
-    """Workspaces for batches of `batch` images, one for each device: leading axes are D times as long.
+    """Make workspaces for batches of `batch` images, one for each device: leading axes are D times as long.
 
     dtype: of the networks' values, see `executor`. train: with gradients; else without weights, too.
     """
@@ -190,7 +190,7 @@ def make_workspaces(
 
 
 def spread(step: Callable, mesh: Mesh | None, specs: tuple[PartitionSpec, ...]) -> Callable:
-    """step(state, networks, ...) -> (state, metrics, workspace), run on each device of the mesh.
+    """Return step(state, networks, ...) -> (state, metrics, workspace) as run on each device of the mesh.
 
     State and metrics are replicated, networks and workspaces are each device's own; specs: of what comes
     after the networks.
@@ -206,7 +206,7 @@ def spread(step: Callable, mesh: Mesh | None, specs: tuple[PartitionSpec, ...]) 
 
 
 def on_each(run: Callable, mesh: Mesh | None, inputs: Any, outputs: Any) -> Callable:
-    """`run` on each device of the mesh, with its part of the arguments."""
+    """Return `run` as run on each device of the mesh, with its part of the arguments."""
     if mesh is None:
         return run
     # Not checked for replication: the executor's loops carry buffers that begin equal and end unequal.

@@ -3,6 +3,7 @@
 Axes: M networks of a meta-batch, all of one family (width C, with or without attention).
 """
 
+import dataclasses
 import functools
 from collections.abc import Sequence
 from typing import NamedTuple
@@ -16,12 +17,12 @@ from ghn_jax.base.numbers import round_up
 from ghn_jax.cnn.covering import family
 from ghn_jax.cnn.program import Layout, Program
 from ghn_jax.cnn.tables import Bits, Tables
-from ghn_jax.hypernet.policy_features import with_policy
+from ghn_jax.hypernet.policy_features import resolve, with_bits
 from ghn_jax.hypernet.tiles import DENSE_CHUNK, DEPTH_CHUNK, DecoderTable, Tiles, decoder_table
-from ghn_jax.networks.graph import GraphBatch, batch_graphs, build_graph, to_graphs_tuple
+from ghn_jax.networks.graph import GraphBatch, NetworkGraph, batch_graphs, build_graph, to_graphs_tuple
 from ghn_jax.networks.spaces import Space
 from ghn_jax.networks.spec import NetworkSpec
-from ghn_jax.quant.policy import Policy
+from ghn_jax.quant.policy import NamedWidths, Policy
 
 
 class Networks(NamedTuple):
@@ -36,45 +37,89 @@ class Networks(NamedTuple):
     bits: Bits
 
 
-def prepare(
-    program: Program, specs: Sequence[NetworkSpec], policy: Policy | Sequence[Policy], *, max_nodes: int
-) -> tuple[Networks, list[Layout]]:
-    """The networks as data for `program` (numpy), and where the parameters of each lie.
+@dataclasses.dataclass(frozen=True)
+class PlacedNetwork:
+    """A network in a program: what is made of it once, whatever the policies it runs with.
 
-    policy: one for all networks, or one for each. The graphs carry it too, for a hypernetwork that reads it.
+    Attributes:
+      graph: its graph, which the hypernetwork reads.
+      layout: where its values and parameters lie, lowered for the executor.
+    """
+
+    graph: NetworkGraph
+    layout: Layout
+
+
+def place(program: Program, graph: NetworkGraph) -> PlacedNetwork:
+    """Lower a network and place it in a program.
 
     Raises:
-      UserError: a graph with more than max_nodes nodes, a network outside the program's space, a policy
-        that is not for it.
+      UserError: a network outside the program's space.
     """
-    policies = [policy] * len(specs) if isinstance(policy, Policy) else policy
-    graphs = [with_policy(build_graph(spec), own) for spec, own in zip(specs, policies, strict=True)]
-    tuples = [to_graphs_tuple(graph) for graph in graphs]
-    rows, layouts = [], []
-    for spec, graph, own in zip(specs, graphs, policies, strict=True):
-        layout = _layout(program, spec)
-        capacity = program.capacity
-        table, items = decoder_table(graph, max_dense=capacity.dense_tiles, max_depth=capacity.depth_tiles)
-        sources = make_sources(layout, items, tile_shapes(program, max_nodes), capacity)
-        table = jax.tree.map(lambda x: x.astype(np.float32) if x.dtype == np.float64 else x, table)
-        rows.append((table, sources, layout.tables, program.bits(layout, own)))
-        layouts.append(layout)
-    stacked = jax.tree.map(lambda *xs: np.stack(xs), *rows)
-    return Networks(batch_graphs(tuples, max_nodes=max_nodes), *stacked), layouts
-
-
-def _layout(program: Program, spec: NetworkSpec) -> Layout:
     try:
-        return program.layout(spec)
+        return PlacedNetwork(graph, program.layout(graph.spec))
     except UserError:
         raise
     except ValueError as e:
         raise UserError(str(e)) from None
 
 
+def make_networks(
+    program: Program, placed: Sequence[PlacedNetwork], widths: Sequence[NamedWidths], *, max_nodes: int
+) -> Networks:
+    """Make placed networks into a meta-batch for `program`, arrays of numpy.
+
+    Args:
+      program: what they are placed in.
+      placed: the networks, M of them.
+      widths: of each network the bits of its weights by name (`Policy.resolve`). The graphs carry them too,
+        for a hypernetwork that reads them.
+      max_nodes: that graphs are padded to.
+
+    Raises:
+      UserError: a graph with more than max_nodes nodes.
+    """
+    capacity, shapes = program.capacity, tile_shapes(program, max_nodes)
+    rows = []
+    for network, bits in zip(placed, widths, strict=True):
+        table, items = decoder_table(
+            network.graph, max_dense=capacity.dense_tiles, max_depth=capacity.depth_tiles
+        )
+        table = jax.tree.map(lambda x: x.astype(np.float32) if x.dtype == np.float64 else x, table)
+        sources = make_sources(network.layout, items, shapes, capacity)
+        rows.append((table, sources, network.layout.tables, program.bit_table(network.layout, bits)))
+    stacked = jax.tree.map(lambda *xs: np.stack(xs), *rows)
+    tuples = [to_graphs_tuple(with_bits(n.graph, bits)) for n, bits in zip(placed, widths, strict=True)]
+    return Networks(batch_graphs(tuples, max_nodes=max_nodes), *stacked)
+
+
+def prepare(
+    program: Program, specs: Sequence[NetworkSpec], policy: Policy | Sequence[Policy], *, max_nodes: int
+) -> tuple[Networks, list[Layout]]:
+    """Make networks into a meta-batch for `program`: each is lowered, and its graph built, once.
+
+    Args:
+      program: what runs them.
+      specs: the networks, M of them.
+      policy: one for all networks, or one for each.
+      max_nodes: that graphs are padded to.
+
+    Returns:
+      the meta-batch, arrays of numpy; where the parameters of each network lie in its weight buffer.
+
+    Raises:
+      UserError: a graph with more than max_nodes nodes, a network outside the program's space, a policy
+        that is not for it.
+    """
+    policies = [policy] * len(specs) if isinstance(policy, Policy) else policy
+    placed = [place(program, build_graph(spec)) for spec in specs]
+    widths = [resolve(own, network.graph) for own, network in zip(policies, placed, strict=True)]
+    return make_networks(program, placed, widths, max_nodes=max_nodes), [n.layout for n in placed]
+
+
 @functools.cache
 def tile_shapes(program: Program, max_nodes: int) -> Tiles:
-    """Shapes of what `GHN.decode` returns for one network of this program."""
+    """Return the shapes of what `GHN.decode` gives for one network of this program."""
     c, f = program.capacity, lambda *shape: np.broadcast_to(np.float32(0), shape)
     return Tiles(
         dense=f(round_up(c.dense_tiles, DENSE_CHUNK), 64, 64),  # as long as `decoder_table` makes its columns
@@ -86,7 +131,7 @@ def tile_shapes(program: Program, max_nodes: int) -> Tiles:
 
 
 def draw(space: Space, seed: int, step: int, count: int) -> list[NetworkSpec]:
-    """The training networks of a step: a pure function of its arguments.
+    """Draw the training networks of a step: a pure function of its arguments.
 
     They are of one family. The first is any network of the space, the others any of the same family, so
     families come up with the frequencies they have in the space.

@@ -2,8 +2,7 @@
 
 Both sides are tables. A tile holds 64x64 channels; a weight of any shape repeats it cyclically. All channel
 counts are multiples of 8, so the buffer is filled in units of 8 output channels, each a copy of 8
-neighbouring
-floats of a tile: index arithmetic on a handful of integers for each piece, done on the device.
+neighbouring floats of a tile: index arithmetic on a handful of integers for each piece, done on the device.
 
 Axes: F floats of the weight buffer | B blocks of BLOCK floats | U units of 8 floats of the tiles | P pieces.
 """
@@ -83,9 +82,13 @@ def _small(tiles: Tiles) -> Array:
 
 
 def make_sources(layout: Layout, items: Items, tiles: Tiles, capacity: Capacity) -> Sources:
-    """The table of one network.
+    """Make the table of one network.
 
-    items: where the tiles of each parameter begin (`decoder.decoder_table`). tiles: their shapes.
+    Args:
+      layout: where its parameters lie in the weight buffer.
+      items: where the tiles of each parameter begin (`tiles.decoder_table`).
+      tiles: their shapes.
+      capacity: of the program.
     """
     units, channels = _units(tiles), tiles.depth.shape[1] // UNIT
     classes = round_up(tiles.class_bias.shape[0], UNIT) // UNIT
@@ -150,7 +153,7 @@ def _unwrapped(start: int, count: int, modulo: int) -> list[tuple[int, int, int]
 
 
 def assemble(tiles: Tiles, sources: Sources, pages: Array, out: Array) -> Array:
-    """Writes the first `pages` pages of the weight buffer into `out` [F]."""
+    """Write the first `pages` pages of the weight buffer into `out` [F]."""
     dense, small, zero = tiles.dense.reshape(-1, UNIT), _small(tiles), _units(tiles).zero
 
     def page(p, out):
@@ -176,7 +179,9 @@ def assemble(tiles: Tiles, sources: Sources, pages: Array, out: Array) -> Array:
 
 
 def assemble_transposed(g: Array, sources: Sources, tiles: Tiles) -> Tiles:
-    """The gradient to the tiles from the gradient g [F] to the weight buffer. `tiles`: values or shapes.
+    """Return the gradient to the tiles from the gradient g [F] to the weight buffer.
+
+    tiles: their values or shapes.
 
     Window by window: a scatter, the transpose of `assemble` as written, takes XLA:CPU several times as long.
     """

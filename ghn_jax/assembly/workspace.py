@@ -19,9 +19,13 @@ class Workspace(NamedTuple):
 
 
 def make_workspace(program: Program, batch: int, dtype=jnp.float32, *, train: bool = True) -> Workspace:
-    """Workspace for batches of `batch` images. dtype: of the networks' values, see `executor`.
+    """Make a workspace for batches of `batch` images.
 
-    train: with gradients and weights; a network's weights are given to `score`.
+    Args:
+      program: what runs in it.
+      batch: images of a batch.
+      dtype: of the networks' values, see `executor`.
+      train: with gradients and weights; without, a network's weights are given to `score`.
     """
     floats = program.capacity.blocks * BLOCK
     buffers = executor.make_tapes(program, batch, dtype, train=train)

@@ -28,7 +28,7 @@ from ghn_jax.cnn.weights import pages, quantize_weights, quantize_weights_backwa
 from ghn_jax.hypernet.ghn import GHN, init_params
 from ghn_jax.quant.bit_schedule import Strategy
 from ghn_jax.quant.scheme import Scheme
-from ghn_jax.runs.run import make_ghn, make_space_of
+from ghn_jax.runs.task import make_ghn, make_space_of
 from ghn_jax.training import train
 from ghn_jax.training.step import DROPOUT, TrainState
 

@@ -24,15 +24,16 @@ from ghn_jax.benchmarks.options import Options, Row, config_of
 from ghn_jax.benchmarks.tasks import train_step
 from ghn_jax.cnn.covering import Family, covering_networks, program_for, widths
 from ghn_jax.cnn.program import Program
-from ghn_jax.evaluation.device import predict_weights
+from ghn_jax.evaluation.device import RunnableNetwork, predict_weights
 from ghn_jax.evaluation.score import score_on
+from ghn_jax.evaluation.selection import ImageBatches
 from ghn_jax.hypernet.ghn import init_params
 from ghn_jax.networks.rules import split_rules
 from ghn_jax.networks.spaces import Space
 from ghn_jax.quant.bit_schedule import scheme_of
 from ghn_jax.quant.policy import Policy
 from ghn_jax.quant.scheme import QAT
-from ghn_jax.runs.run import make_ghn, make_space_of
+from ghn_jax.runs.task import make_ghn, make_space_of
 from ghn_jax.training import train
 from ghn_jax.training.step import TrainState
 
@@ -159,7 +160,8 @@ def _functions(
     tables, bits = (jax.tree.map(lambda a: a[0], t) for t in (networks.tables, networks.bits))
     images, labels = _shape((K, N, H, H, 3), jnp.uint8), _shape((K, N), int32)
     mean = _shape((3,), float32)
-    arguments = (program, out, tables, bits, images, labels, mean, mean, workspace, None)
+    batches = ImageBatches(images, labels, mean, mean)
+    arguments = (program, RunnableNetwork(out, tables, bits), batches, workspace)
     yield 'score', lambda: score.trace(*arguments), workspace
 
 

@@ -23,6 +23,7 @@ import optax
 from ghn_jax.assembly.mesh import make_workspaces, mesh_of, place_networks, replicate
 from ghn_jax.assembly.network_batch import draw, prepare
 from ghn_jax.base.errors import UserError
+from ghn_jax.base.start import enable_compilation_cache
 from ghn_jax.benchmarks.options import Options, Row
 from ghn_jax.benchmarks.tasks import train_step
 from ghn_jax.cnn.covering import family, program_for
@@ -30,7 +31,6 @@ from ghn_jax.hypernet.ghn import GHN, GHNConfig, init_params
 from ghn_jax.networks.spaces import make_space
 from ghn_jax.quant.policy import parse_bits
 from ghn_jax.quant.scheme import QAT
-from ghn_jax.runs.run import enable_compilation_cache
 from ghn_jax.training.step import TrainState
 
 COUNTS = (1, 2, 4, 8)  # of simulated devices

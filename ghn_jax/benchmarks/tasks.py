@@ -32,21 +32,20 @@ from ghn_jax.assembly.mesh import (
 from ghn_jax.assembly.network_batch import prepare
 from ghn_jax.base import counters
 from ghn_jax.base.errors import UserError
-from ghn_jax.base.numbers import round_up
 from ghn_jax.benchmarks.options import Options, Row
 from ghn_jax.cnn.building import build_program
-from ghn_jax.cnn.covering import family
 from ghn_jax.cnn.packing import BLOCK
 from ghn_jax.cnn.program import Program
 from ghn_jax.evaluation import device
-from ghn_jax.evaluation.score import Images, check_given, score_on, spread_images
+from ghn_jax.evaluation.score import score_on, spread_images
+from ghn_jax.evaluation.selection import ImageBatches, check_given, group_by_family, room_for
 from ghn_jax.hypernet.ghn import GHN, GHNConfig, init_params
+from ghn_jax.hypernet.predict import predict_weights
 from ghn_jax.networks.counts import count_parameters
 from ghn_jax.networks.graph import build_graph
 from ghn_jax.networks.spec import IMAGE_SIZE, NetworkSpec
 from ghn_jax.quant.policy import Policy, parse_bits
 from ghn_jax.quant.scheme import QAT, Scheme
-from ghn_jax.runs import prediction
 from ghn_jax.training.step import TrainState, train_step
 
 
@@ -56,8 +55,8 @@ def groups(specs: Sequence[NetworkSpec], batch_size: int) -> Iterator[tuple[Prog
     Raises:
       UserError: the values of a batch take more than the memory there is.
     """
-    for each in sorted(set(map(family, specs))):
-        members = [spec for spec in specs if family(spec) == each]
+    for _, places in group_by_family(specs):
+        members = [specs[i] for i in places]
         size = max(map(count_parameters, members))
         program = build_program(members, image_size=IMAGE_SIZE, max_params=size)
         check_scoring([program], batch_size)
@@ -82,7 +81,7 @@ def policy_of(mode: str) -> Policy:
 
 def max_nodes(specs: Sequence[NetworkSpec]) -> int:
     """Room for the graphs of these networks."""
-    return round_up(max(len(build_graph(spec).nodes) for spec in specs), 64)
+    return room_for(map(build_graph, specs))
 
 
 def random_images(batch_size: int, image_size: int = IMAGE_SIZE) -> tuple[jax.Array, jax.Array]:
@@ -96,14 +95,14 @@ def measure_predict(options: Options) -> list[Row]:
     ghn, params = _hypernetwork(options)
     _announce('predict', 'float', options)
     for spec in options.specs:
-        prediction.predict_weights(ghn, params, spec)
+        predict_weights(ghn, params, spec)
     before, seconds, graph_seconds = counters.compilations(), [], []
     for spec in options.specs:
         start = time.perf_counter()
         build_graph(spec)
         graph_seconds.append(time.perf_counter() - start)
         start = time.perf_counter()
-        prediction.predict_weights(ghn, params, spec)
+        predict_weights(ghn, params, spec)
         seconds.append(time.perf_counter() - start)
     figures = counters.row(
         seconds, counters.compilations() - before, graph_median_s=float(np.median(graph_seconds))
@@ -188,7 +187,7 @@ def _evaluate(options: Options, mode: str) -> Row:
     predict_buffer = jax.jit(device.predict_weights, static_argnums=0, donate_argnums=3)
     N, K = options.batch_size, max(1, options.num_images // options.batch_size)
     images = np.random.default_rng(0).integers(0, 256, (K, N, IMAGE_SIZE, IMAGE_SIZE, 3), np.uint8)
-    data = Images(
+    data = ImageBatches(
         images, np.zeros((K, N), np.int32), np.full(3, 0.5, np.float32), np.full(3, 0.25, np.float32)
     )
     data = spread_images(mesh, data)
@@ -206,8 +205,9 @@ def _evaluate(options: Options, mode: str) -> Row:
                 tables, bits = (jax.tree.map(lambda a: a[0], t) for t in (networks.tables, networks.bits))
                 own = replicate(mesh, weights) if mesh else weights
                 jax.block_until_ready(own)
+                network = device.RunnableNetwork(own, tables, bits)
                 start = time.perf_counter()
-                top1, *_, workspace = score(program, own, tables, bits, *data, workspace, None)
+                top1, *_, workspace = score(program, network, data, workspace)
                 jax.block_until_ready(top1)
                 if timed:
                     seconds.append(time.perf_counter() - start)

@@ -43,7 +43,7 @@ from ghn_jax.cnn.tables import (
     Tables,
 )
 from ghn_jax.networks.spec import NetworkSpec
-from ghn_jax.quant.policy import FLOAT_BITS, Policy
+from ghn_jax.quant.policy import FLOAT_BITS, NamedWidths, Policy
 
 
 class Layout(NamedTuple):
@@ -113,8 +113,10 @@ class Program:
         Raises:
           UserError: a rule of the policy matches no weight of the network.
         """
-        policy.check(list(layout.tensors))
-        widths = {name: policy.widths(name, edge=name in layout.edges) for name in layout.tensors}
+        return self.bit_table(layout, policy.resolve(layout.tensors, edges=layout.edges))
+
+    def bit_table(self, layout: Layout, widths: NamedWidths) -> Bits:
+        """The bit-widths of every tensor of a network as a table. widths: of all its weights, by name."""
         activations = np.full((self.capacity.rows, 2), FLOAT_BITS, np.int32)
         for r, instruction in enumerate(layout.instructions):
             for k, name in enumerate(instruction.quantized):

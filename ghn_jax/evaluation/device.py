@@ -22,49 +22,66 @@ from ghn_jax.cnn.program import Program
 from ghn_jax.cnn.tables import Bits, Ranges, Tables
 from ghn_jax.cnn.weights import pages, quantize_weights
 from ghn_jax.datasets.augment import normalize
+from ghn_jax.evaluation.selection import ImageBatches
 from ghn_jax.hypernet.ghn import GHN
 from ghn_jax.quant.scheme import QAT, Scheme
 
 
 def predict_weights(ghn: GHN, params: Any, networks: Networks, out: Array) -> Array:
-    """The weight buffer [F] of the first network of `networks`, float, written into `out` [F]."""
+    """Predict the weight buffer [F] of the first network of `networks`, float, written into `out` [F]."""
     x = ghn.apply({'params': params}, networks.graphs, method='embed')[0]
     decoder, sources, tables, _ = jax.tree.map(lambda a: a[0], networks[1:])
     tiles = ghn.apply({'params': params}, x, decoder, method='decode')
     return assemble(tiles, sources, pages(tables), out)
 
 
+class RunnableNetwork(NamedTuple):
+    """One network as the executor runs it.
+
+    Attributes:
+      weights: float [F], not rounded.
+      tables: integers that make the program run it.
+      bits: of its tensors, of any policy, float included.
+      ranges: of its activations; None for those of each batch.
+    """
+
+    weights: Any
+    tables: Tables
+    bits: Bits
+    ranges: Ranges | None = None
+
+
 def score(
     program: Program,
-    weights: Array,
-    tables: Tables,
-    bits: Bits,
-    images: Array,
-    labels: Array,
-    mean: Array,
-    std: Array,
+    network: RunnableNetwork,
+    images: ImageBatches,
     workspace: Workspace,
-    ranges: Ranges | None = None,
     *,
     scheme: Scheme = QAT,
     axes: Axes | None = None,
 ) -> tuple[Array, Array, Array, Workspace]:
-    """How often the label is the first, and among the first five, of a network's predictions.
+    """Count how often the label is the first, and among the first five, of a network's predictions.
 
-    weights [F], float; bits: of any policy, float included. images [K, N, H, H, 3] uint8 (normalised here by
-    mean and std [3]), labels [K, N], -1 for one that is not counted. BatchNorm uses the statistics of each
-    batch (the papers' protocol), unless they are folded into the weights (`cnn.calibration`); activations are
-    quantized by the given ranges, or by those of each batch. scheme: how networks are quantized, of mode
-    'qat'. axes: of a mesh whose devices each have batches of their own.
+    BatchNorm uses the statistics of each batch (the papers' protocol), unless they are folded into the
+    weights (`cnn.deploy.calibration`).
+
+    Args:
+      program: what runs the network.
+      network: with its bits and ranges.
+      images: batches, normalised here.
+      workspace: for batches of as many images, without gradients.
+      scheme: how networks are quantized, of mode 'qat'.
+      axes: of a mesh whose devices each have batches of their own.
 
     Returns:
       correct predictions, top 1 and top 5, int32 [] each; predicted classes, int32 [K, N]; workspace.
     """
+    weights, tables, bits, ranges = network
     quantized, _ = quantize_weights(weights, tables, bits.weights, workspace.quantized, scheme=scheme)
 
     def batch(buffers, inputs):
         x, y = inputs
-        x = normalize(x, mean, std, weights.dtype)
+        x = normalize(x, images.mean, images.std, weights.dtype)
         logits, buffers = executor.forward(
             program, quantized, tables, bits, x, buffers, scheme=scheme, ranges=ranges
         )
@@ -75,14 +92,17 @@ def score(
         predicted = jnp.argmax(logits, 1).astype(jnp.int32)
         return buffers, (jnp.sum(better < 1), jnp.sum(better < 5), predicted)
 
-    buffers, (top1, top5, predicted) = lax.scan(batch, workspace.executor, (images, labels))
+    buffers, (top1, top5, predicted) = lax.scan(batch, workspace.executor, (images.images, images.labels))
     top1, top5 = mesh_axes.total((jnp.sum(top1), jnp.sum(top5)), axes and axes.names)
     return top1, top5, predicted, Workspace(buffers, workspace.weights, quantized)
 
 
 class Measured(NamedTuple):
-    """activations, moments: of each batch, fields with a leading axis K. weights: sums of squares of every
-    weight tensor, and of its rounding error, [T] each.
+    """What the layers of a network saw.
+
+    Attributes:
+      activations, moments: of each batch, fields with a leading axis K.
+      weights: sums of squares of every weight tensor, and of its rounding error, [T] each.
     """
 
     activations: Activations
@@ -92,27 +112,30 @@ class Measured(NamedTuple):
 
 def measure(
     program: Program,
-    weights: Array,
-    tables: Tables,
-    bits: Bits,
-    images: Array,
-    mean: Array,
-    std: Array,
+    network: RunnableNetwork,
+    images: ImageBatches,
     index: Index,
     bounds: Array,
     workspace: Workspace,
-    ranges: Ranges | None = None,
     *,
     scheme: Scheme = QAT,
 ) -> tuple[Measured, Workspace]:
-    """What the layers of a network see, batch by batch, with weights and activations quantized as in `score`.
+    """Measure what the layers of a network see, batch by batch, quantized as in `score`.
 
-    index: of the network's tensors (`observer.make_index`). bounds: [T, 2], of the histograms.
+    Args:
+      program: what runs the network.
+      network: with its bits and ranges.
+      images: batches, normalised here; no use is made of their labels.
+      index: of the network's tensors (`observer.make_index`).
+      bounds: [T, 2], of the histograms.
+      workspace: as for `score`.
+      scheme: how networks are quantized, of mode 'qat'.
     """
+    weights, tables, bits, ranges = network
     quantized, _ = quantize_weights(weights, tables, bits.weights, workspace.quantized, scheme=scheme)
 
     def batch(buffers, x):
-        x = normalize(x, mean, std, weights.dtype)
+        x = normalize(x, images.mean, images.std, weights.dtype)
         _, buffers = executor.forward(
             program, quantized, tables, bits, x, buffers, scheme=scheme, ranges=ranges
         )
@@ -121,6 +144,6 @@ def measure(
         )
         return buffers, seen
 
-    buffers, (activations, moments) = lax.scan(batch, workspace.executor, images)
+    buffers, (activations, moments) = lax.scan(batch, workspace.executor, images.images)
     noise = weight_noise(weights, quantized, tables, bits.weights.shape[0])
     return Measured(activations, moments, noise), Workspace(buffers, workspace.weights, quantized)

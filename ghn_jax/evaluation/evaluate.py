@@ -1,17 +1,13 @@
-"""Scores networks with predicted weights at several bit-widths: a table, the same as JSON, a picture.
+"""Evaluates a run: scores networks with the weights that its hypernetwork predicts, at several bit-widths.
 
-python -m ghn_jax.evaluate --workdir=runs/quickstart/float --splits=test,deep --json=float.json
-python -m ghn_jax.evaluate --workdir=runs/quickstart/qat --splits=test,deep --against=float.json --plot=b.png
-
-The weights of a network are predicted once and quantized to every bit-width; a hypernetwork that is told the
-bits predicts them anew for each. Policies beyond one bit-width for all are read from files: --policy, see
-`quant/policy.py` for their format. Accuracies are in percent.
+Accuracies are in percent.
 """
 
+import dataclasses
 import os
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import jax
@@ -20,159 +16,192 @@ from jax.sharding import Mesh
 import ghn_jax
 from ghn_jax.assembly.memory import check_scoring
 from ghn_jax.assembly.mesh import first
-from ghn_jax.base import bounds, paths
+from ghn_jax.base import paths
 from ghn_jax.base.errors import UserError
 from ghn_jax.cnn.deploy import integer
 from ghn_jax.datasets.load import Dataset
 from ghn_jax.evaluation import results
-from ghn_jax.evaluation.evaluation_flags import BATCH_SIZE, BITS, NUM_NETWORKS
-from ghn_jax.evaluation.protocol import CALIBRATION_BATCHES, PAPERS, Protocol
+from ghn_jax.evaluation.evaluation_spec import GIVEN, EvaluationSpec
 from ghn_jax.evaluation.results import Result
-from ghn_jax.evaluation.score import (
-    Images,
-    Score,
+from ghn_jax.evaluation.score import Score, score_in_full
+from ghn_jax.evaluation.selection import (
+    ImageBatches,
     Selection,
-    check_classes,
+    check_task,
     image_batches,
-    score_in_full,
     select_given,
     select_split,
 )
 from ghn_jax.hypernet.policy_features import check_policies
 from ghn_jax.networks.counts import count_parameters
-from ghn_jax.networks.graph import build_graph, count_depth
-from ghn_jax.networks.spec import NetworkSpec
+from ghn_jax.networks.graph import NetworkGraph, count_depth
 from ghn_jax.quant.bit_schedule import describe_bits, strategy_of
-from ghn_jax.quant.policy import Policy, parse_bits
+from ghn_jax.quant.policy import Policy
 from ghn_jax.runs.metrics import Progress
-from ghn_jax.runs.run import Run, load_data, load_run, make_space_of
-
-GIVEN = 'archs'  # what rows call the networks of an architecture file
+from ghn_jax.runs.run import Run, load_run
+from ghn_jax.runs.task import load_data, make_space_of
 
 
 def evaluate(
-    run: Run,
-    *,
-    dataset: Dataset | None = None,
-    splits: Sequence[str] = ('test',),
-    policies: Sequence[Policy] = tuple(map(parse_bits, BITS)),
-    num_networks: int = NUM_NETWORKS,
-    num_images: int = 0,
-    batch_size: int = BATCH_SIZE,
-    seed: int = 0,
-    specs: Sequence[NetworkSpec] | None = None,
-    how: Protocol = PAPERS,
-    calibration_batches: int = CALIBRATION_BATCHES,
-    against: str | os.PathLike | None = None,
-    workdir: str = '',
-    num_devices: int = 1,
-    told: Policy | None = None,
+    run: Run, spec: EvaluationSpec | None = None, *, dataset: Dataset | None = None
 ) -> tuple[Result, Result | None]:
-    """(result, the other result) of scoring the run's GHN on test images; see `results` for what a result is.
+    """Score networks with the weights that a run's hypernetwork predicts, on test images.
 
     Args:
-      run: from `runs.load_run`.   dataset: the run's; read if None.
-      splits: of the run's space, the first num_networks of each (0: all).   policies: bit-widths.
-      num_images: the first ones of the test images (0: all), in whole batches of batch_size.
-      seed: which networks the splits have; the same for every run that is to be compared.
-      specs: score these networks and no split.
-      how: what BatchNorm and ranges go by; as in the papers.
-      calibration_batches: of training images, the first ones.
-      against: JSON file of an evaluation of the same networks, or another run's directory: it is scored too.
-      workdir: what to call the run in the result.   num_devices: that share the images; 0: all.
-      told: what a GHN that is told the bits is told, in place of what is run.
+      run: from `load_run`.
+      spec: which networks, images and bits, and how; None: the defaults.
+      dataset: the run's; None: it is read.
+
+    Returns:
+      the result (see `results` for what one is), compared with the other one where there is one to compare
+      with; the other result, or None.
 
     Raises:
       UserError: bad values, networks that cannot be run, a file or run to compare with that does not fit.
     """
-    bounds.check(
-        num_networks=num_networks, num_images=num_images, batch_size=batch_size, seed=seed,
-        calibration_batches=calibration_batches, devices=num_devices, integer=how.integer,
-    )  # fmt: skip
-    against = paths.local(against, '--against') if against else None
-    rival = load_run(against) if against and os.path.isdir(against) else None
-    other = results.read_result(against) if against and not rival else None
-    if rival:
-        _check_same_task(run, rival, str(against))
-    if told and not run.ghn.config.bits:
-        raise UserError(f'told={told}: the GHN of this run is told no bits (config.ghn.bits): leave it out')
-    both = [each for each in (run, rival) if each]
-    config: Any = run.config
-    mesh = first(num_devices)
-    # Networks are checked before the data are read, which may take half a minute.
-    selections = _select(config, splits, specs, seed, num_networks)
-    programs = (program for selection in selections.values() for program, _ in selection.groups)
-    check_scoring(programs, batch_size, mesh)
-    every = [spec for selection in selections.values() for spec in selection.specs]
-    if how.integer:
-        integer.check(every, [strategy_of(each.config).used(p) for each in both for p in policies])
-    check_policies(every, [*policies, *([told] if told else [])])
-    dataset = dataset or load_data(config)
-    for each in both:
-        check_classes(each.ghn, every, dataset)
-    images = image_batches(dataset, dataset.test, batch_size=batch_size, num_images=num_images)
-    if how.integer > images.count:
-        raise UserError(f'integer={how.integer}: there are {images.count} test images in whole batches')
-    calibration = _calibration_images(dataset, calibration_batches, batch_size) if how.measures else None
-    networks = [_describe(name, i, spec) for name, s in selections.items() for i, spec in enumerate(s.specs)]
-    bits = [str(policy) for policy in policies]
-    protocol = _protocol(dataset, images, calibration, how) | {
-        'images_dropped': (num_images or len(dataset.test.labels)) - images.count,  # of a last, partial batch
-        'image_size': config.image_size,
-        'bits': bits,
-        'policies': {str(policy): policy.to_dict() for policy in policies},
-        'num_networks': {split: len(s.specs) for split, s in selections.items()},
-        'seed': seed,
-        'space': config.space.name if specs is None else None,
-        'device': f'{mesh.size if mesh else 1} x {jax.devices()[0].device_kind}',
-    }
-    if other is not None:
-        results.check_comparable(other, str(against), networks, bits, protocol)
-
-    def result_of(run: Run, workdir: str) -> Result:
-        start, scored = time.perf_counter(), []
-        for split, selection in selections.items():
-            scores = _score_split(run, split, selection, images, policies, told, how, calibration, mesh)
-            scored += [_in_percent(bits, policies, per_policy) for per_policy in scores]
-        about = protocol | _about(run, workdir, told) | {'seconds': round(time.perf_counter() - start, 1)}
-        scored = [network | own for network, own in zip(networks, scored, strict=True)]
-        return {'rows': results.make_rows(scored, bits), 'networks': scored, 'protocol': about}
-
-    result = result_of(run, workdir)
-    other = result_of(rival, str(against)) if rival else other
+    spec = spec or EvaluationSpec()
+    against = _Against.of(spec.against)
+    runs = [run, *([against.run] if against.run else [])]
+    if against.run:
+        _check_same_task(run, against.run, against.path)
+    mesh = first(spec.devices)
+    selections = _select(run.config, spec)
+    _check_networks(runs, spec, selections, mesh)  # before the data are read, which may take half a minute
+    dataset = dataset or load_data(run.config)
+    for each in runs:
+        for selection in selections.values():
+            check_task(each.ghn, selection.specs, dataset)
+    images, calibration = _batches(dataset, spec)
+    networks = [_describe(name, i, g) for name, s in selections.items() for i, g in enumerate(s.graphs)]
+    protocol = _about_images(dataset, images, calibration, spec)
+    protocol |= _about_networks(run.config, spec, selections)
+    protocol['device'] = f'{mesh.size if mesh else 1} x {jax.devices()[0].device_kind}'
+    if against.result is not None:
+        results.check_comparable(against.result, against.path, networks, protocol['bits'], protocol)
+    task = _Task(spec, selections, images, calibration, mesh, networks, protocol)
+    result = task.result_of(run, spec.workdir)
+    other = task.result_of(against.run, against.path) if against.run else against.result
     return (result if other is None else results.compare(result, other)), other
 
 
-def _select(
-    config: Any, splits: Sequence[str], specs: Sequence[NetworkSpec] | None, seed: int, count: int
-) -> dict[str, Selection]:
+@dataclasses.dataclass(frozen=True)
+class _Against:
+    """What an evaluation is compared with: a run that is scored too, a result, or nothing."""
+
+    path: str = ''
+    run: Run | None = None
+    result: Result | None = None
+
+    @classmethod
+    def of(cls, path: str | os.PathLike | None) -> '_Against':
+        """Read the run or the result at this path."""
+        if not path:
+            return cls()
+        local = paths.local(path, '--against')
+        if os.path.isdir(local):
+            return cls(str(local), run=load_run(local))
+        return cls(str(local), result=results.read_result(local))
+
+
+@dataclasses.dataclass(frozen=True)
+class _Task:
+    """Everything that is the same for all runs that are scored.
+
+    networks: what the result says of each, whoever predicts its weights; protocol: of how they are scored.
+    """
+
+    spec: EvaluationSpec
+    selections: Mapping[str, Selection]
+    images: ImageBatches
+    calibration: ImageBatches | None
+    mesh: Mesh | None
+    networks: Sequence[Mapping[str, Any]]
+    protocol: Mapping[str, Any]
+
+    def result_of(self, run: Run, workdir: str) -> Result:
+        """Score a run. workdir: what the result calls it."""
+        begin, scored = time.perf_counter(), []
+        bits = self.protocol['bits']
+        for split, selection in self.selections.items():
+            scores = self._score_split(run, split, selection)
+            scored += [_in_percent(bits, self.spec.policies, of_network) for of_network in scores]
+        seconds = round(time.perf_counter() - begin, 1)
+        about = {**self.protocol, **_about(run, workdir, self.spec.predicted_for), 'seconds': seconds}
+        scored = [{**network, **own} for network, own in zip(self.networks, scored, strict=True)]
+        return {'rows': results.make_rows(scored, bits), 'networks': scored, 'protocol': about}
+
+    def _score_split(self, run: Run, split: str, selection: Selection) -> list[list[Score]]:
+        """Score the networks of a split at all policies, with a progress bar."""
+        policies, predicted_for = self.spec.policies, self.spec.predicted_for
+        strategy, count = strategy_of(run.config), len(selection.graphs)
+        compiled = f'programs to compile, unless cached: {len(selection.groups)}'
+        print(f'{split}: {count} networks; {compiled}', file=sys.stderr)
+        with Progress(count * len(policies), desc=split, unit='score') as progress:
+            return score_in_full(
+                run.ghn, run.params, selection, self.images, list(map(strategy.used, policies)),
+                predicted_for=predicted_for and strategy.used(predicted_for),
+                scheme=strategy.scheme.when_used(),
+                protocol=self.spec.protocol, calibration=self.calibration, mesh=self.mesh,
+                done=lambda _, p: progress.update(
+                    networks=int(p == len(policies) - 1), images=self.images.count
+                ),
+            )  # fmt: skip
+
+
+def _select(config: Any, spec: EvaluationSpec) -> dict[str, Selection]:
     """The networks to score, by the name of their split."""
     size = config.image_size
-    if specs is not None:
-        return {GIVEN: select_given(specs, image_size=size)}
-    space = make_space_of(config)
-    return {split: select_split(space, split, seed=seed, count=count, image_size=size) for split in splits}
+    if spec.networks is not None:
+        return {GIVEN: select_given(spec.networks, image_size=size)}
+    space, count = make_space_of(config), spec.num_networks
+    return {
+        split: select_split(space, split, seed=spec.seed, count=count, image_size=size)
+        for split in spec.splits
+    }
 
 
-def _score_split(
-    run: Run, split: str, selection: Selection, images: Images, policies: Sequence[Policy],
-    told: Policy | None, how: Protocol, calibration: Images | None, mesh: Mesh | None,
-) -> list[list[Score]]:  # fmt: skip
-    """Scores of the networks at the policies, with a progress bar."""
-    strategy = strategy_of(run.config)
-    compiled = f'programs to compile, unless cached: {len(selection.groups)}'
-    print(f'{split}: {len(selection.specs)} networks; {compiled}', file=sys.stderr)
-    with Progress(len(selection.specs) * len(policies), desc=split, unit='score') as progress:
-        return score_in_full(
-            run.ghn, run.params, selection, images, list(map(strategy.used, policies)),
-            told=told and strategy.used(told), scheme=strategy.scheme.when_used(),
-            how=how, calibration=calibration, mesh=mesh,
-            done=lambda _, p: progress.update(networks=int(p == len(policies) - 1), images=images.count),
-        )  # fmt: skip
+def _check_networks(
+    runs: Sequence[Run], spec: EvaluationSpec, selections: Mapping[str, Selection], mesh: Mesh | None
+) -> None:
+    """Raises UserError for what cannot be scored, as far as it is known without the data."""
+    if spec.predicted_for and not runs[0].ghn.config.bits:
+        raise UserError(
+            f'predicted_for={spec.predicted_for}: the hypernetwork of this run is told no bits '
+            '(config.ghn.bits): leave out --told'
+        )
+    programs = (program for selection in selections.values() for program, _ in selection.groups)
+    check_scoring(programs, spec.batch_size, mesh)
+    graphs = [graph for selection in selections.values() for graph in selection.graphs]
+    if spec.protocol.integer:
+        used = [strategy_of(each.config).used(p) for each in runs for p in spec.policies]
+        integer.check([graph.spec for graph in graphs], used)
+    check_policies(graphs, [*spec.policies, *([spec.predicted_for] if spec.predicted_for else [])])
 
 
-def _protocol(dataset: Dataset, images: Images, calibration: Images | None, how: Protocol) -> dict[str, Any]:
-    """What the result says of the images, and of how they were scored."""
+def _batches(dataset: Dataset, spec: EvaluationSpec) -> tuple[ImageBatches, ImageBatches | None]:
+    """The test images; the training images of the calibration, None where the protocol measures nothing."""
+    size = spec.batch_size
+    images = image_batches(dataset, dataset.test, batch_size=size, num_images=spec.num_images)
+    if spec.protocol.integer > images.count:
+        raise UserError(
+            f'integer={spec.protocol.integer}: there are {images.count} test images in whole batches'
+        )
+    if not spec.protocol.measures:
+        return images, None
+    wanted, available = spec.calibration_batches * size, len(dataset.train.labels)
+    if wanted > available:
+        raise UserError(
+            f'calibration_batches={spec.calibration_batches} of {size} images are more than the {available} '
+            f'training images of {dataset.name}: give at most {available // size}'
+        )
+    return images, image_batches(dataset, dataset.train, batch_size=size, num_images=wanted)
+
+
+def _about_images(
+    dataset: Dataset, images: ImageBatches, calibration: ImageBatches | None, spec: EvaluationSpec
+) -> dict[str, Any]:
+    """What the result says of the images, and of how networks are scored on them."""
+    how = spec.protocol
     return {
         'units': 'percent',
         'dataset': dataset.name,
@@ -189,26 +218,30 @@ def _protocol(dataset: Dataset, images: Images, calibration: Images | None, how:
         'integer_images': how.integer,
         'jax': jax.__version__,
         'ghn_jax': ghn_jax.__version__,
+        'images_dropped': (spec.num_images or len(dataset.test.labels)) - images.count,  # of a partial batch
     }
 
 
-def _check_same_task(run: Run, rival: Run, against: str) -> None:
+def _about_networks(config: Any, spec: EvaluationSpec, selections: Mapping[str, Selection]) -> dict[str, Any]:
+    """What the result says of the networks and their bits."""
+    return {
+        'image_size': config.image_size,
+        'bits': [str(policy) for policy in spec.policies],
+        'policies': {str(policy): policy.to_dict() for policy in spec.policies},
+        'num_networks': {split: len(s.graphs) for split, s in selections.items()},
+        'seed': spec.seed,
+        'space': config.space.name if spec.networks is None else None,
+    }
+
+
+def _check_same_task(run: Run, other: Run, against: str) -> None:
     for key in ('dataset', 'image_size', *(['seed'] if run.config.dataset == 'synthetic' else [])):
-        ours, theirs = run.config[key], rival.config[key]
+        ours, theirs = (getattr(each.config, key) for each in (run, other))
         if ours != theirs:
             raise UserError(
                 f'--against={against} was trained with {key}={theirs}, this run with {key}={ours}: '
                 'the two cannot be scored on the same images'
             )
-
-
-def _calibration_images(dataset: Dataset, batches: int, batch_size: int) -> Images:
-    if batches * batch_size > (available := len(dataset.train.labels)):
-        raise UserError(
-            f'calibration_batches={batches} of {batch_size} images are more than the {available} training '
-            f'images of {dataset.name}: give at most {available // batch_size}'
-        )
-    return image_batches(dataset, dataset.train, batch_size=batch_size, num_images=batches * batch_size)
 
 
 def _in_percent(bits: Sequence[str], policies: Sequence[Policy], scores: Sequence[Score]) -> dict[str, Any]:
@@ -234,7 +267,7 @@ def _in_percent(bits: Sequence[str], policies: Sequence[Policy], scores: Sequenc
     return out
 
 
-def _about(run: Run, workdir: str, told: Policy | None) -> dict[str, Any]:
+def _about(run: Run, workdir: str, predicted_for: Policy | None) -> dict[str, Any]:
     """What the protocol says of a run. predicted_for: the policies that its weights are predicted for."""
     config: Any = run.config
     return {
@@ -243,19 +276,21 @@ def _about(run: Run, workdir: str, told: Policy | None) -> dict[str, Any]:
         'training': _training(run),
         'training_mode': config.quant.mode,
         'training_bits': describe_bits(config.quant),
-        'predicted_for': str(told or 'each') if run.ghn.config.bits else 'any',
+        'predicted_for': str(predicted_for or 'each') if run.ghn.config.bits else 'any',
         'quantization': {k: v for k, v in config.quant.items() if k not in ('mode', 'bits')},
     }
 
 
-def _describe(split: str, index: int, spec: NetworkSpec) -> dict[str, Any]:
+def _describe(split: str, index: int, graph: NetworkGraph) -> dict[str, Any]:
+    """What the result says of a network, whoever predicts its weights."""
+    spec = graph.spec
     return {
         'split': split,
         'name': spec.name or f'network-{index}',
         'C': spec.C,
         'n_cells': spec.n_cells,
         'parameters': count_parameters(spec),
-        'depth': count_depth(build_graph(spec)),
+        'depth': count_depth(graph),
         'digest': spec.digest,
     }
 

@@ -3,56 +3,55 @@
 import dataclasses
 import pathlib
 from collections.abc import Callable, Sequence
-from typing import Any
 
 from absl import flags
 
 from ghn_jax.base import bounds, cli
 from ghn_jax.base.errors import UserError
+from ghn_jax.base.start import start
 from ghn_jax.cnn.deploy import calibration
+from ghn_jax.evaluation.evaluation_spec import BATCH_SIZE, BITS, NUM_NETWORKS, EvaluationSpec
 from ghn_jax.evaluation.protocol import BATCH_NORMS, CALIBRATION_BATCHES, RANGE_RULE, RANGES, Protocol
 from ghn_jax.networks.files import load_networks
 from ghn_jax.networks.spaces import SPLITS
 from ghn_jax.quant.policy import Policy, load_policy, parse_bits
-from ghn_jax.runs import run as runs
+from ghn_jax.runs.run import Run, load_run
 
 flags.disclaim_key_flags()  # --help shows them as the flags of the command that defines them
 
-BITS = ('w32a32', 'w8a8', 'w4a8', 'w4a4', 'w2a2')
-BATCH_SIZE = 64  # as in training
-NUM_NETWORKS = 50
-
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Request:
-    """workdir, step: the checkpoint. data_dir: where TFDS data lie, None: where the run had them.
+class EvaluationFlags:
+    """What the command line asks for.
 
-    devices: that share the images; 0: all. options: the other arguments of `evaluate`, by name. given: the
-    flags that were on the command line.
+    Attributes:
+      workdir, step: the checkpoint.
+      data_dir: where TFDS data lie; None: where the run had them.
+      spec: what is scored, and how.
+      given: the flags that were on the command line.
     """
 
     workdir: pathlib.Path
     step: str
     data_dir: str | None
-    devices: int
-    options: dict[str, Any]
+    spec: EvaluationSpec
     given: frozenset[str]
 
-    def load_run(self, step: str | None = None) -> runs.Run:
-        """The run, at another step than asked for where one is given, with JAX made ready to score it.
+    def load_run(self, step: str | None = None) -> Run:
+        """Load the run, at another step than asked for where one is given, with JAX made ready to score it.
 
         Raises:
-          UserError: as `runs.load_run`.
+          UserError: as `runs.run.load_run`.
         """
-        runs.start(self.devices or 1)
-        run = runs.load_run(self.workdir, step or self.step)
+        start(self.spec.devices or 1)
+        run = load_run(self.workdir, step or self.step)
         if self.data_dir is not None:
             run.config.data_dir = self.data_dir
         return run
 
 
 def parse_splits(names: Sequence[str]) -> tuple[str, ...]:
-    """The names without repetitions. Raises UserError for an unknown one, and for none."""
+    """Return the names without repetitions. Raises UserError for an unknown one, and for none."""
     splits = tuple(dict.fromkeys(name.strip() for name in names))
     if not splits:
         raise UserError(f'--splits is empty: choose from {", ".join(SPLITS)}')
@@ -63,9 +62,10 @@ def parse_splits(names: Sequence[str]) -> tuple[str, ...]:
 
 
 def parse_policies(names: Sequence[str], files: Sequence[str] = ()) -> tuple[Policy, ...]:
-    """Policies from their names and from policy files, without repetitions.
+    """Return policies from their names and from policy files, without repetitions.
 
-    Raises UserError for impossible bits, bad files, two policies of one name, and for none.
+    Raises:
+      UserError: impossible bits, bad files, two policies of one name, or none.
     """
     policies = list(dict.fromkeys(parse_bits(name) for name in names))
     for file in dict.fromkeys(files):
@@ -78,14 +78,53 @@ def parse_policies(names: Sequence[str], files: Sequence[str] = ()) -> tuple[Pol
     return tuple(policies)
 
 
-def define_flags(*, sqnr: bool = False) -> Callable[[], Request]:
-    """Defines the flags; what is returned reads and checks them, once they are parsed (UserError).
+def define_flags(*, sqnr: bool = False) -> Callable[[], EvaluationFlags]:
+    """Define the flags; what is returned reads and checks them, once they are parsed (UserError).
 
-    sqnr: whether the noise of rounding is measured where nothing is said of it.
+    Args:
+      sqnr: whether the noise of rounding is measured where nothing is said of it.
     """
     before = set(flags.FLAGS)
     workdir = flags.DEFINE_string('workdir', None, 'Run directory, of ghn_jax.train or ghn_jax.convert.')
     step = flags.DEFINE_string('step', 'latest', 'Checkpoint: latest, best (in validation), or a number.')
+    read_networks = _define_network_flags()
+    read_protocol = _define_protocol_flags(sqnr)
+    devices = bounds.define_integer(
+        'devices', 0, 'Devices that share the images, 0: all; a CPU is divided into so many.'
+    )
+    data_dir = flags.DEFINE_string('data_dir', None, 'Where TFDS data lie, if not where the run had them.')
+    against = flags.DEFINE_string(
+        'against',
+        None,
+        'To compare with: the directory of another run, which is scored on the same networks, or '
+        'the --json file of its evaluation.',
+    )
+    names = set(flags.FLAGS) - before
+
+    def read() -> EvaluationFlags:
+        folder = cli.check_workdir(workdir.value, must_exist=True)
+        protocol, calibration_batches = read_protocol()
+        spec = dataclasses.replace(
+            read_networks(),
+            protocol=protocol,
+            calibration_batches=calibration_batches,
+            against=against.value,
+            workdir=workdir.value or '',
+            devices=devices.value,
+        )
+        return EvaluationFlags(
+            workdir=folder,
+            step=step.value or '',
+            data_dir=data_dir.value,
+            spec=spec,
+            given=frozenset(name for name in names if flags.FLAGS[name].present),
+        )
+
+    return read
+
+
+def _define_network_flags() -> Callable[[], EvaluationSpec]:
+    """Those of the networks, their bits and the images; what is returned reads a spec with these fields."""
     splits = flags.DEFINE_list('splits', ['test'], f'Networks to score: of {", ".join(SPLITS)}.')
     bits = flags.DEFINE_list(
         'bits',
@@ -102,52 +141,27 @@ def define_flags(*, sqnr: bool = False) -> Callable[[], Request]:
     batch_size = bounds.define_integer(
         'batch_size', BATCH_SIZE, 'Images of a batch, whose statistics BatchNorm uses.'
     )
-    read_protocol = _define_protocol_flags(sqnr)
     seed = bounds.define_integer('seed', 0, 'Which networks the splits have.')
     archs = flags.DEFINE_string('archs', None, 'Architecture file: score exactly its networks, and no split.')
-    devices = bounds.define_integer(
-        'devices', 0, 'Devices that share the images, 0: all; a CPU is divided into so many.'
-    )
-    data_dir = flags.DEFINE_string('data_dir', None, 'Where TFDS data lie, if not where the run had them.')
-    against = flags.DEFINE_string(
-        'against',
-        None,
-        'To compare with: the directory of another run, which is scored on the same networks, or '
-        'the --json file of its evaluation.',
-    )
-    names = set(flags.FLAGS) - before
 
-    def read() -> Request:
-        folder = cli.check_workdir(workdir.value, must_exist=True)
-        protocol = read_protocol()
+    def read() -> EvaluationSpec:
         widths = bits.value if bits.value is not None else () if policy.value else BITS
-        options = {'splits': parse_splits(splits.value), 'policies': parse_policies(widths, policy.value)}
-        options['told'] = None if told.value is None else parse_bits(told.value)
-        options |= {
-            'num_networks': num_networks.value,
-            'num_images': num_images.value,
-            'batch_size': batch_size.value,
-            'seed': seed.value,
-            'specs': load_networks(archs.value) if archs.value else None,
-            **protocol,
-            'against': against.value,
-            'workdir': workdir.value,
-            'num_devices': devices.value,
-        }
-        return Request(
-            workdir=folder,
-            step=step.value,
-            data_dir=data_dir.value,
-            devices=devices.value,
-            options=options,
-            given=frozenset(name for name in names if flags.FLAGS[name].present),
+        return EvaluationSpec(
+            splits=parse_splits(splits.value),
+            policies=parse_policies(widths, policy.value),
+            num_networks=num_networks.value,
+            num_images=num_images.value,
+            batch_size=batch_size.value,
+            seed=seed.value,
+            networks=tuple(load_networks(archs.value)) if archs.value else None,
+            predicted_for=None if told.value is None else parse_bits(told.value),
         )
 
     return read
 
 
-def _define_protocol_flags(sqnr: bool) -> Callable[[], dict[str, Any]]:
-    """Those of what is measured; what is returned reads `how` and `calibration_batches` of `evaluate`."""
+def _define_protocol_flags(sqnr: bool) -> Callable[[], tuple[Protocol, int]]:
+    """Those of what is measured; what is returned reads the protocol and the batches of its calibration."""
     bn = flags.DEFINE_enum(
         'bn', 'batch', BATCH_NORMS,
         'BatchNorm statistics: of each batch; of training images, folded into the weights before these are '
@@ -165,21 +179,21 @@ def _define_protocol_flags(sqnr: bool) -> Callable[[], dict[str, Any]]:
         'integer', 0, 'So many images are run in integer arithmetic, too, and predictions compared.'
     )
 
-    def read() -> dict[str, Any]:
-        how = Protocol(
+    def read() -> tuple[Protocol, int]:
+        protocol = Protocol(
             batch_norm=bn.value,
             ranges=ranges.value,
             range_rule=range_rule.value or RANGE_RULE,
             sqnr=with_sqnr.value,
             integer=integer.value,
         )
-        if range_rule.value and how.ranges == 'batch':
+        if range_rule.value and protocol.ranges == 'batch':
             raise UserError(f'--range_rule={range_rule.value} is for --ranges=calibrated: give both or none')
-        if calibration_batches.value and not how.measures:
+        if calibration_batches.value and not protocol.measures:
             raise UserError(
                 f'--calibration_batches={calibration_batches.value}: nothing is calibrated; it is for '
                 '--bn=calibrated, --ranges=calibrated or --sqnr'
             )
-        return {'how': how, 'calibration_batches': calibration_batches.value or CALIBRATION_BATCHES}
+        return protocol, calibration_batches.value or CALIBRATION_BATCHES
 
     return read

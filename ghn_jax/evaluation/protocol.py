@@ -12,13 +12,16 @@ import jax
 import numpy as np
 from jax.sharding import Mesh
 
-from ghn_jax.assembly.mesh import OVER_DEVICES, REPLICATED, on_each
+from ghn_jax.assembly.mesh import OVER_DEVICES, REPLICATED, on_each, replicate
+from ghn_jax.assembly.workspace import Workspace
 from ghn_jax.base.errors import UserError
 from ghn_jax.cnn.deploy import calibration, observer
 from ghn_jax.cnn.deploy.observer import Activations, Moments
 from ghn_jax.cnn.program import Layout, Program
-from ghn_jax.cnn.tables import Bits, Ranges, Tables
+from ghn_jax.cnn.tables import Bits
 from ghn_jax.evaluation import device
+from ghn_jax.evaluation.device import RunnableNetwork
+from ghn_jax.evaluation.selection import ImageBatches
 from ghn_jax.quant.policy import Policy
 from ghn_jax.quant.scheme import QAT, Scheme
 
@@ -30,10 +33,16 @@ RANGE_RULE = 'moving_average'
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Protocol:
-    """batch_norm: statistics of each batch (the papers'); 'calibrated', those of calibration images, in
-    float, folded into the weights; 'corrected', then taken again with folded weights and activations rounded.
-    ranges: of activations, of each batch or of calibration images; range_rule: how (`calibration.RULES`).
-    sqnr: whether to measure it. integer: images that are run in integer arithmetic, too.
+    """What the normalisations and the activation ranges of scored networks go by, and what is measured.
+
+    Attributes:
+      batch_norm: 'batch', the statistics of each batch (the papers'); 'calibrated', those of calibration
+        images, in float, folded into the weights; 'corrected', then taken again with folded weights and
+        activations rounded.
+      ranges: of activations, of each batch or of calibration images.
+      range_rule: how ranges are found on calibration images (`calibration.RULES`).
+      sqnr: whether the signal-to-quantization-noise ratio of each layer is measured.
+      integer: images that are run in integer arithmetic, too.
 
     Raises:
       UserError: an unknown word; integer arithmetic for a network that depends on its batch.
@@ -72,50 +81,52 @@ class Protocol:
 PAPERS = Protocol()
 
 
-class Network(NamedTuple):
-    """One network as it runs: weights [F], float; given ranges, or None for those of each batch."""
-
-    weights: Any
-    tables: Tables
-    ranges: Ranges | None
-
-
 @functools.cache
 def measure_on(mesh: Mesh | None, scheme: Scheme) -> Callable:
-    """`device.measure` in a scheme, jitted; on several devices each does all of it, for it is little."""
+    """Return `device.measure` in a scheme, jitted; several devices each do all of it, for it is little."""
 
-    def measure(program, *arrays):
-        all_, each = REPLICATED, OVER_DEVICES
+    def measure(program, network, images, index, bounds, workspace):
         run = functools.partial(device.measure, program, scheme=scheme)
-        return on_each(run, mesh, (*[all_] * 8, each, all_), (all_, each))(*arrays)
+        inputs = (REPLICATED, REPLICATED, REPLICATED, REPLICATED, OVER_DEVICES)
+        on_devices = on_each(run, mesh, inputs, (REPLICATED, OVER_DEVICES))
+        return on_devices(network, images, index, bounds, workspace)
 
-    return jax.jit(measure, static_argnums=0, donate_argnums=9)
+    return jax.jit(measure, static_argnames='program', donate_argnames='workspace')
 
 
 class Measure(NamedTuple):
-    """Measures networks of a program. images: uint8 [K, N, H, H, 3], mean and std [3]."""
+    """Measures networks of a program on calibration images."""
 
     program: Program
     mesh: Mesh | None
-    images: tuple[Any, Any, Any]
+    images: ImageBatches
     scheme: Scheme = QAT
 
-    def __call__(self, layout: Layout, network: Network, bits: Bits, bounds: np.ndarray, workspace):
-        """(device.Measured on the host, workspace)."""
+    def __call__(
+        self, layout: Layout, network: RunnableNetwork, bits: Bits, bounds: np.ndarray, workspace: Workspace
+    ) -> tuple[device.Measured, Workspace]:
+        """Return (what the network sees at these bits, on the host; workspace)."""
+        index = observer.make_index(self.program, layout)
         measured, workspace = measure_on(self.mesh, self.scheme)(
-            self.program, network.weights, network.tables, bits, *self.images,
-            observer.make_index(self.program, layout), bounds, workspace, network.ranges,
-        )  # fmt: skip
+            self.program, network._replace(bits=bits), self.images, index, bounds, workspace
+        )
         return jax.device_get(measured), workspace
 
 
+def make_measure(program: Program, mesh: Mesh | None, images: ImageBatches, scheme: Scheme) -> Measure:
+    """Return what measures networks of a program on these images, placed on every device."""
+    return Measure(program, mesh, replicate(mesh, images._replace(labels=None)), scheme)
+
+
 def statistics(
-    how: Protocol, measure: Measure, layout: Layout, network: Network, workspace
+    protocol: Protocol, measure: Measure, layout: Layout, network: RunnableNetwork, workspace
 ) -> tuple[Moments | None, Any]:
-    """(what enters the normalisations of the network in float, over the calibration images; None if they go
-    by each batch or there are none; workspace).
+    """Measure what enters the normalisations of a network in float, over the calibration images.
+
+    Returns:
+      the moments, None if normalisations go by each batch or there are none; workspace.
     """
-    if how.batch_norm == 'batch' or not layout.tables.has_norm:
+    if protocol.batch_norm == 'batch' or not layout.tables.has_norm:
         return None, workspace
     measured, workspace = measure(
         layout, network, measure.program.bits(layout, Policy()), _nowhere(measure.program), workspace
@@ -124,58 +135,70 @@ def statistics(
 
 
 def prepare(
-    how: Protocol,
+    protocol: Protocol,
     measure: Measure,
     layout: Layout,
-    network: Network,
+    network: RunnableNetwork,
     moments: Moments | None,
     bits: Bits,
     workspace,
-) -> tuple[Network, dict[str, tuple[float | None, float | None]] | None, Any]:
-    """(the network as it runs under `how`, the SQNR of its layers if wanted, workspace).
+) -> tuple[RunnableNetwork, dict[str, tuple[float | None, float | None]] | None, Any]:
+    """Fix what a protocol fixes in a network at the bits of a policy.
 
-    network: with its predicted weights. moments: from `statistics`. bits: of a policy on it.
+    Args:
+      protocol: what normalisations and ranges go by.
+      measure: of the network's program, on the calibration images.
+      layout: of the network.
+      network: with its predicted weights.
+      moments: from `statistics`.
+      bits: of a policy on it.
+      workspace: taken.
+
+    Returns:
+      the network as it runs; the SQNR of its layers if wanted; workspace.
     """
     rounds = observer.any_rounded(bits)
     if moments is not None:
-        network, workspace = _fix_statistics(how, measure, layout, network, moments, bits, workspace)
-    if how.ranges == 'calibrated':
-        network, workspace = _fix_ranges(how, measure, layout, network, bits, workspace)
-    if not how.sqnr or not rounds:
+        network, workspace = _fix_statistics(protocol, measure, layout, network, moments, bits, workspace)
+    if protocol.ranges == 'calibrated':
+        network, workspace = _fix_ranges(protocol, measure, layout, network, bits, workspace)
+    if not protocol.sqnr or not rounds:
         return network, None, workspace
     return network, *_layer_sqnr(measure, layout, network, bits, workspace)
 
 
-def _fix_statistics(how, measure, layout, network, moments, bits, workspace):
+def _fix_statistics(protocol, measure, layout, network, moments, bits, workspace):
     own = np.asarray(network.weights)
     flat, tables = calibration.fold(layout, own, moments)
-    if how.batch_norm == 'corrected' and observer.any_rounded(bits):
+    if protocol.batch_norm == 'corrected' and observer.any_rounded(bits):
         flat = calibration.unfixed(layout, flat, own)
         unfixed = network._replace(weights=flat)
         measured, workspace = measure(layout, unfixed, bits, _nowhere(measure.program), workspace)
         flat, tables = calibration.fix(layout, flat, calibration.pooled(measured.moments))
-    return Network(flat, tables, None), workspace
+    return network._replace(weights=flat, tables=tables, ranges=None), workspace
 
 
-def _fix_ranges(how, measure, layout, network, bits, workspace):
+def _fix_ranges(protocol, measure, layout, network, bits, workspace):
     """The network with the ranges that its activations have on the calibration images at these bit-widths."""
     bounds, index = _nowhere(measure.program), observer.make_index(measure.program, layout)
     lo, hi = bounds.T
     if observer.any_rounded(bits):
         measured, workspace = measure(layout, network, bits, bounds, workspace)
         seen = measured.activations
-        if how.range_rule in calibration.HISTOGRAM_RULES:
+        if protocol.range_rule in calibration.HISTOGRAM_RULES:
             seen, bounds, workspace = histograms(measure, layout, network, bits, seen, workspace)
         tensor_bits = observer.tensor_bits(index, bits)
-        lo, hi = calibration.activation_ranges(how.range_rule, seen, tensor_bits, bounds)
+        lo, hi = calibration.activation_ranges(protocol.range_rule, seen, tensor_bits, bounds)
     return network._replace(ranges=observer.make_ranges(index, lo, hi)), workspace
 
 
 def histograms(
-    measure: Measure, layout: Layout, network: Network, bits: Bits, seen: Activations, workspace
+    measure: Measure, layout: Layout, network: RunnableNetwork, bits: Bits, seen: Activations, workspace
 ) -> tuple[Activations, np.ndarray, Any]:
-    """(the activations measured again, with histograms between the extremes of those `seen`; the bounds of
-    the histograms, [T, 2]; workspace).
+    """Measure activations again, with histograms between the extremes of those `seen`.
+
+    Returns:
+      activations; the bounds of the histograms, [T, 2]; workspace.
     """
     bounds = np.stack([seen.lo.min(0), seen.hi.max(0)], -1)
     measured, workspace = measure(layout, network, bits, bounds, workspace)

@@ -10,6 +10,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
+import scipy.stats
 
 from ghn_jax.base import jsonfile
 from ghn_jax.base.errors import UserError, shown
@@ -35,7 +36,7 @@ _SAME = (
 
 
 def statistics(values: Sequence[float], prefix: str) -> dict[str, float | None]:
-    """Mean, standard error (sample standard deviation / sqrt n; None for one value), median and max."""
+    """Return mean, standard error (sample deviation / sqrt n; None for one value), median and maximum."""
     v = np.asarray(values, np.float64)
     sem = float(v.std(ddof=1) / math.sqrt(len(v))) if len(v) > 1 else None
     numbers = {'mean': float(v.mean()), 'sem': sem, 'median': float(np.median(v)), 'max': float(v.max())}
@@ -43,8 +44,10 @@ def statistics(values: Sequence[float], prefix: str) -> dict[str, float | None]:
 
 
 def make_rows(networks: Sequence[Mapping[str, Any]], bits: Sequence[str]) -> list[dict[str, Any]]:
-    """A row for each split, in order of appearance, and bit-width: statistics of top-1 and top-5, the rank
-    correlation of top-1 with parameters and depth, and means of what else the scores of all networks have.
+    """Make a row for each split, in order of appearance, and bit-width.
+
+    Each has statistics of top-1 and top-5, the rank correlation of top-1 with parameters and depth, and means
+    of what else the scores of all networks have.
     """
     rows = []
     for split in dict.fromkeys(network['split'] for network in networks):
@@ -66,37 +69,45 @@ def make_rows(networks: Sequence[Mapping[str, Any]], bits: Sequence[str]) -> lis
 
 
 def rank_correlation(x: Sequence[float], y: Sequence[float]) -> float | None:
-    """Spearman's; of equal values each has their mean rank. None where all of one kind are equal."""
-    ranks = []
-    for values in (x, y):
-        _, which, counts = np.unique(values, return_inverse=True, return_counts=True)
-        ranks.append((np.cumsum(counts) - (counts - 1) / 2)[which])
-    if any(np.ptp(r) == 0 for r in ranks):
+    """Return Spearman's rank correlation, equal values sharing their mean rank.
+
+    Returns:
+      A number from -1 to 1; None where all values of one kind are equal.
+    """
+    if any(np.ptp(values) == 0 for values in (x, y)):
         return None
-    return float(np.corrcoef(*ranks)[0, 1])
+    found: Any = scipy.stats.spearmanr(x, y)
+    return float(found.statistic)
 
 
 def bootstrap_interval(values: Sequence[float], seed: int = 0) -> tuple[float, float] | None:
-    """95 % interval of the mean: percentiles of the means of RESAMPLES samples, drawn from the values with
-    replacement (B. Efron 1979). None for a single value.
+    """Return the 95 % interval of the mean by the percentile bootstrap (B. Efron 1979).
+
+    Args:
+      values: what the mean is of; RESAMPLES samples are drawn from them with replacement.
+      seed: of the draws, so that the same values always have the same interval.
+
+    Returns:
+      Its ends; None for a single value.
     """
-    v = np.asarray(values, np.float64)
-    if len(v) < 2:
+    if len(values) < 2:
         return None
-    drawn = np.random.default_rng(seed).integers(0, len(v), (RESAMPLES, len(v)))
-    low, high = np.percentile(v[drawn].mean(1), (2.5, 97.5))
-    return float(low), float(high)
+    rng = np.random.default_rng(seed)
+    interval = scipy.stats.bootstrap(
+        (np.asarray(values, np.float64),), np.mean, n_resamples=RESAMPLES, method='percentile', rng=rng
+    ).confidence_interval
+    return float(interval.low), float(interval.high)
 
 
 def read_result(path: str | os.PathLike) -> Result:
-    """A result from its JSON file. Raises UserError if it is none, naming what is not as it should be."""
+    """Read a result from its JSON file. Raises UserError if it is none, naming what is wrong with it."""
     result = jsonfile.read(path, 'result', _ADVICE)
-    if odd := _odd_part(result):
-        raise UserError(f'{os.fspath(path)!r} is no result of ghn_jax.evaluate ({odd}): {_ADVICE}')
+    if wrong := _wrong_part(result):
+        raise UserError(f'{os.fspath(path)!r} is no result of ghn_jax.evaluate ({wrong}): {_ADVICE}')
     return result
 
 
-def _odd_part(result: Any) -> str | None:
+def _wrong_part(result: Any) -> str | None:
     """What is missing or of the wrong kind, of all that is read from another run's result."""
     if not isinstance(result, dict):
         return f'it holds {shown(result)}'
@@ -128,7 +139,7 @@ def _is_score(score: Any) -> bool:
 def check_comparable(
     other: Result, path: str, networks: Sequence[Mapping], bits: Sequence[str], protocol: Mapping
 ):
-    """Raises UserError unless `other` has exactly these networks, at these bit-widths, on the same images."""
+    """Raise UserError unless `other` has exactly these networks, at these bit-widths, on the same images."""
     for key in _SAME:
         if (theirs := other['protocol'].get(key)) != protocol[key]:
             raise UserError(
@@ -137,11 +148,11 @@ def check_comparable(
             )
     ours, theirs = ([tuple(n[k] for k in _IDENTITY) for n in x] for x in (networks, other['networks']))
     if ours != theirs:
-        odd = next((a for a, b in zip(ours, theirs) if a != b), None)
+        first = next((a for a, b in zip(ours, theirs) if a != b), None)
         what = (
             f'{len(theirs)} networks, this has {len(ours)}'
-            if odd is None
-            else f'other networks, from {odd[1]!r} on'
+            if first is None
+            else f'other networks, from {first[1]!r} on'
         )
         raise UserError(f'{path} has {what}: evaluate both runs with the same flags, in the same space')
     if missing := [b for b in bits if any(b not in n['scores'] for n in other['networks'])]:
@@ -149,8 +160,9 @@ def check_comparable(
 
 
 def compare(result: Result, other: Result) -> Result:
-    """The result with the other run's top-1 beside each row, and the paired difference (this - other), with
-    the bootstrap's 95 % interval over the networks.
+    """Return the result with the other run's top-1 and the paired difference (this - other) in each row.
+
+    The difference has the bootstrap's 95 % interval over the networks.
     """
     rows = []
     for row in result['rows']:

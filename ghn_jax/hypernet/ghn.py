@@ -23,6 +23,7 @@ from ghn_jax.hypernet.layers import init_layer_norm, init_mlp, layer_norm, mlp
 from ghn_jax.hypernet.policy_features import embed_bits, init_bits
 from ghn_jax.hypernet.tiles import DecoderTable, Tiles
 from ghn_jax.networks.graph import GraphBatch, NetworkGraph, batch_graphs, to_graphs_tuple
+from ghn_jax.networks.spec import NetworkSpec
 
 _CHOICES = {'hypernet': ('gatedgnn', 'mlp'), 'decoder': ('conv',)}
 _FLAGS = ('weight_norm', 've', 'layernorm', 'bits')
@@ -173,6 +174,15 @@ def _init(config, dtype, key):
     return jax.tree.map(lambda p: p.astype(dtype), params)
 
 
+def check_classes(config: GHNConfig, spec: NetworkSpec) -> None:
+    """Raise UserError unless the network has as many classes as the hypernetwork predicts."""
+    if spec.num_classes != config.num_classes:
+        raise UserError(
+            f'network {spec.name!r} has {spec.num_classes} classes, the hypernetwork predicts '
+            f'{config.num_classes}: give networks with num_classes={config.num_classes}'
+        )
+
+
 def predict_parameters(ghn: GHN, params: Any, graph: NetworkGraph) -> dict[str, jax.Array]:
     """Every tensor of one network by its DeepNets-1M name, in PyTorch's layout (positional encodings too).
 
@@ -180,11 +190,7 @@ def predict_parameters(ghn: GHN, params: Any, graph: NetworkGraph) -> dict[str, 
     The slow, obvious version, tensor by tensor; `GHN.decode` is the fast one. Raises UserError if the
     network's classes are not the hypernetwork's.
     """
-    if graph.spec.num_classes != ghn.config.num_classes:
-        raise UserError(
-            f'network {graph.spec.name!r} has {graph.spec.num_classes} classes, the hypernetwork predicts '
-            f'{ghn.config.num_classes}: give networks with num_classes={ghn.config.num_classes}'
-        )
+    check_classes(ghn.config, graph.spec)
     return cast(dict[str, jax.Array], ghn.apply({'params': params}, graph, method='predict'))
 
 

@@ -19,7 +19,7 @@ Axes: N nodes | K = len(WIDTHS) | D hidden.
 """
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 import jax
 import jax.numpy as jnp
@@ -27,9 +27,8 @@ import numpy as np
 
 from ghn_jax.base.errors import UserError
 from ghn_jax.hypernet.layers import Params
-from ghn_jax.networks.graph import NetworkGraph, build_graph
-from ghn_jax.networks.spec import NetworkSpec
-from ghn_jax.quant.policy import TERNARY, Policy, edges_of, quantizable
+from ghn_jax.networks.graph import NetworkGraph
+from ghn_jax.quant.policy import TERNARY, NamedWidths, Policy, Widths, quantizable
 
 WIDTHS = np.array([1, 2, 3, 4, 6, 8])
 FLOAT_FROM = 16  # bits; so many are as good as float in these networks, which 8 bits hardly change
@@ -47,20 +46,30 @@ def weight_names(graph: NetworkGraph) -> tuple[str, ...]:
     return quantizable((p.name, p.shape) for p in graph.parameters)
 
 
-def with_policy(graph: NetworkGraph, policy: Policy) -> NetworkGraph:
-    """The graph with the bits of each node.
-
-    The layer before a norm or a bias is the one whose weight the shortest path comes from. Of several at one
-    distance (the two halves of a strided skip) it is told the fewest bits, for their errors are the largest.
+def resolve(policy: Policy, graph: NetworkGraph) -> dict[str, Widths]:
+    """Return the bits of every weight of a network: {name: (of the weight, of the activation entering it)}.
 
     Raises:
       UserError: the policy is of another network, or names none of its weights.
     """
+    return policy.resolve(weight_names(graph), graph.spec.name)
+
+
+def with_policy(graph: NetworkGraph, policy: Policy) -> NetworkGraph:
+    """Return the graph with the bits of each node. Raises UserError as `resolve`."""
+    return with_bits(graph, resolve(policy, graph))
+
+
+def with_bits(graph: NetworkGraph, widths: NamedWidths) -> NetworkGraph:
+    """Return the graph with the bits of each node, of those of all its weights by name.
+
+    The layer before a norm or a bias is the one whose weight the shortest path comes from. Of several at one
+    distance (the two halves of a strided skip) it is told the fewest bits, for their errors are the largest.
+    """
     names = weight_names(graph)
-    policy.check(names, graph.spec.name)
     node_of = {p.name: p.node for p in graph.parameters}
     layers = np.array([node_of[name] for name in names])
-    own = np.array([policy.widths(name, edge=name in edges_of(names)) for name in names], np.int32)
+    own = np.array([widths[name] for name in names], np.int32)
     own[own == TERNARY] = TERNARY_AS
     bits = np.zeros((len(graph.nodes), 2), np.int32)
     bits[layers] = own
@@ -71,15 +80,14 @@ def with_policy(graph: NetworkGraph, policy: Policy) -> NetworkGraph:
     return dataclasses.replace(graph, weight_bits=bits[:, 0], activation_bits=bits[:, 1])
 
 
-def check_policies(specs: Sequence[NetworkSpec], policies: Sequence[Policy]) -> None:
-    """Raises UserError, with the names of both, unless every policy is for every network."""
-    for spec in specs:
-        names = weight_names(build_graph(spec))
+def check_policies(graphs: Iterable[NetworkGraph], policies: Sequence[Policy]) -> None:
+    """Raise UserError, with the names of both, unless every policy is for every network."""
+    for graph in graphs:
         for policy in policies:
             try:
-                policy.check(names, spec.name)
+                resolve(policy, graph)
             except UserError as e:
-                raise UserError(f'policy {str(policy)!r}, network {spec.name!r}: {e}') from None
+                raise UserError(f'policy {str(policy)!r}, network {graph.spec.name!r}: {e}') from None
 
 
 # ---- on the device

@@ -12,8 +12,7 @@ from typing import Any
 import numpy as np
 
 from ghn_jax.base.errors import UserError
-from ghn_jax.networks.graph import build_graph
-from ghn_jax.networks.spec import NetworkSpec
+from ghn_jax.networks.graph import NetworkGraph
 from ghn_jax.quant.policy import Policy, Widths, edges_of, parse_bits, quantizable
 from ghn_jax.quant.scheme import FIELDS, FLOAT, Scheme
 
@@ -37,8 +36,8 @@ class Strategy:
     per: str = 'network'
     seed: int = 0
 
-    def policy_of(self, step: int, index: int, spec: NetworkSpec) -> Policy:
-        """The policy of network `index` of a step, whose spec this is."""
+    def policy_of(self, step: int, index: int, graph: NetworkGraph) -> Policy:
+        """The policy of network `index` of a step, whose graph this is."""
         for until, policy in self.schedule:
             if step < until:
                 return policy
@@ -48,7 +47,7 @@ class Strategy:
         whole = self.choices[rng.integers(len(self.choices))]
         if self.per == 'network' or (self.per == 'either' and rng.random() < 0.5):
             return whole
-        names = quantizable((p.name, p.shape) for p in build_graph(spec).parameters)
+        names = quantizable((p.name, p.shape) for p in graph.parameters)
         drawn = rng.integers(len(self.choices), size=len(names))
         edges = edges_of(names) if self.policy.edges else ()  # these keep their bits
         choices = zip(names, drawn, strict=True)

@@ -15,7 +15,7 @@ from jax import Array, lax
 
 from ghn_jax.base.numbers import next_power_of_two
 from ghn_jax.quant.grid import Grid, quantize
-from ghn_jax.quant.policy import FLOAT_BITS, Policy, edges_of, quantizable
+from ghn_jax.quant.policy import FLOAT_BITS, NamedWidths, Policy, quantizable
 from ghn_jax.quant.scheme import QAT, Scheme
 from ghn_jax.quant.weight_grids import fit
 
@@ -47,15 +47,20 @@ def round_weights(
         UserError: a rule of the policy matches none of the weights.
     """
     names = quantizable((name, w.shape) for name, w in weights.items())
-    policy.check(names)
-    widths = {name: policy.weights(name, edge=name in edges_of(names)) for name in names}
-    widths = {name: bits for name, bits in widths.items() if bits < FLOAT_BITS}
-    if not widths:
+    return round_to(weights, policy.resolve(names), scheme)
+
+
+def round_to(
+    weights: Mapping[str, np.ndarray], widths: NamedWidths, scheme: Scheme = QAT
+) -> tuple[dict[str, np.ndarray], dict[str, dict[str, Any]]]:
+    """Round weights as `round_weights`, to the bits of each by name (`Policy.resolve`)."""
+    bits_of = {name: bits for name, (bits, _) in widths.items() if bits < FLOAT_BITS}
+    if not bits_of:
         return dict(weights), {}
     by_channel = scheme.granularity == 'channel'
-    tiles = [_tile(weights[name], by_channel) for name in widths]
+    tiles = [_tile(weights[name], by_channel) for name in bits_of]
     rounded, quantization = dict(weights), {}
-    each = zip(widths.items(), *_round_tiles(tiles, list(widths.values()), scheme), strict=True)
+    each = zip(bits_of.items(), *_round_tiles(tiles, list(bits_of.values()), scheme), strict=True)
     for (name, bits), tile, scale, zero in each:
         size, shape = weights[name].size // len(tile), weights[name].shape
         rounded[name] = tile.reshape(len(tile), -1)[:, :size].reshape(shape)

@@ -28,7 +28,7 @@ import functools
 import os
 import pathlib
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from typing import Any
 
 from ghn_jax.base import jsonfile
@@ -42,6 +42,7 @@ ACTIVATION_BITS = (*range(1, 17), FLOAT_BITS)
 WEIGHT_BITS = (TERNARY, *ACTIVATION_BITS)
 _ALLOWED = '1 to 16, or 32 for float'
 Widths = tuple[int, int]  # of a weight, of the activation entering its layer
+NamedWidths = Mapping[str, Widths]  # of each weight of a network, by name
 
 
 @dataclasses.dataclass(frozen=True)
@@ -156,6 +157,25 @@ class Policy:
                     f'rule {pattern!r} matches none of the {len(names)} weights of the network{example}: '
                     'correct or remove it (a rule must match the whole name)'
                 )
+
+    def resolve(
+        self, names: Iterable[str], network: str | None = None, *, edges: Collection[str] | None = None
+    ) -> dict[str, Widths]:
+        """Return the bits of every weight of a network, and of the activation entering its layer.
+
+        Args:
+            names: the network's weights (`quantizable`).
+            network: its name, if it is to be checked.
+            edges: the weights of its first and last layer; None: the first and the last of `names`.
+
+        Raises:
+            UserError: as `check`.
+        """
+        names = tuple(names)
+        self.check(names, network)
+        if edges is None:
+            edges = edges_of(names) if names else ()
+        return {name: self.widths(name, edge=name in edges) for name in names}
 
     @functools.cached_property
     def _by_name(self) -> dict[str, Widths]:

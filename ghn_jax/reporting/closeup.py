@@ -14,28 +14,23 @@ import jax.numpy as jnp
 import numpy as np
 
 from ghn_jax.assembly.mesh import first, make_workspaces
+from ghn_jax.assembly.network_batch import place
 from ghn_jax.base.errors import UserError
 from ghn_jax.cnn.deploy import calibration, observer
 from ghn_jax.cnn.packing import BLOCK
 from ghn_jax.evaluation import protocol
-from ghn_jax.evaluation.evaluate import GIVEN
-from ghn_jax.evaluation.protocol import CALIBRATION_BATCHES
-from ghn_jax.evaluation.score import (
-    Selection,
-    image_batches,
-    make_measure,
-    predict_network,
-    room_for,
-    select_given,
-    select_split,
-)
-from ghn_jax.networks.graph import build_graph
+from ghn_jax.evaluation.evaluation_spec import GIVEN
+from ghn_jax.evaluation.protocol import CALIBRATION_BATCHES, make_measure
+from ghn_jax.evaluation.score import predict_network
+from ghn_jax.evaluation.selection import Selection, image_batches, room_for, select_given, select_split
+from ghn_jax.hypernet.policy_features import resolve
 from ghn_jax.networks.spec import NetworkSpec
-from ghn_jax.quant import oracle
 from ghn_jax.quant.bit_schedule import strategy_of
+from ghn_jax.quant.export import round_to
 from ghn_jax.quant.policy import quantizable
 from ghn_jax.reporting.evaluation import Evaluation
-from ghn_jax.runs.run import Run, load_data, make_space_of
+from ghn_jax.runs.run import Run
+from ghn_jax.runs.task import load_data, make_space_of
 
 LAYERS = 4  # that are shown, evenly spaced from the first to the last
 BINS = 64
@@ -59,8 +54,9 @@ class Layer:
 
 
 def select(run: Run, evaluation: Evaluation, specs: Sequence[NetworkSpec] | None = None) -> Selection:
-    """The networks of the first split, as they were scored. specs: those of the architecture file, if it was
-    these.
+    """Select the networks of the first split, as they were scored.
+
+    specs: those of the architecture file, if it was these.
 
     Raises:
       UserError: they are not the networks of the result.
@@ -83,51 +79,57 @@ def select(run: Run, evaluation: Evaluation, specs: Sequence[NetworkSpec] | None
 
 
 def look(run: Run, evaluation: Evaluation, selection: Selection, num_devices: int = 1) -> list[Layer]:
-    """LAYERS layers of the best network, in the order of the forward pass.
+    """Look at LAYERS layers of the best network, in the order of the forward pass.
 
-    selection: from `select`. num_devices: as for `evaluate`, which has compiled what is needed for as many.
+    Args:
+      run: that the evaluation is of.
+      evaluation: what was scored, and how.
+      selection: from `select`.
+      num_devices: as for `evaluate`, which has compiled what is needed for as many.
 
     Raises:
       UserError: data that are not there, or are too few.
     """
-    spec, p = selection.specs[evaluation.best], evaluation.result['protocol']
+    graph, p = selection.graphs[evaluation.best], evaluation.result['protocol']
     program = next(program for program, members in selection.groups if evaluation.best in members)
-    how, mesh = evaluation.how, first(num_devices)
+    mesh = first(num_devices)
     strategy = strategy_of(run.config)
     used, scheme = strategy.used(evaluation.policies[evaluation.closeup]), strategy.scheme.when_used()
     dataset = load_data(run.config)
     count = p['calibration_images'] or p['sqnr_images'] or CALIBRATION_BATCHES * p['batch_size']
     images = image_batches(dataset, dataset.train, batch_size=p['batch_size'], num_images=count)
     measure = make_measure(program, mesh, images, scheme)
+    placed, widths = place(program, graph), resolve(used, graph)
+    layout, bits = placed.layout, program.bit_table(placed.layout, widths)
 
     workspace = make_workspaces(mesh, program, p['batch_size'], train=False)
-    network, layout, _ = predict_network(
-        run.ghn, run.params, program, spec, evaluation.told or used,
-        jnp.zeros(program.capacity.blocks * BLOCK), max_nodes=room_for([spec]),
+    network, _ = predict_network(
+        run.ghn, run.params, program, placed, resolve(evaluation.predicted_for or used, graph),
+        jnp.zeros(program.capacity.blocks * BLOCK), max_nodes=room_for([graph]),
         mesh=mesh,
     )  # fmt: skip
-    bits = program.bits(layout, used)
+    how = evaluation.protocol
     moments, workspace = protocol.statistics(how, measure, layout, network, workspace)
     network, _, workspace = protocol.prepare(how, measure, layout, network, moments, bits, workspace)
     nowhere = np.zeros((program.capacity.tensors, 2), np.float32)
     measured, workspace = measure(layout, network, bits, nowhere, workspace)
     seen, bounds, _ = protocol.histograms(measure, layout, network, bits, measured.activations, workspace)
 
-    shapes = {parameter.name: parameter.shape for parameter in build_graph(spec).parameters}
+    shapes = {parameter.name: parameter.shape for parameter in graph.parameters}
     weights = program.unpack(layout, np.asarray(jax.device_get(network.weights)), shapes)
+    rounded, _ = round_to(weights, widths, scheme)
     of_weights = calibration.decibels(*measured.weights)
     of_activations = calibration.decibels(*(np.sum(x, 0) for x in (seen.signal, seen.noise)))
     histograms = np.sum(seen.histogram, 0).reshape(-1, BINS, observer.BINS // BINS).sum(-1)
     layers = []
     for name in evenly(quantizable(shapes.items()), LAYERS):
-        t, widths = layout.tensors[name], used.widths(name, edge=name in layout.edges)
-        rounded = oracle.quantize_weight(jnp.asarray(weights[name]), widths[0], scheme)
+        t = layout.tensors[name]
         layers.append(
             Layer(
                 name=name,
-                bits=widths,
+                bits=widths[name],
                 weights=weights[name].ravel(),
-                rounded=np.asarray(rounded).ravel(),
+                rounded=rounded[name].ravel(),
                 counts=histograms[t],
                 edges=np.linspace(bounds[t, 0], bounds[t, 1], BINS + 1),
                 decibels=(float(of_weights[t]), float(of_activations[t])),
@@ -137,6 +139,6 @@ def look(run: Run, evaluation: Evaluation, selection: Selection, num_devices: in
 
 
 def evenly(names: tuple[str, ...], count: int) -> list[str]:
-    """So many of the names, from the first to the last; all, where there are no more."""
+    """Return so many of the names, from the first to the last; all, where there are no more."""
     places = np.linspace(0, len(names) - 1, min(count, len(names))).round().astype(int)
     return [names[place] for place in places]

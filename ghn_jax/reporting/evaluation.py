@@ -7,13 +7,15 @@ from typing import Any
 
 from ghn_jax.base.errors import UserError, shown
 from ghn_jax.evaluation import results
-from ghn_jax.evaluation.evaluate import GIVEN
+from ghn_jax.evaluation.evaluation_spec import GIVEN
 from ghn_jax.evaluation.protocol import RANGE_RULE, Protocol
 from ghn_jax.evaluation.results import Result
 from ghn_jax.networks.spaces import SPLITS
 from ghn_jax.quant.policy import Policy, parse_bits, policy_from_dict
 
 USUAL = 'w4a4'  # the bit-width of the closer look, where it was scored
+# Flags of an evaluation that go with a result already made; the others are in the result.
+WITH_RESULT = frozenset({'workdir', 'archs', 'data_dir', 'devices', 'against'})
 
 # Of a protocol, what a report reads and `results.read_result` does not check.
 _PROTOCOL: dict[str, type | tuple[type, ...]] = {
@@ -30,9 +32,9 @@ class Evaluation:
     """result: as `ghn_jax.evaluate` makes it, its rows with the differences to `other` where there is one.
 
     policies: by the names in the result. closeup: the name of the policy of the closer look. best, worst:
-    places among the networks of the first split, of the extreme top-1 at that policy. how: what
-    normalisations and ranges of the scored networks went by. told: what a hypernetwork that is told the bits
-    was told, if not the policy that was run.
+    places among the networks of the first split, of the extreme top-1 at that policy. protocol: what
+    normalisations and ranges of the scored networks went by. predicted_for: the policy that the weights were
+    predicted for, if not the one that was run.
     """
 
     result: Result
@@ -41,8 +43,8 @@ class Evaluation:
     closeup: str
     best: int
     worst: int
-    how: Protocol
-    told: Policy | None
+    protocol: Protocol
+    predicted_for: Policy | None
 
     @property
     def splits(self) -> list[str]:
@@ -65,13 +67,15 @@ class Evaluation:
 
 
 def make_evaluation(result: Result, other: Result | None = None, *, closeup: str | None = None) -> Evaluation:
-    """Of a result, fresh or read from a file. closeup: the name of a policy; None: USUAL, else the last.
+    """Make what a report is about of a result, fresh or read from a file.
+
+    closeup: the name of a policy; None: USUAL, else the last.
 
     Raises:
       UserError: what a report reads is not there or of the wrong kind, or there is no such policy.
     """
-    if odd := _odd_part(result):
-        raise UserError(f'the result cannot be reported ({odd}): evaluate again with this version')
+    if wrong := _wrong_part(result):
+        raise UserError(f'the result cannot be reported ({wrong}): evaluate again with this version')
     bits = result['protocol']['bits']
     policies = {name: policy_from_dict(result['protocol']['policies'][name], name) for name in bits}
     closeup = choose_closeup(bits, closeup)
@@ -89,13 +93,13 @@ def make_evaluation(result: Result, other: Result | None = None, *, closeup: str
         closeup=closeup,
         best=top1.index(max(top1)),
         worst=top1.index(min(top1)),
-        how=Protocol(batch_norm=p['batch_norm'], ranges=p['ranges'], range_rule=rule),
-        told=None if p['predicted_for'] in ('any', 'each') else parse_bits(p['predicted_for']),
+        protocol=Protocol(batch_norm=p['batch_norm'], ranges=p['ranges'], range_rule=rule),
+        predicted_for=None if p['predicted_for'] in ('any', 'each') else parse_bits(p['predicted_for']),
     )
 
 
 def choose_closeup(bits: Sequence[str], wanted: str | None) -> str:
-    """The policy of the closer look, of the names of those scored. Raises UserError if it is none of them."""
+    """Return the policy of the closer look, of the names of those scored. Raises UserError for another."""
     if wanted is None:
         return USUAL if USUAL in bits else bits[-1]
     if wanted not in bits:
@@ -106,7 +110,7 @@ def choose_closeup(bits: Sequence[str], wanted: str | None) -> str:
 def read_evaluation(
     path: str | os.PathLike, against: str | None = None, *, closeup: str | None = None
 ) -> Evaluation:
-    """Of the JSON file that `ghn_jax.evaluate --json` wrote. against: that of another run.
+    """Read the JSON file that `ghn_jax.evaluate --json` wrote. against: that of another run.
 
     Raises:
       UserError: as `results.read_result`, `results.check_comparable` and `make_evaluation`.
@@ -125,7 +129,7 @@ def read_evaluation(
     return make_evaluation(result, other, closeup=closeup)
 
 
-def _odd_part(result: Result) -> str | None:
+def _wrong_part(result: Result) -> str | None:
     """What is missing or of the wrong kind, beyond what `results.read_result` has checked."""
     protocol, networks = result['protocol'], result['networks']
     for key, kind in _PROTOCOL.items():
@@ -145,12 +149,12 @@ def _odd_part(result: Result) -> str | None:
             if type(network.get(key)) is not int:
                 return f'{key} of network {i} is {shown(network.get(key))}'
         for name in bits:
-            if odd := _odd_score(network['scores'][name], network.get('layers')):
-                return f'{odd[0]} of network {i} at {name} is {shown(odd[1])}'
+            if wrong := _wrong_score(network['scores'][name], network.get('layers')):
+                return f'{wrong[0]} of network {i} at {name} is {shown(wrong[1])}'
     return None
 
 
-def _odd_score(score: Mapping[str, Any], layers: Any) -> tuple[str, Any] | None:
+def _wrong_score(score: Mapping[str, Any], layers: Any) -> tuple[str, Any] | None:
     """(key, value) of what is wrong with the measurements of a network at a bit-width."""
     for key in results.MEANS:
         if not _is_number_or_none(score.get(key)):

@@ -23,7 +23,7 @@ _TRACES = ('lock', 'checkpoints', 'metrics.jsonl', 'tensorboard')  # what a run 
 def convert(
     state: str | os.PathLike, config_file: str | os.PathLike, workdir: str | os.PathLike
 ) -> GHNConfig:
-    """Writes a checkpoint of step 0 with the published parameters, in float32; returns their configuration.
+    """Write a checkpoint of step 0 with the published parameters, in float32; return their configuration.
 
     The run's config is the default one (CIFAR-10, 32 pixels) in the published space, deepnets1m.
 

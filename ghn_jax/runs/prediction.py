@@ -1,12 +1,4 @@
-"""Predicts the weights of networks and writes them as safetensors.
-
-python -m ghn_jax.predict --workdir=runs/quickstart/qat --arch=net.json --out=net.safetensors --bits=w4a4
-python -m ghn_jax.predict --workdir=runs/quickstart/qat --arch=nets.json --out='weights/{name}.safetensors'
-python -m ghn_jax.predict --workdir=runs/bits --arch=net.json --out=net.safetensors --policy=policy.json
-
-The weights are rounded to --bits, or as the policy file says (its format: `quant/policy.py`). A hypernetwork
-that is told the bits (config.ghn.bits) predicts them for that policy; for any other they change the rounding
-only.
+"""The weights of networks from a run's hypernetwork, rounded, and their files.
 
 Tensors have DeepNets-1M's names. Layouts: 'pytorch' is OIHW for convolutions (depthwise: I is 1), (out, in)
 for linear weights. 'jax' is HWIO for convolutions, as `lax.conv_general_dilated` and flax want (depthwise:
@@ -20,84 +12,26 @@ import pathlib
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-import jax
 import numpy as np
 from safetensors.numpy import save
 
 import ghn_jax
 from ghn_jax.base import cli
 from ghn_jax.base.errors import UserError
-from ghn_jax.hypernet.decoder import Tiles, count_items, decoder_table, tile_parameters
-from ghn_jax.hypernet.ghn import GHN
-from ghn_jax.hypernet.policy_features import with_policy
-from ghn_jax.networks.counts import largest_kernel
-from ghn_jax.networks.graph import batch_graphs, build_graph, to_graphs_tuple
-from ghn_jax.networks.spec import IMAGE_SIZE, NetworkSpec
+from ghn_jax.hypernet.policy_features import resolve
+from ghn_jax.hypernet.predict import Weights, check_network, predict_from_graph
+from ghn_jax.networks.graph import build_graph
+from ghn_jax.networks.spec import NetworkSpec
 from ghn_jax.quant.bit_schedule import strategy_of
-from ghn_jax.quant.export import round_weights
+from ghn_jax.quant.export import round_to
 from ghn_jax.quant.policy import Policy
-from ghn_jax.runs import run as runs
+from ghn_jax.runs.run import Run
 
 LAYOUTS = ('pytorch', 'jax')
-_BUCKET = {'nodes': 192, 'dense': 512, 'depth': 512}  # times a power of two: few programs serve all networks
-Weights = dict[str, np.ndarray]
-
-
-def check_network(spec: NetworkSpec, ghn: GHN, image_size: int = IMAGE_SIZE) -> None:
-    """Raises UserError if `ghn` does not predict the weights of this network for images of this size."""
-    if spec.num_classes != ghn.config.num_classes:
-        raise UserError(
-            f'network {spec.name!r} has {spec.num_classes} classes, the hypernetwork predicts '
-            f'{ghn.config.num_classes}: give networks with num_classes={ghn.config.num_classes}'
-        )
-    window, largest = ghn.config.max_shape[2], largest_kernel(spec)
-    if largest > window:
-        raise UserError(
-            f'network {spec.name!r} has kernels of {largest} pixels (ks, ops, positional encodings of msa), '
-            f'the hypernetwork predicts up to {window}: give smaller ones'
-        )
-    if not spec.glob_avg and image_size != IMAGE_SIZE:
-        raise UserError(
-            f'network {spec.name!r} has a flattened head, defined for {IMAGE_SIZE} pixels, and the run is on '
-            f'images of {image_size}: give networks with glob_avg=true'
-        )
-
-
-def predict_weights(ghn: GHN, params: Any, spec: NetworkSpec, policy: Policy | None = None) -> Weights:
-    """Every tensor that the logits depend on, by DeepNets-1M's name, in PyTorch's layouts; not rounded.
-
-    policy: what a GHN that is told the bits predicts them for (None: float); no other reads it.
-
-    Of networks of all ops, msa and cse too. The decoding is compiled for a few sizes of networks.
-
-    Raises:
-      UserError: another number of classes than the hypernetwork's, a kernel larger than its window, a policy
-        that is not for this network.
-    """
-    check_network(spec, ghn)
-    graph, max_shape = with_policy(build_graph(spec), policy or Policy()), ghn.config.max_shape
-    needs = {'nodes': len(graph.nodes), **count_items(graph, max_shape=max_shape)}
-    scale = 1
-    while any(n > scale * _BUCKET[k] for k, n in needs.items()):
-        scale *= 2
-    room = {k: scale * n for k, n in _BUCKET.items()}
-    table, places = decoder_table(
-        graph, max_dense=room['dense'], max_depth=room['depth'], max_shape=max_shape
-    )
-    table = jax.tree.map(lambda x: x.astype(np.float32) if x.dtype == np.float64 else x, table)
-    batch = batch_graphs([to_graphs_tuple(graph)], max_nodes=room['nodes'])
-    return tile_parameters(_tiles(ghn, params, batch, table), places, graph)
-
-
-@jax.jit(static_argnums=0)
-def _tiles(ghn: GHN, params: Any, batch: Any, table: Any) -> Tiles:
-    x: Any = ghn.apply({'params': params}, batch, method='embed')[0]
-    tiles: Any = ghn.apply({'params': params}, x, table, method='decode')
-    return tiles
 
 
 def to_jax_layout(weights: Weights) -> Weights:
-    """PyTorch's layouts to JAX's, as at the top of this file."""
+    """Turn PyTorch's layouts into JAX's, as at the top of this file."""
 
     def turned(name: str, w: np.ndarray) -> np.ndarray:
         if name == 'pos_enc.weight':
@@ -108,30 +42,39 @@ def to_jax_layout(weights: Weights) -> Weights:
 
 
 def to_safetensors(weights: Weights, metadata: Mapping[str, str]) -> bytes:
-    """The content of a safetensors file."""
+    """Return the content of a safetensors file."""
     # safetensors writes strided and Fortran-ordered arrays wrongly, without a word.
     return save({name: np.asarray(w, order='C') for name, w in weights.items()}, dict(metadata))
 
 
 def predict(
-    run: runs.Run, spec: NetworkSpec, *, layout: str = 'pytorch', policy: Policy | None = None
+    run: Run, spec: NetworkSpec, *, layout: str = 'pytorch', policy: Policy | None = None
 ) -> tuple[Weights, dict[str, str]]:
-    """(weights, metadata for their file) of one network from a run's GHN.
+    """Predict the weights of one network with a run's hypernetwork, and round them.
 
-    metadata: network (its JSON), layout, image_size, step, training, bits, policy (JSON), predicted_for (the
-    policy's name, or 'any' of a GHN that is not told it) and, where a policy quantizes, quantization: JSON of
-    what `round_weights` says.
+    Args:
+      run: from `load_run`.
+      spec: the network.
+      layout: one of LAYOUTS.
+      policy: the bits that the weights are rounded to, and that a hypernetwork which reads them predicts
+        them for; None: float.
+
+    Returns:
+      weights by name, as `predict_weights`; metadata for their file: network (its JSON), layout, image_size,
+      step, training_mode, bits, policy (JSON), predicted_for (the policy's name, or 'any' of a hypernetwork
+      that does not read it) and, where a policy quantizes, quantization: JSON of what `round_weights` gives.
 
     Raises:
-      UserError: as `check_network`, `predict_weights` and `round_weights`.
+      UserError: as `check_network`, `predict_weights`.
     """
     config: Any = run.config
     policy = policy or Policy()
     check_network(spec, run.ghn, config.image_size)
     strategy = strategy_of(config)
-    used = strategy.used(policy)
-    weights = predict_weights(run.ghn, run.params, spec, used)
-    weights, how = round_weights(weights, used, strategy.scheme)
+    graph = build_graph(spec)
+    widths = resolve(strategy.used(policy), graph)
+    weights = predict_from_graph(run.ghn, run.params, graph, widths)
+    weights, quantization = round_to(weights, widths, strategy.scheme)
     if layout == 'jax':
         weights = to_jax_layout(weights)
     metadata = {
@@ -145,11 +88,11 @@ def predict(
         'predicted_for': str(policy) if run.ghn.config.bits else 'any',
         'ghn_jax': ghn_jax.__version__,
     }
-    return weights, metadata | ({'quantization': json.dumps(how)} if how else {})
+    return weights, metadata | ({'quantization': json.dumps(quantization)} if quantization else {})
 
 
 def output_files(out: str, specs: Sequence[NetworkSpec]) -> list[pathlib.Path]:
-    """The file of each network. `out` is a file, a name with {name} in it, or a directory that exists.
+    """Return the file of each network. `out` is a file, a name with {name} in it, or a directory that exists.
 
     Raises:
       UserError: several networks for one file, names that are no file names or come twice, no such directory.
@@ -174,7 +117,8 @@ def output_files(out: str, specs: Sequence[NetworkSpec]) -> list[pathlib.Path]:
     return [cli.check_output(out.replace('{name}', name), 'out') for name in names]
 
 
-def _named(specs: Sequence[NetworkSpec]) -> list[NetworkSpec]:
+def with_names(specs: Sequence[NetworkSpec]) -> list[NetworkSpec]:
+    """Give networks without a name one by their place: network-0, network-1, ..."""
     return [
         spec if spec.name else dataclasses.replace(spec, name=f'network-{i}') for i, spec in enumerate(specs)
     ]

@@ -1,9 +1,6 @@
-"""What the commands share about a run: its space, its data, its hypernetwork, read from a config or a
-checkpoint.
-"""
+"""Runs: a checkpoint opened for use, and what it says about itself."""
 
 import dataclasses
-import json
 import os
 import pathlib
 from collections.abc import Iterable
@@ -13,28 +10,26 @@ import jax
 from ml_collections import ConfigDict
 
 from ghn_jax import config as configs
-from ghn_jax.base import cache, environment, executables, paths
+from ghn_jax.base import paths
 from ghn_jax.base.errors import UserError, shown
 from ghn_jax.base.jsonlines import read_jsonl
-from ghn_jax.datasets.load import Dataset, load
 from ghn_jax.hypernet.ghn import GHN, GHNConfig
-from ghn_jax.networks.spaces import Space, make_space
-from ghn_jax.networks.spec import IMAGE_SIZE
 from ghn_jax.quant.policy import parse_bits
 from ghn_jax.runs.checkpoint import Checkpoints, Vanished
 
-# Keys that may change when a run goes on; all others make it another run.
-FREE_KEYS = (
-    'data_dir', 'log_every_steps', 'save_every_steps', 'keep_checkpoints', 'keep_every_steps',
-    'save_in_background', 'max_not_finite', 'eval', 'devices',
-)  # fmt: skip
 _ATTEMPTS = 10  # to read the best checkpoint while training replaces it
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Run:
-    """A checkpoint opened for use. step: training steps done. meta: what `run_meta` gave when it was
-    saved.
+    """A checkpoint opened for use.
+
+    Attributes:
+      config: of the run.
+      ghn: the hypernetwork.
+      params: its parameters, nested dicts of arrays.
+      step: training steps done.
+      meta: what `run_meta` gave when it was saved.
     """
 
     config: ConfigDict
@@ -45,9 +40,11 @@ class Run:
 
 
 def load_run(workdir: str | os.PathLike, step: str = 'latest') -> Run:
-    """A checkpoint of a run directory, made by `train` or by `convert`.
+    """Load a checkpoint of a run directory, made by `train` or by `convert`.
 
-    step: 'latest' is the newest that can be read; 'best' that which validated best; or a number.
+    Args:
+      workdir: the run directory.
+      step: 'latest' is the newest that can be read; 'best' that which validated best; or a number.
 
     Raises:
       UserError: no such checkpoint, or one that is not ours; that of a number was deleted meanwhile.
@@ -67,7 +64,11 @@ def load_run(workdir: str | os.PathLike, step: str = 'latest') -> Run:
 
 
 def read_meta(meta: Any, workdir: str | os.PathLike) -> tuple[ConfigDict, GHNConfig, int]:
-    """(config, that of the hypernetwork, step) from what a checkpoint says about itself. Raises UserError."""
+    """Return (config, that of the hypernetwork, step) from what a checkpoint says about itself.
+
+    Raises:
+      UserError: it was not written by this version, or is of something else.
+    """
     try:
         ghn, step = GHNConfig.from_dict(meta['ghn']), int(meta['step'])
         return configs.from_json(meta['config']), ghn, step
@@ -78,12 +79,12 @@ def read_meta(meta: Any, workdir: str | os.PathLike) -> tuple[ConfigDict, GHNCon
 
 
 def validated(config: ConfigDict) -> str:
-    """The name of the metric by which validations are compared: top-1 in the bits trained in."""
+    """Return the name of the metric by which validations are compared: top-1 in the bits trained in."""
     return f'val/top1_{parse_bits("float" if config.quant.mode == "float" else config.quant.bits)}'
 
 
 def best(validations: Iterable[tuple[int, float]]) -> tuple[int, float] | None:
-    """That of the largest value, the first of equal ones, of (step, value)."""
+    """Return the (step, value) with the largest value, the first of equal ones; None of none."""
     return max(validations, key=lambda v: (v[1], -v[0]), default=None)
 
 
@@ -116,7 +117,10 @@ def run_meta(
     window: dict | None = None,
     num_devices: int = 1,
 ) -> dict:
-    """What a checkpoint says about itself, as JSON. kind: 'train' or 'converted'. window: of `Window`."""
+    """Return what a checkpoint says about itself, as JSON.
+
+    kind: 'train' or 'converted'. window: of `Window`.
+    """
     return {
         'kind': kind,
         'step': step,
@@ -129,53 +133,14 @@ def run_meta(
     }
 
 
-def make_space_of(config: ConfigDict) -> Space:
-    """The space of networks that a config describes. () leaves a rule to the space.
-
-    Raises:
-      UserError: an unknown space or op, rules of no use, flattened heads or msa for images of another size
-        than 32.
-    """
-    fields = {k: v for k, v in config.space.items() if k != 'name' and v != ()}
-    if 'max_steps' in fields:
-        fields['max_steps_deep'] = min(fields['max_steps'], make_space(config.space.name).max_steps_deep)
-    space = make_space(config.space.name, **fields)
-    for key, multiple in (('channels', 16), ('fc_dims', 8)):
-        if odd := [value for value in getattr(space, key) or () if value % multiple]:
-            raise UserError(
-                f'--config.space.{key} has {odd[0]}: the executor runs multiples of {multiple}; give these'
-            )
-    if config.image_size != IMAGE_SIZE and 'msa' in space.ops:
-        others = tuple(op for op in space.ops if op != 'msa')
-        raise UserError(
-            f'--config.image_size={config.image_size}: networks with msa are for {IMAGE_SIZE} pixels; '
-            f'set --config.space.ops="{others}"'
-        )
-    if config.image_size != IMAGE_SIZE and space.flat_head_share:
-        raise UserError(
-            f'--config.image_size={config.image_size}: networks with flattened heads are defined for '
-            f'{IMAGE_SIZE} pixels; set --config.space.flat_head_share=0'
-        )
-    return space
-
-
-def load_data(config: ConfigDict) -> Dataset:
-    """The data set of a config. Raises UserError where it is absent."""
-    return load(
-        config.dataset, data_dir=config.data_dir or None, image_size=config.image_size, seed=config.seed
-    )
-
-
-def make_ghn(config: ConfigDict, num_classes: int) -> GHN:
-    """The hypernetwork of a config. Raises UserError for impossible fields."""
-    return GHN(GHNConfig(num_classes=num_classes, **config.ghn))
-
-
 def params_of(workdir: str, ghn: GHN, fresh: dict[str, Any]) -> dict[str, Any]:
-    """The parameters of another run's newest checkpoint, for training to begin with.
+    """Load the parameters of another run's newest checkpoint, for training to begin with.
 
-    fresh: parameters of `ghn`. What that run lacks is taken from them: the tables of bits of a GHN that is
-    told the bits, which are 0, so that it predicts what the other one did.
+    Args:
+      workdir: of the other run.
+      ghn: the hypernetwork to be trained.
+      fresh: parameters of `ghn`. What the other run lacks is taken from them: the tables of bits, which are
+        0, so that it predicts what the other one did.
 
     Raises:
       UserError: no run there, or one of another hypernetwork.
@@ -190,50 +155,3 @@ def params_of(workdir: str, ghn: GHN, fresh: dict[str, Any]) -> dict[str, Any]:
                 f'{name}={value}: give the same config.ghn, and data of as many classes'
             )
     return fresh | run.params
-
-
-def differing_keys(a: ConfigDict, b: ConfigDict, free: tuple[str, ...]) -> list[str]:
-    """Dotted keys whose values differ, those in `free` (or below them) left out."""
-
-    def flat(values, prefix=''):
-        for key, value in values.items():
-            if isinstance(value, dict):
-                yield from flat(value, f'{prefix}{key}.')
-            else:
-                yield prefix + key, value
-
-    left, right = (dict(flat(json.loads(configs.to_json(c)))) for c in (a, b))
-    differing = [k for k in left if left[k] != right.get(k)]
-    return [k for k in differing if not any(k == f or k.startswith(f'{f}.') for f in free)]
-
-
-def start(parts_of_cpu: int = 1) -> None:
-    """Makes JAX ready, once for a process: its cache of programs, and its devices.
-
-    Raises:
-      UserError: JAX_PLATFORMS asks for devices that are not there.
-    """
-    enable_compilation_cache()
-    divide_cpu(parts_of_cpu)
-    environment.start_devices()
-
-
-def divide_cpu(parts: int) -> None:
-    """Makes a CPU so many devices, each with work of its own; to be called before JAX knows its devices.
-
-    Much of a step runs on one core, whatever its size: two devices keep two cores busy, and take twice the
-    memory.
-    """
-    if parts > 1:  # one needs nothing said, and leaves XLA_FLAGS its word
-        jax.config.update('jax_num_cpu_devices', parts)
-
-
-def enable_compilation_cache() -> None:
-    """Keeps compiled programs on disk, in `cache.folder()`.
-
-    A program takes a minute or more to compile on a CPU, and most runs need the same few.
-    """
-    if folder := cache.folder():
-        executables.drop_torn(folder)
-        jax.config.update('jax_compilation_cache_dir', str(folder))
-        jax.config.update('jax_persistent_cache_min_compile_time_secs', 1.0)

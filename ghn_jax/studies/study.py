@@ -1,14 +1,8 @@
-"""Compares strategies: trains a hypernetwork with each and scores all on the same unseen networks.
+"""A study: a hypernetwork trained with each of several strategies, all scored on the same unseen networks.
 
-python -m ghn_jax.study --config=configs/quickstart.py --strategies=configs/strategies.json \
-    --workdir=runs/study --batch_size=60 --bits=w32a32,w4a4,w2a2 [--seeds=0,1,2] [--groups=w2a2] \
-    [--config.key=value]
-
-A strategy is a name and what it changes in the config: a JSON object {"name": {"mode": "qat", ..}, ..}. Keys
-are those of `config.quant`, or any of the config: "seed", "train.steps", "ghn.bits". What no strategy changes
-is the same for all: seed, space, data, number of steps. Each run has a directory of its own, WORKDIR/name,
-which `evaluate` and `predict` take as well; with --seeds, WORKDIR/name.seedK. A study that was stopped goes
-on where it was, and several processes on one WORKDIR may share the runs by --only or --seeds.
+A strategy is a name and what it changes in the config. Each run has a directory of its own, WORKDIR/name;
+with several seeds, WORKDIR/name.seedK. A study that was stopped goes on where it was, and several processes
+on one WORKDIR may share the runs.
 
 WORKDIR/study.json holds the tables of all runs there that are done, whichever process did them and when: of
 these strategies, with any seed. A run whose config is not the study's, or that was scored in another way, is
@@ -16,6 +10,7 @@ left out of them and named.
 """
 
 import contextlib
+import dataclasses
 import fcntl
 import json
 import pathlib
@@ -31,87 +26,131 @@ from ghn_jax.base.errors import UserError
 from ghn_jax.datasets.load import Dataset
 from ghn_jax.evaluation import results, sensitivity
 from ghn_jax.evaluation.evaluate import evaluate
-from ghn_jax.evaluation.score import image_batches, select_split
+from ghn_jax.evaluation.evaluation_spec import EvaluationSpec
+from ghn_jax.evaluation.selection import image_batches, select_split
 from ghn_jax.quant.bit_schedule import scheme_of
 from ghn_jax.quant.policy import Policy
 from ghn_jax.runs.checkpoint import Checkpoints
-from ghn_jax.runs.run import (
-    FREE_KEYS,
-    Run,
-    differing_keys,
-    load_data,
-    load_run,
-    make_space_of,
-    read_meta,
-)
+from ghn_jax.runs.config_changes import FREE_KEYS, differing_keys
+from ghn_jax.runs.run import Run, load_run, read_meta
+from ghn_jax.runs.task import load_data, make_space_of
 from ghn_jax.studies import study_tables
-from ghn_jax.studies.study_runs import Variant, make_variants, seed_of
+from ghn_jax.studies.study_runs import StudyRun, make_runs, seed_of
 from ghn_jax.training.train import train
 
 _RESULT, _STUDY, _LOCK = 'evaluation.json', 'study.json', 'study.lock'
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class StudySpec:
+    """What a study is asked for, beside its config and strategies.
+
+    Attributes:
+      seeds: of which each strategy is trained with every one; (): with the config's.
+      only: strategies, or single runs such as 'mixed.seed1', that are trained and scored; (): all.
+      baseline: the strategy that the others are compared with; '': the first.
+      groups: bits at which parts of the networks are scored as well; None: they are not.
+      layers: networks of which, with groups, each layer is scored (`sensitivity`), the first ones.
+      evaluation: how runs are scored; of it splits, policies, num_networks, num_images and batch_size are
+        a study's choice.
+
+    Raises:
+      UserError: a number out of its bounds.
+    """
+
+    seeds: tuple[int, ...] = ()
+    only: tuple[str, ...] = ()
+    baseline: str = ''
+    groups: Policy | None = None
+    layers: int = 0
+    evaluation: EvaluationSpec = EvaluationSpec()
+
+    def __post_init__(self) -> None:
+        bounds.check(layers=self.layers)
+
+    @property
+    def scoring(self) -> dict[str, Any]:
+        """How runs are scored, in JSON's types, as it is written beside each evaluation."""
+        evaluation = self.evaluation
+        return {
+            'bits': [str(policy) for policy in evaluation.policies],
+            'groups': str(self.groups) if self.groups else None,
+            'layers': self.layers,
+            'splits': list(evaluation.splits),
+            'num_networks': evaluation.num_networks,
+            'num_images': evaluation.num_images,
+            'batch_size': evaluation.batch_size,
+        }
 
 
 def study(
     config: ConfigDict,
     strategies: Mapping[str, Mapping[str, Any]],
     workdir: pathlib.Path,
+    spec: StudySpec | None = None,
     *,
-    seeds: Sequence[int] = (),
-    only: Sequence[str] = (),
-    baseline: str = '',
-    groups: Policy | None = None,
-    layers: int = 0,
     dataset: Dataset | None = None,
-    **scoring: Any,
 ) -> dict[str, Any]:
-    """Trains and scores the strategies; the tables of all that are done, as JSON.
+    """Train and score the strategies.
 
-    seeds: of which each strategy is trained with every one; () is the config's. only: strategies, or single
-    runs such as 'mixed.seed1'; () is all. baseline: what the others are compared with; '' is the first.
-    groups: bits at which parts of the networks are scored as well, and of the first `layers` networks each
-    layer (`sensitivity`). scoring: splits, policies, num_networks, num_images, batch_size, as for `evaluate`.
+    Args:
+      config: what all have in common.
+      strategies: the changes of each, by its name (`read_strategies`).
+      workdir: of the study; a run is WORKDIR/name.
+      spec: seeds, what of it to do, and how it is scored; None: the defaults.
+      dataset: of the config; None: it is read.
+
+    Returns:
+      the tables of all runs there that are done, as JSON.
 
     Raises:
       UserError: a bad strategy, before any is trained; whatever training and scoring raise.
     """
-    bounds.check(layers=layers)
+    spec = spec or StudySpec()
     workdir = paths.local(workdir, 'workdir')
-    variants = make_variants(config, strategies, seeds)
-    baseline = baseline or variants[0].strategy
-    known = {*strategies, *(v.name for v in variants)}
-    for flag, names, of in (('only', only, known), ('baseline', [baseline], set(strategies))):
-        if odd := [name for name in names if name not in of]:
-            runs_too = f', or a run such as {variants[0].name}' if of is known and seeds else ''
-            raise UserError(f'--{flag}={odd[0]}: expected of {", ".join(strategies)}{runs_too}')
-    wanted = {
-        'bits': [str(policy) for policy in scoring['policies']],
-        'groups': str(groups) if groups else None,
-        'layers': layers,
-        **{k: v for k, v in scoring.items() if k != 'policies'},
-        'splits': list(scoring['splits']),
-    }
+    study_runs = make_runs(config, strategies, spec.seeds)
+    baseline = spec.baseline or study_runs[0].strategy
+    _check_names(strategies, study_runs, spec.only, baseline)
     workdir.mkdir(parents=True, exist_ok=True)
     tables: dict[str, Any] = {}
-    told: set[str] = set()
-    for variant in variants:
-        if only and not {variant.name, variant.strategy} & set(only):
+    said: set[str] = set()
+    for study_run in study_runs:
+        if spec.only and not {study_run.name, study_run.strategy} & set(spec.only):
             continue
-        folder = workdir / variant.name
-        print(f'== {variant.name}: {json.dumps(strategies[variant.strategy])}', file=sys.stderr, flush=True)
-        train(variant.config, folder)
-        result = _finished(folder, variant, wanted)
+        folder = workdir / study_run.name
+        print(
+            f'== {study_run.name}: {json.dumps(strategies[study_run.strategy])}', file=sys.stderr, flush=True
+        )
+        train(study_run.config, folder)
+        result = _finished(folder, study_run, spec.scoring)
         if isinstance(result, str):
-            result = _score(folder, wanted, groups, layers, dataset, scoring)
+            result = _score(folder, spec, dataset)
         with _alone(workdir):
             # Read again each time: other processes share the study.
-            done, left_out = _collect(workdir, config, strategies, wanted, like=result, seeded=bool(seeds))
-            tables = study_tables.make_tables(done, strategies, baseline, wanted)
+            done, left_out = _collect(
+                workdir, config, strategies, spec.scoring, like=result, seeded=bool(spec.seeds)
+            )
+            tables = study_tables.make_tables(done, strategies, baseline, spec.scoring)
             files.write_json(workdir / _STUDY, tables)
         for line in left_out:
-            if line not in told:
+            if line not in said:
                 print(line, file=sys.stderr)
-        told |= set(left_out)
+        said |= set(left_out)
     return tables
+
+
+def _check_names(
+    strategies: Mapping[str, Any], study_runs: Sequence[StudyRun], only: Sequence[str], baseline: str
+) -> None:
+    """Raises UserError for a name in --only or --baseline that is none of the study's."""
+    runs = {study_run.name for study_run in study_runs} - set(strategies)
+    run_too = f', or a run such as {study_runs[0].name}' if runs else ''
+    for flag, names, known, more in (
+        ('only', only, {*strategies, *runs}, run_too),
+        ('baseline', [baseline], set(strategies), ''),
+    ):
+        if unknown := [name for name in names if name not in known]:
+            raise UserError(f'--{flag}={unknown[0]}: expected of {", ".join(strategies)}{more}')
 
 
 @contextlib.contextmanager
@@ -135,7 +174,7 @@ def _collect(
     *,
     like: Mapping[str, Any],
     seeded: bool,
-) -> tuple[list[tuple[Variant, dict[str, Any]]], list[str]]:
+) -> tuple[list[tuple[StudyRun, dict[str, Any]]], list[str]]:
     """(runs of the study that are done with their evaluations, whoever did them; lines that say what of the
     directory is left out and why).
 
@@ -143,18 +182,18 @@ def _collect(
     """
     names = {file.parent.name for file in workdir.glob(f'*/{_RESULT}')}
     seeds = sorted({seed for name in names if (seed := seed_of(name, strategies)) is not None})
-    done: list[tuple[Variant, dict[str, Any]]] = []
+    done: list[tuple[StudyRun, dict[str, Any]]] = []
     left_out: list[str] = []
-    for variant in make_variants(config, strategies, seeds if seeded else ()):
-        if variant.name in names:
-            names.remove(variant.name)
-            result = _finished(workdir / variant.name, variant, wanted)
+    for study_run in make_runs(config, strategies, seeds if seeded else ()):
+        if study_run.name in names:
+            names.remove(study_run.name)
+            result = _finished(workdir / study_run.name, study_run, wanted)
             if isinstance(result, dict) and (reason := _unlike(result, like)):
                 result = reason
             if isinstance(result, dict):
-                done.append((variant, result))
+                done.append((study_run, result))
             else:
-                left_out.append(f'{variant.name} is left out of the tables: {result}')
+                left_out.append(f'{study_run.name} is left out of the tables: {result}')
     if names:
         which = 'with' if seeded else 'without'
         which = f'no runs of these strategies {which} seeds of their own'
@@ -162,15 +201,15 @@ def _collect(
     return done, left_out
 
 
-def _finished(folder: pathlib.Path, variant: Variant, wanted: dict) -> dict[str, Any] | str:
-    """The evaluation of a finished run as it lies there; or why it is none of this variant, scored so."""
+def _finished(folder: pathlib.Path, study_run: StudyRun, wanted: dict) -> dict[str, Any] | str:
+    """The evaluation of a finished run as it lies there; or why it is not of this run, scored so."""
     try:
         meta, digest = Checkpoints(folder).restore_record()
         config, _, step = read_meta(meta, folder)
         result = results.read_result(folder / _RESULT)
     except UserError as e:
         return str(e)
-    if differing := differing_keys(config, variant.config, FREE_KEYS):
+    if differing := differing_keys(config, study_run.config, FREE_KEYS):
         return f'it was trained with another config ({", ".join(differing)} differ)'
     if step != config.train.steps:
         return f'its training is at step {step} of {config.train.steps}'
@@ -197,37 +236,32 @@ def _unlike(result: Mapping[str, Any], like: Mapping[str, Any]) -> str | None:
     return None
 
 
-def _score(
-    folder: pathlib.Path,
-    wanted: dict,
-    groups: Policy | None,
-    layers: int,
-    dataset: Dataset | None,
-    scoring: dict,
-) -> dict[str, Any]:
+def _score(folder: pathlib.Path, spec: StudySpec, dataset: Dataset | None) -> dict[str, Any]:
     """An evaluation, with the scores by part, written to the strategy's directory."""
     run = load_run(folder)
     dataset = dataset or load_data(run.config)
-    result, _ = evaluate(run, dataset=dataset, workdir=str(folder), **scoring)
-    result['study'], result['checkpoint'] = wanted, Checkpoints(folder).restore_record()[1]
-    if groups is not None:
-        result |= _score_parts(run, groups, layers, dataset, **scoring)
+    evaluation = dataclasses.replace(spec.evaluation, workdir=str(folder))
+    result, _ = evaluate(run, evaluation, dataset=dataset)
+    result['study'], result['checkpoint'] = spec.scoring, Checkpoints(folder).restore_record()[1]
+    if spec.groups is not None:
+        result |= _score_parts(run, spec.groups, spec.layers, evaluation, dataset)
     files.write_json(folder / _RESULT, result | {'digest': json_digest(result)})
     return result
 
 
 def _score_parts(
-    run: Run, groups: Policy, layers: int, dataset: Dataset,
-    *, splits, num_networks, num_images, batch_size, policies,
-) -> dict[str, Any]:  # fmt: skip
+    run: Run, groups: Policy, layers: int, evaluation: EvaluationSpec, dataset: Dataset
+) -> dict[str, Any]:
     """On the first of the splits, by part of the networks: 'groups', top-1 of each network with that part
     quantized; 'layers', changes of top-1 by a single layer, of all layers of the first networks.
     """
-    space, size = make_space_of(run.config), run.config.image_size
-    select = lambda count: select_split(space, splits[0], seed=0, count=count, image_size=size)
-    images = image_batches(dataset, dataset.test, batch_size=batch_size, num_images=num_images)
+    space, size, split = make_space_of(run.config), run.config.image_size, evaluation.splits[0]
+    select = lambda count: select_split(space, split, seed=0, count=count, image_size=size)
+    images = image_batches(
+        dataset, dataset.test, batch_size=evaluation.batch_size, num_images=evaluation.num_images
+    )
     scheme = scheme_of(run.config.quant).when_used()
-    where = run.ghn, run.params, select(num_networks), images
+    where = run.ghn, run.params, select(evaluation.num_networks), images
     scores = sensitivity.score_policies(*where, sensitivity.group_policies(groups), scheme=scheme)
     parts: dict[str, Any] = {'groups': {part: top1.tolist() for part, top1 in scores.items()}, 'layers': {}}
     if layers:

@@ -24,8 +24,14 @@ _TASK = (
 
 
 @dataclasses.dataclass(frozen=True)
-class Variant:
-    """A run of a study. name: of its directory, `STRATEGY` or `STRATEGY.seedK`."""
+class StudyRun:
+    """A run of a study.
+
+    Attributes:
+      name: of its directory, `STRATEGY` or `STRATEGY.seedK`.
+      strategy: the name of its strategy.
+      config: with the strategy's changes.
+    """
 
     name: str
     strategy: str
@@ -33,7 +39,7 @@ class Variant:
 
 
 def read_strategies(path: str | os.PathLike) -> dict[str, dict[str, Any]]:
-    """The strategies of a JSON file, or of one of `configs/` by its name, in its order.
+    """Read the strategies of a JSON file, or of one of `configs/` by its name, in its order.
 
     Raises UserError if it is not what it should be.
     """
@@ -55,7 +61,7 @@ def read_strategies(path: str | os.PathLike) -> dict[str, dict[str, Any]]:
 
 
 def parse_seeds(values: Sequence[str]) -> tuple[int, ...]:
-    """--seeds as numbers. Raises UserError unless they are different, from 0 to 2**31 - 1."""
+    """Return --seeds as numbers. Raises UserError unless they are different, from 0 to 2**31 - 1."""
     fit = all(value.isdecimal() and len(value) <= 10 and int(value) <= _MAX_SEED for value in values)
     if not fit or len({int(value) for value in values}) < len(values):
         given = shown(','.join(values))
@@ -64,32 +70,32 @@ def parse_seeds(values: Sequence[str]) -> tuple[int, ...]:
 
 
 def seed_of(name: str, strategies: Collection[str]) -> int | None:
-    """The seed in the name of a run's directory, if that is one of a run with a seed of one of these."""
+    """Return the seed in the name of a directory, if it is that of a run of one of these with a seed."""
     strategy, found, seed = name.rpartition('.seed')
     if not found or strategy not in strategies or not re.fullmatch(r'0|[1-9]\d{0,9}', seed):
         return None
     return int(seed) if int(seed) <= _MAX_SEED else None
 
 
-def make_variants(
+def make_runs(
     config: ConfigDict, strategies: Mapping[str, Mapping[str, Any]], seeds: Sequence[int] = ()
-) -> list[Variant]:
-    """The runs in the order of the strategies, each with all seeds; () leaves the seed to the config.
+) -> list[StudyRun]:
+    """Make the runs in the order of the strategies, each with all seeds; () leaves the seed to the config.
 
     Raises:
       UserError: keys or values that a strategy cannot change; a strategy with a seed of its own, and `seeds`.
     """
     if not seeds:
-        return [Variant(name, name, _changed(config, name, own)) for name, own in strategies.items()]
-    variants = []
+        return [StudyRun(name, name, _changed(config, name, own)) for name, own in strategies.items()]
+    study_runs = []
     for name, own in strategies.items():
         if 'seed' in own:
             raise UserError(f'strategy {name!r} has a seed of its own, and there is --seeds: leave one out')
         for seed in seeds:
-            variants.append(
-                Variant(f'{name}.seed{seed}', name, _changed(config, name, {**own, 'seed': seed}))
+            study_runs.append(
+                StudyRun(f'{name}.seed{seed}', name, _changed(config, name, {**own, 'seed': seed}))
             )
-    return variants
+    return study_runs
 
 
 def _changed(config: ConfigDict, name: str, changes: Mapping[str, Any]) -> ConfigDict:

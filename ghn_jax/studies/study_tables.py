@@ -12,18 +12,18 @@ import numpy as np
 from tabulate import tabulate
 
 from ghn_jax.evaluation import results
-from ghn_jax.studies.study_runs import Variant
+from ghn_jax.studies.study_runs import StudyRun
 
 
 def make_tables(
-    done: Sequence[tuple[Variant, Mapping]], strategies: Mapping[str, Any], baseline: str, wanted: dict
+    done: Sequence[tuple[StudyRun, Mapping]], strategies: Mapping[str, Any], baseline: str, wanted: dict
 ) -> dict[str, Any]:
-    """'rows' by split and bits and 'parts' by part of the networks, of every run; 'over_seeds', of both."""
+    """Make the tables: rows by split and bits, parts by part of the networks, of all runs and over seeds."""
     bases = {v.config.seed: result for v, result in done if v.strategy == baseline}
     rows, parts = [], []
-    for variant, result in done:
-        run = {'strategy': variant.strategy, 'seed': variant.config.seed}
-        base = None if variant.strategy == baseline else bases.get(variant.config.seed)
+    for study_run, result in done:
+        run = {'strategy': study_run.strategy, 'seed': study_run.config.seed}
+        base = None if study_run.strategy == baseline else bases.get(study_run.config.seed)
         for row in result['rows']:
             line = run | {'steps': result['protocol']['step']}
             line |= {
@@ -86,7 +86,7 @@ def _over_seeds(rows: Sequence[Mapping[str, Any]], *keys: str) -> list[dict[str,
 
 
 def text(tables: Mapping[str, Any]) -> str:
-    """The tables: a line for each strategy, a column for each split and bit-width; then by parts."""
+    """Return the tables as text: a line for each strategy, a column for each split and bits; then parts."""
     rows, parts = tables['over_seeds']['rows'], tables['over_seeds']['parts']
     columns = list(dict.fromkeys((row['split'], row['bits']) for row in rows))
     several = len({split for split, _ in columns}) > 1

@@ -23,13 +23,14 @@ from ghn_jax.base.jsonlines import read_jsonl
 from ghn_jax.cnn.reference import apply_reference
 from ghn_jax.datasets.augment import normalize
 from ghn_jax.datasets.load import batch_indices
+from ghn_jax.hypernet.predict import predict_weights
+from ghn_jax.networks.graph import build_graph
 from ghn_jax.networks.spec import NetworkSpec
 from ghn_jax.quant.bit_schedule import strategy_of
 from ghn_jax.quant.policy import Policy
 from ghn_jax.quant.scheme import QAT, Scheme
 from ghn_jax.runs.checkpoint import Checkpoints
-from ghn_jax.runs.prediction import predict_weights
-from ghn_jax.runs.run import load_data, make_ghn, make_space_of
+from ghn_jax.runs.task import load_data, make_ghn, make_space_of
 from ghn_jax.training import train
 from ghn_jax.training.optimizer import make_optimizer
 from ghn_jax.training.run_logger import BAD_NETWORKS
@@ -64,7 +65,7 @@ def replay(workdir: pathlib.Path, line: int, *, exact: bool = False) -> Iterator
     strategy = strategy_of(config)
     networks = train.Preparation(config, space, strategy)
     spec = draw(space, config.seed, done - 1, config.train.meta_batch)[index]
-    policy = strategy.policy_of(done - 1, index, spec)
+    policy = strategy.policy_of(done - 1, index, build_graph(spec))
     if spec != NetworkSpec.from_dict(row['spec']):
         raise UserError(f'line {line} of {BAD_NETWORKS} is not of this run: its network is another one')
     run_step = train.Stepper(config, ghn, optimizer, dataset)

@@ -42,7 +42,7 @@ from ghn_jax.assembly.mesh import (
     replicate,
     spread,
 )
-from ghn_jax.assembly.network_batch import Networks, draw, prepare
+from ghn_jax.assembly.network_batch import Networks, draw, make_networks, place
 from ghn_jax.assembly.workspace import Workspace
 from ghn_jax.base import executables, lock, processes
 from ghn_jax.base.errors import UserError
@@ -50,23 +50,19 @@ from ghn_jax.cnn.covering import Family, family, program_for
 from ghn_jax.cnn.program import Program
 from ghn_jax.datasets import load as data
 from ghn_jax.datasets.augment import crop_and_flip, normalize
-from ghn_jax.evaluation.score import image_batches, score_networks, select_split
+from ghn_jax.evaluation.score import score_networks
+from ghn_jax.evaluation.selection import image_batches, select_split
 from ghn_jax.hypernet.ghn import GHN, init_params
+from ghn_jax.hypernet.policy_features import resolve
+from ghn_jax.networks.graph import build_graph
 from ghn_jax.networks.spaces import Space
 from ghn_jax.networks.spec import NetworkSpec
 from ghn_jax.quant.bit_schedule import Strategy, scheme_of, strategy_of
 from ghn_jax.quant.policy import Policy, parse_bits
 from ghn_jax.runs.checkpoint import Checkpoints
-from ghn_jax.runs.run import (
-    FREE_KEYS,
-    differing_keys,
-    load_data,
-    make_ghn,
-    make_space_of,
-    params_of,
-    run_meta,
-    validated,
-)
+from ghn_jax.runs.config_changes import FREE_KEYS, differing_keys
+from ghn_jax.runs.run import params_of, run_meta, validated
+from ghn_jax.runs.task import load_data, make_ghn, make_space_of
 from ghn_jax.training.loop import Course
 from ghn_jax.training.optimizer import make_optimizer
 from ghn_jax.training.preemption import Stopping
@@ -306,13 +302,14 @@ class Preparation:
         """The networks of one step that are this process's."""
         specs = draw(self.space, self.config.seed, step, self.config.train.meta_batch)
         program = self.program(family(specs[0]))
-        policies = self.policies(step, specs)[self.own]
-        networks = prepare(program, specs[self.own], policies, max_nodes=self.config.program.max_nodes)[0]
-        return program, networks
+        placed = [place(program, build_graph(spec)) for spec in specs[self.own]]
+        policies = (self.strategy.policy_of(step, self.own.start + i, n.graph) for i, n in enumerate(placed))
+        widths = [resolve(policy, network.graph) for policy, network in zip(policies, placed, strict=True)]
+        return program, make_networks(program, placed, widths, max_nodes=self.config.program.max_nodes)
 
     def policies(self, step: int, specs: Sequence[NetworkSpec]) -> list[Policy]:
         """The bit-widths that each of the step's networks trains with."""
-        return [self.strategy.policy_of(step, i, spec) for i, spec in enumerate(specs)]
+        return [self.strategy.policy_of(step, i, build_graph(spec)) for i, spec in enumerate(specs)]
 
     def ahead(self, start: int, stop: int) -> Iterator[tuple[Program, Networks]]:
         """The networks of steps start .. stop - 1, in order; an error appears at its step."""

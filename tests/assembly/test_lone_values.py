@@ -7,8 +7,10 @@ import pytest
 
 from ghn_jax.assembly import lone_values
 from ghn_jax.evaluation import score as scoring
+from ghn_jax.evaluation.selection import ImageBatches, Selection
+from ghn_jax.networks.graph import build_graph
 from ghn_jax.networks.spaces import make_space
-from ghn_jax.runs.run import make_ghn, make_space_of
+from ghn_jax.runs.task import make_ghn, make_space_of
 from tests.hypernet.helpers import small_spec
 from tests.small_run import command, is_one_error_line, small_config
 
@@ -50,10 +52,10 @@ def test_scoring_says_in_one_line_and_once_how_many_networks_they_are(monkeypatc
     monkeypatch.setattr(scoring, 'spread_images', stop)
     scoring._warn_once.cache_clear()
     specs = [make_spec(name='a'), make_spec(name='b', n_cells=2), make_spec(name='c', stem_type=0)]
-    selection = scoring.Selection(tuple(specs), ())
+    selection = Selection(tuple(map(build_graph, specs)), ())
     ghn = make_ghn(small_config(), 10)
     for batch_size in (1, 1, 2):
-        images = scoring.Images(
+        images = ImageBatches(
             np.zeros((2, batch_size, 8, 8, 3)), np.zeros((2, batch_size)), np.zeros(3), np.ones(3)
         )
         with pytest.raises(Stopped):

@@ -7,7 +7,7 @@ from ghn_jax.assembly.network_batch import draw
 from ghn_jax.base.errors import UserError
 from ghn_jax.cnn import building
 from ghn_jax.cnn.covering import family, program_for
-from ghn_jax.runs.run import load_data, make_ghn, make_space_of
+from ghn_jax.runs.task import load_data, make_ghn, make_space_of
 from ghn_jax.training import train
 from tests.cnn.networks import small_network
 from tests.small_run import small_config

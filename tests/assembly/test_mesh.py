@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from ghn_jax import config as configs
-from ghn_jax.runs.run import FREE_KEYS, differing_keys
+from ghn_jax.runs.config_changes import FREE_KEYS, differing_keys
 from tests.device_checks import DEVICES, FEW, NETWORKS, REST
 from tests.small_run import ROOT
 

@@ -10,11 +10,12 @@ from ghn_jax.base import bounds
 from ghn_jax.base.errors import UserError
 from ghn_jax.benchmarks.benchmark import benchmark
 from ghn_jax.benchmarks.options import Options
-from ghn_jax.evaluation.evaluate import evaluate
+from ghn_jax.evaluation.evaluation_spec import EvaluationSpec
 from ghn_jax.evaluation.protocol import Protocol
 from ghn_jax.quant.bit_schedule import strategy_of
-from ghn_jax.runs.run import load_run, make_ghn, make_space_of
-from ghn_jax.studies.study import study
+from ghn_jax.runs.run import load_run
+from ghn_jax.runs.task import make_ghn, make_space_of
+from ghn_jax.studies.study import StudySpec
 from tests.commands import COMMANDS, flags_of
 from tests.small_run import command, is_one_error_line
 
@@ -66,13 +67,13 @@ def test_a_step_is_a_number_or_one_of_two_words(step, tmp_path):
     [
         *({'batch_size': value} for value in (-3, 0, 2.0, True, None, 3_000_000_000)),
         {'num_networks': -1},
-        {'num_images': -1}, {'num_images': 10**30}, {'seed': -1}, {'num_devices': 20_000},
-        {'num_devices': -1}, {'calibration_batches': 0}, {'how': INTEGER},
+        {'num_images': -1}, {'num_images': 10**30}, {'seed': -1}, {'devices': 20_000},
+        {'devices': -1}, {'calibration_batches': 0}, {'protocol': INTEGER},
     ],
 )  # fmt: skip
 def test_functions_have_the_bounds_of_the_flags(values):
     with pytest.raises(UserError, match='expected an integer from'):
-        evaluate(None, **values)
+        EvaluationSpec(**values)
 
 
 def test_so_have_those_that_measure_and_compare(tmp_path):
@@ -80,7 +81,7 @@ def test_so_have_those_that_measure_and_compare(tmp_path):
         with pytest.raises(UserError, match=f'{name}=-3: expected an integer from'):
             benchmark(['probe'], Options(**{name: -3}))
     with pytest.raises(UserError, match='layers=-1'):
-        study(config.default(), {'a': {}}, tmp_path, layers=-1)
+        StudySpec(layers=-1)
 
 
 def test_bounds_themselves_are_within():

@@ -11,6 +11,7 @@ from ghn_jax.base import lock, paths
 from ghn_jax.base.errors import UserError
 from ghn_jax.datasets.load import load
 from ghn_jax.evaluation.evaluate import evaluate
+from ghn_jax.evaluation.evaluation_spec import EvaluationSpec
 from ghn_jax.evaluation.results import read_result
 from ghn_jax.networks.files import load_networks
 from ghn_jax.quant.policy import load_policy
@@ -72,7 +73,7 @@ def test_a_config_has_no_addresses(key, tmp_path, monkeypatch):
         lambda url: convert(url, 'ghn.json', 'run'),
         lambda url: convert('state.npz', url, 'run'),
         lambda url: convert('state.npz', 'ghn.json', url),
-        lambda url: evaluate(None, against=url),
+        lambda url: evaluate(None, EvaluationSpec(against=url)),
         lambda url: lock.holding(url).__enter__(),
         lambda url: study(config.default(), {'a': {}}, url),
         lambda url: load('cifar10', data_dir=str(url)),

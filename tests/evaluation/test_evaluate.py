@@ -13,29 +13,28 @@ import pytest
 
 from ghn_jax.assembly.network_batch import prepare
 from ghn_jax.base.errors import UserError
+from ghn_jax.cnn.lowering import lower
 from ghn_jax.cnn.packing import BLOCK
 from ghn_jax.cnn.reference import apply_reference
 from ghn_jax.datasets.augment import normalize
 from ghn_jax.evaluation import results
 from ghn_jax.evaluation.evaluate import _in_percent, evaluate
 from ghn_jax.evaluation.evaluation_flags import parse_policies, parse_splits
+from ghn_jax.evaluation.evaluation_spec import EvaluationSpec
 from ghn_jax.evaluation.protocol import Protocol
-from ghn_jax.evaluation.score import (
-    Selection,
-    _predict,
-    image_batches,
-    score_in_full,
-    score_networks,
-    select_split,
-)
+from ghn_jax.evaluation.score import _predict, score_in_full, score_networks
+from ghn_jax.evaluation.selection import Selection, image_batches, select_split
+from ghn_jax.hypernet.predict import predict_weights
 from ghn_jax.networks.files import load_networks, save_networks
+from ghn_jax.networks.graph import build_graph
 from ghn_jax.quant.policy import Policy, parse_bits
 from ghn_jax.reporting import tables
-from ghn_jax.runs.prediction import predict_weights
-from ghn_jax.runs.run import load_data, load_run, make_space_of
+from ghn_jax.runs.run import load_run
+from ghn_jax.runs.task import load_data, make_space_of
 from tests.hypernet.helpers import small_spec
 from tests.pages import Page, check_self_contained
 from tests.small_run import command, is_one_error_line, write_run
+from tests.spies import calls_of
 from tests.streams import Ascii, full, without_reader
 
 # Few shapes, so few compilations: every test scores networks of one program on 2 batches of 16 images.
@@ -43,10 +42,13 @@ FLAGS = {'num_networks': 3, 'num_images': 40, 'batch_size': 16}
 ARGS = [f'--{key}={value}' for key, value in FLAGS.items()]
 SIZE = 8
 CALIBRATED = {
-    'how': Protocol(batch_norm='calibrated', ranges='calibrated', sqnr=True),
+    'protocol': Protocol(batch_norm='calibrated', ranges='calibrated', sqnr=True),
     'calibration_batches': 4,
 }
-INTEGER = {'how': Protocol(batch_norm='corrected', ranges='calibrated', integer=16), 'calibration_batches': 4}
+INTEGER = {
+    'protocol': Protocol(batch_norm='corrected', ranges='calibrated', integer=16),
+    'calibration_batches': 4,
+}
 
 
 @pytest.fixture(scope='module')
@@ -76,7 +78,7 @@ def images(dataset):
 
 @pytest.fixture(scope='module')
 def result(run, dataset):
-    return evaluate(run, dataset=dataset, **FLAGS)[0]
+    return evaluate(run, EvaluationSpec(**FLAGS), dataset=dataset)[0]
 
 
 def test_scores_are_those_of_the_reference_on_predicted_weights(run, selection, images):
@@ -86,7 +88,11 @@ def test_scores_are_those_of_the_reference_on_predicted_weights(run, selection, 
     # Of the untrained networks these say different classes to different images.
     specs = tuple(itertools.islice((s for s in sampled if s.norm and s.fc_layers == 1), 2))
     shares = score_networks(
-        run.ghn, run.params, Selection(specs, ((program, (0, 1)),)), images, [parse_bits('float')]
+        run.ghn,
+        run.params,
+        Selection(tuple(map(build_graph, specs)), ((program, (0, 1)),)),
+        images,
+        [parse_bits('float')],
     )
     for spec, share in zip(specs, shares[:, 0]):
         weights = predict_weights(run.ghn, run.params, spec)
@@ -103,10 +109,22 @@ def test_scores_are_those_of_the_reference_on_predicted_weights(run, selection, 
 
 def test_evaluating_again_gives_the_same_numbers_and_compiles_nothing(run, dataset, result, count_compiles):
     with count_compiles() as compiles:
-        again, _ = evaluate(run, dataset=dataset, **FLAGS)
+        again, _ = evaluate(run, EvaluationSpec(**FLAGS), dataset=dataset)
     assert compiles.n == 0
     assert again['rows'] == result['rows']
     assert again['networks'] == result['networks']
+
+
+@pytest.mark.parametrize('bits', [False, True])
+def test_each_network_is_lowered_once_and_its_graph_built_once(
+    run, dataset, selection, result, tmp_path, monkeypatch, bits
+):
+    """Whatever the policies; also where the weights are predicted anew for each of them."""
+    evaluated = load_run(write_run(tmp_path, bits=True)) if bits else run
+    graphs, lowered = calls_of(monkeypatch, build_graph), calls_of(monkeypatch, lower)
+    evaluate(evaluated, EvaluationSpec(policies=(Policy(4, 4), Policy(8, 8)), **FLAGS), dataset=dataset)
+    assert graphs == list(selection.specs)
+    assert [spec for spec in lowered if spec in graphs] == graphs  # others are lowered to build the program
 
 
 def test_other_parameters_and_other_networks_need_no_compilation(run, images, selection, count_compiles):
@@ -130,8 +148,8 @@ def test_a_ghn_told_the_bits_predicts_anew_for_every_policy(selection, images, t
     with count_compiles() as compiles:
         for p, policy in enumerate(policies):
             np.testing.assert_array_equal(score([policy])[:, 0], shares[:, p])
-            np.testing.assert_array_equal(score(policies, told=policy)[:, p], shares[:, p])
-        assert not np.array_equal(score(policies[1:2], told=policies[0])[:, 0], shares[:, 1])
+            np.testing.assert_array_equal(score(policies, predicted_for=policy)[:, p], shares[:, p])
+        assert not np.array_equal(score(policies[1:2], predicted_for=policies[0])[:, 0], shares[:, 1])
     assert compiles.n == 0
     out = jax.numpy.zeros(program.capacity.blocks * BLOCK)
     for policy in policies[:2]:
@@ -145,7 +163,7 @@ def test_a_ghn_told_the_bits_predicts_anew_for_every_policy(selection, images, t
 def test_a_ghn_told_the_bits_is_calibrated_for_every_policy(selection, images, dataset, tmp_path):
     run = load_run(write_run(tmp_path, bits=True))
     calibration = image_batches(dataset, dataset.train, batch_size=16, num_images=64)
-    how = {'how': CALIBRATED['how'], 'calibration': calibration}
+    how = {'protocol': CALIBRATED['protocol'], 'calibration': calibration}
     score = functools.partial(score_in_full, run.ghn, run.params, selection, images, **how)
     policies = [Policy(4, 4), Policy(8, 8)]
     together, apart = score(policies), [score([policy]) for policy in policies]
@@ -161,7 +179,7 @@ def test_policy_files_are_scored_beside_bits(run, dataset, workdir, tmp_path):
     )
     (tmp_path / 'w8a8.json').write_text('{"weight_bits": 8, "activation_bits": 8}')
     policies = parse_policies(['w8a8'], [str(tmp_path / 'mine.json')])
-    found, _ = evaluate(run, dataset=dataset, policies=policies, **FLAGS)
+    found, _ = evaluate(run, EvaluationSpec(policies=policies, **FLAGS), dataset=dataset)
     assert [row['bits'] for row in found['rows']] == ['w8a8', 'mine'] == found['protocol']['bits']
     assert found['protocol']['policies']['mine']['rules'] == [['classifier.*', 2, 2]]
     assert found['protocol']['predicted_for'] == 'any'
@@ -178,14 +196,16 @@ def test_policy_files_are_scored_beside_bits(run, dataset, workdir, tmp_path):
         (['--bits=w8a8', both], ["another policy is called 'w8a8'"]),
         ([f'--policy={tmp_path / "none.json"}'], ["policy 'none', network", "'cells.9.*' matches none"]),
         (['--policy=absent.json'], ['absent.json', 'cannot be read']),
-        (['--told=w4a4'], ['told=w4a4', 'told no bits']),
+        (['--told=w4a4'], ['predicted_for=w4a4', 'told no bits', '--told']),
     ):
         assert is_one_error_line(command('ghn_jax.evaluate', *flags, *more), *words)
 
 
 def test_a_result_says_that_the_ghn_was_told_the_bits(dataset, tmp_path):
     run = load_run(write_run(tmp_path, bits=True, draw=('w2a2', 'w4a4'), draw_per='either'))
-    found, _ = evaluate(run, dataset=dataset, policies=[Policy(4, 4)], told=Policy(8, 8), **FLAGS)
+    found, _ = evaluate(
+        run, EvaluationSpec(policies=[Policy(4, 4)], predicted_for=Policy(8, 8), **FLAGS), dataset=dataset
+    )
     p = found['protocol']
     assert (p['predicted_for'], p['training_bits']) == ('w8a8', 'drawn of w2a2, w4a4 by network or layer')
     assert p['training'] == f'qat {p["training_bits"]}, told the bits'
@@ -274,7 +294,7 @@ def test_a_full_disk_is_one_line_at_the_end_and_nothing_is_lost_that_can_be_show
 
 
 def test_several_splits_are_scored_one_after_the_other(run, dataset, result):
-    both, _ = evaluate(run, dataset=dataset, splits=['val', 'test'], **FLAGS)
+    both, _ = evaluate(run, EvaluationSpec(splits=['val', 'test'], **FLAGS), dataset=dataset)
     assert [network['split'] for network in both['networks']] == ['val'] * 3 + ['test'] * 3
     assert both['networks'][3:] == result['networks'] and both['rows'][5:] == result['rows']
 
@@ -337,7 +357,7 @@ def evaluate_rows(run, images, selection, names):
 
 @pytest.fixture(scope='module')
 def calibrated(run, dataset):
-    return evaluate(run, dataset=dataset, **FLAGS | CALIBRATED)[0]
+    return evaluate(run, EvaluationSpec(**FLAGS | CALIBRATED), dataset=dataset)[0]
 
 
 def test_calibrated_networks_do_not_depend_on_their_batch(
@@ -356,15 +376,15 @@ def test_calibrated_networks_do_not_depend_on_their_batch(
         score_in_full, run.ghn, run.params, selection, policies=policies, calibration=calibration
     )
     with count_compiles() as compiles:
-        for how in (CALIBRATED['how'], INTEGER['how']):
-            for a, b in zip(score(images=images, how=how), score(images=shuffled, how=how)):
+        for how in (CALIBRATED['protocol'], INTEGER['protocol']):
+            for a, b in zip(score(images=images, protocol=how), score(images=shuffled, protocol=how)):
                 for x, y in zip(a, b):
                     np.testing.assert_array_equal(x.predicted[order], y.predicted)
     assert compiles.n < 40  # of the integer convolutions, small and on the CPU; no program
     by_batch = score_in_full(run.ghn, run.params, selection, images, policies)
     assert any(
         np.any(x.predicted != y.predicted)
-        for a, b in zip(score(images=images, how=CALIBRATED['how']), by_batch)
+        for a, b in zip(score(images=images, protocol=CALIBRATED['protocol']), by_batch)
         for x, y in zip(a, b)
     )
 
@@ -388,7 +408,7 @@ def test_a_calibrated_result_says_how_and_what_each_layer_loses(calibrated):
 
 def test_integer_arithmetic_agrees_and_is_reported(run, dataset):
     policies = [parse_bits(b) for b in ('float', 'w8a8', 'w4a4')]
-    found, _ = evaluate(run, dataset=dataset, policies=policies, **FLAGS | INTEGER)
+    found, _ = evaluate(run, EvaluationSpec(policies=policies, **FLAGS | INTEGER), dataset=dataset)
     exact, *rounded = found['rows']
     assert 'integer_disagreement_mean' not in exact
     assert all(0 <= row['integer_disagreement_mean'] < 10 for row in rounded)
@@ -399,8 +419,8 @@ def test_another_run_is_scored_on_the_same_networks(workdir, run, dataset, tmp_p
     other = write_run(tmp_path / 'other', seed=1)
     policies = [parse_bits('float'), parse_bits('w4a4')]
     few = FLAGS | {'policies': policies}
-    found, theirs = evaluate(run, dataset=dataset, against=other, workdir='mine', **few)
-    alone, _ = evaluate(load_run(other), dataset=dataset, **few)
+    found, theirs = evaluate(run, EvaluationSpec(against=other, workdir='mine', **few), dataset=dataset)
+    alone, _ = evaluate(load_run(other), EvaluationSpec(**few), dataset=dataset)
     assert theirs['rows'] == alone['rows'] and theirs['networks'] == alone['networks']
     for row in found['rows']:
         pairs = [[n['scores'][row['bits']]['top1'] for n in r['networks']] for r in (found, theirs)]
@@ -413,7 +433,7 @@ def test_another_run_is_scored_on_the_same_networks(workdir, run, dataset, tmp_p
     run_of_16 = load_run(other)
     run_of_16.config.image_size = 16
     with pytest.raises(UserError, match='was trained with image_size=8, this run with image_size=16'):
-        evaluate(run_of_16, dataset=dataset, against=other, **few)
+        evaluate(run_of_16, EvaluationSpec(against=other, **few), dataset=dataset)
 
 
 def test_results_by_other_protocols_are_not_compared(calibrated, result):
@@ -470,18 +490,18 @@ def test_results_of_other_networks_or_images_are_not_compared(result, tmp_path):
         (CALIBRATED | {'calibration_batches': 0}, 'calibration_batches=0'),
         (INTEGER | {'policies': [parse_bits('w4a16')]}, 'policy w4a16 has tensors of 16 bits'),
         (
-            {'how': Protocol(batch_norm='corrected', ranges='calibrated', integer=33)},
+            {'protocol': Protocol(batch_norm='corrected', ranges='calibrated', integer=33)},
             'there are 32 test images',
         ),
         (
-            {'specs': [small_spec('conv_1x1', 'conv_1x1', C=16, fc_dim=16, num_classes=7, name='x')]},
+            {'networks': [small_spec('conv_1x1', 'conv_1x1', C=16, fc_dim=16, num_classes=7, name='x')]},
             "'x' has 7 classes",
         ),
     ],
 )
 def test_bad_values_are_refused_before_any_work(run, dataset, changes, message):
     with pytest.raises(UserError, match=message):
-        evaluate(run, dataset=dataset, **FLAGS | changes)
+        evaluate(run, EvaluationSpec(**FLAGS | changes), dataset=dataset)
 
 
 @pytest.mark.parametrize(
@@ -528,10 +548,12 @@ def test_lists_of_splits_and_bits_lose_repetitions():
 def test_an_architecture_file_takes_the_place_of_the_splits(run, dataset, selection, tmp_path, monkeypatch):
     # The program for exactly these networks would be one more compilation: the one that is there will do.
     monkeypatch.setattr(
-        'ghn_jax.evaluate.select_given',
-        lambda specs, image_size: Selection(tuple(specs), selection.groups),
+        'ghn_jax.evaluation.evaluate.select_given',
+        lambda specs, image_size: Selection(tuple(map(build_graph, specs)), selection.groups),
     )
     save_networks(tmp_path / 'nets.json', selection.specs)
-    given, _ = evaluate(run, dataset=dataset, specs=load_networks(tmp_path / 'nets.json'), **FLAGS)
+    given, _ = evaluate(
+        run, EvaluationSpec(networks=load_networks(tmp_path / 'nets.json'), **FLAGS), dataset=dataset
+    )
     assert {n['split'] for n in given['networks']} == {'archs'}
     assert [n['name'] for n in given['networks']] == [s.name for s in selection.specs]

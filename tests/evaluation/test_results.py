@@ -144,6 +144,16 @@ def test_bootstrap_intervals_are_about_two_standard_errors():
     assert results.bootstrap_interval([1.0]) is None
 
 
+def test_the_draws_of_the_bootstrap_are_fixed():
+    """So intervals printed before stay as they are."""
+    assert results.bootstrap_interval([1.0, 2.0, 5.0, 9.0]) == pytest.approx((1.5, 7.25), rel=1e-12)
+    values = [0.3, -1.2, 2.5, 0.7, 4.1, -0.4, 1.9]
+    drawn = np.random.default_rng(0).integers(0, 7, (10_000, 7))
+    expected = np.percentile(np.asarray(values)[drawn].mean(1), (2.5, 97.5))
+    assert results.bootstrap_interval(values) == pytest.approx(tuple(expected), rel=1e-12)
+    assert results.bootstrap_interval(values, seed=1) != results.bootstrap_interval(values)
+
+
 def test_rank_correlation_is_that_of_ranks_with_ties_shared():
     assert results.rank_correlation([1, 5, 9], [0.1, 0.2, 100]) == pytest.approx(1)
     assert results.rank_correlation([1, 5, 9], [3, 2, 1]) == pytest.approx(-1)

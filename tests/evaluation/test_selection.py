@@ -4,9 +4,9 @@ import numpy as np
 import pytest
 
 from ghn_jax.base.errors import UserError
-from ghn_jax.evaluation.score import image_batches, select_given, select_split
+from ghn_jax.evaluation.selection import image_batches, select_given, select_split
 from ghn_jax.networks.spaces import make_space
-from ghn_jax.runs.run import load_data
+from ghn_jax.runs.task import load_data
 from tests.hypernet.helpers import small_spec
 from tests.small_run import small_config
 

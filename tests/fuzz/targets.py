@@ -19,14 +19,16 @@ from ghn_jax.base.errors import UserError
 from ghn_jax.base.jsonlines import Records, read_jsonl
 from ghn_jax.benchmarks import comparison, tasks
 from ghn_jax.evaluation import results
-from ghn_jax.evaluation.score import check_given
+from ghn_jax.evaluation.selection import check_given
 from ghn_jax.hypernet.ghn import GHN, GHNConfig
+from ghn_jax.hypernet.predict import check_network
 from ghn_jax.hypernet.published import load_published
 from ghn_jax.networks.files import load_networks
 from ghn_jax.quant.policy import Policy, parse_bits
 from ghn_jax.reporting import tables
 from ghn_jax.runs import prediction
-from ghn_jax.runs.run import make_ghn, make_space_of, read_meta
+from ghn_jax.runs.run import read_meta
+from ghn_jax.runs.task import make_ghn, make_space_of
 from tests.fuzz import architectures, states
 from tests.fuzz.harness import Target
 from tests.fuzz.mutation import STRANGE, mutate_bytes, mutate_json, text_of
@@ -58,10 +60,10 @@ def call_architectures(data: Any, folder: pathlib.Path) -> None:
     specs = load_networks(written(data, folder / 'nets.json'))
     refusals = []
     for door in (
-        lambda: [prediction.check_network(spec, _GHN) for spec in specs],
+        lambda: [check_network(spec, _GHN) for spec in specs],
         lambda: check_given(specs, 32),
         lambda: tasks.check_networks(specs),
-        lambda: prediction.output_files(str(folder / '{name}.safetensors'), prediction._named(specs)),
+        lambda: prediction.output_files(str(folder / '{name}.safetensors'), prediction.with_names(specs)),
     ):
         try:
             door()

@@ -10,15 +10,15 @@ from hypothesis import strategies as st
 
 from ghn_jax.base.errors import UserError
 from ghn_jax.cnn.building import build_program
-from ghn_jax.evaluation.score import check_given
+from ghn_jax.evaluation.selection import check_given
 from ghn_jax.hypernet.ghn import GHN, init_params
+from ghn_jax.hypernet.predict import check_network, predict_weights
 from ghn_jax.hypernet.tiles import count_items
 from ghn_jax.networks import counts
 from ghn_jax.networks.counts import count_parameters
 from ghn_jax.networks.graph import build_graph
 from ghn_jax.networks.operations import forward_pass
 from ghn_jax.networks.spec import NetworkSpec
-from ghn_jax.runs import prediction
 from tests.fuzz import architectures, states
 
 SETTINGS = settings(
@@ -84,8 +84,8 @@ def test_accepted_networks_of_all_sizes_compile_a_handful_of_programs(count_comp
             spec = accepted(rng, small=rng.random() < 0.7)
             if spec is None or spec.num_classes != ghn.config.num_classes or count_parameters(spec) > 2e7:
                 continue
-            prediction.check_network(spec, ghn)
-            weights = prediction.predict_weights(ghn, params, spec)
+            check_network(spec, ghn)
+            weights = predict_weights(ghn, params, spec)
             assert all(np.isfinite(w).all() for w in weights.values())
             sizes.add(len(weights))
             done += 1

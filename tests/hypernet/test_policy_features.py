@@ -99,11 +99,10 @@ def test_only_a_policy_of_the_network_is_taken(graphs):
         with_policy(graphs[0], Policy(4, 4, (('nothing', 8, 8),)))
     with pytest.raises(UserError, match="for network 'other', not for 'conv'"):
         with_policy(graphs[0], Policy(4, 4, network='other'))
-    specs = [graph.spec for graph in graphs]
-    check_policies(specs, [W4A4])
+    check_policies(graphs, [W4A4])
     tensor = Policy(layers=(('cells.0.preprocess0.op.1.weight', 4, 4), ('cells.1._ops.2.op.1.weight', 2, 2)))
     with pytest.raises(UserError, match="network 'vit': layer 'cells.1._ops.2.op.1.weight' is none of"):
-        check_policies(specs, [W4A4, tensor])
+        check_policies(graphs, [W4A4, tensor])
 
 
 def test_batches_hold_the_bits_of_each_graph_and_nothing_in_padding(graphs):

@@ -9,6 +9,7 @@ import pytest
 from ghn_jax import config as configs
 from ghn_jax.base.errors import UserError
 from ghn_jax.cnn.building import build_program
+from ghn_jax.networks.graph import build_graph
 from ghn_jax.networks.spaces import make_space
 from ghn_jax.quant import Policy, Scheme
 from ghn_jax.quant.bit_schedule import describe_bits, edges_of, scheme_of, strategy_of
@@ -17,6 +18,7 @@ from ghn_jax.quant.scheme import FIELDS
 from tests.cnn.networks import quantized_names, shapes, small_network
 
 NETWORK = small_network([('sep_conv_3x3', 0), ('skip_connect', 1)], C=16)
+GRAPH = build_graph(NETWORK)
 DRAW = ('w2a2', 'w4a4', 'w8a8', 'w32a32')
 
 
@@ -36,26 +38,26 @@ def drawn_by_layer(s, steps=range(8), indices=range(3)):
 
 
 def test_a_strategy_of_the_defaults_is_one_policy():
-    assert {strategy().policy_of(step, 0, NETWORK) for step in (0, 7, 10**6)} == {Policy(4, 4)}
-    assert strategy(mode='float').policy_of(0, 0, NETWORK) == Policy()
+    assert {strategy().policy_of(step, 0, GRAPH) for step in (0, 7, 10**6)} == {Policy(4, 4)}
+    assert strategy(mode='float').policy_of(0, 0, GRAPH) == Policy()
 
 
 def test_a_schedule_lowers_bits_at_its_steps():
     s = strategy(schedule=((3, 'float'), (5, 'w8a8')), bits='w2a2')
-    assert [str(s.policy_of(step, 1, NETWORK)) for step in range(7)] == ['w32a32'] * 3 + ['w8a8'] * 2 + [
+    assert [str(s.policy_of(step, 1, GRAPH)) for step in range(7)] == ['w32a32'] * 3 + ['w8a8'] * 2 + [
         'w2a2'
     ] * 2
 
 
 def test_draws_depend_on_seed_step_and_place_alone_and_are_uniform():
     s = strategy(draw=DRAW)
-    drawn = [[str(s.policy_of(step, i, NETWORK)) for i in range(4)] for step in range(200)]
+    drawn = [[str(s.policy_of(step, i, GRAPH)) for i in range(4)] for step in range(200)]
     again = strategy(draw=DRAW)
-    assert drawn[150] == [str(again.policy_of(150, i, NETWORK)) for i in range(4)]
+    assert drawn[150] == [str(again.policy_of(150, i, GRAPH)) for i in range(4)]
     counts = np.unique(np.ravel(drawn), return_counts=True)[1]
     assert len(counts) == 4 and np.all(np.abs(counts - 200) < 5 * np.sqrt(150))
     assert len({tuple(row) for row in drawn}) > 100  # places and steps differ
-    assert strategy(draw=DRAW, schedule=((9, 'float'),)).policy_of(8, 0, NETWORK) == Policy()
+    assert strategy(draw=DRAW, schedule=((9, 'float'),)).policy_of(8, 0, GRAPH) == Policy()
 
 
 @pytest.mark.parametrize('per', ['network', 'layer', 'either'])
@@ -78,7 +80,7 @@ def test_draws_stay_what_they_are():
 def test_draws_by_layer_give_every_weight_of_the_network_bits_of_its_own():
     program, names = build_program([NETWORK], image_size=8, max_params=1e6), quantized_names(NETWORK)
     layout = program.layout(NETWORK)
-    policy = strategy(draw=DRAW, draw_per='layer').policy_of(0, 0, NETWORK)
+    policy = strategy(draw=DRAW, draw_per='layer').policy_of(0, 0, GRAPH)
     assert [name for name, *_ in policy.layers] == list(names)
     assert set(names) == set(layout.tensors)
     bits = program.bits(layout, policy)
@@ -93,12 +95,12 @@ def test_draws_by_layer_give_every_weight_of_the_network_bits_of_its_own():
 
 def test_a_toss_between_the_two_gives_both():
     s = strategy(draw=DRAW, draw_per='either')
-    assert 10 < sum(bool(s.policy_of(step, 0, NETWORK).layers) for step in range(60)) < 50
+    assert 10 < sum(bool(s.policy_of(step, 0, GRAPH).layers) for step in range(60)) < 50
 
 
 def test_the_first_and_the_last_layer_keep_their_width_in_every_draw():
     s = strategy(draw=('w2a2', 'w4a4'), draw_per='layer', edge_bits='w8a6')
-    policy, names = s.policy_of(0, 0, NETWORK), quantized_names(NETWORK)
+    policy, names = s.policy_of(0, 0, GRAPH), quantized_names(NETWORK)
     assert {policy.widths(name, edge=True) for name in edges_of(names)} == {(8, 6)}
     assert {bits for name in names[1:-1] for bits in policy.widths(name)} == {2, 4}
     assert s.used(Policy(2, 2)) == Policy(2, 2, edges=(8, 6))

@@ -13,12 +13,13 @@ from safetensors.numpy import load_file
 
 from ghn_jax.base.errors import UserError
 from ghn_jax.hypernet import GHN, init_params, predict_parameters
+from ghn_jax.hypernet.predict import predict_weights
 from ghn_jax.networks.files import save_networks
 from ghn_jax.networks.graph import build_graph
 from ghn_jax.quant import load_policy, parse_bits
 from ghn_jax.quant.export import round_weights
 from ghn_jax.quant.policy import quantizable
-from ghn_jax.runs.prediction import output_files, predict, predict_weights, to_jax_layout
+from ghn_jax.runs.prediction import output_files, predict, to_jax_layout
 from ghn_jax.runs.run import load_run
 from tests.hypernet.helpers import SMALL, relative, small_spec
 from tests.small_run import command, is_one_error_line, write_run

@@ -10,12 +10,13 @@ import pytest
 
 from ghn_jax.base.errors import UserError
 from ghn_jax.evaluation import results, sensitivity
+from ghn_jax.evaluation.evaluation_spec import EvaluationSpec
 from ghn_jax.hypernet.ghn import GHNConfig
 from ghn_jax.quant import Policy, parse_bits
 from ghn_jax.runs import run as runs
 from ghn_jax.runs.checkpoint import Checkpoints
 from ghn_jax.studies import study, study_tables
-from ghn_jax.studies.study_runs import make_variants, parse_seeds, read_strategies
+from ghn_jax.studies.study_runs import make_runs, parse_seeds, read_strategies
 from tests.small_run import command, is_one_error_line, small_config
 
 # One scheme, so that all share two compiled functions.
@@ -34,11 +35,13 @@ def config():
 def run(workdir, *, strategies=STRATEGIES, changes=None, **options):
     c = config()
     c.update_from_flattened_dict(changes or {})
-    defaults = dict(
-        splits=['test'], policies=[parse_bits('w4a4')], num_networks=2, num_images=8, batch_size=4
+    scoring = dict(
+        splits=('test',), policies=(parse_bits('w4a4'),), num_networks=2, num_images=8, batch_size=4
     )
-    defaults |= dict(groups=Policy(2, 2), layers=1)
-    return study.study(c, strategies, workdir, **defaults | options)
+    scoring |= {name: options.pop(name) for name in scoring.keys() & options.keys()}
+    options = dict(groups=Policy(2, 2), layers=1) | options
+    spec = study.StudySpec(**options, evaluation=EvaluationSpec(**scoring))
+    return study.study(c, strategies, workdir, spec)
 
 
 def save_run(config, folder, step=None):
@@ -49,10 +52,11 @@ def save_run(config, folder, step=None):
         checkpoints.save(step, {'params': {'w': np.full(1, config.seed)}}, meta)
 
 
-def make_evaluation(run, *, workdir, policies, images=8, **_):
+def make_evaluation(run, spec, *, images=8, dataset=None):
     """An evaluation of five networks, as a function of the directory's name."""
+    workdir = spec.workdir
     top1 = np.random.default_rng(list(workdir.encode()[-9:])).normal(50, 9, 5).tolist()
-    bits = [str(policy) for policy in policies]
+    bits = [str(policy) for policy in spec.policies]
     networks = [
         {
             'split': 'test',
@@ -81,7 +85,7 @@ def quick(monkeypatch):
     monkeypatch.setattr(study, 'train', train)
     monkeypatch.setattr(study, 'evaluate', make_evaluation)
     monkeypatch.setattr(study, '_score_parts', lambda *_, **__: {'groups': {'nothing': [1.0]}, 'layers': {}})
-    monkeypatch.setattr(runs, 'load_data', lambda _: None)
+    monkeypatch.setattr(study, 'load_data', lambda _: None)
     return trained
 
 
@@ -227,7 +231,7 @@ def drop_digest(folder):
 
 
 def config_of_float():
-    return make_variants(config(), STRATEGIES)[0].config
+    return make_runs(config(), STRATEGIES)[0].config
 
 
 def train_again(folder):
@@ -305,7 +309,7 @@ def test_bad_seeds_are_refused(values):
 
 def test_a_strategy_has_no_seed_of_its_own_beside_others():
     with pytest.raises(UserError, match="strategy 'a' has a seed"):
-        make_variants(small_config(), {'a': {'seed': 1}}, (0, 1))
+        make_runs(small_config(), {'a': {'seed': 1}}, (0, 1))
 
 
 @pytest.mark.parametrize(
@@ -326,7 +330,7 @@ def test_a_strategy_has_no_seed_of_its_own_beside_others():
 )
 def test_a_bad_strategy_is_refused_before_any_is_trained(tmp_path, strategies, words):
     with pytest.raises(UserError, match=words):
-        study.study(config(), strategies, tmp_path, splits=['test'], policies=[Policy()])
+        study.study(config(), strategies, tmp_path)
     assert not list(tmp_path.iterdir())
 
 
@@ -339,13 +343,13 @@ def test_a_bad_file_of_strategies_is_one_line(tmp_path, text):
 
 def test_the_strategies_of_the_repository_are_possible():
     strategies = read_strategies('configs/strategies.json')
-    for variant in make_variants(small_config(), strategies):
-        assert variant.config.quant.mode == strategies[variant.name]['mode']
+    for study_run in make_runs(small_config(), strategies):
+        assert study_run.config.quant.mode == strategies[study_run.name]['mode']
 
 
 def test_a_strategy_may_change_any_key_of_the_config():
-    [variant] = make_variants(small_config(), {'a': {'bits': 'w2a2', 'ghn.bits': True, 'seed': 9}})
-    changed = variant.config
+    [study_run] = make_runs(small_config(), {'a': {'bits': 'w2a2', 'ghn.bits': True, 'seed': 9}})
+    changed = study_run.config
     assert changed.quant.bits == 'w2a2' and changed.ghn.bits and changed.seed == 9
     assert small_config().seed != 9
 

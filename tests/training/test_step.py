@@ -16,7 +16,8 @@ from ghn_jax.cnn.building import build_program
 from ghn_jax.cnn.covering import Family, program_for
 from ghn_jax.cnn.packing import BLOCK
 from ghn_jax.cnn.reference import apply_reference
-from ghn_jax.evaluation.device import predict_weights, score
+from ghn_jax.evaluation.device import RunnableNetwork, predict_weights, score
+from ghn_jax.evaluation.selection import ImageBatches
 from ghn_jax.hypernet.ghn import GHN, GHNConfig, init_params, predict_parameters
 from ghn_jax.hypernet.published import load_published, published_state
 from ghn_jax.hypernet.tiles import decoder_table
@@ -347,12 +348,11 @@ def test_scores_count_the_labels_among_the_first_and_the_first_five(program):
             logits = np.stack([reference(weights, x) for x in images])
             rank = np.sum(logits > np.take_along_axis(logits, labels[..., None], -1), -1)
             flat = program.pack(layout, weights, np.float64)
-            for w, y, expected in (
-                (flat, labels, (np.sum(rank < 1), np.sum(rank < 5))),
-                (0 * flat, labels, (0, 0)),  # equal logits predict nothing
-                (flat, 0 * labels - 1, (0, 0)),  # images that are not counted
-            ):
-                top1, top5, _, workspace = run(
-                    w, layout.tables, program.bits(layout, policy), images, y, mean, std, workspace
-                )
-                assert (int(top1), int(top5)) == expected
+            network = RunnableNetwork(flat, layout.tables, program.bits(layout, policy))
+            batches = ImageBatches(images, labels, mean, std)
+            top1, top5, _, workspace = run(network, batches, workspace)
+            assert (int(top1), int(top5)) == (np.sum(rank < 1), np.sum(rank < 5))
+            top1, top5, _, workspace = run(network._replace(weights=0 * flat), batches, workspace)
+            assert (int(top1), int(top5)) == (0, 0)  # equal logits predict nothing
+            top1, top5, _, workspace = run(network, batches._replace(labels=0 * labels - 1), workspace)
+            assert (int(top1), int(top5)) == (0, 0)  # images that are not counted

@@ -15,13 +15,15 @@ from ghn_jax.base import lock
 from ghn_jax.base.errors import NotFinite, Stopped, UserError
 from ghn_jax.cnn.covering import family
 from ghn_jax.datasets.load import batch_indices
+from ghn_jax.hypernet.predict import predict_weights
+from ghn_jax.networks.graph import build_graph
 from ghn_jax.networks.spaces import make_space
 from ghn_jax.quant import parse_bits
 from ghn_jax.quant.bit_schedule import strategy_of
 from ghn_jax.runs import run as runs
+from ghn_jax.runs import task
 from ghn_jax.runs.checkpoint import Checkpoints
 from ghn_jax.runs.metrics import read_jsonl
-from ghn_jax.runs.prediction import predict_weights
 from ghn_jax.training import train as training
 from ghn_jax.training.preemption import Stopping
 from ghn_jax.training.replay import examine, replay
@@ -62,7 +64,7 @@ def test_three_steps_and_three_after_a_resume_are_six_steps_bit_for_bit(whole, t
 
 def test_training_changes_every_parameter_and_losses_are_finite(whole):
     state, workdir = whole
-    start = training.init_params(training.runs.make_ghn(_config(), 10).config, jax.random.key(0))
+    start = training.init_params(task.make_ghn(_config(), 10).config, jax.random.key(0))
     # Embeddings of primitives, sizes and bits that no network of the space has stay as they are.
     moved = jax.tree.map(lambda a, b: float(np.max(np.abs(a - b))), jax.device_get(state.params), start)
     assert all(x > 0 for x in jax.tree.leaves(moved))
@@ -139,11 +141,13 @@ def test_networks_of_a_step_share_a_width_and_depend_on_step_and_seed_only():
 
 def test_what_the_graphs_say_is_what_the_networks_run_at():
     c = _config()
-    space, strategy = training.runs.make_space_of(c), strategy_of(c)
+    space, strategy = task.make_space_of(c), strategy_of(c)
     preparation = training.Preparation(c, space, strategy)
     _, networks = preparation.step(7)
     specs = draw(space, 0, 7, 2)
-    expected = [strategy.policy_of(7, m, specs[m]).weights('classifier.0.weight') for m in range(2)]
+    expected = [
+        strategy.policy_of(7, m, build_graph(specs[m])).weights('classifier.0.weight') for m in range(2)
+    ]
     for m in range(2):
         told, run = networks.graphs.weight_bits[m], networks.bits.weights[m]
         assert set(told) - {0, 32} == set(run) - {32}
@@ -151,8 +155,8 @@ def test_what_the_graphs_say_is_what_the_networks_run_at():
 
 
 def test_a_run_told_the_bits_predicts_other_weights_for_other_bits(whole):
-    run = training.runs.load_run(whole[1])
-    spec = training.runs.make_space_of(run.config).sample('test', 0, 0)
+    run = runs.load_run(whole[1])
+    spec = task.make_space_of(run.config).sample('test', 0, 0)
     assert run.ghn.config.bits and np.asarray(run.params['bits']['weights']).any()
     told = [
         predict_weights(run.ghn, run.params, spec, parse_bits(bits)) for bits in ('float', 'w4a4', 'w2a2')
@@ -165,11 +169,11 @@ def test_a_run_told_the_bits_predicts_other_weights_for_other_bits(whole):
 def test_a_run_may_begin_with_the_parameters_of_another(whole, tmp_path):
     c = _config()
     c.init_from = str(write_run(tmp_path / 'plain', seed=5))
-    ghn, optimizer = training.runs.make_ghn(c, 10), training.make_optimizer(c)
+    ghn, optimizer = task.make_ghn(c, 10), training.make_optimizer(c)
     with training.Checkpoints(tmp_path / 'run') as checkpoints:
         params = training.restore_or_init(checkpoints, c, ghn, optimizer)[0].params
     tables = params.pop('bits')
-    jax.tree.map(np.testing.assert_array_equal, params, training.runs.load_run(c.init_from).params)
+    jax.tree.map(np.testing.assert_array_equal, params, runs.load_run(c.init_from).params)
     assert not any(np.asarray(table).any() for table in jax.tree.leaves(tables))
     # Not where the run has begun: that is where it goes on from.
     c.init_from = ''
@@ -182,7 +186,7 @@ def test_a_run_may_begin_with_the_parameters_of_another(whole, tmp_path):
     ):
         c.init_from = str(init_from)
         c.ghn.update({'bits': True, 'hid': 8} | changes)
-        ghn = training.runs.make_ghn(c, 10)
+        ghn = task.make_ghn(c, 10)
         with training.Checkpoints(tmp_path / 'other') as checkpoints, pytest.raises(UserError, match=message):
             training.restore_or_init(checkpoints, c, ghn, optimizer)
 
@@ -332,10 +336,10 @@ def test_a_network_that_is_not_finite_is_left_out_written_down_and_shown_again(t
     assert all(np.isfinite(r['train/loss']) and r['train/skipped'] == 0 for r in rows)
     bad = read_jsonl(tmp_path / 'whole/bad_networks.jsonl')
     assert [(r['step'], r['network'], r['what']) for r in bad] == [(2, 1, 'loss'), (4, 0, 'loss')]
-    strategy, space = strategy_of(_config()), runs.make_space_of(_config())
+    strategy, space = strategy_of(_config()), task.make_space_of(_config())
     for r in bad:
         spec = draw(space, 0, r['step'] - 1, 2)[r['network']]
-        assert r['bits'] == str(strategy.policy_of(r['step'] - 1, r['network'], spec))
+        assert r['bits'] == str(strategy.policy_of(r['step'] - 1, r['network'], build_graph(spec)))
     # Stopped between the two, nothing is written twice.
     _stopped_after(_config(), tmp_path / 'stopped', 2)
     training.train(_config(), tmp_path / 'stopped')
@@ -350,9 +354,9 @@ def test_a_network_that_is_not_finite_is_left_out_written_down_and_shown_again(t
 
 
 def test_the_first_layer_that_is_not_finite_is_named():
-    spec = draw(runs.make_space_of(_config()), 0, 0, 1)[0]
+    spec = draw(task.make_space_of(_config()), 0, 0, 1)[0]
     rng = np.random.default_rng(0)
-    ghn = runs.make_ghn(_config(), 10)
+    ghn = task.make_ghn(_config(), 10)
     params = training.init_params(ghn.config, jax.random.key(0))
     weights = dict(predict_weights(ghn, params, spec))
     x, y = rng.normal(size=(4, 8, 8, 3)).astype(np.float32), np.arange(4)
@@ -370,7 +374,7 @@ def test_a_step_without_a_finite_network_changes_neither_parameters_nor_optimize
     config = _config()
     config.max_not_finite = 1.0
     state = training.train(config, tmp_path, stop_at=1)
-    ghn = runs.make_ghn(config, 10)
+    ghn = task.make_ghn(config, 10)
     start = training.initial_state(config, ghn, training.make_optimizer(config))
     assert int(state.step) == 1
     jax.tree.map(np.testing.assert_array_equal, state.params, start.params)
@@ -394,12 +398,12 @@ def test_the_seed_changes_weights_networks_images_and_keys_and_nothing_else_does
     def everything(seed):
         config = _config()
         config.seed = seed
-        ghn, dataset = runs.make_ghn(config, 10), runs.load_data(config)
+        ghn, dataset = task.make_ghn(config, 10), task.load_data(config)
         optimizer = training.make_optimizer(config)
         stepper = training.Stepper(config, ghn, optimizer, dataset)
         return {
             'weights': jax.device_get(training.initial_state(config, ghn, optimizer).params),
-            'networks': [s.to_json() for s in draw(runs.make_space_of(config), seed, 3, 8)],
+            'networks': [s.to_json() for s in draw(task.make_space_of(config), seed, 3, 8)],
             'order of images': batch_indices(seed, 3, 16, stepper.count),
             'images': np.asarray(stepper.stream.images),
             'key of augmentation, noise and dropout': jax.random.key_data(stepper.key),
@@ -417,7 +421,7 @@ def test_hard_networks_are_skipped_where_they_are_not_finite_and_training_goes_o
     """Without norms, deep, two bits, a learning rate that is far too high."""
     config = _config(steps=60, learning_rate=1.0, meta_batch=4)
     config.space.cells, config.quant.bits = (8, 14), 'w2a2'
-    space = dataclasses.replace(runs.make_space_of(config), norms=(None,))
+    space = dataclasses.replace(task.make_space_of(config), norms=(None,))
     monkeypatch.setattr(runs, 'make_space_of', lambda config: space)
     config.program.max_nodes, config.max_not_finite, config.log_every_steps = 320, 1.0, 10
     state = training.train(config, tmp_path)

@@ -19,6 +19,8 @@ from ghn_jax.cnn.instructions import Norm
 from ghn_jax.cnn.reference import apply_reference, observe_reference
 from ghn_jax.cnn.weights import quantize_weights
 from ghn_jax.evaluation import device, protocol
+from ghn_jax.evaluation.device import RunnableNetwork
+from ghn_jax.evaluation.selection import ImageBatches
 from ghn_jax.quant import Policy, Scheme
 from ghn_jax.quant.grid import fake_quantize
 from ghn_jax.quant.scheme import QAT
@@ -101,7 +103,7 @@ class Runner:
         index = observer.make_index(self.program, layout)
         images = pixels(1) if images is None else images
         measured, _ = self._measure(
-            network.weights, network.tables, bits, images, MEAN, STD, index, bounds, self.workspace, None
+            network._replace(bits=bits), ImageBatches(images, None, MEAN, STD), index, bounds, self.workspace
         )
         return jax.device_get(measured), workspace
 
@@ -123,7 +125,7 @@ def quick(function):
 def predicted(program, spec):
     """(layout, network with parameters, parameters by name)."""
     layout, params = program.layout(spec), parameters(spec)
-    return layout, protocol.Network(program.pack(layout, params, np.float64), layout.tables, None), params
+    return layout, RunnableNetwork(program.pack(layout, params, np.float64), layout.tables, None), params
 
 
 def nowhere(program):
@@ -220,7 +222,7 @@ def test_so_is_one_of_another_scheme(program, other_runner):
     x = normalised(pixels(3)[0])
     fixes = {'statistics': statistics, 'ranges': ranges}
     for policy in (*POLICIES, Policy(0, 32), Policy(32, 1)):
-        logits = runner.logits(protocol.Network(flat, tables, fixed), program.bits(layout, policy), x)
+        logits = runner.logits(RunnableNetwork(flat, tables, None, fixed), program.bits(layout, policy), x)
         apply = quick(functools.partial(apply_reference, spec, policy=policy, scheme=scheme))
         assert relative_error(logits, apply(params, x, **fixes)) < 1e-9, policy
 
@@ -237,7 +239,7 @@ def test_normalisations_fixed_by_a_batch_are_those_of_the_batch(runner, spec):
     moments = calibration.pooled(measured.moments)
     for fixed in (calibration.fix, calibration.fold):
         flat, tables = fixed(layout, network.weights, moments)
-        assert relative_error(runner.logits(protocol.Network(flat, tables, None), bits, x), expected) < 1e-9
+        assert relative_error(runner.logits(RunnableNetwork(flat, tables, None), bits, x), expected) < 1e-9
     # Folded, with normalisations again: the same network, but for what epsilon adds to the variance.
     again = network._replace(weights=calibration.unfixed(layout, flat, network.weights))
     assert relative_error(again.weights, network.weights) > 0.1

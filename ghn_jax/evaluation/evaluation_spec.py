@@ -1,0 +1,59 @@
+"""What an evaluation is asked for, as one frozen value: from flags, or from Python."""
+
+import dataclasses
+
+from ghn_jax.base import bounds
+from ghn_jax.evaluation.protocol import CALIBRATION_BATCHES, PAPERS, Protocol
+from ghn_jax.networks.spec import NetworkSpec
+from ghn_jax.quant.policy import Policy, parse_bits
+
+GIVEN = 'archs'  # what rows call the networks of an architecture file
+BITS = ('w32a32', 'w8a8', 'w4a8', 'w4a4', 'w2a2')
+BATCH_SIZE = 64  # as in training
+NUM_NETWORKS = 50
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class EvaluationSpec:
+    """Which networks are scored, on which images, at which bits, and how.
+
+    Attributes:
+      splits: of the run's space, the first num_networks of each.
+      policies: the bits that the networks run with.
+      num_networks: of each split; 0: all.
+      num_images: the first ones of the test images, in whole batches of batch_size; 0: all.
+      batch_size: images of a batch, whose statistics BatchNorm uses.
+      seed: which networks the splits have; the same for every run that is to be compared.
+      networks: score these, and no split.
+      protocol: what BatchNorm and ranges go by; the default is the papers'.
+      calibration_batches: of training images, the first ones, for a protocol that measures.
+      against: JSON file of an evaluation of the same networks, or another run's directory: it is scored too.
+      workdir: what the result calls the run.
+      devices: that share the images; 0: all.
+      predicted_for: the policy that a hypernetwork which reads the bits predicts the weights for, in place of
+        the one that is run.
+
+    Raises:
+      UserError: a number out of its bounds.
+    """
+
+    splits: tuple[str, ...] = ('test',)
+    policies: tuple[Policy, ...] = tuple(map(parse_bits, BITS))
+    num_networks: int = NUM_NETWORKS
+    num_images: int = 0
+    batch_size: int = BATCH_SIZE
+    seed: int = 0
+    networks: tuple[NetworkSpec, ...] | None = None
+    protocol: Protocol = PAPERS
+    calibration_batches: int = CALIBRATION_BATCHES
+    against: str | None = None
+    workdir: str = ''
+    devices: int = 1
+    predicted_for: Policy | None = None
+
+    def __post_init__(self) -> None:
+        numbers = ('num_networks', 'num_images', 'batch_size', 'seed', 'calibration_batches', 'devices')
+        bounds.check(**{name: getattr(self, name) for name in numbers}, integer=self.protocol.integer)
+        for name in ('splits', 'policies', 'networks'):  # lists become tuples: a spec does not change
+            if (values := getattr(self, name)) is not None:
+                object.__setattr__(self, name, tuple(values))

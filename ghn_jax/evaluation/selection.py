@@ -1,0 +1,156 @@
+"""What is scored: images in whole batches, and networks grouped by the program that runs them.
+
+Axes: K batches | N images of a batch | H pixels.
+"""
+
+import dataclasses
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any, NamedTuple
+
+from ghn_jax.base.errors import UserError
+from ghn_jax.cnn.building import build_program
+from ghn_jax.cnn.covering import Family, family, program_for
+from ghn_jax.cnn.lowering import check_lowerable
+from ghn_jax.cnn.packing import round_up
+from ghn_jax.cnn.program import Program
+from ghn_jax.datasets.load import Dataset, Split
+from ghn_jax.hypernet.ghn import GHN, check_classes
+from ghn_jax.hypernet.predict import check_head
+from ghn_jax.networks.counts import check_families, count_parameters
+from ghn_jax.networks.graph import NetworkGraph, build_graph
+from ghn_jax.networks.spaces import Space
+from ghn_jax.networks.spec import NetworkSpec
+
+_NODES = 64  # graphs are padded to a multiple
+
+
+class ImageBatches(NamedTuple):
+    """Whole batches of images, as they are and not normalised.
+
+    Attributes:
+      images: uint8 [K, N, H, H, 3].
+      labels: int32 [K, N], -1 for an image that is not counted.
+      mean, std: float32 [3], in units of 0..1.
+    """
+
+    images: Any
+    labels: Any
+    mean: Any
+    std: Any
+
+    @property
+    def count(self) -> int:
+        """Images in all batches."""
+        return self.labels.size
+
+
+@dataclasses.dataclass(frozen=True)
+class Selection:
+    """Networks to score.
+
+    Attributes:
+      graphs: of each network its graph, built once.
+      groups: (program, places of its networks in `graphs`), one for each family.
+    """
+
+    graphs: tuple[NetworkGraph, ...]
+    groups: tuple[tuple[Program, tuple[int, ...]], ...]
+
+    @property
+    def specs(self) -> tuple[NetworkSpec, ...]:
+        """The networks, in their order."""
+        return tuple(graph.spec for graph in self.graphs)
+
+
+def image_batches(dataset: Dataset, split: Split, *, batch_size: int, num_images: int = 0) -> ImageBatches:
+    """Return the first `num_images` of a split of `dataset` (0: all) as whole batches.
+
+    BatchNorm reads the statistics of a batch, so one that is not full is another protocol: it is dropped.
+
+    Raises:
+      UserError: more images than there are, fewer than a batch.
+    """
+    available = len(split.labels)
+    if not 0 <= num_images <= available:
+        raise UserError(f'num_images={num_images}: {dataset.name} has {available} images there; 0 takes all')
+    if batch_size < 1:
+        raise UserError(f'batch_size={batch_size}: expected at least 1 image')
+    K = (num_images or available) // batch_size
+    if K == 0:
+        raise UserError(
+            f'batch_size={batch_size} is more than the {num_images or available} images of {dataset.name}: '
+            'BatchNorm needs full batches; give a smaller batch_size'
+        )
+    images, labels = (a[: K * batch_size].reshape(K, batch_size, *a.shape[1:]) for a in split)
+    return ImageBatches(images, labels, dataset.mean, dataset.std)
+
+
+def select_split(space: Space, split: str, *, seed: int, count: int, image_size: int) -> Selection:
+    """Select the first `count` networks of a split (0: all), grouped by family.
+
+    Each family has the program of all networks of its split, so another selection needs no other program.
+
+    Raises:
+      UserError: unknown split, more networks than it has.
+    """
+    size = space.size(split)
+    if not 0 <= count <= size:
+        raise UserError(f'num_networks={count}: the split {split} has {size} networks; 0 takes all')
+    specs = [space.sample(split, seed, index) for index in range(count or size)]
+    return _grouped(specs, lambda family, members: program_for(space, split, family, image_size))
+
+
+def check_given(specs: Sequence[NetworkSpec], image_size: int) -> None:
+    """Raise UserError for networks of a file that cannot be run, before anything is made from them.
+
+    Such a network is named with its field; networks of very many widths are refused together.
+    """
+    for spec in specs:
+        check_lowerable(spec, image_size)
+        check_head(spec, image_size)
+    check_families(specs)
+
+
+def select_given(specs: Sequence[NetworkSpec], *, image_size: int) -> Selection:
+    """Select exactly these networks, grouped by family; each group's program is made for it.
+
+    Raises:
+      UserError: as `check_given`.
+    """
+
+    def program(family: Family, members: list[NetworkSpec]) -> Program:
+        return build_program(members, image_size=image_size, max_params=max(map(count_parameters, members)))
+
+    check_given(specs, image_size)
+    return _grouped(list(specs), program)
+
+
+def group_by_family(specs: Sequence[NetworkSpec]) -> list[tuple[Family, tuple[int, ...]]]:
+    """Return the families of the networks, rising, each with the places of its networks in `specs`."""
+    families = [family(spec) for spec in specs]
+    places = {each: tuple(i for i, own in enumerate(families) if own == each) for each in set(families)}
+    return sorted(places.items())
+
+
+def room_for(graphs: Iterable[NetworkGraph]) -> int:
+    """Return the nodes that these graphs are padded to: few numbers, so few compilations."""
+    return round_up(max(len(graph.nodes) for graph in graphs), _NODES)
+
+
+def check_task(ghn: GHN, specs: Sequence[NetworkSpec], dataset: Dataset) -> None:
+    """Raise UserError unless hypernetwork, networks and data have one number of classes."""
+    classes = ghn.config.num_classes
+    if dataset.num_classes != classes:
+        raise UserError(
+            f'{dataset.name} has {dataset.num_classes} classes, the hypernetwork predicts {classes}: '
+            'score it on the data it was trained on'
+        )
+    for spec in specs:
+        check_classes(ghn.config, spec)
+
+
+def _grouped(specs: list[NetworkSpec], program: Callable[[Family, list[NetworkSpec]], Program]) -> Selection:
+    groups = [
+        (program(each, [specs[i] for i in members]), members) for each, members in group_by_family(specs)
+    ]
+    return Selection(tuple(map(build_graph, specs)), tuple(groups))

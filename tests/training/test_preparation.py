@@ -1,0 +1,23 @@
+"""Preparing a training step: no network is lowered, and no graph built, more than once."""
+
+from ghn_jax.cnn.lowering import lower
+from ghn_jax.networks.graph import build_graph
+from ghn_jax.quant.bit_schedule import strategy_of
+from ghn_jax.runs.task import make_space_of
+from ghn_jax.training.train import Preparation
+from tests.small_run import small_config
+from tests.spies import calls_of
+
+
+def test_each_network_of_a_step_is_lowered_once_and_its_graph_built_once(monkeypatch):
+    """With bits drawn layer by layer as well, for which the names of the layers are needed."""
+    config = small_config(draw=('w2a2', 'w4a4'), draw_per='layer')
+    config.train.meta_batch = 3
+    preparation = Preparation(config, make_space_of(config), strategy_of(config))
+    preparation.step(0)  # makes the program, from networks of its own
+    graphs, lowered = calls_of(monkeypatch, build_graph), calls_of(monkeypatch, lower)
+    for step in (0, 1):
+        preparation.step(step)
+        assert graphs == lowered and len(graphs) == 3
+        graphs.clear()
+        lowered.clear()
