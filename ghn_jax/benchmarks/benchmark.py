@@ -26,11 +26,11 @@ from tabulate import tabulate
 
 from ghn_jax.base import bounds, counters
 from ghn_jax.base.errors import UserError, shown
-from ghn_jax.benchmarks import cells, profile, programs, scaling, tasks
+from ghn_jax.benchmarks import cells, profile, programs, scaling, tasks, timing
 from ghn_jax.benchmarks.options import MODES, Options, Row, config_of
 
 WHAT: Mapping[str, Callable[[Options], list[Row]]] = {
-    # Each returns rows with 'what', 'mode', 'mean_s' and figures of its own; see `clock.row`.
+    # Each returns rows with 'what', 'mode', 'mean_s' and figures of its own; see `timing.row`.
     'predict': tasks.measure_predict,
     'train': tasks.measure_train,
     'evaluate': tasks.measure_evaluate,
@@ -55,10 +55,10 @@ def benchmark(what: Sequence[str], options: Options) -> dict[str, Any]:
     for name in sorted({'compile', 'profile'} & set(what)):
         config_of(options, name)
     counters.start_counting()
-    probes = [counters.probe()]
+    probes = [timing.probe()]
     rows = [row for name in what for row in WHAT[name](options)]
-    probes.append(counters.probe())
-    return {'machine': counters.machine(probes), 'rows': rows}
+    probes.append(timing.probe())
+    return {'machine': timing.machine(probes), 'rows': rows}
 
 
 def _parts_of_cpu() -> int:

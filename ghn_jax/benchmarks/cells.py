@@ -18,6 +18,7 @@ import numpy as np
 from ghn_jax.assembly.memory import tree_bytes
 from ghn_jax.base import counters
 from ghn_jax.base.errors import UserError
+from ghn_jax.benchmarks import timing
 from ghn_jax.benchmarks.options import Options, Row
 from ghn_jax.benchmarks.programs import compiled_figures
 from ghn_jax.benchmarks.tasks import policy_of, random_images
@@ -101,7 +102,7 @@ def _measure(options: Options, mode: str, room: int, members: Sequence[int]) -> 
             else:
                 compiled_before = counters.compilations()
         instructions = len(layout.instructions)
-        row = counters.row(seconds, counters.compilations() - compiled_before) | {'networks': 1}
+        row = timing.row(seconds, counters.compilations() - compiled_before) | {'networks': 1}
         rows.append({
             'what': 'cells', 'mode': mode, 'cells': n, 'room': room, 'width': options.width,
             'batch_size': options.batch_size, 'instructions': instructions,

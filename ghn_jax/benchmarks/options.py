@@ -39,7 +39,7 @@ class Options:
     repeats: int = 5
 
 
-Row = dict[str, Any]  # one measurement as JSON: 'what', 'mode', figures; see `clock.row`
+Row = dict[str, Any]  # one measurement as JSON: 'what', 'mode', figures; see `timing.row`
 
 
 def config_of(options: Options, what: str) -> ConfigDict:

@@ -16,23 +16,27 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from ghn_jax.assembly.network_batch import Networks, draw, prepare
+from ghn_jax.assembly.network_batch import Networks, prepare
 from ghn_jax.assembly.weight_buffer import assemble, assemble_transposed
 from ghn_jax.assembly.workspace import make_workspace
+from ghn_jax.benchmarks.images import NUM_CLASSES, random_dataset
 from ghn_jax.benchmarks.options import Options, Row, config_of
-from ghn_jax.benchmarks.tasks import policy_of, random_images, train_step
+from ghn_jax.benchmarks.tasks import policy_of
 from ghn_jax.cnn import executor
 from ghn_jax.cnn.covering import Family, family
 from ghn_jax.cnn.program import Program
 from ghn_jax.cnn.weights import pages, quantize_weights, quantize_weights_backward
+from ghn_jax.datasets.load import normalize
 from ghn_jax.hypernet.ghn import GHN, init_params
 from ghn_jax.quant.bit_schedule import Strategy
 from ghn_jax.quant.scheme import Scheme
 from ghn_jax.runs.run import make_ghn, make_space_of
-from ghn_jax.training import train
-from ghn_jax.training.step import DROPOUT, TrainState
+from ghn_jax.training.optimizer import make_optimizer
+from ghn_jax.training.sampling import Preparation, draw
+from ghn_jax.training.state import state_of
+from ghn_jax.training.step import DROPOUT
+from ghn_jax.training.stepper import Stepper
 
-NUM_CLASSES = 10  # of every data set there is
 STEP = 'training step'
 REST = 'rest'
 # Beside the step or inside another part: no summands of it.
@@ -77,7 +81,7 @@ def rows_of(parts: Mapping[str, float], mode: str, about: Mapping[str, Any]) -> 
     ]  # fmt: skip
 
 
-class OfFamily(train.Preparation):
+class OfFamily(Preparation):
     """The preparation of a run, of the steps of one family only: so one program serves all."""
 
     def __init__(self, config, space, strategy: Strategy, wanted: Family):
@@ -118,9 +122,13 @@ class _Profile:
         self.config, self.mode, self.repeats = config, mode, repeats
         self.policy, self.space = policy_of(mode), make_space_of(config)
         self.ghn: GHN = make_ghn(config, NUM_CLASSES)
-        self.optimizer = train.make_optimizer(config)
+        self.optimizer = make_optimizer(config)
         self.params = init_params(self.ghn.config, jax.random.key(config.seed))
-        self.images, self.labels = random_images(config.train.batch_size, config.image_size)
+        dataset = random_dataset(config.dataset, config.image_size)
+        self.stepper = Stepper(config, self.ghn, self.optimizer, dataset, scheme=Scheme(mode))
+        batch, stream = slice(config.train.batch_size), self.stepper.stream
+        self.images = normalize(stream.images[batch], stream.mean, stream.std)
+        self.labels = stream.labels[batch]
         self.specs = draw(self.space, config.seed, 0, config.train.meta_batch)
         strategy = Strategy(scheme=Scheme(mode), policy=self.policy)
         self.ahead = OfFamily(config, self.space, strategy, family(self.specs[0])).take(repeats + 2)
@@ -131,8 +139,8 @@ class _Profile:
         """Seconds of a step by part (all its networks)."""
         parts = self.device_parts()
         host, networks = self.host_parts()
-        run, on_device = self.stepper(), jax.device_put(networks)
-        return parts | {STEP: self.median(lambda: run(on_device))} | host | self.hidden(run)
+        run = self.steps()
+        return parts | {STEP: self.median(lambda: run(networks))} | host | self.hidden(run)
 
     def median(self, run: Callable[[], Any]) -> float:
         """Median seconds of `run`, after a call that compiles."""
@@ -157,7 +165,7 @@ class _Profile:
         networks = jax.device_put(self.prepare())
         each = [jax.tree.map(lambda a, i=i: a[i], networks[1:]) for i in range(len(self.specs))]
         # Networks share buffers, as in a step.
-        buffers = make_workspace(self.program, self.config.train.batch_size)
+        buffers = make_workspace(self.program, self.config.train.batch_size, self.config.train.dtype)
         hypernetwork, tiles = self.hypernetwork_parts(networks, each)
         assembly, weights = self.assembly_parts(each, tiles, buffers.weights)
         parts = hypernetwork | assembly
@@ -276,21 +284,19 @@ class _Profile:
         updates, opt_state = self.optimizer.update(params, opt_state, params)
         return optax.apply_updates(params, updates), opt_state
 
-    def stepper(self) -> Callable[[Networks], Any]:
-        step = train_step(self.program, self.ghn, self.optimizer, None, Scheme(self.mode))
-        params = jax.tree.map(jnp.copy, self.params)
-        state = TrainState(jnp.zeros((), jnp.int32), params, self.optimizer.init(params))
-        workspace = make_workspace(self.program, self.config.train.batch_size)
+    def steps(self) -> Callable[[Networks], Any]:
+        """Make a function that does one step after another, as a run: networks come from the host."""
+        numbers = itertools.count()
+        state = state_of(jax.tree.map(jnp.copy, self.params), self.optimizer, None)
 
         def run(networks: Networks):
-            nonlocal state, workspace
-            state, metrics, workspace = step(state, networks, self.images, self.labels, workspace, self.key)
+            nonlocal state
+            state, metrics = self.stepper(self.program, state, networks, next(numbers))
             return jax.block_until_ready((metrics, state))[0]
 
         return run
 
     def hidden(self, run: Callable[[Networks], Any]) -> dict[str, float]:
-        run(self.prepare())  # arrays of numpy are another program
         ahead = self.ahead.ahead(0, len(self.ahead.steps))
         waited, stepped = waits(ahead, lambda item: run(item[1]))
         return {

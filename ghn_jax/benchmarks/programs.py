@@ -5,6 +5,7 @@ functions of each (predicting weights, scoring). They are compiled ahead of time
 allocated and nothing runs.
 """
 
+import functools
 import itertools
 import sys
 import time
@@ -20,8 +21,8 @@ from ghn_jax.assembly.network_batch import prepare
 from ghn_jax.assembly.workspace import make_workspace
 from ghn_jax.base import counters
 from ghn_jax.base.errors import UserError
+from ghn_jax.benchmarks.images import NUM_CLASSES, flips, stream_shapes
 from ghn_jax.benchmarks.options import Options, Row, config_of
-from ghn_jax.benchmarks.tasks import train_step
 from ghn_jax.cnn.covering import Family, covering_networks, program_for, widths
 from ghn_jax.cnn.program import Program
 from ghn_jax.evaluation.device import predict_weights
@@ -32,10 +33,10 @@ from ghn_jax.quant.bit_schedule import scheme_of
 from ghn_jax.quant.policy import Policy
 from ghn_jax.quant.scheme import QAT
 from ghn_jax.runs.run import make_ghn, make_space_of
-from ghn_jax.training import train
+from ghn_jax.training.compiled import StepSettings, training_step
+from ghn_jax.training.optimizer import make_optimizer
 from ghn_jax.training.step import TrainState
 
-_NUM_CLASSES = 10  # of every data set there is
 _EVALUATED = 64, 10_000  # images of a batch, images: as `evaluate` has them
 
 
@@ -132,21 +133,25 @@ def _functions(
     config: ConfigDict, program: Program, example: Any, split: str
 ) -> Iterator[tuple[str, Callable[[], Any], Any]]:
     """(name, traces it, its workspace as shapes) of each function that a split needs of a program."""
-    ghn = make_ghn(config, _NUM_CLASSES)
+    ghn = make_ghn(config, NUM_CLASSES)
     params = jax.eval_shape(lambda: init_params(ghn.config, jax.random.key(0)))
     M = config.train.meta_batch if split == 'train' else 1
     networks, _ = prepare(program, [example] * M, Policy(), max_nodes=config.program.max_nodes)
     H, key = config.image_size, jax.eval_shape(lambda: jax.random.key(0))
-    float32, int32 = jnp.float32, jnp.int32
+    int32 = jnp.int32
     if split == 'train':
         N = config.train.batch_size
-        optimizer = train.make_optimizer(config)
+        optimizer = make_optimizer(config)
         state = jax.eval_shape(lambda p: TrainState(jnp.zeros((), int32), p, optimizer.init(p)), params)
-        workspace = jax.eval_shape(lambda: make_workspace(program, N))
-        step = train_step(program, ghn, optimizer, None, scheme_of(config.quant))
-        images, labels = _shape((N, H, H, 3), float32), _shape((N,), int32)
-        arguments = (state, networks, images, labels, workspace, key)
-        yield 'train_step', lambda: step.trace(*arguments), workspace
+        workspace = jax.eval_shape(lambda: make_workspace(program, N, config.train.dtype))
+        settings = StepSettings(
+            ghn=ghn, optimizer=optimizer, scheme=scheme_of(config.quant), augment=config.train.augment,
+            flip=flips(config.dataset),
+        )  # fmt: skip
+        stream, indices = stream_shapes(config.dataset, H), _shape((N,), int32)
+        arguments = (state, networks, stream, indices, key, workspace)
+        trace = functools.partial(training_step.trace, *arguments, program=program, settings=settings)
+        yield 'train_step', trace, workspace
         return
     N, count = _EVALUATED
     K = count // N
@@ -157,7 +162,7 @@ def _functions(
     score = score_on(None, QAT)
     tables, bits = (jax.tree.map(lambda a: a[0], t) for t in (networks.tables, networks.bits))
     images, labels = _shape((K, N, H, H, 3), jnp.uint8), _shape((K, N), int32)
-    mean = _shape((3,), float32)
+    mean = _shape((3,), jnp.float32)
     arguments = (program, out, tables, bits, images, labels, mean, mean, workspace, None)
     yield 'score', lambda: score.trace(*arguments), workspace
 
