@@ -15,6 +15,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
+from ml_collections import ConfigDict
 
 from ghn_jax.assembly.network_batch import Networks, prepare
 from ghn_jax.assembly.weight_buffer import assemble, assemble_transposed
@@ -28,6 +29,7 @@ from ghn_jax.cnn.program import Program
 from ghn_jax.cnn.weights import pages, quantize_weights, quantize_weights_backward
 from ghn_jax.datasets.load import normalize
 from ghn_jax.hypernet.ghn import GHN, init_params
+from ghn_jax.networks.spaces import Space
 from ghn_jax.quant.bit_schedule import Strategy
 from ghn_jax.quant.scheme import Scheme
 from ghn_jax.runs.run import make_ghn, make_space_of
@@ -69,7 +71,13 @@ def measure(options: Options) -> list[Row]:
 
 
 def rows_of(parts: Mapping[str, float], mode: str, about: Mapping[str, Any]) -> list[Row]:
-    """Rows from the seconds of a step by part: summands, what they leave of it, itself, what is beside it."""
+    """Make rows of the seconds of a step by part: summands, what they leave of it, itself, what is beside it.
+
+    Args:
+      parts: seconds of a step (all its networks) by part.
+      mode: float or qat.
+      about: figures that every row carries; `meta_batch` is the number of networks.
+    """
     step = parts[STEP]
     inside = {k: v for k, v in parts.items() if k != STEP and k not in BESIDE}
     ordered = {**inside, REST: step - sum(inside.values()), STEP: step}
@@ -84,24 +92,26 @@ def rows_of(parts: Mapping[str, float], mode: str, about: Mapping[str, Any]) -> 
 class OfFamily(Preparation):
     """The preparation of a run, of the steps of one family only: so one program serves all."""
 
-    def __init__(self, config, space, strategy: Strategy, wanted: Family):
+    def __init__(self, config: ConfigDict, space: Space, strategy: Strategy, wanted: Family, count: int):
+        """Find the first `count` such steps."""
         super().__init__(config, space, strategy)
         drawn = (draw(space, config.seed, step, config.train.meta_batch) for step in itertools.count())
-        self.chosen = (i for i, specs in enumerate(drawn) if family(specs[0]) == wanted)
-        self.steps: list[int] = []
-
-    def take(self, count: int) -> 'OfFamily':
-        """Itself, with the first `count` such steps known: their networks are not drawn twice in a thread."""
-        self.steps += list(itertools.islice(self.chosen, count - len(self.steps)))
-        return self
+        chosen = (i for i, specs in enumerate(drawn) if family(specs[0]) == wanted)
+        self.steps = list(itertools.islice(chosen, count))
 
     def step(self, step: int) -> tuple[Program, Networks]:
         return super().step(self.steps[step])
 
 
 def waits(ahead: Iterator, run_step: Callable[[Any], None]) -> tuple[list[float], list[float]]:
-    """(seconds of waiting for the next item of `ahead`, seconds of the step on it), without the first step,
-    which nothing precedes. run_step blocks: what is ready when a step ends was hidden behind it.
+    """Measure a run's waiting for its next item, and its steps; the first is left out: nothing precedes it.
+
+    Args:
+      ahead: the items of the steps.
+      run_step: does the step of an item and blocks: what is ready when it ends was hidden behind it.
+
+    Returns:
+      seconds of waiting, and seconds of stepping, of every other step.
     """
     waited, stepped = [], []
     while True:
@@ -118,7 +128,7 @@ def waits(ahead: Iterator, run_step: Callable[[Any], None]) -> tuple[list[float]
 class _Profile:
     """The data of one step, and the parts that run on it."""
 
-    def __init__(self, config, mode: str, repeats: int):
+    def __init__(self, config: ConfigDict, mode: str, repeats: int):
         self.config, self.mode, self.repeats = config, mode, repeats
         self.policy, self.space = policy_of(mode), make_space_of(config)
         self.ghn: GHN = make_ghn(config, NUM_CLASSES)
@@ -131,7 +141,7 @@ class _Profile:
         self.labels = stream.labels[batch]
         self.specs = draw(self.space, config.seed, 0, config.train.meta_batch)
         strategy = Strategy(scheme=Scheme(mode), policy=self.policy)
-        self.ahead = OfFamily(config, self.space, strategy, family(self.specs[0])).take(repeats + 2)
+        self.ahead = OfFamily(config, self.space, strategy, family(self.specs[0]), repeats + 2)
         self.program = self.ahead.program(family(self.specs[0]))
         self.key = jax.random.key(0)
 

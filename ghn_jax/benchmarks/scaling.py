@@ -224,7 +224,7 @@ def _measure_steps(job: _Job, count: int, ghn: GHN, params: Any) -> tuple[Row, l
         jax.block_until_ready((state, metrics))
         wall.append(time.perf_counter() - start)
         cpu.append(time.process_time() - cpu_start)
-    found = collectives(compiled.as_text())
+    found = collectives(compiled.as_text() or '')
     row = {
         'devices': count,
         'step_s': float(np.median(wall[1:])),

@@ -67,7 +67,7 @@ class Loop:
         """
         p, c = self._parts, self._parts.config
         validations = processes.from_first(p.logger.validations)
-        self._best = best(tuple(v) for v in validations)
+        self._best = best((step, value) for step, value in validations)
         if self._validates(start) and start not in dict(validations):  # the run before was stopped in it
             self._validate(start, state)
         with contextlib.closing(p.networks.ahead(start, stop)) as ahead:

@@ -4,7 +4,7 @@ Axes: M networks of a meta-batch, all of one family (width C, with or without at
 """
 
 import collections
-from collections.abc import Iterator, Sequence
+from collections.abc import Generator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
@@ -71,7 +71,7 @@ class Preparation:
         """Give the bit-widths that each of the step's M networks trains with."""
         return [self.strategy.policy_of(step, i, spec) for i, spec in enumerate(specs)]
 
-    def ahead(self, start: int, stop: int) -> Iterator[tuple[Program, Networks]]:
+    def ahead(self, start: int, stop: int) -> Generator[tuple[Program, Networks], None, None]:
         """Yield the networks of steps start .. stop - 1, in order; an error appears at its step."""
         with ThreadPoolExecutor(2) as pool:
             queue = collections.deque()

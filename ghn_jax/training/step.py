@@ -10,7 +10,6 @@ On a mesh of devices (`axes`, under `jax.shard_map`) each takes its share of the
 share of a network's images, and the gradients are summed once, in the end, in one all-reduce.
 """
 
-import functools
 from typing import Any
 
 import jax
@@ -65,46 +64,38 @@ def meta_gradients(
 
     Args:
       program: what the networks run in.
-      ghn: the hypernetwork.
-      params: its parameters.
+      ghn, params: the hypernetwork and its parameters.
       networks: M networks.
       images: [N, H, H, 3], normalised.
       labels: int [N].
-      workspace: for batches of N images.
-      key: of dropout and noise.
+      workspace: for batches of N images; as it is returned, it serves the next step.
+      key: of dropout and noise; one for all devices, it gives each network what it has on one device.
       scheme: how networks are quantized.
       dropout: the share of the hidden layer of two-layer heads that is dropped.
-      axes: on each device of a mesh, networks and images are its own, and so are the results: gradient, loss
-        and accuracy are its shares, whose sums are those of all; `finite` is of the whole network. The key is
-        one for all devices, and gives each network what it would have on one device.
+      axes: of a mesh, on whose devices this runs: networks and images are those of the device; gradient,
+        loss and accuracy are its shares, whose sums are those of all; `finite` is of the whole network.
 
     Returns:
       gradients like params; {'loss', 'accuracy', 'finite': [M]}; workspace.
     """
     over_networks, over_images = axes or (None, None)
     count = networks.tables.n_blocks.shape[0] * mesh_axes.size(over_networks)
-    embeddings, pull_embed = jax.vjp(
-        lambda p: ghn.apply({'params': p}, networks.graphs, method='embed'), params
-    )
-    weight_gradients = functools.partial(
-        _weight_gradients, program, images=images, labels=labels, scheme=scheme, dropout=dropout,
-        axis=over_images,
-    )  # fmt: skip
+    embed = lambda p: ghn.apply({'params': p}, networks.graphs, method='embed')
+    embeddings, pull_embed = jax.vjp(embed, params)
 
     def network(carry, inputs):
         workspace, total = carry
         x, decoder, sources, tables, bits, k_net = inputs
         tiles, pull = jax.vjp(lambda p, x: ghn.apply({'params': p}, x, decoder, method='decode'), params, x)
         weights = assemble(tiles, sources, pages(tables), workspace.weights)
-        workspace = workspace._replace(weights=weights)
-        loss, logits, g, workspace = weight_gradients(tables, bits, workspace, k_net)
+        loss, accuracy, g, workspace = _weight_gradients(
+            program, weights, tables, bits, images, labels, workspace, k_net,
+            scheme=scheme, dropout=dropout, axis=over_images,
+        )  # fmt: skip
         g_params, g_x = pull(assemble_transposed(g, sources, tiles))
         finite = jnp.isfinite(loss) & jnp.isfinite(optax.tree.norm((g_params, g_x)))
         finite = mesh_axes.everywhere(finite, over_images)
         g_params, g_x = jax.tree.map(lambda g: jnp.where(finite, g / count, 0), (g_params, g_x))
-        accuracy = jnp.mean((jnp.argmax(logits, -1) == labels).astype(loss.dtype))
-        if over_images:
-            accuracy = accuracy / mesh_axes.size(over_images)
         return (workspace, jax.tree.map(jnp.add, total, g_params)), (g_x, loss, accuracy, finite)
 
     keys = mesh_axes.own_rows(jax.random.split(key, count), over_networks)
@@ -116,16 +107,17 @@ def meta_gradients(
 
 
 def _weight_gradients(
-    program: Program, tables: Tables, bits: Bits, workspace: Workspace, key: Array, *, images: Array,
-    labels: Array, scheme: Scheme, dropout: float, axis: str | None,
+    program: Program, weights: Array, tables: Tables, bits: Bits, images: Array, labels: Array,
+    workspace: Workspace, key: Array, *, scheme: Scheme, dropout: float, axis: str | None,
 ) -> tuple[Array, Array, Array, Workspace]:  # fmt: skip
-    """Run the network whose weights are in the workspace, rounded, and differentiate by the weights.
+    """Run a network with its weights [F] rounded, and differentiate its loss by them.
 
     Returns:
-      loss []; logits [N, L]; gradient of the weights before rounding [F]; workspace, which holds it too.
+      loss and accuracy, [] each, the device's shares of them; gradient of the weights before rounding [F];
+      workspace, which holds weights and gradient.
     """
     k_weights, k_net = jax.random.split(key)
-    weights, quantized, grid = workspace.weights, workspace.quantized, None
+    quantized, grid = workspace.quantized, None
     if scheme.mode != 'float':
         quantized, grid = quantize_weights(
             weights, tables, bits.weights, quantized, scheme=scheme, key=k_weights
@@ -136,7 +128,10 @@ def _weight_gradients(
     )  # fmt: skip
     if grid is not None:
         g = quantize_weights_backward(weights, tables, bits.weights, g, grid, scheme=scheme, key=k_weights)
-    return loss, logits, g, Workspace(buffers._replace(weights=g), weights, quantized)
+    accuracy = jnp.mean((jnp.argmax(logits, -1) == labels).astype(loss.dtype))
+    if axis:
+        accuracy = accuracy / mesh_axes.size(axis)
+    return loss, accuracy, g, Workspace(buffers._replace(weights=g), weights, quantized)
 
 
 def train_step(
