@@ -17,7 +17,7 @@ _compilations, _hits, _original = [0], [0], [0.0]
 
 @functools.cache  # a second listener would count everything twice
 def start_counting() -> None:
-    """Counts compilations, and programs found in the persistent cache, from here on."""
+    """Count compilations, and programs found in the persistent cache, from here on."""
 
     def count(event: str, seconds: float, **kwargs: Any) -> None:
         _compilations[0] += event == _COMPILE_EVENT
@@ -31,15 +31,15 @@ def start_counting() -> None:
 
 
 def compilations() -> int:
-    """Programs compiled, or read from the persistent cache, since `start_counting`."""
+    """Count the programs compiled, or read from the persistent cache, since `start_counting`."""
     return _compilations[0]
 
 
 def cache_hits() -> int:
-    """Programs read from the persistent cache since `start_counting`."""
+    """Count the programs read from the persistent cache since `start_counting`."""
     return _hits[0]
 
 
 def original_compile_seconds() -> float:
-    """Seconds that those had taken to compile, altogether."""
+    """Sum the seconds that those had taken to compile."""
     return _original[0]

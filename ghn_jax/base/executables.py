@@ -73,8 +73,9 @@ def kept(
 
 
 def drop_torn(folder: pathlib.Path) -> None:
-    """Removes entries of JAX's own cache that a full disk has cut short: JAX replaces none that is there, and
-    would fail to read them at every start.
+    """Remove entries of JAX's own cache that a full disk has cut short.
+
+    JAX replaces none that is there, and would fail to read them at every start.
 
     Such a file ends with a block of the disk, so only few are read. One in 4096 whole ones does, too.
     """

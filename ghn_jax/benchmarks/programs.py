@@ -41,14 +41,14 @@ _EVALUATED = 64, 10_000  # images of a batch, images: as `evaluate` has them
 
 
 def families(space: Space, split: str) -> tuple[Family, ...]:
-    """The families that networks of a split can have: each has a program of its own."""
+    """List the families that networks of a split can have: each has a program of its own."""
     ops = set(split_rules(space, split).ops) - {'none'}
     attention = [vit for vit in (False, True) if ('msa' in ops if vit else ops - {'msa'})]
     return tuple(itertools.starmap(Family, itertools.product(widths(space, split), attention)))
 
 
 def measure(options: Options) -> list[Row]:
-    """A row for each program and function of `options.config` and `options.split`.
+    """Compile what `options.config` needs for `options.split`: a row for each program and function.
 
     Seconds: build_s (what the program holds, on the host), trace_s, lower_s, load_s (of the compiler, or the
     persistent cache), load_cpu_s (the same of all cores: others who use the machine change it little),
@@ -63,8 +63,8 @@ def measure(options: Options) -> list[Row]:
     all_of_split = families(space, options.split)
     chosen = [f for f in all_of_split if not options.widths or f.width in options.widths]
     known = sorted({f.width for f in all_of_split})
-    if odd := sorted(set(options.widths) - set(known)):
-        raise UserError(f'--widths={odd[0]}: {options.split} has {", ".join(map(str, known))}')
+    if unknown := sorted(set(options.widths) - set(known)):
+        raise UserError(f'--widths={unknown[0]}: {options.split} has {", ".join(map(str, known))}')
     print(f'{options.split}: {len(all_of_split)} programs', file=sys.stderr)
     rows = []
     for each in chosen:
@@ -95,7 +95,14 @@ def _name(each: Family) -> str:
 
 
 def compiled_figures(trace: Callable[[], Any]) -> tuple[Any, dict[str, Any]]:
-    """(the executable, its figures) of a function. trace: gives `jax.jit(function).trace(arguments)`."""
+    """Compile a function.
+
+    Args:
+      trace: gives `jax.jit(function).trace(arguments)`.
+
+    Returns:
+      the executable, and its figures.
+    """
     start = time.perf_counter()
     traced = trace()
     traced_at = time.perf_counter()

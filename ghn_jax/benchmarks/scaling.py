@@ -68,7 +68,7 @@ class Collective(NamedTuple):
 
 
 def collectives(text: str) -> list[Collective]:
-    """The collectives of a compiled program (`jax.jit(f).lower(...).compile().as_text()`), in its order."""
+    """Read the collectives of a compiled program from its text (`compiled.as_text()`), in its order."""
     found = []
     for line in text.splitlines():
         if match := _LINE.search(line):
@@ -100,7 +100,7 @@ def _group(line: str) -> int:
 
 
 def all_reduce_seconds(size: float, count: int, bandwidth: float, latency: float) -> float:
-    """Seconds to sum `size` bytes over `count` devices in a ring.
+    """Compute the seconds to sum `size` bytes over `count` devices in a ring.
 
     2 (n-1)/n bytes/bandwidth + 2 (n-1) latency: a reduce-scatter and an all-gather of n-1 hops each
     (Patarasuk and Yuan, 2009, Bandwidth optimal all-reduce algorithms for clusters of workstations).
@@ -112,7 +112,7 @@ def all_reduce_seconds(size: float, count: int, bandwidth: float, latency: float
 def expected_efficiency(
     step_seconds: float, size: float, count: int, bandwidth: float, latency: float
 ) -> float:
-    """Share of the time that `count` devices compute, if all need `step_seconds` and then sum `size` bytes.
+    """Compute the share of the time that `count` devices work, if each step ends with a sum of `size` bytes.
 
     Nothing overlaps: the sum needs the last gradient, and the next step the sum. What is left out: devices
     whose networks are small wait for those whose are large.
@@ -120,15 +120,15 @@ def expected_efficiency(
     Raises:
       UserError: numbers that are not positive.
     """
-    given = {'step_seconds': step_seconds, 'size': size, 'count': count, 'bandwidth': bandwidth}
-    for name, value in given.items():
+    positive = {'step_seconds': step_seconds, 'size': size, 'count': count, 'bandwidth': bandwidth}
+    for name, value in positive.items():
         if not value > 0:
             raise UserError(f'{name}={value}: expected a positive number')
     return step_seconds / (step_seconds + all_reduce_seconds(size, count, bandwidth, latency))
 
 
 def measure(options: Options) -> list[Row]:
-    """Rows of `weak_scaling` with the steps of `options.repeats`, and, named 'expected', of what it expects.
+    """Measure weak scaling on simulated devices, with rows named 'expected' of what to expect elsewhere.
 
     devices, mean_s (wall seconds for each network of a device), cpu_s_per_network, all_reduces, bytes; link,
     chips, times_faster (than the step measured here), mean_s, all_reduce_s, efficiency.
@@ -146,7 +146,7 @@ def weak_scaling(
     counts: Sequence[int] = COUNTS, *, networks: int = 2, batch_size: int = 8, repeats: int = 5,
     options: dict[str, Any] | None = None,
 ) -> dict[str, Any]:  # fmt: skip
-    """Runs training steps on simulated CPU devices, in a process of its own, and computes what to expect.
+    """Run training steps on simulated CPU devices, in another process, and compute what to expect.
 
     networks: for each device, the same on all, so that none waits. repeats: steps timed, the median counts.
     options: compiler options.

@@ -44,7 +44,7 @@ from ghn_jax.training.state import state_of
 
 
 def groups(specs: Sequence[NetworkSpec], batch_size: int) -> Iterator[tuple[Program, list[NetworkSpec]]]:
-    """Each family's program, made for its networks, and the networks.
+    """Group networks by family: a program made for them, and the networks.
 
     Raises:
       UserError: the values of a batch take more than the memory there is.
@@ -58,7 +58,7 @@ def groups(specs: Sequence[NetworkSpec], batch_size: int) -> Iterator[tuple[Prog
 
 
 def check_networks(specs: Sequence[NetworkSpec]) -> None:
-    """Raises UserError for networks of a file that cannot be timed, with the name and the field."""
+    """Raise UserError for networks of a file that cannot be timed, with the name and the field."""
     check_given(specs, IMAGE_SIZE)
     for spec in specs:
         if spec.num_classes != specs[0].num_classes:
@@ -69,12 +69,12 @@ def check_networks(specs: Sequence[NetworkSpec]) -> None:
 
 
 def policy_of(mode: str) -> Policy:
-    """The bit-widths that are timed in a mode: W4/A4, or none in float."""
+    """Give the bit-widths that are timed in a mode: W4/A4, or none in float."""
     return parse_bits('float' if mode == 'float' else 'w4a4')
 
 
 def max_nodes(specs: Sequence[NetworkSpec]) -> int:
-    """Room for the graphs of these networks."""
+    """Count the nodes that the graphs of these networks need, rounded up."""
     return round_up(max(len(build_graph(spec).nodes) for spec in specs), 64)
 
 
@@ -85,7 +85,7 @@ def random_images(batch_size: int, image_size: int = IMAGE_SIZE) -> tuple[jax.Ar
 
 
 def measure_predict(options: Options) -> list[Row]:
-    """Graph, hypernetwork and decoding to named arrays, network by network."""
+    """Time prediction network by network: graph, hypernetwork, and decoding to named arrays."""
     ghn, params = _hypernetwork(options)
     _announce('predict', 'float', options)
     for spec in options.specs:
@@ -105,8 +105,10 @@ def measure_predict(options: Options) -> list[Row]:
 
 
 def measure_train(options: Options) -> list[Row]:
-    """Training steps through the networks, `meta_batch` at a time; fewer where a family has fewer, but at
-    least one for each device.
+    """Time training steps through the networks, `meta_batch` at a time.
+
+    A family with fewer networks has fewer in a step, but at least one for each device. The step is the one that
+    `train` runs, on as many images as CIFAR-10 has.
 
     Raises:
       UserError: fewer devices than asked for, or more than networks in a meta-batch.
@@ -163,7 +165,7 @@ def _chunks(members: Sequence[NetworkSpec], options: Options) -> list[list[Netwo
 
 
 def measure_evaluate(options: Options) -> list[Row]:
-    """Scoring each network on num_images images, its weights predicted before; for 10,000 images, too."""
+    """Time scoring each network on num_images images, and for 10,000; its weights are predicted before."""
     return [_evaluate(options, mode) for mode in options.modes]
 
 
@@ -191,10 +193,10 @@ def _evaluate(options: Options, mode: str) -> Row:
                 networks, _ = prepare(program, [spec], policy, max_nodes=nodes)
                 weights = predict_buffer(ghn, params, networks, weights)
                 tables, bits = (jax.tree.map(lambda a: a[0], t) for t in (networks.tables, networks.bits))
-                own = replicate(mesh, weights) if mesh else weights
-                jax.block_until_ready(own)
+                placed = replicate(mesh, weights) if mesh else weights
+                jax.block_until_ready(placed)
                 start = time.perf_counter()
-                top1, *_, workspace = score(program, own, tables, bits, *data, workspace, None)
+                top1, *_, workspace = score(program, placed, tables, bits, *data, workspace, None)
                 jax.block_until_ready(top1)
                 if timed:
                     seconds.append(time.perf_counter() - start)

@@ -98,8 +98,8 @@ class Stopping:
 
 def _any_process(asked: bool) -> jax.Array:
     mesh = Mesh(np.array([_first_device(i) for i in range(jax.process_count())]), ('processes',))
-    own = np.array([asked], np.int32)
-    flags = jax.make_array_from_process_local_data(NamedSharding(mesh, PartitionSpec('processes')), own)
+    mine = np.array([asked], np.int32)
+    flags = jax.make_array_from_process_local_data(NamedSharding(mesh, PartitionSpec('processes')), mine)
     return _largest(NamedSharding(mesh, PartitionSpec()))(flags)
 
 
