@@ -107,8 +107,8 @@ def measure_predict(options: Options) -> list[Row]:
 def measure_train(options: Options) -> list[Row]:
     """Time training steps through the networks, `meta_batch` at a time.
 
-    A family with fewer networks has fewer in a step, but at least one for each device. The step is the one that
-    `train` runs, on as many images as CIFAR-10 has.
+    A family with fewer networks has fewer in a step, but at least one for each device. The step is the one
+    that `train` runs, on as many images as CIFAR-10 has.
 
     Raises:
       UserError: fewer devices than asked for, or more than networks in a meta-batch.
