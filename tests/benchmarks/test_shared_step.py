@@ -43,10 +43,9 @@ def compiled(monkeypatch):
     return catch
 
 
-@pytest.mark.parametrize('dtype', ['float32', 'bfloat16'])
-def test_profile_and_programs_measure_the_step_that_training_compiles(compiled, monkeypatch, dtype):
+def test_profile_and_programs_measure_the_step_that_training_compiles(compiled, monkeypatch):
     config = small_config(mode='qat')
-    config.train.dtype = dtype
+    config.train.dtype = 'bfloat16'  # not the default
     ghn, optimizer = make_ghn(config, 10), make_optimizer(config)
     stepper = Stepper(config, ghn, optimizer, load_data(config))
     program, networks = Preparation(config, make_space_of(config), strategy_of(config)).step(0)
@@ -54,7 +53,7 @@ def test_profile_and_programs_measure_the_step_that_training_compiles(compiled, 
         lambda: stepper(program, initial_state(config, ghn, optimizer), networks, 0)
     )
     assert function is training_step
-    assert {x.dtype.name for x in jax.tree.leaves(arguments[5].executor)} >= {dtype}
+    assert 'bfloat16' in {x.dtype.name for x in jax.tree.leaves(arguments[5].executor)}
 
     profiled = profile._Profile(config, 'qat', 1)
     same, profiled_arguments, profiled_static = compiled(lambda: profiled.steps()(profiled.prepare()))
