@@ -26,7 +26,7 @@ from ghn_jax.assembly.mesh import (
     replicate,
     spread,
 )
-from ghn_jax.assembly.network_batch import draw, prepare
+from ghn_jax.assembly.network_batch import prepare
 from ghn_jax.base.errors import UserError
 from ghn_jax.benchmarks.scaling import collectives
 from ghn_jax.cnn.covering import Family, program_for
@@ -39,8 +39,10 @@ from ghn_jax.quant.scheme import QAT
 from ghn_jax.runs.metrics import read_jsonl
 from ghn_jax.runs.run import load_run
 from ghn_jax.runs.task import load_data, make_space_of
-from ghn_jax.training import train
+from ghn_jax.training.compiled import training_step
+from ghn_jax.training.sampling import draw
 from ghn_jax.training.step import TrainState, train_step
+from ghn_jax.training.train import train
 from tests.small_run import small_config, write_run
 from tests.training.test_step import (
     CONFIG,
@@ -127,18 +129,18 @@ def training(folder):
         config = small_config(mode='float')
         config.train.steps, config.train.meta_batch, config.eval.every_steps = 3, 2, 0
         config.devices.per_process, config.devices.images = count, images
-        before = train._step._cache_size()
-        train.train(config, folder / name, stop_at=2 if name == 'networks' else None)
+        before = training_step._cache_size()
+        train(config, folder / name, stop_at=2 if name == 'networks' else None)
         if name == 'networks':  # goes on from a checkpoint that one device could have written
-            train.train(config, folder / name)
+            train(config, folder / name)
         records = read_jsonl(folder / name / 'metrics.jsonl')
         out[name] = {
             'losses': [r['train/loss'] for r in records],
             'norms': [r['train/gradient_norm'] for r in records],
-            'compiled': train._step._cache_size() - before,
+            'compiled': training_step._cache_size() - before,
         }
     config.devices.per_process, config.devices.images, config.train.steps = 1, 1, 3
-    out['finished step'] = int(train.train(config, folder / 'images').step)  # on other devices
+    out['finished step'] = int(train(config, folder / 'images').step)  # on other devices
     return out
 
 

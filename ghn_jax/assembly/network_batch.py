@@ -14,13 +14,11 @@ import numpy as np
 from ghn_jax.assembly.weight_buffer import Sources, make_sources
 from ghn_jax.base.errors import UserError
 from ghn_jax.base.numbers import round_up
-from ghn_jax.cnn.covering import family
 from ghn_jax.cnn.program import Layout, Program
 from ghn_jax.cnn.tables import Bits, Tables
 from ghn_jax.hypernet.policy_features import resolve, with_bits
 from ghn_jax.hypernet.tiles import DENSE_CHUNK, DEPTH_CHUNK, DecoderTable, Tiles, decoder_table
 from ghn_jax.networks.graph import GraphBatch, NetworkGraph, batch_graphs, build_graph, to_graphs_tuple
-from ghn_jax.networks.spaces import Space
 from ghn_jax.networks.spec import NetworkSpec
 from ghn_jax.quant.policy import NamedWidths, Policy
 
@@ -128,18 +126,3 @@ def tile_shapes(program: Program, max_nodes: int) -> Tiles:
         class_weight=f(64, program.num_classes),
         class_bias=f(program.num_classes),
     )
-
-
-def draw(space: Space, seed: int, step: int, count: int) -> list[NetworkSpec]:
-    """Draw the training networks of a step: a pure function of its arguments.
-
-    They are of one family. The first is any network of the space, the others any of the same family, so
-    families come up with the frequencies they have in the space.
-    """
-    rng = np.random.Generator(np.random.Philox(np.random.SeedSequence((seed, step))))
-    specs: list[NetworkSpec] = []
-    while len(specs) < count:
-        spec = space.sample('train', seed, int(rng.integers(space.size('train'))))
-        if not specs or family(spec) == family(specs[0]):
-            specs.append(spec)
-    return specs

@@ -1,9 +1,9 @@
 """Compiled functions kept on disk whole, and found again without tracing them.
 
 JAX's own cache finds a program by its text, and making the text of a training step takes most of a start.
-This one finds it by what the text is made from: the code of this package, the versions of the libraries, the
-machine, the arguments' types, and what the caller says. The files lie in the user's own cache folder and are
-unpickled: whoever can write there can run code, as with any cache of machine code.
+This one finds it by what the text is made from: the code that the function imports, the versions of the
+libraries, the machine, the arguments' types, and what the caller says. The files lie in the user's own cache
+folder and are unpickled: whoever can write there can run code, as with any cache of machine code.
 """
 
 import contextlib
@@ -14,7 +14,7 @@ import pathlib
 import pickle
 import sys
 import zlib
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from importlib.metadata import version
 from typing import Any
 
@@ -24,25 +24,43 @@ from jax.experimental import serialize_executable
 
 from ghn_jax.base import counters, files
 from ghn_jax.base.errors import UserError
+from ghn_jax.base.source_files import source_files
 
 _LIBRARIES = ('jax', 'jaxlib', 'flax', 'optax', 'numpy')
-_PACKAGE = pathlib.Path(__file__).parents[1]
 _BLOCK = 4096  # bytes; those of disks are multiples of it
 _MOST = 64
 """Files to keep, of 2 to 5 MB each: those of earlier versions would stay for ever."""
 
 
-def kept(function: Any, arguments: tuple, static: Mapping[str, Any], *, named: str) -> Callable:
-    """`function`, of `jax.jit`, for arguments of these types; call it with such arguments alone.
+def kept(
+    function: Any,
+    arguments: tuple[Any, ...],
+    static: Mapping[str, Any],
+    *,
+    named: str,
+    made_by: Sequence[Callable] = (),
+) -> Callable:
+    """Find or compile `function` for arguments of these types.
 
     It comes from the disk or is compiled and written there, unless JAX's cache has it. Where compiled
-    programs are not kept, and where several processes run together, it is compiled at its first call. named:
-    what the static arguments are made of, as text.
+    programs are not kept, and where several processes run together, it is compiled at its first call.
+
+    Args:
+      function: of `jax.jit`.
+      arguments: of the types that it will be called with.
+      static: its static arguments, by name.
+      named: what the static arguments are made of, as text.
+      made_by: functions that make static arguments and that the module of `function` does not import: their
+        code counts as well.
+
+    Returns:
+      a function of such arguments alone.
     """
     folder = jax.config.jax_compilation_cache_dir
     if not folder or '://' in folder or jax.process_count() > 1:  # what JAX writes to, this may not
         return functools.partial(function, **static)
-    path = pathlib.Path(folder) / f'{function.__name__}-{_digest(named, arguments)}.executable'
+    digest = _digest(named, arguments, (function, *made_by))
+    path = pathlib.Path(folder) / f'{function.__name__}-{digest}.executable'
     if (found := _load(path, _devices_of(arguments))) is None:
         counters.start_counting()
         before = counters.compilations(), counters.cache_hits()
@@ -55,8 +73,9 @@ def kept(function: Any, arguments: tuple, static: Mapping[str, Any], *, named: s
 
 
 def drop_torn(folder: pathlib.Path) -> None:
-    """Removes entries of JAX's own cache that a full disk has cut short: JAX replaces none that is there, and
-    would fail to read them at every start.
+    """Remove entries of JAX's own cache that a full disk has cut short.
+
+    JAX replaces none that is there, and would fail to read them at every start.
 
     Such a file ends with a block of the disk, so only few are read. One in 4096 whole ones does, too.
     """
@@ -76,14 +95,20 @@ def _is_whole(entry: bytes) -> bool:
     return True
 
 
-def _digest(named: str, arguments: tuple) -> str:
+def _digest(named: str, arguments: tuple[Any, ...], functions: tuple[Callable, ...]) -> str:
     leaves, structure = jax.tree.flatten(arguments)
     parts = [named, str(structure), *map(_type, leaves), *_machine()]
     parts += [f'{name} {version(name)}' for name in _LIBRARIES]
     digest = hashlib.sha256('\0'.join(parts).encode())
-    for file in sorted(_PACKAGE.rglob('*.py')):
-        digest.update(file.read_bytes())
+    for file in source_files(*_files_of(functions)):
+        digest.update(file.name.encode() + b'\0' + file.read_bytes())
     return digest.hexdigest()[:32]
+
+
+def _files_of(functions: Iterable[Callable]) -> list[pathlib.Path]:
+    """The files that functions are defined in; one that was typed in has none."""
+    files = (getattr(sys.modules.get(f.__module__), '__file__', None) for f in functions)
+    return [pathlib.Path(file) for file in files if file]
 
 
 def _type(x: Any) -> str:

@@ -1,12 +1,4 @@
-"""Answers questions of speed: times what is asked for after warm-up; compares and draws the figures.
-
-python -m ghn_jax.benchmark --archs=nets.json --what=predict,train,evaluate --mode=qat --meta_batch=8
---json=FILE --plot=FILE.png
-python -m ghn_jax.benchmark --what=compile --config=configs/ghn_qat_cifar10.py --split=train --widths=32
-python -m ghn_jax.benchmark --what=cells --cells=4,12,20,28,36 --width=16 --mode=float --plot=FILE.png
-python -m ghn_jax.benchmark --what=profile --config=configs/ghn_qat_cifar10.py --mode=float,qat
-python -m ghn_jax.benchmark --what=scaling
-python -m ghn_jax.benchmark --compare=before.json,after.json --plot=FILE.png
+"""All that can be timed, by name: rows of figures after warm-up, and tables of them.
 
 `predict`, `train` and `evaluate` time networks of an architecture file; `compile` and `profile` are about the
 run of a config, with its meta-batch, batch and space; `cells` and `scaling` have networks of their own.
@@ -26,11 +18,11 @@ from tabulate import tabulate
 
 from ghn_jax.base import bounds, counters
 from ghn_jax.base.errors import UserError, shown
-from ghn_jax.benchmarks import cells, profile, programs, scaling, tasks
+from ghn_jax.benchmarks import cells, profile, programs, scaling, tasks, timing
 from ghn_jax.benchmarks.options import MODES, Options, Row, config_of
 
 WHAT: Mapping[str, Callable[[Options], list[Row]]] = {
-    # Each returns rows with 'what', 'mode', 'mean_s' and figures of its own; see `clock.row`.
+    # Each returns rows with 'what', 'mode', 'mean_s' and figures of its own; see `timing.row`.
     'predict': tasks.measure_predict,
     'train': tasks.measure_train,
     'evaluate': tasks.measure_evaluate,
@@ -43,7 +35,14 @@ DEFAULT = ('predict', 'train', 'evaluate')
 
 
 def benchmark(what: Sequence[str], options: Options) -> dict[str, Any]:
-    """All that is asked for, as JSON: {'machine': ..., 'rows': [{'what', 'mode', 'mean_s', ...}, ...]}.
+    """Measure all that is asked for.
+
+    Args:
+      what: names of `WHAT`.
+      options: of all of them.
+
+    Returns:
+      {'machine': ..., 'rows': [{'what', 'mode', 'mean_s', ...}, ...]}, as JSON.
 
     Raises:
       UserError: an unknown thing to time or mode, or a network that the executor does not run.
@@ -55,10 +54,10 @@ def benchmark(what: Sequence[str], options: Options) -> dict[str, Any]:
     for name in sorted({'compile', 'profile'} & set(what)):
         config_of(options, name)
     counters.start_counting()
-    probes = [counters.probe()]
+    probes = [timing.probe()]
     rows = [row for name in what for row in WHAT[name](options)]
-    probes.append(counters.probe())
-    return {'machine': counters.machine(probes), 'rows': rows}
+    probes.append(timing.probe())
+    return {'machine': timing.machine(probes), 'rows': rows}
 
 
 def _parts_of_cpu() -> int:
@@ -73,8 +72,8 @@ def _integers(flag: str, bounded: str, values: Sequence[str]) -> tuple[int, ...]
     least, most = bounds.BOUNDS[bounded]
     fits = (v.strip().isdecimal() and len(v) <= 10 and least <= int(v) <= most for v in values)
     if not all(fits):
-        given = shown(','.join(values))
-        raise UserError(f'--{flag}={given}: expected integers from {least} to {most:,}, as in 16,32')
+        text = shown(','.join(values))
+        raise UserError(f'--{flag}={text}: expected integers from {least} to {most:,}, as in 16,32')
     return tuple(sorted(set(map(int, values))))
 
 
@@ -107,7 +106,7 @@ _COLUMNS = {  # of the tables; other rows are shown with all they have
 
 
 def text(result: Mapping[str, Any]) -> str:
-    """The figures, a table for each kind of row (bytes as MiB), the machine under them."""
+    """Write the figures: a table for each kind of row (bytes as MiB), the machine under them."""
     tables: dict[tuple[str, ...], list[Row]] = {}
     for row in result['rows']:
         tables.setdefault(_COLUMNS.get(row['what'], tuple(row)), []).append(row)

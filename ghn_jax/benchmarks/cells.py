@@ -18,6 +18,7 @@ import numpy as np
 from ghn_jax.assembly.memory import tree_bytes
 from ghn_jax.base import counters
 from ghn_jax.base.errors import UserError
+from ghn_jax.benchmarks import timing
 from ghn_jax.benchmarks.options import Options, Row
 from ghn_jax.benchmarks.programs import compiled_figures
 from ghn_jax.benchmarks.tasks import policy_of, random_images
@@ -37,7 +38,7 @@ _GENOTYPE = Genotype(normal=_ENTRIES, normal_concat=(2, 3), reduce=_ENTRIES, red
 
 
 def network(n_cells: int, width: int) -> NetworkSpec:
-    """The network of that many cells."""
+    """Make the network of that many cells and channels."""
     return NetworkSpec(
         C=width, n_cells=n_cells, ks=3, stem_type=0, stem_pool=False, norm='bnorm', preproc=True, C_mult=1,
         fc_layers=1, fc_dim=64, glob_avg=True, genotype=_GENOTYPE, name=f'{n_cells} cells',
@@ -45,7 +46,14 @@ def network(n_cells: int, width: int) -> NetworkSpec:
 
 
 def used_bytes(spec: NetworkSpec, layout: Layout, batch: int, image_size: int = IMAGE_SIZE) -> int:
-    """What a network fills of the executor's workspace: its values, their gradients, weight gradients."""
+    """Count what a network fills of the executor's workspace: values, their gradients, weight gradients.
+
+    Args:
+      spec: the network.
+      layout: of it, in a program.
+      batch: images.
+      image_size: pixels.
+    """
     lowered = lower(spec, image_size)
     slots = collections.Counter(c for value, c in lowered.shapes.items() if value != IMAGE)
     slots.update(place_gradients(layout.instructions, lowered)[1])
@@ -54,7 +62,7 @@ def used_bytes(spec: NetworkSpec, layout: Layout, batch: int, image_size: int = 
 
 
 def measure(options: Options) -> list[Row]:
-    """A row for each number of cells, mode and room (cells of the longest network of the program).
+    """Time networks by number of cells, mode and room (cells of the longest network of the program).
 
     mean_s, median_s: of loss and gradients of a batch. us_per_instruction: median microseconds. Bytes:
     workspace_bytes (allocated), used_bytes (of it, by the network), temp_bytes (besides, by XLA).
@@ -101,7 +109,7 @@ def _measure(options: Options, mode: str, room: int, members: Sequence[int]) -> 
             else:
                 compiled_before = counters.compilations()
         instructions = len(layout.instructions)
-        row = counters.row(seconds, counters.compilations() - compiled_before) | {'networks': 1}
+        row = timing.row(seconds, counters.compilations() - compiled_before) | {'networks': 1}
         rows.append({
             'what': 'cells', 'mode': mode, 'cells': n, 'room': room, 'width': options.width,
             'batch_size': options.batch_size, 'instructions': instructions,

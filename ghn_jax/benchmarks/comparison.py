@@ -30,7 +30,14 @@ MAX_ROWS = 10_000  # of a file
 
 
 def read_figures(path: str | os.PathLike) -> Result:
-    """{'machine', 'rows'} from a file of figures, ours or the peer's. Raises UserError if it is none."""
+    """Read a file of figures, ours or the peer's.
+
+    Returns:
+      {'machine', 'rows'}.
+
+    Raises:
+      UserError: it is no such file.
+    """
     result = jsonfile.read(path, '--compare: the file', _HINT)
     if isinstance(result, dict) and 'rows' not in result and any(map(_PEER_STEP.fullmatch, result)):
         try:
@@ -39,14 +46,14 @@ def read_figures(path: str | os.PathLike) -> Result:
             raise UserError(
                 f'--compare: {os.fspath(path)!r} is not as the figures of the PyTorch code are: {_HINT}'
             ) from None
-    if odd := _odd_part(result):
+    if fault := _fault(result):
         raise UserError(
-            f'--compare: {os.fspath(path)!r} holds no figures of ghn_jax.benchmark ({odd}): {_HINT}'
+            f'--compare: {os.fspath(path)!r} holds no figures of ghn_jax.benchmark ({fault}): {_HINT}'
         )
     return result
 
 
-def _odd_part(result: Any) -> str | None:
+def _fault(result: Any) -> str | None:
     """What is missing or of the wrong kind, of all that is read from a file of figures."""
     if not isinstance(result, dict):
         return f'it holds {shown(result)}'
@@ -110,23 +117,29 @@ def read_peer(peer: Mapping[str, Any]) -> Result:
 
 
 def label(row: Row) -> str:
-    """What a row was measured on, in words: 'train, qat, meta_batch=8, images_per_step=64'."""
+    """Say what a row was measured on: 'train, qat, meta_batch=8, images_per_step=64'."""
     plain = [str(row[k]) for k in ('what', 'mode', 'function', 'part') if row.get(k) is not None]
     rest = [f'{k}={v}' for k, v in _identity(row) if k not in ('what', 'mode', 'function', 'part')]
     return ', '.join(plain + rest)
 
 
 def compare(a: Result, b: Result, names: Sequence[str] = ('A', 'B')) -> Result:
-    """{'a', 'b': names, 'probe_s', 'rows': [{identity, 'figure', 'a', 'b', 'ratio', 'scaled_ratio'}], ...}.
+    """Compare every figure that two results have of the same thing.
 
-    ratio: b / a. scaled_ratio: what it would be at equal speed of the machines; the ratio itself for memory
-    and counts, None for times where a file has no probe. Either is None where a is 0.
+    Args:
+      a, b: of `read_figures`.
+      names: what to call them.
+
+    Returns:
+      {'a', 'b': names, 'probe_s', 'rows': [{identity, 'figure', 'a', 'b', 'ratio', 'scaled_ratio'}], ...}, as
+      JSON. ratio: b / a. scaled_ratio: what it would be at equal speed of the machines; the ratio itself for
+      memory and counts, None for times where a file has no probe. Either is None where a is 0.
 
     Raises:
       UserError: no row and figure in common.
     """
     probes = [_probe(r['machine']) for r in (a, b)]
-    slower = probes[1] / probes[0] if all(probes) else None  # how much slower B's machine was
+    slower = probes[1] / probes[0] if probes[0] and probes[1] else None  # how much slower B's machine was
     theirs = {_identity(row): _figures(row) for row in b['rows']}
     rows = []
     for row in a['rows']:
@@ -154,7 +167,7 @@ def compare(a: Result, b: Result, names: Sequence[str] = ('A', 'B')) -> Result:
 
 
 def text(comparison: Result) -> str:
-    """The comparison as a table, with what to know about it below."""
+    """Write the comparison as a table, with what to know about it below."""
     lines = [
         [
             label(r),

@@ -39,11 +39,11 @@ class Options:
     repeats: int = 5
 
 
-Row = dict[str, Any]  # one measurement as JSON: 'what', 'mode', figures; see `clock.row`
+Row = dict[str, Any]  # one measurement as JSON: 'what', 'mode', figures; see `timing.row`
 
 
 def config_of(options: Options, what: str) -> ConfigDict:
-    """The config, checked. Raises UserError if there is none, or a bad one."""
+    """Check the config and give it. Raises UserError if there is none, or a bad one."""
     if options.config is None:
         raise UserError(f'--what={what} needs a config: give one, as in --config=ghn_qat_cifar10')
     return configs.check(options.config)

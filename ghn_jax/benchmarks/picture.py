@@ -19,7 +19,12 @@ _TITLES = {
 
 
 def picture(result: Mapping[str, Any], *, suffix: str = '.png') -> bytes:
-    """A panel for each thing that was timed."""
+    """Draw a panel for each thing that was timed.
+
+    Args:
+      result: of `benchmark.benchmark`.
+      suffix: of the file, which says what kind of picture it is.
+    """
     what = list(dict.fromkeys(row['what'] for row in result['rows']))
     panels = []
     for name in what:
@@ -32,7 +37,7 @@ def picture(result: Mapping[str, Any], *, suffix: str = '.png') -> bytes:
 
 
 def picture_of_comparison(result: Mapping[str, Any], *, suffix: str = '.png') -> bytes:
-    """A bar for each ratio: as measured, and at equal speed of the machines."""
+    """Draw a bar for each ratio of `comparison.compare`: as measured, and at equal speed of the machines."""
     rows = [row for row in result['rows'] if row['ratio'] is not None][:MAX_BARS]
 
     def draw(panel):
@@ -123,10 +128,10 @@ def _profile(panel, rows: Sequence[Row]) -> None:
 def _cells_time(panel, rows: Sequence[Row]) -> None:
     longest = max(row['room'] for row in rows)
     for mode in dict.fromkeys(row['mode'] for row in rows):
-        own = [r for r in rows if r['mode'] == mode and r['room'] == r['cells']]
+        alone = [r for r in rows if r['mode'] == mode and r['room'] == r['cells']]
         shared = [r for r in rows if r['mode'] == mode and r['room'] == longest]
         for chosen, style, name in (
-            (own, 'o-', 'program of its own'),
+            (alone, 'o-', 'program of its own'),
             (shared, 's--', 'program of the longest'),
         ):
             points = [r['us_per_instruction'] for r in chosen]
@@ -145,15 +150,15 @@ def _cells_time(panel, rows: Sequence[Row]) -> None:
 
 def _cells_memory(panel, rows: Sequence[Row]) -> None:
     mode = rows[0]['mode']  # the workspace is that of any mode
-    own = [r for r in rows if r['mode'] == mode and r['room'] == r['cells']]
+    alone = [r for r in rows if r['mode'] == mode and r['room'] == r['cells']]
     for key, style, name in (
         ('workspace_bytes', 'o-', 'workspace, allocated'),
         ('used_bytes', 's--', 'used by the network'),
         ('temp_bytes', '^:', f'besides, temporary ({mode})'),
     ):
-        values = [(r['cells'], r[key] / 2**20) for r in own if r[key] is not None]
+        values = [(r['cells'], r[key] / 2**20) for r in alone if r[key] is not None]
         panel.plot(*zip(*values), style, label=name) if values else None
-    panel.set_xticks([row['cells'] for row in own])
+    panel.set_xticks([row['cells'] for row in alone])
     panel.set_ylim(bottom=0)
     panel.set_ylabel('MiB, program of its own')
     panel.set_xlabel('cells')

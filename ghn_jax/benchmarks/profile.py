@@ -15,24 +15,30 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
+from ml_collections import ConfigDict
 
-from ghn_jax.assembly.network_batch import Networks, draw, prepare
+from ghn_jax.assembly.network_batch import Networks, prepare
 from ghn_jax.assembly.weight_buffer import assemble, assemble_transposed
 from ghn_jax.assembly.workspace import make_workspace
+from ghn_jax.benchmarks.images import NUM_CLASSES, random_dataset
 from ghn_jax.benchmarks.options import Options, Row, config_of
-from ghn_jax.benchmarks.tasks import policy_of, random_images, train_step
+from ghn_jax.benchmarks.tasks import policy_of
 from ghn_jax.cnn import executor
 from ghn_jax.cnn.covering import Family, family
 from ghn_jax.cnn.program import Program
 from ghn_jax.cnn.weights import pages, quantize_weights, quantize_weights_backward
+from ghn_jax.datasets.augment import normalize
 from ghn_jax.hypernet.ghn import GHN, init_params
+from ghn_jax.networks.spaces import Space
 from ghn_jax.quant.bit_schedule import Strategy
 from ghn_jax.quant.scheme import Scheme
 from ghn_jax.runs.task import make_ghn, make_space_of
-from ghn_jax.training import train
-from ghn_jax.training.step import DROPOUT, TrainState
+from ghn_jax.training.optimizer import make_optimizer
+from ghn_jax.training.sampling import Preparation, draw
+from ghn_jax.training.state import state_of
+from ghn_jax.training.step import DROPOUT
+from ghn_jax.training.stepper import Stepper
 
-NUM_CLASSES = 10  # of every data set there is
 STEP = 'training step'
 REST = 'rest'
 # Beside the step or inside another part: no summands of it.
@@ -65,7 +71,13 @@ def measure(options: Options) -> list[Row]:
 
 
 def rows_of(parts: Mapping[str, float], mode: str, about: Mapping[str, Any]) -> list[Row]:
-    """Rows from the seconds of a step by part: summands, what they leave of it, itself, what is beside it."""
+    """Make rows of the seconds of a step by part: summands, what they leave of it, itself, what is beside it.
+
+    Args:
+      parts: seconds of a step (all its networks) by part.
+      mode: float or qat.
+      about: figures that every row carries; `meta_batch` is the number of networks.
+    """
     step = parts[STEP]
     inside = {k: v for k, v in parts.items() if k != STEP and k not in BESIDE}
     ordered = {**inside, REST: step - sum(inside.values()), STEP: step}
@@ -77,27 +89,29 @@ def rows_of(parts: Mapping[str, float], mode: str, about: Mapping[str, Any]) -> 
     ]  # fmt: skip
 
 
-class OfFamily(train.Preparation):
+class OfFamily(Preparation):
     """The preparation of a run, of the steps of one family only: so one program serves all."""
 
-    def __init__(self, config, space, strategy: Strategy, wanted: Family):
+    def __init__(self, config: ConfigDict, space: Space, strategy: Strategy, wanted: Family, count: int):
+        """Find the first `count` such steps."""
         super().__init__(config, space, strategy)
         drawn = (draw(space, config.seed, step, config.train.meta_batch) for step in itertools.count())
-        self.chosen = (i for i, specs in enumerate(drawn) if family(specs[0]) == wanted)
-        self.steps: list[int] = []
-
-    def take(self, count: int) -> 'OfFamily':
-        """Itself, with the first `count` such steps known: their networks are not drawn twice in a thread."""
-        self.steps += list(itertools.islice(self.chosen, count - len(self.steps)))
-        return self
+        chosen = (i for i, specs in enumerate(drawn) if family(specs[0]) == wanted)
+        self.steps = list(itertools.islice(chosen, count))
 
     def step(self, step: int) -> tuple[Program, Networks]:
         return super().step(self.steps[step])
 
 
 def waits(ahead: Iterator, run_step: Callable[[Any], None]) -> tuple[list[float], list[float]]:
-    """(seconds of waiting for the next item of `ahead`, seconds of the step on it), without the first step,
-    which nothing precedes. run_step blocks: what is ready when a step ends was hidden behind it.
+    """Measure a run's waiting for its next item, and its steps; the first is left out: nothing precedes it.
+
+    Args:
+      ahead: the items of the steps.
+      run_step: does the step of an item and blocks: what is ready when it ends was hidden behind it.
+
+    Returns:
+      seconds of waiting, and seconds of stepping, of every other step.
     """
     waited, stepped = [], []
     while True:
@@ -114,16 +128,20 @@ def waits(ahead: Iterator, run_step: Callable[[Any], None]) -> tuple[list[float]
 class _Profile:
     """The data of one step, and the parts that run on it."""
 
-    def __init__(self, config, mode: str, repeats: int):
+    def __init__(self, config: ConfigDict, mode: str, repeats: int):
         self.config, self.mode, self.repeats = config, mode, repeats
         self.policy, self.space = policy_of(mode), make_space_of(config)
         self.ghn: GHN = make_ghn(config, NUM_CLASSES)
-        self.optimizer = train.make_optimizer(config)
+        self.optimizer = make_optimizer(config)
         self.params = init_params(self.ghn.config, jax.random.key(config.seed))
-        self.images, self.labels = random_images(config.train.batch_size, config.image_size)
+        dataset = random_dataset(config.dataset, config.image_size)
+        self.stepper = Stepper(config, self.ghn, self.optimizer, dataset, scheme=Scheme(mode))
+        batch, stream = slice(config.train.batch_size), self.stepper.stream
+        self.images = normalize(stream.images[batch], stream.mean, stream.std)
+        self.labels = stream.labels[batch]
         self.specs = draw(self.space, config.seed, 0, config.train.meta_batch)
         strategy = Strategy(scheme=Scheme(mode), policy=self.policy)
-        self.ahead = OfFamily(config, self.space, strategy, family(self.specs[0])).take(repeats + 2)
+        self.ahead = OfFamily(config, self.space, strategy, family(self.specs[0]), repeats + 2)
         self.program = self.ahead.program(family(self.specs[0]))
         self.key = jax.random.key(0)
 
@@ -131,8 +149,8 @@ class _Profile:
         """Seconds of a step by part (all its networks)."""
         parts = self.device_parts()
         host, networks = self.host_parts()
-        run, on_device = self.stepper(), jax.device_put(networks)
-        return parts | {STEP: self.median(lambda: run(on_device))} | host | self.hidden(run)
+        run = self.steps()
+        return parts | {STEP: self.median(lambda: run(networks))} | host | self.hidden(run)
 
     def median(self, run: Callable[[], Any]) -> float:
         """Median seconds of `run`, after a call that compiles."""
@@ -157,7 +175,7 @@ class _Profile:
         networks = jax.device_put(self.prepare())
         each = [jax.tree.map(lambda a, i=i: a[i], networks[1:]) for i in range(len(self.specs))]
         # Networks share buffers, as in a step.
-        buffers = make_workspace(self.program, self.config.train.batch_size)
+        buffers = make_workspace(self.program, self.config.train.batch_size, self.config.train.dtype)
         hypernetwork, tiles = self.hypernetwork_parts(networks, each)
         assembly, weights = self.assembly_parts(each, tiles, buffers.weights)
         parts = hypernetwork | assembly
@@ -276,21 +294,19 @@ class _Profile:
         updates, opt_state = self.optimizer.update(params, opt_state, params)
         return optax.apply_updates(params, updates), opt_state
 
-    def stepper(self) -> Callable[[Networks], Any]:
-        step = train_step(self.program, self.ghn, self.optimizer, None, Scheme(self.mode))
-        params = jax.tree.map(jnp.copy, self.params)
-        state = TrainState(jnp.zeros((), jnp.int32), params, self.optimizer.init(params))
-        workspace = make_workspace(self.program, self.config.train.batch_size)
+    def steps(self) -> Callable[[Networks], Any]:
+        """Make a function that does one step after another, as a run: networks come from the host."""
+        numbers = itertools.count()
+        state = state_of(jax.tree.map(jnp.copy, self.params), self.optimizer, None)
 
         def run(networks: Networks):
-            nonlocal state, workspace
-            state, metrics, workspace = step(state, networks, self.images, self.labels, workspace, self.key)
+            nonlocal state
+            state, metrics = self.stepper(self.program, state, networks, next(numbers))
             return jax.block_until_ready((metrics, state))[0]
 
         return run
 
     def hidden(self, run: Callable[[Networks], Any]) -> dict[str, float]:
-        run(self.prepare())  # arrays of numpy are another program
         ahead = self.ahead.ahead(0, len(self.ahead.steps))
         waited, stepped = waits(ahead, lambda item: run(item[1]))
         return {

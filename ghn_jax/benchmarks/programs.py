@@ -5,6 +5,7 @@ functions of each (predicting weights, scoring). They are compiled ahead of time
 allocated and nothing runs.
 """
 
+import functools
 import itertools
 import sys
 import time
@@ -20,8 +21,8 @@ from ghn_jax.assembly.network_batch import prepare
 from ghn_jax.assembly.workspace import make_workspace
 from ghn_jax.base import counters
 from ghn_jax.base.errors import UserError
+from ghn_jax.benchmarks.images import NUM_CLASSES, flips, stream_shapes
 from ghn_jax.benchmarks.options import Options, Row, config_of
-from ghn_jax.benchmarks.tasks import train_step
 from ghn_jax.cnn.covering import Family, covering_networks, program_for, widths
 from ghn_jax.cnn.program import Program
 from ghn_jax.evaluation.device import RunnableNetwork, predict_weights
@@ -34,22 +35,22 @@ from ghn_jax.quant.bit_schedule import scheme_of
 from ghn_jax.quant.policy import Policy
 from ghn_jax.quant.scheme import QAT
 from ghn_jax.runs.task import make_ghn, make_space_of
-from ghn_jax.training import train
+from ghn_jax.training.compiled import StepSettings, training_step
+from ghn_jax.training.optimizer import make_optimizer
 from ghn_jax.training.step import TrainState
 
-_NUM_CLASSES = 10  # of every data set there is
 _EVALUATED = 64, 10_000  # images of a batch, images: as `evaluate` has them
 
 
 def families(space: Space, split: str) -> tuple[Family, ...]:
-    """The families that networks of a split can have: each has a program of its own."""
+    """List the families that networks of a split can have: each has a program of its own."""
     ops = set(split_rules(space, split).ops) - {'none'}
     attention = [vit for vit in (False, True) if ('msa' in ops if vit else ops - {'msa'})]
     return tuple(itertools.starmap(Family, itertools.product(widths(space, split), attention)))
 
 
 def measure(options: Options) -> list[Row]:
-    """A row for each program and function of `options.config` and `options.split`.
+    """Compile what `options.config` needs for `options.split`: a row for each program and function.
 
     Seconds: build_s (what the program holds, on the host), trace_s, lower_s, load_s (of the compiler, or the
     persistent cache), load_cpu_s (the same of all cores: others who use the machine change it little),
@@ -64,8 +65,8 @@ def measure(options: Options) -> list[Row]:
     all_of_split = families(space, options.split)
     chosen = [f for f in all_of_split if not options.widths or f.width in options.widths]
     known = sorted({f.width for f in all_of_split})
-    if odd := sorted(set(options.widths) - set(known)):
-        raise UserError(f'--widths={odd[0]}: {options.split} has {", ".join(map(str, known))}')
+    if unknown := sorted(set(options.widths) - set(known)):
+        raise UserError(f'--widths={unknown[0]}: {options.split} has {", ".join(map(str, known))}')
     print(f'{options.split}: {len(all_of_split)} programs', file=sys.stderr)
     rows = []
     for each in chosen:
@@ -96,7 +97,14 @@ def _name(each: Family) -> str:
 
 
 def compiled_figures(trace: Callable[[], Any]) -> tuple[Any, dict[str, Any]]:
-    """(the executable, its figures) of a function. trace: gives `jax.jit(function).trace(arguments)`."""
+    """Compile a function.
+
+    Args:
+      trace: gives `jax.jit(function).trace(arguments)`.
+
+    Returns:
+      the executable, and its figures.
+    """
     start = time.perf_counter()
     traced = trace()
     traced_at = time.perf_counter()
@@ -134,21 +142,25 @@ def _functions(
     config: ConfigDict, program: Program, example: Any, split: str
 ) -> Iterator[tuple[str, Callable[[], Any], Any]]:
     """(name, traces it, its workspace as shapes) of each function that a split needs of a program."""
-    ghn = make_ghn(config, _NUM_CLASSES)
+    ghn = make_ghn(config, NUM_CLASSES)
     params = jax.eval_shape(lambda: init_params(ghn.config, jax.random.key(0)))
     M = config.train.meta_batch if split == 'train' else 1
     networks, _ = prepare(program, [example] * M, Policy(), max_nodes=config.program.max_nodes)
     H, key = config.image_size, jax.eval_shape(lambda: jax.random.key(0))
-    float32, int32 = jnp.float32, jnp.int32
+    int32 = jnp.int32
     if split == 'train':
         N = config.train.batch_size
-        optimizer = train.make_optimizer(config)
+        optimizer = make_optimizer(config)
         state = jax.eval_shape(lambda p: TrainState(jnp.zeros((), int32), p, optimizer.init(p)), params)
-        workspace = jax.eval_shape(lambda: make_workspace(program, N))
-        step = train_step(program, ghn, optimizer, None, scheme_of(config.quant))
-        images, labels = _shape((N, H, H, 3), float32), _shape((N,), int32)
-        arguments = (state, networks, images, labels, workspace, key)
-        yield 'train_step', lambda: step.trace(*arguments), workspace
+        workspace = jax.eval_shape(lambda: make_workspace(program, N, config.train.dtype))
+        settings = StepSettings(
+            ghn=ghn, optimizer=optimizer, scheme=scheme_of(config.quant), augment=config.train.augment,
+            flip=flips(config.dataset),
+        )  # fmt: skip
+        stream, indices = stream_shapes(config.dataset, H), _shape((N,), int32)
+        arguments = (state, networks, stream, indices, key, workspace)
+        trace = functools.partial(training_step.trace, *arguments, program=program, settings=settings)
+        yield 'train_step', trace, workspace
         return
     N, count = _EVALUATED
     K = count // N
@@ -159,7 +171,7 @@ def _functions(
     score = score_on(None, QAT)
     tables, bits = (jax.tree.map(lambda a: a[0], t) for t in (networks.tables, networks.bits))
     images, labels = _shape((K, N, H, H, 3), jnp.uint8), _shape((K, N), int32)
-    mean = _shape((3,), float32)
+    mean = _shape((3,), jnp.float32)
     batches = ImageBatches(images, labels, mean, mean)
     arguments = (program, RunnableNetwork(out, tables, bits), batches, workspace)
     yield 'score', lambda: score.trace(*arguments), workspace

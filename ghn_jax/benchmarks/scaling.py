@@ -18,20 +18,23 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
-import optax
 
-from ghn_jax.assembly.mesh import make_workspaces, mesh_of, place_networks, replicate
-from ghn_jax.assembly.network_batch import draw, prepare
+from ghn_jax import config as configs
+from ghn_jax.assembly.mesh import OVER_IMAGES, make_workspaces, mesh_of, place_networks, replicate
+from ghn_jax.assembly.network_batch import prepare
 from ghn_jax.base.errors import UserError
 from ghn_jax.base.start import enable_compilation_cache
+from ghn_jax.benchmarks.images import random_dataset
 from ghn_jax.benchmarks.options import Options, Row
-from ghn_jax.benchmarks.tasks import train_step
 from ghn_jax.cnn.covering import family, program_for
 from ghn_jax.hypernet.ghn import GHN, GHNConfig, init_params
 from ghn_jax.networks.spaces import make_space
 from ghn_jax.quant.policy import parse_bits
 from ghn_jax.quant.scheme import QAT
-from ghn_jax.training.step import TrainState
+from ghn_jax.training.compiled import StepSettings, make_stream, training_step
+from ghn_jax.training.optimizer import make_optimizer
+from ghn_jax.training.sampling import draw
+from ghn_jax.training.state import state_of
 
 COUNTS = (1, 2, 4, 8)  # of simulated devices
 CHIPS = (8, 64, 512)
@@ -42,6 +45,10 @@ LINKS = {
     '50 GB/s chip interconnect': (50e9, 1e-6),
 }
 _SIZE, _NODES = 8, 96  # pixels, nodes of a graph
+_SPACE = make_space(  # of the networks of the steps
+    'convnets250k', ops=('skip_connect', 'conv_1x1', 'sep_conv_3x3'), channels=(16,), cells=(2, 4),
+    max_steps=1, max_steps_deep=1, ks=(3,), C_mults=(1,), fc_dims=(64,), flat_head_share=0.0,
+)  # fmt: skip
 _OPS = 'all-reduce|all-gather|reduce-scatter|all-to-all|collective-permute|collective-broadcast'
 _LINE = re.compile(rf'= (?P<shape>\(.*?\)|\S+) (?P<op>{_OPS})(?P<start>-start)?\(')
 _ARRAY = re.compile(r'(?P<type>pred|bf16|[fsuc]\d+\w*)\[(?P<dims>[\d,]*)\]')
@@ -61,7 +68,7 @@ class Collective(NamedTuple):
 
 
 def collectives(text: str) -> list[Collective]:
-    """The collectives of a compiled program (`jax.jit(f).lower(...).compile().as_text()`), in its order."""
+    """Read the collectives of a compiled program from its text (`compiled.as_text()`), in its order."""
     found = []
     for line in text.splitlines():
         if match := _LINE.search(line):
@@ -93,7 +100,7 @@ def _group(line: str) -> int:
 
 
 def all_reduce_seconds(size: float, count: int, bandwidth: float, latency: float) -> float:
-    """Seconds to sum `size` bytes over `count` devices in a ring.
+    """Compute the seconds to sum `size` bytes over `count` devices in a ring.
 
     2 (n-1)/n bytes/bandwidth + 2 (n-1) latency: a reduce-scatter and an all-gather of n-1 hops each
     (Patarasuk and Yuan, 2009, Bandwidth optimal all-reduce algorithms for clusters of workstations).
@@ -105,7 +112,7 @@ def all_reduce_seconds(size: float, count: int, bandwidth: float, latency: float
 def expected_efficiency(
     step_seconds: float, size: float, count: int, bandwidth: float, latency: float
 ) -> float:
-    """Share of the time that `count` devices compute, if all need `step_seconds` and then sum `size` bytes.
+    """Compute the share of the time that `count` devices work, if each step ends with a sum of `size` bytes.
 
     Nothing overlaps: the sum needs the last gradient, and the next step the sum. What is left out: devices
     whose networks are small wait for those whose are large.
@@ -113,15 +120,15 @@ def expected_efficiency(
     Raises:
       UserError: numbers that are not positive.
     """
-    given = {'step_seconds': step_seconds, 'size': size, 'count': count, 'bandwidth': bandwidth}
-    for name, value in given.items():
+    positive = {'step_seconds': step_seconds, 'size': size, 'count': count, 'bandwidth': bandwidth}
+    for name, value in positive.items():
         if not value > 0:
             raise UserError(f'{name}={value}: expected a positive number')
     return step_seconds / (step_seconds + all_reduce_seconds(size, count, bandwidth, latency))
 
 
 def measure(options: Options) -> list[Row]:
-    """Rows of `weak_scaling` with the steps of `options.repeats`, and, named 'expected', of what it expects.
+    """Measure weak scaling on simulated devices, with rows named 'expected' of what to expect elsewhere.
 
     devices, mean_s (wall seconds for each network of a device), cpu_s_per_network, all_reduces, bytes; link,
     chips, times_faster (than the step measured here), mean_s, all_reduce_s, efficiency.
@@ -139,7 +146,7 @@ def weak_scaling(
     counts: Sequence[int] = COUNTS, *, networks: int = 2, batch_size: int = 8, repeats: int = 5,
     options: dict[str, Any] | None = None,
 ) -> dict[str, Any]:  # fmt: skip
-    """Runs training steps on simulated CPU devices, in a process of its own, and computes what to expect.
+    """Run training steps on simulated CPU devices, in another process, and compute what to expect.
 
     networks: for each device, the same on all, so that none waits. repeats: steps timed, the median counts.
     options: compiler options.
@@ -151,13 +158,12 @@ def weak_scaling(
     """
     if not counts or min(counts) < 1 or networks < 1 or batch_size < 1 or repeats < 1:
         raise UserError(f'counts={tuple(counts)}, networks, batch_size, repeats: expected positive numbers')
-    job = {'counts': list(counts), 'networks': networks, 'batch_size': batch_size, 'repeats': repeats,
-           'options': options or {}}  # fmt: skip
+    job = _Job(list(counts), networks, batch_size, repeats, options or {})
     flags = f'--xla_force_host_platform_device_count={max(counts)}'
     # Simulated devices wait for each other on few cores: give them the time.
     flags += ' --xla_cpu_collective_call_terminate_timeout_seconds=600'
     done = subprocess.run(
-        [sys.executable, '-m', 'ghn_jax.benchmarks.scaling', json.dumps(job)],
+        [sys.executable, '-m', 'ghn_jax.benchmarks.scaling', json.dumps(job._asdict())],
         env=os.environ | {'XLA_FLAGS': flags, 'JAX_PLATFORMS': 'cpu'}, capture_output=True, text=True,
     )  # fmt: skip
     if done.returncode:
@@ -165,69 +171,87 @@ def weak_scaling(
     return json.loads(done.stdout.splitlines()[-1])
 
 
-def _measure(
-    counts: Sequence[int], networks: int, batch_size: int, repeats: int, options: dict[str, Any]
-) -> dict[str, Any]:
-    ghn, optimizer = GHN(GHNConfig()), optax.adam(1e-3)
+class _Job(NamedTuple):
+    """What the measuring process is to do; see `weak_scaling`."""
+
+    counts: list[int]
+    networks: int
+    batch_size: int
+    repeats: int
+    options: dict[str, Any]
+
+
+def _measure(job: _Job) -> dict[str, Any]:
+    ghn = GHN(GHNConfig())
     params = init_params(ghn.config, jax.random.key(0))
-    space = make_space(
-        'convnets250k', ops=('skip_connect', 'conv_1x1', 'sep_conv_3x3'), channels=(16,), cells=(2, 4),
-        max_steps=1, max_steps_deep=1, ks=(3,), C_mults=(1,), fc_dims=(64,), flat_head_share=0.0,
-    )  # fmt: skip
-    specs = draw(space, 0, 0, networks)
-    program = program_for(space, 'train', family(specs[0]), _SIZE)
-    images = np.random.default_rng(0).normal(size=(batch_size, _SIZE, _SIZE, 3)).astype(np.float32)
-    labels = np.arange(batch_size, dtype=np.int32) % 10
-    rows, last = [], []
-    for count in counts:
-        mesh = mesh_of(jax.devices()[:count], 1)
-        jitted = train_step(program, ghn, optimizer, mesh, QAT)
-        batch, _ = prepare(program, specs * count, parse_bits('w4a4'), max_nodes=_NODES)
-        batch = place_networks(mesh, batch, networks * count)
-        data = replicate(mesh, (images, labels))
-        key = replicate(mesh, jax.random.key(0))
-        state = TrainState(jnp.zeros((), jnp.int32), params, optimizer.init(params))
-        state = replicate(mesh, jax.tree.map(jnp.copy, state))
-        workspace = make_workspaces(mesh, program, batch_size)
-        compiled = jitted.lower(state, batch, *data, workspace, key).compile(options)
-        wall, cpu = [], []
-        for _ in range(repeats + 1):  # the first warms up
-            start, cpu_start = time.perf_counter(), time.process_time()
-            state, metrics, workspace = compiled(state, batch, *data, workspace, key)
-            jax.block_until_ready((state, metrics))
-            wall.append(time.perf_counter() - start)
-            cpu.append(time.process_time() - cpu_start)
-        last = collectives(compiled.as_text())
-        rows.append({
-            'devices': count,
-            'step_s': float(np.median(wall[1:])),
-            'cpu_s_per_network': float(np.median(cpu[1:])) / (networks * count),
-            'all_reduces': sum(c.op == 'all-reduce' for c in last),
-            'bytes': sum(c.bytes for c in last),
-        })  # fmt: skip
+    rows, found = [], []
+    for count in job.counts:
+        row, found = _measure_steps(job, count, ghn, params)
+        rows.append(row)
     size = rows[-1]['bytes'] or sum(x.nbytes for x in jax.tree.leaves(params))
-    expected = [
+    return {
+        'rows': rows,
+        'networks_per_device': job.networks,
+        'parameters': sum(x.size for x in jax.tree.leaves(params)),
+        'collectives': [c._asdict() for c in found],
+        'expected': _expected(rows[0]['step_s'], size),
+    }
+
+
+def _measure_steps(job: _Job, count: int, ghn: GHN, params: Any) -> tuple[Row, list[Collective]]:
+    """The row of so many devices, and the collectives of their program."""
+    mesh = mesh_of(jax.devices()[:count], 1)
+    specs = draw(_SPACE, 0, 0, job.networks)
+    program = program_for(_SPACE, 'train', family(specs[0]), _SIZE)
+    networks, _ = prepare(program, specs * count, parse_bits('w4a4'), max_nodes=_NODES)
+    networks = place_networks(mesh, networks, job.networks * count)
+    optimizer, dataset = make_optimizer(configs.default()), random_dataset('synthetic', _SIZE)
+    settings = StepSettings(
+        ghn=ghn, optimizer=optimizer, scheme=QAT, augment=True, flip=dataset.flip, mesh=mesh
+    )
+    stream, key = make_stream(dataset, mesh), replicate(mesh, jax.random.key(0))
+    indices = replicate(mesh, np.arange(job.batch_size, dtype=np.int32), OVER_IMAGES)
+    state = state_of(jax.tree.map(jnp.copy, params), optimizer, mesh)
+    workspace = make_workspaces(mesh, program, job.batch_size)
+    lowered = training_step.lower(
+        state, networks, stream, indices, key, workspace, program=program, settings=settings
+    )
+    compiled = lowered.compile(job.options)
+    wall, cpu = [], []
+    for _ in range(job.repeats + 1):  # the first warms up
+        start, cpu_start = time.perf_counter(), time.process_time()
+        state, metrics, workspace = compiled(state, networks, stream, indices, key, workspace)
+        jax.block_until_ready((state, metrics))
+        wall.append(time.perf_counter() - start)
+        cpu.append(time.process_time() - cpu_start)
+    found = collectives(compiled.as_text() or '')
+    row = {
+        'devices': count,
+        'step_s': float(np.median(wall[1:])),
+        'cpu_s_per_network': float(np.median(cpu[1:])) / (job.networks * count),
+        'all_reduces': sum(c.op == 'all-reduce' for c in found),
+        'bytes': sum(c.bytes for c in found),
+    }
+    return row, found
+
+
+def _expected(step_seconds: float, size: int) -> list[Row]:
+    """Steps as measured and faster, on every link and number of chips, that sum `size` bytes."""
+    return [
         {
             'link': link,
             'times_faster': times,
             'chips': chips,
-            'step_s': rows[0]['step_s'] / times,
+            'step_s': step_seconds / times,
             'all_reduce_s': all_reduce_seconds(size, chips, *LINKS[link]),
-            'efficiency': expected_efficiency(rows[0]['step_s'] / times, size, chips, *LINKS[link]),
+            'efficiency': expected_efficiency(step_seconds / times, size, chips, *LINKS[link]),
         }
         for link in LINKS
         for times in (1, 100, 1000)
         for chips in CHIPS
     ]
-    return {
-        'rows': rows,
-        'networks_per_device': networks,
-        'parameters': sum(x.size for x in jax.tree.leaves(params)),
-        'collectives': [c._asdict() for c in last],
-        'expected': expected,
-    }
 
 
 if __name__ == '__main__':  # `weak_scaling` calls it
     enable_compilation_cache()
-    print(json.dumps(_measure(**json.loads(sys.argv[1]))))
+    print(json.dumps(_measure(_Job(**json.loads(sys.argv[1])))))

@@ -8,34 +8,26 @@ are counted: there must be none.
 import functools
 import sys
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-import optax
-from jax.sharding import Mesh
 
+from ghn_jax import config as configs
 from ghn_jax.assembly.memory import check_scoring
-from ghn_jax.assembly.mesh import (
-    OVER_DEVICES,
-    REPLICATED,
-    axes_of,
-    first,
-    make_workspaces,
-    mesh_of,
-    place_networks,
-    replicate,
-    spread,
-)
+from ghn_jax.assembly.mesh import OVER_IMAGES, first, make_workspaces, mesh_of, place_networks, replicate
 from ghn_jax.assembly.network_batch import prepare
 from ghn_jax.base import counters
 from ghn_jax.base.errors import UserError
+from ghn_jax.benchmarks import timing
+from ghn_jax.benchmarks.images import random_dataset
 from ghn_jax.benchmarks.options import Options, Row
 from ghn_jax.cnn.building import build_program
 from ghn_jax.cnn.packing import BLOCK
 from ghn_jax.cnn.program import Program
+from ghn_jax.datasets.load import batch_indices
 from ghn_jax.evaluation import device
 from ghn_jax.evaluation.score import score_on, spread_images
 from ghn_jax.evaluation.selection import ImageBatches, check_given, group_by_family, room_for
@@ -46,11 +38,13 @@ from ghn_jax.networks.graph import build_graph
 from ghn_jax.networks.spec import IMAGE_SIZE, NetworkSpec
 from ghn_jax.quant.policy import Policy, parse_bits
 from ghn_jax.quant.scheme import QAT, Scheme
-from ghn_jax.training.step import TrainState, train_step
+from ghn_jax.training.compiled import StepSettings, make_stream, training_step
+from ghn_jax.training.optimizer import make_optimizer
+from ghn_jax.training.state import state_of
 
 
 def groups(specs: Sequence[NetworkSpec], batch_size: int) -> Iterator[tuple[Program, list[NetworkSpec]]]:
-    """Each family's program, made for its networks, and the networks.
+    """Group networks by family: a program made for them, and the networks.
 
     Raises:
       UserError: the values of a batch take more than the memory there is.
@@ -64,7 +58,7 @@ def groups(specs: Sequence[NetworkSpec], batch_size: int) -> Iterator[tuple[Prog
 
 
 def check_networks(specs: Sequence[NetworkSpec]) -> None:
-    """Raises UserError for networks of a file that cannot be timed, with the name and the field."""
+    """Raise UserError for networks of a file that cannot be timed, with the name and the field."""
     check_given(specs, IMAGE_SIZE)
     for spec in specs:
         if spec.num_classes != specs[0].num_classes:
@@ -75,23 +69,23 @@ def check_networks(specs: Sequence[NetworkSpec]) -> None:
 
 
 def policy_of(mode: str) -> Policy:
-    """The bit-widths that are timed in a mode: W4/A4, or none in float."""
+    """Give the bit-widths that are timed in a mode: W4/A4, or none in float."""
     return parse_bits('float' if mode == 'float' else 'w4a4')
 
 
 def max_nodes(specs: Sequence[NetworkSpec]) -> int:
-    """Room for the graphs of these networks."""
+    """Count the nodes that the graphs of these networks need, rounded up."""
     return room_for(map(build_graph, specs))
 
 
 def random_images(batch_size: int, image_size: int = IMAGE_SIZE) -> tuple[jax.Array, jax.Array]:
-    """A normalised batch [N, H, H, 3] and its labels [N]."""
+    """Make a normalised batch float32 [N, H, H, 3] and its labels int32 [N]."""
     images = jax.random.normal(jax.random.key(0), (batch_size, image_size, image_size, 3))
     return images, jnp.arange(batch_size, dtype=jnp.int32) % 10
 
 
 def measure_predict(options: Options) -> list[Row]:
-    """Graph, hypernetwork and decoding to named arrays, network by network."""
+    """Time prediction network by network: graph, hypernetwork, and decoding to named arrays."""
     ghn, params = _hypernetwork(options)
     _announce('predict', 'float', options)
     for spec in options.specs:
@@ -104,15 +98,17 @@ def measure_predict(options: Options) -> list[Row]:
         start = time.perf_counter()
         predict_weights(ghn, params, spec)
         seconds.append(time.perf_counter() - start)
-    figures = counters.row(
+    figures = timing.row(
         seconds, counters.compilations() - before, graph_median_s=float(np.median(graph_seconds))
     )
     return [{'what': 'predict', 'mode': 'float', **figures}]
 
 
 def measure_train(options: Options) -> list[Row]:
-    """Training steps through the networks, `meta_batch` at a time; fewer where a family has fewer, but at
-    least one for each device.
+    """Time training steps through the networks, `meta_batch` at a time.
+
+    A family with fewer networks has fewer in a step, but at least one for each device. The step is the one
+    that `train` runs, on as many images as CIFAR-10 has.
 
     Raises:
       UserError: fewer devices than asked for, or more than networks in a meta-batch.
@@ -129,53 +125,47 @@ def measure_train(options: Options) -> list[Row]:
 def _train(options: Options, mode: str) -> Row:
     ghn, params = _hypernetwork(options)
     _announce('train', mode, options)
-    optimizer = optax.chain(optax.clip_by_global_norm(5.0), optax.adam(1e-3))
     mesh = mesh_of(jax.local_devices()[: options.devices], 1)
-    params = jax.tree.map(jnp.copy, params)  # steps overwrite theirs
-    state = TrainState(jnp.zeros((), jnp.int32), params, optimizer.init(params))
-    state, data = (replicate(mesh, t) for t in (state, random_images(options.batch_size)))
+    optimizer, dataset = make_optimizer(configs.default()), random_dataset('cifar10', IMAGE_SIZE)
+    settings = StepSettings(
+        ghn=ghn, optimizer=optimizer, scheme=Scheme(mode), augment=True, flip=dataset.flip, mesh=mesh
+    )
+    stream, key = make_stream(dataset, mesh), replicate(mesh, jax.random.key(0))
+    state = state_of(jax.tree.map(jnp.copy, params), optimizer, mesh)  # steps overwrite theirs
     policy, nodes = policy_of(mode), max_nodes(options.specs)
     seconds: list[float] = []
     compiled = 0
     for program, members in groups(options.specs, options.batch_size):
-        step = compiled_step(program, ghn, optimizer, mesh, Scheme(mode))
+        step = functools.partial(training_step, program=program, settings=settings)
         workspace = make_workspaces(mesh, program, options.batch_size)
-        each = -(-min(options.meta_batch, len(members)) // options.devices)  # of a device
-        count = each * options.devices
-        # The last step is filled up with networks from the beginning.
-        chunks = [
-            [members[(i + k) % len(members)] for k in range(count)] for i in range(0, len(members), count)
-        ]
         for timed in (False, True):
             before = counters.compilations()
-            for k, chunk in enumerate(chunks):
+            for k, chunk in enumerate(_chunks(members, options)):
                 networks, _ = prepare(program, chunk, policy, max_nodes=nodes)
-                key = replicate(mesh, jax.random.key(k))
                 start = time.perf_counter()
-                networks = place_networks(mesh, networks, count)
-                state, metrics, workspace = step(state, networks, *data, workspace, key)
+                indices = batch_indices(0, k, options.batch_size, len(dataset.train.labels))
+                indices = replicate(mesh, indices, OVER_IMAGES) if mesh else indices
+                networks = place_networks(mesh, networks, len(chunk))
+                state, metrics, workspace = step(state, networks, stream, indices, key, workspace)
                 jax.block_until_ready(metrics)
                 if timed:
-                    seconds += [(time.perf_counter() - start) / count] * count
+                    seconds += [(time.perf_counter() - start) / len(chunk)] * len(chunk)
             compiled += (counters.compilations() - before) if timed else 0
         del workspace
     more = {'images_per_step': options.batch_size, 'meta_batch': options.meta_batch,
             'devices': options.devices}  # fmt: skip
-    return {'what': 'train', 'mode': mode, **counters.row(seconds, compiled, **more)}
+    return {'what': 'train', 'mode': mode, **timing.row(seconds, compiled, **more)}
 
 
-def compiled_step(
-    program: Program, ghn: GHN, optimizer: optax.GradientTransformation, mesh: Mesh | None, scheme: Scheme
-) -> Callable:
-    """`train_step`, jitted, as a function of its arrays; on every device of the mesh."""
-    axes = axes_of(mesh)
-    step = functools.partial(train_step, program, ghn, optimizer, scheme=scheme, axes=axes)
-    layout = (REPLICATED, REPLICATED, OVER_DEVICES, REPLICATED)
-    return jax.jit(spread(step, mesh, layout), donate_argnums=(0, 4))
+def _chunks(members: Sequence[NetworkSpec], options: Options) -> list[list[NetworkSpec]]:
+    """The meta-batches of a family; the last is filled up with networks from the beginning."""
+    each = -(-min(options.meta_batch, len(members)) // options.devices)  # of a device
+    count = each * options.devices
+    return [[members[(i + k) % len(members)] for k in range(count)] for i in range(0, len(members), count)]
 
 
 def measure_evaluate(options: Options) -> list[Row]:
-    """Scoring each network on num_images images, its weights predicted before; for 10,000 images, too."""
+    """Time scoring each network on num_images images, and for 10,000; its weights are predicted before."""
     return [_evaluate(options, mode) for mode in options.modes]
 
 
@@ -203,9 +193,9 @@ def _evaluate(options: Options, mode: str) -> Row:
                 networks, _ = prepare(program, [spec], policy, max_nodes=nodes)
                 weights = predict_buffer(ghn, params, networks, weights)
                 tables, bits = (jax.tree.map(lambda a: a[0], t) for t in (networks.tables, networks.bits))
-                own = replicate(mesh, weights) if mesh else weights
-                jax.block_until_ready(own)
-                network = device.RunnableNetwork(own, tables, bits)
+                placed = replicate(mesh, weights) if mesh else weights
+                jax.block_until_ready(placed)
+                network = device.RunnableNetwork(placed, tables, bits)
                 start = time.perf_counter()
                 top1, *_, workspace = score(program, network, data, workspace)
                 jax.block_until_ready(top1)
@@ -220,7 +210,7 @@ def _evaluate(options: Options, mode: str) -> Row:
         'images_per_s': count / np.mean(seconds),
         'mean_s_per_10k_images': float(np.mean(seconds)) / count * 10_000,
     }
-    return {'what': 'evaluate', 'mode': mode, **counters.row(seconds, compiled, **more)}
+    return {'what': 'evaluate', 'mode': mode, **timing.row(seconds, compiled, **more)}
 
 
 def _hypernetwork(options: Options) -> tuple[GHN, Any]:

@@ -43,8 +43,8 @@ class Checkpoints:
     what is then the newest. Those that train together call everything alike, in the same order. `with` waits
     for the last save and closes.
 
-    keep: the newest ones stay. keep_every: so do those of multiples of it; 0 is none. `best`, an attribute:
-    so does that of this step. background: whether `save` returns before all is on the disk.
+    keep: the newest ones stay. keep_every: so do those of multiples of it; 0 is none. background: whether
+    `save` returns before all is on the disk.
     """
 
     def __init__(
@@ -53,7 +53,7 @@ class Checkpoints:
         self.workdir = pathlib.Path(workdir).absolute()
         self.folder = self.workdir / 'checkpoints'
         self.keep, self.keep_every, self.background = keep, keep_every, background
-        self.best: int | None = None
+        self._best: int | None = None
         self._writer: ocp.CheckpointManager | None = None
         self._damaged: set[int] = set()
         self._verbosity = logging.get_verbosity()
@@ -78,14 +78,16 @@ class Checkpoints:
         """The newest finished step, or None."""
         return max(self.steps(), default=None)
 
-    def save(self, step: int, state: Any, meta: dict, *, wait: bool = False) -> None:
+    def save(self, step: int, state: Any, meta: dict, *, best: int | None = None, wait: bool = False) -> None:
         """Saves in the background; on return `state` may be donated or overwritten.
 
-        A step that is saved already stays as it is. `meta` is JSON; strings belong there.
+        A step that is saved already stays as it is. `meta` is JSON; strings belong there. best: a step whose
+        checkpoint stays, however many come after it.
 
         Raises:
           UserError: it cannot be written, or the one before could not.
         """
+        self._best = best
         with self._writing():
             if self._writer is None:
                 self._writer = self._open()
@@ -104,7 +106,7 @@ class Checkpoints:
         newest = [info.step for info in checkpoints][-self.keep :]
         return [
             info.step in newest
-            or info.step == self.best
+            or info.step == self._best
             or (self.keep_every > 0 and info.step % self.keep_every == 0)
             for info in checkpoints
         ]

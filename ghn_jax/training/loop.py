@@ -1,9 +1,10 @@
-"""The course of a training run: its steps, and all that is due between them."""
+"""The loop of a training run: its steps, and all that is due between them."""
 
 import collections
 import contextlib
+import dataclasses
 from collections.abc import Callable, Iterator
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import jax
 from ml_collections import ConfigDict
@@ -17,15 +18,32 @@ from ghn_jax.cnn.program import Program
 from ghn_jax.runs.checkpoint import Checkpoints
 from ghn_jax.runs.run import best, validated
 from ghn_jax.training.preemption import Stopping
-from ghn_jax.training.run_logger import BAD_NETWORKS, Journal, Silent
-from ghn_jax.training.running_means import Window
+from ghn_jax.training.run_logger import BAD_NETWORKS, RunLogger
+from ghn_jax.training.running_means import RunningMeans
+from ghn_jax.training.sampling import Preparation
 from ghn_jax.training.step import TrainState
-
-if TYPE_CHECKING:
-    from ghn_jax.training.train import Preparation, Stepper
+from ghn_jax.training.stepper import Stepper
 
 
-class Course:
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class LoopParts:
+    """What a loop drives.
+
+    validate: parameters of the GHN -> values by name. meta: (step, window=the means under way) -> what a
+    checkpoint says about itself. stopping: whether a signal has come.
+    """
+
+    config: ConfigDict
+    stepper: Stepper
+    networks: Preparation
+    validate: Callable[[Any], dict[str, float]]
+    checkpoints: Checkpoints
+    logger: RunLogger
+    meta: Callable[..., dict[str, Any]]
+    stopping: Stopping
+
+
+class Loop:
     """The steps of a run, one after another, with all that is due after each.
 
     The host is one step ahead of the device, no more: that keeps the device busy, and a signal does not wait
@@ -34,38 +52,32 @@ class Course:
     on writes what it would have written.
     """
 
-    def __init__(
-        self,
-        config: ConfigDict,
-        run_step: 'Stepper',
-        networks: 'Preparation',
-        validate: Callable[[Any], dict[str, float]],
-        checkpoints: Checkpoints,
-        journal: Journal | Silent,
-        meta: Callable[..., dict],
-        stopping: Stopping,
-    ):
-        self.config, self.run_step, self.networks, self.validate = config, run_step, networks, validate
-        self.checkpoints, self.journal, self.meta, self.stopping = checkpoints, journal, meta, stopping
-        self.begun: collections.deque[tuple[int, dict[str, jax.Array]]] = collections.deque()
-        self.best: tuple[int, float] | None = None
+    def __init__(self, parts: LoopParts, means: RunningMeans):
+        """Make a loop that goes on with the means that a checkpoint left, or with empty ones."""
+        self._parts, self._means = parts, means
+        self._begun: collections.deque[tuple[int, dict[str, jax.Array]]] = collections.deque()
+        self._best: tuple[int, float] | None = None  # step and value of the best validation so far
 
-    def run(self, state: TrainState, window: Window, start: int, stop: int) -> TrainState:
-        """The state after step `stop`, from that after step `start`."""
-        c, self.window = self.config, window
-        validations = processes.from_first(lambda: self.journal.validations())
-        self.best = best(tuple(v) for v in validations)
-        self.checkpoints.best = self.best and self.best[0]
+    def run(self, state: TrainState, start: int, stop: int) -> TrainState:
+        """Go on from the state after step `start`; return that after step `stop`.
+
+        Raises:
+          UserError: memory or disk that is not enough; NotFinite: too many networks that are not finite.
+          Stopped: a signal has come; all is saved.
+        """
+        p, c = self._parts, self._parts.config
+        validations = processes.from_first(p.logger.validations)
+        self._best = best((step, value) for step, value in validations)
         if self._validates(start) and start not in dict(validations):  # the run before was stopped in it
             self._validate(start, state)
-        with contextlib.closing(self.networks.ahead(start, stop)) as ahead:
+        with contextlib.closing(p.networks.ahead(start, stop)) as ahead:
             for step, (program, batch) in zip(range(start, stop), ahead):
                 state, values = self._begin(program, state, batch, step, saved=start)
-                done, stopped = step + 1, self.stopping.agreed()
-                self.begun.append((done, values))
+                done, stopped = step + 1, p.stopping.agreed()
+                self._begun.append((done, values))
                 logged = done % c.log_every_steps == 0 or done == c.train.steps
                 self._finish(0 if logged or step == start else 1)
-                self.journal.step(done, self.window.means() if logged or step == start else {})
+                p.logger.step(done, self._means.means() if logged or step == start else {})
                 if logged:
                     self._log(done)
                 validates = self._validates(done)
@@ -80,64 +92,70 @@ class Course:
     def _begin(
         self, program: Program, state: TrainState, batch: Networks, step: int, *, saved: int
     ) -> tuple[TrainState, dict[str, jax.Array]]:
-        """Tells the device to do a step. Where that compiles a program, all is saved before."""
-        new = self.run_step.is_new(program)
+        """Tell the device to do a step. Where that compiles a program, all is saved before."""
+        p = self._parts
+        new = p.stepper.is_new(program)
         if new and step > saved:
             self._save(step, state)
-            self.checkpoints.wait()
-        with self.stopping.at_once() if new else contextlib.nullcontext(), naming_memory():
-            out = self.run_step(program, state, batch, step)
-        self.stopping.unsaved = True
+            p.checkpoints.wait()
+        with p.stopping.at_once() if new else contextlib.nullcontext(), naming_memory():
+            out = p.stepper(program, state, batch, step)
+        p.stopping.protect_steps()
         return out
 
     def _finish(self, left: int) -> None:
-        """Waits for all steps begun but the last `left`, and takes their values in."""
-        while len(self.begun) > left:
-            done, values = self.begun.popleft()
+        """Wait for all steps begun but the last `left`, and take their values in."""
+        while len(self._begun) > left:
+            done, values = self._begun.popleft()
             with naming_memory():
                 values = jax.device_get(values)
-            self.window.add(values)
-            self.journal.faults(done, values['faults'], bool(values['skipped']), self.networks.policies)
+            self._means.add(values)
+            policies = self._parts.networks.policies
+            self._parts.logger.faults(done, values['faults'], bool(values['skipped']), policies)
 
     def _log(self, done: int) -> None:
-        window, self.window = self.window, Window()
-        self.journal.log(done, window)
-        if window.share_not_finite() > self.config.max_not_finite:
-            self.journal.flush()
-            self.checkpoints.wait()
-            good = self.checkpoints.latest_step()
+        """Write the means down and begin new ones; end the run if too many networks were not finite."""
+        p = self._parts
+        means, self._means = self._means, RunningMeans()
+        p.logger.log(done, means)
+        if means.share_not_finite() > p.config.max_not_finite:
+            p.logger.flush()
+            p.checkpoints.wait()
+            good = p.checkpoints.latest_step()
             raise NotFinite(
-                f'{window.not_finite} of the {window.networks} networks until step {done} had a loss or a '
-                f'gradient that is not finite, more than max_not_finite={self.config.max_not_finite}; '
+                f'{means.not_finite} of the {means.networks} networks until step {done} had a loss or a '
+                f'gradient that is not finite, more than max_not_finite={p.config.max_not_finite}; '
                 f'{"there is no checkpoint yet" if good is None else f"the last good checkpoint is {good}"}; '
-                f'{BAD_NETWORKS} lists them, `python -m ghn_jax.replay --workdir={self.checkpoints.workdir}` '
+                f'{BAD_NETWORKS} lists them, `python -m ghn_jax.replay --workdir={p.checkpoints.workdir}` '
                 'shows one'
             )
 
     def _save(self, done: int, state: TrainState) -> None:
+        p = self._parts
         self._finish(0)
-        self.journal.flush()
+        p.logger.flush()
         saved = {'params': state.params, 'opt_state': state.opt_state}
-        self.checkpoints.save(done, saved, self.meta(done, window=self.window.saved()))
+        best_step = self._best[0] if self._best else None
+        p.checkpoints.save(done, saved, p.meta(done, window=self._means.saved()), best=best_step)
 
     def _validates(self, done: int) -> bool:
-        every = self.config.eval.every_steps
-        return bool(every and done and (done % every == 0 or done == self.config.train.steps))
+        every = self._parts.config.eval.every_steps
+        return bool(every and done and (done % every == 0 or done == self._parts.config.train.steps))
 
     def _validate(self, done: int, state: TrainState) -> None:
-        self.checkpoints.wait()
-        self.run_step.give_back()  # networks of all families are validated
-        with self.stopping.at_once(), naming_memory():
-            values = self.validate(local(state.params))
-        self.journal.validation(done, values)
-        new = (done, values[validated(self.config)])
-        self.best = best([new] if self.best is None else [self.best, new])
-        self.checkpoints.best = self.best and self.best[0]
+        p = self._parts
+        p.checkpoints.wait()
+        p.stepper.give_back()  # networks of all families are validated
+        with p.stopping.at_once(), naming_memory():
+            values = p.validate(local(state.params))
+        p.logger.validation(done, values)
+        new = (done, values[validated(p.config)])
+        self._best = best([new] if self._best is None else [self._best, new])
 
 
 @contextlib.contextmanager
 def naming_memory() -> Iterator[None]:
-    """Memory that is not there becomes a UserError that names the knobs."""
+    """Turn memory that is not there into a UserError that names the knobs."""
     try:
         yield
     except UserError:

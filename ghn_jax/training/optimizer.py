@@ -7,7 +7,10 @@ from ml_collections import ConfigDict
 
 
 def make_optimizer(config: ConfigDict) -> optax.GradientTransformation:
-    """Adam with L2 regularisation after clipping by the global norm, as GHN-2 (arXiv 2110.13100)."""
+    """Make Adam with L2 regularisation after clipping by the global norm, as GHN-2 (arXiv 2110.13100).
+
+    config: of a run; `config.train` says all. Equal settings give the same object.
+    """
     t = config.train
     return _optimizer(t.schedule, t.steps, t.warmup_steps, t.learning_rate, t.weight_decay, t.clip_norm)
 

@@ -34,13 +34,14 @@ class Stopping:
 
     def __init__(self):
         self.asked = False
-        self.unsaved = False  # whether the loop has steps that an end at once would lose
+        self._unsaved = False  # whether the loop has steps that an end at once would lose
         self._first = 0.0
         self._answer: jax.Array | None = None
 
     def listen(self) -> None:
-        """Takes the signals over; to be called in the main thread, and after `jax.distributed.initialize`,
-        which takes SIGTERM too.
+        """Take the signals over.
+
+        Call it in the main thread, and after `jax.distributed.initialize`, which takes SIGTERM too.
         """
         reading, writing = os.pipe()
         os.set_blocking(writing, False)
@@ -49,11 +50,15 @@ class Stopping:
             signal.signal(number, lambda *_: None)
         threading.Thread(target=self._watch, args=(reading,), name='signals', daemon=True).start()
 
-    def agreed(self) -> bool:
-        """Whether to stop after the step just begun; every process of the run calls it, and gets the same.
+    def protect_steps(self) -> None:
+        """Let a signal wait, from here on, until the step under way is finished and saved."""
+        self._unsaved = True
 
-        With several processes, what one was told they all learn a step later, by a sum on their devices that
-        queues behind the step: nobody waits for it.
+    def agreed(self) -> bool:
+        """Tell whether to stop after the step just begun; every process calls it, and gets the same.
+
+        With several processes, the signal that one received reaches all of them a step later, by a sum on
+        their devices that queues behind the step: nobody waits for it.
         """
         if jax.process_count() == 1:
             return self.asked
@@ -62,18 +67,18 @@ class Stopping:
 
     @contextlib.contextmanager
     def at_once(self) -> Iterator[None]:
-        """While everything is saved: a signal ends the process, whatever it is doing.
+        """Let a signal end the process at once, whatever it is doing, while everything is saved.
 
         Raises:
           Stopped: one has come before.
         """
-        before, self.unsaved = self.unsaved, False
+        before, self._unsaved = self._unsaved, False
         if self.asked:
             raise Stopped('everything is saved')
         try:
             yield
         finally:
-            self.unsaved = before
+            self._unsaved = before
 
     def _watch(self, reading: int) -> None:
         while data := os.read(reading, 1):
@@ -84,7 +89,7 @@ class Stopping:
         now = time.monotonic()
         if not self.asked:
             self._first, self.asked = now, True
-            if not self.unsaved:
+            if not self._unsaved:
                 _leave(f'stopped by {number.name}; nothing is lost: start again to go on', EXIT_STOPPED)
             _say(f'{number.name}: the step is finished and saved; a second signal ends at once')
         elif now - self._first > _SAME:
@@ -93,8 +98,8 @@ class Stopping:
 
 def _any_process(asked: bool) -> jax.Array:
     mesh = Mesh(np.array([_first_device(i) for i in range(jax.process_count())]), ('processes',))
-    own = np.array([asked], np.int32)
-    flags = jax.make_array_from_process_local_data(NamedSharding(mesh, PartitionSpec('processes')), own)
+    mine = np.array([asked], np.int32)
+    flags = jax.make_array_from_process_local_data(NamedSharding(mesh, PartitionSpec('processes')), mine)
     return _largest(NamedSharding(mesh, PartitionSpec()))(flags)
 
 

@@ -1,9 +1,7 @@
-"""Shows a network of `bad_networks.jsonl` again: the step it failed in, and where it stops being finite.
-
-python -m ghn_jax.replay --workdir=runs/a [--line=3] [--exact]
+"""A network of `bad_networks.jsonl` shown again: the step it failed in, and where it stops being finite.
 
 The step is done again with the networks, images and keys it had, and the parameters of the checkpoint nearest
-before it; --exact trains from there up to it first. Then the network runs by itself, layer by layer, with the
+before it; `exact` trains from there up to it first. Then the network runs by itself, layer by layer, with the
 plain reference: without dropout, and in mode noise without noise. On one device.
 """
 
@@ -17,7 +15,6 @@ import numpy as np
 import optax
 
 from ghn_jax import config as configs
-from ghn_jax.assembly.network_batch import draw
 from ghn_jax.base.errors import UserError
 from ghn_jax.base.jsonlines import read_jsonl
 from ghn_jax.cnn.reference import apply_reference
@@ -31,16 +28,23 @@ from ghn_jax.quant.policy import Policy
 from ghn_jax.quant.scheme import QAT, Scheme
 from ghn_jax.runs.checkpoint import Checkpoints
 from ghn_jax.runs.task import load_data, make_ghn, make_space_of
-from ghn_jax.training import train
 from ghn_jax.training.optimizer import make_optimizer
 from ghn_jax.training.run_logger import BAD_NETWORKS
+from ghn_jax.training.sampling import Preparation, draw
+from ghn_jax.training.state import initial_state, restore_or_init
 from ghn_jax.training.step import BAD_GRADIENT, BAD_LOSS, FINE
+from ghn_jax.training.stepper import Stepper
 
 _FAULTS = {FINE: 'finite', BAD_GRADIENT: 'gradient not finite', BAD_LOSS: 'loss not finite'}
 
 
 def replay(workdir: pathlib.Path, line: int, *, exact: bool = False) -> Iterator[str]:
-    """What there is to say about the network of a line (from 1), as lines of text.
+    """Do the step of a network that was not finite again; yield what there is to say, as lines of text.
+
+    Args:
+      workdir: of the run.
+      line: of `bad_networks.jsonl`, from 1.
+      exact: whether to train from the checkpoint before it up to the step first.
 
     Raises:
       UserError: no such line, no checkpoint, or a row that is not of this run.
@@ -58,17 +62,17 @@ def replay(workdir: pathlib.Path, line: int, *, exact: bool = False) -> Iterator
         # Without one before it: the parameters that training began with, where these are to be had exactly.
         if before or not exact:
             step = max(before, default=min(checkpoints.steps()))
-            state, _ = train.restore_or_init(checkpoints, config, ghn, optimizer, step=step)
+            state, _ = restore_or_init(checkpoints, config, ghn, optimizer, step=step)
         else:
-            state = train.initial_state(config, ghn, optimizer)
+            state = initial_state(config, ghn, optimizer)
     space = make_space_of(config)
     strategy = strategy_of(config)
-    networks = train.Preparation(config, space, strategy)
+    networks = Preparation(config, space, strategy)
     spec = draw(space, config.seed, done - 1, config.train.meta_batch)[index]
     policy = strategy.policy_of(done - 1, index, build_graph(spec))
     if spec != NetworkSpec.from_dict(row['spec']):
         raise UserError(f'line {line} of {BAD_NETWORKS} is not of this run: its network is another one')
-    run_step = train.Stepper(config, ghn, optimizer, dataset)
+    run_step = Stepper(config, ghn, optimizer, dataset)
     yield f'network {index} of step {done}, trained with {row["bits"]}: {row["what"]} not finite'
     yield f'its spec: {spec.to_json()}'
     yield f'parameters: of step {int(state.step)}'
@@ -94,9 +98,15 @@ def examine(
     spec: NetworkSpec, weights: Mapping[str, np.ndarray], images: jax.Array, labels: jax.Array,
     policy: Policy, scheme: Scheme = QAT,
 ) -> Iterator[str]:  # fmt: skip
-    """Where the values of a network stop being finite: in its weights, forward, or backward.
+    """Yield where the values of a network stop being finite: in its weights, forward, or backward.
 
-    images [N, H, H, 3], normalised (not augmented); labels [N].
+    Args:
+      spec: the network.
+      weights: its parameters by name, in the shapes of the spec.
+      images: [N, H, H, 3], normalised (not augmented).
+      labels: int [N].
+      policy: how many bits each tensor has.
+      scheme: how tensors are quantized.
     """
     bad = [name for name, w in weights.items() if not np.isfinite(w).all()]
     yield 'predicted weights: ' + (f'{bad[0]} and {len(bad) - 1} more are not finite' if bad else 'finite')

@@ -1,25 +1,25 @@
 """What a run tells and leaves behind, step by step: metrics, the networks that failed, a progress bar.
 
-Process 0 of a run keeps one; the others are `Silent`.
+Process 0 of a run writes the files; the others are silent. Axes: M networks of a meta-batch.
 """
 
 import contextlib
 import os
 import pathlib
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 from ml_collections import ConfigDict
 
 from ghn_jax.assembly.memory import usage
-from ghn_jax.assembly.network_batch import draw
 from ghn_jax.base.jsonlines import Records, read_jsonl
 from ghn_jax.networks.spaces import Space
 from ghn_jax.networks.spec import NetworkSpec
 from ghn_jax.quant.policy import Policy
 from ghn_jax.runs.metrics import Metrics, Progress
-from ghn_jax.training.running_means import Window
+from ghn_jax.training.running_means import RunningMeans
+from ghn_jax.training.sampling import draw
 from ghn_jax.training.step import BAD_GRADIENT, BAD_LOSS, FINE
 
 Policies = Callable[[int, Sequence[NetworkSpec]], list[Policy]]
@@ -28,8 +28,43 @@ _WHAT = {FINE: 'update', BAD_GRADIENT: 'gradient', BAD_LOSS: 'loss'}  # FINE: th
 _SHOWN = ('loss', 'accuracy')  # beside the progress bar
 
 
-class Journal:
-    """The files of a run, from `start` on; see `records` for what a run before has written beyond it.
+class RunLogger(Protocol):
+    """What the loop of a run tells."""
+
+    def validations(self) -> list[tuple[int, float]]:
+        """Give (step, value) of all validations so far."""
+        ...
+
+    def step(self, done: int, shown: dict[str, float]) -> None:
+        """Note that a step has begun; `shown`: the means, where the device has finished it."""
+        ...
+
+    def log(self, done: int, means: RunningMeans) -> None:
+        """Write a row of means, and beside it the rates and what the process holds."""
+        ...
+
+    def validation(self, done: int, values: dict[str, float]) -> None:
+        """Write a row of a validation, whose time does not count for the rates."""
+        ...
+
+    def faults(self, done: int, faults: np.ndarray, skipped: bool, policies: Policies) -> None:
+        """Write down the networks that had no part in the update of the `done`-th step.
+
+        Args:
+          done: the step's number, from 1.
+          faults: int32 [M], of `step.train_step`.
+          skipped: whether no network had a part in it.
+          policies: (step, specs) -> what the networks were trained with.
+        """
+        ...
+
+    def flush(self) -> None:
+        """Return when all is on the disk."""
+        ...
+
+
+class FileLogger:
+    """The files of a run, from `start` on; see `jsonlines` for what a run before has written beyond it.
 
     validated: the name of the value by which validations are compared.
     """
@@ -47,41 +82,33 @@ class Journal:
         )
         self._rows = [row for row in read_jsonl(pathlib.Path(workdir) / 'metrics.jsonl') if validated in row]
 
-    def __enter__(self) -> 'Journal':
+    def __enter__(self) -> 'FileLogger':
         return self
 
     def __exit__(self, *exc: Any) -> None:
         self._files.close()
 
     def validations(self) -> list[tuple[int, float]]:
-        """(step, value) of all of them so far."""
         return [(row['step'], row[self.validated]) for row in self._rows if row[self.validated] is not None]
 
     def step(self, done: int, shown: dict[str, float]) -> None:
-        """A step has begun; `shown`: the means, where the device has finished it."""
         networks = self.config.train.meta_batch
         self._progress.update(
             1, networks=networks, images=networks * self.config.train.batch_size, finished=bool(shown),
             **{k: shown[k] for k in _SHOWN if k in shown},
         )  # fmt: skip
 
-    def log(self, done: int, window: Window) -> None:
-        """A row of means, and beside it the rates and what the process holds."""
+    def log(self, done: int, means: RunningMeans) -> None:
         rates = {f'time/{k}': v for k, v in self._progress.rates().items()}
-        means = {f'train/{k}': v for k, v in window.means().items()}
-        self._metrics.write(done, means, rates | usage())
+        values = {f'train/{k}': v for k, v in means.means().items()}
+        self._metrics.write(done, values, rates | usage())
 
     def validation(self, done: int, values: dict[str, float]) -> None:
-        """A row of a validation, whose time does not count for the rates."""
         self._metrics.write(done, values)
         self._progress.restart_clock()
 
     def faults(self, done: int, faults: np.ndarray, skipped: bool, policies: Policies) -> None:
-        """Writes down the networks of the step that became the `done`-th that had no part in an update.
-
-        faults [M]: of `steps.train_step`. policies: (step, specs) -> what they were trained with. One row
-        each, `replay` reads it.
-        """
+        """Write one row for each of them; `replay` reads it."""
         if not skipped and np.all(faults == FINE):
             return
         c = self.config
@@ -93,24 +120,26 @@ class Journal:
                 self._bad.write(row | {'spec': specs[i].to_dict()})
 
     def flush(self) -> None:
-        """Returns when all is on the disk."""
         self._metrics.flush()
         self._bad.flush()
 
 
-class Silent:
-    """In the place of a `Journal` where another process of the run keeps it."""
+class SilentLogger:
+    """Tells nothing: another process of the run does."""
 
-    def __enter__(self) -> 'Silent':
+    def __enter__(self) -> 'SilentLogger':
         return self
 
     def __exit__(self, *exc: Any) -> None:
         pass
 
+    def validations(self) -> list[tuple[int, float]]:
+        return []
+
     def step(self, done: int, shown: dict[str, float]) -> None:
         pass
 
-    def log(self, done: int, window: Window) -> None:
+    def log(self, done: int, means: RunningMeans) -> None:
         pass
 
     def validation(self, done: int, values: dict[str, float]) -> None:

@@ -1,4 +1,7 @@
-"""Means over the steps between two rows of metrics; a checkpoint carries them, so no stop cuts a mean."""
+"""Means over the steps between two rows of metrics; a checkpoint carries them, so no stop cuts a mean.
+
+Axes: M networks of a meta-batch.
+"""
 
 import math
 from collections.abc import Mapping
@@ -9,14 +12,14 @@ import numpy as np
 from ghn_jax.training.step import FINE
 
 
-class Window:
+class RunningMeans:
     """Sums of the values of the steps since the last row.
 
     Sums are float64 in the order of the steps, and JSON keeps them exactly: the means of a run that was
     stopped in between are those of one that was not.
     """
 
-    def __init__(self, saved: dict | None = None):
+    def __init__(self, saved: Mapping[str, Any] | None = None):
         saved = saved or {}
         self._sums: dict[str, float] = dict(saved.get('sums', {}))
         self._counts: dict[str, int] = dict(saved.get('counts', {}))
@@ -25,7 +28,10 @@ class Window:
         self.not_finite: int = saved.get('not_finite', 0)
 
     def add(self, values: Mapping[str, Any]) -> None:
-        """One step's values, on the host: those of `steps.train_step`. What is not finite has no part."""
+        """Take in one step's values, on the host: those of `step.train_step`. What is not finite has no part.
+
+        values: scalars by name; `faults`, int32 [M]; `skipped`, 0 or 1.
+        """
         faults = np.asarray(values['faults'])
         self.steps += 1
         self.networks += len(faults)
@@ -38,18 +44,18 @@ class Window:
                 self._counts.setdefault(name, 0)
 
     def means(self) -> dict[str, float]:
-        """By name; nan where no step had a finite value. `not_finite`: networks left out, of each step."""
+        """Give the means by name, nan where no step had a finite value; `not_finite`: networks left out."""
         means = {
             name: self._sums[name] / count if count else math.nan for name, count in self._counts.items()
         }
         return means | {'not_finite': self.not_finite / max(self.steps, 1)}
 
     def share_not_finite(self) -> float:
-        """Of the window's networks, those that had no part in an update."""
+        """Give the share of the networks that had no part in an update."""
         return self.not_finite / max(self.networks, 1)
 
-    def saved(self) -> dict:
-        """As JSON, for `Window(saved)`."""
+    def saved(self) -> dict[str, Any]:
+        """Give the sums as JSON, for `RunningMeans(saved)`."""
         return {
             'sums': self._sums, 'counts': self._counts, 'steps': self.steps,
             'networks': self.networks, 'not_finite': self.not_finite,

@@ -25,6 +25,7 @@ from ghn_jax.base import collectives as mesh_axes
 from ghn_jax.base.collectives import Axes
 from ghn_jax.cnn import executor
 from ghn_jax.cnn.program import Program
+from ghn_jax.cnn.tables import Bits, Tables
 from ghn_jax.cnn.weights import pages, quantize_weights, quantize_weights_backward
 from ghn_jax.hypernet.ghn import GHN
 from ghn_jax.quant.scheme import Scheme
@@ -57,51 +58,44 @@ def meta_gradients(
     dropout: float = DROPOUT,
     axes: Axes | None = None,
 ) -> tuple[Any, dict[str, Array], Workspace]:
-    """Gradient of the mean loss over networks, with metrics per network and the workspace.
+    """Compute the gradient of the mean loss over networks, with metrics of each.
 
-    images [N, H, H, 3], normalised; labels [N]. scheme: how networks are quantized. A network whose loss or
-    gradient is not finite contributes nothing.
+    A network whose loss or gradient is not finite contributes nothing.
 
-    axes: on each device of a mesh, networks and images are its own, and so are the results: gradient, loss
-    and accuracy are its shares, whose sums are those of all; `finite` is of the whole network. The key is one
-    for all devices, and gives each network what it would have on one device.
+    Args:
+      program: what the networks run in.
+      ghn, params: the hypernetwork and its parameters.
+      networks: M networks.
+      images: [N, H, H, 3], normalised.
+      labels: int [N].
+      workspace: for batches of N images; as it is returned, it serves the next step.
+      key: of dropout and noise; one for all devices, it gives each network what it has on one device.
+      scheme: how networks are quantized.
+      dropout: the share of the hidden layer of two-layer heads that is dropped.
+      axes: of a mesh, on whose devices this runs: networks and images are those of the device; gradient,
+        loss and accuracy are its shares, whose sums are those of all; `finite` is of the whole network.
 
     Returns:
       gradients like params; {'loss', 'accuracy', 'finite': [M]}; workspace.
     """
     over_networks, over_images = axes or (None, None)
     count = networks.tables.n_blocks.shape[0] * mesh_axes.size(over_networks)
-    embeddings, pull_embed = jax.vjp(
-        lambda p: ghn.apply({'params': p}, networks.graphs, method='embed'), params
-    )
+    embed = lambda p: ghn.apply({'params': p}, networks.graphs, method='embed')
+    embeddings, pull_embed = jax.vjp(embed, params)
 
     def network(carry, inputs):
         workspace, total = carry
         x, decoder, sources, tables, bits, k_net = inputs
-        k_weights, k_net = jax.random.split(k_net)
         tiles, pull = jax.vjp(lambda p, x: ghn.apply({'params': p}, x, decoder, method='decode'), params, x)
         weights = assemble(tiles, sources, pages(tables), workspace.weights)
-        quantized, grid = workspace.quantized, None
-        if scheme.mode != 'float':
-            quantized, grid = quantize_weights(
-                weights, tables, bits.weights, quantized, scheme=scheme, key=k_weights
-            )
-        loss, logits, g, buffers = executor.loss_and_gradients(
-            program, weights if grid is None else quantized, tables, bits, images, labels,
-            workspace.executor, scheme=scheme, key=k_net, dropout=dropout, axis=over_images,
+        loss, accuracy, g, workspace = _weight_gradients(
+            program, weights, tables, bits, images, labels, workspace, k_net,
+            scheme=scheme, dropout=dropout, axis=over_images,
         )  # fmt: skip
-        if grid is not None:
-            g = quantize_weights_backward(
-                weights, tables, bits.weights, g, grid, scheme=scheme, key=k_weights
-            )
         g_params, g_x = pull(assemble_transposed(g, sources, tiles))
         finite = jnp.isfinite(loss) & jnp.isfinite(optax.tree.norm((g_params, g_x)))
         finite = mesh_axes.everywhere(finite, over_images)
         g_params, g_x = jax.tree.map(lambda g: jnp.where(finite, g / count, 0), (g_params, g_x))
-        accuracy = jnp.mean((jnp.argmax(logits, -1) == labels).astype(loss.dtype))
-        if over_images:
-            accuracy = accuracy / mesh_axes.size(over_images)
-        workspace = Workspace(buffers._replace(weights=g), weights, quantized)
         return (workspace, jax.tree.map(jnp.add, total, g_params)), (g_x, loss, accuracy, finite)
 
     keys = mesh_axes.own_rows(jax.random.split(key, count), over_networks)
@@ -110,6 +104,34 @@ def meta_gradients(
     (workspace, gradients), (g_x, loss, accuracy, finite) = lax.scan(network, carry, inputs)
     gradients = jax.tree.map(jnp.add, gradients, pull_embed(g_x)[0])
     return gradients, {'loss': loss, 'accuracy': accuracy, 'finite': finite}, workspace
+
+
+def _weight_gradients(
+    program: Program, weights: Array, tables: Tables, bits: Bits, images: Array, labels: Array,
+    workspace: Workspace, key: Array, *, scheme: Scheme, dropout: float, axis: str | None,
+) -> tuple[Array, Array, Array, Workspace]:  # fmt: skip
+    """Run a network with its weights [F] rounded, and differentiate its loss by them.
+
+    Returns:
+      loss and accuracy, [] each, the device's shares of them; gradient of the weights before rounding [F];
+      workspace, which holds weights and gradient.
+    """
+    k_weights, k_net = jax.random.split(key)
+    quantized, grid = workspace.quantized, None
+    if scheme.mode != 'float':
+        quantized, grid = quantize_weights(
+            weights, tables, bits.weights, quantized, scheme=scheme, key=k_weights
+        )
+    loss, logits, g, buffers = executor.loss_and_gradients(
+        program, weights if grid is None else quantized, tables, bits, images, labels, workspace.executor,
+        scheme=scheme, key=k_net, dropout=dropout, axis=axis,
+    )  # fmt: skip
+    if grid is not None:
+        g = quantize_weights_backward(weights, tables, bits.weights, g, grid, scheme=scheme, key=k_weights)
+    accuracy = jnp.mean((jnp.argmax(logits, -1) == labels).astype(loss.dtype))
+    if axis:
+        accuracy = accuracy / mesh_axes.size(axis)
+    return loss, accuracy, g, Workspace(buffers._replace(weights=g), weights, quantized)
 
 
 def train_step(
@@ -126,11 +148,11 @@ def train_step(
     scheme: Scheme,
     axes: Axes | None = None,
 ) -> tuple[TrainState, dict[str, Array], Workspace]:
-    """One step of the optimizer; see `meta_gradients`. Loss and accuracy are means over the networks with
-    finite gradients. With `axes`, state and metrics are those of all devices, the same on each.
+    """Do one step of the optimizer; for the arguments see `meta_gradients`.
 
-    Where no network is finite, or the gradient of all or the update is not, the step is skipped: parameters
-    and optimizer stay as they are, and only `state.step` counts on.
+    Loss and accuracy are means over the networks with finite gradients. With `axes`, state and metrics are
+    those of all devices, the same on each. Where no network is finite, or the gradient of all or the update
+    is not, the step is skipped: parameters and optimizer stay as they are, and only `state.step` counts on.
 
     Returns:
       state; {'loss', 'accuracy': nan where no network is finite, 'gradient_norm', 'skipped': 0 or 1,

@@ -3,12 +3,15 @@
 import pytest
 
 from ghn_jax.assembly import memory
-from ghn_jax.assembly.network_batch import draw
 from ghn_jax.base.errors import UserError
 from ghn_jax.cnn import building
 from ghn_jax.cnn.covering import family, program_for
 from ghn_jax.runs.task import load_data, make_ghn, make_space_of
-from ghn_jax.training import train
+from ghn_jax.training.compiled import training_step
+from ghn_jax.training.optimizer import make_optimizer
+from ghn_jax.training.sampling import draw
+from ghn_jax.training.stepper import Stepper
+from ghn_jax.training.train import train
 from tests.cnn.networks import small_network
 from tests.small_run import small_config
 
@@ -16,11 +19,11 @@ from tests.small_run import small_config
 def test_a_program_that_does_not_fit_is_refused_before_it_is_compiled(tmp_path, monkeypatch):
     config = small_config()
     config.train.batch_size = 7  # a program that no test has compiled
-    compiled = train._step._cache_size()
+    compiled = training_step._cache_size()
     monkeypatch.setattr(memory, 'free_bytes', lambda mesh: 2**20)
     with pytest.raises(UserError, match='GiB .* free: .*batch_size.*channels.*dtype.*devices.cpu'):
-        train.train(config, tmp_path)
-    assert train._step._cache_size() == compiled
+        train(config, tmp_path)
+    assert training_step._cache_size() == compiled
 
 
 def test_the_estimate_of_memory_grows_with_the_batch_and_falls_with_the_dtype():
@@ -40,7 +43,7 @@ def test_the_estimate_of_memory_grows_with_the_batch_and_falls_with_the_dtype():
 
 def test_workspaces_are_kept_for_their_family_while_they_take_half_of_the_memory():
     config = small_config()
-    stepper = train.Stepper(config, make_ghn(config, 10), train.make_optimizer(config), load_data(config))
+    stepper = Stepper(config, make_ghn(config, 10), make_optimizer(config), load_data(config))
     a, b, c = programs = [
         building.build_program(
             [small_network([('skip_connect', 0), ('conv_1x1', 1)], C=C)], image_size=16, max_params=1e5

@@ -6,13 +6,14 @@ import jax
 import numpy as np
 import pytest
 
-from ghn_jax.assembly.network_batch import draw, make_networks, place, prepare
+from ghn_jax.assembly.network_batch import make_networks, place, prepare
 from ghn_jax.cnn.covering import family, program_for
 from ghn_jax.cnn.lowering import lower
 from ghn_jax.hypernet.policy_features import resolve
 from ghn_jax.networks.graph import build_graph
 from ghn_jax.quant.policy import Policy
 from ghn_jax.runs.task import make_space_of
+from ghn_jax.training.sampling import draw
 from tests.small_run import small_config
 from tests.spies import calls_of
 

@@ -1,6 +1,7 @@
 """A compiled function comes back from the disk without being traced, and only where it is the same one."""
 
 import functools
+import importlib
 import pathlib
 import subprocess
 import sys
@@ -12,6 +13,8 @@ import numpy as np
 import pytest
 
 from ghn_jax.base import executables
+from ghn_jax.training.compiled import training_step
+from ghn_jax.training.optimizer import make_optimizer
 from tests.small_run import ROOT
 
 TRACED = []
@@ -37,12 +40,12 @@ def folder(tmp_path):
         jax.config.update(name, value)
 
 
-def call(n=3, *, factor=2, named='a'):
+def call(n=3, *, factor=2, named='a', made_by=()):
     """The results, and how often it was traced for them."""
     scaled.clear_cache()
     before = len(TRACED)
     arguments = lambda: (np.arange(float(n)), jnp.ones(n))
-    function = executables.kept(scaled, arguments(), {'factor': factor}, named=named)
+    function = executables.kept(scaled, arguments(), {'factor': factor}, named=named, made_by=made_by)
     results = [jax.device_get(function(*arguments())) for _ in range(2)]
     jax.tree.map(np.testing.assert_array_equal, *results)
     np.testing.assert_array_equal(results[0]['sum'], factor * np.arange(n) + 1)
@@ -64,13 +67,31 @@ def test_another_function_type_or_machine_is_compiled(folder, monkeypatch):
 
 
 def test_other_source_is_compiled(folder, tmp_path, monkeypatch):
-    call()
-    (tmp_path / 'package').mkdir()
-    (tmp_path / 'package/a.py').write_text('x = 1')
-    monkeypatch.setattr(executables, '_PACKAGE', tmp_path / 'package')
-    assert [call(), call()] == [1, 0]
-    (tmp_path / 'package/a.py').write_text('x = 2')
-    assert call() == 1
+    (tmp_path / 'maker.py').write_text('def make(): return 1')
+    monkeypatch.syspath_prepend(tmp_path)
+    maker = importlib.import_module('maker')
+    assert [call(made_by=(maker.make,)) for _ in range(2)] == [1, 0]
+    (tmp_path / 'maker.py').write_text('def make(): return 2')
+    assert [call(made_by=(maker.make,)), call()] == [1, 1]
+
+
+def test_an_edit_counts_where_a_training_step_imports_it(monkeypatch):
+    read = pathlib.Path.read_bytes
+
+    def digest(edited):
+        path = ROOT / 'ghn_jax' / edited
+        assert path.is_file()
+        monkeypatch.setattr(
+            pathlib.Path, 'read_bytes', lambda self: read(self) + (b'# edited' if self == path else b'')
+        )
+        return executables._digest('a', (), (training_step, make_optimizer))
+
+    before = digest('__init__.py')
+    for edited in ('reporting/tables.py', 'training/loop.py', 'base/cli.py', 'config.py', 'cnn/reference.py'):
+        assert digest(edited) == before, edited
+    for edited in ('cnn/executor.py', 'cnn/ops.py', 'hypernet/gnn.py', 'quant/grid.py', 'datasets/load.py',
+                   'training/step.py', 'training/compiled.py', 'training/optimizer.py'):  # fmt: skip
+        assert digest(edited) != before, edited
 
 
 def test_those_not_used_for_longest_are_removed(folder, monkeypatch):
@@ -158,7 +179,8 @@ import jax
 import numpy as np
 jax.config.update('jax_num_cpu_devices', 4)
 jax.config.update('jax_compilation_cache_dir', sys.argv[1])
-from ghn_jax import devices, executables
+from ghn_jax.assembly import mesh as devices
+from ghn_jax.base import executables
 traced = []
 def double(x):
     traced.append(x)

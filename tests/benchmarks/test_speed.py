@@ -142,7 +142,7 @@ def test_the_prepared_steps_are_of_one_family(config):
     config.space.channels = (16, 32)
     space = make_space_of(config)
     wanted = family(profile.draw(space, config.seed, 0, 2)[0])
-    ahead = profile.OfFamily(config, space, Strategy(), wanted).take(3)
+    ahead = profile.OfFamily(config, space, Strategy(), wanted, 3)
     assert ahead.steps == sorted(set(ahead.steps))
     assert len({program for program, _ in ahead.ahead(0, 3)}) == 1
     drawn = [family(profile.draw(space, config.seed, step, 2)[0]) for step in range(ahead.steps[-1] + 1)]

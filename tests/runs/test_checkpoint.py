@@ -161,9 +161,7 @@ def test_a_bit_that_changes_an_array_is_noticed_by_the_name_of_the_array(tmp_pat
 def test_those_of_an_interval_and_the_best_stay(tmp_path):
     with Checkpoints(tmp_path, keep=2, keep_every=4) as c:
         for step in range(1, 11):
-            if step == 4:
-                c.best = 3
-            c.save(step, make_state(step), {})
+            c.save(step, make_state(step), {}, best=3 if step >= 4 else None)
         c.wait()
         assert c.steps() == [3, 4, 8, 9, 10]
 

@@ -11,7 +11,7 @@ from tensorboardX.proto import event_pb2
 
 from ghn_jax.base.errors import UserError
 from ghn_jax.runs.metrics import Metrics, Progress, read_jsonl
-from ghn_jax.training.running_means import Window
+from ghn_jax.training.running_means import RunningMeans
 
 
 def write(workdir, start, steps, value=0.5):
@@ -114,11 +114,11 @@ def test_means_of_a_window_are_those_of_one_that_was_saved_and_read_in_between()
         {'loss': np.float32(rng.normal()), 'skipped': np.int32(0), 'faults': np.array([0, i % 3 == 0])}
         for i in range(50)
     ] + [{'loss': np.float32('nan'), 'skipped': np.int32(1), 'faults': np.array([2, 1])}]
-    whole, cut = Window(), Window()
+    whole, cut = RunningMeans(), RunningMeans()
     for row in rows:
         whole.add(row)
         cut.add(row)
-        cut = Window(json.loads(json.dumps(cut.saved())))
+        cut = RunningMeans(json.loads(json.dumps(cut.saved())))
     assert whole.means() == cut.means() and whole.share_not_finite() == cut.share_not_finite()
     assert whole.means()['loss'] == pytest.approx(np.mean([row['loss'] for row in rows[:50]], dtype=float))
     assert whole.means()['not_finite'] == (17 + 2) / 51 and whole.means()['skipped'] == 1 / 51

@@ -144,7 +144,7 @@ def test_a_second_signal_ends_at_once_and_leaves_a_whole_checkpoint(tmp_path):
 import os, signal, sys, threading, time, numpy as np
 from ghn_jax.checkpoint import Checkpoints
 from ghn_jax.stopping import Stopping
-stopping = Stopping(); stopping.listen(); stopping.unsaved = True
+stopping = Stopping(); stopping.listen(); stopping.protect_steps()
 c = Checkpoints({str(tmp_path)!r})
 c.save(1, {{'params': {{'w': np.ones(3)}}}}, {{}}, wait=True)
 os.kill(os.getpid(), signal.SIGTERM)

@@ -8,7 +8,7 @@ import numpy as np
 import optax
 import pytest
 
-from ghn_jax.assembly.network_batch import draw, prepare
+from ghn_jax.assembly.network_batch import prepare
 from ghn_jax.assembly.workspace import Workspace, make_workspace
 from ghn_jax.base.errors import UserError
 from ghn_jax.cnn import executor
@@ -24,6 +24,7 @@ from ghn_jax.hypernet.tiles import decoder_table
 from ghn_jax.networks.graph import build_graph
 from ghn_jax.networks.spaces import make_space
 from ghn_jax.quant import Policy, Scheme
+from ghn_jax.training.sampling import draw
 from ghn_jax.training.step import BAD_LOSS, FINE, TrainState, meta_gradients, train_step
 from tests.cnn.comparison import QUICK, relative_error
 from tests.cnn.networks import random_images, random_parameters, small_network

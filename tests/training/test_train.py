@@ -10,11 +10,11 @@ import jax
 import numpy as np
 import pytest
 
-from ghn_jax.assembly.network_batch import draw
 from ghn_jax.base import lock
 from ghn_jax.base.errors import NotFinite, Stopped, UserError
 from ghn_jax.cnn.covering import family
 from ghn_jax.datasets.load import batch_indices
+from ghn_jax.hypernet.ghn import init_params
 from ghn_jax.hypernet.predict import predict_weights
 from ghn_jax.networks.graph import build_graph
 from ghn_jax.networks.spaces import make_space
@@ -25,8 +25,14 @@ from ghn_jax.runs import task
 from ghn_jax.runs.checkpoint import Checkpoints
 from ghn_jax.runs.metrics import read_jsonl
 from ghn_jax.training import train as training
+from ghn_jax.training.compiled import training_step
+from ghn_jax.training.optimizer import make_optimizer
 from ghn_jax.training.preemption import Stopping
 from ghn_jax.training.replay import examine, replay
+from ghn_jax.training.sampling import Preparation, draw
+from ghn_jax.training.state import initial_state, restore_or_init
+from ghn_jax.training.stepper import Stepper
+from ghn_jax.training.train import train
 from tests.small_run import command, is_one_error_line, small_config, write_run
 
 
@@ -42,9 +48,9 @@ def _config(**train):
 
 @pytest.fixture(scope='module')
 def whole(tmp_path_factory):
-    workdir, compiled = tmp_path_factory.mktemp('whole'), training._step._cache_size()
-    state = training.train(_config(), workdir)
-    assert training._step._cache_size() == compiled + 1  # of one program, with one type of state throughout
+    workdir, compiled = tmp_path_factory.mktemp('whole'), training_step._cache_size()
+    state = train(_config(), workdir)
+    assert training_step._cache_size() == compiled + 1  # of one program, with one type of state throughout
     return state, workdir
 
 
@@ -53,10 +59,10 @@ def _losses(workdir):
 
 
 def test_three_steps_and_three_after_a_resume_are_six_steps_bit_for_bit(whole, tmp_path):
-    compiled = training._step._cache_size()
-    training.train(_config(), tmp_path, stop_at=3)
-    resumed = training.train(_config(), tmp_path)
-    assert training._step._cache_size() == compiled  # what is restored has the types of what is initialised
+    compiled = training_step._cache_size()
+    train(_config(), tmp_path, stop_at=3)
+    resumed = train(_config(), tmp_path)
+    assert training_step._cache_size() == compiled  # what is restored has the types of what is initialised
     jax.tree.map(np.testing.assert_array_equal, jax.device_get(resumed), jax.device_get(whole[0]))
     assert _losses(tmp_path) == _losses(whole[1])
     assert [step for step, *_ in _losses(tmp_path)] == [1, 2, 3, 4, 5, 6]
@@ -64,7 +70,7 @@ def test_three_steps_and_three_after_a_resume_are_six_steps_bit_for_bit(whole, t
 
 def test_training_changes_every_parameter_and_losses_are_finite(whole):
     state, workdir = whole
-    start = training.init_params(task.make_ghn(_config(), 10).config, jax.random.key(0))
+    start = init_params(task.make_ghn(_config(), 10).config, jax.random.key(0))
     # Embeddings of primitives, sizes and bits that no network of the space has stay as they are.
     moved = jax.tree.map(lambda a, b: float(np.max(np.abs(a - b))), jax.device_get(state.params), start)
     assert all(x > 0 for x in jax.tree.leaves(moved))
@@ -73,20 +79,20 @@ def test_training_changes_every_parameter_and_losses_are_finite(whole):
 
 def test_another_config_in_the_same_workdir_is_refused_by_the_key_that_differs(whole):
     with pytest.raises(UserError, match='train.learning_rate'):
-        training.train(_config(learning_rate=0.5), whole[1])
+        train(_config(learning_rate=0.5), whole[1])
 
 
 def test_a_checkpoint_of_another_version_of_jax_is_taken_and_said(whole, monkeypatch, capsys):
     version = jax.__version__
     monkeypatch.setattr(jax, '__version__', '0.1.2')
-    state = training.train(_config(), whole[1])
+    state = train(_config(), whole[1])
     assert f'step 6 was made with jax {version}, this is 0.1.2' in capsys.readouterr().err
     jax.tree.map(np.testing.assert_array_equal, jax.device_get(state), jax.device_get(whole[0]))
 
 
 def test_a_finished_run_does_nothing_more(whole):
     before = (whole[1] / 'metrics.jsonl').read_text()
-    state = training.train(_config(), whole[1])
+    state = train(_config(), whole[1])
     assert int(state.step) == 6
     assert (whole[1] / 'metrics.jsonl').read_text() == before
 
@@ -124,7 +130,7 @@ def test_bad_values_are_refused_before_anything_is_written(tmp_path, key, value,
         target = target[part]
     target[last] = value
     with pytest.raises(UserError, match=message) as error:
-        training.train(c, tmp_path / 'run')
+        train(c, tmp_path / 'run')
     assert '\n' not in str(error.value)
     assert key == 'init_from' or not (tmp_path / 'run').exists()  # which is read when it is needed
 
@@ -142,7 +148,7 @@ def test_networks_of_a_step_share_a_width_and_depend_on_step_and_seed_only():
 def test_what_the_graphs_say_is_what_the_networks_run_at():
     c = _config()
     space, strategy = task.make_space_of(c), strategy_of(c)
-    preparation = training.Preparation(c, space, strategy)
+    preparation = Preparation(c, space, strategy)
     _, networks = preparation.step(7)
     specs = draw(space, 0, 7, 2)
     expected = [
@@ -169,16 +175,16 @@ def test_a_run_told_the_bits_predicts_other_weights_for_other_bits(whole):
 def test_a_run_may_begin_with_the_parameters_of_another(whole, tmp_path):
     c = _config()
     c.init_from = str(write_run(tmp_path / 'plain', seed=5))
-    ghn, optimizer = task.make_ghn(c, 10), training.make_optimizer(c)
-    with training.Checkpoints(tmp_path / 'run') as checkpoints:
-        params = training.restore_or_init(checkpoints, c, ghn, optimizer)[0].params
+    ghn, optimizer = task.make_ghn(c, 10), make_optimizer(c)
+    with Checkpoints(tmp_path / 'run') as checkpoints:
+        params = restore_or_init(checkpoints, c, ghn, optimizer)[0].params
     tables = params.pop('bits')
     jax.tree.map(np.testing.assert_array_equal, params, runs.load_run(c.init_from).params)
     assert not any(np.asarray(table).any() for table in jax.tree.leaves(tables))
     # Not where the run has begun: that is where it goes on from.
     c.init_from = ''
-    with training.Checkpoints(whole[1]) as checkpoints:
-        state, _ = training.restore_or_init(checkpoints, c, ghn, optimizer)
+    with Checkpoints(whole[1]) as checkpoints:
+        state, _ = restore_or_init(checkpoints, c, ghn, optimizer)
     jax.tree.map(np.testing.assert_array_equal, state.params, whole[0].params)
     for changes, init_from, message in (
         ({'hid': 16}, tmp_path / 'plain', 'hid=8, this run has hid=16'),
@@ -187,8 +193,8 @@ def test_a_run_may_begin_with_the_parameters_of_another(whole, tmp_path):
         c.init_from = str(init_from)
         c.ghn.update({'bits': True, 'hid': 8} | changes)
         ghn = task.make_ghn(c, 10)
-        with training.Checkpoints(tmp_path / 'other') as checkpoints, pytest.raises(UserError, match=message):
-            training.restore_or_init(checkpoints, c, ghn, optimizer)
+        with Checkpoints(tmp_path / 'other') as checkpoints, pytest.raises(UserError, match=message):
+            restore_or_init(checkpoints, c, ghn, optimizer)
 
 
 def test_metrics_are_json_lines_with_train_and_time_values(whole):
@@ -213,7 +219,7 @@ class AfterSteps(Stopping):
 
 def _stopped_after(config, workdir, n):
     with pytest.raises(Stopped, match='is saved: start again'):
-        training.train(config, workdir, stopping=AfterSteps(n))
+        train(config, workdir, stopping=AfterSteps(n))
 
 
 def _same(workdir, other, state, expected):
@@ -224,12 +230,12 @@ def _same(workdir, other, state, expected):
 def test_no_stop_changes_a_mean_or_a_state_wherever_it_falls(tmp_path):
     config = _config()
     config.log_every_steps, config.save_every_steps = 4, 5
-    expected = training.train(config, tmp_path / 'whole')
+    expected = train(config, tmp_path / 'whole')
     assert [step for step, *_ in _losses(tmp_path / 'whole')] == [4, 6]
     for n in (1, 2, 1):
         _stopped_after(config, tmp_path / 'stopped', n)
     config.save_in_background = False  # both ways of saving
-    state = training.train(config, tmp_path / 'stopped')
+    state = train(config, tmp_path / 'stopped')
     _same(tmp_path / 'stopped', tmp_path / 'whole', state, expected)
 
 
@@ -258,13 +264,13 @@ def test_a_validation_that_was_stopped_is_made_when_the_run_goes_on(tmp_path, fa
     config = _config()
     config.eval.every_steps, config.save_every_steps = 2, 100
     where['workdir'] = tmp_path / 'whole'
-    expected = training.train(config, tmp_path / 'whole')
+    expected = train(config, tmp_path / 'whole')
     where['workdir'] = tmp_path / 'stopped'
     fails.append(Stopped('in the validation'))
     with pytest.raises(Stopped):
-        training.train(config, tmp_path / 'stopped')
+        train(config, tmp_path / 'stopped')
     _stopped_after(config, tmp_path / 'stopped', 2)  # at step 4, whose validation is due
-    state = training.train(config, tmp_path / 'stopped')
+    state = train(config, tmp_path / 'stopped')
     _same(tmp_path / 'stopped', tmp_path / 'whole', state, expected)
     values = [r['val/top1_w4a4'] for r in read_jsonl(tmp_path / 'stopped/metrics.jsonl') if len(r) == 2]
     assert values == [3, 1, 2]
@@ -274,7 +280,7 @@ def test_the_checkpoint_that_validated_best_stays_and_can_be_taken(tmp_path, fak
     fake_validation[1]['workdir'] = tmp_path
     config = _config()
     config.eval.every_steps, config.save_every_steps, config.keep_checkpoints = 2, 1, 1
-    training.train(config, tmp_path)
+    train(config, tmp_path)
     assert Checkpoints(tmp_path).steps() == [2, 6]
     assert runs.load_run(tmp_path, 'best').step == 2 and runs.load_run(tmp_path).step == 6
     assert runs.load_run(tmp_path, '2').step == 2
@@ -286,23 +292,23 @@ def test_the_checkpoint_that_validated_best_stays_and_can_be_taken(tmp_path, fak
 def test_a_second_training_in_a_workdir_is_refused_by_the_name_of_the_first(tmp_path):
     with lock.holding(tmp_path):
         with pytest.raises(UserError, match=f'in use by process {os.getpid()} on .*, since 20'):
-            training.train(_config(), tmp_path)
+            train(_config(), tmp_path)
     assert [p.name for p in tmp_path.iterdir()] == ['lock']
     with lock.holding(tmp_path):  # let go
         pass
 
 
 def test_an_error_in_the_preparation_of_a_step_ends_the_run_there(tmp_path, monkeypatch):
-    prepare = training.Preparation.step
+    prepare = Preparation.step
 
     def failing(self, step):
         if step == 2:
             raise UserError('no such network')
         return prepare(self, step)
 
-    monkeypatch.setattr(training.Preparation, 'step', failing)
+    monkeypatch.setattr(Preparation, 'step', failing)
     with pytest.raises(UserError, match='no such network'):
-        training.train(_config(), tmp_path)
+        train(_config(), tmp_path)
     assert [step for step, *_ in _losses(tmp_path)] == [1, 2]
 
 
@@ -314,7 +320,7 @@ def poison(monkeypatch):
     """poison({step: networks}): these predict weights that are not numbers."""
 
     def poison(where):
-        prepare = training.Preparation.step
+        prepare = Preparation.step
 
         def poisoned(self, step):
             program, networks = prepare(self, step)
@@ -322,14 +328,14 @@ def poison(monkeypatch):
                 networks.decoder.class_scale[i] = np.nan
             return program, networks
 
-        monkeypatch.setattr(training.Preparation, 'step', poisoned)
+        monkeypatch.setattr(Preparation, 'step', poisoned)
 
     return poison
 
 
 def test_a_network_that_is_not_finite_is_left_out_written_down_and_shown_again(tmp_path, poison):
     poison({1: [1], 3: [0]})
-    state = training.train(_config(), tmp_path / 'whole')
+    state = train(_config(), tmp_path / 'whole')
     assert all(np.isfinite(x).all() for x in jax.tree.leaves(jax.device_get(state.params)))
     rows = read_jsonl(tmp_path / 'whole/metrics.jsonl')
     assert [r['train/not_finite'] for r in rows] == [0, 1, 0, 1, 0, 0]
@@ -342,7 +348,7 @@ def test_a_network_that_is_not_finite_is_left_out_written_down_and_shown_again(t
         assert r['bits'] == str(strategy.policy_of(r['step'] - 1, r['network'], build_graph(spec)))
     # Stopped between the two, nothing is written twice.
     _stopped_after(_config(), tmp_path / 'stopped', 2)
-    training.train(_config(), tmp_path / 'stopped')
+    train(_config(), tmp_path / 'stopped')
     name = 'bad_networks.jsonl'
     assert (tmp_path / 'stopped' / name).read_bytes() == (tmp_path / 'whole' / name).read_bytes()
     said = '\n'.join(itertools.islice(replay(tmp_path / 'whole', 2, exact=True), 5))  # the rest: below
@@ -357,7 +363,7 @@ def test_the_first_layer_that_is_not_finite_is_named():
     spec = draw(task.make_space_of(_config()), 0, 0, 1)[0]
     rng = np.random.default_rng(0)
     ghn = task.make_ghn(_config(), 10)
-    params = training.init_params(ghn.config, jax.random.key(0))
+    params = init_params(ghn.config, jax.random.key(0))
     weights = dict(predict_weights(ghn, params, spec))
     x, y = rng.normal(size=(4, 8, 8, 3)).astype(np.float32), np.arange(4)
     policy = parse_bits('float')  # rounded, a tensor without a range is zeros
@@ -373,21 +379,21 @@ def test_a_step_without_a_finite_network_changes_neither_parameters_nor_optimize
     poison({0: [0, 1]})
     config = _config()
     config.max_not_finite = 1.0
-    state = training.train(config, tmp_path, stop_at=1)
+    state = train(config, tmp_path, stop_at=1)
     ghn = task.make_ghn(config, 10)
-    start = training.initial_state(config, ghn, training.make_optimizer(config))
+    start = initial_state(config, ghn, make_optimizer(config))
     assert int(state.step) == 1
     jax.tree.map(np.testing.assert_array_equal, state.params, start.params)
     jax.tree.map(np.testing.assert_array_equal, state.opt_state, start.opt_state)
     (row,) = read_jsonl(tmp_path / 'metrics.jsonl')
     assert row['train/skipped'] == 1 and row['train/loss'] is None
-    training.train(config, tmp_path)  # and the run goes on
+    train(config, tmp_path)  # and the run goes on
 
 
 def test_too_many_networks_that_are_not_finite_stop_the_run_by_the_last_good_checkpoint(tmp_path, poison):
     poison({4: [0, 1]})
     with pytest.raises(NotFinite, match='2 of the 2 networks until step 5 .* last good checkpoint is 3'):
-        training.train(_config(), tmp_path)
+        train(_config(), tmp_path)
     assert len(read_jsonl(tmp_path / 'bad_networks.jsonl')) == 2
 
 
@@ -399,10 +405,10 @@ def test_the_seed_changes_weights_networks_images_and_keys_and_nothing_else_does
         config = _config()
         config.seed = seed
         ghn, dataset = task.make_ghn(config, 10), task.load_data(config)
-        optimizer = training.make_optimizer(config)
-        stepper = training.Stepper(config, ghn, optimizer, dataset)
+        optimizer = make_optimizer(config)
+        stepper = Stepper(config, ghn, optimizer, dataset)
         return {
-            'weights': jax.device_get(training.initial_state(config, ghn, optimizer).params),
+            'weights': jax.device_get(initial_state(config, ghn, optimizer).params),
             'networks': [s.to_json() for s in draw(task.make_space_of(config), seed, 3, 8)],
             'order of images': batch_indices(seed, 3, 16, stepper.count),
             'images': np.asarray(stepper.stream.images),
@@ -422,9 +428,9 @@ def test_hard_networks_are_skipped_where_they_are_not_finite_and_training_goes_o
     config = _config(steps=60, learning_rate=1.0, meta_batch=4)
     config.space.cells, config.quant.bits = (8, 14), 'w2a2'
     space = dataclasses.replace(task.make_space_of(config), norms=(None,))
-    monkeypatch.setattr(runs, 'make_space_of', lambda config: space)
+    monkeypatch.setattr(training, 'make_space_of', lambda config: space)
     config.program.max_nodes, config.max_not_finite, config.log_every_steps = 320, 1.0, 10
-    state = training.train(config, tmp_path)
+    state = train(config, tmp_path)
     assert all(np.isfinite(x).all() for x in jax.tree.leaves(jax.device_get((state.params, state.opt_state))))
     rows, bad = (read_jsonl(tmp_path / name) for name in ('metrics.jsonl', 'bad_networks.jsonl'))
     print([r['train/loss'] for r in rows], f'{len(bad)} of 240 networks')

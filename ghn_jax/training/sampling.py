@@ -1,0 +1,90 @@
+"""The networks that a run trains on: which they are, and making those of the coming steps ready.
+
+Axes: M networks of a meta-batch, all of one family (width C, with or without attention).
+"""
+
+import collections
+from collections.abc import Generator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+
+import numpy as np
+from jax.sharding import Mesh
+from ml_collections import ConfigDict
+
+from ghn_jax.assembly.mesh import own_networks
+from ghn_jax.assembly.network_batch import Networks, make_networks, place
+from ghn_jax.cnn.covering import Family, family, program_for
+from ghn_jax.cnn.program import Program
+from ghn_jax.hypernet.policy_features import resolve
+from ghn_jax.networks.graph import build_graph
+from ghn_jax.networks.spaces import Space
+from ghn_jax.networks.spec import NetworkSpec
+from ghn_jax.quant.bit_schedule import Strategy
+from ghn_jax.quant.policy import Policy
+
+_AHEAD = 4  # steps whose networks are made ready while the device works
+
+
+def draw(space: Space, seed: int, step: int, count: int) -> list[NetworkSpec]:
+    """Draw the training networks of a step: a pure function of its arguments.
+
+    They are of one family. The first is any network of the space, the others any of the same family, so
+    families come up with the frequencies they have in the space.
+    """
+    rng = np.random.Generator(np.random.Philox(np.random.SeedSequence((seed, step))))
+    specs: list[NetworkSpec] = []
+    while len(specs) < count:
+        spec = space.sample('train', seed, int(rng.integers(space.size('train'))))
+        if not specs or family(spec) == family(specs[0]):
+            specs.append(spec)
+    return specs
+
+
+class Preparation:
+    """Networks of the coming steps, made ready by threads (JAX leaves Python free while a step runs).
+
+    Every process draws the same ones, and makes those of its own devices ready.
+    """
+
+    def __init__(self, config: ConfigDict, space: Space, strategy: Strategy, mesh: Mesh | None = None):
+        self.config, self.space, self.strategy = config, space, strategy
+        self.own = own_networks(mesh, config.train.meta_batch)
+        self._programs: dict[Family, Program] = {}
+
+    def program(self, family: Family) -> Program:
+        """Give the program of all training networks of one family."""
+        if family not in self._programs:
+            self._programs[family] = program_for(self.space, 'train', family, self.config.image_size)
+        return self._programs[family]
+
+    def step(self, step: int) -> tuple[Program, Networks]:
+        """Prepare the networks of one step that are this process's, as numpy arrays.
+
+        Raises:
+          UserError: as `network_batch.place` and `policy_features.resolve`.
+        """
+        specs = draw(self.space, self.config.seed, step, self.config.train.meta_batch)
+        program = self.program(family(specs[0]))
+        placed = [place(program, build_graph(spec)) for spec in specs[self.own]]
+        policies = (self.strategy.policy_of(step, self.own.start + i, n.graph) for i, n in enumerate(placed))
+        widths = [resolve(policy, network.graph) for policy, network in zip(policies, placed, strict=True)]
+        return program, make_networks(program, placed, widths, max_nodes=self.config.program.max_nodes)
+
+    def policies(self, step: int, specs: Sequence[NetworkSpec]) -> list[Policy]:
+        """Give the bit-widths that each of the step's M networks trains with."""
+        return [self.strategy.policy_of(step, i, build_graph(spec)) for i, spec in enumerate(specs)]
+
+    def ahead(self, start: int, stop: int) -> Generator[tuple[Program, Networks], None, None]:
+        """Yield the networks of steps start .. stop - 1, in order; an error appears at its step."""
+        with ThreadPoolExecutor(2) as pool:
+            queue = collections.deque()
+            try:
+                for step in range(start, stop):
+                    queue.append(pool.submit(self.step, step))
+                    if len(queue) > _AHEAD:
+                        yield queue.popleft().result()
+                while queue:
+                    yield queue.popleft().result()
+            finally:
+                for future in queue:
+                    future.cancel()
