@@ -19,6 +19,7 @@ from ghn_jax.networks.spaces import Space
 from ghn_jax.networks.spec import NetworkSpec
 from ghn_jax.quant.policy import Policy
 from ghn_jax.runs.metrics import Metrics, Progress
+from ghn_jax.training.log_lines import training_line, validation_line
 from ghn_jax.training.running_means import Window
 from ghn_jax.training.step import BAD_GRADIENT, BAD_LOSS, FINE
 
@@ -43,7 +44,7 @@ class Journal:
         self._bad = Records(pathlib.Path(workdir) / BAD_NETWORKS, start)
         self._files.callback(self._bad.close)
         self._progress = self._files.enter_context(
-            Progress(config.train.steps, initial=start, desc='train', window=2)
+            Progress(config.train.steps, initial=start, desc='train', marks=2)
         )
         self._rows = [row for row in read_jsonl(pathlib.Path(workdir) / 'metrics.jsonl') if validated in row]
 
@@ -70,10 +71,19 @@ class Journal:
         rates = {f'time/{k}': v for k, v in self._progress.rates().items()}
         means = {f'train/{k}': v for k, v in window.means().items()}
         self._metrics.write(done, means, rates | usage())
+        train = self.config.train
+        self._progress.say(
+            training_line(
+                done, train.steps, window.means(), meta_batch=train.meta_batch, averaged=window.steps,
+                networks_per_sec=rates.get('time/networks_per_sec'),
+                seconds_left=self._progress.seconds_left(),
+            )
+        )  # fmt: skip
 
     def validation(self, done: int, values: dict[str, float]) -> None:
         """A row of a validation, whose time does not count for the rates."""
         self._metrics.write(done, values)
+        self._progress.say(validation_line(done, self.config.train.steps, values))
         self._progress.restart_clock()
 
     def faults(self, done: int, faults: np.ndarray, skipped: bool, policies: Policies) -> None:
