@@ -1,9 +1,7 @@
 """Training: resuming is never having stopped; a run of another config, or a bad one, is refused in one
 line."""
 
-import contextlib
 import dataclasses
-import io
 import itertools
 import json
 import os
@@ -43,10 +41,9 @@ def _config(**train):
 @pytest.fixture(scope='module')
 def whole(tmp_path_factory):
     workdir, compiled = tmp_path_factory.mktemp('whole'), training._step._cache_size()
-    with contextlib.redirect_stdout(io.StringIO()) as said:
-        state = training.train(_config(), workdir)
+    state = training.train(_config(), workdir)
     assert training._step._cache_size() == compiled + 1  # of one program, with one type of state throughout
-    return state, workdir, said.getvalue()
+    return state, workdir
 
 
 def _losses(workdir):
@@ -64,7 +61,7 @@ def test_three_steps_and_three_after_a_resume_are_six_steps_bit_for_bit(whole, t
 
 
 def test_training_changes_every_parameter_and_losses_are_finite(whole):
-    state, workdir, _ = whole
+    state, workdir = whole
     start = training.init_params(training.runs.make_ghn(_config(), 10).config, jax.random.key(0))
     # Embeddings of primitives, sizes and bits that no network of the space has stay as they are.
     moved = jax.tree.map(lambda a, b: float(np.max(np.abs(a - b))), jax.device_get(state.params), start)
@@ -193,16 +190,6 @@ def test_a_run_may_begin_with_the_parameters_of_another(whole, tmp_path):
 def test_metrics_are_json_lines_with_train_and_time_values(whole):
     records = [json.loads(line) for line in (whole[1] / 'metrics.jsonl').read_text().splitlines()]
     assert {'train/loss', 'train/accuracy', 'train/gradient_norm', 'train/not_finite'} <= set(records[-1])
-
-
-def test_a_run_prints_one_line_for_each_row_of_metrics(whole):
-    lines = whole[2].splitlines()
-    assert '\r' not in whole[2] and [line.split('   ')[0] for line in lines] == [
-        f'step {s}/6' for s in range(1, 7)
-    ]
-    for line, (_, loss, accuracy) in zip(lines, _losses(whole[1]), strict=True):
-        assert f'   loss {loss:.3f}   accuracy {100 * accuracy:.1f} %' in line
-    assert lines[-1].endswith(' networks/s   00:00 left')
 
 
 # ---- stopping and going on
