@@ -55,8 +55,8 @@ wait "$float" || { code=$?; tail -n 5 "$log" >&2; exit "$code"; }
 trap - EXIT
 grep '^step' "$log" | tail -n 1 || true # none where it was trained before
 
-# 4 batches of 75 are all 300 test images, two batches for each half of the CPU.
-echo '== both on 30 networks that neither has seen: top-1 through 4-bit quantization, against top-1 in float'
+# 5 batches of 60 are all 300 test images.
+echo '== both on 50 networks that neither has seen: top-1 through 4-bit quantization, against top-1 in float'
 python -m ghn_jax.evaluate --workdir="$workdir/qat" --against="$workdir/float" --splits=test \
-    --bits=w32a32,w4a4,w2a2 --num_networks=30 --batch_size=75 --devices=2 \
+    --bits=w32a32,w4a4,w2a2 --num_networks=50 --batch_size=60 \
     --json="$workdir/result.json" --plot="$workdir/accuracy.png"
