@@ -4,8 +4,8 @@
     python -m ghn_jax.train --config=configs/quickstart.py --workdir=runs/digits
 
 The script trains for 250 steps instead of 700, in W4/A4 and in float beside it, both with ranges of standard
-deviations. In seconds of a core of an Intel Xeon, kept busy by others: the program takes about 45 to compile, a
-step 0.3, scoring a network at one bit-width 0.05. Results of all 700 steps: docs/results.md.
+deviations. Seconds of one core of an Intel Xeon that others kept busy: 45 to compile the program, 0.3 a step,
+0.05 to score a network at one bit-width. Results of all 700 steps: docs/results.md.
 """
 
 from ghn_jax import config
