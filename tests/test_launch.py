@@ -169,9 +169,9 @@ def test_the_bits_of_the_quickstart_are_not_to_be_set(quickstart):
     assert (done.returncode, done.stderr.count('\n'), calls) == (2, 1, []) and 'quant.bits' in done.stderr
 
 
-def test_the_quick_tests_are_files_that_there_are():
-    files = (ROOT / 'tests/quick.txt').read_text().split()
-    assert len(files) == len(set(files)) > 10 and all((ROOT / file).is_file() for file in files)
+def test_the_quick_tests_are_there():
+    paths = (ROOT / 'tests/quick.txt').read_text().split()
+    assert len(paths) == len(set(paths)) > 10 and all((ROOT / path).exists() for path in paths)
 
 
 def test_configs_have_names_and_home_is_left_to_the_training():

@@ -188,8 +188,9 @@ class Progress:
 
     def seconds_left(self) -> float | None:
         """At the pace of the marks; None before the second update."""
-        since = self._since_first_mark()
-        return since and (self._total - self._done) * since.seconds / max(since.steps, 1)
+        if (since := self._since_first_mark()) is None:
+            return None
+        return (self._total - self._done) * since.seconds / max(since.steps, 1)
 
     def close(self) -> None:
         """Shows the last state."""
