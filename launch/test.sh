@@ -1,11 +1,13 @@
 #!/usr/bin/env bash
 # Runs the tests in the shared environment. Arguments go to pytest:
 #   bash launch/test.sh                          all but the slow ones
+#   bash launch/test.sh --quick                  under two minutes: the files that tests/quick.txt lists
 #   bash launch/test.sh -m slow tests/cnn -x     any pytest arguments
 #   bash launch/test.sh -m slow tests/mutation   how many small changes of the code the tests notice
 set -euo pipefail
 source "$(dirname "${BASH_SOURCE[0]}")/environment.sh"
 environment test
+[ "${1:-}" != --quick ] || set -- @tests/quick.txt "${@:2}"
 # A file stays in one process, so that its tests share what they compile; -n 0 runs all in this one. One more
 # than there are cores, for some tests wait for processes of their own.
 exec python -m pytest -n "$(python -c 'import os; print(min(4, os.cpu_count() + 1))')" --dist=loadfile "$@"

@@ -61,6 +61,7 @@ def command(
 ) -> tuple[int, str, str]:
     """(exit code, stdout, stderr) of `python -m module args`, without the seconds a new process takes.
 
+    module: or the path of a script.
     stdout, stderr: what it writes to, and '' is returned.
     """
     known = set(flags.FLAGS)
@@ -79,7 +80,8 @@ def command(
             warnings.catch_warnings(),
         ):
             warnings.simplefilter('ignore', RuntimeWarning)  # runpy: the module is imported already
-            runpy.run_module(module, run_name='__main__')
+            run = runpy.run_path if module.endswith('.py') else runpy.run_module
+            run(module, run_name='__main__')
     except SystemExit as e:
         code = e.code or 0
     finally:

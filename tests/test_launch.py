@@ -2,6 +2,7 @@
 
 import os
 import shlex
+import shutil
 import subprocess
 
 import pytest
@@ -108,6 +109,69 @@ def test_the_quickstart_refuses_cloud_storage_before_it_makes_anything():
     done = launch('quickstart.sh', '--workdir=gs://bucket/a')
     assert (done.returncode, done.stdout, done.stderr.count('\n')) == (2, '', 1)
     assert done.stderr.startswith('error: --workdir=gs://bucket/a: cloud storage is not supported yet')
+
+
+PYTHON = r"""#!/usr/bin/env bash
+# In the place of python: a training leaves metrics and says a line, or fails with CODE_qat, CODE_float.
+echo "$*" >>calls
+for arg in "$@"; do [[ "$arg" != --workdir=* ]] || workdir="${arg#--workdir=}"; done
+[[ "$*" == *ghn_jax.train* ]] || exit 0
+name="CODE_${workdir##*/}"
+if [ "${!name:-0}" != 0 ]; then echo "error: $name" >&2; exit "${!name}"; fi
+mkdir -p "$workdir"
+echo '{}' >"$workdir/metrics.jsonl"
+echo "step 250/250   of ${workdir##*/}"
+"""
+
+
+@pytest.fixture
+def quickstart(tmp_path):
+    """run(*arguments, **environment) -> (its end, what it called): the script, where python is PYTHON."""
+    (tmp_path / 'launch').mkdir()
+    shutil.copy(ROOT / 'launch/quickstart.sh', tmp_path / 'launch')
+    (tmp_path / 'launch/environment.sh').write_text(f'environment() {{ export PATH="{tmp_path}:$PATH"; }}')
+    (tmp_path / 'python').write_text(PYTHON)
+    (tmp_path / 'python').chmod(0o755)
+
+    def run(*args, **env):
+        done = subprocess.run(
+            ['bash', 'launch/quickstart.sh', '--workdir=runs/a', *args], cwd=tmp_path, text=True,
+            env=os.environ | env, capture_output=True, timeout=60,
+        )  # fmt: skip
+        calls = tmp_path / 'calls'
+        return done, calls.read_text().splitlines() if calls.exists() else []
+
+    return run
+
+
+def test_the_quickstart_trains_twice_by_one_config_and_scores_both_together(quickstart, tmp_path):
+    done, (qat, exact, scores) = quickstart('--config.seed=7', '--config.space.channels=(16, 32)')
+    assert done.returncode == 0 and not done.stderr, done.stderr
+    assert qat.replace('/qat', '/float').replace('=w4a4', '=float') == exact != qat
+    assert '--config.seed=7 --config.space.channels=(16, 32)' in qat
+    assert f'--workdir={tmp_path}/runs/a/qat --against={tmp_path}/runs/a/float' in scores
+    headings = [line for line in done.stdout.splitlines() if line.startswith('==')]
+    assert len(headings) == 3
+    # The lines of one training are not mixed with those of the other.
+    said = [line for line in done.stdout.splitlines() if line.startswith('step')]
+    assert said == ['step 250/250   of qat', 'step 250/250   of float']
+
+
+@pytest.mark.parametrize(('which', 'called'), [('qat', 1), ('float', 2)])
+def test_a_training_of_the_quickstart_that_fails_ends_it_with_its_code_and_words(quickstart, which, called):
+    done, calls = quickstart(**{f'CODE_{which}': '3'})
+    assert done.returncode == 3 and done.stderr == f'error: CODE_{which}\n'
+    assert len(calls) == called  # nothing is scored, and no training waits for the other for ever
+
+
+def test_the_bits_of_the_quickstart_are_not_to_be_set(quickstart):
+    done, calls = quickstart('--config.quant.bits=w2a2')
+    assert (done.returncode, done.stderr.count('\n'), calls) == (2, 1, []) and 'quant.bits' in done.stderr
+
+
+def test_the_quick_tests_are_there():
+    paths = (ROOT / 'tests/quick.txt').read_text().split()
+    assert len(paths) == len(set(paths)) > 10 and all((ROOT / path).exists() for path in paths)
 
 
 def test_configs_have_names_and_home_is_left_to_the_training():

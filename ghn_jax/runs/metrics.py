@@ -1,4 +1,4 @@
-"""What a run tells: `metrics.jsonl`, TensorBoard, lines on stdout, and a progress bar on stderr.
+"""What a run tells: `metrics.jsonl`, TensorBoard, and how far it is on the screen.
 
 A step's number is how many steps are done. A run resumed from the checkpoint of step s goes on after the
 records up to s: what the run before wrote beyond it is dropped, for it will be written again.
@@ -9,14 +9,13 @@ runs of one config are equal byte for byte, however often one of them was stoppe
 
 import collections
 import contextlib
-import io
 import math
 import os
 import pathlib
 import sys
 import time
 from collections.abc import Mapping
-from typing import Any, TextIO
+from typing import Any, NamedTuple, TextIO
 
 import numpy as np
 from tqdm import tqdm
@@ -27,6 +26,7 @@ from ghn_jax.base.jsonlines import read_jsonl as read_jsonl
 from ghn_jax.runs.tensorboard import Events
 
 _FLUSH_SECONDS = 30  # TensorBoard is that far behind at most
+_SILENCE = 30  # seconds without a line on a screen that is no terminal
 
 
 class Metrics:
@@ -36,11 +36,10 @@ class Metrics:
     `machine.jsonl` likewise.
     """
 
-    def __init__(self, workdir: str | os.PathLike, start_step: int = 0, *, stdout: bool = True):
+    def __init__(self, workdir: str | os.PathLike, start_step: int = 0):
         workdir = pathlib.Path(workdir)
         with files.writing(workdir):
             workdir.mkdir(parents=True, exist_ok=True)
-        self._stdout = stdout
         self._values = Records(workdir / 'metrics.jsonl', start_step)
         self._machine = Records(workdir / 'machine.jsonl', start_step)
         self._tensorboard = Events(workdir / 'tensorboard', start_step)
@@ -57,22 +56,17 @@ class Metrics:
 
         machine: those that differ from run to run.
         """
-        said = {}
+        shown = {}
         for records, part in ((self._values, values), (self._machine, machine or {})):
             scalars = {name: float(np.asarray(value).item()) for name, value in part.items()}
             if scalars:
                 finite = {k: v if math.isfinite(v) else None for k, v in scalars.items()}
                 records.write({'step': int(step)} | finite)
-            said |= scalars
-        for name, value in said.items():
+            shown |= scalars
+        for name, value in shown.items():
             self._tensorboard.scalar(step, name, value)
         if time.monotonic() - self._flushed > _FLUSH_SECONDS:
             self._flush_tensorboard()
-        if self._stdout:
-            shown = {name: value for name, value in said.items() if not name.startswith('machine/')}
-            text = f'step {step}  ' + '  '.join(f'{name} {value:.4g}' for name, value in shown.items())
-            tqdm.write(text, file=sys.stdout)  # above the bar, where there is one
-            sys.stdout.flush()
 
     def image(self, step: int, name: str, image: np.ndarray) -> None:
         """Shows uint8 [H, W, 3] in TensorBoard."""
@@ -95,12 +89,23 @@ class Metrics:
         self._flushed = time.monotonic()
 
 
-class Progress:
-    """A bar on a terminal; elsewhere a plain line every 30 s. With ETA, networks/s, images/s, last values.
+class _Mark(NamedTuple):
+    """What was done at a time."""
 
-    total: steps. initial: steps done before (they count for the bar and not for the rates). The rates are
-    those of the last `window` finished updates; the clock starts at the first, which has paid for the
-    compilation.
+    seconds: float
+    steps: int
+    networks: float
+    images: float
+
+
+class Progress:
+    """How far something is: a bar on a terminal, and plain lines elsewhere. With rates and time left.
+
+    Lines from elsewhere (`say`) go to stdout, above the bar. Where there is no bar, a line of its own comes
+    only where nothing was said for `_SILENCE` seconds: into a file go whole lines and no carriage returns.
+
+    The rates are those of the last `marks` finished updates; the clock starts at the first, which has paid
+    for the compilation.
     """
 
     def __init__(
@@ -110,26 +115,31 @@ class Progress:
         initial: int = 0,
         desc: str = '',
         unit: str = 'step',
-        window: int = 50,
+        marks: int = 50,
         file: TextIO | None = None,
     ):
-        out: TextIO = file or sys.stderr
-        terminal = out.isatty()
-        self._marks: collections.deque[tuple[float, float, float]] = collections.deque(maxlen=window)
+        """Begins to show it.
+
+        Args:
+          total: how many steps there are.
+          initial: steps done before; they have no part in the rates.
+          desc: what is being done.
+          unit: what a step is called.
+          marks: how many finished updates the rates are of.
+          file: in place of stderr.
+        """
+        self._total, self._done, self._desc, self._unit = total, initial, desc, unit
+        self._file: TextIO = file or sys.stderr
+        self._marks: collections.deque[_Mark] = collections.deque(maxlen=marks)
         self._networks = self._images = 0.0
         self._values: dict[str, float] = {}
-        self._bar = tqdm(
-            total=total,
-            initial=initial,
-            desc=desc,
-            unit=unit,
-            file=out if terminal else _Lines(out),
-            mininterval=0.2 if terminal else 30,
-            maxinterval=10 if terminal else float('inf'),
-            ascii=None if terminal else True,  # as the terminal can
-            dynamic_ncols=terminal,
-            ncols=None if terminal else 150,
-        )
+        self._said_at, self._said_of = time.monotonic(), initial
+        self._bar = None
+        if self._file.isatty():
+            self._bar = tqdm(
+                total=total, initial=initial, desc=desc, unit=unit, file=self._file, mininterval=0.2,
+                dynamic_ncols=True,
+            )  # fmt: skip
 
     def __enter__(self) -> 'Progress':
         return self
@@ -144,13 +154,23 @@ class Progress:
 
         finished: the device has done all that was counted, not only been told to: others set no clock.
         """
+        self._done += steps
         self._networks += networks
         self._images += images
         if finished:
             self._mark()
         self._values |= values
-        self._bar.set_postfix_str(self._text(), refresh=False)
-        self._bar.update(steps)
+        if self._bar is not None:
+            self._bar.set_postfix_str(', '.join(self._parts()), refresh=False)
+            self._bar.update(steps)
+        elif time.monotonic() - self._said_at > _SILENCE:
+            self._show()
+
+    def say(self, text: str) -> None:
+        """Prints a line to stdout that says how far it is, above the bar where there is one."""
+        tqdm.write(text, file=sys.stdout)
+        sys.stdout.flush()
+        self._said_at, self._said_of = time.monotonic(), self._done
 
     def restart_clock(self) -> None:
         """Call after a break (an evaluation), which would count as slow steps."""
@@ -159,37 +179,44 @@ class Progress:
 
     def rates(self) -> dict[str, float]:
         """{'networks_per_sec': ..., 'images_per_sec': ...}; empty before the second update."""
-        if len(self._marks) < 2:
+        if (since := self._since_first_mark()) is None:
             return {}
-        seconds, networks, images = (b - a for a, b in zip(self._marks[0], self._marks[-1]))
-        seconds = max(seconds, 1e-9)
-        return {'networks_per_sec': networks / seconds, 'images_per_sec': images / seconds}
+        return {
+            'networks_per_sec': since.networks / since.seconds,
+            'images_per_sec': since.images / since.seconds,
+        }
+
+    def seconds_left(self) -> float | None:
+        """At the pace of the marks; None before the second update."""
+        if (since := self._since_first_mark()) is None:
+            return None
+        return (self._total - self._done) * since.seconds / max(since.steps, 1)
 
     def close(self) -> None:
         """Shows the last state."""
-        self._bar.close()
+        if self._bar is not None:
+            self._bar.close()
+        elif self._done > self._said_of:
+            self._show()
 
     def _mark(self) -> None:
-        self._marks.append((time.perf_counter(), self._networks, self._images))
+        self._marks.append(_Mark(time.perf_counter(), self._done, self._networks, self._images))
 
-    def _text(self) -> str:
+    def _since_first_mark(self) -> _Mark | None:
+        if len(self._marks) < 2:
+            return None
+        since = _Mark(*(b - a for a, b in zip(self._marks[0], self._marks[-1])))
+        return since._replace(seconds=max(since.seconds, 1e-9))
+
+    def _show(self) -> None:
+        how_far = f'{self._desc} {self._done}/{self._total} {self._unit}s'.strip()
+        left = self.seconds_left()
+        parts = [how_far, *self._parts()] + ([] if left is None else [f'{tqdm.format_interval(left)} left'])
+        print(', '.join(parts), file=self._file, flush=True)
+        self._said_at, self._said_of = time.monotonic(), self._done
+
+    def _parts(self) -> list[str]:
         shown = {'networks/s': 'networks_per_sec', 'images/s': 'images_per_sec'}
         rates = self.rates()
         parts = [f'{rates[key]:.3g} {name}' for name, key in shown.items() if rates.get(key)]
-        return ', '.join(parts + [f'{name} {value:.3g}' for name, value in self._values.items()])
-
-
-class _Lines(io.TextIOBase):
-    """Where there is no terminal a redraw becomes a line of its own."""
-
-    def __init__(self, file: TextIO):
-        self._file = file
-        self._last = ''
-
-    def write(self, text: str) -> int:
-        line = text.strip()
-        if line and line != self._last:
-            self._last = line
-            self._file.write(line + '\n')
-            self._file.flush()
-        return len(text)
+        return parts + [f'{name} {value:.3g}' for name, value in self._values.items()]

@@ -18,6 +18,7 @@ from ghn_jax.networks.spaces import Space
 from ghn_jax.networks.spec import NetworkSpec
 from ghn_jax.quant.policy import Policy
 from ghn_jax.runs.metrics import Metrics, Progress
+from ghn_jax.training.log_lines import training_line, validation_line
 from ghn_jax.training.running_means import RunningMeans
 from ghn_jax.training.sampling import draw
 from ghn_jax.training.step import BAD_GRADIENT, BAD_LOSS, FINE
@@ -78,7 +79,7 @@ class FileLogger:
         self._bad = Records(pathlib.Path(workdir) / BAD_NETWORKS, start)
         self._files.callback(self._bad.close)
         self._progress = self._files.enter_context(
-            Progress(config.train.steps, initial=start, desc='train', window=2)
+            Progress(config.train.steps, initial=start, desc='train', marks=2)
         )
         self._rows = [row for row in read_jsonl(pathlib.Path(workdir) / 'metrics.jsonl') if validated in row]
 
@@ -100,11 +101,20 @@ class FileLogger:
 
     def log(self, done: int, means: RunningMeans) -> None:
         rates = {f'time/{k}': v for k, v in self._progress.rates().items()}
-        values = {f'train/{k}': v for k, v in means.means().items()}
-        self._metrics.write(done, values, rates | usage())
+        values = means.means()
+        self._metrics.write(done, {f'train/{k}': v for k, v in values.items()}, rates | usage())
+        train = self.config.train
+        self._progress.say(
+            training_line(
+                done, train.steps, values, meta_batch=train.meta_batch, averaged=means.steps,
+                networks_per_sec=rates.get('time/networks_per_sec'),
+                seconds_left=self._progress.seconds_left(),
+            )
+        )  # fmt: skip
 
     def validation(self, done: int, values: dict[str, float]) -> None:
         self._metrics.write(done, values)
+        self._progress.say(validation_line(done, self.config.train.steps, values))
         self._progress.restart_clock()
 
     def faults(self, done: int, faults: np.ndarray, skipped: bool, policies: Policies) -> None:

@@ -33,7 +33,8 @@ def test_lines_and_bars_on_a_screen_that_fails_end_nothing(make, tmp_path):
             for step in range(200):
                 progress.update(networks=1)
                 metrics.write(step, {'loss': 1.0})
-                print(f'step {step}', 'x' * 100, file=sys.stderr)
+                progress.say(f'step {step}, loss 1')
+                print('a warning', 'x' * 100, file=sys.stderr)
         screen.finish()
     assert len((tmp_path / 'metrics.jsonl').read_text().splitlines()) == 200
 
@@ -89,7 +90,7 @@ def test_a_signal_ends_the_process_though_it_cannot_be_said():
 
 TOOL = """
 import contextlib, os
-from ghn_jax import cli
+from ghn_jax.base import cli
 def main():
     for i in range(5000):
         print('line', i, '±')

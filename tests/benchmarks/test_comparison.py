@@ -7,6 +7,7 @@ import pathlib
 import pytest
 
 from ghn_jax.benchmarks import comparison
+from tests.pictures import check_picture, drawn, lengths_of_bars
 from tests.small_run import command, is_one_error_line
 
 
@@ -113,11 +114,15 @@ def test_every_figure_of_the_real_peer_file_is_read(shared):
 
 
 def test_a_picture_of_the_ratios_is_written(files, tmp_path):
-    code, out, err = command(
-        'ghn_jax.benchmark', files(a=PEER, b=figures()), f'--plot={tmp_path}/out.png'
-    )  # fmt: skip
+    flags = files(a=PEER, b=figures()), f'--plot={tmp_path}/out.png', f'--json={tmp_path}/out.json'
+    with drawn() as pictures:
+        code, _, err = command('ghn_jax.benchmark', *flags)
     assert code == 0, err
-    assert (tmp_path / 'out.png').read_bytes().startswith(b'\x89PNG')
+    check_picture((tmp_path / 'out.png').read_bytes())
+    rows = json.loads((tmp_path / 'out.json').read_text())['rows']
+    (panel,) = pictures[0].axes
+    known = [row[key] for key in ('ratio', 'scaled_ratio') for row in rows if row['ratio'] is not None]
+    assert lengths_of_bars(panel) == [ratio for ratio in known if ratio is not None]
 
 
 def test_a_picture_of_no_known_kind_is_refused(files, tmp_path):

@@ -13,6 +13,7 @@ from ghn_jax.cnn.covering import family
 from ghn_jax.networks.spaces import make_space
 from ghn_jax.quant.bit_schedule import Strategy
 from ghn_jax.runs.task import make_space_of
+from tests.pictures import check_picture, drawn, lengths_of_bars, texts
 from tests.small_run import command, is_one_error_line, small_config
 
 
@@ -36,22 +37,19 @@ def test_every_network_of_a_split_is_of_a_family_that_is_counted(name, split):
 @pytest.mark.parametrize(
     ('split', 'functions'), [('train', ['train_step']), ('test', ['predict_weights', 'score'])]
 )
-def test_every_function_that_a_split_needs_is_traced(config, monkeypatch, split, functions):
-    traced = []
-
-    def figures(trace):
-        traced.append(trace())
-        return None, {'compile_s': 1.0}
-
-    monkeypatch.setattr(programs, 'compiled_figures', figures)
+def test_every_function_that_a_split_needs_is_compiled(config, quick_reference, split, functions):
     rows = programs.measure(Options(config=config, split=split))
     assert [row['function'] for row in rows] == functions
-    assert len(traced) == len(functions)
     for row in rows:
         assert (row['width'], row['msa'], row['programs']) == (16, False, 1)
         assert row['branches'] >= row['segments'] > 0
-        assert row['workspace_bytes'] > 0
-    assert picture.picture({'machine': MACHINE, 'rows': rows}).startswith(b'\x89PNG')
+        assert min(row[k] for k in ('workspace_bytes', 'argument_bytes', 'executable_bytes')) > 0
+        assert row['compile_s'] > 0 or row['cached']
+    with drawn() as figures:
+        check_picture(picture.picture({'machine': MACHINE, 'rows': rows}))
+    (panel,) = figures[0].axes
+    assert lengths_of_bars(panel) == [row['compile_s'] for row in rows]
+    assert [label.get_text().split(', ')[1] for label in panel.get_yticklabels()] == functions
 
 
 def test_figures_of_a_compiled_function():
@@ -80,25 +78,28 @@ def test_lists_of_numbers_are_checked():
 # ---- cells
 
 
-def test_each_length_has_a_program_of_its_own_and_that_of_the_longest(monkeypatch):
-    def compiled(weights, tables, bits, images, labels, workspace):
-        return 0.0, None, None, workspace
-
-    monkeypatch.setattr(
-        cells, 'compiled_figures', lambda trace: (compiled, {'temp_bytes': 1, 'compile_s': 1.0})
-    )
-    options = Options(cells=(1, 4, 6), modes=('float',), batch_size=2, repeats=2)
+def test_each_length_has_a_program_of_its_own_and_that_of_the_longest(quick_reference):
+    options = Options(cells=(1, 2), modes=('float',), batch_size=2, repeats=2)
     rows = cells.measure(options)
-    assert sorted((r['cells'], r['room']) for r in rows) == [(1, 1), (1, 6), (4, 4), (4, 6), (6, 6)]
+    assert sorted((r['cells'], r['room']) for r in rows) == [(1, 1), (1, 2), (2, 2)]
     memory = {(r['cells'], r['room']): r for r in rows}
     assert all(0 < r['used_bytes'] <= r['workspace_bytes'] for r in rows)
-    assert memory[1, 1]['workspace_bytes'] < memory[4, 4]['workspace_bytes'] < memory[6, 6]['workspace_bytes']
-    assert memory[1, 6]['workspace_bytes'] == memory[6, 6]['workspace_bytes']
-    assert memory[1, 1]['used_bytes'] == memory[1, 6]['used_bytes']
+    allocated = {which: row['workspace_bytes'] for which, row in memory.items()}
+    assert allocated[1, 1] < allocated[2, 2] == allocated[1, 2]
+    assert memory[1, 1]['used_bytes'] == memory[1, 2]['used_bytes'] < memory[2, 2]['used_bytes']
+    assert all(r['compile_s'] > 0 and r['temp_bytes'] > 0 and r['median_s'] > 0 for r in rows)
+    assert memory[1, 2]['compile_s'] == memory[2, 2]['compile_s'] != memory[1, 1]['compile_s']
     assert all(
         r['us_per_instruction'] * r['instructions'] == pytest.approx(r['median_s'] * 1e6) for r in rows
     )
-    assert picture.picture({'machine': MACHINE, 'rows': rows}).startswith(b'\x89PNG')
+    with drawn() as figures:
+        check_picture(picture.picture({'machine': MACHINE, 'rows': rows}))
+    time_panel, memory_panel = figures[0].axes
+    own, shared = (line.get_ydata().tolist() for line in time_panel.lines)
+    us = {(r['cells'], r['room']): r['us_per_instruction'] for r in rows}
+    assert own == [us[1, 1], us[2, 2]] and shared == [us[1, 2], us[2, 2]]
+    drawn_bytes = memory_panel.lines[0].get_ydata() * 2**20
+    assert drawn_bytes.tolist() == [allocated[1, 1], allocated[2, 2]]
 
 
 # ---- profile
@@ -119,8 +120,12 @@ def test_the_parts_and_the_rest_are_the_step():
     assert by_part[profile.REST]['step_ms'] == pytest.approx(100)
     assert by_part[profile.STEP]['mean_s'] == 0.25
     assert by_part['host: preparation']['share_percent'] == 50
-    assert picture.picture({'machine': MACHINE, 'rows': rows}).startswith(b'\x89PNG')
     assert 'executor backward' in benchmark.text({'machine': MACHINE, 'rows': rows})
+    with drawn() as figures:
+        check_picture(picture.picture({'machine': MACHINE, 'rows': rows}))
+    (panel,) = figures[0].axes
+    assert lengths_of_bars(panel) == [row['step_ms'] for row in rows]
+    assert {row['part'] for row in rows} <= set(texts(figures[0]))
 
 
 def test_waiting_is_told_from_stepping_and_the_first_step_left_out():

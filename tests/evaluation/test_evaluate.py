@@ -33,6 +33,7 @@ from ghn_jax.runs.run import load_run
 from ghn_jax.runs.task import load_data, make_space_of
 from tests.hypernet.helpers import small_spec
 from tests.pages import Page, check_self_contained
+from tests.pictures import check_picture
 from tests.small_run import command, is_one_error_line, write_run
 from tests.spies import calls_of
 from tests.streams import Ascii, full, without_reader
@@ -260,7 +261,7 @@ def test_the_command_prints_the_table_and_writes_result_and_picture(workdir, res
         *ARGS,
     )
     assert code == 0, err
-    assert plot.read_bytes().startswith(b'\x89PNG')
+    check_picture(plot.read_bytes())
     for row in json.loads(second.read_text())['rows']:
         assert row['difference_top1_mean'] == row['difference_top1_sem'] == 0
         assert row['against_top1_mean'] == row['top1_mean']

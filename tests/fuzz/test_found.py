@@ -211,7 +211,7 @@ def test_metrics_of_an_older_run_are_read_past_whatever_is_in_them(tmp_path):
     path.write_bytes('\n'.join(lines).encode() + b'\n\xff\xfe{"step": 9}')
     assert [row['step'] for row in metrics.read_jsonl(path)] == [1, 2, 3]
     (tmp_path / 'metrics.jsonl.part').symlink_to(outside)
-    with metrics.Metrics(tmp_path, 2, stdout=False) as resumed:
+    with metrics.Metrics(tmp_path, 2) as resumed:
         resumed.write(3, {'train/loss': 2.0})
     assert path.read_text().splitlines() == [*good[:2], '{"step": 3, "train/loss": 2.0}']
     assert not outside.exists()

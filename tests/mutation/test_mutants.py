@@ -140,7 +140,7 @@ def small(tmp_path):
         """)
     )
     (root / 'tests' / 'test_steps.py').write_text(
-        'from ghn_jax.training.step import count\ndef test_count(): assert count(3) == 3\n'
+        'from ghn_jax.steps import count\ndef test_count(): assert count(3) == 3\n'
     )
     return root
 
@@ -152,10 +152,10 @@ def copies(root, folder, *, count, seconds=240):
 def test_noticed_survived_and_endless_are_told_apart(small, tmp_path):
     source, test = (small / PACKAGE / 'steps.py').read_text(), small / 'tests' / 'test_steps.py'
     files = killers(small, 'steps')
-    assert files == ['tests/training/test_step.py']
+    assert files == ['tests/test_steps.py']
     of = {(e.before, e.after): Mutant('steps', e) for e in edits(source)}
     mutants = [of['steps += 1', 'steps -= 1'], of['n > 0', 'n >= 0']]
-    told, name = [], 'tests/training/test_step.py::test_count'
+    told, name = [], 'tests/test_steps.py::test_count'
     outcomes = copies(small, tmp_path / 'a', count=2).try_all(mutants, {'steps': files}, told.append)
     assert outcomes == [Outcome(m, True, name) for m in mutants]
     assert sorted(map(str, told)) == sorted(map(str, outcomes))
@@ -176,7 +176,4 @@ def test_tests_that_fail_without_the_change_notice_nothing(small, tmp_path):
     (small / 'tests' / 'test_steps.py').write_text('def test_count(): assert False\n')
     mutant = Mutant('steps', next(edits((small / PACKAGE / 'steps.py').read_text())))
     outcome = copies(small, tmp_path / 'a', count=1).attempt(mutant, killers(small, 'steps'))
-    assert (
-        not outcome.noticed
-        and outcome.how == 'tests/training/test_step.py::test_count; without the change: fails'
-    )
+    assert not outcome.noticed and outcome.how == 'tests/test_steps.py::test_count; without the change: fails'

@@ -214,7 +214,7 @@ def test_a_foreign_checkpoint_is_an_error(tmp_path):
 def test_killing_a_save_leaves_a_whole_checkpoint_and_the_step_can_be_saved_again(tmp_path):
     code = f"""
         import os, signal, numpy as np
-        from ghn_jax.checkpoint import Checkpoints
+        from ghn_jax.runs.checkpoint import Checkpoints
         c = Checkpoints({str(tmp_path)!r})
         state = lambda s: {{'params': {{'w': np.full(20_000_000, s, np.float32)}}}}   # 80 MB: not yet on disk
         c.save(1, state(1), {{'step': 1}}, wait=True)

@@ -3,6 +3,7 @@
 import io
 import json
 import pathlib
+import re
 
 import jax.numpy as jnp
 import numpy as np
@@ -15,7 +16,7 @@ from ghn_jax.training.running_means import RunningMeans
 
 
 def write(workdir, start, steps, value=0.5):
-    with Metrics(workdir, start, stdout=False) as m:
+    with Metrics(workdir, start) as m:
         for step in steps:
             m.write(step, {'train/loss': value})
 
@@ -32,11 +33,10 @@ def events(workdir: pathlib.Path) -> list[event_pb2.Event]:
     return out
 
 
-def test_scalars_of_any_kind_are_read_back_as_numbers(tmp_path, capsys):
+def test_scalars_of_any_kind_are_read_back_as_numbers(tmp_path):
     with Metrics(tmp_path) as m:
         m.write(1, {'loss': jnp.float32(0.5), 'n': 3, 'acc': np.array([0.25])})
     assert read_jsonl(tmp_path / 'metrics.jsonl') == [{'step': 1, 'loss': 0.5, 'n': 3.0, 'acc': 0.25}]
-    assert capsys.readouterr().out == 'step 1  loss 0.5  n 3  acc 0.25\n'
 
 
 def test_a_value_that_is_not_finite_is_null_in_strict_json(tmp_path):
@@ -98,7 +98,7 @@ def test_a_clock_that_goes_back_does_not_put_a_run_before_the_one_it_goes_on_fro
 
 
 def test_what_differs_from_run_to_run_is_kept_apart(tmp_path):
-    with Metrics(tmp_path, stdout=False) as m:
+    with Metrics(tmp_path) as m:
         m.write(1, {'train/loss': 0.5}, {'time/networks_per_sec': 3})
     assert read_jsonl(tmp_path / 'metrics.jsonl') == [{'step': 1, 'train/loss': 0.5}]
     assert read_jsonl(tmp_path / 'machine.jsonl') == [{'step': 1, 'time/networks_per_sec': 3.0}]
@@ -129,18 +129,59 @@ def test_reading_absent_metrics_is_a_clear_error(tmp_path):
         read_jsonl(tmp_path / 'metrics.jsonl')
 
 
-def test_without_a_terminal_progress_is_plain_lines_with_rates_values_and_time_left():
+class Terminal(io.StringIO):
+    def isatty(self):
+        return True
+
+
+def test_without_a_terminal_progress_is_plain_lines_with_rates_values_and_time_left(monkeypatch):
+    monkeypatch.setattr('ghn_jax.runs.metrics._SILENCE', 0)
     out = io.StringIO()
     with Progress(4, file=out, desc='train') as p:
         for _ in range(4):
             p.update(networks=8, images=512, loss=2.25, accuracy=0.125)
         rates = p.rates()
-    text = out.getvalue()
-    assert '\r' not in text and '\x1b' not in text
-    last = text.splitlines()[-1]
-    for part in ('train: 100%', '4/4', 'networks/s', 'images/s', 'loss 2.25', 'accuracy 0.125', '<00:00'):
-        assert part in last, last
+    lines = out.getvalue().splitlines()
+    assert lines[0] == 'train 1/4 steps, loss 2.25, accuracy 0.125'
+    rate = r'[\d.e+]+'
+    wanted = rf'train 4/4 steps, {rate} networks/s, {rate} images/s, loss 2.25, accuracy 0.125, 00:00 left'
+    assert len(lines) == 4 and re.fullmatch(wanted, lines[-1]), lines
     assert rates['images_per_sec'] == pytest.approx(64 * rates['networks_per_sec'])
+
+
+def test_progress_adds_no_line_to_what_was_just_said(capsys):
+    """The lines of a training say how far it is; the last state is shown only where no line has said it."""
+    for unsaid in (0, 1):
+        out = io.StringIO()
+        with Progress(3, file=out, desc='train') as p:
+            p.update(networks=1)
+            p.say('step 1/3')
+            p.update(unsaid)
+        assert capsys.readouterr().out == 'step 1/3\n'
+        assert out.getvalue().startswith('train 2/3 steps') == bool(unsaid)
+
+
+def test_on_a_terminal_there_is_one_bar_that_redraws_itself():
+    out = Terminal()
+    with Progress(4, file=out, desc='train') as p:
+        for _ in range(4):
+            p.update(networks=8, loss=2.25)
+    text = out.getvalue()
+    assert text.count('\n') == 1 and text.split('\r')[-1].startswith('train: 100%')
+    assert 'loss 2.25' in text and '4/4' in text
+
+
+def test_time_left_is_at_the_pace_of_the_marks(monkeypatch):
+    clock = iter([0.0, 10.0, 30.0])
+    monkeypatch.setattr('time.perf_counter', lambda: next(clock))
+    with Progress(100, file=io.StringIO(), marks=2) as p:
+        p.update(10)
+        assert p.seconds_left() is None
+        p.update(10)
+        assert p.seconds_left() == 80  # ten steps in ten seconds, 80 to go
+        p.update(5, finished=False)
+        p.update(15)
+        assert p.seconds_left() == 60  # twenty in twenty
 
 
 def test_rates_count_to_the_last_finished_update_and_leave_breaks_out():
@@ -158,7 +199,7 @@ def test_rates_count_to_the_last_finished_update_and_leave_breaks_out():
 
 def test_progress_of_a_resumed_run_starts_where_the_run_before_stopped():
     out = io.StringIO()
-    with Progress(10, initial=6, file=out) as p:
+    with Progress(10, initial=6, file=out, desc='train') as p:
         p.update(networks=1)
         assert p.rates() == {}  # one mark is no rate: the first update has paid for the compilation
-    assert '7/10' in out.getvalue()
+    assert out.getvalue() == 'train 7/10 steps\n'

@@ -62,7 +62,12 @@ def test_two_processes_write_one_run(uninterrupted):
     _, train = results(workdir)
     assert [r['step'] for r in train] == list(range(1, STEPS + 1))
     assert len(list(workdir.rglob('metrics.jsonl'))) == len(list(workdir.rglob('events.out.*'))) == 1
-    assert outputs[0][0].count('train/loss') == STEPS
+    printed = outputs[0][0].splitlines()
+    for line, row in zip(printed, train, strict=True):  # through pipes: a line for each row, none redrawn
+        accuracy = 100 * row['train/accuracy']
+        wanted = f'step {row["step"]:2}/{STEPS}   loss {row["train/loss"]:.3f}   accuracy {accuracy:.1f} %'
+        assert line.startswith(wanted) and '\r' not in line
+    assert printed[-1].endswith(' networks/s   00:00 left')
     said = [line for text in outputs[1] for line in text.splitlines() if not line.startswith('[Gloo]')]
     assert not said  # Gloo, the CPUs' network, greets on every process
 

@@ -70,25 +70,36 @@ def both(program, spec, policy, factor=1, scheme=QAT):
     return logits, np.asarray(expected), runner
 
 
+def relative_errors(logits, expected) -> list[float]:
+    """Of each image."""
+    return (np.linalg.norm(logits.real - expected, axis=1) / np.linalg.norm(expected, axis=1)).tolist()
+
+
+def check_errors(errors):
+    """All but one are those of 30 bits of fixed point and of float32; that one is what a level makes."""
+    *others, largest = sorted(errors)
+    assert others[-1] < 1e-5 and largest < 0.3
+
+
 POLICIES = [Policy(8, 8), Policy(4, 4), Policy(2, 2), Policy(8, 4, (('stem.*', 3, 8),))]
 
 
 @pytest.mark.parametrize('policy', POLICIES, ids=str)
 def test_integer_arithmetic_is_the_fake_quantized_network_up_to_the_rounding_of_fixed_point(program, policy):
-    """Most images are computed as if in float; in a few an activation falls on the other side of a border,
-    which moves the logits by more than rounding does.
+    """All that is prepared for it, folded weights and ranges, is the reference's own on the other side. In an
+    image in a hundred an activation lies on the border of two levels and falls on the other side of it, which
+    moves the logits by a level of one activation; all the others are as in float.
     """
-    same, near, classes = [], [], set()
+    same, errors, classes = [], [], set()
     for spec in SPECS:
         logits, expected, runner = both(program, spec, policy)
         assert all(v.x.dtype == np.int32 for v in (logits, *runner.values.values()))
         assert all(np.abs(v.real).max() <= v.bound for v in runner.values.values())
         assert all(w.q.dtype == np.uint8 for w in runner.weights.values())
         same.append(logits.x.argmax(1) == expected.argmax(1))
-        error = np.linalg.norm(logits.real - expected, axis=1)
-        near.append(error < 1e-3 * np.linalg.norm(expected, axis=1))
+        errors += relative_errors(logits, expected)
         classes |= set(expected.argmax(1).tolist())
-    assert np.mean(near) > 0.8
+    check_errors(errors)
     assert np.mean(same) > 0.97 and len(classes) > 4
 
 
@@ -100,8 +111,7 @@ def test_integer_arithmetic_is_the_fake_quantized_network_up_to_the_rounding_of_
 def test_weights_lie_on_the_grids_of_the_scheme(program, options):
     spec, scheme = SPECS[0], Scheme('qat', **options)
     logits, expected, runner = both(program, spec, Policy(4, 8), scheme=scheme)
-    error = np.linalg.norm(logits.real - expected, axis=1)
-    assert np.mean(error < 1e-3 * np.linalg.norm(expected, axis=1)) > 0.8
+    check_errors(relative_errors(logits, expected))
     scales = runner.weights['classifier.0.weight'].scale
     assert (np.ptp(scales) > 0) == (scheme.granularity == 'channel')
 
