@@ -1,4 +1,4 @@
-"""What `import ghn_jax` offers: found when asked for, the same to a type checker, and true to the commands."""
+"""What `import ghn_jax` offers: found when asked for, typed, and true to what the commands do."""
 
 import ast
 import pathlib
@@ -117,14 +117,25 @@ def test_the_data_are_normalised_as_training_does(hypernetwork):
     assert np.array_equal(data.normalized('test', 3), data.normalized('test')[:3])
 
 
-def test_the_readmes_example_runs_and_its_score_is_that_of_its_logits(workdir, tmp_path, monkeypatch):
-    (example,) = re.findall(r'^```python\n(.*?)^```', (ROOT / 'README.md').read_text(), re.S | re.M)
-    (folder,) = re.findall(r"load\('(.*?)'\)", example)
-    (tmp_path / folder).parent.mkdir(parents=True)
-    (tmp_path / folder).symlink_to(workdir)
-    monkeypatch.chdir(tmp_path)
-    names: dict = {}
-    exec(example, names)
+@pytest.fixture
+def run_example(workdir, tmp_path, monkeypatch, quick_reference):
+    """Runs the example of a page where the run it loads lies; what is returned are its variables."""
+
+    def run(page: str) -> dict:
+        (example,) = re.findall(r'^```python\n(.*?)^```', (ROOT / page).read_text(), re.S | re.M)
+        (folder,) = re.findall(r"load\('(.*?)'", example)
+        (tmp_path / folder).parent.mkdir(parents=True)
+        (tmp_path / folder).symlink_to(workdir)
+        monkeypatch.chdir(tmp_path)
+        names: dict = {}
+        exec(example, names)
+        return names
+
+    return run
+
+
+def test_the_readmes_example_runs_and_its_score_is_that_of_its_logits(run_example):
+    names = run_example('README.md')
     images, labels = names['images'], names['labels']
     assert names['logits'].shape == (len(images), 10)
     (scored,) = names['result']['networks']
@@ -133,6 +144,15 @@ def test_the_readmes_example_runs_and_its_score_is_that_of_its_logits(workdir, t
     logits = ghn_jax.run(names['network'], names['weights'], images)
     top1 = 100 * (np.asarray(logits).argmax(-1) == labels).mean()
     assert scored['scores']['w32a32']['top1'] == pytest.approx(top1)
+
+
+def test_the_example_of_the_api_runs_and_its_integers_are_some(run_example):
+    names = run_example('docs/api.md')
+    integers, grid, name = names['integers'], names['grid'], names['name']
+    assert integers.min() >= 0 and integers.max() < 2 ** grid['bits'] and len(np.unique(integers)) > 2
+    exactly = (integers - grid['zero_point']).astype(np.float32) * np.float32(grid['scale'])
+    assert np.array_equal(exactly, names['rounded'][name])
+    assert names['coarse'].shape == (8, 10) and np.abs(names['exact'] - names['coarse']).max() > 0
 
 
 @pytest.mark.parametrize(
