@@ -58,8 +58,8 @@ class Hypernetwork:
 
         Args:
           network: the architecture, of as many classes as the hypernetwork predicts.
-          policy: what a hypernetwork that is told the bits predicts weights for, as `used` makes of it; None:
-            float. Other hypernetworks predict the same weights for all policies.
+          policy: what a hypernetwork that is conditioned on the bits predicts weights for; None: float.
+            Others predict the same weights for all policies.
 
         Returns:
           Every tensor that the logits depend on, float32, by DeepNets-1M's parameter names, in PyTorch's
