@@ -6,6 +6,7 @@ import types
 
 import jax
 import pytest
+from absl import app  # noqa: F401  it defines flags: before tests count those of a command
 
 _COMPILES = [0]
 

@@ -33,7 +33,7 @@ def array_digests(state: Any) -> dict[str, int]:
         if isinstance(leaf, jax.Array) and not leaf.is_fully_addressable:
             leaf = leaf.addressable_data(0)  # replicated: every process has all of it
         data = np.ascontiguousarray(leaf).reshape(-1).view(np.uint8)
-        out[_name(path)] = zlib.crc32(data)
+        out[_name(path)] = zlib.crc32(data.data)
     return out
 
 
@@ -44,7 +44,9 @@ def json_digest(value: Any) -> int:
 
 def check_arrays(state: Any, saved: dict[str, int] | None) -> None:
     """Raises ValueError unless the arrays have these digests. None: there are none to compare with."""
-    for name, digest in array_digests(state).items() if saved is not None else ():
+    if saved is None:
+        return
+    for name, digest in array_digests(state).items():
         if saved.get(name) != digest:
             raise ValueError(f'{name} is not what was written')
 

@@ -7,7 +7,7 @@ from ghn_jax.base.errors import UserError
 
 def check() -> None:
     """Raises UserError for settings that no command works with. Starts no device."""
-    if jax.config.jax_enable_x64:
+    if jax.config.jax_enable_x64:  # pyright: ignore[reportAttributeAccessIssue]
         raise UserError('JAX_ENABLE_X64 is set: networks are trained and run in 32 bits: unset it')
 
 
@@ -20,7 +20,7 @@ def start_devices() -> None:
     try:
         jax.devices()
     except (RuntimeError, AssertionError) as e:  # the latter, without a word, where a GPU is not there
-        wanted = jax.config.jax_platforms
+        wanted = jax.config.jax_platforms  # pyright: ignore[reportAttributeAccessIssue]
         reason = ' '.join(str(e).split())[:300]
         if not wanted:
             raise UserError(f'JAX cannot start its devices: {reason}') from None

@@ -126,7 +126,7 @@ def compare(a: Result, b: Result, names: Sequence[str] = ('A', 'B')) -> Result:
       UserError: no row and figure in common.
     """
     probes = [_probe(r['machine']) for r in (a, b)]
-    slower = probes[1] / probes[0] if all(probes) else None  # how much slower B's machine was
+    slower = probes[1] / probes[0] if probes[0] and probes[1] else None  # how much slower B's machine was
     theirs = {_identity(row): _figures(row) for row in b['rows']}
     rows = []
     for row in a['rows']:
@@ -193,7 +193,7 @@ def _identity(row: Row) -> tuple:
 
 def _figures(row: Row) -> dict[str, float]:
     """The numbers of a row that can be compared: seconds, rates, memory, compilations."""
-    figures = {
+    figures: dict[str, float] = {
         k: v
         for k, v in row.items()
         if isinstance(v, int | float) and not isinstance(v, bool) and _is_sane(v) and _is_figure(k)
