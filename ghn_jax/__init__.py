@@ -6,7 +6,7 @@
     network = hypernetwork.space.sample('test', seed=0, index=0)  # a NetworkSpec
     weights = hypernetwork.predict(network)  # {name: float32 array}, in PyTorch's layouts
     images = hypernetwork.load_data().normalized('test')  # float32 [N, H, H, 3]
-    logits = ghn_jax.run(network, weights, images, ghn_jax.parse_bits('w4a4'))  # float32 [N, classes]
+    logits = ghn_jax.run(network, weights, images)  # float32 [N, classes]
 
 `docs/api.md` describes every name. Nothing is imported, and JAX is not started, before a name is used.
 """
