@@ -7,7 +7,7 @@ from ghn_jax.base.errors import UserError
 
 def check() -> None:
     """Raises UserError for settings that no command works with. Starts no device."""
-    if jax.config.jax_enable_x64:  # pyright: ignore[reportAttributeAccessIssue]
+    if jax.config.jax_enable_x64:
         raise UserError('JAX_ENABLE_X64 is set: networks are trained and run in 32 bits: unset it')
 
 
