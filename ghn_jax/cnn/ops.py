@@ -16,7 +16,6 @@ operations are used. `on_cpu` is the one place where that is decided.
 import functools
 import math
 from collections.abc import Callable, Iterable
-from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -157,8 +156,7 @@ def _depthwise(x: Array, w: Array, stride: int, dilation: int) -> Array:
     k = w.shape[0]
     padded = _pad(x, (k - 1) * dilation // 2)
     taps = _windows(padded, k, dilation, stride)
-    total: Any = sum(wide(window) * w[i, j] for i, j, window in taps)
-    return total.astype(x.dtype)
+    return sum(wide(window) * w[i, j] for i, j, window in taps).astype(x.dtype)
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(2, 3))
@@ -245,8 +243,7 @@ batch_norm.defvjp(_batch_norm, _batch_norm_backward)
 
 def _max_pool(x: Array, stride: int) -> tuple[Array, Array]:
     padded = _pad(x, 1, -jnp.inf)
-    best: Any = None
-    where: Any = None
+    best, where = None, None
     for i, j, window in _windows(padded, 3, 1, stride):
         if best is None:
             best, where = window, jnp.zeros(window.shape, jnp.uint8)
@@ -283,14 +280,13 @@ def _max_pool_backward(stride, residuals, g):
 max_pool.defvjp(_max_pool_forward, _max_pool_backward)
 
 
-def _reciprocal_counts(size: tuple[int, ...], stride: int, dtype) -> Array:
+def _reciprocal_counts(size: tuple[int, int], stride: int, dtype) -> Array:
     counts = [np.convolve(np.ones(n), np.ones(3))[1:-1:stride] for n in size]  # 'same' fails below 3 pixels
     return jnp.asarray(1 / (counts[0][:, None, None] * counts[1][None, :, None]), dtype)
 
 
 def _sum_pool(x: Array, stride: int) -> Array:
-    total: Any = sum(wide(window) for _, _, window in _windows(_pad(x, 1), 3, 1, stride))
-    return total
+    return sum(wide(window) for _, _, window in _windows(_pad(x, 1), 3, 1, stride))
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(1,))
