@@ -129,14 +129,15 @@ class GraphBatch(NamedTuple):
     weight_bits, activation_bits: int32 [B, N], 0 in padding and where nothing is said.
     """
 
-    primitive: np.ndarray
-    shape: np.ndarray
-    distance: np.ndarray
-    waves: np.ndarray
-    n_waves: np.ndarray
-    n_node: np.ndarray
-    weight_bits: np.ndarray
-    activation_bits: np.ndarray
+    # Arrays of numpy on the host, of JAX on the device.
+    primitive: Any
+    shape: Any
+    distance: Any
+    waves: Any
+    n_waves: Any
+    n_node: Any
+    weight_bits: Any
+    activation_bits: Any
 
 
 def batch_graphs(graphs: Sequence[jraph.GraphsTuple], *, max_nodes: int, wave_size: int = 4) -> GraphBatch:
