@@ -18,7 +18,7 @@ def get_config():
     widths = (2, 3, 4, 6, 8, 32)
     c.quant.draw = tuple(f'w{w}a{a}' for w in widths for a in widths)
     c.quant.draw_per = 'either'
-    # At 2 bits these decide; at 4 and more they cost nothing (README, Strategies).
+    # At 2 bits these decide; at 4 and more they cost nothing (docs/results.md).
     c.quant.weight_range = c.quant.activation_range = 'sigma'
     c.eval.bits = ('w8a8', 'w4a4', 'w2a2')
     return c

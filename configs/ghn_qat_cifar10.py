@@ -4,7 +4,7 @@
     python -m ghn_jax.evaluate --workdir=runs/qat_w4a4 --bits=w32a32,w8a8,w4a8,w4a4,w2a2
 
 Other bits: --config.quant.bits=w2a2. Noise in place of rounding: --config.quant.mode=noise.
-Result: none at full size yet; a small run is in the README.
+Result: none at full size yet; a small run is in docs/results.md.
 """
 
 from ghn_jax import config

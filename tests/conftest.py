@@ -15,6 +15,7 @@ os.environ['JAX_PLATFORMS'] = 'cpu'
 
 import jax  # noqa: E402
 import pytest  # noqa: E402
+from absl import app  # noqa: E402, F401  it defines flags: before tests count those of a command
 
 _COMPILES = [0]
 

@@ -33,7 +33,7 @@ def array_digests(state: Any) -> dict[str, int]:
         if isinstance(leaf, jax.Array) and not leaf.is_fully_addressable:
             leaf = leaf.addressable_data(0)  # replicated: every process has all of it
         data = np.ascontiguousarray(leaf).reshape(-1).view(np.uint8)
-        out[_name(path)] = zlib.crc32(data)
+        out[_name(path)] = zlib.crc32(data.data)
     return out
 
 

@@ -20,7 +20,7 @@ def start_devices() -> None:
     try:
         jax.devices()
     except (RuntimeError, AssertionError) as e:  # the latter, without a word, where a GPU is not there
-        wanted = jax.config.jax_platforms
+        wanted = jax.config.jax_platforms  # pyright: ignore[reportAttributeAccessIssue]
         reason = ' '.join(str(e).split())[:300]
         if not wanted:
             raise UserError(f'JAX cannot start its devices: {reason}') from None

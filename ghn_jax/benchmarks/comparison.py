@@ -206,7 +206,7 @@ def _identity(row: Row) -> tuple:
 
 def _figures(row: Row) -> dict[str, float]:
     """The numbers of a row that can be compared: seconds, rates, memory, compilations."""
-    figures = {
+    figures: dict[str, float] = {
         k: v
         for k, v in row.items()
         if isinstance(v, int | float) and not isinstance(v, bool) and _is_sane(v) and _is_figure(k)

@@ -9,12 +9,14 @@ import dataclasses
 import functools
 from typing import Any
 
+import jax.numpy as jnp
 import numpy as np
 from PIL import Image
 
 from ghn_jax.base import paths
-from ghn_jax.base.errors import UserError
+from ghn_jax.base.errors import UserError, shown
 from ghn_jax.datasets import cifar10
+from ghn_jax.datasets.augment import normalize
 from ghn_jax.datasets.cifar10 import Split
 
 
@@ -31,6 +33,17 @@ class Dataset:
     num_classes: int
     flip: bool  # whether a mirrored image is an image of the same class
     note: str = ''  # what to say beside every result on these images
+
+    def normalized(self, split: str = 'test', count: int | None = None) -> np.ndarray:
+        """Return the first `count` images of a split (None: all), as networks see them: float32 [N, H, H, 3].
+
+        Raises:
+          UserError: a split other than train, val and test.
+        """
+        if split not in ('train', 'val', 'test'):
+            raise UserError(f'split {shown(split)} is not one of train, val, test')
+        images = getattr(self, split).images[:count]
+        return np.asarray(normalize(jnp.asarray(images), jnp.asarray(self.mean), jnp.asarray(self.std)))
 
 
 def load(name: str, *, data_dir: str | None = None, image_size: int = 32, seed: int = 0) -> Dataset:

@@ -7,9 +7,8 @@ Axes: N nodes | P dense items | Q depthwise items | C channels of a tile (64).
 """
 
 import math
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
-import jax
 import numpy as np
 
 from ghn_jax.base.errors import UserError
@@ -36,29 +35,30 @@ class DecoderTable(NamedTuple):
     bias of the last linear layer.
     """
 
-    dense_node: np.ndarray  # [P]
-    dense_tap: np.ndarray  # [P]
-    dense_scale: np.ndarray  # [P]
-    n_small: np.ndarray  # []
-    n_dense: np.ndarray  # []
-    depth_node: np.ndarray  # [Q]
-    depth_tap: np.ndarray  # [Q]
-    depth_scale: np.ndarray  # [Q]
-    n_depth: np.ndarray  # []
-    n_position: np.ndarray  # []
-    class_node: np.ndarray  # []
-    class_scale: np.ndarray  # []
-    bias_node: np.ndarray  # []
+    # Arrays of numpy on the host, of JAX on the device.
+    dense_node: Any  # [P]
+    dense_tap: Any  # [P]
+    dense_scale: Any  # [P]
+    n_small: Any  # []
+    n_dense: Any  # []
+    depth_node: Any  # [Q]
+    depth_tap: Any  # [Q]
+    depth_scale: Any  # [Q]
+    n_depth: Any  # []
+    n_position: Any  # []
+    class_node: Any  # []
+    class_scale: Any  # []
+    bias_node: Any  # []
 
 
 class Tiles(NamedTuple):
     """The decoded weights of one network, scaled; `tile_parameters` tiles and slices them to shape."""
 
-    dense: jax.Array  # [P, C(in), C(out)], zero in padding and outside the quarter of small items
-    depth: jax.Array  # [Q, C(out)], zero in padding; positional encodings: [Q, C(in)]
-    norm: jax.Array  # [N, 2, C]: weight of a norm; bias of a norm or, on its own node, of a linear layer
-    class_weight: jax.Array  # [C(in), num_classes]
-    class_bias: jax.Array  # [num_classes]
+    dense: Any  # [P, C(in), C(out)], zero in padding and outside the quarter of small items
+    depth: Any  # [Q, C(out)], zero in padding; positional encodings: [Q, C(in)]
+    norm: Any  # [N, 2, C]: weight of a norm; bias of a norm or, on its own node, of a linear layer
+    class_weight: Any  # [C(in), num_classes]
+    class_bias: Any  # [num_classes]
 
 
 def decoder_table(

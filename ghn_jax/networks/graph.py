@@ -9,7 +9,7 @@ Axes: B graphs | N nodes, padded | W waves | V nodes of a wave | E edges.
 
 import dataclasses
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jraph
 import numpy as np
@@ -102,7 +102,8 @@ def to_graphs_tuple(graph: NetworkGraph) -> jraph.GraphsTuple:
     bits = {'weight_bits': graph.weight_bits, 'activation_bits': graph.activation_bits}
     unsaid = np.zeros(len(graph.nodes), np.int32)
     senders, receivers = np.nonzero(graph.distance)
-    return jraph.GraphsTuple(
+    made: Any = jraph.GraphsTuple  # whose types are those of JAX's arrays
+    return made(
         nodes={
             **{name: unsaid if of is None else of for name, of in bits.items()},
             'primitive': np.array([_INDEX[node.primitive] for node in graph.nodes], np.int32),
@@ -128,14 +129,15 @@ class GraphBatch(NamedTuple):
     weight_bits, activation_bits: int32 [B, N], 0 in padding and where nothing is said.
     """
 
-    primitive: np.ndarray
-    shape: np.ndarray
-    distance: np.ndarray
-    waves: np.ndarray
-    n_waves: np.ndarray
-    n_node: np.ndarray
-    weight_bits: np.ndarray
-    activation_bits: np.ndarray
+    # Arrays of numpy on the host, of JAX on the device.
+    primitive: Any
+    shape: Any
+    distance: Any
+    waves: Any
+    n_waves: Any
+    n_node: Any
+    weight_bits: Any
+    activation_bits: Any
 
 
 def batch_graphs(graphs: Sequence[jraph.GraphsTuple], *, max_nodes: int, wave_size: int = 4) -> GraphBatch:
@@ -149,13 +151,13 @@ def batch_graphs(graphs: Sequence[jraph.GraphsTuple], *, max_nodes: int, wave_si
         raise UserError('no graphs to batch: give at least one')
     if wave_size < 1:
         raise UserError(f'wave_size is {wave_size}: expected 1 or more nodes')
-    joined = jraph.batch_np(graphs)
+    joined: Any = jraph.batch_np(graphs)
     B, N = len(joined.n_node), max_nodes
     for i, n in enumerate(joined.n_node):
         if n > max_nodes:
             raise UserError(f'graph {i} has {n} nodes, max_nodes is {max_nodes}: raise max_nodes')
     # Room for the one graph of padding nodes that jraph wants. Edges become dense, so they need no padding.
-    padded = jraph.pad_with_graphs(joined, n_node=B * N + 1, n_edge=len(joined.senders), n_graph=B + 1)
+    padded: Any = jraph.pad_with_graphs(joined, n_node=B * N + 1, n_edge=len(joined.senders), n_graph=B + 1)
     n_node = np.asarray(padded.n_node)[:B]
     first = np.cumsum(n_node) - n_node  # first node of each graph
     owner = np.repeat(np.arange(B), n_node)  # graph of each node

@@ -75,9 +75,10 @@ def sigma_range(
         (lo, hi). The range of the negative values is its mirror image where one of them is 0, or -lo = hi.
     """
     two_sided = (lo < 0) & (hi > 0) & (not symmetric)
+    factor: float | Array = sigmas
     if not sigmas:
         tables = jnp.asarray([[*ONE_SIDED, _FAR], [*TWO_SIDED, _FAR]], lo.dtype)
         bits = jnp.asarray(bits) - int(symmetric)
-        sigmas = tables[two_sided.astype(int), jnp.clip(bits, 1, 9) - 1]
-    far = sigmas * size
+        factor = tables[two_sided.astype(int), jnp.clip(bits, 1, 9) - 1]
+    far = factor * size
     return jnp.maximum(lo, -jnp.where(two_sided, LEAN, 1) * far), jnp.minimum(hi, far)

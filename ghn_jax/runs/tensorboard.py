@@ -5,6 +5,9 @@ killed run lacks the last seconds, and where the disk is full the thread dies an
 records and summaries are used here without the thread.
 """
 
+# pyright: reportAttributeAccessIssue=false
+# The classes of event_pb2 are made when it is imported.
+
 import os
 import pathlib
 import re

@@ -30,7 +30,7 @@ def make_tables(
                 key: row[key]
                 for key in ('split', 'bits', 'n', 'top1_mean', 'top1_sem', 'top1_median', 'top1_max')
             }
-            rows.append(line | _difference(_scores(result, row), base and _scores(base, row)))
+            rows.append(line | _difference(_scores(result, row), _scores(base, row) if base else None))
         for part, top1 in result.get('groups', {}).items():
             nothing = None if part == 'nothing' else result['groups']['nothing']
             line = run | {'part': part, 'n': len(top1), **results.statistics(top1, 'top1')}

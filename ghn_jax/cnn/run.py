@@ -1,0 +1,120 @@
+"""Runs one network on weights that are given by name: through the plain applier, or through the executor.
+
+Axes: N images | H rows and columns | L classes.
+"""
+
+import functools
+from collections.abc import Mapping
+from typing import Any, Literal, get_args
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import Array
+
+from ghn_jax.base.errors import UserError, shown
+from ghn_jax.cnn.building import build_program
+from ghn_jax.cnn.executor import forward, make_tapes
+from ghn_jax.cnn.program import Program
+from ghn_jax.cnn.reference import apply_reference
+from ghn_jax.cnn.weights import quantize_weights
+from ghn_jax.networks.counts import count_parameters
+from ghn_jax.networks.graph import build_graph
+from ghn_jax.networks.spec import IMAGE_SIZE, NetworkSpec
+from ghn_jax.quant.policy import Policy, quantizable
+from ghn_jax.quant.scheme import QAT, Scheme
+
+Applier = Literal['reference', 'executor']
+_LEAST_SIZE = 8  # pixels on a side, as of data sets
+
+
+def run(
+    network: NetworkSpec,
+    weights: Mapping[str, np.ndarray],
+    images: np.ndarray | Array,
+    policy: Policy | None = None,
+    *,
+    scheme: Scheme = QAT,
+    applier: Applier = 'reference',
+) -> Array:
+    """Return the logits of a network on a batch of images.
+
+    BatchNorm statistics and activation ranges are those of this batch. Weights are rounded here, as in
+    training and evaluation, so give them as they were predicted. For weights that are rounded already, give
+    a policy with `weight_bits=32`.
+
+    Args:
+      network: the architecture.
+      weights: float32 arrays by DeepNets-1M's parameter names, in PyTorch's layouts (convolutions OIHW,
+        linear weights (out, in)), as `Hypernetwork.predict` returns them.
+      images: float [N, H, H, 3], normalised as `Dataset.normalized` does.
+      policy: the bits of every weight and activation; None: float.
+      scheme: how weights and activations are rounded; its mode has no effect here.
+      applier: 'reference', which compiles this one network, or 'executor', the interpreter that
+        training and evaluation use. The two agree up to the order of sums.
+
+    Returns:
+      Logits, float32 [N, L].
+
+    Raises:
+      UserError: an unknown applier, images of another shape or type, a missing weight or one of another
+        shape, a policy that does not fit the network, a network that the executor does not run.
+    """
+    if applier not in get_args(Applier):
+        raise UserError(f'applier={shown(applier)}: expected one of {", ".join(get_args(Applier))}')
+    size = _image_size(images)
+    if not network.glob_avg and size != IMAGE_SIZE:
+        raise UserError(
+            f'network {network.name!r} has a flattened head, defined for {IMAGE_SIZE} pixels, and images '
+            f'have {size}: give images of {IMAGE_SIZE} pixels, or networks with glob_avg=True'
+        )
+    tensors = _check_weights(network, weights)
+    policy, scheme = policy or Policy(), scheme.when_used()
+    policy.check(quantizable((name, w.shape) for name, w in tensors.items()), network.name)
+    images = jnp.asarray(images, jnp.float32)
+    if applier == 'reference':
+        return _run_reference(network, policy, scheme, tensors, images)
+    program = build_program([network], image_size=size, max_params=count_parameters(network))
+    layout = program.layout(network)
+    flat = program.pack(layout, tensors)
+    return _run_executor(program, scheme, flat, layout.tables, program.bits(layout, policy), images)
+
+
+def _image_size(images: np.ndarray | Array) -> int:
+    shape, kind = np.shape(images), getattr(images, 'dtype', None)
+    if len(shape) != 4 or shape[1] != shape[2] or shape[3] != 3 or not shape[0] or shape[1] < _LEAST_SIZE:
+        raise UserError(f'images have the shape {shape}: expected [N, H, H, 3], H at least {_LEAST_SIZE}')
+    if kind is None or not jnp.issubdtype(kind, jnp.floating):
+        raise UserError(
+            f'images are of type {kind}: expected normalised floats, as Dataset.normalized returns them'
+        )
+    return shape[1]
+
+
+def _check_weights(network: NetworkSpec, weights: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+    """Return the float32 tensors that the logits depend on, in the order of the network's graph."""
+    tensors = {}
+    for parameter in build_graph(network).parameters:
+        name, expected = parameter.name, tuple(parameter.shape)
+        if name not in weights:
+            raise UserError(f'weights lack {name!r}: give all tensors of network {network.name!r}')
+        tensors[name] = np.asarray(weights[name], np.float32)
+        if tensors[name].shape != expected:
+            raise UserError(f'weights have {name!r} of shape {tensors[name].shape}: expected {expected}')
+    return tensors
+
+
+@functools.partial(jax.jit, static_argnums=(0, 1, 2))
+def _run_reference(
+    network: NetworkSpec, policy: Policy, scheme: Scheme, weights: Mapping[str, Array], images: Array
+) -> Array:
+    return apply_reference(network, weights, images, policy=policy, scheme=scheme)
+
+
+@functools.partial(jax.jit, static_argnums=(0, 1))
+def _run_executor(
+    program: Program, scheme: Scheme, flat: Array, tables: Any, bits: Any, images: Array
+) -> Array:
+    workspace = make_tapes(program, images.shape[0], train=False)
+    rounded, _ = quantize_weights(flat, tables, bits.weights, jnp.zeros_like(flat), scheme=scheme)
+    return forward(program, rounded, tables, bits, images, workspace, scheme=scheme)[0]

@@ -1,0 +1,100 @@
+"""A trained hypernetwork, loaded from its run directory: what it predicts, and what it was trained on."""
+
+import dataclasses
+import os
+from typing import Any
+
+import numpy as np
+
+from ghn_jax.datasets.load import Dataset
+from ghn_jax.networks.spaces import Space
+from ghn_jax.networks.spec import NetworkSpec
+from ghn_jax.quant.bit_schedule import Strategy, strategy_of
+from ghn_jax.quant.policy import Policy
+from ghn_jax.quant.scheme import Scheme
+from ghn_jax.runs.prediction import check_network, predict_weights
+from ghn_jax.runs.run import Run, load_run
+from ghn_jax.runs.task import load_data, make_space_of
+
+
+@dataclasses.dataclass(frozen=True)
+class Hypernetwork:
+    """A hypernetwork with its parameters, and the run that they come from.
+
+    Attributes:
+      run: the opened checkpoint: its config, the Flax module and its parameters.
+    """
+
+    run: Run
+
+    @property
+    def config(self) -> Any:
+        """The configuration of the run; `ghn_jax.config` describes every key."""
+        return self.run.config
+
+    @property
+    def step(self) -> int:
+        """Training steps done."""
+        return self.run.step
+
+    @property
+    def space(self) -> Space:
+        """The space whose networks it was trained on; `space.sample('test', seed, index)` is one of them."""
+        return make_space_of(self.run.config)
+
+    @property
+    def scheme(self) -> Scheme:
+        """How networks are quantized when they are used: what `quantize` and `run` take as `scheme`."""
+        return self._strategy.scheme.when_used()
+
+    def used(self, policy: Policy) -> Policy:
+        """Return the policy as this run uses it: first and last layer at the run's own width, if it has one.
+
+        `evaluate` does this by itself. Do it before `quantize` and `run`, which know no run.
+        """
+        return self._strategy.used(policy)
+
+    def predict(self, network: NetworkSpec, policy: Policy | None = None) -> dict[str, np.ndarray]:
+        """Predict the weights of one network; they are not rounded.
+
+        Args:
+          network: the architecture, of as many classes as the hypernetwork predicts.
+          policy: what a hypernetwork that is conditioned on the bits predicts weights for; None: float.
+            Others predict the same weights for all policies.
+
+        Returns:
+          Every tensor that the logits depend on, float32, by DeepNets-1M's parameter names, in PyTorch's
+          layouts: convolutions [out, in, height, width] (depthwise: in is 1), linear weights [out, in],
+          positional encodings [1, channels, height, width], norms and biases [channels].
+
+        Raises:
+          UserError: a network of another number of classes, with larger kernels than are predicted or with
+            a head for images of another size; a policy that does not fit it.
+        """
+        check_network(network, self.run.ghn, self.run.config.image_size)
+        return predict_weights(self.run.ghn, self.run.params, network, self.used(policy or Policy()))
+
+    def load_data(self) -> Dataset:
+        """Read the data set of the run.
+
+        Raises:
+          UserError: it is absent or damaged.
+        """
+        return load_data(self.run.config)
+
+    @property
+    def _strategy(self) -> Strategy:
+        return strategy_of(self.run.config)
+
+
+def load(workdir: str | os.PathLike, step: str | int = 'latest') -> Hypernetwork:
+    """Load a hypernetwork from a run directory, of `ghn_jax.train` or `ghn_jax.convert`.
+
+    Args:
+      workdir: the directory; training may go on in it meanwhile.
+      step: 'latest', the newest checkpoint that can be read; 'best', the one that validated best; a number.
+
+    Raises:
+      UserError: no such checkpoint, or one of another version.
+    """
+    return Hypernetwork(load_run(workdir, str(step)))
