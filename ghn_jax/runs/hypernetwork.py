@@ -7,12 +7,12 @@ from typing import Any
 import numpy as np
 
 from ghn_jax.datasets.load import Dataset
+from ghn_jax.hypernet.predict import check_network, predict_weights
 from ghn_jax.networks.spaces import Space
 from ghn_jax.networks.spec import NetworkSpec
 from ghn_jax.quant.bit_schedule import Strategy, strategy_of
 from ghn_jax.quant.policy import Policy
 from ghn_jax.quant.scheme import Scheme
-from ghn_jax.runs.prediction import check_network, predict_weights
 from ghn_jax.runs.run import Run, load_run
 from ghn_jax.runs.task import load_data, make_space_of
 
