@@ -1,5 +1,6 @@
 """Config files: programs whose `get_config()` returns the configuration of a run."""
 
+import contextlib
 import pathlib
 import sys
 import traceback
@@ -10,7 +11,7 @@ from ml_collections import ConfigDict, config_flags
 
 from ghn_jax import config as configs
 from ghn_jax.base import cli, paths
-from ghn_jax.base.errors import UserError, shown
+from ghn_jax.base.errors import UserError, prefixed, shown
 
 flags.disclaim_key_flags()  # --help shows --config as a flag of the command that defines it
 
@@ -36,15 +37,21 @@ def define_config(
         cli.fail(cli.flag_error(e))
 
 
-def read_config(flag: flags.FlagHolder) -> ConfigDict:
-    """Return the value of a `define_config` flag, checked.
+def read_config(flag: flags.FlagHolder) -> configs.RunConfig:
+    """Return the value of a `define_config` flag, judged and frozen.
 
     Raises:
       UserError: it is absent or impossible.
     """
     if flag.value is None:
         raise UserError('--config is missing: give a file or a name, as in --config=quickstart')
-    return configs.check(flag.value)
+    with named_by_flags():
+        return configs.freeze(flag.value)
+
+
+def named_by_flags() -> contextlib.AbstractContextManager[None]:
+    """Within it, errors about keys of the config name the flags that set them."""
+    return prefixed('--config.')
 
 
 class Parser(flags.ArgumentParser):

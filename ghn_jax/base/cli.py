@@ -29,7 +29,7 @@ from typing import NoReturn
 from absl import app, flags, logging
 
 from ghn_jax.base import files, paths, screen
-from ghn_jax.base.errors import NotFinite, Stopped, UserError, shown
+from ghn_jax.base.errors import FieldError, NotFinite, Stopped, UserError, shown
 
 flags.disclaim_key_flags()  # --help shows them as the flags of the command that defines them
 
@@ -54,13 +54,18 @@ def _run(main: Callable[[], object]) -> None:
     except NotFinite as e:
         fail(e, EXIT_NOT_FINITE)
     except UserError as e:
-        fail(e)
+        fail(_named_by_flag(e))
     except Stopped as e:
         print(f'stopped: {e}', file=sys.stderr)
         sys.exit(EXIT_STOPPED)
     except KeyboardInterrupt:
         print('interrupted', file=sys.stderr)
         sys.exit(130)
+
+
+def _named_by_flag(error: UserError) -> str:
+    """The message, with the name of a flag for that of a field where there is a flag of that name."""
+    return f'--{error}' if isinstance(error, FieldError) and error.field in flags.FLAGS else str(error)
 
 
 def _quietly(main: Callable[[], object]) -> None:

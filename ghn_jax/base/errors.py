@@ -1,6 +1,8 @@
 """The exceptions that commands end with in one line, as opposed to "the program is wrong"."""
 
+import contextlib
 import reprlib
+from collections.abc import Iterator
 from typing import Any
 
 
@@ -9,6 +11,32 @@ class UserError(ValueError):
 
     Entry points print it as `error: ...` and exit with code 2 (`ghn_jax.base.cli.run`).
     """
+
+
+class FieldError(UserError):
+    """A field, argument or key with a value that it may not have: `batch_size=-3: expected 1 to 65,536`.
+
+    Whoever raises it knows the name that Python has for the field. Whoever built the object from something
+    else, a section of a config or a command line, puts the name that it has there in its place: `prefixed`.
+
+    field: its name.   problem: what follows the name in the message, from the equals sign on.
+    """
+
+    def __init__(self, field: str, problem: str):
+        super().__init__(field + problem)
+        self.field, self.problem = field, problem
+
+
+@contextlib.contextmanager
+def prefixed(prefix: str) -> Iterator[None]:
+    """Put `prefix` before the field's name in a `FieldError` that leaves the block.
+
+    with prefixed('--config.'): ...   turns `train.steps=-1: ...` into `--config.train.steps=-1: ...`
+    """
+    try:
+        yield
+    except FieldError as e:
+        raise FieldError(prefix + e.field, e.problem) from e
 
 
 class NotFinite(UserError):

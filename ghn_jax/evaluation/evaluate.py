@@ -8,6 +8,7 @@ bits predicts them anew for each. Policies beyond one bit-width for all are read
 `quant/policy.py` for their format. Accuracies are in percent.
 """
 
+import dataclasses
 import os
 import sys
 import time
@@ -194,7 +195,7 @@ def _protocol(dataset: Dataset, images: Images, calibration: Images | None, how:
 
 def _check_same_task(run: Run, rival: Run, against: str) -> None:
     for key in ('dataset', 'image_size', *(['seed'] if run.config.dataset == 'synthetic' else [])):
-        ours, theirs = run.config[key], rival.config[key]
+        ours, theirs = getattr(run.config, key), getattr(rival.config, key)
         if ours != theirs:
             raise UserError(
                 f'--against={against} was trained with {key}={theirs}, this run with {key}={ours}: '
@@ -244,7 +245,9 @@ def _about(run: Run, workdir: str, told: Policy | None) -> dict[str, Any]:
         'training_mode': config.quant.mode,
         'training_bits': describe_bits(config.quant),
         'predicted_for': str(told or 'each') if run.ghn.config.bits else 'any',
-        'quantization': {k: v for k, v in config.quant.items() if k not in ('mode', 'bits')},
+        'quantization': {
+            k: v for k, v in sorted(dataclasses.asdict(config.quant).items()) if k not in ('mode', 'bits')
+        },
     }
 
 

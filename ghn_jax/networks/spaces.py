@@ -20,7 +20,7 @@ from typing import Any
 
 import numpy as np
 
-from ghn_jax.base.errors import UserError, shown
+from ghn_jax.base.errors import FieldError, UserError, shown
 from ghn_jax.networks import limits
 from ghn_jax.networks.genotype import Genotype, is_int
 from ghn_jax.networks.ops import OPERATIONS, OPS, has_attention
@@ -57,7 +57,7 @@ class Space:
     deep_split_cells, dense_split_steps: cells of the split deep, steps of the split dense.
     num_train, num_eval: networks in train and in each other split.   num_classes: of all networks.
 
-    Raises UserError on construction where a field is of no use.
+    Raises FieldError on construction where a field is of no use.
     """
 
     name: str
@@ -276,17 +276,17 @@ _LISTS = {'deep_cells': (0, 512), 'channels': (2, 1024), 'fc_dims': (1, 65536)}
 
 
 def _check_space(space: Space) -> None:
-    """Normalises lists to tuples; raises UserError for the first field of no use."""
+    """Normalises lists to tuples; raises FieldError for the first field of no use."""
     if not isinstance(space.name, str) or not space.name:
-        raise UserError(f'space name is {shown(space.name)}: expected a non-empty string')
+        raise FieldError('name', f'={shown(space.name)}: expected a non-empty string')
     for field, (low, high) in _INTEGERS.items():
         value = getattr(space, field)
         if not is_int(value) or not low <= value <= high:
-            raise UserError(f'space {field} is {shown(value)}: expected an integer from {low} to {high}')
+            raise FieldError(field, f'={shown(value)}: expected an integer from {low} to {high}')
     for field in ('pool_only_share', 'flat_head_share'):
         value = getattr(space, field)
         if isinstance(value, bool) or not isinstance(value, (int, float)) or not 0 <= value <= 1:
-            raise UserError(f'space {field} is {shown(value)}: expected a number from 0 to 1')
+            raise FieldError(field, f'={shown(value)}: expected a number from 0 to 1')
     for field, (low, high) in (_RANGES | _LISTS).items():
         value = getattr(space, field)
         if value is None and field in ('channels', 'fc_dims'):
@@ -303,48 +303,49 @@ def _check_space(space: Space) -> None:
                 if pair
                 else f'a tuple of integers from {low} to {high}'
             )
-            raise UserError(f'space {field} is {shown(value)}: expected {form}')
+            raise FieldError(field, f'={shown(value)}: expected {form}')
         object.__setattr__(space, field, tuple(map(int, value)))
     for field, choices in _CHOICES.items():
         value = getattr(space, field)
         good = isinstance(value, (tuple, list)) and (value or field == 'redrawn_ops')
         for v in value if good else ():
             if isinstance(v, bool) or v not in choices:
-                raise UserError(f'space {field} has {shown(v)}: choose from {", ".join(map(str, choices))}')
+                raise FieldError(field, f' has {shown(v)}: choose from {", ".join(map(str, choices))}')
         if not good or len(set(value)) < len(value):
-            raise UserError(
-                f'space {field} is {shown(value)}: '
-                f'expected different values of {", ".join(map(str, choices))}'
+            raise FieldError(
+                field, f'={shown(value)}: expected different values of {", ".join(map(str, choices))}'
             )
         object.__setattr__(space, field, tuple(value))
     object.__setattr__(space, 'max_steps_deep', min(space.max_steps, space.max_steps_deep))
     if space.min_steps > space.max_steps_deep:
-        raise UserError(
-            f'space min_steps is {space.min_steps}: expected at most max_steps ({space.max_steps}) and '
-            f'max_steps_deep ({space.max_steps_deep})'
+        raise FieldError(
+            'min_steps',
+            f'={space.min_steps}: expected at most max_steps ({space.max_steps}) and '
+            f'max_steps_deep ({space.max_steps_deep})',
         )
     if all(op == 'none' for op in space.ops):
-        raise UserError(f'space ops are {shown(space.ops)}: expected at least one besides none')
+        raise FieldError('ops', f'={shown(space.ops)}: expected at least one besides none')
     shallow = min(space.cells[1], max(space.deep_cells))
     operations = max(
         cells * limits.operations_of_cell(steps)
         for cells, steps in ((shallow, space.max_steps), (space.cells[1], space.max_steps_deep))
     )
     if operations > limits.MAX_OPERATIONS:
-        raise UserError(
-            f'space {space.name} has networks of up to {operations:,} operations, more than '
+        raise FieldError(
+            'cells',
+            f'={space.cells}: the space has networks of up to {operations:,} operations, more than '
             f'{limits.MAX_OPERATIONS:,}: give fewer cells ({space.cells[1]}) or steps ({space.max_steps}, '
-            f'{space.max_steps_deep} in deep networks)'
+            f'{space.max_steps_deep} in deep networks)',
         )
     if (widths := len(set(space.channels or ()))) > limits.MAX_FAMILIES:
-        raise UserError(
-            f'space channels has {widths} widths, and each takes minutes to compile: give at most '
-            f'{limits.MAX_FAMILIES}'
+        raise FieldError(
+            'channels',
+            f' has {widths} widths, and each takes minutes to compile: give at most {limits.MAX_FAMILIES}',
         )
     multiple = 8 if has_attention(space.ops) else 2
     for width in space.channels or ():
         if width % multiple:
-            raise UserError(f'space channels has {width}: expected multiples of {multiple}')
+            raise FieldError('channels', f' has {width}: expected multiples of {multiple}')
 
 
 # --------------------------------------------------------------------------------- the named spaces
@@ -370,14 +371,14 @@ def make_space(base: str, /, **overrides: Any) -> Space:
 
     Lists do for tuples. Ops given anew are all there is: nothing is redrawn unless redrawn_ops says so.
 
-    Raises UserError for an unknown space or field, or a value of no use.
+    Raises FieldError for an unknown space or field, or a value of no use.
     """
     if not isinstance(base, str) or base not in SPACES:
-        raise UserError(f'space {shown(base)} is unknown: choose one of {", ".join(SPACES)}')
+        raise FieldError('name', f'={shown(base)} is unknown: choose one of {", ".join(SPACES)}')
     fields = {field.name for field in dataclasses.fields(Space)}
     for key in overrides:
         if key not in fields:
-            raise UserError(f'space has no field {key!r}: the fields are {", ".join(sorted(fields))}')
+            raise FieldError(key, f' is no field of a space: the fields are {", ".join(sorted(fields))}')
     if 'ops' in overrides:
         overrides.setdefault('redrawn_ops', ())
     return dataclasses.replace(SPACES[base], **overrides)

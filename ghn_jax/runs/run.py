@@ -10,12 +10,12 @@ from collections.abc import Iterable
 from typing import Any
 
 import jax
-from ml_collections import ConfigDict
 
 from ghn_jax import config as configs
 from ghn_jax.base import cache, environment, executables, paths
-from ghn_jax.base.errors import UserError, shown
+from ghn_jax.base.errors import FieldError, UserError, prefixed, shown
 from ghn_jax.base.jsonlines import read_jsonl
+from ghn_jax.config import HypernetworkConfig, RunConfig, SpaceConfig
 from ghn_jax.datasets.load import Dataset, load
 from ghn_jax.hypernet.ghn import GHN, GHNConfig
 from ghn_jax.networks.size import IMAGE_SIZE
@@ -37,7 +37,7 @@ class Run:
     saved.
     """
 
-    config: ConfigDict
+    config: RunConfig
     ghn: GHN
     params: Any
     step: int
@@ -66,7 +66,7 @@ def load_run(workdir: str | os.PathLike, step: str = 'latest') -> Run:
     return Run(config=config, ghn=GHN(ghn), params=params, step=done, meta=meta)
 
 
-def read_meta(meta: Any, workdir: str | os.PathLike) -> tuple[ConfigDict, GHNConfig, int]:
+def read_meta(meta: Any, workdir: str | os.PathLike) -> tuple[RunConfig, GHNConfig, int]:
     """(config, that of the hypernetwork, step) from what a checkpoint says about itself. Raises UserError."""
     try:
         ghn, step = GHNConfig.from_dict(meta['ghn']), int(meta['step'])
@@ -77,7 +77,7 @@ def read_meta(meta: Any, workdir: str | os.PathLike) -> tuple[ConfigDict, GHNCon
         raise UserError(f'the checkpoint in {workdir} lacks {e}: train again with this version') from None
 
 
-def validated(config: ConfigDict) -> str:
+def validated(config: RunConfig) -> str:
     """The name of the metric by which validations are compared: top-1 in the bits trained in."""
     return f'val/top1_{parse_bits("float" if config.quant.mode == "float" else config.quant.bits)}'
 
@@ -107,7 +107,7 @@ def _best_step(workdir: pathlib.Path, checkpoints: Checkpoints) -> int:
 
 
 def run_meta(
-    config: ConfigDict,
+    config: RunConfig,
     ghn: GHNConfig,
     step: int,
     *,
@@ -129,46 +129,50 @@ def run_meta(
     }
 
 
-def make_space_of(config: ConfigDict) -> Space:
+def make_space_of(config: RunConfig) -> Space:
     """The space of networks that a config describes. () leaves a rule to the space.
 
     Raises:
       UserError: an unknown space or op, rules of no use, flattened heads or msa for images of another size
         than 32.
     """
-    fields = {k: v for k, v in config.space.items() if k != 'name' and v != ()}
-    if 'max_steps' in fields:
-        fields['max_steps_deep'] = min(fields['max_steps'], make_space(config.space.name).max_steps_deep)
-    space = make_space(config.space.name, **fields)
+    keys = [field.name for field in dataclasses.fields(SpaceConfig) if field.name != 'name']
+    fields = {key: value for key in keys if (value := getattr(config.space, key)) != ()}
+    with prefixed('space.'):
+        max_steps_deep = min(config.space.max_steps, make_space(config.space.name).max_steps_deep)
+        space = make_space(config.space.name, max_steps_deep=max_steps_deep, **fields)
     for key, multiple in (('channels', 16), ('fc_dims', 8)):
         if odd := [value for value in getattr(space, key) or () if value % multiple]:
-            raise UserError(
-                f'--config.space.{key} has {odd[0]}: the executor runs multiples of {multiple}; give these'
+            raise FieldError(
+                f'space.{key}', f' has {odd[0]}: the executor runs multiples of {multiple}; give these'
             )
     if config.image_size != IMAGE_SIZE and 'msa' in space.ops:
         others = tuple(op for op in space.ops if op != 'msa')
-        raise UserError(
-            f'--config.image_size={config.image_size}: networks with msa are for {IMAGE_SIZE} pixels; '
-            f'set --config.space.ops="{others}"'
+        raise FieldError(
+            'image_size',
+            f'={config.image_size}: networks with msa are for {IMAGE_SIZE} pixels; set space.ops="{others}"',
         )
     if config.image_size != IMAGE_SIZE and space.flat_head_share:
-        raise UserError(
-            f'--config.image_size={config.image_size}: networks with flattened heads are defined for '
-            f'{IMAGE_SIZE} pixels; set --config.space.flat_head_share=0'
+        raise FieldError(
+            'image_size',
+            f'={config.image_size}: networks with flattened heads are defined for {IMAGE_SIZE} pixels; '
+            'set space.flat_head_share=0',
         )
     return space
 
 
-def load_data(config: ConfigDict) -> Dataset:
+def load_data(config: RunConfig) -> Dataset:
     """The data set of a config. Raises UserError where it is absent."""
     return load(
         config.dataset, data_dir=config.data_dir or None, image_size=config.image_size, seed=config.seed
     )
 
 
-def make_ghn(config: ConfigDict, num_classes: int) -> GHN:
+def make_ghn(config: RunConfig, num_classes: int) -> GHN:
     """The hypernetwork of a config. Raises UserError for impossible fields."""
-    return GHN(GHNConfig(num_classes=num_classes, **config.ghn))
+    keys = [field.name for field in dataclasses.fields(HypernetworkConfig)]
+    with prefixed('ghn.'):
+        return GHN(GHNConfig(num_classes=num_classes, **{key: getattr(config.ghn, key) for key in keys}))
 
 
 def params_of(workdir: str, ghn: GHN, fresh: dict[str, Any]) -> dict[str, Any]:
@@ -185,14 +189,15 @@ def params_of(workdir: str, ghn: GHN, fresh: dict[str, Any]) -> dict[str, Any]:
     theirs['bits'] |= ours['bits']
     for name, value in ours.items():
         if theirs[name] != value:
-            raise UserError(
-                f'--config.init_from={workdir} has a hypernetwork with {name}={theirs[name]}, this run has '
-                f'{name}={value}: give the same config.ghn, and data of as many classes'
+            raise FieldError(
+                'init_from',
+                f'={workdir} has a hypernetwork with {name}={theirs[name]}, this run has {name}={value}: '
+                'give the same config.ghn, and data of as many classes',
             )
     return fresh | run.params
 
 
-def differing_keys(a: ConfigDict, b: ConfigDict, free: tuple[str, ...]) -> list[str]:
+def differing_keys(a: RunConfig, b: RunConfig, free: tuple[str, ...]) -> list[str]:
     """Dotted keys whose values differ, those in `free` (or below them) left out."""
 
     def flat(values, prefix=''):

@@ -28,6 +28,7 @@ from ml_collections import ConfigDict
 from ghn_jax.base import bounds, files, paths
 from ghn_jax.base.digests import json_digest
 from ghn_jax.base.errors import UserError
+from ghn_jax.config import RunConfig, freeze
 from ghn_jax.datasets.load import Dataset
 from ghn_jax.evaluation import results, sensitivity
 from ghn_jax.evaluation.evaluate import evaluate
@@ -52,7 +53,7 @@ _RESULT, _STUDY, _LOCK = 'evaluation.json', 'study.json', 'study.lock'
 
 
 def study(
-    config: ConfigDict,
+    config: RunConfig | ConfigDict,
     strategies: Mapping[str, Mapping[str, Any]],
     workdir: pathlib.Path,
     *,
@@ -75,7 +76,7 @@ def study(
       UserError: a bad strategy, before any is trained; whatever training and scoring raise.
     """
     bounds.check(layers=layers)
-    workdir = paths.local(workdir, 'workdir')
+    config, workdir = freeze(config), paths.local(workdir, 'workdir')
     variants = make_variants(config, strategies, seeds)
     baseline = baseline or variants[0].strategy
     known = {*strategies, *(v.name for v in variants)}
@@ -129,7 +130,7 @@ def _alone(workdir: pathlib.Path) -> Iterator[None]:
 
 def _collect(
     workdir: pathlib.Path,
-    config: ConfigDict,
+    config: RunConfig,
     strategies: Mapping[str, Any],
     wanted: dict,
     *,

@@ -6,7 +6,6 @@ from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING, Any
 
 import jax
-from ml_collections import ConfigDict
 
 from ghn_jax.assembly.memory import KNOBS, is_out_of_memory
 from ghn_jax.assembly.mesh import local
@@ -14,6 +13,7 @@ from ghn_jax.assembly.network_batch import Networks
 from ghn_jax.base import processes
 from ghn_jax.base.errors import NotFinite, Stopped, UserError
 from ghn_jax.cnn.program import Program
+from ghn_jax.config import RunConfig
 from ghn_jax.runs.checkpoint import Checkpoints
 from ghn_jax.runs.run import best, validated
 from ghn_jax.training.preemption import Stopping
@@ -36,7 +36,7 @@ class Course:
 
     def __init__(
         self,
-        config: ConfigDict,
+        config: RunConfig,
         run_step: 'Stepper',
         networks: 'Preparation',
         validate: Callable[[Any], dict[str, float]],

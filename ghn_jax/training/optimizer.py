@@ -3,10 +3,11 @@
 import functools
 
 import optax
-from ml_collections import ConfigDict
+
+from ghn_jax.config import RunConfig
 
 
-def make_optimizer(config: ConfigDict) -> optax.GradientTransformation:
+def make_optimizer(config: RunConfig) -> optax.GradientTransformation:
     """Adam with L2 regularisation after clipping by the global norm, as GHN-2 (arXiv 2110.13100)."""
     t = config.train
     return _optimizer(t.schedule, t.steps, t.warmup_steps, t.learning_rate, t.weight_decay, t.clip_norm)

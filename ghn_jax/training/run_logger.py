@@ -10,11 +10,11 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
-from ml_collections import ConfigDict
 
 from ghn_jax.assembly.memory import usage
 from ghn_jax.assembly.network_batch import draw
 from ghn_jax.base.jsonlines import Records, read_jsonl
+from ghn_jax.config import RunConfig
 from ghn_jax.networks.spaces import Space
 from ghn_jax.networks.spec import NetworkSpec
 from ghn_jax.quant.policy import Policy
@@ -35,7 +35,7 @@ class Journal:
     """
 
     def __init__(
-        self, workdir: str | os.PathLike, config: ConfigDict, space: Space, start: int, *, validated: str
+        self, workdir: str | os.PathLike, config: RunConfig, space: Space, start: int, *, validated: str
     ):
         self.config, self.space, self.validated = config, space, validated
         self._files = contextlib.ExitStack()

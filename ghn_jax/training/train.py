@@ -48,6 +48,7 @@ from ghn_jax.base import executables, lock, processes
 from ghn_jax.base.errors import UserError
 from ghn_jax.cnn.covering import Family, family, program_for
 from ghn_jax.cnn.program import Program
+from ghn_jax.config import RunConfig
 from ghn_jax.datasets import load as data
 from ghn_jax.evaluation.score import image_batches, score_networks, select_split
 from ghn_jax.hypernet.ghn import GHN, init_params
@@ -77,7 +78,11 @@ _AHEAD = 4  # steps whose networks are made ready while the device works
 
 
 def train(
-    config: ConfigDict, workdir: pathlib.Path, *, stop_at: int | None = None, stopping: Stopping | None = None
+    config: RunConfig | ConfigDict,
+    workdir: pathlib.Path,
+    *,
+    stop_at: int | None = None,
+    stopping: Stopping | None = None,
 ) -> TrainState:
     """Trains until config.train.steps, or `stop_at`; returns the state.
 
@@ -86,7 +91,7 @@ def train(
         enough; NotFinite: too many networks whose loss or gradient is not.
       Stopped: `stopping` was asked to; the state is saved.
     """
-    configs.check(config)
+    config = configs.freeze(config)
     space = make_space_of(config)
     check_batch_norm(config, space)
     strategy = strategy_of(config)
@@ -125,7 +130,7 @@ def train(
 
 
 def initial_state(
-    config: ConfigDict, ghn: GHN, optimizer: optax.GradientTransformation, mesh: Mesh | None = None
+    config: RunConfig, ghn: GHN, optimizer: optax.GradientTransformation, mesh: Mesh | None = None
 ) -> TrainState:
     """A fresh state from config.seed, or with the parameters of config.init_from, on all devices.
 
@@ -145,7 +150,7 @@ def _state_of(params: Any, optimizer: optax.GradientTransformation, mesh: Mesh |
 
 def restore_or_init(
     checkpoints: Checkpoints,
-    config: ConfigDict,
+    config: RunConfig,
     ghn: GHN,
     optimizer: optax.GradientTransformation,
     mesh: Mesh | None = None,
@@ -168,7 +173,7 @@ def restore_or_init(
         key = differing[0]
         raise UserError(
             f'{checkpoints.workdir} holds a run with another config ({", ".join(differing)} differ): '
-            f'set --config.{key} as it was, or take another --workdir'
+            f'set {key} as it was, or take another --workdir'
         )
     restored, meta = checkpoints.restore({'params': state.params, 'opt_state': state.opt_state}, step=step)
     state = TrainState(jnp.asarray(meta['step'], jnp.int32), restored['params'], restored['opt_state'])
@@ -229,7 +234,7 @@ class Stepper:
 
     def __init__(
         self,
-        config: ConfigDict,
+        config: RunConfig,
         ghn: GHN,
         optimizer: optax.GradientTransformation,
         dataset: data.Dataset,
@@ -269,7 +274,7 @@ class Stepper:
 
     def _compile(self, program: Program, arguments: tuple) -> Callable:
         made_of = ('ghn', 'scheme', 'flip', 'mesh')  # with config.train, all that the optimizer comes from
-        named = f'{program} {self.config.train.to_json()} {[self.static[k] for k in made_of]}'
+        named = f'{program} {self.config.train} {[self.static[k] for k in made_of]}'
         return executables.kept(_step, arguments, {'program': program, **self.static}, named=named)
 
     def take_workspace(self, program: Program) -> Workspace:
@@ -292,7 +297,7 @@ class Preparation:
     Every process draws the same ones, and makes those of its own devices ready.
     """
 
-    def __init__(self, config: ConfigDict, space: Space, strategy: Strategy, mesh: Mesh | None = None):
+    def __init__(self, config: RunConfig, space: Space, strategy: Strategy, mesh: Mesh | None = None):
         self.config, self.space, self.strategy = config, space, strategy
         self.own = own_networks(mesh, config.train.meta_batch)
 
@@ -330,7 +335,7 @@ class Preparation:
 
 
 def make_validation(
-    config: ConfigDict, ghn: GHN, space: Space, dataset: data.Dataset
+    config: RunConfig, ghn: GHN, space: Space, dataset: data.Dataset
 ) -> Callable[[Any], dict[str, float]]:
     """params -> mean top-1 of networks of the val split on validation images, in float and in the bits of
     the config.
