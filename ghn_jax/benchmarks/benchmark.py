@@ -1,31 +1,13 @@
-"""Answers questions of speed: times what is asked for after warm-up; compares and draws the figures.
-
-python -m ghn_jax.benchmark --archs=nets.json --what=predict,train,evaluate --mode=qat --meta_batch=8
---json=FILE --plot=FILE.png
-python -m ghn_jax.benchmark --what=compile --config=configs/ghn_qat_cifar10.py --split=train --widths=32
-python -m ghn_jax.benchmark --what=cells --cells=4,12,20,28,36 --width=16 --mode=float --plot=FILE.png
-python -m ghn_jax.benchmark --what=profile --config=configs/ghn_qat_cifar10.py --mode=float,qat
-python -m ghn_jax.benchmark --what=scaling
-python -m ghn_jax.benchmark --compare=before.json,after.json --plot=FILE.png
-
-`predict`, `train` and `evaluate` time networks of an architecture file; `compile` and `profile` are about the
-run of a config, with its meta-batch, batch and space; `cells` and `scaling` have networks of their own.
-Compiled programs come from the persistent cache where it has them; GHN_JAX_CACHE= (empty) compiles all anew.
-
-Times are wall clock, of the steps that training and evaluation really run, host work that is not hidden
-included. `probe` is a 2048 x 2048 float32 numpy product (median of 12): divide by it to compare machines, or
-the same machine at another hour.
-"""
+"""What can be timed, by name; all that is asked for in one result, and the result as tables."""
 
 import json
-import os
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from tabulate import tabulate
 
 from ghn_jax.base import bounds, counters
-from ghn_jax.base.errors import UserError, shown
+from ghn_jax.base.errors import UserError
 from ghn_jax.benchmarks import cells, profile, programs, scaling, tasks
 from ghn_jax.benchmarks.options import MODES, Options, Row, config_of
 
@@ -59,23 +41,6 @@ def benchmark(what: Sequence[str], options: Options) -> dict[str, Any]:
     rows = [row for name in what for row in WHAT[name](options)]
     probes.append(counters.probe())
     return {'machine': counters.machine(probes), 'rows': rows}
-
-
-def _parts_of_cpu() -> int:
-    """Two where it has the cores and the memory: the workspaces of large networks take 5 GiB each."""
-    memory = os.sysconf('SC_PAGE_SIZE') * os.sysconf('SC_PHYS_PAGES')
-    forced = 'xla_force_host_platform_device_count' in os.environ.get('XLA_FLAGS', '')
-    return 2 if (os.cpu_count() or 1) > 1 and memory >= 20 * 2**30 and not forced else 1
-
-
-def _integers(flag: str, bounded: str, values: Sequence[str]) -> tuple[int, ...]:
-    """The numbers of a flag, each within the bounds called `bounded`."""
-    least, most = bounds.BOUNDS[bounded]
-    fits = (v.strip().isdecimal() and len(v) <= 10 and least <= int(v) <= most for v in values)
-    if not all(fits):
-        given = shown(','.join(values))
-        raise UserError(f'--{flag}={given}: expected integers from {least} to {most:,}, as in 16,32')
-    return tuple(sorted(set(map(int, values))))
 
 
 def _check(flag: str, names: Sequence[str], known: Sequence[str] | Mapping[str, Any]) -> None:

@@ -56,7 +56,7 @@ class Section:
 def render(title: str, lead: str, sections: Sequence[Section]) -> str:
     """The HTML of a page. All text is escaped: names in it may be anybody's."""
     environment = jinja2.Environment(
-        loader=jinja2.PackageLoader('ghn_jax.report'),
+        loader=jinja2.PackageLoader('ghn_jax.reporting'),
         autoescape=True,
         undefined=jinja2.StrictUndefined,
         trim_blocks=True,

@@ -1,23 +1,11 @@
-"""Predicts the weights of networks and writes them as safetensors.
-
-python -m ghn_jax.predict --workdir=runs/quickstart/qat --arch=net.json --out=net.safetensors --bits=w4a4
-python -m ghn_jax.predict --workdir=runs/quickstart/qat --arch=nets.json --out='weights/{name}.safetensors'
-python -m ghn_jax.predict --workdir=runs/bits --arch=net.json --out=net.safetensors --policy=policy.json
-
-The weights are rounded to --bits, or as the policy file says (its format: `quant/policy.py`). A hypernetwork
-that is told the bits (config.ghn.bits) predicts them for that policy; for any other they change the rounding
-only.
-
-Tensors have DeepNets-1M's names. Layouts: 'pytorch' is OIHW for convolutions (depthwise: I is 1), (out, in)
-for linear weights. 'jax' is HWIO for convolutions, as `lax.conv_general_dilated` and flax want (depthwise:
-(H, W, 1, C), with feature_group_count=C), (in, out) for linear weights, (1, H, W, C) for position encodings.
-"""
+"""Weights of single networks from a run, by name: predicted, rounded, and written as safetensors."""
 
 import dataclasses
 import json
 import os
 import pathlib
-from collections.abc import Mapping, Sequence
+import time
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -25,11 +13,11 @@ import numpy as np
 from safetensors.numpy import save
 
 import ghn_jax
-from ghn_jax.base import cli
+from ghn_jax.base import cli, files
 from ghn_jax.base.errors import UserError
 from ghn_jax.hypernet.decoder import Tiles, count_items, decoder_table, tile_parameters
 from ghn_jax.hypernet.ghn import GHN
-from ghn_jax.hypernet.policy_features import with_policy
+from ghn_jax.hypernet.policy_features import check_policies, with_policy
 from ghn_jax.networks.graph import batch_graphs, build_graph, to_graphs_tuple
 from ghn_jax.networks.limits import largest_kernel
 from ghn_jax.networks.spec import IMAGE_SIZE, NetworkSpec
@@ -97,7 +85,7 @@ def _tiles(ghn: GHN, params: Any, batch: Any, table: Any) -> Tiles:
 
 
 def to_jax_layout(weights: Weights) -> Weights:
-    """PyTorch's layouts to JAX's, as at the top of this file."""
+    """PyTorch's layouts to JAX's, as `ghn_jax.predict` says."""
 
     def turned(name: str, w: np.ndarray) -> np.ndarray:
         if name == 'pos_enc.weight':
@@ -174,7 +162,36 @@ def output_files(out: str, specs: Sequence[NetworkSpec]) -> list[pathlib.Path]:
     return [cli.check_output(out.replace('{name}', name), 'out') for name in names]
 
 
-def _named(specs: Sequence[NetworkSpec]) -> list[NetworkSpec]:
+def with_names(specs: Sequence[NetworkSpec]) -> list[NetworkSpec]:
+    """The networks, with a name by its place for each that has none."""
     return [
         spec if spec.name else dataclasses.replace(spec, name=f'network-{i}') for i, spec in enumerate(specs)
     ]
+
+
+def write_predictions(
+    run: runs.Run,
+    specs: Sequence[NetworkSpec],
+    outputs: Sequence[pathlib.Path],
+    *,
+    layout: str = 'pytorch',
+    policy: Policy,
+) -> Iterator[str]:
+    """Predict the weights of networks and write a file for each; yield a line about each file.
+
+    outputs: the files, as `output_files` gives them.   layout, policy: as for `predict`.
+
+    Raises:
+      UserError: a network or a policy that is of no use, before the first file is written; a file that cannot
+        be written.
+    """
+    for spec in specs:
+        check_network(spec, run.ghn, run.config.image_size)
+    check_policies(specs, [policy])
+    for spec, file in zip(specs, outputs, strict=True):
+        start = time.perf_counter()
+        weights, metadata = predict(run, spec, layout=layout, policy=policy)
+        seconds = time.perf_counter() - start
+        files.write(file, to_safetensors(weights, metadata))
+        size = sum(w.size for w in weights.values())
+        yield f'{file}: {len(weights)} tensors, {size:,} parameters, {policy}, predicted in {seconds:.2f} s'

@@ -196,9 +196,9 @@ def test_a_workdir_is_judged_but_not_made(tmp_path):
 
 def test_an_output_file_is_judged_before_the_work(tmp_path):
     assert cli.check_output(tmp_path / 'x.json', 'json') == tmp_path / 'x.json'
-    with pytest.raises(UserError, match=r'--json=.* is a directory'):
+    with pytest.raises(UserError, match=r'json=.* is a directory'):
         cli.check_output(tmp_path, 'json')
-    with pytest.raises(UserError, match=r'--out=.*does not exist'):
+    with pytest.raises(UserError, match=r'out=.*does not exist'):
         cli.check_output(tmp_path / 'a' / 'x', 'out')
 
 
@@ -215,7 +215,7 @@ def test_an_output_file_that_must_not_be_written_is_refused_before_the_work(tmp_
         'read_only': 'read-only', 'link': 'read-only', 'loop': 'symbolic links', 'socket': 'a socket',
         'nowhere': r'absent does not exist',
     }.items():  # fmt: skip
-        with pytest.raises(UserError, match=rf'--{flag}=.*/{name}\b.*{reason}'):
+        with pytest.raises(UserError, match=rf'{flag}=.*/{name}\b.*{reason}'):
             cli.check_output(tmp_path / name, flag)
 
 

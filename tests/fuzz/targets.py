@@ -61,7 +61,7 @@ def call_architectures(data: Any, folder: pathlib.Path) -> None:
         lambda: [prediction.check_network(spec, _GHN) for spec in specs],
         lambda: check_given(specs, 32),
         lambda: tasks.check_networks(specs),
-        lambda: prediction.output_files(str(folder / '{name}.safetensors'), prediction._named(specs)),
+        lambda: prediction.output_files(str(folder / '{name}.safetensors'), prediction.with_names(specs)),
     ):
         try:
             door()
