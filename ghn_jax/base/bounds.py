@@ -35,13 +35,15 @@ BOUNDS: dict[str, tuple[int, int]] = {
 
 
 def define_integer(name: str, default: int | None, help_string: str) -> flags.FlagHolder:
-    """Defines the flag --name with the bounds of its name."""
+    """Define the flag --name, with the bounds of its name."""
     least, most = BOUNDS[name]
     return flags.DEFINE_integer(name, default, help_string, lower_bound=least, upper_bound=most)
 
 
 def integers(name: str, texts: Sequence[str], bounds: str) -> tuple[int, ...]:
-    """The numbers of a flag or argument, in order and without repetitions. bounds: the name of theirs.
+    """Return the numbers of a flag or argument, in order and without repetitions.
+
+    bounds: the name in `BOUNDS` of what each of them may be.
 
     Raises:
       FieldError: what is no number, or out of bounds.
@@ -55,7 +57,7 @@ def integers(name: str, texts: Sequence[str], bounds: str) -> tuple[int, ...]:
 
 
 def check(**values: Any) -> None:
-    """Raises FieldError for the first of the named values that is no integer within the bounds of its name."""
+    """Raise FieldError for the first of the values that is no integer within the bounds of its name."""
     for name, value in values.items():
         least, most = BOUNDS[name]
         try:

@@ -44,7 +44,7 @@ _LONGEST = 1000  # characters of an error
 
 
 def run(main: Callable[[], object]) -> None:
-    """Parses the flags, calls `main()` and leaves with the exit code described above; does not return."""
+    """Parse the flags, call `main()` and leave with the exit code described above."""
     screen.install()
     try:
         _run(main)
@@ -93,9 +93,10 @@ def _report_unraisable(error) -> None:
 
 
 def check_workdir(workdir: str | os.PathLike | None, *, must_exist: bool = False) -> pathlib.Path:
-    """The run directory as an absolute path; it is not created here.
+    """Return the run directory as an absolute path; it is not created here.
 
-    Raises FieldError if it is not given, is or lies under a file, cannot be written, or is wanted and absent.
+    Raises:
+      FieldError: it is not given, is or lies under a file, cannot be written, or is wanted and absent.
     """
     if not workdir:
         raise FieldError('workdir', ' is missing: give the run directory, as in --workdir=runs/quickstart')
@@ -109,11 +110,12 @@ def check_workdir(workdir: str | os.PathLike | None, *, must_exist: bool = False
 
 
 def check_folder(folder: str | os.PathLike, name: str) -> pathlib.Path:
-    """A directory to be written to, there or not yet, as an absolute path; it is not created here.
+    """Return a directory to be written to, there or not yet, as an absolute path; it is not created here.
 
     name: of the argument or flag, for the message (`out`).
 
-    Raises FieldError if it is or lies under a file, or cannot be written.
+    Raises:
+      FieldError: it is or lies under a file, or cannot be written.
     """
     path = _absolute(folder, name)
     parent = _check_place(path, name, folder)
@@ -135,12 +137,14 @@ def _check_place(path: pathlib.Path, name: str, given: str | os.PathLike) -> pat
 
 
 def check_output(path: str | os.PathLike, name: str, suffixes: Sequence[str] = ()) -> pathlib.Path:
-    """A file to be written later, checked before the long work: `files.write` can write it, as far as can be
-    told without opening it.
+    """Return the path of a file to be written later, judged before the long work.
+
+    That `files.write` can write it is found out as far as can be told without opening it.
 
     name: of the argument or flag, for the message (`json`). suffixes: what the file's name may end in.
 
-    Raises FieldError.
+    Raises:
+      FieldError: the file cannot be written, or its name ends otherwise.
     """
     out = _absolute(path, name)
     if suffixes and out.suffix not in suffixes:
@@ -173,7 +177,7 @@ def _absolute(path: str | os.PathLike, name: str) -> pathlib.Path:
 
 
 def command_line(command: str) -> str:
-    """How this process was started, for a shell: `command` is the name of the module."""
+    """Return how this process was started, for a shell. command: the name of the module."""
     return shlex.join(['python', '-m', f'ghn_jax.{command}', *sys.argv[1:]])
 
 
@@ -199,7 +203,7 @@ def _parse(argv: list[str]) -> list[str]:
 
 
 def flag_error(error: Exception) -> str:
-    """What is wrong with a flag, by what absl or a parser of ours raised."""
+    """Return what is wrong with a flag, by what absl or a parser of ours raised."""
     if isinstance(error.__context__, UserError):  # absl words the errors of a parser anew
         return str(error.__context__)
     if isinstance(error, UnicodeDecodeError):
@@ -208,7 +212,7 @@ def flag_error(error: Exception) -> str:
 
 
 def one_line(error: object) -> str:
-    """What an error says, on one line; libraries quote tracebacks, and values of any length."""
+    """Return what an error says, on one line; libraries quote tracebacks, and values of any length."""
     text = str(error).replace('\\n', '\n')
     text = re.sub(
         r'Other fields present:.*\}"', '', text, flags=re.DOTALL

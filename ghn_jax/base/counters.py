@@ -1,5 +1,6 @@
 """Clocks and counters: seconds, compilations, memory, and how fast the machine is just now."""
 
+import dataclasses
 import functools
 import os
 import platform
@@ -18,41 +19,52 @@ _SAVED_EVENTS = (
     '/jax/compilation_cache/compile_time_saved_sec',
     '/jax/compilation_cache/cache_retrieval_time_sec',
 )
-_compilations, _hits, _original = [0], [0], [0.0]
+
+
+@dataclasses.dataclass
+class _Counts:
+    """Of this process. saved_seconds: that compiling took once, of programs read from the cache."""
+
+    compilations: int = 0
+    cache_hits: int = 0
+    saved_seconds: float = 0.0
+
+
+_COUNTS = _Counts()
 
 
 @functools.cache  # a second listener would count everything twice
 def start_counting() -> None:
-    """Counts compilations, and programs found in the persistent cache, from here on."""
+    """Count compilations, and programs found in the persistent cache, from here on."""
 
     def count(event: str, seconds: float, **kwargs: Any) -> None:
-        _compilations[0] += event == _COMPILE_EVENT
-        _original[0] += seconds if event in _SAVED_EVENTS else 0
+        _COUNTS.compilations += event == _COMPILE_EVENT
+        _COUNTS.saved_seconds += seconds if event in _SAVED_EVENTS else 0
 
     def count_hit(event: str, **kwargs: Any) -> None:
-        _hits[0] += event == _HIT_EVENT
+        _COUNTS.cache_hits += event == _HIT_EVENT
 
     jax.monitoring.register_event_duration_secs_listener(count)
     jax.monitoring.register_event_listener(count_hit)
 
 
 def compilations() -> int:
-    """Programs compiled, or read from the persistent cache, since `start_counting`."""
-    return _compilations[0]
+    """Return the programs compiled, or read from the persistent cache, since `start_counting`."""
+    return _COUNTS.compilations
 
 
 def cache_hits() -> int:
-    """Programs read from the persistent cache since `start_counting`."""
-    return _hits[0]
+    """Return the programs read from the persistent cache since `start_counting`."""
+    return _COUNTS.cache_hits
 
 
 def original_compile_seconds() -> float:
-    """Seconds that those had taken to compile, altogether."""
-    return _original[0]
+    """Return the seconds that those had taken to compile, altogether."""
+    return _COUNTS.saved_seconds
 
 
 def row(seconds: Sequence[float], compilations_after_warmup: int, **more: Any) -> dict[str, Any]:
-    """Statistics of the seconds each network took, with the peak memory of this process so far (GiB)."""
+    """Return statistics of the seconds each network took, with this process's peak memory so far (GiB)."""
     return {
         'networks': len(seconds),
         'mean_s': float(np.mean(seconds)),
@@ -65,7 +77,7 @@ def row(seconds: Sequence[float], compilations_after_warmup: int, **more: Any) -
 
 
 def probe() -> float:
-    """Median seconds of a float32 2048 x 2048 numpy product: how fast this machine is just now."""
+    """Return the median seconds of a float32 2048 x 2048 numpy product: how fast this machine is just now."""
     a = np.ones((2048, 2048), np.float32)
     times = []
     for _ in range(12):
@@ -76,7 +88,7 @@ def probe() -> float:
 
 
 def machine(probes: Sequence[float]) -> dict[str, Any]:
-    """What the figures were taken on. probes: of before and after."""
+    """Return what the figures were taken on. probes: of before and after."""
     return {
         'device': jax.devices()[0].device_kind,
         'platform': jax.default_backend(),

@@ -13,7 +13,7 @@ _SCHEME = re.compile(r'([A-Za-z][A-Za-z0-9+.-]*):/')
 
 
 def local(path: str | os.PathLike, what: str) -> pathlib.Path:
-    """The path, its `~` replaced by the home directory. what: what it is, for messages (`--archs`).
+    """Return the path, its `~` replaced by the home directory. what: what it is, for messages (`--archs`).
 
     Raises:
       UserError: as `check_local`; a home directory that nobody has.
@@ -26,7 +26,7 @@ def local(path: str | os.PathLike, what: str) -> pathlib.Path:
 
 
 def check_local(path: str | os.PathLike, what: str) -> None:
-    """Raises UserError for a path with a scheme: gs://bucket/run would be a folder `gs:` here."""
+    """Raise UserError for a path with a scheme: gs://bucket/run would be a folder `gs:` here."""
     text = os.fspath(path)
     if not (match := _SCHEME.match(text)):
         return
@@ -39,7 +39,7 @@ def check_local(path: str | os.PathLike, what: str) -> None:
 
 
 def tfds_folder(data_dir: str | None) -> str | None:
-    """Where TFDS data lie; None is its own place. Raises UserError unless that is a local one."""
+    """Return where TFDS data lie; None is its own place. Raises UserError unless that is a local one."""
     if data_dir:
         return str(local(data_dir, '--data_dir'))
     # TFDS would make a folder called `~` where there is no home directory.
@@ -48,7 +48,7 @@ def tfds_folder(data_dir: str | None) -> str | None:
 
 
 def check_flags(flags: Iterable[Any]) -> None:
-    """Raises UserError for the first flag that was given a path with a scheme.
+    """Raise UserError for the first flag that was given a path with a scheme.
 
     All flags of text are judged, for none takes an address: so none is forgotten.
     """
@@ -60,7 +60,7 @@ def check_flags(flags: Iterable[Any]) -> None:
 
 
 def shipped(suffix: str) -> dict[str, pathlib.Path]:
-    """Files of `configs/` that end in `suffix`, by their names without it.
+    """Return the files of `configs/` that end in `suffix`, by their names without it.
 
     They lie in the package where it is installed, beside it in the repository.
     """
@@ -70,7 +70,7 @@ def shipped(suffix: str) -> dict[str, pathlib.Path]:
 
 
 def find(name: str, what: str, suffix: str) -> pathlib.Path:
-    """The file of this path, or the one of `configs/` that has this name.
+    """Find the file of this path, or the one of `configs/` that has this name.
 
     Raises:
       UserError: as `local`; there is neither, with the names that there are.

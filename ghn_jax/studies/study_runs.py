@@ -95,10 +95,10 @@ def make_variants(
 
 def _changed(config: RunConfig, name: str, changes: Mapping[str, Any]) -> RunConfig:
     """The config with a strategy's changes: keys of `config.quant`, or of the whole config."""
-    of_quant = [field.name for field in dataclasses.fields(config.quant)]
+    of_the_whole = [field.name for field in dataclasses.fields(config)]
     try:
         for key, value in changes.items():
-            full = f'quant.{key}' if key in of_quant else key
+            full = key if '.' in key or key in of_the_whole else f'quant.{key}'
             changed = configs.replace(config, full, value)
             root = full.split('.')[0]
             if root in _TASK and getattr(changed, root) != getattr(config, root):

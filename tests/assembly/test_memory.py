@@ -17,7 +17,7 @@ def test_a_program_that_does_not_fit_is_refused_before_it_is_compiled(tmp_path, 
     config = small_config()
     config.train.batch_size = 7  # a program that no test has compiled
     compiled = train._step._cache_size()
-    monkeypatch.setattr(memory, 'free_bytes', lambda mesh: 2**20)
+    monkeypatch.setattr(train, 'free_bytes', lambda mesh: 2**20)
     with pytest.raises(UserError, match='GiB .* free: .*batch_size.*channels.*dtype.*devices.cpu'):
         train.train(config, tmp_path)
     assert train._step._cache_size() == compiled
