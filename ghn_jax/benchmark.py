@@ -63,18 +63,18 @@ def main() -> None:
     """Run the command."""
     written = _OUTPUTS()
     if _COMPARE.value is not None:
-        written.write(_compare(), table=comparison.text, picture=picture.picture_of_comparison)
+        written.write(_compare(_COMPARE.value), table=comparison.text, picture=picture.picture_of_comparison)
     else:
         written.write(_measure(), table=text, picture=picture.picture)
 
 
-def _compare() -> dict[str, Any]:
+def _compare(names: list[str]) -> dict[str, Any]:
     if flags.FLAGS['what'].present:
         raise UserError('--what with --compare: comparing times nothing; leave --what out')
-    if len(_COMPARE.value) != 2:
-        raise UserError(f'--compare={",".join(_COMPARE.value)}: expected two files, as in A.json,B.json')
-    a, b = map(comparison.read_figures, _COMPARE.value)
-    return comparison.compare(a, b, _COMPARE.value)
+    if len(names) != 2:
+        raise UserError(f'--compare={",".join(names)}: expected two files, as in A.json,B.json')
+    a, b = map(comparison.read_figures, names)
+    return comparison.compare(a, b, names)
 
 
 def _measure() -> dict[str, Any]:

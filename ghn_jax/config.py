@@ -224,12 +224,12 @@ def replace(config: RunConfig, key: str, value: Any) -> RunConfig:
 
 
 def to_json(config: RunConfig | ConfigDict) -> str:
-    """The config as JSON; tuples become lists, which `from_json` turns back."""
+    """Return the config as JSON; tuples become lists, which `from_json` turns back."""
     return json.dumps(dataclasses.asdict(freeze(config)), sort_keys=True)
 
 
 def from_json(text: str) -> RunConfig:
-    """The config of a `to_json`. Keys that are absent, for they are newer than the text, have defaults.
+    """Return the config that `to_json` wrote. Keys that are absent, for they are newer than the text, have defaults.
 
     Raises:
       UserError: keys that there are not, or values that they may not have.

@@ -17,7 +17,7 @@ flags.disclaim_key_flags()  # --help shows --config as a flag of the command tha
 
 
 def define(help_string: str, flag_values: flags.FlagValues = flags.FLAGS) -> flags.FlagHolder:
-    """Defines --config, read with `Parser`, and --config.key=value for every key of what it says.
+    """Define --config, read with `Parser`, and --config.key=value for every key of what it says.
 
     Raises:
       flags.Error: --flagfile cannot be read; ml_collections looks for overrides there.
@@ -55,22 +55,23 @@ def named_by_flags() -> contextlib.AbstractContextManager[None]:
 
 
 class Parser(flags.ArgumentParser):
-    """Of a file, or of the name of one in `configs/`; FILE:TEXT calls `get_config(TEXT)`."""
+    """Reads --config: a file, or the name of one in `configs/`; FILE:TEXT calls `get_config(TEXT)`."""
 
     syntactic_help = 'a config file, or the name of one of ghn_jax'
 
     def parse(self, argument: str) -> ConfigDict:
-        """The config, locked. Raises UserError."""
+        """Return the config, locked. Raises UserError."""
         paths.check_local(argument, '--config')
         name, *text = argument.split(':', 1)
         return load(paths.find(name, '--config', '.py'), *text)
 
     def flag_type(self) -> str:
+        """Return what the flag takes, for --help."""
         return 'config file'
 
 
 def load(file: pathlib.Path, *arguments: str) -> ConfigDict:
-    """What the file's `get_config(*arguments)` returns, locked: its keys are all there are.
+    """Return what the file's `get_config(*arguments)` returns, locked: its keys are all there are.
 
     Raises:
       UserError: the file does not load, has no such function, or that returns something else.

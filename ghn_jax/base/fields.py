@@ -53,13 +53,13 @@ def as_tuple(value: Any) -> Any:
     return tuple(map(as_tuple, value)) if isinstance(value, (list, tuple)) else value
 
 
-def _checked(field: dataclasses.Field, value: Any) -> Any:
+def _checked(field: dataclasses.Field[Any], value: Any) -> Any:
     wanted, rules = type(field.default), field.metadata
 
     def refuse(expected: str) -> FieldError:
         return FieldError(field.name, f'={shown(value)}: {expected}')
 
-    if type(value) is not wanted and not (wanted is float and type(value) is int):
+    if type(value) not in ((float, int) if wanted is float else (wanted,)):
         raise refuse(f'expected a value of type {wanted.__name__}')
     if 'least' in rules and not rules['least'] <= value <= rules['most']:  # NaN is not
         raise refuse(f'expected {rules["least"]} to {rules["most"]:,}')

@@ -45,7 +45,7 @@ from ghn_jax.assembly.mesh import (
 from ghn_jax.assembly.network_batch import Networks, draw, prepare
 from ghn_jax.assembly.workspace import Workspace
 from ghn_jax.base import executables, lock, processes
-from ghn_jax.base.errors import UserError
+from ghn_jax.base.errors import FieldError
 from ghn_jax.cnn.covering import Family, family, program_for
 from ghn_jax.cnn.program import Program
 from ghn_jax.config import RunConfig
@@ -171,9 +171,10 @@ def restore_or_init(
     before = configs.from_json(meta['config'])
     if differing := differing_keys(before, config, FREE_KEYS):
         key = differing[0]
-        raise UserError(
-            f'{checkpoints.workdir} holds a run with another config ({", ".join(differing)} differ): '
-            f'set {key} as it was, or take another --workdir'
+        raise FieldError(
+            key,
+            f' is another one in the run that {checkpoints.workdir} holds ({", ".join(differing)} differ): '
+            'set it as it was, or take another --workdir',
         )
     restored, meta = checkpoints.restore({'params': state.params, 'opt_state': state.opt_state}, step=step)
     state = TrainState(jnp.asarray(meta['step'], jnp.int32), restored['params'], restored['opt_state'])

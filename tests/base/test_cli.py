@@ -3,6 +3,7 @@
 import json
 import os
 import pathlib
+import re
 import socket
 import subprocess
 import sys
@@ -68,6 +69,19 @@ def test_help_shows_every_flag_and_exits_0(tool):
     assert done.returncode == 0 and 'Traceback' not in done.stderr
     for flag in ('--config:', '--workdir:', '--[no]crash:'):
         assert flag in done.stdout
+
+
+def test_commands_are_thin_and_none_is_a_library_to_another():
+    files = {name: ROOT.joinpath(*name.split('.')).with_suffix('.py') for name in COMMANDS}
+    assert len(files) == 9 and {file.parent.name for file in files.values()} == {'ghn_jax'}
+    for name, file in files.items():
+        assert len(file.read_text().splitlines()) < 120, name
+    package = '\n'.join(file.read_text() for file in (ROOT / 'ghn_jax').rglob('*.py'))
+    for name in files:
+        _, module = name.split('.')
+        assert not re.search(
+            rf'(from {name} import|import {name}$|from ghn_jax import .*\b{module}\b)', package
+        ), name
 
 
 @pytest.mark.parametrize('name', COMMANDS)

@@ -158,7 +158,8 @@ import jax
 import numpy as np
 jax.config.update('jax_num_cpu_devices', 4)
 jax.config.update('jax_compilation_cache_dir', sys.argv[1])
-from ghn_jax import devices, executables
+from ghn_jax.assembly import mesh as devices
+from ghn_jax.base import executables
 traced = []
 def double(x):
     traced.append(x)

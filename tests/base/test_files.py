@@ -100,7 +100,7 @@ def test_a_device_is_written_to_and_stays_one(tmp_path):
 def test_names_of_open_files_are_written_through(tmp_path, redirection):
     """--json=/dev/stdout, and what bash makes of >(program)."""
     name = '/dev/fd/3' if redirection[0] == '3' else '/dev/stdout'
-    code = f"from ghn_jax import files; print('before'); files.write('{name}', 'got\\n'); print('after')"
+    code = f"from ghn_jax.base import files; print('before'); files.write('{name}', 'got\\n'); print('after')"
     shell = f'"{sys.executable}" -c "{code}" {redirection}'
     env = {**os.environ, 'PYTHONPATH': str(ROOT), 'PYTHONUNBUFFERED': ''}
     subprocess.run(['bash', '-c', shell], cwd=tmp_path, env=env, check=True)

@@ -89,7 +89,7 @@ def test_a_signal_ends_the_process_though_it_cannot_be_said():
 
 TOOL = """
 import contextlib, os
-from ghn_jax import cli
+from ghn_jax.base import cli
 def main():
     for i in range(5000):
         print('line', i, '±')
