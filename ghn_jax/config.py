@@ -229,7 +229,9 @@ def to_json(config: RunConfig | ConfigDict) -> str:
 
 
 def from_json(text: str) -> RunConfig:
-    """Return the config that `to_json` wrote. Keys that are absent, for they are newer than the text, have defaults.
+    """Return the config that `to_json` wrote.
+
+    Keys that are absent, for they are newer than the text, have their defaults.
 
     Raises:
       UserError: keys that there are not, or values that they may not have.

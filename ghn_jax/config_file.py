@@ -50,7 +50,7 @@ def read_config(flag: flags.FlagHolder) -> configs.RunConfig:
 
 
 def named_by_flags() -> contextlib.AbstractContextManager[None]:
-    """Within it, errors about keys of the config name the flags that set them."""
+    """Let errors about keys of the config that leave the block name the flags that set them."""
     return prefixed('--config.')
 
 

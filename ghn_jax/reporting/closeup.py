@@ -66,7 +66,7 @@ def select(run: Run, evaluation: Evaluation, specs: Sequence[NetworkSpec] | None
       UserError: they are not the networks of the result.
     """
     split, p = evaluation.splits[0], evaluation.result['protocol']
-    config: Any = run.config
+    config = run.config
     digests = [network['digest'] for network in evaluation.networks(split)]
     if split != GIVEN:
         selection = select_split(
