@@ -8,7 +8,7 @@ checkpoint carries the configuration as JSON (`to_json`).
 
 import dataclasses
 import json
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 from ml_collections import ConfigDict
@@ -184,12 +184,25 @@ class RunConfig(_Section):
             raise FieldError('image_size', f'={self.image_size}: expected a multiple of 8')
         for key in ('data_dir', 'init_from'):
             path = getattr(self, key)
-            try:
-                paths.check_local(path, key)
-            except UserError as e:
-                raise FieldError(key, str(e).removeprefix(key)) from None
+            paths.check_local(path, key)
             if '\0' in path:
                 raise FieldError(key, f'={shown(path)}: expected a directory')
+
+
+def _is_section(field: dataclasses.Field) -> bool:
+    return dataclasses.is_dataclass(field.default)
+
+
+def _keys(config: Any) -> Iterator[str]:
+    for field in dataclasses.fields(config):
+        if _is_section(field):
+            yield from (f'{field.name}.{key}' for key in _keys(field.default))
+        else:
+            yield field.name
+
+
+KEYS = frozenset(_keys(RunConfig()))
+"""All keys, as in `train.steps`."""
 
 
 def default() -> ConfigDict:
@@ -263,10 +276,6 @@ def _build(kind: type, values: Mapping[str, Any], *, complete: bool) -> Any:
             with prefixed(f'{key}.'):
                 arguments[key] = _build(section, arguments[key], complete=complete)
     return kind(**arguments)
-
-
-def _is_section(field: dataclasses.Field) -> bool:
-    return dataclasses.is_dataclass(field.default)
 
 
 def _of_this_version(values: dict) -> dict:

@@ -51,7 +51,7 @@ def read_config(flag: flags.FlagHolder) -> configs.RunConfig:
 
 def named_by_flags() -> contextlib.AbstractContextManager[None]:
     """Let errors about keys of the config that leave the block name the flags that set them."""
-    return prefixed('--config.')
+    return prefixed('--config.', configs.KEYS)
 
 
 class Parser(flags.ArgumentParser):

@@ -188,8 +188,11 @@ def test_a_door_puts_its_own_name_for_the_field_and_leaves_other_errors_alone():
     with pytest.raises(FieldError, match=r'^--a\.b=3: no$') as error, prefixed('--'), prefixed('a.'):
         raise FieldError('b', '=3: no')
     assert error.value.field == '--a.b'
-    with pytest.raises(UserError, match='^b: no$') as error, prefixed('--'):
+    with pytest.raises(UserError, match='^b: no$'), prefixed('--'):
         raise UserError('b: no')
+    with pytest.raises(FieldError, match='^b=3: no$'), prefixed('--', {'a'}):
+        raise FieldError('b', '=3: no')
+    assert config.KEYS == LEAVES.keys()
 
 
 def test_a_config_dict_goes_no_further_than_the_doors():

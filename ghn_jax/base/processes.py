@@ -18,7 +18,7 @@ import numpy as np
 from jax.experimental import multihost_utils
 
 from ghn_jax.base import bounds
-from ghn_jax.base.errors import NotFinite, Stopped, UserError
+from ghn_jax.base.errors import FieldError, NotFinite, Stopped, UserError
 
 T = TypeVar('T')
 AUTO = 'auto'
@@ -56,14 +56,14 @@ def start(
         return
     host, _, port = coordinator.rpartition(':')
     if not host or not port.isdecimal() or not 0 < int(port) < 65536:
-        raise UserError(
-            f'--coordinator={coordinator}: expected HOST:PORT of process 0, as in 10.0.0.2:1234, or auto'
+        raise FieldError(
+            'coordinator', f'={coordinator}: expected HOST:PORT of process 0, as in 10.0.0.2:1234, or auto'
         )
     if num_processes is None or process_id is None:
-        raise UserError(f'--coordinator={coordinator} needs --num_processes=N and --process_id=0..N-1')
+        raise FieldError('coordinator', f'={coordinator} needs num_processes=N and process_id=0..N-1')
     if num_processes < 1 or not 0 <= process_id < num_processes:
-        raise UserError(
-            f'--process_id={process_id} with --num_processes={num_processes}: expected 0..{num_processes - 1}'
+        raise FieldError(
+            'process_id', f'={process_id} with num_processes={num_processes}: expected 0..{num_processes - 1}'
         )
     _join(coordinator, timeout, num_processes, process_id)
 
@@ -152,7 +152,7 @@ def _join(
         )  # fmt: skip
     except (RuntimeError, ValueError) as e:
         reason = ' '.join(str(e).split())[:200]
-        raise UserError(f'--coordinator={coordinator}: the processes cannot be joined: {reason}') from None
+        raise FieldError('coordinator', f'={coordinator}: the processes cannot be joined: {reason}') from None
     finally:
         watch.cancel()
 

@@ -7,7 +7,6 @@ Axes: B bins | F floats of the weight buffer.
 
 import dataclasses
 from collections.abc import Sequence
-from typing import Any
 
 import jax
 import jax.numpy as jnp

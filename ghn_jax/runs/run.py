@@ -61,7 +61,7 @@ def load_run(workdir: str | os.PathLike, step: str = 'latest') -> Run:
         elif step.isdecimal() and len(step) <= 10:
             params, meta = checkpoints.restore_params(step=int(step))
         else:
-            raise UserError(f'--step={shown(step)}: expected latest, best or a number')
+            raise FieldError('step', f'={shown(step)}: expected latest, best or a number')
     config, ghn, done = read_meta(meta, workdir)
     return Run(config=config, ghn=GHN(ghn), params=params, step=done, meta=meta)
 
@@ -94,7 +94,7 @@ def _restore_best(workdir: pathlib.Path, checkpoints: Checkpoints) -> tuple[Any,
             return checkpoints.restore_params(step=step)
         except Vanished:
             continue  # a later one validated better
-    raise UserError(f'--step=best: {workdir} has a new best step at each attempt to read it: try again')
+    raise FieldError('step', f'=best: {workdir} has a new best step at each attempt to read it: try again')
 
 
 def _best_step(workdir: pathlib.Path, checkpoints: Checkpoints) -> int:
@@ -102,7 +102,7 @@ def _best_step(workdir: pathlib.Path, checkpoints: Checkpoints) -> int:
     rows = read_jsonl(workdir / 'metrics.jsonl')
     found = best((row['step'], row[name]) for row in rows if row.get(name) is not None)
     if found is None:
-        raise UserError(f'--step=best: {workdir} has no validation yet ({name}): take --step=latest')
+        raise FieldError('step', f'=best: {workdir} has no validation yet ({name}): take latest')
     return found[0]
 
 
