@@ -1,216 +1,281 @@
-"""The configuration of a training run: every key, its default and its unit.
+"""The configuration of a training run: every key with its default, its unit and what it may be.
 
-A file of `configs/` starts from `default()` and states what it changes. The keys are locked: a misspelt one
-is an error, in a file as on the command line. A checkpoint carries the configuration as JSON (`to_json`).
+Each section is a frozen dataclass, and `RunConfig` holds them all: what this package works with. A config
+file and the command line work with a `ConfigDict` of the same keys in its place, locked, so that a misspelt
+key is an error: `default()` makes it, and `freeze` turns it into a `RunConfig`, once, at the door. A
+checkpoint carries the configuration as JSON (`to_json`).
 """
 
+import dataclasses
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 from ml_collections import ConfigDict
 
 from ghn_jax.base import paths
 from ghn_jax.base.bounds import BOUNDS
-from ghn_jax.base.errors import UserError, shown
+from ghn_jax.base.errors import FieldError, UserError, prefixed, shown
+from ghn_jax.base.fields import check_fields, choice, items, number
+from ghn_jax.hypernet.ghn import GHNConfig
 from ghn_jax.networks.counts import MAX_OPERATIONS
 from ghn_jax.networks.genotype import MAX_STEPS
-from ghn_jax.quant.scheme import MODES
+from ghn_jax.quant.bit_schedule import DRAWS
+from ghn_jax.quant.scheme import Scheme
 
 SCHEDULES = ('step', 'cosine', 'constant')
 DTYPES = ('float32', 'bfloat16')
 
+_MOST_STEPS = 2**31 - 2  # counted by an int32
 
-_STEPS = 2**31 - 2  # counted by an int32
-# The least and the most of every number but those of `quant`, which `Scheme` judges. The most is what keeps a
-# slip of the pen from asking for terabytes or for years.
-_BOUNDS = {
-    'seed': BOUNDS['seed'],
-    'image_size': (8, 512),
-    'space.max_steps': (1, MAX_STEPS),
-    'space.max_params': (1, 10**12),
-    'space.flat_head_share': (0, 1),
-    'ghn.hid': (4, 4096),
-    'train.steps': (0, _STEPS),
-    'train.meta_batch': BOUNDS['meta_batch'],
-    'train.batch_size': BOUNDS['batch_size'],
-    'train.learning_rate': (1e-30, 1e6),
-    'train.weight_decay': (0, 1e6),
-    'train.clip_norm': (1e-30, 1e30),
-    'train.warmup_steps': (0, _STEPS),
-    'log_every_steps': (1, _STEPS),
-    'save_every_steps': (1, _STEPS),
-    'keep_checkpoints': (1, _STEPS),
-    'keep_every_steps': (0, _STEPS),
-    'max_not_finite': (0, 1),  # a share
-    'eval.every_steps': (0, _STEPS),
-    'eval.num_networks': BOUNDS['num_networks'],
-    'eval.num_images': BOUNDS['num_images'],
-    'devices.images': (1, 65_536),
-    'devices.cpu': (1, BOUNDS['devices'][1]),
-    'devices.per_process': (0, 65_536),
-    'program.max_nodes': (1, MAX_OPERATIONS),  # a graph has a matrix of all pairs
-}
+
+def _steps(default: int, *, least: int = 0) -> int:
+    return number(default, least, _MOST_STEPS)
+
+
+def _bounded(name: str, default: int) -> int:
+    """A number with the bounds of the flags and arguments of this name."""
+    return number(default, *BOUNDS[name])
+
+
+class _Section:
+    """A frozen dataclass whose fields are judged when it is made. Raises FieldError for the first bad one."""
+
+    def __post_init__(self) -> None:
+        check_fields(self)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class SpaceConfig(_Section):
+    """The networks that are drawn: a named space, and the rules of it that are changed."""
+
+    name: str = 'convnets250k'  # convnets250k | deepnets1m
+    cells: tuple[int, int] = items((4, 18), int)  # fewest, most cells
+    max_steps: int = number(4, 1, MAX_STEPS)  # nodes of a cell
+    ops: tuple[str, ...] = items((), str)  # () is all of the space's operations
+    channels: tuple[int, ...] = items((), int)  # () is the space's rule (32..128); (16,) forces a width
+    fc_dims: tuple[int, ...] = items((), int)  # () is the space's rule; (64,) forces a width
+    ks: tuple[int, ...] = items((3, 5, 7), int)  # kernel sizes of the stem
+    C_mults: tuple[int, ...] = items((1, 2), int)  # growth of the width at a reduction
+    max_params: int = number(10_000_000, 1, 10**12)  # larger networks are not drawn
+    # () is the rule of the space (few and small networks without); ('bnorm',) for all.
+    norms: tuple[str, ...] = items((), str)
+    # Of flattened heads, where the space allows them; 0 unless image_size is 32.
+    flat_head_share: float = number(0.1, 0, 1)
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if len(self.cells) != 2:
+            raise FieldError('cells', f'={shown(self.cells)}: expected (fewest, most)')
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class HypernetworkConfig(_Section):
+    """The hypernetwork, but for what the data and the published format decide: see `GHNConfig`."""
+
+    hid: int = number(GHNConfig.hid, 4, 4096)  # width of node embeddings and states
+    hypernet: str = GHNConfig.hypernet  # gatedgnn | mlp
+    decoder: str = GHNConfig.decoder  # conv, the only one
+    weight_norm: bool = GHNConfig.weight_norm  # these three off: GHN-1
+    ve: bool = GHNConfig.ve
+    layernorm: bool = GHNConfig.layernorm
+    bits: bool = GHNConfig.bits  # whether it is told the bits of every tensor, and writes weights for them
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        GHNConfig(**dataclasses.asdict(self))  # which judges its fields
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class QuantConfig(Scheme):
+    """A scheme, with the bits that it is trained at. Evaluation uses the run's scheme.
+
+    Bits are data: the schedule and the draw change them from step to step, and the program is the same.
+    """
+
+    bits: str = 'w4a4'  # of weights and activations; unused in mode float
+    schedule: tuple = ()  # (until step, bits), ...: what applies before; ((350, 'float'),) is float first
+    # Bits such as ('w2a2', 'w4a4') that each network draws one of, in place of `bits`.
+    draw: tuple[str, ...] = items((), str)
+    draw_per: str = choice('network', DRAWS)  # layer: each its own; either: a toss between the two
+    edge_bits: str = ''  # of the first and the last layer, such as 'w8a8'; '' is those of the others
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class TrainConfig(_Section):
+    """Training steps and the optimizer."""
+
+    steps: int = _steps(210_900)  # 300 epochs of 703 steps: 45,000 images in batches of 64
+    meta_batch: int = _bounded('meta_batch', 8)  # networks per step; all see the same images
+    batch_size: int = _bounded('batch_size', 64)  # images per step
+    learning_rate: float = number(1e-3, 1e-30, 1e6)  # Adam
+    weight_decay: float = number(1e-5, 0, 1e6)
+    clip_norm: float = number(5.0, 1e-30, 1e30)  # of the global gradient norm
+    # step: x0.1 at 2/3 and 5/6 of the steps, as GHN-2; cosine: to 0.
+    schedule: str = choice('step', SCHEDULES)
+    warmup_steps: int = _steps(0)  # linear, from 0
+    # Of the networks' values and their gradients; bfloat16: half the memory traffic.
+    dtype: str = choice('float32', DTYPES)
+    augment: bool = True  # crop from 4 pixels of padding; flip where the data set allows it
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class EvalConfig(_Section):
+    """Validation during training."""
+
+    every_steps: int = _steps(7_030)  # 10 epochs; 0 is never
+    num_networks: int = _bounded('num_networks', 20)  # of the val split
+    num_images: int = _bounded('num_images', 5_000)  # of the validation images
+    bits: tuple[str, ...] = items((), str)  # beside float, as in ('w8a8', 'w4a4'); () is quant.bits
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class DevicesConfig(_Section):
+    """The devices that take part in a step."""
+
+    images: int = number(1, 1, 65_536)  # that share the images of a network; others take other networks
+    cpu: int = number(1, 1, BOUNDS['devices'][1])  # parts of a CPU: 2 use two cores, and twice the memory
+    per_process: int = number(0, 0, 65_536)  # of each process, that take part; 0 is all
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class ProgramConfig(_Section):
+    """The compiled program."""
+
+    max_nodes: int = number(512, 1, MAX_OPERATIONS)  # of a graph, which has a matrix of all pairs
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class RunConfig(_Section):
+    """A training run. The defaults are float GHN-2 on CIFAR-10 with its published settings.
+
+    Names of data sets, spaces and operations, and bits, are judged where they are used.
+
+    Raises:
+      FieldError: a field that is not what it may be, in this class and in the sections.
+    """
+
+    seed: int = _bounded('seed', 0)  # of everything: initial weights, images, augmentation, networks
+    dataset: str = 'cifar10'  # cifar10 | digits | synthetic
+    data_dir: str = ''  # where TFDS data lie; '' is TFDS's own place
+    image_size: int = number(32, 8, 512)  # pixels, a multiple of 8; images of another size are resized
+    init_from: str = ''  # run directory whose parameters this one begins with; '' is random ones
+
+    space: SpaceConfig = SpaceConfig()
+    ghn: HypernetworkConfig = HypernetworkConfig()
+    quant: QuantConfig = QuantConfig()
+    train: TrainConfig = TrainConfig()
+
+    log_every_steps: int = _steps(100, least=1)
+    save_every_steps: int = _steps(2_000, least=1)  # also before a validation or a compilation
+    keep_checkpoints: int = _steps(3, least=1)  # the newest; the one that validated best stays, too
+    keep_every_steps: int = _steps(0)  # so do those of multiples of it; 0 is none
+    save_in_background: bool = True  # False: a step waits until a checkpoint is on the disk
+    # Share of the networks between two log lines beyond which training stops.
+    max_not_finite: float = number(0.5, 0, 1)
+
+    eval: EvalConfig = EvalConfig()
+    devices: DevicesConfig = DevicesConfig()
+    program: ProgramConfig = ProgramConfig()
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.image_size % 8:  # a stem and two reductions may each halve it
+            raise FieldError('image_size', f'={self.image_size}: expected a multiple of 8')
+        for key in ('data_dir', 'init_from'):
+            path = getattr(self, key)
+            paths.check_local(path, key)
+            if '\0' in path:
+                raise FieldError(key, f'={shown(path)}: expected a directory')
+
+
+def _is_section(field: dataclasses.Field) -> bool:
+    return dataclasses.is_dataclass(field.default)
+
+
+def _keys(config: Any) -> Iterator[str]:
+    for field in dataclasses.fields(config):
+        if _is_section(field):
+            yield from (f'{field.name}.{key}' for key in _keys(field.default))
+        else:
+            yield field.name
+
+
+KEYS = frozenset(_keys(RunConfig()))
+"""All keys, as in `train.steps`."""
 
 
 def default() -> ConfigDict:
-    """Float GHN-2 on CIFAR-10 with its published settings, locked."""
-    c: Any = ConfigDict()  # its keys are no attributes to a type checker
-    c.seed = 0  # of everything: initial weights, images, augmentation, and which networks
-    c.dataset = 'cifar10'  # cifar10 | digits | synthetic
-    c.data_dir = ''  # where TFDS data lie; '' is TFDS's own place
-    c.image_size = 32  # pixels; images of another size are resized
-    c.init_from = ''  # run directory whose parameters this one begins with; '' is random ones
-
-    c.space = ConfigDict()
-    c.space.name = 'convnets250k'  # convnets250k | deepnets1m
-    c.space.cells = (4, 18)  # fewest, most cells
-    c.space.max_steps = 4  # nodes of a cell
-    c.space.ops = ()  # () is all of the space's operations
-    c.space.channels = ()  # () is the space's rule (32..128, large networks narrower); (16,) forces a width
-    c.space.fc_dims = ()  # () is the space's rule; (64,) forces a width
-    c.space.ks = (3, 5, 7)  # kernel sizes of the stem
-    c.space.C_mults = (1, 2)  # growth of the width at a reduction
-    c.space.max_params = 10_000_000  # larger networks are not drawn
-    c.space.norms = ()  # () is the rule of the space (few and small networks without); ('bnorm',) for all
-    c.space.flat_head_share = (
-        0.1  # of flattened heads, where the space allows them; 0 unless image_size is 32
-    )
-
-    c.ghn = ConfigDict()
-    c.ghn.hid = 32  # width of node embeddings and states
-    c.ghn.hypernet = 'gatedgnn'  # gatedgnn | mlp
-    c.ghn.decoder = 'conv'  # the only one
-    c.ghn.weight_norm = True  # these three off: GHN-1
-    c.ghn.ve = True
-    c.ghn.layernorm = True
-    c.ghn.bits = False  # whether it is told the bits of every tensor, and writes weights for them
-
-    c.quant = ConfigDict()
-    c.quant.mode = 'float'  # float | qat (straight-through rounding) | noise (up to half a step, each side)
-    c.quant.bits = 'w4a4'  # of weights and activations; unused in mode float
-    # Bits are data: what follows changes them from step to step, and the program is the same.
-    c.quant.schedule = ()  # (until step, bits), ...: what applies before; ((350, 'float'),) is float first
-    c.quant.draw = ()  # bits such as ('w2a2', 'w4a4') that each network draws one of, in place of quant.bits
-    c.quant.draw_per = 'network'  # network | layer (each its own) | either (a toss between the two)
-    c.quant.edge_bits = ''  # of the first and the last layer, such as 'w8a8'; '' is those of the others
-    # The scheme, static: see quant/scheme.py for what each is. Evaluation uses the run's.
-    c.quant.granularity = 'tensor'  # tensor | channel (each output channel of a weight has a grid of its own)
-    c.quant.symmetric = False  # grids of weights: zero point 0
-    c.quant.weight_range = 'minmax'  # minmax | percentile | mse | sigma
-    c.quant.percentile = 99.9  # of the weights of a tensor or channel, inside the range of 'percentile'
-    c.quant.weight_sigmas = 0.0  # standard deviations to each side, for 'sigma'; 0 is the best for the bits
-    c.quant.activation_range = 'minmax'  # minmax | sigma, of each batch
-    c.quant.activation_clip = 1.0  # times the range of 'minmax'
-    c.quant.activation_sigmas = 0.0  # as weight_sigmas
-
-    c.train = ConfigDict()
-    c.train.steps = 210_900  # 300 epochs of 703 steps: 45,000 images in batches of 64
-    c.train.meta_batch = 8  # networks per step; all see the same images
-    c.train.batch_size = 64  # images per step
-    c.train.learning_rate = 1e-3  # Adam
-    c.train.weight_decay = 1e-5
-    c.train.clip_norm = 5.0  # of the global gradient norm
-    c.train.schedule = 'step'  # step (x0.1 at 2/3 and 5/6 of the steps, as GHN-2) | cosine (to 0) | constant
-    c.train.warmup_steps = 0  # linear, from 0
-    c.train.dtype = (
-        'float32'  # of the networks' values and their gradients; bfloat16: half the memory traffic
-    )
-    c.train.augment = True  # crop from 4 pixels of padding; flip where the data set allows it
-
-    c.log_every_steps = 100
-    c.save_every_steps = 2_000  # also before each validation, and where a program is to be compiled
-    c.keep_checkpoints = 3  # the newest; the one that validated best stays, too
-    c.keep_every_steps = 0  # so do those of multiples of it; 0 is none
-    c.save_in_background = True  # False: a step waits until a checkpoint is on the disk
-    c.max_not_finite = 0.5  # share of the networks between two log lines beyond which training stops
-
-    c.eval = ConfigDict()
-    c.eval.every_steps = 7_030  # 10 epochs; 0 is never
-    c.eval.num_networks = 20  # of the val split
-    c.eval.num_images = 5_000  # of the validation images
-    c.eval.bits = ()  # beside float, as in ('w8a8', 'w4a4'); () is quant.bits
-
-    c.devices = ConfigDict()
-    c.devices.images = 1  # devices that share the images of a network; the others take networks of their own
-    c.devices.cpu = 1  # that a CPU is divided into: 2 use two cores well, and take twice the memory
-    c.devices.per_process = 0  # devices of each process that take part; 0 is all
-
-    c.program = ConfigDict()
-    c.program.max_nodes = 512  # a graph with more does not fit
-    return c.lock()
+    """Return `RunConfig()` as what a config file changes: locked, its keys as attributes."""
+    return ConfigDict(dataclasses.asdict(RunConfig())).lock()
 
 
-def check(config: ConfigDict) -> ConfigDict:
-    """The config, if what can be judged key by key is possible; raises UserError for the first that is not.
+def freeze(config: ConfigDict | RunConfig) -> RunConfig:
+    """Return what a config file or the command line made of `default()`, judged key by key.
 
-    Names of data sets, spaces and operations, and bits, are judged where they are used.
+    Raises:
+      FieldError: the first key that is missing, unknown or of no use.
     """
-    _check_keys(default(), config, '')
-    tuples = {
-        'space.cells': int,
-        'space.ops': str,
-        'space.channels': int,
-        'space.fc_dims': int,
-        'space.ks': int,
-        'space.C_mults': int,
-        'space.norms': str,
-        'quant.draw': str,
-        'eval.bits': str,
-    }
-    for key, kind in tuples.items():
-        value = _get(config, key)
-        if not all(type(x) is kind for x in value):
-            raise UserError(f'--config.{key}={shown(value)}: expected a tuple of {kind.__name__}')
-    if len(cells := _get(config, 'space.cells')) != 2:
-        raise UserError(f'--config.space.cells={shown(cells)}: expected (fewest, most)')
-    for key, (least, most) in _BOUNDS.items():
-        if not least <= (value := _get(config, key)) <= most:  # NaN is not
-            raise UserError(f'--config.{key}={shown(value)}: expected {least} to {most:,}')
-    if config.image_size % 8:  # a stem and two reductions may each halve it
-        raise UserError(f'--config.image_size={config.image_size}: expected a multiple of 8')
-    for key in ('data_dir', 'init_from'):
-        paths.check_local(_get(config, key), f'--config.{key}')
-        if '\0' in _get(config, key):
-            raise UserError(f'--config.{key}={shown(_get(config, key))}: expected a directory')
-    _one_of(config, 'quant.mode', MODES)
-    _one_of(config, 'train.schedule', SCHEDULES)
-    _one_of(config, 'train.dtype', DTYPES)
-    return config
+    return config if isinstance(config, RunConfig) else _build(RunConfig, config.to_dict(), complete=True)
 
 
-def to_json(config: ConfigDict) -> str:
-    """The config as JSON; tuples become lists, which `from_json` turns back."""
-    return config.to_json(sort_keys=True)
+def replace(config: RunConfig, key: str, value: Any) -> RunConfig:
+    """Return the config with another value of a dotted key, such as `train.steps`.
 
-
-def from_json(text: str) -> ConfigDict:
-    """A locked config from `to_json`. Keys that are absent, for they are newer than the text, have defaults.
-
-    Raises UserError for keys that `default()` does not have, and as `check`.
+    Raises:
+      FieldError: no such key, or a value that it may not have.
     """
-    config = default()
+    values = dataclasses.asdict(config)
+    *sections, last = key.split('.')
+    holder: Any = values
+    for section in sections:
+        holder = holder.get(section) if isinstance(holder, dict) else None
+    if not isinstance(holder, dict) or last not in holder:
+        raise FieldError(key, ' is no key')
+    holder[last] = value
+    return _build(RunConfig, values, complete=True)
+
+
+def to_json(config: RunConfig | ConfigDict) -> str:
+    """Return the config as JSON; tuples become lists, which `from_json` turns back."""
+    return json.dumps(dataclasses.asdict(freeze(config)), sort_keys=True)
+
+
+def from_json(text: str) -> RunConfig:
+    """Return the config that `to_json` wrote.
+
+    Keys that are absent, for they are newer than the text, have their defaults.
+
+    Raises:
+      UserError: keys that there are not, or values that they may not have.
+    """
     try:
-        _fill(config, _of_this_version(json.loads(text)), '')
-        return check(config)
+        return _build(RunConfig, _of_this_version(json.loads(text)), complete=False)
     except (ValueError, TypeError, AttributeError, RecursionError) as e:
         reason = ' '.join(str(e).split())[:300]
         raise UserError(f'the config is not one of this version: {reason}: train again') from e
 
 
-def _fill(config: Any, values: dict, prefix: str) -> None:
-    if odd := sorted(set(values) - set(config.keys())):
-        raise ValueError(f'it has the unknown keys {[prefix + k for k in odd]}')
-    for key, value in values.items():
-        if isinstance(config[key], ConfigDict):
-            _fill(config[key], value, f'{prefix}{key}.')
-        else:
-            config[key] = tuples(value)
-
-
-def tuples(value: Any) -> Any:
-    """Lists, as they come from JSON, as tuples; other values as they are."""
-    return tuple(map(tuples, value)) if isinstance(value, list) else value
+def _build(kind: type, values: Mapping[str, Any], *, complete: bool) -> Any:
+    """The dataclass with these values, mappings for its sections. complete: whether all keys must be there,
+    as they are unless somebody put a new section in place of the one there was (`--config.ghn={}`).
+    """
+    sections = {f.name: type(f.default) for f in dataclasses.fields(kind) if _is_section(f)}
+    known = [f.name for f in dataclasses.fields(kind)]
+    for key in map(str, values):
+        if key not in known:
+            raise FieldError(key[:60], f' is no key: expected {", ".join(known)}')
+    for key in known if complete else ():
+        if key not in values:
+            raise FieldError(key, ' is missing: start from default(), state single keys')
+    arguments = dict(values)
+    for key, section in sections.items():
+        if key in arguments:
+            if not isinstance(arguments[key], Mapping):
+                raise FieldError(key, f'={shown(arguments[key])}: expected a section with its keys')
+            with prefixed(f'{key}.'):
+                arguments[key] = _build(section, arguments[key], complete=complete)
+    return kind(**arguments)
 
 
 def _of_this_version(values: dict) -> dict:
@@ -222,40 +287,3 @@ def _of_this_version(values: dict) -> dict:
         if not quant.get(key, True):
             del quant[key]
     return values | {'quant': quant}
-
-
-def _check_keys(wanted: Any, config: Any, prefix: str) -> None:
-    """Raises UserError where a key is absent, unknown or of another type: --config.ghn={} replaces a part."""
-    if odd := sorted(map(str, set(wanted.keys()) ^ set(config.keys()))):
-        raise UserError(
-            f'--config.{prefix}{odd[0][:60]} is missing, or no key: start from default(), state single keys'
-        )
-    for key, value in wanted.items():
-        if isinstance(value, ConfigDict) and isinstance(config[key], ConfigDict):
-            _check_keys(value, config[key], f'{prefix}{key}.')
-        elif type(config[key]) is not type(value):
-            raise UserError(f'--config.{prefix}{key}={shown(config[key])}: expected a {type(value).__name__}')
-        for text in _texts(config[key]):
-            if text != text.strip():  # it would be another name in results, and another run
-                raise UserError(f'--config.{prefix}{key}={text!r}: remove the white space at its ends')
-
-
-def _texts(value: Any) -> Iterator[str]:
-    """The strings in a value of a key: a string, or tuples of them."""
-    if isinstance(value, str):
-        yield value
-    elif isinstance(value, tuple):
-        for part in value:
-            yield from _texts(part)
-
-
-def _get(config: ConfigDict, key: str) -> Any:
-    value: Any = config
-    for part in key.split('.'):
-        value = value[part]
-    return value
-
-
-def _one_of(config: ConfigDict, key: str, names: tuple[str, ...]) -> None:
-    if (value := _get(config, key)) not in names:
-        raise UserError(f'--config.{key}={shown(value)}: expected one of {", ".join(names)}')

@@ -1,5 +1,6 @@
 """Config files: programs whose `get_config()` returns the configuration of a run."""
 
+import contextlib
 import pathlib
 import sys
 import traceback
@@ -10,13 +11,13 @@ from ml_collections import ConfigDict, config_flags
 
 from ghn_jax import config as configs
 from ghn_jax.base import cli, paths
-from ghn_jax.base.errors import UserError, shown
+from ghn_jax.base.errors import UserError, prefixed, shown
 
 flags.disclaim_key_flags()  # --help shows --config as a flag of the command that defines it
 
 
 def define(help_string: str, flag_values: flags.FlagValues = flags.FLAGS) -> flags.FlagHolder:
-    """Defines --config, read with `Parser`, and --config.key=value for every key of what it says.
+    """Define --config, read with `Parser`, and --config.key=value for every key of what it says.
 
     Raises:
       flags.Error: --flagfile cannot be read; ml_collections looks for overrides there.
@@ -36,34 +37,41 @@ def define_config(
         cli.fail(cli.flag_error(e))
 
 
-def read_config(flag: flags.FlagHolder) -> ConfigDict:
-    """Return the value of a `define_config` flag, checked.
+def read_config(flag: flags.FlagHolder) -> configs.RunConfig:
+    """Return the value of a `define_config` flag, judged and frozen.
 
     Raises:
       UserError: it is absent or impossible.
     """
     if flag.value is None:
         raise UserError('--config is missing: give a file or a name, as in --config=quickstart')
-    return configs.check(flag.value)
+    with named_by_flags():
+        return configs.freeze(flag.value)
+
+
+def named_by_flags() -> contextlib.AbstractContextManager[None]:
+    """Let errors about keys of the config that leave the block name the flags that set them."""
+    return prefixed('--config.', configs.KEYS)
 
 
 class Parser(flags.ArgumentParser):
-    """Of a file, or of the name of one in `configs/`; FILE:TEXT calls `get_config(TEXT)`."""
+    """Reads --config: a file, or the name of one in `configs/`; FILE:TEXT calls `get_config(TEXT)`."""
 
     syntactic_help = 'a config file, or the name of one of ghn_jax'
 
     def parse(self, argument: str) -> ConfigDict:
-        """The config, locked. Raises UserError."""
+        """Return the config, locked. Raises UserError."""
         paths.check_local(argument, '--config')
         name, *text = argument.split(':', 1)
         return load(paths.find(name, '--config', '.py'), *text)
 
     def flag_type(self) -> str:
+        """Return what the flag takes, for --help."""
         return 'config file'
 
 
 def load(file: pathlib.Path, *arguments: str) -> ConfigDict:
-    """What the file's `get_config(*arguments)` returns, locked: its keys are all there are.
+    """Return what the file's `get_config(*arguments)` returns, locked: its keys are all there are.
 
     Raises:
       UserError: the file does not load, has no such function, or that returns something else.

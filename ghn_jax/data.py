@@ -12,16 +12,19 @@ from ghn_jax.base import cli, paths
 from ghn_jax.base.errors import UserError
 from ghn_jax.datasets import cifar10
 
+_PREPARE = flags.DEFINE_enum('prepare', None, ['cifar10'], 'The data set to prepare.')
+_ARCHIVE = flags.DEFINE_string(
+    'archive', None, f'The official archive, if it is here already ({cifar10.URL}).'
+)
+_DATA_DIR = flags.DEFINE_string('data_dir', None, "Where to write (default: TFDS's own place).")
+
+
+def main() -> None:
+    """Run the command."""
+    if _PREPARE.value is None:
+        raise UserError('--prepare is missing: say what, as in --prepare=cifar10')
+    cifar10.prepare(data_dir=paths.tfds_folder(_DATA_DIR.value), archive=_ARCHIVE.value)
+
+
 if __name__ == '__main__':
-    _PREPARE = flags.DEFINE_enum('prepare', None, ['cifar10'], 'The data set to prepare.')
-    _ARCHIVE = flags.DEFINE_string(
-        'archive', None, f'The official archive, if it is here already ({cifar10.URL}).'
-    )
-    _DATA_DIR = flags.DEFINE_string('data_dir', None, "Where to write (default: TFDS's own place).")
-
-    def _main() -> None:
-        if _PREPARE.value is None:
-            raise UserError('--prepare is missing: say what, as in --prepare=cifar10')
-        cifar10.prepare(data_dir=paths.tfds_folder(_DATA_DIR.value), archive=_ARCHIVE.value)
-
-    cli.run(_main)
+    cli.run(main)

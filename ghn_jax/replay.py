@@ -14,15 +14,18 @@ from ghn_jax.base.start import start
 from ghn_jax.training.replay import replay
 from ghn_jax.training.run_logger import BAD_NETWORKS
 
+_WORKDIR = flags.DEFINE_string('workdir', None, 'Run directory, of ghn_jax.train.')
+_LINE = bounds.define_integer('line', 1, f'Which line of {BAD_NETWORKS}, from 1.')
+_EXACT = flags.DEFINE_bool('exact', False, 'Train from the checkpoint to the step first.')
+
+
+def main() -> None:
+    """Run the command."""
+    workdir = cli.check_workdir(_WORKDIR.value, must_exist=True)
+    start()
+    for text in replay(workdir, _LINE.value, exact=_EXACT.value):
+        screen.show(text, kept=False)
+
+
 if __name__ == '__main__':
-    _WORKDIR = flags.DEFINE_string('workdir', None, 'Run directory, of ghn_jax.train.')
-    _LINE = bounds.define_integer('line', 1, f'Which line of {BAD_NETWORKS}, from 1.')
-    _EXACT = flags.DEFINE_bool('exact', False, 'Train from the checkpoint to the step first.')
-
-    def _main() -> None:
-        workdir = cli.check_workdir(_WORKDIR.value, must_exist=True)
-        start()
-        for text in replay(workdir, _LINE.value, exact=_EXACT.value):
-            screen.show(text, kept=False)
-
-    cli.run(_main)
+    cli.run(main)

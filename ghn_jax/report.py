@@ -7,64 +7,55 @@ The run is evaluated first, with the flags of `ghn_jax.evaluate`; with --result 
 reported, of which only the best network is run again. The page is DIR/report/index.html.
 """
 
-import datetime
-import platform
-
 from absl import flags
 
-import ghn_jax
 from ghn_jax.base import cli
 from ghn_jax.base.errors import UserError
-from ghn_jax.base.jsonlines import read_jsonl
 from ghn_jax.evaluation import evaluation_flags
 from ghn_jax.evaluation.evaluate import evaluate
-from ghn_jax.reporting import closeup, contents, page
-from ghn_jax.reporting.evaluation import WITH_RESULT, choose_closeup, make_evaluation, read_evaluation
+from ghn_jax.reporting.evaluation import (
+    WITH_RESULT,
+    Evaluation,
+    choose_closeup,
+    make_evaluation,
+    read_evaluation,
+)
+from ghn_jax.reporting.report import check_folder, write_report
+from ghn_jax.runs.run import Run
+
+_READ = evaluation_flags.define_flags(sqnr=True)
+_RESULT = flags.DEFINE_string('result', None, 'Evaluation already made: the --json file of ghn_jax.evaluate.')
+_CLOSEUP = flags.DEFINE_string(
+    'closeup', None, 'Bit-width of the closer look, of --bits. Default: w4a4 or, without it, the last.'
+)
+_OUT = flags.DEFINE_string('out', None, 'Directory to write to. Default: WORKDIR/report.')
+
+
+def main() -> None:
+    """Run the command."""
+    request = _READ()
+    folder = check_folder(_OUT.value or request.workdir / 'report')
+    run, evaluation = _read_result(request) if _RESULT.value else _evaluate(request)
+    page = write_report(
+        run, evaluation, folder,
+        workdir=request.spec.workdir, command=cli.command_line('report'),
+        specs=request.spec.networks, num_devices=request.spec.devices,
+    )  # fmt: skip
+    print(f'report: {page}')
+
+
+def _read_result(request: evaluation_flags.EvaluationFlags) -> tuple[Run, Evaluation]:
+    if wrong := sorted(request.given - WITH_RESULT):
+        raise UserError(f'--{wrong[0]} is for an evaluation, --result is one already made: give one of them')
+    evaluation = read_evaluation(_RESULT.value or '', request.spec.against, closeup=_CLOSEUP.value)
+    return request.load_run(str(evaluation.result['protocol']['step'])), evaluation
+
+
+def _evaluate(request: evaluation_flags.EvaluationFlags) -> tuple[Run, Evaluation]:
+    choose_closeup([str(policy) for policy in request.spec.policies], _CLOSEUP.value)
+    run = request.load_run()
+    return run, make_evaluation(*evaluate(run, request.spec), closeup=_CLOSEUP.value)
+
 
 if __name__ == '__main__':
-    _READ = evaluation_flags.define_flags(sqnr=True)
-    _RESULT = flags.DEFINE_string(
-        'result', None, 'Evaluation already made: the --json file of ghn_jax.evaluate.'
-    )
-    _CLOSEUP = flags.DEFINE_string(
-        'closeup',
-        None,
-        'Bit-width of the closer look, of --bits. Default: w4a4 or, without it, the last.',
-    )
-    _OUT = flags.DEFINE_string('out', None, 'Directory to write to. Default: WORKDIR/report.')
-
-    def _main() -> None:
-        asked = _READ()
-        folder = cli.check_folder(_OUT.value or asked.workdir / 'report', 'out')
-        if folder.is_dir():
-            for name in (page.INDEX, *(f'{name}.png' for name in contents.NAMES)):
-                cli.check_output(folder / name, 'out')
-        metrics = asked.workdir / 'metrics.jsonl'
-        rows = read_jsonl(metrics) if metrics.is_file() else None
-        if _RESULT.value:
-            if wrong := sorted(asked.given - WITH_RESULT):
-                raise UserError(
-                    f'--{wrong[0]} is for an evaluation, --result is one already made: give one of them'
-                )
-            evaluation = read_evaluation(_RESULT.value, asked.spec.against, closeup=_CLOSEUP.value)
-            run = asked.load_run(str(evaluation.result['protocol']['step']))
-        else:
-            choose_closeup([str(policy) for policy in asked.spec.policies], _CLOSEUP.value)
-            run = asked.load_run()
-            evaluation = make_evaluation(*evaluate(run, asked.spec), closeup=_CLOSEUP.value)
-        selection = closeup.select(run, evaluation, asked.spec.networks)
-        specs = {which: selection.specs[place] for which, place in evaluation.extremes.items()}
-        layers = closeup.look(run, evaluation, selection, asked.spec.devices)
-        about = {
-            'date': datetime.date.today().isoformat(),
-            'ghn_jax': ghn_jax.__version__,
-            'python': platform.python_version(),
-            'system': platform.platform(),
-            'command': cli.command_line('report'),
-        }
-        sections = contents.sections(evaluation, specs, layers, rows, about)
-        html = page.render(f'Report on {asked.spec.workdir}', contents.lead(evaluation), sections)
-        figures = [figure for section in sections for figure in section.figures]
-        print(f'report: {page.write(folder, html, figures, contents.NAMES)}')
-
-    cli.run(_main)
+    cli.run(main)

@@ -1,4 +1,4 @@
-"""Compares strategies: trains a hypernetwork with each and scores all on the same unseen networks.
+r"""Compares strategies: trains a hypernetwork with each and scores all on the same unseen networks.
 
 python -m ghn_jax.study --config=configs/quickstart.py --strategies=configs/strategies.json \
     --workdir=runs/study --batch_size=60 --bits=w32a32,w4a4,w2a2 [--seeds=0,1,2] [--groups=w2a2] \
@@ -27,46 +27,48 @@ from ghn_jax.studies import study_tables
 from ghn_jax.studies.study import StudySpec, study
 from ghn_jax.studies.study_runs import parse_seeds, read_strategies
 
-if __name__ == '__main__':
-    _CONFIG = config_file.define_config()
-    _WORKDIR = flags.DEFINE_string('workdir', None, 'Directory of the study: a run for each strategy.')
-    _STRATEGIES = flags.DEFINE_string(
-        'strategies', None, 'JSON file, or the name of one of ghn_jax: {"name": {"mode": "qat", ..}, ..}.'
-    )
-    _SEEDS = flags.DEFINE_list('seeds', [], 'Train every strategy with each of these seeds, such as 0,1,2.')
-    _ONLY = flags.DEFINE_list(
-        'only', [], 'Train and score only these strategies, or runs such as mixed.seed1.'
-    )
-    _BASELINE = flags.DEFINE_string('baseline', '', 'The strategy to compare with, if not the first.')
-    _SPLITS = flags.DEFINE_list('splits', ['test'], 'Networks to score, as for evaluate.')
-    _BITS = flags.DEFINE_list('bits', ['w32a32', 'w8a8', 'w4a4', 'w2a2'], 'As for evaluate.')
-    _GROUPS = flags.DEFINE_string('groups', '', 'Bits, such as w2a2, to score parts of the networks at.')
-    _LAYERS = bounds.define_integer('layers', 0, 'Networks to score layer by layer, with --groups.')
-    _NUM_NETWORKS = bounds.define_integer('num_networks', 50, 'Networks of each split; 0 takes all.')
-    _NUM_IMAGES = bounds.define_integer('num_images', 0, 'Test images; 0 takes all.')
-    _BATCH_SIZE = bounds.define_integer('batch_size', 64, 'Images of a batch.')
+_CONFIG = config_file.define_config()
+_WORKDIR = flags.DEFINE_string('workdir', None, 'Directory of the study: a run for each strategy.')
+_STRATEGIES = flags.DEFINE_string(
+    'strategies', None, 'JSON file, or the name of one of ghn_jax: {"name": {"mode": "qat", ..}, ..}.'
+)
+_SEEDS = flags.DEFINE_list('seeds', [], 'Train every strategy with each of these seeds, such as 0,1,2.')
+_ONLY = flags.DEFINE_list('only', [], 'Train and score only these strategies, or runs such as mixed.seed1.')
+_BASELINE = flags.DEFINE_string('baseline', '', 'The strategy to compare with, if not the first.')
+_SPLITS = flags.DEFINE_list('splits', ['test'], 'Networks to score, as for evaluate.')
+_BITS = flags.DEFINE_list('bits', ['w32a32', 'w8a8', 'w4a4', 'w2a2'], 'As for evaluate.')
+_GROUPS = flags.DEFINE_string('groups', '', 'Bits, such as w2a2, to score parts of the networks at.')
+_LAYERS = bounds.define_integer('layers', 0, 'Networks to score layer by layer, with --groups.')
+_NUM_NETWORKS = bounds.define_integer('num_networks', 50, 'Networks of each split; 0 takes all.')
+_NUM_IMAGES = bounds.define_integer('num_images', 0, 'Test images; 0 takes all.')
+_BATCH_SIZE = bounds.define_integer('batch_size', 64, 'Images of a batch.')
 
-    def _main() -> None:
-        config = config_file.read_config(_CONFIG)
-        workdir = cli.check_workdir(_WORKDIR.value)
-        if not _STRATEGIES.value:
-            raise UserError('--strategies is missing: give a file or a name, as in --strategies=strategies')
-        start(config.devices.cpu)
-        spec = StudySpec(
-            seeds=parse_seeds(_SEEDS.value),
-            only=tuple(_ONLY.value),
-            baseline=_BASELINE.value or '',
-            groups=parse_policies([_GROUPS.value])[0] if _GROUPS.value else None,
-            layers=_LAYERS.value,
-            evaluation=EvaluationSpec(
-                splits=parse_splits(_SPLITS.value),
-                policies=parse_policies(_BITS.value),
-                num_networks=_NUM_NETWORKS.value,
-                num_images=_NUM_IMAGES.value,
-                batch_size=_BATCH_SIZE.value,
-            ),
-        )
+
+def main() -> None:
+    """Run the command."""
+    config = config_file.read_config(_CONFIG)
+    workdir = cli.check_workdir(_WORKDIR.value)
+    if not _STRATEGIES.value:
+        raise UserError('--strategies is missing: give a file or a name, as in --strategies=strategies')
+    start(config.devices.cpu)
+    spec = StudySpec(
+        seeds=parse_seeds(_SEEDS.value),
+        only=tuple(_ONLY.value),
+        baseline=_BASELINE.value or '',
+        groups=parse_policies([_GROUPS.value])[0] if _GROUPS.value else None,
+        layers=_LAYERS.value,
+        evaluation=EvaluationSpec(
+            splits=parse_splits(_SPLITS.value),
+            policies=parse_policies(_BITS.value),
+            num_networks=_NUM_NETWORKS.value,
+            num_images=_NUM_IMAGES.value,
+            batch_size=_BATCH_SIZE.value,
+        ),
+    )
+    with config_file.named_by_flags():
         tables = study(config, read_strategies(_STRATEGIES.value), workdir, spec)
-        print(study_tables.text(tables))
+    print(study_tables.text(tables))
 
-    cli.run(_main)
+
+if __name__ == '__main__':
+    cli.run(main)

@@ -21,32 +21,32 @@ from ghn_jax.base.start import divide_cpu, enable_compilation_cache
 from ghn_jax.training.preemption import Stopping
 from ghn_jax.training.train import train
 
+_CONFIG = config_file.define_config()
+_WORKDIR = flags.DEFINE_string('workdir', None, 'Directory of the run: checkpoints, metrics, TensorBoard.')
+_COORDINATOR = flags.DEFINE_string(
+    'coordinator', '', 'HOST:PORT of process 0, where several processes train one run; or auto.'
+)
+_NUM_PROCESSES = define_integer('num_processes', None, 'How many, with --coordinator.')
+_PROCESS_ID = define_integer('process_id', None, 'Which of them this is, from 0.')
+_TIMEOUT = define_integer(
+    'distributed_timeout', processes.TIMEOUT, 'Seconds to wait for the other processes.'
+)
+
+
+def main() -> None:
+    """Run the command."""
+    config = config_file.read_config(_CONFIG)
+    workdir = cli.check_workdir(_WORKDIR.value)
+    divide_cpu(config.devices.cpu)
+    processes.start(_COORDINATOR.value, _NUM_PROCESSES.value, _PROCESS_ID.value, timeout=_TIMEOUT.value)
+    stopping = Stopping()
+    stopping.listen()
+    enable_compilation_cache()
+    counters.start_counting()
+    with processes.leaving_at_once(), config_file.named_by_flags():
+        start_devices()
+        train(config, workdir, stopping=stopping)
+
+
 if __name__ == '__main__':
-    _CONFIG = config_file.define_config()
-    _WORKDIR = flags.DEFINE_string(
-        'workdir', None, 'Directory of the run: checkpoints, metrics, TensorBoard.'
-    )
-
-    _COORDINATOR = flags.DEFINE_string(
-        'coordinator', '', 'HOST:PORT of process 0, where several processes train one run; or auto.'
-    )
-    _NUM_PROCESSES = define_integer('num_processes', None, 'How many, with --coordinator.')
-    _PROCESS_ID = define_integer('process_id', None, 'Which of them this is, from 0.')
-    _TIMEOUT = define_integer(
-        'distributed_timeout', processes.TIMEOUT, 'Seconds to wait for the other processes.'
-    )
-
-    def _main() -> None:
-        config = config_file.read_config(_CONFIG)
-        workdir = cli.check_workdir(_WORKDIR.value)
-        divide_cpu(config.devices.cpu)
-        processes.start(_COORDINATOR.value, _NUM_PROCESSES.value, _PROCESS_ID.value, timeout=_TIMEOUT.value)
-        stopping = Stopping()
-        stopping.listen()
-        enable_compilation_cache()
-        counters.start_counting()
-        with processes.leaving_at_once():
-            start_devices()
-            train(config, workdir, stopping=stopping)
-
-    cli.run(_main)
+    cli.run(main)

@@ -10,6 +10,7 @@ import warnings
 from typing import TextIO
 from unittest import mock
 
+import absl.app  # noqa: F401  (it defines flags once, before a command is called)
 import jax
 from absl import flags
 

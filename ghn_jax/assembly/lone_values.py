@@ -6,12 +6,11 @@ normalised so gives all images one class, and nothing fails.
 
 from collections.abc import Iterable
 
-from ml_collections import ConfigDict
-
-from ghn_jax.base.errors import UserError
+from ghn_jax.base.errors import FieldError
 from ghn_jax.cnn.covering import Family, covering_networks, widths
 from ghn_jax.cnn.instructions import Norm
 from ghn_jax.cnn.lowering import lower
+from ghn_jax.config import RunConfig
 from ghn_jax.networks.spaces import Space
 from ghn_jax.networks.spec import NetworkSpec
 
@@ -39,13 +38,14 @@ def warning(specs: Iterable[NetworkSpec], image_size: int, batch_size: int) -> s
     )
 
 
-def check_batch_norm(config: ConfigDict, space: Space) -> None:
-    """Raise UserError where networks of the space would train with BatchNorm over one value."""
+def check_batch_norm(config: RunConfig, space: Space) -> None:
+    """Raise FieldError where networks of the space would train with BatchNorm over one value."""
     if config.train.batch_size > 1 or config.image_size > _SMALLEST:
         return
     family = Family(widths(space, 'train')[0])
     if any(has_lone_values(spec, config.image_size) for spec in covering_networks(space, 'train', family)):
-        raise UserError(
-            f'--config.train.batch_size=1 with --config.image_size={config.image_size}: BatchNorm would have '
-            'one value a channel, and give the same for all images: take a larger batch_size'
+        raise FieldError(
+            'train.batch_size',
+            f'=1 with image_size={config.image_size}: BatchNorm would have '
+            'one value a channel, and give the same for all images: take a larger batch_size',
         )

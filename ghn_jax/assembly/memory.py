@@ -12,17 +12,17 @@ import jax
 import numpy as np
 import psutil
 from jax.sharding import Mesh
-from ml_collections import ConfigDict
 
 from ghn_jax.assembly.network_batch import tile_shapes
 from ghn_jax.assembly.workspace import make_workspace
 from ghn_jax.base import counters
 from ghn_jax.base.errors import UserError
 from ghn_jax.cnn.program import Program
+from ghn_jax.config import RunConfig
 
 KNOBS = (
-    'take a smaller --config.train.batch_size, narrower networks (--config.space.channels), '
-    '--config.train.dtype=bfloat16, or fewer parts of a CPU (--config.devices.cpu=1)'
+    'take a smaller train.batch_size, narrower networks (space.channels), '
+    'train.dtype=bfloat16, or fewer parts of a CPU (devices.cpu=1) in the config'
 )
 _CGROUP = (  # limit and use of a container, of cgroup 2 and 1
     ('/sys/fs/cgroup/memory.max', '/sys/fs/cgroup/memory.current'),
@@ -35,7 +35,7 @@ def tree_bytes(tree: Any) -> int:
     return sum(int(np.prod(x.shape)) * np.dtype(x.dtype).itemsize for x in jax.tree.leaves(tree))
 
 
-def program_bytes(program: Program, config: ConfigDict, mesh: Mesh | None) -> int:
+def program_bytes(program: Program, config: RunConfig, mesh: Mesh | None) -> int:
     """Return the bytes that training with a program takes on one device, at least.
 
     Its workspace, and the hypernetwork's tiles of a network with their gradients.
@@ -54,7 +54,7 @@ def free_bytes(mesh: Mesh | None) -> int:
     return min(psutil.virtual_memory().available, _container_free()) // len(own)
 
 
-def check(program: Program, config: ConfigDict, mesh: Mesh | None, free: int) -> None:
+def check(program: Program, config: RunConfig, mesh: Mesh | None, free: int) -> None:
     """Raise UserError if a program takes more than `free` bytes of a device, by the names of the knobs."""
     needed = program_bytes(program, config, mesh)
     if needed > free:

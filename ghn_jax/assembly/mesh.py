@@ -13,13 +13,13 @@ from typing import Any
 import jax
 import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
-from ml_collections import ConfigDict
 
 from ghn_jax.assembly.network_batch import Networks
 from ghn_jax.assembly.workspace import Workspace, make_workspace
 from ghn_jax.base.collectives import Axes
-from ghn_jax.base.errors import UserError
+from ghn_jax.base.errors import FieldError, UserError
 from ghn_jax.cnn.program import Program
+from ghn_jax.config import RunConfig
 from ghn_jax.networks.graph import GraphBatch
 
 REPLICATED = PartitionSpec()
@@ -44,17 +44,17 @@ _NETWORKS = Networks(
 )  # pyright: ignore[reportArgumentType]  (specs in the places of arrays)
 
 
-def make_mesh(config: ConfigDict) -> Mesh | None:
+def make_mesh(config: RunConfig) -> Mesh | None:
     """Make the mesh of a config over the devices of all processes; None for a single device.
 
     Raises:
-      UserError: the devices are fewer than asked for, or do not divide the work.
+      FieldError: the devices are fewer than asked for, or do not divide the work.
     """
     wanted, images = config.devices.per_process, config.devices.images
     found = jax.local_device_count()
     if wanted > found:
-        raise UserError(
-            f'--config.devices.per_process={wanted}: there are {found} devices here; 0 takes all of them'
+        raise FieldError(
+            'devices.per_process', f'={wanted}: there are {found} devices here; 0 takes all of them'
         )
     devices = [
         device
@@ -63,20 +63,22 @@ def make_mesh(config: ConfigDict) -> Mesh | None:
         if device.process_index == process and device in _first(process, wanted or found)
     ]
     if len(devices) % images:
-        raise UserError(
-            f'--config.devices.images={images} does not divide the {len(devices)} devices: give a divisor'
+        raise FieldError(
+            'devices.images', f'={images} does not divide the {len(devices)} devices: give a divisor'
         )
     rows = len(devices) // images
     if config.train.meta_batch % rows:
-        raise UserError(
-            f'--config.train.meta_batch={config.train.meta_batch} does not divide among {rows} groups of '
+        raise FieldError(
+            'train.meta_batch',
+            f'={config.train.meta_batch} does not divide among {rows} groups of '
             f'devices ({len(devices)} devices, {images} for each network): give a multiple of {rows}, or '
-            'fewer devices with --config.devices.per_process'
+            'fewer devices with devices.per_process',
         )
     if config.train.batch_size % images:
-        raise UserError(
-            f'--config.train.batch_size={config.train.batch_size} does not divide among '
-            f'--config.devices.images={images} devices: give a multiple'
+        raise FieldError(
+            'train.batch_size',
+            f'={config.train.batch_size} does not divide among '
+            f'devices.images={images} devices: give a multiple',
         )
     return mesh_of(devices, images)
 

@@ -5,11 +5,12 @@ has is judged where it is known.
 """
 
 import operator
+from collections.abc import Sequence
 from typing import Any
 
 from absl import flags
 
-from ghn_jax.base.errors import UserError, shown
+from ghn_jax.base.errors import FieldError, shown
 
 flags.disclaim_key_flags()  # --help shows them as the flags of the command that defines them
 
@@ -34,13 +35,29 @@ BOUNDS: dict[str, tuple[int, int]] = {
 
 
 def define_integer(name: str, default: int | None, help_string: str) -> flags.FlagHolder:
-    """Defines the flag --name with the bounds of its name."""
+    """Define the flag --name, with the bounds of its name."""
     least, most = BOUNDS[name]
     return flags.DEFINE_integer(name, default, help_string, lower_bound=least, upper_bound=most)
 
 
+def integers(name: str, texts: Sequence[str], bounds: str) -> tuple[int, ...]:
+    """Return the numbers of a flag or argument, in order and without repetitions.
+
+    bounds: the name in `BOUNDS` of what each of them may be.
+
+    Raises:
+      FieldError: what is no number, or out of bounds.
+    """
+    least, most = BOUNDS[bounds]
+    if not all(t.strip().isdecimal() and len(t) <= 10 and least <= int(t) <= most for t in texts):
+        raise FieldError(
+            name, f'={shown(",".join(texts))}: expected integers from {least} to {most:,}, as in 16,32'
+        )
+    return tuple(sorted(set(map(int, texts))))
+
+
 def check(**values: Any) -> None:
-    """Raises UserError for the first of the named values that is no integer within the bounds of its name."""
+    """Raise FieldError for the first of the values that is no integer within the bounds of its name."""
     for name, value in values.items():
         least, most = BOUNDS[name]
         try:
@@ -48,4 +65,4 @@ def check(**values: Any) -> None:
         except TypeError:
             fits = False
         if not fits:
-            raise UserError(f'{name}={shown(value)}: expected an integer from {least:,} to {most:,}')
+            raise FieldError(name, f'={shown(value)}: expected an integer from {least:,} to {most:,}')

@@ -9,7 +9,7 @@ from ghn_jax.base import paths
 
 
 def folder() -> pathlib.Path | None:
-    """$GHN_JAX_CACHE, or ~/.cache/ghn_jax; None where the variable is empty: nothing is kept.
+    """Return $GHN_JAX_CACHE, or ~/.cache/ghn_jax; None where the variable is empty: nothing is kept.
 
     Neither is it where the variable is unset and the user has no home directory, as in some containers; one
     line says so, once.

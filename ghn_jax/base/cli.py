@@ -12,8 +12,12 @@ one that cannot be written. A pipe whose reader has had enough (`| head -1`) is 
 A command looks like
 
     _WORKDIR = flags.DEFINE_string('workdir', None, 'Run directory.')
-    def main(): ...
-    if __name__ == '__main__': cli.run(main)
+
+    def main() -> None:
+        print(score(cli.check_workdir(_WORKDIR.value)))
+
+    if __name__ == '__main__':
+        cli.run(main)
 """
 
 import os
@@ -29,7 +33,7 @@ from typing import NoReturn
 from absl import app, flags, logging
 
 from ghn_jax.base import files, paths, screen
-from ghn_jax.base.errors import NotFinite, Stopped, UserError, shown
+from ghn_jax.base.errors import FieldError, NotFinite, Stopped, UserError, shown
 
 flags.disclaim_key_flags()  # --help shows them as the flags of the command that defines them
 
@@ -40,7 +44,7 @@ _LONGEST = 1000  # characters of an error
 
 
 def run(main: Callable[[], object]) -> None:
-    """Parses the flags, calls `main()` and leaves with the exit code described above; does not return."""
+    """Parse the flags, call `main()` and leave with the exit code described above."""
     screen.install()
     try:
         _run(main)
@@ -54,13 +58,18 @@ def _run(main: Callable[[], object]) -> None:
     except NotFinite as e:
         fail(e, EXIT_NOT_FINITE)
     except UserError as e:
-        fail(e)
+        fail(_named_by_flag(e))
     except Stopped as e:
         print(f'stopped: {e}', file=sys.stderr)
         sys.exit(EXIT_STOPPED)
     except KeyboardInterrupt:
         print('interrupted', file=sys.stderr)
         sys.exit(130)
+
+
+def _named_by_flag(error: UserError) -> str:
+    """The message, with the name of a flag for that of a field where there is a flag of that name."""
+    return f'--{error}' if isinstance(error, FieldError) and error.field in flags.FLAGS else str(error)
 
 
 def _quietly(main: Callable[[], object]) -> None:
@@ -84,74 +93,78 @@ def _report_unraisable(error) -> None:
 
 
 def check_workdir(workdir: str | os.PathLike | None, *, must_exist: bool = False) -> pathlib.Path:
-    """The run directory as an absolute path; it is not created here.
+    """Return the run directory as an absolute path; it is not created here.
 
-    Raises UserError if it is not given, is or lies under a file, cannot be written, or is wanted and absent.
+    Raises:
+      FieldError: it is not given, is or lies under a file, cannot be written, or is wanted and absent.
     """
     if not workdir:
-        raise UserError('--workdir is missing: give the run directory, as in --workdir=runs/quickstart')
+        raise FieldError('workdir', ' is missing: give the run directory, as in --workdir=runs/quickstart')
     if not must_exist:
         return check_folder(workdir, 'workdir')
     path = _absolute(workdir, 'workdir')
-    _check_place(path, f'--workdir={workdir}')
+    _check_place(path, 'workdir', workdir)
     if not path.exists():
-        raise UserError(f'--workdir={workdir} does not exist: give one that ghn_jax.train has written')
+        raise FieldError('workdir', f'={workdir} does not exist: give one that ghn_jax.train has written')
     return path
 
 
-def check_folder(folder: str | os.PathLike, flag: str) -> pathlib.Path:
-    """A directory to be written to, there or not yet, as an absolute path; it is not created here.
+def check_folder(folder: str | os.PathLike, name: str) -> pathlib.Path:
+    """Return a directory to be written to, there or not yet, as an absolute path; it is not created here.
 
-    `flag` is the flag's name for the message (`out`).
+    name: of the argument or flag, for the message (`out`).
 
-    Raises UserError if it is or lies under a file, or cannot be written.
+    Raises:
+      FieldError: it is or lies under a file, or cannot be written.
     """
-    path = _absolute(folder, flag)
-    parent = _check_place(path, f'--{flag}={folder}')
+    path = _absolute(folder, name)
+    parent = _check_place(path, name, folder)
     if not os.access(parent, os.W_OK | os.X_OK):
-        raise UserError(f'--{flag}={folder}: {parent} cannot be written: give another directory')
+        raise FieldError(name, f'={folder}: {parent} cannot be written: give another directory')
     return path
 
 
-def _check_place(path: pathlib.Path, what: str) -> pathlib.Path:
-    """The nearest of a directory and those above it that exists; UserError where that is a file."""
+def _check_place(path: pathlib.Path, name: str, given: str | os.PathLike) -> pathlib.Path:
+    """The nearest of a directory and those above it that exists; FieldError where that is a file."""
     if path.exists() and not path.is_dir():
-        raise UserError(f'{what} is a file: give a directory')
+        raise FieldError(name, f'={given} is a file: give a directory')
     parent = path
     while not parent.exists():
         parent = parent.parent
     if not parent.is_dir():
-        raise UserError(f'{what} lies under the file {parent}: give another directory')
+        raise FieldError(name, f'={given} lies under the file {parent}: give another directory')
     return parent
 
 
-def check_output(path: str | os.PathLike, flag: str, suffixes: Sequence[str] = ()) -> pathlib.Path:
-    """A file to be written later, checked before the long work: `files.write` can write it, as far as can be
-    told without opening it.
+def check_output(path: str | os.PathLike, name: str, suffixes: Sequence[str] = ()) -> pathlib.Path:
+    """Return the path of a file to be written later, judged before the long work.
 
-    `flag` is the flag's name for the message (`json`). `suffixes`: what the file's name may end in.
+    That `files.write` can write it is found out as far as can be told without opening it.
 
-    Raises UserError.
+    name: of the argument or flag, for the message (`json`). suffixes: what the file's name may end in.
+
+    Raises:
+      FieldError: the file cannot be written, or its name ends otherwise.
     """
-    out = _absolute(path, flag)
+    out = _absolute(path, name)
     if suffixes and out.suffix not in suffixes:
-        raise UserError(f'--{flag}={path}: expected a name that ends in {", ".join(suffixes)}')
+        raise FieldError(name, f'={path}: expected a name that ends in {", ".join(suffixes)}')
     try:
         target = files.destination(out)
     except OSError as e:
-        raise UserError(f'--{flag}={path} cannot be written ({e.strerror}): give another file') from None
+        raise FieldError(name, f'={path} cannot be written ({e.strerror}): give another file') from None
     if target is None:  # a pipe or a device
         return out
     if not target.parent.is_dir():
-        raise UserError(f'--{flag}={path}: the directory {target.parent} does not exist: make it first')
+        raise FieldError(name, f'={path}: the directory {target.parent} does not exist: make it first')
     if not os.access(target.parent, os.W_OK | os.X_OK):
-        raise UserError(f'--{flag}={path}: {target.parent} cannot be written: give another file')
+        raise FieldError(name, f'={path}: {target.parent} cannot be written: give another file')
     return out
 
 
-def _absolute(path: str | os.PathLike, flag: str) -> pathlib.Path:
-    """Raises UserError where the system could never have a file of this name, be there one or not."""
-    paths.check_local(path, f'--{flag}')
+def _absolute(path: str | os.PathLike, name: str) -> pathlib.Path:
+    """Raises FieldError where the system could never have a file of this name, be there one or not."""
+    paths.check_local(path, name)
     try:
         absolute = pathlib.Path(path).expanduser().absolute()
         absolute.lstat()
@@ -159,14 +172,12 @@ def _absolute(path: str | os.PathLike, flag: str) -> pathlib.Path:
         pass  # told below, or no fault
     except (OSError, ValueError, RuntimeError) as e:  # too long; a null byte; ~ of nobody
         reason = e.strerror if isinstance(e, OSError) else e
-        raise UserError(
-            f'--{flag}={shown(os.fspath(path))} cannot be used ({reason}): give another'
-        ) from None
+        raise FieldError(name, f'={shown(os.fspath(path))} cannot be used ({reason}): give another') from None
     return absolute
 
 
 def command_line(command: str) -> str:
-    """How this process was started, for a shell: `command` is the name of the module."""
+    """Return how this process was started, for a shell. command: the name of the module."""
     return shlex.join(['python', '-m', f'ghn_jax.{command}', *sys.argv[1:]])
 
 
@@ -192,6 +203,7 @@ def _parse(argv: list[str]) -> list[str]:
 
 
 def flag_error(error: Exception) -> str:
+    """Return what is wrong with a flag, by what absl or a parser of ours raised."""
     if isinstance(error.__context__, UserError):  # absl words the errors of a parser anew
         return str(error.__context__)
     if isinstance(error, UnicodeDecodeError):
@@ -200,7 +212,7 @@ def flag_error(error: Exception) -> str:
 
 
 def one_line(error: object) -> str:
-    """What an error says, on one line; libraries quote tracebacks, and values of any length."""
+    """Return what an error says, on one line; libraries quote tracebacks, and values of any length."""
     text = str(error).replace('\\n', '\n')
     text = re.sub(
         r'Other fields present:.*\}"', '', text, flags=re.DOTALL
@@ -211,5 +223,6 @@ def one_line(error: object) -> str:
 
 
 def fail(error: object, code: int = 2) -> NoReturn:
+    """Print an error on one line and leave with this exit code."""
     print(f'error: {one_line(error)}', file=sys.stderr)
     sys.exit(code)

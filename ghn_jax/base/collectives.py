@@ -20,22 +20,22 @@ class Axes(NamedTuple):
 
     @property
     def names(self) -> tuple[str, ...]:
-        """Those that there are."""
+        """The axes that there are."""
         return tuple(name for name in self if name is not None)
 
 
 def size(axis: str | None) -> int:
-    """Devices along the axis."""
+    """Return the number of devices along the axis."""
     return 1 if axis is None else lax.axis_size(axis)
 
 
 def mean(x: Array, axis: str | None) -> Array:
-    """Mean of every device's x, of one shape."""
+    """Return the mean of every device's x, of one shape."""
     return x if axis is None else lax.pmean(x, axis)
 
 
 def total(tree: Any, axes: str | tuple[str, ...] | None) -> Any:
-    """Sum of every device's arrays, in one all-reduce of one vector."""
+    """Return the sum of every device's arrays, in one all-reduce of one vector."""
     if axes is None:
         return tree
     # XLA keeps an all-reduce for each array on some backends: dozens of latencies in place of one.
@@ -44,22 +44,22 @@ def total(tree: Any, axes: str | tuple[str, ...] | None) -> Any:
 
 
 def largest(x: Array, axis: str | None) -> Array:
-    """Maximum over every device's x, of one shape. It has no gradient."""
+    """Return the maximum over every device's x, of one shape. It has no gradient."""
     return x if axis is None else lax.pmax(x, axis)
 
 
 def everywhere(ok: Array, axis: str | None) -> Array:
-    """Whether `ok` (bool) holds on every device."""
+    """Return whether `ok` (bool) holds on every device."""
     return ok if axis is None else lax.pmin(ok.astype(jnp.int32), axis) > 0
 
 
 def counted_once(x: Array, axis: str | None) -> Array:
-    """x, the same on every device, made ready for a sum over the devices: zeros on all but one."""
+    """Return x, the same on every device, made ready for a sum over the devices: zeros on all but one."""
     return x if axis is None else jnp.where(lax.axis_index(axis) == 0, x, 0)
 
 
 def own_rows(x: Array, axis: str | None) -> Array:
-    """This device's share of the rows of x, which every device has whole."""
+    """Return this device's share of the rows of x, which every device has whole."""
     if axis is None:
         return x
     n = x.shape[0] // size(axis)
@@ -67,7 +67,7 @@ def own_rows(x: Array, axis: str | None) -> Array:
 
 
 def all_rows(x: Array, axis: str | None) -> Array:
-    """This device's rows in their places among those of all, made ready for a sum over the devices."""
+    """Return this device's rows in their places among those of all, made ready for a sum over the devices."""
     if axis is None:
         return x
     rows = jnp.zeros((x.shape[0] * size(axis), *x.shape[1:]), x.dtype)
@@ -75,5 +75,5 @@ def all_rows(x: Array, axis: str | None) -> Array:
 
 
 def own_key(key: Array | None, axis: str | None) -> Array | None:
-    """A random key that differs from device to device; the key itself where there is one device."""
+    """Return a random key that differs from device to device; the key itself where there is one device."""
     return key if axis is None or key is None else jax.random.fold_in(key, lax.axis_index(axis))

@@ -1,5 +1,6 @@
 """Counters of this process: programs compiled, or found in the persistent cache."""
 
+import dataclasses
 import functools
 from typing import Any
 
@@ -12,7 +13,18 @@ _SAVED_EVENTS = (
     '/jax/compilation_cache/compile_time_saved_sec',
     '/jax/compilation_cache/cache_retrieval_time_sec',
 )
-_compilations, _hits, _original = [0], [0], [0.0]
+
+
+@dataclasses.dataclass
+class _Counts:
+    """Of this process. saved_seconds: that compiling took once, of programs read from the cache."""
+
+    compilations: int = 0
+    cache_hits: int = 0
+    saved_seconds: float = 0.0
+
+
+_COUNTS = _Counts()
 
 
 @functools.cache  # a second listener would count everything twice
@@ -20,26 +32,26 @@ def start_counting() -> None:
     """Count compilations, and programs found in the persistent cache, from here on."""
 
     def count(event: str, seconds: float, **kwargs: Any) -> None:
-        _compilations[0] += event == _COMPILE_EVENT
-        _original[0] += seconds if event in _SAVED_EVENTS else 0
+        _COUNTS.compilations += event == _COMPILE_EVENT
+        _COUNTS.saved_seconds += seconds if event in _SAVED_EVENTS else 0
 
     def count_hit(event: str, **kwargs: Any) -> None:
-        _hits[0] += event == _HIT_EVENT
+        _COUNTS.cache_hits += event == _HIT_EVENT
 
     jax.monitoring.register_event_duration_secs_listener(count)
     jax.monitoring.register_event_listener(count_hit)
 
 
 def compilations() -> int:
-    """Count the programs compiled, or read from the persistent cache, since `start_counting`."""
-    return _compilations[0]
+    """Return the programs compiled, or read from the persistent cache, since `start_counting`."""
+    return _COUNTS.compilations
 
 
 def cache_hits() -> int:
-    """Count the programs read from the persistent cache since `start_counting`."""
-    return _hits[0]
+    """Return the programs read from the persistent cache since `start_counting`."""
+    return _COUNTS.cache_hits
 
 
 def original_compile_seconds() -> float:
-    """Sum the seconds that those had taken to compile."""
-    return _original[0]
+    """Return the seconds that those had taken to compile, altogether."""
+    return _COUNTS.saved_seconds

@@ -13,7 +13,7 @@ from ghn_jax.base.errors import UserError
 
 
 def leaf_types(tree: Any) -> dict[str, str]:
-    """'params/decoder/kernel' -> 'float32[3, 4]' for every array of the tree."""
+    """Return the type of every array of the tree by its name: 'params/decoder/kernel' -> 'float32[3, 4]'."""
     out = {}
     for path, leaf in jax.tree_util.tree_leaves_with_path(tree):
         shape, dtype = tuple(leaf.shape), leaf.dtype
@@ -25,7 +25,7 @@ def leaf_types(tree: Any) -> dict[str, str]:
 
 
 def array_digests(state: Any) -> dict[str, int]:
-    """A digest of every array of a state, by the names that `leaf_types` gives."""
+    """Return a digest of every array of a state, by the names that `leaf_types` gives."""
     out = {}
     for path, leaf in jax.tree_util.tree_leaves_with_path(state):
         if jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key):
@@ -38,19 +38,19 @@ def array_digests(state: Any) -> dict[str, int]:
 
 
 def json_digest(value: Any) -> int:
-    """A digest of a JSON value, whatever the order of its keys."""
+    """Return a digest of a JSON value, whatever the order of its keys."""
     return zlib.crc32(json.dumps(value, sort_keys=True).encode())
 
 
 def check_arrays(state: Any, saved: dict[str, int] | None) -> None:
-    """Raises ValueError unless the arrays have these digests. None: there are none to compare with."""
+    """Raise ValueError unless the arrays have these digests. None: there are none to compare with."""
     for name, digest in array_digests(state).items() if saved is not None else ():
         if saved.get(name) != digest:
             raise ValueError(f'{name} is not what was written')
 
 
 def check_types(saved: Any, wanted: Any, where: os.PathLike) -> None:
-    """Raises UserError unless two trees have arrays of the same names, shapes and types.
+    """Raise UserError unless two trees have arrays of the same names, shapes and types.
 
     Orbax raises for another shape or structure, in many lines, and casts another dtype silently.
     """

@@ -6,13 +6,13 @@ from ghn_jax.base.errors import UserError
 
 
 def check() -> None:
-    """Raises UserError for settings that no command works with. Starts no device."""
+    """Raise UserError for settings that no command works with; no device is started."""
     if jax.config.jax_enable_x64:
         raise UserError('JAX_ENABLE_X64 is set: networks are trained and run in 32 bits: unset it')
 
 
 def start_devices() -> None:
-    """Starts JAX's devices; to be called once nothing more is to be said of them.
+    """Start JAX's devices; to be called once nothing more is to be said of them.
 
     Raises:
       UserError: JAX_PLATFORMS asks for what is not there.

@@ -2,7 +2,7 @@
 
 import contextlib
 import reprlib
-from collections.abc import Iterator
+from collections.abc import Container, Iterator
 from typing import Any
 
 
@@ -28,14 +28,18 @@ class FieldError(UserError):
 
 
 @contextlib.contextmanager
-def prefixed(prefix: str) -> Iterator[None]:
+def prefixed(prefix: str, names: Container[str] | None = None) -> Iterator[None]:
     """Put `prefix` before the field's name in a `FieldError` that leaves the block.
+
+    names: the fields that this is for; None is all.
 
     with prefixed('--config.'): ...   turns `train.steps=-1: ...` into `--config.train.steps=-1: ...`
     """
     try:
         yield
     except FieldError as e:
+        if names is not None and e.field not in names:
+            raise
         raise FieldError(prefix + e.field, e.problem) from e
 
 

@@ -18,22 +18,23 @@ _NAME = 32  # characters of a file's name in that of its part, for names have at
 
 
 def write(path: str | os.PathLike, data: bytes | str) -> None:
-    """Writes a file as `replacing` does. Text is UTF-8, with ? for what has no place there.
+    """Write a file as `replacing` does. Text is UTF-8, with ? for what has no place there.
 
-    Raises UserError where it cannot be written; what stood there stays.
+    Raises:
+      UserError: it cannot be written; what stood there stays.
     """
     with replacing(path) as file:
         file.write(data.encode(errors='replace') if isinstance(data, str) else data)
 
 
 def write_json(path: str | os.PathLike, value: Any) -> None:
-    """Writes a result as JSON, which has no NaN; UserError as for `write`."""
+    """Write a result as JSON, which has no NaN. Raises UserError as `write`."""
     write(path, json.dumps(value, indent=1, allow_nan=False) + '\n')
 
 
 @contextlib.contextmanager
 def replacing(path: str | os.PathLike) -> Iterator[BinaryIO]:
-    """A file to write to that takes the place of `path` by a rename when the context ends without an error.
+    """Open a file that takes the place of `path` by a rename when the context ends without an error.
 
     Readers see the old content or all of the new. A link stays, what it leads to is replaced; permissions
     stay, and the owner where the system lets them. A pipe or a device is written to as it is: opening a named
@@ -63,7 +64,7 @@ def replacing(path: str | os.PathLike) -> Iterator[BinaryIO]:
 
 @contextlib.contextmanager
 def writing(path: str | os.PathLike) -> Iterator[None]:
-    """What the system raises inside becomes a UserError of one line, about `path`."""
+    """Turn what the system raises inside into a UserError of one line, about `path`."""
     try:
         yield
     except OSError as e:
@@ -72,11 +73,13 @@ def writing(path: str | os.PathLike) -> Iterator[None]:
 
 
 def destination(path: str | os.PathLike) -> pathlib.Path | None:
-    """The file that writing to `path` replaces, there or not yet: links are followed. None: it is written
-    through, being a pipe or a device. Nothing is opened.
+    """Return the file that writing to `path` replaces, there or not yet; links are followed.
 
-    Raises OSError where it must not be written: a directory, a disk, a socket, a file that is read-only
-    (whoever asks: to the administrator the system would open it).
+    None is for a pipe or a device, which is written through. Nothing is opened.
+
+    Raises:
+      OSError: it must not be written: a directory, a disk, a socket, a file that is read-only (whoever asks:
+        to the administrator the system would open it).
     """
     path = pathlib.Path(path)
     target = pathlib.Path(os.path.realpath(path))

@@ -21,10 +21,15 @@ _LONG_NUMBER = re.compile(r'[0-9]{19}|[eE]\+?[0-9]{3}')
 
 
 def read(path: str | os.PathLike, what: str, advice: str) -> Any:
-    """The value in a JSON file. what: the file's role, for messages.   advice: what to give instead.
+    """Read the value in a JSON file.
 
-    Raises UserError where it is no regular file, cannot be read, is larger than MAX_BYTES, is not UTF-8, or
-    as `parse`.
+    Args:
+      path: The file.
+      what: Its role, for messages.
+      advice: What to give instead, for messages.
+
+    Raises:
+      UserError: it is no regular file, cannot be read, is larger than MAX_BYTES, is not UTF-8, or as `parse`.
     """
     name = f'{what} {os.fspath(path)!r}'
     path = paths.local(path, what)
@@ -50,11 +55,17 @@ def read(path: str | os.PathLike, what: str, advice: str) -> Any:
 
 
 def parse(text: str, name: str, advice: str) -> Any:
-    """json.loads, refusing what it lets pass: names given twice, NaN, infinities, integers beyond 64 bits.
+    """Parse JSON, and refuse what `json` lets pass: names given twice, NaN, infinities, longer integers.
 
-    name: of the text, for messages.   advice: what to give instead.
+    Longer ones are those that do not fit 64 bits.
 
-    Raises UserError.
+    Args:
+      text: The JSON.
+      name: What it is called in messages.
+      advice: What to give instead, for messages.
+
+    Raises:
+      UserError: it is no such JSON.
     """
 
     def unique(pairs):
@@ -91,7 +102,7 @@ def parse(text: str, name: str, advice: str) -> Any:
 
 
 def rows(path: str | os.PathLike) -> Iterator[tuple[str, dict]]:
-    """(line, object) for each line of a file that is an object with an integer `step`; others are left out.
+    """Yield (line, object) for each line of a file that is an object with an integer `step`, and no others.
 
     Those are lines torn by a kill in the middle of a write, and what somebody else may have put there. One
     row at a time is in memory.

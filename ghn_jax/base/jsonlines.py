@@ -30,24 +30,25 @@ class Records:
             self._file = open(self.path, 'a', buffering=1)
 
     def write(self, row: dict) -> None:
-        """One line; it must be JSON, and `step` an int."""
+        """Append a row as one line; it must be JSON, and its `step` an int."""
         line = json.dumps(row, allow_nan=False) + '\n'
         with files.writing(self.path):
             self._file.write(line)
 
     def flush(self) -> None:
-        """Returns when all rows are on the disk."""
+        """Return when all rows are on the disk."""
         with files.writing(self.path):
             self._file.flush()
             os.fsync(self._file.fileno())
 
     def close(self) -> None:
+        """Close the file; all rows have reached the system."""
         with files.writing(self.path):
             self._file.close()
 
 
 def read_jsonl(path: str | os.PathLike, what: str = 'metrics') -> list[dict]:
-    """The rows of a file but for a torn last line; raises UserError if the file is absent."""
+    """Return the rows of a file but for a torn last line. Raises UserError if the file is absent."""
     if not os.path.isfile(path):
         raise UserError(f'there are no {what} in {path}: give the run directory of a training')
     return [row for _, row in jsonfile.rows(path)]

@@ -18,7 +18,7 @@ import numpy as np
 from jax.experimental import multihost_utils
 
 from ghn_jax.base import bounds
-from ghn_jax.base.errors import NotFinite, Stopped, UserError
+from ghn_jax.base.errors import FieldError, NotFinite, Stopped, UserError
 
 T = TypeVar('T')
 AUTO = 'auto'
@@ -28,12 +28,16 @@ TIMEOUT = 300  # seconds to wait for the others; a pod's machines start minutes 
 def start(
     coordinator: str, num_processes: int | None, process_id: int | None, *, timeout: int = TIMEOUT
 ) -> None:
-    """Joins the processes of a run; to be called before JAX knows its devices. '' as coordinator: no others.
-
-    coordinator: 'HOST:PORT' of process 0, the same for all, or 'auto' where the surroundings tell (Cloud TPU,
-    Slurm, Open MPI, Kubernetes), without the other two.
+    """Join the processes of a run; to be called before JAX knows its devices.
 
     Where the others are not there after `timeout` seconds, one line says so and the process ends with code 2.
+
+    Args:
+      coordinator: 'HOST:PORT' of process 0, the same for all; 'auto' where the surroundings tell (Cloud TPU,
+        Slurm, Open MPI, Kubernetes), without the other two; '' where there are no other processes.
+      num_processes: How many there are.
+      process_id: Which of them this is, from 0.
+      timeout: Seconds to wait for the others.
 
     Raises:
       UserError: arguments that do not fit together.
@@ -52,21 +56,21 @@ def start(
         return
     host, _, port = coordinator.rpartition(':')
     if not host or not port.isdecimal() or not 0 < int(port) < 65536:
-        raise UserError(
-            f'--coordinator={coordinator}: expected HOST:PORT of process 0, as in 10.0.0.2:1234, or auto'
+        raise FieldError(
+            'coordinator', f'={coordinator}: expected HOST:PORT of process 0, as in 10.0.0.2:1234, or auto'
         )
     if num_processes is None or process_id is None:
-        raise UserError(f'--coordinator={coordinator} needs --num_processes=N and --process_id=0..N-1')
+        raise FieldError('coordinator', f'={coordinator} needs num_processes=N and process_id=0..N-1')
     if num_processes < 1 or not 0 <= process_id < num_processes:
-        raise UserError(
-            f'--process_id={process_id} with --num_processes={num_processes}: expected 0..{num_processes - 1}'
+        raise FieldError(
+            'process_id', f'={process_id} with num_processes={num_processes}: expected 0..{num_processes - 1}'
         )
     _join(coordinator, timeout, num_processes, process_id)
 
 
 @contextlib.contextmanager
 def leaving_at_once() -> Iterator[None]:
-    """Ends the process where an error appears in one of several: JAX would wait minutes for the others, which
+    """End the process where an error appears in one of several: JAX would wait minutes for the others, which
     wait for this one.
     """
     try:
@@ -83,7 +87,7 @@ def leaving_at_once() -> Iterator[None]:
 
 
 def from_first(value: Callable[[], T]) -> T:
-    """What `value()` gives on process 0, on all processes; it must be JSON. Only process 0 calls it.
+    """Return what `value()` gives on process 0, on all processes; it must be JSON. Only process 0 calls it.
 
     Raises:
       UserError: on all processes, if it does on process 0.
@@ -106,12 +110,12 @@ def from_first(value: Callable[[], T]) -> T:
 
 
 def is_first() -> bool:
-    """Whether this is the process that writes the logs."""
+    """Return whether this is the process that writes the logs."""
     return jax.process_index() == 0
 
 
 def check_agreement(what: dict[str, str]) -> None:
-    """Raises UserError on every process if the processes differ in a value; names the first that differs.
+    """Raise UserError on every process if the processes differ in a value; names the first that differs.
 
     what: name -> value, the same names everywhere. The names are told to the user.
     """
@@ -128,7 +132,7 @@ def check_agreement(what: dict[str, str]) -> None:
 
 
 def barrier(name: str) -> None:
-    """Waits until every process is here."""
+    """Wait until every process is here."""
     if jax.process_count() > 1:
         multihost_utils.sync_global_devices(name)
 
@@ -148,7 +152,7 @@ def _join(
         )  # fmt: skip
     except (RuntimeError, ValueError) as e:
         reason = ' '.join(str(e).split())[:200]
-        raise UserError(f'--coordinator={coordinator}: the processes cannot be joined: {reason}') from None
+        raise FieldError('coordinator', f'={coordinator}: the processes cannot be joined: {reason}') from None
     finally:
         watch.cancel()
 

@@ -16,12 +16,12 @@ from ghn_jax.base.errors import UserError
 class Screen:
     """A stream whose writing never fails. What it cannot encode becomes a question mark.
 
-    error: the last one, if something was lost. That nobody reads is no error: the reader had enough.
+    That nobody reads is no error: the reader had enough.
     """
 
     def __init__(self, stream: TextIO):
         self._stream = stream
-        self.error: OSError | None = None
+        self._error: OSError | None = None  # the last one, if something was lost
         # Errors of stderr are 'backslashreplace' from the start.
         if isinstance(stream, io.TextIOWrapper) and stream.errors in ('strict', 'surrogateescape'):
             stream.reconfigure(errors='replace')
@@ -40,15 +40,21 @@ class Screen:
         self._try(self._stream.flush)
 
     def lost(self) -> str:
-        """Why something was lost, '' if all was shown so far. If it was, what follows is lost, too: Python
-        flushes its streams once more at the end, and must not fail then.
+        """Return why something was lost, '' if all was shown so far.
+
+        Where something was, what follows is lost, too: Python flushes its streams once more at the end, and
+        must not fail then.
         """
         self.flush()
-        error, self.error = self.error, None
+        error, self._error = self._error, None
         if error is None:
             return ''
         self._discard()
         return error.strerror or str(error)
+
+    def forget(self) -> None:
+        """Take nothing for lost so far."""
+        self._error = None
 
     def _try(self, operation: Callable[[], object]) -> None:
         try:
@@ -56,7 +62,7 @@ class Screen:
         except BrokenPipeError:
             self._discard()
         except OSError as e:  # a disk that is full now may have room for the next line
-            self.error = e
+            self._error = e
         except ValueError:  # somebody has closed it
             pass
 
@@ -72,7 +78,7 @@ class Screen:
 
 
 def install() -> None:
-    """Wraps sys.stdout and sys.stderr, for good: threads and the end of Python use them, too."""
+    """Wrap sys.stdout and sys.stderr, for good: threads and the end of Python use them, too."""
     _occupy()
     for name in ('stdout', 'stderr'):
         stream = getattr(sys, name)
@@ -82,7 +88,7 @@ def install() -> None:
 
 
 def show(text: str, *, kept: bool) -> None:
-    """Prints what a command was asked for. kept: whether it is in a file, too.
+    """Print what a command was asked for. kept: whether it is in a file, too.
 
     Raises:
       UserError: it is in no file, and cannot be printed either.
@@ -96,11 +102,11 @@ def show(text: str, *, kept: bool) -> None:
 
 
 def finish() -> None:
-    """Shows what is left, at the end of a command; says in a line if stdout has lost anything."""
+    """Show what is left, at the end of a command; say in a line if stdout has lost anything."""
     if isinstance(sys.stdout, Screen) and (reason := sys.stdout.lost()):
         print(f'stdout cannot be written ({reason}): part of it is lost', file=sys.stderr)
     if isinstance(sys.stderr, Screen):
-        sys.stderr.error = None  # a traceback may come yet: it is lost only where stderr fails now
+        sys.stderr.forget()  # a traceback may come yet: it is lost only where stderr fails now
         sys.stderr.lost()
 
 

@@ -10,14 +10,13 @@ the same machine at another hour.
 """
 
 import json
-import os
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from tabulate import tabulate
 
 from ghn_jax.base import bounds, counters
-from ghn_jax.base.errors import UserError, shown
+from ghn_jax.base.errors import UserError
 from ghn_jax.benchmarks import cells, profile, programs, scaling, tasks, timing
 from ghn_jax.benchmarks.options import MODES, Options, Row, config_of
 
@@ -58,23 +57,6 @@ def benchmark(what: Sequence[str], options: Options) -> dict[str, Any]:
     rows = [row for name in what for row in WHAT[name](options)]
     probes.append(timing.probe())
     return {'machine': timing.machine(probes), 'rows': rows}
-
-
-def _parts_of_cpu() -> int:
-    """Two where it has the cores and the memory: the workspaces of large networks take 5 GiB each."""
-    memory = os.sysconf('SC_PAGE_SIZE') * os.sysconf('SC_PHYS_PAGES')
-    forced = 'xla_force_host_platform_device_count' in os.environ.get('XLA_FLAGS', '')
-    return 2 if (os.cpu_count() or 1) > 1 and memory >= 20 * 2**30 and not forced else 1
-
-
-def _integers(flag: str, bounded: str, values: Sequence[str]) -> tuple[int, ...]:
-    """The numbers of a flag, each within the bounds called `bounded`."""
-    least, most = bounds.BOUNDS[bounded]
-    fits = (v.strip().isdecimal() and len(v) <= 10 and least <= int(v) <= most for v in values)
-    if not all(fits):
-        text = shown(','.join(values))
-        raise UserError(f'--{flag}={text}: expected integers from {least} to {most:,}, as in 16,32')
-    return tuple(sorted(set(map(int, values))))
 
 
 def _check(flag: str, names: Sequence[str], known: Sequence[str] | Mapping[str, Any]) -> None:

@@ -3,10 +3,9 @@
 import dataclasses
 from typing import Any
 
-from ml_collections import ConfigDict
-
 from ghn_jax import config as configs
 from ghn_jax.base.errors import UserError
+from ghn_jax.config import RunConfig
 from ghn_jax.networks.spec import NetworkSpec
 
 MODES = ('float', 'qat')
@@ -31,7 +30,7 @@ class Options:
     devices: int = 1
     batch_size: int = 64
     num_images: int = 1024
-    config: ConfigDict | None = None
+    config: RunConfig | None = None
     split: str = 'train'
     widths: tuple[int, ...] = ()
     cells: tuple[int, ...] = (4, 12, 20, 28, 36)
@@ -42,8 +41,8 @@ class Options:
 Row = dict[str, Any]  # one measurement as JSON: 'what', 'mode', figures; see `timing.row`
 
 
-def config_of(options: Options, what: str) -> ConfigDict:
+def config_of(options: Options, what: str) -> RunConfig:
     """Check the config and give it. Raises UserError if there is none, or a bad one."""
     if options.config is None:
         raise UserError(f'--what={what} needs a config: give one, as in --config=ghn_qat_cifar10')
-    return configs.check(options.config)
+    return configs.freeze(options.config)

@@ -14,7 +14,6 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-from ml_collections import ConfigDict
 
 from ghn_jax.assembly.memory import tree_bytes
 from ghn_jax.assembly.network_batch import prepare
@@ -25,6 +24,7 @@ from ghn_jax.benchmarks.images import NUM_CLASSES, flips, stream_shapes
 from ghn_jax.benchmarks.options import Options, Row, config_of
 from ghn_jax.cnn.covering import Family, covering_networks, program_for, widths
 from ghn_jax.cnn.program import Program
+from ghn_jax.config import RunConfig
 from ghn_jax.evaluation.device import RunnableNetwork, predict_weights
 from ghn_jax.evaluation.score import score_on
 from ghn_jax.evaluation.selection import ImageBatches
@@ -139,7 +139,7 @@ def _executable_bytes(compiled: Any) -> int | None:
 
 
 def _functions(
-    config: ConfigDict, program: Program, example: Any, split: str
+    config: RunConfig, program: Program, example: Any, split: str
 ) -> Iterator[tuple[str, Callable[[], Any], Any]]:
     """(name, traces it, its workspace as shapes) of each function that a split needs of a program."""
     ghn = make_ghn(config, NUM_CLASSES)

@@ -277,7 +277,9 @@ def _about(run: Run, workdir: str, predicted_for: Policy | None) -> dict[str, An
         'training_mode': config.quant.mode,
         'training_bits': describe_bits(config.quant),
         'predicted_for': str(predicted_for or 'each') if run.ghn.config.bits else 'any',
-        'quantization': {k: v for k, v in config.quant.items() if k not in ('mode', 'bits')},
+        'quantization': {
+            k: v for k, v in sorted(dataclasses.asdict(config.quant).items()) if k not in ('mode', 'bits')
+        },
     }
 
 

@@ -46,7 +46,7 @@ class EvaluationFlags:
         start(self.spec.devices or 1)
         run = load_run(self.workdir, step or self.step)
         if self.data_dir is not None:
-            run.config.data_dir = self.data_dir
+            run = dataclasses.replace(run, config=dataclasses.replace(run.config, data_dir=self.data_dir))
         return run
 
 

@@ -15,7 +15,7 @@ import jax
 import jax.numpy as jnp
 from flax import linen as nn
 
-from ghn_jax.base.errors import UserError, shown
+from ghn_jax.base.errors import FieldError, UserError, shown
 from ghn_jax.hypernet.decoder import decode, init_decoder, predict_tensors
 from ghn_jax.hypernet.embedding import embed_nodes, init_embedding
 from ghn_jax.hypernet.gnn import gated_gnn, init_gnn
@@ -40,7 +40,7 @@ class GHNConfig:
     weight_norm: scale predicted weights by fan-in.   ve: virtual edges.   layernorm: of the embeddings,
     before decoding.   bits: nodes are told a policy's bits, so that weights are predicted for it (`bits.py`).
 
-    Raises UserError on construction for wrong types and impossible values.
+    Raises FieldError on construction for wrong types and impossible values.
     """
 
     hid: int = 32
@@ -55,9 +55,9 @@ class GHNConfig:
 
     def __post_init__(self):
         if not _is_positive_int(self.hid) or self.hid % 4:
-            raise UserError(f'hid is {shown(self.hid)}: expected a positive multiple of 4')
+            raise FieldError('hid', f'={shown(self.hid)}: expected a positive multiple of 4')
         if not _is_positive_int(self.num_classes):
-            raise UserError(f'num_classes is {shown(self.num_classes)}: expected a positive integer')
+            raise FieldError('num_classes', f'={shown(self.num_classes)}: expected a positive integer')
         shape = tuple(self.max_shape) if isinstance(self.max_shape, list | tuple) else ()
         if (
             len(shape) != 4
@@ -65,27 +65,28 @@ class GHNConfig:
             or shape[0] != shape[1]
             or shape[2] != shape[3]
         ):
-            raise UserError(
-                f'max_shape is {shown(self.max_shape)}: expected (C, C, K, K), as in (64, 64, 11, 11)'
+            raise FieldError(
+                'max_shape', f'={shown(self.max_shape)}: expected (C, C, K, K), as in (64, 64, 11, 11)'
             )
         object.__setattr__(self, 'max_shape', shape)
         # Of its large layers: those of the window, of the tile and of the classes.
         C, _, K, _ = shape
         size = 4 * (self.hid * K) ** 2 + 32 * self.hid**2 + 8 * self.hid * C**2 + 2 * C * self.num_classes
         if size > MAX_PARAMETERS:
-            raise UserError(
-                f'hid {shown(self.hid)}, max_shape {shown(list(shape))} and num_classes '
+            raise FieldError(
+                'hid',
+                f'={shown(self.hid)}, max_shape={shown(list(shape))} and num_classes='
                 f'{shown(self.num_classes)} make {shown(size)} parameters, more than {MAX_PARAMETERS:,}: '
-                'give smaller ones'
+                'give smaller ones',
             )
         for field, allowed in _CHOICES.items():
             if getattr(self, field) not in allowed:
-                raise UserError(
-                    f'{field} is {shown(getattr(self, field))}: expected one of {", ".join(allowed)}'
+                raise FieldError(
+                    field, f'={shown(getattr(self, field))}: expected one of {", ".join(allowed)}'
                 )
         for field in _FLAGS:
             if not isinstance(getattr(self, field), bool):
-                raise UserError(f'{field} is {shown(getattr(self, field))}: expected true or false')
+                raise FieldError(field, f'={shown(getattr(self, field))}: expected true or false')
 
     @classmethod
     def from_dict(cls, fields: Mapping[str, Any]) -> 'GHNConfig':

@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from ghn_jax.base.errors import UserError
+from ghn_jax.base.errors import FieldError, UserError, prefixed, shown
 from ghn_jax.networks.graph import NetworkGraph
 from ghn_jax.quant.policy import Policy, Widths, edges_of, parse_bits, quantizable
 from ghn_jax.quant.scheme import FIELDS, FLOAT, Scheme
@@ -70,9 +70,9 @@ def strategy_of(config: Any) -> Strategy:
     edges = _edges(quant.edge_bits)
     policy = _policy('bits', quant.bits, edges)
     if quant.draw_per not in DRAWS:
-        raise UserError(f'--config.quant.draw_per={quant.draw_per}: expected one of {", ".join(DRAWS)}')
+        raise FieldError('quant.draw_per', f'={quant.draw_per}: expected one of {", ".join(DRAWS)}')
     if type(quant.draw) is not tuple:
-        raise UserError(f"--config.quant.draw={quant.draw!r}: expected a tuple such as ('w2a2', 'w4a4')")
+        raise FieldError('quant.draw', f"={shown(quant.draw)}: expected a tuple such as ('w2a2', 'w4a4')")
     choices = tuple(_policy('draw', name, edges) for name in quant.draw)
     schedule = _schedule(quant.schedule, edges)
     if scheme.mode == 'float':
@@ -94,14 +94,15 @@ def describe_bits(quant: Any) -> str:
 
 def scheme_of(quant: Any) -> Scheme:
     """The scheme of `config.quant`. Raises UserError as `Scheme`."""
-    return Scheme(**{field: quant[field] for field in FIELDS})
+    with prefixed('quant.'):
+        return Scheme(**{field: getattr(quant, field) for field in FIELDS})
 
 
 def _policy(key: str, name: Any, edges: Widths | None) -> Policy:
     try:
         return dataclasses.replace(parse_bits(name), edges=edges)
     except UserError as e:
-        raise UserError(f'--config.quant.{key}: {e}') from None
+        raise FieldError(f'quant.{key}', f': {e}') from None
 
 
 def _edges(name: str) -> Widths | None:
@@ -119,8 +120,9 @@ def _schedule(schedule: Any, edges: Widths | None) -> tuple[tuple[int, Policy], 
     except (TypeError, ValueError):
         pairs, fits = [], False
     if not fits:
-        raise UserError(
-            f'--config.quant.schedule={schedule!r}: expected pairs (until step, bits), steps rising, '
-            "such as ((1000, 'float'), (2000, 'w8a8'))"
+        raise FieldError(
+            'quant.schedule',
+            f'={shown(schedule)}: expected pairs (until step, bits), steps rising, '
+            "such as ((1000, 'float'), (2000, 'w8a8'))",
         )
     return tuple((until, _policy('schedule', name, edges)) for until, name in pairs)

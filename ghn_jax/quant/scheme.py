@@ -5,7 +5,8 @@ Bits are not part of it: they are data (`policy`). Every scheme serves all bit-w
 
 import dataclasses
 
-from ghn_jax.base.errors import UserError
+from ghn_jax.base.errors import FieldError
+from ghn_jax.base.fields import check_fields, choice, number
 
 MODES = ('float', 'qat', 'noise')
 GRANULARITIES = ('tensor', 'channel')
@@ -18,7 +19,8 @@ _CALIBRATED = ('percentile', 'mse', 'moving_average')  # of activations: they ne
 class Scheme:
     """The defaults are the papers': per tensor, asymmetric, over [min(0, min x), max(0, max x)].
 
-    mode: 'float' quantizes nothing. 'qat' rounds, straight-through. 'noise' adds noise in place of rounding.
+    mode: 'float' quantizes nothing. 'qat' rounds, straight-through. 'noise' adds noise in place of rounding
+      (up to half a step, to each side).
     granularity: of weights: one grid for the tensor, or for each output channel.
     symmetric: grids of weights reach equally far on both sides: zero point 0, one level fewer.
     weight_range: 'minmax'; 'percentile', 'mse': the fraction of it that leaves 100 - `percentile` percent of
@@ -28,43 +30,27 @@ class Scheme:
     *_sigmas: 0 is the best for a normal distribution at the tensor's bits (`ranges.sigma_range`).
 
     Raises:
-      UserError: unknown names, numbers out of range.
+      FieldError: unknown names, numbers out of range.
     """
 
-    mode: str = 'float'
-    granularity: str = 'tensor'
+    mode: str = choice('float', MODES)
+    granularity: str = choice('tensor', GRANULARITIES)
     symmetric: bool = False
-    weight_range: str = 'minmax'
-    percentile: float = 99.9
-    weight_sigmas: float = 0.0
-    activation_range: str = 'minmax'
-    activation_clip: float = 1.0
-    activation_sigmas: float = 0.0
+    weight_range: str = choice('minmax', WEIGHT_RANGES)
+    percentile: float = number(99.9, 50, 100)
+    weight_sigmas: float = number(0.0, 0, 100)
+    activation_range: str = choice('minmax', ACTIVATION_RANGES)
+    activation_clip: float = number(1.0, 0.01, 1)
+    activation_sigmas: float = number(0.0, 0, 100)
 
     def __post_init__(self) -> None:
-        names = {
-            'mode': MODES,
-            'granularity': GRANULARITIES,
-            'weight_range': WEIGHT_RANGES,
-            'activation_range': ACTIVATION_RANGES,
-        }
         if self.activation_range in _CALIBRATED:
-            raise UserError(
-                f'--config.quant.activation_range={self.activation_range}: one batch does not tell; '
-                f'train with {" or ".join(ACTIVATION_RANGES)}, and calibrate when evaluating'
+            raise FieldError(
+                'activation_range',
+                f'={self.activation_range}: one batch does not tell; train with '
+                f'{" or ".join(ACTIVATION_RANGES)}, and calibrate when evaluating',
             )
-        for key, allowed in names.items():
-            if (value := getattr(self, key)) not in allowed:
-                raise UserError(f'--config.quant.{key}={value}: expected one of {", ".join(allowed)}')
-        bounds = {
-            'percentile': (50, 100),
-            'weight_sigmas': (0, 100),
-            'activation_sigmas': (0, 100),
-            'activation_clip': (0.01, 1),
-        }
-        for key, (low, high) in bounds.items():
-            if not low <= (value := getattr(self, key)) <= high:
-                raise UserError(f'--config.quant.{key}={value}: expected {low} to {high}')
+        check_fields(self)
 
     @property
     def clips_activations(self) -> bool:

@@ -7,7 +7,6 @@ Axes: B bins | F floats of the weight buffer.
 
 import dataclasses
 from collections.abc import Sequence
-from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -62,7 +61,7 @@ def select(run: Run, evaluation: Evaluation, specs: Sequence[NetworkSpec] | None
       UserError: they are not the networks of the result.
     """
     split, p = evaluation.splits[0], evaluation.result['protocol']
-    config: Any = run.config
+    config = run.config
     digests = [network['digest'] for network in evaluation.networks(split)]
     if split != GIVEN:
         selection = select_split(

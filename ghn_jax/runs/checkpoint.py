@@ -254,7 +254,7 @@ class Checkpoints:
             )
         raise UserError(
             f'the checkpoints in {self.folder} are replaced faster than they can be read: try again, or '
-            'train with a larger --config.keep_checkpoints'
+            'train with a larger keep_checkpoints'
         )
 
     def _steps_to_read(self, only: int | None) -> list[int]:

@@ -4,14 +4,14 @@ python -m ghn_jax.convert --state=ghn2_cifar10.npz --config=ghn_config.json --wo
 """
 
 import os
-from typing import Any
+from dataclasses import fields
 
 import jax
 import numpy as np
 
-from ghn_jax import config
 from ghn_jax.base import cli, paths
 from ghn_jax.base.errors import UserError
+from ghn_jax.config import HypernetworkConfig, RunConfig, SpaceConfig
 from ghn_jax.hypernet.ghn import GHNConfig
 from ghn_jax.hypernet.published import load_published
 from ghn_jax.runs.checkpoint import Checkpoints
@@ -41,11 +41,9 @@ def convert(
         params = jax.tree.map(lambda a: np.asarray(a, np.float32), params)
     if not all(np.isfinite(a).all() for a in jax.tree.leaves(params)):
         raise UserError(f'state {state} has values beyond float32: give another file')
-    c: Any = config.default()
-    c.space.name = 'deepnets1m'
-    for key in c.ghn:
-        c.ghn[key] = getattr(ghn_config, key)
-    meta = run_meta(c, ghn_config, 0, kind='converted')
+    section = {field.name: getattr(ghn_config, field.name) for field in fields(HypernetworkConfig)}
+    run_config = RunConfig(space=SpaceConfig(name='deepnets1m'), ghn=HypernetworkConfig(**section))
+    meta = run_meta(run_config, ghn_config, 0, kind='converted')
     with Checkpoints(path) as checkpoints:
         checkpoints.save(0, {'params': params}, meta, wait=True)
     return ghn_config

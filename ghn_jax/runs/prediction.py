@@ -9,16 +9,17 @@ import dataclasses
 import json
 import os
 import pathlib
-from collections.abc import Mapping, Sequence
+import time
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
 from safetensors.numpy import save
 
 import ghn_jax
-from ghn_jax.base import cli
+from ghn_jax.base import cli, files
 from ghn_jax.base.errors import UserError
-from ghn_jax.hypernet.policy_features import resolve
+from ghn_jax.hypernet.policy_features import check_policies, resolve
 from ghn_jax.hypernet.predict import Weights, check_network, predict_from_graph
 from ghn_jax.networks.graph import build_graph
 from ghn_jax.networks.spec import NetworkSpec
@@ -122,3 +123,31 @@ def with_names(specs: Sequence[NetworkSpec]) -> list[NetworkSpec]:
     return [
         spec if spec.name else dataclasses.replace(spec, name=f'network-{i}') for i, spec in enumerate(specs)
     ]
+
+
+def write_predictions(
+    run: Run,
+    specs: Sequence[NetworkSpec],
+    outputs: Sequence[pathlib.Path],
+    *,
+    layout: str = 'pytorch',
+    policy: Policy,
+) -> Iterator[str]:
+    """Predict the weights of networks and write a file for each; yield a line about each file.
+
+    outputs: the files, as `output_files` gives them.   layout, policy: as for `predict`.
+
+    Raises:
+      UserError: a network or a policy that is of no use, before the first file is written; a file that cannot
+        be written.
+    """
+    for spec in specs:
+        check_network(spec, run.ghn, run.config.image_size)
+    check_policies(specs, [policy])
+    for spec, file in zip(specs, outputs, strict=True):
+        start = time.perf_counter()
+        weights, metadata = predict(run, spec, layout=layout, policy=policy)
+        seconds = time.perf_counter() - start
+        files.write(file, to_safetensors(weights, metadata))
+        size = sum(w.size for w in weights.values())
+        yield f'{file}: {len(weights)} tensors, {size:,} parameters, {policy}, predicted in {seconds:.2f} s'

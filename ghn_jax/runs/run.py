@@ -7,12 +7,12 @@ from collections.abc import Iterable
 from typing import Any
 
 import jax
-from ml_collections import ConfigDict
 
 from ghn_jax import config as configs
 from ghn_jax.base import paths
-from ghn_jax.base.errors import UserError, shown
+from ghn_jax.base.errors import FieldError, UserError, shown
 from ghn_jax.base.jsonlines import read_jsonl
+from ghn_jax.config import RunConfig
 from ghn_jax.hypernet.ghn import GHN, GHNConfig
 from ghn_jax.quant.policy import parse_bits
 from ghn_jax.runs.checkpoint import Checkpoints, Vanished
@@ -32,7 +32,7 @@ class Run:
       meta: what `run_meta` gave when it was saved.
     """
 
-    config: ConfigDict
+    config: RunConfig
     ghn: GHN
     params: Any
     step: int
@@ -58,12 +58,12 @@ def load_run(workdir: str | os.PathLike, step: str = 'latest') -> Run:
         elif step.isdecimal() and len(step) <= 10:
             params, meta = checkpoints.restore_params(step=int(step))
         else:
-            raise UserError(f'--step={shown(step)}: expected latest, best or a number')
+            raise FieldError('step', f'={shown(step)}: expected latest, best or a number')
     config, ghn, done = read_meta(meta, workdir)
     return Run(config=config, ghn=GHN(ghn), params=params, step=done, meta=meta)
 
 
-def read_meta(meta: Any, workdir: str | os.PathLike) -> tuple[ConfigDict, GHNConfig, int]:
+def read_meta(meta: Any, workdir: str | os.PathLike) -> tuple[RunConfig, GHNConfig, int]:
     """Return (config, that of the hypernetwork, step) from what a checkpoint says about itself.
 
     Raises:
@@ -78,7 +78,7 @@ def read_meta(meta: Any, workdir: str | os.PathLike) -> tuple[ConfigDict, GHNCon
         raise UserError(f'the checkpoint in {workdir} lacks {e}: train again with this version') from None
 
 
-def validated(config: ConfigDict) -> str:
+def validated(config: RunConfig) -> str:
     """Return the name of the metric by which validations are compared: top-1 in the bits trained in."""
     return f'val/top1_{parse_bits("float" if config.quant.mode == "float" else config.quant.bits)}'
 
@@ -95,7 +95,7 @@ def _restore_best(workdir: pathlib.Path, checkpoints: Checkpoints) -> tuple[Any,
             return checkpoints.restore_params(step=step)
         except Vanished:
             continue  # a later one validated better
-    raise UserError(f'--step=best: {workdir} has a new best step at each attempt to read it: try again')
+    raise FieldError('step', f'=best: {workdir} has a new best step at each attempt to read it: try again')
 
 
 def _best_step(workdir: pathlib.Path, checkpoints: Checkpoints) -> int:
@@ -103,12 +103,12 @@ def _best_step(workdir: pathlib.Path, checkpoints: Checkpoints) -> int:
     rows = read_jsonl(workdir / 'metrics.jsonl')
     found = best((row['step'], row[name]) for row in rows if row.get(name) is not None)
     if found is None:
-        raise UserError(f'--step=best: {workdir} has no validation yet ({name}): take --step=latest')
+        raise FieldError('step', f'=best: {workdir} has no validation yet ({name}): take latest')
     return found[0]
 
 
 def run_meta(
-    config: ConfigDict,
+    config: RunConfig,
     ghn: GHNConfig,
     step: int,
     *,
@@ -150,8 +150,9 @@ def params_of(workdir: str, ghn: GHN, fresh: dict[str, Any]) -> dict[str, Any]:
     theirs['bits'] |= ours['bits']
     for name, value in ours.items():
         if theirs[name] != value:
-            raise UserError(
-                f'--config.init_from={workdir} has a hypernetwork with {name}={theirs[name]}, this run has '
-                f'{name}={value}: give the same config.ghn, and data of as many classes'
+            raise FieldError(
+                'init_from',
+                f'={workdir} has a hypernetwork with {name}={theirs[name]}, this run has {name}={value}: '
+                'give the same config.ghn, and data of as many classes',
             )
     return fresh | run.params

@@ -23,6 +23,7 @@ from ml_collections import ConfigDict
 from ghn_jax.base import bounds, files, paths
 from ghn_jax.base.digests import json_digest
 from ghn_jax.base.errors import UserError
+from ghn_jax.config import RunConfig, freeze
 from ghn_jax.datasets.load import Dataset
 from ghn_jax.evaluation import results, sensitivity
 from ghn_jax.evaluation.evaluate import evaluate
@@ -84,7 +85,7 @@ class StudySpec:
 
 
 def study(
-    config: ConfigDict,
+    config: RunConfig | ConfigDict,
     strategies: Mapping[str, Mapping[str, Any]],
     workdir: pathlib.Path,
     spec: StudySpec | None = None,
@@ -107,7 +108,7 @@ def study(
       UserError: a bad strategy, before any is trained; whatever training and scoring raise.
     """
     spec = spec or StudySpec()
-    workdir = paths.local(workdir, 'workdir')
+    config, workdir = freeze(config), paths.local(workdir, 'workdir')
     study_runs = make_runs(config, strategies, spec.seeds)
     baseline = spec.baseline or study_runs[0].strategy
     _check_names(strategies, study_runs, spec.only, baseline)
@@ -168,7 +169,7 @@ def _alone(workdir: pathlib.Path) -> Iterator[None]:
 
 def _collect(
     workdir: pathlib.Path,
-    config: ConfigDict,
+    config: RunConfig,
     strategies: Mapping[str, Any],
     wanted: dict,
     *,

@@ -1,6 +1,5 @@
 """The runs of a study: one config, changed as each strategy says, with each seed."""
 
-import copy
 import dataclasses
 import os
 import re
@@ -12,6 +11,7 @@ from ml_collections import ConfigDict
 from ghn_jax import config as configs
 from ghn_jax.base import jsonfile, paths
 from ghn_jax.base.errors import UserError, shown
+from ghn_jax.config import RunConfig
 from ghn_jax.quant.bit_schedule import strategy_of
 
 _MAX_SEED = 2**31 - 1
@@ -35,7 +35,7 @@ class StudyRun:
 
     name: str
     strategy: str
-    config: ConfigDict
+    config: RunConfig
 
 
 def read_strategies(path: str | os.PathLike) -> dict[str, dict[str, Any]]:
@@ -78,13 +78,14 @@ def seed_of(name: str, strategies: Collection[str]) -> int | None:
 
 
 def make_runs(
-    config: ConfigDict, strategies: Mapping[str, Mapping[str, Any]], seeds: Sequence[int] = ()
+    config: RunConfig | ConfigDict, strategies: Mapping[str, Mapping[str, Any]], seeds: Sequence[int] = ()
 ) -> list[StudyRun]:
     """Make the runs in the order of the strategies, each with all seeds; () leaves the seed to the config.
 
     Raises:
       UserError: keys or values that a strategy cannot change; a strategy with a seed of its own, and `seeds`.
     """
+    config = configs.freeze(config)
     if not seeds:
         return [StudyRun(name, name, _changed(config, name, own)) for name, own in strategies.items()]
     study_runs = []
@@ -98,29 +99,21 @@ def make_runs(
     return study_runs
 
 
-def _changed(config: ConfigDict, name: str, changes: Mapping[str, Any]) -> ConfigDict:
+def _changed(config: RunConfig, name: str, changes: Mapping[str, Any]) -> RunConfig:
     """The config with a strategy's changes: keys of `config.quant`, or of the whole config."""
-    config = copy.deepcopy(config)
-    for key, value in changes.items():
-        full = key if '.' in key or key in config else f'quant.{key}'
-        *parts, last = full.split('.')
-        holder = config
-        for part in parts:
-            holder = holder.get(part) if isinstance(holder, ConfigDict) else None
-        if not isinstance(holder, ConfigDict) or last not in holder:
-            known = f'{", ".join(config.quant)}, or a key of the config such as train.steps'
-            raise UserError(f'strategy {name!r}: {full} is no key: expected {known}')
-        if full.split('.')[0] in _TASK and configs.tuples(value) != holder[last]:
-            raise UserError(
-                f'strategy {name!r} changes {full}: all strategies of a study are scored on the same '
-                'networks and images; set it with --config, for all'
-            )
-        try:
-            holder[last] = configs.tuples(value)
-        except TypeError as e:
-            raise UserError(f'strategy {name!r}: {full}: {e}') from None
+    of_the_whole = [field.name for field in dataclasses.fields(config)]
     try:
-        strategy_of(configs.check(config))
+        for key, value in changes.items():
+            full = key if '.' in key or key in of_the_whole else f'quant.{key}'
+            changed = configs.replace(config, full, value)
+            root = full.split('.')[0]
+            if root in _TASK and getattr(changed, root) != getattr(config, root):
+                raise UserError(
+                    f'it changes {full}: all strategies of a study are scored on the same networks and '
+                    'images; set it in the config, for all'
+                )
+            config = changed
+        strategy_of(config)
     except UserError as e:
         raise UserError(f'strategy {name!r}: {e}') from None
     return config

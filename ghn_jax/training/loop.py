@@ -7,7 +7,6 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 import jax
-from ml_collections import ConfigDict
 
 from ghn_jax.assembly.memory import KNOBS, is_out_of_memory
 from ghn_jax.assembly.mesh import local
@@ -15,6 +14,7 @@ from ghn_jax.assembly.network_batch import Networks
 from ghn_jax.base import processes
 from ghn_jax.base.errors import NotFinite, Stopped, UserError
 from ghn_jax.cnn.program import Program
+from ghn_jax.config import RunConfig
 from ghn_jax.runs.checkpoint import Checkpoints
 from ghn_jax.runs.run import best, validated
 from ghn_jax.training.preemption import Stopping
@@ -33,7 +33,7 @@ class LoopParts:
     checkpoint says about itself. stopping: whether a signal has come.
     """
 
-    config: ConfigDict
+    config: RunConfig
     stepper: Stepper
     networks: Preparation
     validate: Callable[[Any], dict[str, float]]

@@ -3,10 +3,11 @@
 import functools
 
 import optax
-from ml_collections import ConfigDict
+
+from ghn_jax.config import RunConfig
 
 
-def make_optimizer(config: ConfigDict) -> optax.GradientTransformation:
+def make_optimizer(config: RunConfig) -> optax.GradientTransformation:
     """Make Adam with L2 regularisation after clipping by the global norm, as GHN-2 (arXiv 2110.13100).
 
     config: of a run; `config.train` says all. Equal settings give the same object.

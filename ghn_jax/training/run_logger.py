@@ -10,10 +10,10 @@ from collections.abc import Callable, Sequence
 from typing import Any, Protocol
 
 import numpy as np
-from ml_collections import ConfigDict
 
 from ghn_jax.assembly.memory import usage
 from ghn_jax.base.jsonlines import Records, read_jsonl
+from ghn_jax.config import RunConfig
 from ghn_jax.networks.spaces import Space
 from ghn_jax.networks.spec import NetworkSpec
 from ghn_jax.quant.policy import Policy
@@ -71,7 +71,7 @@ class FileLogger:
     """
 
     def __init__(
-        self, workdir: str | os.PathLike, config: ConfigDict, space: Space, start: int, *, validated: str
+        self, workdir: str | os.PathLike, config: RunConfig, space: Space, start: int, *, validated: str
     ):
         self.config, self.space, self.validated = config, space, validated
         self._files = contextlib.ExitStack()

@@ -9,12 +9,12 @@ from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 from jax.sharding import Mesh
-from ml_collections import ConfigDict
 
 from ghn_jax.assembly.mesh import own_networks
 from ghn_jax.assembly.network_batch import Networks, make_networks, place
 from ghn_jax.cnn.covering import Family, family, program_for
 from ghn_jax.cnn.program import Program
+from ghn_jax.config import RunConfig
 from ghn_jax.hypernet.policy_features import resolve
 from ghn_jax.networks.graph import build_graph
 from ghn_jax.networks.spaces import Space
@@ -46,7 +46,7 @@ class Preparation:
     Every process draws the same ones, and makes those of its own devices ready.
     """
 
-    def __init__(self, config: ConfigDict, space: Space, strategy: Strategy, mesh: Mesh | None = None):
+    def __init__(self, config: RunConfig, space: Space, strategy: Strategy, mesh: Mesh | None = None):
         self.config, self.space, self.strategy = config, space, strategy
         self.own = own_networks(mesh, config.train.meta_batch)
         self._programs: dict[Family, Program] = {}

@@ -7,12 +7,12 @@ import jax
 import jax.numpy as jnp
 import optax
 from jax.sharding import Mesh
-from ml_collections import ConfigDict
 
 from ghn_jax import config as configs
 from ghn_jax.assembly.mesh import replicate
 from ghn_jax.base import processes
-from ghn_jax.base.errors import UserError
+from ghn_jax.base.errors import FieldError
+from ghn_jax.config import RunConfig
 from ghn_jax.hypernet.ghn import GHN, init_params
 from ghn_jax.runs.checkpoint import Checkpoints
 from ghn_jax.runs.config_changes import FREE_KEYS, differing_keys
@@ -28,7 +28,7 @@ def state_of(params: Any, optimizer: optax.GradientTransformation, mesh: Mesh | 
 
 
 def initial_state(
-    config: ConfigDict, ghn: GHN, optimizer: optax.GradientTransformation, mesh: Mesh | None = None
+    config: RunConfig, ghn: GHN, optimizer: optax.GradientTransformation, mesh: Mesh | None = None
 ) -> TrainState:
     """Make a fresh state from config.seed, or with the parameters of config.init_from, on all devices.
 
@@ -43,7 +43,7 @@ def initial_state(
 
 def restore_or_init(
     checkpoints: Checkpoints,
-    config: ConfigDict,
+    config: RunConfig,
     ghn: GHN,
     optimizer: optax.GradientTransformation,
     mesh: Mesh | None = None,
@@ -72,9 +72,10 @@ def restore_or_init(
     before = configs.from_json(checkpoints.restore_meta()['config'])
     if differing := differing_keys(before, config, FREE_KEYS):
         key = differing[0]
-        raise UserError(
-            f'{checkpoints.workdir} holds a run with another config ({", ".join(differing)} differ): '
-            f'set --config.{key} as it was, or take another --workdir'
+        raise FieldError(
+            key,
+            f' is another one in the run that {checkpoints.workdir} holds ({", ".join(differing)} differ): '
+            'set it as it was, or take another --workdir',
         )
     restored, meta = checkpoints.restore({'params': like.params, 'opt_state': like.opt_state}, step=step)
     state = TrainState(jnp.asarray(meta['step'], jnp.int32), restored['params'], restored['opt_state'])

@@ -6,7 +6,6 @@ from typing import Any
 import jax
 import optax
 from jax.sharding import Mesh
-from ml_collections import ConfigDict
 
 from ghn_jax.assembly import memory
 from ghn_jax.assembly.mesh import OVER_IMAGES, make_workspaces, place_networks, replicate
@@ -14,6 +13,7 @@ from ghn_jax.assembly.network_batch import Networks
 from ghn_jax.assembly.workspace import Workspace
 from ghn_jax.base import executables
 from ghn_jax.cnn.program import Program
+from ghn_jax.config import RunConfig
 from ghn_jax.datasets.load import Dataset, batch_indices
 from ghn_jax.hypernet.ghn import GHN
 from ghn_jax.quant.bit_schedule import scheme_of
@@ -32,7 +32,7 @@ class Stepper:
 
     def __init__(
         self,
-        config: ConfigDict,
+        config: RunConfig,
         ghn: GHN,
         optimizer: optax.GradientTransformation,
         dataset: Dataset,

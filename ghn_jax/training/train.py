@@ -10,6 +10,7 @@ from ghn_jax import config as configs
 from ghn_jax.assembly.lone_values import check_batch_norm
 from ghn_jax.assembly.mesh import make_mesh
 from ghn_jax.base import lock, processes
+from ghn_jax.config import RunConfig
 from ghn_jax.quant.bit_schedule import strategy_of
 from ghn_jax.runs.checkpoint import Checkpoints
 from ghn_jax.runs.run import run_meta, validated
@@ -26,7 +27,11 @@ from ghn_jax.training.validation import make_validation
 
 
 def train(
-    config: ConfigDict, workdir: pathlib.Path, *, stop_at: int | None = None, stopping: Stopping | None = None
+    config: RunConfig | ConfigDict,
+    workdir: pathlib.Path,
+    *,
+    stop_at: int | None = None,
+    stopping: Stopping | None = None,
 ) -> TrainState:
     """Train until config.train.steps; a run that was stopped goes on from its last checkpoint.
 
@@ -44,7 +49,7 @@ def train(
         enough; NotFinite: too many networks whose loss or gradient is not.
       Stopped: `stopping` was asked to; the state is saved.
     """
-    configs.check(config)
+    config = configs.freeze(config)
     space = make_space_of(config)
     check_batch_norm(config, space)
     strategy = strategy_of(config)

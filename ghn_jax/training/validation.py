@@ -8,8 +8,8 @@ from collections.abc import Callable
 from typing import Any
 
 import numpy as np
-from ml_collections import ConfigDict
 
+from ghn_jax.config import RunConfig
 from ghn_jax.datasets.load import Dataset
 from ghn_jax.evaluation.score import score_networks
 from ghn_jax.evaluation.selection import image_batches, select_split
@@ -20,7 +20,7 @@ from ghn_jax.quant.policy import parse_bits
 
 
 def make_validation(
-    config: ConfigDict, ghn: GHN, space: Space, dataset: Dataset
+    config: RunConfig, ghn: GHN, space: Space, dataset: Dataset
 ) -> Callable[[Any], dict[str, float]]:
     """Make the validation of a run, in float and at the bits of the config.
 

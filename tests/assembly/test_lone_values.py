@@ -69,7 +69,7 @@ def test_scoring_says_in_one_line_and_once_how_many_networks_they_are(monkeypatc
 def test_training_is_refused_where_the_space_has_such_networks(tmp_path):
     flags = '--config=configs/test.py', f'--workdir={tmp_path}/run', '--config.train.batch_size=1'
     assert is_one_error_line(
-        command('ghn_jax.train', *flags), '--config.train.batch_size=1', '--config.image_size=8', 'one value'
+        command('ghn_jax.train', *flags), '--config.train.batch_size=1', 'image_size=8', 'one value'
     )
     assert not (tmp_path / 'run').exists()
     config = small_config()

@@ -124,7 +124,7 @@ def judge(key, value):
         holder = holder[part]
     holder[last] = value
     try:
-        config.check(c)
+        config.freeze(c)
         make_space_of(c)
         make_ghn(c, 10)
         strategy_of(c)

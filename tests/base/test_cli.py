@@ -3,6 +3,7 @@
 import json
 import os
 import pathlib
+import re
 import socket
 import subprocess
 import sys
@@ -70,6 +71,19 @@ def test_help_shows_every_flag_and_exits_0(tool):
         assert flag in done.stdout
 
 
+def test_commands_are_thin_and_none_is_a_library_to_another():
+    files = {name: ROOT.joinpath(*name.split('.')).with_suffix('.py') for name in COMMANDS}
+    assert len(files) == 9 and {file.parent.name for file in files.values()} == {'ghn_jax'}
+    for name, file in files.items():
+        assert len(file.read_text().splitlines()) < 120, name
+    package = '\n'.join(file.read_text() for file in (ROOT / 'ghn_jax').rglob('*.py'))
+    for name in files:
+        _, module = name.split('.')
+        assert not re.search(
+            rf'(from {name} import|import {name}$|from ghn_jax import .*\b{module}\b)', package
+        ), name
+
+
 @pytest.mark.parametrize('name', COMMANDS)
 def test_help_of_a_command_shows_all_of_its_flags(name):
     code, shown, _ = command(name, '--help')
@@ -133,9 +147,8 @@ def test_there_are_the_configs_that_are_promised():
 
 
 @pytest.mark.parametrize('path', CONFIGS, ids=lambda p: p.stem)
-def test_a_config_is_possible_locked_and_survives_json(path):
+def test_a_config_is_possible_and_survives_json(path):
     c = load_config(path)
-    assert config.check(c) is c and c.is_locked
     back = config.from_json(config.to_json(c))
     assert back == c and isinstance(back.space.cells, tuple)
     assert f'configs/{path.name}' in path.read_text(), 'its docstring names the command that runs it'
@@ -162,7 +175,7 @@ def test_overrides_reach_nested_keys_and_keep_types():
 )
 def test_impossible_values_name_the_key(override, message):
     with pytest.raises(UserError, match=message):
-        config.check(load_config(ROOT / 'configs/test.py', f'--config.{override}'))
+        load_config(ROOT / 'configs/test.py', f'--config.{override}')
 
 
 def test_a_config_older_than_a_key_has_its_default():
@@ -170,8 +183,8 @@ def test_a_config_older_than_a_key_has_its_default():
     older = json.loads(config.to_json(c))
     del older['devices'], older['train']['clip_norm']
     back = config.from_json(json.dumps(older))
-    assert back.devices == config.default().devices and back.train.clip_norm == 5.0
-    assert back.train.meta_batch == c.train.meta_batch and back.is_locked
+    assert back.devices == config.RunConfig().devices and back.train.clip_norm == 5.0
+    assert back.train.meta_batch == c.train.meta_batch
 
 
 def test_a_config_of_another_version_is_refused_by_the_keys_it_has_beyond_ours():
@@ -193,9 +206,9 @@ def test_a_workdir_is_judged_but_not_made(tmp_path):
 
 def test_an_output_file_is_judged_before_the_work(tmp_path):
     assert cli.check_output(tmp_path / 'x.json', 'json') == tmp_path / 'x.json'
-    with pytest.raises(UserError, match=r'--json=.* is a directory'):
+    with pytest.raises(UserError, match=r'json=.* is a directory'):
         cli.check_output(tmp_path, 'json')
-    with pytest.raises(UserError, match=r'--out=.*does not exist'):
+    with pytest.raises(UserError, match=r'out=.*does not exist'):
         cli.check_output(tmp_path / 'a' / 'x', 'out')
 
 
@@ -212,7 +225,7 @@ def test_an_output_file_that_must_not_be_written_is_refused_before_the_work(tmp_
         'read_only': 'read-only', 'link': 'read-only', 'loop': 'symbolic links', 'socket': 'a socket',
         'nowhere': r'absent does not exist',
     }.items():  # fmt: skip
-        with pytest.raises(UserError, match=rf'--{flag}=.*/{name}\b.*{reason}'):
+        with pytest.raises(UserError, match=rf'{flag}=.*/{name}\b.*{reason}'):
             cli.check_output(tmp_path / name, flag)
 
 

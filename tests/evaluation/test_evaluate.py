@@ -1,5 +1,6 @@
 """Scores are those of the plain reference on the predicted weights; a result says all that it rests on."""
 
+import dataclasses
 import functools
 import itertools
 import json
@@ -432,7 +433,7 @@ def test_another_run_is_scored_on_the_same_networks(workdir, run, dataset, tmp_p
         )
     assert theirs['protocol']['workdir'] == str(other) and found['protocol']['workdir'] == 'mine'
     run_of_16 = load_run(other)
-    run_of_16.config.image_size = 16
+    run_of_16 = dataclasses.replace(run_of_16, config=dataclasses.replace(run_of_16.config, image_size=16))
     with pytest.raises(UserError, match='was trained with image_size=8, this run with image_size=16'):
         evaluate(run_of_16, EvaluationSpec(against=other, **few), dataset=dataset)
 

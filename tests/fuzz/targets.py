@@ -192,7 +192,6 @@ def call_config(overrides: Any, folder: pathlib.Path) -> None:
     with mock.patch.object(sys, 'argv', argv):  # where ml_collections looks for overrides
         parsed(argv, values)
         config = config_file.read_config(flag)
-    configs.check(config)
     space = make_space_of(config)
     make_ghn(config, 10)
     parse_bits(config.quant.bits)

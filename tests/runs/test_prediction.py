@@ -65,7 +65,7 @@ def test_a_flattened_head_is_for_images_of_one_size(workdir):
         UserError, match='flattened head, defined for 32 pixels, and the run is on images of 8'
     ):
         predict(run, flat)
-    run.config.image_size = 32
+    run = dataclasses.replace(run, config=dataclasses.replace(run.config, image_size=32))
     assert predict(run, flat)[0]['classifier.0.weight'].shape == (12, 4 * CONV.C * 8 * 8)
 
 

@@ -47,7 +47,7 @@ def test_a_run_whose_best_checkpoint_always_vanishes_is_one_line(tmp_path, monke
         raise Vanished('step 3 was deleted')
 
     monkeypatch.setattr(Checkpoints, 'restore_params', vanish)
-    with pytest.raises(UserError, match='--step=best: .* at each attempt to read it: try again$'):
+    with pytest.raises(UserError, match='^step=best: .* at each attempt to read it: try again$'):
         load_run(tmp_path, 'best')
     with pytest.raises(Vanished):
         load_run(tmp_path, '3')

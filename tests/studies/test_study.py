@@ -316,16 +316,19 @@ def test_a_strategy_has_no_seed_of_its_own_beside_others():
     ('strategies', 'words'),
     [
         ({'a': {'mode': 'qat', 'bitz': 'w4a4'}}, 'quant.bitz is no key'),
-        ({'a': {'mode': 'qat', 'bits': 'w0a4'}}, "strategy 'a': --config.quant.bits"),
+        ({'a': {'mode': 'qat', 'bits': 'w0a4'}}, "strategy 'a': quant.bits"),
         ({'a': {'mode': 'qat', 'percentile': 'high'}}, "strategy 'a': quant.percentile"),
         ({'a': {'ghn.bitz': True}}, "strategy 'a': ghn.bitz is no key"),
         ({'a': {'seed.x.y': 1}}, "strategy 'a': seed.x.y is no key"),
         ({'a': {'train.steps': '7'}}, "strategy 'a': train.steps"),
         ({'a': {}, 'b': {'mode': 'qat', 'percentile': 0.3}}, "strategy 'b'"),
-        ({'a': {'space.channels': [32]}}, "strategy 'a' changes space.channels: all .* on the same networks"),
-        ({'a': {'dataset': 'digits'}}, "strategy 'a' changes dataset"),
-        ({'a': {'image_size': 16}}, "strategy 'a' changes image_size"),
-        ({'a': {'data_dir': 'elsewhere'}}, "strategy 'a' changes data_dir"),
+        (
+            {'a': {'space.channels': [32]}},
+            "strategy 'a': it changes space.channels: all .* on the same networks",
+        ),
+        ({'a': {'dataset': 'digits'}}, "strategy 'a': it changes dataset"),
+        ({'a': {'image_size': 16}}, "strategy 'a': it changes image_size"),
+        ({'a': {'data_dir': 'elsewhere'}}, "strategy 'a': it changes data_dir"),
     ],
 )
 def test_a_bad_strategy_is_refused_before_any_is_trained(tmp_path, strategies, words):

@@ -134,7 +134,7 @@ def test_where_the_others_are_missing_one_line_says_so_in_time(start, tmp_path, 
     [
         (['--coordinator=10.0.0.2'], 'HOST:PORT'),
         (['--coordinator=10.0.0.2:99999', '--num_processes=2', '--process_id=0'], 'HOST:PORT'),
-        (['--coordinator=10.0.0.2:1234'], '--num_processes'),
+        (['--coordinator=10.0.0.2:1234'], 'num_processes=N'),
         (['--coordinator=10.0.0.2:1234', '--num_processes=2', '--process_id=2'], 'expected 0..1'),
         (['--coordinator=auto', '--process_id=1'], 'auto'),
         (['--num_processes=2'], '--coordinator'),

@@ -1,0 +1,82 @@
+"""Fields of frozen dataclasses that say in one place what they are: a default, a type, what they may be.
+
+@dataclasses.dataclass(frozen=True)
+class TrainConfig:
+    steps: int = number(1000, least=0, most=10**6)
+    schedule: str = choice('cosine', ('cosine', 'constant'))
+
+    def __post_init__(self) -> None:
+        check_fields(self)
+
+The type of a field is that of its default. Lists do for tuples and integers for floats, and become them.
+"""
+
+import dataclasses
+from collections.abc import Iterator, Sequence
+from typing import Any, TypeVar
+
+from ghn_jax.base.errors import FieldError, shown
+
+N = TypeVar('N', int, float)
+
+
+def number(default: N, least: float, most: float) -> N:
+    """Declare a number with the least and the most that it may be."""
+    return dataclasses.field(default=default, metadata={'least': least, 'most': most})
+
+
+def choice(default: str, choices: Sequence[str]) -> str:
+    """Declare a name that is one of a few."""
+    return dataclasses.field(default=default, metadata={'choices': tuple(choices)})
+
+
+def items(default: tuple, kind: type) -> Any:
+    """Declare a tuple of any length whose items are of one type."""
+    return dataclasses.field(default=default, metadata={'kind': kind})
+
+
+def check_fields(instance: Any) -> None:
+    """Judge every field of a dataclass by its declaration, and give it its declared type.
+
+    A field whose default is itself a dataclass must hold one of that class.
+
+    Raises:
+      FieldError: the first field that is not what it may be.
+    """
+    for field in dataclasses.fields(instance):
+        value = _checked(field, as_tuple(getattr(instance, field.name)))
+        object.__setattr__(instance, field.name, value)
+
+
+def as_tuple(value: Any) -> Any:
+    """Lists, as they come from JSON, as tuples, however deep; other values as they are."""
+    return tuple(map(as_tuple, value)) if isinstance(value, (list, tuple)) else value
+
+
+def _checked(field: dataclasses.Field[Any], value: Any) -> Any:
+    wanted, rules = type(field.default), field.metadata
+
+    def refuse(expected: str) -> FieldError:
+        return FieldError(field.name, f'={shown(value)}: {expected}')
+
+    if type(value) not in ((float, int) if wanted is float else (wanted,)):
+        raise refuse(f'expected a value of type {wanted.__name__}')
+    if 'least' in rules and not rules['least'] <= value <= rules['most']:  # NaN is not
+        raise refuse(f'expected {rules["least"]} to {rules["most"]:,}')
+    if 'choices' in rules and value not in rules['choices']:
+        raise refuse(f'expected one of {", ".join(rules["choices"])}')
+    if 'kind' in rules and not all(type(item) is rules['kind'] for item in value):
+        raise refuse(f'expected a tuple of {rules["kind"].__name__}')
+    for text in _texts(value):
+        if text != text.strip():  # it would be another name in results, and another run
+            raise FieldError(field.name, f'={text!r}: remove the white space at its ends')
+    return float(value) if wanted is float else value
+
+
+def _texts(value: Any) -> Iterator[str]:
+    """The strings in a value: a string, or tuples of them."""
+    if isinstance(value, str):
+        yield value
+    elif isinstance(value, tuple):
+        for part in value:
+            yield from _texts(part)

@@ -1,0 +1,55 @@
+"""Where the result of a command goes: to the screen as a table, to files as JSON and as a picture."""
+
+import dataclasses
+import pathlib
+from collections.abc import Callable, Sequence
+from typing import Any
+
+from absl import flags
+
+from ghn_jax.base import cli, files, screen
+
+flags.disclaim_key_flags()  # --help shows them as the flags of the command that defines them
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Outputs:
+    """json, plot: the files to write, None for none. They can be written, as far as can be told before."""
+
+    json: pathlib.Path | None
+    plot: pathlib.Path | None
+
+    def write(self, result: Any, *, table: Callable[[Any], str], picture: Callable[..., bytes]) -> None:
+        """Write the files that were asked for, then show the table, also where a file cannot be written.
+
+        table: the result as text.   picture: `picture(result, suffix=...)`, the result drawn.
+
+        Raises:
+          UserError: a file that cannot be written; a screen that cannot, where there is no JSON file.
+        """
+        try:
+            if self.json:
+                files.write_json(self.json, result)
+            if self.plot:
+                files.write(self.plot, picture(result, suffix=self.plot.suffix))
+        finally:
+            screen.show(table(result), kept=bool(self.json))
+        if self.plot:
+            print(f'picture: {self.plot}')
+
+
+def define_flags(pictures: Sequence[str]) -> Callable[[], Outputs]:
+    """Define --json and --plot; return what reads and checks them once they are parsed (FieldError).
+
+    pictures: what the name of a picture may end in.
+    """
+    json = flags.DEFINE_string('json', None, 'File to write the result to.')
+    plot = flags.DEFINE_string('plot', None, f'Picture to write ({", ".join(pictures)}).')
+
+    def read() -> Outputs:
+        return Outputs(
+            json=cli.check_output(json.value, 'json') if json.value else None,
+            plot=cli.check_output(plot.value, 'plot', pictures) if plot.value else None,
+        )
+
+    return read

@@ -1,0 +1,73 @@
+"""The report on a run: its evaluation and the course of its training, as a page with figures in a folder."""
+
+import datetime
+import os
+import pathlib
+import platform
+from collections.abc import Sequence
+
+import ghn_jax
+from ghn_jax.base import cli
+from ghn_jax.base.jsonlines import read_jsonl
+from ghn_jax.networks.spec import NetworkSpec
+from ghn_jax.reporting import closeup, contents, page
+from ghn_jax.reporting.evaluation import Evaluation
+from ghn_jax.runs.run import Run
+
+
+def check_folder(folder: str | os.PathLike) -> pathlib.Path:
+    """Return the folder of a report as an absolute path, before the long work; it is not made here.
+
+    Raises:
+      FieldError: the folder, or a file of an earlier report in it, cannot be written.
+    """
+    path = cli.check_folder(folder, 'out')
+    if path.is_dir():
+        for name in (page.INDEX, *(f'{name}.png' for name in contents.NAMES)):
+            cli.check_output(path / name, 'out')
+    return path
+
+
+def write_report(
+    run: Run,
+    evaluation: Evaluation,
+    folder: pathlib.Path,
+    *,
+    workdir: str | os.PathLike,
+    command: str,
+    specs: Sequence[NetworkSpec] | None = None,
+    num_devices: int = 0,
+) -> pathlib.Path:
+    """Write the page and its figures; the best network is run once more for the closer look.
+
+    Args:
+      run: The run that was evaluated, at that step.
+      evaluation: What is reported.
+      folder: Where to write, from `check_folder`.
+      workdir: The directory of the run, as the page names it; its metrics are drawn where it has some.
+      command: How to make this report again, for a shell.
+      specs: The networks of the architecture file, if the evaluation is of one.
+      num_devices: Devices that share the images; 0 is all.
+
+    Returns:
+      The file of the page.
+
+    Raises:
+      UserError: networks or data that are not those of the evaluation, or a folder that cannot be written.
+    """
+    metrics = pathlib.Path(workdir).expanduser() / 'metrics.jsonl'
+    rows = read_jsonl(metrics) if metrics.is_file() else None
+    selection = closeup.select(run, evaluation, specs)
+    extremes = {which: selection.specs[place] for which, place in evaluation.extremes.items()}
+    layers = closeup.look(run, evaluation, selection, num_devices)
+    about = {
+        'date': datetime.date.today().isoformat(),
+        'ghn_jax': ghn_jax.__version__,
+        'python': platform.python_version(),
+        'system': platform.platform(),
+        'command': command,
+    }
+    sections = contents.sections(evaluation, extremes, layers, rows, about)
+    html = page.render(f'Report on {workdir}', contents.lead(evaluation), sections)
+    figures = [figure for section in sections for figure in section.figures]
+    return page.write(folder, html, figures, contents.NAMES)
