@@ -15,7 +15,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
-from ml_collections import ConfigDict
 
 from ghn_jax.assembly.network_batch import Networks, prepare
 from ghn_jax.assembly.weight_buffer import assemble, assemble_transposed
@@ -27,6 +26,7 @@ from ghn_jax.cnn import executor
 from ghn_jax.cnn.covering import Family, family
 from ghn_jax.cnn.program import Program
 from ghn_jax.cnn.weights import pages, quantize_weights, quantize_weights_backward
+from ghn_jax.config import RunConfig
 from ghn_jax.datasets.augment import normalize
 from ghn_jax.hypernet.ghn import GHN, init_params
 from ghn_jax.networks.spaces import Space
@@ -92,7 +92,7 @@ def rows_of(parts: Mapping[str, float], mode: str, about: Mapping[str, Any]) -> 
 class OfFamily(Preparation):
     """The preparation of a run, of the steps of one family only: so one program serves all."""
 
-    def __init__(self, config: ConfigDict, space: Space, strategy: Strategy, wanted: Family, count: int):
+    def __init__(self, config: RunConfig, space: Space, strategy: Strategy, wanted: Family, count: int):
         """Find the first `count` such steps."""
         super().__init__(config, space, strategy)
         drawn = (draw(space, config.seed, step, config.train.meta_batch) for step in itertools.count())
@@ -128,7 +128,7 @@ def waits(ahead: Iterator, run_step: Callable[[Any], None]) -> tuple[list[float]
 class _Profile:
     """The data of one step, and the parts that run on it."""
 
-    def __init__(self, config: ConfigDict, mode: str, repeats: int):
+    def __init__(self, config: RunConfig, mode: str, repeats: int):
         self.config, self.mode, self.repeats = config, mode, repeats
         self.policy, self.space = policy_of(mode), make_space_of(config)
         self.ghn: GHN = make_ghn(config, NUM_CLASSES)

@@ -2,9 +2,8 @@
 
 import json
 
-from ml_collections import ConfigDict
-
 from ghn_jax import config as configs
+from ghn_jax.config import RunConfig
 
 # Keys that may change when a run goes on; all others make it another run.
 FREE_KEYS = (
@@ -13,7 +12,7 @@ FREE_KEYS = (
 )  # fmt: skip
 
 
-def differing_keys(a: ConfigDict, b: ConfigDict, free: tuple[str, ...]) -> list[str]:
+def differing_keys(a: RunConfig, b: RunConfig, free: tuple[str, ...]) -> list[str]:
     """Return the dotted keys whose values differ, those in `free` (or below them) left out."""
 
     def flat(values, prefix=''):

@@ -143,7 +143,7 @@ def write_predictions(
     """
     for spec in specs:
         check_network(spec, run.ghn, run.config.image_size)
-    check_policies(specs, [policy])
+    check_policies(map(build_graph, specs), [policy])
     for spec, file in zip(specs, outputs, strict=True):
         start = time.perf_counter()
         weights, metadata = predict(run, spec, layout=layout, policy=policy)

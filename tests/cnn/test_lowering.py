@@ -91,7 +91,7 @@ def test_pieces_are_the_weights_that_their_instruction_reads_in_order():
     for spec in SAMPLE:
         net = lower(spec)
         for i in net.instructions:
-            read = i.op.weight_shapes(net.classes[i.src], net.classes[i.dst])
+            read = i.op.weight_shapes(net.shapes[i.src], net.shapes[i.dst])
             held = [piece.taps * piece.pad_rows * piece.pad_cols for piece in i.pieces]
             assert held == [int(np.prod(shape)) for shape in read], (spec.name, i)
 
