@@ -41,13 +41,11 @@ def train(
       stop_at: a step to end after, where it comes earlier.
       stopping: what is asked after each step whether to stop.
 
-    Returns:
-      the state after the last step; it is saved.
+    Returns the state after the last step; it is saved.
 
     Raises:
-      UserError: whatever in the config or the workdir is not as it should be, memory or disk that is not
-        enough; NotFinite: too many networks whose loss or gradient is not.
-      Stopped: `stopping` was asked to; the state is saved.
+      UserError: a config or workdir that is of no use, too little memory or disk.
+      NotFinite: too many networks whose loss or gradient is not.   Stopped: at a signal; all is saved.
     """
     config = configs.freeze(config)
     space = make_space_of(config)
