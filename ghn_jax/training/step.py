@@ -10,7 +10,7 @@ On a mesh of devices (`axes`, under `jax.shard_map`) each takes its share of the
 share of a network's images, and the gradients are summed once, in the end, in one all-reduce.
 """
 
-from typing import Any
+from typing import Any, cast
 
 import jax
 import jax.numpy as jnp
@@ -27,6 +27,7 @@ from ghn_jax.cnn import executor
 from ghn_jax.cnn.program import Program
 from ghn_jax.cnn.tables import Bits, Tables
 from ghn_jax.cnn.weights import pages, quantize_weights, quantize_weights_backward
+from ghn_jax.hypernet.decoder import Tiles
 from ghn_jax.hypernet.ghn import GHN
 from ghn_jax.quant.scheme import Scheme
 
@@ -86,7 +87,8 @@ def meta_gradients(
     def network(carry, inputs):
         workspace, total = carry
         x, decoder, sources, tables, bits, k_net = inputs
-        tiles, pull = jax.vjp(lambda p, x: ghn.apply({'params': p}, x, decoder, method='decode'), params, x)
+        decode = lambda p, x: cast(Tiles, ghn.apply({'params': p}, x, decoder, method='decode'))
+        tiles, pull = jax.vjp(decode, params, x)
         weights = assemble(tiles, sources, pages(tables), workspace.weights)
         loss, accuracy, g, workspace = _weight_gradients(
             program, weights, tables, bits, images, labels, workspace, k_net,
