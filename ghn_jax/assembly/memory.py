@@ -98,7 +98,7 @@ def usage() -> dict[str, float]:
         }
 
 
-def _is_own(device: jax.Device) -> bool:
+def _is_own(device: jax.Device) -> bool:  # pyright: ignore[reportInvalidTypeForm]
     return device.process_index == jax.process_index()
 
 

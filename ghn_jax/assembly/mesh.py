@@ -26,6 +26,7 @@ REPLICATED = PartitionSpec()
 OVER_NETWORKS = PartitionSpec('networks')
 OVER_IMAGES = PartitionSpec('images')
 OVER_DEVICES = PartitionSpec(('networks', 'images'))
+_TABLES: Any = OVER_NETWORKS  # in the place of whole tables of arrays
 _NETWORKS = Networks(
     graphs=GraphBatch(
         primitive=OVER_NETWORKS,
@@ -37,11 +38,11 @@ _NETWORKS = Networks(
         weight_bits=OVER_NETWORKS,
         activation_bits=OVER_NETWORKS,
     ),
-    decoder=OVER_NETWORKS,
-    sources=OVER_NETWORKS,
-    tables=OVER_NETWORKS,
-    bits=OVER_NETWORKS,
-)  # pyright: ignore[reportArgumentType]  (specs in the places of arrays)
+    decoder=_TABLES,
+    sources=_TABLES,
+    tables=_TABLES,
+    bits=_TABLES,
+)
 
 
 def make_mesh(config: RunConfig) -> Mesh | None:
@@ -83,11 +84,11 @@ def make_mesh(config: RunConfig) -> Mesh | None:
     return mesh_of(devices, images)
 
 
-def _first(process: int, count: int) -> list[jax.Device]:
+def _first(process: int, count: int) -> list[jax.Device]:  # pyright: ignore[reportInvalidTypeForm]
     return [d for d in jax.devices() if d.process_index == process][:count]
 
 
-def mesh_of(devices: list[jax.Device], images: int) -> Mesh | None:
+def mesh_of(devices: list[jax.Device], images: int) -> Mesh | None:  # pyright: ignore[reportInvalidTypeForm]
     """Make a mesh; the devices of one network are neighbours in the order given. None for one device."""
     if len(devices) == 1:
         return None
@@ -142,7 +143,7 @@ def replicate(mesh: Mesh | None, tree: Any, spec: PartitionSpec = REPLICATED) ->
         return jax.device_put(tree, jax.local_devices()[0])
 
     def place(x: Any) -> jax.Array:
-        if jax.dtypes.issubdtype(getattr(x, 'dtype', None), jax.dtypes.prng_key):
+        if hasattr(x, 'dtype') and jax.numpy.issubdtype(x.dtype, jax.dtypes.prng_key):
             return jax.random.wrap_key_data(place(jax.random.key_data(x)))
         sharding = NamedSharding(mesh, spec)
         if isinstance(x, jax.Array) and x.sharding == sharding:
@@ -187,7 +188,7 @@ def make_workspaces(
     )
     # As the step returns it: JAX drops axes of one device, and compiles anew where the names differ.
     names = tuple(name for name in mesh.axis_names if mesh.shape[name] > 1)
-    over = PartitionSpec(names if len(names) > 1 else names[0])
+    over = PartitionSpec(names[0] if len(names) == 1 else names)
     return jax.jit(zeros, out_shardings=NamedSharding(mesh, over))()
 
 

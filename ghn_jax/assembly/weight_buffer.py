@@ -18,7 +18,7 @@ from ghn_jax.base.numbers import round_up
 from ghn_jax.cnn.capacity import Capacity
 from ghn_jax.cnn.packing import BLOCK, TILE
 from ghn_jax.cnn.program import Layout
-from ghn_jax.cnn.tables import PAGE_BLOCKS
+from ghn_jax.cnn.tables import PAGE_BLOCKS, ArrayOrNumpy
 from ghn_jax.cnn.weights import get_page, set_page
 from ghn_jax.hypernet.decoder import Items, Tiles
 
@@ -35,10 +35,10 @@ class Sources(NamedTuple):
     dense tiles from there to n_windows[1].
     """
 
-    block_piece: np.ndarray
-    pieces: np.ndarray
-    windows: np.ndarray
-    n_windows: np.ndarray
+    block_piece: ArrayOrNumpy
+    pieces: ArrayOrNumpy
+    windows: ArrayOrNumpy
+    n_windows: ArrayOrNumpy
 
 
 # Columns of Sources.pieces. A unit of a piece at (tap, row, column) is, of the dense or the small tiles, the

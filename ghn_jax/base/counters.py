@@ -31,9 +31,9 @@ _COUNTS = _Counts()
 def start_counting() -> None:
     """Count compilations, and programs found in the persistent cache, from here on."""
 
-    def count(event: str, seconds: float, **kwargs: Any) -> None:
+    def count(event: str, duration_secs: float, **kwargs: Any) -> None:
         _COUNTS.compilations += event == _COMPILE_EVENT
-        _COUNTS.saved_seconds += seconds if event in _SAVED_EVENTS else 0
+        _COUNTS.saved_seconds += duration_secs if event in _SAVED_EVENTS else 0
 
     def count_hit(event: str, **kwargs: Any) -> None:
         _COUNTS.cache_hits += event == _HIT_EVENT

@@ -44,7 +44,9 @@ def json_digest(value: Any) -> int:
 
 def check_arrays(state: Any, saved: dict[str, int] | None) -> None:
     """Raise ValueError unless the arrays have these digests. None: there are none to compare with."""
-    for name, digest in array_digests(state).items() if saved is not None else ():
+    if saved is None:
+        return
+    for name, digest in array_digests(state).items():
         if saved.get(name) != digest:
             raise ValueError(f'{name} is not what was written')
 

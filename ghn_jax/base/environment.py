@@ -7,7 +7,7 @@ from ghn_jax.base.errors import UserError
 
 def check() -> None:
     """Raise UserError for settings that no command works with; no device is started."""
-    if jax.config.jax_enable_x64:
+    if jax.config.jax_enable_x64:  # pyright: ignore[reportAttributeAccessIssue]
         raise UserError('JAX_ENABLE_X64 is set: networks are trained and run in 32 bits: unset it')
 
 

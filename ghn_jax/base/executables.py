@@ -56,7 +56,7 @@ def kept(
     Returns:
       a function of such arguments alone.
     """
-    folder = jax.config.jax_compilation_cache_dir
+    folder = jax.config.jax_compilation_cache_dir  # pyright: ignore[reportAttributeAccessIssue]
     if not folder or '://' in folder or jax.process_count() > 1:  # what JAX writes to, this may not
         return functools.partial(function, **static)
     digest = _digest(named, arguments, (function, *made_by))
@@ -131,7 +131,7 @@ def _machine() -> list[str]:
     return [sys.version, client.platform_version, str(settings), threads, *devices, *flags]
 
 
-def _devices_of(arguments: tuple) -> list[jax.Device]:
+def _devices_of(arguments: tuple) -> list[jax.Device]:  # pyright: ignore[reportInvalidTypeForm]
     """Those that the arguments are spread over, in the order of their mesh. JAX would take all there are."""
     shardings = [x.sharding for x in jax.tree.leaves(arguments) if isinstance(x, jax.Array)]
     widest = max(shardings, key=lambda sharding: len(sharding.device_set), default=None)
@@ -140,7 +140,7 @@ def _devices_of(arguments: tuple) -> list[jax.Device]:
     return sorted(widest.device_set, key=lambda d: d.id) if widest else jax.devices()[:1]
 
 
-def _load(path: pathlib.Path, devices: list[jax.Device]) -> Callable | None:
+def _load(path: pathlib.Path, devices: list[jax.Device]) -> Callable | None:  # pyright: ignore[reportInvalidTypeForm]
     """None if the file is absent, not whole, or cannot be loaded; it is removed then. devices: that it runs
     on.
     """

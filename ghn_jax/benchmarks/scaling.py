@@ -19,7 +19,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from ghn_jax import config as configs
 from ghn_jax.assembly.mesh import OVER_IMAGES, make_workspaces, mesh_of, place_networks, replicate
 from ghn_jax.assembly.network_batch import prepare
 from ghn_jax.base.errors import UserError
@@ -27,6 +26,7 @@ from ghn_jax.base.start import enable_compilation_cache
 from ghn_jax.benchmarks.images import random_dataset
 from ghn_jax.benchmarks.options import Options, Row
 from ghn_jax.cnn.covering import family, program_for
+from ghn_jax.config import RunConfig
 from ghn_jax.hypernet.ghn import GHN, GHNConfig, init_params
 from ghn_jax.networks.spaces import make_space
 from ghn_jax.quant.policy import parse_bits
@@ -205,7 +205,7 @@ def _measure_steps(job: _Job, count: int, ghn: GHN, params: Any) -> tuple[Row, l
     program = program_for(_SPACE, 'train', family(specs[0]), _SIZE)
     networks, _ = prepare(program, specs * count, parse_bits('w4a4'), max_nodes=_NODES)
     networks = place_networks(mesh, networks, job.networks * count)
-    optimizer, dataset = make_optimizer(configs.default()), random_dataset('synthetic', _SIZE)
+    optimizer, dataset = make_optimizer(RunConfig()), random_dataset('synthetic', _SIZE)
     settings = StepSettings(
         ghn=ghn, optimizer=optimizer, scheme=QAT, augment=True, flip=dataset.flip, mesh=mesh
     )

@@ -15,7 +15,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from ghn_jax import config as configs
 from ghn_jax.assembly.memory import check_scoring
 from ghn_jax.assembly.mesh import OVER_IMAGES, first, make_workspaces, mesh_of, place_networks, replicate
 from ghn_jax.assembly.network_batch import prepare
@@ -27,6 +26,7 @@ from ghn_jax.benchmarks.options import Options, Row
 from ghn_jax.cnn.building import build_program
 from ghn_jax.cnn.packing import BLOCK
 from ghn_jax.cnn.program import Program
+from ghn_jax.config import RunConfig
 from ghn_jax.datasets.load import batch_indices
 from ghn_jax.evaluation import device
 from ghn_jax.evaluation.score import score_on, spread_images
@@ -126,7 +126,7 @@ def _train(options: Options, mode: str) -> Row:
     ghn, params = _hypernetwork(options)
     _announce('train', mode, options)
     mesh = mesh_of(jax.local_devices()[: options.devices], 1)
-    optimizer, dataset = make_optimizer(configs.default()), random_dataset('cifar10', IMAGE_SIZE)
+    optimizer, dataset = make_optimizer(RunConfig()), random_dataset('cifar10', IMAGE_SIZE)
     settings = StepSettings(
         ghn=ghn, optimizer=optimizer, scheme=Scheme(mode), augment=True, flip=dataset.flip, mesh=mesh
     )

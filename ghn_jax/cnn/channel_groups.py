@@ -43,6 +43,7 @@ def channel_group_tables(
     for block, piece in matrices:
         count, blocks = piece.pad_cols // GROUP_CHANNELS, np.arange(piece.size // BLOCK)
         rows = block_channel_groups[block : block + len(blocks)]
+        assert piece.name is not None  # a quantized tensor has one
         rows[:, 0] = first[piece.name] + piece.col // GROUP_CHANNELS
         rows[:, 1], rows[:, 2] = count, blocks * (BLOCK // GROUP_CHANNELS) % count
     return block_channel_groups, channel_group_tensor

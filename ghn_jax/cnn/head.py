@@ -193,6 +193,7 @@ def logits(
     mask = jnp.ones((n, width), features.dtype)
     if dropout:
         shape = (n * collectives.size(axis), width)  # of the whole batch
+        assert key is not None  # dropout draws
         keep = jax.random.bernoulli(jax.random.fold_in(key, _KEYS + 2), 1 - dropout, shape)
         mask = collectives.own_rows(keep, axis).astype(features.dtype) / (1 - dropout)
     residuals = Residuals(features, hidden, mask)

@@ -9,7 +9,7 @@ range.
 """
 
 from collections.abc import Iterable
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from ghn_jax.base.errors import UserError
 from ghn_jax.cnn.instructions import Conv, Kind, MaxPool, Norm, Position, Reduce, Subsample, Zero, kinds_of
@@ -230,7 +230,7 @@ class _Lowering:
         halve: s0 has twice the resolution of s1. strided: the cell halves the resolution.
         """
         entries, listed = self.spec.genotype.cell(self.spec.is_reduction(i))
-        states = [
+        states: list[Any] = [  # a value, or None where it is absent
             self.preprocess(s0, width, halve, f'cells.{i}.preprocess0'),
             self.preprocess(s1, width, False, f'cells.{i}.preprocess1'),
         ]
@@ -241,7 +241,10 @@ class _Lowering:
         for step in range(len(entries) // 2):
             terms = [(e, *entries[e]) for e in (2 * step, 2 * step + 1)]
             terms = [(e, op, s) for e, op, s in terms if op != 'none' and states[s] is not None]
-            dst = self.value(out_size, width) if terms else None
+            if not terms:
+                states.append(None)
+                continue
+            dst = self.value(out_size, width)
             for e, op, s in terms:
                 self.operation(op, states[s], dst, 2 if strided and s < 2 else 1, f'cells.{i}._ops.{e}')
             states.append(dst)

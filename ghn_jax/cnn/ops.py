@@ -16,6 +16,7 @@ operations are used. `on_cpu` is the one place where that is decided.
 import functools
 import math
 from collections.abc import Callable, Iterable
+from typing import cast
 
 import jax
 import jax.numpy as jnp
@@ -156,7 +157,7 @@ def _depthwise(x: Array, w: Array, stride: int, dilation: int) -> Array:
     k = w.shape[0]
     padded = _pad(x, (k - 1) * dilation // 2)
     taps = _taps(padded, k, dilation, stride)
-    return sum(wide(read) * w[i, j] for i, j, read in taps).astype(x.dtype)
+    return cast(Array, sum(wide(read) * w[i, j] for i, j, read in taps)).astype(x.dtype)
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(2, 3))
@@ -242,15 +243,13 @@ batch_norm.defvjp(_batch_norm, _batch_norm_backward)
 
 
 def _max_pool(x: Array, stride: int) -> tuple[Array, Array]:
-    padded = _pad(x, 1, -jnp.inf)
-    best, where = None, None
-    for i, j, read in _taps(padded, 3, 1, stride):
-        if best is None:
-            best, where = read, jnp.zeros(read.shape, jnp.uint8)
-        else:
-            better = read > best
-            best = jnp.where(better, read, best)
-            where = jnp.where(better, jnp.uint8(3 * i + j), where)
+    taps = _taps(_pad(x, 1, -jnp.inf), 3, 1, stride)
+    _, _, best = next(taps)
+    where = jnp.zeros(best.shape, jnp.uint8)
+    for i, j, read in taps:
+        better = read > best
+        best = jnp.where(better, read, best)
+        where = jnp.where(better, jnp.uint8(3 * i + j), where)
     return best, where
 
 
@@ -280,13 +279,13 @@ def _max_pool_backward(stride, residuals, g):
 max_pool.defvjp(_max_pool_forward, _max_pool_backward)
 
 
-def _reciprocal_counts(size: tuple[int, int], stride: int, dtype) -> Array:
+def _reciprocal_counts(size: tuple[int, ...], stride: int, dtype) -> Array:
     counts = [np.convolve(np.ones(n), np.ones(3))[1:-1:stride] for n in size]  # 'same' fails below 3 pixels
     return jnp.asarray(1 / (counts[0][:, None, None] * counts[1][None, :, None]), dtype)
 
 
 def _sum_pool(x: Array, stride: int) -> Array:
-    return sum(wide(read) for _, _, read in _taps(_pad(x, 1), 3, 1, stride))
+    return cast(Array, sum(wide(read) for _, _, read in _taps(_pad(x, 1), 3, 1, stride)))
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(1,))

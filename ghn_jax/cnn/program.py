@@ -244,6 +244,7 @@ def _number_tensors(
     block_tensor = np.full(program.capacity.blocks, unquantized, np.int32)
     matrices = [(block, piece) for block, piece in pieces if piece.name is not None and piece.is_matrix]
     for block, piece in matrices:
+        assert piece.name is not None
         index = tensors.setdefault(piece.name, len(tensors))
         block_tensor[block : block + piece.size // BLOCK] = index
     _check_room('weight tensors', len(tensors), unquantized, lowered.name)

@@ -1,6 +1,6 @@
 """How the executor quantizes what an instruction reads: by a range found when the value was written."""
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -29,7 +29,7 @@ class Quantizer(NamedTuple):
     scheme: Scheme
     scale: Array
     bits: Array
-    key: Array | None
+    key: Any  # there is one in mode noise
     axis: str | None
     ranges: Array | None = None
 
@@ -91,7 +91,7 @@ class Quantization(NamedTuple):
     scheme: Scheme
     bits: Array | np.ndarray
     parts: int
-    key: Array | None = None
+    key: Any = None  # there is one in mode noise
     axis: str | None = None
     ranges: Array | np.ndarray | None = None
 
@@ -114,7 +114,8 @@ class Quantization(NamedTuple):
         used = jnp.arange(self.parts) < row[PARTS]
         of_parts = lambda x: jnp.where(used, lax.dynamic_slice(x, (row[GROUP],), used.shape), 0)
         lo, hi = jnp.zeros((), dtype), jnp.max(of_parts(sizes.largest), initial=0)
-        size = None if sizes.squares is None else tuple(jnp.sum(of_parts(x)) for x in sizes[1:])
+        total = lambda x: jnp.sum(of_parts(x))
+        size = None if sizes.squares is None else (total(sizes.squares), total(sizes.count))
         scale = make_grid(*clip_range(lo, hi, size, bits[0], scheme), bits[0], dtype).scale
         scale = jnp.where(scale > 0, scale, 1)  # of nothing but zeros: they stay zeros on any grid
         return Quantizer(scheme, scale, bits, key, self.axis)
@@ -130,7 +131,7 @@ def with_sizes(sizes: Sizes, y: Array, slot: Array, axis: str | None) -> Sizes:
     """Return the sizes with those of y [N, H, H, C], which was written to a slot."""
     dtype = sizes.largest.dtype
     largest = sizes.largest.at[slot].set(collectives.largest(jnp.max(y).astype(dtype), axis))
-    if sizes.squares is None:
+    if sizes.squares is None or sizes.count is None:
         return sizes._replace(largest=largest)
     squares, count = collectives.total(power(ops.relu(ops.wide(y)).astype(dtype)), axis)
     return Sizes(largest, sizes.squares.at[slot].set(squares), sizes.count.at[slot].set(count))

@@ -4,9 +4,9 @@ Numpy or device arrays of fixed shapes. Axes: R instructions | F floats of the w
 Block, slot, panel: see `program`.
 """
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
-import numpy as np
+ArrayOrNumpy = Any  # an array of numpy on the host, of JAX on the device
 
 # Columns of the instruction table.
 OP, SRC, DST, ACCUMULATE, WEIGHTS, SEEN, GROUP, PARTS, G_SRC, G_DST = range(10)
@@ -16,17 +16,17 @@ PAGE_BLOCKS = 256  # blocks handled at a time by loops over the weight buffer
 class HeadTable(NamedTuple):
     """The classifier as int32 scalars. *_weights, *_bias: first block; rows and cols: number of panels."""
 
-    variant: np.ndarray
-    slot: np.ndarray
-    parts: np.ndarray
-    hidden_weights: np.ndarray
-    hidden_bias: np.ndarray
-    hidden_rows: np.ndarray
-    hidden_cols: np.ndarray
-    final_weights: np.ndarray
-    final_bias: np.ndarray
-    final_rows: np.ndarray
-    two_layers: np.ndarray
+    variant: ArrayOrNumpy
+    slot: ArrayOrNumpy
+    parts: ArrayOrNumpy
+    hidden_weights: ArrayOrNumpy
+    hidden_bias: ArrayOrNumpy
+    hidden_rows: ArrayOrNumpy
+    hidden_cols: ArrayOrNumpy
+    final_weights: ArrayOrNumpy
+    final_bias: ArrayOrNumpy
+    final_rows: ArrayOrNumpy
+    two_layers: ArrayOrNumpy
 
 
 class Tables(NamedTuple):
@@ -43,14 +43,14 @@ class Tables(NamedTuple):
     the tensor of each.
     """
 
-    rows: np.ndarray
-    bounds: np.ndarray
+    rows: ArrayOrNumpy
+    bounds: ArrayOrNumpy
     head: HeadTable
-    has_norm: np.ndarray
-    block_tensor: np.ndarray
-    n_blocks: np.ndarray
-    block_channel_groups: np.ndarray
-    channel_group_tensor: np.ndarray
+    has_norm: ArrayOrNumpy
+    block_tensor: ArrayOrNumpy
+    n_blocks: ArrayOrNumpy
+    block_channel_groups: ArrayOrNumpy
+    channel_group_tensor: ArrayOrNumpy
 
 
 class Bits(NamedTuple):
@@ -58,9 +58,9 @@ class Bits(NamedTuple):
     [T].
     """
 
-    activations: np.ndarray
-    head: np.ndarray
-    weights: np.ndarray
+    activations: ArrayOrNumpy
+    head: ArrayOrNumpy
+    weights: ArrayOrNumpy
 
 
 class Ranges(NamedTuple):
@@ -68,5 +68,5 @@ class Ranges(NamedTuple):
     [R, 2, 2], and of the inputs of the head's two layers [2, 2].
     """
 
-    rows: np.ndarray
-    head: np.ndarray
+    rows: ArrayOrNumpy
+    head: ArrayOrNumpy

@@ -174,7 +174,8 @@ def _readable(folder: pathlib.Path) -> Iterator[None]:
 def _dataset_folder(data_dir: str | None) -> pathlib.Path:
     import tensorflow_datasets as tfds
 
-    return pathlib.Path(data_dir or tfds.core.constants.DATA_DIR, 'cifar10').expanduser()
+    default = tfds.core.constants.DATA_DIR  # pyright: ignore[reportAttributeAccessIssue]
+    return pathlib.Path(data_dir or default, 'cifar10').expanduser()
 
 
 def _reason(error: Exception) -> str:

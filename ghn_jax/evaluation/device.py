@@ -19,7 +19,7 @@ from ghn_jax.base.collectives import Axes
 from ghn_jax.cnn import executor
 from ghn_jax.cnn.deploy.observer import Activations, Index, Moments, observe, weight_noise
 from ghn_jax.cnn.program import Program
-from ghn_jax.cnn.tables import Bits, Ranges, Tables
+from ghn_jax.cnn.tables import ArrayOrNumpy, Bits, Ranges, Tables
 from ghn_jax.cnn.weights import pages, quantize_weights
 from ghn_jax.datasets.augment import normalize
 from ghn_jax.evaluation.selection import ImageBatches
@@ -31,7 +31,7 @@ def predict_weights(ghn: GHN, params: Any, networks: Networks, out: Array) -> Ar
     """Predict the weight buffer [F] of the first network of `networks`, float, written into `out` [F]."""
     x = ghn.apply({'params': params}, networks.graphs, method='embed')[0]
     decoder, sources, tables, _ = jax.tree.map(lambda a: a[0], networks[1:])
-    tiles = ghn.apply({'params': params}, x, decoder, method='decode')
+    tiles: Any = ghn.apply({'params': params}, x, decoder, method='decode')
     return assemble(tiles, sources, pages(tables), out)
 
 
@@ -107,7 +107,7 @@ class Measured(NamedTuple):
 
     activations: Activations
     moments: Moments
-    weights: tuple[Array, Array]
+    weights: tuple[ArrayOrNumpy, ArrayOrNumpy]
 
 
 def measure(

@@ -12,7 +12,7 @@ import re
 import stat
 import warnings
 import zipfile
-from typing import BinaryIO
+from typing import IO
 
 import numpy as np
 
@@ -80,7 +80,7 @@ def _load_npz(path: str | os.PathLike, data: bytes) -> dict[str, np.ndarray]:
     return state
 
 
-def _check_header(file: BinaryIO, size: int, name: str) -> None:
+def _check_header(file: IO[bytes], size: int, name: str) -> None:
     """Raise ValueError unless an entry of `size` bytes holds just the array that its header announces."""
     read = {(1, 0): np.lib.format.read_array_header_1_0, (2, 0): np.lib.format.read_array_header_2_0}
     version = np.lib.format.read_magic(file)

@@ -139,4 +139,4 @@ def _widened(rules: Rules, spec: NetworkSpec, size: int, rng: np.random.Generato
 
 
 def _choice(rng: np.random.Generator, choices: Sequence[Any]) -> Any:
-    return choices[0] if len(choices) == 1 else choices[rng.integers(len(choices))]
+    return choices[0] if len(choices) == 1 else choices[int(rng.integers(len(choices)))]

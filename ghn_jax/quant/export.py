@@ -111,10 +111,11 @@ class _Rows(NamedTuple):
         return zeros.at[self.index].min(self.rows.min(1)), zeros.at[self.index].max(self.rows.max(1))
 
     def sums(self, measure: Callable, *of_grids: Array, when: Array | bool = True) -> tuple[Array, Array]:
-        def add():
+        def add() -> tuple[Array, Array]:
             measured = measure(self.rows, *(x[self.index][:, None] for x in of_grids))
             total = lambda x: zeros.at[self.index].add(x.astype(zeros.dtype).sum(1))
-            return tuple(map(total, measured))
+            first, second = map(total, measured)
+            return first, second
 
         zeros = jnp.zeros(self.grids, self.rows.dtype)
         return add() if when is True else lax.cond(when, add, lambda: (zeros, zeros))

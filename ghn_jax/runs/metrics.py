@@ -205,8 +205,13 @@ class Progress:
     def _since_first_mark(self) -> _Mark | None:
         if len(self._marks) < 2:
             return None
-        since = _Mark(*(b - a for a, b in zip(self._marks[0], self._marks[-1])))
-        return since._replace(seconds=max(since.seconds, 1e-9))
+        first, last = self._marks[0], self._marks[-1]
+        return _Mark(
+            seconds=max(last.seconds - first.seconds, 1e-9),
+            steps=last.steps - first.steps,
+            networks=last.networks - first.networks,
+            images=last.images - first.images,
+        )
 
     def _show(self) -> None:
         how_far = f'{self._desc} {self._done}/{self._total} {self._unit}s'.strip()

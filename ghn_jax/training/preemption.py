@@ -103,7 +103,7 @@ def _any_process(asked: bool) -> jax.Array:
     return _largest(NamedSharding(mesh, PartitionSpec()))(flags)
 
 
-def _first_device(process: int) -> jax.Device:
+def _first_device(process: int) -> jax.Device:  # pyright: ignore[reportInvalidTypeForm]
     return next(d for d in jax.devices() if d.process_index == process)
 
 

@@ -28,6 +28,7 @@ from ghn_jax.cnn.program import Program
 from ghn_jax.cnn.tables import Bits, Tables
 from ghn_jax.cnn.weights import pages, quantize_weights, quantize_weights_backward
 from ghn_jax.hypernet.ghn import GHN
+from ghn_jax.hypernet.tiles import DecoderTable, Tiles
 from ghn_jax.quant.scheme import Scheme
 
 FINE, BAD_GRADIENT, BAD_LOSS = range(3)  # a network in a step: what of it is not finite
@@ -86,7 +87,7 @@ def meta_gradients(
     def network(carry, inputs):
         workspace, total = carry
         x, decoder, sources, tables, bits, k_net = inputs
-        tiles, pull = jax.vjp(lambda p, x: ghn.apply({'params': p}, x, decoder, method='decode'), params, x)
+        tiles, pull = jax.vjp(lambda p, x: _decode(ghn, p, x, decoder), params, x)
         weights = assemble(tiles, sources, pages(tables), workspace.weights)
         loss, accuracy, g, workspace = _weight_gradients(
             program, weights, tables, bits, images, labels, workspace, k_net,
@@ -104,6 +105,11 @@ def meta_gradients(
     (workspace, gradients), (g_x, loss, accuracy, finite) = lax.scan(network, carry, inputs)
     gradients = jax.tree.map(jnp.add, gradients, pull_embed(g_x)[0])
     return gradients, {'loss': loss, 'accuracy': accuracy, 'finite': finite}, workspace
+
+
+def _decode(ghn: GHN, params: Any, x: Array, table: DecoderTable) -> Tiles:
+    tiles: Any = ghn.apply({'params': params}, x, table, method='decode')
+    return tiles
 
 
 def _weight_gradients(

@@ -19,7 +19,7 @@ Axes: N images | H, W rows and columns | C, O channels | L classes.
 
 import functools
 from collections.abc import Iterable
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import numpy as np
@@ -46,12 +46,12 @@ _INT32 = np.iinfo(np.int32)
 class Levels(NamedTuple):
     """A quantized tensor: uint8 q, stands for (q - zero) * scale.
 
-    Of a weight zero and scale are arrays, [O, 1, ..] and [O].
+    zero is an int and scale a float; of a weight they are arrays, [O, 1, ..] and [O].
     """
 
     q: np.ndarray
-    zero: int | np.ndarray
-    scale: float | np.ndarray
+    zero: Any
+    scale: Any
 
     @property
     def centred(self) -> np.ndarray:
@@ -186,7 +186,7 @@ class _Interpreter:
                 self._add(dst, x._replace(x=functools.reduce(np.maximum, shifted)))
             case kinds.AvgPool(stride):
                 x = self._read(src)
-                add = lambda v: sum(_shifted(v, stride, 0))
+                add = lambda v: functools.reduce(np.add, _shifted(v, stride, 0))
                 self._add(dst, averaged(x, add, add(np.ones((1, *x.x.shape[1:3], 1), np.int64))))
             case kinds.Copy():
                 self._add(dst, self._read(src))
@@ -263,7 +263,8 @@ def _fit(flat: Array, tables: Tables, bits: Array, scheme: Scheme) -> Grid:
 
 def to_levels(x: Fixed, ends: np.ndarray, bits: int) -> Levels:
     """Quantizes x on the grid of `bits` bits for the range `ends`, (lo, hi)."""
-    grid = make_grid(*ends, int(bits), np.float32)
+    lo, hi = ends
+    grid = make_grid(lo, hi, int(bits), np.float32)
     s, z = float(grid.scale), int(grid.zero)
     # A factor of 2^8 takes all but 0 off the grid: no range, however small, needs more.
     factor = min(1 / (s * 2.0**x.point), 2.0**MAX_BITS) if s > 0 else 0

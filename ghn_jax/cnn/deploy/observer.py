@@ -23,7 +23,7 @@ from ghn_jax.cnn.packing import TapeShape
 from ghn_jax.cnn.program import Layout, Program
 from ghn_jax.cnn.quantizer import Quantization, Quantizer, Sizes
 from ghn_jax.cnn.slots import read_slot, read_weights, switch
-from ghn_jax.cnn.tables import OP, SRC, WEIGHTS, Bits, Ranges, Tables
+from ghn_jax.cnn.tables import OP, SRC, WEIGHTS, ArrayOrNumpy, Bits, Ranges, Tables
 from ghn_jax.cnn.weights import get_page, pages
 from ghn_jax.quant.activations import quantize_activation
 from ghn_jax.quant.policy import FLOAT_BITS
@@ -37,8 +37,8 @@ _SAMPLES = 1 << 15  # values of an activation and batch that a histogram counts,
 class Index(NamedTuple):
     """Which tensor an instruction quantizes: rows int32 [R, 2], head int32 [2]; T - 1 for none."""
 
-    rows: np.ndarray
-    head: np.ndarray
+    rows: ArrayOrNumpy
+    head: ArrayOrNumpy
 
 
 class Activations(NamedTuple):
@@ -48,18 +48,18 @@ class Activations(NamedTuple):
     counts in the outermost.
     """
 
-    lo: Array
-    hi: Array
-    signal: Array
-    noise: Array
-    histogram: Array
+    lo: ArrayOrNumpy
+    hi: ArrayOrNumpy
+    signal: ArrayOrNumpy
+    noise: ArrayOrNumpy
+    histogram: ArrayOrNumpy
 
 
 class Moments(NamedTuple):
     """What enters each normalisation: mean and (biased) variance of every channel, [R, C]."""
 
-    mean: Array
-    variance: Array
+    mean: ArrayOrNumpy
+    variance: ArrayOrNumpy
 
 
 def make_index(program: Program, layout: Layout) -> Index:
