@@ -33,7 +33,7 @@ def strategy(seed=0, **quant):
 def drawn_by_layer(s, steps=range(8), indices=range(3)):
     """Bits of every layer of every draw, step by step."""
     names = quantized_names(NETWORK)
-    policies = [s.policy_of(step, i, NETWORK) for step in steps for i in indices]
+    policies = [s.policy_of(step, i, GRAPH) for step in steps for i in indices]
     return [[policy.widths(name) for name in names] for policy in policies]
 
 
@@ -111,7 +111,7 @@ def test_a_float_run_is_scored_with_the_width_of_the_first_and_the_last_layer():
     s = strategy(mode='float', bits='w2a2', edge_bits='w8a6', draw=DRAW, schedule=((9, 'w4a4'),))
     assert s.used(Policy(2, 2)) == Policy(2, 2, edges=(8, 6))
     assert s.used(Policy()) == Policy(edges=(8, 6))
-    assert {s.policy_of(step, 0, NETWORK) for step in (0, 20)} == {Policy(edges=(8, 6))}  # and draws nothing
+    assert {s.policy_of(step, 0, GRAPH) for step in (0, 20)} == {Policy(edges=(8, 6))}  # and draws nothing
 
 
 def test_the_first_and_the_last_layer_are_found_for_every_stem_and_head():
