@@ -126,9 +126,7 @@ def test_bad_input_is_one_line_on_stderr_and_exit_code_2(tmp_path, monkeypatch, 
 
 
 def test_the_data_command_has_help_and_wants_to_know_what():
-    usage = ast.get_docstring(
-        ast.parse((ROOT / 'ghn_jax' / 'data.py').read_text())
-    )
+    usage = ast.get_docstring(ast.parse((ROOT / 'ghn_jax' / 'data.py').read_text()))
     assert usage is not None and 'python -m ghn_jax.data --prepare=cifar10' in usage
     shown = command('ghn_jax.data', '--help')
     assert shown[0] == 0

@@ -103,7 +103,7 @@ def test_pickled_objects_are_not_read(tmp_path):
 
 @pytest.mark.parametrize(
     ('text', 'message'),
-    [(None, 'cannot be read'), ('{', 'is no JSON'), ('[]', 'holds a list'), ('{"hid": 3}', 'hid is 3'),
+    [(None, 'cannot be read'), ('{', 'is no JSON'), ('[]', 'holds a list'), ('{"hid": 3}', 'hid=3: expected'),
      ('{"hidd": 3}', 'hidd')],
 )  # fmt: skip
 def test_a_bad_config_file_is_one_clear_error(files, text, message):
