@@ -185,8 +185,8 @@ def test_a_calibrated_network_is_the_reference_with_its_statistics_and_ranges(ru
     moments, lo, hi = given(layout, statistics, ranges)
     flat, tables = calibration.fold(layout, network.weights, moments)
     assert tables.has_norm == 0
-    fixed = protocol.Network(
-        flat, tables, observer.make_ranges(observer.make_index(runner.program, layout), lo, hi)
+    fixed = RunnableNetwork(
+        flat, tables, None, observer.make_ranges(observer.make_index(runner.program, layout), lo, hi)
     )
     x = normalised(pixels(3)[0])
     for policy in POLICIES:
