@@ -72,7 +72,9 @@ def test_without_a_config_what_needs_one_is_refused(what):
 
 
 def test_lists_of_numbers_are_checked():
-    assert is_one_error_line(command('ghn_jax.benchmark', '--what=cells', '--cells=4,x'), '--cells=4,x')
+    assert is_one_error_line(
+        command('ghn_jax.benchmark', '--what=cells', '--cells=4,x'), "--cells='4,x': expected integers"
+    )
 
 
 # ---- cells
