@@ -205,7 +205,7 @@ def parsed(argv: list[str], values: flags.FlagValues) -> flags.FlagValues:
     def fail(error: object) -> None:
         raise UserError(cli.one_line(error))
 
-    with mock.patch.object(flags, 'FLAGS', values), mock.patch.object(cli, '_fail', fail):
+    with mock.patch.object(flags, 'FLAGS', values), mock.patch.object(cli, 'fail', fail):
         cli._parse(argv)
     return values
 
