@@ -9,7 +9,7 @@ from tests.small_run import ROOT
 CODE = """
 import tests.conftest, os, jax
 print(jax.numpy.arange(2.0).dtype, jax.default_backend(), jax.config.jax_compilation_cache_dir)
-print(*sorted(name for name in os.environ if 'JAX_' in name or 'XLA_' in name))
+print(*sorted(name for name in os.environ if name.startswith(('JAX_', 'XLA_', 'GHN_JAX_CACHE'))))
 """
 
 
