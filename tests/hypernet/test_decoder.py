@@ -10,6 +10,7 @@ from ghn_jax.hypernet import count_items, decoder_table, tile_parameters
 from ghn_jax.hypernet.decoder import decode, init_decoder, predict_tensors
 from ghn_jax.hypernet.table import DENSE_CHUNK, DEPTH_CHUNK, Tiles, fan_in_scale, round_up
 from ghn_jax.networks.graph import build_graph
+from tests.cnn.comparison import QUICK
 from tests.hypernet.helpers import SMALL, small_graphs, small_spec
 
 CAPACITY = {'max_dense': 320, 'max_depth': 256, 'max_shape': SMALL.max_shape}
@@ -55,6 +56,57 @@ def tile_ids(table, items, graph):
         numbered.append(np.arange(start, start + tile.size).reshape(tile.shape))
         start += tile.size
     return tile_parameters(Tiles(*numbered), items, graph), shapes
+
+
+# ---- initial values
+
+
+def fan_ins(hid, C):
+    """By decoder and array, in the order in which a decoder draws its arrays; written down, not computed."""
+    return {
+        'conv': {
+            'fc_kernel': hid, 'fc_bias': hid, 'hidden_kernel': 4 * hid, 'hidden_bias': 4 * hid,
+            'out_kernel': 8 * hid, 'out_bias': 8 * hid, 'class_kernel': C, 'class_bias': C,
+        },
+        'norm': {'kernel_0': hid, 'bias_0': hid, 'kernel_1': 2 * hid, 'bias_1': 2 * hid},
+        'class_bias': {'kernel': C, 'bias': C},
+    }  # fmt: skip
+
+
+@pytest.fixture(scope='module')
+def drawn():
+    """The decoders of 512 keys, each array [512, ...]: enough numbers to come close to every bound."""
+    init = jax.jit(lambda key: init_decoder(key, 3, (5, 5, 2, 2), 7), compiler_options=QUICK)
+    return jax.tree.map(lambda *x: np.stack(x), *map(init, jax.random.split(jax.random.key(0), 512)))
+
+
+def test_initial_values_are_uniform_within_the_root_of_one_over_fan_in(drawn):
+    expected = fan_ins(3, 5)
+    assert {name: set(arrays) for name, arrays in drawn.items()} == {n: set(f) for n, f in expected.items()}
+    for name, arrays in drawn.items():
+        for array, values in arrays.items():
+            bound = expected[name][array] ** -0.5
+            assert 0.99 * bound < values.max() <= bound, (name, array)
+            assert -bound <= values.min() < -0.99 * bound, (name, array)
+            assert values.std() == pytest.approx(bound / 3**0.5, rel=0.05), (name, array)
+            assert values.mean() == pytest.approx(0, abs=0.05 * bound), (name, array)
+
+
+def test_no_two_of_the_initial_values_are_one_draw(drawn):
+    """Not those of two keys, of two decoders, or of two arrays of one."""
+    expected = fan_ins(3, 5)
+    unit = [
+        arrays[array].reshape(512, -1) * expected[name][array] ** 0.5
+        for name, arrays in drawn.items()
+        for array in expected[name]
+    ]
+    unit = np.round(np.concatenate(unit, 1), 5)
+    correlations = np.corrcoef(unit.T) - np.eye(unit.shape[1])
+    assert np.abs(correlations).max() < 0.5  # over keys: 512 pairs of independent numbers stay below 0.25
+    assert len(np.unique(unit[:, 0])) > 500
+
+
+# ---- tiles
 
 
 @pytest.mark.parametrize('i', range(3))
