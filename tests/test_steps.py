@@ -175,7 +175,7 @@ def compiled(program):
     return compile_
 
 
-@pytest.mark.parametrize('mode, policies', [('float', FLOAT), ('qat', (Policy(4, 32), *FLOAT[1:]))])
+@pytest.mark.parametrize('mode, policies', [('float', FLOAT), ('qat', (Policy(), Policy(4, 32), Policy()))])
 def test_gradients_of_the_hypernetwork_equal_autodiff_through_prediction_and_reference(
     program, params, compiled, mode, policies
 ):
@@ -256,6 +256,7 @@ def test_gradients_of_published_networks_equal_the_golden_ones(golden, name):
 
 
 W4A4 = Policy(4, 4)
+POLICIES = W4A4, Policy(8, 8), Policy(2, 2), Policy()
 TINY = make_space(
     'convnets250k', ops=('skip_connect', 'conv_1x1', 'sep_conv_3x3'), channels=(16,), cells=(2, 4),
     max_steps=1, max_steps_deep=1, ks=(3,), stem_types=(0,), C_mults=(1,), fc_dims=(64,), flat_head_share=0.0,
@@ -287,22 +288,25 @@ def batch(program, index, policy=W4A4):
 def test_nothing_is_compiled_for_200_unseen_networks(trainer, count_compiles):
     program, step, start = trainer
     state, workspace = start()
-    keys = list(jax.random.split(jax.random.key(0), 103))
+    keys = list(jax.random.split(jax.random.key(0), 28))
     for i in range(3):
         state, metrics, workspace = step(state, *batch(program, i), workspace, keys[i])
-    specs = {dataclass_key(spec) for i in range(3, 103) for spec in draw(TINY, 0, i, 2)}
+    types = lambda arrays: jax.tree.map(lambda x: (x.shape, x.dtype), arrays)
+    expected, specs = types(batch(program, 0)), set()
+    for i in range(3, 103):
+        specs |= {dataclass_key(spec) for spec in draw(TINY, 0, i, 2)}
+        assert types(batch(program, i, POLICIES[i % 4])) == expected  # all that jit tells programs by
     assert len(specs) > 150
     losses, finite = [], 0
     with count_compiles() as compiles:
-        for i in range(3, 103):
-            policy = Policy(*((4, 4), (8, 8), (2, 2), (32, 32))[i % 4])
-            networks, images, labels = batch(program, i, policy)
+        for i in range(3, 28):
+            networks, images, labels = batch(program, i, POLICIES[i % 4])
             state, metrics, workspace = step(state, networks, images, labels, workspace, keys[i])
             losses.append(float(metrics['loss']))
             finite += not np.asarray(metrics['faults']).any()
     assert compiles.n == 0
-    assert np.all(np.isfinite(losses)) and finite >= 98
-    assert int(state.step) == 103
+    assert np.all(np.isfinite(losses)) and finite >= 24
+    assert int(state.step) == 28
 
 
 def dataclass_key(spec):

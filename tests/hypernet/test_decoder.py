@@ -13,6 +13,8 @@ from ghn_jax.networks.graph import build_graph
 from tests.cnn.comparison import QUICK
 from tests.hypernet.helpers import SMALL, small_graphs, small_spec
 
+pytestmark = pytest.mark.usefixtures('quick_reference')
+
 CAPACITY = {'max_dense': 320, 'max_depth': 256, 'max_shape': SMALL.max_shape}
 N = 80
 
@@ -26,7 +28,7 @@ def graphs():
 def params():
     with jax.enable_x64(True):
         init = lambda key: init_decoder(key, SMALL.hid, SMALL.max_shape, SMALL.num_classes, jnp.float64)
-        return jax.jit(init)(jax.random.key(0))
+        return jax.jit(init, compiler_options=QUICK)(jax.random.key(0))
 
 
 @pytest.fixture(scope='module')
@@ -37,7 +39,7 @@ def run():
         tiles = decode(params, x, table)
         return sum(jax.tree.leaves(jax.tree.map(lambda w, t: jnp.sum(w * t), weight, tiles))), tiles
 
-    return jax.jit(jax.value_and_grad(weighted, (0, 1), has_aux=True))
+    return jax.jit(jax.value_and_grad(weighted, (0, 1), has_aux=True), compiler_options=QUICK)
 
 
 def embeddings():
@@ -142,7 +144,7 @@ def test_gradients_equal_those_of_the_tensor_by_tensor_version(params, run):
             return sum(jnp.sum(weights[name] * tensor) for name, tensor in tensors.items())
 
         _, ours = run(params, x, table, on_tiles)
-        oracle = jax.jit(jax.grad(loss, (0, 1)))(params, x)
+        oracle = jax.jit(jax.grad(loss, (0, 1)), compiler_options=QUICK)(params, x)
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-8, atol=1e-10), ours, oracle)
 
 

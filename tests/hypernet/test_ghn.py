@@ -9,7 +9,10 @@ import pytest
 from ghn_jax.errors import UserError
 from ghn_jax.hypernet import GHN, GHNConfig, decoder_table, init_params, predict_parameters, tile_parameters
 from ghn_jax.networks.graph import build_graph
+from tests.cnn.comparison import QUICK
 from tests.hypernet.helpers import SMALL, batch, random_params, small_graphs, small_spec
+
+pytestmark = pytest.mark.usefixtures('quick_reference')
 
 VARIANTS = {
     'GHN-2': SMALL,
@@ -23,7 +26,7 @@ def graphs():
     return small_graphs()
 
 
-@partial(jax.jit, static_argnames=('ghn', 'method'))
+@partial(jax.jit, static_argnames=('ghn', 'method'), compiler_options=QUICK)
 def apply(ghn, params, *args, method):
     return ghn.apply({'params': params}, *args, method=method)
 
