@@ -1,11 +1,20 @@
-"""Fixtures every test may use. Nothing here changes the numbers JAX computes."""
+"""What every test begins with: an environment of its own, and fixtures."""
 
 import contextlib
+import os
 import pathlib
 import types
 
-import jax
-import pytest
+# What the machine sets for its own work would change what is computed, compiled and kept here, and a name
+# that JAX does not know ends every test. Tests run on the CPU and set what they are about themselves. JAX
+# reads this when it is imported; processes that tests start inherit it.
+for _name in list(os.environ):
+    if _name.startswith(('JAX_', 'XLA_', 'LIBTPU_')) or _name == 'GHN_JAX_CACHE':
+        del os.environ[_name]
+os.environ['JAX_PLATFORMS'] = 'cpu'
+
+import jax  # noqa: E402
+import pytest  # noqa: E402
 
 _COMPILES = [0]
 

@@ -23,6 +23,8 @@ from ghn_jax.networks.graph import batch_graphs, build_graph, to_graphs_tuple
 from ghn_jax.quant import Policy
 from tests.hypernet.helpers import SMALL, batch, random_params, small_graphs, small_spec
 
+pytestmark = pytest.mark.usefixtures('quick_reference')
+
 TOLD = dataclasses.replace(SMALL, bits=True)
 MIXED = Policy(4, 8, (('stem.*', 8, 32), (r'classifier\.3.*', 2, 3), (r'cells\.1.*', 6, 16)))
 BY_CELL = Policy(4, 8, (('stem.*', 8, 32), (r'cells\.1.*', 2, 6)))

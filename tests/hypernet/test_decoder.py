@@ -10,7 +10,10 @@ from ghn_jax.hypernet import count_items, decoder_table, tile_parameters
 from ghn_jax.hypernet.decoder import decode, init_decoder, predict_tensors
 from ghn_jax.hypernet.table import DENSE_CHUNK, DEPTH_CHUNK, Tiles, fan_in_scale, round_up
 from ghn_jax.networks.graph import build_graph
+from tests.cnn.comparison import QUICK
 from tests.hypernet.helpers import SMALL, small_graphs, small_spec
+
+pytestmark = pytest.mark.usefixtures('quick_reference')
 
 CAPACITY = {'max_dense': 320, 'max_depth': 256, 'max_shape': SMALL.max_shape}
 N = 80
@@ -25,7 +28,7 @@ def graphs():
 def params():
     with jax.enable_x64(True):
         init = lambda key: init_decoder(key, SMALL.hid, SMALL.max_shape, SMALL.num_classes, jnp.float64)
-        return jax.jit(init)(jax.random.key(0))
+        return jax.jit(init, compiler_options=QUICK)(jax.random.key(0))
 
 
 @pytest.fixture(scope='module')
@@ -36,7 +39,7 @@ def run():
         tiles = decode(params, x, table)
         return sum(jax.tree.leaves(jax.tree.map(lambda w, t: jnp.sum(w * t), weight, tiles))), tiles
 
-    return jax.jit(jax.value_and_grad(weighted, (0, 1), has_aux=True))
+    return jax.jit(jax.value_and_grad(weighted, (0, 1), has_aux=True), compiler_options=QUICK)
 
 
 def embeddings():
@@ -55,6 +58,57 @@ def tile_ids(table, items, graph):
         numbered.append(np.arange(start, start + tile.size).reshape(tile.shape))
         start += tile.size
     return tile_parameters(Tiles(*numbered), items, graph), shapes
+
+
+# ---- initial values
+
+
+def fan_ins(hid, C):
+    """By decoder and array, in the order in which a decoder draws its arrays; written down, not computed."""
+    return {
+        'conv': {
+            'fc_kernel': hid, 'fc_bias': hid, 'hidden_kernel': 4 * hid, 'hidden_bias': 4 * hid,
+            'out_kernel': 8 * hid, 'out_bias': 8 * hid, 'class_kernel': C, 'class_bias': C,
+        },
+        'norm': {'kernel_0': hid, 'bias_0': hid, 'kernel_1': 2 * hid, 'bias_1': 2 * hid},
+        'class_bias': {'kernel': C, 'bias': C},
+    }  # fmt: skip
+
+
+@pytest.fixture(scope='module')
+def drawn():
+    """The decoders of 512 keys, each array [512, ...]: enough numbers to come close to every bound."""
+    init = jax.jit(lambda key: init_decoder(key, 3, (5, 5, 2, 2), 7), compiler_options=QUICK)
+    return jax.tree.map(lambda *x: np.stack(x), *map(init, jax.random.split(jax.random.key(0), 512)))
+
+
+def test_initial_values_are_uniform_within_the_root_of_one_over_fan_in(drawn):
+    expected = fan_ins(3, 5)
+    assert {name: set(arrays) for name, arrays in drawn.items()} == {n: set(f) for n, f in expected.items()}
+    for name, arrays in drawn.items():
+        for array, values in arrays.items():
+            bound = expected[name][array] ** -0.5
+            assert 0.99 * bound < values.max() <= bound, (name, array)
+            assert -bound <= values.min() < -0.99 * bound, (name, array)
+            assert values.std() == pytest.approx(bound / 3**0.5, rel=0.05), (name, array)
+            assert values.mean() == pytest.approx(0, abs=0.05 * bound), (name, array)
+
+
+def test_no_two_of_the_initial_values_are_one_draw(drawn):
+    """Not those of two keys, of two decoders, or of two arrays of one."""
+    expected = fan_ins(3, 5)
+    unit = [
+        arrays[array].reshape(512, -1) * expected[name][array] ** 0.5
+        for name, arrays in drawn.items()
+        for array in expected[name]
+    ]
+    unit = np.round(np.concatenate(unit, 1), 5)
+    correlations = np.corrcoef(unit.T) - np.eye(unit.shape[1])
+    assert np.abs(correlations).max() < 0.5  # over keys: 512 pairs of independent numbers stay below 0.25
+    assert len(np.unique(unit[:, 0])) > 500
+
+
+# ---- tiles
 
 
 @pytest.mark.parametrize('i', range(3))
@@ -90,7 +144,7 @@ def test_gradients_equal_those_of_the_tensor_by_tensor_version(params, run):
             return sum(jnp.sum(weights[name] * tensor) for name, tensor in tensors.items())
 
         _, ours = run(params, x, table, on_tiles)
-        oracle = jax.jit(jax.grad(loss, (0, 1)))(params, x)
+        oracle = jax.jit(jax.grad(loss, (0, 1)), compiler_options=QUICK)(params, x)
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-8, atol=1e-10), ours, oracle)
 
 

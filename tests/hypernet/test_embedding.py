@@ -5,6 +5,8 @@ import pytest
 
 from ghn_jax.hypernet.embedding import CHANNELS, SPATIAL, embed_nodes, init_embedding, shape_indices
 
+pytestmark = pytest.mark.usefixtures('quick_reference')
+
 
 def rows(out, inputs, height, width):
     return tuple(int(i) for i in shape_indices(jnp.array([out, inputs, height, width], jnp.int32)))

@@ -6,7 +6,10 @@ import numpy as np
 import pytest
 
 from ghn_jax.hypernet.gnn import gated_gnn, init_gnn, sweep_node_by_node
+from tests.cnn.comparison import QUICK
 from tests.hypernet.helpers import batch, random_distance, random_graph
+
+pytestmark = pytest.mark.usefixtures('quick_reference')
 
 D, B, N = 4, 3, 7
 SIZES = (7, 5, 1)
@@ -27,7 +30,7 @@ def run():
         states = gated_gnn(params, h, batch.distance, batch.waves, batch.n_waves)
         return jnp.sum(weight * states), states
 
-    return jax.jit(jax.value_and_grad(weighted, (0, 1), has_aux=True))
+    return jax.jit(jax.value_and_grad(weighted, (0, 1), has_aux=True), compiler_options=QUICK)
 
 
 def parameters(virtual_edges=True):
@@ -54,7 +57,9 @@ def test_level_parallel_equals_node_by_node_with_all_gradients(graphs, run, virt
             return jnp.sum(weight * states), states
 
         ours = run(params, h, batch(graphs, N, 2), weight)
-        oracle = jax.value_and_grad(node_by_node, (0, 1), has_aux=True)(params, h)
+        oracle = jax.jit(jax.value_and_grad(node_by_node, (0, 1), has_aux=True), compiler_options=QUICK)(
+            params, h
+        )
         jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-9, atol=1e-11), ours, oracle)
 
 

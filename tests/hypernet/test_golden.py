@@ -8,7 +8,10 @@ import pytest
 from ghn_jax.cnn.reference import apply_reference
 from ghn_jax.hypernet import GHN, Tiles, decoder_table, load_published, predict_parameters, tile_parameters
 from ghn_jax.hypernet.published import published_state
+from tests.cnn.comparison import QUICK
 from tests.hypernet.helpers import Golden, batch, relative, to_float64
+
+pytestmark = pytest.mark.usefixtures('quick_reference')
 
 NAMES = ['convnets-06', 'convnets-09', 'convnets-16', 'convnets-24', 'convnets-29', 'deepnets-01',
          'deepnets-18', 'deepnets-20', 'deep-conv-01']  # fmt: skip
@@ -44,7 +47,7 @@ def run(published):
         tiles = ghn.apply({'params': params}, stages['x'][0], table, method='decode')
         return sum(jnp.sum(w * t) for w, t in zip(weight, tiles)), (stages, tiles)
 
-    return jax.jit(jax.grad(weighted, has_aux=True))
+    return jax.jit(jax.grad(weighted, has_aux=True), compiler_options=QUICK)
 
 
 class Case:
@@ -157,7 +160,9 @@ def test_float64_gradients_of_the_networks_loss_agree_with_pytorch(data, publish
             jnp.asarray(inputs['images'].transpose(0, 2, 3, 1)),
         )
         _, tensors, _ = case.run(run, exact, case.on_tiles({}))
-        value, on_tensors = jax.jit(loss)({name: jnp.asarray(tensor) for name, tensor in tensors.items()})
+        value, on_tensors = jax.jit(loss, compiler_options=QUICK)(
+            {name: jnp.asarray(tensor) for name, tensor in tensors.items()}
+        )
         _, _, gradients = case.run(run, exact, case.on_tiles(on_tensors))
     assert float(value) == pytest.approx(case.ref['loss_float64'], rel=1e-10)
     check_gradients(case, gradients, 'grad64', 'grad_norms_float64', 1e-9, 1e-9)
@@ -189,7 +194,9 @@ def test_graphs_side_by_side_equal_graphs_alone(data, published):
         GHN(published[0]),
         [data.graph(name) for name in ('convnets-06', 'convnets-09', 'deepnets-01')],
     )
-    embed = jax.jit(lambda params, batch: ghn.apply({'params': params}, batch, method='embed'))
+    embed = jax.jit(
+        lambda params, batch: ghn.apply({'params': params}, batch, method='embed'), compiler_options=QUICK
+    )
     together = embed(published[1], batch(graphs, 96))
     for x, name in zip(together, ('convnets-06', 'convnets-09', 'deepnets-01')):
         stored = data.arrays(name)['x']

@@ -11,7 +11,7 @@ import pytest
 from ghn_jax.errors import UserError
 from ghn_jax.networks import graph as graphs
 from ghn_jax.networks.genotype import Genotype
-from ghn_jax.networks.graph import PRIMITIVES, batch_graphs, build_graph, to_graphs_tuple
+from ghn_jax.networks.graph import PRIMITIVES, batch_graphs, build_graph, count_depth, to_graphs_tuple
 from ghn_jax.networks.size import count_parameters
 from ghn_jax.networks.spaces import SPACES, SPLITS
 from ghn_jax.networks.spec import NetworkSpec, load_networks
@@ -155,6 +155,28 @@ def test_flattened_heads_read_every_pixel():
         pixels[key] = graph.nodes[-2].shape[1] // 32
         assert 'glob_avg' not in {node.primitive for node in graph.nodes}
     assert pixels == {'plain': 32**2, 'pooled': 16**2, 'reduced': 8**2}
+
+
+@pytest.mark.parametrize(
+    ('entries', 'changes', 'depth'),
+    [
+        # stem, preprocessing, 3x3, head; pools and norms do not count
+        ((('conv_3x3', 0), ('max_pool_3x3', 1)), {}, 1 + 1 + 1 + 1),
+        ((('max_pool_3x3', 0), ('skip_connect', 1)), {'stem_pool': True}, 1 + 1 + 1),
+        # two of the stem's three, factorized preprocessing, two depthwise and two pointwise, two of the head
+        ((('sep_conv_3x3', 0), ('conv_1x1', 1)), {'stem_type': 1, 'fc_layers': 2}, 2 + 1 + 4 + 2),
+        # qkv, out and two layers
+        ((('msa', 0), ('skip_connect', 1)), {}, 1 + 1 + 4 + 1),
+        # the two layers of the gate are a longer way than the 1x1, and than the gated input
+        ((('cse', 0), ('conv_1x1', 1)), {}, 1 + 1 + 2 + 1),
+        # a state that reads another; what `none` cuts off does not count
+        ((('conv_3x3', 0), ('none', 1), ('conv_7x1_1x7', 2), ('none', 0)), {'concat': (2, 3)}, 2 + 1 + 2 + 1),
+        # the second cell, a reduction, reads the first by a factorized skip, and the stem by a shorter way
+        ((('conv_3x3', 0), ('skip_connect', 1)), {'n_cells': 2}, (1 + 1 + 1) + (1 + 1) + 1),
+    ],
+)  # fmt: skip
+def test_depth_is_the_convolutions_and_linear_layers_of_the_longest_way(entries, changes, depth):
+    assert count_depth(build_graph(network(entries, **changes))) == depth
 
 
 # ---------------------------------------------------------------------- properties

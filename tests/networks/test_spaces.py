@@ -171,6 +171,16 @@ def test_cells_are_distributed_as_darts_reads_them_off_random_weights():
         assert chi2 < len(keys) + 4 * np.sqrt(2 * len(keys))
 
 
+@pytest.mark.parametrize('split', SPLITS)
+def test_deep_and_dense_networks_may_have_ten_times_the_parameters(split):
+    space = make_space('convnets250k', channels=(16,), fc_dims=(64,), max_params=50_000)
+    limit = space.max_params * (10 if split in ('deep', 'dense') else 1)
+    assert spaces.split_rules(space, split).max_params == limit
+    before = lambda s: dataclasses.replace(s, C=16)  # wide networks are measured before they are widened
+    sizes = [count_parameters(before(s)) for s in sample(space, split, 30)]
+    assert 0.5 * limit < max(sizes) <= limit
+
+
 # ---------------------------------------------------------------------- the published statistics
 
 _FIELDS = (
@@ -370,6 +380,69 @@ def test_bad_overrides_are_refused_in_one_line(change, told):
     assert told in str(error.value) and '\n' not in str(error.value)
 
 
+# A cell of s steps has up to 13 + 17 s operations, a network 4096.
+@pytest.mark.parametrize(
+    ('fits', 'more', 'count'),
+    [
+        # shallow networks have most steps: no more cells than the space, nor than the largest threshold
+        ({'cells': (4, 18), 'max_steps': 23}, {'max_steps': 24}, '4,210'),
+        ({'cells': (4, 5), 'max_steps': 47}, {'max_steps': 48}, '4,145'),
+        ({'cells': (4, 18), 'max_steps': 23, 'deep_cells': (7, 10)}, {'deep_cells': (11, 7)}, '4,444'),
+        # deep ones most cells
+        ({'cells': (4, 136), 'max_steps': 1}, {'cells': (4, 137)}, '4,110'),
+        (
+            {'cells': (4, 64), 'max_steps': 3, 'max_steps_deep': 3},
+            {'cells': (4, 65)},
+            '4,160',
+        ),  # 4096 just fit
+        ({'cells': (4, 64), 'max_steps': 4, 'max_steps_deep': 3}, {'max_steps_deep': 4}, '5,184'),
+    ],
+)
+def test_networks_beyond_the_limit_of_operations_are_refused(fits, more, count):
+    make_space('convnets250k', **fits)
+    with pytest.raises(UserError, match=f'networks of up to {count} operations, more than 4,096: give fewer'):
+        make_space('convnets250k', **fits | more)
+
+
+@pytest.mark.parametrize(
+    ('field', 'least', 'most'),
+    [
+        ('channels', 2, 1024),
+        ('fc_dims', 1, 65536),
+        ('deep_cells', 0, 512),
+        ('max_steps', 1, 64),
+        ('max_params', 1, 10**12),
+        ('num_train', 1, 10**12),
+        ('num_eval', 1, 10**12),
+        ('num_classes', 1, 65536),
+    ],
+)
+def test_numbers_have_bounds_and_reach_them(field, least, most):
+    value = lambda v: (v,) if field in ('channels', 'fc_dims', 'deep_cells') else v
+    small = {'cells': (1, 2)}  # which no limit of operations stops
+    for v in (least, most):
+        assert getattr(make_space('convnets250k', **small, **{field: value(v)}), field) == value(v)
+    for v in (least - 1, most + 1):
+        with pytest.raises(UserError, match=f'space {field} is .*from {least} to {most}'):
+            make_space('convnets250k', **small, **{field: value(v)})
+
+
+def test_widths_of_networks_are_even_and_hidden_widths_of_heads_are_free():
+    for width in (2, 18, 34):
+        assert make_space('convnets250k', channels=(width,)).channels == (width,)
+        with pytest.raises(UserError, match=f'channels has {width + 1}: expected multiples of 2'):
+            make_space('convnets250k', channels=(width, width + 1))
+    odd = make_space('convnets250k', channels=(8,), fc_dims=(1, 77), fc_layers=(2,), max_params=200_000)
+    assert {s.fc_dim for s in sample(odd, 'train', 20)} == {1, 77}
+
+
+def test_at_most_16_widths_are_taken_each_counted_once():
+    widths = tuple(range(2, 34, 2))
+    make_space('convnets250k', channels=widths + widths)
+    with pytest.raises(UserError, match='channels has 17 widths, .* give at most 16'):
+        make_space('convnets250k', channels=(*widths, 34))
+
+
 @pytest.mark.parametrize('name', ['convnets', None, []])
 def test_unknown_spaces_are_refused(name):
     with pytest.raises(UserError, match='is unknown: choose one of deepnets1m, convnets250k'):
@@ -377,6 +450,7 @@ def test_unknown_spaces_are_refused(name):
 
 
 def test_attention_needs_widths_its_heads_divide():
-    with pytest.raises(UserError, match='has 20'):
+    with pytest.raises(UserError, match='has 20: expected multiples of 8'):
         make_space('deepnets1m', channels=(20,))
-    assert isinstance(make_space('deepnets1m', channels=(16,)).sample('train', 0, 0), NetworkSpec)
+    for width in (8, 24):
+        assert isinstance(make_space('deepnets1m', channels=(width,)).sample('train', 0, 0), NetworkSpec)

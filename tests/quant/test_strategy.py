@@ -1,5 +1,6 @@
 """Strategies: which bits a network of a step gets, and what a config may say."""
 
+import hashlib
 import json
 
 import numpy as np
@@ -12,18 +13,26 @@ from ghn_jax.networks.spaces import make_space
 from ghn_jax.quant import Policy, Scheme
 from ghn_jax.quant.policy import quantizable
 from ghn_jax.quant.scheme import FIELDS
-from ghn_jax.quant.strategy import edges_of, scheme_of, strategy_of
+from ghn_jax.quant.strategy import describe_bits, edges_of, scheme_of, strategy_of
 from tests.cnn.networks import quantized_names, shapes, small_network
 
 NETWORK = small_network([('sep_conv_3x3', 0), ('skip_connect', 1)], C=16)
 DRAW = ('w2a2', 'w4a4', 'w8a8', 'w32a32')
 
 
-def strategy(**quant):
+def strategy(seed=0, **quant):
     c = configs.default()
+    c.seed = seed
     c.quant.mode = 'qat'
     c.quant.update(quant)
     return strategy_of(configs.check(c))
+
+
+def drawn_by_layer(s, steps=range(8), indices=range(3)):
+    """Bits of every layer of every draw, step by step."""
+    names = quantized_names(NETWORK)
+    policies = [s.policy_of(step, i, NETWORK) for step in steps for i in indices]
+    return [[policy.widths(name) for name in names] for policy in policies]
 
 
 def test_a_strategy_of_the_defaults_is_one_policy():
@@ -47,6 +56,23 @@ def test_draws_depend_on_seed_step_and_place_alone_and_are_uniform():
     assert len(counts) == 4 and np.all(np.abs(counts - 200) < 5 * np.sqrt(150))
     assert len({tuple(row) for row in drawn}) > 100  # places and steps differ
     assert strategy(draw=DRAW, schedule=((9, 'float'),)).policy_of(8, 0, NETWORK) == Policy()
+
+
+@pytest.mark.parametrize('per', ['network', 'layer', 'either'])
+def test_another_seed_draws_other_policies(per):
+    first, again, other = (drawn_by_layer(strategy(seed, draw=DRAW, draw_per=per)) for seed in (0, 0, 1))
+    assert first == again
+    assert np.mean([a != b for a, b in zip(first, other)]) > 0.5
+
+
+def test_draws_stay_what_they_are():
+    """A run resumed by a later version draws on. If this fails, say so loudly, then change the digest."""
+    draws = [
+        drawn_by_layer(strategy(seed, draw=DRAW, draw_per=per))
+        for per in ('network', 'layer', 'either')
+        for seed in (0, 1)
+    ]
+    assert hashlib.sha256(json.dumps(draws).encode()).hexdigest()[:16] == '0df9a482d429a67f'
 
 
 def test_draws_by_layer_give_every_weight_of_the_network_bits_of_its_own():
@@ -76,6 +102,14 @@ def test_the_first_and_the_last_layer_keep_their_width_in_every_draw():
     assert {policy.widths(name, edge=True) for name in edges_of(names)} == {(8, 6)}
     assert {bits for name in names[1:-1] for bits in policy.widths(name)} == {2, 4}
     assert s.used(Policy(2, 2)) == Policy(2, 2, edges=(8, 6))
+    assert s.used(Policy(2, 2, edges=(3, 3))) == Policy(2, 2, edges=(3, 3))  # what is asked for goes first
+
+
+def test_a_float_run_is_scored_with_the_width_of_the_first_and_the_last_layer():
+    s = strategy(mode='float', bits='w2a2', edge_bits='w8a6', draw=DRAW, schedule=((9, 'w4a4'),))
+    assert s.used(Policy(2, 2)) == Policy(2, 2, edges=(8, 6))
+    assert s.used(Policy()) == Policy(edges=(8, 6))
+    assert {s.policy_of(step, 0, NETWORK) for step in (0, 20)} == {Policy(edges=(8, 6))}  # and draws nothing
 
 
 def test_the_first_and_the_last_layer_are_found_for_every_stem_and_head():
@@ -118,6 +152,25 @@ def test_a_scheme_is_what_the_config_says_and_is_used_hard():
     assert scheme_of(c.quant) == Scheme()
     c.quant.update(mode='noise', granularity='channel')
     assert scheme_of(c.quant).when_used() == Scheme('qat', granularity='channel')
+
+
+@pytest.mark.parametrize(
+    ('quant', 'said'),
+    [
+        ({'mode': 'float'}, 'w32a32'),
+        ({'mode': 'float', 'bits': 'w2a2', 'draw': DRAW}, 'w32a32'),
+        ({'mode': 'qat', 'bits': 'w2a2'}, 'w2a2'),
+        ({'draw': ('w2a2', 'w4a4')}, 'drawn of w2a2, w4a4 by network'),
+        ({'draw': ('w2a2', 'w4a4'), 'draw_per': 'layer'}, 'drawn of w2a2, w4a4 by layer'),
+        ({'draw': ('w2a2',), 'draw_per': 'either'}, 'drawn of w2a2 by network or layer'),
+        ({'draw': DRAW + DRAW[:3]}, 'drawn of w2a2, w4a4, w8a8, w32a32, w2a2, w4a4, w8a8 by network'),
+        ({'draw': DRAW + DRAW}, 'drawn of 8 policies by network'),
+    ],
+)
+def test_the_bits_of_a_training_are_said_in_a_few_words(quant, said):
+    c = configs.default()
+    c.quant.update({'mode': 'qat'} | quant)
+    assert describe_bits(c.quant) == said
 
 
 def test_configs_of_earlier_versions_load_in_the_words_of_this_one():

@@ -1,0 +1,70 @@
+"""What a training step makes of gradients and losses, by hand. No network is run here: see `test_steps`."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+from ghn_jax import steps
+from ghn_jax.quant import Scheme
+
+
+@pytest.fixture
+def step_with(monkeypatch):
+    """step_with(optimizer, state, gradients, loss, accuracy, finite) -> state, metrics of `train_step` where
+    the networks have these.
+    """
+
+    def step(optimizer, state, gradients, loss, accuracy, finite):
+        per_network = {'loss': jnp.array(loss), 'accuracy': jnp.array(accuracy), 'finite': jnp.array(finite)}
+        monkeypatch.setattr(steps, 'meta_gradients', lambda *args, **options: (gradients, per_network, None))
+        state, metrics, _ = steps.train_step(
+            None, None, optimizer, state, None, None, None, None, None, scheme=Scheme('float')
+        )
+        return jax.tree.map(np.asarray, (state, metrics))
+
+    return step
+
+
+def test_a_step_is_the_optimizers_and_its_metrics_are_those_of_the_finite_networks(step_with):
+    optimizer, params = optax.sgd(0.5, momentum=0.25), {'a': jnp.array([1.0, 2.0]), 'b': jnp.array(-1.0)}
+    state = steps.TrainState(jnp.int32(6), params, optimizer.init({'a': jnp.zeros(2), 'b': jnp.zeros(())}))
+    gradients = {'a': jnp.array([3.0, 4.0]), 'b': jnp.array(12.0)}
+    nan = np.nan
+    two, metrics = step_with(
+        optimizer, state, gradients, [1.0, nan, 4.0, 9.0], [0.25, 1.0, 1.0, 1.0], [True, False, True, False]
+    )
+    assert metrics == {
+        'loss': (1 + 4) / 2,
+        'accuracy': (0.25 + 1) / 2,
+        'gradient_norm': 13,  # of 3, 4, 12
+        'skipped': 0,
+        'faults': pytest.approx([steps.FINE, steps.BAD_LOSS, steps.FINE, steps.BAD_GRADIENT], abs=0),
+    }
+    assert (steps.FINE, steps.BAD_GRADIENT, steps.BAD_LOSS) == (0, 1, 2)  # as journals have them
+    assert metrics['skipped'].dtype == metrics['faults'].dtype == np.int32
+    assert two.step == 7
+    np.testing.assert_array_equal(two.params['a'], [1 - 0.5 * 3, 2 - 0.5 * 4])
+    np.testing.assert_array_equal(two.params['b'], -1 - 0.5 * 12)
+    # Momentum is kept: 1/4 of the step before is in the next.
+    three, metrics = step_with(optimizer, two, gradients, [2.0], [0.5], [True])
+    assert (metrics['loss'], metrics['accuracy'], metrics['gradient_norm']) == (2, 0.5, 13)
+    np.testing.assert_array_equal(three.params['b'], -7 - 0.5 * (12 + 0.25 * 12))
+
+
+@pytest.mark.parametrize(
+    ('gradient', 'rate', 'finite'),
+    [
+        (12.0, 0.5, [False, False]),  # no network is finite
+        (1e20, 1e-10, [True, True]),  # the norm is not, though gradient and update are
+        (12.0, 1e38, [True, True]),  # the update is not, though the gradient is
+        (np.nan, 0.5, [True, True]),
+    ],
+)
+def test_a_step_that_is_not_sound_is_counted_and_skipped(step_with, gradient, rate, finite):
+    optimizer, params = optax.sgd(rate, momentum=0.5), {'a': jnp.array([1.0, 2.0])}
+    state = steps.TrainState(jnp.int32(6), params, optimizer.init(params))
+    new, metrics = step_with(optimizer, state, {'a': jnp.full(2, gradient)}, [1.0, 2.0], [0.5, 0.5], finite)
+    assert metrics['skipped'] == 1 and new.step == 7
+    jax.tree.map(np.testing.assert_array_equal, (new.params, new.opt_state), (params, state.opt_state))
