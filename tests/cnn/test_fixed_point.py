@@ -113,6 +113,7 @@ def test_sums_of_a_layer_at_their_bound_take_the_whole_room(sign):
     assert np.abs(x.x).max() > 2**29
 
 
+@pytest.mark.filterwarnings('error')  # of factors that do not fit
 def test_channels_without_weights_leave_the_others_their_scale():
     """Their sums are 0 and their scale may be anything: of a norm over nothing, hundreds of times theirs."""
     x = rescaled(np.array([[255, 0]]), np.array([1e-3, 1e12]), np.array([255.0, 0.0]), np.array([0.0, 0.125]))

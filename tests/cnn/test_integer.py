@@ -121,6 +121,16 @@ def test_sums_that_may_leave_int32_are_refused():
         integer._multiplied(x, np.full((1 << 16, 1), 200), np.ones(1), lambda a, b: a, (0,))
 
 
+@pytest.mark.parametrize('zero', [0, 255])
+def test_the_bound_on_the_sums_of_a_layer_is_reached(zero):
+    w = np.array([[200, -3], [255, -7], [1, 0]])
+    x = integer.Levels(np.full((1, 3), 255 - zero, np.uint8), zero, 0.5)
+    sums = integer._multiplied(x, w, np.array([2.0, 4.0]), np.matmul, (0,))
+    np.testing.assert_array_equal(np.abs(sums.x), [sums.bound])
+    np.testing.assert_array_equal(sums.bound, [255 * 456, 255 * 10])
+    np.testing.assert_array_equal(sums.scale, [1.0, 2.0])
+
+
 @pytest.mark.parametrize('sign', [1, -1])
 def test_sums_of_a_concatenation_may_reach_the_largest_int32_and_no_more(sign):
     def sums(x):
