@@ -19,7 +19,7 @@ from jax import Array, lax
 from ghn_jax.errors import UserError
 from ghn_jax.networks.spec import NetworkSpec
 from ghn_jax.quant import plain
-from ghn_jax.quant.policy import Policy, quantizable
+from ghn_jax.quant.policy import FLOAT_BITS, Policy, quantizable
 from ghn_jax.quant.scheme import QAT, Scheme
 
 Pair = tuple[Array, Array]
@@ -275,17 +275,19 @@ class _Layers:
         weight = f'{name}.weight'
         if self.seen is not None:
             self.seen[1][weight] = jnp.minimum(0, jnp.min(x)), jnp.maximum(0, jnp.max(x))
-        if self.policy is None:
+        bits = self._widths(name)[1]
+        if bits == FLOAT_BITS:  # where nothing is to do, there is nothing to compile
             return x
         given = None if self.ranges is None else self.ranges[weight]
-        return plain.quantize_activation(x, self._widths(name)[1], self.scheme, given)
+        return plain.quantize_activation(x, bits, self.scheme, given)
 
     def quantize_weight(self, name: str) -> Array:
-        w = self[f'{name}.weight']
-        return w if self.policy is None else plain.quantize_weight(w, self._widths(name)[0], self.scheme)
+        w, bits = self[f'{name}.weight'], self._widths(name)[0]
+        return w if bits == FLOAT_BITS else plain.quantize_weight(w, bits, self.scheme)
 
     def _widths(self, name: str) -> tuple[int, int]:
-        assert self.policy is not None
+        if self.policy is None:
+            return FLOAT_BITS, FLOAT_BITS
         first = 'stem0' if self.spec.is_vit else 'stem.0' if self.spec.stem_type == 0 else 'stem0.0'
         last = 'classifier.0' if self.spec.fc_layers == 1 else 'classifier.3'
         return self.policy.widths(f'{name}.weight', edge=name in (first, last))
