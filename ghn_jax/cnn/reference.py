@@ -219,21 +219,16 @@ def _factorized_reduce(layers: '_Layers', name: str, x: Array) -> Array:
 
 def _squeeze_excite(layers: '_Layers', name: str, x: Array) -> Array:
     y = _relu(layers.linear(f'{name}.fc1', jnp.mean(x, axis=(1, 2))))
-    y = layers.linear(f'{name}.fc2', y)
-    y = y * jnp.clip(y + 3, 0, 6) / 6  # hardswish
-    return x * y[:, None, None]
+    return _gated(x, layers.linear(f'{name}.fc2', y))
 
 
 def _attention(layers: '_Layers', name: str, x: Array) -> Array:
     n, h, w, c = x.shape
     x = x.reshape(n, h * w, c)  # [N, T, C]
     qkv = layers.linear(f'{name}.to_qkv', layers.layer_norm(f'{name}.ln1', x))
-    q, k, v = jnp.moveaxis(qkv.reshape(n, h * w, 3, _HEADS, c // _HEADS), 2, 0)  # 3 x [N, T, heads, D]
-    logits = jnp.einsum('nqhd,nkhd->nhqk', q, k) * (c // _HEADS) ** -0.5
-    attended = jnp.einsum('nhqk,nkhd->nqhd', jax.nn.softmax(logits, axis=-1), v).reshape(n, h * w, c)
-    x = x + layers.linear(f'{name}.to_out.0', attended)
+    x = x + layers.linear(f'{name}.to_out.0', _attended(qkv))
     y = layers.linear(f'{name}.ff.net.0', layers.layer_norm(f'{name}.ln2', x))
-    y = layers.linear(f'{name}.ff.net.3', jax.nn.gelu(y, approximate=False))
+    y = layers.linear(f'{name}.ff.net.3', _gelu(y))
     return (x + y).reshape(n, h, w, c)
 
 
@@ -317,7 +312,7 @@ class _Layers:
                 f'{x.shape[-1]} features enter {name!r}, whose weight takes {w.shape[1]}: '
                 'a network with a flattened head takes images of one size only'
             )
-        y = jnp.einsum('...i,oi->...o', x, w)
+        y = _project(x, w)
         return y if name.endswith('to_qkv') else y + self[f'{name}.bias']
 
     def norm(self, name: str, x: Array) -> Array:
@@ -353,6 +348,30 @@ def _standardise(x: Array, scale: Array, shift: Array, axes: tuple[int, ...]) ->
     centred = x - jnp.mean(x, axis=axes, keepdims=True)
     variance = jnp.mean(centred**2, axis=axes, keepdims=True)
     return centred / jnp.sqrt(variance + _EPSILON) * scale + shift
+
+
+@jax.jit
+def _project(x: Array, w: Array) -> Array:
+    return jnp.einsum('...i,oi->...o', x, w)
+
+
+@jax.jit
+def _gated(x: Array, y: Array) -> Array:
+    return x * (y * jnp.clip(y + 3, 0, 6) / 6)[:, None, None]  # hardswish
+
+
+@jax.jit
+def _attended(qkv: Array) -> Array:
+    """[N, T, 3C] -> [N, T, C]."""
+    n, t, d = *qkv.shape[:2], qkv.shape[2] // (3 * _HEADS)
+    q, k, v = jnp.moveaxis(qkv.reshape(n, t, 3, _HEADS, d), 2, 0)  # 3 x [N, T, heads, D]
+    logits = jnp.einsum('nqhd,nkhd->nhqk', q, k) * d**-0.5
+    return jnp.einsum('nhqk,nkhd->nqhd', jax.nn.softmax(logits, axis=-1), v).reshape(n, t, _HEADS * d)
+
+
+@jax.jit
+def _gelu(x: Array) -> Array:
+    return jax.nn.gelu(x, approximate=False)
 
 
 @jax.jit
