@@ -5,9 +5,9 @@ linear layer, is q in 0 .. 2^b - 1 (2 <= b <= 8) with a scale s and a zero point
 weights on the grids that the fake-quantized network has, one for the tensor or for each output channel.
 Layers multiply and sum (q - z), in int32. What lies between the layers (accumulators after their rescaling,
 shifts, sums, pools, means, logits) is int32 fixed point (`Fixed`). Where its point lies is known before any
-image is: from the largest sum that a layer's weights allow, so that nothing can overflow. Factors, such as
-s_x s_w 2^point, are an int32 multiplier and a shift (`Factor`); a factor for each channel takes in the one of
-a `corrected` normalisation.
+image is: from the largest sum that a layer's weights allow, so that nothing can overflow; a value that does
+not fit is an error, never cut off. Factors, such as s_x s_w 2^point, are an int32 multiplier and a shift
+(`Factor`); a factor for each channel takes in the one of a `corrected` normalisation.
 
 The only differences to the fake-quantized form are these roundings: each value between layers to 31 bits, of
 which the largest sum possible takes the first (pools and means: to 4 or more bits less), factors to 31 bits,
@@ -18,7 +18,6 @@ Axes: N images | H, W rows and columns | C, O channels | L classes.
 """
 
 import functools
-import math
 from collections.abc import Iterable
 from typing import NamedTuple
 
@@ -27,6 +26,7 @@ import numpy as np
 from jax import Array, lax
 
 from ghn_jax.cnn import instructions as kinds
+from ghn_jax.cnn.fixed_point import Fixed, added, averaged, make_factor, moved, rescale, rescaled
 from ghn_jax.cnn.lowering import IMAGE, Instruction
 from ghn_jax.cnn.pieces import Piece, piece_part
 from ghn_jax.cnn.program import Layout, Program
@@ -43,15 +43,6 @@ MIN_BITS, MAX_BITS = 2, 8
 _INT32 = np.iinfo(np.int32)
 
 
-class Factor(NamedTuple):
-    """multiplier * 2^-shift, int64 arrays, 1 <= shift <= 62. The multiplier fits int32 and has 31 bits; fewer
-    for factors below 2^-31, at last none.
-    """
-
-    multiplier: np.ndarray
-    shift: np.ndarray
-
-
 class Levels(NamedTuple):
     """A quantized tensor: uint8 q, stands for (q - zero) * scale.
 
@@ -66,60 +57,6 @@ class Levels(NamedTuple):
     def centred(self) -> np.ndarray:
         """q - zero, int32."""
         return self.q.astype(np.int32) - self.zero
-
-
-class Fixed(NamedTuple):
-    """int32 x, stands for x * 2^-point, at most `bound` in magnitude whatever the image."""
-
-    x: np.ndarray
-    point: int
-    bound: float
-
-    @property
-    def real(self) -> np.ndarray:
-        """What it stands for, float64."""
-        return self.x * 2.0**-self.point
-
-
-def make_factor(x: np.ndarray | float) -> Factor:
-    """The nearest factor to x, |x| < 2^30."""
-    x = np.asarray(x, np.float64)
-    shift = np.clip(31 - np.frexp(x)[1], 1, 62).astype(np.int64)
-    multiplier = np.round(np.ldexp(x, shift)).astype(np.int64)
-    over = np.abs(multiplier) == 2**31  # rounded up to one bit more
-    return Factor(np.where(over, multiplier // 2, multiplier), shift - over)
-
-
-def rescale(x: np.ndarray, factor: Factor) -> np.ndarray:
-    """x * factor to the nearest int32, halves upward: a 32 x 32 bit product and a rounding shift."""
-    half = np.left_shift(np.int64(1), factor.shift - 1)
-    return saturate((x.astype(np.int64) * factor.multiplier + half) >> factor.shift)
-
-
-def saturate(x: np.ndarray) -> np.ndarray:
-    """int64 to int32, what does not fit to the nearest that does."""
-    return np.clip(x, _INT32.min, _INT32.max).astype(np.int32)
-
-
-def point_for(bound: float) -> int:
-    """Bits after the point that values of up to `bound` leave."""
-    return 30 - math.frexp(bound)[1] if bound > 0 else 30
-
-
-def moved(v: Fixed, point: int) -> Fixed:
-    """The same with the point elsewhere, rounded."""
-    return Fixed(rescale(v.x, make_factor(2.0 ** (point - v.point))), point, v.bound)
-
-
-def rescaled(
-    sums: np.ndarray, scale: np.ndarray, bound: np.ndarray, shift: np.ndarray | None = None
-) -> Fixed:
-    """sums * scale + shift as fixed point; |sums| <= bound; scale, bound and shift [C]."""
-    shift = np.zeros(1) if shift is None else shift
-    largest = float(np.max(np.abs(scale) * bound + np.abs(shift)))
-    point = point_for(largest)
-    x = rescale(sums, make_factor(scale * 2.0**point)).astype(np.int64)
-    return Fixed(saturate(x + np.floor(shift * 2.0**point + 0.5).astype(np.int64)), point, largest)
 
 
 def logits(
@@ -180,6 +117,20 @@ class Sums(NamedTuple):
     bound: np.ndarray
 
 
+def accumulated(a: Sums, b: Sums) -> Sums:
+    """a + b, exactly: the convolutions of the parts of a concatenation share their scales."""
+    bound = a.bound + b.bound
+    _check_int32(bound)
+    return Sums(a.x + b.x, a.scale, bound)
+
+
+def _check_int32(bound: np.ndarray) -> None:
+    if bound.max() > _INT32.max:
+        raise UserError(
+            f'a layer may sum up to {bound.max():.0f}, more than int32 holds: take fewer bits than {MAX_BITS}'
+        )
+
+
 class _Interpreter:
     def __init__(self, program, spec, layout, flat, bits, ranges, scheme=QAT):
         self.layout, self.bits, self.ranges = layout, bits, ranges
@@ -235,10 +186,8 @@ class _Interpreter:
                 self._add(dst, x._replace(x=functools.reduce(np.maximum, windows)))
             case kinds.AvgPool(stride):
                 x = self._read(src)
-                x = moved(x, x.point - 4)  # room for nine
-                counts = sum(_windows(np.ones((1, *x.x.shape[1:3], 1), np.int64), stride, 0))
-                total = saturate(sum(_windows(x.x.astype(np.int64), stride, 0)))
-                self._add(dst, x._replace(x=rescale(total, make_factor(1 / counts))))
+                add = lambda v: sum(_windows(v, stride, 0))
+                self._add(dst, averaged(x, add, add(np.ones((1, *x.x.shape[1:3], 1), np.int64))))
             case kinds.Copy():
                 self._add(dst, self._read(src))
             case kinds.Subsample(rectify):
@@ -256,15 +205,13 @@ class _Interpreter:
         point, bound = min(p.point for p in parts), max(p.bound for p in parts)
         x = Fixed(np.stack([moved(p, point).x for p in parts], 1), point, bound)  # [N, K, H, W, C]
         if self.pooled:
-            for axis in (2, 2):  # of the rows, then of what is left: less room than for all at once
-                x, n = moved(x, x.point - x.x.shape[axis].bit_length()), x.x.shape[axis]
-                total = saturate(x.x.sum(axis, dtype=np.int64))
-                x = x._replace(x=rescale(total, make_factor(1 / n)))
+            for _ in ('rows', 'columns'):  # one after the other: that takes less room than all at once
+                x = averaged(x, lambda v: v.sum(2), x.x.shape[2])
         else:
             x = x._replace(x=x.x.transpose(0, 1, 4, 2, 3))
         x = x._replace(x=x.x.reshape(len(x.x), -1))
         for k, name in enumerate(self.layout.head_weights):
-            levels = self._levels(_relu(x) if k else x, self.ranges.head[k], self.bits.head[k])
+            levels = to_levels(_relu(x) if k else x, self.ranges.head[k], self.bits.head[k])
             w = self.weights[name]
             dot = lambda a, b: np.asarray(_dot(a, b))
             sums = _multiplied(levels, w.centred.T, w.scale, dot, (0,))
@@ -279,30 +226,16 @@ class _Interpreter:
         return self.values[value]
 
     def _add(self, value: int, term: Fixed) -> None:
-        if before := self.values.get(value):
-            bound = before.bound + term.bound
-            point = point_for(bound)
-            total = moved(before, point).x.astype(np.int64) + moved(term, point).x
-            term = Fixed(saturate(total), point, bound)
-        self.values[value] = term
+        before = self.values.get(value)
+        self.values[value] = term if before is None else added(before, term)
 
     def _add_sums(self, value: int, sums: Sums) -> None:
-        """Convolutions of the parts of a concatenation share their scales: their sums add up exactly."""
-        if before := self.sums.get(value):
-            total = saturate(before.x.astype(np.int64) + sums.x)
-            sums = Sums(total, sums.scale, before.bound + sums.bound)
-        self.sums[value] = sums
+        before = self.sums.get(value)
+        self.sums[value] = sums if before is None else accumulated(before, sums)
 
     def _quantized(self, r: int, which: int, x: Fixed, rectify: bool) -> Levels:
         bits = self.bits.activations[r, which]
-        return self._levels(_relu(x) if rectify else x, self.ranges.rows[r, which], bits)
-
-    def _levels(self, x: Fixed, ends: np.ndarray, bits: int) -> Levels:
-        grid = make_grid(*ends, int(bits), np.float32)
-        s, z = float(grid.scale), int(grid.zero)
-        factor = make_factor(1 / (s * 2.0**x.point) if s > 0 else 0)
-        q = rescale(x.x, factor).astype(np.int64) + z
-        return Levels(np.clip(q, 0, 2 ** int(bits) - 1).astype(np.uint8), z, s)
+        return to_levels(_relu(x) if rectify else x, self.ranges.rows[r, which], bits)
 
     def _vector(self, piece: Piece) -> np.ndarray:
         if piece.name is None:
@@ -328,6 +261,16 @@ def _fit(flat: Array, tables: Tables, bits: Array, scheme: Scheme) -> Grid:
     return quantize_weights(flat, tables, bits, flat, scheme=scheme)[1]
 
 
+def to_levels(x: Fixed, ends: np.ndarray, bits: int) -> Levels:
+    """Quantizes x on the grid of `bits` bits for the range `ends`, (lo, hi)."""
+    grid = make_grid(*ends, int(bits), np.float32)
+    s, z = float(grid.scale), int(grid.zero)
+    # A factor of 2^8 takes all but 0 off the grid: no range, however small, needs more.
+    factor = min(1 / (s * 2.0**x.point), 2.0**MAX_BITS) if s > 0 else 0
+    q = rescale(x.x, make_factor(factor)) + z
+    return Levels(np.clip(q, 0, 2 ** int(bits) - 1).astype(np.uint8), z, s)
+
+
 def _weight_levels(w: np.ndarray, grid: Grid) -> Levels:
     """A weight [O, ..] to levels. grid: of all output channels, [1], or of each and of padding."""
     s, z, top, _ = (np.resize(part, (len(w), *[1] * (w.ndim - 1))) for part in grid)
@@ -340,10 +283,7 @@ def _multiplied(x: Levels, w: np.ndarray, scale: np.ndarray, multiply, inputs: t
     channel. inputs: axes of w that are summed.
     """
     bound = 255.0 * np.abs(w.astype(np.int64)).sum(inputs)
-    if bound.max() > _INT32.max:
-        raise UserError(
-            f'a layer may sum up to {bound.max():.0f}, more than int32 holds: take fewer bits than {MAX_BITS}'
-        )
+    _check_int32(bound)
     with jax.default_device(jax.local_devices(backend='cpu')[0]):
         return Sums(multiply(x.centred, w), x.scale * scale, bound)
 

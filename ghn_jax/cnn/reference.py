@@ -19,7 +19,7 @@ from jax import Array, lax
 from ghn_jax.errors import UserError
 from ghn_jax.networks.spec import NetworkSpec
 from ghn_jax.quant import plain
-from ghn_jax.quant.policy import Policy, quantizable
+from ghn_jax.quant.policy import FLOAT_BITS, Policy, quantizable
 from ghn_jax.quant.scheme import QAT, Scheme
 
 Pair = tuple[Array, Array]
@@ -219,21 +219,16 @@ def _factorized_reduce(layers: '_Layers', name: str, x: Array) -> Array:
 
 def _squeeze_excite(layers: '_Layers', name: str, x: Array) -> Array:
     y = _relu(layers.linear(f'{name}.fc1', jnp.mean(x, axis=(1, 2))))
-    y = layers.linear(f'{name}.fc2', y)
-    y = y * jnp.clip(y + 3, 0, 6) / 6  # hardswish
-    return x * y[:, None, None]
+    return _gated(x, layers.linear(f'{name}.fc2', y))
 
 
 def _attention(layers: '_Layers', name: str, x: Array) -> Array:
     n, h, w, c = x.shape
     x = x.reshape(n, h * w, c)  # [N, T, C]
     qkv = layers.linear(f'{name}.to_qkv', layers.layer_norm(f'{name}.ln1', x))
-    q, k, v = jnp.moveaxis(qkv.reshape(n, h * w, 3, _HEADS, c // _HEADS), 2, 0)  # 3 x [N, T, heads, D]
-    logits = jnp.einsum('nqhd,nkhd->nhqk', q, k) * (c // _HEADS) ** -0.5
-    attended = jnp.einsum('nhqk,nkhd->nqhd', jax.nn.softmax(logits, axis=-1), v).reshape(n, h * w, c)
-    x = x + layers.linear(f'{name}.to_out.0', attended)
+    x = x + layers.linear(f'{name}.to_out.0', _attended(qkv))
     y = layers.linear(f'{name}.ff.net.0', layers.layer_norm(f'{name}.ln2', x))
-    y = layers.linear(f'{name}.ff.net.3', jax.nn.gelu(y, approximate=False))
+    y = layers.linear(f'{name}.ff.net.3', _gelu(y))
     return (x + y).reshape(n, h, w, c)
 
 
@@ -275,17 +270,19 @@ class _Layers:
         weight = f'{name}.weight'
         if self.seen is not None:
             self.seen[1][weight] = jnp.minimum(0, jnp.min(x)), jnp.maximum(0, jnp.max(x))
-        if self.policy is None:
+        bits = self._widths(name)[1]
+        if bits == FLOAT_BITS:  # where nothing is to do, there is nothing to compile
             return x
         given = None if self.ranges is None else self.ranges[weight]
-        return plain.quantize_activation(x, self._widths(name)[1], self.scheme, given)
+        return plain.quantize_activation(x, bits, self.scheme, given)
 
     def quantize_weight(self, name: str) -> Array:
-        w = self[f'{name}.weight']
-        return w if self.policy is None else plain.quantize_weight(w, self._widths(name)[0], self.scheme)
+        w, bits = self[f'{name}.weight'], self._widths(name)[0]
+        return w if bits == FLOAT_BITS else plain.quantize_weight(w, bits, self.scheme)
 
     def _widths(self, name: str) -> tuple[int, int]:
-        assert self.policy is not None
+        if self.policy is None:
+            return FLOAT_BITS, FLOAT_BITS
         first = 'stem0' if self.spec.is_vit else 'stem.0' if self.spec.stem_type == 0 else 'stem0.0'
         last = 'classifier.0' if self.spec.fc_layers == 1 else 'classifier.3'
         return self.policy.widths(f'{name}.weight', edge=name in (first, last))
@@ -315,7 +312,7 @@ class _Layers:
                 f'{x.shape[-1]} features enter {name!r}, whose weight takes {w.shape[1]}: '
                 'a network with a flattened head takes images of one size only'
             )
-        y = jnp.einsum('...i,oi->...o', x, w)
+        y = _project(x, w)
         return y if name.endswith('to_qkv') else y + self[f'{name}.bias']
 
     def norm(self, name: str, x: Array) -> Array:
@@ -351,6 +348,30 @@ def _standardise(x: Array, scale: Array, shift: Array, axes: tuple[int, ...]) ->
     centred = x - jnp.mean(x, axis=axes, keepdims=True)
     variance = jnp.mean(centred**2, axis=axes, keepdims=True)
     return centred / jnp.sqrt(variance + _EPSILON) * scale + shift
+
+
+@jax.jit
+def _project(x: Array, w: Array) -> Array:
+    return jnp.einsum('...i,oi->...o', x, w)
+
+
+@jax.jit
+def _gated(x: Array, y: Array) -> Array:
+    return x * (y * jnp.clip(y + 3, 0, 6) / 6)[:, None, None]  # hardswish
+
+
+@jax.jit
+def _attended(qkv: Array) -> Array:
+    """[N, T, 3C] -> [N, T, C]."""
+    n, t, d = *qkv.shape[:2], qkv.shape[2] // (3 * _HEADS)
+    q, k, v = jnp.moveaxis(qkv.reshape(n, t, 3, _HEADS, d), 2, 0)  # 3 x [N, T, heads, D]
+    logits = jnp.einsum('nqhd,nkhd->nhqk', q, k) * d**-0.5
+    return jnp.einsum('nhqk,nkhd->nqhd', jax.nn.softmax(logits, axis=-1), v).reshape(n, t, _HEADS * d)
+
+
+@jax.jit
+def _gelu(x: Array) -> Array:
+    return jax.nn.gelu(x, approximate=False)
 
 
 @jax.jit

@@ -3,7 +3,7 @@
 import dataclasses
 import functools
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable
 from typing import Any, NamedTuple
 
 import jax
@@ -13,10 +13,9 @@ import optax
 
 from ghn_jax.cnn import executor
 from ghn_jax.cnn.instructions import Kind
-from ghn_jax.cnn.lowering import lower
 from ghn_jax.cnn.program import Program
 from ghn_jax.cnn.reference import apply_reference
-from ghn_jax.cnn.tables import OP
+from ghn_jax.cnn.tables import ACCUMULATE, OP, PARTS, SEEN
 from ghn_jax.cnn.weights import quantize_weights, quantize_weights_backward
 from ghn_jax.networks.spec import IMAGE_SIZE, NetworkSpec
 from ghn_jax.quant.policy import Policy
@@ -182,21 +181,39 @@ def used_branches(program: Program, spec: NetworkSpec) -> set[Branch]:
     return used
 
 
-def lowered_branches(spec: NetworkSpec, size: int) -> set[tuple]:
-    """The same without a program, with the kind of the head."""
-    net = lower(spec, size)
-    head = net.classes[net.head.group[0]], net.head.glob_avg, net.head.hidden is not None
-    return {head, *((net.classes[i.src], net.classes[i.dst], i.op) for i in net.instructions)}
+def traits(program: Program, spec: NetworkSpec) -> set:
+    """What of a program, of the flags of its table and of the fields of networks a network uses.
+
+    Its branches; whether their results are added to what is there, forward and backward, and how many values
+    they are quantized with; its stem, head, widening and concatenations.
+    """
+    tables, used = program.layout(spec).tables, used_branches(program, spec)
+    for k, segment in enumerate(program.segments):
+        for row in tables.rows[tables.bounds[k] : tables.bounds[k + 1]]:
+            op = segment.ops[row[OP]]
+            used |= {('adds', op, row[ACCUMULATE]), ('seen', op, row[SEEN]), ('parts', op, row[PARTS])}
+    cells = spec.genotype
+    return used | {
+        ('head', *program.heads[tables.head.variant], spec.fc_layers),
+        ('hidden', spec.fc_dim if spec.fc_layers == 2 else None),
+        ('stem', spec.stem_type, spec.stem_pool, spec.ks),
+        ('norm', spec.norm),
+        ('widening', spec.C_mult),
+        ('deep', spec.n_cells > 20),
+        ('concat', len(cells.normal_concat)),
+        ('concat', len(cells.reduce_concat)),
+        *(('op', op) for op in cells.ops),
+    }
 
 
-def with_cover(sample: Sequence[NetworkSpec], pool: Iterable[NetworkSpec], size: int) -> list[NetworkSpec]:
-    """The sample, and of the pool, greedily, what it takes to use every branch and head of the pool."""
-    chosen = list(sample)
-    done = set().union(*(lowered_branches(spec, size) for spec in sample))
-    left = [(lowered_branches(spec, size), spec) for spec in pool]
-    while True:  # of networks that bring equally much, the smallest: they run quickly
-        used, spec = max(left, key=lambda pair: (len(pair[0] - done), -pair[1].n_cells, -len(pair[0])))
-        if not used - done:
+def cover(candidates: Iterable[NetworkSpec], traits: Callable[[NetworkSpec], set]) -> list[NetworkSpec]:
+    """Greedily, networks that together have every trait that any of the candidates has; few cells in all."""
+    left = [(traits(spec), spec) for spec in candidates]
+    chosen, done = [], set()
+    gain = lambda pair: len(pair[0] - done) / (4 + pair[1].n_cells)
+    while True:
+        found, spec = max(left, key=gain)
+        if found <= done:
             return chosen
-        chosen.append(dataclasses.replace(spec, name=f'covering-{len(chosen) - len(sample)}'))
-        done |= used
+        chosen.append(dataclasses.replace(spec, name=f'{spec.name or "covering"} ({len(chosen)})'))
+        done |= found

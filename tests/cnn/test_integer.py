@@ -1,12 +1,11 @@
 """Integer arithmetic is the fake-quantized network up to its documented roundings."""
 
-from fractions import Fraction
-
 import numpy as np
 import pytest
 
 from ghn_jax.cnn import calibration, integer, observer
 from ghn_jax.cnn.building import build_program
+from ghn_jax.cnn.fixed_point import Fixed
 from ghn_jax.cnn.instructions import Norm
 from ghn_jax.cnn.observer import Moments
 from ghn_jax.cnn.reference import apply_reference, observe_reference
@@ -117,32 +116,39 @@ def test_small_values_are_as_exact_as_large_ones(program):
     assert np.median(np.linalg.norm(b.real - tiny, axis=1) / np.linalg.norm(tiny, axis=1)) < 1e-3
 
 
-@pytest.mark.parametrize('x', [0, 1, -1, 12345, -(2**31), 2**31 - 1])
-def test_rescaling_rounds_the_exact_product(x):
-    for factor in (0.0, 1.0, -0.75, 1 / 3, 3e-9, 1e-30, 77.7):
-        m = integer.make_factor(factor)
-        assert abs(int(m.multiplier)) < 2**31
-        exact = Fraction(int(m.multiplier), 2 ** int(m.shift)) * x
-        assert abs(float(exact) - factor * x) <= 2**-30 * abs(factor * x) + 1e-9
-        rounded = np.floor(float(exact + Fraction(1, 2))) if abs(exact) < 2**40 else float(exact)
-        assert integer.rescale(np.array([x]), m)[0] == np.clip(rounded, -(2**31), 2**31 - 1)
-
-
-def test_factors_differ_by_channel():
-    m = integer.make_factor(np.array([0.5, 2.0, 0.25]))
-    np.testing.assert_array_equal(integer.rescale(np.full((2, 3), 6, np.int32), m), [[3, 12, 2]] * 2)
-
-
 def test_sums_that_may_leave_int32_are_refused():
     x = integer.Levels(np.zeros((1, 4), np.uint8), 0, 1.0)
     with pytest.raises(UserError, match='more than int32 holds'):
         integer._multiplied(x, np.full((1 << 16, 1), 200), np.ones(1), lambda a, b: a, (0,))
 
 
-def test_points_leave_room_for_bounds():
-    assert [integer.point_for(b) for b in (0, 0.9, 1, 3, 4, 1e-6)] == [30, 30, 29, 28, 27, 49]
-    v = integer.Fixed(np.array([2**30, -3]), 28, 4.0)
-    np.testing.assert_array_equal(integer.moved(v, 26).x, [2**28, -1])
+@pytest.mark.parametrize('zero', [0, 255])
+def test_the_bound_on_the_sums_of_a_layer_is_reached(zero):
+    w = np.array([[200, -3], [255, -7], [1, 0]])
+    x = integer.Levels(np.full((1, 3), 255 - zero, np.uint8), zero, 0.5)
+    sums = integer._multiplied(x, w, np.array([2.0, 4.0]), np.matmul, (0,))
+    np.testing.assert_array_equal(np.abs(sums.x), [sums.bound])
+    np.testing.assert_array_equal(sums.bound, [255 * 456, 255 * 10])
+    np.testing.assert_array_equal(sums.scale, [1.0, 2.0])
+
+
+@pytest.mark.parametrize('sign', [1, -1])
+def test_sums_of_a_concatenation_may_reach_the_largest_int32_and_no_more(sign):
+    def sums(x):
+        return integer.Sums(np.array([[sign * x, 0]], np.int32), np.ones(2), np.array([x, 0.0]))
+
+    total = integer.accumulated(sums(2**30), sums(2**30 - 1))
+    np.testing.assert_array_equal(total.x, [[sign * (2**31 - 1), 0]])
+    np.testing.assert_array_equal(total.bound, [2**31 - 1, 0])
+    with pytest.raises(UserError, match='a layer may sum up to 2147483648, more than int32 holds'):
+        integer.accumulated(sums(2**30), sums(2**30))
+
+
+def test_values_beyond_a_range_however_small_take_its_last_levels():
+    for hi in (1.0, 1e-3, 1e-12, 1e-30):
+        x = Fixed(np.array([0, 1, 2**30, -1, -(2**30)], np.int32), 0, 2.0**30)
+        levels = integer.to_levels(x, np.array([0, hi], 'float32'), 8)
+        np.testing.assert_array_equal(levels.q, [0, 255, 255, 0, 0])
 
 
 def test_what_integer_arithmetic_does_not_cover_is_refused():

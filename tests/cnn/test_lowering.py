@@ -7,22 +7,38 @@ import pytest
 
 from ghn_jax.cnn.instructions import AvgPool, Conv, Copy, MaxPool, Norm, Zero
 from ghn_jax.cnn.lowering import IMAGE, lower
-from ghn_jax.cnn.pieces import BLOCK, linear_pieces
+from ghn_jax.cnn.pieces import BLOCK, linear_pieces, weight_shapes
 from ghn_jax.errors import UserError
 from ghn_jax.networks.graph import build_graph
 from ghn_jax.networks.spaces import make_space
 from tests.cnn.networks import quantized_names, small_network
 
-SPACE = make_space('convnets250k')
 SAMPLE = [
-    SPACE.sample(split, 0, i)
-    for split, n in (('train', 60), ('deep', 8), ('dense', 8), ('wide', 4))
+    space.sample(split, 0, i)
+    for space in map(make_space, ('convnets250k', 'deepnets1m'))
+    for split, n in (('train', 40), ('deep', 6), ('dense', 6), ('wide', 4))
     for i in range(n)
 ]
 
 
 def body_pieces(net):
     return [piece for instruction in net.instructions for piece in instruction.pieces]
+
+
+def test_the_sample_has_every_instruction():
+    seen = {type(i.op).__name__ for spec in SAMPLE for i in lower(spec).instructions}
+    convolutions = {'Conv', 'Depthwise', 'Reduce', 'Split'}
+    assert seen >= convolutions | {
+        'Excite',
+        'Attention',
+        'Mlp',
+        'Position',
+        'Norm',
+        'MaxPool',
+        'AvgPool',
+        'Copy',
+    }
+    assert sum(spec.is_vit for spec in SAMPLE) > 8
 
 
 def test_values_are_complete_before_they_are_read_and_all_reach_the_logits():
@@ -48,15 +64,21 @@ def test_every_value_has_its_place_in_one_group():
         assert {i.group for i in net.instructions if len(i.group) > 1} | {net.head.group} <= set(net.groups)
 
 
+def matrix_shape(name, shape):
+    """A parameter seen as [taps, in, out]."""
+    if name == 'pos_enc.weight':  # [1, C, H, W]
+        return shape[2] * shape[3], 1, shape[1]
+    if len(shape) == 1:
+        return 1, 1, *shape
+    return int(np.prod(shape[2:])), shape[1], shape[0]
+
+
 def test_pieces_hold_every_element_of_every_parameter_once():
     for spec in SAMPLE:
-        expected = {
+        shapes = {
             p.name: p.shape for p in build_graph(spec).parameters if not p.name.startswith('classifier')
         }
-        seen = {
-            name: np.zeros((int(np.prod(shape[2:])), *(1, *shape[1::-1])[-2:]), int)
-            for name, shape in expected.items()
-        }
+        seen = {name: np.zeros(matrix_shape(name, shape), int) for name, shape in shapes.items()}
         for piece in body_pieces(lower(spec)):
             if piece.name:
                 matrix = seen[piece.name]  # [taps, in, out]
@@ -65,8 +87,17 @@ def test_pieces_hold_every_element_of_every_parameter_once():
         assert all(np.all(count == 1) for count in seen.values()), spec.name
 
 
+def test_pieces_are_the_weights_that_their_instruction_reads_in_order():
+    for spec in SAMPLE:
+        net = lower(spec)
+        for i in net.instructions:
+            read = weight_shapes(i.op, net.classes[i.src], net.classes[i.dst])
+            held = [piece.taps * piece.pad_rows * piece.pad_cols for piece in i.pieces]
+            assert held == [int(np.prod(shape)) for shape in read], (spec.name, i)
+
+
 def test_instructions_name_the_weights_whose_activations_they_quantize():
-    for spec in SAMPLE[:30]:
+    for spec in SAMPLE:
         net = lower(spec)
         named = {name for i in net.instructions for name in i.quantized}
         first = {name for name in quantized_names(spec) if 'conv_2.' not in name and 'classifier' not in name}
