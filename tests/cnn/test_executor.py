@@ -19,7 +19,7 @@ import pytest
 
 from ghn_jax.cnn.building import build_program
 from ghn_jax.cnn.coverage import Family, covering_networks, program_for
-from ghn_jax.cnn.instructions import Attention, AvgPool, Copy, Excite, Mlp, Norm, Position
+from ghn_jax.cnn.instructions import Attention, AvgPool, Copy, Excite, Mlp, Norm, Position, Subsample
 from ghn_jax.cnn.lowering import lower
 from ghn_jax.networks.spaces import make_space
 from ghn_jax.networks.spec import load_networks
@@ -122,7 +122,7 @@ def test_the_small_networks_have_each_op_there_is_but_those_of_attention(small):
         for space in spaces
         for spec in covering_networks(space, 'train', Family(32))
         for i in lower(spec).instructions
-    } | {('subsample', True), ('subsample', False)}  # of networks without preprocessing
+    } | {Subsample(True), Subsample(False)}  # of networks without preprocessing
     assert {op for segment in small.program.segments for op in segment.ops} == every
     assert len(every) == 35
 

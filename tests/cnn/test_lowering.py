@@ -7,7 +7,7 @@ import pytest
 
 from ghn_jax.cnn.instructions import AvgPool, Conv, Copy, MaxPool, Norm, Zero
 from ghn_jax.cnn.lowering import IMAGE, lower
-from ghn_jax.cnn.pieces import BLOCK, linear_pieces, weight_shapes
+from ghn_jax.cnn.pieces import BLOCK, linear_pieces
 from ghn_jax.errors import UserError
 from ghn_jax.networks.graph import build_graph
 from ghn_jax.networks.spaces import make_space
@@ -91,7 +91,7 @@ def test_pieces_are_the_weights_that_their_instruction_reads_in_order():
     for spec in SAMPLE:
         net = lower(spec)
         for i in net.instructions:
-            read = weight_shapes(i.op, net.classes[i.src], net.classes[i.dst])
+            read = i.op.weight_shapes(net.classes[i.src], net.classes[i.dst])
             held = [piece.taps * piece.pad_rows * piece.pad_cols for piece in i.pieces]
             assert held == [int(np.prod(shape)) for shape in read], (spec.name, i)
 
