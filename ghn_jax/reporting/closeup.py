@@ -69,7 +69,7 @@ def select(run: Run, evaluation: Evaluation, specs: Sequence[NetworkSpec] | None
             image_size=config.image_size,
         )  # fmt: skip
     elif specs is None:
-        raise UserError('the result is of an architecture file: give it as --archs, too')
+        raise UserError('the result is of an architecture file: give its networks, too')
     else:
         selection = select_given(specs, image_size=config.image_size)
     if [spec.digest for spec in selection.specs] != digests:

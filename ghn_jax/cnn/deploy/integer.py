@@ -95,13 +95,13 @@ def check(specs: Iterable[NetworkSpec], policies: Iterable[Policy]) -> None:
             has = 'ternary weights' if unfit == TERNARY else f'tensors of {unfit} bits'
             raise UserError(
                 f'policy {policy} has {has}: integer arithmetic is for {MIN_BITS} to {MAX_BITS} bits of '
-                'every weight and activation; leave out --integer or the policy'
+                'every weight and activation; leave out one of the two'
             )
     for spec in specs:
         if uncovered := sorted(op for op in spec.genotype.ops if not _covers(op)):
             raise UserError(
                 f'network {spec.name!r} has {" and ".join(uncovered)}, which integer arithmetic does not '
-                'cover: leave out --integer, or take networks without'
+                'cover: leave it out, or take networks without'
             )
 
 
