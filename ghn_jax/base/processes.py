@@ -45,8 +45,8 @@ def start(
     if not coordinator:
         if num_processes is not None or process_id is not None:
             raise FieldError(
-                'num_processes',
-                ' and process_id need coordinator=HOST:PORT, the address of process 0',
+                'coordinator',
+                ' is missing: num_processes and process_id need HOST:PORT, the address of process 0',
             )
         return
     bounds.check(distributed_timeout=timeout)

@@ -96,7 +96,9 @@ def prepare(*, data_dir: str | None = None, archive: str | None = None, md5: str
         with tempfile.TemporaryDirectory() as scratch, _quiet():
             builder.download_and_prepare(download_dir=scratch)
     except (OSError, RuntimeError) as e:  # array_record's writer raises the latter
-        raise UserError(f'cannot write {folder} ({_reason(e)}): give a folder to write to as data_dir') from e
+        raise FieldError(
+            'data_dir', f': cannot write {folder} ({_reason(e)}): give a folder to write to'
+        ) from e
     return folder
 
 
@@ -264,8 +266,8 @@ def _archive(archive: str | None, downloads: pathlib.Path, md5: str) -> pathlib.
         with open(path, 'rb') as f:
             digest = hashlib.file_digest(f, 'md5').hexdigest()
     except OSError as e:
-        raise UserError(
-            f'{path} cannot be read ({e.strerror}): make it readable, or give another archive'
+        raise FieldError(
+            'archive', f': {path} cannot be read ({e.strerror}): make it readable, or give another file'
         ) from None
     if digest != md5:
         if not archive:
@@ -293,7 +295,9 @@ def _download(url: str, path: pathlib.Path) -> None:
                     bar.update(len(block))
         os.replace(part, path)
     except OSError as e:  # URLError and timeouts are OSErrors
-        raise UserError(f'cannot download {url} ({e}): get it by other means and give it as archive') from e
+        raise FieldError(
+            'archive', f': cannot download {url} ({e}): get it by other means and give the file'
+        ) from e
     finally:
         part.unlink(missing_ok=True)
         with contextlib.suppress(OSError):

@@ -124,8 +124,8 @@ def read_evaluation(
     if os.path.isdir(against):
         raise FieldError(
             'against',
-            f'={against} is a directory, whose run would have to be scored: beside a result give the JSON file '
-            'of its evaluation',
+            f'={against} is a directory, whose run would have to be scored: beside a result give the '
+            'JSON file of its evaluation',
         )
     other, p = results.read_result(against), result['protocol']
     results.check_comparable(other, against, result['networks'], p['bits'], p)
