@@ -25,7 +25,7 @@ from absl import flags
 
 from ghn_jax import config_file
 from ghn_jax.base import bounds, cli, outputs
-from ghn_jax.base.errors import UserError
+from ghn_jax.base.errors import UserError, of_field
 from ghn_jax.base.start import start
 from ghn_jax.benchmarks import comparison, picture, tasks
 from ghn_jax.benchmarks.benchmark import DEFAULT, WHAT, benchmark, text
@@ -74,8 +74,9 @@ def _compare(names: list[str]) -> dict[str, Any]:
         raise UserError('--what with --compare: comparing times nothing; leave --what out')
     if len(names) != 2:
         raise UserError(f'--compare={",".join(names)}: expected two files, as in A.json,B.json')
-    a, b = map(comparison.read_figures, names)
-    return comparison.compare(a, b, names)
+    with of_field('compare'):
+        a, b = map(comparison.read_figures, names)
+        return comparison.compare(a, b, names)
 
 
 def _measure() -> dict[str, Any]:
@@ -112,4 +113,4 @@ def _parts_of_cpu() -> int:
 
 
 if __name__ == '__main__':
-    cli.run(main)
+    cli.run(main, {'modes': 'mode'})

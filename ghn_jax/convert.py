@@ -28,4 +28,4 @@ def main() -> None:
 
 
 if __name__ == '__main__':
-    cli.run(main)
+    cli.run(main, {'config_file': 'config'})

@@ -30,4 +30,4 @@ def main() -> None:
 
 
 if __name__ == '__main__':
-    cli.run(main)
+    cli.run(main, evaluation_flags.FLAG_OF)

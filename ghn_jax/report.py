@@ -58,4 +58,4 @@ def _evaluate(request: evaluation_flags.EvaluationFlags) -> tuple[Run, Evaluatio
 
 
 if __name__ == '__main__':
-    cli.run(main)
+    cli.run(main, evaluation_flags.FLAG_OF | {'specs': 'archs'})

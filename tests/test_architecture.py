@@ -80,3 +80,21 @@ def test_files_and_functions_are_short():
             if isinstance(node, ast.FunctionDef) and (n := node.end_lineno - node.lineno + 1) > 60:
                 long.append(f'{file.relative_to(PACKAGE)}: {node.name} has {n} lines')
     assert not long, '\n'.join(long)
+
+
+def test_errors_name_flags_only_where_flags_are_read():
+    """Elsewhere they name fields, as Python has them: `base.cli` puts the flag in their place."""
+    readers = PACKAGE / 'base', PACKAGE / 'evaluation' / 'evaluation_flags.py', *PACKAGE.glob('*.py')
+    found = []
+    for file in PACKAGE.rglob('*.py'):
+        if any(reader in (file, *file.parents) for reader in readers):
+            continue
+        raised = [
+            n for n in ast.walk(ast.parse(file.read_text(encoding='utf-8'))) if isinstance(n, ast.Raise)
+        ]
+        texts = [n for r in raised for n in ast.walk(r) if isinstance(n, ast.Constant)]
+        for text in texts:
+            # Whole commands, as in `python -m ghn_jax.replay --workdir=DIR`, are for a shell.
+            if re.search(r'(?<![\w-])--\w', str(text.value)) and 'python -m' not in str(text.value):
+                found.append(f'{file.relative_to(PACKAGE)}:{text.lineno}: {text.value}')
+    assert not found, '\n'.join(found)

@@ -66,7 +66,7 @@ def check(program: Program, config: RunConfig, mesh: Mesh | None, free: int) -> 
 
 
 def check_scoring(programs: Iterable[Program], batch_size: int, mesh: Mesh | None = None) -> None:
-    """Raise UserError if scoring batches takes more of a device than is free, by the names of flags."""
+    """Raise UserError if scoring batches takes more of a device than is free, by the name of the knob."""
     free = free_bytes(mesh)
     for program in programs:
         workspace = jax.eval_shape(lambda p=program: make_workspace(p, batch_size, train=False))
@@ -75,7 +75,7 @@ def check_scoring(programs: Iterable[Program], batch_size: int, mesh: Mesh | Non
             channels = max(c for _, c in program.tape_shapes)
             raise UserError(
                 f'networks of up to {channels} channels take at least {needed / 2**30:.1f} GiB for batches '
-                f'of {batch_size} images, and {free / 2**30:.1f} GiB are free: give a smaller --batch_size, '
+                f'of {batch_size} images, and {free / 2**30:.1f} GiB are free: give a smaller batch_size, '
                 'or networks with a smaller C or fewer cells'
             )
 

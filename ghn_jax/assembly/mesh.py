@@ -17,7 +17,7 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from ghn_jax.assembly.network_batch import Networks
 from ghn_jax.assembly.workspace import Workspace, make_workspace
 from ghn_jax.base.collectives import Axes
-from ghn_jax.base.errors import FieldError, UserError
+from ghn_jax.base.errors import FieldError
 from ghn_jax.cnn.program import Program
 from ghn_jax.config import RunConfig
 from ghn_jax.networks.graph import GraphBatch
@@ -162,7 +162,7 @@ def first(count: int) -> Mesh | None:
     """
     found = jax.local_devices()
     if not 0 <= count <= len(found):
-        raise UserError(f'--devices={count}: there are {len(found)} devices here; 0 takes all of them')
+        raise FieldError('devices', f'={count}: there are {len(found)} devices here; 0 takes all of them')
     return mesh_of(found[: count or len(found)], 1)
 
 

@@ -26,7 +26,8 @@ import re
 import shlex
 import sys
 import traceback
-from collections.abc import Callable, Sequence
+import types
+from collections.abc import Callable, Mapping, Sequence
 from logging import CRITICAL, getLogger
 from typing import NoReturn
 
@@ -43,22 +44,25 @@ EXIT_STOPPED = 75  # EX_TEMPFAIL
 _LONGEST = 1000  # characters of an error
 
 
-def run(main: Callable[[], object]) -> None:
-    """Parse the flags, call `main()` and leave with the exit code described above."""
+def run(main: Callable[[], object], flag_of: Mapping[str, str] = types.MappingProxyType({})) -> None:
+    """Parse the flags, call `main()` and leave with the exit code described above.
+
+    flag_of: the flags of fields that have a flag of another name. Errors of a field name its flag.
+    """
     screen.install()
     try:
-        _run(main)
+        _run(main, flag_of)
     finally:
         screen.finish()
 
 
-def _run(main: Callable[[], object]) -> None:
+def _run(main: Callable[[], object], flag_of: Mapping[str, str]) -> None:
     try:
         app.run(lambda argv: _quietly(main), flags_parser=_parse)
     except NotFinite as e:
         fail(e, EXIT_NOT_FINITE)
     except UserError as e:
-        fail(_named_by_flag(e))
+        fail(_named_by_flag(e, flag_of))
     except Stopped as e:
         print(f'stopped: {e}', file=sys.stderr)
         sys.exit(EXIT_STOPPED)
@@ -67,9 +71,12 @@ def _run(main: Callable[[], object]) -> None:
         sys.exit(130)
 
 
-def _named_by_flag(error: UserError) -> str:
-    """The message, with the name of a flag for that of a field where there is a flag of that name."""
-    return f'--{error}' if isinstance(error, FieldError) and error.field in flags.FLAGS else str(error)
+def _named_by_flag(error: UserError, flag_of: Mapping[str, str]) -> str:
+    """The message, with the name of a flag for that of a field where the command has a flag for it."""
+    if not isinstance(error, FieldError):
+        return str(error)
+    flag = flag_of.get(error.field, error.field)
+    return f'--{flag}{error.problem}' if flag in flags.FLAGS else str(error)
 
 
 def _quietly(main: Callable[[], object]) -> None:
@@ -99,7 +106,7 @@ def check_workdir(workdir: str | os.PathLike | None, *, must_exist: bool = False
       FieldError: it is not given, is or lies under a file, cannot be written, or is wanted and absent.
     """
     if not workdir:
-        raise FieldError('workdir', ' is missing: give the run directory, as in --workdir=runs/quickstart')
+        raise FieldError('workdir', ' is missing: give the run directory, such as runs/quickstart')
     if not must_exist:
         return check_folder(workdir, 'workdir')
     path = _absolute(workdir, 'workdir')

@@ -61,7 +61,7 @@ def check_types(saved: Any, wanted: Any, where: os.PathLike) -> None:
         if saved.get(name) != wanted.get(name):
             raise UserError(
                 f'{where}: {name} is {saved.get(name, "absent")}, expected {wanted.get(name, "none")}: the '
-                'config is not the one it was trained with; give that config or another --workdir'
+                'config is not the one it was trained with; give that config or another workdir'
             )
 
 

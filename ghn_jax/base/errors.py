@@ -43,6 +43,15 @@ def prefixed(prefix: str, names: Container[str] | None = None) -> Iterator[None]
         raise FieldError(prefix + e.field, e.problem) from e
 
 
+@contextlib.contextmanager
+def of_field(field: str) -> Iterator[None]:
+    """Make a `UserError` that leaves the block one of this field: `strategies: file 'a.json' is no JSON`."""
+    try:
+        yield
+    except UserError as e:
+        raise FieldError(field, f': {e}') from e
+
+
 class NotFinite(UserError):
     """Training that no longer computes numbers; exit code 3."""
 

@@ -34,15 +34,13 @@ def holding(workdir: str | os.PathLike) -> Iterator[None]:
         workdir.mkdir(parents=True, exist_ok=True)
         open(path, 'ab').close()
     except OSError as e:
-        raise UserError(f'{workdir} cannot be written ({e.strerror or e}): give another --workdir') from None
+        raise UserError(f'{workdir} cannot be written ({e.strerror or e}): give another workdir') from None
     # What else filelock could do where there is no flock, a file that marks the lock, outlives its process.
     lock = FileLock(path, timeout=0, fallback_to_soft=False)
     try:
         lock.acquire()
     except Timeout:
-        raise UserError(
-            f'{workdir} is in use by {_holder(path)}: stop it, or give another --workdir'
-        ) from None
+        raise UserError(f'{workdir} is in use by {_holder(path)}: stop it, or give another workdir') from None
     except OSError as e:  # a file system without locks
         print(f'{workdir} cannot be locked ({e.strerror}): start no second training there', file=sys.stderr)
     try:

@@ -44,14 +44,15 @@ def start(
     """
     if not coordinator:
         if num_processes is not None or process_id is not None:
-            raise UserError(
-                '--num_processes and --process_id need --coordinator=HOST:PORT, the address of process 0'
+            raise FieldError(
+                'coordinator',
+                ' is missing: num_processes and process_id need HOST:PORT, the address of process 0',
             )
         return
     bounds.check(distributed_timeout=timeout)
     if coordinator == AUTO:
         if num_processes is not None or process_id is not None:
-            raise UserError('--coordinator=auto finds out --num_processes and --process_id: leave them out')
+            raise FieldError('coordinator', '=auto finds out num_processes and process_id: leave them out')
         _join(coordinator, timeout)
         return
     host, _, port = coordinator.rpartition(':')
@@ -127,7 +128,7 @@ def check_agreement(what: dict[str, str]) -> None:
         if (everyone[:, i] != everyone[0, i]).any():
             raise UserError(
                 f'the {jax.process_count()} processes of this run differ in {name}, here {what[name][:60]}: '
-                'start all with the same command, and a --workdir that all share'
+                'start all with the same command, and a workdir that all share'
             )
 
 

@@ -16,7 +16,7 @@ from typing import Any
 from tabulate import tabulate
 
 from ghn_jax.base import bounds, counters
-from ghn_jax.base.errors import UserError
+from ghn_jax.base.errors import FieldError
 from ghn_jax.benchmarks import cells, profile, programs, scaling, tasks, timing
 from ghn_jax.benchmarks.options import MODES, Options, Row, config_of
 
@@ -49,7 +49,7 @@ def benchmark(what: Sequence[str], options: Options) -> dict[str, Any]:
     numbers = ('meta_batch', 'devices', 'batch_size', 'num_images', 'width', 'repeats')
     bounds.check(**{name: getattr(options, name) for name in numbers})
     _check('what', what, WHAT)
-    _check('mode', options.modes, MODES)
+    _check('modes', options.modes, MODES)
     for name in sorted({'compile', 'profile'} & set(what)):
         config_of(options, name)
     counters.start_counting()
@@ -59,12 +59,12 @@ def benchmark(what: Sequence[str], options: Options) -> dict[str, Any]:
     return {'machine': timing.machine(probes), 'rows': rows}
 
 
-def _check(flag: str, names: Sequence[str], known: Sequence[str] | Mapping[str, Any]) -> None:
+def _check(field: str, names: Sequence[str], known: Sequence[str] | Mapping[str, Any]) -> None:
     for name in names:
         if name not in known:
-            raise UserError(f'--{flag}={name}: choose from {", ".join(known)}')
+            raise FieldError(field, f'={name}: choose from {", ".join(known)}')
     if not names:
-        raise UserError(f'--{flag} is empty: choose from {", ".join(known)}')
+        raise FieldError(field, f' is empty: choose from {", ".join(known)}')
 
 
 _TIMES = (

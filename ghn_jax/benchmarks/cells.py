@@ -17,7 +17,7 @@ import numpy as np
 
 from ghn_jax.assembly.memory import tree_bytes
 from ghn_jax.base import counters
-from ghn_jax.base.errors import UserError
+from ghn_jax.base.errors import FieldError
 from ghn_jax.benchmarks import timing
 from ghn_jax.benchmarks.options import Options, Row
 from ghn_jax.benchmarks.programs import compiled_figures
@@ -71,7 +71,7 @@ def measure(options: Options) -> list[Row]:
       UserError: no cells, or networks that cannot be.
     """
     if not options.cells:
-        raise UserError('--cells is empty: expected numbers of cells, as in 4,12,36')
+        raise FieldError('cells', ' is empty: expected numbers of cells, as in 4,12,36')
     longest = max(options.cells)
     rows = []
     for mode in options.modes:

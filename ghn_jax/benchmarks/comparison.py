@@ -25,7 +25,7 @@ IDENTITY = (
     'times_faster', 'chips', 'meta_batch', 'images_per_step', 'batch_size',
 )  # fmt: skip
 _PROBE = 'probe_matmul2048_f32_s'
-_HINT = 'give two files of ghn_jax.benchmark --json'
+_HINT = 'give two JSON files of ghn_jax.benchmark'
 MAX_ROWS = 10_000  # of a file
 
 
@@ -38,18 +38,16 @@ def read_figures(path: str | os.PathLike) -> Result:
     Raises:
       UserError: it is no such file.
     """
-    result = jsonfile.read(path, '--compare: the file', _HINT)
+    result = jsonfile.read(path, 'the file', _HINT)
     if isinstance(result, dict) and 'rows' not in result and any(map(_PEER_STEP.fullmatch, result)):
         try:
             result = read_peer(result)
         except (TypeError, AttributeError, KeyError):
             raise UserError(
-                f'--compare: {os.fspath(path)!r} is not as the figures of the PyTorch code are: {_HINT}'
+                f'{os.fspath(path)!r} is not as the figures of the PyTorch code are: {_HINT}'
             ) from None
     if fault := _fault(result):
-        raise UserError(
-            f'--compare: {os.fspath(path)!r} holds no figures of ghn_jax.benchmark ({fault}): {_HINT}'
-        )
+        raise UserError(f'{os.fspath(path)!r} holds no figures of ghn_jax.benchmark ({fault}): {_HINT}')
     return result
 
 
@@ -157,7 +155,7 @@ def compare(a: Result, b: Result, names: Sequence[str] = ('A', 'B')) -> Result:
     if not rows:
         has = [sorted(set(map(label, r['rows']))) for r in (a, b)]
         raise UserError(
-            f'--compare: no rows in common: {names[0]} has {_shortened(has[0])}; '
+            f'no rows in common: {names[0]} has {_shortened(has[0])}; '
             f'{names[1]} has {_shortened(has[1])}: time the same things with the same flags'
         )
     return {

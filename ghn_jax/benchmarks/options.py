@@ -4,7 +4,7 @@ import dataclasses
 from typing import Any
 
 from ghn_jax import config as configs
-from ghn_jax.base.errors import UserError
+from ghn_jax.base.errors import FieldError
 from ghn_jax.config import RunConfig
 from ghn_jax.networks.spec import NetworkSpec
 
@@ -42,7 +42,7 @@ Row = dict[str, Any]  # one measurement as JSON: 'what', 'mode', figures; see `t
 
 
 def config_of(options: Options, what: str) -> RunConfig:
-    """Check the config and give it. Raises UserError if there is none, or a bad one."""
+    """Check the config and give it. Raises FieldError if there is none, or a bad one."""
     if options.config is None:
-        raise UserError(f'--what={what} needs a config: give one, as in --config=ghn_qat_cifar10')
+        raise FieldError('config', f' is missing, which {what} is about: give one, such as ghn_qat_cifar10')
     return configs.freeze(options.config)

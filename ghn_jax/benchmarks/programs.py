@@ -19,7 +19,7 @@ from ghn_jax.assembly.memory import tree_bytes
 from ghn_jax.assembly.network_batch import prepare
 from ghn_jax.assembly.workspace import make_workspace
 from ghn_jax.base import counters
-from ghn_jax.base.errors import UserError
+from ghn_jax.base.errors import FieldError
 from ghn_jax.benchmarks.images import NUM_CLASSES, flips, stream_shapes
 from ghn_jax.benchmarks.options import Options, Row, config_of
 from ghn_jax.cnn.covering import Family, covering_networks, program_for, widths
@@ -66,7 +66,7 @@ def measure(options: Options) -> list[Row]:
     chosen = [f for f in all_of_split if not options.widths or f.width in options.widths]
     known = sorted({f.width for f in all_of_split})
     if unknown := sorted(set(options.widths) - set(known)):
-        raise UserError(f'--widths={unknown[0]}: {options.split} has {", ".join(map(str, known))}')
+        raise FieldError('widths', f'={unknown[0]}: {options.split} has {", ".join(map(str, known))}')
     print(f'{options.split}: {len(all_of_split)} programs', file=sys.stderr)
     rows = []
     for each in chosen:

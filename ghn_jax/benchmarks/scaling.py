@@ -21,7 +21,7 @@ import numpy as np
 
 from ghn_jax.assembly.mesh import OVER_IMAGES, make_workspaces, mesh_of, place_networks, replicate
 from ghn_jax.assembly.network_batch import prepare
-from ghn_jax.base.errors import UserError
+from ghn_jax.base.errors import FieldError
 from ghn_jax.base.start import enable_compilation_cache
 from ghn_jax.benchmarks.images import random_dataset
 from ghn_jax.benchmarks.options import Options, Row
@@ -123,7 +123,7 @@ def expected_efficiency(
     positive = {'step_seconds': step_seconds, 'size': size, 'count': count, 'bandwidth': bandwidth}
     for name, value in positive.items():
         if not value > 0:
-            raise UserError(f'{name}={value}: expected a positive number')
+            raise FieldError(name, f'={value}: expected a positive number')
     return step_seconds / (step_seconds + all_reduce_seconds(size, count, bandwidth, latency))
 
 
@@ -157,7 +157,9 @@ def weak_scaling(
       steps a hundred and a thousand times as fast.
     """
     if not counts or min(counts) < 1 or networks < 1 or batch_size < 1 or repeats < 1:
-        raise UserError(f'counts={tuple(counts)}, networks, batch_size, repeats: expected positive numbers')
+        raise FieldError(
+            'counts', f'={tuple(counts)}, networks, batch_size, repeats: expected positive numbers'
+        )
     job = _Job(list(counts), networks, batch_size, repeats, options or {})
     flags = f'--xla_force_host_platform_device_count={max(counts)}'
     # Simulated devices wait for each other on few cores: give them the time.

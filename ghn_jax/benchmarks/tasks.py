@@ -19,7 +19,7 @@ from ghn_jax.assembly.memory import check_scoring
 from ghn_jax.assembly.mesh import OVER_IMAGES, first, make_workspaces, mesh_of, place_networks, replicate
 from ghn_jax.assembly.network_batch import prepare
 from ghn_jax.base import counters
-from ghn_jax.base.errors import UserError
+from ghn_jax.base.errors import FieldError, UserError
 from ghn_jax.benchmarks import timing
 from ghn_jax.benchmarks.images import random_dataset
 from ghn_jax.benchmarks.options import Options, Row
@@ -115,9 +115,10 @@ def measure_train(options: Options) -> list[Row]:
     """
     found = jax.local_device_count()
     if not 1 <= options.devices <= min(found, options.meta_batch):
-        raise UserError(
-            f'--devices={options.devices}: expected at most the {found} devices there are and '
-            f'--meta_batch={options.meta_batch}'
+        raise FieldError(
+            'devices',
+            f'={options.devices}: expected at most the {found} devices there are and '
+            f'meta_batch={options.meta_batch}',
         )
     return [_train(options, mode) for mode in options.modes]
 

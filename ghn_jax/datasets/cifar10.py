@@ -23,7 +23,7 @@ from absl import logging
 from PIL import Image
 
 from ghn_jax.base import cache, files
-from ghn_jax.base.errors import UserError
+from ghn_jax.base.errors import FieldError, UserError
 
 URL = 'https://www.cs.toronto.edu/~kriz/cifar-10-binary.tar.gz'
 MD5 = 'c32a1d4ab5d03f1284b67883e8d87530'
@@ -96,8 +96,8 @@ def prepare(*, data_dir: str | None = None, archive: str | None = None, md5: str
         with tempfile.TemporaryDirectory() as scratch, _quiet():
             builder.download_and_prepare(download_dir=scratch)
     except (OSError, RuntimeError) as e:  # array_record's writer raises the latter
-        raise UserError(
-            f'cannot write {folder} ({_reason(e)}): give a folder to write to with --data_dir=DIR'
+        raise FieldError(
+            'data_dir', f': cannot write {folder} ({_reason(e)}): give a folder to write to'
         ) from e
     return folder
 
@@ -260,14 +260,14 @@ def _archive(archive: str | None, downloads: pathlib.Path, md5: str) -> pathlib.
     path = pathlib.Path(archive or downloads / os.path.basename(URL)).expanduser()
     if not path.is_file():
         if archive:
-            raise UserError(f'--archive={archive}: there is no such file; it comes from {URL}')
+            raise FieldError('archive', f'={archive}: there is no such file; it comes from {URL}')
         _download(URL, path)
     try:
         with open(path, 'rb') as f:
             digest = hashlib.file_digest(f, 'md5').hexdigest()
     except OSError as e:
-        raise UserError(
-            f'{path} cannot be read ({e.strerror}): make it readable, or give --archive=FILE'
+        raise FieldError(
+            'archive', f': {path} cannot be read ({e.strerror}): make it readable, or give another file'
         ) from None
     if digest != md5:
         if not archive:
@@ -295,7 +295,9 @@ def _download(url: str, path: pathlib.Path) -> None:
                     bar.update(len(block))
         os.replace(part, path)
     except OSError as e:  # URLError and timeouts are OSErrors
-        raise UserError(f'cannot download {url} ({e}): get it by other means and give --archive=FILE') from e
+        raise FieldError(
+            'archive', f': cannot download {url} ({e}): get it by other means and give the file'
+        ) from e
     finally:
         part.unlink(missing_ok=True)
         with contextlib.suppress(OSError):

@@ -14,7 +14,7 @@ import numpy as np
 from PIL import Image
 
 from ghn_jax.base import paths
-from ghn_jax.base.errors import UserError, shown
+from ghn_jax.base.errors import FieldError, UserError, shown
 from ghn_jax.datasets import cifar10
 from ghn_jax.datasets.augment import normalize
 from ghn_jax.datasets.cifar10 import Split
@@ -63,7 +63,7 @@ def load(name: str, *, data_dir: str | None = None, image_size: int = 32, seed: 
     if name not in DATASETS:
         raise UserError(f'data set {name!r} is not one of {", ".join(DATASETS)}')
     if image_size < 8:
-        raise UserError(f'image_size={image_size}: expected at least 8 pixels')
+        raise FieldError('image_size', f'={image_size}: expected at least 8 pixels')
     if name == 'cifar10':
         data_dir = paths.tfds_folder(data_dir)
     return DATASETS[name](data_dir=data_dir, image_size=image_size, seed=seed)

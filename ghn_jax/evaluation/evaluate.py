@@ -17,7 +17,7 @@ import ghn_jax
 from ghn_jax.assembly.memory import check_scoring
 from ghn_jax.assembly.mesh import first
 from ghn_jax.base import paths
-from ghn_jax.base.errors import UserError
+from ghn_jax.base.errors import FieldError
 from ghn_jax.cnn.deploy import integer
 from ghn_jax.datasets.load import Dataset
 from ghn_jax.evaluation import results
@@ -97,7 +97,7 @@ class _Against:
         """Read the run or the result at this path."""
         if not path:
             return cls()
-        local = paths.local(path, '--against')
+        local = paths.local(path, 'against')
         if os.path.isdir(local):
             return cls(str(local), run=load_run(local))
         return cls(str(local), result=results.read_result(local))
@@ -165,9 +165,9 @@ def _check_networks(
 ) -> None:
     """Raises UserError for what cannot be scored, as far as it is known without the data."""
     if spec.predicted_for and not runs[0].ghn.config.bits:
-        raise UserError(
-            f'predicted_for={spec.predicted_for}: the hypernetwork of this run is told no bits '
-            '(config.ghn.bits): leave out --told'
+        raise FieldError(
+            'predicted_for',
+            f'={spec.predicted_for}: the hypernetwork of this run is told no bits (ghn.bits): leave it out',
         )
     programs = (program for selection in selections.values() for program, _ in selection.groups)
     check_scoring(programs, spec.batch_size, mesh)
@@ -183,16 +183,17 @@ def _batches(dataset: Dataset, spec: EvaluationSpec) -> tuple[ImageBatches, Imag
     size = spec.batch_size
     images = image_batches(dataset, dataset.test, batch_size=size, num_images=spec.num_images)
     if spec.protocol.integer > images.count:
-        raise UserError(
-            f'integer={spec.protocol.integer}: there are {images.count} test images in whole batches'
+        raise FieldError(
+            'integer', f'={spec.protocol.integer}: there are {images.count} test images in whole batches'
         )
     if not spec.protocol.measures:
         return images, None
     wanted, available = spec.calibration_batches * size, len(dataset.train.labels)
     if wanted > available:
-        raise UserError(
-            f'calibration_batches={spec.calibration_batches} of {size} images are more than the {available} '
-            f'training images of {dataset.name}: give at most {available // size}'
+        raise FieldError(
+            'calibration_batches',
+            f'={spec.calibration_batches} of {size} images are more than the {available} training images of '
+            f'{dataset.name}: give at most {available // size}',
         )
     return images, image_batches(dataset, dataset.train, batch_size=size, num_images=wanted)
 
@@ -238,9 +239,10 @@ def _check_same_task(run: Run, other: Run, against: str) -> None:
     for key in ('dataset', 'image_size', *(['seed'] if run.config.dataset == 'synthetic' else [])):
         ours, theirs = (getattr(each.config, key) for each in (run, other))
         if ours != theirs:
-            raise UserError(
-                f'--against={against} was trained with {key}={theirs}, this run with {key}={ours}: '
-                'the two cannot be scored on the same images'
+            raise FieldError(
+                'against',
+                f'={against} was trained with {key}={theirs}, this run with {key}={ours}: the two cannot be '
+                'scored on the same images',
             )
 
 

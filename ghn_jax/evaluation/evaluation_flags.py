@@ -20,6 +20,10 @@ from ghn_jax.runs.run import Run, load_run
 flags.disclaim_key_flags()  # --help shows them as the flags of the command that defines them
 
 
+FLAG_OF = {'batch_norm': 'bn', 'predicted_for': 'told'}
+"""The flags of fields that have another name in `EvaluationSpec` and `Protocol`: for `cli.run`."""
+
+
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class EvaluationFlags:
     """What the command line asks for.
@@ -180,6 +184,11 @@ def _define_protocol_flags(sqnr: bool) -> Callable[[], tuple[Protocol, int]]:
     )
 
     def read() -> tuple[Protocol, int]:
+        if integer.value and 'batch' in (bn.value, ranges.value):
+            raise UserError(
+                f'--integer={integer.value} is for networks that do not depend on their batch: give '
+                '--bn=calibrated (or corrected) and --ranges=calibrated, too'
+            )
         protocol = Protocol(
             batch_norm=bn.value,
             ranges=ranges.value,

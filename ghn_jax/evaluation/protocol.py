@@ -14,7 +14,7 @@ from jax.sharding import Mesh
 
 from ghn_jax.assembly.mesh import OVER_DEVICES, REPLICATED, on_each, replicate
 from ghn_jax.assembly.workspace import Workspace
-from ghn_jax.base.errors import UserError
+from ghn_jax.base.errors import FieldError
 from ghn_jax.cnn.deploy import calibration, observer
 from ghn_jax.cnn.deploy.observer import Activations, Moments
 from ghn_jax.cnn.program import Layout, Program
@@ -58,13 +58,14 @@ class Protocol:
         known = {'batch_norm': BATCH_NORMS, 'ranges': RANGES, 'range_rule': calibration.RULES}
         for field, words in known.items():
             if (word := getattr(self, field)) not in words:
-                raise UserError(f'{field}={word!r}: expected one of {", ".join(words)}')
+                raise FieldError(field, f'={word!r}: expected one of {", ".join(words)}')
         if self.integer < 0:
-            raise UserError(f'integer={self.integer}: expected a number of images')
+            raise FieldError('integer', f'={self.integer}: expected a number of images')
         if self.integer and 'batch' in (self.batch_norm, self.ranges):
-            raise UserError(
-                f'integer={self.integer}: a network runs in integer arithmetic only where nothing depends on '
-                'its batch: take --bn=calibrated (or corrected) and --ranges=calibrated'
+            raise FieldError(
+                'integer',
+                f'={self.integer}: a network runs in integer arithmetic only where nothing depends on its '
+                'batch: take batch_norm=calibrated (or corrected) and ranges=calibrated',
             )
 
     @property

@@ -16,7 +16,7 @@ from ghn_jax.base import jsonfile
 from ghn_jax.base.errors import UserError, shown
 
 Result = dict[str, Any]
-_ADVICE = 'give the --json file of another evaluation'
+_ADVICE = 'give the JSON file of another evaluation'
 RESAMPLES = 10_000
 # Of a network's scores at a bit-width, what rows give the mean of: images with the prediction of the network
 # in float, images that integer arithmetic puts into another class (percent); dB, means over layers.
@@ -156,7 +156,7 @@ def check_comparable(
         )
         raise UserError(f'{path} has {what}: evaluate both runs with the same flags, in the same space')
     if missing := [b for b in bits if any(b not in n['scores'] for n in other['networks'])]:
-        raise UserError(f'{path} has no {", ".join(missing)}: evaluate both runs with the same --bits')
+        raise UserError(f'{path} has no {", ".join(missing)}: evaluate both runs with the same bits')
 
 
 def compare(result: Result, other: Result) -> Result:

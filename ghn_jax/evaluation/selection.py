@@ -7,7 +7,7 @@ import dataclasses
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any, NamedTuple
 
-from ghn_jax.base.errors import UserError
+from ghn_jax.base.errors import FieldError, UserError
 from ghn_jax.cnn.building import build_program
 from ghn_jax.cnn.covering import Family, family, program_for
 from ghn_jax.cnn.lowering import check_lowerable
@@ -72,14 +72,17 @@ def image_batches(dataset: Dataset, split: Split, *, batch_size: int, num_images
     """
     available = len(split.labels)
     if not 0 <= num_images <= available:
-        raise UserError(f'num_images={num_images}: {dataset.name} has {available} images there; 0 takes all')
+        raise FieldError(
+            'num_images', f'={num_images}: {dataset.name} has {available} images there; 0 takes all'
+        )
     if batch_size < 1:
-        raise UserError(f'batch_size={batch_size}: expected at least 1 image')
+        raise FieldError('batch_size', f'={batch_size}: expected at least 1 image')
     K = (num_images or available) // batch_size
     if K == 0:
-        raise UserError(
-            f'batch_size={batch_size} is more than the {num_images or available} images of {dataset.name}: '
-            'BatchNorm needs full batches; give a smaller batch_size'
+        raise FieldError(
+            'batch_size',
+            f'={batch_size} is more than the {num_images or available} images of {dataset.name}: '
+            'BatchNorm needs full batches; give a smaller batch_size',
         )
     images, labels = (a[: K * batch_size].reshape(K, batch_size, *a.shape[1:]) for a in split)
     return ImageBatches(images, labels, dataset.mean, dataset.std)
@@ -95,7 +98,7 @@ def select_split(space: Space, split: str, *, seed: int, count: int, image_size:
     """
     size = space.size(split)
     if not 0 <= count <= size:
-        raise UserError(f'num_networks={count}: the split {split} has {size} networks; 0 takes all')
+        raise FieldError('num_networks', f'={count}: the split {split} has {size} networks; 0 takes all')
     specs = [space.sample(split, seed, index) for index in range(count or size)]
     return _grouped(specs, lambda family, members: program_for(space, split, family, image_size))
 

@@ -14,7 +14,7 @@ import numpy as np
 
 from ghn_jax.assembly.mesh import first, make_workspaces
 from ghn_jax.assembly.network_batch import place
-from ghn_jax.base.errors import UserError
+from ghn_jax.base.errors import FieldError, UserError
 from ghn_jax.cnn.deploy import calibration, observer
 from ghn_jax.cnn.packing import BLOCK
 from ghn_jax.evaluation import protocol
@@ -69,7 +69,7 @@ def select(run: Run, evaluation: Evaluation, specs: Sequence[NetworkSpec] | None
             image_size=config.image_size,
         )  # fmt: skip
     elif specs is None:
-        raise UserError('the result is of an architecture file: give it as --archs, too')
+        raise FieldError('specs', ' is missing: the result is of an architecture file: give it, too')
     else:
         selection = select_given(specs, image_size=config.image_size)
     if [spec.digest for spec in selection.specs] != digests:

@@ -5,7 +5,7 @@ import os
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-from ghn_jax.base.errors import UserError, shown
+from ghn_jax.base.errors import FieldError, UserError, shown
 from ghn_jax.evaluation import results
 from ghn_jax.evaluation.evaluation_spec import GIVEN
 from ghn_jax.evaluation.protocol import RANGE_RULE, Protocol
@@ -103,7 +103,9 @@ def choose_closeup(bits: Sequence[str], wanted: str | None) -> str:
     if wanted is None:
         return USUAL if USUAL in bits else bits[-1]
     if wanted not in bits:
-        raise UserError(f'--closeup={wanted} is none of the bit-widths scored: choose from {", ".join(bits)}')
+        raise FieldError(
+            'closeup', f'={wanted} is none of the bit-widths scored: choose from {", ".join(bits)}'
+        )
     return wanted
 
 
@@ -120,9 +122,10 @@ def read_evaluation(
     if against is None:
         return evaluation
     if os.path.isdir(against):
-        raise UserError(
-            f'--against={against} is a directory, whose run would have to be scored: with --result give the '
-            '--json file of its evaluation'
+        raise FieldError(
+            'against',
+            f'={against} is a directory, whose run would have to be scored: beside a result give the '
+            'JSON file of its evaluation',
         )
     other, p = results.read_result(against), result['protocol']
     results.check_comparable(other, against, result['networks'], p['bits'], p)

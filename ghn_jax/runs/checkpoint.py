@@ -250,7 +250,7 @@ class Checkpoints:
                 continue
             raise UserError(
                 f'none of the checkpoints {steps} in {self.folder} can be read: '
-                'they are damaged or not of ghn_jax; give another --workdir'
+                'they are damaged or not of ghn_jax; give another workdir'
             )
         raise UserError(
             f'the checkpoints in {self.folder} are replaced faster than they can be read: try again, or '
@@ -320,7 +320,7 @@ class Checkpoints:
         record = manager.restore(step, args=ocp.args.Composite(meta=ocp.args.JsonRestore())).meta
         if not isinstance(record, dict) or record.get('format') != _FORMAT:
             folder = self.folder / str(step)
-            raise UserError(f'{folder} was not written by this version of ghn_jax: give another --workdir')
+            raise UserError(f'{folder} was not written by this version of ghn_jax: give another workdir')
         digest = record.get('digest')  # absent in checkpoints from before there were digests
         if digest is not None and digest != _record_digest(record):
             raise ValueError('its record was changed after it was written')

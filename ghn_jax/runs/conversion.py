@@ -10,7 +10,7 @@ import jax
 import numpy as np
 
 from ghn_jax.base import cli, paths
-from ghn_jax.base.errors import UserError
+from ghn_jax.base.errors import FieldError, UserError
 from ghn_jax.config import HypernetworkConfig, RunConfig, SpaceConfig
 from ghn_jax.hypernet.ghn import GHNConfig
 from ghn_jax.hypernet.published import load_published
@@ -31,10 +31,10 @@ def convert(
       UserError: files that do not fit, a directory that holds a run already (nothing is written then).
     """
     path = cli.check_workdir(workdir)
-    state, config_file = paths.local(state, '--state'), paths.local(config_file, '--config')
+    state, config_file = paths.local(state, 'state'), paths.local(config_file, 'config_file')
     if found := [name for name in _TRACES if (path / name).exists()]:
-        raise UserError(
-            f'--workdir={workdir} holds a run already ({found[0]}): give another directory, or remove it'
+        raise FieldError(
+            'workdir', f'={workdir} holds a run already ({found[0]}): give another directory, or remove it'
         )
     ghn_config, params = load_published(state, config_file)
     with np.errstate(over='ignore'):

@@ -18,7 +18,7 @@ from safetensors.numpy import save
 
 import ghn_jax
 from ghn_jax.base import cli, files
-from ghn_jax.base.errors import UserError
+from ghn_jax.base.errors import FieldError, UserError
 from ghn_jax.hypernet.policy_features import check_policies, resolve
 from ghn_jax.hypernet.predict import Weights, check_network, predict_from_graph
 from ghn_jax.networks.graph import build_graph
@@ -99,14 +99,15 @@ def output_files(out: str, specs: Sequence[NetworkSpec]) -> list[pathlib.Path]:
       UserError: several networks for one file, names that are no file names or come twice, no such directory.
     """
     if not out:
-        raise UserError('--out is missing: give a file, as in --out=net.safetensors')
+        raise FieldError('out', ' is missing: give a file, such as net.safetensors')
     if os.path.isdir(out):
         out = os.path.join(out, '{name}.safetensors')
     if '{name}' not in out:
         if len(specs) > 1:
-            raise UserError(
-                f'--out={out} is one file for {len(specs)} networks: give a directory, or a name such as '
-                'weights/{name}.safetensors'
+            raise FieldError(
+                'out',
+                f'={out} is one file for {len(specs)} networks: give a directory, or a name such as '
+                'weights/{name}.safetensors',
             )
         return [cli.check_output(out, 'out')]
     names = [spec.name for spec in specs]

@@ -22,7 +22,7 @@ from ml_collections import ConfigDict
 
 from ghn_jax.base import bounds, files, paths
 from ghn_jax.base.digests import json_digest
-from ghn_jax.base.errors import UserError
+from ghn_jax.base.errors import FieldError, UserError
 from ghn_jax.config import RunConfig, freeze
 from ghn_jax.datasets.load import Dataset
 from ghn_jax.evaluation import results, sensitivity
@@ -143,15 +143,15 @@ def study(
 def _check_names(
     strategies: Mapping[str, Any], study_runs: Sequence[StudyRun], only: Sequence[str], baseline: str
 ) -> None:
-    """Raises UserError for a name in --only or --baseline that is none of the study's."""
+    """Raises FieldError for a name in `only` or `baseline` that is none of the study's."""
     runs = {study_run.name for study_run in study_runs} - set(strategies)
     run_too = f', or a run such as {study_runs[0].name}' if runs else ''
-    for flag, names, known, more in (
+    for field, names, known, more in (
         ('only', only, {*strategies, *runs}, run_too),
         ('baseline', [baseline], set(strategies), ''),
     ):
         if unknown := [name for name in names if name not in known]:
-            raise UserError(f'--{flag}={unknown[0]}: expected of {", ".join(strategies)}{more}')
+            raise FieldError(field, f'={unknown[0]}: expected of {", ".join(strategies)}{more}')
 
 
 @contextlib.contextmanager
@@ -160,7 +160,7 @@ def _alone(workdir: pathlib.Path) -> Iterator[None]:
     try:
         file = open(workdir / _LOCK, 'a')
     except OSError as e:
-        raise UserError(f'{workdir} cannot be written ({e.strerror}): give another --workdir') from None
+        raise UserError(f'{workdir} cannot be written ({e.strerror}): give another workdir') from None
     with file:
         with contextlib.suppress(OSError):  # a file system without locks: the next write has all rows again
             fcntl.flock(file, fcntl.LOCK_EX)

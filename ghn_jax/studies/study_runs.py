@@ -10,7 +10,7 @@ from ml_collections import ConfigDict
 
 from ghn_jax import config as configs
 from ghn_jax.base import jsonfile, paths
-from ghn_jax.base.errors import UserError, shown
+from ghn_jax.base.errors import FieldError, UserError, of_field, shown
 from ghn_jax.config import RunConfig
 from ghn_jax.quant.bit_schedule import strategy_of
 
@@ -44,28 +44,32 @@ def read_strategies(path: str | os.PathLike) -> dict[str, dict[str, Any]]:
     Raises UserError if it is not what it should be.
     """
     expected = 'give a JSON object {"name": {"mode": "qat", ..}, ..}'
-    file = paths.find(os.fspath(path), '--strategies', '.json')
-    strategies = jsonfile.read(file, '--strategies: file', expected)
+    file = paths.find(os.fspath(path), 'strategies', '.json')
+    with of_field('strategies'):
+        strategies = jsonfile.read(file, 'file', expected)
     if not isinstance(strategies, dict) or not strategies:
-        raise UserError(f'--strategies={path} is no object with strategies: {expected}')
+        raise FieldError('strategies', f'={path} is no object with strategies: {expected}')
     for name, changes in strategies.items():
         if not re.fullmatch(r'\w[\w.+-]*', name):
-            raise UserError(
-                f'--strategies={path}: {shown(name)} is no name for a directory: use letters, digits, _.+-'
+            raise FieldError(
+                'strategies',
+                f'={path}: {shown(name)} is no name for a directory: use letters, digits, _.+-',
             )
         if not isinstance(changes, dict):
-            raise UserError(
-                f'--strategies={path}: {name!r} is {shown(changes)}, expected an object of config keys'
+            raise FieldError(
+                'strategies', f'={path}: {name!r} is {shown(changes)}, expected an object of config keys'
             )
     return strategies
 
 
 def parse_seeds(values: Sequence[str]) -> tuple[int, ...]:
-    """Return --seeds as numbers. Raises UserError unless they are different, from 0 to 2**31 - 1."""
+    """Return the seeds as numbers. Raises FieldError unless they are different, from 0 to 2**31 - 1."""
     fit = all(value.isdecimal() and len(value) <= 10 and int(value) <= _MAX_SEED for value in values)
     if not fit or len({int(value) for value in values}) < len(values):
         given = shown(','.join(values))
-        raise UserError(f'--seeds={given}: expected different numbers from 0 to {_MAX_SEED}, such as 0,1,2')
+        raise FieldError(
+            'seeds', f'={given}: expected different numbers from 0 to {_MAX_SEED}, such as 0,1,2'
+        )
     return tuple(map(int, values))
 
 
@@ -91,7 +95,7 @@ def make_runs(
     study_runs = []
     for name, own in strategies.items():
         if 'seed' in own:
-            raise UserError(f'strategy {name!r} has a seed of its own, and there is --seeds: leave one out')
+            raise FieldError('seeds', f': strategy {name!r} has a seed of its own: leave one out')
         for seed in seeds:
             study_runs.append(
                 StudyRun(f'{name}.seed{seed}', name, _changed(config, name, {**own, 'seed': seed}))

@@ -15,7 +15,7 @@ import numpy as np
 import optax
 
 from ghn_jax import config as configs
-from ghn_jax.base.errors import UserError
+from ghn_jax.base.errors import FieldError, UserError
 from ghn_jax.base.jsonlines import read_jsonl
 from ghn_jax.cnn.reference import apply_reference
 from ghn_jax.datasets.augment import normalize
@@ -51,7 +51,7 @@ def replay(workdir: pathlib.Path, line: int, *, exact: bool = False) -> Iterator
     """
     rows = read_jsonl(workdir / BAD_NETWORKS, 'bad networks')
     if not 1 <= line <= len(rows):
-        raise UserError(f'--line={line}: {workdir / BAD_NETWORKS} has {len(rows)} lines')
+        raise FieldError('line', f'={line}: {workdir / BAD_NETWORKS} has {len(rows)} lines')
     row = rows[line - 1]
     done, index = row['step'], row['network']
     with Checkpoints(workdir) as checkpoints:

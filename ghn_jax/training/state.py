@@ -75,7 +75,7 @@ def restore_or_init(
         raise FieldError(
             key,
             f' is another one in the run that {checkpoints.workdir} holds ({", ".join(differing)} differ): '
-            'set it as it was, or take another --workdir',
+            'set it as it was, or take another workdir',
         )
     restored, meta = checkpoints.restore({'params': like.params, 'opt_state': like.opt_state}, step=step)
     state = TrainState(jnp.asarray(meta['step'], jnp.int32), restored['params'], restored['opt_state'])

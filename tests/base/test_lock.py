@@ -52,7 +52,7 @@ def test_a_directory_that_cannot_be_written_is_one_line(tmp_path):
     (tmp_path / 'file').touch()
     for place in (tmp_path / 'file', tmp_path / 'file' / 'run'):
         with (
-            pytest.raises(UserError, match='cannot be written .*: give another --workdir'),
+            pytest.raises(UserError, match='cannot be written .*: give another workdir'),
             lock.holding(place),
         ):
             pass

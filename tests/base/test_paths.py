@@ -140,5 +140,5 @@ def test_the_repositorys_configs_have_names_and_go_into_the_wheel(tmp_path, monk
 
 @pytest.mark.parametrize('name', ['x' * 300, 'a\0b'])
 def test_a_name_that_no_file_can_have_is_refused(name):
-    with pytest.raises(UserError, match='--strategies='):
+    with pytest.raises(UserError, match='^strategies='):
         read_strategies(name)

@@ -12,7 +12,7 @@ from ghn_jax.benchmarks import benchmark
 from ghn_jax.benchmarks.options import Options
 from ghn_jax.networks.files import save_networks
 from ghn_jax.networks.spaces import make_space
-from tests.small_run import command
+from tests.small_run import command, is_one_error_line
 
 
 @pytest.fixture(scope='module')
@@ -53,8 +53,17 @@ def test_the_compilation_counter_counts_compilations_only():
 
 
 @pytest.mark.parametrize(
-    ('what', 'mode', 'words'), [('fly', 'qat', 'predict, train'), ('train', 'int', 'float')]
+    ('what', 'mode', 'message'),
+    [
+        ('fly', 'qat', 'what=fly: choose from predict, train'),
+        ('train', 'int', 'modes=int: choose from float, qat'),
+    ],
 )
-def test_an_unknown_name_is_refused(networks, what, mode, words):
-    with pytest.raises(UserError, match=words):
+def test_an_unknown_name_is_refused(networks, what, mode, message):
+    with pytest.raises(UserError, match=f'^{message}'):
         benchmark.benchmark([what], Options(specs=tuple(networks), modes=(mode,)))
+
+
+def test_a_field_whose_flag_has_another_name_is_named_by_its_flag():
+    done = command('ghn_jax.benchmark', '--what=cells', '--mode=int')
+    assert is_one_error_line(done, '--mode=int: choose from float, qat')

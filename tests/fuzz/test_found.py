@@ -104,7 +104,7 @@ def test_values_that_fit_no_memory_are_refused_before_anything_is_compiled():
     spec = NetworkSpec(**GOOD | {'C': 256, 'n_cells': 12, 'genotype': genotype})
     program = build_program([spec], image_size=32, max_params=10**8)
     check_scoring([program], 1)
-    with pytest.raises(UserError, match='GiB for batches of 65536 images.*--batch_size'):
+    with pytest.raises(UserError, match='GiB for batches of 65536 images.*: give a smaller batch_size'):
         check_scoring([program], 65_536)
 
 

@@ -71,7 +71,7 @@ def test_the_best_and_the_worst_are_those_of_the_first_split_at_the_bits_of_the_
         top1 = [network['scores'][bits]['top1'] for network in result['networks'][:3]]
         assert evaluation.extremes == {'best': int(np.argmax(top1)), 'worst': int(np.argmin(top1))}
     assert make_evaluation(result).closeup == 'w4a4'
-    with pytest.raises(UserError, match='--closeup=w2a2 is none of .*w32a32, w8a8, w4a4'):
+    with pytest.raises(UserError, match='^closeup=w2a2 is none of .*w32a32, w8a8, w4a4'):
         make_evaluation(result, closeup='w2a2')
 
 

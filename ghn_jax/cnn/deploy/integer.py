@@ -25,7 +25,7 @@ import jax
 import numpy as np
 from jax import Array, lax
 
-from ghn_jax.base.errors import UserError
+from ghn_jax.base.errors import FieldError, UserError
 from ghn_jax.cnn import instructions as kinds
 from ghn_jax.cnn.deploy.fixed_point import Fixed, added, averaged, make_factor, moved, rescale, rescaled
 from ghn_jax.cnn.lowering import IMAGE, Instruction
@@ -93,15 +93,17 @@ def check(specs: Iterable[NetworkSpec], policies: Iterable[Policy]) -> None:
         unfit = next((bits for bits in widths if not MIN_BITS <= bits <= MAX_BITS), None)
         if unfit is not None and not policy.is_float:
             has = 'ternary weights' if unfit == TERNARY else f'tensors of {unfit} bits'
-            raise UserError(
-                f'policy {policy} has {has}: integer arithmetic is for {MIN_BITS} to {MAX_BITS} bits of '
-                'every weight and activation; leave out --integer or the policy'
+            raise FieldError(
+                'integer',
+                f': policy {policy} has {has}: integer arithmetic is for {MIN_BITS} to {MAX_BITS} bits of '
+                'every weight and activation; leave it or the policy out',
             )
     for spec in specs:
         if uncovered := sorted(op for op in spec.genotype.ops if not _covers(op)):
-            raise UserError(
-                f'network {spec.name!r} has {" and ".join(uncovered)}, which integer arithmetic does not '
-                'cover: leave out --integer, or take networks without'
+            raise FieldError(
+                'integer',
+                f': network {spec.name!r} has {" and ".join(uncovered)}, which integer arithmetic does not '
+                'cover: leave it out, or take networks without',
             )
 
 
