@@ -142,8 +142,8 @@ def test_a_second_signal_ends_at_once_and_leaves_a_whole_checkpoint(tmp_path):
     # Saving is made to last: what a second signal has to interrupt.
     code = f"""
 import os, signal, sys, threading, time, numpy as np
-from ghn_jax.checkpoint import Checkpoints
-from ghn_jax.stopping import Stopping
+from ghn_jax.runs.checkpoint import Checkpoints
+from ghn_jax.training.preemption import Stopping
 stopping = Stopping(); stopping.listen(); stopping.protect_steps()
 c = Checkpoints({str(tmp_path)!r})
 c.save(1, {{'params': {{'w': np.ones(3)}}}}, {{}}, wait=True)
