@@ -98,7 +98,9 @@ def test_networks_calibrated_for_several_devices_are_those_of_one(more_checks):
     (3, '', 3), (1, '', 1), (1, '--xla_force_host_platform_device_count=5', 5),
 ])  # fmt: skip
 def test_a_cpu_can_be_divided(parts, flags, count):
-    code = f'from ghn_jax.base.start import divide_cpu as d; d({parts}); import jax; print(jax.device_count())'
+    code = (
+        f'from ghn_jax.base.start import divide_cpu as d; d({parts}); import jax; print(jax.device_count())'
+    )
     env = os.environ | {'JAX_PLATFORMS': 'cpu', 'XLA_FLAGS': flags}
     assert subprocess.check_output([sys.executable, '-c', code], env=env, cwd=ROOT, text=True) == f'{count}\n'
 
