@@ -250,3 +250,9 @@ def test_edges_apply_to_what_is_quantized_at_all():
 def test_impossible_edges_are_user_errors(edges):
     with pytest.raises(UserError, match='edges'):
         Policy(4, 4, edges=edges)
+
+
+def test_a_layer_is_no_edge_unless_it_is_said_to_be():
+    policy = Policy(2, 3, edges=(8, 6))
+    assert (policy.weights('x'), policy.activations('x'), policy.widths('x')) == (2, 3, (2, 3))
+    assert policy.widths('x', edge=True) == (8, 6)
