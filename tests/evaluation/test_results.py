@@ -94,7 +94,7 @@ def test_a_result_of_networks_that_differ_in_anything_that_says_which_they_are_i
         check(theirs)
     with pytest.raises(UserError, match='a.json has 1 networks, this has 2'):
         check(make_result(test=[1.0]))
-    with pytest.raises(UserError, match='a.json has no w2a2, w1a2: evaluate both runs with the same --bits'):
+    with pytest.raises(UserError, match='a.json has no w2a2, w1a2: evaluate both runs with the same bits'):
         check(bits=('w2a2', 'w4a4', 'w1a2'))
 
 

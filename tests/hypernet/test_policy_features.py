@@ -147,7 +147,7 @@ def test_an_untrained_conditional_ghn_is_the_plain_one(graphs):
     plain, told = (init_params(config, jax.random.key(1)) for config in (SMALL, TOLD))
     tables = told.pop('bits')
     assert not any(np.asarray(t).any() for t in tables.values())
-    jax.tree.map(np.testing.assert_array_equal, told, plain)
+    jax.tree.map(assert_same, told, plain)
     x = apply(GHN(SMALL), plain, batch([graphs[2]], NODES))
     for graph in (graphs[2], with_policy(graphs[2], W4A4)):
         assert_same(apply(GHN(TOLD), told | {'bits': tables}, batch([graph], NODES)), x)
