@@ -3,6 +3,7 @@
 import concurrent.futures
 import contextlib
 import dataclasses
+import functools
 import os
 import pathlib
 import queue
@@ -18,7 +19,13 @@ from tests.mutation.mutants import Mutant
 
 MEMORY = 24 * 2**30  # of addresses; JAX reserves far more than it uses
 _PYTEST = (sys.executable, '-m', 'pytest', '-q', '-n', '0', '-p', 'no:cacheprovider')
-_LEFT_OUT = shutil.ignore_patterns('.*', '__pycache__', 'runs', 'dist', '*.egg-info')
+_NAMES_LEFT_OUT = shutil.ignore_patterns('.*', '__pycache__', '*.egg-info')
+_OF_RUNS = ('runs', 'dist', 'zoo')  # in the root of the tree: what a person has made there
+
+
+def _left_out(folder: str, names: list[str], *, root: pathlib.Path) -> set[str]:
+    """What is not copied of a folder; the package has a `runs` of its own."""
+    return {*_NAMES_LEFT_OUT(folder, names), *(_OF_RUNS if pathlib.Path(folder) == root else ())}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -52,7 +59,7 @@ class Trees:
         self._unchanged: dict[tuple[str, ...], str] = {}  # what is wrong with tests without any change
         for i in range(count):
             tree = folder / str(i) / root.name
-            shutil.copytree(root, tree, ignore=_LEFT_OUT)
+            shutil.copytree(root, tree, ignore=functools.partial(_left_out, root=root))
             if (root.parent / 'shared').is_dir():  # reference data, which some tests need
                 (tree.parent / 'shared').symlink_to(root.parent / 'shared')
             self._free.put(tree)
