@@ -33,7 +33,7 @@ def initial_state(
     """Make a fresh state from config.seed, or with the parameters of config.init_from, on all devices.
 
     Raises:
-      UserError: as `runs.params_of`.
+      UserError: as `run.params_of`.
     """
     params = init_params(ghn.config, jax.random.key(config.seed))
     if config.init_from:
@@ -64,7 +64,7 @@ def restore_or_init(
       the state, and the means that were under way.
 
     Raises:
-      UserError: the checkpoint is of a run with another config; as `runs.params_of`.
+      UserError: the checkpoint is of a run with another config; as `run.params_of`.
     """
     if checkpoints.latest_step() is None:
         return initial_state(config, ghn, optimizer, mesh), RunningMeans()
