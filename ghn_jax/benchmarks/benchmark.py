@@ -1,13 +1,4 @@
-"""All that can be timed, by name: rows of figures after warm-up, and tables of them.
-
-`predict`, `train` and `evaluate` time networks of an architecture file; `compile` and `profile` are about the
-run of a config, with its meta-batch, batch and space; `cells` and `scaling` have networks of their own.
-Compiled programs come from the persistent cache where it has them; GHN_JAX_CACHE= (empty) compiles all anew.
-
-Times are wall clock, of the steps that training and evaluation really run, host work that is not hidden
-included. `probe` is a 2048 x 2048 float32 numpy product (median of 12): divide by it to compare machines, or
-the same machine at another hour.
-"""
+"""All that can be timed, by name: rows of figures after warm-up, and their tables. See `ghn_jax.benchmark`."""
 
 import json
 from collections.abc import Callable, Mapping, Sequence

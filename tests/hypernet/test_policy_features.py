@@ -10,6 +10,7 @@ import pytest
 
 from ghn_jax.base.errors import UserError
 from ghn_jax.hypernet import GHN, decoder_table, init_params, predict_parameters, tile_parameters
+from ghn_jax.hypernet import ghn as ghns
 from ghn_jax.hypernet.policy_features import (
     FLOAT_FROM,
     WIDTHS,
@@ -138,26 +139,22 @@ def test_an_embedding_is_free_at_the_widths_linear_between_and_zero_for_float():
 # ---- the hypernetwork
 
 
-def assert_same(x, y):
-    """Equal up to the order of sums, which is another one in another program."""
-    np.testing.assert_allclose(x, y, rtol=1e-5, atol=1e-6)
-
-
-def test_an_untrained_conditional_ghn_is_the_plain_one(graphs):
+def test_an_untrained_conditional_ghn_is_the_plain_one_exactly(graphs):
+    ghns._init.clear_cache()  # another file may have compiled one of the two with all optimisations
     plain, told = (init_params(config, jax.random.key(1)) for config in (SMALL, TOLD))
     tables = told.pop('bits')
     assert not any(np.asarray(t).any() for t in tables.values())
-    jax.tree.map(assert_same, told, plain)
+    jax.tree.map(np.testing.assert_array_equal, told, plain)
     x = apply(GHN(SMALL), plain, batch([graphs[2]], NODES))
     for graph in (graphs[2], with_policy(graphs[2], W4A4)):
-        assert_same(apply(GHN(TOLD), told | {'bits': tables}, batch([graph], NODES)), x)
+        np.testing.assert_array_equal(apply(GHN(TOLD), told | {'bits': tables}, batch([graph], NODES)), x)
 
 
 def test_where_nothing_is_said_or_all_is_float_a_trained_one_is_as_without_its_tables(graphs, params):
     without = {name: p for name, p in params.items() if name != 'bits'}
     x = apply(GHN(SMALL), without, batch([graphs[2]], NODES))
     for graph in (graphs[2], with_policy(graphs[2], Policy())):
-        assert_same(apply(GHN(TOLD), params, batch([graph], NODES)), x)
+        np.testing.assert_array_equal(apply(GHN(TOLD), params, batch([graph], NODES)), x)
     told = batch([with_policy(graphs[2], W4A4)], NODES)
     assert np.abs(apply(GHN(TOLD), params, told) - x).max() > 0.1
     np.testing.assert_array_equal(apply(GHN(SMALL), without, told), x)  # the plain one does not listen
