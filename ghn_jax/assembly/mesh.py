@@ -8,7 +8,7 @@ Axes: M networks of the meta-batch | D devices.
 
 import functools
 from collections.abc import Callable
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import jax
 import numpy as np
@@ -19,8 +19,10 @@ from ghn_jax.assembly.workspace import Workspace, make_workspace
 from ghn_jax.base.collectives import Axes
 from ghn_jax.base.errors import FieldError
 from ghn_jax.cnn.program import Program
-from ghn_jax.config import RunConfig
 from ghn_jax.networks.graph import GraphBatch
+
+if TYPE_CHECKING:  # an edit of the config compiles no step anew (`base.source_files`)
+    from ghn_jax.config import RunConfig
 
 REPLICATED = PartitionSpec()
 OVER_NETWORKS = PartitionSpec('networks')
@@ -45,7 +47,7 @@ _NETWORKS = Networks(
 )
 
 
-def make_mesh(config: RunConfig) -> Mesh | None:
+def make_mesh(config: 'RunConfig') -> Mesh | None:
     """Make the mesh of a config over the devices of all processes; None for a single device.
 
     Raises:

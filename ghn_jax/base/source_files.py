@@ -13,8 +13,9 @@ _PACKAGE = pathlib.Path(__file__).parents[1].name
 def source_files(*starts: pathlib.Path, root: pathlib.Path = ROOT) -> tuple[pathlib.Path, ...]:
     """Find the given files and all of the package that they import, sorted.
 
-    An import counts wherever in a file it stands. The `__init__.py` of a folder counts where a name is
-    imported from it, not where it is only on the way to a module.
+    An import counts wherever in a file it stands, but for those of a type checker (`if TYPE_CHECKING:`). The
+    `__init__.py` of a folder counts where a name is imported from it, not where it is only on the way to a
+    module.
 
     Args:
       starts: Python files; they need not be of the package.
@@ -32,7 +33,10 @@ def source_files(*starts: pathlib.Path, root: pathlib.Path = ROOT) -> tuple[path
 
 def _imported(file: pathlib.Path, root: pathlib.Path) -> Iterator[pathlib.Path]:
     """Yield the files of the package that a file imports itself."""
-    for node in ast.walk(ast.parse(file.read_text(encoding='utf-8'))):
+    tree = ast.parse(file.read_text(encoding='utf-8'))
+    for statement in [s for s in tree.body if isinstance(s, ast.If) and _is_type_checking(s.test)]:
+        tree.body.remove(statement)
+    for node in ast.walk(tree):
         if isinstance(node, ast.Import):
             choices = [(alias.name,) for alias in node.names]
         elif isinstance(node, ast.ImportFrom):
@@ -45,6 +49,10 @@ def _imported(file: pathlib.Path, root: pathlib.Path) -> Iterator[pathlib.Path]:
             candidates = (path for name in names for path in _paths(name, root))
             if path := next((path for path in candidates if path.is_file()), None):
                 yield path
+
+
+def _is_type_checking(test: ast.expr) -> bool:
+    return isinstance(test, ast.Name) and test.id == 'TYPE_CHECKING'
 
 
 def _absolute(file: pathlib.Path, node: ast.ImportFrom, root: pathlib.Path) -> str:

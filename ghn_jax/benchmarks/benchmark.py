@@ -1,4 +1,4 @@
-"""All that can be timed, by name: rows of figures after warm-up, and their tables. See `ghn_jax.benchmark`."""
+"""All that can be timed, by name: rows of figures after warm-up, and tables of them."""
 
 import json
 from collections.abc import Callable, Mapping, Sequence

@@ -1,13 +1,15 @@
 """The optimizer of a run."""
 
 import functools
+from typing import TYPE_CHECKING
 
 import optax
 
-from ghn_jax.config import RunConfig
+if TYPE_CHECKING:  # an edit of the config compiles no step anew (`base.source_files`)
+    from ghn_jax.config import RunConfig
 
 
-def make_optimizer(config: RunConfig) -> optax.GradientTransformation:
+def make_optimizer(config: 'RunConfig') -> optax.GradientTransformation:
     """Make Adam with L2 regularisation after clipping by the global norm, as GHN-2 (arXiv 2110.13100).
 
     config: of a run; `config.train` says all. Equal settings give the same object.

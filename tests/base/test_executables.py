@@ -87,7 +87,7 @@ def test_an_edit_counts_where_a_training_step_imports_it(monkeypatch):
         return executables._digest('a', (), (training_step, make_optimizer))
 
     before = digest('__init__.py')
-    for edited in ('reporting/tables.py', 'training/loop.py', 'base/cli.py', 'cnn/reference.py'):
+    for edited in ('reporting/tables.py', 'training/loop.py', 'base/cli.py', 'config.py', 'cnn/reference.py'):
         assert digest(edited) == before, edited
     for edited in ('cnn/executor.py', 'cnn/ops.py', 'hypernet/gnn.py', 'quant/grid.py', 'datasets/load.py',
                    'training/step.py', 'training/compiled.py', 'training/optimizer.py'):  # fmt: skip
