@@ -29,8 +29,8 @@ import optax
 from jax import Array, lax
 from jax.typing import DTypeLike
 
-from ghn_jax.base import collectives
-from ghn_jax.cnn import head, ops
+from ghn_jax.base import backends, collectives
+from ghn_jax.cnn import head
 from ghn_jax.cnn.capacity import Segment
 from ghn_jax.cnn.instructions import Kind
 from ghn_jax.cnn.packing import BLOCK, TapeShape, block_floats
@@ -167,7 +167,7 @@ def _padding_groups(segment: Segment) -> list[tuple[int, list[int]]]:
     for size, o in sizes:
         if not groups or size > bound:
             groups.append((size, []))
-            bound = max(_SMALL_GRADIENT, 4 * size) if ops.on_cpu() else math.inf
+            bound = max(_SMALL_GRADIENT, 4 * size) if backends.on_cpu() else math.inf
         groups[-1] = (size, [*groups[-1][1], o])
     return groups
 
