@@ -34,6 +34,7 @@ if TYPE_CHECKING:
     from ghn_jax.quant.scheme import Scheme as Scheme
     from ghn_jax.runs.hypernetwork import Hypernetwork as Hypernetwork
     from ghn_jax.runs.hypernetwork import load as load
+    from ghn_jax.runs.weight_files import unpack as unpack
 
 __version__ = '0.1.0'
 
@@ -58,11 +59,13 @@ _NAMES = {
     'quantize': ('ghn_jax.quant.export', 'round_weights'),
     'run': ('ghn_jax.cnn.run', 'run'),
     'save_networks': ('ghn_jax.networks.files', 'save_networks'),
+    'unpack': ('ghn_jax.runs.weight_files', 'unpack'),
 }
 __all__ = [
     '__version__', 'Dataset', 'Hypernetwork', 'NetworkSpec', 'Policy', 'SPLITS', 'Scheme', 'Space',
     'UserError', 'build_graph', 'evaluate', 'load', 'load_dataset', 'load_networks', 'load_policy',
     'make_space', 'parse_bits', 'quantize', 'run', 'save_networks',
+    'unpack',
 ]  # fmt: skip
 
 
