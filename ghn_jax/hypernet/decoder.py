@@ -21,7 +21,7 @@ from ghn_jax.hypernet.tiles import Items as Items
 from ghn_jax.hypernet.tiles import count_items as count_items
 from ghn_jax.hypernet.tiles import decoder_table as decoder_table
 from ghn_jax.hypernet.tiles import tile_parameters as tile_parameters
-from ghn_jax.networks.graph import NetworkGraph
+from ghn_jax.networks.graph import Graph
 
 
 def init_decoder(
@@ -135,7 +135,7 @@ def _squash_bias(p: jax.Array) -> jax.Array:
 
 
 def predict_tensors(
-    params: dict[str, Params], x: jax.Array, graph: NetworkGraph, *, normalise: bool = True
+    params: dict[str, Params], x: jax.Array, graph: Graph, *, normalise: bool = True
 ) -> dict[str, jax.Array]:
     """Predict every tensor of a network from its embeddings x [N, D], one by one as the published code does.
 
