@@ -8,7 +8,6 @@ for linear weights. 'jax' is HWIO for convolutions, as `lax.conv_general_dilated
 import dataclasses
 import json
 import os
-import pathlib
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
@@ -17,8 +16,9 @@ import numpy as np
 from safetensors.numpy import save
 
 import ghn_jax
-from ghn_jax.base import cli, files
+from ghn_jax.base import cli, files, paths
 from ghn_jax.base.errors import FieldError, UserError
+from ghn_jax.base.paths import Place
 from ghn_jax.hypernet.policy_features import check_policies, resolve
 from ghn_jax.hypernet.predict import Weights, check_network, predict_from_graph
 from ghn_jax.networks.graph import build_graph
@@ -92,7 +92,7 @@ def predict(
     return weights, metadata | ({'quantization': json.dumps(quantization)} if quantization else {})
 
 
-def output_files(out: str, specs: Sequence[NetworkSpec]) -> list[pathlib.Path]:
+def output_files(out: str, specs: Sequence[NetworkSpec]) -> list[Place]:
     """Return the file of each network. `out` is a file, a name with {name} in it, or a directory that exists.
 
     Raises:
@@ -100,7 +100,7 @@ def output_files(out: str, specs: Sequence[NetworkSpec]) -> list[pathlib.Path]:
     """
     if not out:
         raise FieldError('out', ' is missing: give a file, such as net.safetensors')
-    if os.path.isdir(out):
+    if files.is_folder(paths.place(out, 'out')):
         out = os.path.join(out, '{name}.safetensors')
     if '{name}' not in out:
         if len(specs) > 1:
@@ -129,7 +129,7 @@ def with_names(specs: Sequence[NetworkSpec]) -> list[NetworkSpec]:
 def write_predictions(
     run: Run,
     specs: Sequence[NetworkSpec],
-    outputs: Sequence[pathlib.Path],
+    outputs: Sequence[Place],
     *,
     layout: str = 'pytorch',
     policy: Policy,

@@ -2,7 +2,7 @@
 
 import contextlib
 import functools
-import pathlib
+import os
 
 from ml_collections import ConfigDict
 
@@ -28,7 +28,7 @@ from ghn_jax.training.validation import make_validation
 
 def train(
     config: RunConfig | ConfigDict,
-    workdir: pathlib.Path,
+    workdir: str | os.PathLike,
     *,
     stop_at: int | None = None,
     stopping: Stopping | None = None,
