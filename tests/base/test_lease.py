@@ -73,7 +73,7 @@ def test_a_holder_on_another_machine_is_taken_for_dead_where_it_renews_nothing(c
     assert 'whether it lives' in capsys.readouterr().err
 
 
-def test_a_holder_whose_clock_is_wrong_is_refused_to_nobody_as_long_as_it_renews(cloud, path, quick):
+def test_a_holder_that_renews_is_alive_whatever_its_clock_says(cloud, path, quick):
     stop = threading.Event()
 
     def renew():
