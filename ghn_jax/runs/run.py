@@ -2,7 +2,6 @@
 
 import dataclasses
 import os
-import pathlib
 from collections.abc import Iterable
 from typing import Any
 
@@ -12,6 +11,7 @@ from ghn_jax import config as configs
 from ghn_jax.base import paths
 from ghn_jax.base.errors import FieldError, UserError, shown
 from ghn_jax.base.jsonlines import read_jsonl
+from ghn_jax.base.paths import Place
 from ghn_jax.config import RunConfig
 from ghn_jax.hypernet.ghn import GHN, GHNConfig
 from ghn_jax.quant.policy import parse_bits
@@ -49,7 +49,7 @@ def load_run(workdir: str | os.PathLike, step: str = 'latest') -> Run:
     Raises:
       UserError: no such checkpoint, or one that is not ours; that of a number was deleted meanwhile.
     """
-    workdir = paths.local(workdir, 'workdir')
+    workdir = paths.place(workdir, 'workdir')
     with Checkpoints(workdir) as checkpoints:
         if step == 'best':
             params, meta = _restore_best(workdir, checkpoints)
@@ -88,7 +88,7 @@ def best(validations: Iterable[tuple[int, float]]) -> tuple[int, float] | None:
     return max(validations, key=lambda v: (v[1], -v[0]), default=None)
 
 
-def _restore_best(workdir: pathlib.Path, checkpoints: Checkpoints) -> tuple[Any, dict]:
+def _restore_best(workdir: Place, checkpoints: Checkpoints) -> tuple[Any, dict]:
     for _ in range(_ATTEMPTS):
         step = _best_step(workdir, checkpoints)
         try:
@@ -98,7 +98,7 @@ def _restore_best(workdir: pathlib.Path, checkpoints: Checkpoints) -> tuple[Any,
     raise FieldError('step', f'=best: {workdir} has a new best step at each attempt to read it: try again')
 
 
-def _best_step(workdir: pathlib.Path, checkpoints: Checkpoints) -> int:
+def _best_step(workdir: Place, checkpoints: Checkpoints) -> int:
     name = validated(configs.from_json(checkpoints.restore_meta()['config']))
     rows = read_jsonl(workdir / 'metrics.jsonl')
     found = best((row['step'], row[name]) for row in rows if row.get(name) is not None)
