@@ -98,7 +98,7 @@ class _Against:
         if not path:
             return cls()
         local = paths.local(path, 'against')
-        if os.path.isdir(local):
+        if os.path.isdir(local) or paths.zoo_name(path) is not None:
             return cls(str(local), run=load_run(local))
         return cls(str(local), result=results.read_result(local))
 
