@@ -107,6 +107,8 @@ def _report_unraisable(error) -> None:
 def check_workdir(workdir: str | os.PathLike | None, *, must_exist: bool = False) -> Place:
     """Return the run directory as an absolute path; it is not created here.
 
+    must_exist: it is read only; then `zoo:NAME` may stand in its place, and is returned as it is.
+
     Raises:
       FieldError: it is not given, is or lies under a file, cannot be written, or is wanted and absent.
     """
@@ -114,6 +116,8 @@ def check_workdir(workdir: str | os.PathLike | None, *, must_exist: bool = False
         raise FieldError('workdir', ' is missing: give the run directory, such as runs/quickstart')
     if not must_exist:
         return check_folder(workdir, 'workdir')
+    if paths.zoo_name(workdir) is not None:  # judged when it is read
+        return pathlib.Path(workdir)
     path = _absolute(workdir, 'workdir')
     _check_place(path, 'workdir', workdir)
     if not path.exists():
@@ -127,8 +131,10 @@ def check_folder(folder: str | os.PathLike, name: str) -> Place:
     name: of the argument or flag, for the message (`out`).
 
     Raises:
-      FieldError: it is or lies under a file, or cannot be written.
+      FieldError: it is or lies under a file, is of the zoo, or cannot be written.
     """
+    if paths.zoo_name(folder) is not None:
+        raise FieldError(name, f'={folder} comes with the package, and is only read: give a directory')
     path = _absolute(folder, name)
     parent = _check_place(path, name, folder)
     if not files.may_write(parent):

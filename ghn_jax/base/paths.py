@@ -55,6 +55,16 @@ def check_place(path: str | os.PathLike, what: str) -> None:
         check_local(path, what)
 
 
+ZOO = 'zoo:'
+"""What a name of the zoo begins with, in the place of a run directory."""
+
+
+def zoo_name(path: str | os.PathLike) -> str | None:
+    """Return NAME of `zoo:NAME`, a hypernetwork that comes with the package; None of any other path."""
+    text = os.fspath(path)
+    return text.removeprefix(ZOO) if text.startswith(ZOO) else None
+
+
 def local(path: str | os.PathLike, what: str) -> pathlib.Path:
     """Return the path, its `~` replaced by the home directory. what: its name, for messages (`archs`).
 

@@ -97,6 +97,8 @@ class _Against:
         """Read the run or the result at this path."""
         if not path:
             return cls()
+        if paths.zoo_name(path) is not None:
+            return cls(os.fspath(path), run=load_run(path))
         place = paths.place(path, 'against')
         if files.is_folder(place):
             return cls(str(place), run=load_run(place))

@@ -89,7 +89,9 @@ def define_flags(*, sqnr: bool = False) -> Callable[[], EvaluationFlags]:
       sqnr: whether the noise of rounding is measured where nothing is said of it.
     """
     before = set(flags.FLAGS)
-    workdir = flags.DEFINE_string('workdir', None, 'Run directory, of ghn_jax.train or ghn_jax.convert.')
+    workdir = flags.DEFINE_string(
+        'workdir', None, 'Run directory, of ghn_jax.train or ghn_jax.convert, or zoo:NAME.'
+    )
     step = flags.DEFINE_string('step', 'latest', 'Checkpoint: latest, best (in validation), or a number.')
     read_networks = _define_network_flags()
     read_protocol = _define_protocol_flags(sqnr)
