@@ -10,7 +10,7 @@ convolutions in NHWC/HWIO form to its fast kernel there. So the gradient to the 
 form, with barriers that keep the transposition from being folded back into it, and the gradient to the kernel
 as matrix products (as a convolution it is 2 to 30 times slower). Depthwise convolutions and
 pools are sums of shifted slices, 10 to 40 times faster than XLA:CPU's own. On other backends the library's
-operations are used. `on_cpu` is the one place where that is decided.
+operations are used: `base.backends` says which backend a program is for.
 """
 
 import functools
@@ -23,7 +23,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax import Array, lax
 
-from ghn_jax.base import collectives
+from ghn_jax.base import backends, collectives
 
 _NHWC = ('NHWC', 'HWIO', 'NHWC')
 BATCH_NORM_EPSILON = 1e-5
@@ -31,11 +31,6 @@ LAYER_NORM_EPSILON = 1e-5
 _COLUMN_PIXELS = 512  # of the images whose columns are made at a time
 HEADS = 8  # of attention, at every width
 Quantize = Callable[[Array, int], Array]  # (activation, which of an instruction's) -> fake-quantized
-
-
-def on_cpu() -> bool:
-    """Return whether XLA:CPU's formulations are wanted."""
-    return jax.default_backend() == 'cpu'
 
 
 def wide(x: Array) -> Array:
@@ -63,7 +58,7 @@ def _forward(x: Array, w: Array, stride: tuple[int, int], dilation: int) -> Arra
 
 def _convolve(x: Array, w: Array, stride: tuple[int, int], dilation: int, padding: list) -> Array:
     # XLA:CPU's fast kernel does not take kernels larger than the image (40 times slower): widen the image.
-    if on_cpu() and any(k > n for k, n in zip(_extent(w.shape[:2], dilation), x.shape[1:3])):
+    if backends.on_cpu() and any(k > n for k, n in zip(_extent(w.shape[:2], dilation), x.shape[1:3])):
         x, padding = lax.optimization_barrier(jnp.pad(x, ((0, 0), *padding, (0, 0)))), [(0, 0), (0, 0)]
     spread = (dilation, dilation)
     return lax.conv_general_dilated(x, w, stride, padding, rhs_dilation=spread, dimension_numbers=_NHWC)
@@ -126,7 +121,7 @@ def conv(x: Array, w: Array, stride: tuple[int, int] = (1, 1), dilation: int = 1
     if w.shape[:2] == (1, 1):
         x = x[:, :: stride[0], :: stride[1]]
         return (x.reshape(-1, x.shape[-1]) @ w[0, 0]).reshape(*x.shape[:3], w.shape[-1])
-    return (_conv if on_cpu() else _forward)(x, w, stride, dilation)
+    return (_conv if backends.on_cpu() else _forward)(x, w, stride, dilation)
 
 
 # ---- depthwise convolution
@@ -194,7 +189,7 @@ _depthwise_shifts.defvjp(
 
 def depthwise_conv(x: Array, w: Array, stride: int = 1, dilation: int = 1) -> Array:
     """Convolve each channel with its kernel, 'same' padding. x [N,H,W,C], w [K,K,C] -> [N,H/s,W/s,C]."""
-    if on_cpu():
+    if backends.on_cpu():
         return _depthwise_shifts(x, w, stride, dilation)
     p = (w.shape[0] - 1) * dilation // 2
     return lax.conv_general_dilated(

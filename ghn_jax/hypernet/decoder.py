@@ -22,7 +22,7 @@ from ghn_jax.hypernet.tiles import Items as Items
 from ghn_jax.hypernet.tiles import count_items as count_items
 from ghn_jax.hypernet.tiles import decoder_table as decoder_table
 from ghn_jax.hypernet.tiles import tile_parameters as tile_parameters
-from ghn_jax.networks.graph import NetworkGraph
+from ghn_jax.networks.graph import Graph
 
 _LAST = (  # layers whose outputs are weights
     ('conv', 'out_kernel', 'out_bias'),
@@ -164,7 +164,7 @@ def _squash_bias(p: jax.Array) -> jax.Array:
 def predict_tensors(
     params: dict[str, Params],
     x: jax.Array,
-    graph: NetworkGraph,
+    graph: Graph,
     *,
     normalise: bool = True,
     centred: bool = False,

@@ -13,7 +13,7 @@ import numpy as np
 
 from ghn_jax.base.errors import UserError
 from ghn_jax.base.numbers import round_up
-from ghn_jax.networks.graph import NetworkGraph, Parameter
+from ghn_jax.networks.graph import Graph, Parameter
 
 # Items at a time: larger chunks waste more on the last one, smaller ones add up gradients more often.
 DENSE_CHUNK = 64
@@ -65,7 +65,7 @@ class Tiles(NamedTuple):
 
 
 def decoder_table(
-    graph: NetworkGraph,
+    graph: Graph,
     *,
     max_dense: int,
     max_depth: int,
@@ -86,7 +86,7 @@ def decoder_table(
     for p in graph.parameters:
         kind = kind_of(p, graph)
         if kind == 'class':
-            items[p.name] = kind, p.node - (len(graph.nodes) - 2)
+            items[p.name] = kind, p.row
         elif kind == 'norm':
             items[p.name] = kind, 2 * p.node + p.row
         elif kind == 'depth':
@@ -99,7 +99,7 @@ def decoder_table(
     depths, first_depth = _joined(depth, position, DEPTH_CHUNK)
     items |= {name: ('dense', first) for name, first in first_dense.items()}
     items |= {name: ('depth', first) for name, first in first_depth.items()}
-    label, class_node = f'network {graph.spec.name!r}', len(graph.nodes) - 2
+    label, class_node, bias_node = f'network {graph.name!r}', graph.class_nodes[0], graph.class_nodes[-1]
     table = DecoderTable(
         *_pad(dense, 'max_dense', max_dense, DENSE_CHUNK, label),
         np.array(len(small.rows), np.int32),
@@ -109,7 +109,7 @@ def decoder_table(
         np.array(len(depths), np.int32),
         np.array(class_node, np.int32),
         np.array(fan_in_scale(graph.nodes[class_node].shape or ()), np.float64),
-        np.array(class_node + 1, np.int32),
+        np.array(bias_node, np.int32),
     )
     return table, items
 
@@ -128,9 +128,9 @@ def middle(size: int, largest: int) -> int:
     return largest // 2 - size // 2
 
 
-def kind_of(p: Parameter, graph: NetworkGraph) -> str:
+def kind_of(p: Parameter, graph: Graph) -> str:
     """Say how a tensor is decoded: 'dense', 'depth', 'norm', 'class' or 'pos_enc'."""
-    if p.node >= len(graph.nodes) - 2:
+    if p.node in graph.class_nodes:
         return 'class'
     if graph.nodes[p.node].primitive == 'pos_enc':
         return 'pos_enc'
@@ -178,14 +178,14 @@ def _pad(
 
 
 def count_items(
-    graph: NetworkGraph, *, max_shape: tuple[int, int, int, int] = (64, 64, 11, 11)
+    graph: Graph, *, max_shape: tuple[int, int, int, int] = (64, 64, 11, 11)
 ) -> dict[str, int]:
     """Count the least max_dense and max_depth a network fits in, as 'dense' and 'depth'."""
     table, _ = decoder_table(graph, max_dense=10**6, max_depth=10**6, max_shape=max_shape)
     return {'dense': int(table.n_dense), 'depth': int(table.n_position)}
 
 
-def tile_parameters(tiles: Tiles, items: Items, graph: NetworkGraph) -> dict[str, np.ndarray]:
+def tile_parameters(tiles: Tiles, items: Items, graph: Graph) -> dict[str, np.ndarray]:
     """Cut every tensor, in its PyTorch shape and layout, from decoded tiles: index arithmetic on the host."""
     dense, depth, norm, class_weight, class_bias = map(np.asarray, tiles)
     C, out = depth.shape[1], {}
