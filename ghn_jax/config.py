@@ -186,7 +186,7 @@ class RunConfig(_Section):
             raise FieldError('image_size', f'={self.image_size}: expected a multiple of 8')
         for key in ('data_dir', 'init_from'):
             path = getattr(self, key)
-            paths.check_local(path, key)
+            (paths.check_place if key == 'init_from' else paths.check_local)(path, key)
             if '\0' in path:
                 raise FieldError(key, f'={shown(path)}: expected a directory')
 

@@ -127,7 +127,7 @@ def test_lists_become_tuples_and_integers_the_floats_that_were_declared():
         (lambda: config.QuantConfig(draw_per='image'), "draw_per='image': expected one of"),
         (lambda: config.RunConfig(image_size=20), 'image_size=20: expected a multiple of 8'),
         (lambda: config.RunConfig(train=3), 'train=3: expected a value of type TrainConfig'),
-        (lambda: config.RunConfig(init_from='gs://b'), 'init_from=gs://b: cloud storage'),
+        (lambda: config.RunConfig(init_from='s3://b'), 'init_from=s3://b: addresses'),
         (lambda: Scheme(activation_range='mse'), 'activation_range=mse: one batch does not tell'),
         (lambda: Scheme(activation_clip=0.0), 'activation_clip=0.0: expected 0.01 to 1'),
         (lambda: make_space('convnets250k', cells=(6, 4)), 'cells=(6, 4): expected'),

@@ -145,19 +145,19 @@ def quickstart(tmp_path):
 
 
 def test_the_quickstart_trains_twice_by_one_config_and_scores_both_together(quickstart, tmp_path):
-    done, (qat, exact, scores) = quickstart('--config.seed=7', '--config.space.channels=(16, 32)')
-    assert done.returncode == 0 and not done.stderr, done.stderr
+    done, (first, qat, exact, scores) = quickstart('--config.seed=7', '--config.space.channels=(16, 32)')
+    assert first == 'launch/first.py' and done.returncode == 0 and not done.stderr, done.stderr
     assert qat.replace('/qat', '/float').replace('=w4a4', '=float') == exact != qat
     assert '--config.seed=7 --config.space.channels=(16, 32)' in qat
     assert f'--workdir={tmp_path}/runs/a/qat --against={tmp_path}/runs/a/float' in scores
     headings = [line for line in done.stdout.splitlines() if line.startswith('==')]
-    assert len(headings) == 3
+    assert len(headings) == 4
     # The lines of one training are not mixed with those of the other.
     said = [line for line in done.stdout.splitlines() if line.startswith('step')]
     assert said == ['step 250/250   of qat', 'step 250/250   of float']
 
 
-@pytest.mark.parametrize(('which', 'called'), [('qat', 1), ('float', 2)])
+@pytest.mark.parametrize(('which', 'called'), [('qat', 2), ('float', 3)])
 def test_a_training_of_the_quickstart_that_fails_ends_it_with_its_code_and_words(quickstart, which, called):
     done, calls = quickstart(**{f'CODE_{which}': '3'})
     assert done.returncode == 3 and done.stderr == f'error: CODE_{which}\n'
