@@ -75,12 +75,14 @@ class HypernetworkConfig(_Section):
     """The hypernetwork, but for what the data and the published format decide: see `GHNConfig`."""
 
     hid: int = number(GHNConfig.hid, 4, 4096)  # width of node embeddings and states
-    hypernet: str = GHNConfig.hypernet  # gatedgnn | mlp
+    hypernet: str = GHNConfig.hypernet  # gatedgnn | graphormer (GHN-3) | mlp
     decoder: str = GHNConfig.decoder  # conv, the only one
     weight_norm: bool = GHNConfig.weight_norm  # these three off: GHN-1
     ve: bool = GHNConfig.ve
     layernorm: bool = GHNConfig.layernorm
     bits: bool = GHNConfig.bits  # whether it is told the bits of every tensor, and writes weights for them
+    layers: int = number(GHNConfig.layers, 1, 256)  # of a graphormer
+    heads: int = number(GHNConfig.heads, 1, 256)  # of its attention, a divisor of hid
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -190,7 +192,7 @@ class RunConfig(_Section):
             raise FieldError('image_size', f'={self.image_size}: expected a multiple of 8')
         for key in ('data_dir', 'init_from'):
             path = getattr(self, key)
-            paths.check_local(path, key)
+            (paths.check_place if key == 'init_from' else paths.check_local)(path, key)
             if '\0' in path:
                 raise FieldError(key, f'={shown(path)}: expected a directory')
 

@@ -1,13 +1,13 @@
 """What a command that scores networks is asked for: its flags, and what they say once they are checked."""
 
 import dataclasses
-import pathlib
 from collections.abc import Callable, Sequence
 
 from absl import flags
 
 from ghn_jax.base import bounds, cli
 from ghn_jax.base.errors import UserError
+from ghn_jax.base.paths import Place
 from ghn_jax.base.start import start
 from ghn_jax.cnn.deploy import calibration
 from ghn_jax.evaluation.evaluation_spec import BATCH_SIZE, BITS, NUM_NETWORKS, EvaluationSpec
@@ -35,7 +35,7 @@ class EvaluationFlags:
       given: the flags that were on the command line.
     """
 
-    workdir: pathlib.Path
+    workdir: Place
     step: str
     data_dir: str | None
     spec: EvaluationSpec

@@ -64,6 +64,8 @@ def reduce(recorder: Recorder, step: Step, values: Sequence[Value]) -> Value:
     (value,) = values
     axes, shape = step.eqn.params['axes'], step.shapes[0]
     left = math.prod(step.out_shape) // (1 if 0 in axes else recorder.images)
+    if isinstance(value, Statistic) and recorder.is_pool(value):
+        value = replace(recorder.as_flow(value), squared=value.power)
     if isinstance(value, Statistic):
         batch = value.batch or 0 in axes
         return replace(value, batch=batch, origin=step.outputs[0], left=left)

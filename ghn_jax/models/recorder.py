@@ -112,12 +112,16 @@ class Recorder:
         """Return a value that a layer reads: of sums over all pixels, a global pool."""
         if isinstance(value, Flow):
             return value
-        if value.batch or value.left != self.channels[value.op]:
+        if not self.is_pool(value):
             return Flow(value.op)
         if value.origin not in self.pools:
             kind, shape = ('glob_avg', None) if value.window is None else ('max_pool', (1, 1, *value.window))
             self.pools[value.origin] = self.add(kind, [value.op], channels=value.left, shape=shape)
         return Flow(self.pools[value.origin])
+
+    def is_pool(self, value: Statistic) -> bool:
+        """Return whether a value has one number for each channel of each image."""
+        return not value.batch and value.left == self.channels[value.op]
 
     # ---- parameters
 

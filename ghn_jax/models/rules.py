@@ -96,8 +96,11 @@ def elementwise(recorder: Recorder, step: Step, values: Sequence[Value]) -> list
 def power(recorder: Recorder, step: Step, values: Sequence[Value]) -> Value:
     """Take a power; an even one, summed up, may be a variance."""
     (value,) = elementwise(recorder, step, values)
-    square = step.eqn.params.get('y', 2) == 2
-    return replace(value, squared=True) if square and isinstance(value, Flow) else value
+    if step.eqn.params.get('y', 2) != 2:
+        return value
+    if isinstance(value, Statistic):
+        return replace(value, power=True)
+    return replace(value, squared=True) if isinstance(value, Flow) else value
 
 
 @rule('sqrt', 'rsqrt', 'pow')
@@ -115,6 +118,8 @@ def multiply(recorder: Recorder, step: Step, values: Sequence[Value]) -> Value:
         if isinstance(y, Statistic) and y.root:
             if isinstance(x, View):
                 return replace(y, scale=x)
+            if isinstance(x, Statistic) and x.origin in recorder.pools:
+                x = recorder.as_flow(x)
             if isinstance(x, Flow) and x.op == y.op:
                 return recorder.norm(x, y)
         if isinstance(y, View) and isinstance(x, Flow | Statistic) and step.primitive == 'mul':

@@ -2,7 +2,6 @@
 
 import dataclasses
 import os
-import pathlib
 from collections.abc import Iterable
 from typing import Any
 
@@ -12,6 +11,7 @@ from ghn_jax import config as configs
 from ghn_jax.base import paths
 from ghn_jax.base.errors import FieldError, UserError, shown
 from ghn_jax.base.jsonlines import read_jsonl
+from ghn_jax.base.paths import Place
 from ghn_jax.config import RunConfig
 from ghn_jax.hypernet.ghn import GHN, GHNConfig
 from ghn_jax.quant.policy import parse_bits
@@ -56,7 +56,7 @@ def load_run(workdir: str | os.PathLike, step: str = 'latest') -> Run:
     if (name := paths.zoo_name(workdir)) is not None:
         params, meta = _of_zoo(name, step)
     else:
-        workdir = paths.local(workdir, 'workdir')
+        workdir = paths.place(workdir, 'workdir')
         params, meta = _restore(workdir, step)
     config, ghn, done = read_meta(meta, workdir)
     return Run(config=config, ghn=GHN(ghn), params=params, step=done, meta=meta)
@@ -94,14 +94,14 @@ def _of_zoo(name: str, step: str) -> tuple[Any, dict]:
     return params, meta
 
 
-def _restore(workdir: pathlib.Path, step: str) -> tuple[Any, dict]:
+def _restore(workdir: Place, step: str) -> tuple[Any, dict]:
     with Checkpoints(workdir) as checkpoints:
         if step == 'best':
             return _restore_best(workdir, checkpoints)
         return checkpoints.restore_params(step=None if step == 'latest' else int(step))
 
 
-def _restore_best(workdir: pathlib.Path, checkpoints: Checkpoints) -> tuple[Any, dict]:
+def _restore_best(workdir: Place, checkpoints: Checkpoints) -> tuple[Any, dict]:
     for _ in range(_ATTEMPTS):
         step = _best_step(workdir, checkpoints)
         try:
@@ -111,7 +111,7 @@ def _restore_best(workdir: pathlib.Path, checkpoints: Checkpoints) -> tuple[Any,
     raise FieldError('step', f'=best: {workdir} has a new best step at each attempt to read it: try again')
 
 
-def _best_step(workdir: pathlib.Path, checkpoints: Checkpoints) -> int:
+def _best_step(workdir: Place, checkpoints: Checkpoints) -> int:
     name = validated(configs.from_json(checkpoints.restore_meta()['config']))
     rows = read_jsonl(workdir / 'metrics.jsonl')
     found = best((row['step'], row[name]) for row in rows if row.get(name) is not None)
