@@ -25,7 +25,9 @@ from ghn_jax.runs.prediction import LAYOUTS, output_files, with_names, write_pre
 from ghn_jax.runs.run import load_run
 from ghn_jax.runs.weight_files import FORMATS
 
-_WORKDIR = flags.DEFINE_string('workdir', None, 'Run directory, of ghn_jax.train or ghn_jax.convert.')
+_WORKDIR = flags.DEFINE_string(
+    'workdir', None, 'Run directory, of ghn_jax.train or ghn_jax.convert, or zoo:NAME.'
+)
 _ARCH = flags.DEFINE_string('arch', None, 'Architecture file: JSON of one network or a list.')
 _OUT = flags.DEFINE_string(
     'out', None, 'File to write; for several networks a directory, or a name with {name}.'

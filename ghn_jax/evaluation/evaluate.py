@@ -16,7 +16,7 @@ from jax.sharding import Mesh
 import ghn_jax
 from ghn_jax.assembly.memory import check_scoring
 from ghn_jax.assembly.mesh import first
-from ghn_jax.base import paths
+from ghn_jax.base import files, paths
 from ghn_jax.base.errors import FieldError
 from ghn_jax.cnn.deploy import integer
 from ghn_jax.datasets.load import Dataset
@@ -97,10 +97,12 @@ class _Against:
         """Read the run or the result at this path."""
         if not path:
             return cls()
-        local = paths.local(path, 'against')
-        if os.path.isdir(local):
-            return cls(str(local), run=load_run(local))
-        return cls(str(local), result=results.read_result(local))
+        if paths.zoo_name(path) is not None:
+            return cls(os.fspath(path), run=load_run(path))
+        place = paths.place(path, 'against')
+        if files.is_folder(place):
+            return cls(str(place), run=load_run(place))
+        return cls(str(place), result=results.read_result(place))
 
 
 @dataclasses.dataclass(frozen=True)

@@ -1,13 +1,13 @@
 """What a command that scores networks is asked for: its flags, and what they say once they are checked."""
 
 import dataclasses
-import pathlib
 from collections.abc import Callable, Sequence
 
 from absl import flags
 
 from ghn_jax.base import bounds, cli
 from ghn_jax.base.errors import UserError
+from ghn_jax.base.paths import Place
 from ghn_jax.base.start import start
 from ghn_jax.cnn.deploy import calibration
 from ghn_jax.evaluation.evaluation_spec import BATCH_SIZE, BITS, NUM_NETWORKS, EvaluationSpec
@@ -35,7 +35,7 @@ class EvaluationFlags:
       given: the flags that were on the command line.
     """
 
-    workdir: pathlib.Path
+    workdir: Place
     step: str
     data_dir: str | None
     spec: EvaluationSpec
@@ -89,7 +89,9 @@ def define_flags(*, sqnr: bool = False) -> Callable[[], EvaluationFlags]:
       sqnr: whether the noise of rounding is measured where nothing is said of it.
     """
     before = set(flags.FLAGS)
-    workdir = flags.DEFINE_string('workdir', None, 'Run directory, of ghn_jax.train or ghn_jax.convert.')
+    workdir = flags.DEFINE_string(
+        'workdir', None, 'Run directory, of ghn_jax.train or ghn_jax.convert, or zoo:NAME.'
+    )
     step = flags.DEFINE_string('step', 'latest', 'Checkpoint: latest, best (in validation), or a number.')
     read_networks = _define_network_flags()
     read_protocol = _define_protocol_flags(sqnr)

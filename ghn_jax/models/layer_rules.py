@@ -1,4 +1,4 @@
-"""What primitives with structure do: convolutions, products, sums over axes, windows, concatenation, loops."""
+"""What primitives with structure do: convolutions, products, sums, windows, concatenation, loops."""
 
 import math
 from collections.abc import Sequence
@@ -64,6 +64,8 @@ def reduce(recorder: Recorder, step: Step, values: Sequence[Value]) -> Value:
     (value,) = values
     axes, shape = step.eqn.params['axes'], step.shapes[0]
     left = math.prod(step.out_shape) // (1 if 0 in axes else recorder.images)
+    if isinstance(value, Statistic) and recorder.is_pool(value):
+        value = replace(recorder.as_flow(value), squared=value.power)
     if isinstance(value, Statistic):
         batch = value.batch or 0 in axes
         return replace(value, batch=batch, origin=step.outputs[0], left=left)
@@ -100,7 +102,9 @@ def concatenate(recorder: Recorder, step: Step, values: Sequence[Value]) -> Valu
     flows = [v for v in values if isinstance(v, Flow | Statistic)]
     if any(map(leaves_of, values)) or not flows:
         return elementwise(recorder, step, values)[0]
-    if all(isinstance(v, Statistic) and v.op == flows[0].op and v.left != recorder.channels[v.op] for v in flows):
+    if all(
+        isinstance(v, Statistic) and v.op == flows[0].op and v.left != recorder.channels[v.op] for v in flows
+    ):
         return recorder.join('concat', flows)
     if len({v.op for v in flows}) == 1 and all(isinstance(v, Statistic) and v.batch for v in flows):
         return recorder.join('concat', flows)

@@ -73,6 +73,7 @@ class Statistic:
 
     It becomes part of a norm, or a global pool: who reads it decides.
     batch: summed over the images.   squared: of squares.   root: a root was taken of such, as for a norm.
+    power: a square was taken of it.
     scale, shift: parameters that were multiplied with, and added to it.
     origin: slot of the sum.   left: numbers left for each image.   window: of a maximum, its size.
     """
@@ -84,6 +85,7 @@ class Statistic:
     left: int
     window: Shape | None = None
     root: bool = False
+    power: bool = False
     scale: View | None = None
     shift: View | None = None
 

@@ -81,7 +81,7 @@ def unpack_weights(arrays: Mapping[str, np.ndarray], table: Mapping[str, Any]) -
         return dict(arrays)
     for name in (SCALE, ZERO_POINT):
         if name not in arrays or arrays[name].ndim != 1:
-            raise UserError(f'the packed weights lack {name}: give a file of ghn_jax.predict --packed')
+            raise UserError(f'the packed weights lack {name}: give a file of packed weights')
     scales, zeros = arrays[SCALE], arrays[ZERO_POINT]
     weights = {name: w for name, w in arrays.items() if name not in (SCALE, ZERO_POINT)}
     first = 0

@@ -8,7 +8,6 @@ the checkpoint says about itself, types of the arrays, and the text of the direc
 import gzip
 import json
 import os
-import pathlib
 import re
 import zlib
 from typing import Any, NamedTuple
@@ -41,7 +40,7 @@ class Pack(NamedTuple):
     records: dict[str, str]
 
 
-def write_pack(path: str | os.PathLike, workdir: pathlib.Path, state: Any, meta: dict[str, Any]) -> None:
+def write_pack(path: str | os.PathLike, workdir: str | os.PathLike, state: Any, meta: dict[str, Any]) -> None:
     """Write a run into one file, which replaces the one there is when all of it is on the disk.
 
     Args:
@@ -59,7 +58,9 @@ def write_pack(path: str | os.PathLike, workdir: pathlib.Path, state: Any, meta:
         'format': _FORMAT,
         'meta': meta,
         'types': {name: str(array.dtype) for name, array in arrays.items()},
-        'records': {file.name: file.read_text() for file in sorted(workdir.glob('*.jsonl'))},
+        'records': {
+            file.name: file.read_text() for file in sorted(paths.place(workdir, 'workdir').glob('*.jsonl'))
+        },
     }
     planes = {name: _planes(array) for name, array in arrays.items()}
     planes[_RUN] = np.frombuffer(json.dumps(run).encode(), np.uint8)

@@ -8,7 +8,6 @@ for linear weights. 'jax' is HWIO for convolutions, as `lax.conv_general_dilated
 import dataclasses
 import json
 import os
-import pathlib
 import time
 from collections.abc import Iterator, Sequence
 from typing import Any
@@ -16,7 +15,9 @@ from typing import Any
 import numpy as np
 
 import ghn_jax
+from ghn_jax.base import files, paths
 from ghn_jax.base.errors import FieldError, UserError
+from ghn_jax.base.paths import Place
 from ghn_jax.hypernet.policy_features import check_policies, resolve
 from ghn_jax.hypernet.predict import Weights, check_network, predict_from_graph
 from ghn_jax.networks.graph import build_graph
@@ -85,7 +86,7 @@ def predict(
     return weights, metadata | ({'quantization': json.dumps(quantization)} if quantization else {})
 
 
-def output_files(out: str, specs: Sequence[NetworkSpec], format: str = 'safetensors') -> list[pathlib.Path]:
+def output_files(out: str, specs: Sequence[NetworkSpec], format: str = 'safetensors') -> list[Place]:
     """Return the file of each network. `out` is a file, a name with {name} in it, or a directory that exists.
 
     format: one of `weight_files.FORMATS`; what 'orbax' writes is a directory.
@@ -95,7 +96,7 @@ def output_files(out: str, specs: Sequence[NetworkSpec], format: str = 'safetens
     """
     if not out:
         raise FieldError('out', ' is missing: give a file, such as net.safetensors')
-    if os.path.isdir(out):
+    if files.is_folder(paths.place(out, 'out')):
         out = os.path.join(out, f'{{name}}.{format}')
     if '{name}' not in out:
         if len(specs) > 1:
@@ -124,7 +125,7 @@ def with_names(specs: Sequence[NetworkSpec]) -> list[NetworkSpec]:
 def write_predictions(
     run: Run,
     specs: Sequence[NetworkSpec],
-    outputs: Sequence[pathlib.Path],
+    outputs: Sequence[Place],
     *,
     layout: str = 'pytorch',
     policy: Policy,

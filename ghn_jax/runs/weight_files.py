@@ -7,7 +7,6 @@ Orbax checkpoint is a directory; its pytree has the names cut at their dots: tre
 import io
 import json
 import os
-import pathlib
 from collections.abc import Mapping
 from typing import Any
 
@@ -17,6 +16,7 @@ from safetensors.numpy import save
 
 from ghn_jax.base import cli, files
 from ghn_jax.base.errors import FieldError, UserError
+from ghn_jax.base.paths import Place
 from ghn_jax.quant.packed import pack_weights, unpack_weights
 
 FORMATS = ('safetensors', 'npz', 'orbax')
@@ -27,7 +27,7 @@ _CHANNELS = {'pytorch': 0, 'jax': -1}  # axis of the output channels in each lay
 Weights = dict[str, np.ndarray]
 
 
-def write_weights(path: pathlib.Path, weights: Weights, metadata: Mapping[str, str], format: str) -> None:
+def write_weights(path: Place, weights: Weights, metadata: Mapping[str, str], format: str) -> None:
     """Write a file of weights, or a directory for 'orbax', whole or not at all.
 
     Raises:
@@ -47,7 +47,7 @@ def write_weights(path: pathlib.Path, weights: Weights, metadata: Mapping[str, s
         )
 
 
-def check_place(path: str | os.PathLike, format: str) -> pathlib.Path:
+def check_place(path: str | os.PathLike, format: str) -> Place:
     """Return the path of a file of weights to be written. Raises FieldError where it cannot be."""
     for other in FORMATS:
         if other != format and os.path.splitext(path)[1] == f'.{other}':
@@ -105,7 +105,7 @@ def unpack(path: str | os.PathLike) -> Weights:
     return unpack_weights(arrays, table)
 
 
-def _write_orbax(path: pathlib.Path, weights: Weights, metadata: Mapping[str, str]) -> None:
+def _write_orbax(path: Place, weights: Weights, metadata: Mapping[str, str]) -> None:
     import orbax.checkpoint as ocp  # a second to import
 
     tree: dict[str, Any] = {}

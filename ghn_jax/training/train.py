@@ -3,7 +3,6 @@
 import contextlib
 import functools
 import os
-import pathlib
 
 from ml_collections import ConfigDict
 
@@ -32,7 +31,7 @@ from ghn_jax.training.validation import make_validation
 
 def train(
     config: RunConfig | ConfigDict,
-    workdir: pathlib.Path,
+    workdir: str | os.PathLike,
     *,
     stop_at: int | None = None,
     stopping: Stopping | None = None,
@@ -90,14 +89,16 @@ def train(
         return Loop(parts, means).run(state, start, stop)
 
 
-def _checkpoints(config: RunConfig, workdir: pathlib.Path) -> Checkpoints:
+def _checkpoints(config: RunConfig, workdir: str | os.PathLike) -> Checkpoints:
     return Checkpoints(
         workdir, keep=config.keep_checkpoints, keep_every=config.keep_every_steps,
         background=config.save_in_background,
     )  # fmt: skip
 
 
-def _logger(config: RunConfig, workdir: pathlib.Path, space: Space, start: int) -> FileLogger | SilentLogger:
+def _logger(
+    config: RunConfig, workdir: str | os.PathLike, space: Space, start: int
+) -> FileLogger | SilentLogger:
     if not processes.is_first():
         return SilentLogger()
     return FileLogger(workdir, config, space, start, validated=validated(config))
