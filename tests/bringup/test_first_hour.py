@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -133,6 +134,7 @@ def test_bad_input_is_one_line_before_anything_is_begun(tmp_path, arguments, wor
 
 
 @pytest.mark.slow
+@pytest.mark.skipif(shutil.which('nvidia-smi') is not None, reason='the script would install JAX for the GPU')
 def test_a_first_hour_of_a_tiny_config_on_this_cpu(tmp_path):
     """What a busy machine does not do in two minutes is out of time; nothing else goes wrong."""
     done = subprocess.run(
