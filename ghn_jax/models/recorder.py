@@ -6,7 +6,7 @@ The rules (`rules`, `layer_rules`) say what each primitive does; what they have 
 import dataclasses
 import math
 from collections.abc import Sequence
-from typing import NoReturn
+from typing import Any, NoReturn
 
 from ghn_jax.base.errors import UserError
 from ghn_jax.models.layout import Layout, Tensor, of_positions
@@ -168,7 +168,7 @@ class Recorder:
         layout: Layout,
         operands: tuple[int, int],
         step: Step,
-        **of: object,
+        **of: Any,
     ) -> Flow:
         """Run a convolution or a linear layer. operands: places of the activation and of the weight.
 
@@ -179,7 +179,8 @@ class Recorder:
         self.tensors.setdefault(name, Tensor(layout.shape, view, layout))
         uses = sum(layer.parameter == name for layer in self.layers)
         full_name = f'{name}#{uses + 1}' if uses else name
-        layer = Layer(full_name, 'linear' if len(layout.shape) == 2 else 'conv', name, layout.shape, **of)  # type: ignore
+        of_kind = 'linear' if len(layout.shape) == 2 else 'conv'
+        layer = Layer(full_name, of_kind, name, layout.shape, **of)
         self.layers.append(layer)
         whole = self._whole(step.inputs[activation])
         reader = name if whole is None else self.readers.get(whole, name)

@@ -38,7 +38,7 @@ class Nchw(nn.Module):
 
 
 LINEN = {
-    'densenet': linen_models.DenseNet((1, 2)),
+    'densenet': linen_models.DenseNet((1, 1)),
     'convnext': linen_models.ConvNeXt((1, 1), (16, 32)),
     'squeezenet': linen_models.SqueezeNet(),
     'mobilenet': linen_models.MobileNet(
@@ -51,7 +51,12 @@ LINEN = {
 SWITCHES = {'convnext': {'deterministic': True}, 'mobilenet': {'training': True}}
 
 
-@pytest.mark.parametrize('name', LINEN)
+QUICK = 'densenet', 'nchw_bfloat16'
+
+
+@pytest.mark.parametrize(
+    'name', [name if name in QUICK else pytest.param(name, marks=pytest.mark.slow) for name in LINEN]
+)
 def test_apply_without_quantizer_equals_the_model_to_the_bit(name):
     module, x = LINEN[name], images()
     if name == 'nchw_bfloat16':
@@ -101,7 +106,7 @@ def test_gradients_are_those_of_the_model():
 SCHEMES = (QAT, Scheme(mode='qat', granularity='channel', weight_range='mse', activation_range='sigma'))
 
 
-@pytest.mark.parametrize('turn', [0, 1])
+@pytest.mark.parametrize('turn', [0, pytest.param(1, marks=pytest.mark.slow)])
 def test_quantized_a_network_of_deepnets_gives_the_logits_of_the_plain_reference(turn, quick_reference):
     """Both halves of a strided skip among them, which read one tensor."""
     spec = small_network([('max_pool_3x3', 0), ('sep_conv_3x3', 1)], n_cells=1, stem_type=1)
@@ -136,10 +141,10 @@ def test_every_weight_and_activation_of_a_layer_passes_through_the_quantizer_and
             y = nn.Conv(4, (1, 1), name='right')(x[:, 1:, 1:]).mean((1, 2))
             return nn.Dense(10, name='head')(x.reshape(len(x), -1)) + nn.Dense(10, name='other')(y)
 
-    module, quantizer, captured = Cut(), Recording(), {}
-    model = trace(module, (1, 8, 8, 3))
-    params = module.init(jax.random.key(0), images(1, 8))['params']
-    jax.jit(lambda params, x: model.apply(params, x, quantizer, captured))(params, images(2, 8))
+    quantizer, captured = Recording(), {}
+    model = trace(Cut(), (1, 8, 8, 3))
+    two = jax.ShapeDtypeStruct((2, 8, 8, 3), jnp.float32)
+    jax.eval_shape(lambda params, x: model.apply(params, x, quantizer, captured), model.params, two)
     assert quantizer.weights == {
         'first.kernel': (8, 3, 3, 3), 'right.kernel': (4, 8, 1, 1), 'head.kernel': (10, 512),
         'other.kernel': (10, 4),
