@@ -24,6 +24,7 @@ from ghn_jax.quant.bit_schedule import DRAWS
 from ghn_jax.quant.scheme import Scheme
 
 SCHEDULES = ('step', 'cosine', 'constant')
+OPTIMIZERS = ('adam', 'adamw', 'muon')
 DTYPES = ('float32', 'bfloat16')
 
 _MOST_STEPS = 2**31 - 2  # counted by an int32
@@ -111,7 +112,12 @@ class TrainConfig(_Section):
     steps: int = _steps(210_900)  # 300 epochs of 703 steps: 45,000 images in batches of 64
     meta_batch: int = _bounded('meta_batch', 8)  # networks per step; all see the same images
     batch_size: int = _bounded('batch_size', 64)  # images per step
-    learning_rate: float = number(1e-3, 1e-30, 1e6)  # Adam
+    # adam: with L2 in the gradient, as GHN-2. adamw: decay apart from it. muon: of kernels, with AdamW.
+    optimizer: str = choice('adam', OPTIMIZERS)
+    learning_rate: float = number(1e-3, 1e-30, 1e6)
+    decoder_rate: float = number(1.0, 0, 1e6)  # these three times the learning rate: of the decoder,
+    gnn_rate: float = number(1.0, 0, 1e6)  # of the graph network and the norm behind it,
+    embedding_rate: float = number(1.0, 0, 1e6)  # of the embeddings of nodes and bits
     weight_decay: float = number(1e-5, 0, 1e6)
     clip_norm: float = number(5.0, 1e-30, 1e30)  # of the global gradient norm
     # step: x0.1 at 2/3 and 5/6 of the steps, as GHN-2; cosine: to 0.

@@ -27,12 +27,12 @@ class Leaf:
 
 @dataclasses.dataclass(frozen=True)
 class Layer:
-    """A convolution or a linear layer of a model, or a norm.
+    """A convolution or a linear layer of a model.
 
-    name: its weight, as the model's pytree has it, joined by dots; a later use of the same weight has a number
-      behind it: `head.kernel#2`.
-    kind: 'conv', 'linear' or 'norm'.   parameter: the weight without that number; '' of a norm without scale.
-    shape: of the weight: (out, in / groups, height, width), (out, in) or (channels,).
+    name: its weight, as the model's pytree has it, joined by dots; a later use of the same weight has a
+      number behind it: `head.kernel#2`.
+    kind: 'conv' or 'linear'.   parameter: the weight's name without that number.
+    shape: of the weight: (out, in / groups, height, width) or (out, in).
     stride, groups, dilation: of convolutions.
     """
 
@@ -83,7 +83,13 @@ class Recorder:
     # ---- operations
 
     def add(
-        self, kind: str, ops: Sequence[int], *, channels: int, name: str | None = None, shape: Shape | None = None
+        self,
+        kind: str,
+        ops: Sequence[int],
+        *,
+        channels: int,
+        name: str | None = None,
+        shape: Shape | None = None,
     ) -> int:
         """Add an operation and return its number."""
         self.channels.append(channels)
@@ -152,7 +158,14 @@ class Recorder:
         return Flow(self.add('pos_enc', [op], channels=C, name=leaf.name, shape=layout.shape))
 
     def layer(
-        self, kind: str, value: Flow, view: View, layout: Layout, operands: tuple[int, int], step: Step, **of: object
+        self,
+        kind: str,
+        value: Flow,
+        view: View,
+        layout: Layout,
+        operands: tuple[int, int],
+        step: Step,
+        **of: object,
     ) -> Flow:
         """Run a convolution or a linear layer. operands: places of the activation and of the weight.
 
@@ -239,4 +252,3 @@ def unknown(step: Step) -> NoReturn:
     raise UserError(
         f'operation {step} has no rule: write the model without it, or compute it outside of the model'
     )
-
