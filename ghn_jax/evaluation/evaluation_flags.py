@@ -151,6 +151,9 @@ def _define_network_flags() -> Callable[[], EvaluationSpec]:
     )
     seed = bounds.define_integer('seed', 0, 'Which networks the splits have.')
     archs = flags.DEFINE_string('archs', None, 'Architecture file: score exactly its networks, and no split.')
+    deepnets = flags.DEFINE_string(
+        'deepnets', None, "Folder of DeepNets-1M's published HDF5 and JSON files: the splits are theirs."
+    )
 
     def read() -> EvaluationSpec:
         widths = bits.value if bits.value is not None else () if policy.value else BITS
@@ -162,6 +165,7 @@ def _define_network_flags() -> Callable[[], EvaluationSpec]:
             batch_size=batch_size.value,
             seed=seed.value,
             networks=tuple(load_networks(archs.value)) if archs.value else None,
+            deepnets=deepnets.value or '',
             predicted_for=None if told.value is None else parse_bits(told.value),
         )
 
