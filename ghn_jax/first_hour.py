@@ -10,6 +10,7 @@ of a training its pack and its metrics. A config is trained only where one is gi
 is measured, on random images.
 """
 
+import pathlib
 import signal
 import sys
 
@@ -19,6 +20,7 @@ from ghn_jax import config as configs
 from ghn_jax import config_file
 from ghn_jax.base import cli, paths
 from ghn_jax.base.errors import FieldError, UserError
+from ghn_jax.base.start import define_executables
 from ghn_jax.bringup import numbers, summary
 from ghn_jax.bringup.hour import RESULT, run_hour
 from ghn_jax.bringup.runner import DONE
@@ -35,6 +37,7 @@ _MINUTES = flags.DEFINE_float('minutes', 12.0, 'For all of it.', lower_bound=0.5
 _UNPACK = flags.DEFINE_string(
     'unpack', None, 'Packed run (ghn_jax.train --pack) that the training goes on with.'
 )
+_READ_EXECUTABLES = define_executables()
 _GOLDEN = flags.DEFINE_string(
     'golden', None, 'Folder of the numbers of the published GHN-2, to be checked, too.'
 )
@@ -48,12 +51,13 @@ def main() -> None:
     if _WRITE.value:
         numbers.write_references(cli.check_output(_WRITE.value, 'write_references', ('.json',)))
         return
-    out, config = cli.check_folder(_OUT.value, 'out'), _config()
+    out, config = _folder(), _config()
     if _UNPACK.value and _CONFIG.value is None:
         raise UserError('--unpack without --config: give the config of the packed run')
+    _READ_EXECUTABLES()  # the parts do: this finds out whether they can
     settings = Settings(
         config=config, out=out, train=_CONFIG.value is not None, unpack=_there(_UNPACK.value, 'unpack'),
-        golden=_there(_GOLDEN.value, 'golden'),
+        executables=_there(flags.FLAGS.executables, 'executables'), golden=_there(_GOLDEN.value, 'golden'),
     )  # fmt: skip
     before = signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # which ends the part under way
     try:
@@ -64,6 +68,11 @@ def main() -> None:
     print(f'result: {out / RESULT}')
     if bad := [r['part'] for r in result['parts'] if r['status'] != DONE]:
         cli.fail(f'not done: {", ".join(bad)}', 1)
+
+
+def _folder() -> pathlib.Path:
+    """The folder of results, which processes add to: no bucket."""
+    return pathlib.Path(cli.check_folder(paths.local(_OUT.value, 'out'), 'out'))
 
 
 def _config() -> RunConfig:

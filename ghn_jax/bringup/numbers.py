@@ -7,6 +7,7 @@ add in another order already differ by 0.07 (W8/A8) and 0.11 (W4/A4) in the medi
 the worst; so that of float32 is held tight, worst network included, the others loosely.
 """
 
+import os
 import pathlib
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
@@ -109,7 +110,7 @@ def read_references() -> dict[str, Any]:
     return jsonfile.read(REFERENCES, 'the references', 'make them with python -m ghn_jax.first_hour')
 
 
-def write_references(path: pathlib.Path) -> None:
+def write_references(path: str | os.PathLike) -> None:
     """Compute the references on this machine, a CPU, and write them. Raises UserError."""
     six = SixNetworks()
     training = six.training('float32')

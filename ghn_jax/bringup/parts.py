@@ -26,12 +26,12 @@ def _machine(settings: Settings, seconds: float) -> Results:
 
 
 def _programs(settings: Settings, seconds: float) -> Results:
-    """The run's own programs, found or compiled: a step through the first, then scoring of one network."""
+    """The run's own programs, found or compiled: a step through the first, then scoring of a few networks."""
     run = Steps(steps.from_random(settings.config))
     with_first = run.first(*next(run.own(1)))
     yield {'training': with_first}
-    scored = scoring.Scoring(settings.config, 1)
-    yield {'training': with_first, 'scoring': {'first_network_s': scored.seconds(1)}}
+    scored = scoring.Scoring(settings.config, NETWORKS)
+    yield {'training': with_first, 'scoring': {'first_s': scored.seconds(scoring.BITS[:1])}}
 
 
 def _numbers(settings: Settings, seconds: float) -> Results:
@@ -62,9 +62,9 @@ def _cost(settings: Settings, seconds: float) -> Results:
 
 def _evaluation(settings: Settings, seconds: float) -> Results:
     scored = scoring.Scoring(settings.config, NETWORKS)
-    found = {'first_network_s': scored.seconds(1)}
+    found = {'first_s': scored.seconds(scoring.BITS[:1])}
     yield found
-    yield found | scored.figures(scored.seconds(NETWORKS))
+    yield found | scored.figures(scored.seconds())
 
 
 def _training(settings: Settings, seconds: float) -> Results:

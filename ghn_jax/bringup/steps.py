@@ -14,10 +14,10 @@ import jax
 import numpy as np
 
 from ghn_jax import config as configs
+from ghn_jax.aot.programs import families
 from ghn_jax.assembly.network_batch import Networks, prepare
-from ghn_jax.benchmarks.images import NUM_CLASSES, random_dataset
+from ghn_jax.benchmarks.images import random_dataset
 from ghn_jax.benchmarks.profile import OfFamily
-from ghn_jax.benchmarks.programs import families
 from ghn_jax.cnn.building import build_program
 from ghn_jax.cnn.program import Program
 from ghn_jax.config import RunConfig
@@ -59,8 +59,8 @@ class Steps:
         self.space, self.strategy = make_space_of(config), strategy_of(config)
         self.family = families(self.space, 'train')[0]
         optimizer = make_optimizer(config)
-        ghn = make_ghn(config, NUM_CLASSES)
         dataset = random_dataset(config.dataset, config.image_size)
+        ghn = make_ghn(config, dataset.num_classes)
         self.stepper = Stepper(config, ghn, optimizer, dataset)
         self.state = initial_state(config, ghn, optimizer)
         self.losses: list[float | None] = []  # None: not finite

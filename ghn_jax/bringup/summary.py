@@ -75,7 +75,7 @@ def _programs(result: Mapping[str, Any], records: Sequence[Record]) -> list[str]
     step, scoring = result['training'], result.get('scoring', {})
     return [
         f'first step, of {step["branches"]} branches: {step["first_step_s"]:.1f} s',
-        f'scoring: {scoring["first_network_s"]:.1f} s' if scoring else '',
+        f'scoring: {scoring["first_s"]:.1f} s' if scoring else '',
     ]
 
 
