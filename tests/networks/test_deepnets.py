@@ -1,14 +1,19 @@
 """DeepNets-1M's published files: their networks are the splits' networks."""
 
 import json
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 
 from ghn_jax.base.errors import UserError
+from ghn_jax.config import RunConfig, SpaceConfig
+from ghn_jax.evaluation import evaluate
+from ghn_jax.evaluation.evaluation_spec import EvaluationSpec
 from ghn_jax.networks.deepnets import load_deepnets, published_space
 from ghn_jax.networks.graph import build_graph
 from ghn_jax.networks.spaces import make_space
+from ghn_jax.runs.task import make_space_of
 
 SPACE = make_space('deepnets1m')
 
@@ -90,6 +95,39 @@ def test_the_order_of_nodes_in_a_file_does_not_matter_and_another_graph_is_told(
         file['test/1/adj'][...] = adjacency
     with pytest.raises(UserError, match=r'1 of 3 graphs in .*hdf5 are not those .*first: test 1'):
         load_deepnets(folder, 'test')
+
+
+def test_an_evaluation_takes_the_splits_of_the_files_and_says_where_graphs_differ(
+    folder, capsys, monkeypatch
+):
+    h5py = pytest.importorskip('h5py')
+
+    def sampled(space, split, *, seed, count, image_size):  # without the programs, which take a minute
+        return SimpleNamespace(specs=tuple(space.sample(split, seed, i) for i in range(count)))
+
+    monkeypatch.setattr(evaluate, 'select_split', sampled)
+    spec = EvaluationSpec(splits=('test', 'deep'), num_networks=2, deepnets=str(folder))
+    run = RunConfig(space=SpaceConfig(name='convnets250k'))
+    found = evaluate._select(run, spec)
+    for split in ('test', 'deep'):
+        assert found[split].specs == tuple(SPACE.sample(split, 0, i) for i in range(2))
+    assert capsys.readouterr().err == ''
+    with h5py.File(folder / 'deepnets1m_eval.hdf5', 'r+') as file:
+        file['test/1/adj'][...] = 0
+    evaluate._select(run, spec)
+    assert capsys.readouterr().err.startswith('warning: test: 1 of 2 graphs (the first: 1)')
+
+
+def test_a_run_takes_its_networks_from_the_files_as_they_are(folder):
+    config = RunConfig(space=SpaceConfig(name='deepnets1m', folder=str(folder)))
+    assert make_space_of(config) == published_space(folder)
+    for space, more, message in (
+        (SpaceConfig(folder='x'), {}, 'space.folder=x: its networks are as they are'),
+        (SpaceConfig(name='deepnets1m', folder='x', ks=(3,)), {}, 'its networks are as they are'),
+        (SpaceConfig(name='deepnets1m', folder='x'), {'image_size': 16}, 'for 32 pixels'),
+    ):
+        with pytest.raises(UserError, match=message):
+            make_space_of(RunConfig(space=space, **more))
 
 
 def test_files_that_are_absent_or_others_are_one_clear_error(folder, tmp_path):
