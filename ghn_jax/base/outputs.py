@@ -1,13 +1,13 @@
 """Where the result of a command goes: to the screen as a table, to files as JSON and as a picture."""
 
 import dataclasses
-import pathlib
 from collections.abc import Callable, Sequence
 from typing import Any
 
 from absl import flags
 
 from ghn_jax.base import cli, files, screen
+from ghn_jax.base.paths import Place
 
 flags.disclaim_key_flags()  # --help shows them as the flags of the command that defines them
 
@@ -16,8 +16,8 @@ flags.disclaim_key_flags()  # --help shows them as the flags of the command that
 class Outputs:
     """json, plot: the files to write, None for none. They can be written, as far as can be told before."""
 
-    json: pathlib.Path | None
-    plot: pathlib.Path | None
+    json: Place | None
+    plot: Place | None
 
     def write(
         self, result: Any, *, table: Callable[[Any], str], picture: Callable[..., bytes] | None = None

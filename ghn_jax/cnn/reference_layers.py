@@ -6,7 +6,7 @@ convolution weights OIHW, linear weights (out, in).
 
 import dataclasses
 import functools
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 
 import jax
 import jax.numpy as jnp
@@ -162,24 +162,23 @@ def relu(x: Array) -> Array:
     return jnp.where(x > 0, x, 0)  # gradient 0 at 0
 
 
-def _shifted(x: Array, stride: int, fill: float) -> list[Array]:
-    """Return x as each of the nine positions of a 3x3 kernel sees it, padded by one: row-major."""
-    _, h, w, _ = x.shape
-    padded = jnp.pad(x, ((0, 0), (1, 1), (1, 1), (0, 0)), constant_values=fill)
-    return [padded[:, i : i + h : stride, j : j + w : stride] for i in range(3) for j in range(3)]
-
-
 @functools.partial(jax.jit, static_argnums=1)
 def max_pool(x: Array, stride: int) -> Array:
-    """Return the maximum of 3x3 pixels, [N, H, W, C] to [N, H/stride, W/stride, C]."""
-    best, *others = _shifted(x, stride, -jnp.inf)
-    for other in others:
-        best = jnp.where(other > best, other, best)  # a tie keeps the first, with all the gradient
-    return best
+    """Return the maximum of 3x3 pixels, [N, H, W, C] to [N, H/stride, W/stride, C].
+
+    A tie gives all the gradient to the first pixel, by rows.
+    """
+    return _windows(x, -jnp.inf, lax.max, stride)
 
 
 @functools.partial(jax.jit, static_argnums=1)
 def avg_pool(x: Array, stride: int) -> Array:
     """Return the mean of 3x3 pixels, those beyond the border not counted."""
-    counts = _shifted(jnp.ones((1, *x.shape[1:3], 1), x.dtype), stride, 0)
-    return jnp.sum(jnp.stack(_shifted(x, stride, 0)), axis=0) / jnp.sum(jnp.stack(counts), axis=0)
+    counts = _windows(jnp.ones((1, *x.shape[1:3], 1), x.dtype), 0.0, lax.add, stride)
+    return _windows(x, 0.0, lax.add, stride) / counts
+
+
+def _windows(x: Array, start: float, combine: Callable, stride: int) -> Array:
+    """Combine the pixels under each position of a 3x3 window, around every `stride`-th pixel."""
+    padding = ((0, 0), (1, 1), (1, 1), (0, 0))
+    return lax.reduce_window(x, start, combine, (1, 3, 3, 1), (1, stride, stride, 1), padding)

@@ -27,8 +27,9 @@ import numpy as np
 
 from ghn_jax.base.errors import UserError
 from ghn_jax.hypernet.layers import Params
-from ghn_jax.networks.graph import NetworkGraph
-from ghn_jax.quant.policy import TERNARY, NamedWidths, Policy, Widths, quantizable
+from ghn_jax.networks.graph import Graph
+from ghn_jax.networks.ops import LAYERS
+from ghn_jax.quant.policy import TERNARY, NamedWidths, Policy, Widths
 
 WIDTHS = np.array([1, 2, 3, 4, 6, 8])
 FLOAT_FROM = 16  # bits; so many are as good as float in these networks, which 8 bits hardly change
@@ -41,26 +42,26 @@ _HEARS_OF_LAYER_BEFORE = ('bn', 'ln', 'bias')
 # ---- on the host
 
 
-def weight_names(graph: NetworkGraph) -> tuple[str, ...]:
+def weight_names(graph: Graph) -> tuple[str, ...]:
     """Return the weights of a network that policies speak of: those of convolutions and linear layers."""
-    return quantizable((p.name, p.shape) for p in graph.parameters)
+    return tuple(p.name for p in graph.parameters if graph.nodes[p.node].primitive in LAYERS)
 
 
-def resolve(policy: Policy, graph: NetworkGraph) -> dict[str, Widths]:
+def resolve(policy: Policy, graph: Graph) -> dict[str, Widths]:
     """Return the bits of every weight of a network: {name: (of the weight, of the activation entering it)}.
 
     Raises:
       UserError: the policy is of another network, or names none of its weights.
     """
-    return policy.resolve(weight_names(graph), graph.spec.name)
+    return policy.resolve(weight_names(graph), graph.name)
 
 
-def with_policy(graph: NetworkGraph, policy: Policy) -> NetworkGraph:
+def with_policy(graph: Graph, policy: Policy) -> Graph:
     """Return the graph with the bits of each node. Raises UserError as `resolve`."""
     return with_bits(graph, resolve(policy, graph))
 
 
-def with_bits(graph: NetworkGraph, widths: NamedWidths) -> NetworkGraph:
+def with_bits(graph: Graph, widths: NamedWidths) -> Graph:
     """Return the graph with the bits of each node, of those of all its weights by name.
 
     The layer before a norm or a bias is the one whose weight the shortest path comes from. Of several at one
@@ -80,14 +81,14 @@ def with_bits(graph: NetworkGraph, widths: NamedWidths) -> NetworkGraph:
     return dataclasses.replace(graph, weight_bits=bits[:, 0], activation_bits=bits[:, 1])
 
 
-def check_policies(graphs: Iterable[NetworkGraph], policies: Sequence[Policy]) -> None:
+def check_policies(graphs: Iterable[Graph], policies: Sequence[Policy]) -> None:
     """Raise UserError, with the names of both, unless every policy is for every network."""
     for graph in graphs:
         for policy in policies:
             try:
                 resolve(policy, graph)
             except UserError as e:
-                raise UserError(f'policy {str(policy)!r}, network {graph.spec.name!r}: {e}') from None
+                raise UserError(f'policy {str(policy)!r}, network {graph.name!r}: {e}') from None
 
 
 # ---- on the device

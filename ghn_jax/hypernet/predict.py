@@ -10,7 +10,7 @@ from ghn_jax.hypernet.ghn import GHN, check_classes
 from ghn_jax.hypernet.policy_features import resolve, with_bits
 from ghn_jax.hypernet.tiles import Tiles, count_items, decoder_table, tile_parameters
 from ghn_jax.networks.counts import largest_kernel
-from ghn_jax.networks.graph import NetworkGraph, batch_graphs, build_graph, to_graphs_tuple
+from ghn_jax.networks.graph import Graph, batch_graphs, build_graph, to_graphs_tuple
 from ghn_jax.networks.spec import IMAGE_SIZE, NetworkSpec
 from ghn_jax.quant.policy import NamedWidths, Policy
 
@@ -59,13 +59,16 @@ def predict_weights(ghn: GHN, params: Any, spec: NetworkSpec, policy: Policy | N
       UserError: another number of classes than the hypernetwork's, a kernel larger than its window, a policy
         that is not for this network.
     """
+    check_network(spec, ghn)
     graph = build_graph(spec)
     return predict_from_graph(ghn, params, graph, resolve(policy or Policy(), graph))
 
 
-def predict_from_graph(ghn: GHN, params: Any, graph: NetworkGraph, widths: NamedWidths) -> Weights:
-    """Predict weights as `predict_weights`, from a network's graph and the bits of each weight by name."""
-    check_network(graph.spec, ghn)
+def predict_from_graph(ghn: GHN, params: Any, graph: Graph, widths: NamedWidths) -> Weights:
+    """Predict weights as `predict_weights`, from a network's graph and the bits of each weight by name.
+
+    Nothing is checked but that kernels fit the hypernetwork's window.
+    """
     graph, max_shape = with_bits(graph, widths), ghn.config.max_shape
     needs = {'nodes': len(graph.nodes), **count_items(graph, max_shape=max_shape)}
     scale = 1

@@ -16,7 +16,7 @@ import numpy as np
 
 from ghn_jax.base.errors import UserError
 from ghn_jax.networks.operations import forward_pass
-from ghn_jax.networks.ops import PASS, PRIMITIVES, ForwardPass
+from ghn_jax.networks.ops import LAYERS, PASS, PRIMITIVES, ForwardPass
 from ghn_jax.networks.spec import NetworkSpec
 
 MAX_DISTANCE = 50
@@ -47,22 +47,41 @@ class Parameter(NamedTuple):
     row: int
 
 
-@dataclasses.dataclass(frozen=True)
-class NetworkGraph:
-    """nodes: [N] in topological order, the classifier's weight and bias last.
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Graph:
+    """A network as a hypernetwork sees it, be it made from a spec or traced from a model.
 
+    nodes: [N] in topological order.
     distance: uint8 [N, N], strictly upper triangular.
     parameters: every tensor that influences the logits, in the order of the forward pass.
+    name: of the network, for messages.
+    class_weight, class_bias: nodes of the layer that makes the logits, counted from the end where negative;
+    class_bias is None where it has no bias.
     weight_bits, activation_bits: int32 [N], what a policy says of each node (`hypernet.policy_features`), 0
     for nothing; None without a policy.
     """
 
-    spec: NetworkSpec
     nodes: tuple[Node, ...]
     distance: np.ndarray
     parameters: tuple[Parameter, ...]
+    name: str = ''
+    class_weight: int = -2
+    class_bias: int | None = -1
     weight_bits: np.ndarray | None = None
     activation_bits: np.ndarray | None = None
+
+    @property
+    def class_nodes(self) -> tuple[int, ...]:
+        """The nodes of the weight and, if there is one, of the bias of the layer that makes the logits."""
+        nodes = (self.class_weight, self.class_bias)
+        return tuple(node % len(self.nodes) for node in nodes if node is not None)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class NetworkGraph(Graph):
+    """The graph of a spec: the classifier's weight and bias are the last nodes."""
+
+    spec: NetworkSpec
 
 
 def build_graph(spec: NetworkSpec) -> NetworkGraph:
@@ -70,28 +89,29 @@ def build_graph(spec: NetworkSpec) -> NetworkGraph:
 
     1 to 3 ms for a network of 160 nodes, up to 10 ms for the deepest.
     """
-    operations, logits = forward_pass(spec)
+    nodes, distance, parameters = reduce_to_nodes(*forward_pass(spec))
+    return NetworkGraph(nodes=nodes, distance=distance, parameters=parameters, name=spec.name, spec=spec)
+
+
+def reduce_to_nodes(
+    operations: ForwardPass, logits: int
+) -> tuple[tuple[Node, ...], np.ndarray, tuple[Parameter, ...]]:
+    """Return nodes, distances and parameters, as of a `Graph`, of the operations that `logits` depends on."""
     order = _topological_order(operations, logits)
     kept, parents = _reduced(operations, order)
-    return NetworkGraph(
-        spec=spec,
-        nodes=_nodes(operations, kept),
-        distance=_distances(parents),
-        parameters=_parameters(operations, kept),
-    )
+    return _nodes(operations, kept), _distances(parents), _parameters(operations, kept)
 
 
-def count_depth(graph: NetworkGraph) -> int:
+def count_depth(graph: Graph) -> int:
     """Count the convolutions and linear layers on the longest path from the image to the logits."""
     depth = np.zeros(len(graph.nodes), int)
     for v, node in enumerate(graph.nodes):
         parents = np.flatnonzero(graph.distance[:, v] == 1)
-        layer = node.name.endswith('.weight') and len(node.shape or ()) > 1 and node.primitive != 'pos_enc'
-        depth[v] = int(layer) + max(depth[parents], default=0)
+        depth[v] = int(node.primitive in LAYERS) + max(depth[parents], default=0)
     return int(depth.max())
 
 
-def to_graphs_tuple(graph: NetworkGraph) -> jraph.GraphsTuple:
+def to_graphs_tuple(graph: Graph) -> jraph.GraphsTuple:
     """Convert to a graph of jraph's: an edge for every pair that a path of at most MAX_DISTANCE joins.
 
     nodes: primitive int32 [N], shape int32 [N, 4] (missing dimensions 1; all 0 for nodes without shape),
@@ -282,7 +302,7 @@ def _reduced(operations: ForwardPass, order: list[int]) -> tuple[list[int], list
 def _nodes(operations: ForwardPass, kept: list[int]) -> tuple[Node, ...]:
     nodes, cell, last = [], 0, None
     for op in kept:
-        primitive, name = operations.kind[op], operations.name[op]
+        primitive, name = operations.kind[op], operations.name[op] or operations.shift[op]
         if op == last:  # the second node of a positional encoding
             primitive, name = 'sum', None
         if name is not None:
@@ -294,13 +314,14 @@ def _nodes(operations: ForwardPass, kept: list[int]) -> tuple[Node, ...]:
 
 
 def _parameters(operations: ForwardPass, kept: list[int]) -> tuple[Parameter, ...]:
-    parameters, place = [], {}
+    parameters, place = {}, {}
     for i, op in enumerate(kept):
         place.setdefault(op, i)
     for op in sorted(place):
         for name, shape in operations.tensors(op):
-            parameters.append(Parameter(name, shape, place[op], int(name.endswith('.bias'))))
-    return tuple(parameters)
+            row = int(operations.kind[op] == 'bias' or name == operations.shift[op])
+            parameters.setdefault(name, Parameter(name, shape, place[op], row))  # shared: from its first node
+    return tuple(parameters.values())
 
 
 def _distances(parents: list[list[int]]) -> np.ndarray:

@@ -18,6 +18,7 @@ PRIMITIVES = (
 )  # fmt: skip
 """What a node of a graph can be, in the published order: a hypernetwork has a row of a table for each."""
 
+LAYERS = ('conv', 'sep_conv', 'dil_conv')  # nodes of the weights of convolutions and of linear layers
 PASS = ''  # kind of an operation of the forward pass that is no node: relu, slicing, reshaping, ...
 POOL_SHAPE = (1, 1, 3, 3)
 Shape = tuple[int, ...]
@@ -30,6 +31,7 @@ class ForwardPass:
     """The differentiable operations of a forward pass, as parallel lists; operation 0 is the network's input.
 
     kind: primitive, or PASS.   name, shape: of the parameter; None without.   cell: of the parameter.
+    shift: name of a second parameter of that shape, which a norm adds; None without.
     parents: the operations that feed it.   inputs: its arguments as the depth-first numbering visits them.
     The two differ in linear layers, where the input feeds the weight, and the weight the bias.
     """
@@ -37,6 +39,7 @@ class ForwardPass:
     def __init__(self):
         self.kind: list[str] = []
         self.name: list[str | None] = []
+        self.shift: list[str | None] = []
         self.shape: list[Shape | None] = []
         self.cell: list[int] = []
         self.parents: list[tuple[int, ...]] = []
@@ -51,10 +54,12 @@ class ForwardPass:
         name: str | None = None,
         shape: Shape | None = None,
         inputs: tuple[int, ...] | None = None,
+        shift: str | None = None,
     ) -> int:
         """Add an operation and return its number; so do the methods below."""
         self.kind.append(kind)
         self.name.append(name)
+        self.shift.append(shift)
         self.shape.append(shape)
         self.cell.append(self.current_cell)
         self.parents.append(parents)
@@ -67,7 +72,7 @@ class ForwardPass:
         return self.add(primitive, (x,), name + '.weight', (c_out, c_in, *kernel))
 
     def norm(self, x: int, name: str, width: int, primitive: str = 'bn') -> int:
-        return self.add(primitive, (x,), name + '.weight', (width,))
+        return self.add(primitive, (x,), name + '.weight', (width,), shift=name + '.bias')
 
     def passing(self, x: int) -> int:
         return self.add(PASS, (x,))
@@ -79,12 +84,11 @@ class ForwardPass:
         return self.add(PASS, (weight,), inputs=(x, weight))
 
     def tensors(self, i: int) -> list[tuple[str, Shape]]:
-        """Return names and shapes of the parameters of operation i: a norm's weight brings its bias."""
-        name, shape = self.name[i], self.shape[i]
-        if name is None or shape is None:
-            return []
-        bias = [(name.removesuffix('weight') + 'bias', shape)] if self.kind[i] in ('bn', 'ln') else []
-        return [(name, shape), *bias]
+        """Return names and shapes of the parameters of operation i: its own, and what a norm adds."""
+        shape = self.shape[i]
+        return [
+            (name, shape) for name in (self.name[i], self.shift[i]) if name is not None and shape is not None
+        ]
 
 
 # ---- layers
@@ -301,6 +305,14 @@ POINTWISE = Operation(_conv(1, 1))
 def has_attention(ops: Iterable[str]) -> bool:
     """Return whether one of these operations is self-attention."""
     return not _ATTENTION.isdisjoint(ops)
+
+
+def primitives_of(ops: Iterable[str]) -> frozenset[str]:
+    """Return the kinds of nodes that networks of these operations have, stem and head included."""
+    ops = tuple(ops)
+    found = {kind for op in ops for kind in alone(op, 16, strided=True).kind}
+    found |= {'input', 'conv', 'bn', 'bias', 'sum', 'concat', 'max_pool', 'glob_avg'}
+    return frozenset(found | ({'pos_enc'} if has_attention(ops) else set())) - {PASS}
 
 
 # ---- an operation by itself

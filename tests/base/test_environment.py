@@ -84,7 +84,7 @@ def test_the_cache_lies_in_the_home_directory(monkeypatch):
     monkeypatch.setenv('GHN_JAX_CACHE', '~/x')
     assert cache.folder() == pathlib.Path('/home/someone/x')
     monkeypatch.setenv('GHN_JAX_CACHE', 'gs://bucket')
-    with pytest.raises(UserError, match='GHN_JAX_CACHE=gs://bucket.*not supported'):
+    with pytest.raises(UserError, match='GHN_JAX_CACHE=gs://bucket.*not supported here'):
         cache.folder()
 
 

@@ -1,0 +1,132 @@
+"""A traced model: its layers, its graph, and its own computation with a quantizer in it."""
+
+import dataclasses
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jax import Array
+
+from ghn_jax.base.errors import UserError, shown
+from ghn_jax.hypernet.policy_features import resolve
+from ghn_jax.models.layout import Tensor
+from ghn_jax.models.program import Program, run
+from ghn_jax.models.quantizer import FakeQuantizer, Quantizer
+from ghn_jax.models.recorder import Layer, Recorder
+from ghn_jax.networks.graph import Graph
+from ghn_jax.quant.policy import Policy
+from ghn_jax.quant.scheme import QAT, Scheme
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Traced:
+    """A model's program for images of one shape, and what is recorded of it. logits: their operation."""
+
+    program: Program
+    recorder: Recorder
+    logits: int
+    classes: int
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Model:
+    """A traced model.
+
+    Attributes:
+      name: what the model is called: its class or function.
+      input_shape: of the images that it was traced with, the number of images first.
+      classes: outputs.
+      params: its parameters as a pytree of `jax.ShapeDtypeStruct`.
+      layers: its convolutions and linear layers, in the order of the forward pass.
+      graph: as the hypernetwork reads it; names of parameters are their paths in `params`, joined by dots.
+      keep: whether parameters that cannot be predicted stay as initialised (`unsupported='keep'`).
+      kept: those for which no hypernetwork predicts anything -> why.
+    """
+
+    name: str
+    input_shape: tuple[int, ...]
+    classes: int
+    params: Any
+    layers: tuple[Layer, ...]
+    graph: Graph
+    keep: bool
+    kept: dict[str, str]
+    tensors: dict[str, Tensor] = dataclasses.field(repr=False)
+    initial: Callable[[], Any] | None = dataclasses.field(repr=False)
+    traced: Callable[[tuple[int, ...], Any], 'Traced'] = dataclasses.field(repr=False)
+
+    def apply(
+        self,
+        params: Any,
+        x: Array,
+        quantizer: Quantizer | None = None,
+        capture: dict[str, Array] | None = None,
+    ) -> Array:
+        """Compute the logits [N, classes] by the model's own operations; batch norms use this batch.
+
+        Differentiable, and to be compiled with `jax.jit`, in which it gives the numbers of the model itself.
+
+        Args:
+          params: a pytree as `self.params`.
+          x: images, as many as there are, of the size that the model was traced with.
+          quantizer: what every weight and every activation that enters a convolution or a linear layer passes
+            through; None: nothing.
+          capture: a dict that is filled with the result of each of these layers, by the layer's name.
+
+        Raises:
+          UserError: images or parameters of other shapes.
+        """
+        x = jnp.asarray(x)
+        if x.shape[1:] != self.input_shape[1:]:
+            raise UserError(
+                f'images are {shown(x.shape)}, the model is traced for (N, '
+                f'{", ".join(map(str, self.input_shape[1:]))}): trace it for these, or resize them'
+            )
+        expected, tree = jax.tree.flatten(self.params)
+        given = jax.tree.leaves(params)
+        if len(given) != len(expected) or any(a.shape != b.shape for a, b in zip(given, expected)):
+            raise UserError(
+                f'params have other shapes than those of {self.name!r}: give a pytree like its params'
+            )
+        traced = self.traced(x.shape, x.dtype)
+        sites, unread = traced.recorder.sites, [None] * (len(traced.program.inputs) - len(given) - 1)
+
+        def rewrite(k: int, operands: list[Any], values: dict[int, Any]) -> list[Any]:
+            if quantizer is not None and (site := sites.get(k)):
+                w, activation = operands[site.weight], operands[site.activation]
+                whole = activation if site.whole is None else values[site.whole]
+                quantized = quantizer.weight(site.layer.parameter, site.layout.to_tensor(w))
+                operands[site.weight] = site.layout.to_operand(quantized)
+                operands[site.activation] = quantizer.activation(site.reader, activation, whole)
+            return operands
+
+        def seen(k: int, result: Any) -> None:
+            if capture is not None and k in sites:
+                capture[sites[k].layer.name] = result
+
+        return run(traced.program, [*given, *unread, x], rewrite, seen)
+
+    def quantizer(self, policy: Policy, scheme: Scheme = QAT) -> FakeQuantizer:
+        """Return what rounds the weights and activations of this model to a policy's bits.
+
+        Args:
+          policy: the bits; its names and rules are for the names of weights in `layers`.
+          scheme: how grids are found.
+
+        Raises:
+          UserError: the policy is of another model.
+        """
+        return FakeQuantizer(resolve(policy, self.graph), scheme)
+
+    def initial_params(self) -> Any:
+        """Make the parameters as the model starts with them, a pytree as `params`.
+
+        Raises:
+          UserError: they are not known: the model came with shapes only.
+        """
+        if self.initial is None:
+            raise UserError(
+                f'model {self.name!r} came with the shapes of its parameters only: give initial values, too'
+            )
+        return self.initial()

@@ -1,0 +1,149 @@
+"""What a model computes, as a flat list of steps: its jaxpr with the calls in it written out.
+
+Each value has a number, its slot. Calls of functions (`jit`, `remat`, ...) leave no trace; those with a
+derivative of their own (`relu`, `silu`) stay calls unless a convolution or a product is inside, so that the
+derivative is the one their author wrote.
+"""
+
+import dataclasses
+import itertools
+from collections.abc import Callable, Sequence
+from typing import Any
+
+from jax.extend import source_info_util
+from jax.extend.core import ClosedJaxpr, Jaxpr, JaxprEqn, Literal
+
+_CALLS = ('jit', 'pjit', 'closed_call', 'core_call', 'checkpoint', 'remat', 'remat2')
+WITH_DERIVATIVES = ('custom_jvp_call', 'custom_vjp_call', 'custom_vjp_call_jaxpr')
+_STRUCTURE = ('conv_general_dilated', 'dot_general', 'reduce_window_max', 'reduce_window_sum')
+
+_NUMBERS = itertools.count()  # of slots: no two programs share one
+
+Operand = int | Literal
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Step:
+    """One operation: its equation of the jaxpr, the slots (or literals) it reads and the slots it fills.
+
+    callers: the calls that it was in, from outside.
+    """
+
+    eqn: JaxprEqn
+    inputs: tuple[Operand, ...]
+    outputs: tuple[int, ...]
+    callers: tuple[JaxprEqn, ...] = ()
+
+    @property
+    def primitive(self) -> str:
+        """The name of the operation, as JAX has it."""
+        return self.eqn.primitive.name
+
+    @property
+    def shapes(self) -> list[tuple[int, ...]]:
+        """The shapes of what it reads."""
+        return [v.aval.shape for v in self.eqn.invars]  # pyright: ignore[reportAttributeAccessIssue]
+
+    @property
+    def out_shape(self) -> tuple[int, ...]:
+        """The shape of its first result."""
+        return self.eqn.outvars[0].aval.shape  # pyright: ignore[reportAttributeAccessIssue]
+
+    def __str__(self) -> str:
+        """The operation and the line of the source that it comes from."""
+        lines = (source_info_util.summarize(eqn.source_info) for eqn in (self.eqn, *reversed(self.callers)))
+        return f'{self.primitive!r} ({next(filter(None, lines), "of an unknown line")})'
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Program:
+    """Steps in order. inputs: the slots of the arguments.   constants: slot -> array.   outputs: results."""
+
+    steps: tuple[Step, ...]
+    inputs: tuple[int, ...]
+    constants: dict[int, Any]
+    outputs: tuple[Operand, ...]
+
+    def reads(self, slot: int) -> bool:
+        """Return whether a step or the result reads a slot."""
+        return slot in self.outputs or any(slot in step.inputs for step in self.steps)
+
+
+def flatten(closed: ClosedJaxpr) -> Program:
+    """Write out the calls of a jaxpr and leave out the steps that the results do not depend on."""
+    steps, constants = [], {}
+    inputs = tuple(next(_NUMBERS) for _ in closed.jaxpr.invars)
+
+    def write(
+        jaxpr: Jaxpr, consts: Sequence[Any], arguments: Sequence[Operand], callers: tuple[JaxprEqn, ...]
+    ) -> list[Operand]:
+        slots: dict[Any, Operand] = dict(zip(jaxpr.invars, arguments, strict=True))
+        for variable, value in zip(jaxpr.constvars, consts, strict=True):
+            slots[variable] = slot = next(_NUMBERS)
+            constants[slot] = value
+        read = lambda v: v if isinstance(v, Literal) else slots[v]
+        for eqn in jaxpr.eqns:
+            operands, name = tuple(map(read, eqn.invars)), eqn.primitive.name
+            inner = body(eqn) if name in _CALLS or name in WITH_DERIVATIVES else None
+            if inner is not None and (name in _CALLS or _has_structure(inner.jaxpr)):
+                results: Sequence[Operand] = write(inner.jaxpr, inner.consts, operands, (*callers, eqn))
+            else:
+                results = outputs = tuple(next(_NUMBERS) for _ in eqn.outvars)
+                steps.append(Step(eqn, operands, outputs, callers))
+            slots |= zip(eqn.outvars, results, strict=True)
+        return [read(v) for v in jaxpr.outvars]
+
+    outputs = tuple(write(closed.jaxpr, closed.consts, inputs, ()))
+    return Program(_needed(steps, outputs), inputs, constants, outputs)
+
+
+def body(eqn: JaxprEqn) -> ClosedJaxpr:
+    """Return the function that an equation calls."""
+    for value in eqn.params.values():
+        if isinstance(value, ClosedJaxpr):
+            return value
+        if isinstance(value, Jaxpr):
+            return ClosedJaxpr(value, ())
+    raise ValueError(f'{eqn.primitive.name} calls no function')
+
+
+def _has_structure(jaxpr: Jaxpr) -> bool:
+    for eqn in jaxpr.eqns:
+        name = eqn.primitive.name
+        if name in _STRUCTURE:
+            return True
+        if (name in _CALLS or name in WITH_DERIVATIVES) and _has_structure(body(eqn).jaxpr):
+            return True
+    return False
+
+
+def _needed(steps: Sequence[Step], outputs: Sequence[Operand]) -> tuple[Step, ...]:
+    wanted, kept = {slot for slot in outputs if isinstance(slot, int)}, []
+    for step in reversed(steps):
+        if wanted.intersection(step.outputs):
+            kept.append(step)
+            wanted.update(slot for slot in step.inputs if isinstance(slot, int))
+    return tuple(reversed(kept))
+
+
+Rewrite = Callable[[int, list[Any], dict[int, Any]], list[Any]]
+
+
+def run(
+    program: Program, arguments: Sequence[Any], rewrite: Rewrite, seen: Callable[[int, Any], None]
+) -> Any:
+    """Run the steps on JAX arrays, one for each of the program's inputs; return the first result.
+
+    rewrite(k, operands, values) gives what step k reads in place of its operands; values: by slot, so far.
+    seen(k, result) is told the first result of step k.
+    """
+    values = dict(program.constants) | dict(zip(program.inputs, arguments, strict=True))
+    read = lambda operand: operand.val if isinstance(operand, Literal) else values[operand]
+    for k, step in enumerate(program.steps):
+        params = step.eqn.primitive.get_bind_params(step.eqn.params)
+        operands = rewrite(k, [read(operand) for operand in step.inputs], values)
+        results = step.eqn.primitive.bind(*operands, **params)
+        results = results if step.eqn.primitive.multiple_results else [results]
+        values |= zip(step.outputs, results, strict=True)
+        seen(k, results[0])
+    return read(program.outputs[0])

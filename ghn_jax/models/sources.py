@@ -1,0 +1,125 @@
+"""What a model may be: a Flax Linen module, an NNX module, a function of parameters and images, a spec.
+
+Each becomes a `Source`: one function of parameters, of variables that are no parameters, and of images.
+Modules are run as in training, where a batch norm takes the statistics of the batch, but without dropout.
+"""
+
+import dataclasses
+import inspect
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from flax import linen, nnx
+
+from ghn_jax.base.errors import UserError, shown
+from ghn_jax.cnn.reference import apply_reference
+from ghn_jax.networks.graph import build_graph
+from ghn_jax.networks.spec import NetworkSpec
+
+# What people call the switches of a module's call, and how they stand here.
+_SWITCHES = {
+    'train': True, 'training': True, 'is_training': True, 'use_running_average': False, 'deterministic': True,
+}  # fmt: skip
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Source:
+    """A model as a function.
+
+    call: (params, others, images) -> logits.   params, others: pytrees of `jax.ShapeDtypeStruct`.
+    initial: makes parameters as the model starts with them, in a pytree like params; None: it is not known.
+    name: what to call it.
+    """
+
+    call: Callable[[Any, Any, Any], Any]
+    params: Any
+    others: Any
+    initial: Callable[[], Any] | None
+    name: str
+
+
+def of_spec(spec: NetworkSpec) -> Source:
+    """Return a DeepNets-1M network, run by the plain reference."""
+    params = {p.name: jax.ShapeDtypeStruct(p.shape, jnp.float32) for p in build_graph(spec).parameters}
+    return Source(lambda params, _, x: apply_reference(spec, params, x), params, {}, None, spec.name)
+
+
+def of_linen(module: linen.Module, images: jax.ShapeDtypeStruct, switches: Mapping[str, Any]) -> Source:
+    """Return a Linen module; its parameters are those of the collection `params`."""
+    switches = _switches(module.__call__, switches)
+
+    def initial(key):
+        with linen.intercept_methods(_without_dropout):
+            return module.init(key, jnp.zeros(images.shape, images.dtype), **switches)
+
+    def call(params, others, x):
+        with linen.intercept_methods(_without_dropout):
+            variables = {'params': params, **others}
+            return module.apply(variables, x, mutable=list(others), **switches)[0]
+
+    variables = dict(jax.eval_shape(initial, jax.random.key(0)))
+    params = variables.pop('params', {})
+    start = lambda: jax.jit(initial)(jax.random.key(0))['params']
+    return Source(call, params, variables, start, type(module).__name__)
+
+
+def of_nnx(module: nnx.Module, switches: Mapping[str, Any]) -> Source:
+    """Return an NNX module; its parameters are its `nnx.Param`s, its weights may be abstract."""
+    definition, params, others = nnx.split(module, nnx.Param, ...)
+    switches = _switches(module.__call__, switches)  # pyright: ignore[reportAttributeAccessIssue]
+
+    def call(params, others, x):
+        run: Any = nnx.merge(definition, params, others)
+        run.set_attributes(use_running_average=False, deterministic=True, raise_if_not_found=False)
+        return run(x, **switches)
+
+    abstract = lambda tree: jax.tree.map(lambda a: jax.ShapeDtypeStruct(a.shape, a.dtype), tree)
+    return Source(call, abstract(params), abstract(others), _held(params), type(module).__name__)
+
+
+def of_function(apply: Callable[[Any, Any], Any], params: Any) -> Source:
+    """Return a function `apply(params, images)`; params may be arrays or `jax.ShapeDtypeStruct`s."""
+    try:
+        abstract = jax.tree.map(lambda a: jax.ShapeDtypeStruct(a.shape, a.dtype), params)
+    except AttributeError:
+        raise UserError(
+            f'params is {shown(params)}: expected a pytree of arrays or of jax.ShapeDtypeStruct'
+        ) from None
+    name = getattr(apply, '__name__', type(apply).__name__)
+    return Source(lambda params, _, x: apply(params, x), abstract, {}, _held(params), name)
+
+
+def _held(params: Any) -> Callable[[], Any] | None:
+    """Return what gives the parameters that a model came with, if these are numbers."""
+    abstract = any(isinstance(leaf, jax.ShapeDtypeStruct) for leaf in jax.tree.leaves(params))
+    return None if abstract else lambda: params
+
+
+def _switches(call: Callable[..., Any], given: Mapping[str, Any]) -> dict[str, Any]:
+    known = inspect.signature(call).parameters
+    return {name: value for name, value in _SWITCHES.items() if name in known} | dict(given)
+
+
+def _without_dropout(call: Callable[..., Any], args: tuple, kwargs: dict, context: Any) -> Any:
+    if isinstance(context.module, linen.Dropout) and context.method_name == '__call__':
+        return args[0]
+    return call(*args, **kwargs)
+
+
+def variable_names(tree: Any) -> list[str]:
+    """Name the leaves of a pytree by their path, joined by dots."""
+    return ['.'.join(_parts(path)) or 'params' for path, _ in jax.tree_util.tree_flatten_with_path(tree)[0]]
+
+
+def _parts(path: tuple[Any, ...]) -> list[str]:
+    parts = []
+    for entry in path:
+        for attribute in ('key', 'idx', 'name'):
+            if hasattr(entry, attribute):
+                parts.append(str(getattr(entry, attribute)))
+                break
+    if path and isinstance(path[-1], jax.tree_util.GetAttrKey) and parts[-1] == 'value':
+        parts.pop()  # of a variable of NNX
+    return parts
