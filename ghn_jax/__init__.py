@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from ghn_jax.evaluation.public import evaluate as evaluate
     from ghn_jax.models.model import Model as Model
     from ghn_jax.models.tracing import trace as trace
+    from ghn_jax.networks.deepnets import load_deepnets as load_deepnets
     from ghn_jax.networks.files import load_networks as load_networks
     from ghn_jax.networks.files import save_networks as save_networks
     from ghn_jax.networks.graph import build_graph as build_graph
@@ -36,6 +37,7 @@ if TYPE_CHECKING:
     from ghn_jax.quant.scheme import Scheme as Scheme
     from ghn_jax.runs.hypernetwork import Hypernetwork as Hypernetwork
     from ghn_jax.runs.hypernetwork import load as load
+    from ghn_jax.runs.weight_files import unpack as unpack
 
 __version__ = '0.1.0'
 
@@ -54,6 +56,7 @@ _NAMES = {
     'evaluate': ('ghn_jax.evaluation.public', 'evaluate'),
     'load': ('ghn_jax.runs.hypernetwork', 'load'),
     'load_dataset': ('ghn_jax.datasets.load', 'load'),
+    'load_deepnets': ('ghn_jax.networks.deepnets', 'load_deepnets'),
     'load_networks': ('ghn_jax.networks.files', 'load_networks'),
     'load_policy': ('ghn_jax.quant.policy', 'load_policy'),
     'make_space': ('ghn_jax.networks.spaces', 'make_space'),
@@ -62,11 +65,12 @@ _NAMES = {
     'run': ('ghn_jax.cnn.run', 'run'),
     'save_networks': ('ghn_jax.networks.files', 'save_networks'),
     'trace': ('ghn_jax.models.tracing', 'trace'),
+    'unpack': ('ghn_jax.runs.weight_files', 'unpack'),
 }
 __all__ = [
     '__version__', 'Dataset', 'Hypernetwork', 'Model', 'NetworkSpec', 'Policy', 'SPLITS', 'Scheme', 'Space',
-    'UserError', 'build_graph', 'evaluate', 'load', 'load_dataset', 'load_networks', 'load_policy',
-    'make_space', 'parse_bits', 'quantize', 'run', 'save_networks', 'trace',
+    'UserError', 'build_graph', 'evaluate', 'load', 'load_dataset', 'load_deepnets', 'load_networks',
+    'load_policy', 'make_space', 'parse_bits', 'quantize', 'run', 'save_networks', 'trace', 'unpack',
 ]  # fmt: skip
 
 

@@ -24,6 +24,7 @@ from ghn_jax.quant.bit_schedule import DRAWS
 from ghn_jax.quant.scheme import Scheme
 
 SCHEDULES = ('step', 'cosine', 'constant')
+OPTIMIZERS = ('adam', 'adamw', 'muon')
 DTYPES = ('float32', 'bfloat16')
 
 _MOST_STEPS = 2**31 - 2  # counted by an int32
@@ -50,6 +51,7 @@ class SpaceConfig(_Section):
     """The networks that are drawn: a named space, and the rules of it that are changed."""
 
     name: str = 'convnets250k'  # convnets250k | deepnets1m
+    folder: str = ''  # of DeepNets-1M's published files, whose networks are taken; '' draws them by the rules
     cells: tuple[int, int] = items((4, 18), int)  # fewest, most cells
     max_steps: int = number(4, 1, MAX_STEPS)  # nodes of a cell
     ops: tuple[str, ...] = items((), str)  # () is all of the space's operations
@@ -74,12 +76,14 @@ class HypernetworkConfig(_Section):
     """The hypernetwork, but for what the data and the published format decide: see `GHNConfig`."""
 
     hid: int = number(GHNConfig.hid, 4, 4096)  # width of node embeddings and states
-    hypernet: str = GHNConfig.hypernet  # gatedgnn | mlp
+    hypernet: str = GHNConfig.hypernet  # gatedgnn | graphormer (GHN-3) | mlp
     decoder: str = GHNConfig.decoder  # conv, the only one
     weight_norm: bool = GHNConfig.weight_norm  # these three off: GHN-1
     ve: bool = GHNConfig.ve
     layernorm: bool = GHNConfig.layernorm
     bits: bool = GHNConfig.bits  # whether it is told the bits of every tensor, and writes weights for them
+    layers: int = number(GHNConfig.layers, 1, 256)  # of a graphormer
+    heads: int = number(GHNConfig.heads, 1, 256)  # of its attention, a divisor of hid
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -108,7 +112,12 @@ class TrainConfig(_Section):
     steps: int = _steps(210_900)  # 300 epochs of 703 steps: 45,000 images in batches of 64
     meta_batch: int = _bounded('meta_batch', 8)  # networks per step; all see the same images
     batch_size: int = _bounded('batch_size', 64)  # images per step
-    learning_rate: float = number(1e-3, 1e-30, 1e6)  # Adam
+    # adam: with L2 in the gradient, as GHN-2. adamw: decay apart from it. muon: of kernels, with AdamW.
+    optimizer: str = choice('adam', OPTIMIZERS)
+    learning_rate: float = number(1e-3, 1e-30, 1e6)
+    decoder_rate: float = number(1.0, 0, 1e6)  # these three times the learning rate: of the decoder,
+    gnn_rate: float = number(1.0, 0, 1e6)  # of the graph network and the norm behind it,
+    embedding_rate: float = number(1.0, 0, 1e6)  # of the embeddings of nodes and bits
     weight_decay: float = number(1e-5, 0, 1e6)
     clip_norm: float = number(5.0, 1e-30, 1e30)  # of the global gradient norm
     # step: x0.1 at 2/3 and 5/6 of the steps, as GHN-2; cosine: to 0.
@@ -184,7 +193,7 @@ class RunConfig(_Section):
             raise FieldError('image_size', f'={self.image_size}: expected a multiple of 8')
         for key in ('data_dir', 'init_from'):
             path = getattr(self, key)
-            paths.check_local(path, key)
+            (paths.check_place if key == 'init_from' else paths.check_local)(path, key)
             if '\0' in path:
                 raise FieldError(key, f'={shown(path)}: expected a directory')
 

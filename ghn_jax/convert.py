@@ -1,6 +1,11 @@
-"""Makes a run directory from a published PyTorch GHN-2, for `ghn_jax.evaluate` and `ghn_jax.predict`.
+"""Makes a run directory from a published PyTorch GHN, for `ghn_jax.evaluate` and `ghn_jax.predict`.
 
-python -m ghn_jax.convert --state=ghn2_cifar10.npz --config=ghn_config.json --workdir=runs/published
+python -m ghn_jax.convert --state=ghn2_cifar10.pt --workdir=runs/ghn2
+python -m ghn_jax.convert --state=ghn2_cifar10.npz --config=ghn_config.json --workdir=runs/ghn2
+
+GHN-1, GHN-2 and MLP of ppuda, GHN-3 of ghn3. Files of torch are read without torch, by ptloader
+(pip install 'ghn-jax[published]'); no code in them is run. The configuration is the one in the file, or, of a
+GHN-3, the one that its shapes tell; --config gives another, or that of a file without.
 """
 
 from absl import flags, logging
@@ -10,20 +15,21 @@ from ghn_jax.base.errors import UserError
 from ghn_jax.runs.conversion import convert
 
 _STATE = flags.DEFINE_string(
-    'state', None, 'State dict of the published GHN: .npz, or .pt where torch is installed.'
+    'state', None, 'Checkpoint or state dict of the published GHN: .pt, .npz or .safetensors.'
 )
-_CONFIG = flags.DEFINE_string('config', None, 'Its configuration: JSON, the fields of GHNConfig.')
+_CONFIG = flags.DEFINE_string(
+    'config', None, 'Its configuration, where the file has none: JSON, the fields of GHNConfig.'
+)
 _WORKDIR = flags.DEFINE_string('workdir', None, 'Run directory to make.')
 
 
 def main() -> None:
     """Run the command."""
     logging.set_verbosity(logging.ERROR)  # Orbax tells everything it does
-    for name, flag in (('state', _STATE), ('config', _CONFIG)):
-        if not flag.value:
-            raise UserError(f'--{name} is missing: give the file, see --help')
+    if not _STATE.value:
+        raise UserError('--state is missing: give the file, see --help')
     environment.start_devices()
-    ghn_config = convert(_STATE.value or '', _CONFIG.value or '', _WORKDIR.value or '')
+    ghn_config = convert(_STATE.value, _CONFIG.value, _WORKDIR.value or '')
     print(f'{_WORKDIR.value}: checkpoint of step 0, {ghn_config}')
 
 

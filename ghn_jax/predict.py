@@ -3,11 +3,12 @@
 python -m ghn_jax.predict --workdir=runs/quickstart/qat --arch=net.json --out=net.safetensors --bits=w4a4
 python -m ghn_jax.predict --workdir=runs/quickstart/qat --arch=nets.json --out='weights/{name}.safetensors'
 python -m ghn_jax.predict --workdir=runs/bits --arch=net.json --out=net.safetensors --policy=policy.json
+python -m ghn_jax.predict --workdir=runs/bits --arch=net.json --out=net.safetensors --bits=w4a4 --packed
 python -m ghn_jax.predict --workdir=runs/bits --model=nets:resnet --out=net.safetensors --bits=w4a4
 
 The weights are rounded to --bits, or as the policy file says (its format: `quant/policy.py`). A hypernetwork
 that takes the bits as an input (config.ghn.bits) predicts them for that policy; for any other they change the
-rounding only.
+rounding only. --packed writes integers of just their bits, which `ghn_jax.unpack` reads: docs/packed.md.
 
 Tensors have DeepNets-1M's names. Layouts: 'pytorch' is OIHW for convolutions (depthwise: I is 1), (out, in)
 for linear weights. 'jax' is HWIO for convolutions, as `lax.conv_general_dilated` and flax want (depthwise:
@@ -18,12 +19,11 @@ returns a Flax module (or a pair: a function of parameters and images, and its p
 the names and layouts of the model's own parameters.
 """
 
-import pathlib
-
 from absl import flags
 
 from ghn_jax.base import cli
 from ghn_jax.base.errors import UserError
+from ghn_jax.base.paths import Place
 from ghn_jax.base.start import start
 from ghn_jax.models.loading import load_model
 from ghn_jax.networks.files import load_networks
@@ -31,14 +31,26 @@ from ghn_jax.quant.policy import Policy, load_policy, parse_bits
 from ghn_jax.runs.model_prediction import write_model
 from ghn_jax.runs.prediction import LAYOUTS, output_files, with_names, write_predictions
 from ghn_jax.runs.run import load_run
+from ghn_jax.runs.weight_files import FORMATS, check_place
 
-_WORKDIR = flags.DEFINE_string('workdir', None, 'Run directory, of ghn_jax.train or ghn_jax.convert.')
+_WORKDIR = flags.DEFINE_string(
+    'workdir', None, 'Run directory, of ghn_jax.train or ghn_jax.convert, or zoo:NAME.'
+)
 _ARCH = flags.DEFINE_string('arch', None, 'Architecture file: JSON of one network or a list.')
 _MODEL = flags.DEFINE_string('model', None, 'Model of your own, in place of --arch: package.module:function.')
 _OUT = flags.DEFINE_string(
     'out', None, 'File to write; for several networks a directory, or a name with {name}.'
 )
 _LAYOUT = flags.DEFINE_enum('layout', 'pytorch', LAYOUTS, 'OIHW and (out, in), or HWIO and (in, out).')
+_FORMAT = flags.DEFINE_enum(
+    'format',
+    'safetensors',
+    FORMATS,
+    'Of the file; orbax: a directory with a pytree, names cut at their dots.',
+)
+_PACKED = flags.DEFINE_boolean(
+    'packed', False, 'Write rounded weights as integers of just their bits, in safetensors.'
+)
 _BITS = flags.DEFINE_string(
     'bits', None, 'Round the weights, as in w4a4; the activations are not in the file. Default: float.'
 )
@@ -54,21 +66,30 @@ def main() -> None:
     if not _ARCH.value:
         raise UserError('--arch is missing: give an architecture file, as in --arch=net.json, or --model')
     specs = with_names(load_networks(_ARCH.value))
-    outputs = output_files(_OUT.value or '', specs)
+    outputs = output_files(_OUT.value or '', specs, _FORMAT.value)
     start()
-    for line in write_predictions(load_run(workdir), specs, outputs, layout=_LAYOUT.value, policy=policy):
+    lines = write_predictions(
+        load_run(workdir),
+        specs,
+        outputs,
+        layout=_LAYOUT.value,
+        policy=policy,
+        format=_FORMAT.value,
+        packed=_PACKED.value,
+    )
+    for line in lines:
         print(line)
 
 
-def _predict_model(name: str, workdir: pathlib.Path, policy: Policy) -> None:
-    for flag in ('arch', 'layout'):
+def _predict_model(name: str, workdir: Place, policy: Policy) -> None:
+    for flag in ('arch', 'layout', 'packed'):
         if flags.FLAGS[flag].present:
             raise UserError(f'--model and --{flag} are both given: give one of them')
-    out = cli.check_output(_OUT.value or '', 'out')
+    out = check_place(_OUT.value or '', _FORMAT.value)
     start()
     run = load_run(workdir)
     size = run.config.image_size
-    print(write_model(run, load_model(name, (1, size, size, 3)), out, policy=policy))
+    print(write_model(run, load_model(name, (1, size, size, 3)), out, policy=policy, format=_FORMAT.value))
 
 
 def _read_policy() -> Policy:

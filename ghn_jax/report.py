@@ -9,7 +9,7 @@ reported, of which only the best network is run again. The page is DIR/report/in
 
 from absl import flags
 
-from ghn_jax.base import cli
+from ghn_jax.base import cli, paths
 from ghn_jax.base.errors import UserError
 from ghn_jax.evaluation import evaluation_flags
 from ghn_jax.evaluation.evaluate import evaluate
@@ -34,6 +34,8 @@ _OUT = flags.DEFINE_string('out', None, 'Directory to write to. Default: WORKDIR
 def main() -> None:
     """Run the command."""
     request = _READ()
+    if not _OUT.value and paths.zoo_name(request.workdir) is not None:
+        raise UserError(f'--out is missing: {request.workdir} has no directory of its own for a report')
     folder = check_folder(_OUT.value or request.workdir / 'report')
     run, evaluation = _read_result(request) if _RESULT.value else _evaluate(request)
     page = write_report(

@@ -6,6 +6,9 @@ Everything random is a function of (seed, step): the networks and images of a st
 resumed run is the uninterrupted one, bit for bit. With another number of devices it is the same up to the
 order in which floating-point numbers are added.
 
+--pack=FILE keeps what the run needs to go on elsewhere in one file, replaced with each checkpoint; there,
+--unpack=FILE with the same config and a fresh workdir goes on with it.
+
 On several machines, the same command on each, with a workdir that all share:
 --coordinator=HOST:PORT --num_processes=N --process_id=I, or --coordinator=auto where JAX finds these out
 (Cloud TPU). Process 0 writes the logs; validation is run by every process, on its first device.
@@ -17,12 +20,16 @@ from ghn_jax import config_file
 from ghn_jax.base import cli, counters, processes
 from ghn_jax.base.bounds import define_integer
 from ghn_jax.base.environment import start_devices
-from ghn_jax.base.start import divide_cpu, enable_compilation_cache
+from ghn_jax.base.start import define_executables, divide_cpu, enable_compilation_cache
 from ghn_jax.training.preemption import Stopping
 from ghn_jax.training.train import train
 
 _CONFIG = config_file.define_config()
 _WORKDIR = flags.DEFINE_string('workdir', None, 'Directory of the run: checkpoints, metrics, TensorBoard.')
+_PACK = flags.DEFINE_string(
+    'pack', None, 'File that is replaced with each checkpoint: all that the run needs to go on elsewhere.'
+)
+_UNPACK = flags.DEFINE_string('unpack', None, 'Such a file, to go on with in a workdir without a run.')
 _COORDINATOR = flags.DEFINE_string(
     'coordinator', '', 'HOST:PORT of process 0, where several processes train one run; or auto.'
 )
@@ -31,12 +38,15 @@ _PROCESS_ID = define_integer('process_id', None, 'Which of them this is, from 0.
 _TIMEOUT = define_integer(
     'distributed_timeout', processes.TIMEOUT, 'Seconds to wait for the other processes.'
 )
+_READ_EXECUTABLES = define_executables()
 
 
 def main() -> None:
     """Run the command."""
     config = config_file.read_config(_CONFIG)
     workdir = cli.check_workdir(_WORKDIR.value)
+    pack = cli.check_output(_PACK.value, 'pack') if _PACK.value else None
+    _READ_EXECUTABLES()
     divide_cpu(config.devices.cpu)
     processes.start(_COORDINATOR.value, _NUM_PROCESSES.value, _PROCESS_ID.value, timeout=_TIMEOUT.value)
     stopping = Stopping()
@@ -45,7 +55,7 @@ def main() -> None:
     counters.start_counting()
     with processes.leaving_at_once(), config_file.named_by_flags():
         start_devices()
-        train(config, workdir, stopping=stopping)
+        train(config, workdir, stopping=stopping, pack=pack, unpack=_UNPACK.value)
 
 
 if __name__ == '__main__':

@@ -4,6 +4,8 @@ import contextlib
 import os
 import pathlib
 import types
+import uuid
+from collections.abc import Iterator
 
 # What the machine sets for its own work would change what is computed, compiled and kept here, and a name
 # that JAX does not know ends every test. Tests run on the CPU and set what they are about themselves. JAX
@@ -16,6 +18,8 @@ os.environ['JAX_PLATFORMS'] = 'cpu'
 import jax  # noqa: E402
 import pytest  # noqa: E402
 from absl import app  # noqa: E402, F401  it defines flags: before tests count those of a command
+
+from tests.emulator import emulated  # noqa: E402
 
 _COMPILES = [0]
 
@@ -44,6 +48,19 @@ def golden(shared: pathlib.Path) -> pathlib.Path:
     if not path.is_dir():
         pytest.skip('../shared/golden absent: this test needs the GHN-2 parity data')
     return path
+
+
+@pytest.fixture(scope='session')
+def bucket() -> Iterator[str]:
+    """The address of a bucket of a storage emulator; the test is skipped where that is not installed."""
+    with emulated() as address:
+        yield address
+
+
+@pytest.fixture
+def cloud(bucket: str) -> str:
+    """The address of a folder in a bucket that nothing else uses."""
+    return f'{bucket}/{uuid.uuid4().hex}'
 
 
 @pytest.fixture(scope='session')

@@ -37,6 +37,13 @@ OLD = (
 )
 
 
+def assert_within(part, whole):
+    assert all(
+        whole[key] == value if not isinstance(value, dict) else assert_within(value, whole[key]) is None
+        for key, value in part.items()
+    )
+
+
 def leaves(values, prefix=''):
     for key, value in values.items():
         yield from leaves(value, f'{prefix}{key}.') if isinstance(value, dict) else [(prefix + key, value)]
@@ -47,7 +54,7 @@ LEAVES = dict(leaves(dataclasses.asdict(config.RunConfig())))
 
 def test_the_json_of_an_earlier_version_is_read_and_written_again_as_it_was():
     read = config.from_json(OLD)
-    assert config.to_json(read) == OLD
+    assert_within(json.loads(OLD), json.loads(config.to_json(read)))  # which has the newer keys, too
     assert (read.space.channels, read.quant.schedule) == ((16,), ((350, 'float'),))
     assert read.train.learning_rate == 0.003 and read.program.max_nodes == 160
 
@@ -59,9 +66,7 @@ def test_a_checkpoint_of_an_earlier_version_has_its_config(shared):
     theirs = json.loads(meta['config'])
     assert (read.seed, read.ghn.bits, ghn.bits, step) == (theirs['seed'], True, True, read.train.steps)
     written = json.loads(config.to_json(read))
-    assert {key: theirs[key] for key in theirs if key != 'quant'} == {
-        key: written[key] for key in theirs if key != 'quant'
-    }
+    assert_within({key: theirs[key] for key in theirs if key != 'quant'}, written)
 
 
 def other_value(key):
@@ -122,7 +127,7 @@ def test_lists_become_tuples_and_integers_the_floats_that_were_declared():
         (lambda: config.QuantConfig(draw_per='image'), "draw_per='image': expected one of"),
         (lambda: config.RunConfig(image_size=20), 'image_size=20: expected a multiple of 8'),
         (lambda: config.RunConfig(train=3), 'train=3: expected a value of type TrainConfig'),
-        (lambda: config.RunConfig(init_from='gs://b'), 'init_from=gs://b: cloud storage'),
+        (lambda: config.RunConfig(init_from='s3://b'), 'init_from=s3://b: addresses'),
         (lambda: Scheme(activation_range='mse'), 'activation_range=mse: one batch does not tell'),
         (lambda: Scheme(activation_clip=0.0), 'activation_clip=0.0: expected 0.01 to 1'),
         (lambda: make_space('convnets250k', cells=(6, 4)), 'cells=(6, 4): expected'),

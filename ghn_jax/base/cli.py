@@ -33,8 +33,9 @@ from typing import NoReturn
 
 from absl import app, flags, logging
 
-from ghn_jax.base import files, paths, screen
+from ghn_jax.base import buckets, files, paths, screen
 from ghn_jax.base.errors import FieldError, NotFinite, Stopped, UserError, shown
+from ghn_jax.base.paths import Place
 
 flags.disclaim_key_flags()  # --help shows them as the flags of the command that defines them
 
@@ -69,6 +70,10 @@ def _run(main: Callable[[], object], flag_of: Mapping[str, str]) -> None:
     except KeyboardInterrupt:
         print('interrupted', file=sys.stderr)
         sys.exit(130)
+    except Exception as e:
+        if not buckets.is_failure(e):
+            raise
+        fail(f'cloud storage: {buckets.reason(e)}: see whether it can be reached, and start again')
 
 
 def _named_by_flag(error: UserError, flag_of: Mapping[str, str]) -> str:
@@ -99,8 +104,10 @@ def _report_unraisable(error) -> None:
         sys.__unraisablehook__(error)
 
 
-def check_workdir(workdir: str | os.PathLike | None, *, must_exist: bool = False) -> pathlib.Path:
+def check_workdir(workdir: str | os.PathLike | None, *, must_exist: bool = False) -> Place:
     """Return the run directory as an absolute path; it is not created here.
+
+    must_exist: it is read only; then `zoo:NAME` may stand in its place, and is returned as it is.
 
     Raises:
       FieldError: it is not given, is or lies under a file, cannot be written, or is wanted and absent.
@@ -109,41 +116,45 @@ def check_workdir(workdir: str | os.PathLike | None, *, must_exist: bool = False
         raise FieldError('workdir', ' is missing: give the run directory, such as runs/quickstart')
     if not must_exist:
         return check_folder(workdir, 'workdir')
+    if paths.zoo_name(workdir) is not None:  # judged when it is read
+        return pathlib.Path(workdir)
     path = _absolute(workdir, 'workdir')
     _check_place(path, 'workdir', workdir)
-    if not path.exists():
+    if not files.exists(path):
         raise FieldError('workdir', f'={workdir} does not exist: give one that ghn_jax.train has written')
     return path
 
 
-def check_folder(folder: str | os.PathLike, name: str) -> pathlib.Path:
+def check_folder(folder: str | os.PathLike, name: str) -> Place:
     """Return a directory to be written to, there or not yet, as an absolute path; it is not created here.
 
     name: of the argument or flag, for the message (`out`).
 
     Raises:
-      FieldError: it is or lies under a file, or cannot be written.
+      FieldError: it is or lies under a file, is of the zoo, or cannot be written.
     """
+    if paths.zoo_name(folder) is not None:
+        raise FieldError(name, f'={folder} comes with the package, and is only read: give a directory')
     path = _absolute(folder, name)
     parent = _check_place(path, name, folder)
-    if not os.access(parent, os.W_OK | os.X_OK):
+    if not files.may_write(parent):
         raise FieldError(name, f'={folder}: {parent} cannot be written: give another directory')
     return path
 
 
-def _check_place(path: pathlib.Path, name: str, given: str | os.PathLike) -> pathlib.Path:
+def _check_place(path: Place, name: str, given: str | os.PathLike) -> Place:
     """The nearest of a directory and those above it that exists; FieldError where that is a file."""
-    if path.exists() and not path.is_dir():
+    if files.exists(path) and not files.is_folder(path):
         raise FieldError(name, f'={given} is a file: give a directory')
     parent = path
-    while not parent.exists():
+    while not files.exists(parent):
         parent = parent.parent
-    if not parent.is_dir():
+    if not files.is_folder(parent):
         raise FieldError(name, f'={given} lies under the file {parent}: give another directory')
     return parent
 
 
-def check_output(path: str | os.PathLike, name: str, suffixes: Sequence[str] = ()) -> pathlib.Path:
+def check_output(path: str | os.PathLike, name: str, suffixes: Sequence[str] = ()) -> Place:
     """Return the path of a file to be written later, judged before the long work.
 
     That `files.write` can write it is found out as far as can be told without opening it.
@@ -160,18 +171,20 @@ def check_output(path: str | os.PathLike, name: str, suffixes: Sequence[str] = (
         target = files.destination(out)
     except OSError as e:
         raise FieldError(name, f'={path} cannot be written ({e.strerror}): give another file') from None
-    if target is None:  # a pipe or a device
+    if target is None:  # a pipe, a device, or in a bucket, where folders are not made
         return out
     if not target.parent.is_dir():
         raise FieldError(name, f'={path}: the directory {target.parent} does not exist: make it first')
-    if not os.access(target.parent, os.W_OK | os.X_OK):
+    if not files.may_write(target.parent):
         raise FieldError(name, f'={path}: {target.parent} cannot be written: give another file')
     return out
 
 
-def _absolute(path: str | os.PathLike, name: str) -> pathlib.Path:
+def _absolute(path: str | os.PathLike, name: str) -> Place:
     """Raises FieldError where the system could never have a file of this name, be there one or not."""
-    paths.check_local(path, name)
+    paths.check_place(path, name)
+    if paths.in_bucket(path):
+        return paths.place(path, name)
     try:
         absolute = pathlib.Path(path).expanduser().absolute()
         absolute.lstat()

@@ -20,7 +20,7 @@ def leaf_types(tree: Any) -> dict[str, str]:
         if jnp.issubdtype(dtype, jax.dtypes.prng_key):  # saved as its data
             data = jax.eval_shape(jax.random.key_data, jax.ShapeDtypeStruct(shape, dtype))
             shape, dtype = data.shape, data.dtype
-        out[_name(path)] = f'{np.dtype(dtype)}{list(shape)}'
+        out[leaf_name(path)] = f'{np.dtype(dtype)}{list(shape)}'
     return out
 
 
@@ -33,7 +33,7 @@ def array_digests(state: Any) -> dict[str, int]:
         if isinstance(leaf, jax.Array) and not leaf.is_fully_addressable:
             leaf = leaf.addressable_data(0)  # replicated: every process has all of it
         data = np.ascontiguousarray(leaf).reshape(-1).view(np.uint8)
-        out[_name(path)] = zlib.crc32(data.data)
+        out[leaf_name(path)] = zlib.crc32(data.data)
     return out
 
 
@@ -65,5 +65,6 @@ def check_types(saved: Any, wanted: Any, where: os.PathLike) -> None:
             )
 
 
-def _name(path: Any) -> str:
+def leaf_name(path: Any) -> str:
+    """Return the name of a leaf by its path in the tree: 'params/decoder/kernel'."""
     return jax.tree_util.keystr(path, simple=True, separator='/')

@@ -1,4 +1,7 @@
-"""Writing files: each is whole or as it was, and what is no file is written to, not replaced."""
+"""Files on a disk or in a bucket, of which `paths.place` gives the paths.
+
+What is written is whole or as it was, and what is no file is written to, not replaced.
+"""
 
 import contextlib
 import errno
@@ -9,9 +12,11 @@ import pathlib
 import stat
 import sys
 from collections.abc import Iterator
-from typing import Any, BinaryIO
+from typing import Any, BinaryIO, Protocol
 
+from ghn_jax.base import buckets, paths
 from ghn_jax.base.errors import UserError
+from ghn_jax.base.paths import Place
 
 _FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 _NAME = 32  # characters of a file's name in that of its part, for names have at most 255 bytes
@@ -34,7 +39,8 @@ def write_json(path: str | os.PathLike, value: Any) -> None:
 
 @contextlib.contextmanager
 def replacing(path: str | os.PathLike) -> Iterator[BinaryIO]:
-    """Open a file that takes the place of `path` by a rename when the context ends without an error.
+    """Open a file that takes the place of `path` when the context ends without an error: by a rename, or in a
+    bucket by being uploaded then.
 
     Readers see the old content or all of the new. A link stays, what it leads to is replaced; permissions
     stay, and the owner where the system lets them. A pipe or a device is written to as it is: opening a named
@@ -43,6 +49,11 @@ def replacing(path: str | os.PathLike) -> Iterator[BinaryIO]:
     Raises:
       UserError: it cannot be written.
     """
+    if paths.in_bucket(path):
+        yield (content := io.BytesIO())
+        with writing(path):
+            buckets.write(paths.place(path, 'path'), content.getvalue())
+        return
     with writing(path):
         target = destination(path)
         if target is None:
@@ -73,14 +84,18 @@ def writing(path: str | os.PathLike) -> Iterator[None]:
 
 
 def destination(path: str | os.PathLike) -> pathlib.Path | None:
-    """Return the file that writing to `path` replaces, there or not yet; links are followed.
+    """Return the file that writing to `path` replaces by a rename, there or not yet; links are followed.
 
-    None is for a pipe or a device, which is written through. Nothing is opened.
+    None is for a pipe or a device, which is written through, and for what is in a bucket. Nothing is opened.
 
     Raises:
       OSError: it must not be written: a directory, a disk, a socket, a file that is read-only (whoever asks:
         to the administrator the system would open it).
     """
+    if paths.in_bucket(path):
+        if buckets.kind(paths.place(path, 'path')) == 'folder':
+            raise IsADirectoryError(errno.EISDIR, 'it is a directory')
+        return None
     path = pathlib.Path(path)
     target = pathlib.Path(os.path.realpath(path))
     try:
@@ -98,6 +113,104 @@ def destination(path: str | os.PathLike) -> pathlib.Path | None:
     # Behind /dev/fd/3 may be a file that has no name any more.
     same = target.exists() and os.path.samestat(target.stat(), about)
     return target if same and stat.S_ISREG(about.st_mode) else None
+
+
+def may_write(folder: Place) -> bool:
+    """Return whether files can be made in a folder that exists. A bucket tells when it is written to."""
+    return paths.in_bucket(folder) or os.access(folder, os.W_OK | os.X_OK)
+
+
+def read(path: Place, limit: int) -> tuple[bytes, int]:
+    """Return the first `limit` bytes of a file, and how many it has.
+
+    Raises:
+      OSError: it cannot be read, or is a pipe, a device or a directory; none of these is waited for.
+    """
+    if paths.in_bucket(path):
+        return buckets.read(path, limit)
+    # Not blocking: opening a pipe that nobody writes to would wait for ever.
+    with open(os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC), 'rb') as file:
+        about = os.fstat(file.fileno())
+        if not stat.S_ISREG(about.st_mode):
+            raise OSError(errno.EINVAL, 'it is no regular file')
+        return file.read(limit), about.st_size
+
+
+def opened(path: Place) -> BinaryIO:
+    """Open a file to be read from its beginning. Raises OSError."""
+    return io.BytesIO(buckets.read(path, -1)[0]) if paths.in_bucket(path) else open(path, 'rb')
+
+
+class Growing(Protocol):
+    """A file that is written at its end. All of it raises OSError."""
+
+    def write(self, data: bytes, /) -> Any:
+        """Append; on a disk the system has it then, in a bucket this process."""
+        ...
+
+    def flush(self) -> None:
+        """Return when it is where it outlives the machine."""
+        ...
+
+    def close(self) -> None:
+        """Hand all of it to the disk or the bucket."""
+        ...
+
+
+def growing(path: Place) -> Growing:
+    """Open a file that exists for appending to it. Raises OSError."""
+    return buckets.Growing(path) if paths.in_bucket(path) else _Appended(path)
+
+
+def exists(path: Place) -> bool:
+    """Return whether there is a file or a folder of this name that can be seen from here."""
+    return bool(buckets.kind(path)) if paths.in_bucket(path) else os.path.exists(path)
+
+
+def is_file(path: Place) -> bool:
+    """Return whether there is a file of this name that can be seen from here."""
+    return buckets.kind(path) == 'file' if paths.in_bucket(path) else os.path.isfile(path)
+
+
+def is_folder(path: Place) -> bool:
+    """Return whether there is a folder of this name that can be seen from here."""
+    return buckets.kind(path) == 'folder' if paths.in_bucket(path) else os.path.isdir(path)
+
+
+def names(folder: Place) -> list[str]:
+    """Return the names of what is in a folder; none where it does not exist."""
+    if paths.in_bucket(folder):
+        return buckets.names(folder)
+    return os.listdir(folder) if os.path.isdir(folder) else []
+
+
+def tree(folder: Place) -> set[str]:
+    """Return the names of all files and folders below a folder, and its own; none where it is gone."""
+    if paths.in_bucket(folder):
+        return buckets.tree(folder)
+    walk = os.walk(folder)  # passes over what is gone
+    return {os.path.join(where, name) for where, _, found in walk for name in ('', *found)}
+
+
+def move(folder: Place, to: Place) -> None:
+    """Give a folder another name, in the same place. Raises OSError."""
+    buckets.move(folder, to) if paths.in_bucket(folder) else os.rename(folder, to)
+
+
+class _Appended:
+    def __init__(self, path: Place):
+        self._file = open(path, 'ab')
+
+    def write(self, data: bytes) -> None:
+        self._file.write(data)
+        self._file.flush()
+
+    def flush(self) -> None:
+        self._file.flush()
+        os.fsync(self._file.fileno())
+
+    def close(self) -> None:
+        self._file.close()
 
 
 def _stream_behind(path: pathlib.Path) -> Any:

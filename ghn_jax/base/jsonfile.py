@@ -4,12 +4,12 @@ import json
 import math
 import os
 import re
-import stat
 from collections.abc import Iterator
 from typing import Any
 
-from ghn_jax.base import paths
+from ghn_jax.base import files, paths
 from ghn_jax.base.errors import UserError, shown
+from ghn_jax.base.paths import Place
 
 MAX_BYTES = 8 * 2**20
 """Of a file: 8,000 networks, or results of as many. Parsed it may take 25 times as much memory, and 2 s."""
@@ -32,21 +32,15 @@ def read(path: str | os.PathLike, what: str, advice: str) -> Any:
       UserError: it is no regular file, cannot be read, is larger than MAX_BYTES, is not UTF-8, or as `parse`.
     """
     name = f'{what} {os.fspath(path)!r}'
-    path = paths.local(path, what)
     try:
-        # Not blocking: opening a pipe that nobody writes to would wait for ever.
-        with open(os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC), 'rb') as file:
-            about = os.fstat(file.fileno())
-            if not stat.S_ISREG(about.st_mode):
-                raise UserError(f'{name} cannot be read (it is no regular file): {advice}')
-            data = file.read(MAX_BYTES + 1)
+        data, size = files.read(paths.place(path, what), MAX_BYTES + 1)
     except (OSError, ValueError) as e:
         if isinstance(e, UserError):
             raise
         reason = e.strerror if isinstance(e, OSError) else e  # a null byte in the path
         raise UserError(f'{name} cannot be read ({reason}): {advice}') from None
     if len(data) > MAX_BYTES:
-        raise UserError(f'{name} has {about.st_size:,} bytes, more than {MAX_BYTES:,}: {advice}, or split it')
+        raise UserError(f'{name} has {size:,} bytes, more than {MAX_BYTES:,}: {advice}, or split it')
     try:
         text = data.decode()
     except UnicodeDecodeError:
@@ -101,13 +95,13 @@ def parse(text: str, name: str, advice: str) -> Any:
         raise UserError(f'{name} is no such JSON (its brackets are nested too deep): {advice}') from None
 
 
-def rows(path: str | os.PathLike) -> Iterator[tuple[str, dict]]:
+def rows(path: Place) -> Iterator[tuple[str, dict]]:
     """Yield (line, object) for each line of a file that is an object with an integer `step`, and no others.
 
     Those are lines torn by a kill in the middle of a write, and what somebody else may have put there. One
     row at a time is in memory.
     """
-    with open(path, 'rb') as file:
+    with files.opened(path) as file:
         while line := file.readline(MAX_LINE):
             if not line.endswith(b'\n') and len(line) == MAX_LINE:
                 while (rest := file.readline(MAX_LINE)) and not rest.endswith(b'\n'):

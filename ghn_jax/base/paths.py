@@ -4,12 +4,65 @@ import os
 import pathlib
 import re
 from collections.abc import Iterable
-from typing import Any
+from typing import TYPE_CHECKING, Any, TypeAlias
 
+from ghn_jax.base import buckets
 from ghn_jax.base.errors import FieldError, shown
+
+if TYPE_CHECKING:
+    from etils import epath
+
+    Place: TypeAlias = pathlib.Path | epath.Path
+else:
+    Place: TypeAlias = pathlib.PurePath  # which both are
+"""A path on a disk, or one in a bucket: `files` reads and writes both."""
 
 # `pathlib` makes one slash of two: a Path of gs://bucket begins with gs:/.
 _SCHEME = re.compile(r'([A-Za-z][A-Za-z0-9+.-]*):/')
+
+# The flags that take a bucket's addresses. All others are of this machine.
+_IN_BUCKETS = frozenset(
+    ('workdir', 'json', 'plot', 'out', 'against', 'result', 'compare', 'arch', 'archs', 'policy',
+     'config.init_from')
+)  # fmt: skip
+
+
+def place(path: str | os.PathLike, what: str) -> Place:
+    """Return a path on a disk as `local` does, or one in a bucket, gs://bucket/name.
+
+    Raises:
+      FieldError: as `local` and `buckets.path`.
+    """
+    return buckets.path(os.fspath(path), what) if in_bucket(path) else local(path, what)
+
+
+def absolute(path: str | os.PathLike, what: str) -> Place:
+    """Return the absolute path of a place. Raises FieldError as `place`."""
+    found = place(path, what)
+    return found if in_bucket(found) else pathlib.Path(found).absolute()
+
+
+def in_bucket(path: str | os.PathLike) -> bool:
+    """Return whether this is the address of something in a bucket."""
+    return os.fspath(path).startswith(buckets.SCHEME)
+
+
+def check_place(path: str | os.PathLike, what: str) -> None:
+    """Raise FieldError for what `place` never takes; nothing is asked of a disk or a bucket."""
+    if in_bucket(path):
+        buckets.check(os.fspath(path), what)
+    else:
+        check_local(path, what)
+
+
+ZOO = 'zoo:'
+"""What a name of the zoo begins with, in the place of a run directory."""
+
+
+def zoo_name(path: str | os.PathLike) -> str | None:
+    """Return NAME of `zoo:NAME`, a hypernetwork that comes with the package; None of any other path."""
+    text = os.fspath(path)
+    return text.removeprefix(ZOO) if text.startswith(ZOO) else None
 
 
 def local(path: str | os.PathLike, what: str) -> pathlib.Path:
@@ -32,10 +85,11 @@ def check_local(path: str | os.PathLike, what: str) -> None:
         return
     if match[1].lower() == 'file':
         raise FieldError(what, f'={_named(text)}: give the path alone, without {match[1]}://')
+    if text.startswith('gs:/') and not in_bucket(text):
+        raise FieldError(what, f'={_named(text)}: pathlib makes gs:/ of gs://: give the address as text')
     raise FieldError(
         what,
-        f'={_named(text)}: cloud storage and other addresses ({match[1]}://) are not supported yet: '
-        'give a local path, such as one in a mounted bucket',
+        f'={_named(text)}: addresses of {match[1]}:// are not supported here: give a local path',
     )
 
 
@@ -49,15 +103,22 @@ def tfds_folder(data_dir: str | None) -> str | None:
 
 
 def check_flags(flags: Iterable[Any]) -> None:
-    """Raise UserError for the first flag that was given a path with a scheme.
+    """Raise UserError for the first flag that was given an address that it does not take.
 
-    All flags of text are judged, for none takes an address: so none is forgotten.
+    All flags of text are judged, and most take none: so none is forgotten. A bucket that is given must be
+    there and can be used.
     """
     for flag in flags:
         values = flag.value if isinstance(flag.value, list) else [flag.value]
         for value in values if flag.present else ():
             if isinstance(value, str):
-                check_local(value, f'--{flag.name}')
+                (_judge if flag.name in _IN_BUCKETS else check_local)(value, f'--{flag.name}')
+
+
+def _judge(path: str, what: str) -> None:
+    check_place(path, what)
+    if in_bucket(path):
+        place(path, what)
 
 
 def shipped(suffix: str) -> dict[str, pathlib.Path]:

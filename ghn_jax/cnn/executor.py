@@ -2,9 +2,9 @@
 
 Axes: N images | S slots | H size, C channels | F floats of the weight buffer | L classes | R instructions.
 
-A tape [S, N, H, H, C] for each shape (H, C) holds the network's values, a second one their gradients. For
-each segment a loop walks the rows of the instruction table; `lax.switch` picks the op, at exact static
-shapes. Backward, the tables are walked in reverse; each op is recomputed from its taped input and
+A tape for each shape (H, C) holds the network's values, a second one their gradients, as `tape_layout` lays
+them out. For each segment a loop walks the rows of the instruction table; `lax.switch` picks the op, at exact
+static shapes. Backward, the tables are walked in reverse; each op is recomputed from its taped input and
 differentiated. Loss and gradients are one function: differentiating the loops from outside would store every
 branch's residuals. `sizes[c]` keeps the maximum of every value on tape c (and what the scheme's ranges need
 besides): relu(x) has the range [0, max], so no op needs a pass over its input to quantize it, and a
@@ -18,7 +18,6 @@ Tapes may be bfloat16: what every op reads and writes then is. Sums (of norms, c
 rounding, the classifier, and weights and their gradients outside the ops stay float32.
 """
 
-import dataclasses
 import math
 from collections.abc import Callable
 from typing import NamedTuple
@@ -29,15 +28,16 @@ import optax
 from jax import Array, lax
 from jax.typing import DTypeLike
 
-from ghn_jax.base import collectives
-from ghn_jax.cnn import head, ops
+from ghn_jax.base import backends, collectives
+from ghn_jax.cnn import head
 from ghn_jax.cnn.capacity import Segment
 from ghn_jax.cnn.instructions import Kind
 from ghn_jax.cnn.packing import BLOCK, TapeShape, block_floats
 from ghn_jax.cnn.program import Program
 from ghn_jax.cnn.quantizer import Quantization, Quantizer, Sizes, with_sizes
-from ghn_jax.cnn.slots import add_to_slot, read_slot, read_weights, set_slot, switch
+from ghn_jax.cnn.slots import read_weights, switch
 from ghn_jax.cnn.tables import ACCUMULATE, DST, G_DST, G_SRC, OP, SEEN, SRC, WEIGHTS, Bits, Ranges, Tables
+from ghn_jax.cnn.tape_layout import TapeLayout, add_to_slot, layout_of, read_slot, set_slot
 from ghn_jax.quant.scheme import FLOAT, Scheme
 
 _SMALL_GRADIENT = 16_384  # floats: padding to no more than these costs nothing
@@ -46,8 +46,8 @@ _SMALL_GRADIENT = 16_384  # floats: padding to no more than these costs nothing
 class Tapes(NamedTuple):
     """Buffers that survive from one network to the next: filling gigabytes with zeros costs a second.
 
-    Their contents mean nothing between calls. values, gradients: [S, N, H, H, C] by tape shape (of gradients
-    there are fewer slots: they are used again); weights: [F].
+    Their contents mean nothing between calls. values, gradients: tapes by tape shape, as `tape_layout` has
+    them (of gradients there are fewer slots: they are used again); weights: [F].
     """
 
     values: dict[TapeShape, Array]
@@ -62,7 +62,8 @@ def make_tapes(program: Program, batch: int, dtype: DTypeLike = jnp.float32, *, 
     """
 
     def zeros(slots: dict[TapeShape, int]) -> dict[TapeShape, Array]:
-        return {c: jnp.zeros((s, batch, c[0], c[0], c[1]), dtype) for c, s in slots.items()}
+        shape = lambda c: layout_of(c, batch).shape(slots[c])
+        return {c: jnp.zeros(shape(c), dtype) for c in slots}
 
     floats = program.capacity.blocks * BLOCK
     weights = jnp.zeros(floats if train else 1, jnp.promote_types(dtype, jnp.float32))
@@ -93,9 +94,9 @@ def forward(
     """
     rows, of_head = (None, None) if ranges is None else ranges
     quantization = Quantization(scheme, bits.activations, program.capacity.parts, key, ranges=rows)
-    run = _Run(program=program, weights=weights, tables=tables, images=images, quantization=quantization)
+    run = _Run(program, weights, tables, images, quantization)
     values, _ = _run_forward(run, tapes.values)
-    features = head.features(program, tables.head, values)
+    features = head.features(program, tables.head, values, images.shape[0])
     logits, _ = head.logits(
         program, weights, tables.head, bits.head, features, scheme=scheme, key=key, ranges=of_head
     )
@@ -134,10 +135,10 @@ def loss_and_gradients(
     quantization = Quantization(
         scheme, bits.activations, program.capacity.parts, collectives.own_key(key, axis), axis
     )
-    run = _Run(program=program, weights=weights, tables=tables, images=images, quantization=quantization)
+    run = _Run(program, weights, tables, images, quantization)
     values, sizes = _run_forward(run, tapes.values)
 
-    features, to_slots = head.features_vjp(program, tables.head, values)
+    features, to_slots = head.features_vjp(program, tables.head, values, images.shape[0])
     of_head = program, weights, tables.head, bits.head
     logits, residuals = head.logits(*of_head, features, scheme=scheme, key=key, dropout=dropout, axis=axis)
     loss, g_logits = jax.value_and_grad(_cross_entropy)(logits, labels, axis)
@@ -167,7 +168,7 @@ def _padding_groups(segment: Segment) -> list[tuple[int, list[int]]]:
     for size, o in sizes:
         if not groups or size > bound:
             groups.append((size, []))
-            bound = max(_SMALL_GRADIENT, 4 * size) if ops.on_cpu() else math.inf
+            bound = max(_SMALL_GRADIENT, 4 * size) if backends.on_cpu() else math.inf
         groups[-1] = (size, [*groups[-1][1], o])
     return groups
 
@@ -179,8 +180,7 @@ def _dtype(values: dict[TapeShape, Array]) -> DTypeLike:
     return next(iter(values.values())).dtype
 
 
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class _Run:
+class _Run(NamedTuple):
     """What stays the same while one network runs over one batch; weights [F], images [N, H, H, 3]."""
 
     program: Program
@@ -190,8 +190,12 @@ class _Run:
     quantization: Quantization
 
     def image_tape(self, values: dict[TapeShape, Array]) -> Array:
-        """Return the tape of the images, [1, N, H, H, 3], in the dtype of the values."""
-        return self.images[None].astype(_dtype(values))
+        """Return the tape of the images, of one slot, in the dtype of the values."""
+        return self.layout(self.program.image_shape).as_stored(self.images[None].astype(_dtype(values)))
+
+    def layout(self, tape_shape: TapeShape) -> TapeLayout:
+        """Return the layout of a tape."""
+        return layout_of(tape_shape, self.images.shape[0])
 
     def has_norm(self) -> Array:
         """Return 1.0 or 0.0, []."""
@@ -210,25 +214,15 @@ def _run_forward(
 
     for k, segment in enumerate(program.segments):
         src, dst = segment.src, segment.dst
-
-        def branch(op, segment=segment, shape=values[dst].shape[1:]):
-            def apply(tape, row, flat, scale, bits, key, ranges):
-                x, w = lax.optimization_barrier(
-                    (read_slot(tape, row[SRC]), read_weights(op, segment, flat, row[WEIGHTS]))
-                )
-                q = Quantizer(quantization.scheme, scale, bits, key, quantization.axis, ranges)
-                return op.apply(x, w, q, has_norm, shape)
-
-            return apply
-
-        branches = [branch(op) for op in segment.ops]
+        branches = [_forward_of(run, segment, op, has_norm) for op in segment.ops]
 
         def body(r, carry, src=src, dst=dst, branches=branches):
             tape, dst_sizes = carry
             row = tables.rows[r]
             read, source = (dst_sizes, tape) if src == dst else (sizes[src], values[src])
             q = quantization.quantizer(r, row, read)
-            y = switch(row[OP], branches, source, row, run.weights, q.scale, q.bits, q.key, q.ranges)
+            operand = run.layout(src).operand(source, row[SRC])
+            y = switch(row[OP], branches, operand, row, run.weights, q.scale, q.bits, q.key, q.ranges)
             # The sum in a conditional of its own: fused with the maximum below, it would read the tape again
             # after the write, and XLA would keep a copy of the whole tape for that.
             add = lambda tape, y: read_slot(tape, row[DST]) + y
@@ -242,6 +236,20 @@ def _run_forward(
         )
     del values[program.image_shape]
     return values, sizes
+
+
+def _forward_of(run: _Run, segment: Segment, op: Kind, has_norm: Array) -> Callable:
+    """Make the function that reads a slot and computes an op of it."""
+    quantization, src, dst = run.quantization, run.layout(segment.src), run.layout(segment.dst)
+
+    def forward(operand, row, flat, scale, bits, key, ranges):
+        x, w = lax.optimization_barrier(
+            (src.read(operand, row[SRC]), read_weights(op, segment, flat, row[WEIGHTS]))
+        )
+        q = Quantizer(quantization.scheme, scale, bits, key, quantization.axis, ranges)
+        return dst.as_stored(op.apply(src.as_images(x), w, q, has_norm, dst.value_shape))
+
+    return forward
 
 
 def _run_backward(run: _Run, number: int, sizes: dict[TapeShape, Sizes], tapes: Tapes) -> Tapes:
@@ -258,9 +266,10 @@ def _run_backward(run: _Run, number: int, sizes: dict[TapeShape, Sizes], tapes: 
         g_dst, g_src, g_flat = carry
         row = tables.rows[r]
         q = run.quantization.quantizer(r, row, sizes[src])
+        operand = run.layout(src).operand(src_tape, row[SRC])
         g = lax.optimization_barrier(read_slot(g_dst, row[G_DST]))
         g_w, g_x = lax.optimization_barrier(
-            switch(which, branches, src_tape, row, run.weights, q.scale, q.bits, q.key, g)
+            switch(which, branches, operand, row, run.weights, q.scale, q.bits, q.key, g)
         )
         if padded:
             g_flat = lax.dynamic_update_slice(g_flat, g_w, (row[WEIGHTS] * BLOCK,))
@@ -299,17 +308,19 @@ def _backward_of(run: _Run, segment: Segment, op: Kind, padded: int, has_norm: A
 
     It gives the gradient to the weights, padded to `padded` floats, and to the input (None for images).
     """
-    quantization = run.quantization
+    quantization, src, dst = run.quantization, run.layout(segment.src), run.layout(segment.dst)
 
-    def backward(tape, row, flat, scale, bits, key, g):
+    def backward(operand, row, flat, scale, bits, key, g):
         w = read_weights(op, segment, flat, row[WEIGHTS])
-        x, w, g = lax.optimization_barrier((read_slot(tape, row[SRC]), w, g))
+        x, w, g = lax.optimization_barrier((src.read(operand, row[SRC]), w, g))
         q = Quantizer(quantization.scheme, scale, bits, key, quantization.axis)
         # The quantizer is closed over, so ranges and bits get no gradient.
-        _, pull = jax.vjp(lambda w, x: op.apply(x, w, q, has_norm, g.shape), w, x)
-        g_w, g_x = pull(g)
+        apply = lambda w, x: op.apply(x, w, q, has_norm, dst.value_shape)
+        _, pull = jax.vjp(apply, w, src.as_images(x))
+        g_w, g_x = pull(dst.as_images(g))
         parts = [jnp.pad(p.ravel(), (0, block_floats(p.shape) - p.size)) for p in g_w]
         parts.append(jnp.zeros(padded - sum(p.size for p in parts), flat.dtype))
-        return (jnp.concatenate(parts), None if segment.src == run.program.image_shape else g_x)
+        from_image = segment.src == run.program.image_shape
+        return jnp.concatenate(parts), None if from_image else src.as_stored(g_x)
 
     return backward

@@ -19,6 +19,7 @@ from ghn_jax.cnn.head_pieces import padded_classes
 from ghn_jax.cnn.packing import BLOCK, TapeShape
 from ghn_jax.cnn.program import Program
 from ghn_jax.cnn.tables import HeadTable
+from ghn_jax.cnn.tape_layout import TapeLayout, layout_of
 from ghn_jax.quant.activations import quantize_activation
 from ghn_jax.quant.scheme import Scheme
 
@@ -36,8 +37,9 @@ class Residuals(NamedTuple):
 # ---- features
 
 
-def _extract(program: Program, c: TapeShape, pooled: bool, parts: Array, used: Array) -> Array:
-    """parts [K, N, H, W, C] of which the first `used` count -> [N, D], in PyTorch's (C, H, W) order."""
+def _extract(program: Program, layout: TapeLayout, pooled: bool, parts: Array, used: Array) -> Array:
+    """parts, K slots of a tape, of which the first `used` count -> [N, D], in PyTorch's (C, H, W) order."""
+    parts = layout.as_images(parts)  # [K, N, H, W, C]
     parts = jnp.where((jnp.arange(parts.shape[0]) < used)[:, None, None, None, None], ops.wide(parts), 0)
     if pooled:
         x = jnp.moveaxis(jnp.mean(parts, (2, 3)), 0, 1)  # [N, K, C]
@@ -51,19 +53,19 @@ def _slice(tape: Array, table: HeadTable, parts: int) -> Array:
     return lax.dynamic_slice_in_dim(tape, table.slot, parts, 0)
 
 
-def features(program: Program, table: HeadTable, values: dict[TapeShape, Array]) -> Array:
-    """Return the classifier's input [N, D], zero beyond the network's own features."""
+def features(program: Program, table: HeadTable, values: dict[TapeShape, Array], batch: int) -> Array:
+    """Return the classifier's input [N, D], zero beyond the network's own features; batch: N."""
 
     def branch(variant):
-        c, pooled = variant
+        (c, pooled), parts = variant, program.capacity.parts
         return lambda values, table: _extract(
-            program, c, pooled, _slice(values[c], table, program.capacity.parts), table.parts
+            program, layout_of(c, batch), pooled, _slice(values[c], table, parts), table.parts
         )
 
     return lax.switch(table.variant, [branch(v) for v in program.heads], values, table)
 
 
-def features_vjp(program: Program, table: HeadTable, values: dict[TapeShape, Array]):
+def features_vjp(program: Program, table: HeadTable, values: dict[TapeShape, Array], batch: int):
     """Return `features`, and (g [N, D], gradient tapes) -> gradient tapes with the group's slots set.
 
     The group's gradients have the first slots of their tape. Written are the first slots of every tape that
@@ -84,7 +86,7 @@ def features_vjp(program: Program, table: HeadTable, values: dict[TapeShape, Arr
 
                 def pull(g, table):
                     zeros = jnp.zeros(shape, dtype)  # the features are linear in the parts
-                    extract = lambda p: _extract(program, c, variant[1], p, table.parts)
+                    extract = lambda p: _extract(program, layout_of(c, batch), variant[1], p, table.parts)
                     return jax.linear_transpose(extract, zeros)(g)[0]
 
                 return pull
@@ -93,7 +95,7 @@ def features_vjp(program: Program, table: HeadTable, values: dict[TapeShape, Arr
             out[c] = lax.dynamic_update_slice_in_dim(tape, lax.optimization_barrier(g_parts), 0, 0)
         return out
 
-    return features(program, table, values), to_slots
+    return features(program, table, values, batch), to_slots
 
 
 # ---- linear layers

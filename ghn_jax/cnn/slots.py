@@ -1,4 +1,4 @@
-"""Reading and writing tapes and the weight buffer, where the place is data: what a compiled loop does."""
+"""Reading the weight buffer where the place is data, and picking an op: what a compiled loop does."""
 
 import functools
 from collections.abc import Callable, Sequence
@@ -21,21 +21,6 @@ def read_weights(op: Kind, segment: Segment, flat: Array, block: Array) -> list[
         out.append(lax.dynamic_slice(flat, (offset,), (size,)).reshape(shape))
         offset = offset + block_floats(shape)
     return out
-
-
-def read_slot(tape: Array, index: Array) -> Array:
-    """Read a slot of a tape [S, N, H, H, C]: a value [N, H, H, C]."""
-    return lax.dynamic_index_in_dim(tape, index, 0, keepdims=False)
-
-
-def set_slot(tape: Array, value: Array, index: Array) -> Array:
-    """Write a value to a slot of a tape."""
-    return lax.dynamic_update_index_in_dim(tape, value, index, 0)
-
-
-def add_to_slot(tape: Array, value: Array, index: Array, keep: Array) -> Array:
-    """Write a value to a slot, plus what was there if `keep`."""
-    return set_slot(tape, jnp.where(keep > 0, read_slot(tape, index), 0) + value, index)
 
 
 def switch(index: Array, branches: Sequence[Callable], *operands: Any) -> Any:

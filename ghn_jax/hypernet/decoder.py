@@ -8,6 +8,7 @@ definition: its oracle.
 Axes: N nodes | P items | D hidden | C channels of a tile (64) | T positions of the largest kernel (11x11).
 """
 
+import math
 from functools import partial
 from typing import Any
 
@@ -23,6 +24,12 @@ from ghn_jax.hypernet.tiles import decoder_table as decoder_table
 from ghn_jax.hypernet.tiles import tile_parameters as tile_parameters
 from ghn_jax.networks.graph import Graph
 
+_LAST = (  # layers whose outputs are weights
+    ('conv', 'out_kernel', 'out_bias'),
+    ('conv', 'class_kernel', 'class_bias'),
+    ('norm', 'kernel_1', 'bias_1'),
+)
+
 
 def init_decoder(
     key: jax.Array,
@@ -30,11 +37,14 @@ def init_decoder(
     max_shape: tuple[int, int, int, int],
     num_classes: int,
     dtype: jnp.dtype = jnp.float32,
+    *,
+    small: bool = False,
 ) -> dict[str, Params]:
     """Draw parameters of the three decoders: 'conv' (4-D and linear weights), 'norm' (1-D) and 'class_bias'.
 
     max_shape: (C, C, height, width) of a tile and of the largest kernel. PyTorch's default initial values
-    (`layers.init_uniform`).
+    (`layers.init_uniform`). small: the layers before the weights begin with a fifth of that and no bias, as
+    in GHN-3.
     """
     C, _, height, width = max_shape
     T, k_conv, k_norm, k_bias = height * width, *jax.random.split(key, 3)
@@ -49,17 +59,28 @@ def init_decoder(
         'class_bias': ((num_classes,), C),
     }
     class_bias = {'kernel': ((C, num_classes), C), 'bias': ((num_classes,), C)}
-    return {
+    params = {
         'conv': init_uniform(k_conv, conv, dtype),
         'norm': init_mlp(k_norm, (hid, 2 * hid, 2 * C), dtype),
         'class_bias': init_uniform(k_bias, class_bias, dtype),
     }
+    for part, kernel, bias in _LAST if small else ():
+        params[part] |= {kernel: params[part][kernel] / 5, bias: jnp.zeros_like(params[part][bias])}
+    return params
 
 
-def decode(params: dict[str, Params], x: jax.Array, table: DecoderTable, *, normalise: bool = True) -> Tiles:
+def decode(
+    params: dict[str, Params],
+    x: jax.Array,
+    table: DecoderTable,
+    *,
+    normalise: bool = True,
+    centred: bool = False,
+) -> Tiles:
     """Decode the tiles of one network from its embeddings x [N, D]; differentiable in params and x.
 
     normalise: apply the table's scales and squash norm weights and biases (off in GHN-1).
+    centred: cut kernels out of the middle of the largest one (GHN-3), not out of its first corner.
     """
     wanted: Any = jax.tree.map(jnp.asarray, table)  # made by numpy, maybe not yet on the device
     conv = params['conv']
@@ -76,15 +97,21 @@ def decode(params: dict[str, Params], x: jax.Array, table: DecoderTable, *, norm
     def small_items(conv, item):
         return jnp.pad(items(conv, item), ((0, 0), (0, half), (0, half)))
 
-    dense = x[wanted.dense_node], wanted.dense_tap, wanted.dense_scale.astype(x.dtype)
-    depth = x[wanted.depth_node], wanted.depth_tap, wanted.depth_scale.astype(x.dtype)
+    dense_tap, depth_tap, class_tap = wanted.dense_tap, wanted.depth_tap, 0
+    if centred:
+        dense_tap, depth_tap = dense_tap + wanted.dense_shift, depth_tap + wanted.depth_shift
+        side = math.isqrt(conv['fc_kernel'].shape[0])
+        class_tap = side // 2 * (side + 1)
+    dense = x[wanted.dense_node], dense_tap, wanted.dense_scale.astype(x.dtype)
+    depth = x[wanted.depth_node], depth_tap, wanted.depth_scale.astype(x.dtype)
     small = jnp.zeros_like(wanted.n_small), wanted.n_small
     large = -(-wanted.n_small // DENSE_CHUNK) * DENSE_CHUNK, wanted.n_dense
     depths = jnp.zeros_like(wanted.n_depth), wanted.n_depth
     positions = -(-wanted.n_depth // DEPTH_CHUNK) * DEPTH_CHUNK, wanted.n_position
     one_d = mlp(params['norm'], x).reshape(x.shape[0], 2, -1)  # [N, 2, C]
     class_features = x[wanted.class_node][None]
-    class_weight = _class_weight(conv, _tile(conv, _hidden(conv, class_features, jnp.zeros(1, jnp.int32)))[0])
+    class_tile = _tile(conv, _hidden(conv, class_features, jnp.full(1, class_tap, jnp.int32)))[0]
+    class_weight = _class_weight(conv, class_tile)
     class_bias = _class_bias(params['class_bias'], one_d[wanted.bias_node, 1])
     if normalise:
         class_weight = class_weight * wanted.class_scale.astype(x.dtype)
@@ -135,7 +162,12 @@ def _squash_bias(p: jax.Array) -> jax.Array:
 
 
 def predict_tensors(
-    params: dict[str, Params], x: jax.Array, graph: Graph, *, normalise: bool = True
+    params: dict[str, Params],
+    x: jax.Array,
+    graph: Graph,
+    *,
+    normalise: bool = True,
+    centred: bool = False,
 ) -> dict[str, jax.Array]:
     """Predict every tensor of a network from its embeddings x [N, D], one by one as the published code does.
 
@@ -143,14 +175,20 @@ def predict_tensors(
     PyTorch's.
     """
     return {
-        p.name: _predict_tensor(params, x[p.node], p.shape, p.row, kind_of(p, graph), normalise)
+        p.name: _predict_tensor(params, x[p.node], p.shape, p.row, kind_of(p, graph), normalise, centred)
         for p in graph.parameters
     }
 
 
-@partial(jax.jit, static_argnames=('shape', 'row', 'kind', 'normalise'))
+@partial(jax.jit, static_argnames=('shape', 'row', 'kind', 'normalise', 'centred'))
 def _predict_tensor(
-    params: dict[str, Params], x: jax.Array, shape: tuple[int, ...], row: int, kind: str, normalise: bool
+    params: dict[str, Params],
+    x: jax.Array,
+    shape: tuple[int, ...],
+    row: int,
+    kind: str,
+    normalise: bool,
+    centred: bool,
 ) -> jax.Array:
     """Predict one tensor from its node's embedding [D]; tensors of one shape share a compilation."""
     conv, one_d = params['conv'], params['norm']
@@ -162,9 +200,10 @@ def _predict_tensor(
         squash = _squash_bias if row else _squash_scale
         return squash(w) if normalise else w
     height, width = (shape + (1, 1))[2:4]
-    side = int(conv['fc_kernel'].shape[0] ** 0.5)
+    side = math.isqrt(conv['fc_kernel'].shape[0])
+    top, left = (side // 2 - height // 2, side // 2 - width // 2) if centred else (0, 0)
     t = jnp.einsum('d,tdh->th', x, conv['fc_kernel']) + conv['fc_bias']  # at all positions
-    t = jax.nn.relu(t).reshape(side, side, -1)[:height, :width]  # [h, w, 4D]
+    t = jax.nn.relu(t).reshape(side, side, -1)[top : top + height, left : left + width]  # [h, w, 4D]
     t = jax.nn.relu(t @ conv['hidden_kernel'] + conv['hidden_bias'])  # [h, w, 8D]
     w = jnp.einsum('hwd,dio->oihw', t, conv['out_kernel']) + conv['out_bias'].T[:, :, None, None]
     if kind == 'class':

@@ -17,28 +17,32 @@ from flax import linen as nn
 
 from ghn_jax.base.errors import FieldError, UserError, shown
 from ghn_jax.hypernet.decoder import decode, init_decoder, predict_tensors
-from ghn_jax.hypernet.embedding import embed_nodes, init_embedding
+from ghn_jax.hypernet.embedding import Vocabulary, embed_nodes, init_embedding, vocabulary
 from ghn_jax.hypernet.gnn import gated_gnn, init_gnn
+from ghn_jax.hypernet.graphormer import graphormer, init_graphormer
 from ghn_jax.hypernet.layers import init_layer_norm, init_mlp, layer_norm, mlp
 from ghn_jax.hypernet.policy_features import embed_bits, init_bits
 from ghn_jax.hypernet.tiles import DecoderTable, Tiles
 from ghn_jax.networks.graph import GraphBatch, NetworkGraph, batch_graphs, to_graphs_tuple
 from ghn_jax.networks.spec import NetworkSpec
 
-_CHOICES = {'hypernet': ('gatedgnn', 'mlp'), 'decoder': ('conv',)}
+_CHOICES = {'hypernet': ('gatedgnn', 'graphormer', 'mlp'), 'decoder': ('conv',)}
 _FLAGS = ('weight_norm', 've', 'layernorm', 'bits')
-MAX_PARAMETERS = 2**26  # of a hypernetwork: 256 MiB; the published GHN-2 has 2.3 million
+MAX_PARAMETERS = 2**30  # of a hypernetwork: 4 GiB; the largest published one has 654 million
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class GHNConfig:
-    """What defines a hypernetwork. The defaults are GHN-2; GHN-1 has weight_norm, ve and layernorm off.
+    """What defines a hypernetwork. The defaults are GHN-2; GHN-1 has weight_norm, ve and layernorm off, GHN-3
+    has the hypernet 'graphormer'.
 
     hid: width of node embeddings, a multiple of 4.   max_shape: (channels, channels, height, width) of
     decoded tiles and of the kernel window, both square.   num_classes: outputs of the last layer of every
-    network. hypernet: 'gatedgnn', or 'mlp': a node sees itself only (the baseline).   decoder: 'conv'.
-    weight_norm: scale predicted weights by fan-in.   ve: virtual edges.   layernorm: of the embeddings,
-    before decoding.   bits: nodes are told a policy's bits, so that weights are predicted for it (`bits.py`).
+    network. hypernet: 'gatedgnn'; 'graphormer', which also decodes kernels from the middle of the window; or
+    'mlp': a node sees itself only (the baseline).   decoder: 'conv'.   weight_norm: scale predicted weights
+    by fan-in.   ve: virtual edges.   layernorm: of the embeddings, before decoding.   bits: nodes are told a
+    policy's bits, so that weights are predicted for it (`policy_features`).   layers, heads: of a graphormer;
+    hid is a multiple of its heads.
 
     Raises FieldError on construction for wrong types and impossible values.
     """
@@ -52,12 +56,19 @@ class GHNConfig:
     ve: bool = True
     layernorm: bool = True
     bits: bool = False
+    layers: int = 3
+    heads: int = 8
 
     def __post_init__(self):
         if not _is_positive_int(self.hid) or self.hid % 4:
             raise FieldError('hid', f'={shown(self.hid)}: expected a positive multiple of 4')
         if not _is_positive_int(self.num_classes):
             raise FieldError('num_classes', f'={shown(self.num_classes)}: expected a positive integer')
+        for field in ('layers', 'heads'):
+            if not _is_positive_int(getattr(self, field)):
+                raise FieldError(field, f'={shown(getattr(self, field))}: expected a positive integer')
+        if self.is_graphormer and self.hid % self.heads:
+            raise FieldError('heads', f'={self.heads}: expected a divisor of hid={self.hid}')
         shape = tuple(self.max_shape) if isinstance(self.max_shape, list | tuple) else ()
         if (
             len(shape) != 4
@@ -72,6 +83,7 @@ class GHNConfig:
         # Of its large layers: those of the window, of the tile and of the classes.
         C, _, K, _ = shape
         size = 4 * (self.hid * K) ** 2 + 32 * self.hid**2 + 8 * self.hid * C**2 + 2 * C * self.num_classes
+        size += self.is_graphormer * 12 * self.layers * self.hid**2
         if size > MAX_PARAMETERS:
             raise FieldError(
                 'hid',
@@ -87,6 +99,16 @@ class GHNConfig:
         for field in _FLAGS:
             if not isinstance(getattr(self, field), bool):
                 raise FieldError(field, f'={shown(getattr(self, field))}: expected true or false')
+
+    @property
+    def is_graphormer(self) -> bool:
+        """Whether this is a GHN-3."""
+        return self.hypernet == 'graphormer'
+
+    @property
+    def sizes(self) -> Vocabulary:
+        """The sizes of tensors that have an embedding of their own."""
+        return vocabulary(self.num_classes, self.max_shape[2])
 
     @classmethod
     def from_dict(cls, fields: Mapping[str, Any]) -> 'GHNConfig':
@@ -119,14 +141,19 @@ class GHN(nn.Module):
     def setup(self):
         c = self.config
         self.gnn: Any
-        self.embedding = self.param('embedding', init_embedding, c.hid)
+        self.embedding = self.param(
+            'embedding', partial(init_embedding, narrow=c.is_graphormer), c.hid, c.sizes
+        )
         if c.hypernet == 'gatedgnn':
             self.gnn = self.param('gnn', init_gnn, c.hid, c.ve)
+        elif c.is_graphormer:
+            self.gnn = self.param('gnn', init_graphormer, c.hid, c.layers, c.heads)
         else:
             self.gnn = self.param('gnn', init_mlp, (c.hid, c.hid, c.hid))
         if c.layernorm:
             self.norm = self.param('norm', init_layer_norm, c.hid)
-        self.decoder = self.param('decoder', init_decoder, c.hid, c.max_shape, c.num_classes)
+        decoder = partial(init_decoder, small=c.is_graphormer)
+        self.decoder = self.param('decoder', decoder, c.hid, c.max_shape, c.num_classes)
         if c.bits:
             self.bits = self.param('bits', init_bits, c.hid)
 
@@ -138,11 +165,14 @@ class GHN(nn.Module):
         """x_init (node features), x_gnn (after the graph network) and x (after LayerNorm), each [B, N, D]."""
         graphs: Any = jax.tree.map(jnp.asarray, batch)  # made by numpy, maybe not yet on the device
         real = (jnp.arange(graphs.primitive.shape[1]) < graphs.n_node[:, None])[..., None]  # [B, N, 1]
-        stages = {'x_init': embed_nodes(self.embedding, graphs.primitive, graphs.shape)}
+        stages = {'x_init': embed_nodes(self.embedding, graphs.primitive, graphs.shape, self.config.sizes)}
         if self.config.bits:
             stages['x_init'] += embed_bits(self.bits, graphs.weight_bits, graphs.activation_bits)
         if self.config.hypernet == 'gatedgnn':
             h = gated_gnn(self.gnn, stages['x_init'], graphs.distance, graphs.waves, graphs.n_waves)
+        elif self.config.is_graphormer:
+            distance = graphs.distance if self.config.ve else jnp.where(graphs.distance == 1, 1, 0)
+            h = graphormer(self.gnn, stages['x_init'], distance, graphs.n_node)
         else:
             h = jax.nn.relu(mlp(self.gnn, stages['x_init']))
         stages['x_gnn'] = h
@@ -151,20 +181,23 @@ class GHN(nn.Module):
 
     def decode(self, x: jax.Array, table: DecoderTable) -> Tiles:
         """The weights of one network, as tiles, from its embeddings x [N, D]."""
-        return decode(self.decoder, x, table, normalise=self.config.weight_norm)
+        how = self.config.weight_norm, self.config.is_graphormer
+        return decode(self.decoder, x, table, normalise=how[0], centred=how[1])
 
     def predict(self, graph: NetworkGraph) -> dict[str, jax.Array]:
         """Every tensor of one network, slowly: see `predict_parameters`."""
         batch = batch_graphs([to_graphs_tuple(graph)], max_nodes=len(graph.nodes))
         x = self.embed(batch)[0]
-        return predict_tensors(self.decoder, x, graph, normalise=self.config.weight_norm)
+        how = self.config.weight_norm, self.config.is_graphormer
+        return predict_tensors(self.decoder, x, graph, normalise=how[0], centred=how[1])
 
 
 def init_params(config: GHNConfig, key: jax.Array, dtype: jnp.dtype = jnp.float32) -> dict[str, Any]:
     """Fresh parameters, as the published model starts: PyTorch's defaults.
 
     Linear layers and the GRU: kernels and biases uniform within 1/sqrt(fan_in). Embeddings: standard normal.
-    LayerNorm: scale 1, bias 0. Tables of bits: 0.
+    LayerNorm: scale 1, bias 0. Tables of bits: 0. GHN-3: embeddings have a variance of 1 / width, the last
+    layers of its decoders a fifth of these kernels and no bias.
     """
     return _init(config, dtype, key)
 

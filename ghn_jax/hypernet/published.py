@@ -1,8 +1,8 @@
-"""Parameters of a published PyTorch GHN, as ours.
+"""Parameters of a published PyTorch GHN, as ours: GHN-1, GHN-2 and MLP of ppuda, GHN-3 of ghn3.
 
 Our arrays are theirs with linear weights as [in, out], the conv decoder's first layer as a slab for each
-kernel position, and its last one as tiles [in, out]. Files: .npz with one array for each entry of the
-state dict, or a PyTorch .pt file where torch is installed (`statefile`).
+kernel position, its last one as tiles [in, out], and GHN-3's layers side by side. Files: `statefile`; their
+configuration: `published_config`.
 """
 
 import functools
@@ -12,35 +12,26 @@ from typing import Any
 
 import numpy as np
 
-from ghn_jax.base import jsonfile
 from ghn_jax.base.errors import UserError
 from ghn_jax.hypernet.ghn import GHNConfig
-from ghn_jax.hypernet.statefile import load_state
-
-_NOTES = ('torch', 'seed')  # fields of a published config that say how it was made
+from ghn_jax.hypernet.published_config import config_of, load_config
+from ghn_jax.hypernet.statefile import load_checkpoint
+from ghn_jax.hypernet.statefile import load_state as load_state
 
 
 def load_published(
-    state_path: str | os.PathLike, config_path: str | os.PathLike
+    state_path: str | os.PathLike, config_path: str | os.PathLike | None = None
 ) -> tuple[GHNConfig, dict[str, Any]]:
-    """Read a state dict and its JSON config: the configuration, and Flax parameters of the file's dtypes.
+    """Read a published hypernetwork: its configuration, and Flax parameters of the file's dtypes.
+
+    config_path: its JSON config; None: what the file itself has, or its shapes say (`config_of`).
 
     Raises UserError for files that are absent or do not load, and for entries that are missing, unexpected,
     of the wrong shape, or not finite.
     """
-    config = load_config(config_path)
-    return config, convert_state(config, load_state(state_path))
-
-
-def load_config(path: str | os.PathLike) -> GHNConfig:
-    """Read the configuration from a JSON object with the fields of GHNConfig. Raises UserError."""
-    fields = jsonfile.read(path, 'config', 'give the JSON file of the hypernetwork')
-    if not isinstance(fields, dict):
-        raise UserError(f'config {path} holds a {type(fields).__name__}: expected one JSON object')
-    try:
-        return GHNConfig.from_dict({key: value for key, value in fields.items() if key not in _NOTES})
-    except UserError as e:
-        raise UserError(f'config {path}: {e}') from e
+    state, fields = load_checkpoint(state_path)
+    config = load_config(config_path, state) if config_path else config_of(fields, state)
+    return config, convert_state(config, state)
 
 
 def convert_state(config: GHNConfig, state: Mapping[str, np.ndarray]) -> dict[str, Any]:
@@ -52,6 +43,7 @@ def convert_state(config: GHNConfig, state: Mapping[str, np.ndarray]) -> dict[st
     if config.bits:
         raise UserError('bits is true: no published GHN reads bits: leave the field out')
     expected = _expected_shapes(config)
+    state = {_renamed(name): value for name, value in state.items()}
     for problem, names in (
         ('misses', set(expected) - set(state)),
         ('has unexpected', set(state) - set(expected)),
@@ -62,6 +54,8 @@ def convert_state(config: GHNConfig, state: Mapping[str, np.ndarray]) -> dict[st
                 f'state dict {problem} {len(names)} entries ({some}): give the config it was made with'
             )
     for name, shape in expected.items():
+        if _without_ones(state[name].shape) == _without_ones(shape):  # a 1x1 convolution is a linear layer
+            state[name] = state[name].reshape(shape)
         if tuple(state[name].shape) != shape:
             raise UserError(
                 f'state dict entry {name} has shape {tuple(state[name].shape)}, expected {shape}: '
@@ -85,11 +79,13 @@ def published_state(config: GHNConfig, params: Mapping[str, Any]) -> dict[str, n
         state[f'shape_enc.embed_{name}.{_W}'] = params['embedding'][name]
     if config.hypernet == 'gatedgnn':
         for name in _gnn_mlps(config):
-            state |= _from_mlp(f'gnn.{name}.', params['gnn'][name])
+            state |= _from_mlp(f'gnn.{name}.fc.', params['gnn'][name])
         for ours, theirs in _GRU.items():
             state[f'gnn.gru.{theirs}'] = np.asarray(params['gnn']['gru'][ours]).T
+    elif config.is_graphormer:
+        state |= _from_graphormer(config, params['gnn'])
     else:
-        state |= _from_mlp('gnn.', params['gnn'])
+        state |= _from_mlp('gnn.fc.', params['gnn'])
     if config.layernorm:
         state |= {f'ln.{_W}': params['norm']['scale'], f'ln.{_B}': params['norm']['bias']}
     hidden = 4 * config.hid
@@ -102,9 +98,11 @@ def published_state(config: GHNConfig, params: Mapping[str, Any]) -> dict[str, n
     state[f'decoder.conv.2.{_B}'] = conv['out_bias'].T.reshape(-1)
     state[f'decoder.class_layer_predictor.1.{_W}'] = conv['class_kernel'].T[:, :, None, None]
     state[f'decoder.class_layer_predictor.1.{_B}'] = conv['class_bias']
-    state |= _from_mlp('decoder_1d.', decoder['norm'])
+    state |= _from_mlp('decoder_1d.fc.', decoder['norm'])
     state |= {f'bias_class.1.{_W}': np.asarray(decoder['class_bias']['kernel']).T}
     state |= {f'bias_class.1.{_B}': decoder['class_bias']['bias']}
+    if config.is_graphormer:  # whose decoder has linear layers for 1x1 convolutions
+        state = {name: value[..., 0, 0] if np.ndim(value) == 4 else value for name, value in state.items()}
     return {name: np.ascontiguousarray(value) for name, value in state.items()}
 
 
@@ -117,6 +115,65 @@ _GRU = {
 }
 
 
+_TABLES = {
+    'in_degree': 'centrality_embed_in',
+    'out_degree': 'centrality_embed_out',
+    'input_distance': 'input_dist_embed',
+    'length': 'gnn.0.attn.edge_embed.embed',
+}
+_KERNELS = {
+    'qkv_kernel': 'attn.to_qkv',
+    'out_kernel': 'attn.to_out.0',
+    'kernel_0': 'ff.net.0',
+    'kernel_1': 'ff.net.3',
+}
+_BIASES = {'out_bias': 'attn.to_out.0', 'bias_0': 'ff.net.0', 'bias_1': 'ff.net.3'}
+_NORMS = {'norm_0': 'ln1', 'norm_1': 'ln2'}
+
+
+def _renamed(name: str) -> str:
+    """The name of an entry, without what saving from several devices or from training adds to it."""
+    name = name.removeprefix('module.')
+    moved = name.removeprefix('gnn.0.')
+    return moved if moved.removesuffix('.weight') in _TABLES.values() else name
+
+
+def _without_ones(shape: tuple[int, ...]) -> tuple[int, ...]:
+    return shape[:2] if len(shape) == 4 and shape[2:] == (1, 1) else tuple(shape)
+
+
+def _from_graphormer(config: GHNConfig, params: Mapping[str, Any]) -> dict[str, np.ndarray]:
+    entries = {f'{theirs}.{_W}': params[ours] for ours, theirs in _TABLES.items()}
+    entries |= _from_mlp('gnn.0.attn.proj_e.', params['bias'])
+    layers = params['layers']
+    for i in range(config.layers):
+        for ours, theirs in _KERNELS.items():
+            entries[f'gnn.{i}.{theirs}.{_W}'] = np.asarray(layers[ours][i]).T
+        for ours, theirs in _BIASES.items():
+            entries[f'gnn.{i}.{theirs}.{_B}'] = layers[ours][i]
+        for ours, theirs in _NORMS.items():
+            entries[f'gnn.{i}.{theirs}.{_W}'] = layers[ours]['scale'][i]
+            entries[f'gnn.{i}.{theirs}.{_B}'] = layers[ours]['bias'][i]
+    return entries
+
+
+def _to_graphormer(config: GHNConfig, state: Mapping[str, np.ndarray]) -> dict[str, Any]:
+    def stacked(theirs: str, what: str) -> np.ndarray:
+        return np.stack([state[f'gnn.{i}.{theirs}.{what}'] for i in range(config.layers)])
+
+    layers: dict[str, Any] = {
+        ours: stacked(theirs, _W).transpose(0, 2, 1) for ours, theirs in _KERNELS.items()
+    }
+    layers |= {ours: stacked(theirs, _B) for ours, theirs in _BIASES.items()}
+    for ours, theirs in _NORMS.items():
+        layers[ours] = {'scale': stacked(theirs, _W), 'bias': stacked(theirs, _B)}
+    return {
+        **{ours: state[f'{theirs}.{_W}'] for ours, theirs in _TABLES.items()},
+        'bias': _to_mlp(state, 'gnn.0.attn.proj_e.'),
+        'layers': layers,
+    }
+
+
 def _gnn_mlps(config: GHNConfig) -> tuple[str, ...]:
     return ('mlp', 'mlp_ve') if config.ve else ('mlp',)
 
@@ -124,16 +181,16 @@ def _gnn_mlps(config: GHNConfig) -> tuple[str, ...]:
 def _from_mlp(prefix: str, params: Mapping[str, Any]) -> dict[str, np.ndarray]:
     entries = {}
     for layer in (0, 1):  # PyTorch counts the activation between them
-        entries[f'{prefix}fc.{2 * layer}.{_W}'] = np.asarray(params[f'kernel_{layer}']).T
-        entries[f'{prefix}fc.{2 * layer}.{_B}'] = params[f'bias_{layer}']
+        entries[f'{prefix}{2 * layer}.{_W}'] = np.asarray(params[f'kernel_{layer}']).T
+        entries[f'{prefix}{2 * layer}.{_B}'] = params[f'bias_{layer}']
     return entries
 
 
 def _to_mlp(state: Mapping[str, np.ndarray], prefix: str) -> dict[str, np.ndarray]:
     params = {}
     for layer in (0, 1):
-        params[f'kernel_{layer}'] = state[f'{prefix}fc.{2 * layer}.{_W}'].T
-        params[f'bias_{layer}'] = state[f'{prefix}fc.{2 * layer}.{_B}']
+        params[f'kernel_{layer}'] = state[f'{prefix}{2 * layer}.{_W}'].T
+        params[f'bias_{layer}'] = state[f'{prefix}{2 * layer}.{_B}']
     return params
 
 
@@ -141,18 +198,20 @@ def _params(config: GHNConfig, state: Mapping[str, np.ndarray]) -> dict[str, Any
     C, _, height, width = config.max_shape
     hid, T = config.hid, height * width
     if config.hypernet == 'gatedgnn':
-        gnn = {name: _to_mlp(state, f'gnn.{name}.') for name in _gnn_mlps(config)}
+        gnn = {name: _to_mlp(state, f'gnn.{name}.fc.') for name in _gnn_mlps(config)}
         gnn['gru'] = {ours: state[f'gnn.gru.{theirs}'].T for ours, theirs in _GRU.items()}
+    elif config.is_graphormer:
+        gnn = _to_graphormer(config, state)
     else:
-        gnn = _to_mlp(state, 'gnn.')
+        gnn = _to_mlp(state, 'gnn.fc.')
     conv = {
         'fc_kernel': state[f'decoder.fc.0.{_W}'].reshape(4 * hid, T, hid).transpose(1, 2, 0),
         'fc_bias': state[f'decoder.fc.0.{_B}'].reshape(4 * hid, T).T,
-        'hidden_kernel': state[f'decoder.conv.0.{_W}'][:, :, 0, 0].T,
+        'hidden_kernel': state[f'decoder.conv.0.{_W}'].reshape(8 * hid, 4 * hid).T,
         'hidden_bias': state[f'decoder.conv.0.{_B}'],
         'out_kernel': state[f'decoder.conv.2.{_W}'].reshape(C, C, 8 * hid).transpose(2, 1, 0),
         'out_bias': state[f'decoder.conv.2.{_B}'].reshape(C, C).T,
-        'class_kernel': state[f'decoder.class_layer_predictor.1.{_W}'][:, :, 0, 0].T,
+        'class_kernel': state[f'decoder.class_layer_predictor.1.{_W}'].reshape(-1, C).T,
         'class_bias': state[f'decoder.class_layer_predictor.1.{_B}'],
     }
     class_bias = {'kernel': state[f'bias_class.1.{_W}'].T, 'bias': state[f'bias_class.1.{_B}']}
@@ -163,7 +222,7 @@ def _params(config: GHNConfig, state: Mapping[str, np.ndarray]) -> dict[str, Any
             'spatial': state[f'shape_enc.embed_spatial.{_W}'],
         },
         'gnn': gnn,
-        'decoder': {'conv': conv, 'norm': _to_mlp(state, 'decoder_1d.'), 'class_bias': class_bias},
+        'decoder': {'conv': conv, 'norm': _to_mlp(state, 'decoder_1d.fc.'), 'class_bias': class_bias},
     }
     if config.layernorm:
         params['norm'] = {'scale': state[f'ln.{_W}'], 'bias': state[f'ln.{_B}']}

@@ -1,37 +1,55 @@
 """State dicts of PyTorch in files from somebody else: named arrays, and nothing else in them is believed.
 
-.npz files are read without pickle, .pt files with torch's weights_only: neither runs code. Both are zip
-archives, and what these say of themselves (entries, sizes, shapes) is compared with the limits and with each
-other before anything of that size is made.
+.npz and .safetensors are read without pickle, .pt by `ptloader`, which needs no torch and runs no code. .npz
+and .pt are zip archives, and what these say of themselves (entries, sizes, shapes) is compared with the
+limits and with each other before anything of that size is made.
 """
 
 import io
 import math
 import os
-import re
 import stat
 import warnings
 import zipfile
-from typing import IO
+from collections.abc import Mapping
+from typing import IO, Any
 
+import ml_dtypes
 import numpy as np
+from safetensors.numpy import load
 
 from ghn_jax.base.errors import UserError, shown
+from ghn_jax.hypernet.pickled import load_dumped, load_pickled
 
-MAX_BYTES = 256 * 2**20  # of the file, and of its arrays together; the published GHN-2 has 9 MiB
-MAX_ENTRIES = 10_000  # of an archive; that GHN has 30
-_MAX_PICKLE = 4 * 2**20  # bytes: a few hundred for each tensor; it is read by Python, a byte a microsecond
+MAX_BYTES = 4 * 2**30  # of the file, and of its arrays together; the largest GHN-3 has 2.5 GiB
+MAX_ENTRIES = 10_000  # of an archive; the largest GHN-3 has 260
+_OLD_TORCH = b'\x80\x02\x8a\nl\xfc\x9cF\xf9 j\xa8P\x19.'  # what torch.save began with before version 1.6
+_SWELLS = 256 * 2**20  # bytes that an archive may unpack to beyond four times its own
 
 
 def load_state(path: str | os.PathLike) -> dict[str, np.ndarray]:
-    """Read names and arrays of a state dict from a .npz or .pt file. Raises UserError."""
+    """Read names and arrays of a state dict. Raises UserError as `load_checkpoint`."""
+    return load_checkpoint(path)[0]
+
+
+def load_checkpoint(path: str | os.PathLike) -> tuple[dict[str, np.ndarray], Mapping[str, Any] | None]:
+    """Read a state dict from a .pt, .npz or .safetensors file.
+
+    Returns:
+      (arrays by name, the config that a .pt file has beside them; None without).
+
+    Raises:
+      UserError: no such file, a damaged one, or one of something else.
+    """
     suffix = os.path.splitext(path)[1]
+    if suffix not in ('.npz', '.pt', '.pth', '.safetensors'):
+        raise UserError(f'state {path} ends in {suffix!r}: expected .pt, .npz or .safetensors')
     data = _read(path)
     if suffix == '.npz':
-        return _load_npz(path, data)
-    if suffix in ('.pt', '.pth'):
-        return _load_pt(path, data)
-    raise UserError(f'state {path} ends in {suffix!r}: expected .npz or .pt')
+        return _load_npz(path, data), None
+    if suffix == '.safetensors':
+        return _load_safetensors(path, data), None
+    return _load_pt(path, data)
 
 
 def _read(path: str | os.PathLike) -> bytes:
@@ -40,25 +58,26 @@ def _read(path: str | os.PathLike) -> bytes:
     except (OSError, ValueError):  # a null byte in the path
         regular = False
     if not regular:
-        raise UserError(f'state {path} is no file: give the .npz or .pt file of a published GHN')
+        raise UserError(f'state {path} is no file: give the file of a published GHN')
     try:
         with open(path, 'rb') as file:
             data = file.read(MAX_BYTES + 1)
     except OSError as e:
         raise UserError(f'state {path} cannot be read ({e.strerror}): give another file') from None
     if len(data) > MAX_BYTES:
-        raise UserError(f'state {path} has more than {MAX_BYTES:,} bytes: give the file of a GHN-2')
+        raise UserError(f'state {path} has more than {MAX_BYTES:,} bytes: give the file of a GHN')
     return data
 
 
 def _entries(data: bytes) -> list[zipfile.ZipInfo]:
     """List what an archive says it holds; raises ValueError where that is too much, BadZipFile for damage."""
-    if (count := len(re.findall(rb'PK\x01\x02', data))) > MAX_ENTRIES:  # each entry of the directory has one
+    if (count := data.count(b'PK\x01\x02')) > MAX_ENTRIES:  # each entry of the directory has one
         raise ValueError(f'{count:,} entries, more than {MAX_ENTRIES:,}')
     with zipfile.ZipFile(io.BytesIO(data)) as archive:
         entries = archive.infolist()
-    if (size := sum(entry.file_size for entry in entries)) > MAX_BYTES:
-        raise ValueError(f'{size:,} bytes unpacked, more than {MAX_BYTES:,}')
+    most = min(MAX_BYTES, _SWELLS + 4 * len(data))
+    if (size := sum(entry.file_size for entry in entries)) > most:
+        raise ValueError(f'{size:,} bytes unpacked, more than {most:,}')
     return entries
 
 
@@ -93,30 +112,40 @@ def _check_header(file: IO[bytes], size: int, name: str) -> None:
         raise ValueError(f'array {shown(name)} has not the size that its header says')
 
 
-def _load_pt(path: str | os.PathLike, data: bytes) -> dict[str, np.ndarray]:
+def _load_safetensors(path: str | os.PathLike, data: bytes) -> dict[str, np.ndarray]:
     try:
-        import torch  # pyright: ignore[reportMissingImports]
-    except ImportError as e:
-        raise UserError(
-            f'state {path} needs torch, which is not installed: pip install torch, or give a .npz'
-        ) from e
-    if not data.startswith(b'PK'):
-        raise UserError(
-            f'state {path} is no zip archive, as torch writes since version 1.6: load and save it with a '
-            'newer torch, or give a .npz'
-        )
+        return load(data)
+    except Exception as e:  # what it raises for damage is no one class
+        raise UserError(f'state {path} is no .safetensors file ({_reason(e)}): give another file') from e
+
+
+def _load_pt(path: str | os.PathLike, data: bytes) -> tuple[dict[str, np.ndarray], Mapping[str, Any] | None]:
     try:
-        pickled = sum(e.file_size for e in _entries(data) if e.filename.endswith('.pkl'))
-        if pickled > _MAX_PICKLE:
-            raise ValueError(f'{pickled:,} bytes of pickle, more than {_MAX_PICKLE:,}')
-        state = torch.load(io.BytesIO(data), map_location='cpu', weights_only=True)
-        state = state.get('state_dict', state) if isinstance(state, dict) else None
+        if data.startswith(b'PK'):
+            value = load_pickled(data, _entries(data))
+        elif data.startswith(b'\x80') and not data.startswith(_OLD_TORCH):
+            value = load_dumped(data)
+        else:
+            raise UserError(
+                f'state {path} is neither a zip archive, as torch.save writes since version 1.6, nor of '
+                'joblib: load it and save it with a newer torch, or give a .npz or .safetensors'
+            )
+        if not isinstance(value, dict):
+            raise ValueError(f'it holds a {type(value).__name__}')
+        state, config = value.get('state_dict', value), value.get('config')
         if not isinstance(state, dict) or not all(
-            isinstance(name, str) and isinstance(value, torch.Tensor) for name, value in state.items()
+            isinstance(name, str) and isinstance(w, np.ndarray) for name, w in state.items()
         ):
             raise ValueError('no dict of named tensors')
-        return {name: value.detach().numpy() for name, value in state.items()}
-    except Exception as e:
+        if (size := sum(w.nbytes for w in state.values())) > _SWELLS + 4 * len(data):
+            raise ValueError(f'tensors of {size:,} bytes')
+        floats = {
+            name: w.astype(np.float32) if w.dtype == ml_dtypes.bfloat16 else w for name, w in state.items()
+        }
+        return floats, config if isinstance(config, dict) else None
+    except UserError:
+        raise
+    except Exception as e:  # zip, zlib, pickle and numpy errors have no common base
         raise UserError(f'state {path} does not load ({_reason(e)}): give a state dict saved by torch') from e
 
 

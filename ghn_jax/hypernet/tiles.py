@@ -30,19 +30,22 @@ class DecoderTable(NamedTuple):
     DENSE_CHUNK to n_dense are the others. depth: rows [0, n_depth), weights with one input (depthwise); from
     the next multiple of DEPTH_CHUNK to n_position, positional encodings. Rows between and after are padding.
 
-    node int32: which embedding.   tap int32: position in the largest kernel, row * 11 + column.   scale: that
-    of fan-in, float64 on the host (32-bit JAX makes it float32).   class_node, bias_node int32: weight and
-    bias of the last linear layer.
+    node int32: which embedding.   tap int32: position in the largest kernel, row * 11 + column, of a kernel
+    in its first corner.   shift int32: what to add for a kernel in its middle.   scale: that of fan-in,
+    float64 on the host (32-bit JAX makes it float32).   class_node, bias_node int32: weight and bias of the
+    last linear layer.
     """
 
     # Arrays of numpy on the host, of JAX on the device.
     dense_node: Any  # [P]
     dense_tap: Any  # [P]
+    dense_shift: Any  # [P]
     dense_scale: Any  # [P]
     n_small: Any  # []
     n_dense: Any  # []
     depth_node: Any  # [Q]
     depth_tap: Any  # [Q]
+    depth_shift: Any  # [Q]
     depth_scale: Any  # [Q]
     n_depth: Any  # []
     n_position: Any  # []
@@ -120,6 +123,11 @@ def fan_in_scale(shape: tuple[int, ...]) -> float:
     return (beta / math.prod(shape[1:])) ** 0.5
 
 
+def middle(size: int, largest: int) -> int:
+    """Return where a kernel of this size begins in the middle of the largest one (GHN-3)."""
+    return largest // 2 - size // 2
+
+
 def kind_of(p: Parameter, graph: Graph) -> str:
     """Say how a tensor is decoded: 'dense', 'depth', 'norm', 'class' or 'pos_enc'."""
     if p.node in graph.class_nodes:
@@ -132,7 +140,7 @@ def kind_of(p: Parameter, graph: Graph) -> str:
 
 
 class _Items:
-    """Items listed one after the other: rows of (node, tap, scale), and the first row of each parameter."""
+    """Items one after the other: rows of (node, tap, shift, scale), and the first row of each parameter."""
 
     def __init__(self):
         self.rows, self.first = [], {}
@@ -145,27 +153,28 @@ class _Items:
                 'largest that the hypernetwork predicts'
             )
         self.first[p.name] = len(self.rows)
-        self.rows.extend((p.node, i * largest + j, scale) for i in range(height) for j in range(width))
+        shift = middle(height, largest) * largest + middle(width, largest)
+        self.rows.extend((p.node, i * largest + j, shift, scale) for i in range(height) for j in range(width))
 
 
 def _joined(a: _Items, b: _Items, chunk: int) -> tuple[list, dict[str, int]]:
     """Join rows of a, padding, rows of b from a multiple of `chunk` on; find each parameter's first row."""
     start = round_up(len(a.rows), chunk)
-    gap = [(0, 0, 0.0)] * (start - len(a.rows)) if b.rows else []
+    gap = [(0, 0, 0, 0.0)] * (start - len(a.rows)) if b.rows else []
     return a.rows + gap + b.rows, a.first | {name: start + first for name, first in b.first.items()}
 
 
 def _pad(
-    rows: list[tuple[int, int, float]], knob: str, capacity: int, chunk: int, label: str
-) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    rows: list[tuple[int, int, int, float]], knob: str, capacity: int, chunk: int, label: str
+) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
     if len(rows) > capacity:
         raise UserError(f'{label} wants {len(rows)} tiles, {knob} is {capacity}: raise {knob}')
-    node, tap, scale = (
-        np.zeros(round_up(max(capacity, 1), chunk), dtype) for dtype in (np.int32, np.int32, np.float64)
-    )
-    for column, values in zip((node, tap, scale), zip(*rows, strict=True), strict=False):
+    length = round_up(max(capacity, 1), chunk)
+    node, tap, shift = (np.zeros(length, np.int32) for _ in range(3))
+    columns = node, tap, shift, np.zeros(length)
+    for column, values in zip(columns, zip(*rows, strict=True), strict=False):
         column[: len(rows)] = values
-    return node, tap, scale
+    return columns
 
 
 def count_items(graph: Graph, *, max_shape: tuple[int, int, int, int] = (64, 64, 11, 11)) -> dict[str, int]:

@@ -212,12 +212,12 @@ def load_policy(path: str | os.PathLike) -> Policy:
     Raises:
         UserError: a file that cannot be read or is no such object: says what is wrong with it.
     """
-    path = pathlib.Path(path)
+    path = os.fspath(path)
     fields = jsonfile.read(path, 'policy', 'give a JSON file with weight_bits and activation_bits')
     try:
-        return policy_from_dict(fields, path.stem)
+        return policy_from_dict(fields, pathlib.PurePath(path).stem)
     except UserError as e:
-        raise UserError(f'policy {str(path)!r}: {e}') from None
+        raise UserError(f'policy {path!r}: {e}') from None
 
 
 def policy_from_dict(fields: Any, name: str) -> Policy:

@@ -5,6 +5,7 @@ import os
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
+from ghn_jax.base import files, paths
 from ghn_jax.base.errors import FieldError, UserError, shown
 from ghn_jax.evaluation import results
 from ghn_jax.evaluation.evaluation_spec import GIVEN
@@ -121,7 +122,7 @@ def read_evaluation(
     evaluation = make_evaluation(result, closeup=closeup)
     if against is None:
         return evaluation
-    if os.path.isdir(against):
+    if files.is_folder(paths.place(against, 'against')):
         raise FieldError(
             'against',
             f'={against} is a directory, whose run would have to be scored: beside a result give the '

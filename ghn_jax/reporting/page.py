@@ -2,13 +2,13 @@
 
 import base64
 import dataclasses
-import pathlib
 from collections.abc import Iterable, Sequence
 from typing import Any
 
 import jinja2
 
 from ghn_jax.base import files
+from ghn_jax.base.paths import Place
 
 INDEX = 'index.html'
 
@@ -65,9 +65,7 @@ def render(title: str, lead: str, sections: Sequence[Section]) -> str:
     return environment.get_template('page.html').render(title=title, lead=lead, sections=sections)
 
 
-def write(
-    folder: pathlib.Path, html: str, figures: Iterable[Figure], names: Iterable[str] = ()
-) -> pathlib.Path:
+def write(folder: Place, html: str, figures: Iterable[Figure], names: Iterable[str] = ()) -> Place:
     """Writes the figures, then the page that has them too; its path. Files there are replaced, each whole.
 
     names: of all figures that a page may have; those that this one has not are removed, for they are older.

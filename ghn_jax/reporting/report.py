@@ -2,27 +2,27 @@
 
 import datetime
 import os
-import pathlib
 import platform
 from collections.abc import Sequence
 
 import ghn_jax
-from ghn_jax.base import cli
+from ghn_jax.base import cli, files, paths
 from ghn_jax.base.jsonlines import read_jsonl
+from ghn_jax.base.paths import Place
 from ghn_jax.networks.spec import NetworkSpec
 from ghn_jax.reporting import closeup, contents, page
 from ghn_jax.reporting.evaluation import Evaluation
 from ghn_jax.runs.run import Run
 
 
-def check_folder(folder: str | os.PathLike) -> pathlib.Path:
+def check_folder(folder: str | os.PathLike) -> Place:
     """Return the folder of a report as an absolute path, before the long work; it is not made here.
 
     Raises:
       FieldError: the folder, or a file of an earlier report in it, cannot be written.
     """
     path = cli.check_folder(folder, 'out')
-    if path.is_dir():
+    if files.is_folder(path):
         for name in (page.INDEX, *(f'{name}.png' for name in contents.NAMES)):
             cli.check_output(path / name, 'out')
     return path
@@ -31,13 +31,13 @@ def check_folder(folder: str | os.PathLike) -> pathlib.Path:
 def write_report(
     run: Run,
     evaluation: Evaluation,
-    folder: pathlib.Path,
+    folder: Place,
     *,
     workdir: str | os.PathLike,
     command: str,
     specs: Sequence[NetworkSpec] | None = None,
     num_devices: int = 0,
-) -> pathlib.Path:
+) -> Place:
     """Write the page and its figures; the best network is run once more for the closer look.
 
     Args:
@@ -55,8 +55,8 @@ def write_report(
     Raises:
       UserError: networks or data that are not those of the evaluation, or a folder that cannot be written.
     """
-    metrics = pathlib.Path(workdir).expanduser() / 'metrics.jsonl'
-    rows = read_jsonl(metrics) if metrics.is_file() else None
+    metrics = paths.place(workdir, 'workdir') / 'metrics.jsonl'
+    rows = read_jsonl(metrics) if files.is_file(metrics) else None
     selection = closeup.select(run, evaluation, specs)
     extremes = {which: selection.specs[place] for which, place in evaluation.extremes.items()}
     layers = closeup.look(run, evaluation, selection, num_devices)

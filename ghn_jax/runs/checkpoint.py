@@ -11,7 +11,6 @@ What cannot be read is never deleted: it is moved to `workdir/damaged/` when a n
 
 import contextlib
 import os
-import pathlib
 import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -22,11 +21,13 @@ import numpy as np
 import orbax.checkpoint as ocp
 from absl import logging
 
-from ghn_jax.base import processes
+from ghn_jax.base import files, paths, processes
 from ghn_jax.base.digests import array_digests, check_arrays, check_types, json_digest
 from ghn_jax.base.errors import UserError
+from ghn_jax.base.paths import Place
 
 _FORMAT = 'ghn_jax checkpoint 1'  # counts up when an old checkpoint can no longer be read
+_COMMITTED = 'commit_success.txt'  # which Orbax writes last where it cannot rename
 _ATTEMPTS = 50  # to read while training replaces what is read
 _PATIENCE = 10  # tenths of a second that a deletion may rest
 T = TypeVar('T')
@@ -50,7 +51,7 @@ class Checkpoints:
     def __init__(
         self, workdir: str | os.PathLike, *, keep: int = 3, keep_every: int = 0, background: bool = True
     ):
-        self.workdir = pathlib.Path(workdir).absolute()
+        self.workdir = paths.absolute(workdir, 'workdir')
         self.folder = self.workdir / 'checkpoints'
         self.keep, self.keep_every, self.background = keep, keep_every, background
         self._best: int | None = None
@@ -66,12 +67,13 @@ class Checkpoints:
 
     def steps(self) -> list[int]:
         """The steps with a finished checkpoint, ascending; [] where there is none."""
+        before = []
         for _ in range(_ATTEMPTS):
-            names = os.listdir(self.folder) if self.folder.is_dir() else []
-            steps = sorted(ocp.utils.checkpoint_steps(self.folder)) if names else []
-            if steps or not any(map(str.isdecimal, names)):
+            names = [name for name in files.names(self.folder) if name.isdecimal()]
+            steps = sorted(int(name) for name in names if _is_whole(self.folder / name))
+            if steps or names == before:
                 return steps
-            # All that were listed are deleted by now: there are newer ones.
+            before = names  # deleted by now, and there are newer ones; or never whole
         return []
 
     def latest_step(self) -> int | None:
@@ -206,8 +208,8 @@ class Checkpoints:
     def _put_aside(self, step: int) -> None:
         aside = self.workdir / 'damaged'
         aside.mkdir(exist_ok=True)
-        taken = len(list(aside.glob(f'{step}*')))
-        os.rename(self.folder / str(step), aside / (f'{step}.{taken}' if taken else str(step)))
+        taken = len([name for name in files.names(aside) if name.startswith(str(step))])
+        files.move(self.folder / str(step), aside / (f'{step}.{taken}' if taken else str(step)))
 
     @contextlib.contextmanager
     def _writing(self) -> Iterator[None]:
@@ -276,26 +278,27 @@ class Checkpoints:
             with self._reader() as manager:
                 return read(step, manager)
         except Exception:
-            files = self._files(step)
+            before = files.tree(self.folder / str(step))
         try:
             with self._reader() as manager:
                 return read(step, manager)
         except Exception:
-            if not self._is_going(step, files, newest):
+            if not self._is_going(step, before, newest):
                 raise
         raise Vanished(
             f'the checkpoint of step {step} in {self.folder} was deleted while it was read: training keeps '
             f'the newest ones; choose from {self.steps()}'
         )
 
-    def _is_going(self, step: int, files: set[str], newest: int | None) -> bool:
+    def _is_going(self, step: int, before: set[str], newest: int | None) -> bool:
         """Whether a checkpoint that cannot be read is being deleted, not damaged: its files become fewer than
-        `files`, or there is one newer than `newest`, which is to be read in its place. None: none will do.
+        `before`, or there is one newer than `newest`, which is to be read in its place. None: none will do.
         """
+        now = lambda: files.tree(self.folder / str(step))
         if newest is not None:
-            return self._files(step) != files or not files or max(self.steps(), default=newest) > newest
+            return now() != before or not before or max(self.steps(), default=newest) > newest
         for _ in range(_PATIENCE):
-            if not files or self._files(step) != files:
+            if not before or now() != before:
                 return True
             time.sleep(0.1)
         return False
@@ -310,11 +313,6 @@ class Checkpoints:
                 yield manager
         finally:
             logging.set_verbosity(level)
-
-    def _files(self, step: int) -> set[str]:
-        """Its files and folders; none where it is gone."""
-        walk = os.walk(self.folder / str(step))  # passes over what is gone
-        return {os.path.join(folder, name) for folder, _, names in walk for name in ('', *names)}
 
     def _record(self, step: int, manager: Any) -> dict:
         record = manager.restore(step, args=ocp.args.Composite(meta=ocp.args.JsonRestore())).meta
@@ -331,6 +329,11 @@ class Checkpoints:
         if metadata is None:
             raise ValueError('its metadata are damaged')
         return metadata.tree
+
+
+def _is_whole(folder: Place) -> bool:
+    """Whether a step is finished: a folder has its name then, in a bucket it has an object that says so."""
+    return files.is_file(folder / _COMMITTED) if paths.in_bucket(folder) else files.is_folder(folder)
 
 
 def _reason(error: Exception) -> str:

@@ -1,7 +1,4 @@
-"""Makes a run directory from a published PyTorch GHN-2, for `ghn_jax.evaluate` and `ghn_jax.predict`.
-
-python -m ghn_jax.convert --state=ghn2_cifar10.npz --config=ghn_config.json --workdir=runs/published
-"""
+"""Makes a run directory from a published PyTorch GHN, for `ghn_jax.evaluate` and `ghn_jax.predict`."""
 
 import os
 from dataclasses import fields
@@ -9,7 +6,7 @@ from dataclasses import fields
 import jax
 import numpy as np
 
-from ghn_jax.base import cli, paths
+from ghn_jax.base import cli, files, paths
 from ghn_jax.base.errors import FieldError, UserError
 from ghn_jax.config import HypernetworkConfig, RunConfig, SpaceConfig
 from ghn_jax.hypernet.ghn import GHNConfig
@@ -21,9 +18,12 @@ _TRACES = ('lock', 'checkpoints', 'metrics.jsonl', 'tensorboard')  # what a run 
 
 
 def convert(
-    state: str | os.PathLike, config_file: str | os.PathLike, workdir: str | os.PathLike
+    state: str | os.PathLike, config_file: str | os.PathLike | None, workdir: str | os.PathLike
 ) -> GHNConfig:
     """Write a checkpoint of step 0 with the published parameters, in float32; return their configuration.
+
+    config_file: JSON of that configuration; None: what the checkpoint has beside its state dict, or, of a
+    GHN-3, what the shapes in it say.
 
     The run's config is the default one (CIFAR-10, 32 pixels) in the published space, deepnets1m.
 
@@ -31,8 +31,9 @@ def convert(
       UserError: files that do not fit, a directory that holds a run already (nothing is written then).
     """
     path = cli.check_workdir(workdir)
-    state, config_file = paths.local(state, 'state'), paths.local(config_file, 'config_file')
-    if found := [name for name in _TRACES if (path / name).exists()]:
+    state = paths.local(state, 'state')
+    config_file = paths.local(config_file, 'config_file') if config_file else None
+    if found := [name for name in _TRACES if files.exists(path / name)]:
         raise FieldError(
             'workdir', f'={workdir} holds a run already ({found[0]}): give another directory, or remove it'
         )

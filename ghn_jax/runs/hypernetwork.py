@@ -109,10 +109,11 @@ class Hypernetwork:
 
 
 def load(workdir: str | os.PathLike, step: str | int = 'latest') -> Hypernetwork:
-    """Load a hypernetwork from a run directory, of `ghn_jax.train` or `ghn_jax.convert`.
+    """Load a hypernetwork from a run directory, of `ghn_jax.train` or `ghn_jax.convert`, or from the zoo.
 
     Args:
-      workdir: the directory; training may go on in it meanwhile.
+      workdir: the directory; training may go on in it meanwhile. `zoo:NAME` is a hypernetwork that comes with
+        the package: `python -m ghn_jax.zoo` lists them.
       step: 'latest', the newest checkpoint that can be read; 'best', the one that validated best; a number.
 
     Raises:

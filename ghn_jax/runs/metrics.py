@@ -11,7 +11,6 @@ import collections
 import contextlib
 import math
 import os
-import pathlib
 import sys
 import time
 from collections.abc import Mapping
@@ -20,7 +19,7 @@ from typing import Any, NamedTuple, TextIO
 import numpy as np
 from tqdm import tqdm
 
-from ghn_jax.base import files
+from ghn_jax.base import files, paths
 from ghn_jax.base.jsonlines import Records
 from ghn_jax.base.jsonlines import read_jsonl as read_jsonl
 from ghn_jax.runs.tensorboard import Events
@@ -37,7 +36,7 @@ class Metrics:
     """
 
     def __init__(self, workdir: str | os.PathLike, start_step: int = 0):
-        workdir = pathlib.Path(workdir)
+        workdir = paths.place(workdir, 'workdir')
         with files.writing(workdir):
             workdir.mkdir(parents=True, exist_ok=True)
         self._values = Records(workdir / 'metrics.jsonl', start_step)

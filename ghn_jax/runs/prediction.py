@@ -8,24 +8,24 @@ for linear weights. 'jax' is HWIO for convolutions, as `lax.conv_general_dilated
 import dataclasses
 import json
 import os
-import pathlib
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import numpy as np
-from safetensors.numpy import save
 
 import ghn_jax
-from ghn_jax.base import cli, files
+from ghn_jax.base import files, paths
 from ghn_jax.base.errors import FieldError, UserError
+from ghn_jax.base.paths import Place
 from ghn_jax.hypernet.policy_features import check_policies, resolve
 from ghn_jax.hypernet.predict import Weights, check_network, predict_from_graph
 from ghn_jax.networks.graph import build_graph
 from ghn_jax.networks.spec import NetworkSpec
 from ghn_jax.quant.bit_schedule import strategy_of
 from ghn_jax.quant.export import round_to
-from ghn_jax.quant.policy import Policy
+from ghn_jax.quant.policy import FLOAT_BITS, Policy
+from ghn_jax.runs import weight_files
 from ghn_jax.runs.run import Run
 
 LAYOUTS = ('pytorch', 'jax')
@@ -40,12 +40,6 @@ def to_jax_layout(weights: Weights) -> Weights:
         return w.transpose(2, 3, 1, 0) if w.ndim == 4 else w.T
 
     return {name: turned(name, w) for name, w in weights.items()}
-
-
-def to_safetensors(weights: Weights, metadata: Mapping[str, str]) -> bytes:
-    """Return the content of a safetensors file."""
-    # safetensors writes strided and Fortran-ordered arrays wrongly, without a word.
-    return save({name: np.asarray(w, order='C') for name, w in weights.items()}, dict(metadata))
 
 
 def predict(
@@ -92,16 +86,18 @@ def predict(
     return weights, metadata | ({'quantization': json.dumps(quantization)} if quantization else {})
 
 
-def output_files(out: str, specs: Sequence[NetworkSpec]) -> list[pathlib.Path]:
+def output_files(out: str, specs: Sequence[NetworkSpec], format: str = 'safetensors') -> list[Place]:
     """Return the file of each network. `out` is a file, a name with {name} in it, or a directory that exists.
+
+    format: one of `weight_files.FORMATS`; what 'orbax' writes is a directory.
 
     Raises:
       UserError: several networks for one file, names that are no file names or come twice, no such directory.
     """
     if not out:
         raise FieldError('out', ' is missing: give a file, such as net.safetensors')
-    if os.path.isdir(out):
-        out = os.path.join(out, '{name}.safetensors')
+    if files.is_folder(paths.place(out, 'out')):
+        out = os.path.join(out, f'{{name}}.{format}')
     if '{name}' not in out:
         if len(specs) > 1:
             raise FieldError(
@@ -109,14 +105,14 @@ def output_files(out: str, specs: Sequence[NetworkSpec]) -> list[pathlib.Path]:
                 f'={out} is one file for {len(specs)} networks: give a directory, or a name such as '
                 'weights/{name}.safetensors',
             )
-        return [cli.check_output(out, 'out')]
+        return [weight_files.check_place(out, format)]
     names = [spec.name for spec in specs]
     for name in names:
         if not name or name.startswith('.') or '/' in name or os.sep in name or '\0' in name:
             raise UserError(f'network {name!r} has no name for a file: give it one in the architecture file')
         if names.count(name) > 1:
             raise UserError(f'two networks are called {name!r}, so their files would be: rename one')
-    return [cli.check_output(out.replace('{name}', name), 'out') for name in names]
+    return [weight_files.check_place(out.replace('{name}', name), format) for name in names]
 
 
 def with_names(specs: Sequence[NetworkSpec]) -> list[NetworkSpec]:
@@ -129,26 +125,38 @@ def with_names(specs: Sequence[NetworkSpec]) -> list[NetworkSpec]:
 def write_predictions(
     run: Run,
     specs: Sequence[NetworkSpec],
-    outputs: Sequence[pathlib.Path],
+    outputs: Sequence[Place],
     *,
     layout: str = 'pytorch',
     policy: Policy,
+    format: str = 'safetensors',
+    packed: bool = False,
 ) -> Iterator[str]:
     """Predict the weights of networks and write a file for each; yield a line about each file.
 
-    outputs: the files, as `output_files` gives them.   layout, policy: as for `predict`.
+    outputs: the files, as `output_files` gives them.   layout, policy: as for `predict`.   format: one of
+    `weight_files.FORMATS`.   packed: write integers of just their bits, which `weight_files.unpack` reads.
 
     Raises:
       UserError: a network or a policy that is of no use, before the first file is written; a file that cannot
         be written.
     """
+    if packed and format != 'safetensors':
+        raise FieldError('packed', f' and format={format}: packed weights are safetensors')
     for spec in specs:
         check_network(spec, run.ghn, run.config.image_size)
-    check_policies(map(build_graph, specs), [policy])
+    graphs = [build_graph(spec) for spec in specs]
+    check_policies(graphs, [policy])
+    for graph in graphs if packed else ():
+        if all(bits == FLOAT_BITS for bits, _ in resolve(policy, graph).values()):
+            raise FieldError('packed', f' and bits={policy}: no weight is rounded, give fewer bits')
     for spec, file in zip(specs, outputs, strict=True):
         start = time.perf_counter()
         weights, metadata = predict(run, spec, layout=layout, policy=policy)
         seconds = time.perf_counter() - start
-        files.write(file, to_safetensors(weights, metadata))
         size = sum(w.size for w in weights.values())
-        yield f'{file}: {len(weights)} tensors, {size:,} parameters, {policy}, predicted in {seconds:.2f} s'
+        line = f'{file}: {len(weights)} tensors, {size:,} parameters, {policy}, predicted in {seconds:.2f} s'
+        if packed:
+            weights, metadata = weight_files.pack(weights, metadata)
+        weight_files.write_weights(file, weights, metadata, format)
+        yield line

@@ -2,7 +2,6 @@
 
 import dataclasses
 import os
-import pathlib
 from collections.abc import Iterable
 from typing import Any
 
@@ -12,9 +11,11 @@ from ghn_jax import config as configs
 from ghn_jax.base import paths
 from ghn_jax.base.errors import FieldError, UserError, shown
 from ghn_jax.base.jsonlines import read_jsonl
+from ghn_jax.base.paths import Place
 from ghn_jax.config import RunConfig
 from ghn_jax.hypernet.ghn import GHN, GHNConfig
 from ghn_jax.quant.policy import parse_bits
+from ghn_jax.runs import zoo
 from ghn_jax.runs.checkpoint import Checkpoints, Vanished
 
 _ATTEMPTS = 10  # to read the best checkpoint while training replaces it
@@ -40,25 +41,23 @@ class Run:
 
 
 def load_run(workdir: str | os.PathLike, step: str = 'latest') -> Run:
-    """Load a checkpoint of a run directory, made by `train` or by `convert`.
+    """Load a checkpoint of a run directory, of `train` or `convert`, or one that comes with the package.
 
     Args:
-      workdir: the run directory.
-      step: 'latest' is the newest that can be read; 'best' that which validated best; or a number.
+      workdir: the run directory, or `zoo:NAME`.
+      step: 'latest' is the newest that can be read; 'best' that which validated best; or a number. The zoo
+        has one of each run.
 
     Raises:
       UserError: no such checkpoint, or one that is not ours; that of a number was deleted meanwhile.
     """
-    workdir = paths.local(workdir, 'workdir')
-    with Checkpoints(workdir) as checkpoints:
-        if step == 'best':
-            params, meta = _restore_best(workdir, checkpoints)
-        elif step == 'latest':
-            params, meta = checkpoints.restore_params()
-        elif step.isdecimal() and len(step) <= 10:
-            params, meta = checkpoints.restore_params(step=int(step))
-        else:
-            raise FieldError('step', f'={shown(step)}: expected latest, best or a number')
+    if step not in ('latest', 'best') and not (step.isdecimal() and len(step) <= 10):
+        raise FieldError('step', f'={shown(step)}: expected latest, best or a number')
+    if (name := paths.zoo_name(workdir)) is not None:
+        params, meta = _of_zoo(name, step)
+    else:
+        workdir = paths.place(workdir, 'workdir')
+        params, meta = _restore(workdir, step)
     config, ghn, done = read_meta(meta, workdir)
     return Run(config=config, ghn=GHN(ghn), params=params, step=done, meta=meta)
 
@@ -88,7 +87,21 @@ def best(validations: Iterable[tuple[int, float]]) -> tuple[int, float] | None:
     return max(validations, key=lambda v: (v[1], -v[0]), default=None)
 
 
-def _restore_best(workdir: pathlib.Path, checkpoints: Checkpoints) -> tuple[Any, dict]:
+def _of_zoo(name: str, step: str) -> tuple[Any, dict]:
+    params, meta = zoo.read_entry(name)
+    if step.isdecimal() and int(step) != meta['step']:
+        raise FieldError('step', f'={step}: {paths.ZOO}{name} is of step {meta["step"]}')
+    return params, meta
+
+
+def _restore(workdir: Place, step: str) -> tuple[Any, dict]:
+    with Checkpoints(workdir) as checkpoints:
+        if step == 'best':
+            return _restore_best(workdir, checkpoints)
+        return checkpoints.restore_params(step=None if step == 'latest' else int(step))
+
+
+def _restore_best(workdir: Place, checkpoints: Checkpoints) -> tuple[Any, dict]:
     for _ in range(_ATTEMPTS):
         step = _best_step(workdir, checkpoints)
         try:
@@ -98,7 +111,7 @@ def _restore_best(workdir: pathlib.Path, checkpoints: Checkpoints) -> tuple[Any,
     raise FieldError('step', f'=best: {workdir} has a new best step at each attempt to read it: try again')
 
 
-def _best_step(workdir: pathlib.Path, checkpoints: Checkpoints) -> int:
+def _best_step(workdir: Place, checkpoints: Checkpoints) -> int:
     name = validated(configs.from_json(checkpoints.restore_meta()['config']))
     rows = read_jsonl(workdir / 'metrics.jsonl')
     found = best((row['step'], row[name]) for row in rows if row.get(name) is not None)

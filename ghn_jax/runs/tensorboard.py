@@ -8,8 +8,6 @@ records and summaries are used here without the thread.
 # pyright: reportAttributeAccessIssue=false
 # The classes of event_pb2 are made when it is imported.
 
-import os
-import pathlib
 import re
 import socket
 import time
@@ -20,6 +18,7 @@ from tensorboardX.proto import event_pb2
 from tensorboardX.record_writer import RecordWriter
 
 from ghn_jax.base import files
+from ghn_jax.base.paths import Place
 
 _STAMP = re.compile(r'events\.out\.tfevents\.(\d+)\.')
 
@@ -30,13 +29,13 @@ class Events:
     All of it raises UserError where the file cannot be written.
     """
 
-    def __init__(self, folder: str | os.PathLike, start_step: int = 0):
-        self._folder = folder = pathlib.Path(folder)
+    def __init__(self, folder: Place, start_step: int = 0):
+        self._folder = folder
         with files.writing(folder):
             folder.mkdir(parents=True, exist_ok=True)
             # Readers go through the files by name, that is by this number: it rises where the clock goes
             # back, and where two runs start within a second.
-            found = (_STAMP.match(file.name) for file in folder.iterdir())
+            found = map(_STAMP.match, files.names(folder))
             stamp = max([int(time.time()), *(int(match[1]) + 1 for match in found if match)])
             name = f'events.out.tfevents.{stamp:010d}.{socket.gethostname()}'
             self._writer = RecordWriter(str(folder / name))

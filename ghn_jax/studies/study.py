@@ -9,20 +9,18 @@ these strategies, with any seed. A run whose config is not the study's, or that 
 left out of them and named.
 """
 
-import contextlib
 import dataclasses
-import fcntl
 import json
-import pathlib
 import sys
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from ml_collections import ConfigDict
 
-from ghn_jax.base import bounds, files, paths
+from ghn_jax.base import bounds, files, lock, paths
 from ghn_jax.base.digests import json_digest
 from ghn_jax.base.errors import FieldError, UserError
+from ghn_jax.base.paths import Place
 from ghn_jax.config import RunConfig, freeze
 from ghn_jax.datasets.load import Dataset
 from ghn_jax.evaluation import results, sensitivity
@@ -87,7 +85,7 @@ class StudySpec:
 def study(
     config: RunConfig | ConfigDict,
     strategies: Mapping[str, Mapping[str, Any]],
-    workdir: pathlib.Path,
+    workdir: Place,
     spec: StudySpec | None = None,
     *,
     dataset: Dataset | None = None,
@@ -108,7 +106,7 @@ def study(
       UserError: a bad strategy, before any is trained; whatever training and scoring raise.
     """
     spec = spec or StudySpec()
-    config, workdir = freeze(config), paths.local(workdir, 'workdir')
+    config, workdir = freeze(config), paths.place(workdir, 'workdir')
     study_runs = make_runs(config, strategies, spec.seeds)
     baseline = spec.baseline or study_runs[0].strategy
     _check_names(strategies, study_runs, spec.only, baseline)
@@ -126,7 +124,7 @@ def study(
         result = _finished(folder, study_run, spec.scoring)
         if isinstance(result, str):
             result = _score(folder, spec, dataset)
-        with _alone(workdir):
+        with lock.holding(workdir, _LOCK, wait=True):
             # Read again each time: other processes share the study.
             done, left_out = _collect(
                 workdir, config, strategies, spec.scoring, like=result, seeded=bool(spec.seeds)
@@ -154,21 +152,8 @@ def _check_names(
             raise FieldError(field, f'={unknown[0]}: expected of {", ".join(strategies)}{more}')
 
 
-@contextlib.contextmanager
-def _alone(workdir: pathlib.Path) -> Iterator[None]:
-    """One process at a time reads what is done and writes the tables; the others wait."""
-    try:
-        file = open(workdir / _LOCK, 'a')
-    except OSError as e:
-        raise UserError(f'{workdir} cannot be written ({e.strerror}): give another workdir') from None
-    with file:
-        with contextlib.suppress(OSError):  # a file system without locks: the next write has all rows again
-            fcntl.flock(file, fcntl.LOCK_EX)
-        yield
-
-
 def _collect(
-    workdir: pathlib.Path,
+    workdir: Place,
     config: RunConfig,
     strategies: Mapping[str, Any],
     wanted: dict,
@@ -202,7 +187,7 @@ def _collect(
     return done, left_out
 
 
-def _finished(folder: pathlib.Path, study_run: StudyRun, wanted: dict) -> dict[str, Any] | str:
+def _finished(folder: Place, study_run: StudyRun, wanted: dict) -> dict[str, Any] | str:
     """The evaluation of a finished run as it lies there; or why it is not of this run, scored so."""
     try:
         meta, digest = Checkpoints(folder).restore_record()
@@ -237,7 +222,7 @@ def _unlike(result: Mapping[str, Any], like: Mapping[str, Any]) -> str | None:
     return None
 
 
-def _score(folder: pathlib.Path, spec: StudySpec, dataset: Dataset | None) -> dict[str, Any]:
+def _score(folder: Place, spec: StudySpec, dataset: Dataset | None) -> dict[str, Any]:
     """An evaluation, with the scores by part, written to the strategy's directory."""
     run = load_run(folder)
     dataset = dataset or load_data(run.config)

@@ -21,6 +21,7 @@ from ghn_jax.training.preemption import Stopping
 from ghn_jax.training.run_logger import BAD_NETWORKS, RunLogger
 from ghn_jax.training.running_means import RunningMeans
 from ghn_jax.training.sampling import Preparation
+from ghn_jax.training.state import saved_part
 from ghn_jax.training.step import TrainState
 from ghn_jax.training.stepper import Stepper
 
@@ -30,7 +31,8 @@ class LoopParts:
     """What a loop drives.
 
     validate: parameters of the GHN -> values by name. meta: (step, window=the means under way) -> what a
-    checkpoint says about itself. stopping: whether a signal has come.
+    checkpoint says about itself. stopping: whether a signal has come. pack: (what a checkpoint holds, its
+    meta) -> nothing; it writes them, with the run's records, into one file.
     """
 
     config: RunConfig
@@ -41,6 +43,7 @@ class LoopParts:
     logger: RunLogger
     meta: Callable[..., dict[str, Any]]
     stopping: Stopping
+    pack: Callable[[Any, dict[str, Any]], None] | None = None
 
 
 class Loop:
@@ -68,6 +71,8 @@ class Loop:
         p, c = self._parts, self._parts.config
         validations = processes.from_first(p.logger.validations)
         self._best = best((step, value) for step, value in validations)
+        if start:
+            self._pack(start, state)
         if self._validates(start) and start not in dict(validations):  # the run before was stopped in it
             self._validate(start, state)
         with contextlib.closing(p.networks.ahead(start, stop)) as ahead:
@@ -134,9 +139,14 @@ class Loop:
         p = self._parts
         self._finish(0)
         p.logger.flush()
-        saved = {'params': state.params, 'opt_state': state.opt_state}
         best_step = self._best[0] if self._best else None
-        p.checkpoints.save(done, saved, p.meta(done, window=self._means.saved()), best=best_step)
+        meta = p.meta(done, window=self._means.saved())
+        p.checkpoints.save(done, saved_part(state), meta, best=best_step)
+        self._pack(done, state)
+
+    def _pack(self, done: int, state: TrainState) -> None:
+        if self._parts.pack:
+            self._parts.pack(saved_part(local(state)), self._parts.meta(done, window=self._means.saved()))
 
     def _validates(self, done: int) -> bool:
         every = self._parts.config.eval.every_steps
@@ -151,6 +161,7 @@ class Loop:
         p.logger.validation(done, values)
         new = (done, values[validated(p.config)])
         self._best = best([new] if self._best is None else [self._best, new])
+        self._pack(done, state)
 
 
 @contextlib.contextmanager

@@ -5,7 +5,6 @@ before it; `exact` trains from there up to it first. Then the network runs by it
 plain reference: without dropout, and in mode noise without noise. On one device.
 """
 
-import pathlib
 from collections.abc import Iterator, Mapping
 from typing import Any
 
@@ -17,6 +16,7 @@ import optax
 from ghn_jax import config as configs
 from ghn_jax.base.errors import FieldError, UserError
 from ghn_jax.base.jsonlines import read_jsonl
+from ghn_jax.base.paths import Place
 from ghn_jax.cnn.reference import apply_reference
 from ghn_jax.datasets.augment import normalize
 from ghn_jax.datasets.load import batch_indices
@@ -38,7 +38,7 @@ from ghn_jax.training.stepper import Stepper
 _FAULTS = {FINE: 'finite', BAD_GRADIENT: 'gradient not finite', BAD_LOSS: 'loss not finite'}
 
 
-def replay(workdir: pathlib.Path, line: int, *, exact: bool = False) -> Iterator[str]:
+def replay(workdir: Place, line: int, *, exact: bool = False) -> Iterator[str]:
     """Do the step of a network that was not finite again; yield what there is to say, as lines of text.
 
     Args:

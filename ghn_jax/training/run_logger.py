@@ -5,13 +5,13 @@ Process 0 of a run writes the files; the others are silent. Axes: M networks of 
 
 import contextlib
 import os
-import pathlib
 from collections.abc import Callable, Sequence
 from typing import Any, Protocol
 
 import numpy as np
 
 from ghn_jax.assembly.memory import usage
+from ghn_jax.base import paths
 from ghn_jax.base.jsonlines import Records, read_jsonl
 from ghn_jax.config import RunConfig
 from ghn_jax.networks.spaces import Space
@@ -75,13 +75,14 @@ class FileLogger:
     ):
         self.config, self.space, self.validated = config, space, validated
         self._files = contextlib.ExitStack()
+        workdir = paths.place(workdir, 'workdir')
         self._metrics = self._files.enter_context(Metrics(workdir, start))
-        self._bad = Records(pathlib.Path(workdir) / BAD_NETWORKS, start)
+        self._bad = Records(workdir / BAD_NETWORKS, start)
         self._files.callback(self._bad.close)
         self._progress = self._files.enter_context(
             Progress(config.train.steps, initial=start, desc='train', marks=2)
         )
-        self._rows = [row for row in read_jsonl(pathlib.Path(workdir) / 'metrics.jsonl') if validated in row]
+        self._rows = [row for row in read_jsonl(workdir / 'metrics.jsonl') if validated in row]
 
     def __enter__(self) -> 'FileLogger':
         return self

@@ -1,5 +1,7 @@
 """The state that a run begins with: a fresh one, or that of its newest checkpoint."""
 
+import os
+import pathlib
 import sys
 from typing import Any
 
@@ -10,13 +12,15 @@ from jax.sharding import Mesh
 
 from ghn_jax import config as configs
 from ghn_jax.assembly.mesh import replicate
-from ghn_jax.base import processes
+from ghn_jax.base import files, processes
+from ghn_jax.base.digests import check_types, leaf_name
 from ghn_jax.base.errors import FieldError
 from ghn_jax.config import RunConfig
 from ghn_jax.hypernet.ghn import GHN, init_params
 from ghn_jax.runs.checkpoint import Checkpoints
 from ghn_jax.runs.config_changes import FREE_KEYS, differing_keys
-from ghn_jax.runs.run import params_of
+from ghn_jax.runs.pack import read_pack
+from ghn_jax.runs.run import params_of, read_meta
 from ghn_jax.training.running_means import RunningMeans
 from ghn_jax.training.step import TrainState
 
@@ -68,16 +72,8 @@ def restore_or_init(
     """
     if checkpoints.latest_step() is None:
         return initial_state(config, ghn, optimizer, mesh), RunningMeans()
-    like = state_of(init_params(ghn.config, jax.random.key(config.seed)), optimizer, mesh)
-    before = configs.from_json(checkpoints.restore_meta()['config'])
-    if differing := differing_keys(before, config, FREE_KEYS):
-        key = differing[0]
-        raise FieldError(
-            key,
-            f' is another one in the run that {checkpoints.workdir} holds ({", ".join(differing)} differ): '
-            'set it as it was, or take another workdir',
-        )
-    restored, meta = checkpoints.restore({'params': like.params, 'opt_state': like.opt_state}, step=step)
+    _check_config(configs.from_json(checkpoints.restore_meta()['config']), config, checkpoints.workdir)
+    restored, meta = checkpoints.restore(_like(config, ghn, optimizer, mesh), step=step)
     state = TrainState(jnp.asarray(meta['step'], jnp.int32), restored['params'], restored['opt_state'])
     for what, now in (('jax', jax.__version__), ('devices', mesh.size if mesh else 1)):
         if processes.is_first() and meta.get(what, now) != now:
@@ -87,3 +83,56 @@ def restore_or_init(
                 file=sys.stderr,
             )
     return replicate(mesh, state), RunningMeans(meta.get('window'))
+
+
+def unpack(
+    path: str | os.PathLike,
+    checkpoints: Checkpoints,
+    config: RunConfig,
+    ghn: GHN,
+    optimizer: optax.GradientTransformation,
+    mesh: Mesh | None = None,
+) -> None:
+    """Put a packed run into a run directory without one; the checkpoint comes last, and makes it a run.
+
+    For the arguments see `restore_or_init`, which then finds what it would have found where the run was.
+
+    Raises:
+      UserError: no pack, one of a run with another config, or a directory that holds a run already.
+    """
+    if (step := checkpoints.latest_step()) is not None:
+        raise FieldError(
+            'unpack',
+            f'={path}: {checkpoints.workdir} holds a run already, of step {step}: go on with that one '
+            'without unpacking, or take another workdir',
+        )
+    pack = read_pack(path)
+    before, _, step = read_meta(pack.meta, path)
+    _check_config(before, config, path)
+    like = _like(config, ghn, optimizer, mesh)
+    check_types(pack.arrays, like, pathlib.Path(path))
+    state = jax.tree_util.tree_map_with_path(lambda name, _: pack.arrays[leaf_name(name)], like)
+    if processes.is_first():
+        for name, text in pack.records.items():
+            files.write(checkpoints.workdir / name, text)
+    checkpoints.save(step, replicate(mesh, state), pack.meta, wait=True)
+
+
+def saved_part(state: TrainState) -> dict[str, Any]:
+    """Return what a checkpoint holds of a state, as a tree; its meta has the step."""
+    return {'params': state.params, 'opt_state': state.opt_state}
+
+
+def _like(config: RunConfig, ghn: GHN, optimizer: optax.GradientTransformation, mesh: Mesh | None) -> Any:
+    """A tree of what a checkpoint holds, with the types and places of this run."""
+    return saved_part(state_of(init_params(ghn.config, jax.random.key(config.seed)), optimizer, mesh))
+
+
+def _check_config(before: RunConfig, config: RunConfig, where: str | os.PathLike) -> None:
+    """Raise FieldError unless a run that was begun with `before` may go on with `config`."""
+    if differing := differing_keys(before, config, FREE_KEYS):
+        raise FieldError(
+            differing[0],
+            f' is another one in the run that {where} holds ({", ".join(differing)} differ): '
+            'set it as it was, or take another workdir',
+        )

@@ -84,7 +84,7 @@ def test_the_cache_lies_in_the_home_directory(monkeypatch):
     monkeypatch.setenv('GHN_JAX_CACHE', '~/x')
     assert cache.folder() == pathlib.Path('/home/someone/x')
     monkeypatch.setenv('GHN_JAX_CACHE', 'gs://bucket')
-    with pytest.raises(UserError, match='GHN_JAX_CACHE=gs://bucket.*not supported'):
+    with pytest.raises(UserError, match='GHN_JAX_CACHE=gs://bucket.*not supported here'):
         cache.folder()
 
 
@@ -112,6 +112,6 @@ def test_programs_of_somebody_else_in_a_shared_folder_are_left_without_a_word(tm
         unlink(path, missing_ok)
 
     with mock.patch.object(pathlib.Path, 'unlink', in_a_sticky_folder):
-        executables._save(tmp_path / 'ours.executable', 'a program')
+        executables._save(tmp_path / 'ours.executable', {}, 'a program')
     assert sorted(p.name for p in tmp_path.iterdir()) == ['ours.executable', 'theirs.executable']
     assert not capsys.readouterr().err

@@ -135,8 +135,8 @@ def test_a_full_disk_under_the_records_of_a_run_is_one_line(tmp_path, name):
     full = io.BufferedWriter(Full())
     if name == 'metrics.jsonl':
         records = Records(tmp_path / name)
-        records._file.close()
-        records._file = io.TextIOWrapper(full, line_buffering=True)
+        records._file._file.close()
+        records._file._file = full
         operations = (lambda: records.write({'step': 1}), records.flush, records.close)
     else:
         events = Events(tmp_path / name)

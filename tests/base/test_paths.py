@@ -1,4 +1,4 @@
-"""Paths from people: none with a scheme, `~` is the home directory, files of `configs/` have names."""
+"""Paths from people: on a disk or in a bucket, `~` is the home directory, files of `configs/` have names."""
 
 import pathlib
 import tomllib
@@ -7,7 +7,7 @@ import pytest
 from absl import flags
 
 from ghn_jax import config
-from ghn_jax.base import lock, paths
+from ghn_jax.base import buckets, lock, paths
 from ghn_jax.base.errors import UserError
 from ghn_jax.datasets.load import load
 from ghn_jax.evaluation.evaluate import evaluate
@@ -22,7 +22,14 @@ from ghn_jax.studies.study_runs import read_strategies
 from tests.commands import COMMANDS, flags_of
 from tests.small_run import ROOT, command, is_one_error_line
 
-URLS = ('gs://bucket/run', 's3://bucket/run', 'S3A://bucket/a,b', 'file:///tmp/run')
+URLS = ('s3://bucket/run', 'S3A://bucket/a,b', 'GS://bucket/run', 'file:///tmp/run')
+IN_BUCKETS = ('workdir', 'json', 'plot', 'out', 'against', 'result', 'compare', 'arch', 'archs', 'policy')
+
+
+@pytest.fixture
+def without_gcs(monkeypatch):
+    """The extra is not installed."""
+    monkeypatch.setattr(buckets, '_installed', lambda: False)
 
 
 def takes_text(flag: flags.Flag) -> bool:
@@ -38,8 +45,35 @@ def test_a_command_refuses_addresses_for_each_of_its_paths(name, tmp_path, monke
         for url in URLS:
             result = command(name, f'--{flag}={url}')
             assert is_one_error_line(result, f'--{flag}={url.split(",")[0]}'), (flag, result)
-            assert ('not supported yet' in result[2]) != url.startswith('file:')
+            assert ('not supported here' in result[2]) != url.startswith('file:')
     assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize('name', COMMANDS)
+def test_a_command_takes_a_bucket_for_the_paths_of_runs_and_results_alone(
+    name, tmp_path, monkeypatch, without_gcs
+):
+    monkeypatch.chdir(tmp_path)
+    for flag, about in flags_of(name).items():
+        if takes_text(about) or flag == 'config':
+            result = command(name, f'--{flag}=gs://bucket/run')
+            assert is_one_error_line(result, f'--{flag}=gs://bucket/run'), (flag, result)
+            expected = "pip install 'ghn-jax[gcs]'" if flag in IN_BUCKETS else 'not supported here'
+            assert expected in result[2], (flag, result)
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize(
+    'address',
+    ['gs://bucket', 'gs://bucket/', 'gs:///run', 'gs://B/run', 'gs://bucket//run', 'gs://bucket/*', 'gs://bucket/a#1',
+     'gs://bucket/../run', 'gs://bucket/a/./b', 'gs://bucket/a\nb', 'gs://bucket/[a]', 'gs://' + 'b' * 9000],
+)  # fmt: skip
+def test_an_address_that_is_no_name_in_a_bucket_is_refused(address, without_gcs):
+    with pytest.raises(UserError, match="^workdir='?gs://.*expected a name in a bucket") as error:
+        paths.check_place(address, 'workdir')
+    assert len(str(error.value)) < 400 and '\n' not in str(error.value)
+    with pytest.raises(UserError, match='expected a name in a bucket'):
+        paths.place(address, 'workdir')
 
 
 def test_the_paths_of_the_commands_are_among_what_is_judged():
@@ -52,12 +86,15 @@ def test_the_paths_of_the_commands_are_among_what_is_judged():
 
 
 @pytest.mark.parametrize('key', ['data_dir', 'init_from'])
-def test_a_config_has_no_addresses(key, tmp_path, monkeypatch):
+def test_a_config_has_no_addresses_but_that_of_a_run(key, tmp_path, monkeypatch, without_gcs):
     monkeypatch.chdir(tmp_path)
     c = config.default()
-    c[key] = 'gs://bucket/a'
-    with pytest.raises(UserError, match=f'^{key}=gs://bucket/a.*not supported yet'):
+    c[key] = 'gs://bucket/a' if key == 'data_dir' else 'gs://bucket/*'
+    with pytest.raises(UserError, match=f'^{key}=gs://bucket/'):
         config.freeze(c)
+    assert config.RunConfig(init_from='gs://bucket/a')  # what is there is seen when it is read
+    given = command('ghn_jax.train', '--config=test', f'--config.{key}=gs://b/a', '--workdir=a')
+    assert is_one_error_line(given, f'--config.{key}=gs://b/a') and not list(tmp_path.iterdir())
     given = command('ghn_jax.train', '--config=test', f'--config.{key}=s3://b', '--workdir=a')
     assert is_one_error_line(given, f'--config.{key}=s3://b') and not list(tmp_path.iterdir())
 
@@ -79,10 +116,10 @@ def test_a_config_has_no_addresses(key, tmp_path, monkeypatch):
         lambda url: load('cifar10', data_dir=str(url)),
     ],
 )
-@pytest.mark.parametrize('url', ['gs://bucket/x', pathlib.Path('s3://bucket/x')], ids=['text', 'Path'])
+@pytest.mark.parametrize('url', ['s3://bucket/x', pathlib.Path('gs://bucket/x')], ids=['text', 'Path'])
 def test_functions_refuse_addresses(call, url, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    with pytest.raises(UserError, match='not supported yet'):
+    with pytest.raises(UserError, match='not supported here|give the address as text'):
         call(url)
     assert not list(tmp_path.iterdir())
 

@@ -166,8 +166,9 @@ def test_a_hypernetwork_of_terabytes_is_refused_by_its_config():
             GHNConfig.from_dict(fields)
 
 
-def test_state_files_of_torch_are_read_as_weights_only(tmp_path):
-    torch = pytest.importorskip('torch', reason='torch is not installed: .pt files are not tested')
+def test_state_files_of_torch_are_read_without_running_what_is_in_them(tmp_path):
+    torch = pytest.importorskip('torch', reason='torch is not installed')
+    pytest.importorskip('ptloader', reason='ptloader is not installed: .pt files are not tested')
     path = tmp_path / 'state.pt'
 
     class Hostile:
@@ -175,11 +176,10 @@ def test_state_files_of_torch_are_read_as_weights_only(tmp_path):
             return os.mkdir, (str(tmp_path / 'made'),)
 
     for value, told in (
-        ({'a': Hostile()}, 'UnpicklingError'),
+        ({'a': Hostile()}, 'no dict of named tensors'),
         ({1: torch.zeros(2)}, 'no dict of named tensors'),
-        ([torch.zeros(2)], 'no dict of named tensors'),
+        ([torch.zeros(2)], 'it holds a list'),
         ({'a': torch.zeros(2).to_sparse()}, 'does not load'),
-        ({'a': torch.zeros(2, dtype=torch.bfloat16)}, 'does not load'),
         ({'a' * 5 * 2**20: torch.zeros(1)}, 'bytes of pickle'),
     ):
         torch.save(value, path)
@@ -187,7 +187,7 @@ def test_state_files_of_torch_are_read_as_weights_only(tmp_path):
             load_state(path)
     assert not (tmp_path / 'made').exists()
     torch.save({'a': torch.zeros(2)}, path, _use_new_zipfile_serialization=False)
-    with pytest.raises(UserError, match='no zip archive'):
+    with pytest.raises(UserError, match='neither a zip archive'):
         load_state(path)
     torch.save({'a': torch.nn.Parameter(torch.ones(2))}, path)
     np.testing.assert_array_equal(load_state(path)['a'], [1, 1])

@@ -3,18 +3,21 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from ghn_jax.hypernet.embedding import CHANNELS, SPATIAL, embed_nodes, init_embedding, shape_indices
+from ghn_jax.hypernet.embedding import embed_nodes, init_embedding, shape_indices, vocabulary
 
 pytestmark = pytest.mark.usefixtures('quick_reference')
 
+SIZES = vocabulary()
+CHANNELS, SPATIAL = SIZES
 
-def rows(out, inputs, height, width):
-    return tuple(int(i) for i in shape_indices(jnp.array([out, inputs, height, width], jnp.int32)))
+
+def rows(out, inputs, height, width, sizes=SIZES):
+    return tuple(int(i) for i in shape_indices(jnp.array([out, inputs, height, width], jnp.int32), sizes))
 
 
 def tables():
     rng = np.random.default_rng(0)
-    shapes = jax.eval_shape(lambda: init_embedding(jax.random.key(0), 8))
+    shapes = jax.eval_shape(lambda: init_embedding(jax.random.key(0), 8, SIZES))
     return {name: jnp.asarray(rng.normal(size=shape.shape)) for name, shape in shapes.items()}
 
 
@@ -22,6 +25,15 @@ def test_vocabularies_are_the_published_ones():
     assert len(CHANNELS) == 391 and len(SPATIAL) == 8
     assert CHANNELS[:5].tolist() == [1, 3, 8, 10, 16] and CHANNELS[-2:].tolist() == [8160, 8192]
     assert (np.diff(CHANNELS) > 0).all()
+
+
+def test_the_number_of_classes_and_the_largest_kernel_have_rows_of_their_own():
+    sizes = vocabulary(num_classes=1000, window=16)
+    assert (len(sizes.channels), sizes.kernels.tolist()) == (391, [1, 3, 5, 7, 9, 11, 13, 14, 15, 16])
+    assert sizes.channels[rows(1000, 10, 13, 2, sizes)[0]] == 1000 and 10 not in sizes.channels
+    assert rows(1000, 10, 13, 2, sizes)[1:] == (2, 6, 1)  # 10 counts as 8, a kernel of 2 as 3
+    assert len(vocabulary(num_classes=64).channels) == 390 == len(vocabulary(num_classes=5).channels) - 1
+    assert vocabulary(5).channels[rows(5, 1, 1, 1, vocabulary(5))[0]] == 8  # as published
 
 
 @pytest.mark.parametrize('size', [*CHANNELS[:12], *CHANNELS[-3:]])
@@ -55,7 +67,7 @@ def test_a_node_without_tensor_has_rows_of_its_own():
 
 def test_features_are_the_primitive_plus_the_four_sizes_in_order():
     params = tables()
-    features = embed_nodes(params, jnp.array([4]), jnp.array([[16, 3, 5, 7]]))[0]
+    features = embed_nodes(params, jnp.array([4]), jnp.array([[16, 3, 5, 7]]), SIZES)[0]
     channel, spatial = params['channel'], params['spatial']
     expected = params['primitive'][4] + jnp.concatenate([channel[4], channel[1], spatial[2], spatial[3]])
     np.testing.assert_allclose(features, expected, rtol=1e-6)
@@ -69,7 +81,7 @@ def test_gradient_of_the_tables_is_that_of_indexing():
         weight = rng.normal(size=(2, 9, 8))
 
         def plain(p):
-            r = shape_indices(jnp.asarray(shape))
+            r = shape_indices(jnp.asarray(shape), SIZES)
             sizes = [
                 p['channel'][r[..., 0]],
                 p['channel'][r[..., 1]],
@@ -79,7 +91,7 @@ def test_gradient_of_the_tables_is_that_of_indexing():
             return jnp.sum(weight * (p['primitive'][primitive] + jnp.concatenate(sizes, -1)))
 
         ours = jax.grad(
-            lambda p: jnp.sum(weight * embed_nodes(p, jnp.asarray(primitive), jnp.asarray(shape)))
+            lambda p: jnp.sum(weight * embed_nodes(p, jnp.asarray(primitive), jnp.asarray(shape), SIZES))
         )(params)
         for name, gradient in jax.grad(plain)(params).items():
             np.testing.assert_allclose(ours[name], gradient, rtol=1e-12, atol=1e-12)

@@ -1,15 +1,21 @@
+import argparse
 import dataclasses
 import importlib.util
 import json
 
 import jax
+import joblib
 import numpy as np
 import pytest
+from safetensors.numpy import save_file
 
 from ghn_jax.base.errors import UserError
 from ghn_jax.hypernet import load_published
 from ghn_jax.hypernet.published import convert_state, load_state, published_state
 from tests.hypernet.helpers import SMALL, random_params
+from tests.hypernet.torch_files import dumped_file, torch_file
+
+GHN3 = {'hypernet': 'graphormer', 'layers': 2, 'heads': 4}
 
 
 @pytest.fixture(scope='module')
@@ -27,8 +33,8 @@ def files(tmp_path, state):
 
 @pytest.mark.parametrize(
     'changes',
-    [{}, {'ve': False, 'layernorm': False, 'weight_norm': False}, {'hypernet': 'mlp'}],
-    ids=['GHN-2', 'GHN-1', 'MLP'],
+    [{}, {'ve': False, 'layernorm': False, 'weight_norm': False}, {'hypernet': 'mlp'}, GHN3],
+    ids=['GHN-2', 'GHN-1', 'MLP', 'GHN-3'],
 )  # fmt: skip
 def test_parameters_survive_the_way_there_and_back(changes):
     config = dataclasses.replace(SMALL, **changes)
@@ -114,16 +120,154 @@ def test_a_bad_config_file_is_one_clear_error(files, text, message):
     assert str(path) in str(error.value) and '\n' not in str(error.value)
 
 
-@pytest.mark.skipif(importlib.util.find_spec('torch') is not None, reason='torch is installed')
-def test_a_pytorch_file_without_torch_says_what_to_do(tmp_path):
-    (tmp_path / 'state.pt').write_bytes(b'')
-    with pytest.raises(UserError, match='needs torch, which is not installed'):
+# ---- files of torch
+
+
+@pytest.fixture(scope='module')
+def ptloader():
+    return pytest.importorskip('ptloader', reason='ptloader is not installed: .pt files are not tested')
+
+
+@pytest.fixture(scope='module')
+def ghn3():
+    config = dataclasses.replace(SMALL, **GHN3)
+    params = random_params(config)
+    return config, params, published_state(config, params)
+
+
+@pytest.mark.skipif(importlib.util.find_spec('ptloader') is not None, reason='ptloader is installed')
+def test_a_file_of_torch_without_ptloader_says_what_to_do(tmp_path):
+    (tmp_path / 'state.pt').write_bytes(torch_file({}))
+    with pytest.raises(UserError, match=r'need ptloader, which is not installed: pip install'):
         load_state(tmp_path / 'state.pt')
 
 
-def test_a_pytorch_file_holds_the_same(tmp_path, state):
-    torch = pytest.importorskip('torch', reason='torch is not installed: .pt files are not tested')
-    torch.save(
-        {name: torch.from_numpy(np.array(value)) for name, value in state.items()}, tmp_path / 'state.pt'
+def test_a_file_that_torch_wrote_holds_the_same(tmp_path, state, ptloader):
+    torch = pytest.importorskip('torch', reason='torch is not installed')
+    tensors = {name: torch.from_numpy(np.array(value)) for name, value in state.items()}
+    for value in (tensors, {'state_dict': tensors, 'epoch': 3, 'args': argparse.Namespace(lr=0.1)}):
+        torch.save(value, tmp_path / 'state.pt')
+        jax.tree.map(np.testing.assert_array_equal, load_state(tmp_path / 'state.pt'), state)
+
+
+def test_a_checkpoint_brings_its_config(tmp_path, state, ptloader):
+    """As ppuda saves it, beside the state dict."""
+    fields = {**SMALL.to_dict(), 'max_shape': SMALL.max_shape, 'debug_level': 0}
+    del fields['layers'], fields['heads'], fields['bits']
+    (tmp_path / 'ghn2.pt').write_bytes(torch_file({'state_dict': state, 'config': fields, 'epoch': 300}))
+    config, params = load_published(tmp_path / 'ghn2.pt')
+    assert config == SMALL
+    jax.tree.map(np.testing.assert_array_equal, params, convert_state(SMALL, state))
+
+
+@pytest.mark.parametrize('moved', ['', 'gnn.0.'], ids=['as published', 'as trained'])
+def test_a_ghn3_without_a_config_is_told_by_its_shapes(tmp_path, ghn3, moved):
+    config, params, state = ghn3
+    tables = ('centrality_embed', 'input_dist')
+    state = {(moved + name if name.startswith(tables) else name): w for name, w in state.items()}
+    for prefix in ('', 'module.'):
+        save_file({prefix + name: w for name, w in state.items()}, tmp_path / 'ghn3.safetensors')
+        found, back = load_published(tmp_path / 'ghn3.safetensors')
+        assert found == config
+        jax.tree.map(np.testing.assert_array_equal, back, params)
+
+
+def test_a_published_ghn3_is_a_dump_of_joblib(tmp_path, ghn3):
+    config, params, state = ghn3
+    (tmp_path / 'ghn3.pt').write_bytes(dumped_file(state))
+    found, back = load_published(tmp_path / 'ghn3.pt')
+    assert found == config
+    jax.tree.map(np.testing.assert_array_equal, back, params)
+    hostile = dumped_file({'a': np.ones(1, np.float32)}).replace(
+        b'torch.storage\n_load_from_bytes', b'os\nmkdir'
     )
-    jax.tree.map(np.testing.assert_array_equal, load_state(tmp_path / 'state.pt'), state)
+    (tmp_path / 'ghn3.pt').write_bytes(hostile)
+    with pytest.raises(UserError, match="does not load .AttributeError: '_Unread'"):
+        load_state(tmp_path / 'ghn3.pt')
+
+
+def test_what_joblib_wrote_with_torch_is_read_without(tmp_path, ghn3):
+    torch = pytest.importorskip('torch', reason='torch is not installed')
+    tensors = {name: torch.tensor(w) for name, w in ghn3[2].items()}
+    joblib.dump(tensors | {'half': torch.ones(3, 2).bfloat16().T}, tmp_path / 'ghn3.pt')
+    back = load_state(tmp_path / 'ghn3.pt')
+    np.testing.assert_array_equal(back.pop('half'), np.ones((2, 3)))
+    jax.tree.map(np.testing.assert_array_equal, back, ghn3[2])
+
+
+def test_a_ghn3_that_was_trained_brings_a_config_with_the_words_of_ghn2(tmp_path, ghn3, ptloader):
+    config, params, state = ghn3
+    fields = {
+        'max_shape': config.max_shape, 'num_classes': 10, 'hypernet': 'gatedgnn', 'decoder': 'conv', 'hid': 8,
+        'weight_norm': True, 've': True, 'layernorm': True, 'layers': 2, 'heads': 4, 'is_ghn2': False,
+    }  # fmt: skip
+    (tmp_path / 'c.pt').write_bytes(torch_file({'state_dict': state, 'config': fields}))
+    found, back = load_published(tmp_path / 'c.pt')
+    assert found == config
+    jax.tree.map(np.testing.assert_array_equal, back, params)
+
+
+def test_a_ghn2_whose_decoder_is_of_linear_layers_is_the_same(state):
+    """As ghn3 saves its GHN-2."""
+    linear = {name: w[..., 0, 0] if w.ndim == 4 else w for name, w in state.items()}
+    jax.tree.map(np.testing.assert_array_equal, convert_state(SMALL, linear), convert_state(SMALL, state))
+
+
+def test_bfloat16_becomes_float32(tmp_path, ptloader):
+    (tmp_path / 'state.pt').write_bytes(torch_file({'a': np.array([0x3FC0, 0xC000], np.uint16)}))
+    a = load_state(tmp_path / 'state.pt')['a']
+    assert a.dtype == np.float32 and a.tolist() == [1.5, -2]
+
+
+def laughs(levels: int) -> bytes:
+    """A pickle of lists, each with the one before ten times."""
+    inner = b'(' + b'h\x00' * 10
+    return (
+        b'\x80\x02]q\x00' + b''.join(b'](' + b'h\x00' * 10 + b'eq\x00' for _ in range(levels)) + inner + b't.'
+    )
+
+
+@pytest.mark.parametrize(
+    ('data', 'message'),
+    [
+        (b'', 'is neither a zip archive'),
+        (b'\x80\x02\x8a\nl\xfc\x9cF\xf9 j\xa8P\x19.\x80\x02M\xe9\x03.', 'is neither a zip archive'),
+        (b'\x80\x02]q\x00.', 'it holds a list'),
+        (dumped_file({'a': np.ones(3, np.float32)})[:-9], 'does not load'),
+        (b'PK and more', 'does not load .*zip'),
+        (torch_file({'a': np.ones(3)})[:-30], 'does not load .*zip'),
+        (torch_file([np.ones(3)]), 'it holds a list'),
+        (torch_file({'a': 'word'}), 'no dict of named tensors'),
+        (torch_file({1: np.ones(3)}), 'no dict of named tensors'),
+        (torch_file({}, pickled=b'\x80\x02cos\nmkdir\n(X\x04\x00\x00\x00madetR.'), 'it holds a _Unread'),
+        (torch_file({}, pickled=b'\x80\x02}q\x00(K\x01h\x00u.'), 'a container that holds itself'),
+        (torch_file({}, pickled=laughs(30)), 'more than 1,000,000 values'),
+        (torch_file({}, pickled=b'\x80\x02' + b'](' * 10**5 + b'e' * 10**5 + b'.'), 'RecursionError'),
+    ],
+)  # fmt: skip
+def test_a_bad_file_of_torch_is_one_clear_error(tmp_path, monkeypatch, ptloader, data, message):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / 'state.pt').write_bytes(data)
+    with pytest.raises(UserError, match=message) as error:
+        load_state(tmp_path / 'state.pt')
+    assert '\n' not in str(error.value) and not (tmp_path / 'made').exists()
+
+
+def test_a_tensor_is_no_larger_than_its_numbers(tmp_path, ptloader):
+    """A stride of 0 makes gigabytes of one number."""
+    (tmp_path / 'state.pt').write_bytes(torch_file({'a': np.broadcast_to(np.float32(1), (2**30,))}))
+    with pytest.raises(UserError, match='tensors of 4,294,967,296 bytes'):
+        load_state(tmp_path / 'state.pt')
+
+
+def test_a_checkpoint_without_a_config_says_so(tmp_path, state, ghn3):
+    save_file(state, tmp_path / 'ghn2.safetensors')
+    with pytest.raises(UserError, match='config_file is missing: the checkpoint has no config of its own'):
+        load_published(tmp_path / 'ghn2.safetensors')
+    part = {name: w for name, w in ghn3[2].items() if name != 'bias_class.1.weight'}
+    save_file(part, tmp_path / 'part.safetensors')
+    with pytest.raises(UserError, match="like that of a GHN-3, but lacks 'bias_class.1.weight'"):
+        load_published(tmp_path / 'part.safetensors')
+    (tmp_path / 'no.safetensors').write_bytes(b'weights')
+    with pytest.raises(UserError, match='is no .safetensors file'):
+        load_published(tmp_path / 'no.safetensors')

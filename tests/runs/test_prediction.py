@@ -2,14 +2,17 @@
 
 import dataclasses
 import json
+import math
 import pathlib
+import re
 
 import jax
 import numpy as np
+import orbax.checkpoint as ocp
 import pytest
 from jax import lax
 from safetensors import safe_open
-from safetensors.numpy import load_file
+from safetensors.numpy import load_file, save_file
 
 from ghn_jax.base.errors import UserError
 from ghn_jax.hypernet import GHN, init_params, predict_parameters
@@ -21,8 +24,9 @@ from ghn_jax.quant.export import round_weights
 from ghn_jax.quant.policy import quantizable
 from ghn_jax.runs.prediction import output_files, predict, to_jax_layout
 from ghn_jax.runs.run import load_run
+from ghn_jax.runs.weight_files import METADATA, unpack
 from tests.hypernet.helpers import SMALL, relative, small_spec
-from tests.small_run import command, is_one_error_line, write_run
+from tests.small_run import ROOT, command, is_one_error_line, write_run
 from tests.streams import without_reader
 
 CONV = small_spec('sep_conv_3x3', 'conv_1x1', C=16, name='conv')
@@ -133,6 +137,94 @@ def test_the_command_writes_what_is_predicted(workdir, tmp_path):
         assert json.loads(metadata['quantization']) == how
         assert json.loads(metadata['network']) == spec.to_dict()
         assert (metadata['layout'], metadata['bits'], metadata['step']) == ('jax', 'w4a4', '3')
+
+
+@pytest.mark.parametrize('layout', ['pytorch', 'jax'])
+def test_every_format_holds_the_weights_of_the_others(workdir, tmp_path, layout):
+    save_networks(tmp_path / 'net.json', [CONV])
+    flags = f'--workdir={workdir}', f'--arch={tmp_path / "net.json"}', f'--layout={layout}', '--bits=w3a8'
+    for file, *more in (
+        ('plain.safetensors',),
+        ('packed.safetensors', '--packed'),
+        ('net.npz', '--format=npz'),
+        ('net.orbax', '--format=orbax'),
+    ):
+        code, out, err = command('ghn_jax.predict', *flags, f'--out={tmp_path / file}', *more)
+        assert code == 0 and f'{len(shapes_of(CONV))} tensors' in out, err
+    plain = load_file(tmp_path / 'plain.safetensors')
+    npz = np.load(tmp_path / 'net.npz')
+    assert json.loads(npz[METADATA].item())['layout'] == layout
+    tree = ocp.PyTreeCheckpointer().restore(tmp_path / 'net.orbax')
+    flat = {'.'.join(key.key for key in path): w for path, w in jax.tree_util.tree_leaves_with_path(tree)}
+    for other in (unpack(tmp_path / 'packed.safetensors'), {k: npz[k] for k in npz if k != METADATA}, flat):
+        assert other.keys() == plain.keys()
+        for name, w in plain.items():
+            np.testing.assert_array_equal(other[name], w)
+
+
+def test_packed_files_are_as_small_as_their_bits(workdir, tmp_path):
+    large = dataclasses.replace(CONV, C=64, n_cells=6)
+    save_networks(tmp_path / 'net.json', [large])
+    flags = f'--workdir={workdir}', f'--arch={tmp_path / "net.json"}'
+    sizes = {}
+    for bits in (32, 8, 4, 2, 1):
+        file, more = tmp_path / f'w{bits}.st', ('--packed',) * (bits < 32)
+        assert command('ghn_jax.predict', *flags, f'--out={file}', f'--bits=w{bits}a8', *more)[0] == 0
+        sizes[bits] = file.stat().st_size
+    shapes = dict(shapes_of(large))
+    rounded = sum(math.prod(shapes[name]) for name in quantizable(shapes.items()))
+    floats = sum(map(math.prod, shapes.values())) - rounded  # norms and biases
+    for bits, size in sizes.items():
+        rest = size - rounded * bits / 8 - 4 * floats  # names, shapes, grids
+        assert 0 < rest < 4000 + 250 * len(shapes)
+
+
+def test_the_page_about_packed_files_reads_one_without_the_package(workdir, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    save_networks('net.json', [CONV])
+    flags = f'--workdir={workdir}', '--arch=net.json', '--bits=w4a8', '--packed'
+    assert command('ghn_jax.predict', *flags, '--out=net.safetensors')[0] == 0
+    code = re.findall(
+        r'^```python\n(.*?)^```', (ROOT / 'docs/packed.md').read_text(), re.DOTALL | re.MULTILINE
+    )
+    found: dict = {}
+    exec(code[-1], found)
+    expected = unpack('net.safetensors')[found['name']]
+    np.testing.assert_array_equal(found['weight'].reshape(expected.shape), expected)
+
+
+def test_a_format_that_cannot_be_is_one_line_and_leaves_no_file(workdir, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    save_networks('net.json', [CONV])
+    (tmp_path / 'there').mkdir()
+    (tmp_path / 'there/conv.orbax').mkdir()
+    flags = f'--workdir={workdir}', '--arch=net.json'
+    for more, words in (
+        (['--out=x.st', '--packed'], ['--packed and bits=w32a32', 'no weight is rounded']),
+        (['--out=x.st', '--packed', '--bits=w32a4'], ['--packed and bits=w32a4']),
+        (['--out=x.npz', '--packed', '--bits=w4a4', '--format=npz'], ['--packed and format=npz']),
+        (['--out=x.npz'], ['--out=x.npz ends in .npz', 'format=npz']),
+        (['--out=x.safetensors', '--format=npz'], ['format=safetensors']),
+        (['--out=net.json/x', '--format=orbax'], ['lies under the file']),
+        (['--out=there', '--format=orbax'], ['--out=there/conv.orbax exists']),
+        (['--out=x.st', '--format=gguf'], ['gguf', 'safetensors']),
+    ):
+        assert is_one_error_line(command('ghn_jax.predict', *flags, *more), *words)
+    assert sorted(p.name for p in tmp_path.iterdir()) == ['net.json', 'there']
+
+
+def test_what_is_no_packed_file_is_one_line(workdir, tmp_path):
+    with pytest.raises(UserError, match='absent.st is no safetensors file'):
+        unpack(tmp_path / 'absent.st')
+    (tmp_path / 'text.st').write_text('weights')
+    with pytest.raises(UserError, match='text.st is no safetensors file'):
+        unpack(tmp_path / 'text.st')
+    save_file({'a': np.zeros(2)}, tmp_path / 'plain.st')
+    with pytest.raises(UserError, match='plain.st is not packed'):
+        unpack(tmp_path / 'plain.st')
+    save_file({'a': np.zeros(2)}, tmp_path / 'table.st', {'packed': '['})
+    with pytest.raises(UserError, match='damaged table'):
+        unpack(tmp_path / 'table.st')
 
 
 POLICY = {'weight_bits': 4, 'activation_bits': 8, 'rules': [['stem.*', 32, 2]], 'network': 'conv'}

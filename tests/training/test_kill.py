@@ -111,6 +111,27 @@ def test_a_run_killed_three_times_is_the_run_that_was_not(start, whole, tmp_path
     assert_same(tmp_path, whole)
 
 
+@pytest.mark.slow
+def test_a_run_that_moves_on_by_its_pack_after_every_kill_is_the_run_that_stayed(start, whole, tmp_path):
+    """Each time on another machine: a directory of its own, and only the pack is taken along."""
+    rng, pack, kills = random.Random(4), tmp_path / 'pack', 6
+    for i in range(kills + 1):
+        workdir = tmp_path / str(i)
+        unpack = (f'--unpack={pack}',) if pack.exists() else ()
+        processes = start(workdir, f'--pack={pack}', *unpack)
+        if i < kills:
+            wait_for_rows(processes, workdir, rng.randint(1, STEPS // 3 // (kills + 1)) + bool(unpack))
+            time.sleep(rng.random() * 0.3)
+            processes[0].kill()
+            processes[0].communicate()
+    finish(processes)
+    assert (workdir / 'metrics.jsonl').read_bytes() == (whole / 'metrics.jsonl').read_bytes()
+    for key in ('params', 'opt_state'):
+        (one, meta), (two, _) = (Checkpoints(w).restore_params(key) for w in (workdir, whole))
+        assert meta['step'] == STEPS
+        jax.tree.map(np.testing.assert_array_equal, one, two)
+
+
 @pytest.mark.parametrize('number', [signal.SIGTERM, pytest.param(signal.SIGINT, marks=pytest.mark.slow)])
 def test_a_signal_ends_training_with_a_code_of_its_own_and_nothing_is_done_twice(
     start, whole, tmp_path, number

@@ -24,6 +24,7 @@ from ghn_jax.runs import run as runs
 from ghn_jax.runs import task
 from ghn_jax.runs.checkpoint import Checkpoints
 from ghn_jax.runs.metrics import read_jsonl
+from ghn_jax.runs.pack import read_pack
 from ghn_jax.training import train as training
 from ghn_jax.training.compiled import training_step
 from ghn_jax.training.optimizer import make_optimizer
@@ -239,6 +240,52 @@ def test_no_stop_changes_a_mean_or_a_state_wherever_it_falls(tmp_path):
     _same(tmp_path / 'stopped', tmp_path / 'whole', state, expected)
 
 
+def test_a_run_that_goes_on_elsewhere_from_its_pack_is_the_one_that_never_stopped(tmp_path, monkeypatch):
+    config = _config()
+    config.log_every_steps, config.save_every_steps = 4, 5
+    expected = train(config, tmp_path / 'whole', pack=tmp_path / 'whole.pack')
+    with pytest.raises(Stopped):
+        train(config, tmp_path / 'a', pack=tmp_path / 'pack', stopping=AfterSteps(1))
+    with monkeypatch.context() as broken:  # the machine fails while the run is unpacked
+        broken.setattr(Checkpoints, 'save', lambda *args, **kwargs: 1 / 0)
+        with pytest.raises(ZeroDivisionError):
+            train(config, tmp_path / 'b', unpack=tmp_path / 'pack')
+    with pytest.raises(Stopped):
+        train(
+            config, tmp_path / 'b', unpack=tmp_path / 'pack', pack=tmp_path / 'pack', stopping=AfterSteps(4)
+        )
+    state = train(config, tmp_path / 'c', unpack=tmp_path / 'pack', pack=tmp_path / 'pack')
+    _same(tmp_path / 'c', tmp_path / 'whole', state, expected)
+    machine = [row['step'] for row in read_jsonl(tmp_path / 'c/machine.jsonl')]
+    assert machine == [4, 6]  # of a and b, then of c
+    last, whole = read_pack(tmp_path / 'pack'), read_pack(tmp_path / 'whole.pack')
+    assert last.meta == whole.meta and last.records['metrics.jsonl'] == whole.records['metrics.jsonl']
+    for name, array in whole.arrays.items():
+        np.testing.assert_array_equal(last.arrays[name], array)
+
+
+def test_a_pack_that_cannot_be_gone_on_with_here_is_refused_in_one_line(whole, tmp_path):
+    train(_config(), whole[1], pack=tmp_path / 'pack')  # of a finished run
+    assert read_pack(tmp_path / 'pack').meta['step'] == 6
+    for config, workdir, message in (
+        (_config(), whole[1], 'unpack=.*holds a run already, of step 6'),
+        (
+            _config(learning_rate=0.5),
+            tmp_path / 'run',
+            'train.learning_rate is another one in the run that .*pack',
+        ),
+    ):
+        with pytest.raises(UserError, match=message) as error:
+            train(config, workdir, unpack=tmp_path / 'pack')
+        assert '\n' not in str(error.value)
+    assert not list((tmp_path / 'run').glob('*.jsonl'))
+    common = '--config=configs/test.py', f'--workdir={tmp_path / "run"}'
+    absent = command('ghn_jax.train', *common, f'--unpack={tmp_path / "absent"}')
+    assert is_one_error_line(absent, '--unpack=', 'no such file')
+    nowhere = command('ghn_jax.train', *common, f'--pack={tmp_path / "absent/pack"}')
+    assert is_one_error_line(nowhere, '--pack=', 'does not exist')
+
+
 @pytest.fixture
 def fake_validation(monkeypatch):
     """Validation without a program of its own: 3, 1, 2 after steps 2, 4, 6; it may be told to fail."""
@@ -274,6 +321,14 @@ def test_a_validation_that_was_stopped_is_made_when_the_run_goes_on(tmp_path, fa
     _same(tmp_path / 'stopped', tmp_path / 'whole', state, expected)
     values = [r['val/top1_w4a4'] for r in read_jsonl(tmp_path / 'stopped/metrics.jsonl') if len(r) == 2]
     assert values == [3, 1, 2]
+
+
+def test_the_last_pack_has_the_last_validation(tmp_path, fake_validation):
+    config = _config()
+    config.eval.every_steps, fake_validation[1]['workdir'] = 2, tmp_path / 'run'
+    train(config, tmp_path / 'run', pack=tmp_path / 'pack')
+    metrics = read_pack(tmp_path / 'pack').records['metrics.jsonl']
+    assert metrics == (tmp_path / 'run/metrics.jsonl').read_text() and '"val/top1_w4a4": 2.0' in metrics
 
 
 def test_the_checkpoint_that_validated_best_stays_and_can_be_taken(tmp_path, fake_validation):

@@ -22,8 +22,9 @@ from ghn_jax.cnn.instructions import Kind, Norm
 from ghn_jax.cnn.packing import TapeShape
 from ghn_jax.cnn.program import Layout, Program
 from ghn_jax.cnn.quantizer import Quantization, Quantizer, Sizes
-from ghn_jax.cnn.slots import read_slot, read_weights, switch
+from ghn_jax.cnn.slots import read_weights, switch
 from ghn_jax.cnn.tables import OP, SRC, WEIGHTS, ArrayOrNumpy, Bits, Ranges, Tables
+from ghn_jax.cnn.tape_layout import TapeLayout, layout_of
 from ghn_jax.cnn.weights import get_page, pages
 from ghn_jax.quant.activations import quantize_activation
 from ghn_jax.quant.policy import FLOAT_BITS
@@ -165,7 +166,11 @@ def observe(
 
     bounds: [T, 2], of the histograms.
     """
-    tapes = {**values, program.image_shape: images[None].astype(next(iter(values.values())).dtype)}
+    layouts = {c: layout_of(c, images.shape[0]) for c in (*values, program.image_shape)}
+    image_tape = layouts[program.image_shape].as_stored(
+        images[None].astype(next(iter(values.values())).dtype)
+    )
+    tapes = {**values, program.image_shape: image_tape}
     sizes = {c: _sizes(tape, scheme, program.capacity.parts) for c, tape in tapes.items()}
     rows, of_head = (None, None) if ranges is None else ranges
     quantization = Quantization(scheme, bits.activations, program.capacity.parts, ranges=rows)
@@ -175,21 +180,21 @@ def observe(
     moments = jnp.zeros((program.capacity.rows, 2, channels), dtype)
     for k, segment in enumerate(program.segments):
         kinds = sorted({op.observed for op in segment.ops}, key=str)
-        shape = values[segment.dst].shape[1:]
-        branches = [_observer_of(kind, segment, shape, scheme, has_norm, channels) for kind in kinds]
+        branches = [_observer_of(kind, segment, layouts, scheme, has_norm, channels) for kind in kinds]
         which = np.array([kinds.index(op.observed) for op in segment.ops])
 
         def body(r, carry, src=segment.src, branches=branches, which=which):
             total, moments = carry
             row = tables.rows[r]
             q = quantization.quantizer(r, row, sizes[src])
-            operands = tapes[src], row, weights, q.scale, q.bits, q.ranges, bounds[index.rows[r]]
+            operand = layouts[src].operand(tapes[src], row[SRC])
+            operands = operand, row, weights, q.scale, q.bits, q.ranges, bounds[index.rows[r]]
             notes, of_row = switch(jnp.asarray(which)[row[OP]], branches, *operands)
             return _note(total, index.rows[r], notes), moments.at[r].set(of_row)
 
         total, moments = lax.fori_loop(tables.bounds[k], tables.bounds[k + 1], body, (total, moments))
 
-    features = head.features(program, tables.head, values)
+    features = head.features(program, tables.head, values, images.shape[0])
     _, residuals = head.logits(
         program, weights, tables.head, bits.head, features, scheme=scheme, key=None, ranges=of_head
     )
@@ -203,15 +208,21 @@ def observe(
 
 
 def _observer_of(
-    kind: Kind, segment: Segment, shape: tuple[int, ...], scheme: Scheme, has_norm: Array, channels: int
+    kind: Kind,
+    segment: Segment,
+    layouts: dict[TapeShape, TapeLayout],
+    scheme: Scheme,
+    has_norm: Array,
+    channels: int,
 ) -> Callable:
     """Make the function that describes what one kind of instruction reads.
 
     It gives the notes on the two tensors that the kind may quantize, stacked, and moments [2, channels].
     """
+    src, dst = layouts[segment.src], layouts[segment.dst]
 
-    def observed(tape, row, flat, scale, bits, ranges, its_bounds):
-        x = read_slot(tape, row[SRC])
+    def observed(operand, row, flat, scale, bits, ranges, its_bounds):
+        x = src.as_images(src.read(operand, row[SRC]))
         quantizer = _Notes(Quantizer(scheme, scale, bits, None, None, ranges))
         notes, moments = [_zeros(None, flat.dtype)] * 2, jnp.zeros((2, channels), flat.dtype)
         if isinstance(kind, Norm):
@@ -220,7 +231,7 @@ def _observer_of(
             moments = jnp.pad(jnp.stack([mean, variance]), ((0, 0), (0, channels - x.shape[-1])))
         else:
             w = read_weights(kind, segment, flat, row[WEIGHTS])
-            kind.apply(x, w, quantizer, has_norm, shape)
+            kind.apply(x, w, quantizer, has_norm, dst.value_shape)
         for k, pair in quantizer.seen.items():
             notes[k] = _describe(*pair, its_bounds[k])
         return jax.tree.map(lambda *n: jnp.stack(n), *notes), moments

@@ -1,0 +1,97 @@
+"""How the values of a tape lie in memory: decided here, once, for every backend.
+
+Axes: S slots | N images | H size, C channels.
+
+Ops see values as [N, H, H, C]. All that is outside of a switch's branches keeps to the order of the tape. On
+CPUs and GPUs that is the same order: their convolutions want channels innermost. XLA:TPU wants what fills the
+128 lanes of a vector best innermost, and what fills its 8 sublanes next: images, then channels, or the other
+way round. Given tapes in another order it converts a whole tape for every instruction. It does not move that
+through a switch either, so there a slot is read before the switch. (XLA:CPU would copy the slot for it.)
+"""
+
+import dataclasses
+from collections.abc import Sequence
+
+import jax.numpy as jnp
+from jax import Array, lax
+
+from ghn_jax.base import backends
+from ghn_jax.base.numbers import round_up
+from ghn_jax.cnn.packing import TapeShape
+
+_LANES, _SUBLANES = 128, 8  # of a TPU's vectors
+_IMAGES = 'NHWC'
+
+
+@dataclasses.dataclass(frozen=True)
+class TapeLayout:
+    """The order of the axes of a tape's values, and where slots of it are read.
+
+    value_shape: of a value as ops see it, [N, H, H, C]. axes: a permutation of NHWC: a tape is [S, *axes].
+    reads_in_branches: the branches of a switch are given the tape and read their slot, else they are given
+    the slot.
+    """
+
+    value_shape: tuple[int, ...]
+    axes: str
+    reads_in_branches: bool
+
+    def shape(self, slots: int) -> tuple[int, ...]:
+        """Return the shape of a tape."""
+        return (slots, *(self.value_shape[_IMAGES.index(axis)] for axis in self.axes))
+
+    def as_images(self, values: Array) -> Array:
+        """Return values [..., *axes] of a tape as [..., N, H, H, C]."""
+        return _transposed(values, [self.axes.index(axis) for axis in _IMAGES])
+
+    def as_stored(self, values: Array) -> Array:
+        """Return values [..., N, H, H, C] in the order of the tape, [..., *axes]."""
+        return _transposed(values, [_IMAGES.index(axis) for axis in self.axes])
+
+    def operand(self, tape: Array, index: Array) -> Array:
+        """Return what a switch is given of a tape, for its branches to `read` slot `index`."""
+        return tape if self.reads_in_branches else read_slot(tape, index)
+
+    def read(self, operand: Array, index: Array) -> Array:
+        """Read the slot in a branch: a value in the order of the tape."""
+        return read_slot(operand, index) if self.reads_in_branches else operand
+
+
+def layout_of(tape_shape: TapeShape, batch: int) -> TapeLayout:
+    """Return the layout of a tape for batches of `batch` images, on the backend that a program is for."""
+    size, channels = tape_shape
+    value_shape = (batch, size, size, channels)
+    if backends.current() != 'tpu':
+        return TapeLayout(value_shape, 'NHWC', reads_in_branches=True)
+    images_minor = padded(channels, batch) <= padded(batch, channels)
+    return TapeLayout(value_shape, 'HWCN' if images_minor else 'HWNC', reads_in_branches=False)
+
+
+def padded(sublanes: int, lanes: int) -> int:
+    """Return what the two innermost axes of an array take on a TPU, in numbers of 32 bits."""
+    return round_up(sublanes, _SUBLANES) * round_up(lanes, _LANES)
+
+
+def _transposed(values: Array, order: Sequence[int]) -> Array:
+    if list(order) == sorted(order):
+        return values
+    leading = values.ndim - len(order)
+    return jnp.transpose(values, (*range(leading), *(leading + axis for axis in order)))
+
+
+# ---- slots of tapes, in any layout
+
+
+def read_slot(tape: Array, index: Array) -> Array:
+    """Read a slot of a tape: a value."""
+    return lax.dynamic_index_in_dim(tape, index, 0, keepdims=False)
+
+
+def set_slot(tape: Array, value: Array, index: Array) -> Array:
+    """Write a value to a slot of a tape."""
+    return lax.dynamic_update_index_in_dim(tape, value, index, 0)
+
+
+def add_to_slot(tape: Array, value: Array, index: Array, keep: Array) -> Array:
+    """Write a value to a slot, plus what was there if `keep`."""
+    return set_slot(tape, jnp.where(keep > 0, read_slot(tape, index), 0) + value, index)

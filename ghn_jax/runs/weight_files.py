@@ -1,0 +1,119 @@
+"""Files of a network's weights: safetensors, npz, Orbax checkpoints, and integers packed to their bits.
+
+Every one of them holds the arrays by name and, as strings, what `prediction.predict` says about them. An
+Orbax checkpoint is a directory; its pytree has the names cut at their dots: tree['stem']['0']['weight'].
+"""
+
+import io
+import json
+import os
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+from safetensors import SafetensorError, safe_open
+from safetensors.numpy import save
+
+from ghn_jax.base import cli, files
+from ghn_jax.base.errors import FieldError, UserError
+from ghn_jax.base.paths import Place
+from ghn_jax.quant.packed import pack_weights, unpack_weights
+
+FORMATS = ('safetensors', 'npz', 'orbax')
+METADATA = '__metadata__'
+"""The entry of an npz file with the metadata, as JSON in a string."""
+
+_CHANNELS = {'pytorch': 0, 'jax': -1}  # axis of the output channels in each layout
+Weights = dict[str, np.ndarray]
+
+
+def write_weights(path: Place, weights: Weights, metadata: Mapping[str, str], format: str) -> None:
+    """Write a file of weights, or a directory for 'orbax', whole or not at all.
+
+    Raises:
+      UserError: it cannot be written.
+    """
+    if format == 'orbax':
+        _write_orbax(path, weights, metadata)
+    elif format == 'npz':
+        data = io.BytesIO()
+        arrays: dict[str, Any] = {**weights, METADATA: np.array(json.dumps(dict(metadata)))}
+        np.savez(data, **arrays)
+        files.write(path, data.getvalue())
+    else:
+        # safetensors writes strided and Fortran-ordered arrays wrongly, without a word.
+        files.write(
+            path, save({name: np.asarray(w, order='C') for name, w in weights.items()}, dict(metadata))
+        )
+
+
+def check_place(path: str | os.PathLike, format: str) -> Place:
+    """Return the path of a file of weights to be written. Raises FieldError where it cannot be."""
+    for other in FORMATS:
+        if other != format and os.path.splitext(path)[1] == f'.{other}':
+            raise FieldError(
+                'out', f'={path} ends in .{other} and the format is {format}: give format={other}'
+            )
+    if format != 'orbax':
+        return cli.check_output(path, 'out')
+    place = cli.check_folder(path, 'out')
+    if place.exists():
+        raise FieldError('out', f'={path} exists: give a directory that is not there yet')
+    return place
+
+
+def pack(weights: Weights, metadata: Mapping[str, str]) -> tuple[Weights, dict[str, str]]:
+    """Pack predicted weights to their bits: the arrays and the metadata of a file that `unpack` reads.
+
+    In place of the metadata's `quantization` there is `packed`, JSON of `pack_weights`'s table.
+    """
+    metadata = dict(metadata)
+    quantization = json.loads(metadata.pop('quantization', '{}'))
+    arrays, table = pack_weights(weights, quantization, axis=_CHANNELS[metadata['layout']])
+    return arrays, metadata | {'packed': json.dumps(table, separators=(',', ':'))}
+
+
+def unpack(path: str | os.PathLike) -> Weights:
+    """Read the weights of a packed file, as floats: exactly those of a file that is not packed.
+
+    Args:
+      path: a file of `ghn_jax.predict --packed`.
+
+    Returns:
+      Arrays by name, in the layout of the file.
+
+    Raises:
+      UserError: no such file, or one that is not packed or not whole.
+    """
+    try:
+        with safe_open(path, 'np') as file:
+            metadata = file.metadata() or {}
+            arrays = {name: file.get_tensor(name) for name in file.keys()}
+    except (OSError, SafetensorError) as e:
+        reason = ' '.join(str(e).split())[:120]
+        raise UserError(
+            f'{os.fspath(path)} is no safetensors file ({reason}): give a file of packed weights'
+        ) from None
+    if 'packed' not in metadata:
+        raise UserError(f'{os.fspath(path)} is not packed: read it with safetensors')
+    try:
+        table = json.loads(metadata['packed'])
+    except (ValueError, RecursionError):
+        table = None
+    if not isinstance(table, dict):
+        raise UserError(f'{os.fspath(path)} has a damaged table of packed weights: write it again')
+    return unpack_weights(arrays, table)
+
+
+def _write_orbax(path: Place, weights: Weights, metadata: Mapping[str, str]) -> None:
+    import orbax.checkpoint as ocp  # a second to import
+
+    tree: dict[str, Any] = {}
+    for name, w in weights.items():
+        *parents, last = name.split('.')
+        holder = tree
+        for parent in parents:
+            holder = holder.setdefault(parent, {})
+        holder[last] = np.asarray(w, order='C')
+    with files.writing(path), ocp.PyTreeCheckpointer() as checkpointer:
+        checkpointer.save(path, tree, custom_metadata=dict(metadata))

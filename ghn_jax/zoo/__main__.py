@@ -1,0 +1,73 @@
+"""Lists the hypernetworks that come with the package, shows the card of one, or makes one of a run.
+
+python -m ghn_jax.zoo
+python -m ghn_jax.zoo --name=digits-bits
+python -m ghn_jax.zoo --add=DIR --name=digits-bits --about='...' --commit=1ad11cb --limit='One seed.'
+python -m ghn_jax.evaluate --workdir=zoo:digits-bits --against=DIR --json=FILE.json   then --add with --result
+
+`zoo:digits-bits` stands in the place of a run directory wherever one is read. An entry is made twice: its
+scores are those of the file that is shipped, and the difference to the run says what its dtype costs.
+"""
+
+import pathlib
+
+from absl import flags
+
+from ghn_jax.base import cli
+from ghn_jax.base.errors import UserError
+from ghn_jax.evaluation.results import read_result
+from ghn_jax.runs import zoo
+from ghn_jax.runs.run import load_run
+from ghn_jax.zoo.cards import listed, make_card, text
+
+_NAME = flags.DEFINE_string('name', None, 'Hypernetwork whose card is shown or made.')
+_ADD = flags.DEFINE_string(
+    'add', None, 'Run directory that an entry is made of, in the place of that of --name.'
+)
+_STEP = flags.DEFINE_string(
+    'step', 'latest', 'Checkpoint of --add: latest, best (in validation), or a number.'
+)
+_DTYPE = flags.DEFINE_enum('dtype', 'float16', zoo.DTYPES, 'What the parameters of --add are stored in.')
+_ABOUT = flags.DEFINE_string('about', None, 'What it is for, in a sentence, for --add.')
+_COMMIT = flags.DEFINE_string('commit', None, 'Of the code that trained it, for --add.')
+_LIMIT = flags.DEFINE_multi_string(
+    'limit', [], 'What it does not do, in a sentence, for --add; may be repeated.'
+)
+_RESULT = flags.DEFINE_string('result', None, 'The --json file of its evaluation, for --add.')
+_FOLDER = flags.DEFINE_string('folder', str(zoo.FOLDER), 'Where entries lie.')
+
+
+def main() -> None:
+    """Run the command."""
+    folder = pathlib.Path(_FOLDER.value or '')
+    if _ADD.value is not None:
+        _add(folder)
+    for name in ('about', 'commit', 'limit', 'result', 'step', 'dtype'):
+        if _ADD.value is None and flags.FLAGS[name].present:
+            raise UserError(f'--{name} is for an entry that is made: give --add=DIR')
+    if _NAME.value is not None:
+        print(text(zoo.read_card(_NAME.value, folder)))
+    else:
+        print(listed([zoo.read_card(name, folder) for name in zoo.names(folder)]))
+
+
+def _add(folder: pathlib.Path) -> None:
+    given = {'name': _NAME.value, 'about': _ABOUT.value, 'commit': _COMMIT.value, 'limit': _LIMIT.value}
+    for name, value in given.items():
+        if not value:
+            raise UserError(f'--{name} is missing: an entry of the zoo has one')
+    cli.check_folder(folder, 'folder')
+    run = load_run(cli.check_workdir(_ADD.value, must_exist=True), _STEP.value or '')
+    card = make_card(
+        run,
+        about=_ABOUT.value or '',
+        commit=_COMMIT.value or '',
+        limits=_LIMIT.value,
+        result=read_result(_RESULT.value) if _RESULT.value else None,
+    )
+    meta = {key: value for key, value in run.meta.items() if key != 'window'}
+    zoo.write_entry(_NAME.value or '', run.params, meta, card, dtype=_DTYPE.value or '', folder=folder)
+
+
+if __name__ == '__main__':
+    cli.run(main)

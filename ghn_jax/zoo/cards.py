@@ -1,0 +1,164 @@
+"""Model cards: what a hypernetwork of the zoo was trained on and how, what it scores and what it lacks.
+
+A card is a dict, as it lies in NAME.json. `runs.zoo.write_entry` puts name, digest, size, number of
+parameters and dtype before what `make_card` says.
+"""
+
+import shlex
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
+
+from tabulate import tabulate
+
+from ghn_jax import config as configs
+from ghn_jax import config_file
+from ghn_jax.base import paths
+from ghn_jax.base.errors import FieldError
+from ghn_jax.config import RunConfig
+from ghn_jax.evaluation.results import Result
+from ghn_jax.quant.policy import parse_bits
+from ghn_jax.runs.config_changes import FREE_KEYS, differing_keys
+from ghn_jax.runs.run import Run
+
+_OF_ROWS = (
+    'split', 'bits', 'n', 'top1_mean', 'top1_sem', 'top1_median', 'top1_max', 'difference_top1_mean',
+    'difference_top1_sem',
+)  # fmt: skip
+_OF_PROTOCOL = (
+    'dataset', 'note', 'image_split', 'images', 'batch_size', 'batch_norm', 'ranges', 'seed', 'device',
+    'command',
+)  # fmt: skip
+_LISTED = ('float', 'w4a4', 'w2a2')  # bit-widths in the list of all entries
+
+
+def make_card(
+    run: Run, *, about: str, commit: str, limits: Sequence[str], result: Result | None = None
+) -> dict[str, Any]:
+    """Return what there is to say about a run.
+
+    Args:
+      run: that has been trained.
+      about: what it is for, in a sentence.
+      commit: of the code that trained it.
+      limits: sentences on what was not tried or does not work.
+      result: of `ghn_jax.evaluate`, of this very run; None is none yet.
+
+    Raises:
+      FieldError: of the field `result`: it is of another step.
+    """
+    if result and result['protocol']['step'] != run.step:
+        raise FieldError('result', f' is of step {result["protocol"]["step"]}, the run is of step {run.step}')
+    train = run.config.train
+    return {
+        'about': about,
+        'dataset': run.config.dataset,
+        'image_size': run.config.image_size,
+        'note': run.meta.get('dataset', {}).get('note', ''),
+        'steps': run.step,
+        'networks_seen': run.step * train.meta_batch,
+        'images_per_network': train.batch_size,
+        'seed': run.config.seed,
+        'commit': commit,
+        'jax': run.meta['jax'],
+        'command': training_command(run.config),
+        'results': [] if result is None else [_only(row, _OF_ROWS) for row in result['rows']],
+        'protocol': {} if result is None else _only(result['protocol'], _OF_PROTOCOL),
+        'limits': list(limits),
+    }
+
+
+def training_command(config: RunConfig) -> str:
+    """Return the command that trains with this config, from the nearest config of the package."""
+    nearest, changes = min(
+        ((name, _changes(base, config)) for name, base in _shipped()), key=lambda found: len(found[1])
+    )
+    changed = [_quoted(f'--config.{key}={value}') for key, value in changes.items()]
+    return ' '.join(['python -m ghn_jax.train', f'--config={nearest}', '--workdir=DIR', *changed])
+
+
+def text(card: Mapping[str, Any]) -> str:
+    """Return a card for the screen."""
+    protocol = card['protocol']
+    lines = [
+        f'{paths.ZOO}{card["name"]}: {card["about"]}',
+        f'file     {card["parameters"]:,} parameters, {card["dtype"]}, {card["bytes"]:,} bytes, '
+        f'SHA-256 {card["sha256"]}',
+        f'data     {card["dataset"]}, {card["image_size"]} pixels. {card["note"]}'.strip(),
+        f'trained  {card["steps"]:,} steps, {card["networks_seen"]:,} networks with '
+        f'{card["images_per_network"]} images each; seed {card["seed"]}, commit {card["commit"]}, '
+        f'jax {card["jax"]}',
+        f'command  {card["command"]}',
+        f'limits   {" ".join(card["limits"])}',
+    ]
+    if not card['results']:
+        return '\n'.join([*lines, 'results  none yet'])
+    how = [
+        f'{key} {value}' for key, value in protocol.items() if key not in ('command', 'note') and value != ''
+    ]
+    return '\n'.join(
+        [*lines, f'results  {", ".join(how)}', f'         {protocol["command"]}', '', _table(card)]
+    )
+
+
+def listed(cards: Iterable[Mapping[str, Any]]) -> str:
+    """Return a table with a line for each card: top-1 in percent, of the first split that was scored."""
+    lines = []
+    for card in cards:
+        rows = {row['bits']: row for row in reversed(card['results'])}
+        scores = [rows.get(str(parse_bits(bits))) for bits in _LISTED]
+        name, about = paths.ZOO + card['name'], card['about']
+        lines.append([name, about, card['dataset'], f'{card["bytes"] / 2**20:.1f} MiB', *map(_score, scores)])
+    headers = ['', 'about', 'data', 'file', *(f'top-1 {bits}' for bits in _LISTED)]
+    return tabulate(lines, headers, tablefmt='github', disable_numparse=True)
+
+
+def _table(card: Mapping[str, Any]) -> str:
+    compared = any('difference_top1_mean' in row for row in card['results'])
+    headers = [
+        'split',
+        'bits',
+        'networks',
+        'top-1',
+        'median',
+        'max',
+        *(['against float32'] if compared else []),
+    ]
+    lines = []
+    for row in card['results']:
+        line = [row['split'], row['bits'], row['n'], _score(row)]
+        line += [f'{row[f"top1_{name}"]:.1f}' for name in ('median', 'max')]
+        lines.append([*line, *([_score(row, 'difference_top1')] if compared else [])])
+    return tabulate(lines, headers, tablefmt='github', disable_numparse=True)
+
+
+def _quoted(word: str) -> str:
+    """A word for the shell; what holds single quotes is easier to read in double ones."""
+    quoted = shlex.quote(word)
+    return f'"{word}"' if quoted != word and not set(word) & set('"$`\\!') else quoted
+
+
+def _score(row: Mapping[str, Any] | None, of: str = 'top1') -> str:
+    if row is None:
+        return ''
+    sem = row.get(f'{of}_sem')
+    return f'{row[f"{of}_mean"]:.2f}' + ('' if sem is None else f' ± {sem:.2f}')
+
+
+def _only(values: Mapping[str, Any], keys: Iterable[str]) -> dict[str, Any]:
+    return {key: values[key] for key in keys if key in values}
+
+
+def _shipped() -> Iterable[tuple[str, RunConfig]]:
+    for name in paths.shipped('.py'):
+        yield name, configs.freeze(config_file.Parser().parse(name))
+
+
+def _changes(base: RunConfig, config: RunConfig) -> dict[str, Any]:
+    """The dotted keys that make another run of `base`, with their values in `config`."""
+    found = {}
+    for key in differing_keys(base, config, FREE_KEYS):
+        value: Any = config
+        for part in key.split('.'):
+            value = getattr(value, part)
+        found[key] = value
+    return found

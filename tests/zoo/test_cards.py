@@ -1,0 +1,95 @@
+"""Cards: the command they show trains that very run; a card is made of a run and its evaluation."""
+
+import json
+import shlex
+import sys
+from unittest import mock
+
+import pytest
+from absl import flags
+
+from ghn_jax import config_file
+from ghn_jax.base.errors import UserError
+from ghn_jax.evaluation.results import make_rows
+from ghn_jax.runs import zoo
+from ghn_jax.runs.config_changes import FREE_KEYS, differing_keys
+from ghn_jax.runs.run import load_run
+from ghn_jax.zoo import cards
+from tests.small_run import command, is_one_error_line, write_run
+
+
+def config_of(words):
+    values = flags.FlagValues()
+    with mock.patch.object(sys, 'argv', words):
+        holder = config_file.define('config', values)
+        values(words)
+    return config_file.read_config(holder)
+
+
+@pytest.mark.parametrize('name', zoo.names())
+def test_the_command_on_a_card_trains_that_run(name):
+    python, _, module, *arguments = shlex.split(zoo.read_card(name)['command'])
+    assert (python, module) == ('python', 'ghn_jax.train')
+    arguments.remove('--workdir=DIR')
+    assert not differing_keys(config_of([module, *arguments]), load_run(f'zoo:{name}').config, FREE_KEYS)
+
+
+def test_what_is_of_a_shell_is_quoted():
+    for word in ("--a=('b', 'c')", "--a='$HOME'", '--a=b', '--a="b" \'c\'', "--a='!'"):
+        assert shlex.split(cards._quoted(word)) == [word]
+
+
+@pytest.fixture
+def result(tmp_path):
+    """Of the run that `write_run` makes, with two networks."""
+    networks = [
+        {
+            'split': 'test',
+            'name': str(i),
+            'digest': str(i),
+            'scores': {'w32a32': {'top1': 40.0 + i, 'top5': 90.0}},
+        }
+        for i in range(2)
+    ]
+    protocol = {'training': 'x', 'workdir': 'a', 'step': 3, 'images': 7, 'command': 'python x', 'extra': 1}
+    value = {'rows': make_rows(networks, ['w32a32']), 'networks': networks, 'protocol': protocol}
+    file = tmp_path / 'result.json'
+    file.write_text(json.dumps(value))
+    return file
+
+
+def test_an_entry_is_made_of_a_run_and_listed_with_its_scores(tmp_path, result):
+    run, folder = write_run(tmp_path / 'run'), tmp_path / 'zoo'
+    made = '--name=some-run', '--about=for the test', '--commit=abc', '--limit=One.', '--limit=Two.'
+    where = f'--folder={folder}'
+    code, said, _ = command('ghn_jax.zoo', f'--add={run}', *made, where)
+    assert code == 0 and 'results  none yet' in said
+    code, said, _ = command('ghn_jax.zoo', f'--add={run}', *made, where, f'--result={result}')
+    assert code == 0 and '40.50 ± 0.50' in said and 'One. Two.' in said
+    assert command('ghn_jax.zoo', where, '--name=some-run')[1] == said
+    assert 'zoo:some-run | for the test | synthetic' in ' '.join(command('ghn_jax.zoo', where)[1].split())
+    card = zoo.read_card('some-run', folder)
+    assert card['steps'] == 3 and card['protocol'] == {'images': 7, 'command': 'python x'}
+    params, meta = zoo.read_entry('some-run', folder)
+    assert params.keys() == load_run(run).params.keys() and meta['step'] == 3
+
+
+def test_what_an_entry_lacks_is_one_line_and_nothing_is_written(tmp_path, result):
+    run, folder = write_run(tmp_path / 'run', step=4), tmp_path / 'zoo'
+    where, add = f'--folder={folder}', f'--add={run}'
+    whole = '--name=a', '--about=b', '--commit=c', '--limit=d'
+    for left_out in whole:
+        words = [word for word in whole if word != left_out]
+        flag = left_out.partition('=')[0]
+        assert is_one_error_line(command('ghn_jax.zoo', add, where, *words), f'{flag} is missing')
+    for words, message in (
+        ((add, *whole, f'--result={result}'), '--result is of step 3, the run is of step 4'),
+        ((add, *whole[1:], '--name=A b'), '--name='),
+        (('--add=/nowhere', *whole), 'does not exist'),
+        (('--about=b',), '--about is for an entry that is made'),
+        (('--name=b',), 'expected none, for there are none'),
+    ):
+        assert is_one_error_line(command('ghn_jax.zoo', where, *words), message), words
+    assert not folder.exists()
+    with pytest.raises(UserError, match='is of step 3'):
+        cards.make_card(load_run(run), about='', commit='', limits=(), result=json.loads(result.read_text()))
