@@ -20,6 +20,7 @@ from ghn_jax.quant.bit_schedule import scheme_of
 from ghn_jax.quant.scheme import Scheme
 from ghn_jax.training.compiled import StepSettings, make_stream, training_step
 from ghn_jax.training.optimizer import make_optimizer
+from ghn_jax.training.recipe import recipe_of
 from ghn_jax.training.step import TrainState
 
 
@@ -57,7 +58,7 @@ class Stepper:
         self.key = replicate(mesh, key) if mesh else key
         self.settings = StepSettings(
             ghn=ghn, optimizer=optimizer, scheme=scheme or scheme_of(config.quant),
-            augment=config.train.augment, flip=dataset.flip, mesh=mesh,
+            augment=config.train.augment, flip=dataset.flip, mesh=mesh, recipe=recipe_of(config),
         )  # fmt: skip
         self.free = memory.free_bytes(mesh)  # before there are workspaces
         self.compiled: dict[Program, Callable] = {}
