@@ -20,6 +20,9 @@ if TYPE_CHECKING:
     from ghn_jax.datasets.load import Dataset as Dataset
     from ghn_jax.datasets.load import load as load_dataset
     from ghn_jax.evaluation.public import evaluate as evaluate
+    from ghn_jax.models.model import Model as Model
+    from ghn_jax.models.tracing import trace as trace
+    from ghn_jax.networks.deepnets import load_deepnets as load_deepnets
     from ghn_jax.networks.files import load_networks as load_networks
     from ghn_jax.networks.files import save_networks as save_networks
     from ghn_jax.networks.graph import build_graph as build_graph
@@ -42,6 +45,7 @@ __version__ = '0.1.0'
 _NAMES = {
     'Dataset': ('ghn_jax.datasets.load', 'Dataset'),
     'Hypernetwork': ('ghn_jax.runs.hypernetwork', 'Hypernetwork'),
+    'Model': ('ghn_jax.models.model', 'Model'),
     'NetworkSpec': ('ghn_jax.networks.spec', 'NetworkSpec'),
     'Policy': ('ghn_jax.quant.policy', 'Policy'),
     'SPLITS': ('ghn_jax.networks.spaces', 'SPLITS'),
@@ -52,6 +56,7 @@ _NAMES = {
     'evaluate': ('ghn_jax.evaluation.public', 'evaluate'),
     'load': ('ghn_jax.runs.hypernetwork', 'load'),
     'load_dataset': ('ghn_jax.datasets.load', 'load'),
+    'load_deepnets': ('ghn_jax.networks.deepnets', 'load_deepnets'),
     'load_networks': ('ghn_jax.networks.files', 'load_networks'),
     'load_policy': ('ghn_jax.quant.policy', 'load_policy'),
     'make_space': ('ghn_jax.networks.spaces', 'make_space'),
@@ -59,13 +64,13 @@ _NAMES = {
     'quantize': ('ghn_jax.quant.export', 'round_weights'),
     'run': ('ghn_jax.cnn.run', 'run'),
     'save_networks': ('ghn_jax.networks.files', 'save_networks'),
+    'trace': ('ghn_jax.models.tracing', 'trace'),
     'unpack': ('ghn_jax.runs.weight_files', 'unpack'),
 }
 __all__ = [
-    '__version__', 'Dataset', 'Hypernetwork', 'NetworkSpec', 'Policy', 'SPLITS', 'Scheme', 'Space',
-    'UserError', 'build_graph', 'evaluate', 'load', 'load_dataset', 'load_networks', 'load_policy',
-    'make_space', 'parse_bits', 'quantize', 'run', 'save_networks',
-    'unpack',
+    '__version__', 'Dataset', 'Hypernetwork', 'Model', 'NetworkSpec', 'Policy', 'SPLITS', 'Scheme', 'Space',
+    'UserError', 'build_graph', 'evaluate', 'load', 'load_dataset', 'load_deepnets', 'load_networks',
+    'load_policy', 'make_space', 'parse_bits', 'quantize', 'run', 'save_networks', 'trace', 'unpack',
 ]  # fmt: skip
 
 

@@ -51,6 +51,7 @@ class SpaceConfig(_Section):
     """The networks that are drawn: a named space, and the rules of it that are changed."""
 
     name: str = 'convnets250k'  # convnets250k | deepnets1m
+    folder: str = ''  # of DeepNets-1M's published files, whose networks are taken; '' draws them by the rules
     cells: tuple[int, int] = items((4, 18), int)  # fewest, most cells
     max_steps: int = number(4, 1, MAX_STEPS)  # nodes of a cell
     ops: tuple[str, ...] = items((), str)  # () is all of the space's operations

@@ -1,5 +1,5 @@
 # The environment all commands share: `.venv` in the repository, made once and reused until `pyproject.toml` or
-# `constraints.txt` changes. Source this file, then call:  environment [EXTRA]   (EXTRA: test, cuda, tpu)
+# `constraints.txt` changes. Source this file, then call:  environment [EXTRA]   (test, cuda, tpu; several: tpu,gcs)
 # It changes into the repository and puts the environment's `python` first in PATH. Needs `set -o pipefail`.
 
 _find_python() {

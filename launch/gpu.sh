@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 # Trains on the NVIDIA GPUs of this machine: one process drives all of them. On several machines run it on each, with
-# the three flags below, the same --workdir (a folder all see) and the same overrides.
+# the three flags below, the same --workdir (a folder all see, or gs://bucket/run) and the same overrides.
 #   bash launch/gpu.sh --config=FILE --workdir=DIR [--gpus=0,1] [--dry_run] [--config.key=value ...]
 #     [--coordinator=HOST:PORT --num_processes=N --process_id=I]
 # --gpus: which of this machine's, as in CUDA_VISIBLE_DEVICES; default all. --dry_run prints the commands, runs none.
@@ -35,9 +35,9 @@ if [ -z "$dry_run" ] && ! command -v nvidia-smi >/dev/null; then
 fi
 run nvidia-smi --list-gpus
 # `environment` goes into the repository; ~ is what ghn_jax makes of it.
-case "$workdir" in /* | '~'*) ;; *) workdir="$PWD/$workdir" ;; esac
+case "$workdir" in /* | '~'* | gs://*) ;; *) workdir="$PWD/$workdir" ;; esac
 [ ! -f "$config" ] || config="$(realpath "$config")"
 source "$(dirname "${BASH_SOURCE[0]}")/environment.sh"
-run environment cuda
+run environment "$(extras cuda)"
 [ -z "$gpus" ] || run export CUDA_VISIBLE_DEVICES="$gpus"
 run python -m ghn_jax.train --config="$config" --workdir="$workdir" ${overrides[@]+"${overrides[@]}"}

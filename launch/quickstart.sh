@@ -19,7 +19,7 @@ for arg in "$@"; do
     esac
 done
 case "$workdir" in
-    *://*) echo "error: --workdir=$workdir: cloud storage is not supported yet: give a directory" >&2; exit 2 ;;
+    *://*) echo "error: --workdir=$workdir: expected a directory of this machine" >&2; exit 2 ;;
     /*) ;;
     '~' | '~/'*) workdir="$HOME${workdir#\~}" ;;
     *) workdir="$PWD/$workdir" ;;

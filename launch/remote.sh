@@ -39,9 +39,18 @@ required() {
     repository="$(dirname "${BASH_SOURCE[0]}")/.."
     [ -f "$config" ] || [ -f "$repository/$config" ] || [ -f "$repository/configs/$config.py" ] ||
         fail "--config=$config: there is no such file: give one, or a name, as in --config=ghn_qat_cifar10"
-    [[ "$workdir" != *://* ]] ||
-        fail "--workdir=$workdir: cloud storage is not supported yet: give a directory, such as one of a" \
-            'mounted bucket'
+    case "$workdir" in
+        gs://?*/?*) ;;
+        *://*) fail "--workdir=$workdir: expected a directory, or a run in a bucket, as in gs://bucket/run" ;;
+    esac
+}
+
+# The extras that the environment needs: $1, and those of a bucket.
+extras() {
+    case "$workdir" in
+        gs://*) echo "$1,gcs" ;;
+        *) echo "$1" ;;
+    esac
 }
 
 # ---- Cloud TPUs, with gcloud
@@ -86,9 +95,11 @@ tpu_check() {
     [[ "$zone" =~ ^[a-z]+-[a-z]+[0-9]+-[a-z]$ ]] || fail "--zone=$zone: expected a zone, as in --zone=us-central2-b"
     [[ "$type" =~ ^v[0-9]+[a-z]*-[0-9]+$ ]] || fail "--type=$type: expected a type of TPU, as in --type=$1"
     # What is on a TPU machine goes when it does.
-    [[ "$workdir" == /* ]] ||
-        fail "--workdir=$workdir: expected an absolute path on the TPU's machines, of a mounted disk or bucket that" \
-            'outlives them'
+    case "$workdir" in
+        /* | gs://*) ;;
+        *) fail "--workdir=$workdir: expected a run in a bucket, as in gs://bucket/run, or an absolute path of a" \
+            "disk that outlives the TPU's machines" ;;
+    esac
     runtime="${runtime:-tpu-ubuntu2204-base}"
     [ -n "$dry_run" ] || command -v "$GCLOUD" >/dev/null ||
         fail "$GCLOUD is not there: install the Google Cloud CLI, or set GCLOUD to its path"
@@ -123,8 +134,8 @@ tpu_setup() {
     run tar -czf "$archive" --exclude=./.venv --exclude=./.git --exclude=./runs \
         -C "$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)" .
     run "$GCLOUD" compute tpus tpu-vm scp "$archive" "$name:ghn_jax.tar.gz" "${where[@]}" --worker=all
-    tpu_ssh 'mkdir -p ghn_jax && tar -xzf ghn_jax.tar.gz -C ghn_jax && cd ghn_jax &&
-set -euo pipefail && source launch/environment.sh && environment tpu'
+    tpu_ssh "mkdir -p ghn_jax && tar -xzf ghn_jax.tar.gz -C ghn_jax && cd ghn_jax &&
+set -euo pipefail && source launch/environment.sh && environment $(extras tpu)"
 }
 
 # The same command on every machine. $@: more flags.

@@ -1,8 +1,8 @@
 #!/usr/bin/env bash
 # The same on a TPU pod slice: several machines, one process on each, that find each other (--coordinator=auto).
-#   bash launch/tpu_pod.sh --name=NAME --zone=ZONE --type=v4-32 --config=configs/X.py --workdir=DIR [--project=P]
-#     [--runtime=VERSION] [--spot] [--queued] [--keep] [--dry_run] [--config.key=value ...]
-# --workdir: an absolute path that all machines share (a mounted bucket, Filestore): they write one checkpoint together,
+#   bash launch/tpu_pod.sh --name=NAME --zone=ZONE --type=v4-32 --config=configs/X.py --workdir=gs://BUCKET/RUN
+#     [--project=P] [--runtime=VERSION] [--spot] [--queued] [--keep] [--dry_run] [--config.key=value ...]
+# --workdir: in a bucket, or an absolute path that all machines share (Filestore): they write one checkpoint together,
 # and process 0 the logs. The other flags are those of tpu_vm.sh.
 # The number of chips, divided by --config.devices.images, must divide --config.train.meta_batch: a slice of 16 chips
 # wants --config.train.meta_batch=16, or 8 with --config.devices.images=2. Never run on a TPU so far.

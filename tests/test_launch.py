@@ -68,6 +68,16 @@ def test_a_dry_run_on_tpus_creates_sets_up_trains_and_deletes(script, type_, coo
     assert ('--coordinator=auto' in train) == coordinator
 
 
+def test_a_run_in_a_bucket_gets_the_extra_that_it_needs_and_its_address_as_it_is():
+    for script, type_ in (('tpu_vm.sh', 'v4-8'), ('tpu_pod.sh', 'v4-32')):
+        commands = printed(script, *TPU, '--workdir=gs://bucket/a', f'--type={type_}')
+        assert remote_command(commands[3]).endswith(' && environment tpu,gcs')
+        assert '--workdir=gs://bucket/a' in shlex.split(remote_command(commands[4]))
+    commands = printed('gpu.sh', CONFIG, '--workdir=gs://bucket/a')
+    assert ['environment', 'cuda,gcs'] in commands and '--workdir=gs://bucket/a' in commands[-1]
+    assert ['environment', 'cuda'] in printed('gpu.sh', CONFIG, '--workdir=/runs/a')
+
+
 def test_a_queued_and_kept_tpu_is_asked_for_and_not_deleted():
     commands = printed('tpu_pod.sh', *TPU, '--type=v5litepod-16', '--queued', '--keep')
     assert commands[0][3:5] == ['queued-resources', 'create']
@@ -88,13 +98,13 @@ def test_a_queued_and_kept_tpu_is_asked_for_and_not_deleted():
             [CONFIG, '--workdir=a', '--coordinator=a:1', '--num_processes=2', '--process_id=2'],
             'expected 0..1',
         ),
-        ('gpu.sh', [CONFIG, '--workdir=gs://bucket/a'], 'not supported yet'),
-        ('gpu.sh', [CONFIG, '--workdir=file:///a'], 'not supported yet'),
+        ('gpu.sh', [CONFIG, '--workdir=s3://bucket/a'], 'as in gs://bucket/run'),
+        ('gpu.sh', [CONFIG, '--workdir=gs://bucket'], 'as in gs://bucket/run'),
+        ('gpu.sh', [CONFIG, '--workdir=file:///a'], 'expected a directory'),
         ('tpu_vm.sh', [*TPU], '--type is missing'),
         ('tpu_vm.sh', [*TPU, '--type=big'], '--type=big'),
         ('tpu_vm.sh', [*TPU, '--type=v4-8', '--zone=here'], '--zone=here'),
         ('tpu_vm.sh', [*TPU, '--type=v4-8', '--workdir=runs/a'], 'absolute path'),
-        ('tpu_pod.sh', [*TPU, '--type=v4-32', '--workdir=gs://bucket/a'], 'mount'),
         ('tpu_pod.sh', [*TPU, '--type=v4-32', '--name=GHN 1'], '--name=GHN 1'),
         ('tpu_pod.sh', ['now'], "unexpected argument 'now'"),
     ],
@@ -108,7 +118,7 @@ def test_bad_arguments_are_one_line_and_code_2(script, args, word):
 def test_the_quickstart_refuses_cloud_storage_before_it_makes_anything():
     done = launch('quickstart.sh', '--workdir=gs://bucket/a')
     assert (done.returncode, done.stdout, done.stderr.count('\n')) == (2, '', 1)
-    assert done.stderr.startswith('error: --workdir=gs://bucket/a: cloud storage is not supported yet')
+    assert done.stderr.startswith('error: --workdir=gs://bucket/a: expected a directory of this machine')
 
 
 PYTHON = r"""#!/usr/bin/env bash

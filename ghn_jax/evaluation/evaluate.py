@@ -19,6 +19,7 @@ from ghn_jax.assembly.mesh import first
 from ghn_jax.base import files, paths
 from ghn_jax.base.errors import FieldError
 from ghn_jax.cnn.deploy import integer
+from ghn_jax.config import SpaceConfig
 from ghn_jax.datasets.load import Dataset
 from ghn_jax.evaluation import results
 from ghn_jax.evaluation.evaluation_spec import GIVEN, EvaluationSpec
@@ -34,6 +35,7 @@ from ghn_jax.evaluation.selection import (
 )
 from ghn_jax.hypernet.policy_features import check_policies
 from ghn_jax.networks.counts import count_parameters
+from ghn_jax.networks.deepnets import PublishedSpace, differing
 from ghn_jax.networks.graph import NetworkGraph, count_depth
 from ghn_jax.quant.bit_schedule import describe_bits, strategy_of
 from ghn_jax.quant.policy import Policy
@@ -155,11 +157,21 @@ def _select(config: Any, spec: EvaluationSpec) -> dict[str, Selection]:
     size = config.image_size
     if spec.networks is not None:
         return {GIVEN: select_given(spec.networks, image_size=size)}
+    if spec.deepnets:
+        config = dataclasses.replace(config, space=SpaceConfig(name='deepnets1m', folder=spec.deepnets))
     space, count = make_space_of(config), spec.num_networks
-    return {
+    selections = {
         split: select_split(space, split, seed=spec.seed, count=count, image_size=size)
         for split in spec.splits
     }
+    if isinstance(space, PublishedSpace):
+        for split, selection in selections.items():
+            if others := differing(space, split, selection.specs):
+                these = f'{len(others)} of {len(selection.specs)} graphs (the first: {others[0]})'
+                print(
+                    f'warning: {split}: {these} in the files are not those of their networks', file=sys.stderr
+                )
+    return selections
 
 
 def _check_networks(
@@ -233,8 +245,12 @@ def _about_networks(config: Any, spec: EvaluationSpec, selections: Mapping[str, 
         'policies': {str(policy): policy.to_dict() for policy in spec.policies},
         'num_networks': {split: len(s.graphs) for split, s in selections.items()},
         'seed': spec.seed,
-        'space': config.space.name if spec.networks is None else None,
+        'space': _space_name(config, spec) if spec.networks is None else None,
     }
+
+
+def _space_name(config: Any, spec: EvaluationSpec) -> str:
+    return "deepnets1m's files" if spec.deepnets or config.space.folder else config.space.name
 
 
 def _check_same_task(run: Run, other: Run, against: str) -> None:

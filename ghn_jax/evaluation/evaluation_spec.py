@@ -25,6 +25,7 @@ class EvaluationSpec:
       batch_size: images of a batch, whose statistics BatchNorm uses.
       seed: which networks the splits have; the same for every run that is to be compared.
       networks: score these, and no split.
+      deepnets: folder of DeepNets-1M's published files, whose splits are taken; '': those of the run's space.
       protocol: what BatchNorm and ranges go by; the default is the papers'.
       calibration_batches: of training images, the first ones, for a protocol that measures.
       against: JSON file of an evaluation of the same networks, or another run's directory: it is scored too.
@@ -44,6 +45,7 @@ class EvaluationSpec:
     batch_size: int = BATCH_SIZE
     seed: int = 0
     networks: tuple[NetworkSpec, ...] | None = None
+    deepnets: str = ''
     protocol: Protocol = PAPERS
     calibration_batches: int = CALIBRATION_BATCHES
     against: str | None = None

@@ -1,9 +1,12 @@
-"""PyTorch's zip files without torch: `ptloader`, and what keeps a hostile file from taking all the time.
+"""PyTorch's files without torch: `ptloader`, and what keeps a hostile file from taking all the time.
 
 Such a file holds a pickle and, as entries of their own, the numbers of its tensors. `ptloader` makes tensors
 arrays and knows no other class; objects that are beside them (settings of a training, say) become empty ones
 here. It copies containers wherever they are referred to, so ten lists, each ten times in the next, would be
 10^10: the pickle is read once before, without its numbers, and counted.
+
+The published GHN-3 are no such files: joblib pickled a dict of tensors, each with its numbers as torch.save
+wrote them before version 1.6. `load_dumped` reads these.
 """
 
 import collections
@@ -14,6 +17,7 @@ from collections.abc import Iterable
 from typing import Any
 
 import ml_dtypes
+import numpy as np
 
 from ghn_jax.base.errors import UserError
 
@@ -51,6 +55,15 @@ def load_pickled(data: bytes, entries: Iterable[zipfile.ZipInfo]) -> Any:
     )
 
 
+def load_dumped(data: bytes) -> Any:
+    """Read what joblib.dump, or pickle, wrote of tensors in plain containers: tensors as arrays.
+
+    Raises:
+      Exception: what the file's damage makes the pickle and array modules raise.
+    """
+    return _Dumped(io.BytesIO(data)).load()
+
+
 class _Unread:
     """What objects are read as that are neither tensors nor of Python's own."""
 
@@ -84,3 +97,55 @@ def _count(value: Any, counts: dict[int, int], within: set[int]) -> int:
         raise ValueError(f'more than {_MAX_VALUES:,} values')
     counts[id(value)] = total
     return total
+
+
+_DTYPES = {
+    'FloatStorage': np.float32,
+    'DoubleStorage': np.float64,
+    'HalfStorage': np.float16,
+    'BFloat16Storage': ml_dtypes.bfloat16,
+    'LongStorage': np.int64,
+    'IntStorage': np.int32,
+}
+_BEFORE = 3  # pickles before that of the object: a magic number, the protocol, the machine
+
+
+class _Dumped(pickle.Unpickler):
+    """A pickle of tensors in plain containers; runs no code of theirs."""
+
+    def find_class(self, module: str, name: str) -> Any:
+        return _KNOWN.get((module, name), _Unread)
+
+
+class _Old(pickle.Unpickler):
+    """A pickle within a file of torch.save before version 1.6; what it says of a storage is kept."""
+
+    def find_class(self, module: str, name: str) -> Any:
+        return _DTYPES.get(name, _Unread) if module == 'torch' else _Unread
+
+    def persistent_load(self, pid: Any) -> Any:
+        return pid
+
+
+def _storage(data: bytes) -> np.ndarray:
+    """Read the numbers of one tensor: pickles one after the other, a count, the numbers."""
+    file = io.BytesIO(data)
+    for _ in range(_BEFORE):
+        _Old(file).load()
+    _, dtype, *_ = _Old(file).load()
+    _Old(file).load()  # the keys of all storages: one
+    count = int.from_bytes(file.read(8), 'little')
+    return np.frombuffer(data, dtype, count, file.tell())
+
+
+def _tensor(storage: np.ndarray, offset: int, shape: Any, strides: Any, *_: Any) -> np.ndarray:
+    size = storage.dtype.itemsize
+    return np.ndarray(shape, storage.dtype, storage, offset * size, tuple(step * size for step in strides))
+
+
+_KNOWN = {
+    ('collections', 'OrderedDict'): collections.OrderedDict,
+    ('torch._utils', '_rebuild_tensor_v2'): _tensor,
+    ('torch._utils', '_rebuild_parameter'): lambda tensor, *_: tensor,
+    ('torch.storage', '_load_from_bytes'): _storage,
+}

@@ -19,10 +19,11 @@ import numpy as np
 from safetensors.numpy import load
 
 from ghn_jax.base.errors import UserError, shown
-from ghn_jax.hypernet.pickled import load_pickled
+from ghn_jax.hypernet.pickled import load_dumped, load_pickled
 
 MAX_BYTES = 4 * 2**30  # of the file, and of its arrays together; the largest GHN-3 has 2.5 GiB
 MAX_ENTRIES = 10_000  # of an archive; the largest GHN-3 has 260
+_OLD_TORCH = b'\x80\x02\x8a\nl\xfc\x9cF\xf9 j\xa8P\x19.'  # what torch.save began with before version 1.6
 _SWELLS = 256 * 2**20  # bytes that an archive may unpack to beyond four times its own
 
 
@@ -119,13 +120,16 @@ def _load_safetensors(path: str | os.PathLike, data: bytes) -> dict[str, np.ndar
 
 
 def _load_pt(path: str | os.PathLike, data: bytes) -> tuple[dict[str, np.ndarray], Mapping[str, Any] | None]:
-    if not data.startswith(b'PK'):
-        raise UserError(
-            f'state {path} is no zip archive, as torch.save writes since version 1.6: load it and save it '
-            'with a newer torch, or give a .npz or .safetensors'
-        )
     try:
-        value = load_pickled(data, _entries(data))
+        if data.startswith(b'PK'):
+            value = load_pickled(data, _entries(data))
+        elif data.startswith(b'\x80') and not data.startswith(_OLD_TORCH):
+            value = load_dumped(data)
+        else:
+            raise UserError(
+                f'state {path} is neither a zip archive, as torch.save writes since version 1.6, nor of '
+                'joblib: load it and save it with a newer torch, or give a .npz or .safetensors'
+            )
         if not isinstance(value, dict):
             raise ValueError(f'it holds a {type(value).__name__}')
         state, config = value.get('state_dict', value), value.get('config')

@@ -177,9 +177,7 @@ def _pad(
     return columns
 
 
-def count_items(
-    graph: Graph, *, max_shape: tuple[int, int, int, int] = (64, 64, 11, 11)
-) -> dict[str, int]:
+def count_items(graph: Graph, *, max_shape: tuple[int, int, int, int] = (64, 64, 11, 11)) -> dict[str, int]:
     """Count the least max_dense and max_depth a network fits in, as 'dense' and 'depth'."""
     table, _ = decoder_table(graph, max_dense=10**6, max_depth=10**6, max_shape=max_shape)
     return {'dense': int(table.n_dense), 'depth': int(table.n_position)}

@@ -1,4 +1,4 @@
-"""What primitives with structure do: convolutions, products, sums over axes, windows, concatenation, loops."""
+"""What primitives with structure do: convolutions, products, sums, windows, concatenation, loops."""
 
 import math
 from collections.abc import Sequence
@@ -102,7 +102,9 @@ def concatenate(recorder: Recorder, step: Step, values: Sequence[Value]) -> Valu
     flows = [v for v in values if isinstance(v, Flow | Statistic)]
     if any(map(leaves_of, values)) or not flows:
         return elementwise(recorder, step, values)[0]
-    if all(isinstance(v, Statistic) and v.op == flows[0].op and v.left != recorder.channels[v.op] for v in flows):
+    if all(
+        isinstance(v, Statistic) and v.op == flows[0].op and v.left != recorder.channels[v.op] for v in flows
+    ):
         return recorder.join('concat', flows)
     if len({v.op for v in flows}) == 1 and all(isinstance(v, Statistic) and v.batch for v in flows):
         return recorder.join('concat', flows)

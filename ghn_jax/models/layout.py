@@ -56,7 +56,7 @@ def of_convolution(operand: Shape, spec: tuple[int, ...]) -> Layout:
 
 
 def of_product(operand: Shape, contracted: tuple[int, ...]) -> Layout:
-    """Return the layout of a linear layer's weight, whose axes `contracted` are summed over, in this order."""
+    """Return the layout of a linear layer's weight; its axes `contracted` are summed over, in this order."""
     out = [axis for axis in range(len(operand)) if axis not in contracted]
     axes = (*out, *contracted)
     split = tuple(operand[axis] for axis in axes)
@@ -70,7 +70,7 @@ def of_positions(operand: Shape, channels: int) -> Layout | None:
     ones = (1,) * (len(operand) - len(sizes))
     if channels not in sizes:
         return None
-    axis = len(sizes) - 1 if sizes[-1] == channels else sizes.index(channels)
+    axis = len(sizes) - 1 - sizes[::-1].index(channels)
     space = sizes[:axis] + sizes[axis + 1 :]
     if len(space) == 1 and math.isqrt(space[0]) ** 2 == space[0]:
         height = width = math.isqrt(space[0])

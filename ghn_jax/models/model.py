@@ -1,42 +1,32 @@
-"""`trace`: from a model of the user's own to its layers, its graph and a function that quantizes it."""
+"""A traced model: its layers, its graph, and its own computation with a quantizer in it."""
 
 import dataclasses
-import functools
-import math
-from collections.abc import Callable, Sequence
-from typing import Any, Literal, Protocol
+from collections.abc import Callable
+from typing import Any
 
 import jax
 import jax.numpy as jnp
-from flax import linen, nnx
 from jax import Array
-from jax.typing import DTypeLike
 
 from ghn_jax.base.errors import UserError, shown
-from ghn_jax.base.numbers import is_int
-from ghn_jax.models import sources
-from ghn_jax.models.layout import Layout, Tensor
-from ghn_jax.models.program import Program, flatten, run
-from ghn_jax.models.recorder import Layer, Leaf, Recorder
-from ghn_jax.models.sources import Source
-from ghn_jax.models.values import CONSTANT, Flow, Statistic, View
-from ghn_jax.models.walk import walk
-from ghn_jax.networks.counts import MAX_OPERATIONS, MAX_PARAMETERS
-from ghn_jax.networks.graph import Graph, reduce_to_nodes
-from ghn_jax.networks.ops import LAYERS
-from ghn_jax.networks.spec import NetworkSpec
+from ghn_jax.hypernet.policy_features import resolve
+from ghn_jax.models.layout import Tensor
+from ghn_jax.models.program import Program, run
+from ghn_jax.models.quantizer import FakeQuantizer, Quantizer
+from ghn_jax.models.recorder import Layer, Recorder
+from ghn_jax.networks.graph import Graph
+from ghn_jax.quant.policy import Policy
+from ghn_jax.quant.scheme import QAT, Scheme
 
 
-class Quantizer(Protocol):
-    """What weights and activations pass through on their way into a convolution or a linear layer."""
+@dataclasses.dataclass(frozen=True, eq=False)
+class Traced:
+    """A model's program for images of one shape, and what is recorded of it. logits: their operation."""
 
-    def weight(self, name: str, w: Array) -> Array:
-        """Return the weight, output channels first, as the layer called `name` is to use it."""
-        ...
-
-    def activation(self, name: str, x: Array, whole: Array) -> Array:
-        """Return the activation x as the layer is to read it. whole: the tensor that x is a part of."""
-        ...
+    program: Program
+    recorder: Recorder
+    logits: int
+    classes: int
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -48,10 +38,10 @@ class Model:
       input_shape: of the images that it was traced with, the number of images first.
       classes: outputs.
       params: its parameters as a pytree of `jax.ShapeDtypeStruct`.
-      layers: its convolutions, linear layers and norms, in the order of the forward pass.
+      layers: its convolutions and linear layers, in the order of the forward pass.
       graph: as the hypernetwork reads it; names of parameters are their paths in `params`, joined by dots.
-      kept: parameters that nothing is predicted for -> why; they stay as initialised
-        (`unsupported='keep'`).
+      keep: whether parameters that cannot be predicted stay as initialised (`unsupported='keep'`).
+      kept: those for which no hypernetwork predicts anything -> why.
     """
 
     name: str
@@ -60,13 +50,18 @@ class Model:
     params: Any
     layers: tuple[Layer, ...]
     graph: Graph
+    keep: bool
     kept: dict[str, str]
     tensors: dict[str, Tensor] = dataclasses.field(repr=False)
-    source: Source = dataclasses.field(repr=False)
+    initial: Callable[[], Any] | None = dataclasses.field(repr=False)
     traced: Callable[[tuple[int, ...], Any], 'Traced'] = dataclasses.field(repr=False)
 
     def apply(
-        self, params: Any, x: Array, quantizer: Quantizer | None = None, capture: dict[str, Array] | None = None
+        self,
+        params: Any,
+        x: Array,
+        quantizer: Quantizer | None = None,
+        capture: dict[str, Array] | None = None,
     ) -> Array:
         """Compute the logits [N, classes] by the model's own operations; batch norms use this batch.
 
@@ -91,7 +86,9 @@ class Model:
         expected, tree = jax.tree.flatten(self.params)
         given = jax.tree.leaves(params)
         if len(given) != len(expected) or any(a.shape != b.shape for a, b in zip(given, expected)):
-            raise UserError(f'params have other shapes than those of {self.name!r}: give a pytree like its params')
+            raise UserError(
+                f'params have other shapes than those of {self.name!r}: give a pytree like its params'
+            )
         traced = self.traced(x.shape, x.dtype)
         sites, unread = traced.recorder.sites, [None] * (len(traced.program.inputs) - len(given) - 1)
 
@@ -101,7 +98,7 @@ class Model:
                 whole = activation if site.whole is None else values[site.whole]
                 quantized = quantizer.weight(site.layer.parameter, site.layout.to_tensor(w))
                 operands[site.weight] = site.layout.to_operand(quantized)
-                operands[site.activation] = quantizer.activation(site.layer.parameter, activation, whole)
+                operands[site.activation] = quantizer.activation(site.reader, activation, whole)
             return operands
 
         def seen(k: int, result: Any) -> None:
@@ -110,179 +107,26 @@ class Model:
 
         return run(traced.program, [*given, *unread, x], rewrite, seen)
 
+    def quantizer(self, policy: Policy, scheme: Scheme = QAT) -> FakeQuantizer:
+        """Return what rounds the weights and activations of this model to a policy's bits.
 
-@dataclasses.dataclass(frozen=True, eq=False)
-class Traced:
-    """A model's program for images of one shape, and what is recorded of it. logits: their operation."""
+        Args:
+          policy: the bits; its names and rules are for the names of weights in `layers`.
+          scheme: how grids are found.
 
-    program: Program
-    recorder: Recorder
-    logits: int
-    classes: int
+        Raises:
+          UserError: the policy is of another model.
+        """
+        return FakeQuantizer(resolve(policy, self.graph), scheme)
 
+    def initial_params(self) -> Any:
+        """Make the parameters as the model starts with them, a pytree as `params`.
 
-def trace(
-    model: Any,
-    input_shape: Sequence[int],
-    *,
-    params: Any = None,
-    dtype: DTypeLike = jnp.float32,
-    unsupported: Literal['raise', 'keep'] = 'raise',
-    **switches: Any,
-) -> Model:
-    """Trace a model: find its layers and its graph from the operations it does. No weights are made.
-
-    A module is run as in training (batch norms take the statistics of the batch), without dropout.
-
-    Args:
-      model: a Flax Linen module; an NNX module, maybe an abstract one (`nnx.eval_shape`); a function
-        `apply(params, images)`; or a `NetworkSpec`.
-      input_shape: of the images, the number of images first: (1, 32, 32, 3), in the order that the model wants.
-      params: of a function: its parameters, or their shapes.
-      dtype: of the images.
-      unsupported: what to do about parameters that no hypernetwork predicts, such as those of a recurrent loop:
-        'raise' an error that names the first, or 'keep' them as initialised, listed in `Model.kept`.
-      **switches: further arguments of the module's call. Those called train, training, is_training,
-        use_running_average and deterministic are set as in training, without dropout, where they are not given.
-
-    Raises:
-      UserError: no such model; a shape that it cannot be run on (with its own error); no parameters, or too
-        many; an operation that is not known, or parameters that nothing can be predicted for.
-    """
-    if unsupported not in ('raise', 'keep'):
-        raise UserError(f"unsupported is {shown(unsupported)}: expected 'raise' or 'keep'")
-    shape = tuple(input_shape) if isinstance(input_shape, Sequence) else ()
-    if len(shape) < 2 or not all(is_int(size) and size > 0 for size in shape):
-        raise UserError(
-            f'input_shape is {shown(input_shape)}: expected the number of images and their shape, as in '
-            '(1, 32, 32, 3)'
-        )
-    images = jax.ShapeDtypeStruct(shape, dtype)
-    source = _source(model, images, params, switches)
-    leaves = _leaves(source)
-    traced = functools.lru_cache(maxsize=8)(
-        lambda shape, dtype: _traced(source, leaves, jax.ShapeDtypeStruct(shape, dtype), unsupported == 'keep')
-    )
-    first = traced(shape, images.dtype)
-    recorder = first.recorder
-    return Model(
-        name=source.name,
-        input_shape=shape,
-        classes=first.classes,
-        params=source.params,
-        layers=tuple(recorder.layers),
-        graph=_graph(first, source.name),
-        kept={leaves[leaf].name: why for leaf, why in recorder.kept.items()},
-        tensors={name: t for name, t in recorder.tensors.items() if t.view.leaf not in recorder.kept},
-        source=source,
-        traced=traced,
-    )
-
-
-def _source(model: Any, images: jax.ShapeDtypeStruct, params: Any, switches: dict[str, Any]) -> Source:
-    if isinstance(model, NetworkSpec):
-        return sources.of_spec(model)
-    if isinstance(model, linen.Module):
-        with _own_errors(images):
-            return sources.of_linen(model, images, switches)
-    if isinstance(model, nnx.Module) and callable(model):
-        return sources.of_nnx(model, switches)
-    if not callable(model) or isinstance(model, type):
-        raise UserError(
-            f'the model is {shown(model)}: expected a Flax module (an instance), a function apply(params, x) or '
-            'a NetworkSpec'
-        )
-    if params is None:
-        raise UserError('the model is a function and params is missing: give its parameters, or their shapes')
-    return sources.of_function(model, params)
-
-
-class _own_errors:
-    """Turn what a model raises into one line."""
-
-    def __init__(self, images: jax.ShapeDtypeStruct):
-        self.images = images
-
-    def __enter__(self) -> None:
-        pass
-
-    def __exit__(self, kind: Any, error: Any, _: Any) -> None:
-        if isinstance(error, Exception) and not isinstance(error, UserError):
-            said = ' '.join(str(error).split())
+        Raises:
+          UserError: they are not known: the model came with shapes only.
+        """
+        if self.initial is None:
             raise UserError(
-                f'the model cannot be run on images of shape {self.images.shape}: {kind.__name__}: {said[:200]}'
-            ) from error
-
-
-def _leaves(source: Source) -> tuple[Leaf, ...]:
-    names, arrays = sources.variable_names(source.params), jax.tree.leaves(source.params)
-    if not arrays:
-        raise UserError(f'model {source.name!r} has no parameters: there is nothing to predict')
-    total = sum(math.prod(a.shape) for a in arrays)
-    if total > MAX_PARAMETERS:
-        raise UserError(
-            f'model {source.name!r} has {total:,} parameters, more than {MAX_PARAMETERS:,}: give a smaller one'
-        )
-    if len(set(names)) < len(names):
-        twice = next(name for name in names if names.count(name) > 1)
-        raise UserError(f'two parameters are called {twice!r} once their paths are joined by dots: rename one')
-    return tuple(Leaf(name, tuple(a.shape)) for name, a in zip(names, arrays))
-
-
-def _traced(source: Source, leaves: tuple[Leaf, ...], images: jax.ShapeDtypeStruct, keep: bool) -> Traced:
-    with _own_errors(images):
-        closed, result = jax.make_jaxpr(source.call, return_shape=True)(source.params, source.others, images)
-    if not hasattr(result, 'shape') or len(result.shape) != 2 or result.shape[0] != images.shape[0]:
-        said = f'shape {result.shape}' if hasattr(result, 'shape') else type(result).__name__
-        raise UserError(
-            f'model {source.name!r} returns {said} for {images.shape[0]} images: expected logits [images, classes]'
-        )
-    program = flatten(closed)
-    others = sources.variable_names(source.others)
-    for name, slot in zip(others, program.inputs[len(leaves) : -1]):
-        if program.reads(slot):
-            raise UserError(
-                f'model {source.name!r} reads the variable {name!r}, which is no parameter and has no value yet: '
-                'call it as in training, where a batch norm takes the statistics of the batch'
+                f'model {self.name!r} came with the shapes of its parameters only: give initial values, too'
             )
-    recorder = Recorder(leaves, images=images.shape[0], channels=images.shape[-1], keep=keep)
-    views = [View(leaf) for leaf in range(len(leaves))]
-    (value,) = walk(recorder, program, [*views, *[CONSTANT] * len(others), Flow(0)])
-    if not isinstance(value, Flow | Statistic):
-        raise UserError(f'the logits of model {source.name!r} do not depend on the images: give another model')
-    if len(recorder.forward.kind) > MAX_OPERATIONS:
-        raise UserError(
-            f'model {source.name!r} has {len(recorder.forward.kind):,} operations, more than '
-            f'{MAX_OPERATIONS:,}: give a smaller one'
-        )
-    return Traced(program, recorder, recorder.as_flow(value).op, result.shape[1])
-
-
-def _graph(traced: Traced, name: str) -> Graph:
-    forward, (weight, bias) = traced.recorder.forward, _last_layer(traced)
-    nodes, distance, parameters = reduce_to_nodes(forward, traced.logits)
-    node_of = {p.name: p.node for p in parameters}
-    return Graph(
-        nodes=nodes,
-        distance=distance,
-        parameters=parameters,
-        name=name,
-        class_weight=node_of[forward.name[weight]],
-        class_bias=None if bias is None else node_of[forward.name[bias]],
-    )
-
-
-def _last_layer(traced: Traced) -> tuple[int, int | None]:
-    """Find the operations of the weight and the bias of the layer that makes the logits."""
-    forward, ahead, bias = traced.recorder.forward, [traced.logits], {}
-    while ahead:
-        op = ahead.pop()
-        shape = forward.shape[op] or ()
-        if forward.kind[op] in LAYERS and shape[0] == traced.classes and math.prod(shape[2:]) == 1:
-            return op, bias.get(op)
-        if forward.kind[op] == 'bias':
-            bias[forward.parents[op][0]] = op
-        ahead.extend(forward.parents[op])
-    raise UserError(
-        f'no linear layer or 1x1 convolution of the model makes its {traced.classes} logits: end it with one'
-    )
+        return self.initial()

@@ -24,11 +24,15 @@ Operand = int | Literal
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Step:
-    """One operation: its equation of the jaxpr, the slots (or literals) it reads and the slots it fills."""
+    """One operation: its equation of the jaxpr, the slots (or literals) it reads and the slots it fills.
+
+    callers: the calls that it was in, from outside.
+    """
 
     eqn: JaxprEqn
     inputs: tuple[Operand, ...]
     outputs: tuple[int, ...]
+    callers: tuple[JaxprEqn, ...] = ()
 
     @property
     def primitive(self) -> str:
@@ -47,7 +51,8 @@ class Step:
 
     def __str__(self) -> str:
         """The operation and the line of the source that it comes from."""
-        return f'{self.primitive!r} ({source_info_util.summarize(self.eqn.source_info)})'
+        lines = (source_info_util.summarize(eqn.source_info) for eqn in (self.eqn, *reversed(self.callers)))
+        return f'{self.primitive!r} ({next(filter(None, lines), "of an unknown line")})'
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -69,7 +74,9 @@ def flatten(closed: ClosedJaxpr) -> Program:
     steps, constants = [], {}
     inputs = tuple(next(_NUMBERS) for _ in closed.jaxpr.invars)
 
-    def write(jaxpr: Jaxpr, consts: Sequence[Any], arguments: Sequence[Operand]) -> list[Operand]:
+    def write(
+        jaxpr: Jaxpr, consts: Sequence[Any], arguments: Sequence[Operand], callers: tuple[JaxprEqn, ...]
+    ) -> list[Operand]:
         slots: dict[Any, Operand] = dict(zip(jaxpr.invars, arguments, strict=True))
         for variable, value in zip(jaxpr.constvars, consts, strict=True):
             slots[variable] = slot = next(_NUMBERS)
@@ -79,14 +86,14 @@ def flatten(closed: ClosedJaxpr) -> Program:
             operands, name = tuple(map(read, eqn.invars)), eqn.primitive.name
             inner = body(eqn) if name in _CALLS or name in WITH_DERIVATIVES else None
             if inner is not None and (name in _CALLS or _has_structure(inner.jaxpr)):
-                results: Sequence[Operand] = write(inner.jaxpr, inner.consts, operands)
+                results: Sequence[Operand] = write(inner.jaxpr, inner.consts, operands, (*callers, eqn))
             else:
                 results = outputs = tuple(next(_NUMBERS) for _ in eqn.outvars)
-                steps.append(Step(eqn, operands, outputs))
+                steps.append(Step(eqn, operands, outputs, callers))
             slots |= zip(eqn.outvars, results, strict=True)
         return [read(v) for v in jaxpr.outvars]
 
-    outputs = tuple(write(closed.jaxpr, closed.consts, inputs))
+    outputs = tuple(write(closed.jaxpr, closed.consts, inputs, ()))
     return Program(_needed(steps, outputs), inputs, constants, outputs)
 
 
@@ -122,7 +129,9 @@ def _needed(steps: Sequence[Step], outputs: Sequence[Operand]) -> tuple[Step, ..
 Rewrite = Callable[[int, list[Any], dict[int, Any]], list[Any]]
 
 
-def run(program: Program, arguments: Sequence[Any], rewrite: Rewrite, seen: Callable[[int, Any], None]) -> Any:
+def run(
+    program: Program, arguments: Sequence[Any], rewrite: Rewrite, seen: Callable[[int, Any], None]
+) -> Any:
     """Run the steps on JAX arrays, one for each of the program's inputs; return the first result.
 
     rewrite(k, operands, values) gives what step k reads in place of its operands; values: by slot, so far.

@@ -6,11 +6,11 @@ The rules (`rules`, `layer_rules`) say what each primitive does; what they have 
 import dataclasses
 import math
 from collections.abc import Sequence
-from typing import NoReturn
+from typing import Any, NoReturn
 
 from ghn_jax.base.errors import UserError
 from ghn_jax.models.layout import Layout, Tensor, of_positions
-from ghn_jax.models.program import Step
+from ghn_jax.models.program import Operand, Step
 from ghn_jax.models.values import CONSTANT, Flow, Mixed, Shape, Statistic, Value, View, leaves_of
 from ghn_jax.networks.ops import PASS, ForwardPass
 
@@ -27,12 +27,12 @@ class Leaf:
 
 @dataclasses.dataclass(frozen=True)
 class Layer:
-    """A convolution or a linear layer of a model, or a norm.
+    """A convolution or a linear layer of a model.
 
-    name: its weight, as the model's pytree has it, joined by dots; a later use of the same weight has a number
-      behind it: `head.kernel#2`.
-    kind: 'conv', 'linear' or 'norm'.   parameter: the weight without that number; '' of a norm without scale.
-    shape: of the weight: (out, in / groups, height, width), (out, in) or (channels,).
+    name: its weight, as the model's pytree has it, joined by dots; a later use of the same weight has a
+      number behind it: `head.kernel#2`.
+    kind: 'conv' or 'linear'.   parameter: the weight's name without that number.
+    shape: of the weight: (out, in / groups, height, width) or (out, in).
     stride, groups, dilation: of convolutions.
     """
 
@@ -50,6 +50,7 @@ class Site:
     """The step that runs a layer: which of its operands is the weight, in what layout, which the activation.
 
     whole: the slot of the tensor that the activation is a cut or another shape of; None: of itself.
+    reader: the weight of the first layer that reads that tensor: both read it rounded to one width.
     """
 
     layer: Layer
@@ -57,6 +58,7 @@ class Site:
     activation: int
     layout: Layout
     whole: int | None
+    reader: str
 
 
 class Recorder:
@@ -77,13 +79,20 @@ class Recorder:
         self.kept: dict[int, str] = {}
         self.normalised: dict[int, int] = {}  # a norm -> what it normalises
         self.pools: dict[int, int] = {}  # the slot of a mean over all pixels -> its operation
+        self.readers: dict[Operand, str] = {}  # a slot -> the weight of the first layer that reads it
         self.cut: dict[int, int] = {}  # a slot -> the slot that it is a cut or another shape of
         self.step_number = 0
 
     # ---- operations
 
     def add(
-        self, kind: str, ops: Sequence[int], *, channels: int, name: str | None = None, shape: Shape | None = None
+        self,
+        kind: str,
+        ops: Sequence[int],
+        *,
+        channels: int,
+        name: str | None = None,
+        shape: Shape | None = None,
     ) -> int:
         """Add an operation and return its number."""
         self.channels.append(channels)
@@ -152,7 +161,14 @@ class Recorder:
         return Flow(self.add('pos_enc', [op], channels=C, name=leaf.name, shape=layout.shape))
 
     def layer(
-        self, kind: str, value: Flow, view: View, layout: Layout, operands: tuple[int, int], step: Step, **of: object
+        self,
+        kind: str,
+        value: Flow,
+        view: View,
+        layout: Layout,
+        operands: tuple[int, int],
+        step: Step,
+        **of: Any,
     ) -> Flow:
         """Run a convolution or a linear layer. operands: places of the activation and of the weight.
 
@@ -163,10 +179,13 @@ class Recorder:
         self.tensors.setdefault(name, Tensor(layout.shape, view, layout))
         uses = sum(layer.parameter == name for layer in self.layers)
         full_name = f'{name}#{uses + 1}' if uses else name
-        layer = Layer(full_name, 'linear' if len(layout.shape) == 2 else 'conv', name, layout.shape, **of)  # type: ignore
+        of_kind = 'linear' if len(layout.shape) == 2 else 'conv'
+        layer = Layer(full_name, of_kind, name, layout.shape, **of)
         self.layers.append(layer)
         whole = self._whole(step.inputs[activation])
-        self.sites[self.step_number] = Site(layer, weight, activation, layout, whole)
+        reader = name if whole is None else self.readers.get(whole, name)
+        self.readers.setdefault(step.inputs[activation], name)
+        self.sites[self.step_number] = Site(layer, weight, activation, layout, whole, reader)
         return Flow(
             self.add(kind, [value.op], channels=layout.shape[0], name=name, shape=layout.shape), fresh=True
         )
@@ -239,4 +258,3 @@ def unknown(step: Step) -> NoReturn:
     raise UserError(
         f'operation {step} has no rule: write the model without it, or compute it outside of the model'
     )
-

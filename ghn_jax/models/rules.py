@@ -7,6 +7,7 @@ result (or a list, of all results). Steps that read constants only need none.
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import replace
+from typing import TypeVar
 
 from jax.extend.core import Literal
 
@@ -15,13 +16,14 @@ from ghn_jax.models.recorder import Recorder
 from ghn_jax.models.values import Flow, Mixed, Statistic, Value, View, leaves_of
 
 Rule = Callable[[Recorder, Step, Sequence[Value]], Value | list[Value]]
+AnyRule = TypeVar('AnyRule', bound=Rule)
 RULES: dict[str, Rule] = {}
 
 
-def rule(*primitives: str) -> Callable[[Rule], Rule]:
+def rule(*primitives: str) -> Callable[[AnyRule], AnyRule]:
     """Register a rule for primitives."""
 
-    def register(function: Rule) -> Rule:
+    def register(function: AnyRule) -> AnyRule:
         RULES.update(dict.fromkeys(primitives, function))
         return function
 
@@ -33,7 +35,7 @@ def rule(*primitives: str) -> Callable[[Rule], Rule]:
 
 @rule(
     'convert_element_type', 'copy', 'copy_p', 'device_put', 'sharding_constraint', 'reduce_precision', 'name',
-    'real', 'optimization_barrier',
+    'real', 'stop_gradient', 'optimization_barrier',
 )  # fmt: skip
 def same(recorder: Recorder, step: Step, values: Sequence[Value]) -> list[Value]:
     """Pass on what comes in: a parameter is the same one in another precision."""
@@ -66,20 +68,20 @@ def pad(recorder: Recorder, step: Step, values: Sequence[Value]) -> Value:
     operand, filling = step.inputs
     if isinstance(operand, int) and isinstance(filling, Literal) and filling.val == 0:
         recorder.cut[step.outputs[0]] = operand
-    return elementwise(recorder, step, values)
+    return elementwise(recorder, step, values)[0]
 
 
 # ---- arithmetic
 
 
 @rule(
-    'abs', 'acos', 'acosh', 'add_any', 'and', 'asin', 'asinh', 'atan', 'atan2', 'atanh', 'cbrt', 'ceil', 'clamp',
-    'cos', 'cosh', 'cumlogsumexp', 'cummax', 'cummin', 'cumprod', 'cumsum', 'digamma', 'eq', 'erf', 'erf_inv',
-    'erfc', 'exp', 'exp2', 'expm1', 'floor', 'ge', 'gt', 'is_finite', 'le', 'lgamma', 'log', 'log1p', 'logistic',
-    'lt', 'max', 'min', 'ne', 'neg', 'nextafter', 'not', 'or', 'rem', 'round', 'select_n', 'sign', 'sin', 'sinh',
-    'tan', 'tanh', 'xor', 'argmax', 'argmin', 'sort', 'top_k', 'gather', 'scatter', 'scatter-add',
-    'dynamic_slice', 'dynamic_update_slice', 'reduce_and', 'reduce_or', 'reduce_prod', 'stop_gradient', 'split',
-    'imag', 'fft', 'clamp_p', 'threefry2x32', 'random_bits',
+    'abs', 'acos', 'acosh', 'add_any', 'and', 'asin', 'asinh', 'atan', 'atan2', 'atanh', 'cbrt', 'ceil',
+    'clamp', 'cos', 'cosh', 'cumlogsumexp', 'cummax', 'cummin', 'cumprod', 'cumsum', 'digamma', 'eq', 'erf',
+    'erf_inv', 'erfc', 'exp', 'exp2', 'expm1', 'floor', 'ge', 'gt', 'is_finite', 'le', 'lgamma', 'log',
+    'log1p', 'logistic', 'lt', 'max', 'min', 'ne', 'neg', 'nextafter', 'not', 'or', 'rem', 'round',
+    'select_n', 'sign', 'sin', 'sinh', 'tan', 'tanh', 'xor', 'argmax', 'argmin', 'sort', 'top_k', 'gather',
+    'scatter', 'scatter-add', 'dynamic_slice', 'dynamic_update_slice', 'reduce_and', 'reduce_or',
+    'reduce_prod', 'split', 'imag', 'fft', 'threefry2x32', 'random_bits',
 )  # fmt: skip
 def elementwise(recorder: Recorder, step: Step, values: Sequence[Value]) -> list[Value]:
     """Compute something that is no node, such as a relu; values of several nodes meet in a sum."""

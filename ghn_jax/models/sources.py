@@ -5,7 +5,6 @@ Modules are run as in training, where a batch norm takes the statistics of the b
 """
 
 import dataclasses
-import functools
 import inspect
 from collections.abc import Callable, Mapping
 from typing import Any
@@ -124,9 +123,3 @@ def _parts(path: tuple[Any, ...]) -> list[str]:
     if path and isinstance(path[-1], jax.tree_util.GetAttrKey) and parts[-1] == 'value':
         parts.pop()  # of a variable of NNX
     return parts
-
-
-@functools.cache
-def no_variables() -> Any:
-    """Return no variables at all."""
-    return {}

@@ -20,7 +20,7 @@ LARGE = tuple(name for name, op in OPERATIONS.items() if op.large)  # at most on
 _PARAMETER_FREE = tuple(op for op in OPS if not cost(op, 16).parameters)  # where they are not strided
 _BASE_WIDTH, _BASE_FC_DIM = 32, 256  # of networks whose width the loader does not draw
 _LOADER_WIDTHS, _LOADER_FC_DIMS = tuple(range(32, 129, 16)), tuple(range(64, 513, 64))
-_WIDE_FACTOR = 4
+WIDE_FACTOR = 4
 
 
 def propose(rules: Rules, split: str, rng: np.random.Generator) -> NetworkSpec | str:
@@ -64,8 +64,8 @@ def propose(rules: Rules, split: str, rng: np.random.Generator) -> NetworkSpec |
     if size > rules.max_params:
         return 'too many parameters'
     if split == 'train':
-        return _widened(rules, spec, size, rng)
-    return dataclasses.replace(spec, C=_WIDE_FACTOR * spec.C) if split == 'wide' else spec
+        return widened(rules, spec, size, rng)
+    return dataclasses.replace(spec, C=WIDE_FACTOR * spec.C) if split == 'wide' else spec
 
 
 def _genotype(rules: Rules, steps: int, rng: np.random.Generator) -> Genotype:
@@ -110,7 +110,7 @@ def _objection(rules: Rules, genotype: Genotype) -> str | None:
     return None
 
 
-def _widened(rules: Rules, spec: NetworkSpec, size: int, rng: np.random.Generator) -> NetworkSpec:
+def widened(rules: Rules, spec: NetworkSpec, size: int, rng: np.random.Generator) -> NetworkSpec:
     """Draw the widths of a training network where the space leaves them to DeepNets-1M's loader.
 
     The larger a network is (size: its parameters before), the fewer widths it may have.

@@ -307,6 +307,14 @@ def has_attention(ops: Iterable[str]) -> bool:
     return not _ATTENTION.isdisjoint(ops)
 
 
+def primitives_of(ops: Iterable[str]) -> frozenset[str]:
+    """Return the kinds of nodes that networks of these operations have, stem and head included."""
+    ops = tuple(ops)
+    found = {kind for op in ops for kind in alone(op, 16, strided=True).kind}
+    found |= {'input', 'conv', 'bn', 'bias', 'sum', 'concat', 'max_pool', 'glob_avg'}
+    return frozenset(found | ({'pos_enc'} if has_attention(ops) else set())) - {PASS}
+
+
 # ---- an operation by itself
 
 

@@ -2,12 +2,16 @@
 
 import dataclasses
 import os
-from typing import Any
+from typing import Any, overload
 
 import numpy as np
 
 from ghn_jax.datasets.load import Dataset
+from ghn_jax.hypernet.policy_features import resolve
 from ghn_jax.hypernet.predict import check_network, predict_weights
+from ghn_jax.models.model import Model
+from ghn_jax.models.weights import predict_model, unknown_parameters
+from ghn_jax.networks.ops import primitives_of
 from ghn_jax.networks.spaces import Space
 from ghn_jax.networks.spec import NetworkSpec
 from ghn_jax.quant.bit_schedule import Strategy, strategy_of
@@ -54,25 +58,42 @@ class Hypernetwork:
         """
         return self._strategy.used(policy)
 
-    def predict(self, network: NetworkSpec, policy: Policy | None = None) -> dict[str, np.ndarray]:
+    @overload
+    def predict(self, network: NetworkSpec, policy: Policy | None = None) -> dict[str, np.ndarray]: ...
+
+    @overload
+    def predict(self, network: Model, policy: Policy | None = None) -> Any: ...
+
+    def predict(self, network: NetworkSpec | Model, policy: Policy | None = None) -> Any:
         """Predict the weights of one network; they are not rounded.
 
         Args:
-          network: the architecture, of as many classes as the hypernetwork predicts.
+          network: the architecture or a traced model, of as many classes as the hypernetwork predicts.
           policy: what a hypernetwork that is conditioned on the bits predicts weights for; None: float.
             Others predict the same weights for all policies.
 
         Returns:
-          Every tensor that the logits depend on, float32, by DeepNets-1M's parameter names, in PyTorch's
-          layouts: convolutions [out, in, height, width] (depthwise: in is 1), linear weights [out, in],
-          positional encodings [1, channels, height, width], norms and biases [channels].
+          Of a model, its parameters: a pytree of arrays as `Model.params`. Of a spec, every tensor that the
+          logits depend on, float32, by DeepNets-1M's parameter names, in PyTorch's layouts: convolutions
+          [out, in, height, width] (depthwise: in is 1), linear weights [out, in], positional encodings
+          [1, channels, height, width], norms and biases [channels].
 
         Raises:
-          UserError: a network of another number of classes, with larger kernels than are predicted or with
-            a head for images of another size; a policy that does not fit it.
+          UserError: a network of another number of classes, with larger kernels than are predicted, with
+            nodes of a kind that was not in training (where a model is traced with unsupported='keep', its
+            parameters there stay as initialised) or with a head for images of another size; a policy that
+            does not fit it.
         """
-        check_network(network, self.run.ghn, self.run.config.image_size)
-        return predict_weights(self.run.ghn, self.run.params, network, self.used(policy or Policy()))
+        ghn, params, used = self.run.ghn, self.run.params, self.used(policy or Policy())
+        if isinstance(network, Model):
+            widths = resolve(used, network.graph)
+            return predict_model(ghn, params, network, widths, primitives=primitives_of(self.space.ops))[0]
+        check_network(network, ghn, self.run.config.image_size)
+        return predict_weights(ghn, params, network, used)
+
+    def unpredicted(self, model: Model) -> dict[str, str]:
+        """Return the parameters of a model that this hypernetwork predicts nothing for, and why not."""
+        return model.kept | unknown_parameters(model, primitives_of(self.space.ops))
 
     def load_data(self) -> Dataset:
         """Read the data set of the run.

@@ -6,6 +6,7 @@ from ghn_jax.base.errors import FieldError, prefixed
 from ghn_jax.config import HypernetworkConfig, RunConfig, SpaceConfig
 from ghn_jax.datasets.load import Dataset, load
 from ghn_jax.hypernet.ghn import GHN, GHNConfig
+from ghn_jax.networks.deepnets import published_space
 from ghn_jax.networks.spaces import Space, make_space
 from ghn_jax.networks.spec import IMAGE_SIZE
 
@@ -17,7 +18,10 @@ def make_space_of(config: RunConfig) -> Space:
       UserError: an unknown space or op, rules of no use, flattened heads or msa for images of another size
         than 32.
     """
-    keys = [field.name for field in dataclasses.fields(SpaceConfig) if field.name != 'name']
+    if config.space.folder:
+        return _published_space(config)
+    rest = ('name', 'folder')
+    keys = [field.name for field in dataclasses.fields(SpaceConfig) if field.name not in rest]
     fields = {key: value for key in keys if (value := getattr(config.space, key)) != ()}
     with prefixed('space.'):
         max_steps_deep = min(config.space.max_steps, make_space(config.space.name).max_steps_deep)
@@ -40,6 +44,22 @@ def make_space_of(config: RunConfig) -> Space:
             'set space.flat_head_share=0',
         )
     return space
+
+
+def _published_space(config: RunConfig) -> Space:
+    """The networks of DeepNets-1M's files, which no rule of a config changes."""
+    published = SpaceConfig(name='deepnets1m', folder=config.space.folder)
+    if config.space != published:
+        raise FieldError(
+            'space.folder',
+            f'={config.space.folder}: its networks are as they are: set space.name=deepnets1m, and leave the '
+            'other keys of space at their defaults',
+        )
+    if config.image_size != IMAGE_SIZE:
+        raise FieldError(
+            'image_size', f'={config.image_size}: networks of space.folder are for {IMAGE_SIZE} pixels'
+        )
+    return published_space(config.space.folder)
 
 
 def load_data(config: RunConfig) -> Dataset:

@@ -81,7 +81,8 @@ def _matrices(params: Any) -> Any:
         name = path[-1].key
         if 'kernel' not in name:
             return None
-        if name == 'fc_kernel':  # [positions, in, out]: a matrix for each position of a kernel
+        # [positions of a kernel, in, out], [layers, in, out]: a matrix for each.
+        if name == 'fc_kernel' or any(part.key == 'layers' for part in path):
             return optax.contrib.MuonDimensionNumbers(1, 2)
         return optax.contrib.MuonDimensionNumbers(0, tuple(range(1, leaf.ndim)))
 

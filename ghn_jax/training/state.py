@@ -25,16 +25,17 @@ from ghn_jax.training.running_means import RunningMeans
 from ghn_jax.training.step import TrainState
 
 
+def first_state(params: Any, optimizer: optax.GradientTransformation, *, averaged: bool) -> TrainState:
+    """Make the state of step 0 with these parameters. averaged: whether it has a moving average of them."""
+    ema = jax.tree.map(jnp.copy, params) if averaged else None  # a step overwrites both
+    return TrainState(jnp.zeros((), jnp.int32), params, optimizer.init(params), ema)
+
+
 def state_of(
     params: Any, optimizer: optax.GradientTransformation, mesh: Mesh | None, *, averaged: bool = False
 ) -> TrainState:
-    """Make the state of step 0 with these parameters of a hypernetwork, on all devices.
-
-    averaged: whether it has a moving average of them.
-    """
-    ema = jax.tree.map(jnp.copy, params) if averaged else None  # a step overwrites both
-    state = TrainState(jnp.zeros((), jnp.int32), params, optimizer.init(params), ema)
-    return replicate(mesh, state)
+    """Make the state of step 0 with these parameters of a hypernetwork, on all devices; see `first_state`."""
+    return replicate(mesh, first_state(params, optimizer, averaged=averaged))
 
 
 def initial_state(

@@ -30,7 +30,7 @@ from ghn_jax.cnn.weights import add_norm_gradient, pages, quantize_weights, quan
 from ghn_jax.hypernet.ghn import GHN
 from ghn_jax.hypernet.tiles import DecoderTable, Tiles
 from ghn_jax.quant.scheme import Scheme
-from ghn_jax.training.recipe import PUBLISHED, Recipe, average
+from ghn_jax.training.refinements import AS_PUBLISHED, Refinements, average
 
 FINE, BAD_GRADIENT, BAD_LOSS = range(3)  # a network in a step: what of it is not finite
 DROPOUT = 0.5  # of the hidden layer of two-layer heads, in training; as published
@@ -40,7 +40,7 @@ class TrainState(struct.PyTreeNode):
     """All that a run needs to go on: number of steps done, GHN parameters, optimizer state. Keys derive from
     step.
 
-    ema: the moving average of the parameters, where the recipe has one.
+    ema: the moving average of the parameters, where the refinements have one.
     """
 
     step: Array
@@ -66,7 +66,7 @@ def meta_gradients(
     *,
     scheme: Scheme,
     dropout: float = DROPOUT,
-    recipe: Recipe = PUBLISHED,
+    refinements: Refinements = AS_PUBLISHED,
     axes: Axes | None = None,
 ) -> tuple[Any, dict[str, Array], Workspace]:
     """Compute the gradient of the mean loss over networks, with metrics of each.
@@ -83,7 +83,7 @@ def meta_gradients(
       key: of dropout and noise; one for all devices, it gives each network what it has on one device.
       scheme: how networks are quantized.
       dropout: the share of the hidden layer of two-layer heads that is dropped.
-      recipe: what else changes the gradient.
+      refinements: what else changes the gradient.
       axes: of a mesh, on whose devices this runs: networks and images are those of the device; gradient,
         loss and accuracy are its shares, whose sums are those of all; `finite` is of the whole network.
 
@@ -102,13 +102,13 @@ def meta_gradients(
         weights = assemble(tiles, sources, pages(tables), workspace.weights)
         loss, accuracy, g, workspace = _weight_gradients(
             program, weights, tables, bits, images, labels, workspace, k_net,
-            scheme=scheme, dropout=dropout, recipe=recipe, axis=over_images,
+            scheme=scheme, dropout=dropout, refinements=refinements, axis=over_images,
         )  # fmt: skip
         g_params, g_x = pull(assemble_transposed(g, sources, tiles))
         finite = jnp.isfinite(loss) & jnp.isfinite(optax.tree.norm((g_params, g_x)))
         finite = mesh_axes.everywhere(finite, over_images)
-        if recipe.network_clip_norm:
-            scale = jnp.minimum(1, recipe.network_clip_norm / optax.tree.norm(g_params))
+        if refinements.network_clip_norm:
+            scale = jnp.minimum(1, refinements.network_clip_norm / optax.tree.norm(g_params))
             g_params, g_x = jax.tree.map(lambda g: g * scale, (g_params, g_x))
         g_params, g_x = jax.tree.map(lambda g: jnp.where(finite, g / count, 0), (g_params, g_x))
         return (workspace, jax.tree.map(jnp.add, total, g_params)), (g_x, loss, accuracy, finite)
@@ -128,7 +128,8 @@ def _decode(ghn: GHN, params: Any, x: Array, table: DecoderTable) -> Tiles:
 
 def _weight_gradients(
     program: Program, weights: Array, tables: Tables, bits: Bits, images: Array, labels: Array,
-    workspace: Workspace, key: Array, *, scheme: Scheme, dropout: float, recipe: Recipe, axis: str | None,
+    workspace: Workspace, key: Array, *, scheme: Scheme, dropout: float, refinements: Refinements,
+    axis: str | None,
 ) -> tuple[Array, Array, Array, Workspace]:  # fmt: skip
     """Run a network with its weights [F] rounded, and differentiate its loss by them.
 
@@ -144,12 +145,12 @@ def _weight_gradients(
         )
     loss, logits, g, buffers = executor.loss_and_gradients(
         program, weights if grid is None else quantized, tables, bits, images, labels, workspace.executor,
-        scheme=scheme, key=k_net, dropout=dropout, label_smoothing=recipe.label_smoothing, axis=axis,
+        scheme=scheme, key=k_net, dropout=dropout, label_smoothing=refinements.label_smoothing, axis=axis,
     )  # fmt: skip
     if grid is not None:
         g = quantize_weights_backward(weights, tables, bits.weights, g, grid, scheme=scheme, key=k_weights)
-    if recipe.weight_penalty:
-        share = recipe.weight_penalty / (mesh_axes.size(axis) if axis else 1)
+    if refinements.weight_penalty:
+        share = refinements.weight_penalty / (mesh_axes.size(axis) if axis else 1)
         g = add_norm_gradient(weights, tables, len(bits.weights), g, share)
     accuracy = jnp.mean((jnp.argmax(logits, -1) == labels).astype(loss.dtype))
     if axis:
@@ -169,7 +170,7 @@ def train_step(
     key: Array,
     *,
     scheme: Scheme,
-    recipe: Recipe = PUBLISHED,
+    refinements: Refinements = AS_PUBLISHED,
     axes: Axes | None = None,
 ) -> tuple[TrainState, dict[str, Array], Workspace]:
     """Do one step of the optimizer; for the arguments see `meta_gradients`.
@@ -186,7 +187,7 @@ def train_step(
     over_networks, over_images = axes or (None, None)
     gradients, per_network, workspace = meta_gradients(
         program, ghn, state.params, networks, images, labels, workspace, key, scheme=scheme,
-        recipe=recipe, axes=axes,
+        refinements=refinements, axes=axes,
     )  # fmt: skip
     finite = per_network['finite']
     faults = jnp.where(finite, FINE, jnp.where(jnp.isfinite(per_network['loss']), BAD_GRADIENT, BAD_LOSS))
@@ -201,7 +202,7 @@ def train_step(
     params = optax.apply_updates(state.params, updates)
     count, norm = jnp.sum(sums['faults'] == FINE), optax.tree.norm(gradients)
     sound = (count > 0) & jnp.isfinite(norm) & jnp.isfinite(optax.tree.norm(updates))
-    ema = average(recipe.ema, state.step, state.ema, params) if recipe.ema else state.ema
+    ema = average(refinements.ema, state.step, state.ema, params) if refinements.ema else state.ema
     params, opt_state, ema = jax.tree.map(
         lambda new, old: jnp.where(sound, new, old),
         (params, opt_state, ema),

@@ -187,7 +187,7 @@ def test_state_files_of_torch_are_read_without_running_what_is_in_them(tmp_path)
             load_state(path)
     assert not (tmp_path / 'made').exists()
     torch.save({'a': torch.zeros(2)}, path, _use_new_zipfile_serialization=False)
-    with pytest.raises(UserError, match='no zip archive'):
+    with pytest.raises(UserError, match='neither a zip archive'):
         load_state(path)
     torch.save({'a': torch.nn.Parameter(torch.ones(2))}, path)
     np.testing.assert_array_equal(load_state(path)['a'], [1, 1])

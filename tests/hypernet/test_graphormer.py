@@ -31,6 +31,7 @@ pytestmark = pytest.mark.usefixtures('quick_reference')
 D, H, L = 8, 2, 2
 SIZES, N = (9, 6, 1), 11
 CONFIG = dataclasses.replace(SMALL, hypernet='graphormer', layers=L, heads=H)
+EVEN = dataclasses.replace(CONFIG, max_shape=(8, 8, 16, 16))  # a window without a middle, as for ImageNet
 
 
 @pytest.fixture(scope='module')
@@ -265,9 +266,9 @@ def decoded(state, x, p, kind):
         w = linear(np.maximum(w, 0), 'bias_class.1') if kind == 'class' else w
         w = w[np.arange(p.shape[0]) % len(w)]
         return np.tanh(0.2 * w) if p.row else 2 / (1 + np.exp(-w / 2))
-    C, S, (height, width) = SMALL.max_shape[0], SMALL.max_shape[2], (*p.shape, 1, 1)[2:4]
+    (C, _, S, _), (height, width) = EVEN.max_shape, (*p.shape, 1, 1)[2:4]
     t = np.maximum(linear(x, 'decoder.fc.0'), 0).reshape(-1, S, S).transpose(1, 2, 0)
-    top, left = (S - height) // 2, (S - width) // 2
+    top, left = S // 2 - height // 2, S // 2 - width // 2
     w = mlp(t[top : top + height, left : left + width], 'decoder.conv').reshape(height, width, C, C)
     if kind == 'class':
         w = linear(np.maximum(w, 0).swapaxes(2, 3), 'decoder.class_layer_predictor.1').swapaxes(2, 3)
@@ -278,12 +279,12 @@ def decoded(state, x, p, kind):
 
 
 def test_weights_are_those_of_the_published_decoder():
-    ghn, params = GHN(CONFIG), random_params(CONFIG)
-    state = {name: value.astype(np.float64) for name, value in published_state(CONFIG, params).items()}
+    ghn, params = GHN(EVEN), random_params(EVEN)
+    state = {name: value.astype(np.float64) for name, value in published_state(EVEN, params).items()}
     for graph in small_graphs():
         n = len(graph.nodes)
         x = np.random.default_rng(5).normal(size=(80, CONFIG.hid)).astype(np.float32)
-        table, items = decoder_table(graph, max_dense=320, max_depth=192, max_shape=CONFIG.max_shape)
+        table, items = decoder_table(graph, max_dense=320, max_depth=192, max_shape=EVEN.max_shape)
         tiles = jax.jit(partial(ghn.apply, method='decode'), compiler_options=QUICK)(
             {'params': params}, x, table
         )

@@ -4,6 +4,7 @@ import importlib.util
 import json
 
 import jax
+import joblib
 import numpy as np
 import pytest
 from safetensors.numpy import save_file
@@ -12,7 +13,7 @@ from ghn_jax.base.errors import UserError
 from ghn_jax.hypernet import load_published
 from ghn_jax.hypernet.published import convert_state, load_state, published_state
 from tests.hypernet.helpers import SMALL, random_params
-from tests.hypernet.torch_files import torch_file
+from tests.hypernet.torch_files import dumped_file, torch_file
 
 GHN3 = {'hypernet': 'graphormer', 'layers': 2, 'heads': 4}
 
@@ -171,6 +172,29 @@ def test_a_ghn3_without_a_config_is_told_by_its_shapes(tmp_path, ghn3, moved):
         jax.tree.map(np.testing.assert_array_equal, back, params)
 
 
+def test_a_published_ghn3_is_a_dump_of_joblib(tmp_path, ghn3):
+    config, params, state = ghn3
+    (tmp_path / 'ghn3.pt').write_bytes(dumped_file(state))
+    found, back = load_published(tmp_path / 'ghn3.pt')
+    assert found == config
+    jax.tree.map(np.testing.assert_array_equal, back, params)
+    hostile = dumped_file({'a': np.ones(1, np.float32)}).replace(
+        b'torch.storage\n_load_from_bytes', b'os\nmkdir'
+    )
+    (tmp_path / 'ghn3.pt').write_bytes(hostile)
+    with pytest.raises(UserError, match="does not load .AttributeError: '_Unread'"):
+        load_state(tmp_path / 'ghn3.pt')
+
+
+def test_what_joblib_wrote_with_torch_is_read_without(tmp_path, ghn3):
+    torch = pytest.importorskip('torch', reason='torch is not installed')
+    tensors = {name: torch.tensor(w) for name, w in ghn3[2].items()}
+    joblib.dump(tensors | {'half': torch.ones(3, 2).bfloat16().T}, tmp_path / 'ghn3.pt')
+    back = load_state(tmp_path / 'ghn3.pt')
+    np.testing.assert_array_equal(back.pop('half'), np.ones((2, 3)))
+    jax.tree.map(np.testing.assert_array_equal, back, ghn3[2])
+
+
 def test_a_ghn3_that_was_trained_brings_a_config_with_the_words_of_ghn2(tmp_path, ghn3, ptloader):
     config, params, state = ghn3
     fields = {
@@ -206,8 +230,10 @@ def laughs(levels: int) -> bytes:
 @pytest.mark.parametrize(
     ('data', 'message'),
     [
-        (b'', 'is no zip archive'),
-        (b'\x80\x02}.', 'is no zip archive'),
+        (b'', 'is neither a zip archive'),
+        (b'\x80\x02\x8a\nl\xfc\x9cF\xf9 j\xa8P\x19.\x80\x02M\xe9\x03.', 'is neither a zip archive'),
+        (b'\x80\x02]q\x00.', 'it holds a list'),
+        (dumped_file({'a': np.ones(3, np.float32)})[:-9], 'does not load'),
         (b'PK and more', 'does not load .*zip'),
         (torch_file({'a': np.ones(3)})[:-30], 'does not load .*zip'),
         (torch_file([np.ones(3)]), 'it holds a list'),

@@ -160,7 +160,14 @@ class MobileNet(nn.Module):
         for expansion, width, blocks, stride, kernel, squeeze, activation in self.rows:
             for i in range(blocks):
                 x = InvertedResidual(
-                    width, expansion, stride if i == 0 else 1, kernel, squeeze, activation, self.gate, training
+                    width,
+                    expansion,
+                    stride if i == 0 else 1,
+                    kernel,
+                    squeeze,
+                    activation,
+                    self.gate,
+                    training,
                 )(x)
         x = self.activation(norm()(nn.Conv(self.head, (1, 1), use_bias=False)(x)))
         x = x.mean((1, 2))
@@ -182,7 +189,8 @@ MobileNetV2 = partial(
 MobileNetV3 = partial(
     MobileNet,
     (
-        _row(1, 16, 1, 2, 3, 4, nn.relu), _row(4.5, 24, 1, 2, 3, 0, nn.relu), _row(3.67, 24, 1, 1, 3, 0, nn.relu),
+        _row(1, 16, 1, 2, 3, 4, nn.relu), _row(4.5, 24, 1, 2, 3, 0, nn.relu),
+        _row(3.67, 24, 1, 1, 3, 0, nn.relu),
         _row(4, 40, 1, 2, 5, 4, nn.hard_swish), _row(6, 40, 2, 1, 5, 4, nn.hard_swish),
         _row(3, 48, 2, 1, 5, 4, nn.hard_swish), _row(6, 96, 3, 2, 5, 4, nn.hard_swish),
     ),
@@ -191,8 +199,10 @@ MobileNetV3 = partial(
 EfficientNetB0 = partial(
     MobileNet,
     (
-        _row(1, 16, 1, 1, 3, 4, nn.silu), _row(6, 24, 2, 2, 3, 24, nn.silu), _row(6, 40, 2, 2, 5, 24, nn.silu),
-        _row(6, 80, 3, 2, 3, 24, nn.silu), _row(6, 112, 3, 1, 5, 24, nn.silu), _row(6, 192, 4, 2, 5, 24, nn.silu),
+        _row(1, 16, 1, 1, 3, 4, nn.silu), _row(6, 24, 2, 2, 3, 24, nn.silu),
+        _row(6, 40, 2, 2, 5, 24, nn.silu),
+        _row(6, 80, 3, 2, 3, 24, nn.silu), _row(6, 112, 3, 1, 5, 24, nn.silu),
+        _row(6, 192, 4, 2, 5, 24, nn.silu),
         _row(6, 320, 1, 1, 3, 24, nn.silu),
     ),
     activation=nn.silu, gate=nn.sigmoid,

@@ -60,7 +60,7 @@ class Block(nnx.Module):
         y = x
         for layer in self.layers:
             y = layer(y)
-        return nnx.relu(y + (x if self.shortcut is None else self.shortcut(x)))
+        return nnx.relu((x if self.shortcut is None else self.shortcut(x)) + y)
 
 
 class ResNet(nnx.Module):
@@ -119,7 +119,10 @@ class WideResNet(nnx.Module):
 
 class SqueezeExcite(nnx.Module):
     def __init__(self, channels, reduced, *, act, gate, rngs):
-        self.fc1, self.fc2 = nnx.Linear(channels, reduced, rngs=rngs), nnx.Linear(reduced, channels, rngs=rngs)
+        self.fc1, self.fc2 = (
+            nnx.Linear(channels, reduced, rngs=rngs),
+            nnx.Linear(reduced, channels, rngs=rngs),
+        )
         self.act, self.gate = act, gate
 
     def __call__(self, x):
@@ -211,7 +214,9 @@ class Inception(nnx.Module):
         self.stem = conv(3, 32, 3, 2)
         self.one, self.pooled = conv(32, width, 1), conv(32, width, 1)
         self.five = nnx.Sequential(conv(32, width, 1), conv(width, width, 5))
-        self.seven = nnx.Sequential(conv(32, width, 1), conv(width, width, (1, 7)), conv(width, width, (7, 1)))
+        self.seven = nnx.Sequential(
+            conv(32, width, 1), conv(width, width, (1, 7)), conv(width, width, (7, 1))
+        )
         self.head = nnx.Linear(4 * width, classes, rngs=rngs)
 
     def __call__(self, x):
@@ -248,7 +253,13 @@ class ConvNeXt(nnx.Module):
         return self.head(self.norm(self.steps(x).mean((1, 2))))
 
 
-_V2 = [(1, 16, 1, 1, 3, 0), (6, 24, 2, 2, 3, 0), (6, 32, 3, 2, 3, 0), (6, 64, 2, 2, 3, 0), (6, 96, 2, 1, 3, 0)]
+_V2 = [
+    (1, 16, 1, 1, 3, 0),
+    (6, 24, 2, 2, 3, 0),
+    (6, 32, 3, 2, 3, 0),
+    (6, 64, 2, 2, 3, 0),
+    (6, 96, 2, 1, 3, 0),
+]
 _V3 = [(1, 16, 1, 2, 3, 4), (4.5, 24, 2, 2, 3, 0), (4, 40, 2, 2, 5, 4), (6, 96, 2, 2, 5, 4)]
 _B0 = [(1, 16, 1, 1, 3, 4), (6, 24, 2, 2, 3, 24), (6, 40, 2, 2, 5, 24), (6, 80, 3, 2, 3, 24)]
 

@@ -122,10 +122,14 @@ def test_the_rates_of_parts_scale_their_updates_alone(ghn, optimizer):
 
 
 def test_every_kernel_of_a_hypernetwork_is_a_matrix_to_muon_and_its_parts_have_rates():
-    params = jax.eval_shape(lambda: init_params(GHNConfig(hid=8, bits=True), jax.random.key(0)))
-    kernels = [path for path, _ in jax.tree_util.tree_leaves_with_path(_matrices(params))]
-    assert len(kernels) > 2 * 9  # each has two kinds of axes
-    assert params.keys() == {'decoder', 'gnn', 'norm', 'embedding', 'bits'}
+    for fields in ({}, {'hypernet': 'graphormer'}):
+        config = GHNConfig(hid=8, bits=True, **fields)
+        params = jax.eval_shape(lambda config=config: init_params(config, jax.random.key(0)))
+        kernels = [path for path, _ in jax.tree_util.tree_leaves_with_path(_matrices(params))]
+        assert len(kernels) > 2 * 9  # each has two kinds of axes
+        assert params.keys() == {'decoder', 'gnn', 'norm', 'embedding', 'bits'}
+    axes = _matrices(params)['gnn']['layers']
+    assert all(axes[name] == (1, 2) for name in ('qkv_kernel', 'out_kernel', 'kernel_0', 'kernel_1'))
 
 
 def test_the_state_of_muon_survives_a_checkpoint(ghn, tmp_path):

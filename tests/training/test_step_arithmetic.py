@@ -8,7 +8,7 @@ import pytest
 
 from ghn_jax.quant import Scheme
 from ghn_jax.training import step as steps
-from ghn_jax.training.recipe import PUBLISHED, Recipe
+from ghn_jax.training.refinements import AS_PUBLISHED, Refinements
 
 
 @pytest.fixture
@@ -17,7 +17,7 @@ def step_with(monkeypatch):
     the networks have these.
     """
 
-    def step(optimizer, state, gradients, loss, accuracy, finite, recipe=PUBLISHED):
+    def step(optimizer, state, gradients, loss, accuracy, finite, refinements=AS_PUBLISHED):
         per_network = {'loss': jnp.array(loss), 'accuracy': jnp.array(accuracy), 'finite': jnp.array(finite)}
         monkeypatch.setattr(steps, 'meta_gradients', lambda *args, **options: (gradients, per_network, None))
         state, metrics, _ = steps.train_step(
@@ -31,7 +31,7 @@ def step_with(monkeypatch):
             None,
             None,
             scheme=Scheme('float'),
-            recipe=recipe,
+            refinements=refinements,
         )
         return jax.tree.map(np.asarray, (state, metrics))
 
@@ -68,11 +68,11 @@ def test_the_average_forgets_where_it_began_and_then_decays_as_it_is_told(step_w
     optimizer, params = optax.sgd(1.0), {'a': jnp.array([1.0, 2.0])}
     state = steps.TrainState(jnp.int32(0), params, optimizer.init(params), params)
     assert steps.TrainState(0, params, ()).used is params
-    expected, recipe = np.array([1.0, 2.0]), Recipe(ema=0.5)
+    expected, refinements = np.array([1.0, 2.0]), Refinements(ema=0.5)
     for step in range(12):
         finite = step != 9
         before, gradients = state, {'a': jnp.array([step + 1.0, -1.0])}
-        state, _ = step_with(optimizer, state, gradients, [1.0], [0.5], [finite], recipe)
+        state, _ = step_with(optimizer, state, gradients, [1.0], [0.5], [finite], refinements)
         decay = min(0.5, (1 + step) / (10 + step))
         if finite:
             expected = decay * expected + (1 - decay) * state.params['a']

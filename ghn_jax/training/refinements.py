@@ -12,7 +12,7 @@ if TYPE_CHECKING:  # an edit of the config compiles no step anew (`base.source_f
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Recipe:
+class Refinements:
     """Static parts of a step, each left out of the program where it is 0.
 
     Attributes:
@@ -30,12 +30,12 @@ class Recipe:
     ema: float = 0.0
 
 
-PUBLISHED = Recipe()
+AS_PUBLISHED = Refinements()
 
 
-def recipe_of(config: 'RunConfig') -> Recipe:
+def refinements_of(config: 'RunConfig') -> Refinements:
     """Return what a config says of each."""
-    return Recipe(**{f.name: getattr(config.train, f.name) for f in dataclasses.fields(Recipe)})
+    return Refinements(**{f.name: getattr(config.train, f.name) for f in dataclasses.fields(Refinements)})
 
 
 def average(decay: float, step: Array, before: Any, params: Any) -> Any:

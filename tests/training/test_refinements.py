@@ -1,4 +1,4 @@
-"""What a recipe adds to the gradient, against autodiff of the formula."""
+"""What the refinements add to the gradient, against autodiff of the formula."""
 
 import functools
 
@@ -18,7 +18,7 @@ from ghn_jax.hypernet.ghn import GHN, GHNConfig, init_params, predict_parameters
 from ghn_jax.networks.graph import build_graph
 from ghn_jax.quant import Policy, Scheme
 from ghn_jax.quant.policy import quantizable
-from ghn_jax.training.recipe import PUBLISHED, Recipe, recipe_of
+from ghn_jax.training.refinements import AS_PUBLISHED, Refinements, refinements_of
 from ghn_jax.training.step import meta_gradients
 from tests.cnn.comparison import QUICK
 from tests.cnn.networks import random_parameters, small_network
@@ -59,10 +59,12 @@ def test_smoothed_labels_are_spread_over_all_classes():
         )
 
 
-def test_a_config_says_all_of_a_recipe_and_by_default_none_of_it():
-    assert recipe_of(config.RunConfig()) == PUBLISHED == Recipe()
+def test_a_config_says_all_of_the_refinements_and_by_default_none_of_it():
+    assert refinements_of(config.RunConfig()) == AS_PUBLISHED == Refinements()
     c = config.replace(config.RunConfig(), 'train.ema', 0.5)
-    assert recipe_of(config.replace(c, 'train.label_smoothing', 0.1)) == Recipe(ema=0.5, label_smoothing=0.1)
+    assert refinements_of(config.replace(c, 'train.label_smoothing', 0.1)) == Refinements(
+        ema=0.5, label_smoothing=0.1
+    )
 
 
 @pytest.mark.slow
@@ -87,9 +89,9 @@ def test_the_gradient_is_that_of_the_smoothed_and_penalised_loss_of_each_network
         norms = [float(optax.tree.norm(g['decoder'])) for g in each]
         clip = float(np.mean(norms))  # one is clipped, one is not
         expected = jax.tree.map(lambda *g: sum(x * min(1, clip / n) for x, n in zip(g, norms)) / 2, *each)
-        recipe = Recipe(label_smoothing=0.1, network_clip_norm=clip, weight_penalty=0.01)
+        refinements = Refinements(label_smoothing=0.1, network_clip_norm=clip, weight_penalty=0.01)
         run = functools.partial(
-            meta_gradients, program, ghn, scheme=Scheme('float'), dropout=0.0, recipe=recipe
+            meta_gradients, program, ghn, scheme=Scheme('float'), dropout=0.0, refinements=refinements
         )
         networks, _ = prepare(program, specs, (Policy(), Policy()), max_nodes=96)
         gradients, _, _ = jax.jit(run, compiler_options=QUICK)(

@@ -1,0 +1,199 @@
+"""`trace`: from a model of the user's own to its layers, its graph and a function that quantizes it."""
+
+import contextlib
+import functools
+import math
+from collections.abc import Iterator, Sequence
+from typing import Any, Literal
+
+import jax
+import jax.numpy as jnp
+from flax import linen, nnx
+from jax.typing import DTypeLike
+
+from ghn_jax.base.errors import UserError, shown
+from ghn_jax.base.numbers import is_int
+from ghn_jax.models import sources
+from ghn_jax.models.model import Model, Traced
+from ghn_jax.models.program import flatten
+from ghn_jax.models.recorder import Leaf, Recorder
+from ghn_jax.models.sources import Source
+from ghn_jax.models.values import CONSTANT, Flow, Statistic, View
+from ghn_jax.models.walk import walk
+from ghn_jax.networks.counts import MAX_OPERATIONS, MAX_PARAMETERS
+from ghn_jax.networks.graph import Graph, reduce_to_nodes
+from ghn_jax.networks.ops import LAYERS
+from ghn_jax.networks.spec import NetworkSpec
+
+
+def trace(
+    model: Any,
+    input_shape: Sequence[int],
+    *,
+    params: Any = None,
+    dtype: DTypeLike = jnp.float32,
+    unsupported: Literal['raise', 'keep'] = 'raise',
+    **switches: Any,
+) -> Model:
+    """Trace a model: find its layers and its graph from the operations it does. No weights are made.
+
+    A module is run as in training (batch norms take the statistics of the batch), without dropout.
+
+    Args:
+      model: a Flax Linen module; an NNX module, maybe an abstract one (`nnx.eval_shape`); a function
+        `apply(params, images)`; or a `NetworkSpec`.
+      input_shape: of the images, the number of images first: (1, 32, 32, 3), as the model wants them.
+      params: of a function: its parameters, or their shapes.
+      dtype: of the images.
+      unsupported: what to do about parameters that no hypernetwork predicts, such as those of a recurrent
+        loop: 'raise' an error that names the first, or 'keep' them as initialised, listed in `Model.kept`.
+      **switches: further arguments of the module's call. Where they are not given, those called train,
+        training, is_training, use_running_average and deterministic are set as in training without dropout.
+
+    Raises:
+      UserError: no such model; a shape that it cannot be run on (with its own error); no parameters, or too
+        many; an operation that is not known, or parameters that nothing can be predicted for.
+    """
+    if unsupported not in ('raise', 'keep'):
+        raise UserError(f"unsupported is {shown(unsupported)}: expected 'raise' or 'keep'")
+    shape = tuple(input_shape) if isinstance(input_shape, Sequence) else ()
+    if len(shape) < 2 or not all(is_int(size) and size > 0 for size in shape):
+        raise UserError(
+            f'input_shape is {shown(input_shape)}: expected the number of images and their shape, as in '
+            '(1, 32, 32, 3)'
+        )
+    images = jax.ShapeDtypeStruct(shape, dtype)
+    source = _source(model, images, params, switches)
+    leaves = _leaves(source)
+    traced = functools.lru_cache(maxsize=8)(
+        lambda shape, dtype: _traced(
+            source, leaves, jax.ShapeDtypeStruct(shape, dtype), unsupported == 'keep'
+        )
+    )
+    first = traced(shape, images.dtype)
+    recorder = first.recorder
+    return Model(
+        name=source.name,
+        input_shape=shape,
+        classes=first.classes,
+        params=source.params,
+        layers=tuple(recorder.layers),
+        graph=_graph(first, source.name),
+        keep=unsupported == 'keep',
+        kept={leaves[leaf].name: why for leaf, why in recorder.kept.items()},
+        tensors={name: t for name, t in recorder.tensors.items() if t.view.leaf not in recorder.kept},
+        initial=source.initial,
+        traced=traced,
+    )
+
+
+def _source(model: Any, images: jax.ShapeDtypeStruct, params: Any, switches: dict[str, Any]) -> Source:
+    if isinstance(model, NetworkSpec):
+        return sources.of_spec(model)
+    if isinstance(model, linen.Module):
+        with _own_errors(images):
+            return sources.of_linen(model, images, switches)
+    if isinstance(model, nnx.Module) and callable(model):
+        return sources.of_nnx(model, switches)
+    if not callable(model) or isinstance(model, type):
+        raise UserError(
+            f'the model is {shown(model)}: expected a Flax module (an instance), a function apply(params, x) '
+            'or a NetworkSpec'
+        )
+    if params is None:
+        raise UserError('the model is a function and params is missing: give its parameters, or their shapes')
+    return sources.of_function(model, params)
+
+
+@contextlib.contextmanager
+def _own_errors(images: jax.ShapeDtypeStruct) -> Iterator[None]:
+    """Turn what a model raises into one line."""
+    try:
+        yield
+    except UserError:
+        raise
+    except Exception as e:
+        said = ' '.join(str(e).split())[:200]
+        raise UserError(
+            f'the model cannot be run on images of shape {images.shape}: {type(e).__name__}: {said}'
+        ) from e
+
+
+def _leaves(source: Source) -> tuple[Leaf, ...]:
+    names, arrays = sources.variable_names(source.params), jax.tree.leaves(source.params)
+    if not arrays:
+        raise UserError(f'model {source.name!r} has no parameters: there is nothing to predict')
+    total = sum(math.prod(a.shape) for a in arrays)
+    if total > MAX_PARAMETERS:
+        raise UserError(
+            f'model {source.name!r} has {total:,} parameters, more than {MAX_PARAMETERS:,}: give fewer'
+        )
+    if len(set(names)) < len(names):
+        twice = next(name for name in names if names.count(name) > 1)
+        raise UserError(
+            f'two parameters are called {twice!r} once their paths are joined by dots: rename one'
+        )
+    return tuple(Leaf(name, tuple(a.shape)) for name, a in zip(names, arrays))
+
+
+def _traced(source: Source, leaves: tuple[Leaf, ...], images: jax.ShapeDtypeStruct, keep: bool) -> Traced:
+    with _own_errors(images):
+        closed, result = jax.make_jaxpr(source.call, return_shape=True)(source.params, source.others, images)
+    if not hasattr(result, 'shape') or len(result.shape) != 2 or result.shape[0] != images.shape[0]:
+        said = f'shape {result.shape}' if hasattr(result, 'shape') else type(result).__name__
+        raise UserError(
+            f'model {source.name!r} returns {said} for {images.shape[0]} images: '
+            'expected logits [images, classes]'
+        )
+    program = flatten(closed)
+    others = sources.variable_names(source.others)
+    for name, slot in zip(others, program.inputs[len(leaves) : -1]):
+        if program.reads(slot):
+            raise UserError(
+                f'model {source.name!r} reads the variable {name!r}, which is no parameter and has no value '
+                'yet: call it as in training, where a batch norm takes the statistics of the batch'
+            )
+    recorder = Recorder(leaves, images=images.shape[0], channels=images.shape[-1], keep=keep)
+    views = [View(leaf) for leaf in range(len(leaves))]
+    (value,) = walk(recorder, program, [*views, *[CONSTANT] * len(others), Flow(0)])
+    if not isinstance(value, Flow | Statistic):
+        raise UserError(
+            f'the logits of model {source.name!r} do not depend on the images: give another model'
+        )
+    if len(recorder.forward.kind) > MAX_OPERATIONS:
+        raise UserError(
+            f'model {source.name!r} has {len(recorder.forward.kind):,} operations, more than '
+            f'{MAX_OPERATIONS:,}: give a smaller one'
+        )
+    return Traced(program, recorder, recorder.as_flow(value).op, result.shape[1])
+
+
+def _graph(traced: Traced, name: str) -> Graph:
+    forward, (weight, bias) = traced.recorder.forward, _last_layer(traced)
+    nodes, distance, parameters = reduce_to_nodes(forward, traced.logits)
+    node_of = {p.name: p.node for p in parameters}
+    return Graph(
+        nodes=nodes,
+        distance=distance,
+        parameters=parameters,
+        name=name,
+        class_weight=node_of[weight],
+        class_bias=None if bias is None else node_of[bias],
+    )
+
+
+def _last_layer(traced: Traced) -> tuple[str, str | None]:
+    """Find the parameters: the weight and the bias of the layer that makes the logits."""
+    forward, ahead, bias = traced.recorder.forward, [traced.logits], {}
+    while ahead:
+        op = ahead.pop()
+        name, shape = forward.name[op], forward.shape[op]
+        if forward.kind[op] in LAYERS and name and shape and shape[0] == traced.classes:
+            if math.prod(shape[2:]) == 1:
+                return name, bias.get(op)
+        if forward.kind[op] == 'bias':
+            bias[forward.parents[op][0]] = name
+        ahead.extend(forward.parents[op])
+    raise UserError(
+        f'no linear layer or 1x1 convolution of the model makes its {traced.classes} logits: end it with one'
+    )
