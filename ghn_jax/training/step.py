@@ -104,13 +104,8 @@ def meta_gradients(
             program, weights, tables, bits, images, labels, workspace, k_net,
             scheme=scheme, dropout=dropout, refinements=refinements, axis=over_images,
         )  # fmt: skip
-        g_params, g_x = pull(assemble_transposed(g, sources, tiles))
-        finite = jnp.isfinite(loss) & jnp.isfinite(optax.tree.norm((g_params, g_x)))
-        finite = mesh_axes.everywhere(finite, over_images)
-        if refinements.network_clip_norm:
-            scale = jnp.minimum(1, refinements.network_clip_norm / optax.tree.norm(g_params))
-            g_params, g_x = jax.tree.map(lambda g: g * scale, (g_params, g_x))
-        g_params, g_x = jax.tree.map(lambda g: jnp.where(finite, g / count, 0), (g_params, g_x))
+        gradient = pull(assemble_transposed(g, sources, tiles))
+        (g_params, g_x), finite = _share_of_mean(gradient, loss, count, refinements, over_images)
         return (workspace, jax.tree.map(jnp.add, total, g_params)), (g_x, loss, accuracy, finite)
 
     keys = mesh_axes.own_rows(jax.random.split(key, count), over_networks)
@@ -119,6 +114,20 @@ def meta_gradients(
     (workspace, gradients), (g_x, loss, accuracy, finite) = lax.scan(network, carry, inputs)
     gradients = jax.tree.map(jnp.add, gradients, pull_embed(g_x)[0])
     return gradients, {'loss': loss, 'accuracy': accuracy, 'finite': finite}, workspace
+
+
+def _share_of_mean(
+    gradient: tuple[Any, Array], loss: Array, count: int, refinements: Refinements, axis: str | None
+) -> tuple[tuple[Any, Array], Array]:
+    """Return what a network's gradient (by the parameters, by the embeddings) adds to the mean of `count`,
+    nothing where it is not finite; and whether it is, [].
+    """
+    finite = jnp.isfinite(loss) & jnp.isfinite(optax.tree.norm(gradient))
+    finite = mesh_axes.everywhere(finite, axis)
+    if refinements.network_clip_norm:
+        scale = jnp.minimum(1, refinements.network_clip_norm / optax.tree.norm(gradient[0]))
+        gradient = jax.tree.map(lambda g: g * scale, gradient)
+    return jax.tree.map(lambda g: jnp.where(finite, g / count, 0), gradient), finite
 
 
 def _decode(ghn: GHN, params: Any, x: Array, table: DecoderTable) -> Tiles:
