@@ -127,6 +127,7 @@ class TrainConfig(_Section):
     # step: x0.1 at 2/3 and 5/6 of the steps, as GHN-2; cosine: to 0.
     schedule: str = choice('step', SCHEDULES)
     warmup_steps: int = _steps(0)  # linear, from 0
+    small_first_steps: int = _steps(0)  # until then smaller networks come up more often; 0 is never
     # Of the networks' values and their gradients; bfloat16: half the memory traffic.
     dtype: str = choice('float32', DTYPES)
     augment: bool = True  # crop from 4 pixels of padding; flip where the data set allows it
