@@ -4,6 +4,7 @@ python -m ghn_jax.predict --workdir=runs/quickstart/qat --arch=net.json --out=ne
 python -m ghn_jax.predict --workdir=runs/quickstart/qat --arch=nets.json --out='weights/{name}.safetensors'
 python -m ghn_jax.predict --workdir=runs/bits --arch=net.json --out=net.safetensors --policy=policy.json
 python -m ghn_jax.predict --workdir=runs/bits --arch=net.json --out=net.safetensors --bits=w4a4 --packed
+python -m ghn_jax.predict --workdir=runs/bits --model=nets:resnet --out=net.safetensors --bits=w4a4
 
 The weights are rounded to --bits, or as the policy file says (its format: `quant/policy.py`). A hypernetwork
 that takes the bits as an input (config.ghn.bits) predicts them for that policy; for any other they change the
@@ -12,23 +13,31 @@ rounding only. --packed writes integers of just their bits, which `ghn_jax.unpac
 Tensors have DeepNets-1M's names. Layouts: 'pytorch' is OIHW for convolutions (depthwise: I is 1), (out, in)
 for linear weights. 'jax' is HWIO for convolutions, as `lax.conv_general_dilated` and flax want (depthwise:
 (H, W, 1, C), with feature_group_count=C), (in, out) for linear weights, (1, H, W, C) for position encodings.
+
+--model=package.module:function is a model of your own in place of --arch: the function, without arguments,
+returns a Flax module (or a pair: a function of parameters and images, and its parameters). Its tensors have
+the names and layouts of the model's own parameters.
 """
 
 from absl import flags
 
 from ghn_jax.base import cli
 from ghn_jax.base.errors import UserError
+from ghn_jax.base.paths import Place
 from ghn_jax.base.start import start
+from ghn_jax.models.loading import load_model
 from ghn_jax.networks.files import load_networks
 from ghn_jax.quant.policy import Policy, load_policy, parse_bits
+from ghn_jax.runs.model_prediction import write_model
 from ghn_jax.runs.prediction import LAYOUTS, output_files, with_names, write_predictions
 from ghn_jax.runs.run import load_run
-from ghn_jax.runs.weight_files import FORMATS
+from ghn_jax.runs.weight_files import FORMATS, check_place
 
 _WORKDIR = flags.DEFINE_string(
     'workdir', None, 'Run directory, of ghn_jax.train or ghn_jax.convert, or zoo:NAME.'
 )
 _ARCH = flags.DEFINE_string('arch', None, 'Architecture file: JSON of one network or a list.')
+_MODEL = flags.DEFINE_string('model', None, 'Model of your own, in place of --arch: package.module:function.')
 _OUT = flags.DEFINE_string(
     'out', None, 'File to write; for several networks a directory, or a name with {name}.'
 )
@@ -52,8 +61,10 @@ def main() -> None:
     """Run the command."""
     workdir = cli.check_workdir(_WORKDIR.value, must_exist=True)
     policy = _read_policy()
+    if _MODEL.value:
+        return _predict_model(_MODEL.value, workdir, policy)
     if not _ARCH.value:
-        raise UserError('--arch is missing: give an architecture file, as in --arch=net.json')
+        raise UserError('--arch is missing: give an architecture file, as in --arch=net.json, or --model')
     specs = with_names(load_networks(_ARCH.value))
     outputs = output_files(_OUT.value or '', specs, _FORMAT.value)
     start()
@@ -68,6 +79,17 @@ def main() -> None:
     )
     for line in lines:
         print(line)
+
+
+def _predict_model(name: str, workdir: Place, policy: Policy) -> None:
+    for flag in ('arch', 'layout', 'packed'):
+        if flags.FLAGS[flag].present:
+            raise UserError(f'--model and --{flag} are both given: give one of them')
+    out = check_place(_OUT.value or '', _FORMAT.value)
+    start()
+    run = load_run(workdir)
+    size = run.config.image_size
+    print(write_model(run, load_model(name, (1, size, size, 3)), out, policy=policy, format=_FORMAT.value))
 
 
 def _read_policy() -> Policy:

@@ -20,7 +20,7 @@ from ghn_jax import config_file
 from ghn_jax.base import cli, counters, processes
 from ghn_jax.base.bounds import define_integer
 from ghn_jax.base.environment import start_devices
-from ghn_jax.base.start import divide_cpu, enable_compilation_cache
+from ghn_jax.base.start import define_executables, divide_cpu, enable_compilation_cache
 from ghn_jax.training.preemption import Stopping
 from ghn_jax.training.train import train
 
@@ -38,6 +38,7 @@ _PROCESS_ID = define_integer('process_id', None, 'Which of them this is, from 0.
 _TIMEOUT = define_integer(
     'distributed_timeout', processes.TIMEOUT, 'Seconds to wait for the other processes.'
 )
+_READ_EXECUTABLES = define_executables()
 
 
 def main() -> None:
@@ -45,6 +46,7 @@ def main() -> None:
     config = config_file.read_config(_CONFIG)
     workdir = cli.check_workdir(_WORKDIR.value)
     pack = cli.check_output(_PACK.value, 'pack') if _PACK.value else None
+    _READ_EXECUTABLES()
     divide_cpu(config.devices.cpu)
     processes.start(_COORDINATOR.value, _NUM_PROCESSES.value, _PROCESS_ID.value, timeout=_TIMEOUT.value)
     stopping = Stopping()

@@ -14,6 +14,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
+from ghn_jax.aot.hlo import collectives, read
 from ghn_jax.assembly.mesh import (
     OVER_DEVICES,
     OVER_IMAGES,
@@ -28,14 +29,13 @@ from ghn_jax.assembly.mesh import (
 )
 from ghn_jax.assembly.network_batch import prepare
 from ghn_jax.base.errors import UserError
-from ghn_jax.benchmarks.scaling import collectives
 from ghn_jax.cnn.covering import Family, program_for
 from ghn_jax.evaluation.protocol import Protocol
-from ghn_jax.evaluation.score import score_in_full, score_networks, score_on
+from ghn_jax.evaluation.score import score as jitted_score
+from ghn_jax.evaluation.score import score_in_full, score_networks
 from ghn_jax.evaluation.selection import image_batches, select_split
 from ghn_jax.hypernet.ghn import init_params
 from ghn_jax.quant import Policy, Scheme
-from ghn_jax.quant.scheme import QAT
 from ghn_jax.runs.metrics import read_jsonl
 from ghn_jax.runs.run import load_run
 from ghn_jax.runs.task import load_data, make_space_of
@@ -116,7 +116,7 @@ def gradients(chosen):
         out[f'{case} {shape}'] = {
             'error': max(gradient_errors(found, expected).values()),
             'metrics': {k: [float(np.sum(x[k])) for x in (metrics, expected_metrics)] for k in metrics},
-            'collectives': collectives(text),
+            'collectives': collectives(read(text)),
             'parameters': sum(x.size for x in jax.tree.leaves(params)),
         }
     return out
@@ -152,7 +152,8 @@ def scores(folder):
     images = image_batches(dataset, dataset.test, batch_size=8, num_images=40)
     score = functools.partial(score_networks, run.ghn, run.params, selection, images, [Policy()])
     mesh = mesh_of(jax.devices()[:3], 1)
-    return [score().tolist(), score(mesh=mesh).tolist(), score_on(mesh, QAT)._cache_size()]
+    alone, before = score().tolist(), jitted_score._cache_size()
+    return [alone, score(mesh=mesh).tolist(), jitted_score._cache_size() - before]
 
 
 def calibrated(folder):

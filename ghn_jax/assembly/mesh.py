@@ -7,7 +7,7 @@ Axes: M networks of the meta-batch | D devices.
 """
 
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
 import jax
@@ -53,7 +53,7 @@ def make_mesh(config: 'RunConfig') -> Mesh | None:
     Raises:
       FieldError: the devices are fewer than asked for, or do not divide the work.
     """
-    wanted, images = config.devices.per_process, config.devices.images
+    wanted = config.devices.per_process
     found = jax.local_device_count()
     if wanted > found:
         raise FieldError(
@@ -65,6 +65,16 @@ def make_mesh(config: 'RunConfig') -> Mesh | None:
         for device in jax.devices()
         if device.process_index == process and device in _first(process, wanted or found)
     ]
+    return arrange(config, devices)
+
+
+def arrange(config: 'RunConfig', devices: Sequence[Any]) -> Mesh | None:
+    """Make the mesh of a config over these devices, here or not; None for a single one.
+
+    Raises:
+      FieldError: they do not divide the work.
+    """
+    images = config.devices.images
     if len(devices) % images:
         raise FieldError(
             'devices.images', f'={images} does not divide the {len(devices)} devices: give a divisor'
@@ -90,7 +100,7 @@ def _first(process: int, count: int) -> list[jax.Device]:  # pyright: ignore[rep
     return [d for d in jax.devices() if d.process_index == process][:count]
 
 
-def mesh_of(devices: list[jax.Device], images: int) -> Mesh | None:  # pyright: ignore[reportInvalidTypeForm]
+def mesh_of(devices: Sequence[Any], images: int) -> Mesh | None:
     """Make a mesh; the devices of one network are neighbours in the order given. None for one device."""
     if len(devices) == 1:
         return None
@@ -188,10 +198,24 @@ def make_workspaces(
     zeros = lambda: jax.tree.map(
         lambda x: jax.numpy.zeros((x.shape[0] * mesh.size, *x.shape[1:]), x.dtype), shapes
     )
-    # As the step returns it: JAX drops axes of one device, and compiles anew where the names differ.
+    return jax.jit(zeros, out_shardings=NamedSharding(mesh, over_devices(mesh)))()
+
+
+def over_devices(mesh: Mesh) -> PartitionSpec:
+    """Return how workspaces are spread, as a step returns them.
+
+    JAX drops axes of one device, and compiles anew where the names differ.
+    """
     names = tuple(name for name in mesh.axis_names if mesh.shape[name] > 1)
-    over = PartitionSpec(names[0] if len(names) == 1 else names)
-    return jax.jit(zeros, out_shardings=NamedSharding(mesh, over))()
+    return PartitionSpec(names[0] if len(names) == 1 else names)
+
+
+def specs_of(networks: Networks) -> Any:
+    """Return how the arrays of a meta-batch are spread: a tree like it."""
+    return jax.tree.map(
+        lambda spec, part: jax.tree.map(lambda x: spec, part), _NETWORKS, networks,
+        is_leaf=lambda x: isinstance(x, PartitionSpec),
+    )  # fmt: skip
 
 
 def spread(step: Callable, mesh: Mesh | None, specs: tuple[PartitionSpec, ...]) -> Callable:

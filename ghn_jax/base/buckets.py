@@ -55,6 +55,10 @@ def path(address: str, what: str) -> Any:
     return _epath()(address)
 
 
+class StorageError(OSError):
+    """What the storage or the way to it has failed with; `strerror` says it."""
+
+
 @contextlib.contextmanager
 def system_errors() -> Iterator[None]:
     """Turn what the libraries raise inside into an OSError that says why, as the system's do."""
@@ -63,11 +67,13 @@ def system_errors() -> Iterator[None]:
     except FileNotFoundError as e:
         raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT)) from e
     except Exception as e:  # gcsfs raises OSErrors, ValueErrors, and errors of four other libraries
-        raise OSError(errno.EIO, reason(e)) from e
+        raise StorageError(errno.EIO, reason(e)) from e
 
 
 def is_failure(error: Exception) -> bool:
     """Return whether the storage or the way to it raised this, and not the program."""
+    if isinstance(error, StorageError):
+        return True
     if isinstance(error, (TypeError, AttributeError, NameError, AssertionError)):
         return False
     files = [frame.filename for frame in traceback.extract_tb(error.__traceback__)]
@@ -76,7 +82,8 @@ def is_failure(error: Exception) -> bool:
 
 def reason(error: Exception) -> str:
     """Return what an error of the libraries says, short enough for a line."""
-    text = ' '.join(str(getattr(error, 'message', '') or error).split())
+    text = error.strerror if isinstance(error, StorageError) else getattr(error, 'message', '') or error
+    text = ' '.join(str(text).split())
     return (text or type(error).__name__)[:_LONGEST]
 
 
@@ -90,6 +97,23 @@ def read(path: Any, limit: int) -> tuple[bytes, int]:
     """Return the first `limit` bytes of an object, and its size. Raises OSError."""
     with system_errors(), path.open('rb') as file:
         return file.read(limit), file.size
+
+
+def kind(path: Any) -> str:
+    """Return 'file', 'folder', or '' where there is neither. Raises StorageError.
+
+    `is_dir` and `is_file` of gcsfs answer no where the storage cannot be reached: a run would begin anew.
+    """
+    with contextlib.suppress(FileNotFoundError), system_errors():
+        return 'folder' if path.stat().is_directory else 'file'
+    return ''
+
+
+def names(folder: Any) -> list[str]:
+    """Return the names of what is in a folder, as it is now. Raises StorageError."""
+    with contextlib.suppress(FileNotFoundError), system_errors():
+        return [path.name for path in folder.iterdir()]
+    return []
 
 
 def tree(folder: Any) -> set[str]:

@@ -120,7 +120,7 @@ def check_workdir(workdir: str | os.PathLike | None, *, must_exist: bool = False
         return pathlib.Path(workdir)
     path = _absolute(workdir, 'workdir')
     _check_place(path, 'workdir', workdir)
-    if not path.exists():
+    if not files.exists(path):
         raise FieldError('workdir', f'={workdir} does not exist: give one that ghn_jax.train has written')
     return path
 
@@ -144,12 +144,12 @@ def check_folder(folder: str | os.PathLike, name: str) -> Place:
 
 def _check_place(path: Place, name: str, given: str | os.PathLike) -> Place:
     """The nearest of a directory and those above it that exists; FieldError where that is a file."""
-    if path.exists() and not path.is_dir():
+    if files.exists(path) and not files.is_folder(path):
         raise FieldError(name, f'={given} is a file: give a directory')
     parent = path
-    while not parent.exists():
+    while not files.exists(parent):
         parent = parent.parent
-    if not parent.is_dir():
+    if not files.is_folder(parent):
         raise FieldError(name, f'={given} lies under the file {parent}: give another directory')
     return parent
 

@@ -1,75 +1,136 @@
 """Compiled functions kept on disk whole, and found again without tracing them.
 
 JAX's own cache finds a program by its text, and making the text of a training step takes most of a start.
-This one finds it by what the text is made from: the code that the function imports, the versions of the
-libraries, the machine, the arguments' types, and what the caller says. The files lie in the user's own cache
-folder and are unpickled: whoever can write there can run code, as with any cache of machine code.
+This one finds it by what the text is made from (`recipes.facts_of`): the code that the function imports, the
+versions of the libraries, the device, the arguments' types, and what the caller says. A file begins with
+these facts and is named by them.
+
+Files lie in the user's own cache folder, or in one that `ghn_jax.compile` has filled for this machine, maybe
+on another one (`read_from`). They are unpickled: whoever can write there can run code, as with any cache of
+machine code.
 """
 
 import contextlib
 import functools
 import hashlib
+import json
 import os
 import pathlib
 import pickle
 import sys
 import zlib
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from importlib.metadata import version
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
-import numpy as np
 from jax.experimental import serialize_executable
 
-from ghn_jax.base import counters, files
-from ghn_jax.base.errors import UserError
-from ghn_jax.base.source_files import source_files
+from ghn_jax.base import counters, files, recipes
+from ghn_jax.base.errors import FieldError, UserError
+from ghn_jax.base.recipes import Facts, Recipe
 
-_LIBRARIES = ('jax', 'jaxlib', 'flax', 'optax', 'numpy')
 _BLOCK = 4096  # bytes; those of disks are multiples of it
 _MOST = 64
 """Files to keep, of 2 to 5 MB each: those of earlier versions would stay for ever."""
 
+_ahead: list[pathlib.Path] = []  # the folder of programs compiled ahead, if there is one
 
-def kept(
-    function: Any,
-    arguments: tuple[Any, ...],
-    static: Mapping[str, Any],
-    *,
-    named: str,
-    made_by: Sequence[Callable] = (),
-) -> Callable:
-    """Find or compile `function` for arguments of these types.
 
-    It comes from the disk or is compiled and written there, unless JAX's cache has it. Where compiled
-    programs are not kept, and where several processes run together, it is compiled at its first call.
+def read_from(folder: str | os.PathLike | None) -> None:
+    """Let `kept` look first in a folder that `ghn_jax.compile` has filled; None: in none.
+
+    It is for this process, as the folder of JAX's cache is.
+
+    Raises:
+      FieldError: it holds no programs.
+    """
+    _ahead.clear()
+    if folder is None:
+        return
+    path = pathlib.Path(folder).absolute()
+    if not any(path.glob('*.executable')):
+        raise FieldError(
+            'executables',
+            f'={folder} holds no *.executable: give what ghn_jax.compile has written with --out',
+        )
+    _ahead.append(path)
+
+
+def kept(recipe: Recipe, arguments: tuple[Any, ...]) -> Callable:
+    """Find or compile the program of a recipe for arguments of these types.
+
+    It comes from the folder of `read_from` or from the disk, or is compiled and written there, unless JAX's
+    cache has it. Where compiled programs are not kept, and where several processes run together, it is
+    compiled at its first call.
 
     Args:
-      function: of `jax.jit`.
+      recipe: of the program.
       arguments: of the types that it will be called with.
-      static: its static arguments, by name.
-      named: what the static arguments are made of, as text.
-      made_by: functions that make static arguments and that the module of `function` does not import: their
-        code counts as well.
 
     Returns:
       a function of such arguments alone.
     """
-    folder = jax.config.jax_compilation_cache_dir  # pyright: ignore[reportAttributeAccessIssue]
-    if not folder or '://' in folder or jax.process_count() > 1:  # what JAX writes to, this may not
-        return functools.partial(function, **static)
-    digest = _digest(named, arguments, (function, *made_by))
-    path = pathlib.Path(folder) / f'{function.__name__}-{digest}.executable'
-    if (found := _load(path, _devices_of(arguments))) is None:
+    later = functools.partial(recipe.function, **recipe.static)
+    folder, alone = _cache_folder(), jax.process_count() == 1
+    if _ahead and not alone:
+        print(f'{_ahead[0]}: its programs serve one process alone: compiled anew', file=sys.stderr)
+    if not (folder or _ahead) or not alone:
+        return later
+    devices = recipes.devices_of(arguments)
+    facts = recipes.facts_of(recipe, arguments, devices)
+    for ahead in _ahead:
+        if found := _load(ahead / _name(facts), devices):
+            return found
+        print(f'{ahead}: {_why_none(ahead, facts)}: compiled anew', file=sys.stderr)
+    if folder is None:
+        return later
+    path = folder / _name(facts)
+    if (found := _load(path, devices)) is None:
+        _drop(path)  # it may not be written again: the next start would fail to load it, too
         counters.start_counting()
         before = counters.compilations(), counters.cache_hits()
-        found = function.lower(*arguments, **static).compile()
+        found = recipe.function.lower(*arguments, **recipe.static).compile()
         # What XLA:CPU did not compile but read from JAX's cache lacks parts when it is written again, and may
         # come from this process' memory the next time.
         if counters.compilations() > before[0] and counters.cache_hits() == before[1]:
-            _save(path, found)
+            _save(path, facts, found)
     return found
+
+
+class Kept:
+    """The function of a recipe, called like it: each type of arguments is found or compiled once (`kept`)."""
+
+    def __init__(self, recipe: Recipe):
+        self.recipe = recipe
+        self._found: dict[str, Callable] = {}
+
+    def __call__(self, *arguments: Any) -> Any:
+        types = recipes.types_of(arguments)
+        if types not in self._found:
+            self._found[types] = kept(self.recipe, arguments)
+        return self._found[types](*arguments)
+
+
+def write(folder: pathlib.Path, recipe: Recipe, arguments: tuple[Any, ...], compiled: Any) -> pathlib.Path:
+    """Write a compiled program where `kept` finds it after `read_from(folder)`.
+
+    Args:
+      folder: is made where it is absent.
+      recipe: of the program.
+      arguments: their shapes, each with its sharding on the devices that the program is for.
+      compiled: of `recipe.function.lower(*arguments).compile()`.
+
+    Returns:
+      the file.
+
+    Raises:
+      UserError: it cannot be written.
+      Exception: of the backend, where it cannot serialise the program.
+    """
+    facts = recipes.facts_of(recipe, arguments, recipes.devices_of(arguments))
+    path = folder / _name(facts)
+    _write(path, facts, compiled)
+    return path
 
 
 def drop_torn(folder: pathlib.Path) -> None:
@@ -95,87 +156,71 @@ def _is_whole(entry: bytes) -> bool:
     return True
 
 
-def _digest(named: str, arguments: tuple[Any, ...], functions: tuple[Callable, ...]) -> str:
-    leaves, structure = jax.tree.flatten(arguments)
-    parts = [named, str(structure), *map(_type, leaves), *_machine()]
-    parts += [f'{name} {version(name)}' for name in _LIBRARIES]
-    digest = hashlib.sha256('\0'.join(parts).encode())
-    for file in source_files(*_files_of(functions)):
-        digest.update(file.name.encode() + b'\0' + file.read_bytes())
-    return digest.hexdigest()[:32]
+def _cache_folder() -> pathlib.Path | None:
+    folder = jax.config.jax_compilation_cache_dir  # pyright: ignore[reportAttributeAccessIssue]
+    return None if not folder or '://' in folder else pathlib.Path(folder)  # JAX writes there, this may not
 
 
-def _files_of(functions: Iterable[Callable]) -> list[pathlib.Path]:
-    """The files that functions are defined in; one that was typed in has none."""
-    files = (getattr(sys.modules.get(f.__module__), '__file__', None) for f in functions)
-    return [pathlib.Path(file) for file in files if file]
+def _name(facts: Facts) -> str:
+    return f'{facts["function"]}-{recipes.digest_of(facts)}.executable'
 
 
-def _type(x: Any) -> str:
-    x = x if isinstance(x, jax.Array) else np.asarray(x)
-    return f'{x.dtype}{x.shape} {getattr(x, "weak_type", False)} {getattr(x, "sharding", None)}'
-
-
-def _machine() -> list[str]:
-    """All that machine code depends on but for the program. Code for other vector units ends the process."""
-    client = jax.devices()[0].client
-    flags = [os.environ.get(name, '') for name in ('XLA_FLAGS', 'LIBTPU_INIT_ARGS')]
+def _load(path: pathlib.Path, devices: Sequence[Any]) -> Callable | None:
+    """None if the file is absent, not whole, or cannot be loaded. devices: that it runs on."""
     try:
-        lines = pathlib.Path('/proc/cpuinfo').read_text().splitlines()
-        flags += sorted({line for line in lines if line.startswith(('flags', 'model name', 'Features'))})
-    except OSError:  # not Linux
-        flags += [*os.uname()]
-    settings = sorted((k, str(v)) for k, v in jax.config.values.items() if 'cache' not in k)
-    devices = [f'{d.id} {d.device_kind}' for d in jax.devices()]
-    threads = str(len(os.sched_getaffinity(0)) if hasattr(os, 'sched_getaffinity') else os.cpu_count())
-    return [sys.version, client.platform_version, str(settings), threads, *devices, *flags]
-
-
-def _devices_of(arguments: tuple) -> list[jax.Device]:  # pyright: ignore[reportInvalidTypeForm]
-    """Those that the arguments are spread over, in the order of their mesh. JAX would take all there are."""
-    shardings = [x.sharding for x in jax.tree.leaves(arguments) if isinstance(x, jax.Array)]
-    widest = max(shardings, key=lambda sharding: len(sharding.device_set), default=None)
-    if isinstance(widest, jax.sharding.NamedSharding) and isinstance(widest.mesh, jax.sharding.Mesh):
-        return list(widest.mesh.devices.flat)
-    return sorted(widest.device_set, key=lambda d: d.id) if widest else jax.devices()[:1]
-
-
-def _load(path: pathlib.Path, devices: list[jax.Device]) -> Callable | None:  # pyright: ignore[reportInvalidTypeForm]
-    """None if the file is absent, not whole, or cannot be loaded; it is removed then. devices: that it runs
-    on.
-    """
-    try:
-        data = path.read_bytes()
+        head, _, rest = path.read_bytes().partition(b'\n')
     except OSError:
         return None
     try:
-        digest, data = data[:32], zlib.decompress(data[32:])
-        if hashlib.sha256(data).digest() != digest:
+        digest, data = rest[:32], zlib.decompress(rest[32:])
+        if hashlib.sha256(head + data).digest() != digest:
             raise ValueError('not whole')
         found = serialize_executable.deserialize_and_load(*pickle.loads(data), execution_devices=devices)
     except Exception:  # XLA and pickle each have their own
-        # It is compiled, but maybe not written again: the next start would fail to load it, too.
-        with contextlib.suppress(OSError):
-            path.unlink()
         return None
     with contextlib.suppress(OSError):  # a cache that is not ours to write
         os.utime(path)  # the least recently used go first
     return found
 
 
-def _save(path: pathlib.Path, compiled: Any) -> None:
+def _why_none(folder: pathlib.Path, facts: Facts) -> str:
+    """Say why a folder has no program of these facts, by the one there that differs least."""
+    function, nearest = facts['function'], None
+    if (folder / _name(facts)).exists():
+        return f'{_name(facts)} is damaged, or this device cannot run it'
+    for path in sorted(folder.glob(f'{function}-*.executable')):
+        with contextlib.suppress(OSError, ValueError), open(path, 'rb') as file:
+            found = json.loads(file.readline(1_000_000))
+            count = sum(found.get(name) != value for name, value in facts.items())
+            nearest = min(nearest or (count, path.name, found), (count, path.name, found), key=lambda n: n[0])
+    if nearest is None:
+        return f'there is no {function}'
+    return f'there is no {function} for this; of the nearest: {recipes.difference(nearest[2], facts)}'
+
+
+def _drop(path: pathlib.Path) -> None:
+    with contextlib.suppress(OSError):
+        path.unlink()
+
+
+def _save(path: pathlib.Path, facts: Facts, compiled: Any) -> None:
     try:
-        data = pickle.dumps(serialize_executable.serialize(compiled))
-    except Exception:  # not every backend can, each says so in its own way; JAX's own cache is left
-        return
-    try:
-        with files.writing(path.parent):
-            path.parent.mkdir(parents=True, exist_ok=True)
-            files.write(path, hashlib.sha256(data).digest() + zlib.compress(data, 1))
+        _write(path, facts, compiled)
     except UserError as e:
         print(f'{e}; the next start compiles again', file=sys.stderr)
+    except Exception:  # not every backend can serialise, each says so in its own way; JAX's own cache is left
+        return
     else:
         _prune(path.parent)
+
+
+def _write(path: pathlib.Path, facts: Facts, compiled: Any) -> None:
+    data = pickle.dumps(serialize_executable.serialize(compiled))
+    with files.writing(path.parent):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        head = json.dumps(facts).encode()
+        digest = hashlib.sha256(head + data).digest()
+        files.write(path, head + b'\n' + digest + zlib.compress(data, 1))
 
 
 def _prune(folder: pathlib.Path) -> None:

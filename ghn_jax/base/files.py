@@ -93,7 +93,7 @@ def destination(path: str | os.PathLike) -> pathlib.Path | None:
         to the administrator the system would open it).
     """
     if paths.in_bucket(path):
-        if paths.place(path, 'path').is_dir():
+        if buckets.kind(paths.place(path, 'path')) == 'folder':
             raise IsADirectoryError(errno.EISDIR, 'it is a directory')
         return None
     path = pathlib.Path(path)
@@ -162,19 +162,26 @@ def growing(path: Place) -> Growing:
     return buckets.Growing(path) if paths.in_bucket(path) else _Appended(path)
 
 
+def exists(path: Place) -> bool:
+    """Return whether there is a file or a folder of this name that can be seen from here."""
+    return bool(buckets.kind(path)) if paths.in_bucket(path) else os.path.exists(path)
+
+
 def is_file(path: Place) -> bool:
     """Return whether there is a file of this name that can be seen from here."""
-    return path.is_file() if paths.in_bucket(path) else os.path.isfile(path)
+    return buckets.kind(path) == 'file' if paths.in_bucket(path) else os.path.isfile(path)
 
 
 def is_folder(path: Place) -> bool:
     """Return whether there is a folder of this name that can be seen from here."""
-    return path.is_dir() if paths.in_bucket(path) else os.path.isdir(path)
+    return buckets.kind(path) == 'folder' if paths.in_bucket(path) else os.path.isdir(path)
 
 
 def names(folder: Place) -> list[str]:
     """Return the names of what is in a folder; none where it does not exist."""
-    return [path.name for path in folder.iterdir()] if is_folder(folder) else []
+    if paths.in_bucket(folder):
+        return buckets.names(folder)
+    return os.listdir(folder) if os.path.isdir(folder) else []
 
 
 def tree(folder: Place) -> set[str]:

@@ -20,9 +20,9 @@ class Records:
 
     def __init__(self, path: Place, start_step: int = 0):
         self.path = path
-        if self.path.exists() and not self.path.is_file():
+        if files.exists(self.path) and not files.is_file(self.path):
             raise UserError(f'{path} is no file: move it away, a run writes a file of that name')
-        old = jsonfile.rows(self.path) if start_step and self.path.is_file() else []
+        old = jsonfile.rows(self.path) if start_step and files.is_file(self.path) else []
         with files.replacing(self.path) as file:
             file.writelines(f'{line}\n'.encode() for line, row in old if row['step'] <= start_step)
         with files.writing(self.path):

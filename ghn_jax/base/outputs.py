@@ -19,10 +19,13 @@ class Outputs:
     json: Place | None
     plot: Place | None
 
-    def write(self, result: Any, *, table: Callable[[Any], str], picture: Callable[..., bytes]) -> None:
+    def write(
+        self, result: Any, *, table: Callable[[Any], str], picture: Callable[..., bytes] | None = None
+    ) -> None:
         """Write the files that were asked for, then show the table, also where a file cannot be written.
 
-        table: the result as text.   picture: `picture(result, suffix=...)`, the result drawn.
+        table: the result as text.   picture: `picture(result, suffix=...)`, the result drawn, where
+        there are pictures.
 
         Raises:
           UserError: a file that cannot be written; a screen that cannot, where there is no JSON file.
@@ -30,7 +33,7 @@ class Outputs:
         try:
             if self.json:
                 files.write_json(self.json, result)
-            if self.plot:
+            if self.plot and picture:
                 files.write(self.plot, picture(result, suffix=self.plot.suffix))
         finally:
             screen.show(table(result), kept=bool(self.json))
@@ -38,18 +41,20 @@ class Outputs:
             print(f'picture: {self.plot}')
 
 
-def define_flags(pictures: Sequence[str]) -> Callable[[], Outputs]:
+def define_flags(pictures: Sequence[str] = ()) -> Callable[[], Outputs]:
     """Define --json and --plot; return what reads and checks them once they are parsed (FieldError).
 
-    pictures: what the name of a picture may end in.
+    pictures: what the name of a picture may end in; () is for a command that draws none and has no --plot.
     """
     json = flags.DEFINE_string('json', None, 'File to write the result to.')
-    plot = flags.DEFINE_string('plot', None, f'Picture to write ({", ".join(pictures)}).')
+    plot = None
+    if pictures:
+        plot = flags.DEFINE_string('plot', None, f'Picture to write ({", ".join(pictures)}).')
 
     def read() -> Outputs:
         return Outputs(
             json=cli.check_output(json.value, 'json') if json.value else None,
-            plot=cli.check_output(plot.value, 'plot', pictures) if plot.value else None,
+            plot=cli.check_output(plot.value, 'plot', pictures) if plot is not None and plot.value else None,
         )
 
     return read

@@ -1,8 +1,13 @@
 """How a process makes JAX ready: its cache of compiled programs, and its devices."""
 
+from collections.abc import Callable
+
 import jax
+from absl import flags
 
 from ghn_jax.base import cache, environment, executables
+
+flags.disclaim_key_flags()  # --help shows them as the flags of the command that defines them
 
 
 def start(parts_of_cpu: int = 1) -> None:
@@ -14,6 +19,18 @@ def start(parts_of_cpu: int = 1) -> None:
     enable_compilation_cache()
     divide_cpu(parts_of_cpu)
     environment.start_devices()
+
+
+def define_executables() -> Callable[[], None]:
+    """Define --executables; what is returned lets programs be loaded from there, once flags are parsed.
+
+    Raises:
+      FieldError: it holds no programs.
+    """
+    folder = flags.DEFINE_string(
+        'executables', None, 'Folder of programs that ghn_jax.compile --out wrote for this device.'
+    )
+    return lambda: executables.read_from(folder.value)
 
 
 def divide_cpu(parts: int) -> None:

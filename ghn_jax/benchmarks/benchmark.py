@@ -64,7 +64,7 @@ _TIMES = (
 _COLUMNS = {  # of the tables; other rows are shown with all they have
     **dict.fromkeys(DEFAULT, _TIMES),
     'compile': (
-        'function', 'mode', 'split', 'programs', 'width', 'msa', 'instructions', 'branches', 'trace_s',
+        'function', 'mode', 'split', 'width', 'msa', 'instructions', 'branches', 'trace_s',
         'lower_s', 'compile_s', 'load_s', 'load_cpu_s', 'cached', 'temp_bytes', 'argument_bytes',
         'workspace_bytes', 'executable_bytes',
     ),

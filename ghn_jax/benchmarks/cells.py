@@ -15,12 +15,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from ghn_jax.aot.compiling import compiled_figures
 from ghn_jax.assembly.memory import tree_bytes
 from ghn_jax.base import counters
 from ghn_jax.base.errors import FieldError
 from ghn_jax.benchmarks import timing
 from ghn_jax.benchmarks.options import Options, Row
-from ghn_jax.benchmarks.programs import compiled_figures
 from ghn_jax.benchmarks.tasks import policy_of, random_images
 from ghn_jax.cnn import executor
 from ghn_jax.cnn.building import build_program

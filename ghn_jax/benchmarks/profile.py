@@ -19,7 +19,7 @@ import optax
 from ghn_jax.assembly.network_batch import Networks, prepare
 from ghn_jax.assembly.weight_buffer import assemble, assemble_transposed
 from ghn_jax.assembly.workspace import make_workspace
-from ghn_jax.benchmarks.images import NUM_CLASSES, random_dataset
+from ghn_jax.benchmarks.images import random_dataset
 from ghn_jax.benchmarks.options import Options, Row, config_of
 from ghn_jax.benchmarks.tasks import policy_of
 from ghn_jax.cnn import executor
@@ -131,10 +131,10 @@ class _Profile:
     def __init__(self, config: RunConfig, mode: str, repeats: int):
         self.config, self.mode, self.repeats = config, mode, repeats
         self.policy, self.space = policy_of(mode), make_space_of(config)
-        self.ghn: GHN = make_ghn(config, NUM_CLASSES)
+        dataset = random_dataset(config.dataset, config.image_size)
+        self.ghn: GHN = make_ghn(config, dataset.num_classes)
         self.optimizer = make_optimizer(config)
         self.params = init_params(self.ghn.config, jax.random.key(config.seed))
-        dataset = random_dataset(config.dataset, config.image_size)
         self.stepper = Stepper(config, self.ghn, self.optimizer, dataset, scheme=Scheme(mode))
         batch, stream = slice(config.train.batch_size), self.stepper.stream
         self.images = normalize(stream.images[batch], stream.mean, stream.std)

@@ -6,9 +6,7 @@ there, while processor seconds for each network stay flat if nothing is wasted.
 """
 
 import json
-import math
 import os
-import re
 import subprocess
 import sys
 import time
@@ -19,6 +17,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from ghn_jax.aot.hlo import Collective, collectives, read
 from ghn_jax.assembly.mesh import OVER_IMAGES, make_workspaces, mesh_of, place_networks, replicate
 from ghn_jax.assembly.network_batch import prepare
 from ghn_jax.base.errors import FieldError
@@ -49,54 +48,6 @@ _SPACE = make_space(  # of the networks of the steps
     'convnets250k', ops=('skip_connect', 'conv_1x1', 'sep_conv_3x3'), channels=(16,), cells=(2, 4),
     max_steps=1, max_steps_deep=1, ks=(3,), C_mults=(1,), fc_dims=(64,), flat_head_share=0.0,
 )  # fmt: skip
-_OPS = 'all-reduce|all-gather|reduce-scatter|all-to-all|collective-permute|collective-broadcast'
-_LINE = re.compile(rf'= (?P<shape>\(.*?\)|\S+) (?P<op>{_OPS})(?P<start>-start)?\(')
-_ARRAY = re.compile(r'(?P<type>pred|bf16|[fsuc]\d+\w*)\[(?P<dims>[\d,]*)\]')
-
-
-class Collective(NamedTuple):
-    """One instruction of a compiled program; in a loop it runs often.
-
-    bytes: of its result on one device. shape: as in the text, without layout. group: devices that take part
-    together; 0 where the text leaves it open, which means all.
-    """
-
-    op: str
-    bytes: int
-    shape: str
-    group: int
-
-
-def collectives(text: str) -> list[Collective]:
-    """Read the collectives of a compiled program from its text (`compiled.as_text()`), in its order."""
-    found = []
-    for line in text.splitlines():
-        if match := _LINE.search(line):
-            arrays = [
-                (m['type'], [int(d) for d in m['dims'].split(',') if d])
-                for m in _ARRAY.finditer(match['shape'])
-            ]
-            sizes = [math.prod(dims) * _bytes(type_) for type_, dims in arrays]
-            # The other asynchronous ones begin with operand and result side by side.
-            both = match['start'] and match['op'] != 'all-reduce'
-            shape = ', '.join(f'{type_}[{",".join(map(str, dims))}]' for type_, dims in arrays)
-            found.append(Collective(match['op'], max(sizes) if both else sum(sizes), shape, _group(line)))
-    return found
-
-
-def _bytes(type_: str) -> int:
-    if type_ == 'pred':
-        return 1
-    bits = re.search(r'\d+', type_)
-    return max(1, int(bits[0]) // 8) if bits else 1
-
-
-def _group(line: str) -> int:
-    if listed := re.search(r'replica_groups=\{\{([\d,]+)\}', line):
-        return len(listed[1].split(','))
-    if tiled := re.search(r'replica_groups=\[\d+,(\d+)\]', line):
-        return int(tiled[1])
-    return 0
 
 
 def all_reduce_seconds(size: float, count: int, bandwidth: float, latency: float) -> float:
@@ -226,7 +177,7 @@ def _measure_steps(job: _Job, count: int, ghn: GHN, params: Any) -> tuple[Row, l
         jax.block_until_ready((state, metrics))
         wall.append(time.perf_counter() - start)
         cpu.append(time.process_time() - cpu_start)
-    found = collectives(compiled.as_text() or '')
+    found = collectives(read(compiled.as_text() or ''))
     row = {
         'devices': count,
         'step_s': float(np.median(wall[1:])),

@@ -29,7 +29,7 @@ from ghn_jax.cnn.program import Program
 from ghn_jax.config import RunConfig
 from ghn_jax.datasets.load import batch_indices
 from ghn_jax.evaluation import device
-from ghn_jax.evaluation.score import score_on, spread_images
+from ghn_jax.evaluation.score import predict, score, spread_images
 from ghn_jax.evaluation.selection import ImageBatches, check_given, group_by_family, room_for
 from ghn_jax.hypernet.ghn import GHN, GHNConfig, init_params
 from ghn_jax.hypernet.predict import predict_weights
@@ -174,8 +174,6 @@ def _evaluate(options: Options, mode: str) -> Row:
     ghn, params = _hypernetwork(options)
     _announce('evaluate', mode, options)
     mesh = first(options.devices)
-    score = score_on(mesh, QAT)
-    predict_buffer = jax.jit(device.predict_weights, static_argnums=0, donate_argnums=3)
     N, K = options.batch_size, max(1, options.num_images // options.batch_size)
     images = np.random.default_rng(0).integers(0, 256, (K, N, IMAGE_SIZE, IMAGE_SIZE, 3), np.uint8)
     data = ImageBatches(
@@ -192,13 +190,13 @@ def _evaluate(options: Options, mode: str) -> Row:
             before = counters.compilations()
             for spec in members if timed else members[:2]:
                 networks, _ = prepare(program, [spec], policy, max_nodes=nodes)
-                weights = predict_buffer(ghn, params, networks, weights)
+                weights = predict(params, networks, weights, ghn=ghn)
                 tables, bits = (jax.tree.map(lambda a: a[0], t) for t in (networks.tables, networks.bits))
                 placed = replicate(mesh, weights) if mesh else weights
                 jax.block_until_ready(placed)
                 network = device.RunnableNetwork(placed, tables, bits)
                 start = time.perf_counter()
-                top1, *_, workspace = score(program, network, data, workspace)
+                top1, *_, workspace = score(network, data, workspace, program=program, scheme=QAT, mesh=mesh)
                 jax.block_until_ready(top1)
                 if timed:
                     seconds.append(time.perf_counter() - start)

@@ -15,7 +15,7 @@ from typing import Any, ClassVar
 import jax.numpy as jnp
 from jax import Array
 
-from ghn_jax.cnn import ops
+from ghn_jax.cnn import blocks, ops
 from ghn_jax.cnn.packing import TapeShape, block_floats
 from ghn_jax.networks import ops as layers
 
@@ -183,7 +183,7 @@ class Excite(Kind):
         return [(c, c // 2), (c // 2,), (c // 2, c), (c,)]
 
     def apply(self, x, w, q, has_norm, shape):
-        return ops.excite(ops.wide(x), w, q.quantize)[:, :: self.stride, :: self.stride].astype(x.dtype)
+        return blocks.excite(ops.wide(x), w, q.quantize)[:, :: self.stride, :: self.stride].astype(x.dtype)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -198,7 +198,7 @@ class Attention(Kind):
         return [(c,), (c,), (c, 3 * c), (c, c), (c,)]
 
     def apply(self, x, w, q, has_norm, shape):
-        return ops.attention(ops.wide(x), w, q.quantize).astype(x.dtype)
+        return blocks.attention(ops.wide(x), w, q.quantize).astype(x.dtype)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -213,7 +213,7 @@ class Mlp(Kind):
         return [(c,), (c,), (c, c), (c,), (c, c), (c,)]
 
     def apply(self, x, w, q, has_norm, shape):
-        return ops.mlp(ops.wide(x), w, q.quantize).astype(x.dtype)
+        return blocks.mlp(ops.wide(x), w, q.quantize).astype(x.dtype)
 
 
 @dataclasses.dataclass(frozen=True)

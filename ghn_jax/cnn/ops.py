@@ -15,7 +15,7 @@ operations are used: `base.backends` says which backend a program is for.
 
 import functools
 import math
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from typing import cast
 
 import jax
@@ -27,10 +27,7 @@ from ghn_jax.base import backends, collectives
 
 _NHWC = ('NHWC', 'HWIO', 'NHWC')
 BATCH_NORM_EPSILON = 1e-5
-LAYER_NORM_EPSILON = 1e-5
-_COLUMN_PIXELS = 512  # of the images whose columns are made at a time
-HEADS = 8  # of attention, at every width
-Quantize = Callable[[Array, int], Array]  # (activation, which of an instruction's) -> fake-quantized
+_PIXELS_AT_A_TIME = 512  # on a CPU: so much of a batch stays in cache for all taps of a kernel
 
 
 def wide(x: Array) -> Array:
@@ -41,6 +38,12 @@ def wide(x: Array) -> Array:
 def relu(x: Array) -> Array:
     """Return max(x, 0), with gradient 0 at 0 as in PyTorch (jnp.maximum would pass one half)."""
     return jnp.where(x > 0, x, 0)
+
+
+def _in_parts(pixels: int, *batches: Array) -> tuple[Array, ...]:
+    """Cut batches [N, ...] of images of so many pixels into parts that a CPU's cache holds: [P, N/P, ...]."""
+    images = math.gcd(len(batches[0]), max(1, _PIXELS_AT_A_TIME // pixels))
+    return tuple(x.reshape(-1, images, *x.shape[1:]) for x in batches)
 
 
 # ---- dense convolution
@@ -82,9 +85,8 @@ def _kernel_gradient(x: Array, g: Array, kernel, stride: tuple[int, int], dilati
     in cache. The columns of a pixel are the C * KW inputs beside it in its row: the rows of the kernel read
     the same columns, each from another row on.
     """
-    (kh, kw), (n, _, _, c), (rows, cols, o) = kernel, x.shape, g.shape[1:]
+    (kh, kw), c, (rows, cols, o) = kernel, x.shape[-1], g.shape[1:]
     pads = [(k // 2,) * 2 for k in _extent(kernel, dilation)]
-    images = math.gcd(n, max(1, _COLUMN_PIXELS // (rows * cols)))
 
     def several(total: Array, pair: tuple[Array, Array]):
         x, g = pair
@@ -97,8 +99,8 @@ def _kernel_gradient(x: Array, g: Array, kernel, stride: tuple[int, int], dilati
         taps = [gt @ part.reshape(-1, kw * c) for part in each]
         return total + wide(jnp.stack(taps)), None
 
-    pairs = jax.tree.map(lambda a: a.reshape(-1, images, *a.shape[1:]), (x, g))
-    total = lax.scan(several, wide(jnp.zeros((kh, o, kw * c), x.dtype)), pairs)[0]
+    total = wide(jnp.zeros((kh, o, kw * c), x.dtype))
+    total = lax.scan(several, total, _in_parts(rows * cols, x, g))[0]
     return total.reshape(kh, o, kw, c).transpose(0, 2, 3, 1).astype(x.dtype)
 
 
@@ -150,9 +152,15 @@ def _taps(x: Array, k: int, dilation: int, stride: int):
 
 def _depthwise(x: Array, w: Array, stride: int, dilation: int) -> Array:
     k = w.shape[0]
-    padded = _pad(x, (k - 1) * dilation // 2)
-    taps = _taps(padded, k, dilation, stride)
-    return cast(Array, sum(wide(read) * w[i, j] for i, j, read in taps)).astype(x.dtype)
+
+    def some(x: Array) -> Array:
+        # Fused with its padding, each tap asks of every element whether it lies inside: twice as long.
+        padded = lax.optimization_barrier(_pad(x, (k - 1) * dilation // 2))
+        taps = _taps(padded, k, dilation, stride)
+        return cast(Array, sum(wide(read) * w[i, j] for i, j, read in taps)).astype(x.dtype)
+
+    y = lax.map(some, *_in_parts(x.shape[1] * x.shape[2], x))
+    return y.reshape(-1, *y.shape[2:])
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(2, 3))
@@ -162,23 +170,25 @@ def _depthwise_shifts(x: Array, w: Array, stride: int, dilation: int) -> Array:
 
 def _depthwise_backward(stride, dilation, residuals, g):
     x, w = residuals
-    (_, h, width, _), k = x.shape, w.shape[0]
+    (_, h, width, c), k = x.shape, w.shape[0]
     g = _upsample(g, stride, (h, width))
-    padded = _pad(x, (k - 1) * dilation // 2)
 
-    # One image at a time, so that it stays in cache for all K*K taps; one row of taps at a time, so that a
-    # 5x5 kernel takes half as long to compile as with all 25 written out (and is as fast).
-    def image(total, pair):
-        xn, gn = map(wide, pair)  # [H', W', C] padded, [H, W, C]
+    # One row of taps at a time, so that a 5x5 kernel takes half as long to compile as with all 25 written
+    # out (and is as fast). Sums over pixels are matrix products: XLA's own add one number after another.
+    def some(total, pair):
+        x, g = pair
+        x, g = lax.optimization_barrier(_pad(wide(x), (k - 1) * dilation // 2)), wide(g)
+        ones = jnp.ones((1, g.size // c), g.dtype)
 
         def row(i, total):
-            rows = lax.dynamic_slice(xn, (i * dilation, 0, 0), (h, xn.shape[1], xn.shape[2]))
-            taps = [jnp.sum(rows[:, j * dilation : j * dilation + width] * gn, (0, 1)) for j in range(k)]
-            return lax.dynamic_update_index_in_dim(total, total[i] + jnp.stack(taps), i, 0)
+            rows = lax.dynamic_slice_in_dim(x, i * dilation, h, 1)
+            products = (rows[:, :, j : j + width] * g for j in range(0, k * dilation, dilation))
+            taps = [ones @ lax.optimization_barrier(p.reshape(-1, c)) for p in products]
+            return lax.dynamic_update_index_in_dim(total, total[i] + jnp.concatenate(taps), i, 0)
 
         return lax.fori_loop(0, k, row, total), None
 
-    gw = lax.scan(image, wide(jnp.zeros_like(w)), (padded, g))[0]
+    gw = lax.scan(some, wide(jnp.zeros_like(w)), _in_parts(h * width, x, g))[0]
     return _depthwise(g, w[::-1, ::-1], 1, dilation), gw.astype(w.dtype)
 
 
@@ -297,48 +307,3 @@ def _avg_pool_backward(stride, residuals, g):
 
 
 avg_pool.defvjp(lambda x, stride: (avg_pool(x, stride), (x,)), _avg_pool_backward)
-
-
-# ---- squeeze-and-excitation, transformer blocks
-
-
-def excite(x: Array, w: list[Array], quantize: Quantize) -> Array:
-    """Squeeze and excite (arXiv 1709.01507) with a hard swish as its gate, as in DeepNets-1M.
-
-    x [N,H,W,C]; w: weight [C, C/2] and bias of the first linear layer, [C/2, C] and bias of the second.
-    """
-    y = relu(quantize(jnp.mean(x, (1, 2)), 0) @ w[0] + w[1])
-    y = quantize(y, 1) @ w[2] + w[3]
-    gate = y * jnp.clip(y + 3, 0, 6) / 6
-    return x * gate[:, None, None]
-
-
-def _layer_norm(x: Array, scale: Array, shift: Array) -> Array:
-    centred = x - jnp.mean(x, -1, keepdims=True)
-    variance = jnp.mean(centred * centred, -1, keepdims=True)
-    return centred * lax.rsqrt(variance + LAYER_NORM_EPSILON) * scale + shift
-
-
-def attention(x: Array, w: list[Array], quantize: Quantize) -> Array:
-    """Return x + multi-head self-attention of its layer norm, over the pixels (arXiv 2010.11929, eq. 2).
-
-    x [N,H,W,C]; w: scale and shift of the norm, [C, 3C] to queries, keys and values (no bias), [C, C] and
-    bias of the layer after the heads.
-    """
-    n, c = x.shape[0], x.shape[-1]
-    y = quantize(_layer_norm(x, w[0], w[1]), 0).reshape(-1, c) @ w[2]
-    y = y.reshape(n, -1, 3, HEADS, c // HEADS).transpose(2, 0, 3, 1, 4)  # [3, N, heads, H*W, C/heads]
-    queries, keys, values = y[0], y[1], y[2]
-    scores = jax.nn.softmax(queries @ keys.swapaxes(2, 3) * (c // HEADS) ** -0.5)
-    mixed = (scores @ values).transpose(0, 2, 1, 3).reshape(-1, c)
-    return x + (quantize(mixed, 1) @ w[3] + w[4]).reshape(x.shape)
-
-
-def mlp(x: Array, w: list[Array], quantize: Quantize) -> Array:
-    """Return x + a two-layer perceptron of its layer norm (arXiv 2010.11929, eq. 3).
-
-    x [N,H,W,C]; w: scale and shift of the norm, then weight [C, C] and bias of each layer; GELU between.
-    """
-    y = quantize(_layer_norm(x, w[0], w[1]), 0).reshape(-1, x.shape[-1]) @ w[2] + w[3]
-    y = quantize(jax.nn.gelu(y, approximate=False), 1) @ w[4] + w[5]
-    return x + y.reshape(x.shape)

@@ -8,7 +8,7 @@ from absl import flags
 from ghn_jax.base import bounds, cli
 from ghn_jax.base.errors import UserError
 from ghn_jax.base.paths import Place
-from ghn_jax.base.start import start
+from ghn_jax.base.start import define_executables, start
 from ghn_jax.cnn.deploy import calibration
 from ghn_jax.evaluation.evaluation_spec import BATCH_SIZE, BITS, NUM_NETWORKS, EvaluationSpec
 from ghn_jax.evaluation.protocol import BATCH_NORMS, CALIBRATION_BATCHES, RANGE_RULE, RANGES, Protocol
@@ -105,9 +105,11 @@ def define_flags(*, sqnr: bool = False) -> Callable[[], EvaluationFlags]:
         'To compare with: the directory of another run, which is scored on the same networks, or '
         'the --json file of its evaluation.',
     )
+    read_executables = define_executables()
     names = set(flags.FLAGS) - before
 
     def read() -> EvaluationFlags:
+        read_executables()
         folder = cli.check_workdir(workdir.value, must_exist=True)
         protocol, calibration_batches = read_protocol()
         spec = dataclasses.replace(

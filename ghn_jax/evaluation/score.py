@@ -24,9 +24,11 @@ from tqdm import tqdm
 
 from ghn_jax.assembly import lone_values
 from ghn_jax.assembly.mesh import OVER_DEVICES, REPLICATED, axes_of, make_workspaces, on_each, replicate
-from ghn_jax.assembly.network_batch import PlacedNetwork, make_networks, place
+from ghn_jax.assembly.network_batch import Networks, PlacedNetwork, make_networks, place
 from ghn_jax.assembly.workspace import Workspace
 from ghn_jax.base.errors import UserError
+from ghn_jax.base.executables import Kept
+from ghn_jax.base.recipes import Recipe
 from ghn_jax.cnn.deploy import integer
 from ghn_jax.cnn.packing import BLOCK
 from ghn_jax.cnn.program import Program
@@ -63,22 +65,52 @@ class Score(NamedTuple):
 
 
 # Functions of a program and a GHN, which are static and compared by value: one compilation for each.
-_predict = jax.jit(device.predict_weights, static_argnames='ghn', donate_argnames='out')
+@functools.partial(jax.jit, static_argnames='ghn', donate_argnames='out')
+def predict(params: Any, networks: Networks, out: Array, *, ghn: GHN) -> Array:
+    """Compute `device.predict_weights`; `out` is overwritten."""
+    return device.predict_weights(ghn, params, networks, out)
+
+
+@functools.partial(jax.jit, static_argnames=('program', 'scheme', 'mesh'), donate_argnames='workspace')
+def score(
+    network: RunnableNetwork,
+    images: ImageBatches,
+    workspace: Workspace,
+    *,
+    program: Program,
+    scheme: Scheme,
+    mesh: Mesh | None = None,
+) -> tuple[Array, Array, Array, Workspace]:
+    """Compute `device.score`, by devices that share the batches, each with a workspace."""
+    run = functools.partial(device.score, program, scheme=scheme, axes=axes_of(mesh))
+    outputs = (REPLICATED, REPLICATED, OVER_DEVICES, OVER_DEVICES)
+    return on_each(run, mesh, (REPLICATED, _IMAGES, OVER_DEVICES), outputs)(network, images, workspace)
+
+
+def recipe_of_prediction(ghn: GHN) -> Recipe:
+    """Return the recipe of `predict` for a hypernetwork."""
+    return Recipe(function=predict, static={'ghn': ghn}, named=str(ghn))
+
+
+def recipe_of_score(program: Program, scheme: Scheme, mesh: Mesh | None) -> Recipe:
+    """Return the recipe of `score` for the networks of a program."""
+    return Recipe(
+        function=score,
+        static={'program': program, 'scheme': scheme, 'mesh': mesh},
+        named=f'{program} {scheme} {mesh}',
+    )
+
+
+@functools.cache  # one for each program of the process, as JAX keeps them
+def predictor(ghn: GHN) -> Kept:
+    """Return what predicts weights as `predict` does: (params, networks, out)."""
+    return Kept(recipe_of_prediction(ghn))
 
 
 @functools.cache
-def score_on(mesh: Mesh | None, scheme: Scheme) -> Callable:
-    """Return `device.score` in a scheme, jitted: (program, network, images, workspace) -> as that.
-
-    Devices of the mesh share the batches, each with a workspace.
-    """
-
-    def score(program, network, images, workspace):
-        run = functools.partial(device.score, program, scheme=scheme, axes=axes_of(mesh))
-        outputs = (REPLICATED, REPLICATED, OVER_DEVICES, OVER_DEVICES)
-        return on_each(run, mesh, (REPLICATED, _IMAGES, OVER_DEVICES), outputs)(network, images, workspace)
-
-    return jax.jit(score, static_argnames='program', donate_argnames='workspace')
+def scorer(program: Program, scheme: Scheme, mesh: Mesh | None) -> Kept:
+    """Return what scores networks as `score` does: (network, images, workspace)."""
+    return Kept(recipe_of_score(program, scheme, mesh))
 
 
 def spread_images(mesh: Mesh | None, images: ImageBatches) -> ImageBatches:
@@ -161,14 +193,14 @@ def score_in_full(
     scores: list[list[Score]] = [[] for _ in selection.graphs]
     spread = spread_images(mesh, images)
     for program, members in selection.groups:
-        scorer = _Scorer(
+        score_one = _Scorer(
             ghn=ghn, params=params, program=program, images=spread, given=images, scheme=scheme, mesh=mesh,
             max_nodes=room_for(selection.graphs[i] for i in members), protocol=protocol,
             measure=make_measure(program, mesh, calibration, scheme) if calibration else None,
         )  # fmt: skip
-        buffers = scorer.make_buffers()
+        buffers = score_one.make_buffers()
         for i in members:
-            scores[i], buffers = scorer(
+            scores[i], buffers = score_one(
                 selection.graphs[i], policies, predicted_for, buffers, lambda p, i=i: done(i, p)
             )
         del buffers
@@ -244,8 +276,8 @@ class _Scorer:
     def _score(
         self, placed: PlacedNetwork, network: RunnableNetwork, workspace: Workspace, is_float: bool
     ) -> tuple[Score, Workspace]:
-        score = score_on(self.mesh, self.scheme)
-        top1, top5, predicted, workspace = score(self.program, network, self.images, workspace)
+        run = scorer(self.program, self.scheme, self.mesh)
+        top1, top5, predicted, workspace = run(network, self.images, workspace)
         count = self.given.count
         predicted = np.asarray(predicted).ravel()[:count]
         share = None
@@ -300,6 +332,7 @@ def predict_network(
       UserError: as `make_networks`.
     """
     networks = make_networks(program, [placed], [widths], max_nodes=max_nodes)
-    buffer = _predict(ghn, params, networks, buffer)
+    static: Any = ghn  # which can be hashed, though its type does not say so
+    buffer = predictor(static)(params, networks, buffer)
     tables, bits = jax.tree.map(lambda a: a[0], (networks.tables, networks.bits))
     return RunnableNetwork(replicate(mesh, buffer) if mesh else buffer, tables, bits), buffer

@@ -98,7 +98,7 @@ class Model:
                 whole = activation if site.whole is None else values[site.whole]
                 quantized = quantizer.weight(site.layer.parameter, site.layout.to_tensor(w))
                 operands[site.weight] = site.layout.to_operand(quantized)
-                operands[site.activation] = quantizer.activation(site.layer.parameter, activation, whole)
+                operands[site.activation] = quantizer.activation(site.reader, activation, whole)
             return operands
 
         def seen(k: int, result: Any) -> None:

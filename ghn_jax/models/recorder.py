@@ -6,11 +6,11 @@ The rules (`rules`, `layer_rules`) say what each primitive does; what they have 
 import dataclasses
 import math
 from collections.abc import Sequence
-from typing import NoReturn
+from typing import Any, NoReturn
 
 from ghn_jax.base.errors import UserError
 from ghn_jax.models.layout import Layout, Tensor, of_positions
-from ghn_jax.models.program import Step
+from ghn_jax.models.program import Operand, Step
 from ghn_jax.models.values import CONSTANT, Flow, Mixed, Shape, Statistic, Value, View, leaves_of
 from ghn_jax.networks.ops import PASS, ForwardPass
 
@@ -50,6 +50,7 @@ class Site:
     """The step that runs a layer: which of its operands is the weight, in what layout, which the activation.
 
     whole: the slot of the tensor that the activation is a cut or another shape of; None: of itself.
+    reader: the weight of the first layer that reads that tensor: both read it rounded to one width.
     """
 
     layer: Layer
@@ -57,6 +58,7 @@ class Site:
     activation: int
     layout: Layout
     whole: int | None
+    reader: str
 
 
 class Recorder:
@@ -77,6 +79,7 @@ class Recorder:
         self.kept: dict[int, str] = {}
         self.normalised: dict[int, int] = {}  # a norm -> what it normalises
         self.pools: dict[int, int] = {}  # the slot of a mean over all pixels -> its operation
+        self.readers: dict[Operand, str] = {}  # a slot -> the weight of the first layer that reads it
         self.cut: dict[int, int] = {}  # a slot -> the slot that it is a cut or another shape of
         self.step_number = 0
 
@@ -165,7 +168,7 @@ class Recorder:
         layout: Layout,
         operands: tuple[int, int],
         step: Step,
-        **of: object,
+        **of: Any,
     ) -> Flow:
         """Run a convolution or a linear layer. operands: places of the activation and of the weight.
 
@@ -176,10 +179,13 @@ class Recorder:
         self.tensors.setdefault(name, Tensor(layout.shape, view, layout))
         uses = sum(layer.parameter == name for layer in self.layers)
         full_name = f'{name}#{uses + 1}' if uses else name
-        layer = Layer(full_name, 'linear' if len(layout.shape) == 2 else 'conv', name, layout.shape, **of)  # type: ignore
+        of_kind = 'linear' if len(layout.shape) == 2 else 'conv'
+        layer = Layer(full_name, of_kind, name, layout.shape, **of)
         self.layers.append(layer)
         whole = self._whole(step.inputs[activation])
-        self.sites[self.step_number] = Site(layer, weight, activation, layout, whole)
+        reader = name if whole is None else self.readers.get(whole, name)
+        self.readers.setdefault(step.inputs[activation], name)
+        self.sites[self.step_number] = Site(layer, weight, activation, layout, whole, reader)
         return Flow(
             self.add(kind, [value.op], channels=layout.shape[0], name=name, shape=layout.shape), fresh=True
         )

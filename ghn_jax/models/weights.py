@@ -44,15 +44,15 @@ def unknown_parameters(model: Model, primitives: Collection[str]) -> dict[str, s
 
 
 def _layers(distance: np.ndarray, nodes: Any, v: int, axis: int) -> list[int]:
-    """Find the nearest layers before (axis 0) or after (axis 1) a node, with the biases between."""
-    ahead, found = [v], []
+    """Find the nearest layers before (axis 0) or after (axis 1) a node, with their biases."""
+    ahead, found = [(v, (*LAYERS, 'bias'))], []
     while ahead:
-        u = ahead.pop()
+        u, wanted = ahead.pop()
         for w in np.flatnonzero((distance[:, u] if axis == 0 else distance[u]) == 1).tolist():
-            if nodes[w].primitive in (*LAYERS, 'bias'):
+            kind = nodes[w].primitive
+            if kind in wanted:
                 found.append(w)
-            if nodes[w].primitive == 'bias':
-                ahead.append(w)
+                ahead.append((w, LAYERS if axis == 0 and kind == 'bias' else ('bias',) if axis == 1 else ()))
     return found
 
 

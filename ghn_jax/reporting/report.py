@@ -6,7 +6,7 @@ import platform
 from collections.abc import Sequence
 
 import ghn_jax
-from ghn_jax.base import cli, paths
+from ghn_jax.base import cli, files, paths
 from ghn_jax.base.jsonlines import read_jsonl
 from ghn_jax.base.paths import Place
 from ghn_jax.networks.spec import NetworkSpec
@@ -22,7 +22,7 @@ def check_folder(folder: str | os.PathLike) -> Place:
       FieldError: the folder, or a file of an earlier report in it, cannot be written.
     """
     path = cli.check_folder(folder, 'out')
-    if path.is_dir():
+    if files.is_folder(path):
         for name in (page.INDEX, *(f'{name}.png' for name in contents.NAMES)):
             cli.check_output(path / name, 'out')
     return path
@@ -56,7 +56,7 @@ def write_report(
       UserError: networks or data that are not those of the evaluation, or a folder that cannot be written.
     """
     metrics = paths.place(workdir, 'workdir') / 'metrics.jsonl'
-    rows = read_jsonl(metrics) if metrics.is_file() else None
+    rows = read_jsonl(metrics) if files.is_file(metrics) else None
     selection = closeup.select(run, evaluation, specs)
     extremes = {which: selection.specs[place] for which, place in evaluation.extremes.items()}
     layers = closeup.look(run, evaluation, selection, num_devices)

@@ -24,8 +24,10 @@ from absl import logging
 from ghn_jax.base import files, paths, processes
 from ghn_jax.base.digests import array_digests, check_arrays, check_types, json_digest
 from ghn_jax.base.errors import UserError
+from ghn_jax.base.paths import Place
 
 _FORMAT = 'ghn_jax checkpoint 1'  # counts up when an old checkpoint can no longer be read
+_COMMITTED = 'commit_success.txt'  # which Orbax writes last where it cannot rename
 _ATTEMPTS = 50  # to read while training replaces what is read
 _PATIENCE = 10  # tenths of a second that a deletion may rest
 T = TypeVar('T')
@@ -65,12 +67,13 @@ class Checkpoints:
 
     def steps(self) -> list[int]:
         """The steps with a finished checkpoint, ascending; [] where there is none."""
+        before = []
         for _ in range(_ATTEMPTS):
-            names = files.names(self.folder)
-            steps = sorted(ocp.utils.checkpoint_steps(self.folder)) if names else []
-            if steps or not any(map(str.isdecimal, names)):
+            names = [name for name in files.names(self.folder) if name.isdecimal()]
+            steps = sorted(int(name) for name in names if _is_whole(self.folder / name))
+            if steps or names == before:
                 return steps
-            # All that were listed are deleted by now: there are newer ones.
+            before = names  # deleted by now, and there are newer ones; or never whole
         return []
 
     def latest_step(self) -> int | None:
@@ -326,6 +329,11 @@ class Checkpoints:
         if metadata is None:
             raise ValueError('its metadata are damaged')
         return metadata.tree
+
+
+def _is_whole(folder: Place) -> bool:
+    """Whether a step is finished: a folder has its name then, in a bucket it has an object that says so."""
+    return files.is_file(folder / _COMMITTED) if paths.in_bucket(folder) else files.is_folder(folder)
 
 
 def _reason(error: Exception) -> str:

@@ -6,7 +6,7 @@ from dataclasses import fields
 import jax
 import numpy as np
 
-from ghn_jax.base import cli, paths
+from ghn_jax.base import cli, files, paths
 from ghn_jax.base.errors import FieldError, UserError
 from ghn_jax.config import HypernetworkConfig, RunConfig, SpaceConfig
 from ghn_jax.hypernet.ghn import GHNConfig
@@ -33,7 +33,7 @@ def convert(
     path = cli.check_workdir(workdir)
     state = paths.local(state, 'state')
     config_file = paths.local(config_file, 'config_file') if config_file else None
-    if found := [name for name in _TRACES if (path / name).exists()]:
+    if found := [name for name in _TRACES if files.exists(path / name)]:
         raise FieldError(
             'workdir', f'={workdir} holds a run already ({found[0]}): give another directory, or remove it'
         )

@@ -1,7 +1,6 @@
 """Running training steps: the images, the compiled programs and the workspaces that steps share."""
 
 from collections.abc import Callable
-from typing import Any
 
 import jax
 import optax
@@ -12,8 +11,9 @@ from ghn_jax.assembly.mesh import OVER_IMAGES, make_workspaces, place_networks, 
 from ghn_jax.assembly.network_batch import Networks
 from ghn_jax.assembly.workspace import Workspace
 from ghn_jax.base import executables
+from ghn_jax.base.recipes import Recipe
 from ghn_jax.cnn.program import Program
-from ghn_jax.config import RunConfig
+from ghn_jax.config import RunConfig, TrainConfig
 from ghn_jax.datasets.load import Dataset, batch_indices
 from ghn_jax.hypernet.ghn import GHN
 from ghn_jax.quant.bit_schedule import scheme_of
@@ -21,6 +21,41 @@ from ghn_jax.quant.scheme import Scheme
 from ghn_jax.training.compiled import StepSettings, make_stream, training_step
 from ghn_jax.training.optimizer import make_optimizer
 from ghn_jax.training.step import TrainState
+
+
+def settings_of(
+    config: RunConfig,
+    ghn: GHN,
+    optimizer: optax.GradientTransformation,
+    *,
+    flip: bool,
+    mesh: Mesh | None = None,
+    scheme: Scheme | None = None,
+) -> StepSettings:
+    """Return what is static in the steps of a run.
+
+    Args:
+      config: of the run.
+      ghn: the hypernetwork that is trained.
+      optimizer: of `make_optimizer`.
+      flip: whether a mirrored image is one of the same class.
+      mesh: devices that share each step; None is one device.
+      scheme: how networks are quantized, where it is not the config's.
+    """
+    return StepSettings(
+        ghn=ghn, optimizer=optimizer, scheme=scheme or scheme_of(config.quant), augment=config.train.augment,
+        flip=flip, mesh=mesh,
+    )  # fmt: skip
+
+
+def recipe_of(program: Program, settings: StepSettings, train: TrainConfig) -> Recipe:
+    """Return the recipe of a step. train: all that the optimizer is made from."""
+    return Recipe(
+        function=training_step,
+        static={'program': program, 'settings': settings},
+        named=f'{program} {settings} {train}',
+        made_by=(make_optimizer,),
+    )
 
 
 class Stepper:
@@ -55,10 +90,7 @@ class Stepper:
         self.count = len(dataset.train.labels)
         key = jax.random.key(config.seed)
         self.key = replicate(mesh, key) if mesh else key
-        self.settings = StepSettings(
-            ghn=ghn, optimizer=optimizer, scheme=scheme or scheme_of(config.quant),
-            augment=config.train.augment, flip=dataset.flip, mesh=mesh,
-        )  # fmt: skip
+        self.settings = settings_of(config, ghn, optimizer, flip=dataset.flip, mesh=mesh, scheme=scheme)
         self.free = memory.free_bytes(mesh)  # before there are workspaces
         self.compiled: dict[Program, Callable] = {}
         self.workspaces: dict[Program, Workspace] = {}  # in the order of their last use
@@ -94,15 +126,10 @@ class Stepper:
             networks = place_networks(self.mesh, networks, self.config.train.meta_batch)
         arguments = state, networks, self.stream, indices, self.key, workspace
         if self.is_new(program):
-            self.compiled[program] = self._compile(program, arguments)
+            recipe = recipe_of(program, self.settings, self.config.train)
+            self.compiled[program] = executables.kept(recipe, arguments)
         state, values, self.workspaces[program] = self.compiled[program](*arguments)
         return state, values
-
-    def _compile(self, program: Program, arguments: tuple[Any, ...]) -> Callable:
-        # config.train is all that the optimizer is made from.
-        named = f'{program} {self.settings} {self.config.train}'
-        static = {'program': program, 'settings': self.settings}
-        return executables.kept(training_step, arguments, static, named=named, made_by=(make_optimizer,))
 
     def take_workspace(self, program: Program) -> Workspace:
         """Take the program's workspace, or make one.

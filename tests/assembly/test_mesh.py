@@ -63,8 +63,8 @@ def test_so_they_are_in_all_other_cases(more_checks):
 
 def test_devices_with_networks_of_their_own_talk_once_a_step(checks):
     row = checks['gradients']['float (8, 1)']
-    ((op, size, _, groups),) = row['collectives']
-    assert op == 'all-reduce' and groups == DEVICES
+    ((op, size, _, groups, place),) = row['collectives']
+    assert op == 'all-reduce' and groups == DEVICES and place == [0, 0]
     metrics = 2 + NETWORKS  # sums of loss and accuracy; what of each network is not finite
     assert size == 8 * (row['parameters'] + metrics)  # float64 here
 

@@ -8,6 +8,8 @@ import pytest
 from ghn_jax.base import buckets, cli, files, jsonfile, paths
 from ghn_jax.base.errors import UserError
 from ghn_jax.base.jsonlines import Records, read_jsonl
+from ghn_jax.runs.checkpoint import Checkpoints
+from tests.small_run import command, is_one_error_line
 
 
 @pytest.fixture
@@ -114,6 +116,29 @@ def test_records_are_in_the_bucket_after_a_flush_and_after_a_while(folder, monke
     monkeypatch.undo()
     records.close()
     assert written() == [1, 2, 3]
+
+
+@pytest.fixture
+def away(folder, monkeypatch):
+    """A storage that refuses everything: gcsfs alone would say that nothing is there."""
+    from gcsfs.core import GCSFileSystem
+
+    async def refuse(self, *args, **options):
+        raise OSError('Forbidden: nobody may')
+
+    monkeypatch.setattr(GCSFileSystem, '_call', refuse)
+
+
+def test_a_storage_that_cannot_be_reached_is_no_empty_one(folder, away, cloud):
+    for look in (files.names, files.exists, files.is_file, files.is_folder):
+        with pytest.raises(OSError, match='Forbidden: nobody may'):
+            look(folder)
+    with pytest.raises(OSError, match='Forbidden'):
+        Checkpoints(cloud).steps()
+    with pytest.raises(OSError, match='Forbidden'):
+        Records(folder / 'metrics.jsonl', 2)
+    result = command('ghn_jax.replay', f'--workdir={cloud}')
+    assert is_one_error_line(result, 'cloud storage: Forbidden: nobody may')
 
 
 def test_failures_of_the_storage_are_told_from_faults_of_the_program(folder):

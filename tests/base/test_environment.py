@@ -112,6 +112,6 @@ def test_programs_of_somebody_else_in_a_shared_folder_are_left_without_a_word(tm
         unlink(path, missing_ok)
 
     with mock.patch.object(pathlib.Path, 'unlink', in_a_sticky_folder):
-        executables._save(tmp_path / 'ours.executable', 'a program')
+        executables._save(tmp_path / 'ours.executable', {}, 'a program')
     assert sorted(p.name for p in tmp_path.iterdir()) == ['ours.executable', 'theirs.executable']
     assert not capsys.readouterr().err

@@ -12,7 +12,9 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from ghn_jax.base import executables
+from ghn_jax.base import executables, recipes
+from ghn_jax.base.errors import FieldError
+from ghn_jax.base.recipes import Recipe
 from ghn_jax.training.compiled import training_step
 from ghn_jax.training.optimizer import make_optimizer
 from tests.small_run import ROOT
@@ -45,7 +47,8 @@ def call(n=3, *, factor=2, named='a', made_by=()):
     scaled.clear_cache()
     before = len(TRACED)
     arguments = lambda: (np.arange(float(n)), jnp.ones(n))
-    function = executables.kept(scaled, arguments(), {'factor': factor}, named=named, made_by=made_by)
+    recipe = Recipe(function=scaled, static={'factor': factor}, named=named, made_by=made_by)
+    function = executables.kept(recipe, arguments())
     results = [jax.device_get(function(*arguments())) for _ in range(2)]
     jax.tree.map(np.testing.assert_array_equal, *results)
     np.testing.assert_array_equal(results[0]['sum'], factor * np.arange(n) + 1)
@@ -84,7 +87,7 @@ def test_an_edit_counts_where_a_training_step_imports_it(monkeypatch):
         monkeypatch.setattr(
             pathlib.Path, 'read_bytes', lambda self: read(self) + (b'# edited' if self == path else b'')
         )
-        return executables._digest('a', (), (training_step, make_optimizer))
+        return recipes._source((training_step, make_optimizer))
 
     before = digest('__init__.py')
     for edited in ('reporting/tables.py', 'training/loop.py', 'base/cli.py', 'config.py', 'cnn/reference.py'):
@@ -163,7 +166,7 @@ def test_nor_is_it_by_a_later_run_of_the_same_process(folder, monkeypatch):
     call()
     monkeypatch.undo()
     arguments = np.arange(3.0), jnp.ones(3)
-    executables.kept(scaled, arguments, {'factor': 2}, named='a')
+    executables.kept(Recipe(function=scaled, static={'factor': 2}, named='a'), arguments)
     assert not list(folder.glob('scaled-*.executable'))
 
 
@@ -181,6 +184,7 @@ jax.config.update('jax_num_cpu_devices', 4)
 jax.config.update('jax_compilation_cache_dir', sys.argv[1])
 from ghn_jax.assembly import mesh as devices
 from ghn_jax.base import executables
+from ghn_jax.base.recipes import Recipe
 traced = []
 def double(x):
     traced.append(x)
@@ -188,7 +192,7 @@ def double(x):
 for count in (1, 2, 3, 4):
     mesh = devices.mesh_of(jax.devices()[:count], 1)
     x = devices.replicate(mesh, np.arange(3.0))
-    y = executables.kept(jax.jit(double), (x,), {}, named='double')(x)
+    y = executables.kept(Recipe(function=jax.jit(double), static={}, named='double'), (x,))(x)
     assert y.tolist() == [0, 2, 4] and len(y.sharding.device_set) == count
 print(len(traced))
 """
@@ -213,3 +217,68 @@ def test_a_cache_of_jax_in_the_cloud_is_no_folder_here(folder, tmp_path, monkeyp
 def test_nothing_is_kept_where_nothing_is_to_be(folder):
     jax.config.update('jax_compilation_cache_dir', None)
     assert [call(), call()] == [1, 1] and not folder.exists()
+
+
+# ---- compiled ahead
+
+
+@pytest.fixture
+def ahead(folder, tmp_path):
+    """A folder with `scaled` for three numbers, compiled ahead; it is read from until the test ends."""
+    recipe = Recipe(function=scaled, static={'factor': 2}, named='a')
+    device = jax.sharding.SingleDeviceSharding(jax.devices()[0])
+    shapes = [jax.ShapeDtypeStruct((3,), jnp.float32, sharding=device)] * 2
+    executables.write(tmp_path / 'ahead', recipe, tuple(shapes), scaled.lower(*shapes, factor=2).compile())
+    executables.read_from(tmp_path / 'ahead')
+    yield tmp_path / 'ahead'
+    executables.read_from(None)
+
+
+def test_what_was_compiled_ahead_from_shapes_is_loaded_and_not_traced(folder, ahead, capsys):
+    assert call() == 0 and not folder.exists() and not capsys.readouterr().err
+    jax.config.update('jax_compilation_cache_dir', None)  # it needs no cache
+    assert call() == 0
+
+
+@pytest.mark.parametrize(
+    ('change', 'said'),
+    [
+        (dict(jax='9.9.9'), 'it is for jax 0'),
+        (dict(device='1 x TPU v4 (0)'), 'it is for device 1 x cpu (0), here is 1 x TPU v4 (0)'),
+        (dict(flags='--xla_a=1'), 'it is for flags (none), here is --xla_a=1'),
+        (dict(source='x'), 'it is of other source code'),
+        (dict(static='x'), 'it is of another program'),
+        (dict(arguments='x'), 'it takes arguments of other shapes'),
+        (dict(arguments='x', python='2.7'), 'it is for python 3'),  # the first of several
+    ],
+)
+def test_what_does_not_fit_is_said_in_a_line_and_compiled_anew(ahead, monkeypatch, capsys, change, said):
+    facts_of = recipes.facts_of
+    monkeypatch.setattr(recipes, 'facts_of', lambda *a: facts_of(*a) | change)
+    assert call() == 1
+    (line,) = capsys.readouterr().err.splitlines()
+    assert str(ahead) in line and said in line and line.endswith(': compiled anew')
+
+
+def test_of_several_programs_compiled_ahead_the_nearest_is_named(ahead, capsys):
+    (file,) = ahead.iterdir()
+    other = file.read_bytes().replace(b'"device": "1 x cpu (0)"', b'"device": "8 x TPU v4 (0)"')
+    (ahead / 'scaled-0.executable').write_bytes(other)
+    assert call(4) == 1
+    assert 'other shapes' in capsys.readouterr().err
+
+
+@pytest.mark.parametrize('damage', [lambda b: b[:-9], lambda b: b.replace(b'cpu', b'gpu'), lambda b: b'{}'])
+def test_a_damaged_file_compiled_ahead_is_said_and_left_alone(ahead, capsys, damage):
+    (file,) = ahead.iterdir()
+    file.write_bytes(damage(file.read_bytes()))
+    assert call() == 1 and file.exists()
+    assert 'is damaged, or this device cannot run it: compiled anew' in capsys.readouterr().err
+
+
+def test_a_folder_without_another_function_or_any_is_said(ahead, tmp_path, capsys):
+    (file,) = ahead.iterdir()
+    file.rename(ahead / 'other-1.executable')
+    assert call() == 1 and 'there is no scaled: compiled anew' in capsys.readouterr().err
+    with pytest.raises(FieldError, match=r'executables=.*holds no \*\.executable'):
+        executables.read_from(tmp_path / 'absent')

@@ -1,43 +1,15 @@
-"""Collectives read from compiled text, and the ring's formula."""
+"""The ring's formula, and what devices tell each other."""
 
-import jax
-import jax.numpy as jnp
 import pytest
 
 from ghn_jax.base.errors import UserError
 from ghn_jax.benchmarks.scaling import (
     COUNTS,
     all_reduce_seconds,
-    collectives,
     expected_efficiency,
     weak_scaling,
 )
 from tests.cnn.comparison import QUICK
-
-TEXT = """
-HloModule jit_step, entry_computation_layout={(f32[8]{0})->f32[8]{0}}
-  %all-reduce.1 = f32[2,500]{1,0} all-reduce(%x), replica_groups={{0,1,2,3},{4,5,6,7}}, to_apply=%add
-  ROOT %r = (f32[8]{0}, s32[]) all-reduce(%a, %b), replica_groups=[1,8]<=[8], use_global_device_ids=true
-  %start = bf16[64]{0:T(256)} all-reduce-start(bf16[64]{0} %x), replica_groups={}, to_apply=%add
-  %done = bf16[64]{0} all-reduce-done(%start)
-  %g = (f32[4]{0}, f32[16]{0}) all-gather-start(f32[4]{0} %x), replica_groups=[2,4]<=[8], dimensions={0}
-  %fusion = f32[8]{0} fusion(%all-reduce.1), kind=kLoop, calls=%c, metadata={op_name="all-reduce(x)"}
-  %get = f32[8]{0} get-tuple-element(%r), index=0
-"""
-
-
-def test_collectives_are_read_with_bytes_shapes_and_groups():
-    assert [tuple(c) for c in collectives(TEXT)] == [
-        ('all-reduce', 4000, 'f32[2,500]', 4),
-        ('all-reduce', 36, 'f32[8], s32[]', 8),
-        ('all-reduce', 128, 'bf16[64]', 0),
-        ('all-gather', 64, 'f32[4], f32[16]', 4),
-    ]
-
-
-def test_a_program_of_one_device_has_none():
-    text = jax.jit(lambda x: x @ x, compiler_options=QUICK).lower(jnp.ones((4, 4))).compile().as_text()
-    assert collectives(text) == []
 
 
 def test_a_ring_moves_nearly_twice_the_bytes_in_twice_as_many_hops_as_there_are_others():

@@ -8,6 +8,7 @@ from ghn_jax.base import executables
 from ghn_jax.benchmarks import images, profile, programs
 from ghn_jax.benchmarks.options import Options
 from ghn_jax.datasets.load import load
+from ghn_jax.datasets.sizes import SIZES
 from ghn_jax.quant.bit_schedule import strategy_of
 from ghn_jax.runs.task import load_data, make_ghn, make_space_of
 from ghn_jax.training.compiled import training_step
@@ -30,8 +31,8 @@ def types(tree):
 def compiled(monkeypatch):
     """compiled(step): the function, arguments and static arguments that a step would compile."""
 
-    def kept(function, arguments, static, **names):
-        raise Compiles(function, arguments, static)
+    def kept(recipe, arguments):
+        raise Compiles(recipe.function, arguments, recipe.static)
 
     monkeypatch.setattr(executables, 'kept', kept)
 
@@ -71,6 +72,6 @@ def test_profile_and_programs_measure_the_step_that_training_compiles(compiled, 
 def test_random_images_have_the_shapes_of_their_data_set(name):
     data, like = load(name, image_size=8), images.random_dataset(name, 8)
     assert types(like.train) == types(data.train)
-    assert (like.flip, like.num_classes) == (data.flip, data.num_classes) == (images.flips(name), 10)
-    shapes = images.stream_shapes(name, 8)
-    assert types(tuple(shapes)) == types((*data.train, data.mean, data.std))
+    assert (like.flip, like.num_classes) == (data.flip, data.num_classes)
+    counts = (len(split.labels) for split in (data.train, data.val, data.test))
+    assert SIZES[name] == (*counts, data.num_classes, data.flip)

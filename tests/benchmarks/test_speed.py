@@ -6,6 +6,8 @@ import jax
 import jax.numpy as jnp
 import pytest
 
+from ghn_jax.aot.compiling import compiled_figures
+from ghn_jax.aot.programs import families
 from ghn_jax.base.errors import UserError
 from ghn_jax.benchmarks import benchmark, cells, picture, profile, programs
 from ghn_jax.benchmarks.options import Options
@@ -29,19 +31,19 @@ def config():
 @pytest.mark.parametrize('name', ['convnets250k', 'deepnets1m'])
 def test_every_network_of_a_split_is_of_a_family_that_is_counted(name, split):
     space = make_space(name)
-    known = programs.families(space, split)
+    known = families(space, split)
     assert {family(space.sample(split, 0, i)) for i in range(40)} <= set(known)
     assert len(known) == len(set(known)) == len({f.width for f in known}) * (2 if name == 'deepnets1m' else 1)
 
 
 @pytest.mark.parametrize(
-    ('split', 'functions'), [('train', ['train_step']), ('test', ['predict_weights', 'score'])]
+    ('split', 'functions'), [('train', ['training_step']), ('test', ['predict', 'score'])]
 )
 def test_every_function_that_a_split_needs_is_compiled(config, quick_reference, split, functions):
     rows = programs.measure(Options(config=config, split=split))
     assert [row['function'] for row in rows] == functions
     for row in rows:
-        assert (row['width'], row['msa'], row['programs']) == (16, False, 1)
+        assert (row['width'], row['msa'], row['split']) == (16, False, split)
         assert row['branches'] >= row['segments'] > 0
         assert min(row[k] for k in ('workspace_bytes', 'argument_bytes', 'executable_bytes')) > 0
         assert row['compile_s'] > 0 or row['cached']
@@ -54,7 +56,7 @@ def test_every_function_that_a_split_needs_is_compiled(config, quick_reference, 
 
 def test_figures_of_a_compiled_function():
     x = jax.ShapeDtypeStruct((64, 64), jnp.float32)
-    compiled, figures = programs.compiled_figures(lambda: jax.jit(lambda a, b: jnp.sin(a) @ b).trace(x, x))
+    compiled, figures = compiled_figures(lambda: jax.jit(lambda a, b: jnp.sin(a) @ b).trace(x, x))
     assert figures['argument_bytes'] == 2 * 64 * 64 * 4
     assert not figures['cached']
     assert 0 < figures['compile_s'] == figures['load_s']

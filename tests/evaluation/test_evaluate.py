@@ -23,7 +23,7 @@ from ghn_jax.evaluation.evaluate import _in_percent, evaluate
 from ghn_jax.evaluation.evaluation_flags import parse_policies, parse_splits
 from ghn_jax.evaluation.evaluation_spec import EvaluationSpec
 from ghn_jax.evaluation.protocol import Protocol
-from ghn_jax.evaluation.score import _predict, score_in_full, score_networks
+from ghn_jax.evaluation.score import predictor, score_in_full, score_networks
 from ghn_jax.evaluation.selection import Selection, image_batches, select_split
 from ghn_jax.hypernet.predict import predict_weights
 from ghn_jax.networks.files import load_networks, save_networks
@@ -156,7 +156,7 @@ def test_a_ghn_told_the_bits_predicts_anew_for_every_policy(selection, images, t
     out = jax.numpy.zeros(program.capacity.blocks * BLOCK)
     for policy in policies[:2]:
         networks, (layout,) = prepare(program, [selection.specs[0]], policy, max_nodes=128)
-        out = _predict(run.ghn, run.params, networks, out)
+        out = predictor(run.ghn)(run.params, networks, out)
         expected = program.pack(layout, predict_weights(run.ghn, run.params, selection.specs[0], policy))
         np.testing.assert_allclose(out, expected, rtol=1e-4, atol=1e-5)
 

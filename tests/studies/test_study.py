@@ -8,6 +8,7 @@ from concurrent.futures import ThreadPoolExecutor
 import numpy as np
 import pytest
 
+from ghn_jax.base import paths
 from ghn_jax.base.errors import UserError
 from ghn_jax.evaluation import results, sensitivity
 from ghn_jax.evaluation.evaluation_spec import EvaluationSpec
@@ -271,7 +272,15 @@ def test_what_is_left_out_is_said_once(tmp_path, quick, capsys):
     assert capsys.readouterr().err.count('left out') == 1
 
 
-def test_processes_that_share_a_study_lose_no_rows(tmp_path, quick, monkeypatch):
+@pytest.fixture(params=['disk', 'bucket'])
+def place(request, tmp_path):
+    """A directory for a study."""
+    if request.param == 'disk':
+        return tmp_path
+    return paths.place(request.getfixturevalue('cloud'), 'workdir')
+
+
+def test_processes_that_share_a_study_lose_no_rows(place, quick, monkeypatch):
     make_tables, in_tables, written = study_tables.make_tables, threading.Event(), threading.Event()
 
     def slowly(done, *args):
@@ -285,14 +294,14 @@ def test_processes_that_share_a_study_lose_no_rows(tmp_path, quick, monkeypatch)
 
     def second():
         in_tables.wait()
-        run(tmp_path, only=['drawn'])
+        run(place, only=['drawn'])
         written.set()
 
     with ThreadPoolExecutor(1) as pool:
         other = pool.submit(second)
-        run(tmp_path, only=['float'])
+        run(place, only=['float'])
         other.result()
-    assert names_of(json.loads((tmp_path / 'study.json').read_text())) == ['float.0', 'drawn.0']
+    assert names_of(json.loads((place / 'study.json').read_text())) == ['float.0', 'drawn.0']
 
 
 def test_tables_that_cannot_be_written_are_one_line(tmp_path, quick):

@@ -1,0 +1,65 @@
+"""Compiles the programs of a config ahead of time, for devices that are here or not, and reads the result.
+
+python -m ghn_jax.compile --config=quickstart --target=h100
+python -m ghn_jax.compile --config=ghn_qat_cifar10 --target=tpu-v5e --widths=32 --json=FILE
+python -m ghn_jax.compile --config=quickstart --target=cpu --out=DIR
+
+The programs are the training step for each family of networks, and what predicts and scores the networks of
+validations (--splits=val) and evaluations (any other split; --num_networks, --num_images, --batch_size and
+--seed as `evaluate` will be given them). Nothing runs, and no data are read. Compilers for TPUs and GPUs come
+with the extras aot-tpu and aot-gpu.
+
+With --out, compiled programs are written. `train` and `evaluate` load them with --executables=DIR, on devices
+of the kind that the target names, with the same versions of JAX and of this package: what fits in a line says
+why where they do not, and the program is compiled anew.
+"""
+
+from absl import flags
+
+from ghn_jax import config_file
+from ghn_jax.aot import report, targets
+from ghn_jax.aot.compiling import compile_programs
+from ghn_jax.base import bounds, cli, environment, outputs
+from ghn_jax.base.errors import UserError
+from ghn_jax.base.start import divide_cpu
+from ghn_jax.evaluation.evaluation_flags import parse_splits
+from ghn_jax.evaluation.evaluation_spec import BATCH_SIZE, NUM_NETWORKS, EvaluationSpec
+from ghn_jax.networks.spaces import SPLITS
+
+_CONFIG = config_file.define_config()
+_TARGET = flags.DEFINE_string('target', None, f'What to compile for, of {", ".join(targets.NAMES)}.')
+_OUT = flags.DEFINE_string('out', None, 'Folder to write the compiled programs to, for --executables.')
+_SPLITS = flags.DEFINE_list(
+    'splits', ['train', 'val', 'test'],
+    f'Whose programs: train, the step; val, of validations; as evaluated: of {", ".join(SPLITS)}.',
+)  # fmt: skip
+_WIDTHS = flags.DEFINE_list('widths', [], 'Only programs of these widths, as in 32,48.')
+_NUM_NETWORKS = bounds.define_integer('num_networks', NUM_NETWORKS, 'Of each split evaluated; 0 takes all.')
+_NUM_IMAGES = bounds.define_integer('num_images', 0, 'Test images of an evaluation; 0 takes all.')
+_BATCH_SIZE = bounds.define_integer('batch_size', BATCH_SIZE, 'Images of a batch of an evaluation.')
+_SEED = bounds.define_integer('seed', 0, 'Which networks the splits evaluated have.')
+_OUTPUTS = outputs.define_flags()
+
+
+def main() -> None:
+    """Run the command."""
+    config = config_file.read_config(_CONFIG)
+    if not _TARGET.value:
+        raise UserError(f'--target is missing: choose from {", ".join(targets.NAMES)}')
+    target = targets.load(_TARGET.value)
+    written, out = _OUTPUTS(), cli.check_folder(_OUT.value, 'out') if _OUT.value else None
+    spec = EvaluationSpec(
+        splits=parse_splits(_SPLITS.value), num_networks=_NUM_NETWORKS.value, num_images=_NUM_IMAGES.value,
+        batch_size=_BATCH_SIZE.value, seed=_SEED.value,
+    )  # fmt: skip
+    widths = bounds.integers('widths', _WIDTHS.value, 'width')
+    targets.prepare_process()
+    divide_cpu(config.devices.cpu)
+    environment.start_devices()
+    with config_file.named_by_flags():
+        result = compile_programs(config, target, spec, widths=widths, out=out)
+    written.write(result, table=report.text)
+
+
+if __name__ == '__main__':
+    cli.run(main)

@@ -1,0 +1,21 @@
+"""What is known of each data set without reading it: the shapes that programs are compiled for."""
+
+from typing import NamedTuple
+
+
+class Sizes(NamedTuple):
+    """Of a data set: images of each split, its classes, whether a mirrored image is one of the same class."""
+
+    train: int
+    val: int
+    test: int
+    num_classes: int = 10
+    flip: bool = False
+
+
+SIZES = {
+    'cifar10': Sizes(45_000, 5_000, 10_000, flip=True),
+    'digits': Sizes(1_197, 300, 300),
+    'synthetic': Sizes(1_024, 256, 256),
+}
+"""By name, as `datasets.load` has them."""

@@ -1,0 +1,45 @@
+"""Models by the name that a command line has for them: `package.module:function`."""
+
+import importlib
+from collections.abc import Sequence
+from typing import Any
+
+from ghn_jax.base.errors import UserError, shown
+from ghn_jax.models.model import Model
+from ghn_jax.models.tracing import trace
+
+
+def load_model(name: str, input_shape: Sequence[int]) -> Model:
+    """Call a function without arguments that makes a model, and trace the model.
+
+    Args:
+      name: 'package.module:function'. The function returns a Flax module, a pair (apply, params) of a
+        function of parameters and images and its parameters, or a `Model` that it has traced by itself.
+      input_shape: of the images, as for `trace`; a `Model` has its own.
+
+    Raises:
+      UserError: no such module or function, one that fails (with its own error), and as `trace`.
+    """
+    module_name, colon, function_name = name.partition(':')
+    if not colon or not module_name or not function_name:
+        raise UserError(f'model {shown(name)}: expected package.module:function, as in nets:resnet')
+    try:
+        module = importlib.import_module(module_name)
+    except Exception as e:
+        raise UserError(f'module {module_name!r} cannot be imported: {_one_line(e)}') from e
+    make = getattr(module, function_name, None)
+    if not callable(make):
+        has = 'is no function' if hasattr(module, function_name) else 'is not there'
+        raise UserError(f'{function_name!r} of module {module_name!r} {has}: give one that returns a model')
+    try:
+        made: Any = make()
+    except Exception as e:
+        raise UserError(f'{name} fails: {_one_line(e)}') from e
+    if isinstance(made, Model):
+        return made
+    model, params = made if isinstance(made, tuple) and len(made) == 2 else (made, None)
+    return trace(model, input_shape, params=params)
+
+
+def _one_line(error: Exception) -> str:
+    return f'{type(error).__name__}: {" ".join(str(error).split())[:200]}'

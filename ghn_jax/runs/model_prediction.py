@@ -1,0 +1,64 @@
+"""The parameters of a user's own model from a run's hypernetwork, rounded, and their file."""
+
+import json
+import time
+from typing import Any
+
+import jax
+import numpy as np
+
+import ghn_jax
+from ghn_jax.base.paths import Place
+from ghn_jax.hypernet.policy_features import resolve
+from ghn_jax.models.model import Model
+from ghn_jax.models.sources import variable_names
+from ghn_jax.models.weights import predict_model
+from ghn_jax.networks.ops import primitives_of
+from ghn_jax.quant.bit_schedule import strategy_of
+from ghn_jax.quant.policy import Policy
+from ghn_jax.runs.run import Run
+from ghn_jax.runs.task import make_space_of
+from ghn_jax.runs.weight_files import write_weights
+
+
+def write_model(run: Run, model: Model, file: Place, *, policy: Policy, format: str = 'safetensors') -> str:
+    """Predict the parameters of a model and write them to a file; return a line about it.
+
+    Tensors are called by their paths in the model's pytree, joined by dots, and have the model's own layout
+    and precision. The file's metadata: model, input_shape, layout ('model') and, as of `prediction.predict`,
+    step, training_mode, bits, policy, predicted_for and quantization.
+
+    policy: the bits that the weights are rounded to.   format: one of `weight_files.FORMATS`.
+
+    Raises:
+      UserError: as `predict_model`; a policy of another model; a file that cannot be written.
+    """
+    config: Any = run.config
+    strategy = strategy_of(config)
+    widths = resolve(strategy.used(policy), model.graph)
+    start = time.perf_counter()
+    met = primitives_of(make_space_of(config).ops)
+    params, quantization = predict_model(
+        run.ghn, run.params, model, widths, primitives=met, rounded=strategy.scheme
+    )
+    seconds = time.perf_counter() - start
+    weights = dict(zip(variable_names(params), map(np.asarray, jax.tree.leaves(params))))
+    metadata = {
+        'model': model.name,
+        'input_shape': json.dumps(model.input_shape),
+        'layout': 'model',
+        'step': str(run.step),
+        'training_mode': config.quant.mode,
+        'bits': str(policy),
+        'policy': json.dumps(policy.to_dict()),
+        'predicted_for': str(policy) if run.ghn.config.bits else 'any',
+        'ghn_jax': ghn_jax.__version__,
+    }
+    if quantization:
+        metadata['quantization'] = json.dumps(quantization)
+    write_weights(file, weights, metadata, format)
+    size = sum(w.size for w in weights.values())
+    kept = f', {len(model.kept)} of them as initialised' if model.kept else ''
+    return (
+        f'{file}: {len(weights)} tensors{kept}, {size:,} parameters, {policy}, predicted in {seconds:.2f} s'
+    )

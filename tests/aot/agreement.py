@@ -1,0 +1,103 @@
+"""What training and scoring ask for, and what is compiled ahead for them: facts of programs, none compiled.
+
+python -m tests.aot.agreement   compares them for eight simulated devices, of which a network has two.
+"""
+
+import os
+from unittest import mock
+
+import jax
+import jax.numpy as jnp
+
+from ghn_jax import config as configs
+from ghn_jax.aot import programs
+from ghn_jax.assembly.mesh import make_mesh, mesh_of
+from ghn_jax.base import executables, recipes
+from ghn_jax.evaluation import score
+from ghn_jax.evaluation.evaluation_spec import EvaluationSpec
+from ghn_jax.evaluation.selection import image_batches, select_split
+from ghn_jax.hypernet.ghn import init_params
+from ghn_jax.quant.bit_schedule import strategy_of
+from ghn_jax.quant.policy import Policy
+from ghn_jax.runs.task import load_data, make_ghn, make_space_of
+from ghn_jax.training.optimizer import make_optimizer
+from ghn_jax.training.sampling import Preparation
+from ghn_jax.training.state import state_of
+from ghn_jax.training.stepper import Stepper
+from ghn_jax.training.validation import make_validation
+from tests.small_run import small_config
+
+SCORED = EvaluationSpec(splits=('test',), num_networks=2, num_images=48, batch_size=6)
+
+
+class Asked(Exception):
+    """Something is to be found or compiled."""
+
+
+def asked(config):
+    """The facts of the programs that a step, a validation and an evaluation of SCORED ask for."""
+    facts = []
+
+    def kept(recipe, arguments):
+        facts.append(recipes.facts_of(recipe, arguments, recipes.devices_of(arguments)))
+        if recipe.function is score.predict:
+            return lambda params, networks, out: out
+        raise Asked
+
+    def run(function, *arguments, **options):
+        score.predictor.cache_clear()
+        score.scorer.cache_clear()
+        try:
+            function(*arguments, **options)
+        except Asked:
+            return
+        raise AssertionError('nothing was asked for')
+
+    space, data, mesh = make_space_of(config), load_data(config), make_mesh(config)
+    ghn, optimizer = make_ghn(config, data.num_classes), make_optimizer(config)
+    shapes = jax.eval_shape(lambda: init_params(ghn.config, jax.random.key(0)))
+    params = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), shapes)
+    strategy = strategy_of(config)
+    with mock.patch.object(executables, 'kept', kept):
+        program, networks = Preparation(config, space, strategy, mesh).step(0)
+        stepper = Stepper(config, ghn, optimizer, data, mesh)
+        run(stepper, program, state_of(params, optimizer, mesh), networks, 0)
+        run(make_validation(config, ghn, space, data), params)
+        selection = select_split(space, 'test', seed=0, count=2, image_size=config.image_size)
+        images = image_batches(data, data.test, batch_size=6, num_images=48)
+        run(
+            score.score_networks, ghn, params, selection, images, [Policy()],
+            scheme=strategy.scheme.when_used(), mesh=mesh_of(jax.devices(), 1),
+        )  # fmt: skip
+    return facts
+
+
+def made(config):
+    """The facts of the programs that are compiled ahead for the same."""
+    devices = jax.devices()
+    jobs = [
+        *programs.training_jobs(config, devices),
+        *programs.validation_jobs(config, devices),
+        *programs.evaluation_jobs(config, devices, 'test', SCORED),
+    ]
+    return [recipes.facts_of(job.recipe, job.arguments, recipes.devices_of(job.arguments)) for job in jobs]
+
+
+def config_for(**changes):
+    """A config of small networks, with validations."""
+    c = small_config(mode='qat')
+    c.eval.every_steps = 3
+    c.update_from_flattened_dict(changes)
+    return configs.freeze(c)
+
+
+def main():
+    """Compare."""
+    several = {'devices.per_process': 0, 'devices.images': 2, 'train.meta_batch': 8, 'train.batch_size': 8}
+    config = config_for(**several)
+    assert len(jax.devices()) == 8 and asked(config) == made(config)
+
+
+if __name__ == '__main__':
+    os.environ['XLA_FLAGS'] = '--xla_force_host_platform_device_count=8'
+    main()

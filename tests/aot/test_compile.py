@@ -1,0 +1,182 @@
+"""`ghn_jax.compile`: programs compiled ahead are the ones that training and evaluation run."""
+
+import collections
+import json
+import subprocess
+import sys
+
+import jax
+import pytest
+
+from ghn_jax import config as configs
+from ghn_jax.aot import programs, targets
+from ghn_jax.aot.compiling import compile_job
+from ghn_jax.base import executables
+from tests.aot import agreement
+from tests.small_run import ROOT, command, is_one_error_line, small_config
+
+CONFIG = """
+from tests.small_run import small_config
+
+def get_config():
+    c = small_config(mode={mode!r})
+    c.space.ops = ('skip_connect', 'conv_1x1')
+    c.train.steps, c.train.batch_size = 2, 6
+    c.save_every_steps, c.eval.every_steps, c.eval.num_images = 2, {every}, 12
+    return c
+"""
+SCORED = ('--num_networks=2', '--num_images=12', '--batch_size=6')
+
+
+@pytest.fixture
+def compiled_functions():
+    """How often functions of ours were compiled since, by name."""
+    names = collections.Counter()
+
+    def count(event, seconds, **about):
+        if event == '/jax/core/compile/backend_compile_duration':
+            names[str(about.get('fun_name')).removeprefix('jit(').removesuffix(')')] += 1
+
+    jax.monitoring.register_event_duration_secs_listener(count)
+    yield names
+    jax.monitoring.unregister_event_duration_listener(count)
+
+
+@pytest.fixture
+def loaded(monkeypatch):
+    """How many executables were loaded since."""
+    calls = []
+    load = executables.serialize_executable.deserialize_and_load
+    monkeypatch.setattr(
+        executables.serialize_executable,
+        'deserialize_and_load',
+        lambda *a, **k: (calls.append(1), load(*a, **k))[1],
+    )
+    yield calls
+    executables.read_from(None)
+
+
+def of_ours(names):
+    return {
+        name: n
+        for name, n in names.items()
+        if any(own in name for own in ('training_step', 'predict', 'score'))
+    }
+
+
+def test_what_is_compiled_ahead_is_what_training_validation_and_evaluation_ask_for():
+    config = agreement.config_for()
+    assert agreement.asked(config) == agreement.made(config)
+
+
+@pytest.mark.slow
+def test_so_it_is_for_several_devices():
+    done = subprocess.run(
+        [sys.executable, '-m', 'tests.aot.agreement'], cwd=ROOT, capture_output=True, text=True
+    )
+    assert done.returncode == 0, done.stderr[-2000:]
+
+
+def test_training_loads_the_step_that_was_compiled_ahead_and_compiles_none(
+    tmp_path, quick_reference, compiled_functions, loaded
+):
+    (tmp_path / 'c.py').write_text(CONFIG.format(mode='float', every=0))
+    config, out = f'--config={tmp_path}/c.py', tmp_path / 'out'
+    result = command('ghn_jax.compile', config, '--target=cpu', '--splits=train,val', f'--out={out}',
+                     f'--json={tmp_path}/r.json')  # fmt: skip
+    assert result[0] == 0, result
+    (row,) = json.loads((tmp_path / 'r.json').read_text())['rows']  # without validations, nothing for them
+    assert row['function'] == 'training_step' and row['fits'] and row['collectives'] == []
+    assert [path.name for path in out.iterdir()] == [row['file']]
+    assert row['file_bytes'] == (out / row['file']).stat().st_size
+    assert of_ours(compiled_functions) == {'training_step': 1}
+    code, shown, errors = command(
+        'ghn_jax.train', config, f'--workdir={tmp_path}/run', f'--executables={out}'
+    )
+    assert code == 0 and 'step 2/2' in shown and 'compiled anew' not in errors
+    assert of_ours(compiled_functions) == {'training_step': 1} and len(loaded) == 1
+
+
+@pytest.mark.slow
+def test_validation_and_evaluation_load_theirs_and_say_what_another_evaluation_lacks(
+    tmp_path, quick_reference, compiled_functions, loaded
+):
+    (tmp_path / 'c.py').write_text(CONFIG.format(mode='qat', every=2))
+    config, out = f'--config={tmp_path}/c.py', tmp_path / 'out'
+    assert command('ghn_jax.compile', config, '--target=cpu', f'--out={out}', *SCORED)[0] == 0
+    ours = of_ours(compiled_functions)
+    assert ours == {'training_step': 1, 'predict': 2, 'score': 2}
+    train = command('ghn_jax.train', config, f'--workdir={tmp_path}/run', f'--executables={out}')
+    assert train[0] == 0 and 'validation' in train[1] and 'compiled anew' not in train[2]
+    evaluate = ('ghn_jax.evaluate', f'--workdir={tmp_path}/run', f'--executables={out}', '--devices=1')
+    result = command(*evaluate, *SCORED)
+    assert result[0] == 0 and 'compiled anew' not in result[2]
+    assert of_ours(compiled_functions) == ours and len(loaded) == 5
+    other = command(*evaluate, *SCORED, '--batch_size=4')
+    assert other[0] == 0 and 'there is no score' in other[2] and 'other shapes: compiled anew' in other[2]
+
+
+def test_bad_input_is_one_line(tmp_path):
+    given = 'ghn_jax.compile', '--config=test'
+    assert is_one_error_line(command(*given), '--target is missing', 'h100', 'tpu-v5e-2x4')
+    assert is_one_error_line(command(*given, '--target=tpu-v99'), '--target=tpu-v99', 'tpu-v4')
+    assert is_one_error_line(command('ghn_jax.compile', '--target=cpu'), '--config is missing')
+    assert is_one_error_line(command(*given, '--target=cpu', '--widths=48'), '--widths=48', 'train has 16')
+    few = '--splits=test', '--num_images=16', '--batch_size=17'
+    assert is_one_error_line(command(*given, '--target=cpu', *few), '--batch_size=17', '16 images')
+    absent = f'--workdir={tmp_path}/run', f'--executables={tmp_path}/absent'
+    assert is_one_error_line(command('ghn_jax.train', '--config=test', *absent), '--executables=', 'holds no')
+
+
+@pytest.mark.parametrize('name, extra', [('tpu-v5e', 'aot-tpu'), ('h100', 'aot-gpu')])
+def test_an_absent_compiler_is_one_line_that_says_what_to_install(name, extra, monkeypatch):
+    monkeypatch.setattr(targets, '_is_installed', lambda module: False)
+    result = command('ghn_jax.compile', '--config=test', f'--target={name}')
+    assert is_one_error_line(result, f'target {name}', f"pip install 'ghn-jax[{extra}]'")
+
+
+def test_every_target_is_described_and_the_description_is_of_a_platform_with_an_extra():
+    assert set(targets.NAMES) == {'cpu', 'h100', 'h200', 'tpu-v4', 'tpu-v5e', 'tpu-v5e-2x4', 'tpu-v6e'}
+    for name in targets.NAMES:
+        target = targets.load(name)
+        assert target.about and target.memory_bytes > 2**30 and target.backend in ('cpu', 'gpu', 'tpu')
+
+
+# ---- what is not here
+
+
+def small(**changes):
+    """A program of few branches at a batch that fills a TPU's lanes."""
+    c = small_config(mode='qat')
+    c.train.batch_size = 128
+    c.update_from_flattened_dict(changes)
+    return configs.freeze(c)
+
+
+def step_for(name, config):
+    """The figures of a config's training step, compiled for a target; skipped without its compiler."""
+    target = targets.load(name)
+    targets.prepare_process()
+    if needed := targets.missing(target):
+        pytest.skip(f'{name}: the compiler is not installed (pip install {needed})')
+    (job,) = programs.training_jobs(config, target.devices())
+    return compile_job(job, target)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize('name', ['h100', 'tpu-v5e'])
+def test_the_small_step_for_an_accelerator_fits_and_copies_no_tape_in_a_loop_or_branch(name, request):
+    if name.startswith('tpu'):
+        reason = 'on a TPU, tapes are turned over for every instruction'
+        request.node.add_marker(pytest.mark.xfail(strict=False, reason=reason))
+    row = step_for(name, small())
+    assert row['fits'] and row['collectives'] == []
+    assert row['tape_copies']['inside'] == 0, [c for c in row['copies'] if any(c['place'].values())]
+
+
+@pytest.mark.slow
+def test_the_small_step_for_eight_chips_exchanges_once_a_step_outside_of_loops_and_branches():
+    row = step_for('tpu-v5e-2x4', small(**{'devices.per_process': 0, 'train.meta_batch': 8}))
+    assert row['fits']
+    assert {c['op'] for c in row['collectives']} == {'all-reduce'}
+    assert not any(any(c['place'].values()) for c in row['collectives'])

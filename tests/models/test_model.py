@@ -1,0 +1,185 @@
+"""A traced model computes what the model itself does, and quantizes what the plain reference quantizes."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from flax import linen as nn
+from flax import nnx
+
+import ghn_jax
+from ghn_jax.cnn.reference import apply_reference
+from ghn_jax.models.tracing import trace
+from ghn_jax.quant.policy import Policy, parse_bits
+from ghn_jax.quant.scheme import QAT, Scheme
+from tests.cnn.networks import (
+    one_sided_policy,
+    quantized_names,
+    random_images,
+    random_parameters,
+    small_network,
+)
+from tests.models import linen_models, nnx_models
+
+
+def images(n: int = 4, size: int = 16) -> np.ndarray:
+    return np.random.default_rng(0).normal(size=(n, size, size, 3)).astype(np.float32)
+
+
+class Nchw(nn.Module):
+    """Images [N, 3, H, W], and most in bfloat16."""
+
+    @nn.compact
+    def __call__(self, x, train: bool = True):
+        x = jnp.transpose(x, (0, 2, 3, 1)).astype(jnp.bfloat16)
+        x = nn.Conv(8, (3, 3), dtype=jnp.bfloat16, param_dtype=jnp.bfloat16)(x)
+        x = nn.silu(nn.BatchNorm(use_running_average=not train, dtype=jnp.bfloat16)(x))
+        return nn.Dense(10)(x.astype(jnp.float32).mean((1, 2)))
+
+
+LINEN = {
+    'densenet': linen_models.DenseNet((1, 1)),
+    'convnext': linen_models.ConvNeXt((1, 1), (16, 32)),
+    'squeezenet': linen_models.SqueezeNet(),
+    'mobilenet': linen_models.MobileNet(
+        (linen_models._row(1, 16, 1, 1), linen_models._row(6, 24, 2, 2, 5, 4, nn.hard_swish)),
+        stem=16,
+        head=64,
+    ),
+    'nchw_bfloat16': Nchw(),
+}
+SWITCHES = {'convnext': {'deterministic': True}, 'mobilenet': {'training': True}}
+
+
+QUICK = 'densenet', 'nchw_bfloat16'
+
+
+@pytest.mark.parametrize(
+    'name', [name if name in QUICK else pytest.param(name, marks=pytest.mark.slow) for name in LINEN]
+)
+def test_apply_without_quantizer_equals_the_model_to_the_bit(name):
+    module, x = LINEN[name], images()
+    if name == 'nchw_bfloat16':
+        x = x.transpose(0, 3, 1, 2)
+    switches = SWITCHES.get(name, {'train': True})
+    rngs = {'params': jax.random.key(0), 'dropout': jax.random.key(1)}
+    variables = module.init(rngs, x, **switches)
+    own = lambda v, x: module.apply(v, x, mutable=['batch_stats'], **switches)[0]
+    if name == 'squeezenet':  # its dropout is not for the traced model
+        own = lambda v, x: module.apply(v, x, train=False)
+    if name == 'mobilenet':
+        own = lambda v, x: _without_dropout(module, v, x)
+    model = trace(module, (1, *x.shape[1:]))
+    found = jax.jit(model.apply)(variables['params'], x)
+    assert found.dtype == jnp.float32
+    np.testing.assert_array_equal(found, jax.jit(own)(variables, x))
+
+
+def _without_dropout(module, variables, x):
+    drop = lambda call, args, kwargs, context: (
+        args[0] if isinstance(context.module, nn.Dropout) else call(*args, **kwargs)
+    )
+    with nn.intercept_methods(drop):
+        return module.apply(variables, x, training=True, mutable=['batch_stats'])[0]
+
+
+def test_apply_equals_an_nnx_model_to_the_bit_and_takes_its_parameters():
+    module = nnx_models.WideResNet(blocks=1, factor=1, rngs=nnx.Rngs(0))
+    model = trace(module, (1, 16, 16, 3))
+    params = nnx.state(module, nnx.Param)
+    assert jax.tree.structure(params) == jax.tree.structure(model.params)
+    found = jax.jit(model.apply)(params, images())
+    module.train()
+    np.testing.assert_array_equal(found, nnx.jit(lambda m, x: m(x))(module, images()))
+
+
+def test_gradients_are_those_of_the_model():
+    """Also at 0, where the derivative of relu is what its author says."""
+    apply = lambda params, x: jax.nn.relu(x.mean((1, 2)) @ params['w']) @ params['head']
+    params = {'w': jnp.zeros((3, 4)), 'head': jnp.ones((4, 10))}
+    model = trace(apply, (2, 16, 16, 3), params=params)
+    total = lambda apply: jax.grad(lambda p: apply(p, images()).sum())(params)
+    for found, expected in zip(jax.tree.leaves(total(model.apply)), jax.tree.leaves(total(apply))):
+        np.testing.assert_array_equal(found, expected)
+
+
+SCHEMES = (QAT, Scheme(mode='qat', granularity='channel', weight_range='mse', activation_range='sigma'))
+
+
+@pytest.mark.parametrize('turn', [0, pytest.param(1, marks=pytest.mark.slow)])
+def test_quantized_a_network_of_deepnets_gives_the_logits_of_the_plain_reference(turn, quick_reference):
+    """Both halves of a strided skip among them, which read one tensor."""
+    spec = small_network([('max_pool_3x3', 0), ('sep_conv_3x3', 1)], n_cells=1, stem_type=1)
+    model, x, params = trace(spec, (1, 16, 16, 3)), random_images(4, 0, size=16), random_parameters(spec, 0)
+    policy, scheme = one_sided_policy(quantized_names(spec), turn=turn), SCHEMES[turn]
+    expected = jax.jit(lambda p, x: apply_reference(spec, p, x, policy=policy, scheme=scheme))(params, x)
+    found = jax.jit(lambda p, x: model.apply(p, x, model.quantizer(policy, scheme)))(params, x)
+    np.testing.assert_allclose(found, expected, atol=1e-5 * float(np.abs(expected).max()))
+    plain = jax.jit(model.apply)(params, x)
+    assert np.abs(plain - expected).max() > 0.01
+
+
+def test_every_weight_and_activation_of_a_layer_passes_through_the_quantizer_and_no_other():
+    class Recording:
+        def __init__(self):
+            self.weights, self.activations = {}, {}
+
+        def weight(self, name, w):
+            self.weights[name] = w.shape
+            return w
+
+        def activation(self, name, x, whole):
+            self.activations[name] = x.shape, whole.shape
+            return x
+
+    class Cut(nn.Module):
+        """Two layers read parts of one tensor."""
+
+        @nn.compact
+        def __call__(self, x):
+            x = nn.relu(nn.Conv(8, (3, 3), name='first')(x))
+            y = nn.Conv(4, (1, 1), name='right')(x[:, 1:, 1:]).mean((1, 2))
+            return nn.Dense(10, name='head')(x.reshape(len(x), -1)) + nn.Dense(10, name='other')(y)
+
+    quantizer, captured = Recording(), {}
+    model = trace(Cut(), (1, 8, 8, 3))
+    two = jax.ShapeDtypeStruct((2, 8, 8, 3), jnp.float32)
+    jax.eval_shape(lambda params, x: model.apply(params, x, quantizer, captured), model.params, two)
+    assert quantizer.weights == {
+        'first.kernel': (8, 3, 3, 3), 'right.kernel': (4, 8, 1, 1), 'head.kernel': (10, 512),
+        'other.kernel': (10, 4),
+    }  # fmt: skip
+    assert quantizer.activations['right.kernel'] == ((2, 7, 7, 8), (2, 8, 8, 8))
+    assert quantizer.activations['head.kernel'] == ((2, 512), (2, 8, 8, 8))
+    assert {name: x.shape for name, x in captured.items()} == {
+        'first.kernel': (2, 8, 8, 8), 'right.kernel': (2, 7, 7, 4), 'head.kernel': (2, 10),
+        'other.kernel': (2, 10),
+    }  # fmt: skip
+
+
+def test_policies_speak_of_the_names_of_layers():
+    model = trace(LINEN['densenet'], (1, 16, 16, 3))
+    quantizer = model.quantizer(Policy(8, 8, rules=(('Dense_.*', 4, 2),)))
+    assert quantizer.widths['Dense_0.kernel'] == (4, 2) and quantizer.widths['Conv_0.kernel'] == (8, 8)
+    with pytest.raises(
+        ghn_jax.UserError, match="rule 'cells.*' matches none of the .* such as 'Conv_0.kernel'"
+    ):
+        model.quantizer(Policy(8, 8, rules=(('cells.*', 4, 4),)))
+
+
+def test_images_and_parameters_of_other_shapes_are_refused():
+    model = trace(LINEN['squeezenet'], (1, 16, 16, 3))
+    params = jax.tree.map(lambda a: jnp.zeros(a.shape), model.params)
+    with pytest.raises(
+        ghn_jax.UserError, match=r'images are \(2, 8, 8, 3\), the model is traced for \(N, 16'
+    ):
+        model.apply(params, images(2, 8))
+    with pytest.raises(ghn_jax.UserError, match='params have other shapes'):
+        model.apply(params['Conv_0'], images(2))
+
+
+def test_1_bit_weights_of_a_layer_are_two_levels():
+    model = trace(LINEN['squeezenet'], (1, 16, 16, 3))
+    w = jnp.asarray(np.random.default_rng(0).normal(size=(8, 3, 3, 3)), jnp.float32)
+    rounded = model.quantizer(parse_bits('w1a2')).weight('Conv_0.kernel', w)
+    assert len(np.unique(rounded)) == 2
