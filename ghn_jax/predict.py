@@ -19,12 +19,11 @@ returns a Flax module (or a pair: a function of parameters and images, and its p
 the names and layouts of the model's own parameters.
 """
 
-import pathlib
-
 from absl import flags
 
 from ghn_jax.base import cli
 from ghn_jax.base.errors import UserError
+from ghn_jax.base.paths import Place
 from ghn_jax.base.start import start
 from ghn_jax.models.loading import load_model
 from ghn_jax.networks.files import load_networks
@@ -32,7 +31,7 @@ from ghn_jax.quant.policy import Policy, load_policy, parse_bits
 from ghn_jax.runs.model_prediction import write_model
 from ghn_jax.runs.prediction import LAYOUTS, output_files, with_names, write_predictions
 from ghn_jax.runs.run import load_run
-from ghn_jax.runs.weight_files import FORMATS
+from ghn_jax.runs.weight_files import FORMATS, check_place
 
 _WORKDIR = flags.DEFINE_string(
     'workdir', None, 'Run directory, of ghn_jax.train or ghn_jax.convert, or zoo:NAME.'
@@ -82,15 +81,15 @@ def main() -> None:
         print(line)
 
 
-def _predict_model(name: str, workdir: pathlib.Path, policy: Policy) -> None:
-    for flag in ('arch', 'layout'):
+def _predict_model(name: str, workdir: Place, policy: Policy) -> None:
+    for flag in ('arch', 'layout', 'packed'):
         if flags.FLAGS[flag].present:
             raise UserError(f'--model and --{flag} are both given: give one of them')
-    out = cli.check_output(_OUT.value or '', 'out')
+    out = check_place(_OUT.value or '', _FORMAT.value)
     start()
     run = load_run(workdir)
     size = run.config.image_size
-    print(write_model(run, load_model(name, (1, size, size, 3)), out, policy=policy))
+    print(write_model(run, load_model(name, (1, size, size, 3)), out, policy=policy, format=_FORMAT.value))
 
 
 def _read_policy() -> Policy:

@@ -1,7 +1,6 @@
 """The parameters of a user's own model from a run's hypernetwork, rounded, and their file."""
 
 import json
-import pathlib
 import time
 from typing import Any
 
@@ -9,7 +8,7 @@ import jax
 import numpy as np
 
 import ghn_jax
-from ghn_jax.base import files
+from ghn_jax.base.paths import Place
 from ghn_jax.hypernet.policy_features import resolve
 from ghn_jax.models.model import Model
 from ghn_jax.models.sources import variable_names
@@ -17,19 +16,19 @@ from ghn_jax.models.weights import predict_model
 from ghn_jax.networks.ops import primitives_of
 from ghn_jax.quant.bit_schedule import strategy_of
 from ghn_jax.quant.policy import Policy
-from ghn_jax.runs.prediction import to_safetensors
 from ghn_jax.runs.run import Run
 from ghn_jax.runs.task import make_space_of
+from ghn_jax.runs.weight_files import write_weights
 
 
-def write_model(run: Run, model: Model, file: pathlib.Path, *, policy: Policy) -> str:
-    """Predict the parameters of a model and write them as safetensors; return a line about the file.
+def write_model(run: Run, model: Model, file: Place, *, policy: Policy, format: str = 'safetensors') -> str:
+    """Predict the parameters of a model and write them to a file; return a line about it.
 
     Tensors are called by their paths in the model's pytree, joined by dots, and have the model's own layout
     and precision. The file's metadata: model, input_shape, layout ('model') and, as of `prediction.predict`,
     step, training_mode, bits, policy, predicted_for and quantization.
 
-    policy: the bits that the weights are rounded to.
+    policy: the bits that the weights are rounded to.   format: one of `weight_files.FORMATS`.
 
     Raises:
       UserError: as `predict_model`; a policy of another model; a file that cannot be written.
@@ -57,7 +56,7 @@ def write_model(run: Run, model: Model, file: pathlib.Path, *, policy: Policy) -
     }
     if quantization:
         metadata['quantization'] = json.dumps(quantization)
-    files.write(file, to_safetensors(weights, metadata))
+    write_weights(file, weights, metadata, format)
     size = sum(w.size for w in weights.values())
     kept = f', {len(model.kept)} of them as initialised' if model.kept else ''
     return (
