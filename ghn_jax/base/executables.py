@@ -25,15 +25,16 @@ from typing import Any
 import jax
 from jax.experimental import serialize_executable
 
-from ghn_jax.base import counters, files, recipes
+from ghn_jax.base import counters, files, paths, recipes
 from ghn_jax.base.errors import FieldError, UserError
+from ghn_jax.base.paths import Place
 from ghn_jax.base.recipes import Facts, Recipe
 
 _BLOCK = 4096  # bytes; those of disks are multiples of it
 _MOST = 64
 """Files to keep, of 2 to 5 MB each: those of earlier versions would stay for ever."""
 
-_ahead: list[pathlib.Path] = []  # the folder of programs compiled ahead, if there is one
+_ahead: list[Place] = []  # the folder of programs compiled ahead, if there is one
 
 
 def read_from(folder: str | os.PathLike | None) -> None:
@@ -47,8 +48,8 @@ def read_from(folder: str | os.PathLike | None) -> None:
     _ahead.clear()
     if folder is None:
         return
-    path = pathlib.Path(folder).absolute()
-    if not any(path.glob('*.executable')):
+    path = paths.absolute(folder, 'executables')
+    if not any(name.endswith('.executable') for name in files.names(path)):
         raise FieldError(
             'executables',
             f'={folder} holds no *.executable: give what ghn_jax.compile has written with --out',
@@ -111,7 +112,7 @@ class Kept:
         return self._found[types](*arguments)
 
 
-def write(folder: pathlib.Path, recipe: Recipe, arguments: tuple[Any, ...], compiled: Any) -> pathlib.Path:
+def write(folder: Place, recipe: Recipe, arguments: tuple[Any, ...], compiled: Any) -> Place:
     """Write a compiled program where `kept` finds it after `read_from(folder)`.
 
     Args:
@@ -165,7 +166,7 @@ def _name(facts: Facts) -> str:
     return f'{facts["function"]}-{recipes.digest_of(facts)}.executable'
 
 
-def _load(path: pathlib.Path, devices: Sequence[Any]) -> Callable | None:
+def _load(path: Place, devices: Sequence[Any]) -> Callable | None:
     """None if the file is absent, not whole, or cannot be loaded. devices: that it runs on."""
     try:
         head, _, rest = path.read_bytes().partition(b'\n')
@@ -183,13 +184,13 @@ def _load(path: pathlib.Path, devices: Sequence[Any]) -> Callable | None:
     return found
 
 
-def _why_none(folder: pathlib.Path, facts: Facts) -> str:
+def _why_none(folder: Place, facts: Facts) -> str:
     """Say why a folder has no program of these facts, by the one there that differs least."""
     function, nearest = facts['function'], None
     if (folder / _name(facts)).exists():
         return f'{_name(facts)} is damaged, or this device cannot run it'
     for path in sorted(folder.glob(f'{function}-*.executable')):
-        with contextlib.suppress(OSError, ValueError), open(path, 'rb') as file:
+        with contextlib.suppress(OSError, ValueError), files.opened(path) as file:
             found = json.loads(file.readline(1_000_000))
             count = sum(found.get(name) != value for name, value in facts.items())
             nearest = min(nearest or (count, path.name, found), (count, path.name, found), key=lambda n: n[0])
@@ -214,7 +215,7 @@ def _save(path: pathlib.Path, facts: Facts, compiled: Any) -> None:
         _prune(path.parent)
 
 
-def _write(path: pathlib.Path, facts: Facts, compiled: Any) -> None:
+def _write(path: Place, facts: Facts, compiled: Any) -> None:
     data = pickle.dumps(serialize_executable.serialize(compiled))
     with files.writing(path.parent):
         path.parent.mkdir(parents=True, exist_ok=True)

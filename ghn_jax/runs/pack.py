@@ -73,16 +73,16 @@ def read_pack(path: str | os.PathLike) -> Pack:
     Raises:
       FieldError: of the field `unpack`: no such file, or one that is no pack, damaged, or of another version.
     """
-    path = paths.local(path, 'unpack')
+    path = paths.place(path, 'unpack')
 
     def refuse(reason: object) -> FieldError:
         advice = 'give a file that a training has packed'
         return FieldError('unpack', f'={path} is no packed run ({reason}): {advice}')
 
     try:
-        if not path.is_file():
+        if not files.is_file(path):
             raise FieldError('unpack', f'={path}: there is no such file')
-        with gzip.open(path) as file:
+        with files.opened(path) as packed, gzip.open(packed) as file:
             data = file.read(MAX_BYTES + 1)
     except (OSError, EOFError, zlib.error, ValueError) as e:
         if isinstance(e, FieldError):
