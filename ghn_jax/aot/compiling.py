@@ -95,7 +95,8 @@ def compile_job(job: Job, target: Target, out: Place | None = None) -> Row:
     if out is not None:
         start = time.perf_counter()
         file = executables.write(out, job.recipe, job.arguments, compiled)
-        row |= {'file': file.name, 'file_bytes': files.read(file, 0)[1], 'write_s': time.perf_counter() - start}
+        seconds = time.perf_counter() - start
+        row |= {'file': file.name, 'file_bytes': files.read(file, 0)[1], 'write_s': seconds}
     return row
 
 
