@@ -81,5 +81,5 @@ def test_the_command_scores_a_model(workdir, tmp_path, monkeypatch):
 
 
 def test_a_model_for_other_images_is_refused(workdir):
-    with pytest.raises(UserError, match=r'is traced for images of shape \(9, 9, 3\), those of'):
-        evaluate_model(load_run(workdir), trace(SPEC, (1, 9, 9, 3)))
+    with pytest.raises(UserError, match=r'is traced for images of shape \(16, 16, 3\), those of'):
+        evaluate_model(load_run(workdir), trace(SPEC, (1, 16, 16, 3)))
