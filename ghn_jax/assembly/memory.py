@@ -9,7 +9,6 @@ from collections.abc import Iterable
 from typing import Any
 
 import jax
-import numpy as np
 import psutil
 from jax.sharding import Mesh
 
@@ -18,6 +17,7 @@ from ghn_jax.assembly.workspace import make_workspace
 from ghn_jax.base import counters
 from ghn_jax.base.errors import UserError
 from ghn_jax.cnn.program import Program
+from ghn_jax.cnn.tape_layout import array_bytes
 from ghn_jax.config import RunConfig
 
 KNOBS = (
@@ -31,8 +31,8 @@ _CGROUP = (  # limit and use of a container, of cgroup 2 and 1
 
 
 def tree_bytes(tree: Any) -> int:
-    """Return the bytes of a tree of arrays, or of their shapes."""
-    return sum(int(np.prod(x.shape)) * np.dtype(x.dtype).itemsize for x in jax.tree.leaves(tree))
+    """Return the bytes that a tree of arrays, or of their shapes, takes on the device."""
+    return sum(array_bytes(x.shape, x.dtype) for x in jax.tree.leaves(tree))
 
 
 def program_bytes(program: Program, config: RunConfig, mesh: Mesh | None) -> int:

@@ -10,10 +10,14 @@ through a switch either, so there a slot is read before the switch. (XLA:CPU wou
 """
 
 import dataclasses
+import math
 from collections.abc import Sequence
 
 import jax.numpy as jnp
+import numpy as np
 from jax import Array, lax
+from jax.experimental.layout import Layout, with_layout_constraint
+from jax.typing import DTypeLike
 
 from ghn_jax.base import backends
 from ghn_jax.base.numbers import round_up
@@ -46,7 +50,11 @@ class TapeLayout:
 
     def as_stored(self, values: Array) -> Array:
         """Return values [..., N, H, H, C] in the order of the tape, [..., *axes]."""
-        return _transposed(values, [_IMAGES.index(axis) for axis in self.axes])
+        stored = _transposed(values, [_IMAGES.index(axis) for axis in self.axes])
+        if self.reads_in_branches:
+            return stored
+        # XLA:TPU would give a tape the order that some of its ops compute in, and convert it for the others.
+        return with_layout_constraint(stored, Layout(tuple(range(stored.ndim))))
 
     def operand(self, tape: Array, index: Array) -> Array:
         """Return what a switch is given of a tape, for its branches to `read` slot `index`."""
@@ -63,13 +71,17 @@ def layout_of(tape_shape: TapeShape, batch: int) -> TapeLayout:
     value_shape = (batch, size, size, channels)
     if backends.current() != 'tpu':
         return TapeLayout(value_shape, 'NHWC', reads_in_branches=True)
-    images_minor = padded(channels, batch) <= padded(batch, channels)
+    images_minor = array_bytes((channels, batch)) < array_bytes((batch, channels))
     return TapeLayout(value_shape, 'HWCN' if images_minor else 'HWNC', reads_in_branches=False)
 
 
-def padded(sublanes: int, lanes: int) -> int:
-    """Return what the two innermost axes of an array take on a TPU, in numbers of 32 bits."""
-    return round_up(sublanes, _SUBLANES) * round_up(lanes, _LANES)
+def array_bytes(shape: Sequence[int], dtype: DTypeLike = np.float32) -> int:
+    """Return the bytes of an array, with what a TPU pads its two innermost axes by."""
+    itemsize = np.dtype(dtype).itemsize
+    if backends.current() == 'tpu' and len(shape) > 1:
+        *outer, sublanes, lanes = shape  # numbers of 16 bits lie in pairs
+        shape = (*outer, round_up(sublanes, _SUBLANES * max(1, 4 // itemsize)), round_up(lanes, _LANES))
+    return math.prod(shape) * itemsize
 
 
 def _transposed(values: Array, order: Sequence[int]) -> Array:
