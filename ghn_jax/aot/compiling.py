@@ -12,7 +12,7 @@ from ghn_jax.aot.programs import Job
 from ghn_jax.aot.report import Row
 from ghn_jax.aot.targets import Target
 from ghn_jax.assembly.memory import is_out_of_memory
-from ghn_jax.base import backends, counters, executables, files, recipes
+from ghn_jax.base import backends, counters, executables, recipes
 from ghn_jax.base.paths import Place
 from ghn_jax.config import RunConfig
 from ghn_jax.evaluation.evaluation_spec import EvaluationSpec
@@ -94,9 +94,8 @@ def compile_job(job: Job, target: Target, out: Place | None = None) -> Row:
     row |= report.about_text(compiled.as_text() or '', report.tapes_of(job))
     if out is not None:
         start = time.perf_counter()
-        file = executables.write(out, job.recipe, job.arguments, compiled)
-        seconds = time.perf_counter() - start
-        row |= {'file': file.name, 'file_bytes': files.read(file, 0)[1], 'write_s': seconds}
+        name, size = executables.write(out, job.recipe, job.arguments, compiled)
+        row |= {'file': name, 'file_bytes': size, 'write_s': time.perf_counter() - start}
     return row
 
 
