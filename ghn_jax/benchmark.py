@@ -18,7 +18,6 @@ included. `probe` is a 2048 x 2048 float32 numpy product (median of 12): divide 
 the same machine at another hour.
 """
 
-import os
 from typing import Any
 
 import jax
@@ -31,7 +30,7 @@ from ghn_jax.base.errors import UserError, of_field
 from ghn_jax.base.start import start
 from ghn_jax.benchmarks import comparison, picture, tasks
 from ghn_jax.benchmarks.benchmark import DEFAULT, WHAT, benchmark, text
-from ghn_jax.benchmarks.options import MODES, Options
+from ghn_jax.benchmarks.options import MODES, Options, parts_of_cpu
 from ghn_jax.networks.files import load_networks
 from ghn_jax.networks.spaces import SPLITS, make_space
 from ghn_jax.networks.spec import NetworkSpec
@@ -95,7 +94,7 @@ def _measure() -> dict[str, Any]:
             raise UserError(f'--target={_TARGET.value} is for --what=compile: leave it out, or time compile')
         targets.load(_TARGET.value)
         targets.prepare_process()
-    start(_DEVICES.value or _parts_of_cpu())
+    start(_DEVICES.value or parts_of_cpu())
     options = Options(
         specs=specs, modes=tuple(_MODE.value), meta_batch=_META_BATCH.value,
         devices=_DEVICES.value or min(jax.local_device_count(), _META_BATCH.value),
@@ -114,13 +113,6 @@ def _networks() -> tuple[NetworkSpec, ...]:
     specs = load_networks(_ARCHS.value)
     tasks.check_networks(specs)
     return tuple(specs)
-
-
-def _parts_of_cpu() -> int:
-    """Two where it has the cores and the memory: the workspaces of large networks take 5 GiB each."""
-    memory = os.sysconf('SC_PAGE_SIZE') * os.sysconf('SC_PHYS_PAGES')
-    forced = 'xla_force_host_platform_device_count' in os.environ.get('XLA_FLAGS', '')
-    return 2 if (os.cpu_count() or 1) > 1 and memory >= 20 * 2**30 and not forced else 1
 
 
 if __name__ == '__main__':

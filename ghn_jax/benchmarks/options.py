@@ -1,6 +1,7 @@
 """What a measurement is asked for."""
 
 import dataclasses
+import os
 from typing import Any
 
 from ghn_jax import config as configs
@@ -47,3 +48,10 @@ def config_of(options: Options, what: str) -> RunConfig:
     if options.config is None:
         raise FieldError('config', f' is missing, which {what} is about: give one, such as ghn_qat_cifar10')
     return configs.freeze(options.config)
+
+
+def parts_of_cpu() -> int:
+    """Return 2 where a CPU has the cores and the memory: large networks have workspaces of 5 GiB each."""
+    memory = os.sysconf('SC_PAGE_SIZE') * os.sysconf('SC_PHYS_PAGES')
+    forced = 'xla_force_host_platform_device_count' in os.environ.get('XLA_FLAGS', '')
+    return 2 if (os.cpu_count() or 1) > 1 and memory >= 20 * 2**30 and not forced else 1

@@ -16,7 +16,7 @@ operations are used: `base.backends` says which backend a program is for.
 import functools
 import math
 from collections.abc import Iterable
-from typing import cast
+from typing import Any, cast
 
 import jax
 import jax.numpy as jnp
@@ -40,7 +40,7 @@ def relu(x: Array) -> Array:
     return jnp.where(x > 0, x, 0)
 
 
-def _in_parts(pixels: int, *batches: Array) -> tuple[Array, ...]:
+def _in_parts(pixels: int, *batches: Array) -> Any:
     """Cut batches [N, ...] of images of so many pixels into parts that a CPU's cache holds: [P, N/P, ...]."""
     images = math.gcd(len(batches[0]), max(1, _PIXELS_AT_A_TIME // pixels))
     return tuple(x.reshape(-1, images, *x.shape[1:]) for x in batches)
