@@ -91,6 +91,9 @@ def _measure() -> dict[str, Any]:
         bounds.integers('cells', _CELLS.value, 'cells'),
     )
     if _TARGET.value:
+        if 'compile' not in _WHAT.value:
+            raise UserError(f'--target={_TARGET.value} is for --what=compile: leave it out, or time compile')
+        targets.load(_TARGET.value)
         targets.prepare_process()
     start(_DEVICES.value or _parts_of_cpu())
     options = Options(

@@ -51,7 +51,7 @@ def check_arrays(state: Any, saved: dict[str, int] | None) -> None:
             raise ValueError(f'{name} is not what was written')
 
 
-def check_types(saved: Any, wanted: Any, where: os.PathLike) -> None:
+def check_types(saved: Any, wanted: Any, where: str | os.PathLike) -> None:
     """Raise UserError unless two trees have arrays of the same names, shapes and types.
 
     Orbax raises for another shape or structure, in many lines, and casts another dtype silently.

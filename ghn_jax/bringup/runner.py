@@ -22,7 +22,7 @@ _TAIL = 2000  # bytes of what a part has said that are searched for its error
 DONE, FAILED, LATE, SKIPPED = 'done', 'failed', 'out of time', 'no time left'
 
 Record = dict[str, Any]
-"""Of a part: 'part', 'status', 'seconds', 'limit_s', 'error' (None where it is done), 'result'."""
+"""Of a part: 'part', 'status', 'seconds', 'limit_s', 'error' (None unless it failed), 'result'."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -93,7 +93,7 @@ def _run(
             status, code = _wait(part, limit, path, file, lambda: changed(_now(about, start, path)))
         except OSError as e:  # the command is not there
             return about | {'status': FAILED, 'error': str(e), 'result': None}
-    error = None if status == DONE else _error(log, begins, code)
+    error = _error(log, begins, code) if status == FAILED else None  # what was ended has not said why
     return about | {
         'status': status, 'seconds': round(time.monotonic() - start, 2), 'error': error,
         'result': _result(path),

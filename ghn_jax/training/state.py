@@ -1,7 +1,6 @@
 """The state that a run begins with: a fresh one, or that of its newest checkpoint."""
 
 import os
-import pathlib
 import sys
 from typing import Any
 
@@ -117,7 +116,7 @@ def unpack(
     before, _, step = read_meta(pack.meta, path)
     _check_config(before, config, path)
     like = _like(config, ghn, optimizer, mesh)
-    check_types(pack.arrays, like, pathlib.Path(path))
+    check_types(pack.arrays, like, path)
     state = jax.tree_util.tree_map_with_path(lambda name, _: pack.arrays[leaf_name(name)], like)
     if processes.is_first():
         for name, text in pack.records.items():

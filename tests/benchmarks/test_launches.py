@@ -1,12 +1,18 @@
 """The walk over networks' tables that the model of a GPU's step is given."""
 
-import numpy as np
+import dataclasses
 
-from ghn_jax.benchmarks import launches
+import numpy as np
+import pytest
+
+from ghn_jax.aot import targets
+from ghn_jax.benchmarks import launches, programs
 from ghn_jax.benchmarks.launches import Mix
+from ghn_jax.benchmarks.options import Options
 from ghn_jax.cnn.building import build_program
 from ghn_jax.cnn.tables import ACCUMULATE
 from tests.cnn.networks import small_network
+from tests.small_run import small_config
 
 STEP = """HloModule step
 
@@ -67,3 +73,15 @@ def test_the_term_that_takes_longest_rules():
     parts = launches.model(STEP, [Mix(6.0, (0.5, 0.5), 0.0)], networks=1)
     rows = launches.rows_of(parts, {'bytes': 1.0, 'float32': 1.0}, 'float32', {})
     assert {row['rules'] for row in rows if row['part'] != 'instruction backward'} == {'bytes'}
+
+
+@pytest.mark.slow
+def test_a_compiled_step_is_modelled_and_its_instructions_are_most_of_it(monkeypatch):
+    speed = {'bytes': 3e12, 'float32': 67e12}
+    target = dataclasses.replace(targets.load('cpu'), speed=speed)
+    monkeypatch.setattr(targets, 'load', lambda name: target)
+    rows = programs.measure(Options(config=small_config(), target='cpu', widths=(16,)))
+    parts = {row['part']: row for row in rows if row['what'] == 'launches'}
+    assert list(parts) == ['step', 'instructions', 'instruction forward', 'instruction backward']
+    assert parts['step']['launches'] > parts['instructions']['launches'] > 0
+    assert parts['instruction forward']['trips'] >= 2 and parts['instruction backward']['launches'] > 2
