@@ -120,9 +120,14 @@ class TrainConfig(_Section):
     embedding_rate: float = number(1.0, 0, 1e6)  # of the embeddings of nodes and bits
     weight_decay: float = number(1e-5, 0, 1e6)
     clip_norm: float = number(5.0, 1e-30, 1e30)  # of the global gradient norm
+    network_clip_norm: float = number(0.0, 0, 1e30)  # of each network's gradient; 0 is none
+    label_smoothing: float = number(0.0, 0, 1)
+    weight_penalty: float = number(0.0, 0, 1e6)  # of the predicted weights' norms; GHN-3 has 3e-5
+    ema: float = number(0.0, 0, 1)  # decay of the parameters' average, which is then what is used; 0 is none
     # step: x0.1 at 2/3 and 5/6 of the steps, as GHN-2; cosine: to 0.
     schedule: str = choice('step', SCHEDULES)
     warmup_steps: int = _steps(0)  # linear, from 0
+    small_first_steps: int = _steps(0)  # until then smaller networks come up more often; 0 is never
     # Of the networks' values and their gradients; bfloat16: half the memory traffic.
     dtype: str = choice('float32', DTYPES)
     augment: bool = True  # crop from 4 pixels of padding; flip where the data set allows it
@@ -191,6 +196,12 @@ class RunConfig(_Section):
         super().__post_init__()
         if self.image_size % 8:  # a stem and two reductions may each halve it
             raise FieldError('image_size', f'={self.image_size}: expected a multiple of 8')
+        if self.train.network_clip_norm and self.devices.images > 1:
+            raise FieldError(
+                'train.network_clip_norm',
+                f'={self.train.network_clip_norm} with devices.images={self.devices.images}: no device has a '
+                'whole gradient of a network: set one of them to 0 or 1',
+            )
         for key in ('data_dir', 'init_from'):
             path = getattr(self, key)
             (paths.check_place if key == 'init_from' else paths.check_local)(path, key)

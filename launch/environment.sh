@@ -1,9 +1,14 @@
 # The environment all commands share: `.venv` in the repository, made once and reused until `pyproject.toml` or
 # `constraints.txt` changes. Source this file, then call:  environment [EXTRA]   (test, cuda, tpu; several: tpu,gcs)
 # It changes into the repository and puts the environment's `python` first in PATH. Needs `set -o pipefail`.
+# Of another Python it is an environment of its own: `GHN_JAX_PYTHON=3.12` takes .venv-3.12 and constraints-3.12.txt.
+
+venv=".venv${GHN_JAX_PYTHON:+-$GHN_JAX_PYTHON}"
+constraints="constraints${GHN_JAX_PYTHON:+-$GHN_JAX_PYTHON}.txt"
 
 _find_python() {
     local candidate
+    [ -z "${GHN_JAX_PYTHON:-}" ] || local PYTHON="python$GHN_JAX_PYTHON"
     for candidate in ${PYTHON:-python3.11 python3.12 python3.13 python3 python}; do
         if "$candidate" -c 'import sys; sys.exit(sys.version_info < (3, 11))' >/dev/null 2>&1; then
             echo "$candidate"
@@ -18,36 +23,77 @@ _find_python() {
 # What the environment is made from: it is made anew where this changes.
 _fingerprint() {
     "$1" -c 'import hashlib, pathlib, sys
-data = b"".join(pathlib.Path(p).read_bytes() for p in ("pyproject.toml", "constraints.txt"))
-print(hashlib.sha256(data).hexdigest(), sys.version.split()[0])'
+data = b"".join(pathlib.Path(p).read_bytes() for p in ("pyproject.toml", sys.argv[1]))
+print(hashlib.sha256(data).hexdigest(), sys.version.split()[0])' "$constraints"
 }
 
 environment() {
     local extra="${1:-}" python stamp
     cd "$(dirname "${BASH_SOURCE[0]}")/.." || return
-    if ! .venv/bin/python -m pip --version >/dev/null 2>&1; then
+    if [ ! -f "$constraints" ]; then
+        echo "error: GHN_JAX_PYTHON=$GHN_JAX_PYTHON: there is no $constraints; leave it out, or give 3.12" >&2
+        return 2
+    fi
+    if ! "$venv/bin/python" -m pip --version >/dev/null 2>&1; then
         python="$(_find_python)" || return
-        echo "making .venv with $("$python" --version)"
-        if ! "$python" -m venv --clear .venv >&2; then
+        echo "making $venv with $("$python" --version)"
+        if ! "$python" -m venv --clear "$venv" >&2; then
             echo "error: $python cannot make a virtual environment:" \
                 "install its venv module (Debian, Ubuntu: python3-venv), or set PYTHON to another Python" >&2
             return 2
         fi
     fi
-    stamp="$(_fingerprint .venv/bin/python)" || return
-    if ! grep -qxF "$stamp" ".venv/installed-${extra:-base}" 2>/dev/null; then
-        echo "installing into .venv (once; a few minutes)"
+    stamp="$(_fingerprint "$venv/bin/python")" || return
+    if ! grep -qxF "$stamp" "$venv/installed-${extra:-base}" 2>/dev/null; then
+        echo "installing into $venv (once; a few minutes)"
         # The log says more; here one line for every ten packages.
-        if ! .venv/bin/python -m pip install --disable-pip-version-check --progress-bar off \
-            -c constraints.txt -e ".${extra:+[$extra]}" 2>&1 | tee .venv/install.log | awk '
+        if ! "$venv/bin/python" -m pip install --disable-pip-version-check --progress-bar off \
+            -c "$constraints" -e ".${extra:+[$extra]}" 2>&1 | tee "$venv/install.log" | awk '
                 /^Collecting / && ++n % 10 == 0 { print "  " n " packages found"; fflush() }
                 /^Installing collected/ { print "  unpacking"; fflush() }'; then
-            tail -n 5 .venv/install.log >&2
-            echo 'error: the installation failed (above, and in .venv/install.log); run the command again' >&2
+            tail -n 5 "$venv/install.log" >&2
+            echo "error: the installation failed (above, and in $venv/install.log); run the command again" >&2
             return 1
         fi
-        echo "$stamp" >".venv/installed-${extra:-base}"
-        echo "$stamp" >.venv/installed-base # every extra includes it
+        echo "$stamp" >"$venv/installed-${extra:-base}"
+        echo "$stamp" >"$venv/installed-base" # every extra includes it
     fi
-    export PATH="$PWD/.venv/bin:$PATH"
+    export PATH="$PWD/$venv/bin:$PATH"
+}
+
+# The packages that a Python lacks of those that pyproject.toml names, and of the extra's plugin of JAX.
+_missing() {
+    "$1" -c 'import importlib.metadata, pathlib, re, sys, tomllib
+def there(name):
+    try:
+        return bool(importlib.metadata.version(name))
+    except importlib.metadata.PackageNotFoundError:
+        return False
+project = tomllib.loads(pathlib.Path("pyproject.toml").read_text())["project"]
+names = [re.match(r"[\w.-]+", line)[0] for line in project["dependencies"]]
+plugins = {"cuda": ("jax-cuda12-plugin", "jax-cuda13-plugin"), "tpu": ("libtpu",)}.get(sys.argv[1], ())
+missing = [name for name in names if not there(name)]
+print(*missing, *([" or ".join(plugins)] if plugins and not any(map(there, plugins)) else []))' "$2"
+}
+
+# Sets `python` to the Python that is there ($PYTHON or python3) where it has all it needs; else `environment EXTRA`.
+# $1: EXTRA. $2: a folder of wheels that are put beside what it has; '' for none, and then nothing is installed.
+environment_there() {
+    local there="${PYTHON:-python3}" missing site
+    cd "$(dirname "${BASH_SOURCE[0]}")/.." || return
+    if [ -n "$2" ]; then
+        site="$(mktemp -d)"
+        "$there" -m pip install -q --no-index --no-deps --no-compile --target "$site" "$2"/*.whl || return
+        export PYTHONPATH="$site${PYTHONPATH:+:$PYTHONPATH}"
+    fi
+    missing="$(_missing "$there" "$1" 2>/dev/null)" || missing='a Python of 3.11 or newer'
+    python=python
+    if [ -z "$missing" ]; then
+        python="$there"
+    elif [ -n "$2" ]; then
+        echo "error: $there still lacks $missing: put their wheels into $2, too" >&2
+        return 2
+    else
+        environment "$1"
+    fi
 }

@@ -4,7 +4,12 @@
 #   bash launch/test.sh --quick                  under two minutes: the files that tests/quick.txt lists
 #   bash launch/test.sh -m slow tests/cnn -x     any pytest arguments
 #   bash launch/test.sh -m slow tests/mutation   how many small changes of the code the tests notice
+#   bash launch/test.sh --python=3.12 --quick    with Python 3.12 and its JAX, in .venv-3.12
 set -euo pipefail
+if [[ "${1:-}" == --python=* ]]; then
+    export GHN_JAX_PYTHON="${1#*=}"
+    shift
+fi
 source "$(dirname "${BASH_SOURCE[0]}")/environment.sh"
 environment test
 [ "${1:-}" != --quick ] || set -- @tests/quick.txt "${@:2}"

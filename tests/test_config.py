@@ -6,7 +6,7 @@ import json
 import pytest
 from ml_collections import ConfigDict
 
-from ghn_jax import config
+from ghn_jax import config, config_file
 from ghn_jax.assembly.mesh import make_mesh
 from ghn_jax.base.errors import FieldError, UserError, prefixed
 from ghn_jax.networks.spaces import make_space
@@ -95,6 +95,17 @@ def test_a_key_that_a_config_file_changes_is_changed_in_what_it_is_frozen_to(key
     assert dict(leaves(dataclasses.asdict(config.freeze(c)))) == LEAVES | {key: value}
     assert value != LEAVES[key] or key == 'ghn.decoder'  # of which there is one
     assert config.replace(config.RunConfig(), key, value) == config.freeze(c)
+
+
+@pytest.mark.parametrize('file', sorted((ROOT / 'configs').glob('*.py')), ids=lambda file: file.stem)
+def test_a_config_that_comes_with_the_package_makes_its_hypernetwork(file):
+    c = config.freeze(config_file.load(file))
+    ghn = make_ghn(c, 10).config
+    if file.stem == 'ghn3_cifar10':  # as its authors train it
+        assert (ghn.hypernet, ghn.hid, ghn.layers, ghn.heads) == ('graphormer', 64, 3, 8)
+        t = c.train
+        assert (t.optimizer, t.learning_rate, t.weight_decay, t.schedule) == ('adamw', 4e-4, 1e-2, 'cosine')
+        assert (t.meta_batch, t.batch_size, t.warmup_steps, t.steps) == (8, 64, 5 * 703, 300 * 703)
 
 
 def test_a_config_is_frozen_hashable_and_equal_to_one_with_the_same_values():

@@ -4,6 +4,7 @@ import os
 import shlex
 import shutil
 import subprocess
+import sys
 
 import pytest
 
@@ -101,6 +102,9 @@ def test_a_queued_and_kept_tpu_is_asked_for_and_not_deleted():
         ('gpu.sh', [CONFIG, '--workdir=s3://bucket/a'], 'as in gs://bucket/run'),
         ('gpu.sh', [CONFIG, '--workdir=gs://bucket'], 'as in gs://bucket/run'),
         ('gpu.sh', [CONFIG, '--workdir=file:///a'], 'expected a directory'),
+        ('first_hour.sh', ['--workdir=a'], '--out=DIR'),
+        ('first_hour.sh', ['12'], "unexpected argument '12'"),
+        ('first_hour.sh', ['--out=gs://bucket/a'], 'give a directory'),
         ('tpu_vm.sh', [*TPU], '--type is missing'),
         ('tpu_vm.sh', [*TPU, '--type=big'], '--type=big'),
         ('tpu_vm.sh', [*TPU, '--type=v4-8', '--zone=here'], '--zone=here'),
@@ -187,6 +191,63 @@ def test_the_quick_tests_are_there():
 def test_configs_have_names_and_home_is_left_to_the_training():
     train = printed('gpu.sh', '--config=quickstart', '--workdir=~/runs/a')[-1]
     assert '--config=quickstart' in train and '--workdir=~/runs/a' in train
+
+
+def test_a_dry_run_of_the_first_hour_takes_paths_from_where_it_is_called():
+    args = ('--minutes=2', '--out=a', '--config=configs/test.py', '--unpack=b.pack', OVERRIDE)
+    *_, hour = printed('first_hour.sh', *args)
+    assert hour[:3] == ['python', '-m', 'ghn_jax.first_hour']
+    assert {'--minutes=2', f'--out={ROOT}/a', f'--unpack={ROOT}/b.pack', OVERRIDE} <= set(hour)
+    assert f'--config={ROOT}/configs/test.py' in hour
+
+
+def environment_there(python, *args):
+    """What `environment_there` makes of a Python: the one it takes, or its error."""
+    script = 'set -euo pipefail; source launch/environment.sh; environment_there "$@"; echo "$python"'
+    done = subprocess.run(
+        ['bash', '-c', script, 'bash', *args], cwd=ROOT, env=os.environ | {'PYTHON': str(python)},
+        capture_output=True, text=True, timeout=60,
+    )  # fmt: skip
+    return done.returncode, done.stdout.strip(), done.stderr
+
+
+LACKS = """#!/usr/bin/env bash
+# In the place of python: it installs what it is told to, and lacks a package.
+echo "$*" >>"${0%/*}/calls"
+[[ "$*" == *pip* ]] || echo "$MISSING"
+"""
+
+
+def test_a_python_that_has_all_packages_is_taken_as_it_is_and_wheels_are_put_beside(tmp_path, monkeypatch):
+    python = tmp_path / 'python'
+    python.write_text(LACKS)
+    python.chmod(0o755)
+    (tmp_path / 'a.whl').touch()
+    monkeypatch.setenv('MISSING', '')
+    assert environment_there(python, '', '') == (0, str(python), '')
+    assert environment_there(python, '', str(tmp_path)) == (0, str(python), '')
+    installed = [call for call in (tmp_path / 'calls').read_text().splitlines() if 'pip' in call]
+    assert len(installed) == 1 and '--no-index' in installed[0] and 'a.whl' in installed[0]
+    monkeypatch.setenv('MISSING', 'jraph')
+    code, out, err = environment_there(python, '', str(tmp_path))
+    assert (code, out, err.count('\n')) == (2, '', 1) and 'still lacks jraph' in err
+
+
+def test_what_a_python_lacks_is_found_out():
+    script = 'source launch/environment.sh; _missing "$0" "$1"'
+    for extra, lacking in (('', ''), ('tpu', 'libtpu')):
+        command = ['bash', '-c', script, sys.executable, extra]
+        done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+        assert (done.returncode, done.stderr) == (0, '')
+        assert done.stdout.strip() in {lacking, ''}  # where libtpu is installed, nothing lacks
+
+
+def test_a_python_without_pinned_versions_is_refused():
+    env = os.environ | {'GHN_JAX_PYTHON': '3.99'}
+    script = 'source launch/environment.sh; environment test'
+    done = subprocess.run(['bash', '-c', script], cwd=ROOT, env=env, capture_output=True, text=True)
+    assert done.returncode == 2 and done.stderr.count('\n') == 1 and 'constraints-3.99.txt' in done.stderr
+    assert not (ROOT / '.venv-3.99').exists()
 
 
 def test_where_gcloud_is_missing_nothing_begins():

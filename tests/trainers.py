@@ -6,10 +6,8 @@ import socket
 import subprocess
 import sys
 
+from tests import quick_compiler
 from tests.small_run import ROOT
-
-# As in `comparison.QUICK`.
-QUICK = '--xla_backend_optimization_level=0 --xla_cpu_use_fusion_emitters=false'
 
 
 @contextlib.contextmanager
@@ -25,7 +23,12 @@ def trainers(cache, flags, *, stdout=subprocess.DEVNULL):
         with socket.socket() as s:
             s.bind(('127.0.0.1', 0))
             port = s.getsockname()[1]
-        env = {**os.environ, 'JAX_PLATFORMS': 'cpu', 'XLA_FLAGS': QUICK, 'GHN_JAX_CACHE': str(cache)}
+        env = {
+            **os.environ,
+            'JAX_PLATFORMS': 'cpu',
+            'XLA_FLAGS': quick_compiler.FLAGS,
+            'GHN_JAX_CACHE': str(cache),
+        }
         together = lambda i: [f'--coordinator=127.0.0.1:{port}', f'--num_processes={n}', f'--process_id={i}']
         run = [sys.executable, '-m', 'ghn_jax.train', *flags, f'--workdir={workdir}', *args]
         out = [

@@ -13,7 +13,6 @@ from collections.abc import Iterator, Sequence
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 
 from ghn_jax.assembly.mesh import OVER_DEVICES, OVER_IMAGES, arrange, mesh_of
@@ -38,7 +37,7 @@ from ghn_jax.quant.policy import Policy
 from ghn_jax.runs.task import make_ghn, make_space_of
 from ghn_jax.training.compiled import ImageStream
 from ghn_jax.training.optimizer import make_optimizer
-from ghn_jax.training.step import TrainState
+from ghn_jax.training.state import first_state
 from ghn_jax.training.stepper import recipe_of, settings_of
 
 
@@ -99,7 +98,7 @@ def training_jobs(config: RunConfig, devices: Sequence[Any], wanted: Sequence[in
     settings = settings_of(config, ghn, optimizer, flip=sizes.flip, mesh=placing.mesh)
     M, N, H = config.train.meta_batch, config.train.batch_size, config.image_size
     state = jax.eval_shape(
-        lambda p: TrainState(jnp.zeros((), jnp.int32), p, optimizer.init(p)), _params_of(ghn)
+        lambda p: first_state(p, optimizer, averaged=config.train.ema > 0), _params_of(ghn)
     )
     shapes: Any = (
         _shape((sizes.train, H, H, 3), np.uint8), _shape((sizes.train,), np.int32),

@@ -25,6 +25,14 @@ _FOLDER = pathlib.Path(__file__).with_name('targets')
 _PLUGINS = {'tpu': ('libtpu',), 'cuda': ('jax_plugins.xla_cuda12', 'jax_plugins.xla_cuda13')}
 _EXTRAS = {'tpu': 'aot-tpu', 'cuda': 'aot-gpu'}
 
+_TPU_VARIABLES = {  # without the last three libtpu complains that it finds no TPU
+    'TPU_SKIP_MDS_QUERY': '1',
+    'ALLOW_MULTIPLE_LIBTPU_LOAD': '1',
+    'TPU_ACCELERATOR_TYPE': 'v5litepod-1',
+    'TPU_WORKER_HOSTNAMES': 'localhost',
+    'TPU_STDERR_LOG_LEVEL': '3',
+}
+
 NAMES = tuple(sorted(file.stem for file in _FOLDER.glob('*.toml')))
 
 
@@ -98,10 +106,8 @@ def prepare_process() -> None:
     finds the assembler of GPUs that was installed as a package.
     """
     jax.config.update('jax_platforms', 'cpu')
-    os.environ.setdefault('TPU_SKIP_MDS_QUERY', '1')
-    os.environ.setdefault('ALLOW_MULTIPLE_LIBTPU_LOAD', '1')
-    os.environ.setdefault('TPU_STDERR_LOG_LEVEL', '3')
-    os.environ.setdefault('TF_CPP_MIN_LOG_LEVEL', '2')
+    for name, value in _TPU_VARIABLES.items():
+        os.environ.setdefault(name, value)
     packages = pathlib.Path(sysconfig.get_path('purelib')) / 'nvidia'
     folders = [str(found.parent) for found in sorted(packages.glob('*/bin/ptxas'))]
     os.environ['PATH'] = os.pathsep.join([*folders, os.environ.get('PATH', '')])

@@ -19,6 +19,7 @@ import optax
 from ghn_jax.assembly.network_batch import Networks, prepare
 from ghn_jax.assembly.weight_buffer import assemble, assemble_transposed
 from ghn_jax.assembly.workspace import make_workspace
+from ghn_jax.benchmarks import timing
 from ghn_jax.benchmarks.images import random_dataset
 from ghn_jax.benchmarks.options import Options, Row, config_of
 from ghn_jax.benchmarks.tasks import policy_of
@@ -103,7 +104,7 @@ class OfFamily(Preparation):
         return super().step(self.steps[step])
 
 
-def waits(ahead: Iterator, run_step: Callable[[Any], None]) -> tuple[list[float], list[float]]:
+def waits(ahead: Iterator, run_step: Callable[[Any], object]) -> tuple[list[float], list[float]]:
     """Measure a run's waiting for its next item, and its steps; the first is left out: nothing precedes it.
 
     Args:
@@ -154,12 +155,7 @@ class _Profile:
 
     def median(self, run: Callable[[], Any]) -> float:
         """Median seconds of `run`, after a call that compiles."""
-        times = []
-        for _ in range(self.repeats + 1):
-            start = time.perf_counter()
-            jax.block_until_ready(run())
-            times.append(time.perf_counter() - start)
-        return float(np.median(times[1:]))
+        return timing.median(run, self.repeats)
 
     def prepare(self) -> Networks:
         return prepare(self.program, self.specs, self.policy, max_nodes=self.config.program.max_nodes)[0]

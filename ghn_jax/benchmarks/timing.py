@@ -4,7 +4,7 @@ import os
 import platform
 import resource
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
@@ -28,6 +28,16 @@ def row(seconds: Sequence[float], compilations_after_warmup: int, **more: Any) -
         'peak_rss_gib': resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20,
         **more,
     }
+
+
+def median(run: Callable[[], Any], repeats: int) -> float:
+    """Give the median seconds of `run`, its arrays awaited, after a call that compiles."""
+    times = []
+    for _ in range(repeats + 1):
+        start = time.perf_counter()
+        jax.block_until_ready(run())
+        times.append(time.perf_counter() - start)
+    return float(np.median(times[1:]))
 
 
 def probe() -> float:

@@ -123,6 +123,7 @@ def loss_and_gradients(
     scheme: Scheme = FLOAT,
     key: Array | None = None,
     dropout: float = 0.0,
+    label_smoothing: float = 0.0,
     axis: str | None = None,
 ) -> tuple[Array, Array, Array, Tapes]:
     """Run one network forward and backward.
@@ -134,6 +135,7 @@ def loss_and_gradients(
       labels: int32 [N].
       key: for noise and dropout.
       dropout: rate after the hidden layer of two-layer heads.
+      label_smoothing: share of each label that is spread over all classes.
       axis: a mesh axis whose devices run this network together, each on its part of the batch: loss and
         gradient are then this device's shares, whose sums are the batch's.
 
@@ -149,7 +151,7 @@ def loss_and_gradients(
     features, to_slots = head.features_vjp(program, tables.head, values, images.shape[0])
     of_head = program, weights, tables.head, bits.head
     logits, residuals = head.logits(*of_head, features, scheme=scheme, key=key, dropout=dropout, axis=axis)
-    loss, g_logits = jax.value_and_grad(_cross_entropy)(logits, labels, axis)
+    loss, g_logits = jax.value_and_grad(_cross_entropy)(logits, labels, label_smoothing, axis)
     g_features, g_weights = head.logits_backward(
         *of_head, residuals, g_logits, tapes.weights, scheme=scheme, key=key, axis=axis
     )
@@ -160,8 +162,12 @@ def loss_and_gradients(
     return loss, logits, running.weights, Tapes(values, gradients, running.weights)
 
 
-def _cross_entropy(logits: Array, labels: Array, axis: str | None) -> Array:
-    loss = jnp.mean(optax.softmax_cross_entropy_with_integer_labels(logits, labels))
+def _cross_entropy(logits: Array, labels: Array, smoothing: float, axis: str | None) -> Array:
+    if smoothing:
+        targets = optax.smooth_labels(jax.nn.one_hot(labels, logits.shape[-1], dtype=logits.dtype), smoothing)
+        loss = jnp.mean(optax.softmax_cross_entropy(logits, targets))
+    else:
+        loss = jnp.mean(optax.softmax_cross_entropy_with_integer_labels(logits, labels))
     return loss if axis is None else loss / collectives.size(axis)
 
 

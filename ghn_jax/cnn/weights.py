@@ -90,6 +90,26 @@ def quantize_weights_backward(
     return lax.fori_loop(0, pages(tables), page, g)
 
 
+def add_norm_gradient(flat: Array, tables: Tables, tensors: int, g: Array, factor: Array | float) -> Array:
+    """Add the gradient of factor * (sum over weights of their Frobenius norms) to g [F], in its place.
+
+    tensors: T; the last stands for norms and biases, which have no part in it.
+    """
+
+    def add_squares(p, squares):
+        unit = _by_tensor(tables, p)
+        return squares.at[unit.index].add(unit.reduce(unit.rows(get_page(flat, p)) ** 2))
+
+    def page(p, g):
+        unit = _by_tensor(tables, p)
+        w, g_page = (unit.rows(get_page(buffer, p)) for buffer in (flat, g))
+        return set_page(g, g_page + scale[unit.index] * w, p)
+
+    squares = lax.fori_loop(0, pages(tables), add_squares, jnp.zeros((tensors, 1), flat.dtype))
+    scale = jnp.where(squares > 0, factor / jnp.sqrt(squares), 0).at[-1].set(0)
+    return lax.fori_loop(0, pages(tables), page, g)
+
+
 # ---- pages as rows
 
 

@@ -1,4 +1,4 @@
-"""The graph hypernetwork (GHN-2) in Flax: node embeddings, gated graph network, decoders."""
+"""The graph hypernetwork (GHN-1, GHN-2, GHN-3) in Flax: node embeddings, graph network, decoders."""
 
 from ghn_jax.hypernet.ghn import GHN as GHN
 from ghn_jax.hypernet.ghn import GHNConfig as GHNConfig

@@ -1,4 +1,4 @@
-"""GHN: the graph hypernetwork, from graphs of networks to their weights (GHN-2, arXiv 2110.13100).
+"""GHN: the graph hypernetwork, from graphs of networks to their weights (GHN-2, arXiv 2110.13100; GHN-3).
 
 embed (all graphs of a batch together) -> one embedding for each node -> decode (one network) -> tiles of
 weights.

@@ -45,7 +45,8 @@ def unknown_parameters(model: Model, primitives: Collection[str]) -> dict[str, s
 
 def _layers(distance: np.ndarray, nodes: Any, v: int, axis: int) -> list[int]:
     """Find the nearest layers before (axis 0) or after (axis 1) a node, with their biases."""
-    ahead, found = [(v, (*LAYERS, 'bias'))], []
+    ahead: list[tuple[int, tuple[str, ...]]] = [(v, (*LAYERS, 'bias'))]
+    found = []
     while ahead:
         u, wanted = ahead.pop()
         for w in np.flatnonzero((distance[:, u] if axis == 0 else distance[u]) == 1).tolist():

@@ -7,7 +7,8 @@ A page says where a table goes, and what stands between the two lines is written
     <!-- results: digits_strategies -->
     <!-- end of results -->
 
-The file is `docs/results/digits_strategies.json`. It is either what `evaluate --json` writes, or a table:
+The file is `docs/results/digits_strategies.json`. It is what `evaluate --json` writes, or the `study.json` of
+a study, or a table:
 
     {"title": ..., "about": {"date": ..., "commit": ..., "command": ...},
      "columns": ["trained", "seeds", "W4/A4"],
@@ -46,7 +47,10 @@ def fill(page: str, results: pathlib.Path) -> str:
 
 def markdown(result: Mapping[str, Any]) -> str:
     """Return a result as a Markdown table, and below it how the figures were taken."""
-    columns, rows, about = _of_evaluation(result) if 'protocol' in result else _of_table(result)
+    if 'over_seeds' in result:
+        columns, rows, about = _of_study(result)
+    else:
+        columns, rows, about = _of_evaluation(result) if 'protocol' in result else _of_table(result)
     lines = [columns, ['---'] * len(columns), *([_cell(cell) for cell in row] for row in rows)]
     table = '\n'.join(f'| {" | ".join(line)} |' for line in lines)
     taken = '; '.join(f'{key}: {_said(key, value)}' for key, value in about.items())
@@ -82,6 +86,40 @@ def _of_evaluation(result: Mapping[str, Any]) -> tuple[list[str], list[list[Any]
     wanted = ('date', 'commit', 'device', 'dataset', 'note', 'step', 'images', 'batch_norm', 'ranges', 'seed')
     about = {key: protocol[key] for key in (*wanted, 'command') if protocol.get(key) not in (None, '')}
     return ['split', 'networks', *bits], rows, about
+
+
+def _of_study(result: Mapping[str, Any]) -> tuple[list[str], list[list[Any]], dict[str, Any]]:
+    """A row for each strategy with what it changes; a column for each split and bit-width."""
+    of_all, reached = result['over_seeds']['rows'], result.get('reached') or {}
+    scored = list(dict.fromkeys((row['split'], row['bits']) for row in of_all))
+    cells = {(row['strategy'], row['split'], row['bits']): row for row in of_all}
+    rows = []
+    for strategy, changes in result['strategies'].items():
+        of_strategy = [cells.get((strategy, *column), {}) for column in scored]
+        line = [strategy, ', '.join(f'{key}={value}' for key, value in changes.items())]
+        line += [len(next((row['seeds'] for row in of_strategy if row), ())), *map(_study_cell, of_strategy)]
+        rows.append([*line, *([reached['networks'].get(strategy) or 'never'] if reached else [])])
+    columns = ['strategy', 'changes', 'seeds', *(f'{split} {bits}' for split, bits in scored)]
+    columns += [f'networks to {reached["top1"]:.1f} % in validation'] if reached else []
+    protocol = result['protocol']
+    wanted = (
+        'date',
+        'commit',
+        'device',
+        'dataset',
+        'note',
+        'images',
+        'num_networks',
+        'batch_size',
+        'command',
+    )
+    about = {key: protocol[key] for key in wanted if protocol.get(key) not in (None, '')}
+    return columns, rows, {'baseline': result['baseline'], **about}
+
+
+def _study_cell(row: Mapping[str, Any]) -> dict[str, Any] | None:
+    names = {'mean': 'top1_mean', 'sem': 'top1_sem', 'difference': 'difference_mean'}
+    return {name: row[key] for name, key in names.items() if row.get(key) is not None} or None
 
 
 def _cell(cell: Any) -> str:

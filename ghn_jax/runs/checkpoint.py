@@ -147,17 +147,20 @@ class Checkpoints:
         record = self._newest(self._record)
         return record['meta'], _record_digest(record)
 
-    def restore_params(self, key: str = 'params', *, step: int | None = None) -> tuple[Any, dict]:
-        """(state's `key` as nested dicts of numpy arrays, meta), and nothing else of the state is read.
+    def restore_params(self, *keys: str, step: int | None = None) -> tuple[Any, dict]:
+        """(a part of the state as nested dicts of numpy arrays, meta), and nothing else of it is read.
 
-        step: of this one, and of no other. Raises as `restore`.
+        keys: of the part, the first that the state has; by default 'params'. step: of this one, and of no
+        other. Raises as `restore`.
         """
 
         def read(step: int, manager: Any) -> tuple[Any, dict]:
             record = self._record(step, manager)
             tree = self._saved_tree(step)
-            if not isinstance(tree, dict) or key not in tree:
-                raise UserError(f'{self.folder / str(step)} holds no {key!r}: train with this version')
+            wanted = keys or ('params',)
+            key = next((key for key in wanted if isinstance(tree, dict) and key in tree), None)
+            if key is None:
+                raise UserError(f'{self.folder / str(step)} holds no {wanted[0]!r}: train with this version')
             args = ocp.args.PyTreeRestore(
                 {key: tree[key]},
                 restore_args={

@@ -73,7 +73,7 @@ def read_pack(path: str | os.PathLike) -> Pack:
     Raises:
       FieldError: of the field `unpack`: no such file, or one that is no pack, damaged, or of another version.
     """
-    path = paths.local(path, 'unpack')
+    path = paths.place(path, 'unpack')
 
     def refuse(reason: object) -> FieldError:
         advice = 'give a file that a training has packed'
@@ -82,7 +82,7 @@ def read_pack(path: str | os.PathLike) -> Pack:
     try:
         if not path.is_file():
             raise FieldError('unpack', f'={path}: there is no such file')
-        with gzip.open(path) as file:
+        with path.open('rb') as raw, gzip.open(raw) as file:
             data = file.read(MAX_BYTES + 1)
     except (OSError, EOFError, zlib.error, ValueError) as e:
         if isinstance(e, FieldError):

@@ -18,6 +18,7 @@ from ghn_jax.quant.policy import parse_bits
 from ghn_jax.runs import zoo
 from ghn_jax.runs.checkpoint import Checkpoints, Vanished
 
+_USED = 'ema', 'params'  # a run is used with the average of its parameters, where it has one
 _ATTEMPTS = 10  # to read the best checkpoint while training replaces it
 
 
@@ -98,14 +99,14 @@ def _restore(workdir: Place, step: str) -> tuple[Any, dict]:
     with Checkpoints(workdir) as checkpoints:
         if step == 'best':
             return _restore_best(workdir, checkpoints)
-        return checkpoints.restore_params(step=None if step == 'latest' else int(step))
+        return checkpoints.restore_params(*_USED, step=None if step == 'latest' else int(step))
 
 
 def _restore_best(workdir: Place, checkpoints: Checkpoints) -> tuple[Any, dict]:
     for _ in range(_ATTEMPTS):
         step = _best_step(workdir, checkpoints)
         try:
-            return checkpoints.restore_params(step=step)
+            return checkpoints.restore_params(*_USED, step=step)
         except Vanished:
             continue  # a later one validated better
     raise FieldError('step', f'=best: {workdir} has a new best step at each attempt to read it: try again')

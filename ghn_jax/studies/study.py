@@ -20,6 +20,7 @@ from ml_collections import ConfigDict
 from ghn_jax.base import bounds, files, lock, paths
 from ghn_jax.base.digests import json_digest
 from ghn_jax.base.errors import FieldError, UserError
+from ghn_jax.base.jsonlines import read_jsonl
 from ghn_jax.base.paths import Place
 from ghn_jax.config import RunConfig, freeze
 from ghn_jax.datasets.load import Dataset
@@ -31,7 +32,7 @@ from ghn_jax.quant.bit_schedule import scheme_of
 from ghn_jax.quant.policy import Policy
 from ghn_jax.runs.checkpoint import Checkpoints
 from ghn_jax.runs.config_changes import FREE_KEYS, differing_keys
-from ghn_jax.runs.run import Run, load_run, read_meta
+from ghn_jax.runs.run import Run, load_run, read_meta, validated
 from ghn_jax.runs.task import load_data, make_space_of
 from ghn_jax.studies import study_tables
 from ghn_jax.studies.study_runs import StudyRun, make_runs, seed_of
@@ -228,11 +229,20 @@ def _score(folder: Place, spec: StudySpec, dataset: Dataset | None) -> dict[str,
     dataset = dataset or load_data(run.config)
     evaluation = dataclasses.replace(spec.evaluation, workdir=str(folder))
     result, _ = evaluate(run, evaluation, dataset=dataset)
+    result['validations'] = _validations(folder, run.config)
     result['study'], result['checkpoint'] = spec.scoring, Checkpoints(folder).restore_record()[1]
     if spec.groups is not None:
         result |= _score_parts(run, spec.groups, spec.layers, evaluation, dataset)
     files.write_json(folder / _RESULT, result | {'digest': json_digest(result)})
     return result
+
+
+def _validations(folder: Place, config: RunConfig) -> list[dict[str, float]]:
+    """The validations of a run while it trained: networks seen until then, and top-1 in percent."""
+    name, meta_batch = validated(config), config.train.meta_batch
+    file = folder / 'metrics.jsonl'
+    rows = [row for row in (read_jsonl(file) if file.is_file() else []) if row.get(name) is not None]
+    return [{'networks': row['step'] * meta_batch, 'top1': 100 * row[name]} for row in rows]
 
 
 def _score_parts(

@@ -40,9 +40,16 @@ def make_tables(
             parts.append(line | _difference(changes, [0.0] * len(changes)))
     protocol = next((result['protocol'] for _, result in done), {})
     same = ('dataset', 'note', 'images', 'image_size', 'batch_size', 'batch_norm', 'ranges', 'seed')
+    curves = [
+        {'strategy': v.strategy, 'seed': v.config.seed, **point}
+        for v, result in done
+        for point in result.get('validations', ())
+    ]
     return {
         'rows': rows,
         'parts': parts,
+        'curves': curves,
+        'reached': _reached(curves, baseline),
         'over_seeds': {'rows': _over_seeds(rows, 'split', 'bits'), 'parts': _over_seeds(parts, 'part')},
         'baseline': baseline,
         'strategies': {v.strategy: dict(strategies[v.strategy]) for v, _ in done},
@@ -85,6 +92,32 @@ def _over_seeds(rows: Sequence[Mapping[str, Any]], *keys: str) -> list[dict[str,
     return lines
 
 
+def _reached(curves: Sequence[Mapping[str, Any]], baseline: str) -> dict[str, Any]:
+    """How many networks each strategy saw until it validated as well as the baseline did in the end.
+
+    Returns:
+      {'top1': the baseline's last validation, the mean over its seeds; 'networks': {strategy: networks until
+      the mean validation over its seeds is that good; None where it never is}}; {} without validations of the
+      baseline.
+    """
+    found: dict[str, dict[int, dict[int, float]]] = {}  # by strategy, networks and seed
+    for point in curves:
+        of_strategy = found.setdefault(point['strategy'], {})
+        of_strategy.setdefault(point['networks'], {})[point['seed']] = point['top1']
+    means = {
+        strategy: {n: float(np.mean([*seeds.values()])) for n, seeds in sorted(of_strategy.items())}
+        for strategy, of_strategy in found.items()
+    }
+    if not means.get(baseline):
+        return {}
+    wanted = means[baseline][max(means[baseline])]
+    first = {
+        strategy: next((n for n, top1 in curve.items() if top1 >= wanted), None)
+        for strategy, curve in means.items()
+    }
+    return {'top1': wanted, 'networks': first}
+
+
 def text(tables: Mapping[str, Any]) -> str:
     """Return the tables as text: a line for each strategy, a column for each split and bits; then parts."""
     rows, parts = tables['over_seeds']['rows'], tables['over_seeds']['parts']
@@ -95,6 +128,11 @@ def text(tables: Mapping[str, Any]) -> str:
     headers = ['strategy', 'steps', 'seeds']
     headers += [f'{split} {bits}' if several else bits for split, bits in columns]
     lines = [[*about[name], *(_cell(cells.get((name, column))) for column in columns)] for name in about]
+    if reached := tables['reached']:
+        headers.append(f'networks to {reached["top1"]:.1f} % in validation')
+        for line in lines:
+            networks = reached['networks'].get(line[0])
+            line.append('never' if networks is None else f'{networks:,}')
     out = [tabulate(lines, headers, tablefmt='github', disable_numparse=True), '', _note(tables)]
     if parts:
         names = list(dict.fromkeys(row['part'] for row in parts))

@@ -21,6 +21,7 @@ from ghn_jax.datasets.augment import crop_and_flip, normalize
 from ghn_jax.datasets.load import Dataset
 from ghn_jax.hypernet.ghn import GHN
 from ghn_jax.quant.scheme import Scheme
+from ghn_jax.training.refinements import AS_PUBLISHED, Refinements
 from ghn_jax.training.step import TrainState, train_step
 
 
@@ -47,8 +48,8 @@ class StepSettings:
     """All that is static in a step but the program of its networks: each combination is compiled once.
 
     scheme: how networks are quantized. augment: whether images are cropped at random, and with `flip`
-    mirrored. mesh: devices that share the step; None is one device. The text of the settings leaves out the
-    optimizer, whose functions have no text that lasts.
+    mirrored. mesh: devices that share the step; None is one device. refinements: what else a step does. The
+    text of the settings leaves out the optimizer, whose functions have no text that lasts.
     """
 
     ghn: GHN
@@ -57,6 +58,7 @@ class StepSettings:
     augment: bool
     flip: bool
     mesh: Mesh | None = None
+    refinements: Refinements = AS_PUBLISHED
 
 
 @functools.partial(jax.jit, static_argnames=('program', 'settings'), donate_argnames=('state', 'workspace'))
@@ -97,7 +99,7 @@ def training_step(
         labels = stream.labels[indices]
         return train_step(
             program, settings.ghn, settings.optimizer, state, networks, images, labels, workspace, k_step,
-            scheme=settings.scheme, axes=axes,
+            scheme=settings.scheme, refinements=settings.refinements, axes=axes,
         )  # fmt: skip
 
     specs = (REPLICATED, OVER_IMAGES, REPLICATED, OVER_DEVICES)

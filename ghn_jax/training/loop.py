@@ -146,6 +146,7 @@ class Loop:
 
     def _pack(self, done: int, state: TrainState) -> None:
         if self._parts.pack:
+            self._parts.logger.flush()
             self._parts.pack(saved_part(local(state)), self._parts.meta(done, window=self._means.saved()))
 
     def _validates(self, done: int) -> bool:
@@ -157,7 +158,7 @@ class Loop:
         p.checkpoints.wait()
         p.stepper.give_back()  # networks of all families are validated
         with p.stopping.at_once(), naming_memory():
-            values = p.validate(local(state.params))
+            values = p.validate(local(state.used))
         p.logger.validation(done, values)
         new = (done, values[validated(p.config)])
         self._best = best([new] if self._best is None else [self._best, new])

@@ -30,7 +30,7 @@ from ghn_jax.runs.checkpoint import Checkpoints
 from ghn_jax.runs.task import load_data, make_ghn, make_space_of
 from ghn_jax.training.optimizer import make_optimizer
 from ghn_jax.training.run_logger import BAD_NETWORKS
-from ghn_jax.training.sampling import Preparation, draw
+from ghn_jax.training.sampling import Preparation, networks_of
 from ghn_jax.training.state import initial_state, restore_or_init
 from ghn_jax.training.step import BAD_GRADIENT, BAD_LOSS, FINE
 from ghn_jax.training.stepper import Stepper
@@ -68,7 +68,7 @@ def replay(workdir: Place, line: int, *, exact: bool = False) -> Iterator[str]:
     space = make_space_of(config)
     strategy = strategy_of(config)
     networks = Preparation(config, space, strategy)
-    spec = draw(space, config.seed, done - 1, config.train.meta_batch)[index]
+    spec = networks_of(config, space, done - 1)[index]
     policy = strategy.policy_of(done - 1, index, build_graph(spec))
     if spec != NetworkSpec.from_dict(row['spec']):
         raise UserError(f'line {line} of {BAD_NETWORKS} is not of this run: its network is another one')

@@ -20,7 +20,7 @@ from ghn_jax.quant.policy import Policy
 from ghn_jax.runs.metrics import Metrics, Progress
 from ghn_jax.training.log_lines import training_line, validation_line
 from ghn_jax.training.running_means import RunningMeans
-from ghn_jax.training.sampling import draw
+from ghn_jax.training.sampling import networks_of
 from ghn_jax.training.step import BAD_GRADIENT, BAD_LOSS, FINE
 
 Policies = Callable[[int, Sequence[NetworkSpec]], list[Policy]]
@@ -123,7 +123,7 @@ class FileLogger:
         if not skipped and np.all(faults == FINE):
             return
         c = self.config
-        specs = draw(self.space, c.seed, done - 1, c.train.meta_batch)
+        specs = networks_of(c, self.space, done - 1)
         bits = [str(policy) for policy in policies(done - 1, specs)]
         for i, fault in enumerate(faults.tolist()):
             if skipped or fault != FINE:

@@ -40,6 +40,19 @@ def draw(space: Space, seed: int, step: int, count: int) -> list[NetworkSpec]:
     return specs
 
 
+def networks_of(config: RunConfig, space: Space, step: int) -> list[NetworkSpec]:
+    """Draw the training networks of a step of a run, those with the fewest cells first while it is young.
+
+    Until `train.small_first_steps` a step draws up to 4 times as many networks, fewer and fewer, and trains
+    on those with the fewest cells (a curriculum, as Y. Bengio et al. 2009). After it, as `draw`.
+    """
+    count, until = config.train.meta_batch, config.train.small_first_steps
+    if step >= until:
+        return draw(space, config.seed, step, count)
+    drawn = count + int(3 * count * (1 - step / until))
+    return sorted(draw(space, config.seed, step, drawn), key=lambda spec: spec.n_cells)[:count]
+
+
 class Preparation:
     """Networks of the coming steps, made ready by threads (JAX leaves Python free while a step runs).
 
@@ -63,7 +76,7 @@ class Preparation:
         Raises:
           UserError: as `network_batch.place` and `policy_features.resolve`.
         """
-        specs = draw(self.space, self.config.seed, step, self.config.train.meta_batch)
+        specs = networks_of(self.config, self.space, step)
         program = self.program(family(specs[0]))
         placed = [place(program, build_graph(spec)) for spec in specs[self.own]]
         policies = (self.strategy.policy_of(step, self.own.start + i, n.graph) for i, n in enumerate(placed))

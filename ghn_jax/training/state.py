@@ -25,10 +25,17 @@ from ghn_jax.training.running_means import RunningMeans
 from ghn_jax.training.step import TrainState
 
 
-def state_of(params: Any, optimizer: optax.GradientTransformation, mesh: Mesh | None) -> TrainState:
-    """Make the state of step 0 with these parameters of a hypernetwork, on all devices."""
-    state = TrainState(jnp.zeros((), jnp.int32), params, optimizer.init(params))
-    return replicate(mesh, state)
+def first_state(params: Any, optimizer: optax.GradientTransformation, *, averaged: bool) -> TrainState:
+    """Make the state of step 0 with these parameters. averaged: whether it has a moving average of them."""
+    ema = jax.tree.map(jnp.copy, params) if averaged else None  # a step overwrites both
+    return TrainState(jnp.zeros((), jnp.int32), params, optimizer.init(params), ema)
+
+
+def state_of(
+    params: Any, optimizer: optax.GradientTransformation, mesh: Mesh | None, *, averaged: bool = False
+) -> TrainState:
+    """Make the state of step 0 with these parameters of a hypernetwork, on all devices; see `first_state`."""
+    return replicate(mesh, first_state(params, optimizer, averaged=averaged))
 
 
 def initial_state(
@@ -42,7 +49,7 @@ def initial_state(
     params = init_params(ghn.config, jax.random.key(config.seed))
     if config.init_from:
         params = params_of(config.init_from, ghn, params)
-    return state_of(params, optimizer, mesh)
+    return state_of(params, optimizer, mesh, averaged=config.train.ema > 0)
 
 
 def restore_or_init(
@@ -74,7 +81,7 @@ def restore_or_init(
         return initial_state(config, ghn, optimizer, mesh), RunningMeans()
     _check_config(configs.from_json(checkpoints.restore_meta()['config']), config, checkpoints.workdir)
     restored, meta = checkpoints.restore(_like(config, ghn, optimizer, mesh), step=step)
-    state = TrainState(jnp.asarray(meta['step'], jnp.int32), restored['params'], restored['opt_state'])
+    state = TrainState(jnp.asarray(meta['step'], jnp.int32), **restored)
     for what, now in (('jax', jax.__version__), ('devices', mesh.size if mesh else 1)):
         if processes.is_first() and meta.get(what, now) != now:
             print(
@@ -120,12 +127,14 @@ def unpack(
 
 def saved_part(state: TrainState) -> dict[str, Any]:
     """Return what a checkpoint holds of a state, as a tree; its meta has the step."""
-    return {'params': state.params, 'opt_state': state.opt_state}
+    saved = {'params': state.params, 'opt_state': state.opt_state, 'ema': state.ema}
+    return saved if state.ema is not None else {'params': state.params, 'opt_state': state.opt_state}
 
 
 def _like(config: RunConfig, ghn: GHN, optimizer: optax.GradientTransformation, mesh: Mesh | None) -> Any:
     """A tree of what a checkpoint holds, with the types and places of this run."""
-    return saved_part(state_of(init_params(ghn.config, jax.random.key(config.seed)), optimizer, mesh))
+    params = init_params(ghn.config, jax.random.key(config.seed))
+    return saved_part(state_of(params, optimizer, mesh, averaged=config.train.ema > 0))
 
 
 def _check_config(before: RunConfig, config: RunConfig, where: str | os.PathLike) -> None:

@@ -26,10 +26,11 @@ from ghn_jax.base.collectives import Axes
 from ghn_jax.cnn import executor
 from ghn_jax.cnn.program import Program
 from ghn_jax.cnn.tables import Bits, Tables
-from ghn_jax.cnn.weights import pages, quantize_weights, quantize_weights_backward
+from ghn_jax.cnn.weights import add_norm_gradient, pages, quantize_weights, quantize_weights_backward
 from ghn_jax.hypernet.ghn import GHN
 from ghn_jax.hypernet.tiles import DecoderTable, Tiles
 from ghn_jax.quant.scheme import Scheme
+from ghn_jax.training.refinements import AS_PUBLISHED, Refinements, average
 
 FINE, BAD_GRADIENT, BAD_LOSS = range(3)  # a network in a step: what of it is not finite
 DROPOUT = 0.5  # of the hidden layer of two-layer heads, in training; as published
@@ -38,11 +39,19 @@ DROPOUT = 0.5  # of the hidden layer of two-layer heads, in training; as publish
 class TrainState(struct.PyTreeNode):
     """All that a run needs to go on: number of steps done, GHN parameters, optimizer state. Keys derive from
     step.
+
+    ema: the moving average of the parameters, where the refinements have one.
     """
 
     step: Array
     params: Any
     opt_state: Any
+    ema: Any = None
+
+    @property
+    def used(self) -> Any:
+        """The parameters that are validated and evaluated."""
+        return self.params if self.ema is None else self.ema
 
 
 def meta_gradients(
@@ -57,6 +66,7 @@ def meta_gradients(
     *,
     scheme: Scheme,
     dropout: float = DROPOUT,
+    refinements: Refinements = AS_PUBLISHED,
     axes: Axes | None = None,
 ) -> tuple[Any, dict[str, Array], Workspace]:
     """Compute the gradient of the mean loss over networks, with metrics of each.
@@ -73,6 +83,7 @@ def meta_gradients(
       key: of dropout and noise; one for all devices, it gives each network what it has on one device.
       scheme: how networks are quantized.
       dropout: the share of the hidden layer of two-layer heads that is dropped.
+      refinements: what else changes the gradient.
       axes: of a mesh, on whose devices this runs: networks and images are those of the device; gradient,
         loss and accuracy are its shares, whose sums are those of all; `finite` is of the whole network.
 
@@ -91,12 +102,10 @@ def meta_gradients(
         weights = assemble(tiles, sources, pages(tables), workspace.weights)
         loss, accuracy, g, workspace = _weight_gradients(
             program, weights, tables, bits, images, labels, workspace, k_net,
-            scheme=scheme, dropout=dropout, axis=over_images,
+            scheme=scheme, dropout=dropout, refinements=refinements, axis=over_images,
         )  # fmt: skip
-        g_params, g_x = pull(assemble_transposed(g, sources, tiles))
-        finite = jnp.isfinite(loss) & jnp.isfinite(optax.tree.norm((g_params, g_x)))
-        finite = mesh_axes.everywhere(finite, over_images)
-        g_params, g_x = jax.tree.map(lambda g: jnp.where(finite, g / count, 0), (g_params, g_x))
+        gradient = pull(assemble_transposed(g, sources, tiles))
+        (g_params, g_x), finite = _share_of_mean(gradient, loss, count, refinements, over_images)
         return (workspace, jax.tree.map(jnp.add, total, g_params)), (g_x, loss, accuracy, finite)
 
     keys = mesh_axes.own_rows(jax.random.split(key, count), over_networks)
@@ -107,6 +116,20 @@ def meta_gradients(
     return gradients, {'loss': loss, 'accuracy': accuracy, 'finite': finite}, workspace
 
 
+def _share_of_mean(
+    gradient: tuple[Any, Array], loss: Array, count: int, refinements: Refinements, axis: str | None
+) -> tuple[tuple[Any, Array], Array]:
+    """Return what a network's gradient (by the parameters, by the embeddings) adds to the mean of `count`,
+    nothing where it is not finite; and whether it is, [].
+    """
+    finite = jnp.isfinite(loss) & jnp.isfinite(optax.tree.norm(gradient))
+    finite = mesh_axes.everywhere(finite, axis)
+    if refinements.network_clip_norm:
+        scale = jnp.minimum(1, refinements.network_clip_norm / optax.tree.norm(gradient[0]))
+        gradient = jax.tree.map(lambda g: g * scale, gradient)
+    return jax.tree.map(lambda g: jnp.where(finite, g / count, 0), gradient), finite
+
+
 def _decode(ghn: GHN, params: Any, x: Array, table: DecoderTable) -> Tiles:
     tiles: Any = ghn.apply({'params': params}, x, table, method='decode')
     return tiles
@@ -114,7 +137,8 @@ def _decode(ghn: GHN, params: Any, x: Array, table: DecoderTable) -> Tiles:
 
 def _weight_gradients(
     program: Program, weights: Array, tables: Tables, bits: Bits, images: Array, labels: Array,
-    workspace: Workspace, key: Array, *, scheme: Scheme, dropout: float, axis: str | None,
+    workspace: Workspace, key: Array, *, scheme: Scheme, dropout: float, refinements: Refinements,
+    axis: str | None,
 ) -> tuple[Array, Array, Array, Workspace]:  # fmt: skip
     """Run a network with its weights [F] rounded, and differentiate its loss by them.
 
@@ -130,10 +154,13 @@ def _weight_gradients(
         )
     loss, logits, g, buffers = executor.loss_and_gradients(
         program, weights if grid is None else quantized, tables, bits, images, labels, workspace.executor,
-        scheme=scheme, key=k_net, dropout=dropout, axis=axis,
+        scheme=scheme, key=k_net, dropout=dropout, label_smoothing=refinements.label_smoothing, axis=axis,
     )  # fmt: skip
     if grid is not None:
         g = quantize_weights_backward(weights, tables, bits.weights, g, grid, scheme=scheme, key=k_weights)
+    if refinements.weight_penalty:
+        share = refinements.weight_penalty / (mesh_axes.size(axis) if axis else 1)
+        g = add_norm_gradient(weights, tables, len(bits.weights), g, share)
     accuracy = jnp.mean((jnp.argmax(logits, -1) == labels).astype(loss.dtype))
     if axis:
         accuracy = accuracy / mesh_axes.size(axis)
@@ -152,13 +179,15 @@ def train_step(
     key: Array,
     *,
     scheme: Scheme,
+    refinements: Refinements = AS_PUBLISHED,
     axes: Axes | None = None,
 ) -> tuple[TrainState, dict[str, Array], Workspace]:
     """Do one step of the optimizer; for the arguments see `meta_gradients`.
 
-    Loss and accuracy are means over the networks with finite gradients. With `axes`, state and metrics are
-    those of all devices, the same on each. Where no network is finite, or the gradient of all or the update
-    is not, the step is skipped: parameters and optimizer stay as they are, and only `state.step` counts on.
+    Loss (without penalties) and accuracy are means over the networks with finite gradients. With `axes`,
+    state and metrics are those of all devices, the same on each. Where no network is finite, or the gradient
+    of all or the update is not, the step is skipped: parameters, their average and the optimizer stay as they
+    are, and only `state.step` counts on.
 
     Returns:
       state; {'loss', 'accuracy': nan where no network is finite, 'gradient_norm', 'skipped': 0 or 1,
@@ -166,8 +195,9 @@ def train_step(
     """
     over_networks, over_images = axes or (None, None)
     gradients, per_network, workspace = meta_gradients(
-        program, ghn, state.params, networks, images, labels, workspace, key, scheme=scheme, axes=axes
-    )
+        program, ghn, state.params, networks, images, labels, workspace, key, scheme=scheme,
+        refinements=refinements, axes=axes,
+    )  # fmt: skip
     finite = per_network['finite']
     faults = jnp.where(finite, FINE, jnp.where(jnp.isfinite(per_network['loss']), BAD_GRADIENT, BAD_LOSS))
     faults = mesh_axes.counted_once(mesh_axes.largest(faults, over_images), over_images)
@@ -181,8 +211,11 @@ def train_step(
     params = optax.apply_updates(state.params, updates)
     count, norm = jnp.sum(sums['faults'] == FINE), optax.tree.norm(gradients)
     sound = (count > 0) & jnp.isfinite(norm) & jnp.isfinite(optax.tree.norm(updates))
-    params, opt_state = jax.tree.map(
-        lambda new, old: jnp.where(sound, new, old), (params, opt_state), (state.params, state.opt_state)
+    ema = average(refinements.ema, state.step, state.ema, params) if refinements.ema else state.ema
+    params, opt_state, ema = jax.tree.map(
+        lambda new, old: jnp.where(sound, new, old),
+        (params, opt_state, ema),
+        (state.params, state.opt_state, state.ema),
     )
     metrics = {
         'loss': sums['loss'] / count,
@@ -191,4 +224,4 @@ def train_step(
         'skipped': (~sound).astype(jnp.int32),
         'faults': sums['faults'],
     }
-    return TrainState(state.step + 1, params, opt_state), metrics, workspace
+    return TrainState(state.step + 1, params, opt_state, ema), metrics, workspace

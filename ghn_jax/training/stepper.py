@@ -20,6 +20,7 @@ from ghn_jax.quant.bit_schedule import scheme_of
 from ghn_jax.quant.scheme import Scheme
 from ghn_jax.training.compiled import StepSettings, make_stream, training_step
 from ghn_jax.training.optimizer import make_optimizer
+from ghn_jax.training.refinements import refinements_of
 from ghn_jax.training.step import TrainState
 
 
@@ -44,7 +45,7 @@ def settings_of(
     """
     return StepSettings(
         ghn=ghn, optimizer=optimizer, scheme=scheme or scheme_of(config.quant), augment=config.train.augment,
-        flip=flip, mesh=mesh,
+        flip=flip, mesh=mesh, refinements=refinements_of(config),
     )  # fmt: skip
 
 

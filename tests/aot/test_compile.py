@@ -13,14 +13,13 @@ from ghn_jax.aot import programs, targets
 from ghn_jax.aot.compiling import compile_job
 from ghn_jax.base import executables
 from tests.aot import agreement
-from tests.small_run import ROOT, command, is_one_error_line, small_config
+from tests.small_run import ROOT, command, is_one_error_line, small_config, write_run
 
 CONFIG = """
 from tests.small_run import small_config
 
 def get_config():
-    c = small_config(mode={mode!r})
-    c.space.ops = ('skip_connect', 'conv_1x1')
+    c = small_config(mode='qat')
     c.train.steps, c.train.batch_size = 2, 6
     c.save_every_steps, c.eval.every_steps, c.eval.num_images = 2, {every}, 12
     return c
@@ -77,31 +76,32 @@ def test_so_it_is_for_several_devices():
     assert done.returncode == 0, done.stderr[-2000:]
 
 
-def test_training_loads_the_step_that_was_compiled_ahead_and_compiles_none(
+def test_evaluation_loads_what_was_compiled_ahead_and_compiles_none(
     tmp_path, quick_reference, compiled_functions, loaded
 ):
-    (tmp_path / 'c.py').write_text(CONFIG.format(mode='float', every=0))
+    """So does training, which the slow test below has."""
+    (tmp_path / 'c.py').write_text(CONFIG.format(every=0))
     config, out = f'--config={tmp_path}/c.py', tmp_path / 'out'
-    result = command('ghn_jax.compile', config, '--target=cpu', '--splits=train,val', f'--out={out}',
-                     f'--json={tmp_path}/r.json')  # fmt: skip
+    run, read = f'--workdir={write_run(tmp_path / "run", mode="qat")}', f'--executables={out}'
+    result = command('ghn_jax.compile', config, '--target=cpu', '--splits=val,test', f'--out={out}',
+                     f'--json={tmp_path}/r.json', *SCORED)  # fmt: skip
     assert result[0] == 0, result
-    (row,) = json.loads((tmp_path / 'r.json').read_text())['rows']  # without validations, nothing for them
-    assert row['function'] == 'training_step' and row['fits'] and row['collectives'] == []
-    assert [path.name for path in out.iterdir()] == [row['file']]
-    assert row['file_bytes'] == (out / row['file']).stat().st_size
-    assert of_ours(compiled_functions) == {'training_step': 1}
-    code, shown, errors = command(
-        'ghn_jax.train', config, f'--workdir={tmp_path}/run', f'--executables={out}'
-    )
-    assert code == 0 and 'step 2/2' in shown and 'compiled anew' not in errors
-    assert of_ours(compiled_functions) == {'training_step': 1} and len(loaded) == 1
+    rows = json.loads((tmp_path / 'r.json').read_text())['rows']  # none for val: the run has no validations
+    assert [(row['function'], row['split']) for row in rows] == [('predict', 'test'), ('score', 'test')]
+    assert all(row['fits'] and row['collectives'] == [] for row in rows)
+    assert {path.name for path in out.iterdir()} == {row['file'] for row in rows}
+    ours = of_ours(compiled_functions)
+    assert ours == {'predict': 1, 'score': 1}
+    code, _, errors = command('ghn_jax.evaluate', run, read, '--devices=1', '--bits=w4a4', *SCORED)
+    assert code == 0 and 'compiled anew' not in errors, errors
+    assert of_ours(compiled_functions) == ours and len(loaded) == 2
 
 
 @pytest.mark.slow
-def test_validation_and_evaluation_load_theirs_and_say_what_another_evaluation_lacks(
+def test_training_and_validation_load_theirs_and_another_evaluation_is_told_what_it_lacks(
     tmp_path, quick_reference, compiled_functions, loaded
 ):
-    (tmp_path / 'c.py').write_text(CONFIG.format(mode='qat', every=2))
+    (tmp_path / 'c.py').write_text(CONFIG.format(every=2))
     config, out = f'--config={tmp_path}/c.py', tmp_path / 'out'
     assert command('ghn_jax.compile', config, '--target=cpu', f'--out={out}', *SCORED)[0] == 0
     ours = of_ours(compiled_functions)

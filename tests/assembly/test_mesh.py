@@ -10,14 +10,11 @@ import pytest
 
 from ghn_jax import config as configs
 from ghn_jax.runs.config_changes import FREE_KEYS, differing_keys
+from tests import quick_compiler
 from tests.device_checks import DEVICES, FEW, NETWORKS, REST
 from tests.small_run import ROOT
 
-# As `comparison.QUICK`, for all that is compiled there.
-FLAGS = (
-    '--xla_backend_optimization_level=0 --xla_cpu_use_fusion_emitters=false '
-    f'--xla_force_host_platform_device_count={DEVICES}'
-)
+FLAGS = f'{quick_compiler.FLAGS} --xla_force_host_platform_device_count={DEVICES}'
 
 
 def run_checks(folder, *args):

@@ -20,10 +20,10 @@ from ghn_jax.cnn.weights import quantize_weights, quantize_weights_backward
 from ghn_jax.networks.spec import IMAGE_SIZE, NetworkSpec
 from ghn_jax.quant.policy import Policy
 from ghn_jax.quant.scheme import QAT, Scheme
+from tests import quick_compiler
 from tests.cnn.networks import random_images, random_parameters
 
-# Plainer machine code for the same operations, compiled in a third of the time.
-QUICK = {'xla_backend_optimization_level': 0, 'xla_cpu_use_fusion_emitters': False}
+QUICK = quick_compiler.OPTIONS
 FLOAT = Policy()
 Branch = tuple[tuple[int, int], tuple[int, int], Kind]  # source class, destination class, op
 

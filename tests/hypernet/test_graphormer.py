@@ -141,7 +141,7 @@ def test_gradients_are_the_slopes_of_the_equations(run, params, x, distance):
 
     with jax.enable_x64(True):
         _, gradient = run(params, x, distance, weight)
-    ours = sum(jax.tree.leaves(jax.tree.map(lambda g, s: float(np.sum(g * s)), gradient, step)))
+    ours = sum(jax.tree.leaves(jax.tree.map(lambda g, s: float(np.sum(np.asarray(g) * s)), gradient, step)))
     assert abs((value(1e-6) - value(-1e-6)) / 2e-6 / ours - 1) < 1e-6
 
 

@@ -138,7 +138,7 @@ def test_the_command_writes_the_parameters_of_a_model(tmp_path, monkeypatch):
     assert code == 0 and 'net.safetensors: 4 tensors' in said, error
     shapes = {name: w.shape for name, w in load_file(out).items()}
     assert shapes == {
-        'layers_0.kernel': (3, 3, 3, 16), 'layers_0.bias': (16,), 
+        'layers_0.kernel': (3, 3, 3, 16), 'layers_0.bias': (16,),
         'layers_3.kernel': (16, 10), 'layers_3.bias': (10,),
     }  # fmt: skip
     assert is_one_error_line(run('nets_of_mine:broken'), 'RuntimeError: no such model')
@@ -166,22 +166,6 @@ def test_names_of_no_use_get_one_line(name, message, tmp_path, monkeypatch):
     assert '\n' not in str(caught.value)
 
 
-@pytest.mark.slow
-def test_predicted_weights_beat_random_ones_on_the_data_of_the_hypernetwork(shared):
-    """Of a hypernetwork trained on cells of 16 channels, for models of other kinds."""
-    hypernetwork = ghn_jax.load(shared / 'zoo' / 'digits_bits')
-    data = hypernetwork.load_data()
-    images, labels = data.normalized('test')[:240], np.asarray(data.test[1])[:240]
-    for module, switches in MODELS_FOR_DIGITS:
-        model = trace(module, (1, 16, 16, 3))
-        logits = jax.jit(model.apply)
-        score = lambda params: float(np.mean(np.argmax(logits(params, images), -1) == labels))
-        keys = lambda seed: {'params': jax.random.key(seed), 'dropout': jax.random.key(9)}
-        start = lambda seed: module.init(keys(seed), images[:1], **switches)['params']
-        random = np.mean([score(start(seed)) for seed in range(5)])
-        assert score(hypernetwork.predict(model)) > random + 0.05, type(module).__name__
-
-
 ROW = linen_models._row
 MODELS_FOR_DIGITS = [
     (
@@ -194,3 +178,19 @@ MODELS_FOR_DIGITS = [
         {'training': True},
     ),
 ]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize('module, switches', MODELS_FOR_DIGITS)
+def test_predicted_weights_beat_random_ones_on_the_data_of_the_hypernetwork(module, switches, shared):
+    """Of a hypernetwork trained on cells of 16 channels, for models of other kinds."""
+    hypernetwork = ghn_jax.load(shared / 'zoo' / 'digits_bits')
+    data = hypernetwork.load_data()
+    images, labels = data.normalized('test')[:240], np.asarray(data.test[1])[:240]
+    model = trace(module, (1, 16, 16, 3))
+    logits = jax.jit(model.apply)
+    score = lambda params: float(np.mean(np.argmax(logits(params, images), -1) == labels))
+    keys = lambda seed: {'params': jax.random.key(seed), 'dropout': jax.random.key(9)}
+    start = jax.jit(lambda seed: module.init(keys(seed), images[:1], **switches)['params'])
+    random = np.mean([score(start(seed)) for seed in range(5)])
+    assert score(hypernetwork.predict(model)) > random + 0.05

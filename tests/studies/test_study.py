@@ -8,14 +8,18 @@ from concurrent.futures import ThreadPoolExecutor
 import numpy as np
 import pytest
 
+from ghn_jax import config as configs
+from ghn_jax import config_file
 from ghn_jax.base import paths
 from ghn_jax.base.errors import UserError
 from ghn_jax.evaluation import results, sensitivity
 from ghn_jax.evaluation.evaluation_spec import EvaluationSpec
 from ghn_jax.hypernet.ghn import GHNConfig
 from ghn_jax.quant import Policy, parse_bits
+from ghn_jax.reporting import docs_tables
 from ghn_jax.runs import run as runs
 from ghn_jax.runs.checkpoint import Checkpoints
+from ghn_jax.runs.config_changes import FREE_KEYS, differing_keys
 from ghn_jax.studies import study, study_tables
 from ghn_jax.studies.study_runs import make_runs, parse_seeds, read_strategies
 from tests.small_run import command, is_one_error_line, small_config
@@ -137,6 +141,63 @@ def test_a_study_may_begin_with_any_strategy(tmp_path, quick):
     tables = run(tmp_path / 'new', only=['drawn'])
     assert list(tables['strategies']) == ['drawn'] == list(quick)
     assert json.loads((tmp_path / 'new/study.json').read_text()) == json.loads(json.dumps(tables))
+
+
+def test_the_networks_until_a_strategy_is_as_good_as_the_baseline_in_the_end():
+    validations = {
+        ('float', 0): {10: 1.0, 20: 4.0, 30: 5.0}, ('float', 1): {10: 2.0, 20: 3.0, 30: 6.0},
+        ('fast', 0): {10: 3.0, 20: 7.0, 30: 7.0}, ('fast', 1): {10: 7.0, 20: 4.0, 30: 9.0},
+        ('late', 0): {10: 0.0, 20: 0.0, 30: 5.4}, ('late', 1): {10: 0.0, 20: 0.0, 30: 5.5},
+    }  # fmt: skip
+    curves = [
+        {'strategy': strategy, 'seed': seed, 'networks': networks, 'top1': top1}
+        for (strategy, seed), curve in validations.items()
+        for networks, top1 in curve.items()
+    ]
+    reached = study_tables._reached(curves, 'float')
+    assert reached == {'top1': 5.5, 'networks': {'float': 30, 'fast': 20, 'late': None}}
+    assert study_tables._reached(curves, 'absent') == study_tables._reached([], 'float') == {}
+
+
+def test_validations_of_a_run_are_in_the_tables_and_on_the_page(tmp_path, quick, monkeypatch):
+    save = study.train
+
+    def train(config, folder):
+        save(config, folder)
+        better = 0.1 * ('drawn' in folder.name)
+        rows = [{'step': step, 'val/top1_float': 0.2 * step + better} for step in (1, 2)]
+        rows = [*rows, {'step': 2, 'train/loss': 1.0}]
+        (folder / 'metrics.jsonl').write_text(''.join(json.dumps(row) + '\n' for row in rows))
+
+    monkeypatch.setattr(study, 'train', train)
+    monkeypatch.setattr(study, 'validated', lambda config: 'val/top1_float')
+    tables = run(tmp_path, seeds=(0, 5))
+    meta_batch = config().train.meta_batch
+    curve = [(p['networks'], p['top1']) for p in tables['curves'] if p['strategy'] == 'drawn']
+    np.testing.assert_allclose(curve, [(meta_batch, 30), (2 * meta_batch, 50)] * 2)
+    assert tables['reached']['networks'] == {'float': 2 * meta_batch, 'drawn': 2 * meta_batch}
+    assert 'networks to 40.0 % in validation' in study_tables.text(tables)
+    page = docs_tables.markdown(json.loads((tmp_path / 'study.json').read_text()))
+    row = next(row for row in tables['over_seeds']['rows'] if row['strategy'] == 'drawn')
+    assert f'| {row["top1_mean"]:.1f} ± {row["top1_sem"]:.1f} ({row["difference_mean"]:+.1f}) |' in page
+    assert "| drawn | mode=qat, draw=['w2a2', 'w4a4'], " in page and 'baseline: float' in page
+
+
+def test_the_recipe_study_of_the_package_makes_its_runs():
+    strategies = read_strategies('recipe')
+    base = configs.freeze(config_file.Parser().parse('quickstart'))
+    made = {run.strategy: run.config for run in make_runs(base, strategies)}
+    published = made['published']
+    assert next(iter(strategies)) == 'published'
+    for name, c in made.items():
+        differing = differing_keys(published, c, FREE_KEYS)
+        # One change at a time; a schedule goes with its warm-up, networks with images.
+        assert name in ('published', 'quickstart') or len({key.split('_')[-1] for key in differing}) <= 2, (
+            name
+        )
+        assert (c.train.steps, c.train.meta_batch * c.train.batch_size) == (
+            published.train.steps, published.train.meta_batch * published.train.batch_size
+        ), name  # fmt: skip
 
 
 def test_with_several_seeds_each_strategy_runs_with_each_and_means_are_over_seeds(tmp_path, quick):

@@ -8,6 +8,7 @@ import pytest
 
 from ghn_jax.quant import Scheme
 from ghn_jax.training import step as steps
+from ghn_jax.training.refinements import AS_PUBLISHED, Refinements
 
 
 @pytest.fixture
@@ -16,11 +17,21 @@ def step_with(monkeypatch):
     the networks have these.
     """
 
-    def step(optimizer, state, gradients, loss, accuracy, finite):
+    def step(optimizer, state, gradients, loss, accuracy, finite, refinements=AS_PUBLISHED):
         per_network = {'loss': jnp.array(loss), 'accuracy': jnp.array(accuracy), 'finite': jnp.array(finite)}
         monkeypatch.setattr(steps, 'meta_gradients', lambda *args, **options: (gradients, per_network, None))
         state, metrics, _ = steps.train_step(
-            None, None, optimizer, state, None, None, None, None, None, scheme=Scheme('float')
+            None,
+            None,
+            optimizer,
+            state,
+            None,
+            None,
+            None,
+            None,
+            None,
+            scheme=Scheme('float'),
+            refinements=refinements,
         )
         return jax.tree.map(np.asarray, (state, metrics))
 
@@ -51,6 +62,22 @@ def test_a_step_is_the_optimizers_and_its_metrics_are_those_of_the_finite_networ
     three, metrics = step_with(optimizer, two, gradients, [2.0], [0.5], [True])
     assert (metrics['loss'], metrics['accuracy'], metrics['gradient_norm']) == (2, 0.5, 13)
     np.testing.assert_array_equal(three.params['b'], -7 - 0.5 * (12 + 0.25 * 12))
+
+
+def test_the_average_forgets_where_it_began_and_then_decays_as_it_is_told(step_with):
+    optimizer, params = optax.sgd(1.0), {'a': jnp.array([1.0, 2.0])}
+    state = steps.TrainState(jnp.int32(0), params, optimizer.init(params), params)
+    assert steps.TrainState(0, params, ()).used is params
+    expected, refinements = np.array([1.0, 2.0]), Refinements(ema=0.5)
+    for step in range(12):
+        finite = step != 9
+        before, gradients = state, {'a': jnp.array([step + 1.0, -1.0])}
+        state, _ = step_with(optimizer, state, gradients, [1.0], [0.5], [finite], refinements)
+        decay = min(0.5, (1 + step) / (10 + step))
+        if finite:
+            expected = decay * expected + (1 - decay) * state.params['a']
+        np.testing.assert_allclose(state.ema['a'], expected, rtol=1e-6)
+        assert state.used is state.ema and finite == bool(np.any(state.ema['a'] != before.ema['a']))
 
 
 @pytest.mark.parametrize(

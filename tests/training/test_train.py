@@ -10,6 +10,7 @@ import jax
 import numpy as np
 import pytest
 
+from ghn_jax import config as configs
 from ghn_jax.base import lock
 from ghn_jax.base.errors import NotFinite, Stopped, UserError
 from ghn_jax.cnn.covering import family
@@ -30,7 +31,7 @@ from ghn_jax.training.compiled import training_step
 from ghn_jax.training.optimizer import make_optimizer
 from ghn_jax.training.preemption import Stopping
 from ghn_jax.training.replay import examine, replay
-from ghn_jax.training.sampling import Preparation, draw
+from ghn_jax.training.sampling import Preparation, draw, networks_of
 from ghn_jax.training.state import initial_state, restore_or_init
 from ghn_jax.training.stepper import Stepper
 from ghn_jax.training.train import train
@@ -42,6 +43,12 @@ def _config(**train):
     c = small_config(draw=('w2a2', 'w2a8', 'w4a4', 'w32a4'), draw_per='either', schedule=((1, 'float'),))
     c.ghn.bits = True
     c.train.steps, c.train.meta_batch, c.train.schedule = 6, 2, 'cosine'
+    c.train.ema, c.train.label_smoothing, c.train.network_clip_norm, c.train.weight_penalty = (
+        0.9,
+        0.1,
+        5.0,
+        1e-5,
+    )
     c.save_every_steps, c.log_every_steps, c.eval.every_steps = 3, 1, 0
     c.train.update(train)
     return c
@@ -67,6 +74,12 @@ def test_three_steps_and_three_after_a_resume_are_six_steps_bit_for_bit(whole, t
     jax.tree.map(np.testing.assert_array_equal, jax.device_get(resumed), jax.device_get(whole[0]))
     assert _losses(tmp_path) == _losses(whole[1])
     assert [step for step, *_ in _losses(tmp_path)] == [1, 2, 3, 4, 5, 6]
+
+
+def test_a_run_is_used_with_the_average_of_its_parameters(whole):
+    state, workdir = whole
+    jax.tree.map(np.testing.assert_array_equal, runs.load_run(workdir).params, jax.device_get(state.ema))
+    assert any(np.any(np.asarray(a) != b) for a, b in zip(*map(jax.tree.leaves, (state.ema, state.params))))
 
 
 def test_training_changes_every_parameter_and_losses_are_finite(whole):
@@ -117,6 +130,9 @@ def test_a_finished_run_does_nothing_more(whole):
         ('init_from', 'absent', 'no checkpoint in .*absent'),
         ('save_every_steps', 0, 'save_every_steps'),
         ('max_not_finite', 1.5, 'max_not_finite'),
+        ('train.optimizer', 'soap', 'expected one of adam, adamw, muon'),
+        ('train.ema', 1.5, 'expected 0 to 1'),
+        ('devices.images', 2, 'network_clip_norm=5.0 with devices.images=2'),
     ],
 )
 def test_bad_values_are_refused_before_anything_is_written(tmp_path, key, value, message):
@@ -144,6 +160,23 @@ def test_networks_of_a_step_share_a_width_and_depend_on_step_and_seed_only():
     assert first != [draw(space, 1, step, 3) for step in range(12)]
     families = [set(map(family, draw(make_space('deepnets1m'), 0, step, 3))) for step in range(12)]
     assert all(len(f) == 1 for f in families) and len(set().union(*families)) > 1
+
+
+def test_small_networks_come_first_and_then_as_without_a_curriculum():
+    space, c = make_space('convnets250k'), _config(meta_batch=4)
+    plain = configs.freeze(c)
+    c.train.small_first_steps = 40
+    small = configs.freeze(c)
+    cells = lambda steps: np.mean([s.n_cells for i in steps for s in networks_of(small, space, i)])
+    assert cells(range(4)) + 2 < cells(range(34, 38))
+    assert networks_of(small, space, 3) == networks_of(small, space, 3) != networks_of(plain, space, 3)
+    for step in (0, 9, 20, 39, 40, 41):
+        specs = networks_of(small, space, step)
+        assert len(specs) == 4 and len(set(map(family, specs))) == 1
+        assert networks_of(plain, space, step) == draw(space, 0, step, 4)
+        assert step < 40 or specs == draw(space, 0, step, 4)
+        # Of those that are drawn anyway, the smallest.
+        assert sum(s.n_cells for s in specs) <= sum(s.n_cells for s in draw(space, 0, step, 4))
 
 
 def test_what_the_graphs_say_is_what_the_networks_run_at():
@@ -440,6 +473,7 @@ def test_a_step_without_a_finite_network_changes_neither_parameters_nor_optimize
     assert int(state.step) == 1
     jax.tree.map(np.testing.assert_array_equal, state.params, start.params)
     jax.tree.map(np.testing.assert_array_equal, state.opt_state, start.opt_state)
+    jax.tree.map(np.testing.assert_array_equal, state.ema, start.ema)
     (row,) = read_jsonl(tmp_path / 'metrics.jsonl')
     assert row['train/skipped'] == 1 and row['train/loss'] is None
     train(config, tmp_path)  # and the run goes on
