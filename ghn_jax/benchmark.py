@@ -3,6 +3,7 @@
 python -m ghn_jax.benchmark --archs=nets.json --what=predict,train,evaluate --mode=qat --meta_batch=8
 --json=FILE --plot=FILE.png
 python -m ghn_jax.benchmark --what=compile --config=configs/ghn_qat_cifar10.py --split=train --widths=32
+python -m ghn_jax.benchmark --what=compile --config=configs/ghn_qat_cifar10.py --widths=32 --target=h100
 python -m ghn_jax.benchmark --what=cells --cells=4,12,20,28,36 --width=16 --mode=float --plot=FILE.png
 python -m ghn_jax.benchmark --what=profile --config=configs/ghn_qat_cifar10.py --mode=float,qat
 python -m ghn_jax.benchmark --what=scaling
@@ -24,6 +25,7 @@ import jax
 from absl import flags
 
 from ghn_jax import config_file
+from ghn_jax.aot import targets
 from ghn_jax.base import bounds, cli, outputs
 from ghn_jax.base.errors import UserError, of_field
 from ghn_jax.base.start import start
@@ -51,6 +53,9 @@ _CONFIG = config_file.define_config(
     'are about.'
 )
 _SPLIT = flags.DEFINE_enum('split', 'train', SPLITS, 'Networks whose programs `compile` is about.')
+_TARGET = flags.DEFINE_string(
+    'target', '', 'What `compile` compiles for, as ghn_jax.compile has it, and models a step of (GPUs).'
+)
 _WIDTHS = flags.DEFINE_list('widths', [], 'Only programs of these widths, as in 32,48.')
 _CELLS = flags.DEFINE_list('cells', ['4', '12', '20', '28', '36'], 'Lengths of networks, for `cells`.')
 _WIDTH = bounds.define_integer('width', 16, 'Channels of the networks of `cells`.')
@@ -85,12 +90,15 @@ def _measure() -> dict[str, Any]:
         bounds.integers('widths', _WIDTHS.value, 'width'),
         bounds.integers('cells', _CELLS.value, 'cells'),
     )
+    if _TARGET.value:
+        targets.prepare_process()
     start(_DEVICES.value or _parts_of_cpu())
     options = Options(
         specs=specs, modes=tuple(_MODE.value), meta_batch=_META_BATCH.value,
         devices=_DEVICES.value or min(jax.local_device_count(), _META_BATCH.value),
         batch_size=_BATCH_SIZE.value, num_images=_NUM_IMAGES.value, config=_CONFIG.value,
-        split=_SPLIT.value, widths=widths, cells=lengths, width=_WIDTH.value, repeats=_REPEATS.value,
+        split=_SPLIT.value, widths=widths, target=_TARGET.value, cells=lengths, width=_WIDTH.value,
+        repeats=_REPEATS.value,
     )  # fmt: skip
     with config_file.named_by_flags():
         return benchmark(_WHAT.value, options)

@@ -18,7 +18,7 @@ from absl import flags
 
 from ghn_jax import config as configs
 from ghn_jax import config_file
-from ghn_jax.base import cli, paths
+from ghn_jax.base import bounds, cli, paths
 from ghn_jax.base.errors import FieldError, UserError
 from ghn_jax.base.start import define_executables
 from ghn_jax.bringup import numbers, summary
@@ -33,7 +33,7 @@ _CONFIG = config_file.define_config(
     f'Config to measure and train, file or name; default: {_DEFAULT}, not trained.'
 )
 _OUT = flags.DEFINE_string('out', 'runs/first_hour', 'Directory of the results.')
-_MINUTES = flags.DEFINE_float('minutes', 12.0, 'For all of it.', lower_bound=0.5, upper_bound=600.0)
+_MINUTES = bounds.define_integer('minutes', 12, 'For all of it.')
 _UNPACK = flags.DEFINE_string(
     'unpack', None, 'Packed run (ghn_jax.train --pack) that the training goes on with.'
 )

@@ -82,14 +82,15 @@ def main() -> None:
 
 
 def _predict_model(name: str, workdir: Place, policy: Policy) -> None:
-    for flag in ('arch', 'layout', 'packed'):
+    for flag in ('arch', 'layout'):
         if flags.FLAGS[flag].present:
             raise UserError(f'--model and --{flag} are both given: give one of them')
     out = check_place(_OUT.value or '', _FORMAT.value)
     start()
     run = load_run(workdir)
     size = run.config.image_size
-    print(write_model(run, load_model(name, (1, size, size, 3)), out, policy=policy, format=_FORMAT.value))
+    model = load_model(name, (1, size, size, 3))
+    print(write_model(run, model, out, policy=policy, format=_FORMAT.value, packed=_PACKED.value))
 
 
 def _read_policy() -> Policy:

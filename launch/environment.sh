@@ -61,18 +61,30 @@ environment() {
     export PATH="$PWD/$venv/bin:$PATH"
 }
 
-# The packages that a Python lacks of those that pyproject.toml names, and of the extra's plugin of JAX.
+# The packages that a Python lacks of those that pyproject.toml names, of those that these need in turn, and of the
+# extra's plugin of JAX.
 _missing() {
-    "$1" -c 'import importlib.metadata, pathlib, re, sys, tomllib
+    "$1" -c 'import importlib.metadata, pathlib, sys, tomllib
+try:
+    from packaging.requirements import Requirement
+except ImportError:
+    from pip._vendor.packaging.requirements import Requirement
+known = {}
 def there(name):
-    try:
-        return bool(importlib.metadata.version(name))
-    except importlib.metadata.PackageNotFoundError:
-        return False
-project = tomllib.loads(pathlib.Path("pyproject.toml").read_text())["project"]
-names = [re.match(r"[\w.-]+", line)[0] for line in project["dependencies"]]
+    if name not in known:
+        try:
+            known[name] = importlib.metadata.requires(name) or []
+        except importlib.metadata.PackageNotFoundError:
+            known[name] = None
+        look(known[name] or [])
+    return known[name] is not None
+def look(lines):
+    for need in map(Requirement, lines):
+        if need.marker is None or need.marker.evaluate({"extra": ""}):
+            there(need.name)
+look(tomllib.loads(pathlib.Path("pyproject.toml").read_text())["project"]["dependencies"])
+missing = sorted(name for name in known if known[name] is None)
 plugins = {"cuda": ("jax-cuda12-plugin", "jax-cuda13-plugin"), "tpu": ("libtpu",)}.get(sys.argv[1], ())
-missing = [name for name in names if not there(name)]
 print(*missing, *([" or ".join(plugins)] if plugins and not any(map(there, plugins)) else []))' "$2"
 }
 

@@ -106,6 +106,7 @@ def test_a_config_that_comes_with_the_package_makes_its_hypernetwork(file):
         t = c.train
         assert (t.optimizer, t.learning_rate, t.weight_decay, t.schedule) == ('adamw', 4e-4, 1e-2, 'cosine')
         assert (t.meta_batch, t.batch_size, t.warmup_steps, t.steps) == (8, 64, 5 * 703, 300 * 703)
+        assert t.weight_penalty == 3e-5
 
 
 def test_a_config_is_frozen_hashable_and_equal_to_one_with_the_same_values():

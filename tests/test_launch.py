@@ -214,7 +214,7 @@ def environment_there(python, *args):
 LACKS = """#!/usr/bin/env bash
 # In the place of python: it installs what it is told to, and lacks a package.
 echo "$*" >>"${0%/*}/calls"
-[[ "$*" == *pip* ]] || echo "$MISSING"
+[[ "$*" == *"-m pip"* ]] || echo "$MISSING"
 """
 
 
@@ -226,7 +226,7 @@ def test_a_python_that_has_all_packages_is_taken_as_it_is_and_wheels_are_put_bes
     monkeypatch.setenv('MISSING', '')
     assert environment_there(python, '', '') == (0, str(python), '')
     assert environment_there(python, '', str(tmp_path)) == (0, str(python), '')
-    installed = [call for call in (tmp_path / 'calls').read_text().splitlines() if 'pip' in call]
+    installed = [call for call in (tmp_path / 'calls').read_text().splitlines() if '-m pip' in call]
     assert len(installed) == 1 and '--no-index' in installed[0] and 'a.whl' in installed[0]
     monkeypatch.setenv('MISSING', 'jraph')
     code, out, err = environment_there(python, '', str(tmp_path))

@@ -1,6 +1,5 @@
 """Compiling from shapes: one function with figures of what that cost, or all that a config needs."""
 
-import pathlib
 import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -14,6 +13,7 @@ from ghn_jax.aot.report import Row
 from ghn_jax.aot.targets import Target
 from ghn_jax.assembly.memory import is_out_of_memory
 from ghn_jax.base import backends, counters, executables, recipes
+from ghn_jax.base.paths import Place
 from ghn_jax.config import RunConfig
 from ghn_jax.evaluation.evaluation_spec import EvaluationSpec
 
@@ -24,7 +24,7 @@ def compile_programs(
     spec: EvaluationSpec,
     *,
     widths: Sequence[int] = (),
-    out: pathlib.Path | None = None,
+    out: Place | None = None,
 ) -> dict[str, Any]:
     """Compile what a config needs for a target, ahead of time.
 
@@ -71,7 +71,7 @@ def _jobs(
             yield from programs.evaluation_jobs(config, devices, split, spec, widths)
 
 
-def compile_job(job: Job, target: Target, out: pathlib.Path | None = None) -> Row:
+def compile_job(job: Job, target: Target, out: Place | None = None) -> Row:
     """Compile one function for a target, write it to the folder `out`, and return its figures.
 
     A program that the compiler finds too large for the device has the row 'error'.
@@ -95,8 +95,8 @@ def compile_job(job: Job, target: Target, out: pathlib.Path | None = None) -> Ro
     row |= report.about_text(compiled.as_text() or '', report.tapes_of(job))
     if out is not None:
         start = time.perf_counter()
-        file = executables.write(out, job.recipe, job.arguments, compiled)
-        row |= {'file': file.name, 'file_bytes': file.stat().st_size, 'write_s': time.perf_counter() - start}
+        name, size = executables.write(out, job.recipe, job.arguments, compiled)
+        row |= {'file': name, 'file_bytes': size, 'write_s': time.perf_counter() - start}
     return row
 
 

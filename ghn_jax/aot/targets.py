@@ -47,6 +47,7 @@ class Target:
       topology: the name of their arrangement, for JAX.
       memory_gib: of a device; 0 is that of this machine.
       options: what else JAX wants to know to make the devices.
+      speed: of a device, a second: 'bytes' of its memory, operations by type. {}: it is not modelled.
     """
 
     name: str
@@ -55,6 +56,7 @@ class Target:
     topology: str = ''
     memory_gib: float = 0
     options: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+    speed: Mapping[str, float] = dataclasses.field(default_factory=dict)
 
     @property
     def backend(self) -> Backend:

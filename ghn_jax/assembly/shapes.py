@@ -16,6 +16,7 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec, SingleDeviceShardin
 from ghn_jax.assembly.mesh import REPLICATED, over_devices, specs_of
 from ghn_jax.assembly.network_batch import Networks
 from ghn_jax.assembly.workspace import Workspace, make_workspace
+from ghn_jax.base import backends
 from ghn_jax.cnn.program import Program
 
 
@@ -46,9 +47,10 @@ class Placing:
     def workspace(
         self, program: Program, batch: int, dtype: Any = jnp.float32, *, train: bool = True
     ) -> Workspace:
-        """Return the shapes of the devices' workspaces (`mesh.make_workspaces`)."""
+        """Return the shapes of the devices' workspaces (`mesh.make_workspaces`), for their backend."""
         part = batch // (self.mesh.shape['images'] if self.mesh else 1)
-        shapes = jax.eval_shape(lambda: make_workspace(program, part, dtype, train=train))
+        with backends.built_for(self.devices[0].platform):
+            shapes = jax.eval_shape(lambda: make_workspace(program, part, dtype, train=train))
         if self.mesh is None:
             return self.shapes(shapes)
         count, spec = self.mesh.size, over_devices(self.mesh)

@@ -24,6 +24,7 @@ BOUNDS: dict[str, tuple[int, int]] = {
     'layers': (0, 10**6),
     'line': (1, 10**9),
     'meta_batch': (1, 4096),
+    'minutes': (1, 600),
     'num_images': (0, 10**9),
     'num_networks': (0, 10**6),
     'num_processes': (1, 65_536),

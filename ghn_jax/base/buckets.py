@@ -23,7 +23,7 @@ from ghn_jax.base.errors import FieldError
 SCHEME = 'gs://'
 _FOLDERS = r'(?:[^/\x00-\x1f*?\[\]#\\]+/)*'  # without what gcsfs takes for a pattern or a generation
 _NAME = re.compile(rf'gs://[a-z0-9][a-z0-9._-]{{1,220}}[a-z0-9]/{_FOLDERS}[^/\x00-\x1f*?\[\]#\\]+/?')
-_LIBRARIES = ('gcsfs', 'fsspec', 'aiohttp', 'requests', 'urllib3', 'google')
+_LIBRARIES = ('gcsfs', 'fsspec', 'aiohttp', 'google.api_core', 'google.auth', 'google.cloud')
 _USABLE: set[str] = set()  # buckets that have been asked for
 _SECONDS = 30  # that a growing object is behind at most
 _LONGEST = 300  # characters of a reason
@@ -72,12 +72,13 @@ def system_errors() -> Iterator[None]:
 
 def is_failure(error: Exception) -> bool:
     """Return whether the storage or the way to it raised this, and not the program."""
-    if isinstance(error, StorageError):
+    if isinstance(error, StorageError) or type(error).__module__.startswith(_LIBRARIES):
         return True
     if isinstance(error, (TypeError, AttributeError, NameError, AssertionError)):
         return False
     files = [frame.filename for frame in traceback.extract_tb(error.__traceback__)]
-    return any(f'{os.sep}{name}{os.sep}' in file for file in files for name in _LIBRARIES)
+    folders = [f'/{name.replace(".", "/")}/' for name in _LIBRARIES]
+    return any(folder in file for file in files for folder in folders)
 
 
 def reason(error: Exception) -> str:
@@ -85,6 +86,11 @@ def reason(error: Exception) -> str:
     text = error.strerror if isinstance(error, StorageError) else getattr(error, 'message', '') or error
     text = ' '.join(str(text).split())
     return (text or type(error).__name__)[:_LONGEST]
+
+
+def failed(error: Exception) -> str:
+    """Return a line about a failure that nothing else has told of."""
+    return f'cloud storage: {reason(error)}: see whether it can be reached, and start again'
 
 
 def write(path: Any, data: bytes) -> None:

@@ -73,7 +73,7 @@ def _run(main: Callable[[], object], flag_of: Mapping[str, str]) -> None:
     except Exception as e:
         if not buckets.is_failure(e):
             raise
-        fail(f'cloud storage: {buckets.reason(e)}: see whether it can be reached, and start again')
+        fail(buckets.failed(e))
 
 
 def _named_by_flag(error: UserError, flag_of: Mapping[str, str]) -> str:

@@ -25,15 +25,16 @@ from typing import Any
 import jax
 from jax.experimental import serialize_executable
 
-from ghn_jax.base import counters, files, recipes
+from ghn_jax.base import counters, files, paths, recipes
 from ghn_jax.base.errors import FieldError, UserError
+from ghn_jax.base.paths import Place
 from ghn_jax.base.recipes import Facts, Recipe
 
 _BLOCK = 4096  # bytes; those of disks are multiples of it
 _MOST = 64
 """Files to keep, of 2 to 5 MB each: those of earlier versions would stay for ever."""
 
-_ahead: list[pathlib.Path] = []  # the folder of programs compiled ahead, if there is one
+_ahead: list[Place] = []  # the folder of programs compiled ahead, if there is one
 
 
 def read_from(folder: str | os.PathLike | None) -> None:
@@ -47,8 +48,8 @@ def read_from(folder: str | os.PathLike | None) -> None:
     _ahead.clear()
     if folder is None:
         return
-    path = pathlib.Path(folder).absolute()
-    if not any(path.glob('*.executable')):
+    path = paths.absolute(folder, 'executables')
+    if not any(name.endswith('.executable') for name in files.names(path)):
         raise FieldError(
             'executables',
             f'={folder} holds no *.executable: give what ghn_jax.compile has written with --out',
@@ -111,7 +112,7 @@ class Kept:
         return self._found[types](*arguments)
 
 
-def write(folder: pathlib.Path, recipe: Recipe, arguments: tuple[Any, ...], compiled: Any) -> pathlib.Path:
+def write(folder: Place, recipe: Recipe, arguments: tuple[Any, ...], compiled: Any) -> tuple[str, int]:
     """Write a compiled program where `kept` finds it after `read_from(folder)`.
 
     Args:
@@ -121,16 +122,14 @@ def write(folder: pathlib.Path, recipe: Recipe, arguments: tuple[Any, ...], comp
       compiled: of `recipe.function.lower(*arguments).compile()`.
 
     Returns:
-      the file.
+      the name of the file, and its bytes.
 
     Raises:
       UserError: it cannot be written.
       Exception: of the backend, where it cannot serialise the program.
     """
     facts = recipes.facts_of(recipe, arguments, recipes.devices_of(arguments))
-    path = folder / _name(facts)
-    _write(path, facts, compiled)
-    return path
+    return _name(facts), _write(folder / _name(facts), facts, compiled)
 
 
 def drop_torn(folder: pathlib.Path) -> None:
@@ -165,10 +164,11 @@ def _name(facts: Facts) -> str:
     return f'{facts["function"]}-{recipes.digest_of(facts)}.executable'
 
 
-def _load(path: pathlib.Path, devices: Sequence[Any]) -> Callable | None:
+def _load(path: Place, devices: Sequence[Any]) -> Callable | None:
     """None if the file is absent, not whole, or cannot be loaded. devices: that it runs on."""
     try:
-        head, _, rest = path.read_bytes().partition(b'\n')
+        with files.opened(path) as file:
+            head, _, rest = file.read().partition(b'\n')
     except OSError:
         return None
     try:
@@ -178,24 +178,26 @@ def _load(path: pathlib.Path, devices: Sequence[Any]) -> Callable | None:
         found = serialize_executable.deserialize_and_load(*pickle.loads(data), execution_devices=devices)
     except Exception:  # XLA and pickle each have their own
         return None
-    with contextlib.suppress(OSError):  # a cache that is not ours to write
-        os.utime(path)  # the least recently used go first
+    if not paths.in_bucket(path):
+        with contextlib.suppress(OSError):  # a cache that is not ours to write
+            os.utime(path)  # the least recently used go first
     return found
 
 
-def _why_none(folder: pathlib.Path, facts: Facts) -> str:
+def _why_none(folder: Place, facts: Facts) -> str:
     """Say why a folder has no program of these facts, by the one there that differs least."""
     function, nearest = facts['function'], None
-    if (folder / _name(facts)).exists():
+    if files.exists(folder / _name(facts)):
         return f'{_name(facts)} is damaged, or this device cannot run it'
-    for path in sorted(folder.glob(f'{function}-*.executable')):
-        with contextlib.suppress(OSError, ValueError), open(path, 'rb') as file:
-            found = json.loads(file.readline(1_000_000))
-            count = sum(found.get(name) != value for name, value in facts.items())
-            nearest = min(nearest or (count, path.name, found), (count, path.name, found), key=lambda n: n[0])
+    for name in sorted(files.names(folder)):
+        if name.startswith(f'{function}-') and name.endswith('.executable'):
+            with contextlib.suppress(OSError, ValueError), files.opened(folder / name) as file:
+                found = json.loads(file.readline(1_000_000))
+                count = sum(found.get(fact) != value for fact, value in facts.items())
+                nearest = min(nearest or (count, found), (count, found), key=lambda n: n[0])
     if nearest is None:
         return f'there is no {function}'
-    return f'there is no {function} for this; of the nearest: {recipes.difference(nearest[2], facts)}'
+    return f'there is no {function} for this; of the nearest: {recipes.difference(nearest[1], facts)}'
 
 
 def _drop(path: pathlib.Path) -> None:
@@ -214,13 +216,15 @@ def _save(path: pathlib.Path, facts: Facts, compiled: Any) -> None:
         _prune(path.parent)
 
 
-def _write(path: pathlib.Path, facts: Facts, compiled: Any) -> None:
-    data = pickle.dumps(serialize_executable.serialize(compiled))
+def _write(path: Place, facts: Facts, compiled: Any) -> int:
+    """Write a program, and return its bytes."""
+    data, head = pickle.dumps(serialize_executable.serialize(compiled)), json.dumps(facts).encode()
+    whole = head + b'\n' + hashlib.sha256(head + data).digest() + zlib.compress(data, 1)
     with files.writing(path.parent):
-        path.parent.mkdir(parents=True, exist_ok=True)
-        head = json.dumps(facts).encode()
-        digest = hashlib.sha256(head + data).digest()
-        files.write(path, head + b'\n' + digest + zlib.compress(data, 1))
+        if not paths.in_bucket(path):
+            path.parent.mkdir(parents=True, exist_ok=True)
+        files.write(path, whole)
+    return len(whole)
 
 
 def _prune(folder: pathlib.Path) -> None:

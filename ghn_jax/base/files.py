@@ -81,6 +81,10 @@ def writing(path: str | os.PathLike) -> Iterator[None]:
     except OSError as e:
         advice = 'make room there, or give another place' if e.errno in _FULL else 'give another place'
         raise UserError(f'{os.fspath(path)} cannot be written ({e.strerror or e}): {advice}') from None
+    except Exception as e:  # of the libraries behind a bucket
+        if isinstance(e, UserError) or not buckets.is_failure(e):
+            raise
+        raise UserError(f'{os.fspath(path)} cannot be written ({buckets.reason(e)}): try again') from None
 
 
 def destination(path: str | os.PathLike) -> pathlib.Path | None:

@@ -23,7 +23,7 @@ _SCHEME = re.compile(r'([A-Za-z][A-Za-z0-9+.-]*):/')
 # The flags that take a bucket's addresses. All others are of this machine.
 _IN_BUCKETS = frozenset(
     ('workdir', 'json', 'plot', 'out', 'against', 'result', 'compare', 'arch', 'archs', 'policy',
-     'config.init_from')
+     'pack', 'unpack', 'executables', 'add', 'config.init_from')
 )  # fmt: skip
 
 

@@ -17,7 +17,7 @@ import jax
 import numpy as np
 from jax.experimental import multihost_utils
 
-from ghn_jax.base import bounds
+from ghn_jax.base import bounds, buckets
 from ghn_jax.base.errors import FieldError, NotFinite, Stopped, UserError
 
 T = TypeVar('T')
@@ -82,6 +82,9 @@ def leaving_at_once() -> Iterator[None]:
         if isinstance(e, UserError):
             print(f'error: {e}', file=sys.stderr, flush=True)
             os._exit(3 if isinstance(e, NotFinite) else 2)
+        if buckets.is_failure(e):
+            print(f'error: {buckets.failed(e)}', file=sys.stderr, flush=True)
+            os._exit(2)
         traceback.print_exc()
         sys.stderr.flush()
         os._exit(1)

@@ -68,6 +68,10 @@ _COLUMNS = {  # of the tables; other rows are shown with all they have
         'lower_s', 'compile_s', 'load_s', 'load_cpu_s', 'cached', 'temp_bytes', 'argument_bytes',
         'workspace_bytes', 'executable_bytes',
     ),
+    'launches': (
+        'function', 'width', 'part', 'launches', 'trips', 'gb', 'gflop', 'launches_ms', 'host_ms', 'bytes_ms',
+        'flops_ms', 'ms', 'rules',
+    ),
     'cells': (
         'what', 'mode', 'cells', 'room', 'instructions', 'median_s', 'us_per_instruction',
         'workspace_bytes', 'used_bytes', 'temp_bytes', 'compile_s',

@@ -19,7 +19,7 @@ class Options:
     devices: that these are spread over.
     batch_size: images in a batch.   num_images: to score each network on.
     config: of a run, whose programs or steps are measured.   split: whose programs.   widths: only these
-    families; () is all.
+    families; () is all.   target: what `compile` compiles for; '' is the device at hand.
     cells, width: lengths and width of the networks of `cells`.   repeats: times each thing is timed there and
     in `profile`, after warm-up.
     """
@@ -33,6 +33,7 @@ class Options:
     config: RunConfig | None = None
     split: str = 'train'
     widths: tuple[int, ...] = ()
+    target: str = ''
     cells: tuple[int, ...] = (4, 12, 20, 28, 36)
     width: int = 16
     repeats: int = 5

@@ -12,14 +12,12 @@ concatenation's joint range is the maximum over its parts.
 
 Three rules keep the tapes from being copied (XLA would copy gigabytes for every instruction): results are
 written outside the switch, each buffer has one read-modify-write in an iteration, and barriers stand
-between reading and writing.
+between reading and writing (on a GPU only where a conditional does not part them anyway: see `branches`).
 
 Tapes may be bfloat16: what every op reads and writes then is. Sums (of norms, convolutions, pools), ranges,
 rounding, the classifier, and weights and their gradients outside the ops stay float32.
 """
 
-import math
-from collections.abc import Callable
 from typing import NamedTuple
 
 import jax
@@ -28,27 +26,16 @@ import optax
 from jax import Array, lax
 from jax.typing import DTypeLike
 
-from ghn_jax.base import backends, collectives
+from ghn_jax.base import collectives
 from ghn_jax.cnn import head
-from ghn_jax.cnn.capacity import Segment
-from ghn_jax.cnn.instructions import Kind
-from ghn_jax.cnn.packing import BLOCK, TapeShape, block_floats
+from ghn_jax.cnn.branches import Run, backward_of, forward_of, kernels_are_launches, padding_groups
+from ghn_jax.cnn.packing import BLOCK, TapeShape
 from ghn_jax.cnn.program import Program
-from ghn_jax.cnn.quantizer import Quantization, Quantizer, Sizes, with_sizes
-from ghn_jax.cnn.slots import read_weights, switch
+from ghn_jax.cnn.quantizer import Quantization, Sizes, with_sizes
+from ghn_jax.cnn.slots import switch
 from ghn_jax.cnn.tables import ACCUMULATE, DST, G_DST, G_SRC, OP, SEEN, SRC, WEIGHTS, Bits, Ranges, Tables
-from ghn_jax.cnn.tape_layout import (
-    TapeLayout,
-    add_to_slot,
-    grouped_like,
-    layout_of,
-    read_slot,
-    set_slot,
-    ungrouped,
-)
+from ghn_jax.cnn.tape_layout import add_to_slot, grouped_like, layout_of, read_slot, set_slot, ungrouped
 from ghn_jax.quant.scheme import FLOAT, Scheme
-
-_SMALL_GRADIENT = 16_384  # floats: padding to no more than these costs nothing
 
 
 class Tapes(NamedTuple):
@@ -102,7 +89,7 @@ def forward(
     """
     rows, of_head = (None, None) if ranges is None else ranges
     quantization = Quantization(scheme, bits.activations, program.capacity.parts, key, ranges=rows)
-    run = _Run(program, weights, tables, images, quantization)
+    run = Run(program, weights, tables, images, quantization)
     values, _ = _run_forward(run, ungrouped(tapes.values))
     features = head.features(program, tables.head, values, images.shape[0])
     logits, _ = head.logits(
@@ -145,7 +132,7 @@ def loss_and_gradients(
     quantization = Quantization(
         scheme, bits.activations, program.capacity.parts, collectives.own_key(key, axis), axis
     )
-    run = _Run(program, weights, tables, images, quantization)
+    run = Run(program, weights, tables, images, quantization)
     values, sizes = _run_forward(run, ungrouped(tapes.values))
 
     features, to_slots = head.features_vjp(program, tables.head, values, images.shape[0])
@@ -171,54 +158,8 @@ def _cross_entropy(logits: Array, labels: Array, smoothing: float, axis: str | N
     return loss if axis is None else loss / collectives.size(axis)
 
 
-def _padding_groups(segment: Segment) -> list[tuple[int, list[int]]]:
-    """Group the ops of a segment: [(floats that their weight gradients are padded to, their numbers)].
-
-    The branches of a switch return gradients of one size. On a CPU, filling the 3 MB of the largest kernel
-    for each norm of the segment took longer than the norm.
-    """
-    sizes = sorted((op.weight_floats(segment.src, segment.dst), o) for o, op in enumerate(segment.ops))
-    groups: list[tuple[int, list[int]]] = []
-    bound = 0.0
-    for size, o in sizes:
-        if not groups or size > bound:
-            groups.append((size, []))
-            bound = max(_SMALL_GRADIENT, 4 * size) if backends.on_cpu() else math.inf
-        groups[-1] = (size, [*groups[-1][1], o])
-    return groups
-
-
-# ---- all ops
-
-
-def _dtype(values: dict[TapeShape, Array]) -> DTypeLike:
-    return next(iter(values.values())).dtype
-
-
-class _Run(NamedTuple):
-    """What stays the same while one network runs over one batch; weights [F], images [N, H, H, 3]."""
-
-    program: Program
-    weights: Array
-    tables: Tables
-    images: Array
-    quantization: Quantization
-
-    def image_tape(self, values: dict[TapeShape, Array]) -> Array:
-        """Return the tape of the images, of one slot, in the dtype of the values."""
-        return self.layout(self.program.image_shape).as_stored(self.images[None].astype(_dtype(values)))
-
-    def layout(self, tape_shape: TapeShape) -> TapeLayout:
-        """Return the layout of a tape."""
-        return layout_of(tape_shape, self.images.shape[0])
-
-    def has_norm(self) -> Array:
-        """Return 1.0 or 0.0, []."""
-        return self.tables.has_norm.astype(self.weights.dtype)
-
-
 def _run_forward(
-    run: _Run, values: dict[TapeShape, Array]
+    run: Run, values: dict[TapeShape, Array]
 ) -> tuple[dict[TapeShape, Array], dict[TapeShape, Sizes]]:
     """Fill the value tapes. Returns them with the sizes of their values; given ranges, none is measured."""
     program, tables, quantization = run.program, run.tables, run.quantization
@@ -229,45 +170,42 @@ def _run_forward(
 
     for k, segment in enumerate(program.segments):
         src, dst = segment.src, segment.dst
-        branches = [_forward_of(run, segment, op, has_norm) for op in segment.ops]
+        branches = [forward_of(run, segment, op, has_norm) for op in segment.ops]
 
         def body(r, carry, src=src, dst=dst, branches=branches):
             tape, dst_sizes = carry
             row = tables.rows[r]
             read, source = (dst_sizes, tape) if src == dst else (sizes[src], values[src])
-            q = quantization.quantizer(r, row, read)
             operand = run.layout(src).operand(source, row[SRC])
-            y = switch(row[OP], branches, operand, row, run.weights, q.scale, q.bits, q.key, q.ranges)
-            # The sum in a conditional of its own: fused with the maximum below, it would read the tape again
-            # after the write, and XLA would keep a copy of the whole tape for that.
-            add = lambda tape, y: read_slot(tape, row[DST]) + y
-            y = lax.cond(row[ACCUMULATE] > 0, add, lambda tape, y: y, tape, y)
+            y = switch(row[OP], branches, operand, run.for_branches(r, read), run.weights)
+            with jax.named_scope('sum'):
+                y = _sum(tape, y, row)
             if quantization.measures:
                 dst_sizes = with_sizes(dst_sizes, y, row[DST], quantization.axis)
             return set_slot(tape, y, row[DST]), dst_sizes
 
-        values[dst], sizes[dst] = lax.fori_loop(
-            tables.bounds[k], tables.bounds[k + 1], body, (values[dst], sizes[dst])
-        )
+        with jax.named_scope(f'forward_{k}'):
+            values[dst], sizes[dst] = lax.fori_loop(
+                tables.bounds[k], tables.bounds[k + 1], body, (values[dst], sizes[dst])
+            )
     del values[program.image_shape]
     return values, sizes
 
 
-def _forward_of(run: _Run, segment: Segment, op: Kind, has_norm: Array) -> Callable:
-    """Make the function that reads a slot and computes an op of it."""
-    quantization, src, dst = run.quantization, run.layout(segment.src), run.layout(segment.dst)
+def _sum(tape: Array, y: Array, row: Array) -> Array:
+    """Add what lies in the slot that y goes to, if the instruction accumulates.
 
-    def forward(operand, row, flat, scale, bits, key, ranges):
-        x, w = lax.optimization_barrier(
-            (src.read(operand, row[SRC]), read_weights(op, segment, flat, row[WEIGHTS]))
-        )
-        q = Quantizer(quantization.scheme, scale, bits, key, quantization.axis, ranges)
-        return dst.as_stored(op.apply(src.as_images(x), w, q, has_norm, dst.value_shape))
+    Apart from what follows: fused with the maximum of y, it would read the tape again after the write, and
+    XLA would keep a copy of the whole tape for that. A conditional does it; but it takes a GPU longer than
+    reading a slot for nothing.
+    """
+    if kernels_are_launches():
+        return lax.optimization_barrier(y + jnp.where(row[ACCUMULATE] > 0, read_slot(tape, row[DST]), 0))
+    add = lambda tape, y: read_slot(tape, row[DST]) + y
+    return lax.cond(row[ACCUMULATE] > 0, add, lambda tape, y: y, tape, y)
 
-    return forward
 
-
-def _run_backward(run: _Run, number: int, sizes: dict[TapeShape, Sizes], tapes: Tapes) -> Tapes:
+def _run_backward(run: Run, number: int, sizes: dict[TapeShape, Sizes], tapes: Tapes) -> Tapes:
     """Walk a segment in reverse. Returns the tapes with its gradients, of values and of weights."""
     segment, tables = run.program.segments[number], run.tables
     src, dst = segment.src, segment.dst
@@ -280,12 +218,10 @@ def _run_backward(run: _Run, number: int, sizes: dict[TapeShape, Sizes], tapes: 
         """Differentiate instruction r by branch number `which`; pad weight gradients to `padded` floats."""
         g_dst, g_src, g_flat = carry
         row = tables.rows[r]
-        q = run.quantization.quantizer(r, row, sizes[src])
         operand = run.layout(src).operand(src_tape, row[SRC])
-        g = lax.optimization_barrier(read_slot(g_dst, row[G_DST]))
-        g_w, g_x = lax.optimization_barrier(
-            switch(which, branches, operand, row, run.weights, q.scale, q.bits, q.key, g)
-        )
+        g = g_dst if kernels_are_launches() else lax.optimization_barrier(read_slot(g_dst, row[G_DST]))
+        given = run.for_branches(r, sizes[src])
+        g_w, g_x = lax.optimization_barrier(switch(which, branches, operand, given, run.weights, g))
         if padded:
             g_flat = lax.dynamic_update_slice(g_flat, g_w, (row[WEIGHTS] * BLOCK,))
         if src == dst:
@@ -294,14 +230,14 @@ def _run_backward(run: _Run, number: int, sizes: dict[TapeShape, Sizes], tapes: 
             g_src = add_to_slot(g_src, g_x, row[G_SRC], row[SEEN])
         return g_dst, g_src, g_flat
 
-    groups = _padding_groups(segment)
+    groups = padding_groups(segment)
 
     def body(t, carry):
         r = stop - 1 - (t - start)
         for padded, members in groups:
             which = jnp.asarray([members.index(o) if o in members else -1 for o in range(len(segment.ops))])
             which = which[tables.rows[r, OP]]
-            branches = [_backward_of(run, segment, segment.ops[o], padded, has_norm) for o in members]
+            branches = [backward_of(run, segment, segment.ops[o], padded, has_norm) for o in members]
             if len(groups) == 1:
                 return visit(r, carry, branches, which, padded)
             # A loop of one turn or none: a conditional would copy the buffers that it returns. All of it
@@ -313,29 +249,7 @@ def _run_backward(run: _Run, number: int, sizes: dict[TapeShape, Sizes], tapes: 
 
     crosses = src != dst and not from_image
     carry = (tapes.gradients[dst], tapes.gradients[src] if crosses else None, tapes.weights)
-    g_dst, g_src, g_flat = lax.fori_loop(start, stop, body, carry)
+    with jax.named_scope(f'backward_{number}'):
+        g_dst, g_src, g_flat = lax.fori_loop(start, stop, body, carry)
     gradients = {**tapes.gradients, dst: g_dst} | ({src: g_src} if crosses else {})
     return tapes._replace(gradients=gradients, weights=g_flat)
-
-
-def _backward_of(run: _Run, segment: Segment, op: Kind, padded: int, has_norm: Array) -> Callable:
-    """Make the function that recomputes an op from its taped input and differentiates it.
-
-    It gives the gradient to the weights, padded to `padded` floats, and to the input (None for images).
-    """
-    quantization, src, dst = run.quantization, run.layout(segment.src), run.layout(segment.dst)
-
-    def backward(operand, row, flat, scale, bits, key, g):
-        w = read_weights(op, segment, flat, row[WEIGHTS])
-        x, w, g = lax.optimization_barrier((src.read(operand, row[SRC]), w, g))
-        q = Quantizer(quantization.scheme, scale, bits, key, quantization.axis)
-        # The quantizer is closed over, so ranges and bits get no gradient.
-        apply = lambda w, x: op.apply(x, w, q, has_norm, dst.value_shape)
-        _, pull = jax.vjp(apply, w, src.as_images(x))
-        g_w, g_x = pull(dst.as_images(g))
-        parts = [jnp.pad(p.ravel(), (0, block_floats(p.shape) - p.size)) for p in g_w]
-        parts.append(jnp.zeros(padded - sum(p.size for p in parts), flat.dtype))
-        from_image = segment.src == run.program.image_shape
-        return jnp.concatenate(parts), None if from_image else src.as_stored(g_x)
-
-    return backward

@@ -1,5 +1,6 @@
 """How the executor quantizes what an instruction reads: by a range found when the value was written."""
 
+import functools
 from typing import Any, NamedTuple
 
 import jax
@@ -113,7 +114,8 @@ class Quantization(NamedTuple):
             return Quantizer(scheme, jnp.zeros((), dtype), bits, key, self.axis, self.ranges[r])
         used = jnp.arange(self.parts) < row[PARTS]
         of_parts = lambda x: jnp.where(used, lax.dynamic_slice(x, (row[GROUP],), used.shape), 0)
-        lo, hi = jnp.zeros((), dtype), jnp.max(of_parts(sizes.largest), initial=0)
+        lo = jnp.zeros((), dtype)
+        hi = functools.reduce(jnp.maximum, of_parts(sizes.largest), lo)  # no reduction, which a GPU launches
         total = lambda x: jnp.sum(of_parts(x))
         size = None if sizes.squares is None else (total(sizes.squares), total(sizes.count))
         scale = make_grid(*clip_range(lo, hi, size, bits[0], scheme), bits[0], dtype).scale

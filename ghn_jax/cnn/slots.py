@@ -31,4 +31,5 @@ def switch(index: Array, branches: Sequence[Callable], *operands: Any) -> Any:
     """
     shapes = jax.eval_shape(branches[0], *operands)
     zeros = lambda *_: jax.tree.map(lambda s: jnp.zeros(s.shape, s.dtype), shapes)
-    return lax.switch(index, branches if len(branches) > 1 else [*branches, zeros], *operands)
+    with jax.named_scope('switch'):
+        return lax.switch(index, branches if len(branches) > 1 else [*branches, zeros], *operands)

@@ -73,9 +73,9 @@ def evaluate(
     for each in runs:
         for selection in selections.values():
             check_task(each.ghn, selection.specs, dataset)
-    images, calibration = _batches(dataset, spec)
+    images, calibration = make_batches(dataset, spec)
     networks = [_describe(name, i, g) for name, s in selections.items() for i, g in enumerate(s.graphs)]
-    protocol = _about_images(dataset, images, calibration, spec)
+    protocol = about_images(dataset, images, calibration, spec)
     protocol |= _about_networks(run.config, spec, selections)
     protocol['device'] = f'{mesh.size if mesh else 1} x {jax.devices()[0].device_kind}'
     if against.result is not None:
@@ -128,9 +128,9 @@ class _Task:
         bits = self.protocol['bits']
         for split, selection in self.selections.items():
             scores = self._score_split(run, split, selection)
-            scored += [_in_percent(bits, self.spec.policies, of_network) for of_network in scores]
+            scored += [in_percent(bits, self.spec.policies, of_network) for of_network in scores]
         seconds = round(time.perf_counter() - begin, 1)
-        about = {**self.protocol, **_about(run, workdir, self.spec.predicted_for), 'seconds': seconds}
+        about = {**self.protocol, **about_run(run, workdir, self.spec.predicted_for), 'seconds': seconds}
         scored = [{**network, **own} for network, own in zip(self.networks, scored, strict=True)]
         return {'rows': results.make_rows(scored, bits), 'networks': scored, 'protocol': about}
 
@@ -192,7 +192,7 @@ def _check_networks(
     check_policies(graphs, [*spec.policies, *([spec.predicted_for] if spec.predicted_for else [])])
 
 
-def _batches(dataset: Dataset, spec: EvaluationSpec) -> tuple[ImageBatches, ImageBatches | None]:
+def make_batches(dataset: Dataset, spec: EvaluationSpec) -> tuple[ImageBatches, ImageBatches | None]:
     """The test images; the training images of the calibration, None where the protocol measures nothing."""
     size = spec.batch_size
     images = image_batches(dataset, dataset.test, batch_size=size, num_images=spec.num_images)
@@ -212,7 +212,7 @@ def _batches(dataset: Dataset, spec: EvaluationSpec) -> tuple[ImageBatches, Imag
     return images, image_batches(dataset, dataset.train, batch_size=size, num_images=wanted)
 
 
-def _about_images(
+def about_images(
     dataset: Dataset, images: ImageBatches, calibration: ImageBatches | None, spec: EvaluationSpec
 ) -> dict[str, Any]:
     """What the result says of the images, and of how networks are scored on them."""
@@ -264,7 +264,7 @@ def _check_same_task(run: Run, other: Run, against: str) -> None:
             )
 
 
-def _in_percent(bits: Sequence[str], policies: Sequence[Policy], scores: Sequence[Score]) -> dict[str, Any]:
+def in_percent(bits: Sequence[str], policies: Sequence[Policy], scores: Sequence[Score]) -> dict[str, Any]:
     """What the result says of one network: `scores` by bit-width, and the `layers` that their lists go by.
 
     agreement: with the network in float, where that is scored. sqnr_*: means over layers; *_by_layer: dB.
@@ -287,7 +287,7 @@ def _in_percent(bits: Sequence[str], policies: Sequence[Policy], scores: Sequenc
     return out
 
 
-def _about(run: Run, workdir: str, predicted_for: Policy | None) -> dict[str, Any]:
+def about_run(run: Run, workdir: str, predicted_for: Policy | None) -> dict[str, Any]:
     """What the protocol says of a run. predicted_for: the policies that its weights are predicted for."""
     config: Any = run.config
     return {

@@ -116,6 +116,14 @@ def concatenate(recorder: Recorder, step: Step, values: Sequence[Value]) -> Valu
     return recorder.join('concat', flows)
 
 
+@rule('stack')
+def stack(recorder: Recorder, step: Step, values: Sequence[Value]) -> Value:
+    """Join tensors along a new axis."""
+    if any(map(leaves_of, values)):
+        return elementwise(recorder, step, values)[0]
+    return recorder.join('concat', values)
+
+
 @rule('scan', 'while', 'cond')
 def loop(recorder: Recorder, step: Step, values: Sequence[Value]) -> list[Value]:
     """Run a loop or a branch: no node as long as no parameter enters it."""

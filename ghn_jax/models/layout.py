@@ -48,6 +48,17 @@ class Tensor:
             return tensor.reshape(shape)
         return self.view.undo(self.layout.to_operand(tensor))
 
+    def channel_axis(self, shape: Shape) -> int | None:
+        """Return the axis of the parameter that output channels lie along; None if they take several."""
+        channels = np.arange(self.shape[0])
+        channel_of = np.broadcast_to(channels.reshape(-1, *[1] * (len(self.shape) - 1)), self.shape)
+        placed = self.to_parameter(channel_of, shape)
+        for axis in range(len(shape)):
+            along = [-1 if i == axis else 1 for i in range(len(shape))]
+            if shape[axis] == len(channels) and np.all(placed == channels.reshape(along)):
+                return axis
+        return None
+
 
 def of_convolution(operand: Shape, spec: tuple[int, ...]) -> Layout:
     """Return the layout of a kernel; spec: which of its axes are out, in, height, width (`rhs_spec`)."""

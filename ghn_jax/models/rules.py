@@ -81,7 +81,9 @@ def pad(recorder: Recorder, step: Step, values: Sequence[Value]) -> Value:
     'log1p', 'logistic', 'lt', 'max', 'min', 'ne', 'neg', 'nextafter', 'not', 'or', 'rem', 'round',
     'select_n', 'sign', 'sin', 'sinh', 'tan', 'tanh', 'xor', 'argmax', 'argmin', 'sort', 'top_k', 'gather',
     'scatter', 'scatter-add', 'dynamic_slice', 'dynamic_update_slice', 'reduce_and', 'reduce_or',
-    'reduce_prod', 'split', 'imag', 'fft', 'threefry2x32', 'random_bits',
+    'reduce_prod', 'split', 'imag', 'fft', 'threefry2x32', 'random_bits', 'bitcast_convert_type', 'complex',
+    'conj', 'log2', 'one_minus_square', 'population_count', 'scatter-max', 'scatter-min', 'scatter-mul',
+    'scatter-sub', 'shift_left', 'shift_right_arithmetic', 'shift_right_logical', 'tile', 'unstack',
 )  # fmt: skip
 def elementwise(recorder: Recorder, step: Step, values: Sequence[Value]) -> list[Value]:
     """Compute something that is no node, such as a relu; values of several nodes meet in a sum."""

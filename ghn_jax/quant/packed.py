@@ -25,7 +25,10 @@ _MOST_BITS = 16
 
 
 def pack_weights(
-    weights: Mapping[str, np.ndarray], quantization: Mapping[str, Mapping[str, Any]], *, axis: int = 0
+    weights: Mapping[str, np.ndarray],
+    quantization: Mapping[str, Mapping[str, Any]],
+    *,
+    axis: int | Mapping[str, int] = 0,
 ) -> tuple[dict[str, np.ndarray], dict[str, dict[str, Any]]]:
     """Pack rounded weights.
 
@@ -33,7 +36,7 @@ def pack_weights(
       weights: arrays of one dtype by name, rounded.
       quantization: what `round_weights` says of those that are: bits, scale, zero_point. The others stay as
         they are.
-      axis: of the output channels, which a scale for each channel goes along.
+      axis: of the output channels, which a scale for each channel goes along; of all, or by name.
 
     Returns:
       (arrays, table). Arrays of packed tensors are streams of bytes, uint8 [ceil(size * width / 8)]; SCALE
@@ -49,7 +52,9 @@ def pack_weights(
         by_channel = isinstance(grid['scale'], list)
         scale = np.atleast_1d(np.asarray(grid['scale'], w.dtype))
         zero = np.atleast_1d(np.asarray(grid['zero_point'], np.int32))
-        entry = {'shape': list(w.shape), 'width': grid['bits']} | ({'axis': axis} if by_channel else {})
+        entry = {'shape': list(w.shape), 'width': grid['bits']}
+        if by_channel:
+            entry['axis'] = axis if isinstance(axis, int) else axis[name]
         codes = _signed_codes(w, _along(scale, entry))
         if grid['bits'] >= 2:
             codes += _along(zero, entry)

@@ -8,6 +8,7 @@ import jax
 import numpy as np
 
 import ghn_jax
+from ghn_jax.base.errors import FieldError
 from ghn_jax.base.paths import Place
 from ghn_jax.hypernet.policy_features import resolve
 from ghn_jax.models.model import Model
@@ -18,10 +19,18 @@ from ghn_jax.quant.bit_schedule import strategy_of
 from ghn_jax.quant.policy import Policy
 from ghn_jax.runs.run import Run
 from ghn_jax.runs.task import make_space_of
-from ghn_jax.runs.weight_files import write_weights
+from ghn_jax.runs.weight_files import check_packed, pack, write_weights
 
 
-def write_model(run: Run, model: Model, file: Place, *, policy: Policy, format: str = 'safetensors') -> str:
+def write_model(
+    run: Run,
+    model: Model,
+    file: Place,
+    *,
+    policy: Policy,
+    format: str = 'safetensors',
+    packed: bool = False,
+) -> str:
     """Predict the parameters of a model and write them to a file; return a line about it.
 
     Tensors are called by their paths in the model's pytree, joined by dots, and have the model's own layout
@@ -29,6 +38,7 @@ def write_model(run: Run, model: Model, file: Place, *, policy: Policy, format: 
     step, training_mode, bits, policy, predicted_for and quantization.
 
     policy: the bits that the weights are rounded to.   format: one of `weight_files.FORMATS`.
+    packed: write integers of just their bits, which `weight_files.unpack` reads.
 
     Raises:
       UserError: as `predict_model`; a policy of another model; a file that cannot be written.
@@ -36,6 +46,8 @@ def write_model(run: Run, model: Model, file: Place, *, policy: Policy, format: 
     config: Any = run.config
     strategy = strategy_of(config)
     widths = resolve(strategy.used(policy), model.graph)
+    if packed:
+        check_packed(widths, str(policy), format)
     start = time.perf_counter()
     met = primitives_of(make_space_of(config).ops)
     params, quantization = predict_model(
@@ -56,9 +68,24 @@ def write_model(run: Run, model: Model, file: Place, *, policy: Policy, format: 
     }
     if quantization:
         metadata['quantization'] = json.dumps(quantization)
+    size, tensors = sum(w.size for w in weights.values()), len(weights)
+    if packed:
+        weights, metadata = pack(weights, metadata, _channel_axes(model, weights, quantization))
     write_weights(file, weights, metadata, format)
-    size = sum(w.size for w in weights.values())
     kept = f', {len(model.kept)} of them as initialised' if model.kept else ''
-    return (
-        f'{file}: {len(weights)} tensors{kept}, {size:,} parameters, {policy}, predicted in {seconds:.2f} s'
-    )
+    return f'{file}: {tensors} tensors{kept}, {size:,} parameters, {policy}, predicted in {seconds:.2f} s'
+
+
+def _channel_axes(
+    model: Model, weights: dict[str, np.ndarray], quantization: dict[str, Any]
+) -> dict[str, int]:
+    """The axis of the output channels of each rounded weight; raises FieldError for what cannot be packed."""
+    axes = {}
+    for name, grid in quantization.items():
+        if weights[name].dtype != np.float32:
+            raise FieldError('packed', f': {name} of the model is {weights[name].dtype}, expected float32')
+        axis = model.tensors[name].channel_axis(weights[name].shape)
+        if axis is None and isinstance(grid['scale'], list):
+            raise FieldError('packed', f': output channels of {name} lie along several axes: leave it out')
+        axes[name] = axis or 0
+    return axes

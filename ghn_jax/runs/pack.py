@@ -80,9 +80,9 @@ def read_pack(path: str | os.PathLike) -> Pack:
         return FieldError('unpack', f'={path} is no packed run ({reason}): {advice}')
 
     try:
-        if not path.is_file():
+        if not files.is_file(path):
             raise FieldError('unpack', f'={path}: there is no such file')
-        with path.open('rb') as raw, gzip.open(raw) as file:
+        with files.opened(path) as packed, gzip.open(packed) as file:
             data = file.read(MAX_BYTES + 1)
     except (OSError, EOFError, zlib.error, ValueError) as e:
         if isinstance(e, FieldError):

@@ -24,7 +24,7 @@ from ghn_jax.networks.graph import build_graph
 from ghn_jax.networks.spec import NetworkSpec
 from ghn_jax.quant.bit_schedule import strategy_of
 from ghn_jax.quant.export import round_to
-from ghn_jax.quant.policy import FLOAT_BITS, Policy
+from ghn_jax.quant.policy import Policy
 from ghn_jax.runs import weight_files
 from ghn_jax.runs.run import Run
 
@@ -141,15 +141,12 @@ def write_predictions(
       UserError: a network or a policy that is of no use, before the first file is written; a file that cannot
         be written.
     """
-    if packed and format != 'safetensors':
-        raise FieldError('packed', f' and format={format}: packed weights are safetensors')
     for spec in specs:
         check_network(spec, run.ghn, run.config.image_size)
     graphs = [build_graph(spec) for spec in specs]
     check_policies(graphs, [policy])
     for graph in graphs if packed else ():
-        if all(bits == FLOAT_BITS for bits, _ in resolve(policy, graph).values()):
-            raise FieldError('packed', f' and bits={policy}: no weight is rounded, give fewer bits')
+        weight_files.check_packed(resolve(policy, graph), str(policy), format)
     for spec, file in zip(specs, outputs, strict=True):
         start = time.perf_counter()
         weights, metadata = predict(run, spec, layout=layout, policy=policy)

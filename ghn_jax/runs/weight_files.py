@@ -18,6 +18,7 @@ from ghn_jax.base import cli, files
 from ghn_jax.base.errors import FieldError, UserError
 from ghn_jax.base.paths import Place
 from ghn_jax.quant.packed import pack_weights, unpack_weights
+from ghn_jax.quant.policy import FLOAT_BITS, NamedWidths
 
 FORMATS = ('safetensors', 'npz', 'orbax')
 METADATA = '__metadata__'
@@ -62,14 +63,30 @@ def check_place(path: str | os.PathLike, format: str) -> Place:
     return place
 
 
-def pack(weights: Weights, metadata: Mapping[str, str]) -> tuple[Weights, dict[str, str]]:
+def check_packed(widths: NamedWidths, bits: str, format: str) -> None:
+    """Raise FieldError where there is nothing to pack, or no such format.
+
+    widths: of every weight.   bits: what they are called.
+    """
+    if format != 'safetensors':
+        raise FieldError('packed', f' and format={format}: packed weights are safetensors')
+    if all(width == FLOAT_BITS for width, _ in widths.values()):
+        raise FieldError('packed', f' and bits={bits}: no weight is rounded, give fewer bits')
+
+
+def pack(
+    weights: Weights, metadata: Mapping[str, str], axes: Mapping[str, int] | None = None
+) -> tuple[Weights, dict[str, str]]:
     """Pack predicted weights to their bits: the arrays and the metadata of a file that `unpack` reads.
+
+    axes: of the output channels, by name; None: where the layout has them.
 
     In place of the metadata's `quantization` there is `packed`, JSON of `pack_weights`'s table.
     """
     metadata = dict(metadata)
     quantization = json.loads(metadata.pop('quantization', '{}'))
-    arrays, table = pack_weights(weights, quantization, axis=_CHANNELS[metadata['layout']])
+    axis = _CHANNELS[metadata['layout']] if axes is None else axes
+    arrays, table = pack_weights(weights, quantization, axis=axis)
     return arrays, metadata | {'packed': json.dumps(table, separators=(',', ':'))}
 
 

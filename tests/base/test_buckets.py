@@ -9,6 +9,7 @@ from ghn_jax.base import buckets, cli, files, jsonfile, paths
 from ghn_jax.base.errors import UserError
 from ghn_jax.base.jsonlines import Records, read_jsonl
 from ghn_jax.runs.checkpoint import Checkpoints
+from ghn_jax.runs.tensorboard import Events
 from tests.small_run import command, is_one_error_line
 
 
@@ -139,6 +140,23 @@ def test_a_storage_that_cannot_be_reached_is_no_empty_one(folder, away, cloud):
         Records(folder / 'metrics.jsonl', 2)
     result = command('ghn_jax.replay', f'--workdir={cloud}')
     assert is_one_error_line(result, 'cloud storage: Forbidden: nobody may')
+
+
+def test_events_that_cannot_be_written_are_one_line(folder, monkeypatch):
+    from google.api_core.exceptions import Forbidden
+    from google.cloud.storage import Blob
+
+    def refuse(self, **options):
+        raise Forbidden('nobody may')
+
+    events = Events(folder / 'tensorboard')
+    events.flush()
+    assert len(files.names(folder / 'tensorboard')) == 1
+    with monkeypatch.context() as patch:
+        patch.setattr(Blob, 'upload_from_string', refuse)
+        with pytest.raises(UserError, match=r'/tensorboard cannot be written \(nobody may\)'):
+            events.flush()
+    events.close()
 
 
 def test_failures_of_the_storage_are_told_from_faults_of_the_program(folder):

@@ -12,7 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from ghn_jax.base import executables, recipes
+from ghn_jax.base import executables, paths, recipes
 from ghn_jax.base.errors import FieldError
 from ghn_jax.base.recipes import Recipe
 from ghn_jax.training.compiled import training_step
@@ -282,3 +282,19 @@ def test_a_folder_without_another_function_or_any_is_said(ahead, tmp_path, capsy
     assert call() == 1 and 'there is no scaled: compiled anew' in capsys.readouterr().err
     with pytest.raises(FieldError, match=r'executables=.*holds no \*\.executable'):
         executables.read_from(tmp_path / 'absent')
+
+
+def test_a_folder_in_a_bucket_is_one_too(folder, cloud, capsys):
+    recipe = Recipe(function=scaled, static={'factor': 2}, named='a')
+    device = jax.sharding.SingleDeviceSharding(jax.devices()[0])
+    shapes = [jax.ShapeDtypeStruct((3,), jnp.float32, sharding=device)] * 2
+    compiled = scaled.lower(*shapes, factor=2).compile()
+    with pytest.raises(FieldError, match=r'executables=gs://.*holds no \*\.executable'):
+        executables.read_from(cloud)
+    executables.write(paths.place(cloud, 'out'), recipe, tuple(shapes), compiled)
+    executables.read_from(cloud)
+    try:
+        assert call() == 0 and not capsys.readouterr().err
+        assert call(4) == 1 and 'it takes arguments of other shapes' in capsys.readouterr().err
+    finally:
+        executables.read_from(None)

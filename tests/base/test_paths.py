@@ -23,7 +23,10 @@ from tests.commands import COMMANDS, flags_of
 from tests.small_run import ROOT, command, is_one_error_line
 
 URLS = ('s3://bucket/run', 'S3A://bucket/a,b', 'GS://bucket/run', 'file:///tmp/run')
-IN_BUCKETS = ('workdir', 'json', 'plot', 'out', 'against', 'result', 'compare', 'arch', 'archs', 'policy')
+IN_BUCKETS = (
+    'workdir', 'json', 'plot', 'out', 'against', 'result', 'compare', 'arch', 'archs', 'policy', 'pack',
+    'unpack', 'executables', 'add',
+)  # fmt: skip
 
 
 @pytest.fixture

@@ -97,13 +97,13 @@ def test_parts_that_fail_or_hang_leave_the_results_of_the_others(tmp_path, monke
         )
 
     machine = 'say(\'{"platform": "cpu"}\')'
-    others = [fake('numbers', 'raise SystemExit("boom")'), fake('cost', 'say("{}"); time.sleep(99)', 0.05),
+    others = [fake('numbers', 'raise SystemExit("boom")'), fake('cost', 'say("{}"); time.sleep(99)', 0.02),
               fake('evaluation', 'say("{}")')]  # fmt: skip
     asked = []
     monkeypatch.setattr(parts, 'first', lambda settings: fake('machine', machine))
     monkeypatch.setattr(parts, 'others', lambda settings, platform, env: asked.append(platform) or others)
     monkeypatch.setattr('ghn_jax.bringup.hour._LEAST', 0.0)
-    code, out, err = command(MODULE, f'--out={tmp_path}/a', '--minutes=0.5', '--config=configs/test.py')
+    code, out, err = command(MODULE, f'--out={tmp_path}/a', '--minutes=1', '--config=configs/test.py')
     result = json.loads((tmp_path / 'a/first_hour.json').read_text())
     assert [(r['part'], r['status'], r['result']) for r in result['parts']] == [
         ('machine', DONE, {'platform': 'cpu'}), ('numbers', FAILED, None), ('cost', LATE, {}),

@@ -17,6 +17,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from ghn_jax.base import backends
 from ghn_jax.cnn.building import build_program
 from ghn_jax.cnn.covering import Family, covering_networks, program_for
 from ghn_jax.cnn.instructions import Attention, AvgPool, Copy, Excite, Mlp, Norm, Position, Subsample
@@ -130,6 +131,14 @@ def test_the_small_networks_have_each_op_there_is_but_those_of_attention(small):
 @pytest.mark.parametrize('spec', SMALL, ids=lambda spec: spec.name)
 def test_each_op_equals_the_reference(small, spec):
     check(small, spec, 0, [quantized_policy(spec, kind) for kind in (0, 1)])
+
+
+def test_what_is_compiled_for_gpus_equals_the_reference():
+    with jax.enable_x64(True), backends.built_for('gpu'):
+        spec = SMALL[0]
+        run = Executor(build_program([spec], image_size=SIZE, max_params=1e6), batch=BATCH)
+        run.fill(np.nan)
+        check(run, spec, 0, [quantized_policy(spec, 0)])
 
 
 # ---- networks

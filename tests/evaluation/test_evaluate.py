@@ -19,7 +19,7 @@ from ghn_jax.cnn.packing import BLOCK
 from ghn_jax.cnn.reference import apply_reference
 from ghn_jax.datasets.augment import normalize
 from ghn_jax.evaluation import results
-from ghn_jax.evaluation.evaluate import _in_percent, evaluate
+from ghn_jax.evaluation.evaluate import evaluate, in_percent
 from ghn_jax.evaluation.evaluation_flags import parse_policies, parse_splits
 from ghn_jax.evaluation.evaluation_spec import EvaluationSpec
 from ghn_jax.evaluation.protocol import Protocol
@@ -354,7 +354,7 @@ def test_agreement_is_with_the_network_in_float(run, selection, images, result):
 def evaluate_rows(run, images, selection, names):
     policies = [parse_bits(name) for name in names]
     scores = score_in_full(run.ghn, run.params, selection, images, policies)
-    return results.make_rows([{'split': 's', **_in_percent(names, policies, s)} for s in scores], names)
+    return results.make_rows([{'split': 's', **in_percent(names, policies, s)} for s in scores], names)
 
 
 @pytest.fixture(scope='module')

@@ -10,6 +10,7 @@ import optax
 import pytest
 from safetensors.numpy import load, save
 
+from ghn_jax.base import paths
 from ghn_jax.base.digests import leaf_name
 from ghn_jax.base.errors import UserError
 from ghn_jax.runs.pack import read_pack, write_pack
@@ -23,11 +24,13 @@ def state():
     return {'params': params, 'opt_state': optax.adam(0.1).init(params), 'flags': np.array([True, False])}
 
 
-def test_what_is_read_is_what_was_written_bit_for_bit(tmp_path, state):
-    (tmp_path / 'metrics.jsonl').write_text('{"step": 1}\n{"step": 2}\n')
-    (tmp_path / 'lock').write_text('not of the run')
-    write_pack(tmp_path / 'file', tmp_path, state, {'step': 2})
-    arrays, meta, records = read_pack(tmp_path / 'file')
+@pytest.mark.parametrize('where', ['disk', 'bucket'])
+def test_what_is_read_is_what_was_written_bit_for_bit(request, tmp_path, state, where):
+    folder = tmp_path if where == 'disk' else paths.place(request.getfixturevalue('cloud'), 'workdir')
+    (folder / 'metrics.jsonl').write_text('{"step": 1}\n{"step": 2}\n')
+    (folder / 'lock').write_text('not of the run')
+    write_pack(folder / 'file', folder, state, {'step': 2})
+    arrays, meta, records = read_pack(folder / 'file')
     leaves = {leaf_name(path): np.asarray(x) for path, x in jax.tree_util.tree_leaves_with_path(state)}
     assert arrays.keys() == leaves.keys()
     for name, array in arrays.items():

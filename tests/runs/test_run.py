@@ -28,12 +28,12 @@ def test_a_best_checkpoint_that_a_better_one_replaces_while_it_is_read_gives_the
     save(tmp_path, 3, 0.1)
     restore_params, asked = Checkpoints.restore_params, []
 
-    def replaced(checkpoints, **options):
+    def replaced(checkpoints, *keys, **options):
         asked.append(options['step'])
         if len(asked) == 1:
             save(tmp_path, 5, 0.2)
             raise Vanished('step 3 was deleted')
-        return restore_params(checkpoints, **options)
+        return restore_params(checkpoints, *keys, **options)
 
     monkeypatch.setattr(Checkpoints, 'restore_params', replaced)
     run = load_run(tmp_path, 'best')
@@ -51,3 +51,12 @@ def test_a_run_whose_best_checkpoint_always_vanishes_is_one_line(tmp_path, monke
         load_run(tmp_path, 'best')
     with pytest.raises(Vanished):
         load_run(tmp_path, '3')
+
+
+def test_a_run_is_used_with_the_average_of_its_parameters_where_it_has_one(tmp_path):
+    meta = run_meta(small_config(), GHNConfig(), 3, kind='train')
+    state = {'params': {'w': np.zeros(2)}, 'ema': {'w': np.ones(2)}}
+    with Checkpoints(tmp_path) as checkpoints:
+        checkpoints.save(3, state, meta, wait=True)
+        assert list(checkpoints.restore_params()[0]['w']) == [0, 0]
+    assert list(load_run(tmp_path).params['w']) == [1, 1] == list(load_run(tmp_path, '3').params['w'])

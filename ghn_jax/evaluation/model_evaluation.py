@@ -1,0 +1,190 @@
+"""Scores a model of the user's own, with predicted parameters, at several bit-widths.
+
+The model runs its own operations (`models.model`); batch norms and activation ranges go by each batch.
+
+Axes: N images of a batch.
+"""
+
+import dataclasses
+import math
+import time
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import Array
+
+from ghn_jax.base.errors import FieldError, UserError
+from ghn_jax.datasets.augment import normalize
+from ghn_jax.datasets.load import Dataset
+from ghn_jax.evaluation import results
+from ghn_jax.evaluation.evaluate import about_images, about_run, in_percent, make_batches
+from ghn_jax.evaluation.evaluation_spec import EvaluationSpec
+from ghn_jax.evaluation.results import Result
+from ghn_jax.evaluation.score import Score
+from ghn_jax.evaluation.selection import ImageBatches
+from ghn_jax.hypernet.policy_features import resolve
+from ghn_jax.models.model import Model
+from ghn_jax.models.quantizer import FakeQuantizer, Quantizer
+from ghn_jax.models.weights import predict_model
+from ghn_jax.networks.graph import count_depth
+from ghn_jax.networks.ops import primitives_of
+from ghn_jax.quant.bit_schedule import strategy_of
+from ghn_jax.runs.run import Run
+from ghn_jax.runs.task import load_data, make_space_of
+
+GIVEN_MODEL = 'model'  # what rows call it
+
+
+def evaluate_model(
+    run: Run, model: Model, spec: EvaluationSpec | None = None, *, dataset: Dataset | None = None
+) -> Result:
+    """Score a model with the parameters that a run's hypernetwork predicts, on test images.
+
+    Args:
+      run: from `load_run`.
+      model: of as many classes as the data have, traced for its images.
+      spec: images and bits; its networks, splits and seed are of no account. None: the defaults.
+      dataset: the run's; None: it is read.
+
+    Returns:
+      As `evaluate`: one row for each bit-width.
+
+    Raises:
+      UserError: a protocol other than that of each batch, images that the model is not for, a policy that is
+        of another model, and as `predict_model`.
+    """
+    spec = spec or EvaluationSpec()
+    _check_protocol(spec)
+    dataset = dataset or load_data(run.config)
+    shape = dataset.test.images.shape[1:]
+    if model.input_shape[1:] != shape:
+        raise UserError(
+            f'model {model.name!r} is traced for images of shape {model.input_shape[1:]}, those of '
+            f'{dataset.name} have {shape}: trace it for these'
+        )
+    strategy = strategy_of(run.config)
+    policies = [strategy.used(policy) for policy in spec.policies]
+    widths = [resolve(policy, model.graph) for policy in policies]  # before the long work
+    told = resolve(strategy.used(spec.predicted_for), model.graph) if spec.predicted_for else None
+    images, calibration = make_batches(dataset, spec)
+    met, begin = primitives_of(make_space_of(run.config).ops), time.perf_counter()
+    scores, params = [], None
+    for each in widths:
+        if params is None or (run.ghn.config.bits and told is None):
+            params, _ = predict_model(run.ghn, run.params, model, told or each, primitives=met)
+        quantizer = FakeQuantizer(each, strategy.scheme.when_used())
+        score = _score(model, params, quantizer, images)
+        if calibration is not None and any(min(bits) < 32 for bits in each.values()):
+            score = score._replace(sqnr=layer_sqnr(model, params, quantizer, calibration))
+        scores.append(score)
+    bits = [str(policy) for policy in spec.policies]
+    network = _describe(model) | in_percent(bits, spec.policies, scores)
+    protocol = about_images(dataset, images, calibration, spec) | about_run(
+        run, spec.workdir, spec.predicted_for
+    )
+    protocol |= {
+        'image_size': run.config.image_size,
+        'bits': bits,
+        'policies': {str(policy): policy.to_dict() for policy in spec.policies},
+        'num_networks': {GIVEN_MODEL: 1},
+        'seed': spec.seed,
+        'space': None,
+        'device': f'1 x {jax.devices()[0].device_kind}',
+        'seconds': round(time.perf_counter() - begin, 1),
+    }
+    return {'rows': results.make_rows([network], bits), 'networks': [network], 'protocol': protocol}
+
+
+def _check_protocol(spec: EvaluationSpec) -> None:
+    how = spec.protocol
+    for field, value, expected in (
+        ('batch_norm', how.batch_norm, 'batch'),
+        ('ranges', how.ranges, 'batch'),
+        ('integer', how.integer, 0),
+        ('against', spec.against, None),
+    ):
+        if value != expected:
+            raise FieldError(
+                field,
+                f'={value}: a model of your own is scored with the statistics and the ranges of each batch '
+                'only: leave it out',
+            )
+
+
+def _describe(model: Model) -> dict[str, Any]:
+    return {
+        'split': GIVEN_MODEL,
+        'name': model.name,
+        'parameters': sum(math.prod(leaf.shape) for leaf in jax.tree.leaves(model.params)),
+        'depth': count_depth(model.graph),
+        'digest': '',
+    }
+
+
+def _score(model: Model, params: Any, quantizer: Quantizer, images: ImageBatches) -> Score:
+    """Count the images whose label is the first, and among the first five, of the model's predictions."""
+
+    @jax.jit
+    def logits_of(params: Any, x: Array) -> Array:
+        return model.apply(params, normalize(x, images.mean, images.std), quantizer)
+
+    better, predicted = [], []
+    for x, y in zip(images.images, np.asarray(images.labels)):
+        logits = np.asarray(logits_of(params, x), np.float32)
+        logits = np.where(np.isnan(logits), -np.inf, logits)
+        label = np.take_along_axis(logits, y[:, None], 1)
+        # Ties count against the label, so that equal (or no) logits are no prediction.
+        better.append(np.sum(logits >= label, 1) - 1)
+        predicted.append(np.argmax(logits, 1).astype(np.int32))
+    rank = np.concatenate(better)
+    return Score(float(np.mean(rank < 1)), float(np.mean(rank < 5)), np.concatenate(predicted))
+
+
+def layer_sqnr(
+    model: Model, params: Any, quantizer: Quantizer, images: ImageBatches
+) -> dict[str, tuple[float | None, float | None]]:
+    """Measure the signal-to-quantization-noise ratio of each layer's weight and activation, in dB.
+
+    None where nothing is rounded, or what is rounded is a cut of what an earlier layer reads.
+    """
+
+    @jax.jit
+    def sums_of(params: Any, x: Array) -> dict[str, dict[str, tuple[Array, Array]]]:
+        noise = _Noise(quantizer)
+        model.apply(params, normalize(x, images.mean, images.std), noise)
+        return {'weights': noise.weights, 'activations': noise.activations}
+
+    each = [jax.device_get(sums_of(params, x)) for x in images.images]
+    total: Any = jax.tree.map(lambda *sums: np.sum(sums, dtype=np.float64), *each)
+    names = dict.fromkeys(layer.parameter for layer in model.layers)
+    noise_of = lambda what, name: _decibels(*total[what].get(name, (0, 0)))
+    return {name: (noise_of('weights', name), noise_of('activations', name)) for name in names}
+
+
+def _decibels(signal: float, noise: float) -> float | None:
+    return round(10 * math.log10(signal / noise), 2) if signal > 0 and noise > 0 else None
+
+
+@dataclasses.dataclass(frozen=True)
+class _Noise:
+    """A quantizer that adds up squares of what it rounds, and of its rounding errors, by layer."""
+
+    quantizer: Quantizer
+    weights: dict[str, tuple[Array, Array]] = dataclasses.field(default_factory=dict)
+    activations: dict[str, tuple[Array, Array]] = dataclasses.field(default_factory=dict)
+
+    def weight(self, name: str, w: Array) -> Array:
+        rounded = self.quantizer.weight(name, w)
+        self.weights.setdefault(name, _squares(w, rounded))
+        return rounded
+
+    def activation(self, name: str, x: Array, whole: Array) -> Array:
+        rounded = self.quantizer.activation(name, x, whole)
+        self.activations.setdefault(name, _squares(x, rounded))
+        return rounded
+
+
+def _squares(x: Array, rounded: Array) -> tuple[Array, Array]:
+    return jnp.sum(jnp.square(x)), jnp.sum(jnp.square(rounded - x))

@@ -1,0 +1,85 @@
+"""A model of the user's own is scored as a network of the executor is."""
+
+import sys
+
+import numpy as np
+import pytest
+
+from ghn_jax.base.errors import UserError
+from ghn_jax.evaluation.evaluate import evaluate
+from ghn_jax.evaluation.evaluation_spec import EvaluationSpec
+from ghn_jax.evaluation.model_evaluation import evaluate_model
+from ghn_jax.evaluation.protocol import Protocol
+from ghn_jax.models.tracing import trace
+from ghn_jax.quant.policy import parse_bits
+from ghn_jax.runs.run import load_run
+from tests.cnn.networks import small_network
+from tests.small_run import command, is_one_error_line, write_run
+
+SPEC = small_network([('sep_conv_3x3', 0), ('conv_1x1', 1)], C=16, n_cells=1, stem_type=1, name='net')
+POLICIES = tuple(map(parse_bits, ('float', 'w8a8')))
+
+
+@pytest.fixture(scope='module')
+def workdir(tmp_path_factory):
+    return write_run(tmp_path_factory.mktemp('run'))
+
+
+@pytest.mark.slow
+def test_a_traced_network_has_the_scores_and_the_noise_that_the_executor_finds(workdir):
+    run = load_run(workdir)
+    asked = dict(policies=POLICIES, num_images=128, batch_size=32, calibration_batches=2)
+    asked['protocol'] = Protocol(sqnr=True)
+    expected, _ = evaluate(run, EvaluationSpec(networks=(SPEC,), **asked))
+    size = run.config.image_size
+    found = evaluate_model(run, trace(SPEC, (1, size, size, 3)), EvaluationSpec(**asked))
+    ours, theirs = (result['networks'][0] for result in (found, expected))
+    assert ours['parameters'] == theirs['parameters'] and ours['depth'] == theirs['depth']
+    assert ours['scores']['w32a32'] == theirs['scores']['w32a32']
+    for top in ('top1', 'top5', 'agreement'):
+        assert abs(ours['scores']['w8a8'][top] - theirs['scores']['w8a8'][top]) < 1.6  # two images of 128
+    noise = [
+        dict(
+            zip(
+                network['layers'],
+                zip(*(score[f'sqnr_{what}_by_layer'] for what in ('weights', 'activations'))),
+            )
+        )
+        for network in (ours, theirs)
+        for score in [network['scores']['w8a8']]
+    ]
+    assert noise[0].keys() == noise[1].keys()
+    for name, (weight, activation) in noise[1].items():
+        assert noise[0][name][0] == pytest.approx(weight, abs=0.02), name
+        if activation is not None:  # of the second half of a strided skip, which reads the first one's
+            assert noise[0][name][1] == pytest.approx(activation, abs=0.3), name
+    keys = set(expected['protocol']) - {'num_networks', 'space'}
+    assert keys <= set(found['protocol'])
+    assert np.isfinite(found['rows'][0]['top1_mean'])
+
+
+@pytest.mark.slow
+def test_the_command_scores_a_model(workdir, tmp_path, monkeypatch):
+    (tmp_path / 'nets_to_score.py').write_text(
+        'from flax import linen as nn\n'
+        'def net(classes=10):\n'
+        '    return nn.Sequential([nn.Conv(8, (3, 3)), lambda x: x.mean((1, 2)), nn.Dense(classes)])\n'
+        'def other():\n'
+        '    return net(7)\n'
+    )
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.delitem(sys.modules, 'nets_to_score', raising=False)
+    run = lambda name, *more: command(
+        'ghn_jax.evaluate', f'--workdir={workdir}', f'--model=nets_to_score:{name}', '--num_images=64',
+        '--batch_size=32', *more,
+    )  # fmt: skip
+    code, said, error = run('net', '--bits=w32a32,w4a4')
+    assert code == 0 and '| model' in said and 'w4a4' in said, error
+    assert is_one_error_line(run('other'), 'has 7 classes')
+    assert is_one_error_line(run('net', '--bn=calibrated'), '--bn=calibrated: a model of your own')
+    assert is_one_error_line(run('net', '--splits=test'), '--model and --splits')
+
+
+def test_a_model_for_other_images_is_refused(workdir):
+    with pytest.raises(UserError, match=r'is traced for images of shape \(16, 16, 3\), those of'):
+        evaluate_model(load_run(workdir), trace(SPEC, (1, 16, 16, 3)))
