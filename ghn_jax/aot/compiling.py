@@ -45,7 +45,8 @@ def compile_programs(
         written.
     """
     devices = target.devices()
-    rows = [compile_job(job, target, out) for job in _jobs(config, devices, spec, widths)]
+    with backends.built_for(target.backend):  # jobs are made here, too: the order of a tape is the backend's
+        rows = [compile_job(job, target, out) for job in _jobs(config, devices, spec, widths)]
     facts = recipes.platform_facts(devices)
     return {
         'target': target.name,

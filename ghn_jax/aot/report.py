@@ -1,5 +1,6 @@
 """What was compiled, as rows of figures and as a table."""
 
+import math
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -43,7 +44,7 @@ def of_a_device(shapes: Any) -> Any:
 
 
 def tapes_of(job: Job) -> list[jax.ShapeDtypeStruct]:
-    """Return the tapes in the workspace of a device: [slots, images, rows, columns, channels] each."""
+    """Return the tapes in the workspace of a device: [*slots, and the four axes of a value] each."""
     tapes = getattr(of_a_device(job.workspace), 'executor', None)
     return jax.tree.leaves((tapes.values, tapes.gradients)) if tapes else []
 
@@ -55,7 +56,7 @@ def is_tape(shape: hlo.Shape, tapes: Sequence[jax.ShapeDtypeStruct]) -> bool:
     """
     plain = lambda dims: sorted(d for d in dims if d != 1)
     same = [tape for tape in tapes if tape.size == shape.size]
-    if any(tape.size == shape.size * tape.shape[0] for tape in tapes):
+    if any(tape.size == shape.size * math.prod(tape.shape[:-4]) for tape in tapes):
         return any(plain(tape.shape) == plain(shape.dims) for tape in same)
     return bool(same)
 
@@ -71,7 +72,7 @@ def about_text(text: str, tapes: Sequence[jax.ShapeDtypeStruct]) -> Row:
     """
     module = hlo.read(text)
     counts, cost = hlo.counts(module), costs.cost(module)
-    copies = hlo.copies(module, min(map(tree_bytes, tapes), default=2**20))
+    copies = hlo.copies(module, min((tape.size * tape.dtype.itemsize for tape in tapes), default=2**20))
     whole = Counter()
     for copy in copies:
         if copy.opcode != 'move' and is_tape(copy.shape, tapes):

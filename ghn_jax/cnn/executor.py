@@ -34,7 +34,7 @@ from ghn_jax.cnn.program import Program
 from ghn_jax.cnn.quantizer import Quantization, Sizes, with_sizes
 from ghn_jax.cnn.slots import switch
 from ghn_jax.cnn.tables import ACCUMULATE, DST, G_DST, G_SRC, OP, SEEN, SRC, WEIGHTS, Bits, Ranges, Tables
-from ghn_jax.cnn.tape_layout import add_to_slot, layout_of, read_slot, set_slot
+from ghn_jax.cnn.tape_layout import add_to_slot, grouped_like, layout_of, read_slot, set_slot, ungrouped
 from ghn_jax.quant.scheme import FLOAT, Scheme
 
 
@@ -90,12 +90,12 @@ def forward(
     rows, of_head = (None, None) if ranges is None else ranges
     quantization = Quantization(scheme, bits.activations, program.capacity.parts, key, ranges=rows)
     run = Run(program, weights, tables, images, quantization)
-    values, _ = _run_forward(run, tapes.values)
+    values, _ = _run_forward(run, ungrouped(tapes.values))
     features = head.features(program, tables.head, values, images.shape[0])
     logits, _ = head.logits(
         program, weights, tables.head, bits.head, features, scheme=scheme, key=key, ranges=of_head
     )
-    return logits, tapes._replace(values=values)
+    return logits, tapes._replace(values=grouped_like(values, tapes.values))
 
 
 def loss_and_gradients(
@@ -133,7 +133,7 @@ def loss_and_gradients(
         scheme, bits.activations, program.capacity.parts, collectives.own_key(key, axis), axis
     )
     run = Run(program, weights, tables, images, quantization)
-    values, sizes = _run_forward(run, tapes.values)
+    values, sizes = _run_forward(run, ungrouped(tapes.values))
 
     features, to_slots = head.features_vjp(program, tables.head, values, images.shape[0])
     of_head = program, weights, tables.head, bits.head
@@ -142,10 +142,11 @@ def loss_and_gradients(
     g_features, g_weights = head.logits_backward(
         *of_head, residuals, g_logits, tapes.weights, scheme=scheme, key=key, axis=axis
     )
-    tapes = Tapes(values, to_slots(g_features, tapes.gradients), g_weights)
+    running = Tapes(values, to_slots(g_features, ungrouped(tapes.gradients)), g_weights)
     for segment in reversed(range(len(program.segments))):
-        tapes = _run_backward(run, segment, sizes, tapes)
-    return loss, logits, tapes.weights, tapes
+        running = _run_backward(run, segment, sizes, running)
+    values, gradients = grouped_like(values, tapes.values), grouped_like(running.gradients, tapes.gradients)
+    return loss, logits, running.weights, Tapes(values, gradients, running.weights)
 
 
 def _cross_entropy(logits: Array, labels: Array, smoothing: float, axis: str | None) -> Array:

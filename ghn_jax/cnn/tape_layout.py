@@ -33,16 +33,21 @@ class TapeLayout:
 
     value_shape: of a value as ops see it, [N, H, H, C]. axes: a permutation of NHWC: a tape is [S, *axes].
     reads_in_branches: the branches of a switch are given the tape and read their slot, else they are given
-    the slot.
+    the slot. slots_in_group: between the runs of networks, tapes of more slots are [groups, slots, *axes].
     """
 
     value_shape: tuple[int, ...]
     axes: str
     reads_in_branches: bool
+    slots_in_group: int | None = None
 
     def shape(self, slots: int) -> tuple[int, ...]:
-        """Return the shape of a tape."""
-        return (slots, *(self.value_shape[_IMAGES.index(axis)] for axis in self.axes))
+        """Return the shape of a tape between the runs of networks, with room for so many slots."""
+        value = (self.value_shape[_IMAGES.index(axis)] for axis in self.axes)
+        if self.slots_in_group is None or slots <= self.slots_in_group:
+            return (slots, *value)
+        groups = -(-slots // self.slots_in_group)
+        return (groups, -(-slots // groups), *value)
 
     def as_images(self, values: Array) -> Array:
         """Return values [..., *axes] of a tape as [..., N, H, H, C]."""
@@ -72,7 +77,11 @@ def layout_of(tape_shape: TapeShape, batch: int) -> TapeLayout:
     if backends.current() != 'tpu':
         return TapeLayout(value_shape, 'NHWC', reads_in_branches=True)
     images_minor = array_bytes((channels, batch)) < array_bytes((batch, channels))
-    return TapeLayout(value_shape, 'HWCN' if images_minor else 'HWNC', reads_in_branches=False)
+    axes, innermost = ('HWCN', batch) if images_minor else ('HWNC', channels)
+    # What a program is given and returns has the order that XLA pads least. Of tapes of more slots than this
+    # it would put the slots innermost, and every step would convert them twice.
+    group = None if innermost % _LANES == 0 else _LANES * innermost // round_up(innermost, _LANES)
+    return TapeLayout(value_shape, axes, reads_in_branches=False, slots_in_group=group)
 
 
 def array_bytes(shape: Sequence[int], dtype: DTypeLike = np.float32) -> int:
@@ -92,6 +101,16 @@ def _transposed(values: Array, order: Sequence[int]) -> Array:
 
 
 # ---- slots of tapes, in any layout
+
+
+def ungrouped(tapes: dict[TapeShape, Array]) -> dict[TapeShape, Array]:
+    """Return tapes [S, *axes] whose slots may lie in groups; nothing is moved."""
+    return {c: tape.reshape(-1, *tape.shape[-4:]) if tape.ndim > 5 else tape for c, tape in tapes.items()}
+
+
+def grouped_like(tapes: dict[TapeShape, Array], like: dict[TapeShape, Array]) -> dict[TapeShape, Array]:
+    """Return tapes [S, *axes] with the slots in groups again, as they are in `like`."""
+    return {c: tape.reshape(like[c].shape) if like[c].ndim > 5 else tape for c, tape in tapes.items()}
 
 
 def read_slot(tape: Array, index: Array) -> Array:

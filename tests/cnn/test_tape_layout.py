@@ -61,6 +61,17 @@ def test_values_come_back_from_a_tape_as_they_were(axes):
     np.testing.assert_array_equal(layout.as_images(tape[1:])[0], x)  # slots at once
 
 
+def test_slots_of_a_long_tape_lie_in_groups_where_they_would_fill_lanes_better_than_images():
+    with backends.built_for('tpu'):
+        long, full = (tape_layout.layout_of((16, 32), batch) for batch in (64, 128))
+    assert long.shape(64) == (64, 16, 16, 32, 64) and full.shape(300) == (300, 16, 16, 32, 128)
+    assert long.shape(164) == (3, 55, 16, 16, 32, 64)
+    tape = jax.eval_shape(lambda: jnp.zeros(long.shape(164)))
+    inside = jax.eval_shape(tape_layout.ungrouped, {(16, 32): tape})
+    assert inside[16, 32].shape == (165, 16, 16, 32, 64)
+    assert jax.eval_shape(tape_layout.grouped_like, inside, {(16, 32): tape}) == {(16, 32): tape}
+
+
 def test_what_a_tpu_pads_counts_as_bytes():
     shape, bytes_of = (3, 5, 20, 64), tape_layout.array_bytes
     assert bytes_of(shape) == 3 * 5 * 20 * 64 * 4
@@ -73,10 +84,13 @@ def test_what_a_tpu_pads_counts_as_bytes():
 # ---- the executor
 
 SPECS = {
-    'separable': small_network([('sep_conv_3x3', 0), ('max_pool_3x3', 1)], C=16, n_cells=2, fc_layers=2),
+    'separable': small_network(
+        [('sep_conv_3x3', 0), ('max_pool_3x3', 1)] * 2,
+        **{'C': 16, 'n_cells': 2, 'fc_layers': 2, 'normal_concat': (2, 3), 'reduce_concat': (2, 3)},
+    ),
     'flat': small_network([('conv_3x3', 1), ('skip_connect', 0)], C=16, n_cells=2, glob_avg=False, norm=None),
 }
-IMAGES = 24  # more than 16 channels, fewer than the 48 of the stem: tapes of either order
+IMAGES = 17  # more than 16 channels, fewer than the 48 of the stem or slots: tapes of each kind
 
 
 @pytest.fixture(scope='module')
@@ -87,8 +101,8 @@ def executor():
 
 @pytest.mark.parametrize(('name', 'policy'), [('separable', Policy(32, 4)), ('flat', FLOAT)])
 def test_on_the_tapes_of_a_tpu_losses_logits_and_gradients_are_those_of_the_reference(executor, name, policy):
-    shapes = {c: tape.shape[1:] for c, tape in executor.buffers[0].values.items()}
-    assert shapes[8, 16] == (8, 8, 16, IMAGES) and shapes[8, 48] == (8, 8, IMAGES, 48)
+    shapes = {c: tape.shape for c, tape in executor.buffers[0].values.items()}
+    assert shapes[8, 16] == (2, 11, 8, 8, 16, IMAGES) and shapes[8, 48][1:] == (8, 8, IMAGES, 48)
     spec = SPECS[name]
     inputs = make_inputs(spec, 0, size=SIZE, batch=IMAGES)
     with jax.enable_x64(True):

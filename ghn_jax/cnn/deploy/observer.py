@@ -24,7 +24,7 @@ from ghn_jax.cnn.program import Layout, Program
 from ghn_jax.cnn.quantizer import Quantization, Quantizer, Sizes
 from ghn_jax.cnn.slots import read_weights, switch
 from ghn_jax.cnn.tables import OP, SRC, WEIGHTS, ArrayOrNumpy, Bits, Ranges, Tables
-from ghn_jax.cnn.tape_layout import TapeLayout, layout_of
+from ghn_jax.cnn.tape_layout import TapeLayout, layout_of, ungrouped
 from ghn_jax.cnn.weights import get_page, pages
 from ghn_jax.quant.activations import quantize_activation
 from ghn_jax.quant.policy import FLOAT_BITS
@@ -170,6 +170,7 @@ def observe(
     image_tape = layouts[program.image_shape].as_stored(
         images[None].astype(next(iter(values.values())).dtype)
     )
+    values = ungrouped(values)
     tapes = {**values, program.image_shape: image_tape}
     sizes = {c: _sizes(tape, scheme, program.capacity.parts) for c, tape in tapes.items()}
     rows, of_head = (None, None) if ranges is None else ranges
