@@ -105,7 +105,7 @@ class Model:
             if capture is not None and k in sites:
                 capture[sites[k].layer.name] = result
 
-        return run(traced.program, [*given, *unread, x], rewrite, seen)
+        return run(traced.program, [*given, *unread, x], rewrite, seen)[0]
 
     def quantizer(self, policy: Policy, scheme: Scheme = QAT) -> FakeQuantizer:
         """Return what rounds the weights and activations of this model to a policy's bits.

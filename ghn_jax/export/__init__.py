@@ -1,0 +1,5 @@
+"""Networks for other runtimes: their batch statistics fixed, written as StableHLO or ONNX."""
+
+from ghn_jax.export.freezing import Frozen as Frozen
+from ghn_jax.export.freezing import freeze as freeze
+from ghn_jax.export.stablehlo import to_stablehlo as to_stablehlo
