@@ -2,4 +2,5 @@
 
 from ghn_jax.export.freezing import Frozen as Frozen
 from ghn_jax.export.freezing import freeze as freeze
+from ghn_jax.export.onnx_file import to_onnx as to_onnx
 from ghn_jax.export.stablehlo import to_stablehlo as to_stablehlo

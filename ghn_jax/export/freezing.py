@@ -77,7 +77,7 @@ def freeze(function: Callable[[Array], Array], images: ArrayLike) -> Frozen:
     fixed = [slot for slot in read if slot not in made]
     measured = dataclasses.replace(program, outputs=tuple(fixed))
     measure = export.export(jax.jit(lambda x: run(measured, [x])))(any_number)
-    constants = dict(zip(fixed, map(np.asarray, measure.call(given))))
+    constants = dict(zip(fixed, map(np.asarray, measure.call(given)))) if fixed else {}
     return Frozen(Program(kept, program.inputs, constants, program.outputs), any_number)
 
 

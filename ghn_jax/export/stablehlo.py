@@ -8,6 +8,14 @@ from ghn_jax.export.freezing import Frozen
 PLATFORMS = ('cpu', 'cuda', 'tpu')
 
 
+def check_stablehlo() -> None:
+    """Raise UserError where flatbuffers, which JAX serialises programs with, is not installed."""
+    if importlib.util.find_spec('flatbuffers') is None:
+        raise UserError(
+            'StableHLO needs flatbuffers, which is not installed: pip install "ghn-jax[stablehlo]"'
+        )
+
+
 def to_stablehlo(frozen: Frozen) -> bytes:
     """Serialise a frozen network, its constants inside, for any number of images.
 
@@ -23,10 +31,7 @@ def to_stablehlo(frozen: Frozen) -> bytes:
       The contents of the file.
 
     Raises:
-      UserError: flatbuffers, which JAX writes it with, is not installed.
+      UserError: as `check_stablehlo`.
     """
-    if importlib.util.find_spec('flatbuffers') is None:
-        raise UserError(
-            'StableHLO needs flatbuffers, which is not installed: pip install "ghn-jax[stablehlo]"'
-        )
+    check_stablehlo()
     return bytes(frozen.exported(*PLATFORMS).serialize())

@@ -1,5 +1,6 @@
 """A frozen network judges each image by itself, and any process with JAX runs its file."""
 
+import importlib.util
 import subprocess
 import sys
 
@@ -9,8 +10,10 @@ import pytest
 from flax import linen as nn
 
 import ghn_jax
+import ghn_jax.export.export
 from ghn_jax.cnn.reference import apply_reference
 from ghn_jax.export import freeze, to_stablehlo
+from ghn_jax.export.export import check_format
 from ghn_jax.models.tracing import trace
 from tests.cnn.networks import random_parameters, small_network
 from tests.small_run import command, is_one_error_line, write_run
@@ -122,16 +125,25 @@ def test_the_command_writes_a_model_and_an_architecture(tmp_path, monkeypatch):
     (tmp_path / 'nets_to_export.py').write_text(MODULE)
     workdir, arch = write_run(tmp_path / 'run'), tmp_path / 'net.json'
     hypernetwork = ghn_jax.load(workdir)
-    spec = hypernetwork.space.sample('test', 0, 0)
-    ghn_jax.save_networks(arch, [spec])
+    ghn_jax.save_networks(arch, [hypernetwork.space.sample('test', 0, 0)])
+    out, x = tmp_path / 'net.stablehlo', hypernetwork.load_data().normalized('test', 5)
     for network in (f'--arch={arch}', '--model=nets_to_export:net'):
-        out = tmp_path / 'net.stablehlo'
-        code, said, error = command(
-            'ghn_jax.export', f'--workdir={workdir}', network, '--bits=w4a8', f'--out={out}'
-        )
+        how = f'--workdir={workdir}', network, '--bits=w4a8', f'--out={out}'
+        code, said, error = command('ghn_jax.export', *how)
         assert code == 0 and 'images [N, 8, 8, 3] to logits [N, 10]' in said, error
-        x = hypernetwork.load_data().normalized('test', 5)
         assert np.isfinite(jax.export.deserialize(bytearray(out.read_bytes())).call(x)).all()
+    ghn_jax.save_networks(arch, [hypernetwork.space.sample('test', 0, i) for i in range(2)])
+    how = f'--workdir={workdir}', f'--arch={arch}', f'--out={out}'
+    assert is_one_error_line(command('ghn_jax.export', *how), 'holds 2 networks: give a file of one')
+
+
+@pytest.mark.parametrize('format, package', [('stablehlo', 'flatbuffers'), ('onnx', 'onnx')])
+def test_what_is_not_installed_is_named(tmp_path, monkeypatch, format, package):
+    monkeypatch.setattr(importlib.util, 'find_spec', lambda name: None)
+    with pytest.raises(
+        ghn_jax.UserError, match=f'needs {package}, which is not installed: pip install .ghn-jax'
+    ):
+        check_format(format, ghn_jax.Policy())
 
 
 @pytest.mark.parametrize(
@@ -141,9 +153,11 @@ def test_the_command_writes_a_model_and_an_architecture(tmp_path, monkeypatch):
         (['--arch=a.json', '--out={folder}/a.onnx'], ['a.onnx', 'ends in .stablehlo']),
         (['--out={folder}/a.stablehlo'], ['--arch and --model are missing']),
         (['--arch=a', '--model=b', '--out={folder}/a.stablehlo'], ['--arch and --model are both given']),
+        (['--arch=a', '--format=onnx', '--bits=w8a8', '--out={folder}/a.onnx'], ['=onnx and bits=w8a8']),
         (['--arch=a', '--calibration_images=1', '--out={folder}/a.stablehlo'], ['calibration_images']),
     ],
 )  # fmt: skip
-def test_flags_that_do_not_go_together_get_one_line(tmp_path, flags, words):
+def test_flags_that_do_not_go_together_get_one_line(tmp_path, monkeypatch, flags, words):
+    monkeypatch.setattr(ghn_jax.export.export, 'check_stablehlo', lambda: None)
     flags = [flag.format(folder=tmp_path) for flag in flags]
     assert is_one_error_line(command('ghn_jax.export', f'--workdir={tmp_path}', *flags), *words)
