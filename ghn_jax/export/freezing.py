@@ -7,6 +7,7 @@ values are computed once, on images that stand for all, and are constants from t
 """
 
 import dataclasses
+import functools
 from collections.abc import Callable
 
 import jax
@@ -33,16 +34,20 @@ class Frozen:
     images: jax.ShapeDtypeStruct
 
     def apply(self, x: Array) -> Array:
-        """Compute the logits [N, classes] of images [N, ...], each by itself.
+        """Compute the logits [N, classes] of images [N, ...], each by itself, on the device that is here."""
+        return self._here(x)
 
-        Of images of a known number, under `jax.jit` or not, by way of `exported`.
-        """
-        return self.exported(jax.default_backend()).call(x)
+    @functools.cached_property
+    def _here(self) -> Callable[[Array], Array]:
+        return jax.jit(self.exported().call)
 
     def exported(self, *platforms: str) -> export.Exported:
-        """Lower the program for platforms such as 'cpu', 'cuda' and 'tpu', whichever of them are here."""
+        """Lower the program for platforms such as 'cpu', 'cuda' and 'tpu', be they here or not.
+
+        platforms: none stands for the one that is here.
+        """
         compute = lambda x: run(self.program, [x])[0]
-        return export.export(jax.jit(compute), platforms=platforms)(self.images)
+        return export.export(jax.jit(compute), platforms=platforms or None)(self.images)
 
 
 def freeze(function: Callable[[Array], Array], images: ArrayLike) -> Frozen:

@@ -15,6 +15,7 @@ from ghn_jax.export.onnx_rules import RULES
 
 LOGITS = 'logits'  # the output of the graph
 OPSET, IR_VERSION = 21, 10  # pinned: what the package takes by itself is newer than what runtimes read
+_MOST = 2**31 - 2**20  # bytes of constants: a file has 2 GiB at most
 
 
 def check_onnx() -> None:
@@ -36,7 +37,8 @@ def to_onnx(frozen: Frozen, metadata: Mapping[str, str] | None = None) -> bytes:
       The contents of the file.
 
     Raises:
-      UserError: onnx is not installed; an operation that has no rule, with the line that it comes from.
+      UserError: onnx is not installed; an operation that has no rule, with the line that it comes from; more
+        weights than a file holds.
     """
     check_onnx()
     nodes = Nodes()
@@ -51,7 +53,17 @@ def to_onnx(frozen: Frozen, metadata: Mapping[str, str] | None = None) -> bytes:
             refuse(step, 'it has no rule')
         results = rule(nodes, step, [read(operand) for operand in step.inputs])
         values |= zip(step.outputs, results if isinstance(results, list) else [results])
+    _check_size(nodes)
     return _serialized(nodes, images, _logits(nodes, read(frozen.program.outputs[0])), metadata or {})
+
+
+def _check_size(nodes: Nodes) -> None:
+    size = sum(array.nbytes for array in nodes.constants.values())
+    if size > _MOST:
+        raise UserError(
+            f'the weights take {size:,} bytes, and an ONNX file has {_MOST:,} at most: give StableHLO, or a '
+            'smaller model'
+        )
 
 
 def _logits(nodes: Nodes, tensor: Tensor) -> Tensor:

@@ -38,6 +38,12 @@ def gather(nodes: Nodes, step: Step, inputs: list[Tensor]) -> Tensor:
     if places is None or places.ndim > 2 or numbers.operand_batching_dims:
         refuse(step, 'it picks at places that depend on the images, or along several axes')
     rows = np.atleast_2d(places)
+    if any(
+        at < 0 or not isinstance(x.shape[axis], int) or at + sizes[axis] > x.shape[axis]
+        for row in rows.tolist()
+        for axis, at in zip(numbers.start_index_map, row)
+    ):
+        refuse(step, 'it picks at places that are outside of the tensor, or among the images')
     varying = [k for k in range(rows.shape[1]) if np.ptp(rows[:, k])]
     axes = [numbers.start_index_map[k] for k in varying]
     if len(axes) > 1 or not {*axes} <= {*numbers.collapsed_slice_dims}:

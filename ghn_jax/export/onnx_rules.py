@@ -230,8 +230,7 @@ def pad(nodes: Nodes, step: Step, inputs: list[Tensor]) -> Tensor:
     if any(interior for _, _, interior in config):
         refuse(step, 'it puts numbers between numbers')
     widths = [config[axis][side] for side in (0, 1) for axis in x.order]
-    filling = nodes.stored(dataclasses.replace(inputs[1], dtype=x.dtype))
-    (name,) = nodes.add('Pad', [x.name, nodes.integers(widths), filling], mode='constant')
+    (name,) = nodes.add('Pad', [x.name, nodes.integers(widths), nodes.stored(inputs[1])], mode='constant')
     return result(step, name, x.order)
 
 

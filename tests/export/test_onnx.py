@@ -11,7 +11,7 @@ from jax import lax
 
 import ghn_jax
 from ghn_jax.cnn.reference import apply_reference
-from ghn_jax.export import freeze, to_onnx
+from ghn_jax.export import freeze, onnx_file, to_onnx
 from ghn_jax.models.tracing import trace
 from tests.cnn.networks import random_parameters, small_network
 from tests.export.test_stablehlo import Net, images, of
@@ -151,6 +151,24 @@ def test_a_network_of_deepnets_computes_the_same():
     written = onnx.load_from_string(file)
     assert {p.key: p.value for p in written.metadata_props} == {'model': 'small'}
     assert (written.opset_import[0].version, written.ir_version) == (21, 10)
+
+
+@pytest.mark.slow
+def test_a_network_of_the_digits_space_classifies_digits_the_same():
+    """Statistics of 256 training images, 300 test images that they were not taken from."""
+    hypernetwork = ghn_jax.load('zoo:digits-bits')
+    model = trace(hypernetwork.space.sample('test', 0, 0), (1, 16, 16, 3))
+    data, params = hypernetwork.load_data(), hypernetwork.predict(model)
+    frozen, x = freeze(of(model, params), data.normalized('train', 256)), data.normalized('test')
+    found, expected = run(to_onnx(frozen), x), np.asarray(frozen.apply(x))
+    np.testing.assert_allclose(found, expected, atol=2e-5 * np.abs(expected).max())
+    assert (found.argmax(1) == data.test.labels).mean() > 0.9
+
+
+def test_more_weights_than_a_file_holds_get_one_line(monkeypatch):
+    monkeypatch.setattr(onnx_file, '_MOST', 500)
+    with pytest.raises(ghn_jax.UserError, match='the weights take .* and an ONNX file has 500 at most'):
+        to_onnx(freeze(lambda x: conv(x, W[:, :, :3]).reshape(x.shape[0], -1), images(2)))
 
 
 @pytest.mark.slow

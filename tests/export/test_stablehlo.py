@@ -71,23 +71,27 @@ def test_parameters_statistics_and_ranges_are_constants(rounded):
 
 LOAD = """
 import sys, jax, numpy as np
-exported = jax.export.deserialize(bytearray(open(sys.argv[1], 'rb').read()))
-assert exported.platforms == ('cpu', 'cuda', 'tpu'), exported.platforms
-for n in (1, 5):
-    np.save(f'{sys.argv[1]}.{n}.npy', exported.call(np.load(sys.argv[2])[:n]))
+images, *files = sys.argv[1:]
+for file in files:
+    exported = jax.export.deserialize(bytearray(open(file, 'rb').read()))
+    assert exported.platforms == ('cpu', 'cuda', 'tpu'), exported.platforms
+    for n in (1, 5):
+        np.save(f'{file}.{n}.npy', exported.call(np.load(images)[:n]))
 assert 'ghn_jax' not in sys.modules
 """
 
 
-def test_the_file_runs_in_a_process_of_its_own_on_any_number_of_images(rounded, tmp_path):
+def test_the_file_runs_in_a_process_of_its_own_on_any_number_of_images(net, rounded, tmp_path):
     pytest.importorskip('flatbuffers')
-    frozen, x = rounded, images()
-    file = tmp_path / 'net.stablehlo'
-    file.write_bytes(to_stablehlo(frozen))
+    x, networks = images(), {'float': freeze(of(*net), images()), 'w4a4': rounded}
     np.save(tmp_path / 'x.npy', x)
-    subprocess.run([sys.executable, '-c', LOAD, file, tmp_path / 'x.npy'], check=True, timeout=120)
-    for n in (1, 5):
-        np.testing.assert_allclose(np.load(f'{file}.{n}.npy'), frozen.apply(x[:n]), atol=1e-5)
+    for name, frozen in networks.items():
+        (tmp_path / name).write_bytes(to_stablehlo(frozen))
+    arguments = [tmp_path / name for name in ('x.npy', *networks)]
+    subprocess.run([sys.executable, '-c', LOAD, *arguments], check=True, timeout=300)
+    for name, frozen in networks.items():
+        for n in (1, 5):
+            np.testing.assert_allclose(np.load(tmp_path / f'{name}.{n}.npy'), frozen.apply(x)[:n], atol=1e-5)
 
 
 def test_a_network_of_deepnets_is_frozen_the_same_way():
