@@ -94,7 +94,7 @@ def flatten(closed: ClosedJaxpr) -> Program:
         return [read(v) for v in jaxpr.outvars]
 
     outputs = tuple(write(closed.jaxpr, closed.consts, inputs, ()))
-    return Program(_needed(steps, outputs), inputs, constants, outputs)
+    return Program(needed(steps, outputs), inputs, constants, outputs)
 
 
 def body(eqn: JaxprEqn) -> ClosedJaxpr:
@@ -117,7 +117,13 @@ def _has_structure(jaxpr: Jaxpr) -> bool:
     return False
 
 
-def _needed(steps: Sequence[Step], outputs: Sequence[Operand]) -> tuple[Step, ...]:
+def new_slot() -> int:
+    """Return the number of a slot that no program has."""
+    return next(_NUMBERS)
+
+
+def needed(steps: Sequence[Step], outputs: Sequence[Operand]) -> tuple[Step, ...]:
+    """Return the steps that the results depend on."""
     wanted, kept = {slot for slot in outputs if isinstance(slot, int)}, []
     for step in reversed(steps):
         if wanted.intersection(step.outputs):
