@@ -77,7 +77,7 @@ class Calibrated:
             if capture is not None and k in folded.sites:
                 capture[folded.sites[k].layer.name] = result
 
-        return run(folded.program, given, rewriter(folded.sites, quantizer), seen)
+        return run(folded.program, given, rewriter(folded.sites, quantizer), seen)[0]
 
     def program(self, shape: Sequence[int], dtype: DTypeLike = jnp.float32) -> FoldedProgram:
         """Return what `apply` runs for images of a shape; its inputs are the model's parameters, then images.
@@ -191,7 +191,7 @@ def measure(model: Model, params: Any, batches: Sequence[Array]) -> list[Moments
             if (slot := traced.program.steps[k].outputs[0]) in wanted:
                 values[slot] = result
 
-        run(traced.program, given, lambda k, operands, values: operands, seen)
+        run(traced.program, given, seen=seen)
         return [_moments(values[norm.source], norm.axes) for norm in structure.norms]
 
     return [_pooled(each) for each in zip(*(jax.device_get(observe(params, x)) for x in batches))]
@@ -269,21 +269,13 @@ def _parameters(traced: Traced, params: Any, structure: Structure) -> Callable[[
     program, sites = traced.program, traced.recorder.sites
     slots: list[Any] = [program.steps[k].inputs[site.weight] for k, site in sites.items()]
     slots += [bias for end in structure.ends.values() for _, bias in end.biases]
-    steps = needed(program.steps, slots)
+
+    part = dataclasses.replace(program, steps=needed(program.steps, slots), outputs=tuple(slots))
 
     @jax.jit
     def values_of(params: Any) -> list[Array]:
-        found: dict[int, Any] = {}
-        part = dataclasses.replace(program, steps=steps, outputs=program.inputs[:1])
-        given = [*jax.tree.leaves(params), *[None] * len(program.inputs)][: len(program.inputs)]
-        run(
-            part,
-            given,
-            lambda k, operands, values: operands,
-            lambda k, x: found.update({steps[k].outputs[0]: x}),
-        )
-        found |= {s: v for s, v in zip(program.inputs, given)} | program.constants
-        return [found[slot] for slot in slots]
+        leaves = jax.tree.leaves(params)
+        return run(part, [*leaves, *[None] * (len(program.inputs) - len(leaves))])
 
     values = dict(zip(slots, jax.device_get(values_of(params))))
     return values.__getitem__

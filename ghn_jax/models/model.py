@@ -84,7 +84,7 @@ class Model:
             if capture is not None and k in sites:
                 capture[sites[k].layer.name] = result
 
-        return run(traced.program, given, rewriter(sites, quantizer), seen)
+        return run(traced.program, given, rewriter(sites, quantizer), seen)[0]
 
     def prepared(self, params: Any, x: Array) -> tuple[Traced, list[Any]]:
         """Return the program for these images, and its inputs: parameters, what is not read, images.

@@ -22,6 +22,11 @@ _NUMBERS = itertools.count()  # of slots: no two programs share one
 Operand = int | Literal
 
 
+def new_slot() -> int:
+    """Return the number of a slot that no program has."""
+    return next(_NUMBERS)
+
+
 @dataclasses.dataclass(frozen=True, eq=False)
 class Step:
     """One operation: its equation of the jaxpr, the slots (or literals) it reads and the slots it fills.
@@ -69,8 +74,11 @@ class Program:
         return slot in self.outputs or any(slot in step.inputs for step in self.steps)
 
 
-def flatten(closed: ClosedJaxpr) -> Program:
-    """Write out the calls of a jaxpr and leave out the steps that the results do not depend on."""
+def flatten(closed: ClosedJaxpr, *, derivatives: bool = True) -> Program:
+    """Write out the calls of a jaxpr and leave out the steps that the results do not depend on.
+
+    derivatives: keep calls of functions with a derivative of their own; otherwise they are written out, too.
+    """
     steps, constants = [], {}
     inputs = tuple(next(_NUMBERS) for _ in closed.jaxpr.invars)
 
@@ -85,7 +93,7 @@ def flatten(closed: ClosedJaxpr) -> Program:
         for eqn in jaxpr.eqns:
             operands, name = tuple(map(read, eqn.invars)), eqn.primitive.name
             inner = body(eqn) if name in _CALLS or name in WITH_DERIVATIVES else None
-            if inner is not None and (name in _CALLS or _has_structure(inner.jaxpr)):
+            if inner is not None and (not derivatives or name in _CALLS or _has_structure(inner.jaxpr)):
                 results: Sequence[Operand] = write(inner.jaxpr, inner.consts, operands, (*callers, eqn))
             else:
                 results = outputs = tuple(next(_NUMBERS) for _ in eqn.outvars)
@@ -117,13 +125,8 @@ def _has_structure(jaxpr: Jaxpr) -> bool:
     return False
 
 
-def new_slot() -> int:
-    """Return the number of a slot that no program has."""
-    return next(_NUMBERS)
-
-
 def needed(steps: Sequence[Step], outputs: Sequence[Operand]) -> tuple[Step, ...]:
-    """Return the steps that the results depend on."""
+    """Return the steps, in order, that outputs depend on."""
     wanted, kept = {slot for slot in outputs if isinstance(slot, int)}, []
     for step in reversed(steps):
         if wanted.intersection(step.outputs):
@@ -136,9 +139,12 @@ Rewrite = Callable[[int, list[Any], dict[int, Any]], list[Any]]
 
 
 def run(
-    program: Program, arguments: Sequence[Any], rewrite: Rewrite, seen: Callable[[int, Any], None]
-) -> Any:
-    """Run the steps on JAX arrays, one for each of the program's inputs; return the first result.
+    program: Program,
+    arguments: Sequence[Any],
+    rewrite: Rewrite = lambda k, operands, values: operands,
+    seen: Callable[[int, Any], None] = lambda k, result: None,
+) -> list[Any]:
+    """Run the steps on JAX arrays, one for each of the program's inputs; return the results.
 
     rewrite(k, operands, values) gives what step k reads in place of its operands; values: by slot, so far.
     seen(k, result) is told the first result of step k.
@@ -152,4 +158,4 @@ def run(
         results = results if step.eqn.primitive.multiple_results else [results]
         values |= zip(step.outputs, results, strict=True)
         seen(k, results[0])
-    return read(program.outputs[0])
+    return [read(output) for output in program.outputs]
