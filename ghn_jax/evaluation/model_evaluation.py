@@ -29,7 +29,7 @@ from ghn_jax.evaluation.score import Score
 from ghn_jax.evaluation.selection import ImageBatches
 from ghn_jax.hypernet.policy_features import resolve
 from ghn_jax.models.activation_ranges import find_ranges
-from ghn_jax.models.folding import Calibrated, fold
+from ghn_jax.models.folding import Calibrated, correct, fold
 from ghn_jax.models.model import Model
 from ghn_jax.models.quantizer import FakeQuantizer, Quantizer
 from ghn_jax.models.weights import predict_model
@@ -77,12 +77,14 @@ def evaluate_model(
     images, calibration = make_batches(dataset, spec)
     met, begin = primitives_of(make_space_of(run.config).ops), time.perf_counter()
     how, observed = spec.protocol, _normalized(calibration)
-    scores, runnable = [], None
+    scores, params, runnable = [], None, None
     for each in widths:
-        if runnable is None or (run.ghn.config.bits and told is None):
-            params, _ = predict_model(run.ghn, run.params, model, told or each, primitives=met)
-            runnable = _Runnable.of(model, params, observed, how)
         quantizer = FakeQuantizer(each, strategy.scheme.when_used())
+        if params is None or (run.ghn.config.bits and told is None):
+            params, _ = predict_model(run.ghn, run.params, model, told or each, primitives=met)
+            runnable = None
+        if runnable is None or how.batch_norm == 'corrected':
+            runnable = _Runnable.of(model, params, observed, how, quantizer)
         if how.ranges == 'calibrated':
             ranges = find_ranges(runnable.apply, runnable.arrays, observed, quantizer, how.range_rule)
             quantizer = dataclasses.replace(quantizer, ranges=ranges)
@@ -117,21 +119,20 @@ class _Runnable:
     arrays: Any
 
     @classmethod
-    def of(cls, model: Model, params: Any, batches: Sequence[Array], how: Protocol) -> '_Runnable':
+    def of(
+        cls, model: Model, params: Any, batches: Sequence[Array], how: Protocol, quantizer: FakeQuantizer
+    ) -> '_Runnable':
         if how.batch_norm == 'batch':
             return cls(model.apply, params)
+        if how.batch_norm == 'corrected' and any(
+            min(bits) < FLOAT_BITS for bits in quantizer.widths.values()
+        ):
+            return cls(Calibrated.apply, correct(model, params, batches, quantizer))
         return cls(Calibrated.apply, fold(model, params, batches))
 
 
 def _check_protocol(spec: EvaluationSpec) -> None:
-    how = spec.protocol
-    if how.batch_norm == 'corrected':
-        raise FieldError(
-            'batch_norm',
-            '=corrected: a model of your own is scored with the statistics of each batch, or with calibrated '
-            'ones: take one of these',
-        )
-    for field, value in (('integer', how.integer), ('against', spec.against)):
+    for field, value in (('integer', spec.protocol.integer), ('against', spec.against)):
         if value:
             raise FieldError(field, f'={value}: this is not for a model of your own: leave it out')
 

@@ -22,26 +22,42 @@ class FoldedProgram:
 
     sites: the steps that run a layer, by number.
     weights, biases: slot of a constant -> name of the layer that it is of.
+    sources: what each batch norm of the model reads, or its scale and shift in its place.
     """
 
     program: Program
     sites: dict[int, Site]
     weights: dict[int, str]
     biases: dict[int, str]
+    sources: tuple[int, ...]
+
+
+@dataclasses.dataclass(frozen=True)
+class Own:
+    """A batch norm that stays as the model has it. signs: that what it reads is multiplied by; None: nothing.
+
+    They undo those of the gains that a layer before it was multiplied by.
+    """
+
+    signs: Any
+
+
+jax.tree_util.register_dataclass(Own, data_fields=['signs'], meta_fields=[])
+Fixed = tuple[Any, Any] | Own | None
 
 
 def fold_program(
     traced: Traced,
     weights: Mapping[str, Any],
     biases: Mapping[str, Any],
-    norms: Sequence[tuple[Any, Any] | None],
+    norms: Sequence[Fixed],
 ) -> FoldedProgram:
     """Write the program of a model with folded weights and biases.
 
     Args:
       traced: the model's own program, for images of the shape that is wanted.
       weights, biases: by the layer's name, as in `folding.Calibrated`.
-      norms: scale and shift of each batch norm in the order of the forward pass; None: it is folded.
+      norms: of each batch norm in the order of the forward pass; scale and shift, `Own`, or None: folded.
     """
     structure = Structure(traced.program, traced.recorder)
     writer = _Writer(traced, structure)
@@ -54,9 +70,12 @@ def fold_program(
         if (site := traced.recorder.sites.get(k)) is not None:
             writer.layer(step, site, structure.ends[k], weights, biases)
         elif k in norm_at:
-            writer.norm(*norm_at[k])
+            writer.norm(step, *norm_at[k])
         elif step.outputs[0] not in writer.instead:
             writer.write(step)
+        for norm, fixed in zip(structure.norms, norms):
+            if isinstance(fixed, Own) and fixed.signs is not None and norm.source in step.outputs:
+                writer.flip(norm.source, fixed.signs)
     return writer.finish()
 
 
@@ -120,9 +139,14 @@ class _Writer:
             self.biases[slot] = name
             self.instead[out] = self.compute(lambda y, b: y + b, out, slot)
 
-    def norm(self, norm: BatchNorm, fixed: tuple[Any, Any] | None) -> None:
+    def flip(self, slot: int, signs: Any) -> None:
+        self.instead[slot] = self.compute(lambda x, s: x * s.astype(x.dtype), slot, self.constant(signs))
+
+    def norm(self, step: Step, norm: BatchNorm, fixed: Fixed) -> None:
         source, dtype = norm.source, self.structure.aval(norm.result).dtype
-        if fixed is not None:
+        if isinstance(fixed, Own):
+            self.write(step)
+        elif fixed is not None:
             scale, shift = map(self.constant, fixed)
             affine = lambda x, scale, shift: (x * scale + shift).astype(dtype)
             self.instead[norm.result] = self.compute(affine, source, scale, shift)
@@ -138,4 +162,5 @@ class _Writer:
         steps = needed(self.steps, (*outputs, *wholes))
         sites = {k: self.site_of[s.outputs[0]] for k, s in enumerate(steps) if s.outputs[0] in self.site_of}
         program = Program(steps, old.inputs, self.constants, outputs)
-        return FoldedProgram(program, sites, self.weights, self.biases)
+        sources: Any = tuple(self.read(norm.source) for norm in self.structure.norms)
+        return FoldedProgram(program, sites, self.weights, self.biases, sources)

@@ -5,7 +5,7 @@ folded into them: with g = scale / sqrt(variance + eps), weights are multiplied 
 and the bias becomes g bias + shift - g mean (arXiv 1712.05877, eq. 14). Other batch norms stay, as a scale
 and a shift for each channel; norms of single images stay as they are.
 
-A norm's g and shift are found without knowing how the norm is written: see `_affines`.
+A norm's g and shift are found without knowing how the norm is written: see `norm_statistics`.
 """
 
 import dataclasses
@@ -22,20 +22,14 @@ from ghn_jax.base.errors import UserError
 from ghn_jax.cnn.deploy.calibration import RANGE_RULE
 from ghn_jax.hypernet.policy_features import resolve
 from ghn_jax.models.activation_ranges import find_ranges
-from ghn_jax.models.folded_program import FoldedProgram, fold_program
+from ghn_jax.models.folded_program import Fixed, FoldedProgram, Own, fold_program
 from ghn_jax.models.model import Model, Traced, rewriter
-from ghn_jax.models.norms import BatchNorm, LayerEnd, Structure, of_batch
+from ghn_jax.models.norm_statistics import Moments, affines_of, measure, observed, pooled
+from ghn_jax.models.norms import LayerEnd, Structure, of_batch
 from ghn_jax.models.program import Operand, needed, run
 from ghn_jax.models.quantizer import FakeQuantizer, Quantizer
 from ghn_jax.quant.policy import Policy
 from ghn_jax.quant.scheme import QAT, Scheme
-
-
-class Moments(NamedTuple):
-    """Of what enters a norm: mean and (biased) variance, in the norm's shape with 1 for what is averaged."""
-
-    mean: Any
-    variance: Any
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -57,7 +51,7 @@ class Calibrated:
     params: Any
     weights: Mapping[str, Any]
     biases: Mapping[str, Any]
-    norms: Sequence[tuple[Any, Any] | None]
+    norms: Sequence[Fixed]
     ranges: Mapping[str, tuple[Any, Any]]
 
     def apply(
@@ -137,32 +131,85 @@ def calibrate(
 
 def fold(model: Model, params: Any, batches: Sequence[Array]) -> Calibrated:
     """Fix the statistics of batch norms and fold them, as `calibrate`; without ranges."""
+    found = _find(model, params, batches)
+    weights, biases = _layers(found, params, shifted=True)
+    norms = tuple(
+        (np.float32(scale), np.float32(shift)) if layers is None else None
+        for layers, (scale, shift) in zip(found.structure.folds, found.affines)
+    )
+    calibrated = Calibrated(model, params, weights, biases, norms, {})
+    _check_independent(found.traced, calibrated)
+    return calibrated
+
+
+def correct(model: Model, params: Any, batches: Sequence[Array], quantizer: Quantizer) -> Calibrated:
+    """Fix the statistics of batch norms as they are with folded and rounded weights and rounded activations.
+
+    Layers have folded weights; each norm stays as a scale and a shift for each channel: a device multiplies
+    every channel by a factor of its own anyway when it rescales an accumulator. Arguments as of `fold`.
+
+    quantizer: its ranges are those of each batch.
+    """
+    found = _find(model, params, batches)
+    weights, biases = _layers(found, params, shifted=False)
+    signs = [
+        None if layers is None else np.where(scale < 0, -1, 1).astype(np.float32)
+        for layers, (scale, _) in zip(found.structure.folds, found.affines)
+    ]
+    unfixed = Calibrated(model, params, weights, biases, tuple(map(Own, signs)), {})
+
+    @jax.jit
+    def observe(unfixed: Calibrated, x: Array) -> list[Moments]:
+        _, given = model.prepared(unfixed.params, x)
+        folded = unfixed.program(x.shape, x.dtype)
+        axes = [norm.axes for norm in found.structure.norms]
+        return observed(folded.program, given, folded.sources, axes, rewriter(folded.sites, quantizer))
+
+    moments = [pooled(each) for each in zip(*(jax.device_get(observe(unfixed, x)) for x in batches))]
+    affines = affines_of(found.traced, found.structure, params, moments)
+    norms = tuple(
+        (np.float32(scale * (1 if sign is None else sign)), np.float32(shift))
+        for sign, (scale, shift) in zip(signs, affines)
+    )
+    calibrated = dataclasses.replace(unfixed, norms=norms)
+    _check_independent(found.traced, calibrated)
+    return calibrated
+
+
+class _Found(NamedTuple):
+    """What is found of a model: its program for two images, and scale and shift of each of its norms."""
+
+    traced: Traced
+    structure: Structure
+    affines: list[tuple[np.ndarray, np.ndarray]]
+
+
+def _find(model: Model, params: Any, batches: Sequence[Array]) -> _Found:
     if not batches:
         raise UserError('there are no calibration images: give at least one batch')
     traced = model.traced((2, *model.input_shape[1:]), jnp.asarray(batches[0]).dtype)
     structure = Structure(traced.program, traced.recorder)
-    affines = _affines(traced, structure, params, measure(model, params, batches))
+    return _Found(traced, structure, affines_of(traced, structure, params, measure(model, params, batches)))
+
+
+def _layers(found: _Found, params: Any, *, shifted: bool) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Return weights and biases of the layers, multiplied by the scales of the norms, and shifted or not."""
+    traced, structure, affines = found
     read = _parameters(traced, params, structure)
     weights, biases = {}, {}
     for k, end in structure.ends.items():
         site = traced.recorder.sites[k]
         w = np.asarray(read(traced.program.steps[k].inputs[site.weight]), np.float64)
         weights[k], biases[k] = site.layout.to_tensor(w), _bias(end, site.layer.shape[0], read)
-    norms: list[tuple[Any, Any] | None] = []
     for layers, (scale, shift) in zip(structure.folds, affines, strict=True):
-        if layers is None:
-            norms.append((np.float32(scale), np.float32(shift)))
-            continue
-        norms.append(None)
-        ends = np.cumsum([len(weights[k]) for k in layers])[:-1]
-        for k, g, b in zip(layers, np.split(scale.ravel(), ends), np.split(shift.ravel(), ends)):
+        ends = np.cumsum([len(weights[k]) for k in layers or ()])[:-1]
+        for k, g, b in zip(layers or (), np.split(scale.ravel(), ends), np.split(shift.ravel(), ends)):
             weights[k] = weights[k] * g.reshape(-1, *[1] * (weights[k].ndim - 1))
-            biases[k] = b if biases[k] is None else g * biases[k] + b
+            scaled = None if biases[k] is None else g * biases[k]
+            biases[k] = scaled if not shifted else b if scaled is None else scaled + b
     name_of = {k: site.layer.name for k, site in traced.recorder.sites.items()}
     to_float32 = lambda of: {name_of[k]: None if a is None else np.float32(a) for k, a in of.items()}
-    calibrated = Calibrated(model, params, to_float32(weights), to_float32(biases), tuple(norms), {})
-    _check_independent(traced, calibrated)
-    return calibrated
+    return to_float32(weights), to_float32(biases)
 
 
 def _check_independent(traced: Traced, calibrated: Calibrated) -> None:
@@ -173,95 +220,6 @@ def _check_independent(traced: Traced, calibrated: Calibrated) -> None:
                 f'{step} sums over the images and is no part of a batch norm: such a model cannot be '
                 'calibrated, score it by the statistics of each batch'
             )
-
-
-def measure(model: Model, params: Any, batches: Sequence[Array]) -> list[Moments]:
-    """Measure what enters each batch norm of a model in float, over all batches of one size.
-
-    Each norm goes by the statistics of its batch meanwhile.
-    """
-
-    @jax.jit
-    def observe(params: Any, x: Array) -> list[Moments]:
-        traced, given = model.prepared(params, x)
-        structure, values = Structure(traced.program, traced.recorder), {traced.program.inputs[-1]: x}
-        wanted = {norm.source for norm in structure.norms}
-
-        def seen(k: int, result: Any) -> None:
-            if (slot := traced.program.steps[k].outputs[0]) in wanted:
-                values[slot] = result
-
-        run(traced.program, given, seen=seen)
-        return [_moments(values[norm.source], norm.axes) for norm in structure.norms]
-
-    return [_pooled(each) for each in zip(*(jax.device_get(observe(params, x)) for x in batches))]
-
-
-def _moments(x: Array, axes: tuple[int, ...]) -> Moments:
-    x = x.astype(jnp.promote_types(x.dtype, jnp.float32))
-    mean = jnp.mean(x, axes, keepdims=True)
-    return Moments(mean, jnp.mean(jnp.square(x - mean), axes, keepdims=True))
-
-
-def _pooled(each: Sequence[Moments]) -> Moments:
-    """Join the moments of all batches from those of each."""
-    means = np.stack([m.mean for m in each]).astype(np.float64)
-    within = np.mean([m.variance for m in each], 0, dtype=np.float64)
-    return Moments(means.mean(0), within + means.var(0))
-
-
-def _affines(
-    traced: Traced, structure: Structure, params: Any, moments: Sequence[Moments]
-) -> list[tuple[np.ndarray, np.ndarray]]:
-    """Find scale and shift of each norm with fixed moments, float64.
-
-    The model's own steps are run on two images that have these moments, mean + deviation and mean - deviation
-    everywhere, which gives the statistics; with these, again on 0 and on 1, which gives shift and scale +
-    shift. So nothing needs to be known of how the norm is written.
-    """
-
-    def of_all(params: Any, moments: Sequence[Moments]) -> list[tuple[Array, Array]]:
-        program = traced.program
-        inputs = jax.tree.leaves(params)
-        given = dict(zip(program.inputs, inputs)) | program.constants
-        return [_affine(traced, norm, given, of) for norm, of in zip(structure.norms, moments, strict=True)]
-
-    with jax.enable_x64(True):
-        found = jax.device_get(jax.jit(of_all)(jax.tree.map(np.asarray, params), list(moments)))
-    return found
-
-
-def _affine(traced: Traced, norm: BatchNorm, given: Mapping[int, Any], of: Moments) -> tuple[Array, Array]:
-    deviation = jnp.sqrt(of.variance)
-    images = jnp.concatenate([of.mean + deviation, of.mean - deviation])
-    values = _evaluate(traced, norm, {**given, norm.source: jnp.broadcast_to(images, norm.shape)})
-    known = traced.recorder.values
-    fixed = {s: v for s, v in values.items() if of_batch(known.get(s))}
-    at = lambda x: _evaluate(traced, norm, {**given, **fixed, norm.source: jnp.full(norm.shape, x)})[
-        norm.result
-    ]
-    first = tuple(slice(0, 1) if axis in norm.axes else slice(None) for axis in range(len(norm.shape)))
-    shift = at(0.0)[first]
-    return at(1.0)[first] - shift, shift
-
-
-def _evaluate(traced: Traced, norm: BatchNorm, values: dict[int, Any]) -> dict[int, Any]:
-    """Run the steps of a norm in float64, but for those whose results are in `values`; return all values."""
-    wide = lambda a: jnp.asarray(a, jnp.float64) if jnp.issubdtype(jnp.result_type(a), jnp.floating) else a
-    read = lambda operand: wide(values[operand] if isinstance(operand, int) else operand.val)
-    for k in norm.steps:
-        step = traced.program.steps[k]
-        if step.outputs[0] in values:
-            continue
-        operands = list(map(read, step.inputs))
-        params = step.eqn.primitive.get_bind_params(step.eqn.params)
-        is_cast = step.primitive in ('convert_element_type', 'reduce_precision')
-        if is_cast and jnp.issubdtype(params.get('new_dtype', jnp.float32), jnp.floating):
-            results = [jnp.asarray(operands[0], jnp.float64)]
-        else:
-            results = step.eqn.primitive.bind(*operands, **params)
-        values |= zip(step.outputs, results if isinstance(results, list | tuple) else [results])
-    return values
 
 
 def _parameters(traced: Traced, params: Any, structure: Structure) -> Callable[[Any], Array]:

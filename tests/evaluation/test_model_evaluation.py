@@ -59,12 +59,12 @@ def test_a_traced_network_has_the_scores_and_the_noise_that_the_executor_finds(w
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize('rule', ['moving_average', 'mse'])
-def test_calibrated_a_traced_network_has_the_predictions_of_the_executor(workdir, rule):
+@pytest.mark.parametrize('how, rule', [('calibrated', 'moving_average'), ('corrected', 'mse')])
+def test_calibrated_a_traced_network_has_the_predictions_of_the_executor(workdir, how, rule):
     run = load_run(workdir)
     asked = dict(policies=tuple(map(parse_bits, ('float', 'w8a8', 'w4a32'))), num_images=256, batch_size=32)
     asked |= dict(calibration_batches=3, protocol=Protocol(
-        batch_norm='calibrated', ranges='calibrated', range_rule=rule, sqnr=True,
+        batch_norm=how, ranges='calibrated', range_rule=rule, sqnr=True,
     ))  # fmt: skip
     expected, _ = evaluate(run, EvaluationSpec(networks=(SPEC,), **asked))
     size = run.config.image_size
@@ -75,7 +75,7 @@ def test_calibrated_a_traced_network_has_the_predictions_of_the_executor(workdir
             assert abs(ours[bits][top] - theirs[bits][top]) < 0.5, (bits, top)  # one image of 256
     for what in ('weights', 'activations'):
         assert ours['w8a8'][f'sqnr_{what}'] == pytest.approx(theirs['w8a8'][f'sqnr_{what}'], abs=0.3)
-    assert found['protocol']['batch_norm'] == 'calibrated' and found['protocol']['range_rule'] == rule
+    assert found['protocol']['batch_norm'] == how and found['protocol']['range_rule'] == rule
 
 
 @pytest.mark.slow
@@ -97,7 +97,8 @@ def test_the_command_scores_a_model(workdir, tmp_path, monkeypatch):
         code, said, error = run('net', '--bits=w32a32,w4a4', *more)
         assert code == 0 and '| model' in said and 'w4a4' in said, error
     assert is_one_error_line(run('other'), 'has 7 classes')
-    assert is_one_error_line(run('net', '--bn=corrected'), '--bn=corrected: a model of your own')
+    said = run('net', '--bn=calibrated', '--ranges=calibrated', '--integer=32')
+    assert is_one_error_line(said, '--integer=32: this is not for a model of your own')
     assert is_one_error_line(run('net', '--splits=test'), '--model and --splits')
 
 

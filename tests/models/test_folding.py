@@ -10,7 +10,8 @@ from flax import linen as nn
 
 import ghn_jax
 from ghn_jax.cnn.reference import apply_reference, observe_reference
-from ghn_jax.models.folding import calibrate, measure
+from ghn_jax.models.folding import calibrate, correct
+from ghn_jax.models.norm_statistics import measure
 from ghn_jax.models.tracing import trace
 from ghn_jax.quant.policy import Policy, parse_bits
 from tests.cnn.networks import (
@@ -49,7 +50,12 @@ def images(seed: int, n: int = 8, size: int = 8) -> np.ndarray:
 def parameters(model, seed: int = 0):
     """Of every sign and about 1, so that no term of a norm vanishes."""
     r = np.random.default_rng(seed)
-    value = lambda a: r.normal(size=a.shape) * (np.sqrt(2 / np.prod(a.shape[:-1])) if a.ndim > 1 else 1)
+
+    def value(a):
+        if a.ndim > 1:
+            return r.normal(size=a.shape) * np.sqrt(2 / np.prod(a.shape[:-1]))
+        return r.uniform(0.5, 1.5, a.shape) * r.choice([-1, 1], a.shape)
+
     return jax.tree.map(lambda a: value(a).astype(a.dtype), model.params)
 
 
@@ -110,6 +116,37 @@ def test_folded_a_model_equals_its_own_with_the_same_running_statistics():
     seen = np.asarray(first(np.concatenate(batches)), np.float64)
     np.testing.assert_allclose(moments[0].mean.ravel(), seen.mean((0, 1, 2)), atol=1e-5)
     np.testing.assert_allclose(moments[0].variance.ravel(), seen.var((0, 1, 2)), rtol=1e-4)
+
+
+def test_corrected_statistics_are_those_of_the_rounded_model():
+    """In float they are those of the batch, but for epsilon, which enters twice: 1 % of small variances."""
+    model, x = linen('norms'), images(0, size=16)
+    params = parameters(model)
+    corrected = correct(model, params, [x], model.quantizer(parse_bits('w32a32')))
+    assert_close(apply(corrected, x), jax.jit(model.apply)(params, x), 0.02)
+    # Of rounded weights: the mean that leaves the first norm is its shift, which rounding had moved.
+    quantizer = model.quantizer(Policy(2, 32))
+    off = {}
+    for how, calibrated in (
+        ('calibrated', calibrate(model, params, [x])),
+        ('corrected', correct(model, params, [x], quantizer)),
+    ):
+        mean = np.asarray(first_layer(calibrated, quantizer, x).mean((0, 1, 2)))
+        scale, shift = (1, calibrated.biases['Conv_0.kernel'])
+        if how == 'corrected':
+            scale, shift = (a.ravel() for a in calibrated.norms[0])
+            shift = shift + scale * calibrated.biases['Conv_0.kernel']
+        off[how] = np.abs(mean * scale + shift - params['BatchNorm_0']['bias']).max()
+    assert off['corrected'] < 1e-4 < 1e-2 < off['calibrated'], off
+
+
+def first_layer(calibrated, quantizer, x):
+    def result(calibrated, x):
+        captured: dict = {}
+        calibrated.apply(x, quantizer, captured)
+        return captured['Conv_0.kernel']
+
+    return jax.jit(result)(calibrated, x)
 
 
 def test_what_is_folded_is_gone_from_the_program():
