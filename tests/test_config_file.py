@@ -1,5 +1,6 @@
 """Config files: what is no config is refused in one line that names the file and the fault."""
 
+import numpy as np
 import pytest
 
 from ghn_jax import config_file
@@ -69,7 +70,7 @@ def test_advice_is_what_works_from_anywhere(tmp_path, monkeypatch):
 
 
 def test_convert_wants_its_own_kind_of_config(tmp_path):
-    (tmp_path / 'x.npz').touch()
+    np.savez(tmp_path / 'x.npz', weight=np.zeros(2, np.float32))
     flags = f'--state={tmp_path}/x.npz', '--config=missing.json', f'--workdir={tmp_path}/run'
     result = command('ghn_jax.convert', *flags)
     assert is_one_error_line(result, 'missing.json', 'give the JSON file of the hypernetwork')

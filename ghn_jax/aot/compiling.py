@@ -45,8 +45,8 @@ def compile_programs(
         written.
     """
     devices = target.devices()
-    with backends.built_for(target.backend):  # jobs are made here, too: the order of a tape is the backend's
-        rows = [compile_job(job, target, out) for job in _jobs(config, devices, spec, widths)]
+    jobs = _made_for(target, _jobs(config, devices, spec, widths))
+    rows = [compile_job(job, target, out) for job in jobs]
     facts = recipes.platform_facts(devices)
     return {
         'target': target.name,
@@ -57,6 +57,16 @@ def compile_programs(
         'out': str(out or ''),
         'rows': rows,
     }
+
+
+def _made_for(target: Target, jobs: Iterator[Job]) -> Iterator[Job]:
+    """Yield the jobs, each made for the target's backend: their tapes have its order."""
+    while True:
+        with backends.built_for(target.backend):
+            job = next(jobs, None)
+        if job is None:
+            return
+        yield job
 
 
 def _jobs(

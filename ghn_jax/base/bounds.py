@@ -17,6 +17,7 @@ flags.disclaim_key_flags()  # --help shows them as the flags of the command that
 BOUNDS: dict[str, tuple[int, int]] = {
     'batch_size': (1, 65_536),
     'calibration_batches': (1, 10**6),
+    'calibration_images': (2, 10**6),
     'cells': (1, 1024),
     'devices': (0, 1024),  # of one process
     'distributed_timeout': (1, 7 * 24 * 3600),  # seconds

@@ -49,20 +49,20 @@ def _extract(program: Program, layout: TapeLayout, pooled: bool, parts: Array, u
     return jnp.pad(x, ((0, 0), (0, program.features - x.shape[1])))
 
 
-def _slice(tape: Array, table: HeadTable, parts: int) -> Array:
-    return lax.dynamic_slice_in_dim(tape, table.slot, parts, 0)
-
-
 def features(program: Program, table: HeadTable, values: dict[TapeShape, Array], batch: int) -> Array:
     """Return the classifier's input [N, D], zero beyond the network's own features; batch: N."""
+    parts = program.capacity.parts
+    layouts = {c: layout_of(c, batch) for c, _ in program.heads}
+    operands = {c: layout.operand(values[c], table.slot, parts) for c, layout in layouts.items()}
 
     def branch(variant):
-        (c, pooled), parts = variant, program.capacity.parts
-        return lambda values, table: _extract(
-            program, layout_of(c, batch), pooled, _slice(values[c], table, parts), table.parts
+        c, pooled = variant
+        layout = layouts[c]
+        return lambda operands, table: _extract(
+            program, layout, pooled, layout.read(operands[c], table.slot, parts), table.parts
         )
 
-    return lax.switch(table.variant, [branch(v) for v in program.heads], values, table)
+    return lax.switch(table.variant, [branch(v) for v in program.heads], operands, table)
 
 
 def features_vjp(program: Program, table: HeadTable, values: dict[TapeShape, Array], batch: int):

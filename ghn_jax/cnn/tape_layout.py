@@ -61,13 +61,13 @@ class TapeLayout:
         # XLA:TPU would give a tape the order that some of its ops compute in, and convert it for the others.
         return with_layout_constraint(stored, Layout(tuple(range(stored.ndim))))
 
-    def operand(self, tape: Array, index: Array) -> Array:
-        """Return what a switch is given of a tape, for its branches to `read` slot `index`."""
-        return tape if self.reads_in_branches else read_slot(tape, index)
+    def operand(self, tape: Array, index: Array, slots: int | None = None) -> Array:
+        """Return what a switch is given of a tape, for its branches to `read` a slot or some."""
+        return tape if self.reads_in_branches else read_slot(tape, index, slots)
 
-    def read(self, operand: Array, index: Array) -> Array:
-        """Read the slot in a branch: a value in the order of the tape."""
-        return read_slot(operand, index) if self.reads_in_branches else operand
+    def read(self, operand: Array, index: Array, slots: int | None = None) -> Array:
+        """Read the slot in a branch, as `read_slot` does: values in the order of the tape."""
+        return read_slot(operand, index, slots) if self.reads_in_branches else operand
 
 
 def layout_of(tape_shape: TapeShape, batch: int) -> TapeLayout:
@@ -113,8 +113,10 @@ def grouped_like(tapes: dict[TapeShape, Array], like: dict[TapeShape, Array]) ->
     return {c: tape.reshape(like[c].shape) if like[c].ndim > 5 else tape for c, tape in tapes.items()}
 
 
-def read_slot(tape: Array, index: Array) -> Array:
-    """Read a slot of a tape: a value."""
+def read_slot(tape: Array, index: Array, slots: int | None = None) -> Array:
+    """Read a slot of a tape: a value; or so many slots from it on, [slots, *axes]."""
+    if slots is not None:
+        return lax.dynamic_slice_in_dim(tape, index, slots, 0)
     return lax.dynamic_index_in_dim(tape, index, 0, keepdims=False)
 
 

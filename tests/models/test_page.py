@@ -10,6 +10,7 @@ from tests.small_run import ROOT, write_run
 
 @pytest.mark.slow
 def test_the_code_of_the_page_runs_from_top_to_bottom(tmp_path, monkeypatch):
+    pytest.importorskip('flatbuffers')
     blocks = re.findall(r'^```python\n(.*?)^```', (ROOT / 'docs/your-model.md').read_text(), re.S | re.M)
     (folder,) = re.findall(r"load\('(.*?)'", blocks[0])
     (tmp_path / folder).parent.mkdir(parents=True)
@@ -20,5 +21,6 @@ def test_the_code_of_the_page_runs_from_top_to_bottom(tmp_path, monkeypatch):
     for block in blocks:
         exec(block.replace('(1, 16, 16, 3)', '(1, 8, 8, 3)'), names)  # the images of this run
         logits.append(np.asarray(names['logits']))
-    assert [x.shape for x in logits] == [(64, 10), (64, 10), (1, 10)]
+    assert {x.shape for x in logits} == {(64, 10)}
+    np.testing.assert_allclose(logits[-1], logits[1], atol=0.05 * np.abs(logits[1]).max())  # in StableHLO
     assert 0 < np.abs(logits[0] - logits[1]).max() < 2 * np.abs(logits[0]).max()

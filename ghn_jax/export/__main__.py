@@ -1,0 +1,67 @@
+"""Writes a network with predicted parameters as one file that another runtime executes.
+
+python -m ghn_jax.export --workdir=runs/quickstart/qat --arch=net.json --bits=w8a8 --out=net.stablehlo
+python -m ghn_jax.export --workdir=runs/quickstart/qat --model=nets:net --format=onnx --out=net.onnx
+
+The statistics of batch norms, and the ranges of activations where --bits rounds them, are those of the first
+--calibration_images training images of the run. The file takes any number of images, normalised as the run's
+(`Dataset.normalized`), and judges each by itself.
+
+--format=stablehlo: for CPUs, GPUs and TPUs, read by `jax.export.deserialize`. Weights and activations are
+rounded in it, and held as float. --format=onnx: for onnxruntime and others, float, without --bits.
+"""
+
+from absl import flags
+
+from ghn_jax.base import bounds, cli
+from ghn_jax.base.errors import UserError
+from ghn_jax.base.start import start
+from ghn_jax.export.export import CALIBRATION_IMAGES, FORMATS, check_format, check_output, write_export
+from ghn_jax.hypernet.predict import check_network
+from ghn_jax.models.loading import load_model
+from ghn_jax.models.model import Model
+from ghn_jax.models.tracing import trace
+from ghn_jax.networks.files import load_networks
+from ghn_jax.quant.policy import parse_bits
+from ghn_jax.runs.hypernetwork import Hypernetwork
+from ghn_jax.runs.run import load_run
+
+_WORKDIR = flags.DEFINE_string('workdir', None, 'Run directory, or zoo:NAME.')
+_ARCH = flags.DEFINE_string('arch', None, 'Architecture file: JSON of one network.')
+_MODEL = flags.DEFINE_string('model', None, 'Model of your own, in place of --arch: package.module:function.')
+_OUT = flags.DEFINE_string('out', None, 'File to write, called .stablehlo or .onnx.')
+_FORMAT = flags.DEFINE_enum('format', 'stablehlo', FORMATS, 'Of the file.')
+_BITS = flags.DEFINE_string('bits', 'float', 'Bits of weights and activations, as in w4a8.')
+_IMAGES = bounds.define_integer(
+    'calibration_images', CALIBRATION_IMAGES, 'Training images that statistics and ranges are taken from.'
+)
+
+
+def main() -> None:
+    """Run the command."""
+    workdir = cli.check_workdir(_WORKDIR.value, must_exist=True)
+    policy = parse_bits(_BITS.value)
+    check_format(_FORMAT.value, policy)
+    out = check_output(_OUT.value or '', _FORMAT.value)
+    if bool(_ARCH.value) == bool(_MODEL.value):
+        given = 'are both given' if _ARCH.value else 'are missing'
+        raise UserError(f'--arch and --model {given}: give one of them')
+    start()
+    hypernetwork = Hypernetwork(load_run(workdir))
+    how = {'policy': policy, 'format': _FORMAT.value, 'calibration_images': _IMAGES.value}
+    print(write_export(hypernetwork, _model(hypernetwork), out, **how))
+
+
+def _model(hypernetwork: Hypernetwork) -> Model:
+    size = hypernetwork.config.image_size
+    if _MODEL.value:
+        return load_model(_MODEL.value, (1, size, size, 3))
+    specs = load_networks(_ARCH.value or '')
+    if len(specs) != 1:
+        raise UserError(f'--arch={_ARCH.value} holds {len(specs)} networks: give a file of one')
+    check_network(specs[0], hypernetwork.run.ghn, size)
+    return trace(specs[0], (1, size, size, 3))
+
+
+if __name__ == '__main__':
+    cli.run(main)

@@ -1,0 +1,254 @@
+"""What primitives are in ONNX, number by number and in shape: one rule for each.
+
+A rule takes the nodes so far, a step of the program and the values that it reads, and returns its first
+result (or a list, of all results).
+"""
+
+import dataclasses
+from collections.abc import Callable
+
+import numpy as np
+
+from ghn_jax.export.onnx_nodes import Nodes, Tensor, constant, is_scalar, refuse, result, stored_dtype
+from ghn_jax.models.program import Step
+
+Rule = Callable[[Nodes, Step, list[Tensor]], Tensor | list[Tensor]]
+RULES: dict[str, Rule] = {}
+
+
+def writes(*primitives: str) -> Callable[[Rule], Rule]:
+    """Register a rule for primitives."""
+
+    def register(function: Rule) -> Rule:
+        RULES.update(dict.fromkeys(primitives, function))
+        return function
+
+    return register
+
+
+# ---- number by number
+
+_ALIKE = {
+    'abs': 'Abs', 'add': 'Add', 'add_any': 'Add', 'ceil': 'Ceil', 'cos': 'Cos', 'cosh': 'Cosh', 'div': 'Div',
+    'eq': 'Equal', 'erf': 'Erf', 'exp': 'Exp', 'floor': 'Floor', 'ge': 'GreaterOrEqual', 'gt': 'Greater',
+    'le': 'LessOrEqual', 'log': 'Log', 'logistic': 'Sigmoid', 'lt': 'Less', 'min': 'Min', 'mul': 'Mul',
+    'neg': 'Neg', 'pow': 'Pow', 'sign': 'Sign', 'sin': 'Sin', 'sinh': 'Sinh', 'sqrt': 'Sqrt', 'tan': 'Tan',
+    'tanh': 'Tanh',
+}  # fmt: skip
+
+
+@writes(*_ALIKE)
+def alike(nodes: Nodes, step: Step, inputs: list[Tensor]) -> Tensor:
+    """Write an operation that ONNX has."""
+    return nodes.map(_ALIKE[step.primitive], inputs, step.out_shape, _dtype(step))
+
+
+@writes('sub')
+def subtract(nodes: Nodes, step: Step, inputs: list[Tensor]) -> Tensor:
+    """Subtract; a constant is added, which runtimes fold into a convolution."""
+    x, y = inputs
+    if y.array is not None and y.array.dtype.kind == 'f':
+        return nodes.map('Add', [x, dataclasses.replace(y, array=-y.array)], step.out_shape)
+    return nodes.map('Sub', inputs, step.out_shape)
+
+
+@writes('max')
+def maximum(nodes: Nodes, step: Step, inputs: list[Tensor]) -> Tensor:
+    """Take the larger one: with 0 a relu."""
+    for x, y in (inputs, inputs[::-1]):
+        if is_scalar(y, 0) and x.dtype.kind == 'f':
+            return nodes.map('Relu', [x], step.out_shape)
+    return nodes.map('Max', inputs, step.out_shape)
+
+
+@writes('clamp')
+def clamp(nodes: Nodes, step: Step, inputs: list[Tensor]) -> Tensor:
+    """Keep between two bounds."""
+    lo, x, hi = inputs
+    if is_scalar(lo) and is_scalar(hi):
+        return nodes.map('Clip', [x, lo, hi], step.out_shape)
+    return nodes.map('Min', [nodes.map('Max', [x, lo], step.out_shape), hi], step.out_shape)
+
+
+@writes('and', 'or', 'xor', 'not')
+def logic(nodes: Nodes, step: Step, inputs: list[Tensor]) -> Tensor:
+    """Combine truth values."""
+    if inputs[0].dtype != np.bool_:
+        refuse(step, 'it is of integers')
+    return nodes.map(step.primitive.capitalize(), inputs, step.out_shape)
+
+
+@writes('select_n')
+def select(nodes: Nodes, step: Step, inputs: list[Tensor]) -> Tensor:
+    """Choose by a condition."""
+    which, *cases = inputs
+    if which.dtype != np.bool_ or len(cases) != 2:
+        refuse(step, 'it chooses among more than two values')
+    return nodes.map('Where', [which, cases[1], cases[0]], step.out_shape, _dtype(step))
+
+
+def _composed(*kinds: str) -> Rule:
+    """A rule for one operation after the other on a single value."""
+
+    def rule(nodes: Nodes, step: Step, inputs: list[Tensor]) -> Tensor:
+        x = inputs[0]
+        for kind in kinds:
+            x = nodes.map(kind, [x], step.out_shape, _dtype(step) if kind == 'Not' else None)
+        return x
+
+    return rule
+
+
+writes('rsqrt')(_composed('Sqrt', 'Reciprocal'))
+
+
+@writes('ne')
+def differs(nodes: Nodes, step: Step, inputs: list[Tensor]) -> Tensor:
+    """Compare."""
+    return nodes.map('Not', [nodes.map('Equal', inputs, step.out_shape, np.bool_)], step.out_shape)
+
+
+@writes('square', 'integer_pow')
+def power(nodes: Nodes, step: Step, inputs: list[Tensor]) -> Tensor:
+    """Take a power."""
+    (x,), exponent = inputs, step.eqn.params.get('y', 2)
+    if exponent == 2:
+        return nodes.map('Mul', [x, x], step.out_shape)
+    return nodes.map('Pow', [x, constant(exponent, x.dtype)], step.out_shape)
+
+
+@writes('exp2')
+def power_of_two(nodes: Nodes, step: Step, inputs: list[Tensor]) -> Tensor:
+    """Take a power of 2."""
+    return nodes.map('Pow', [constant(2, inputs[0].dtype), *inputs], step.out_shape)
+
+
+@writes('log1p', 'expm1', 'erfc')
+def around_one(nodes: Nodes, step: Step, inputs: list[Tensor]) -> Tensor:
+    """Compute log(1 + x), exp(x) - 1 or 1 - erf(x)."""
+    one, shape = constant(1, inputs[0].dtype), step.out_shape
+    if step.primitive == 'log1p':
+        return nodes.map('Log', [nodes.map('Add', [*inputs, one], shape)], shape)
+    if step.primitive == 'expm1':
+        return nodes.map('Sub', [nodes.map('Exp', inputs, shape), one], shape)
+    return nodes.map('Sub', [one, nodes.map('Erf', inputs, shape)], shape)
+
+
+@writes('round')
+def rounded(nodes: Nodes, step: Step, inputs: list[Tensor]) -> Tensor:
+    """Round, ties to even or away from zero."""
+    if int(step.eqn.params['rounding_method']) == 1:
+        return nodes.map('Round', inputs, step.out_shape)
+    half = constant(0.5, inputs[0].dtype)
+    size = nodes.map('Add', [nodes.map('Abs', inputs, step.out_shape), half], step.out_shape)
+    signs = nodes.map('Sign', inputs, step.out_shape)
+    return nodes.map('Mul', [signs, nodes.map('Floor', [size], step.out_shape)], step.out_shape)
+
+
+@writes('rem')
+def remainder(nodes: Nodes, step: Step, inputs: list[Tensor]) -> Tensor:
+    """Take the remainder, with the sign of the first."""
+    return nodes.map('Mod', inputs, step.out_shape, fmod=1)
+
+
+@writes('convert_element_type')
+def convert(nodes: Nodes, step: Step, inputs: list[Tensor]) -> Tensor:
+    """Convert; no node where the file has one dtype for both."""
+    (x,), dtype = inputs, stored_dtype(_dtype(step))
+    if x.dtype == dtype:
+        return x
+    return nodes.map('Cast', [x], step.out_shape, dtype, to=dtype)
+
+
+@writes(
+    'copy', 'copy_p', 'device_put', 'name', 'optimization_barrier', 'sharding_constraint', 'stop_gradient'
+)
+def same(nodes: Nodes, step: Step, inputs: list[Tensor]) -> list[Tensor]:
+    """Pass on what comes in."""
+    return inputs
+
+
+def _dtype(step: Step) -> np.dtype:
+    return step.eqn.outvars[0].aval.dtype  # pyright: ignore[reportAttributeAccessIssue]
+
+
+# ---- in shape
+
+
+@writes('transpose')
+def transpose(nodes: Nodes, step: Step, inputs: list[Tensor]) -> Tensor:
+    """Transpose: the same numbers as stored."""
+    (x,), permutation = inputs, step.eqn.params['permutation']
+    dims = tuple(x.dims[axis] for axis in permutation)
+    if x.array is not None:
+        return dataclasses.replace(x, shape=step.out_shape, dims=dims, array=x.array.transpose(permutation))
+    order = tuple(permutation.index(axis) for axis in x.order)
+    return dataclasses.replace(x, shape=step.out_shape, dims=dims, order=order)
+
+
+@writes('reshape', 'squeeze', 'expand_dims')
+def reshape(nodes: Nodes, step: Step, inputs: list[Tensor]) -> Tensor:
+    """Reshape."""
+    return nodes.reshaped(nodes.full(inputs[0]), step.out_shape, step)
+
+
+@writes('broadcast_in_dim')
+def broadcast(nodes: Nodes, step: Step, inputs: list[Tensor]) -> Tensor:
+    """Repeat along axes, when it has to be."""
+    x, dims = inputs[0], [1] * len(step.out_shape)
+    for axis, target in enumerate(step.eqn.params['broadcast_dimensions']):
+        dims[target] = x.dims[axis]
+    if len(dims) != len(x.dims):
+        x = nodes.reshaped(x, tuple(dims), step)
+    return dataclasses.replace(x, shape=step.out_shape)
+
+
+@writes('concatenate')
+def concatenate(nodes: Nodes, step: Step, inputs: list[Tensor]) -> Tensor:
+    """Join along an axis."""
+    parts = list(map(nodes.full, inputs))
+    order = next(t.order for t in parts if t.array is None)
+    axis = order.index(step.eqn.params['dimension'])
+    (name,) = nodes.add('Concat', [nodes.stored(t, order) for t in parts], axis=axis)
+    return result(step, name, order)
+
+
+@writes('split')
+def split(nodes: Nodes, step: Step, inputs: list[Tensor]) -> list[Tensor]:
+    """Cut along an axis, into all parts."""
+    x, sizes = nodes.full(inputs[0]), step.eqn.params['sizes']
+    axis = x.order.index(step.eqn.params['axis'])
+    names = nodes.add('Split', [x.name, nodes.integers(sizes)], outputs=len(sizes), axis=axis)
+    shapes = [v.aval.shape for v in step.eqn.outvars]  # pyright: ignore[reportAttributeAccessIssue]
+    return [dataclasses.replace(x, shape=s, dims=s, name=name) for s, name in zip(shapes, names)]
+
+
+@writes('pad')
+def pad(nodes: Nodes, step: Step, inputs: list[Tensor]) -> Tensor:
+    """Surround by a constant, or cut off where the width is negative."""
+    x, config = nodes.full(inputs[0]), step.eqn.params['padding_config']
+    if any(interior for _, _, interior in config):
+        refuse(step, 'it puts numbers between numbers')
+    widths = [config[axis][side] for side in (0, 1) for axis in x.order]
+    (name,) = nodes.add('Pad', [x.name, nodes.integers(widths), nodes.stored(inputs[1])], mode='constant')
+    return result(step, name, x.order)
+
+
+@writes('reduce_sum', 'reduce_max', 'reduce_min', 'reduce_prod')
+def reduce(nodes: Nodes, step: Step, inputs: list[Tensor]) -> Tensor:
+    """Sum over axes, or find the extremes along them."""
+    x, axes = nodes.full(inputs[0]), step.eqn.params['axes']
+    kind = 'Reduce' + step.primitive.removeprefix('reduce_').capitalize()
+    places = sorted(x.order.index(axis) for axis in axes)
+    (name,) = nodes.add(kind, [x.name, nodes.integers(places)], keepdims=0)
+    left = [axis for axis in x.order if axis not in axes]
+    return result(step, name, [sorted(left).index(axis) for axis in left])
+
+
+@writes('cumsum')
+def cumulate(nodes: Nodes, step: Step, inputs: list[Tensor]) -> Tensor:
+    """Add up along an axis."""
+    x, params = nodes.full(inputs[0]), step.eqn.params
+    axis = nodes.constant(np.array(x.order.index(params['axis']), np.int64))
+    (name,) = nodes.add('CumSum', [x.name, axis], reverse=int(params['reverse']))
+    return result(step, name, x.order)
