@@ -85,14 +85,7 @@ def evaluate_model(
             runnable = None
         if runnable is None or how.batch_norm == 'corrected':
             runnable = _Runnable.of(model, params, observed, how, quantizer)
-        if how.ranges == 'calibrated':
-            ranges = find_ranges(runnable.apply, runnable.arrays, observed, quantizer, how.range_rule)
-            quantizer = dataclasses.replace(quantizer, ranges=ranges)
-        score = _score(runnable, quantizer, images)
-        if how.sqnr and any(min(bits) < FLOAT_BITS for bits in each.values()):
-            names = dict.fromkeys(layer.parameter for layer in model.layers)
-            score = score._replace(sqnr=_layer_sqnr(runnable, quantizer, observed, list(names)))
-        scores.append(score)
+        scores.append(_score_in_full(model, runnable, quantizer, images, observed, how))
     bits = [str(policy) for policy in spec.policies]
     network = _describe(model) | in_percent(bits, spec.policies, scores)
     protocol = about_images(dataset, images, calibration, spec) | about_run(
@@ -150,6 +143,25 @@ def _describe(model: Model) -> dict[str, Any]:
         'depth': count_depth(model.graph),
         'digest': '',
     }
+
+
+def _score_in_full(
+    model: Model,
+    runnable: _Runnable,
+    quantizer: FakeQuantizer,
+    images: ImageBatches,
+    observed: Sequence[Array],
+    how: Protocol,
+) -> Score:
+    """Fix the ranges if they are to be, score, and measure the noise of rounding if wanted."""
+    if how.ranges == 'calibrated':
+        ranges = find_ranges(runnable.apply, runnable.arrays, observed, quantizer, how.range_rule)
+        quantizer = dataclasses.replace(quantizer, ranges=ranges)
+    score = _score(runnable, quantizer, images)
+    if not how.sqnr or all(min(bits) == FLOAT_BITS for bits in quantizer.widths.values()):
+        return score
+    names = dict.fromkeys(layer.parameter for layer in model.layers)
+    return score._replace(sqnr=_layer_sqnr(runnable, quantizer, observed, list(names)))
 
 
 def _score(model: _Runnable, quantizer: Quantizer, images: ImageBatches) -> Score:
