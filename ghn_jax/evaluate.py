@@ -9,7 +9,7 @@ bits as an input predicts them anew for each. Policies beyond one bit-width for 
 --policy, see `quant/policy.py` for their format. Accuracies are in percent.
 
 --model=package.module:function is a model of your own in place of the splits' networks (`ghn_jax.predict`
-says what the function returns); it is scored with the statistics and ranges of each batch.
+says what the function returns). --bn=calibrated and --ranges=calibrated are for it, too.
 """
 
 from absl import flags

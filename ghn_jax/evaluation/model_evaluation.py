@@ -1,6 +1,7 @@
 """Scores a model of the user's own, with predicted parameters, at several bit-widths.
 
-The model runs its own operations (`models.model`); batch norms and activation ranges go by each batch.
+The model runs its own operations (`models.model`). Where the protocol has calibrated statistics, batch norms
+are folded into the layers before them (`models.folding`).
 
 Axes: N images of a batch.
 """
@@ -8,6 +9,7 @@ Axes: N images of a batch.
 import dataclasses
 import math
 import time
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
@@ -21,16 +23,20 @@ from ghn_jax.datasets.load import Dataset
 from ghn_jax.evaluation import results
 from ghn_jax.evaluation.evaluate import about_images, about_run, in_percent, make_batches
 from ghn_jax.evaluation.evaluation_spec import EvaluationSpec
+from ghn_jax.evaluation.protocol import Protocol
 from ghn_jax.evaluation.results import Result
 from ghn_jax.evaluation.score import Score
 from ghn_jax.evaluation.selection import ImageBatches
 from ghn_jax.hypernet.policy_features import resolve
+from ghn_jax.models.activation_ranges import find_ranges
+from ghn_jax.models.folding import Calibrated, correct, fold
 from ghn_jax.models.model import Model
 from ghn_jax.models.quantizer import FakeQuantizer, Quantizer
 from ghn_jax.models.weights import predict_model
 from ghn_jax.networks.graph import count_depth
 from ghn_jax.networks.ops import primitives_of
 from ghn_jax.quant.bit_schedule import strategy_of
+from ghn_jax.quant.policy import FLOAT_BITS
 from ghn_jax.runs.run import Run
 from ghn_jax.runs.task import load_data, make_space_of
 
@@ -52,8 +58,8 @@ def evaluate_model(
       As `evaluate`: one row for each bit-width.
 
     Raises:
-      UserError: a protocol other than that of each batch, images that the model is not for, a policy that is
-        of another model, and as `predict_model`.
+      UserError: a protocol that a model cannot be scored by, images that the model is not for, a policy that
+        is of another model, and as `predict_model` and `fold`.
     """
     spec = spec or EvaluationSpec()
     _check_protocol(spec)
@@ -70,15 +76,16 @@ def evaluate_model(
     told = resolve(strategy.used(spec.predicted_for), model.graph) if spec.predicted_for else None
     images, calibration = make_batches(dataset, spec)
     met, begin = primitives_of(make_space_of(run.config).ops), time.perf_counter()
-    scores, params = [], None
+    how, observed = spec.protocol, _normalized(calibration)
+    scores, params, runnable = [], None, None
     for each in widths:
+        quantizer = FakeQuantizer(each, strategy.scheme.when_used())
         if params is None or (run.ghn.config.bits and told is None):
             params, _ = predict_model(run.ghn, run.params, model, told or each, primitives=met)
-        quantizer = FakeQuantizer(each, strategy.scheme.when_used())
-        score = _score(model, params, quantizer, images)
-        if calibration is not None and any(min(bits) < 32 for bits in each.values()):
-            score = score._replace(sqnr=layer_sqnr(model, params, quantizer, calibration))
-        scores.append(score)
+            runnable = None
+        if runnable is None or how.batch_norm == 'corrected':
+            runnable = _Runnable.of(model, params, observed, how, quantizer)
+        scores.append(_score_in_full(model, runnable, quantizer, images, observed, how))
     bits = [str(policy) for policy in spec.policies]
     network = _describe(model) | in_percent(bits, spec.policies, scores)
     protocol = about_images(dataset, images, calibration, spec) | about_run(
@@ -97,20 +104,35 @@ def evaluate_model(
     return {'rows': results.make_rows([network], bits), 'networks': [network], 'protocol': protocol}
 
 
+@dataclasses.dataclass(frozen=True)
+class _Runnable:
+    """A model as it is scored. apply: (arrays, images, quantizer) -> logits.   arrays: a pytree."""
+
+    apply: Callable[[Any, Array, Quantizer | None], Array]
+    arrays: Any
+
+    @classmethod
+    def of(
+        cls, model: Model, params: Any, batches: Sequence[Array], how: Protocol, quantizer: FakeQuantizer
+    ) -> '_Runnable':
+        if how.batch_norm == 'batch':
+            return cls(model.apply, params)
+        if how.batch_norm == 'corrected' and any(
+            min(bits) < FLOAT_BITS for bits in quantizer.widths.values()
+        ):
+            return cls(Calibrated.apply, correct(model, params, batches, quantizer))
+        return cls(Calibrated.apply, fold(model, params, batches))
+
+
 def _check_protocol(spec: EvaluationSpec) -> None:
-    how = spec.protocol
-    for field, value, expected in (
-        ('batch_norm', how.batch_norm, 'batch'),
-        ('ranges', how.ranges, 'batch'),
-        ('integer', how.integer, 0),
-        ('against', spec.against, None),
-    ):
-        if value != expected:
-            raise FieldError(
-                field,
-                f'={value}: a model of your own is scored with the statistics and the ranges of each batch '
-                'only: leave it out',
-            )
+    for field, value in (('integer', spec.protocol.integer), ('against', spec.against)):
+        if value:
+            raise FieldError(field, f'={value}: this is not for a model of your own: leave it out')
+
+
+def _normalized(images: ImageBatches | None) -> list[Array]:
+    """Return the batches as a model takes them."""
+    return [] if images is None else [normalize(x, images.mean, images.std) for x in images.images]
 
 
 def _describe(model: Model) -> dict[str, Any]:
@@ -123,16 +145,35 @@ def _describe(model: Model) -> dict[str, Any]:
     }
 
 
-def _score(model: Model, params: Any, quantizer: Quantizer, images: ImageBatches) -> Score:
+def _score_in_full(
+    model: Model,
+    runnable: _Runnable,
+    quantizer: FakeQuantizer,
+    images: ImageBatches,
+    observed: Sequence[Array],
+    how: Protocol,
+) -> Score:
+    """Fix the ranges if they are to be, score, and measure the noise of rounding if wanted."""
+    if how.ranges == 'calibrated':
+        ranges = find_ranges(runnable.apply, runnable.arrays, observed, quantizer, how.range_rule)
+        quantizer = dataclasses.replace(quantizer, ranges=ranges)
+    score = _score(runnable, quantizer, images)
+    if not how.sqnr or all(min(bits) == FLOAT_BITS for bits in quantizer.widths.values()):
+        return score
+    names = dict.fromkeys(layer.parameter for layer in model.layers)
+    return score._replace(sqnr=_layer_sqnr(runnable, quantizer, observed, list(names)))
+
+
+def _score(model: _Runnable, quantizer: Quantizer, images: ImageBatches) -> Score:
     """Count the images whose label is the first, and among the first five, of the model's predictions."""
 
     @jax.jit
-    def logits_of(params: Any, x: Array) -> Array:
-        return model.apply(params, normalize(x, images.mean, images.std), quantizer)
+    def logits_of(arrays: Any, x: Array) -> Array:
+        return model.apply(arrays, normalize(x, images.mean, images.std), quantizer)
 
     better, predicted = [], []
     for x, y in zip(images.images, np.asarray(images.labels)):
-        logits = np.asarray(logits_of(params, x), np.float32)
+        logits = np.asarray(logits_of(model.arrays, x), np.float32)
         logits = np.where(np.isnan(logits), -np.inf, logits)
         label = np.take_along_axis(logits, y[:, None], 1)
         # Ties count against the label, so that equal (or no) logits are no prediction.
@@ -142,8 +183,8 @@ def _score(model: Model, params: Any, quantizer: Quantizer, images: ImageBatches
     return Score(float(np.mean(rank < 1)), float(np.mean(rank < 5)), np.concatenate(predicted))
 
 
-def layer_sqnr(
-    model: Model, params: Any, quantizer: Quantizer, images: ImageBatches
+def _layer_sqnr(
+    model: _Runnable, quantizer: Quantizer, batches: Sequence[Array], names: Sequence[str]
 ) -> dict[str, tuple[float | None, float | None]]:
     """Measure the signal-to-quantization-noise ratio of each layer's weight and activation, in dB.
 
@@ -151,14 +192,13 @@ def layer_sqnr(
     """
 
     @jax.jit
-    def sums_of(params: Any, x: Array) -> dict[str, dict[str, tuple[Array, Array]]]:
+    def sums_of(arrays: Any, x: Array) -> dict[str, dict[str, tuple[Array, Array]]]:
         noise = _Noise(quantizer)
-        model.apply(params, normalize(x, images.mean, images.std), noise)
+        model.apply(arrays, x, noise)
         return {'weights': noise.weights, 'activations': noise.activations}
 
-    each = [jax.device_get(sums_of(params, x)) for x in images.images]
+    each = [jax.device_get(sums_of(model.arrays, x)) for x in batches]
     total: Any = jax.tree.map(lambda *sums: np.sum(sums, dtype=np.float64), *each)
-    names = dict.fromkeys(layer.parameter for layer in model.layers)
     noise_of = lambda what, name: _decibels(*total[what].get(name, (0, 0)))
     return {name: (noise_of('weights', name), noise_of('activations', name)) for name in names}
 

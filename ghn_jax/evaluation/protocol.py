@@ -16,6 +16,7 @@ from ghn_jax.assembly.mesh import OVER_DEVICES, REPLICATED, on_each, replicate
 from ghn_jax.assembly.workspace import Workspace
 from ghn_jax.base.errors import FieldError
 from ghn_jax.cnn.deploy import calibration, observer
+from ghn_jax.cnn.deploy.calibration import RANGE_RULE
 from ghn_jax.cnn.deploy.observer import Activations, Moments
 from ghn_jax.cnn.program import Layout, Program
 from ghn_jax.cnn.tables import Bits
@@ -28,7 +29,6 @@ from ghn_jax.quant.scheme import QAT, Scheme
 BATCH_NORMS = ('batch', 'calibrated', 'corrected')
 RANGES = ('batch', 'calibrated')
 CALIBRATION_BATCHES = 16
-RANGE_RULE = 'moving_average'
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

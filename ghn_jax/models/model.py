@@ -1,7 +1,7 @@
 """A traced model: its layers, its graph, and its own computation with a quantizer in it."""
 
 import dataclasses
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import jax
@@ -11,9 +11,9 @@ from jax import Array
 from ghn_jax.base.errors import UserError, shown
 from ghn_jax.hypernet.policy_features import resolve
 from ghn_jax.models.layout import Tensor
-from ghn_jax.models.program import Program, run
+from ghn_jax.models.program import Program, Rewrite, run
 from ghn_jax.models.quantizer import FakeQuantizer, Quantizer
-from ghn_jax.models.recorder import Layer, Recorder
+from ghn_jax.models.recorder import Layer, Recorder, Site
 from ghn_jax.networks.graph import Graph
 from ghn_jax.quant.policy import Policy
 from ghn_jax.quant.scheme import QAT, Scheme
@@ -77,35 +77,34 @@ class Model:
         Raises:
           UserError: images or parameters of other shapes.
         """
+        traced, given = self.prepared(params, x)
+        sites = traced.recorder.sites
+
+        def seen(k: int, result: Any) -> None:
+            if capture is not None and k in sites:
+                capture[sites[k].layer.name] = result
+
+        return run(traced.program, given, rewriter(sites, quantizer), seen)[0]
+
+    def prepared(self, params: Any, x: Array) -> tuple[Traced, list[Any]]:
+        """Return the program for these images, and its inputs: parameters, what is not read, images.
+
+        Raises:
+          UserError: images or parameters of other shapes.
+        """
         x = jnp.asarray(x)
         if x.shape[1:] != self.input_shape[1:]:
             raise UserError(
                 f'images are {shown(x.shape)}, the model is traced for (N, '
                 f'{", ".join(map(str, self.input_shape[1:]))}): trace it for these, or resize them'
             )
-        expected, tree = jax.tree.flatten(self.params)
-        given = jax.tree.leaves(params)
+        expected, given = jax.tree.leaves(self.params), jax.tree.leaves(params)
         if len(given) != len(expected) or any(a.shape != b.shape for a, b in zip(given, expected)):
             raise UserError(
                 f'params have other shapes than those of {self.name!r}: give a pytree like its params'
             )
         traced = self.traced(x.shape, x.dtype)
-        sites, unread = traced.recorder.sites, [None] * (len(traced.program.inputs) - len(given) - 1)
-
-        def rewrite(k: int, operands: list[Any], values: dict[int, Any]) -> list[Any]:
-            if quantizer is not None and (site := sites.get(k)):
-                w, activation = operands[site.weight], operands[site.activation]
-                whole = activation if site.whole is None else values[site.whole]
-                quantized = quantizer.weight(site.layer.parameter, site.layout.to_tensor(w))
-                operands[site.weight] = site.layout.to_operand(quantized)
-                operands[site.activation] = quantizer.activation(site.reader, activation, whole)
-            return operands
-
-        def seen(k: int, result: Any) -> None:
-            if capture is not None and k in sites:
-                capture[sites[k].layer.name] = result
-
-        return run(traced.program, [*given, *unread, x], rewrite, seen)[0]
+        return traced, [*given, *[None] * (len(traced.program.inputs) - len(given) - 1), x]
 
     def quantizer(self, policy: Policy, scheme: Scheme = QAT) -> FakeQuantizer:
         """Return what rounds the weights and activations of this model to a policy's bits.
@@ -130,3 +129,18 @@ class Model:
                 f'model {self.name!r} came with the shapes of its parameters only: give initial values, too'
             )
         return self.initial()
+
+
+def rewriter(sites: Mapping[int, Site], quantizer: Quantizer | None) -> Rewrite:
+    """Return what passes the weight and the activation of each layer of a program through a quantizer."""
+
+    def rewrite(k: int, operands: list[Any], values: dict[int, Any]) -> list[Any]:
+        if quantizer is not None and (site := sites.get(k)):
+            w, activation = operands[site.weight], operands[site.activation]
+            whole = activation if site.whole is None else values[site.whole]
+            quantized = quantizer.weight(site.layer.parameter, site.layout.to_tensor(w))
+            operands[site.weight] = site.layout.to_operand(quantized)
+            operands[site.activation] = quantizer.activation(site.reader, activation, whole)
+        return operands
+
+    return rewrite

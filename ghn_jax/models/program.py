@@ -22,6 +22,11 @@ _NUMBERS = itertools.count()  # of slots: no two programs share one
 Operand = int | Literal
 
 
+def new_slot() -> int:
+    """Return the number of a slot that no program has."""
+    return next(_NUMBERS)
+
+
 @dataclasses.dataclass(frozen=True, eq=False)
 class Step:
     """One operation: its equation of the jaxpr, the slots (or literals) it reads and the slots it fills.

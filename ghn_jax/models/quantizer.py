@@ -7,6 +7,7 @@ from typing import NamedTuple, Protocol
 import jax.numpy as jnp
 from jax import Array, lax
 
+from ghn_jax.base.errors import UserError
 from ghn_jax.quant.activations import clip_range
 from ghn_jax.quant.grid import Grid, fake_quantize, quantize
 from ghn_jax.quant.policy import FLOAT_BITS, NamedWidths, Widths
@@ -57,6 +58,11 @@ class FakeQuantizer:
             return x
         wide = jnp.promote_types(x.dtype, jnp.float32)
         if self.ranges is not None:
+            if name not in self.ranges:
+                raise UserError(
+                    f'the range of the activation that enters {name!r} is not calibrated: calibrate with a '
+                    'policy that rounds it'
+                )
             lo, hi = self.ranges[name]
         else:
             whole = whole.astype(wide)

@@ -66,7 +66,7 @@ class Recorder:
 
     forward: the operations; channels: of each one's result.   tensors: what is to be predicted, by name.
     sites: the steps that run a layer, by number.   layers: all, in order.   kept: parameters that nothing is
-    predicted for (number of the leaf), and why.
+    predicted for (number of the leaf), and why.   values: what is known of each slot.
     """
 
     def __init__(self, leaves: Sequence[Leaf], *, images: int, channels: int, keep: bool):
@@ -81,6 +81,7 @@ class Recorder:
         self.pools: dict[int, int] = {}  # the slot of a mean over all pixels -> its operation
         self.readers: dict[Operand, str] = {}  # a slot -> the weight of the first layer that reads it
         self.cut: dict[int, int] = {}  # a slot -> the slot that it is a cut or another shape of
+        self.values: dict[int, Value] = {}
         self.step_number = 0
 
     # ---- operations

@@ -20,6 +20,7 @@ def walk(recorder: Recorder, program: Program, arguments: Sequence[Value]) -> li
         recorder.step_number = number
         results = _results(recorder, step, [_known(values, operand) for operand in step.inputs])
         values |= zip(step.outputs, results, strict=True)
+    recorder.values |= values
     return [_known(values, operand) for operand in program.outputs]
 
 

@@ -59,6 +59,26 @@ def test_a_traced_network_has_the_scores_and_the_noise_that_the_executor_finds(w
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize('how, rule', [('calibrated', 'moving_average'), ('corrected', 'mse')])
+def test_calibrated_a_traced_network_has_the_predictions_of_the_executor(workdir, how, rule):
+    run = load_run(workdir)
+    asked = dict(policies=tuple(map(parse_bits, ('float', 'w8a8', 'w4a32'))), num_images=256, batch_size=32)
+    asked |= dict(calibration_batches=3, protocol=Protocol(
+        batch_norm=how, ranges='calibrated', range_rule=rule, sqnr=True,
+    ))  # fmt: skip
+    expected, _ = evaluate(run, EvaluationSpec(networks=(SPEC,), **asked))
+    size = run.config.image_size
+    found = evaluate_model(run, trace(SPEC, (1, size, size, 3)), EvaluationSpec(**asked))
+    ours, theirs = (result['networks'][0]['scores'] for result in (found, expected))
+    for bits in theirs:
+        for top in ('top1', 'top5', 'agreement'):
+            assert abs(ours[bits][top] - theirs[bits][top]) < 0.5, (bits, top)  # one image of 256
+    for what in ('weights', 'activations'):
+        assert ours['w8a8'][f'sqnr_{what}'] == pytest.approx(theirs['w8a8'][f'sqnr_{what}'], abs=0.3)
+    assert found['protocol']['batch_norm'] == how and found['protocol']['range_rule'] == rule
+
+
+@pytest.mark.slow
 def test_the_command_scores_a_model(workdir, tmp_path, monkeypatch):
     (tmp_path / 'nets_to_score.py').write_text(
         'from flax import linen as nn\n'
@@ -73,10 +93,12 @@ def test_the_command_scores_a_model(workdir, tmp_path, monkeypatch):
         'ghn_jax.evaluate', f'--workdir={workdir}', f'--model=nets_to_score:{name}', '--num_images=64',
         '--batch_size=32', *more,
     )  # fmt: skip
-    code, said, error = run('net', '--bits=w32a32,w4a4')
-    assert code == 0 and '| model' in said and 'w4a4' in said, error
+    for more in ((), ('--bn=calibrated', '--ranges=calibrated', '--calibration_batches=2')):
+        code, said, error = run('net', '--bits=w32a32,w4a4', *more)
+        assert code == 0 and '| model' in said and 'w4a4' in said, error
     assert is_one_error_line(run('other'), 'has 7 classes')
-    assert is_one_error_line(run('net', '--bn=calibrated'), '--bn=calibrated: a model of your own')
+    said = run('net', '--bn=calibrated', '--ranges=calibrated', '--integer=32')
+    assert is_one_error_line(said, '--integer=32: this is not for a model of your own')
     assert is_one_error_line(run('net', '--splits=test'), '--model and --splits')
 
 

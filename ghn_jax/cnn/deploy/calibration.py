@@ -27,6 +27,7 @@ from ghn_jax.cnn.tables import WEIGHTS, Tables
 from ghn_jax.quant.grid import fake_quantize
 from ghn_jax.quant.policy import FLOAT_BITS
 
+RANGE_RULE = 'moving_average'
 RULES = ('min_max', 'moving_average', 'percentile', 'mse')
 HISTOGRAM_RULES = ('percentile', 'mse')
 MOMENTUM = 0.9  # of moving_average: the share of the ranges of the batches before

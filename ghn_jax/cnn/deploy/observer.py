@@ -110,7 +110,7 @@ class _Notes:
         return self.seen[which][1]
 
 
-def _describe(x: Array, rounded: Array, bounds: Array) -> tuple[Array, ...]:
+def describe(x: Array, rounded: Array, bounds: Array) -> tuple[Array, ...]:
     """The fields of `Activations` for one tensor."""
     x, rounded = ops.wide(x), ops.wide(rounded)
     flat = x.ravel()
@@ -203,7 +203,7 @@ def observe(
     for k, x in enumerate((features, head.activate(residuals))):
         ends = None if of_head is None else of_head[k]
         rounded = quantize_activation(x, bits.head[k], scheme, ends=ends)
-        notes.append(_describe(x, rounded, bounds[index.head[k]]))
+        notes.append(describe(x, rounded, bounds[index.head[k]]))
     total = _note(total, index.head, jax.tree.map(lambda *n: jnp.stack(n), *notes))
     return Activations(*total), Moments(moments[:, 0], moments[:, 1])
 
@@ -234,7 +234,7 @@ def _observer_of(
             w = read_weights(kind, segment, flat, row[WEIGHTS])
             kind.apply(x, w, quantizer, has_norm, dst.value_shape)
         for k, pair in quantizer.seen.items():
-            notes[k] = _describe(*pair, its_bounds[k])
+            notes[k] = describe(*pair, its_bounds[k])
         return jax.tree.map(lambda *n: jnp.stack(n), *notes), moments
 
     return observed

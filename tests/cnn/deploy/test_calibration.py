@@ -343,7 +343,7 @@ def test_pooled_moments_are_those_of_all_images_together():
 def seen(values):
     """What K batches [K, n] of one tensor show, and the bounds of their histograms."""
     bounds = np.array([[min(0, values.min()), max(0, values.max())]])
-    describe = jax.vmap(lambda x: observer._describe(x[:, None], x[:, None], jnp.asarray(bounds[0])))
+    describe = jax.vmap(lambda x: observer.describe(x[:, None], x[:, None], jnp.asarray(bounds[0])))
     return Activations(*(np.asarray(f)[:, None] for f in describe(jnp.asarray(values)))), bounds
 
 

@@ -1,0 +1,166 @@
+"""The program of a model whose batch norms are fixed: without them, or with a scale and a shift for each.
+
+The folded weight of a layer stands in its step as a constant, the bias is the step behind it. What a bias
+or a norm did before is gone. Everything else is as the model has it.
+"""
+
+import dataclasses
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import jax
+
+from ghn_jax.models.model import Traced
+from ghn_jax.models.norms import BatchNorm, LayerEnd, Structure
+from ghn_jax.models.program import Operand, Program, Step, flatten, needed, new_slot
+from ghn_jax.models.recorder import Site
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class FoldedProgram:
+    """A program, and what is what in it.
+
+    sites: the steps that run a layer, by number.
+    weights, biases: slot of a constant -> name of the layer that it is of.
+    sources: what each batch norm of the model reads, or its scale and shift in its place.
+    """
+
+    program: Program
+    sites: dict[int, Site]
+    weights: dict[int, str]
+    biases: dict[int, str]
+    sources: tuple[int, ...]
+
+
+@dataclasses.dataclass(frozen=True)
+class Own:
+    """A batch norm that stays as the model has it. signs: that what it reads is multiplied by; None: nothing.
+
+    They undo those of the gains that a layer before it was multiplied by.
+    """
+
+    signs: Any
+
+
+jax.tree_util.register_dataclass(Own, data_fields=['signs'], meta_fields=[])
+Fixed = tuple[Any, Any] | Own | None
+
+
+def fold_program(
+    traced: Traced,
+    weights: Mapping[str, Any],
+    biases: Mapping[str, Any],
+    norms: Sequence[Fixed],
+) -> FoldedProgram:
+    """Write the program of a model with folded weights and biases.
+
+    Args:
+      traced: the model's own program, for images of the shape that is wanted.
+      weights, biases: by the layer's name, as in `folding.Calibrated`.
+      norms: of each batch norm in the order of the forward pass; scale and shift, `Own`, or None: folded.
+    """
+    structure = Structure(traced.program, traced.recorder)
+    writer = _Writer(traced, structure)
+    norm_at = {max(norm.steps): (norm, fixed) for norm, fixed in zip(structure.norms, norms, strict=True)}
+    for end in structure.ends.values():
+        before = traced.program.steps[end.step].outputs[0]
+        for slot, _ in end.biases:
+            writer.instead[slot], before = before, slot
+    for k, step in enumerate(traced.program.steps):
+        if (site := traced.recorder.sites.get(k)) is not None:
+            writer.layer(step, site, structure.ends[k], weights, biases)
+        elif k in norm_at:
+            writer.norm(step, *norm_at[k])
+        elif step.outputs[0] not in writer.instead:
+            writer.write(step)
+        for norm, fixed in zip(structure.norms, norms):
+            if isinstance(fixed, Own) and fixed.signs is not None and norm.source in step.outputs:
+                writer.flip(norm.source, fixed.signs)
+    return writer.finish()
+
+
+class _Writer:
+    """Steps that are written one after another. instead: slot -> the slot to read in its place."""
+
+    def __init__(self, traced: Traced, structure: Structure):
+        self.traced, self.structure = traced, structure
+        self.steps: list[Step] = []
+        self.instead: dict[int, int] = {}
+        self.constants = dict(traced.program.constants)
+        self.site_of: dict[int, Site] = {}  # by the slot of the step's result
+        self.weights: dict[int, str] = {}
+        self.biases: dict[int, str] = {}
+
+    def read(self, operand: Operand) -> Operand:
+        while isinstance(operand, int) and operand in self.instead:
+            operand = self.instead[operand]
+        return operand
+
+    def write(self, step: Step) -> None:
+        self.steps.append(dataclasses.replace(step, inputs=tuple(map(self.read, step.inputs))))
+
+    def constant(self, value: Any) -> int:
+        slot = new_slot()
+        self.constants[slot] = value
+        return slot
+
+    def compute(self, function: Callable[..., Any], *slots: int) -> int:
+        """Write the steps of a function of values in slots; return the slot of its result."""
+        avals = [
+            jax.ShapeDtypeStruct(of.shape, of.dtype)
+            for of in (self.constants[s] if s in self.constants else self.structure.aval(s) for s in slots)
+        ]
+        program = flatten(jax.make_jaxpr(function)(*avals))
+        place = dict(zip(program.inputs, map(self.read, slots)))
+        self.constants |= program.constants
+        for step in program.steps:
+            inputs = tuple(place.get(s, s) if isinstance(s, int) else s for s in step.inputs)
+            self.steps.append(dataclasses.replace(step, inputs=inputs))
+        (result,) = program.outputs
+        assert isinstance(result, int)
+        return result
+
+    def layer(
+        self, step: Step, site: Site, end: LayerEnd, weights: Mapping[str, Any], biases: Mapping[str, Any]
+    ) -> None:
+        name, inputs = site.layer.name, list(map(self.read, step.inputs))
+        dtype = step.eqn.invars[site.weight].aval.dtype  # pyright: ignore[reportAttributeAccessIssue]
+        inputs[site.weight] = weight = self.constant(site.layout.to_operand(weights[name]).astype(dtype))
+        self.weights[weight] = name
+        self.steps.append(dataclasses.replace(step, inputs=tuple(inputs)))
+        (out,) = step.outputs
+        whole = None if site.whole is None else self.read(site.whole)
+        self.site_of[out] = dataclasses.replace(site, whole=whole)
+        if (bias := biases[name]) is not None:
+            assert end.axis is not None
+            shape = [1] * len(step.out_shape)
+            shape[end.axis] = -1
+            slot = self.constant(bias.reshape(shape).astype(self.structure.aval(out).dtype))
+            self.biases[slot] = name
+            self.instead[out] = self.compute(lambda y, b: y + b, out, slot)
+
+    def flip(self, slot: int, signs: Any) -> None:
+        self.instead[slot] = self.compute(lambda x, s: x * s.astype(x.dtype), slot, self.constant(signs))
+
+    def norm(self, step: Step, norm: BatchNorm, fixed: Fixed) -> None:
+        source, dtype = norm.source, self.structure.aval(norm.result).dtype
+        if isinstance(fixed, Own):
+            self.write(step)
+        elif fixed is not None:
+            scale, shift = map(self.constant, fixed)
+            affine = lambda x, scale, shift: (x * scale + shift).astype(dtype)
+            self.instead[norm.result] = self.compute(affine, source, scale, shift)
+        elif self.structure.aval(source).dtype != dtype:
+            self.instead[norm.result] = self.compute(lambda x: x.astype(dtype), source)
+        else:
+            self.instead[norm.result] = source
+
+    def finish(self) -> FoldedProgram:
+        old = self.traced.program
+        outputs = tuple(map(self.read, old.outputs))
+        wholes = [site.whole for site in self.site_of.values() if site.whole is not None]
+        steps = needed(self.steps, (*outputs, *wholes))
+        sites = {k: self.site_of[s.outputs[0]] for k, s in enumerate(steps) if s.outputs[0] in self.site_of}
+        program = Program(steps, old.inputs, self.constants, outputs)
+        sources: Any = tuple(self.read(norm.source) for norm in self.structure.norms)
+        return FoldedProgram(program, sites, self.weights, self.biases, sources)

@@ -1,0 +1,249 @@
+"""A model that no longer depends on its batch: calibration images give folded weights and ranges.
+
+The statistics of its batch norms are fixed, and a norm that directly follows convolutions or linear layers is
+folded into them: with g = scale / sqrt(variance + eps), weights are multiplied by g for each output channel,
+and the bias becomes g bias + shift - g mean (arXiv 1712.05877, eq. 14). Other batch norms stay, as a scale
+and a shift for each channel; norms of single images stay as they are.
+
+A norm's g and shift are found without knowing how the norm is written: see `norm_statistics`.
+"""
+
+import dataclasses
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import Array
+from jax.typing import DTypeLike
+
+from ghn_jax.base.errors import UserError
+from ghn_jax.cnn.deploy.calibration import RANGE_RULE
+from ghn_jax.hypernet.policy_features import resolve
+from ghn_jax.models.activation_ranges import find_ranges
+from ghn_jax.models.folded_program import Fixed, FoldedProgram, Own, fold_program
+from ghn_jax.models.model import Model, Traced, rewriter
+from ghn_jax.models.norm_statistics import Moments, affines_of, measure, observed, pooled
+from ghn_jax.models.norms import LayerEnd, Structure, of_batch
+from ghn_jax.models.program import Operand, needed, run
+from ghn_jax.models.quantizer import FakeQuantizer, Quantizer
+from ghn_jax.quant.policy import Policy
+from ghn_jax.quant.scheme import QAT, Scheme
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Calibrated:
+    """A model with fixed statistics, a pytree of its arrays.
+
+    Attributes:
+      model: that it is of.
+      params: as given; of those that are not folded, the ones that are read.
+      weights: layer's name -> float32 [out, in / groups, height, width] or [out, in]; not rounded.
+      biases: layer's name -> float32 [out]; None for a layer without.
+      norms: scale and shift of each batch norm in the order of the forward pass, float32 in the norm's shape
+        with 1 for the axes that are averaged over; None for one that is folded.
+      ranges: `Site.reader` of a layer -> (lo, hi) of the activation that enters it, float32, 0 between them;
+        of those that the policy of the calibration rounds.
+    """
+
+    model: Model
+    params: Any
+    weights: Mapping[str, Any]
+    biases: Mapping[str, Any]
+    norms: Sequence[Fixed]
+    ranges: Mapping[str, tuple[Any, Any]]
+
+    def apply(
+        self, x: Array, quantizer: Quantizer | None = None, capture: dict[str, Array] | None = None
+    ) -> Array:
+        """Compute the logits [N, classes].
+
+        Args:
+          x: images, as for `Model.apply`.
+          quantizer: such as `self.quantizer(policy)`; None: nothing is rounded.
+          capture: a dict that is filled with the result of each layer, without its bias, by its name.
+        """
+        _, given = self.model.prepared(self.params, x)
+        folded = self.program(x.shape, x.dtype)
+
+        def seen(k: int, result: Any) -> None:
+            if capture is not None and k in folded.sites:
+                capture[folded.sites[k].layer.name] = result
+
+        return run(folded.program, given, rewriter(folded.sites, quantizer), seen)[0]
+
+    def program(self, shape: Sequence[int], dtype: DTypeLike = jnp.float32) -> FoldedProgram:
+        """Return what `apply` runs for images of a shape; its inputs are the model's parameters, then images.
+
+        Between them are inputs for variables of the model that are no parameters; no step reads them.
+        """
+        traced = self.model.traced(tuple(shape), jnp.dtype(dtype))
+        return fold_program(traced, self.weights, self.biases, self.norms)
+
+    def quantizer(self, policy: Policy, scheme: Scheme = QAT) -> FakeQuantizer:
+        """Return what rounds weights, and activations over the calibrated ranges, to a policy's bits.
+
+        Raises:
+          UserError: the policy is of another model.
+        """
+        return FakeQuantizer(resolve(policy, self.model.graph), scheme, self.ranges)
+
+
+jax.tree_util.register_dataclass(
+    Calibrated,
+    data_fields=['params', 'weights', 'biases', 'norms', 'ranges'],
+    meta_fields=['model'],
+)
+
+
+def calibrate(
+    model: Model,
+    params: Any,
+    images: Iterable[Array],
+    policy: Policy | None = None,
+    *,
+    scheme: Scheme = QAT,
+    rule: str = RANGE_RULE,
+) -> Calibrated:
+    """Fix the statistics of batch norms, fold them, and find the ranges of activations.
+
+    Args:
+      model: traced.
+      params: a pytree as `model.params`.
+      images: batches of one size [N, ...], as the model takes them. Statistics are those of all batches, in
+        float.
+      policy: the bits. Ranges are those of the folded network at these bits; None: no ranges.
+      scheme: how tensors are quantized.
+      rule: how ranges are found (`cnn.deploy.calibration.RULES`).
+
+    Raises:
+      UserError: no images, a batch norm of an unknown form, a policy of another model.
+    """
+    batches = list(images)
+    calibrated = fold(model, params, batches)
+    if policy is None:
+        return calibrated
+    quantizer = model.quantizer(policy, scheme)
+    ranges = find_ranges(Calibrated.apply, calibrated, batches, quantizer, rule)
+    return dataclasses.replace(calibrated, ranges=ranges)
+
+
+def fold(model: Model, params: Any, batches: Sequence[Array]) -> Calibrated:
+    """Fix the statistics of batch norms and fold them, as `calibrate`; without ranges."""
+    found = _find(model, params, batches)
+    weights, biases = _layers(found, params, shifted=True)
+    norms = tuple(
+        (np.float32(scale), np.float32(shift)) if layers is None else None
+        for layers, (scale, shift) in zip(found.structure.folds, found.affines)
+    )
+    calibrated = Calibrated(model, params, weights, biases, norms, {})
+    _check_independent(found.traced, calibrated)
+    return calibrated
+
+
+def correct(model: Model, params: Any, batches: Sequence[Array], quantizer: Quantizer) -> Calibrated:
+    """Fix the statistics of batch norms as they are with folded and rounded weights and rounded activations.
+
+    Layers have folded weights; each norm stays as a scale and a shift for each channel: a device multiplies
+    every channel by a factor of its own anyway when it rescales an accumulator. Arguments as of `fold`.
+
+    quantizer: its ranges are those of each batch.
+    """
+    found = _find(model, params, batches)
+    weights, biases = _layers(found, params, shifted=False)
+    signs = [
+        None if layers is None else np.where(scale < 0, -1, 1).astype(np.float32)
+        for layers, (scale, _) in zip(found.structure.folds, found.affines)
+    ]
+    unfixed = Calibrated(model, params, weights, biases, tuple(map(Own, signs)), {})
+
+    @jax.jit
+    def observe(unfixed: Calibrated, x: Array) -> list[Moments]:
+        _, given = model.prepared(unfixed.params, x)
+        folded = unfixed.program(x.shape, x.dtype)
+        axes = [norm.axes for norm in found.structure.norms]
+        return observed(folded.program, given, folded.sources, axes, rewriter(folded.sites, quantizer))
+
+    moments = [pooled(each) for each in zip(*(jax.device_get(observe(unfixed, x)) for x in batches))]
+    affines = affines_of(found.traced, found.structure, params, moments)
+    norms = tuple(
+        (np.float32(scale * (1 if sign is None else sign)), np.float32(shift))
+        for sign, (scale, shift) in zip(signs, affines)
+    )
+    calibrated = dataclasses.replace(unfixed, norms=norms)
+    _check_independent(found.traced, calibrated)
+    return calibrated
+
+
+class _Found(NamedTuple):
+    """What is found of a model: its program for two images, and scale and shift of each of its norms."""
+
+    traced: Traced
+    structure: Structure
+    affines: list[tuple[np.ndarray, np.ndarray]]
+
+
+def _find(model: Model, params: Any, batches: Sequence[Array]) -> _Found:
+    if not batches:
+        raise UserError('there are no calibration images: give at least one batch')
+    traced = model.traced((2, *model.input_shape[1:]), jnp.asarray(batches[0]).dtype)
+    structure = Structure(traced.program, traced.recorder)
+    return _Found(traced, structure, affines_of(traced, structure, params, measure(model, params, batches)))
+
+
+def _layers(found: _Found, params: Any, *, shifted: bool) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Return weights and biases of the layers, multiplied by the scales of the norms, and shifted or not."""
+    traced, structure, affines = found
+    read = _parameters(traced, params, structure)
+    weights, biases = {}, {}
+    for k, end in structure.ends.items():
+        site = traced.recorder.sites[k]
+        w = np.asarray(read(traced.program.steps[k].inputs[site.weight]), np.float64)
+        weights[k], biases[k] = site.layout.to_tensor(w), _bias(end, site.layer.shape[0], read)
+    for layers, (scale, shift) in zip(structure.folds, affines, strict=True):
+        ends = np.cumsum([len(weights[k]) for k in layers or ()])[:-1]
+        for k, g, b in zip(layers or (), np.split(scale.ravel(), ends), np.split(shift.ravel(), ends)):
+            weights[k] = weights[k] * g.reshape(-1, *[1] * (weights[k].ndim - 1))
+            scaled = None if biases[k] is None else g * biases[k]
+            biases[k] = scaled if not shifted else b if scaled is None else scaled + b
+    name_of = {k: site.layer.name for k, site in traced.recorder.sites.items()}
+    to_float32 = lambda of: {name_of[k]: None if a is None else np.float32(a) for k, a in of.items()}
+    return to_float32(weights), to_float32(biases)
+
+
+def _check_independent(traced: Traced, calibrated: Calibrated) -> None:
+    known = traced.recorder.values
+    for step in fold_program(traced, calibrated.weights, calibrated.biases, calibrated.norms).program.steps:
+        if of_batch(known.get(step.outputs[0])):
+            raise UserError(
+                f'{step} sums over the images and is no part of a batch norm: such a model cannot be '
+                'calibrated, score it by the statistics of each batch'
+            )
+
+
+def _parameters(traced: Traced, params: Any, structure: Structure) -> Callable[[Any], Array]:
+    """Return what reads weights and biases as they are used: slots computed from parameters alone."""
+    program, sites = traced.program, traced.recorder.sites
+    slots: list[Any] = [program.steps[k].inputs[site.weight] for k, site in sites.items()]
+    slots += [bias for end in structure.ends.values() for _, bias in end.biases]
+
+    part = dataclasses.replace(program, steps=needed(program.steps, slots), outputs=tuple(slots))
+
+    @jax.jit
+    def values_of(params: Any) -> list[Array]:
+        leaves = jax.tree.leaves(params)
+        return run(part, [*leaves, *[None] * (len(program.inputs) - len(leaves))])
+
+    values = dict(zip(slots, jax.device_get(values_of(params))))
+    return values.__getitem__
+
+
+def _bias(end: LayerEnd, channels: int, read: Callable[[Operand], Array]) -> np.ndarray | None:
+    """Return the sum of the biases behind a layer, [channels]."""
+    total = None
+    for _, slot in end.biases:
+        value = np.asarray(read(slot), np.float64)
+        along = tuple(slice(None) if axis == end.axis else 0 for axis in range(value.ndim))
+        total = np.broadcast_to(value[along], channels) + (0 if total is None else total)
+    return total

@@ -1,0 +1,252 @@
+"""A calibrated model computes what it would by the same statistics, unfolded, and depends on no batch."""
+
+from functools import partial
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from flax import linen as nn
+
+import ghn_jax
+from ghn_jax.cnn.reference import apply_reference, observe_reference
+from ghn_jax.models.folding import calibrate, correct
+from ghn_jax.models.norm_statistics import measure
+from ghn_jax.models.tracing import trace
+from ghn_jax.quant.policy import Policy, parse_bits
+from tests.cnn.networks import (
+    one_sided_policy,
+    quantized_names,
+    random_images,
+    random_parameters,
+    small_network,
+)
+from tests.models import linen_models
+
+
+class Norms(nn.Module):
+    """Norms of all kinds: of a biased layer, of a sum, without scale, without shift, of features."""
+
+    @nn.compact
+    def __call__(self, x, train: bool = True):
+        norm = partial(nn.BatchNorm, use_running_average=not train)
+        x = nn.relu(norm()(nn.Conv(8, (3, 3))(x)))
+        y = norm(use_scale=False)(nn.Conv(8, (3, 3), use_bias=False)(x))
+        x = nn.relu(norm(use_bias=False, use_fast_variance=False)(x + y))
+        x = nn.LayerNorm()(nn.Conv(6, (3, 3), feature_group_count=2)(x))
+        y = nn.Conv(4, (1, 1), use_bias=False)(x)
+        x = jnp.concatenate([y, norm()(y)], axis=-1)
+        x = nn.silu(norm()(nn.Dense(12)(x.mean((1, 2)))))
+        return nn.Dense(10)(x)
+
+
+FOLDED = [True, True, False, False, True]  # of these norms
+
+
+def images(seed: int, n: int = 8, size: int = 8) -> np.ndarray:
+    return (np.random.default_rng(seed).normal(size=(n, size, size, 3)) + 0.3).astype(np.float32)
+
+
+def parameters(model, seed: int = 0):
+    """Of every sign and about 1, so that no term of a norm vanishes."""
+    r = np.random.default_rng(seed)
+
+    def value(a):
+        if a.ndim > 1:
+            return r.normal(size=a.shape) * np.sqrt(2 / np.prod(a.shape[:-1]))
+        return r.uniform(0.5, 1.5, a.shape) * r.choice([-1, 1], a.shape)
+
+    return jax.tree.map(lambda a: value(a).astype(a.dtype), model.params)
+
+
+apply = jax.jit(lambda calibrated, x: calibrated.apply(x))
+
+
+def assert_close(found, expected, atol=1e-5):
+    np.testing.assert_allclose(found, expected, atol=atol * float(np.abs(expected).max()))
+
+
+def linen(name):
+    switches = {'mobilenet': {'training': True}}.get(name, {})
+    module = {
+        'norms': Norms(),
+        'densenet': linen_models.DenseNet((1, 1)),
+        'mobilenet': linen_models.MobileNet(
+            (linen_models._row(1, 16, 1, 1), linen_models._row(6, 24, 2, 2, 5, 4, nn.hard_swish)),
+            stem=16,
+            head=64,
+        ),
+        'inception': linen_models.Inception(),
+    }[name]
+    return trace(module, (1, 16, 16, 3), **switches)
+
+
+@pytest.mark.parametrize(
+    'name',
+    ['norms', *(pytest.param(n, marks=pytest.mark.slow) for n in ('densenet', 'mobilenet', 'inception'))],
+)
+def test_calibrated_on_a_batch_a_model_gives_its_logits_by_the_statistics_of_that_batch(name):
+    model, x = linen(name), images(0, size=16)
+    params = parameters(model)
+    calibrated = calibrate(model, params, [x])
+    expected = jax.jit(model.apply)(params, x)
+    # float32 takes variances as differences of squares, which is off by 1e-5 and more.
+    assert_close(apply(calibrated, x), expected, 1e-4)
+    # The same of each image by itself: nothing depends on the batch.
+    assert_close(apply(calibrated, x[:1]), expected[:1], 1e-4)
+    if name == 'norms':
+        assert [fixed is None for fixed in calibrated.norms] == FOLDED
+
+
+def test_folded_a_model_equals_its_own_with_the_same_running_statistics():
+    """The statistics of three batches are those of all their images."""
+    module, batches = Norms(), [images(seed, size=16) * (1 + seed) for seed in range(3)]
+    model = linen('norms')
+    params = parameters(model)
+    moments = measure(model, params, batches)
+    names = [f'BatchNorm_{i}' for i in range(5)]
+    running = {n: {'mean': m.mean.ravel(), 'var': m.variance.ravel()} for n, m in zip(names, moments)}
+    variables = {'params': params, 'batch_stats': running}
+    calibrated = calibrate(model, params, batches)
+    x = images(7, size=16)
+    expected = jax.jit(lambda v, x: module.apply(v, x, train=False))(variables, x)
+    assert_close(apply(calibrated, x), expected)
+    # The first norm reads what no other norm changes: its moments are those of all images together.
+    first = lambda x: nn.Conv(8, (3, 3)).apply({'params': params['Conv_0']}, x)
+    seen = np.asarray(first(np.concatenate(batches)), np.float64)
+    np.testing.assert_allclose(moments[0].mean.ravel(), seen.mean((0, 1, 2)), atol=1e-5)
+    np.testing.assert_allclose(moments[0].variance.ravel(), seen.var((0, 1, 2)), rtol=1e-4)
+
+
+def test_corrected_statistics_are_those_of_the_rounded_model():
+    """In float they are those of the batch, but for epsilon, which enters twice: 1 % of small variances."""
+    model, x = linen('norms'), images(0, size=16)
+    params = parameters(model)
+    corrected = correct(model, params, [x], model.quantizer(parse_bits('w32a32')))
+    assert_close(apply(corrected, x), jax.jit(model.apply)(params, x), 0.02)
+    # Of rounded weights: the mean that leaves the first norm is its shift, which rounding had moved.
+    quantizer = model.quantizer(Policy(2, 32))
+    off = {}
+    for how, calibrated in (
+        ('calibrated', calibrate(model, params, [x])),
+        ('corrected', correct(model, params, [x], quantizer)),
+    ):
+        mean = np.asarray(first_layer(calibrated, quantizer, x).mean((0, 1, 2)))
+        scale, shift = (1, calibrated.biases['Conv_0.kernel'])
+        if how == 'corrected':
+            scale, shift = (a.ravel() for a in calibrated.norms[0])
+            shift = shift + scale * calibrated.biases['Conv_0.kernel']
+        off[how] = np.abs(mean * scale + shift - params['BatchNorm_0']['bias']).max()
+    assert off['corrected'] < 1e-4 < 1e-2 < off['calibrated'], off
+
+
+def first_layer(calibrated, quantizer, x):
+    def result(calibrated, x):
+        captured: dict = {}
+        calibrated.apply(x, quantizer, captured)
+        return captured['Conv_0.kernel']
+
+    return jax.jit(result)(calibrated, x)
+
+
+def test_what_is_folded_is_gone_from_the_program():
+    model = linen('norms')
+    calibrated = calibrate(model, parameters(model), [images(0, size=16)])
+    folded = calibrated.program((4, 16, 16, 3))
+    named = {site.layer.name for site in folded.sites.values()}
+    assert named == set(calibrated.weights) == set(folded.weights.values())
+    assert set(folded.biases.values()) == {name for name, b in calibrated.biases.items() if b is not None}
+    for slot, name in folded.weights.items():
+        (site,) = (s for s in folded.sites.values() if s.layer.name == name)
+        np.testing.assert_array_equal(
+            site.layout.to_tensor(folded.program.constants[slot]), calibrated.weights[name]
+        )
+        assert calibrated.weights[name].shape == site.layer.shape
+    # Only LayerNorm, of each pixel, takes roots; no step sums over the images.
+    steps = folded.program.steps
+    assert sum(step.primitive == 'rsqrt' for step in steps) == 1
+    assert not any(step.primitive == 'reduce_sum' and 0 in step.eqn.params['axes'] for step in steps)
+
+
+def test_a_layer_without_deviation_keeps_its_shift():
+    """A channel that is constant on the calibration images: the norm's epsilon is what it is divided by."""
+    model = trace(lambda p, x: _normalised(x @ p['w']) @ p['head'], (4, 3), params={
+        'w': jnp.zeros((3, 5)), 'head': jnp.ones((5, 2)),
+    })  # fmt: skip
+    params = {'w': np.zeros((3, 5), np.float32), 'head': np.ones((5, 2), np.float32)}
+    calibrated = calibrate(model, params, [np.ones((4, 3), np.float32)])
+    assert np.all(np.isfinite(calibrated.weights['w'])) and np.all(calibrated.biases['w'] == 0)
+
+
+def _normalised(x):
+    return (x - x.mean(0)) / jnp.sqrt(x.var(0) + 1e-3)
+
+
+def test_a_batch_norm_of_an_unknown_form_is_refused():
+    def apply(p, x):
+        x = x @ p['w']
+        return x / jnp.sqrt(jnp.square(x).mean(0) + 1e-3) @ p['head']
+
+    shape = jax.ShapeDtypeStruct
+    params = {'w': shape((3, 5), jnp.float32), 'head': shape((5, 2), jnp.float32)}
+    model = trace(apply, (4, 3), params=params)
+    with pytest.raises(ghn_jax.UserError, match="'div' .*is of a form that cannot be calibrated"):
+        calibrate(model, parameters(model), [np.ones((4, 3), np.float32)])
+
+
+def test_another_dependence_on_the_batch_is_refused():
+    def apply(p, x):
+        x = x @ p['w']
+        return (x - x.mean(0)) @ p['head']
+
+    shape = jax.ShapeDtypeStruct
+    params = {'w': shape((3, 5), jnp.float32), 'head': shape((5, 2), jnp.float32)}
+    model = trace(apply, (4, 3), params=params)
+    with pytest.raises(ghn_jax.UserError, match="'reduce_sum' .*sums over the images and is no part of"):
+        calibrate(model, parameters(model), [np.ones((4, 3), np.float32)])
+
+
+def test_without_images_or_ranges_nothing_is_calibrated():
+    model = linen('norms')
+    params = parameters(model)
+    with pytest.raises(ghn_jax.UserError, match='no calibration images'):
+        calibrate(model, params, [])
+    calibrated = calibrate(model, params, [images(0, size=16)])
+    with pytest.raises(ghn_jax.UserError, match='range of the activation that enters .* is not calibrated'):
+        calibrated.apply(images(1, size=16), calibrated.quantizer(parse_bits('w8a8')))
+
+
+SPEC = small_network([('max_pool_3x3', 0), ('sep_conv_3x3', 1)], n_cells=1, stem_type=1)
+
+
+@pytest.mark.parametrize('turn', [0, pytest.param(1, marks=pytest.mark.slow)])
+def test_a_network_of_deepnets_is_the_reference_with_the_same_statistics_and_ranges(turn, quick_reference):
+    """Both halves of a strided skip among them: two convolutions side by side, that one norm folds into."""
+    model, x, params = trace(SPEC, (1, 16, 16, 3)), random_images(8, 0, size=16), random_parameters(SPEC, 0)
+    policy = one_sided_policy(quantized_names(SPEC), turn=turn)
+    calibrated = calibrate(model, params, [x], policy)
+    assert all(fixed is None for fixed in calibrated.norms)
+    statistics, _ = jax.jit(partial(observe_reference, SPEC))(params, x)
+    ranges = calibrated.ranges | {n: (0, 0) for n in quantized_names(SPEC) if n not in calibrated.ranges}
+    other = random_images(8, 1, size=16)
+    reference = jax.jit(partial(apply_reference, SPEC, policy=policy))
+    expected = reference(params, other, statistics=statistics, ranges=ranges)
+    found = jax.jit(lambda c, x: c.apply(x, c.quantizer(policy)))(calibrated, other)
+    assert_close(found, expected)
+    assert np.abs(apply(calibrated, other) - expected).max() > 0.01
+
+
+@pytest.mark.parametrize('rule', ['moving_average', pytest.param('mse', marks=pytest.mark.slow)])
+def test_ranges_are_those_that_the_rule_makes_of_the_batches(rule):
+    model, batches = linen('norms'), [images(seed, size=16) for seed in range(2)]
+    params = parameters(model)
+    ranges = calibrate(model, params, batches, Policy(8, 4), rule=rule).ranges
+    assert set(ranges) == {layer.parameter for layer in model.layers}
+    lo, hi = ranges['Conv_0.kernel']  # reads the images
+    lows, highs = zip(*((x.min(), x.max()) for x in batches))
+    if rule == 'moving_average':
+        np.testing.assert_allclose(lo, 0.9 * lows[0] + 0.1 * lows[1], rtol=1e-6)
+        np.testing.assert_allclose(hi, 0.9 * highs[0] + 0.1 * highs[1], rtol=1e-6)
+    else:
+        assert min(lows) < lo < 0 < hi < max(highs)
+    assert all(lo <= 0 <= hi for lo, hi in ranges.values())
