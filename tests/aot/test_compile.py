@@ -12,6 +12,7 @@ from ghn_jax import config as configs
 from ghn_jax.aot import programs, targets
 from ghn_jax.aot.compiling import compile_job
 from ghn_jax.base import executables
+from ghn_jax.evaluation import score
 from tests.aot import agreement
 from tests.small_run import ROOT, command, is_one_error_line, small_config, write_run
 
@@ -51,6 +52,8 @@ def loaded(monkeypatch):
         'deserialize_and_load',
         lambda *a, **k: (calls.append(1), load(*a, **k))[1],
     )
+    score.predictor.cache_clear()  # what this process has found for other tests
+    score.scorer.cache_clear()
     yield calls
     executables.read_from(None)
 

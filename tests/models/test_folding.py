@@ -81,21 +81,32 @@ def linen(name):
     return trace(module, (1, 16, 16, 3), **switches)
 
 
-@pytest.mark.parametrize(
-    'name',
-    ['norms', *(pytest.param(n, marks=pytest.mark.slow) for n in ('densenet', 'mobilenet', 'inception'))],
-)
-def test_calibrated_on_a_batch_a_model_gives_its_logits_by_the_statistics_of_that_batch(name):
+def test_calibrated_on_a_batch_a_model_gives_its_logits_by_the_statistics_of_that_batch():
+    """In float32 the model itself is off by 1e-3: it takes variances as differences of squares."""
+    model, x = linen('norms'), images(0, size=16)
+    params = parameters(model)
+    calibrated = calibrate(model, params, [x])
+    with jax.enable_x64(True):
+        wide = jax.tree.map(lambda a: jnp.asarray(a, jnp.float64), {'params': params, 'x': x})
+        module = Norms()
+        statistics = module.init(jax.random.key(0), wide['x'])['batch_stats']
+        variables = {'params': wide['params'], 'batch_stats': statistics}
+        expected, _ = module.apply(variables, wide['x'], mutable=['batch_stats'])
+    assert_close(apply(calibrated, x), expected)
+    # The same of each image by itself: nothing depends on the batch.
+    assert_close(apply(calibrated, x[:1]), expected[:1])
+    assert [fixed is None for fixed in calibrated.norms] == FOLDED
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize('name', ['densenet', 'mobilenet', 'inception'])
+def test_so_does_one_of_a_known_family(name):
     model, x = linen(name), images(0, size=16)
     params = parameters(model)
     calibrated = calibrate(model, params, [x])
     expected = jax.jit(model.apply)(params, x)
-    # float32 takes variances as differences of squares, which is off by 1e-5 and more.
     assert_close(apply(calibrated, x), expected, 1e-4)
-    # The same of each image by itself: nothing depends on the batch.
     assert_close(apply(calibrated, x[:1]), expected[:1], 1e-4)
-    if name == 'norms':
-        assert [fixed is None for fixed in calibrated.norms] == FOLDED
 
 
 def test_folded_a_model_equals_its_own_with_the_same_running_statistics():
