@@ -50,7 +50,7 @@ def load_pickled(data: bytes, entries: Iterable[zipfile.ZipInfo]) -> Any:
     return ptloader.load(
         io.BytesIO(data),
         torchscript_mode='strict',
-        storage_registry={'BFloat16Storage': ml_dtypes.bfloat16},
+        storage_registry={'BFloat16Storage': np.dtype(ml_dtypes.bfloat16)},
         pickle_global_resolver=lambda module, name: _Unread,
     )
 

@@ -126,10 +126,11 @@ def differing(space: PublishedSpace, split: str, specs: Sequence[NetworkSpec]) -
     try:
         names = {int(number): _primitive(name) for number, name in meta['primitives_ext'].items()}
         with h5py.File(path, 'r') as file:
+            graphs: Any = file[split]
             return [
                 i
                 for i, spec in enumerate(specs)
-                if _about(*_published_graph(file[split][str(i)], names)) != _about(*_our_graph(spec))
+                if _about(*_published_graph(graphs[str(i)], names)) != _about(*_our_graph(spec))
             ]
     except (OSError, KeyError, TypeError, ValueError, AttributeError, IndexError) as e:
         reason = ' '.join(str(e).split())[:120]
