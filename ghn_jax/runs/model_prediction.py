@@ -7,7 +7,6 @@ from typing import Any
 import jax
 import numpy as np
 
-import ghn_jax
 from ghn_jax.base.errors import FieldError
 from ghn_jax.base.paths import Place
 from ghn_jax.hypernet.policy_features import resolve
@@ -17,6 +16,7 @@ from ghn_jax.models.weights import predict_model
 from ghn_jax.networks.ops import primitives_of
 from ghn_jax.quant.bit_schedule import strategy_of
 from ghn_jax.quant.policy import Policy
+from ghn_jax.runs.prediction import about_prediction
 from ghn_jax.runs.run import Run
 from ghn_jax.runs.task import make_space_of
 from ghn_jax.runs.weight_files import check_packed, pack, write_weights
@@ -59,15 +59,8 @@ def write_model(
         'model': model.name,
         'input_shape': json.dumps(model.input_shape),
         'layout': 'model',
-        'step': str(run.step),
-        'training_mode': config.quant.mode,
-        'bits': str(policy),
-        'policy': json.dumps(policy.to_dict()),
-        'predicted_for': str(policy) if run.ghn.config.bits else 'any',
-        'ghn_jax': ghn_jax.__version__,
+        **about_prediction(run, policy, quantization),
     }
-    if quantization:
-        metadata['quantization'] = json.dumps(quantization)
     size, tensors = sum(w.size for w in weights.values()), len(weights)
     if packed:
         weights, metadata = pack(weights, metadata, _channel_axes(model, weights, quantization))

@@ -76,14 +76,21 @@ def predict(
         'network': spec.to_json(),
         'layout': layout,
         'image_size': str(config.image_size),
+    }
+    return weights, metadata | about_prediction(run, policy, quantization)
+
+
+def about_prediction(run: Run, policy: Policy, quantization: Any) -> dict[str, str]:
+    """Return what a file of weights says of the run that predicted them, and of how they were rounded."""
+    about = {
         'step': str(run.step),
-        'training_mode': config.quant.mode,
+        'training_mode': run.config.quant.mode,
         'bits': str(policy),
         'policy': json.dumps(policy.to_dict()),
         'predicted_for': str(policy) if run.ghn.config.bits else 'any',
         'ghn_jax': ghn_jax.__version__,
     }
-    return weights, metadata | ({'quantization': json.dumps(quantization)} if quantization else {})
+    return about | ({'quantization': json.dumps(quantization)} if quantization else {})
 
 
 def output_files(out: str, specs: Sequence[NetworkSpec], format: str = 'safetensors') -> list[Place]:
