@@ -28,7 +28,7 @@ from ghn_jax.models.norm_statistics import Moments, affines_of, measure, observe
 from ghn_jax.models.norms import LayerEnd, Structure, of_batch
 from ghn_jax.models.program import Operand, needed, run
 from ghn_jax.models.quantizer import FakeQuantizer, Quantizer
-from ghn_jax.quant.policy import FLOAT_BITS, Policy
+from ghn_jax.quant.policy import Policy
 from ghn_jax.quant.scheme import QAT, Scheme
 
 
@@ -93,9 +93,7 @@ class Calibrated:
           UserError: the policy is of another model.
         """
         widths = resolve(policy, self.model.graph)
-        if self.weight_ranges:
-            widths = {name: (FLOAT_BITS, activations) for name, (_, activations) in widths.items()}
-        return FakeQuantizer(widths, scheme, self.ranges)
+        return FakeQuantizer(widths, scheme, self.ranges, rounded=bool(self.weight_ranges))
 
 
 jax.tree_util.register_dataclass(

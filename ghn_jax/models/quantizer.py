@@ -34,16 +34,18 @@ class FakeQuantizer:
 
     widths: bits by the name of the weight (`Policy.resolve`); other layers stay float.
     ranges: (lo, hi) of activations by the name of the weight, in place of those of the batch.
+    rounded: weights have these bits already, on grids that they came with, and stay as they are.
     """
 
     widths: NamedWidths
     scheme: Scheme
     ranges: Mapping[str, tuple[Array, Array]] | None = None
+    rounded: bool = False
 
     def weight(self, name: str, w: Array) -> Array:
         """Round a weight, on one grid or on one for each output channel."""
         bits, _ = self._widths(name)
-        if bits == FLOAT_BITS:
+        if bits == FLOAT_BITS or self.rounded:
             return w
         rows = w.reshape(len(w) if self.scheme.granularity == 'channel' else 1, -1)
         rows = rows.astype(jnp.promote_types(w.dtype, jnp.float32))
