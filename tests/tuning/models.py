@@ -56,3 +56,8 @@ def calibrated(module, n: int = 32):
     model = trace(module, (1, 8, 8, 3))
     x = images(n)
     return calibrate(model, parameters(model), [x]), x
+
+
+def residual() -> Residual:
+    """For `--model=tests.tuning.models:residual`."""
+    return Residual()
