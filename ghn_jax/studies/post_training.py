@@ -162,7 +162,7 @@ def main(name: str = 'digits', workdir: str = 'runs/post_training') -> None:
         'date': datetime.date.today().isoformat(),
         'device': f'{jax.devices()[0].device_kind}, one of 2 shared cores',
         'dataset': f'{name}, 16 pixels',
-        'networks': f'{NETWORKS} with the fewest layers of the first {DRAWN} of the test split of zoo:digits-bits',
+        'networks': f'{NETWORKS} with the fewest layers of the first {DRAWN} in the test split',
         'training': f'{STEPS} steps of Adam on {BATCH} images, from random weights',
         'images': f'{len(dataset.test.labels)} test images, {IMAGES} for calibration',
         'PD-Quant': f'{OPTIONS.iterations} steps a block, {OPTIONS.correction_steps} of the correction',
