@@ -9,7 +9,7 @@ last, which have --edge_bits.
 
 --method: minmax and mse round weights to the nearest level, over ranges of all values or with the least L2.4
 error. pd_quant learns the rounding, block by block; --noprediction, --nocorrection and --nodrop leave out a
-part of it. docs/post-training.md says what they do.
+part of it; a run of it that was stopped goes on in DIR. docs/post-training.md says what they do.
 """
 
 import dataclasses
@@ -25,7 +25,6 @@ from ghn_jax.models.model import Model
 from ghn_jax.models.tracing import trace
 from ghn_jax.networks.files import load_networks
 from ghn_jax.quant.policy import Policy, parse_bits
-from ghn_jax.runs.calibrated_file import save
 from ghn_jax.runs.hypernetwork import Hypernetwork
 from ghn_jax.runs.metrics import Progress
 from ghn_jax.runs.model_parameters import read_params
@@ -80,11 +79,10 @@ def main() -> None:
     test = data.normalized('test'), data.test.labels
     parts = quantize.count_parts(network, _METHOD.value, options)
     with Progress(parts, desc=_METHOD.value, unit='part') as progress:
-        quantized, result = quantize.quantize_and_describe(
-            network, policy, _METHOD.value, options, source, test, done=progress.update
+        result = quantize.quantize_into(
+            out, network, policy, _METHOD.value, options, source, test, progress.update
         )
-    result |= {'file': str(save(out, quantized)), 'command': cli.command_line('quantize')}
-    written.write(result, table=quantize.in_words)
+    written.write(result | {'command': cli.command_line('quantize')}, table=quantize.in_words)
 
 
 def _policy() -> Policy:

@@ -38,6 +38,7 @@ from ghn_jax.quant.scheme import Scheme
 from ghn_jax.runs.weight_files import write_weights
 
 FILE = 'network.safetensors'
+UNFINISHED = 'unfinished'  # in the metadata: JSON {'key': what is being done, 'blocks': how many are}
 _REQUIRED = ('input_shape', 'policy', 'scheme')
 
 
@@ -101,6 +102,8 @@ def load(folder: str | os.PathLike) -> QuantizedNetwork:
     """
     path = paths.place(folder, 'quantized') / FILE
     arrays, metadata = _read(path)
+    if UNFINISHED in metadata:
+        raise UserError(f'{path} is not finished: run the same ghn_jax.quantize again, which goes on there')
     source = {key: metadata[key] for key in ('arch', 'model') if key in metadata}
     if len(source) != 1 or any(key not in metadata for key in _REQUIRED):
         raise UserError(f'{path} is no quantized network: give a folder that ghn_jax.quantize has written')
@@ -117,6 +120,22 @@ def load(folder: str | os.PathLike) -> QuantizedNetwork:
     )
     about = {k: v for k, v in metadata.items() if k not in (*_REQUIRED, *source)}
     return QuantizedNetwork(_calibrated(model, arrays, str(path)), policy, scheme, source, about)
+
+
+def load_unfinished(folder: Place, model: Model, key: str) -> tuple[int, Calibrated] | None:
+    """Read what a folder has of a network that is being quantized: how many blocks are done, and the network.
+
+    Returns:
+      None where the folder has none, or another one than `key` says.
+    """
+    try:
+        arrays, metadata = _read(folder / FILE)
+        done = json.loads(metadata.get(UNFINISHED, '{}'))
+        if done.get('key') == key:
+            return done['blocks'], _calibrated(model, arrays, str(folder))
+    except (UserError, ValueError, KeyError):
+        pass  # it is written anew
+    return None
 
 
 def _read(path: Place) -> tuple[dict[str, np.ndarray], dict[str, str]]:

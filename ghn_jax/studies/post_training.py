@@ -24,7 +24,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
-from jax import Array, lax
+from jax import Array
 
 from ghn_jax.base import files, jsonfile
 from ghn_jax.base.start import start
@@ -85,15 +85,17 @@ def train(model: Model, dataset: Dataset) -> Any:
         logits = model.apply(params, images[chosen])
         return optax.softmax_cross_entropy_with_integer_labels(logits, labels[chosen]).mean()
 
-    def step(i: Array, state: tuple[Any, Any]) -> tuple[Any, Any]:
-        params, memory = state
+    @jax.jit
+    def step(i: int, params: Any, memory: Any) -> tuple[Any, Any]:
         chosen = jax.random.randint(jax.random.fold_in(jax.random.key(0), i), (BATCH,), 0, len(labels))
         updates, memory = optimizer.update(jax.grad(loss)(params, chosen), memory)
         return optax.apply_updates(params, updates), memory
 
     params = jax.tree_util.tree_map_with_path(lambda path, leaf: _random(r, path, leaf), model.params)
-    run = jax.jit(lambda state: lax.fori_loop(0, STEPS, step, state))
-    return jax.device_get(run((params, optimizer.init(params)))[0])
+    memory = optimizer.init(params)
+    for i in range(STEPS):
+        params, memory = step(i, params, memory)
+    return jax.device_get(params)
 
 
 def _random(r: np.random.Generator, path: tuple[Any, ...], leaf: Any) -> np.ndarray:

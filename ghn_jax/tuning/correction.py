@@ -10,6 +10,7 @@ over the batch norms of the block.
 """
 
 import functools
+import math
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
@@ -17,15 +18,16 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
-from jax import Array, lax
+from jax import Array
 
 from ghn_jax.models.folding import Calibrated
 from ghn_jax.models.model import Model
 from ghn_jax.models.norm_statistics import affines_of, measure
 from ghn_jax.models.norms import Structure
 from ghn_jax.tuning.blocks import Block, Values, blocks_of
+from ghn_jax.tuning.repeating import repeat, steps_at_once
 
-RATE = 1e-3  # of Adam
+RATE = 1e-3  # of Adam, in the beginning; it falls along a cosine
 
 
 class NormStatistics(NamedTuple):
@@ -56,7 +58,6 @@ def norm_statistics(model: Model, params: Any, batches: Sequence[Array]) -> tupl
     return tuple(found)
 
 
-@functools.partial(jax.jit, static_argnames=('k', 'steps'))
 def corrected(
     calibrated: Calibrated,
     statistics: Sequence[NormStatistics],
@@ -64,27 +65,49 @@ def corrected(
     *,
     k: int,
     steps: int,
-    pull: Array | float,
+    pull: float,
 ) -> Values:
     """Return the input of block k after so many steps of Adam; as it was for a block without batch norms.
 
     entering: [N, ...], of one batch.   pull: lambda_c, the smaller the nearer x' stays to x.
     """
+    x, memory, first = entering, optax.scale_by_adam().init(entering), 0
+    while first < steps:
+        count = min(steps_at_once(steps), steps - first)
+        of = {'steps': count, 'k': k}
+        x, memory = _descend(calibrated, statistics, entering, pull, steps, x, memory, first, **of)
+        first += count
+    return x
+
+
+@functools.partial(jax.jit, static_argnames=('steps', 'k'))
+def _descend(
+    calibrated: Calibrated,
+    statistics: Sequence[NormStatistics],
+    entering: Values,
+    pull: Array,
+    all_steps: Array,
+    x: Values,
+    memory: Any,
+    first: Array,
+    *,
+    steps: int,
+    k: int,
+) -> tuple[Values, Any]:
     block = blocks_of(calibrated, len(entering[0]))[k]
-    if not block.norms:
-        return entering
-    optimizer = optax.adam(optax.cosine_decay_schedule(RATE, steps))
 
     def loss(x: Values) -> Array:
         away = sum(squared_error(a, b) for a, b in zip(x, entering))
         return mismatch(calibrated, block, statistics, x) + away / pull
 
-    def step(_: Array, state: tuple[Values, Any]) -> tuple[Values, Any]:
+    def step(i: Array, state: tuple[Values, Any]) -> tuple[Values, Any]:
         x, memory = state
-        updates, memory = optimizer.update(jax.grad(loss)(x), memory, x)
-        return optax.apply_updates(x, updates), memory  # pyright: ignore[reportReturnType]
+        updates: Any
+        updates, memory = optax.scale_by_adam().update(jax.grad(loss)(x), memory)
+        rate = RATE * (1 + jnp.cos(math.pi * i / all_steps)) / 2
+        return tuple(a - rate * u for a, u in zip(x, updates)), memory
 
-    return lax.fori_loop(0, steps, step, (entering, optimizer.init(entering)))[0]
+    return repeat(step, first, steps, (x, memory))
 
 
 def mismatch(

@@ -10,13 +10,14 @@ Axes: K batches | B images of each.
 
 import dataclasses
 import functools
+import itertools
 from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax import Array, lax
+from jax import Array
 
 from ghn_jax.base.errors import FieldError
 from ghn_jax.models.folding import Calibrated
@@ -27,6 +28,7 @@ from ghn_jax.tuning.blocks import Block, Values, blocks_of
 from ghn_jax.tuning.correction import NormStatistics, corrected
 from ghn_jax.tuning.ranges import FixedRanges, check_bits, layer_bits, round_nearest
 from ghn_jax.tuning.reconstruction import Grids, Images, Learned, Options, Terms, learn, make_optimizer, start
+from ghn_jax.tuning.repeating import steps_at_once
 
 CHUNK = 100  # steps of a block between two signs of life
 
@@ -37,6 +39,8 @@ def pd_quant(
     settings: Sequence[tuple[NamedWidths, Options]],
     statistics: Sequence[NormStatistics],
     done: Callable[[], None] = lambda: None,
+    begun: tuple[int, Sequence[Calibrated]] = (0, ()),
+    keep: Callable[[int, Sequence[Calibrated]], object] = lambda blocks, networks: None,
 ) -> list[Calibrated]:
     """Quantize a network in several ways at once, which share programs and the float network's part.
 
@@ -46,7 +50,9 @@ def pd_quant(
       settings: bits by the weight's name (`Policy.resolve`), and options; the batch size and what concerns
         the correction are those of the first.
       statistics: of the model's batch norms (`correction.norm_statistics`).
-      done: is called after every `CHUNK` steps and at the end of a block, for each setting.
+      done: is called after every `CHUNK` steps, or what is left of them, of a block and a setting.
+      begun, keep: to go on with `keep`'s last arguments; it is called with how many blocks are done, and the
+        network of each setting so far. The result is the same.
 
     Returns:
       A network for each setting, with rounded weights, and ranges of weights and activations.
@@ -58,15 +64,24 @@ def pd_quant(
     for widths, _ in settings:
         check_bits(widths, 'pd_quant', least=2)
     batches = _batches(images, first.batch_size)
-    ways = [_Way.begin(calibrated, batches, *setting) for setting in settings]
+    blocks_before, networks = begun
+    ways = [
+        _Way.begin(calibrated, batches, setting, network)
+        for setting, network in itertools.zip_longest(settings, networks)
+    ]
     entering: Values = (batches,)
-    logits = _apply(calibrated, batches)
+    logits = jnp.stack([_apply(calibrated, x) for x in batches])
     blocks = blocks_of(calibrated, first.batch_size)
     for k, block in enumerate(blocks):
+        if k < blocks_before:
+            ways, entering = [way.run(block, k) for way in ways], _leave(calibrated, entering, {}, k=k)
+            for _ in range(sum(map(count_chunks, settings))):
+                done()
+            continue
         seen = {name for before in blocks[:k] for name in before.readers}
         entered = {False: entering}
         if any(way.options.correction for way in ways):
-            entered[True] = _correct(calibrated, statistics, entering, k, first)
+            entered[True] = _correct(calibrated, statistics, entering, block, k, first)
         left = {corrects: _leave(calibrated, x, {}, k=k) for corrects, x in entered.items()}
         for i, way in enumerate(ways):
             corrects = way.options.correction
@@ -74,7 +89,13 @@ def pd_quant(
             of_images = Images(way.quantized, entered[corrects], made, logits)
             ways[i] = way.learn(calibrated, block, k, seen, jax.tree.map(_joined, of_images), done)
         entering = left[False]
+        keep(k + 1, [way.network for way in ways])
     return [way.network for way in ways]
+
+
+def count_chunks(setting: tuple[Any, Options]) -> int:
+    """Return how often `pd_quant` calls `done` for a block of a setting."""
+    return -(-setting[1].iterations // CHUNK)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -92,8 +113,16 @@ class _Way:
     quantized: Values
 
     @classmethod
-    def begin(cls, calibrated: Calibrated, batches: Array, widths: NamedWidths, options: Options) -> '_Way':
-        network = round_nearest(calibrated, _joined(batches), widths, 'mse')
+    def begin(
+        cls,
+        calibrated: Calibrated,
+        batches: Array,
+        setting: tuple[NamedWidths, Options],
+        network: Calibrated | None,
+    ) -> '_Way':
+        widths, options = setting
+        if network is None:
+            network = round_nearest(calibrated, _joined(batches), widths, 'mse')
         return cls(network, *layer_bits(calibrated.model, widths), options, (batches,))
 
     def learn(
@@ -109,24 +138,25 @@ class _Way:
         grids, options = self._grids(block, seen), self.options
         learned = start(calibrated, grids)
         memory = make_optimizer().init(learned)  # pyright: ignore[reportArgumentType]
-        how: Any = {'k': k, 'batch_size': options.batch_size}
-        for i in range(0, options.iterations, CHUNK):
-            span = i, min(i + CHUNK, options.iterations)
+        numbers, most = Terms.of(options), steps_at_once(CHUNK)
+        for first in range(0, options.iterations, CHUNK):
+            last = min(first + CHUNK, options.iterations)
+            for i in range(first, last if grids.weights or grids.activations else first, most):
+                how: Any = {'steps': min(most, last - i), 'k': k, 'batch_size': options.batch_size}
+                learned, memory = learn(calibrated, grids, images, numbers, learned, memory, i, **how)
+            jax.block_until_ready(learned)
             done()
-            if not (grids.weights or grids.activations):
-                continue
-            learned, memory = learn(
-                calibrated, grids, images, Terms.of(options), learned, memory, span, **how
-            )
         network = self._with(calibrated, grids, learned)
+        return dataclasses.replace(self, network=network).run(block, k)
+
+    def run(self, block: Block, k: int) -> '_Way':
+        """Run block k as it is."""
         ranges = {
-            name: (*network.ranges[name], self.activation_bits[name])
+            name: (*self.network.ranges[name], self.activation_bits[name])
             for name in block.readers
-            if name in network.ranges
+            if name in self.network.ranges
         }
-        return dataclasses.replace(
-            self, network=network, quantized=_leave(network, self.quantized, ranges, k=k)
-        )
+        return dataclasses.replace(self, quantized=_leave(self.network, self.quantized, ranges, k=k))
 
     def _grids(self, block: Block, seen: set[str]) -> Grids:
         weights, activations, known = {}, {}, {}
@@ -170,9 +200,16 @@ def _joined(x: Array) -> Array:
 
 
 def _correct(
-    calibrated: Calibrated, statistics: Sequence[NormStatistics], entering: Values, k: int, options: Options
+    calibrated: Calibrated,
+    statistics: Sequence[NormStatistics],
+    entering: Values,
+    block: Block,
+    k: int,
+    options: Options,
 ) -> Values:
     """Correct what enters block k, batch after batch."""
+    if not block.norms:
+        return entering
     how: Any = {'k': k, 'steps': options.correction_steps, 'pull': options.pull}
     batches = [
         corrected(calibrated, statistics, tuple(x[i] for x in entering), **how)
@@ -181,13 +218,18 @@ def _correct(
     return tuple(map(jnp.stack, zip(*batches)))
 
 
-@functools.partial(jax.jit, static_argnames='k')
 def _leave(calibrated: Calibrated, entering: Values, ranges: dict[str, Any], *, k: int) -> Values:
-    """Compute what leaves block k. ranges: (lo, hi, bits) of activations that are rounded, by reader."""
-    block = blocks_of(calibrated, entering[0].shape[1])[k]
-    return lax.map(lambda values: block.run(values, FixedRanges(ranges)), entering)
+    """Compute what leaves block k, batch after batch.
+
+    ranges: (lo, hi, bits) of activations that are rounded, by reader.
+    """
+    batches = [_run(calibrated, tuple(x[i] for x in entering), ranges, k=k) for i in range(len(entering[0]))]
+    return tuple(map(jnp.stack, zip(*batches)))
 
 
-@jax.jit
-def _apply(calibrated: Calibrated, batches: Array) -> Array:
-    return lax.map(calibrated.apply, batches)
+@functools.partial(jax.jit, static_argnames='k')
+def _run(calibrated: Calibrated, entering: Values, ranges: dict[str, Any], *, k: int) -> Values:
+    return blocks_of(calibrated, len(entering[0]))[k].run(entering, FixedRanges(ranges))
+
+
+_apply = jax.jit(Calibrated.apply)

@@ -2,9 +2,9 @@
 
 import dataclasses
 import functools
-import math
+import json
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import jax
@@ -13,16 +13,18 @@ import numpy as np
 from jax import Array
 
 import ghn_jax
+from ghn_jax.base.digests import array_digests, json_digest
 from ghn_jax.base.errors import FieldError, UserError, shown
+from ghn_jax.base.paths import Place
 from ghn_jax.hypernet.policy_features import resolve
 from ghn_jax.models.folding import Calibrated, fold
 from ghn_jax.models.model import Model
 from ghn_jax.quant.policy import NamedWidths, Policy
 from ghn_jax.quant.scheme import Scheme
-from ghn_jax.runs.calibrated_file import QuantizedNetwork
+from ghn_jax.runs.calibrated_file import UNFINISHED, QuantizedNetwork, load_unfinished, save
 from ghn_jax.tuning.blocks import blocks_of
 from ghn_jax.tuning.correction import norm_statistics
-from ghn_jax.tuning.pd_quant import CHUNK, pd_quant
+from ghn_jax.tuning.pd_quant import count_chunks, pd_quant
 from ghn_jax.tuning.ranges import FixedRanges, layer_bits, round_nearest
 from ghn_jax.tuning.reconstruction import Options
 
@@ -63,20 +65,38 @@ class Network:
         return self.batches.reshape(-1, *self.batches.shape[2:])
 
 
-Method = Callable[[Network, NamedWidths, Options, Callable[[], None]], Calibrated]
+@dataclasses.dataclass(frozen=True)
+class Watch:
+    """Who is told of a long method, and what was done of it before.
+
+    done: is called `count_parts` times.   keep: is given how many blocks are done, and the network so far.
+    begun: the last that `keep` was given; None: nothing.
+    """
+
+    done: Callable[[], None] = lambda: None
+    keep: Callable[[int, Calibrated], object] = lambda blocks, network: None
+    begun: tuple[int, Calibrated] | None = None
 
 
-def _nearest(
-    rule: str, network: Network, widths: NamedWidths, options: Options, done: Callable[[], None]
-) -> Calibrated:
+Method = Callable[[Network, NamedWidths, Options, Watch], Calibrated]
+
+
+def _nearest(rule: str, network: Network, widths: NamedWidths, options: Options, watch: Watch) -> Calibrated:
     return round_nearest(network.calibrated, network.images, widths, rule)
 
 
-def _pd_quant(
-    network: Network, widths: NamedWidths, options: Options, done: Callable[[], None]
-) -> Calibrated:
+def _pd_quant(network: Network, widths: NamedWidths, options: Options, watch: Watch) -> Calibrated:
     statistics = norm_statistics(network.calibrated.model, network.params, list(network.batches))
-    return pd_quant(network.calibrated, network.images, [(widths, options)], statistics, done)[0]
+    (found,) = pd_quant(
+        network.calibrated,
+        network.images,
+        [(widths, options)],
+        statistics,
+        watch.done,
+        (watch.begun[0], [watch.begun[1]]) if watch.begun else (0, ()),
+        lambda blocks, networks: watch.keep(blocks, networks[0]),
+    )
+    return found
 
 
 METHODS: Mapping[str, Method] = {
@@ -91,7 +111,7 @@ def quantize(
     policy: Policy,
     method: str,
     options: Options | None = None,
-    done: Callable[[], None] = lambda: None,
+    watch: Watch | None = None,
 ) -> Calibrated:
     """Quantize a network.
 
@@ -101,7 +121,7 @@ def quantize(
       method: one of METHODS: 'minmax', ranges of all values; 'mse', with the least L2.4 error, both with
         weights rounded to the nearest level (`ranges`); 'pd_quant'.
       options: of 'pd_quant'; None: the published ones.
-      done: is called `count_parts` times.
+      watch: who is told how far it is; None: nobody.
 
     Returns:
       The network with rounded weights, and ranges of weights and activations.
@@ -112,14 +132,14 @@ def quantize(
     if method not in METHODS:
         raise UserError(f'method {shown(method)} is not one of {", ".join(METHODS)}')
     widths = resolve(policy, network.calibrated.model.graph)
-    return METHODS[method](network, widths, options or Options(), done)
+    return METHODS[method](network, widths, options or Options(), watch or Watch())
 
 
 def count_parts(network: Network, method: str, options: Options) -> int:
-    """Return how often `quantize` calls `done`."""
+    """Return how many parts `quantize` tells of."""
     if method != 'pd_quant':
         return 0
-    return len(blocks_of(network.calibrated, 1)) * math.ceil(options.iterations / CHUNK)
+    return len(blocks_of(network.calibrated, 1)) * count_chunks((None, options))
 
 
 def top1(
@@ -141,7 +161,8 @@ def _logits(calibrated: Calibrated, images: Array, ranges: Mapping[str, Any]) ->
     return calibrated.apply(images, FixedRanges(ranges))
 
 
-def quantize_and_describe(
+def quantize_into(
+    folder: Place,
     network: Network,
     policy: Policy,
     method: str,
@@ -149,13 +170,21 @@ def quantize_and_describe(
     source: Mapping[str, str],
     test: tuple[Array | np.ndarray, np.ndarray],
     done: Callable[[], None],
-) -> tuple[QuantizedNetwork, dict[str, Any]]:
-    """Quantize a network; return it as it is saved, and what there is to say of it, ready for JSON.
+) -> dict[str, Any]:
+    """Quantize a network and write it to a folder; go on there where the same was stopped before.
 
-    source: how its model is made (`calibrated_file`).   test: images and labels that it is scored on.
+    Args:
+      source: how its model is made (`calibrated_file`).
+      test: images and labels that it is scored on.
+      done: as of `Watch`.
+
+    Returns:
+      What there is to say of it, ready for JSON.
+
+    Raises:
+      UserError: as `quantize`; a folder that cannot be written.
     """
     begin = time.perf_counter()
-    calibrated = quantize(network, policy, method, options, done)
     about: dict[str, Any] = {
         'network': network.calibrated.model.name,
         'method': method,
@@ -165,20 +194,28 @@ def quantize_and_describe(
     }
     if method == 'pd_quant':
         about['options'] = dataclasses.asdict(options)
-    strings = {key: value if isinstance(value, str) else repr(value) for key, value in about.items()}
-    result = about | {
+    strings = {key: value if isinstance(value, str) else json.dumps(value) for key, value in about.items()}
+    key = f'{json_digest([about, array_digests([network.calibrated, network.batches])]):08x}'
+    of = lambda calibrated, **more: QuantizedNetwork(calibrated, policy, SCHEME, source, strings | more)
+    keep = lambda blocks, so_far: save(
+        folder, of(so_far, **{UNFINISHED: json.dumps({'key': key, 'blocks': blocks})})
+    )
+    begun = load_unfinished(folder, network.calibrated.model, key)
+    made = quantize(network, policy, method, options, Watch(done, keep, begun))
+    return about | {
+        'file': str(save(folder, of(made))),
+        'blocks_from_before': begun[0] if begun else 0,
         'seconds': round(time.perf_counter() - begin, 1),
         'test_images': len(test[1]),
         'float_top1': top1(network.calibrated, *test),
-        'top1': top1(calibrated, *test, policy),
+        'top1': top1(made, *test, policy),
     }
-    return QuantizedNetwork(calibrated, policy, SCHEME, source, strings), result
 
 
-def in_words(result: Mapping[str, Any], rows: Sequence[str] = ('float_top1', 'top1')) -> str:
-    """Return what `quantize_and_describe` found, as a line."""
-    before, after = (result[row] for row in rows)
+def in_words(result: Mapping[str, Any]) -> str:
+    """Return what `quantize_into` found, as a line."""
     return (
-        f'{result["network"]}, {result["method"]}, {result["bits"]}: top-1 {after:.1f} %, in float '
-        f'{before:.1f} %, of {result["test_images"]} test images; {result["seconds"]} s'
+        f'{result["file"]}: {result["network"]}, {result["method"]}, {result["bits"]}: top-1 '
+        f'{result["top1"]:.1f} % of {result["test_images"]} test images, in float '
+        f'{result["float_top1"]:.1f} %; {result["seconds"]} s'
     )

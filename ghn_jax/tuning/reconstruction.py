@@ -28,6 +28,7 @@ from ghn_jax.quant.grid import Grid, fake_quantize
 from ghn_jax.tuning import rounding
 from ghn_jax.tuning.blocks import Block, Values, blocks_of
 from ghn_jax.tuning.correction import squared_error
+from ghn_jax.tuning.repeating import repeat
 
 ROUNDING_RATE, STEP_RATE = 3e-3, 4e-5  # of Adam, at so many steps as published:
 PUBLISHED = 20_000
@@ -133,7 +134,7 @@ class Terms(NamedTuple):
         return cls(*(jnp.asarray(getattr(options, name)) for name in cls._fields))
 
 
-@functools.partial(jax.jit, static_argnames=('k', 'batch_size'))
+@functools.partial(jax.jit, static_argnames=('steps', 'k', 'batch_size'))
 def learn(
     calibrated: Calibrated,
     grids: Grids,
@@ -141,12 +142,13 @@ def learn(
     terms: Terms,
     learned: Learned,
     memory: Any,
-    span: tuple[int, int],
+    first: Array | int,
     *,
+    steps: int,
     k: int,
     batch_size: int,
 ) -> tuple[Learned, Any]:
-    """Do steps span[0] up to span[1] of block k, on random batches.
+    """Do so many steps of block k from step `first` on, on random batches.
 
     Args:
       calibrated: float.
@@ -174,7 +176,7 @@ def learn(
         )
         return Learned(*moved), memory
 
-    return lax.fori_loop(*span, step, (learned, memory))
+    return repeat(step, first, steps, (learned, memory))
 
 
 def _loss(

@@ -61,3 +61,8 @@ def calibrated(module, n: int = 32):
 def residual() -> Residual:
     """For `--model=tests.tuning.models:residual`."""
     return Residual()
+
+
+def plain() -> Plain:
+    """For `--model=tests.tuning.models:plain`."""
+    return Plain()

@@ -13,10 +13,12 @@ from ghn_jax.hypernet.policy_features import resolve
 from ghn_jax.models.norm_statistics import measure
 from ghn_jax.quant.grid import fake_quantize, make_grid
 from ghn_jax.quant.policy import Policy
+from ghn_jax.runs.calibrated_file import FILE, load
 from ghn_jax.tuning import reconstruction
 from ghn_jax.tuning.blocks import blocks_of
 from ghn_jax.tuning.correction import corrected, mismatch, norm_statistics
 from ghn_jax.tuning.pd_quant import CHUNK, pd_quant
+from ghn_jax.tuning.quantize import Network, quantize_into
 from ghn_jax.tuning.ranges import round_nearest
 from ghn_jax.tuning.reconstruction import Grids, Learned, Options, divergence, round_by_step
 from tests.tuning.models import Plain, Residual, calibrated, images
@@ -76,7 +78,7 @@ def test_distribution_correction_moves_what_norms_read_towards_the_statistics_th
     free, held = (corrected(of, known, (others,), k=0, steps=300, pull=pull) for pull in (1e3, 1e-4))
     assert off(free) < 0.8 * off((others,))
     assert off(free) < off(held) and np.abs(held[0] - others).max() < np.abs(free[0] - others).max()
-    without = corrected(of, known, (jnp.ones((8, 4, 4, 8)),), k=1, steps=100, pull=1.0)
+    without = corrected(of, known, (jnp.ones((8, 8)),), k=1, steps=100, pull=1.0)
     np.testing.assert_array_equal(without[0], 1)
 
 
@@ -116,6 +118,42 @@ def test_at_32_bits_nothing_changes_and_settings_side_by_side_are_those_alone(pl
     for a, b in zip(jax.tree.leaves(rounded), jax.tree.leaves(alone), strict=True):
         np.testing.assert_array_equal(a, b)
     assert any(np.any(a != b) for a, b in zip(jax.tree.leaves(rounded), jax.tree.leaves(other), strict=True))
+
+
+def test_what_was_stopped_goes_on_in_its_folder_to_the_same_network(plain, tmp_path):
+    of, x, _ = plain
+    options = dataclasses.replace(OPTIONS, iterations=10)
+    network = Network(of, of.params, x[None])
+    labels = np.zeros(len(x), int)
+    calls = []
+
+    def write(folder, options=options, last=99):
+        def done():
+            calls.append(1)
+            if len(calls) > last:
+                raise KeyboardInterrupt
+
+        calls.clear()
+        source = {'model': 'tests.tuning.models:plain'}
+        return quantize_into(folder, network, POLICY, 'pd_quant', options, source, (x, labels), done)
+
+    assert write(tmp_path / 'whole')['blocks_from_before'] == 0
+    with pytest.raises(KeyboardInterrupt):
+        write(tmp_path / 'stopped', last=1)
+    with pytest.raises(UserError, match='is not finished: run the same ghn_jax.quantize again'):
+        load(tmp_path / 'stopped')
+    other = dataclasses.replace(options, seed=1)
+    unfinished = (tmp_path / 'stopped' / FILE).read_bytes()
+    assert write(tmp_path / 'stopped', options=other)['blocks_from_before'] == 0, 'it is another network'
+    (tmp_path / 'stopped' / FILE).write_bytes(unfinished)
+    assert write(tmp_path / 'stopped')['blocks_from_before'] == 1 and len(calls) == 2
+    whole, stopped = (load(tmp_path / name) for name in ('whole', 'stopped'))
+    assert whole.about == stopped.about and whole.about['method'] == 'pd_quant'
+    arrays = [
+        {name: getattr(each.calibrated, name) for name in ('weights', 'biases', 'ranges', 'weight_ranges')}
+        for each in (whole, stopped)
+    ]
+    jax.tree.map(np.testing.assert_array_equal, *arrays)
 
 
 def test_what_cannot_be_learned_is_refused(plain):
