@@ -134,7 +134,8 @@ def evaluate_quantized(
         about_images(dataset, images, None, spec)
         | about_run(run, spec.workdir, None)
         | {
-            'range_rule': None,
+            'range_rule': network.about.get('method'),
+            'calibration_images': network.about.get('calibration_images'),
             'quantized': dict(network.about),
             'image_size': run.config.image_size,
             'bits': [bits],

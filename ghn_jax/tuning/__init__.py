@@ -1,1 +1,1 @@
-"""What comes after prediction: one network made ready to be used, at few bits."""
+"""What comes after prediction: one network trained through quantization, or quantized after training."""
