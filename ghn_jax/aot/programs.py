@@ -106,9 +106,10 @@ def training_jobs(config: RunConfig, devices: Sequence[Any], wanted: Sequence[in
     )  # fmt: skip
     stream = ImageStream(*shapes)
     key = jax.eval_shape(lambda: jax.random.key(0))
-    for each in _chosen(families(space, 'train'), wanted, 'train'):
+    chosen = _chosen(families(space, 'train'), wanted, 'train')
+    for each, size in itertools.product(chosen, config.image_sizes):
         start = time.perf_counter()
-        program = program_for(space, 'train', each, H)
+        program = program_for(space, 'train', each, size)
         example = next(iter(covering_networks(space, 'train', each)))
         networks, _ = prepare(program, [example] * M, Policy(), max_nodes=config.program.max_nodes)
         workspace = placing.workspace(program, N, config.train.dtype)
