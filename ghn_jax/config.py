@@ -218,12 +218,11 @@ class RunConfig(_Section):
             if '\0' in path:
                 raise FieldError(key, f'={shown(path)}: expected a directory')
 
-    @property
-    def image_sizes(self) -> tuple[int, ...]:
-        """The sizes in pixels that a training sees its images at, that of its last step first."""
-        return (
-            (self.image_size, self.image_size // 2) if self.train.small_images_steps else (self.image_size,)
-        )
+
+def image_sizes(config: RunConfig) -> tuple[int, ...]:
+    """Give the sizes in pixels that a training sees its images at, that of its last step first."""
+    whole = config.image_size
+    return (whole, whole // 2) if config.train.small_images_steps else (whole,)
 
 
 def _is_section(field: dataclasses.Field) -> bool:

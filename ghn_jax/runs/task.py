@@ -3,7 +3,7 @@
 import dataclasses
 
 from ghn_jax.base.errors import FieldError, prefixed
-from ghn_jax.config import HypernetworkConfig, RunConfig, SpaceConfig
+from ghn_jax.config import HypernetworkConfig, RunConfig, SpaceConfig, image_sizes
 from ghn_jax.datasets.load import Dataset, load
 from ghn_jax.hypernet.ghn import GHN, GHNConfig
 from ghn_jax.networks.deepnets import published_space
@@ -46,7 +46,7 @@ def _check_sizes(config: RunConfig, said: str) -> None:
     """Raise FieldError if a training sees images of another size than 32. said: why that cannot be."""
     if config.image_size != IMAGE_SIZE:
         raise FieldError('image_size', f'={config.image_size}: {said}')
-    if config.image_sizes != (IMAGE_SIZE,):
+    if image_sizes(config) != (IMAGE_SIZE,):
         steps = config.train.small_images_steps
         raise FieldError('train.small_images_steps', f'={steps} shows images of {IMAGE_SIZE // 2}: {said}')
 

@@ -14,7 +14,7 @@ from ghn_jax.assembly.mesh import own_networks
 from ghn_jax.assembly.network_batch import Networks, make_networks, place
 from ghn_jax.cnn.covering import Family, family, program_for
 from ghn_jax.cnn.program import Program
-from ghn_jax.config import RunConfig
+from ghn_jax.config import RunConfig, image_sizes
 from ghn_jax.hypernet.policy_features import resolve
 from ghn_jax.networks.graph import build_graph
 from ghn_jax.networks.spaces import Space
@@ -55,7 +55,7 @@ def networks_of(config: RunConfig, space: Space, step: int) -> list[NetworkSpec]
 
 def image_size_of(config: RunConfig, step: int) -> int:
     """Give the size in pixels of the images of a step."""
-    return config.image_sizes[step < config.train.small_images_steps]
+    return image_sizes(config)[step < config.train.small_images_steps]
 
 
 class Preparation:
