@@ -1,4 +1,4 @@
-"""Narrow networks on CIFAR-10, for two CPU cores in a day: 16 channels, 4 to 8 cells, at most 300,000 parameters.
+"""Networks of 16 channels on CIFAR-10, 4 to 8 cells, at most 300,000 parameters: for two CPU cores in a day.
 
     python -m ghn_jax.train --config=configs/narrow_cifar10.py --workdir=runs/narrow_bits
     python -m ghn_jax.train --config=configs/narrow_cifar10.py --workdir=runs/narrow_float \
