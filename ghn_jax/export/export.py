@@ -4,10 +4,11 @@ import dataclasses
 import json
 import os
 from collections.abc import Callable
-from typing import Any
+from typing import NamedTuple
 
 import jax.numpy as jnp
 import numpy as np
+from jax import Array
 
 import ghn_jax
 from ghn_jax.base import cli, files
@@ -16,11 +17,10 @@ from ghn_jax.base.paths import Place
 from ghn_jax.cnn.deploy.calibration import RANGE_RULE
 from ghn_jax.datasets.load import Dataset
 from ghn_jax.export.comparison import compare
-from ghn_jax.export.freezing import Frozen, freeze
-from ghn_jax.export.integers import to_integers
+from ghn_jax.export.freezing import freeze
 from ghn_jax.export.onnx_file import check_onnx, to_onnx
-from ghn_jax.export.quantizing import marked
-from ghn_jax.export.runtime import OPTIONS, check_onnxruntime, options_for
+from ghn_jax.export.quantizing import to_quantized_onnx
+from ghn_jax.export.runtime import check_onnxruntime, session_options
 from ghn_jax.export.stablehlo import check_stablehlo, to_stablehlo
 from ghn_jax.models.folding import calibrate
 from ghn_jax.models.model import Model
@@ -76,12 +76,14 @@ def check_spec(spec: ExportSpec, compared: int | None = None) -> None:
     check_onnx() if spec.format == 'onnx' else check_stablehlo()
 
 
-@dataclasses.dataclass(frozen=True, eq=False)
-class _Network:
-    """A network as it is written. apply: its evaluation here, from images to logits.   metadata: its own."""
+class _Network(NamedTuple):
+    """A network as it is written. write: from the file's metadata to its contents.
 
-    frozen: Frozen
-    apply: Callable[[Any], Any]
+    apply: its evaluation here, from images to logits.   metadata: its own.
+    """
+
+    write: Callable[[dict[str, str]], bytes]
+    apply: Callable[[Array], Array]
     metadata: dict[str, str]
 
 
@@ -105,7 +107,8 @@ def export_model(hypernetwork: Hypernetwork, model: Model, spec: ExportSpec) -> 
     """
     check_spec(spec)
     data = hypernetwork.load_data()
-    return _written(hypernetwork, model, spec, data, _network(hypernetwork, model, spec, data))
+    network = _network(hypernetwork, model, spec, data)
+    return network.write(_metadata(hypernetwork, model, spec, data) | network.metadata)
 
 
 def write_export(
@@ -118,13 +121,13 @@ def write_export(
     check_spec(spec, compared)
     data = hypernetwork.load_data()
     network = _network(hypernetwork, model, spec, data)
-    contents = _written(hypernetwork, model, spec, data, network)
+    contents = network.write(_metadata(hypernetwork, model, spec, data) | network.metadata)
     files.write(out, contents)
     said = (
         f'{out}: {model.name}, {spec.policy}, {len(contents):,} bytes; images '
         f'[N, {", ".join(map(str, model.input_shape[1:]))}] to logits [N, {model.classes}]'
     )
-    if options := json.loads(network.metadata.get(OPTIONS, '{}')):
+    if options := session_options(contents) if spec.of_integers else {}:
         said += f'\nonnxruntime needs {" and ".join(f"{name}={value}" for name, value in options.items())}'
     if compared is not None:
         said += f'\n{compare(contents, network.apply, data, compared)}'
@@ -136,36 +139,31 @@ def _network(hypernetwork: Hypernetwork, model: Model, spec: ExportSpec, data: D
     if spec.calibration_images > available:
         raise FieldError(
             'calibration_images',
-            f'={spec.calibration_images} is more than the {available:,} training images of {data.name}',
+            f'={spec.calibration_images}: {data.name} has {available:,} training images: give no more',
         )
     params = hypernetwork.predict(model, spec.policy)
     images = data.normalized('train', spec.calibration_images)
     if not spec.of_integers:
         quantizer = None if spec.policy.is_float else model.quantizer(policy, scheme)
         frozen = freeze(lambda x: model.apply(params, x, quantizer), images)
-        return _Network(frozen, frozen.apply, {'calibration_images': str(len(images))})
+        to_file = lambda metadata: to_onnx(frozen, metadata)
+        write = to_file if spec.format == 'onnx' else lambda _: to_stablehlo(frozen)
+        return _Network(write, frozen.apply, {'calibration_images': str(len(images))})
     size = min(_BATCH, len(images))
     images = images[: len(images) // size * size]
     batches = list(map(jnp.asarray, images.reshape(-1, size, *images.shape[1:])))
     calibrated = calibrate(model, params, batches, policy, scheme=scheme, rule=spec.range_rule)
-    quantizer = calibrated.quantizer(policy, scheme)
-    integers = to_integers(calibrated, quantizer)
+    fixed = calibrated.quantizer(policy, scheme)
     metadata = {'calibration_images': str(len(images)), 'range_rule': spec.range_rule}
-    if options := options_for(integers):
-        metadata[OPTIONS] = json.dumps(options)
     return _Network(
-        freeze(marked(calibrated, integers), images[:size]),
-        lambda x: calibrated.apply(x, quantizer),
+        lambda metadata: to_quantized_onnx(calibrated, fixed, metadata),
+        lambda x: calibrated.apply(x, fixed),
         metadata,
     )
 
 
-def _written(
-    hypernetwork: Hypernetwork, model: Model, spec: ExportSpec, data: Dataset, network: _Network
-) -> bytes:
-    if spec.format == 'stablehlo':
-        return to_stablehlo(network.frozen)
-    metadata = {
+def _metadata(hypernetwork: Hypernetwork, model: Model, spec: ExportSpec, data: Dataset) -> dict[str, str]:
+    return {
         'model': model.name,
         'bits': str(spec.policy),
         'step': str(hypernetwork.step),
@@ -173,4 +171,3 @@ def _written(
         'std': json.dumps(np.ravel(data.std).tolist()),
         'ghn_jax': ghn_jax.__version__,
     }
-    return to_onnx(network.frozen, metadata | network.metadata)

