@@ -32,7 +32,7 @@ from ghn_jax.models.loading import load_model
 from ghn_jax.models.model import Model
 from ghn_jax.models.tracing import trace
 from ghn_jax.networks.files import load_networks
-from ghn_jax.quant.policy import parse_bits
+from ghn_jax.quant.policy import read_policy
 from ghn_jax.runs.hypernetwork import Hypernetwork
 from ghn_jax.runs.run import load_run
 
@@ -41,7 +41,8 @@ _ARCH = flags.DEFINE_string('arch', None, 'Architecture file: JSON of one networ
 _MODEL = flags.DEFINE_string('model', None, 'Model of your own, in place of --arch: package.module:function.')
 _OUT = flags.DEFINE_string('out', None, 'File to write, called .stablehlo or .onnx.')
 _FORMAT = flags.DEFINE_enum('format', 'stablehlo', FORMATS, 'Of the file.')
-_BITS = flags.DEFINE_string('bits', 'float', 'Bits of weights and activations, as in w4a8.')
+_BITS = flags.DEFINE_string('bits', None, 'Bits of weights and activations, as in w4a8. Default: float.')
+_POLICY = flags.DEFINE_string('policy', None, 'Policy file, in place of --bits: JSON, bits by tensor.')
 _IMAGES = bounds.define_integer(
     'calibration_images', CALIBRATION_IMAGES, 'Training images that statistics and ranges are taken from.'
 )
@@ -59,7 +60,8 @@ _COMPARE = bounds.define_integer(
 def main() -> None:
     """Run the command."""
     workdir = cli.check_workdir(_WORKDIR.value, must_exist=True)
-    spec = ExportSpec(parse_bits(_BITS.value), _FORMAT.value, _IMAGES.value, _RANGE_RULE.value)
+    policy = read_policy(_BITS.value, _POLICY.value)
+    spec = ExportSpec(policy, _FORMAT.value, _IMAGES.value, _RANGE_RULE.value)
     check_spec(spec, _COMPARE.value)
     out = check_output(_OUT.value or '', _FORMAT.value)
     if bool(_ARCH.value) == bool(_MODEL.value):

@@ -9,7 +9,6 @@ A level q stands for (q - zero) * scale.
 import dataclasses
 from typing import Any
 
-import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import Array
@@ -117,7 +116,7 @@ def _read(codes: Array, scale: Array, zero: Array, *, width: int) -> Array:
 
 def _primitive(name: str, function: Any) -> Primitive:
     primitive = Primitive(name)
-    primitive.def_impl(jax.jit(function, static_argnames=('grid', 'width')[function is _read]))
+    primitive.def_impl(function)
     mlir.register_lowering(primitive, mlir.lower_fun(function, multiple_results=False))
     return primitive
 

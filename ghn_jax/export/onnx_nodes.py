@@ -173,7 +173,7 @@ class Nodes:
         else:
             shape = self.integers(wanted)
         (name,) = self.add('Expand', [name, shape])
-        return dataclasses.replace(tensor, dims=tensor.shape, name=name, array=None)
+        return dataclasses.replace(tensor, dims=tensor.shape, name=name, array=None, levels=None)
 
     def reshaped(self, tensor: Tensor, shape: Sizes, step: Step) -> Tensor:
         """Return the same numbers in another shape."""
