@@ -10,6 +10,8 @@ bits as an input predicts them anew for each. Policies beyond one bit-width for 
 
 --model=package.module:function is a model of your own in place of the splits' networks (`ghn_jax.predict`
 says what the function returns). --bn=calibrated and --ranges=calibrated are for it, too.
+
+--quantized=DIR is a network of `ghn_jax.quantize`: its bits, statistics and ranges are its own.
 """
 
 from absl import flags
@@ -18,21 +20,32 @@ from ghn_jax.base import cli, outputs
 from ghn_jax.base.errors import UserError
 from ghn_jax.evaluation import evaluation_flags
 from ghn_jax.evaluation.evaluate import evaluate
-from ghn_jax.evaluation.model_evaluation import evaluate_model
+from ghn_jax.evaluation.model_evaluation import evaluate_model, evaluate_quantized
 from ghn_jax.evaluation.results import Result
 from ghn_jax.models.loading import load_model
 from ghn_jax.reporting import plotting, tables
+from ghn_jax.runs.calibrated_file import load
 
 _READ = evaluation_flags.define_flags()
 _MODEL = flags.DEFINE_string('model', None, 'Model of your own, in place of splits: package.module:function.')
+_QUANTIZED = flags.DEFINE_string('quantized', None, 'Directory of ghn_jax.quantize, in place of splits.')
 _OUTPUTS = outputs.define_flags(plotting.PICTURES)
+
+_NOT_OF_QUANTIZED = frozenset(
+    ('archs', 'splits', 'num_networks', 'against', 'bits', 'policy', 'told', 'deepnets', 'bn', 'ranges')
+    + ('range_rule', 'calibration_batches', 'sqnr', 'integer')
+)
 
 
 def main() -> None:
     """Run the command."""
     request, written = _READ(), _OUTPUTS()
     result, other = (
-        _evaluate(_MODEL.value, request) if _MODEL.value else evaluate(request.load_run(), request.spec)
+        _evaluate_quantized(_QUANTIZED.value, request)
+        if _QUANTIZED.value
+        else _evaluate(_MODEL.value, request)
+        if _MODEL.value
+        else evaluate(request.load_run(), request.spec)
     )
     result['protocol']['command'] = cli.command_line('evaluate')
     written.write(
@@ -49,6 +62,13 @@ def _evaluate(name: str, request: evaluation_flags.EvaluationFlags) -> tuple[Res
     run = request.load_run()
     size = run.config.image_size
     return evaluate_model(run, load_model(name, (1, size, size, 3)), request.spec), None
+
+
+def _evaluate_quantized(folder: str, request: evaluation_flags.EvaluationFlags) -> tuple[Result, None]:
+    if _MODEL.value or (others := request.given & _NOT_OF_QUANTIZED):
+        other = 'model' if _MODEL.value else min(others)
+        raise UserError(f'--quantized and --{other} are both given: give one of them')
+    return evaluate_quantized(request.load_run(), load(folder), request.spec), None
 
 
 if __name__ == '__main__':

@@ -37,6 +37,7 @@ from ghn_jax.networks.graph import count_depth
 from ghn_jax.networks.ops import primitives_of
 from ghn_jax.quant.bit_schedule import strategy_of
 from ghn_jax.quant.policy import FLOAT_BITS
+from ghn_jax.runs.calibrated_file import QuantizedNetwork
 from ghn_jax.runs.run import Run
 from ghn_jax.runs.task import load_data, make_space_of
 
@@ -64,12 +65,7 @@ def evaluate_model(
     spec = spec or EvaluationSpec()
     _check_protocol(spec)
     dataset = dataset or load_data(run.config)
-    shape = dataset.test.images.shape[1:]
-    if model.input_shape[1:] != shape:
-        raise UserError(
-            f'model {model.name!r} is traced for images of shape {model.input_shape[1:]}, those of '
-            f'{dataset.name} have {shape}: trace it for these'
-        )
+    _check_shape(model, dataset)
     strategy = strategy_of(run.config)
     policies = [strategy.used(policy) for policy in spec.policies]
     widths = [resolve(policy, model.graph) for policy in policies]  # before the long work
@@ -102,6 +98,65 @@ def evaluate_model(
         'seconds': round(time.perf_counter() - begin, 1),
     }
     return {'rows': results.make_rows([network], bits), 'networks': [network], 'protocol': protocol}
+
+
+def evaluate_quantized(
+    run: Run,
+    network: QuantizedNetwork,
+    spec: EvaluationSpec | None = None,
+    *,
+    dataset: Dataset | None = None,
+) -> Result:
+    """Score a network that is quantized already, at its own bits, on the test images of a run.
+
+    Args:
+      run: from `load_run`; its images are taken.
+      network: of `calibrated_file.load`.
+      spec: which images; what else it says is of no account.
+      dataset: the run's; None: it is read.
+
+    Returns:
+      As `evaluate_model`: one row.
+
+    Raises:
+      UserError: images that the network is not for.
+    """
+    spec, begin = spec or EvaluationSpec(), time.perf_counter()
+    calibrated, bits = network.calibrated, str(network.policy)
+    fixed = Protocol(batch_norm='calibrated', ranges='calibrated')
+    spec = dataclasses.replace(spec, policies=(network.policy,), protocol=fixed, calibration_batches=1)
+    dataset = dataset or load_data(run.config)
+    _check_shape(calibrated.model, dataset)
+    images, _ = make_batches(dataset, spec)
+    score = _score(_Runnable(Calibrated.apply, calibrated), network.quantizer(), images)
+    scored = _describe(calibrated.model) | in_percent([bits], spec.policies, [score])
+    protocol = (
+        about_images(dataset, images, None, spec)
+        | about_run(run, spec.workdir, None)
+        | {
+            'range_rule': network.about.get('method'),
+            'calibration_images': network.about.get('calibration_images'),
+            'quantized': dict(network.about),
+            'image_size': run.config.image_size,
+            'bits': [bits],
+            'policies': {bits: network.policy.to_dict()},
+            'num_networks': {GIVEN_MODEL: 1},
+            'seed': spec.seed,
+            'space': None,
+            'device': f'1 x {jax.devices()[0].device_kind}',
+            'seconds': round(time.perf_counter() - begin, 1),
+        }
+    )
+    return {'rows': results.make_rows([scored], [bits]), 'networks': [scored], 'protocol': protocol}
+
+
+def _check_shape(model: Model, dataset: Dataset) -> None:
+    shape = dataset.test.images.shape[1:]
+    if model.input_shape[1:] != shape:
+        raise UserError(
+            f'model {model.name!r} is traced for images of shape {model.input_shape[1:]}, those of '
+            f'{dataset.name} have {shape}: trace it for these'
+        )
 
 
 @dataclasses.dataclass(frozen=True)
