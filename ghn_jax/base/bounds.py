@@ -21,6 +21,7 @@ BOUNDS: dict[str, tuple[int, int]] = {
     'cells': (1, 1024),
     'devices': (0, 1024),  # of one process
     'distributed_timeout': (1, 7 * 24 * 3600),  # seconds
+    'epochs': (1, 10_000),
     'integer': (0, 10**9),
     'layers': (0, 10**6),
     'line': (1, 10**9),

@@ -45,6 +45,7 @@ def export_model(
     policy: Policy,
     format: str,
     calibration_images: int = CALIBRATION_IMAGES,
+    params: Any = None,
 ) -> bytes:
     """Predict the parameters of a model, fix its statistics, and write it for another runtime.
 
@@ -56,6 +57,7 @@ def export_model(
       policy: bits of weights and activations; they are rounded in the program itself.
       format: one of FORMATS.
       calibration_images: how many.
+      params: a pytree as `model.params`, in place of predicted ones.
 
     Returns:
       The contents of the file.
@@ -65,7 +67,7 @@ def export_model(
     """
     check_format(format, policy)
     used = hypernetwork.used(policy)
-    params = hypernetwork.predict(model, policy)
+    params = hypernetwork.predict(model, policy) if params is None else params
     quantizer = None if policy == Policy() else model.quantizer(used, hypernetwork.scheme)
     data = hypernetwork.load_data()
     images = data.normalized('train', calibration_images)
