@@ -17,7 +17,7 @@ from absl import flags
 from ghn_jax.base import bounds, cli, outputs
 from ghn_jax.base.errors import UserError
 from ghn_jax.base.start import start
-from ghn_jax.datasets.load import DATASETS, load
+from ghn_jax.datasets.load import DATASETS, Dataset, load
 from ghn_jax.evaluation.evaluation_flags import parse_policies
 from ghn_jax.evaluation.evaluation_spec import BATCH_SIZE
 from ghn_jax.hypernet.predict import check_head
@@ -26,7 +26,8 @@ from ghn_jax.models.model import Model
 from ghn_jax.models.tracing import trace
 from ghn_jax.networks.files import load_networks
 from ghn_jax.quant.scheme import QAT
-from ghn_jax.runs import hypernetwork as hypernetworks
+from ghn_jax.runs.hypernetwork import Hypernetwork
+from ghn_jax.runs.hypernetwork import load as load_hypernetwork
 from ghn_jax.runs.prediction import with_names
 from ghn_jax.tuning import comparison
 from ghn_jax.tuning.finetune import FinetuneSpec, finetune
@@ -38,7 +39,7 @@ _ARCH = flags.DEFINE_string('arch', None, 'Architecture file: JSON of one networ
 _MODEL = flags.DEFINE_string('model', None, 'Model of your own, in place of --arch: package.module:function.')
 _INIT = flags.DEFINE_list('init', ['predicted'], 'Where training begins, a list: see above.')
 _BITS = flags.DEFINE_list('bits', ['w4a4'], 'Bits of weights and activations, a list: a training for each.')
-_EPOCHS = bounds.define_integer('epochs', None, 'Passes over the training images.')
+_EPOCHS = bounds.define_integer('epochs', 10, 'Passes over the training images.')
 _SEEDS = flags.DEFINE_list('seeds', ['0'], 'A training for each: of random weights, of the order of images.')
 _OUT = flags.DEFINE_string('out', None, 'Folder of the trained parameters.')
 _BN = flags.DEFINE_enum(
@@ -62,7 +63,13 @@ def main() -> None:
     """Run the command."""
     spec = FinetuneSpec(
         policies=parse_policies(_BITS.value),
-        training=_training(),
+        training=TrainingSpec(
+            epochs=_EPOCHS.value,
+            batch_size=_BATCH_SIZE.value,
+            learning_rate=_RATE.value,
+            ema=_EMA.value,
+            augment=_AUGMENT.value,
+        ),
         seeds=bounds.integers('seeds', _SEEDS.value, 'seed'),
         batch_norm=_BN.value,
         eval_batch_size=_EVAL_BATCH_SIZE.value,
@@ -71,16 +78,7 @@ def main() -> None:
     if not _OUT.value:
         raise UserError('--out is missing: give a folder, such as --out=runs/finetune')
     out, written = cli.check_folder(_OUT.value, 'out'), _OUTPUTS()
-    if bool(_WORKDIR.value) == bool(_DATASET.value):
-        given = 'are both given' if _DATASET.value else 'are missing'
-        raise UserError(f'--workdir and --dataset {given}: give a run, whose images are taken, or a data set')
-    start()
-    loaded = None
-    if _WORKDIR.value:
-        loaded = hypernetworks.load(cli.check_workdir(_WORKDIR.value, must_exist=True))
-        dataset = loaded.load_data()
-    else:
-        dataset = load(_DATASET.value or '', data_dir=_DATA_DIR.value, image_size=_IMAGE_SIZE.value)
+    loaded, dataset = _task()
     models = _models(dataset.train.images.shape[1])
     result = finetune(
         models,
@@ -95,16 +93,15 @@ def main() -> None:
     written.write(result, table=comparison.text)
 
 
-def _training() -> TrainingSpec:
-    if _EPOCHS.value is None:
-        raise UserError('--epochs is missing: give the passes over the training images, such as --epochs=10')
-    return TrainingSpec(
-        epochs=_EPOCHS.value,
-        batch_size=_BATCH_SIZE.value,
-        learning_rate=_RATE.value,
-        ema=_EMA.value,
-        augment=_AUGMENT.value,
-    )
+def _task() -> tuple[Hypernetwork | None, Dataset]:
+    if bool(_WORKDIR.value) == bool(_DATASET.value):
+        given = 'are both given' if _DATASET.value else 'are missing'
+        raise UserError(f'--workdir and --dataset {given}: give a run, whose images are taken, or a data set')
+    start()
+    if not _WORKDIR.value:
+        return None, load(_DATASET.value or '', data_dir=_DATA_DIR.value, image_size=_IMAGE_SIZE.value)
+    loaded = load_hypernetwork(cli.check_workdir(_WORKDIR.value, must_exist=True))
+    return loaded, loaded.load_data()
 
 
 def _models(size: int) -> list[Model]:

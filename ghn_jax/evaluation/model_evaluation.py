@@ -70,12 +70,7 @@ def evaluate_model(
     spec = spec or EvaluationSpec()
     _check_spec(spec, params)
     dataset = dataset or load_data(run.config)
-    shape = dataset.test.images.shape[1:]
-    if model.input_shape[1:] != shape:
-        raise UserError(
-            f'model {model.name!r} is traced for images of shape {model.input_shape[1:]}, those of '
-            f'{dataset.name} have {shape}: trace it for these'
-        )
+    _check_shape(model, dataset)
     strategy = strategy_of(run.config)
     policies = [strategy.used(policy) for policy in spec.policies]
     widths = [resolve(policy, model.graph) for policy in policies]  # before the long work
@@ -136,6 +131,15 @@ def _check_spec(spec: EvaluationSpec, params: Any) -> None:
     for field, value in (('integer', spec.protocol.integer), ('against', spec.against)):
         if value:
             raise FieldError(field, f'={value}: this is not for a model of your own: leave it out')
+
+
+def _check_shape(model: Model, dataset: Dataset) -> None:
+    shape = dataset.test.images.shape[1:]
+    if model.input_shape[1:] != shape:
+        raise UserError(
+            f'model {model.name!r} is traced for images of shape {model.input_shape[1:]}, those of '
+            f'{dataset.name} have {shape}: trace it for these'
+        )
 
 
 def _normalized(images: ImageBatches | None) -> list[Array]:

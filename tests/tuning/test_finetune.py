@@ -13,7 +13,7 @@ HOW = (
 
 
 @pytest.fixture(scope='module')
-def finetuned(tmp_path_factory):
+def finetuned(tmp_path_factory, quick_reference):
     out = tmp_path_factory.mktemp('finetuned')
     code, said, error = command(*HOW, f'--out={out}', f'--json={out}/result.json')
     assert code == 0, error
@@ -43,10 +43,21 @@ def test_what_is_done_is_not_done_again_and_other_settings_are_refused(finetuned
 
 
 @pytest.mark.slow
+def test_calibrated_scores_stand_beside_those_of_batches(tmp_path):
+    how = *HOW, '--init=he', '--epochs=1', '--bn=calibrated', f'--json={tmp_path}/a.json'
+    code, said, error = command(*how, f'--out={tmp_path}/out')
+    assert code == 0, error
+    assert 'calibrated quantized, 1' in said
+    (run,) = json.loads((tmp_path / 'a.json').read_text())['runs']
+    for scores in run['scores'].values():
+        assert set(scores) == {'batch', 'calibrated'} and set(scores['calibrated']) == {'w32a32', 'w4a4'}
+
+
+@pytest.mark.slow
 def test_evaluate_scores_the_parameters_and_export_writes_them(finetuned, tmp_path):
     out, _ = finetuned
     workdir, file = write_run(tmp_path / 'run'), out / 'Net.w4a4.he.seed0.safetensors'
-    how = f'--workdir={workdir}', '--model=tests.tuning.nets:net32', f'--params={file}', '--bits=w4a4'
+    how = f'--workdir={workdir}', '--model=tests.tuning.nets:net', f'--params={file}', '--bits=w4a4'
     code, said, error = command('ghn_jax.evaluate', *how, f'--json={tmp_path}/a.json')
     assert code == 0, error
     protocol = json.loads((tmp_path / 'a.json').read_text())['protocol']
@@ -70,7 +81,7 @@ def test_evaluate_scores_the_parameters_and_export_writes_them(finetuned, tmp_pa
         (['--model=tests.tuning.nets:net_of_four_classes'], "'Net' has 4 classes, synthetic has 10"),
         (['--workdir=zoo:digits-bits'], '--workdir and --dataset are both given'),
         (['--arch=net.json'], '--arch and --model are both given'),
-        (['--seeds=-1'], '--seeds=-1'),
+        (['--seeds=-1'], "--seeds='-1': expected integers from 0"),
         (['--learning_rate=-1'], '--learning_rate=-1'),
         (['--batch_size=2000'], '--batch_size=2000: there are 1024 training images'),
         (['--out='], '--out is missing'),
