@@ -5,8 +5,7 @@ python -m ghn_jax.finetune --workdir=zoo:digits-bits --arch=net.json --init=pred
 python -m ghn_jax.finetune --workdir=RUN --model=nets:resnet --init=FILE --bits=w2a2 --epochs=10 --out=DIR
 
 Each network, bit-width, initialisation and seed is a training of its own. The table has the accuracy after 0,
-1, 5 and all epochs, in float and rounded. DIR has the parameters of each, which `evaluate --params` scores
-and `export --params` takes. What was stopped goes on where it was.
+1, 5 and all epochs, in float and rounded. DIR has the parameters of each, for `evaluate` and `export`.
 
 --init: predicted (by the hypernetwork of --workdir), he, glorot, orthogonal, naive, or a file of parameters.
 Images and rounding are those of the run; without --workdir, images are --dataset's.
@@ -50,8 +49,8 @@ _EVAL_BATCH_SIZE = flags.DEFINE_integer(
     'eval_batch_size', BATCH_SIZE, 'Images of a batch that is scored.', *bounds.BOUNDS['batch_size']
 )
 _NUM_IMAGES = bounds.define_integer('num_images', 0, 'Test images; 0 takes all.')
-_RATE = flags.DEFINE_float('learning_rate', TrainingSpec.learning_rate, 'Of the first step.')
-_EMA = flags.DEFINE_float('ema', TrainingSpec.ema, 'Decay of the average that is kept; 0: none.')
+_RATE = flags.DEFINE_float('learning_rate', TrainingSpec.learning_rate, 'Of the first step.', 0, 10)
+_EMA = flags.DEFINE_float('ema', TrainingSpec.ema, 'Decay of the average that is kept; 0: none.', 0, 0.999999)
 _AUGMENT = flags.DEFINE_bool('augment', False, 'Crop training images from 4 pixels of padding, and mirror.')
 _DATASET = flags.DEFINE_enum('dataset', None, list(DATASETS), 'Images, where no run has any.')
 _IMAGE_SIZE = flags.DEFINE_integer('image_size', 32, 'Pixels on a side, with --dataset.', 8, 1024)
@@ -106,9 +105,8 @@ def _task() -> tuple[Hypernetwork | None, Dataset]:
 
 def _models(size: int) -> list[Model]:
     if bool(_ARCH.value) == bool(_MODEL.value):
-        raise UserError(
-            f'--arch and --model are {"both given" if _ARCH.value else "missing"}: give one of them'
-        )
+        given = 'both given' if _ARCH.value else 'missing'
+        raise UserError(f'--arch and --model are {given}: give one of them')
     if _MODEL.value:
         return [load_model(_MODEL.value, (1, size, size, 3))]
     specs = with_names(load_networks(_ARCH.value or ''))
