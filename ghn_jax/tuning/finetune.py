@@ -256,10 +256,9 @@ class _Tuner:
                 flip=self.dataset.flip,
             )  # fmt: skip
             names: dict[str, Policy] = {comparison.FLOAT: Policy(), str(run.policy): policy}
-            by_batch = Scorer(
-                model.apply, {n: model.quantizer(p, self.scheme) for n, p in names.items()}, self.scored
-            )
-            fixed = CalibratedScorer(model, names, self.scheme, self.scored, self.calibration)
+            quantizers = {name: model.quantizer(of, self.scheme) for name, of in names.items()}
+            by_batch = Scorer(model.apply, quantizers, self.scored)
+            fixed = CalibratedScorer(model, quantizers, self.scored, self.calibration)
 
             def score(params: Any) -> dict[str, Any]:
                 scores = {'batch': by_batch(params)}

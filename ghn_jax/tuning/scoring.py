@@ -13,12 +13,10 @@ from jax import Array
 
 from ghn_jax.datasets.augment import normalize
 from ghn_jax.evaluation.selection import ImageBatches
-from ghn_jax.hypernet.policy_features import resolve
-from ghn_jax.models.folding import Calibrated, calibrate
+from ghn_jax.models.activation_ranges import find_ranges
+from ghn_jax.models.folding import Calibrated, fold
 from ghn_jax.models.model import Model
 from ghn_jax.models.quantizer import FakeQuantizer
-from ghn_jax.quant.policy import Policy
-from ghn_jax.quant.scheme import Scheme
 from ghn_jax.tuning.training import Apply
 
 
@@ -55,31 +53,45 @@ class Scorer:
         return 100 * int(sum(map(int, correct))) / self._images.count
 
 
-@dataclasses.dataclass(frozen=True)
 class CalibratedScorer:
-    """Scores a model as a device runs it: statistics and ranges are fixed, by calibration images.
+    """Scores a network as a device runs it: statistics and ranges are fixed, by calibration images."""
 
-    policies: by the name of the score; one that rounds nothing needs no ranges.
-    calibration: batches of images, normalised.
-    """
+    def __init__(
+        self,
+        model: Model,
+        quantizers: Mapping[str, FakeQuantizer],
+        images: ImageBatches,
+        calibration: Sequence[Array],
+    ):
+        """Make the functions, as those of `Scorer`.
 
-    model: Model
-    policies: Mapping[str, Policy]
-    scheme: Scheme
-    images: ImageBatches
-    calibration: Sequence[Array]
+        Args:
+          model: traced.
+          quantizers: what the network is rounded by, by the name of its score.
+          images: that it is scored on.
+          calibration: batches of images, normalised.
+        """
+        self._model, self._quantizers, self._calibration = model, quantizers, calibration
+
+        def apply(network: Calibrated, x: Array, quantizer: Any) -> Array:
+            return network.apply(x, dataclasses.replace(quantizer, ranges=network.ranges))
+
+        self._scorers = {
+            name: Scorer(apply, {name: quantizer}, images) for name, quantizer in quantizers.items()
+        }
 
     def __call__(self, params: Any) -> dict[str, float]:
-        """Return the score of these parameters with each policy, in percent."""
+        """Return the score of these parameters with each quantizer, in percent.
+
+        params: of the model, or a `Calibrated` one, whose statistics stay.
+        """
+        folded = params
+        if not isinstance(params, Calibrated):
+            folded = fold(self._model, params, self._calibration)
         scores = {}
-        for name, policy in self.policies.items():
-            calibrated = calibrate(self.model, params, self.calibration, policy, scheme=self.scheme)
-            widths = resolve(policy, self.model.graph)
-
-            def apply(network: Calibrated, x: Array, _: Any, widths: Any = widths) -> Array:
-                return network.apply(x, FakeQuantizer(widths, self.scheme, network.ranges))
-
-            scores |= Scorer(apply, {name: None}, self.images)(calibrated)
+        for name, quantizer in self._quantizers.items():
+            ranges = find_ranges(Calibrated.apply, folded, self._calibration, quantizer)
+            scores |= self._scorers[name](dataclasses.replace(folded, ranges=ranges))
         return scores
 
 

@@ -43,32 +43,31 @@ def test_what_is_done_is_not_done_again_and_other_settings_are_refused(finetuned
 
 
 @pytest.mark.slow
-def test_calibrated_scores_stand_beside_those_of_batches(tmp_path):
-    how = *HOW, '--init=he', '--epochs=1', '--bn=calibrated', f'--json={tmp_path}/a.json'
-    code, said, error = command(*how, f'--out={tmp_path}/out')
+def test_evaluate_finds_the_scores_of_the_table_and_export_writes_the_parameters(tmp_path):
+    workdir, out = write_run(tmp_path / 'run'), tmp_path / 'out'
+    model = f'--workdir={workdir}', '--model=tests.tuning.nets:net'
+    how = '--init=he', '--epochs=2', '--batch_size=256', '--bn=calibrated', f'--json={tmp_path}/a.json'
+    code, said, error = command('ghn_jax.finetune', *model, *how, f'--out={out}')
     assert code == 0, error
-    assert 'calibrated quantized, 1' in said
+    assert 'calibrated quantized, 2' in said
     (run,) = json.loads((tmp_path / 'a.json').read_text())['runs']
-    for scores in run['scores'].values():
-        assert set(scores) == {'batch', 'calibrated'} and set(scores['calibrated']) == {'w32a32', 'w4a4'}
-
-
-@pytest.mark.slow
-def test_evaluate_scores_the_parameters_and_export_writes_them(finetuned, tmp_path):
-    out, _ = finetuned
-    workdir, file = write_run(tmp_path / 'run'), out / 'Net.w4a4.he.seed0.safetensors'
-    how = f'--workdir={workdir}', '--model=tests.tuning.nets:net', f'--params={file}', '--bits=w4a4'
-    code, said, error = command('ghn_jax.evaluate', *how, f'--json={tmp_path}/a.json')
-    assert code == 0, error
-    protocol = json.loads((tmp_path / 'a.json').read_text())['protocol']
-    assert protocol['params'] == str(file)
-    code, said, error = command('ghn_jax.export', *how, f'--out={tmp_path}/a.stablehlo')
+    params = f'--params={out / run["file"]}'
+    for kind, flags in (
+        ('batch', ()),
+        ('calibrated', ('--bn=calibrated', '--ranges=calibrated', '--calibration_batches=4')),
+    ):
+        how = '--bits=w32a32,w4a4', params, *flags, f'--json={tmp_path}/b.json'
+        code, said, error = command('ghn_jax.evaluate', *model, *how)
+        assert code == 0, error
+        result = json.loads((tmp_path / 'b.json').read_text())
+        assert result['protocol']['params'] == str(out / run['file'])
+        found = {bits: score['top1'] for bits, score in result['networks'][0]['scores'].items()}
+        assert found == pytest.approx(run['scores']['2'][kind]), kind
+    how = params, '--bits=w4a4', f'--out={tmp_path}/a.stablehlo'
+    code, said, error = command('ghn_jax.export', *model, *how)
     assert code == 0, error
     other = '--model=tests.tuning.nets:net_of_four_classes'
-    assert is_one_error_line(
-        command('ghn_jax.export', how[0], other, how[2], f'--out={tmp_path}/b.stablehlo'),
-        'parameters of this',
-    )
+    assert is_one_error_line(command('ghn_jax.export', model[0], other, *how), 'parameters of this model')
 
 
 @pytest.mark.parametrize(
