@@ -18,7 +18,7 @@ from ghn_jax.base.errors import FieldError, UserError
 from ghn_jax.base.jsonlines import read_jsonl
 from ghn_jax.base.paths import Place
 from ghn_jax.cnn.reference import apply_reference
-from ghn_jax.datasets.augment import normalize
+from ghn_jax.datasets.augment import halved_to, normalize
 from ghn_jax.datasets.load import batch_indices
 from ghn_jax.hypernet.predict import predict_weights
 from ghn_jax.networks.graph import build_graph
@@ -90,6 +90,7 @@ def replay(workdir: Place, line: int, *, exact: bool = False) -> Iterator[str]:
     yield f'the step again: {", ".join(f"network {i} {fault}" for i, fault in enumerate(faults))}'
     indices = batch_indices(config.seed, done - 1, config.train.batch_size, run_step.count)
     x = normalize(run_step.stream.images[indices], run_step.stream.mean, run_step.stream.std)
+    x = halved_to(program.image_size, x)
     weights = predict_weights(ghn, params, spec, policy)
     yield from examine(spec, weights, x, run_step.stream.labels[indices], policy, strategy.scheme.when_used())
 
