@@ -8,7 +8,6 @@ A training is one network, at one bit-width, from one initialisation, with one s
 """
 
 import dataclasses
-import functools
 import time
 import zlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -23,7 +22,7 @@ from ghn_jax.base.errors import FieldError, UserError
 from ghn_jax.base.paths import Place
 from ghn_jax.datasets.load import Dataset
 from ghn_jax.evaluation.evaluation_spec import BATCH_SIZE
-from ghn_jax.evaluation.selection import image_batches
+from ghn_jax.evaluation.selection import ImageBatches, image_batches
 from ghn_jax.hypernet.policy_features import resolve
 from ghn_jax.models.model import Model
 from ghn_jax.models.sources import variable_names
@@ -55,6 +54,9 @@ class FinetuneSpec:
       eval_batch_size: test images of a batch, whose statistics batch norms use.
       num_images: test images; 0: all.
       calibration_batches: of training images, the first ones, of eval_batch_size.
+
+    Raises:
+      FieldError: a number out of its bounds, or other statistics.
     """
 
     policies: tuple[Policy, ...]
@@ -73,21 +75,6 @@ class FinetuneSpec:
         )
         if self.batch_norm not in comparison.KINDS:
             raise FieldError('batch_norm', f'={self.batch_norm}: expected batch or calibrated')
-
-
-@dataclasses.dataclass(frozen=True)
-class _Run:
-    """One training. settings: all that its result depends on, in JSON's types."""
-
-    model: Model
-    policy: Policy
-    start: Start
-    seed: int
-    settings: Mapping[str, Any]
-
-    @property
-    def name(self) -> str:
-        return f'{self.model.name}.{self.policy}.{self.start.name}.seed{self.seed}'
 
 
 def finetune(
@@ -123,21 +110,22 @@ def finetune(
     for model in models:
         for policy in spec.policies:
             resolve(used(policy), model.graph)
-    begin = time.perf_counter()
-    tuner = _Tuner(spec, out, dataset, scheme, used)
-    runs = list(_runs(models, starts, spec, tuner))
-    if len({run.name for run in runs}) < len(runs):
-        raise UserError('two trainings have one name: give each network and each file another name')
-    with lock.holding(out), Progress(tuner.steps * len(runs), desc='finetune') as progress:
-        done = [tuner.run(run, progress) for run in runs]
-    result = comparison.compare(done, spec.training.epochs)
-    result['about'] = tuner.about(models) | {'seconds': round(time.perf_counter() - begin, 1)}
-    result['notes'] = [_NOTE]
-    return result | {'title': 'Fine-tuning through quantization', 'runs': done}
+    begin, images = time.perf_counter(), _Images.of(dataset, spec)
+    total = images.steps(spec.training) * len(models) * len(spec.policies) * len(starts) * len(spec.seeds)
+    with lock.holding(out), Progress(total, desc='finetune') as progress:
+        runs = [
+            task.run(start, seed, out, progress)
+            for task in _tasks(models, spec, images, scheme, used)
+            for start in starts
+            for seed in spec.seeds
+        ]
+    about = _about(models, spec, images) | {'seconds': round(time.perf_counter() - begin, 1)}
+    result = {'title': 'Fine-tuning through quantization', 'about': about}
+    return result | comparison.compare(runs, spec.training.epochs) | {'notes': [_NOTE], 'runs': runs}
 
 
 def check_models(models: Sequence[Model], dataset: Dataset) -> None:
-    """Raise UserError for models that are not for a data set, and for two of one name."""
+    """Raise UserError for models that are not for a data set, and for names that make no files."""
     shape = dataset.train.images.shape[1:]
     for model in models:
         if model.classes != dataset.num_classes:
@@ -156,142 +144,137 @@ def check_models(models: Sequence[Model], dataset: Dataset) -> None:
             raise UserError(f'network {name!r} has no name for files of its own: give it another')
 
 
-def _runs(
-    models: Sequence[Model], starts: Sequence[Start], spec: FinetuneSpec, tuner: '_Tuner'
-) -> Iterator[_Run]:
-    for model in models:
-        tensors = dict(
-            zip(variable_names(model.params), (list(a.shape) for a in jax.tree.leaves(model.params)))
-        )
-        for policy in spec.policies:
-            for start in starts:
-                for seed in spec.seeds:
-                    own = {
-                        'tensors': json_digest(tensors),
-                        'bits': tuner.used(policy).to_dict(),
-                        'seed': seed,
-                    }
-                    yield _Run(model, policy, start, seed, tuner.settings | own | {'from': start.about})
+@dataclasses.dataclass(frozen=True)
+class _Images:
+    """What is trained on, scored, and calibrated with (nothing where that is not asked for)."""
 
+    dataset: Dataset
+    train: TrainingImages
+    test: ImageBatches
+    calibration: Sequence[Any]
 
-class _Tuner:
-    """Trains and scores; what is compiled for a model and its bits serves the runs that follow each other."""
-
-    def __init__(
-        self,
-        spec: FinetuneSpec,
-        out: Place,
-        dataset: Dataset,
-        scheme: Scheme,
-        used: Callable[[Policy], Policy],
-    ):
-        self.spec, self.out, self.dataset, self.scheme, self.used = spec, out, dataset, scheme, used
-        size = spec.eval_batch_size
-        self.scored = image_batches(dataset, dataset.test, batch_size=size, num_images=spec.num_images)
-        self.calibration: list[Any] = []
+    @classmethod
+    def of(cls, dataset: Dataset, spec: FinetuneSpec) -> '_Images':
+        size, calibration = spec.eval_batch_size, []
+        test = image_batches(dataset, dataset.test, batch_size=size, num_images=spec.num_images)
         if spec.batch_norm == 'calibrated':
             count = spec.calibration_batches * size
-            self.calibration = normalized(
-                image_batches(dataset, dataset.train, batch_size=size, num_images=count)
-            )
-        self.images = TrainingImages.of(dataset)
-        self.steps = spec.training.steps_per_epoch(len(dataset.train.labels)) * spec.training.epochs
-        self._made: tuple[Any, Any] = (None, None)
+            calibration = normalized(image_batches(dataset, dataset.train, batch_size=size, num_images=count))
+        return cls(dataset, TrainingImages.of(dataset), test, calibration)
 
-    @functools.cached_property
-    def settings(self) -> dict[str, Any]:
-        """What all trainings have in common."""
-        spec, data = self.spec, self.dataset.train
-        return {
-            'training': dataclasses.asdict(spec.training),
-            'scheme': dataclasses.asdict(self.scheme),
-            'scoring': [spec.batch_norm, spec.eval_batch_size, self.scored.count, len(self.calibration)],
-            'images': [self.dataset.name, list(data.images.shape), zlib.crc32(data.images.tobytes())],
-        }
+    def steps(self, training: TrainingSpec) -> int:
+        """Return the steps of one training."""
+        return training.steps_per_epoch(len(self.dataset.train.labels)) * training.epochs
 
-    def run(self, run: _Run, progress: Progress) -> dict[str, Any]:
-        """Do a training, or what is left of it; return its record."""
-        folder, parameters = self.out / 'runs', self.out / f'{run.name}.safetensors'
-        record = folder / f'{run.name}.json'
+
+@dataclasses.dataclass(frozen=True)
+class _Task:
+    """One network at one bit-width: what its trainings have in common, compiled once for all.
+
+    bits: what the policy is called.   policy: as it is used.
+    score: parameters -> their scores by kind and bits.
+    settings: all that a result depends on beside the start and the seed, in JSON's types.
+    """
+
+    model: Model
+    bits: str
+    policy: Policy
+    images: _Images
+    trainer: Trainer
+    score: Callable[[Any], dict[str, Any]]
+    settings: Mapping[str, Any]
+
+    def run(self, start: Start, seed: int, out: Place, progress: Progress) -> dict[str, Any]:
+        """Do a training, or what is left of it, and keep its parameters; return its record."""
+        name = f'{self.model.name}.{self.bits}.{start.name}.seed{seed}'
+        parameters, record = out / f'{name}.safetensors', out / 'runs' / f'{name}.json'
+        settings = dict(self.settings) | {'seed': seed, 'from': start.about}
         if files.exists(record) and files.exists(parameters):
             done = jsonfile.read(record, 'record', 'delete it, and that training is done again')
-            check_settings(run.settings, done.pop('settings', None), record)
-            progress.update(self.steps)
+            check_settings(settings, done.pop('settings', None), record)
+            progress.update(self.trainer.steps_per_epoch * self.trainer.epochs)
             return done
-        folder.mkdir(parents=True, exist_ok=True)
-        trainer, score = self._functions(run)
-        params = run.start.params(run.model, self.used(run.policy), run.seed)
-        state_file = folder / f'{run.name}.state.npz'
+        record.parent.mkdir(parents=True, exist_ok=True)
+        state_file = out / 'runs' / f'{name}.state.npz'
         state, history = fit(
-            trainer,
-            self.images,
-            trainer.begin(params, run.seed),
-            marks=comparison.marks(self.spec.training.epochs),
-            score=score,
+            self.trainer,
+            self.images.train,
+            self.trainer.begin(start.params(self.model, self.policy, seed), seed),
+            marks=comparison.marks(self.trainer.epochs),
+            score=self.score,
             file=state_file,
-            settings=run.settings,
+            settings=settings,
             progress=progress,
         )
-        write_params(parameters, run.model, jax.device_get(state.average), self._metadata(run))
-        done = {
-            'network': run.model.name,
-            'bits': str(run.policy),
-            'init': run.start.name,
-            'seed': run.seed,
-            'file': parameters.name,
-            **history,
+        metadata = {
+            'bits': self.bits,
+            'finetuned_from': start.name,
+            'seed': str(seed),
+            'epochs': str(self.trainer.epochs),
+            'dataset': self.images.dataset.name,
+            'ghn_jax': ghn_jax.__version__,
         }
-        files.write_json(record, done | {'settings': dict(run.settings)})
+        write_params(parameters, self.model, jax.device_get(state.average), metadata)
+        done = {'network': self.model.name, 'bits': self.bits, 'init': start.name, 'seed': seed}
+        done |= {'file': parameters.name, **history}
+        files.write_json(record, done | {'settings': settings})
         state_file.unlink(missing_ok=True)
         return done
 
-    def _functions(self, run: _Run) -> tuple[Trainer, Callable[[Any], dict[str, Any]]]:
-        """Return what trains a model at these bits, and what scores its parameters."""
-        key = run.model, run.policy
-        if self._made[0] != key:
-            model, policy = run.model, self.used(run.policy)
-            quantizer = model.quantizer(policy, self.scheme)
+
+def _tasks(
+    models: Sequence[Model],
+    spec: FinetuneSpec,
+    images: _Images,
+    scheme: Scheme,
+    used: Callable[[Policy], Policy],
+) -> Iterator[_Task]:
+    """Yield each network at each bit-width."""
+    data = images.dataset.train
+    settings = {
+        'training': dataclasses.asdict(spec.training),
+        'scheme': dataclasses.asdict(scheme),
+        'scoring': [spec.batch_norm, spec.eval_batch_size, images.test.count, len(images.calibration)],
+        'images': [images.dataset.name, list(data.images.shape), zlib.crc32(data.images.tobytes())],
+    }
+    for model in models:
+        shapes = [list(leaf.shape) for leaf in jax.tree.leaves(model.params)]
+        tensors = json_digest(dict(zip(variable_names(model.params), shapes, strict=True)))
+        for policy in spec.policies:
+            bits, policy = str(policy), used(policy)
+            quantizer = model.quantizer(policy, scheme)
             trainer = make_trainer(
-                model.apply, quantizer, self.spec.training, len(self.dataset.train.labels),
-                flip=self.dataset.flip,
-            )  # fmt: skip
-            names: dict[str, Policy] = {comparison.FLOAT: Policy(), str(run.policy): policy}
-            quantizers = {name: model.quantizer(of, self.scheme) for name, of in names.items()}
-            by_batch = Scorer(model.apply, quantizers, self.scored)
-            fixed = CalibratedScorer(model, quantizers, self.scored, self.calibration)
+                model.apply, quantizer, spec.training, len(data.labels), flip=images.dataset.flip
+            )
+            own = settings | {'tensors': tensors, 'bits': policy.to_dict()}
+            quantizers = {comparison.FLOAT: model.quantizer(Policy(), scheme), bits: quantizer}
+            yield _Task(model, bits, policy, images, trainer, _score(model, quantizers, images), own)
 
-            def score(params: Any) -> dict[str, Any]:
-                scores = {'batch': by_batch(params)}
-                return scores | ({'calibrated': fixed(jax.device_get(params))} if self.calibration else {})
 
-            self._made = key, (trainer, score)
-        return self._made[1]
+def _score(model: Model, quantizers: Mapping[str, Any], images: _Images) -> Callable[[Any], dict[str, Any]]:
+    """Return what scores parameters by the statistics of batches and, if asked for, calibrated ones."""
+    scorers: dict[str, Callable[[Any], dict[str, float]]] = {
+        'batch': Scorer(model.apply, quantizers, images.test)
+    }
+    if images.calibration:
+        scorers['calibrated'] = CalibratedScorer(model, quantizers, images.test, images.calibration)
+    return lambda params: {kind: scorer(params) for kind, scorer in scorers.items()}
 
-    def _metadata(self, run: _Run) -> dict[str, str]:
-        """What a file of parameters says."""
-        return {
-            'bits': str(run.policy),
-            'finetuned_from': run.start.name,
-            'seed': str(run.seed),
-            'epochs': str(self.spec.training.epochs),
-            'dataset': self.dataset.name,
-            'ghn_jax': ghn_jax.__version__,
-        }
 
-    def about(self, models: Sequence[Model]) -> dict[str, Any]:
-        """What is said below a table."""
-        training = self.spec.training
-        return {
-            'dataset': self.dataset.name,
-            **({'note': self.dataset.note} if self.dataset.note else {}),
-            'image size': self.dataset.train.images.shape[1],
-            'training images': len(self.dataset.train.labels),
-            'test images': f'{self.scored.count} in batches of {self.spec.eval_batch_size}',
-            'networks': ', '.join(model.name for model in models),
-            'seeds': ', '.join(map(str, self.spec.seeds)),
-            'epochs': training.epochs,
-            'batch size': training.batch_size,
-            'learning rate': training.learning_rate,
-            'moving average': training.ema,
-            'device': f'1 x {jax.devices()[0].device_kind}',
-        }
+def _about(models: Sequence[Model], spec: FinetuneSpec, images: _Images) -> dict[str, Any]:
+    """What is said below a table."""
+    dataset, training = images.dataset, spec.training
+    return {
+        'dataset': dataset.name,
+        **({'note': dataset.note} if dataset.note else {}),
+        'image size': dataset.train.images.shape[1],
+        'training images': len(dataset.train.labels),
+        'test images': f'{images.test.count} in batches of {spec.eval_batch_size}',
+        'networks': ', '.join(model.name for model in models),
+        'seeds': ', '.join(map(str, spec.seeds)),
+        'epochs': training.epochs,
+        'batch size': training.batch_size,
+        'learning rate': training.learning_rate,
+        'moving average': training.ema,
+        'device': f'1 x {jax.devices()[0].device_kind}',
+    }
