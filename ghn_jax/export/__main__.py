@@ -1,7 +1,8 @@
-"""Writes a network with predicted parameters as one file that another runtime executes.
+"""Writes a network with predicted or given parameters as one file that another runtime executes.
 
 python -m ghn_jax.export --workdir=runs/quickstart/qat --arch=net.json --bits=w8a8 --out=net.stablehlo
 python -m ghn_jax.export --workdir=zoo:digits-bits --model=nets:net --bits=w4a8 --format=onnx --out=net.onnx
+python -m ghn_jax.export --workdir=DIR --arch=net.json --params=net.safetensors --out=net.stablehlo
 
 The statistics of batch norms, and the ranges of activations where --bits rounds them, are those of the first
 --calibration_images training images of the run. The file takes any number of images, normalised as the run's
@@ -34,11 +35,15 @@ from ghn_jax.models.tracing import trace
 from ghn_jax.networks.files import load_networks
 from ghn_jax.quant.policy import read_policy
 from ghn_jax.runs.hypernetwork import Hypernetwork
+from ghn_jax.runs.model_parameters import read_params
 from ghn_jax.runs.run import load_run
 
 _WORKDIR = flags.DEFINE_string('workdir', None, 'Run directory, or zoo:NAME.')
 _ARCH = flags.DEFINE_string('arch', None, 'Architecture file: JSON of one network.')
 _MODEL = flags.DEFINE_string('model', None, 'Model of your own, in place of --arch: package.module:function.')
+_PARAMS = flags.DEFINE_string(
+    'params', None, 'Safetensors file of its parameters, of ghn_jax.finetune, in place of predicted ones.'
+)
 _OUT = flags.DEFINE_string('out', None, 'File to write, called .stablehlo or .onnx.')
 _FORMAT = flags.DEFINE_enum('format', 'stablehlo', FORMATS, 'Of the file.')
 _BITS = flags.DEFINE_string('bits', None, 'Bits of weights and activations, as in w4a8. Default: float.')
@@ -69,7 +74,9 @@ def main() -> None:
         raise UserError(f'--arch and --model {given}: give one of them')
     start()
     hypernetwork = Hypernetwork(load_run(workdir))
-    print(write_export(hypernetwork, _model(hypernetwork), out, spec, _COMPARE.value))
+    model = _model(hypernetwork)
+    params = read_params(model, _PARAMS.value) if _PARAMS.value else None
+    print(write_export(hypernetwork, model, out, spec, _COMPARE.value, params=params))
 
 
 def _model(hypernetwork: Hypernetwork) -> Model:
