@@ -9,7 +9,9 @@ bits as an input predicts them anew for each. Policies beyond one bit-width for 
 --policy, see `quant/policy.py` for their format. Accuracies are in percent.
 
 --model=package.module:function is a model of your own in place of the splits' networks (`ghn_jax.predict`
-says what the function returns). --bn=calibrated and --ranges=calibrated are for it, too.
+says what the function returns). --bn=calibrated and --ranges=calibrated are for it, too. --params=FILE has
+its parameters, of `ghn_jax.finetune` or `ghn_jax.predict`, in place of predicted ones, or those of the one
+network of --archs.
 
 --quantized=DIR is a network of `ghn_jax.quantize`: its bits, statistics and ranges are its own.
 """
@@ -23,11 +25,16 @@ from ghn_jax.evaluation.evaluate import evaluate
 from ghn_jax.evaluation.model_evaluation import evaluate_model, evaluate_quantized
 from ghn_jax.evaluation.results import Result
 from ghn_jax.models.loading import load_model
+from ghn_jax.models.tracing import trace
 from ghn_jax.reporting import plotting, tables
 from ghn_jax.runs.calibrated_file import load
+from ghn_jax.runs.model_parameters import read_params
 
 _READ = evaluation_flags.define_flags()
 _MODEL = flags.DEFINE_string('model', None, 'Model of your own, in place of splits: package.module:function.')
+_PARAMS = flags.DEFINE_string(
+    'params', None, 'Safetensors file of the parameters of --model, or of the one network of --archs.'
+)
 _QUANTIZED = flags.DEFINE_string('quantized', None, 'Directory of ghn_jax.quantize, in place of splits.')
 _OUTPUTS = outputs.define_flags(plotting.PICTURES)
 
@@ -43,8 +50,8 @@ def main() -> None:
     result, other = (
         _evaluate_quantized(_QUANTIZED.value, request)
         if _QUANTIZED.value
-        else _evaluate(_MODEL.value, request)
-        if _MODEL.value
+        else _evaluate_model(request)
+        if _MODEL.value or _PARAMS.value
         else evaluate(request.load_run(), request.spec)
     )
     result['protocol']['command'] = cli.command_line('evaluate')
@@ -55,13 +62,21 @@ def main() -> None:
     )
 
 
-def _evaluate(name: str, request: evaluation_flags.EvaluationFlags) -> tuple[Result, None]:
+def _evaluate_model(request: evaluation_flags.EvaluationFlags) -> tuple[Result, None]:
+    what = 'model' if _MODEL.value else 'params'
     for flag in ('archs', 'splits', 'num_networks', 'against'):
-        if flag in request.given:
-            raise UserError(f'--model and --{flag} are both given: give one of them')
+        if flag in request.given and (what, flag) != ('params', 'archs'):
+            raise UserError(f'--{what} and --{flag} are both given: give one of them')
+    networks = list(request.spec.networks or ())
+    if not _MODEL.value and len(networks) != 1:
+        raise UserError(f'--params={_PARAMS.value}: give --model, or --archs with a file of one network')
     run = request.load_run()
-    size = run.config.image_size
-    return evaluate_model(run, load_model(name, (1, size, size, 3)), request.spec), None
+    shape = (1, run.config.image_size, run.config.image_size, 3)
+    model = load_model(_MODEL.value, shape) if _MODEL.value else trace(networks[0], shape)
+    params = read_params(model, _PARAMS.value) if _PARAMS.value else None
+    result = evaluate_model(run, model, request.spec, params=params)
+    result['protocol'] |= {'params': _PARAMS.value} if _PARAMS.value else {}
+    return result, None
 
 
 def _evaluate_quantized(folder: str, request: evaluation_flags.EvaluationFlags) -> tuple[Result, None]:

@@ -1,4 +1,4 @@
-"""Scores a model of the user's own, with predicted parameters, at several bit-widths.
+"""Scores a model of the user's own, with predicted or given parameters, at several bit-widths.
 
 The model runs its own operations (`models.model`). Where the protocol has calibrated statistics, batch norms
 are folded into the layers before them (`models.folding`).
@@ -45,15 +45,21 @@ GIVEN_MODEL = 'model'  # what rows call it
 
 
 def evaluate_model(
-    run: Run, model: Model, spec: EvaluationSpec | None = None, *, dataset: Dataset | None = None
+    run: Run,
+    model: Model,
+    spec: EvaluationSpec | None = None,
+    *,
+    dataset: Dataset | None = None,
+    params: Any = None,
 ) -> Result:
-    """Score a model with the parameters that a run's hypernetwork predicts, on test images.
+    """Score a model with the parameters that a run's hypernetwork predicts, or given ones, on test images.
 
     Args:
       run: from `load_run`.
       model: of as many classes as the data have, traced for its images.
       spec: images and bits; its networks, splits and seed are of no account. None: the defaults.
       dataset: the run's; None: it is read.
+      params: a pytree as `model.params`; None: they are predicted.
 
     Returns:
       As `evaluate`: one row for each bit-width.
@@ -63,7 +69,7 @@ def evaluate_model(
         is of another model, and as `predict_model` and `fold`.
     """
     spec = spec or EvaluationSpec()
-    _check_protocol(spec)
+    _check_spec(spec, params)
     dataset = dataset or load_data(run.config)
     _check_shape(model, dataset)
     strategy = strategy_of(run.config)
@@ -73,10 +79,10 @@ def evaluate_model(
     images, calibration = make_batches(dataset, spec)
     met, begin = primitives_of(make_space_of(run.config).ops), time.perf_counter()
     how, observed = spec.protocol, _normalized(calibration)
-    scores, params, runnable = [], None, None
+    scores, runnable, given = [], None, params is not None
     for each in widths:
         quantizer = FakeQuantizer(each, strategy.scheme.when_used())
-        if params is None or (run.ghn.config.bits and told is None):
+        if params is None or (run.ghn.config.bits and told is None and not given):
             params, _ = predict_model(run.ghn, run.params, model, told or each, primitives=met)
             runnable = None
         if runnable is None or how.batch_norm == 'corrected':
@@ -179,10 +185,21 @@ class _Runnable:
         return cls(Calibrated.apply, fold(model, params, batches))
 
 
-def _check_protocol(spec: EvaluationSpec) -> None:
+def _check_spec(spec: EvaluationSpec, params: Any) -> None:
+    if spec.predicted_for and params is not None:
+        raise FieldError('predicted_for', f'={spec.predicted_for}: the parameters are given: leave it out')
     for field, value in (('integer', spec.protocol.integer), ('against', spec.against)):
         if value:
             raise FieldError(field, f'={value}: this is not for a model of your own: leave it out')
+
+
+def _check_shape(model: Model, dataset: Dataset) -> None:
+    shape = dataset.test.images.shape[1:]
+    if model.input_shape[1:] != shape:
+        raise UserError(
+            f'model {model.name!r} is traced for images of shape {model.input_shape[1:]}, those of '
+            f'{dataset.name} have {shape}: trace it for these'
+        )
 
 
 def _normalized(images: ImageBatches | None) -> list[Array]:
