@@ -49,6 +49,7 @@ def test_a_quantized_network_comes_back_from_its_folder_as_it_was(quantized, tmp
     assert top1(found.calibrated, x, labels, POLICY) == 100
 
 
+@pytest.mark.slow
 def test_a_file_for_another_runtime_has_the_levels_of_the_weights_as_they_were_learned(quantized):
     network, x = quantized
     calibrated, quantizer = network.calibrated, network.quantizer()
