@@ -9,7 +9,8 @@ bits as an input predicts them anew for each. Policies beyond one bit-width for 
 --policy, see `quant/policy.py` for their format. Accuracies are in percent.
 
 --model=package.module:function is a model of your own in place of the splits' networks (`ghn_jax.predict`
-says what the function returns). --bn=calibrated and --ranges=calibrated are for it, too.
+says what the function returns). --bn=calibrated and --ranges=calibrated are for it, too. --initial scores it
+with the parameters that it starts with, --seed says which, in place of predicted ones.
 """
 
 from absl import flags
@@ -25,12 +26,17 @@ from ghn_jax.reporting import plotting, tables
 
 _READ = evaluation_flags.define_flags()
 _MODEL = flags.DEFINE_string('model', None, 'Model of your own, in place of splits: package.module:function.')
+_INITIAL = flags.DEFINE_bool(
+    'initial', False, 'Score --model with the parameters that it starts with, not with predicted ones.'
+)
 _OUTPUTS = outputs.define_flags(plotting.PICTURES)
 
 
 def main() -> None:
     """Run the command."""
     request, written = _READ(), _OUTPUTS()
+    if _INITIAL.value and not _MODEL.value:
+        raise UserError('--initial is for --model: give both, or leave it out')
     result, other = (
         _evaluate(_MODEL.value, request) if _MODEL.value else evaluate(request.load_run(), request.spec)
     )
@@ -48,7 +54,8 @@ def _evaluate(name: str, request: evaluation_flags.EvaluationFlags) -> tuple[Res
             raise UserError(f'--model and --{flag} are both given: give one of them')
     run = request.load_run()
     size = run.config.image_size
-    return evaluate_model(run, load_model(name, (1, size, size, 3)), request.spec), None
+    model = load_model(name, (1, size, size, 3))
+    return evaluate_model(run, model, request.spec, initial=_INITIAL.value), None
 
 
 if __name__ == '__main__':

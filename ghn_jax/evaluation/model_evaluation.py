@@ -32,6 +32,7 @@ from ghn_jax.models.activation_ranges import find_ranges
 from ghn_jax.models.folding import Calibrated, correct, fold
 from ghn_jax.models.model import Model
 from ghn_jax.models.quantizer import FakeQuantizer, Quantizer
+from ghn_jax.models.sources import count_parameters
 from ghn_jax.models.weights import predict_model
 from ghn_jax.networks.graph import count_depth
 from ghn_jax.networks.ops import primitives_of
@@ -44,14 +45,20 @@ GIVEN_MODEL = 'model'  # what rows call it
 
 
 def evaluate_model(
-    run: Run, model: Model, spec: EvaluationSpec | None = None, *, dataset: Dataset | None = None
+    run: Run,
+    model: Model,
+    spec: EvaluationSpec | None = None,
+    *,
+    initial: bool = False,
+    dataset: Dataset | None = None,
 ) -> Result:
     """Score a model with the parameters that a run's hypernetwork predicts, on test images.
 
     Args:
       run: from `load_run`.
       model: of as many classes as the data have, traced for its images.
-      spec: images and bits; its networks, splits and seed are of no account. None: the defaults.
+      spec: images and bits; its networks and splits are of no account. None: the defaults.
+      initial: score the parameters that the model starts with by the spec's seed, in place of predicted ones.
       dataset: the run's; None: it is read.
 
     Returns:
@@ -59,7 +66,7 @@ def evaluate_model(
 
     Raises:
       UserError: a protocol that a model cannot be scored by, images that the model is not for, a policy that
-        is of another model, and as `predict_model` and `fold`.
+        is of another model, no initial parameters, and as `predict_model` and `fold`.
     """
     spec = spec or EvaluationSpec()
     _check_protocol(spec)
@@ -77,10 +84,11 @@ def evaluate_model(
     images, calibration = make_batches(dataset, spec)
     met, begin = primitives_of(make_space_of(run.config).ops), time.perf_counter()
     how, observed = spec.protocol, _normalized(calibration)
-    scores, params, runnable = [], None, None
+    scores, runnable = [], None
+    params = model.initial_params(spec.seed) if initial else None
     for each in widths:
         quantizer = FakeQuantizer(each, strategy.scheme.when_used())
-        if params is None or (run.ghn.config.bits and told is None):
+        if params is None or (run.ghn.config.bits and told is None and not initial):
             params, _ = predict_model(run.ghn, run.params, model, told or each, primitives=met)
             runnable = None
         if runnable is None or how.batch_norm == 'corrected':
@@ -93,6 +101,7 @@ def evaluate_model(
     )
     protocol |= {
         'image_size': run.config.image_size,
+        'parameters': 'initial' if initial else 'predicted',
         'bits': bits,
         'policies': {str(policy): policy.to_dict() for policy in spec.policies},
         'num_networks': {GIVEN_MODEL: 1},
@@ -139,7 +148,7 @@ def _describe(model: Model) -> dict[str, Any]:
     return {
         'split': GIVEN_MODEL,
         'name': model.name,
-        'parameters': sum(math.prod(leaf.shape) for leaf in jax.tree.leaves(model.params)),
+        'parameters': count_parameters(model.params),
         'depth': count_depth(model.graph),
         'digest': '',
     }

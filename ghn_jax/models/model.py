@@ -53,7 +53,7 @@ class Model:
     keep: bool
     kept: dict[str, str]
     tensors: dict[str, Tensor] = dataclasses.field(repr=False)
-    initial: Callable[[], Any] | None = dataclasses.field(repr=False)
+    initial: Callable[[int], Any] | None = dataclasses.field(repr=False)
     traced: Callable[[tuple[int, ...], Any], 'Traced'] = dataclasses.field(repr=False)
 
     def apply(
@@ -118,8 +118,10 @@ class Model:
         """
         return FakeQuantizer(resolve(policy, self.graph), scheme)
 
-    def initial_params(self) -> Any:
+    def initial_params(self, seed: int = 0) -> Any:
         """Make the parameters as the model starts with them, a pytree as `params`.
+
+        seed: of a Linen module's `init`. Other models came with their parameters.
 
         Raises:
           UserError: they are not known: the model came with shapes only.
@@ -128,7 +130,7 @@ class Model:
             raise UserError(
                 f'model {self.name!r} came with the shapes of its parameters only: give initial values, too'
             )
-        return self.initial()
+        return self.initial(seed)
 
 
 def rewriter(sites: Mapping[int, Site], quantizer: Quantizer | None) -> Rewrite:

@@ -6,6 +6,7 @@ Modules are run as in training, where a batch norm takes the statistics of the b
 
 import dataclasses
 import inspect
+import math
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -29,14 +30,15 @@ class Source:
     """A model as a function.
 
     call: (params, others, images) -> logits.   params, others: pytrees of `jax.ShapeDtypeStruct`.
-    initial: makes parameters as the model starts with them, in a pytree like params; None: it is not known.
+    initial: (seed) -> parameters as the model starts with them, in a pytree like params; None: they are not
+      known.
     name: what to call it.
     """
 
     call: Callable[[Any, Any, Any], Any]
     params: Any
     others: Any
-    initial: Callable[[], Any] | None
+    initial: Callable[[int], Any] | None
     name: str
 
 
@@ -61,7 +63,7 @@ def of_linen(module: linen.Module, images: jax.ShapeDtypeStruct, switches: Mappi
 
     variables = dict(jax.eval_shape(initial, jax.random.key(0)))
     params = variables.pop('params', {})
-    start = lambda: jax.jit(initial)(jax.random.key(0))['params']
+    start = lambda seed: jax.jit(initial)(jax.random.key(seed))['params']
     return Source(call, params, variables, start, type(module).__name__)
 
 
@@ -91,10 +93,10 @@ def of_function(apply: Callable[[Any, Any], Any], params: Any) -> Source:
     return Source(lambda params, _, x: apply(params, x), abstract, {}, _held(params), name)
 
 
-def _held(params: Any) -> Callable[[], Any] | None:
-    """Return what gives the parameters that a model came with, if these are numbers."""
+def _held(params: Any) -> Callable[[int], Any] | None:
+    """Return what gives the parameters that a model came with, whatever the seed, if these are numbers."""
     abstract = any(isinstance(leaf, jax.ShapeDtypeStruct) for leaf in jax.tree.leaves(params))
-    return None if abstract else lambda: params
+    return None if abstract else lambda seed: params
 
 
 def _switches(call: Callable[..., Any], given: Mapping[str, Any]) -> dict[str, Any]:
@@ -111,6 +113,11 @@ def _without_dropout(call: Callable[..., Any], args: tuple, kwargs: dict, contex
 def variable_names(tree: Any) -> list[str]:
     """Name the leaves of a pytree by their path, joined by dots."""
     return ['.'.join(_parts(path)) or 'params' for path, _ in jax.tree_util.tree_flatten_with_path(tree)[0]]
+
+
+def count_parameters(params: Any) -> int:
+    """Count the numbers in a pytree of arrays, or of their shapes."""
+    return sum(math.prod(leaf.shape) for leaf in jax.tree.leaves(params))
 
 
 def _parts(path: tuple[Any, ...]) -> list[str]:
