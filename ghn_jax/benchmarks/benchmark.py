@@ -44,6 +44,8 @@ def benchmark(what: Sequence[str], options: Options) -> dict[str, Any]:
     _check('modes', options.modes, MODES)
     for name in sorted({'compile', 'profile'} & set(what)):
         config_of(options, name)
+    if 'models' in what:
+        traced_models.check(options)
     counters.start_counting()
     probes = [timing.probe()]
     rows = [row for name in what for row in WHAT[name](options)]
@@ -79,7 +81,8 @@ _COLUMNS = {  # of the tables; other rows are shown with all they have
     ),
     'profile': ('what', 'mode', 'part', 'networks', 'step_ms', 'share_percent'),
     'models': (
-        'model', 'parameters', 'nodes', 'layers', 'trace_s', 'first_predict_s', 'median_s',
+        'model', 'parameters', 'nodes', 'layers', 'trace_s', 'trace_cpu_s', 'first_predict_s', 'median_s',
+        'predict_cpu_s',
         'compilations_after_warmup', 'float_kb', *(f'{bits}_kb' for bits in traced_models.PACKED),
     ),
     'scaling': ('what', 'devices', 'networks', 'step_s', 'cpu_s_per_network', 'all_reduces', 'bytes'),

@@ -99,15 +99,8 @@ def evaluate_model(
     protocol = about_images(dataset, images, calibration, spec) | about_run(
         run, spec.workdir, spec.predicted_for
     )
-    protocol |= {
-        'image_size': run.config.image_size,
+    protocol |= _about_scoring(run, spec) | {
         'parameters': 'initial' if initial else 'predicted',
-        'bits': bits,
-        'policies': {str(policy): policy.to_dict() for policy in spec.policies},
-        'num_networks': {GIVEN_MODEL: 1},
-        'seed': spec.seed,
-        'space': None,
-        'device': f'1 x {jax.devices()[0].device_kind}',
         'seconds': round(time.perf_counter() - begin, 1),
     }
     return {'rows': results.make_rows([network], bits), 'networks': [network], 'protocol': protocol}
@@ -142,6 +135,18 @@ def _check_protocol(spec: EvaluationSpec) -> None:
 def _normalized(images: ImageBatches | None) -> list[Array]:
     """Return the batches as a model takes them."""
     return [] if images is None else [normalize(x, images.mean, images.std) for x in images.images]
+
+
+def _about_scoring(run: Run, spec: EvaluationSpec) -> dict[str, Any]:
+    return {
+        'image_size': run.config.image_size,
+        'bits': [str(policy) for policy in spec.policies],
+        'policies': {str(policy): policy.to_dict() for policy in spec.policies},
+        'num_networks': {GIVEN_MODEL: 1},
+        'seed': spec.seed,
+        'space': None,
+        'device': f'1 x {jax.devices()[0].device_kind}',
+    }
 
 
 def _describe(model: Model) -> dict[str, Any]:
