@@ -125,9 +125,7 @@ def predict_model(
         tensors, quantization = round_to(tensors, widths, rounded)
     leaves, tree = jax.tree.flatten(model.params)
     names = variable_names(model.params)
-    initial: dict[str, Any] = {}
-    if kept:
-        initial = dict(zip(names, jax.tree.leaves(model.initial_params())))
+    initial = model.initial_values(kept) if kept else {}
     values = []
     for name, leaf in zip(names, leaves):
         if name in kept:
