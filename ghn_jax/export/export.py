@@ -25,6 +25,7 @@ from ghn_jax.export.stablehlo import check_stablehlo, to_stablehlo
 from ghn_jax.models.folding import calibrate
 from ghn_jax.models.model import Model
 from ghn_jax.quant.policy import Policy
+from ghn_jax.runs.calibrated_file import QuantizedNetwork
 from ghn_jax.runs.hypernetwork import Hypernetwork
 
 FORMATS = ('stablehlo', 'onnx')
@@ -120,14 +121,20 @@ def write_export(
     compared: int | None = None,
     *,
     params: Any = None,
+    quantized: QuantizedNetwork | None = None,
 ) -> str:
     """Write what `export_model` gives to a file; return lines about it.
 
     compared: images that onnxruntime runs the file on, if any (`comparison.compare`).
+    quantized: write this network of the model as it is, at its own bits, which are those of `spec`.
     """
     check_spec(spec, compared)
     data = hypernetwork.load_data()
-    network = _network(hypernetwork, model, spec, data, params)
+    network = (
+        _network(hypernetwork, model, spec, data, params)
+        if quantized is None
+        else _quantized_network(quantized, spec, data)
+    )
     contents = network.write(_metadata(hypernetwork, model, spec, data) | network.metadata)
     files.write(out, contents)
     said = (
@@ -169,6 +176,16 @@ def _network(
         lambda x: calibrated.apply(x, fixed),
         metadata,
     )
+
+
+def _quantized_network(quantized: QuantizedNetwork, spec: ExportSpec, data: Dataset) -> _Network:
+    calibrated, fixed = quantized.calibrated, quantized.quantizer()
+    apply = lambda x: calibrated.apply(x, fixed)
+    if spec.format == 'onnx':
+        write = lambda metadata: to_quantized_onnx(calibrated, fixed, metadata)
+    else:
+        write = lambda _: to_stablehlo(freeze(apply, data.normalized('train', 2)))
+    return _Network(write, apply, dict(quantized.about))
 
 
 def _metadata(hypernetwork: Hypernetwork, model: Model, spec: ExportSpec, data: Dataset) -> dict[str, str]:

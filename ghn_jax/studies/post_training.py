@@ -7,8 +7,8 @@ Networks of a hypernetwork's space, of its test split, come with weights in two 
 its first and last layer at W8/A8, and scored on all test images. `cifar10` behind the command takes that data
 set at 16 pixels in place of the hypernetwork's digits, and trained networks only.
 
-What is done of a network stands in WORKDIR (a second argument); the study goes on where it was stopped, and
-its table is written when all networks are done.
+What is done of a network stands in WORKDIR (a second argument); the study goes on where it was stopped. Its
+table is written anew after each network.
 """
 
 import dataclasses
@@ -17,7 +17,7 @@ import json
 import math
 import pathlib
 import sys
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import jax
@@ -50,8 +50,8 @@ WITHOUT = {'prediction': 'prediction difference', 'correction': 'distribution co
 RESULT = pathlib.Path('docs/results')
 
 
-def study(dataset: Dataset, workdir: pathlib.Path) -> list[dict[str, Any]]:
-    """Quantize and score all networks; return what is found of each, from files where it is there already."""
+def study(dataset: Dataset, workdir: pathlib.Path) -> Iterator[list[dict[str, Any]]]:
+    """Quantize and score all networks; after each give what is found of all so far, in files or now."""
     hypernetwork = hypernetworks.load('zoo:digits-bits')
     space, size = hypernetwork.space, dataset.train.images.shape[1]
     drawn = [space.sample('test', seed=0, index=i) for i in range(DRAWN)]
@@ -67,8 +67,8 @@ def study(dataset: Dataset, workdir: pathlib.Path) -> list[dict[str, Any]]:
                 files.write_json(path, scored)
                 print(json.dumps(scored), flush=True)
             found.append(jsonfile.read(path, 'score', 'delete it'))
+            yield found
         jax.clear_caches()
-    return found
 
 
 def _count_layers(spec: NetworkSpec) -> int:
@@ -131,7 +131,7 @@ def quantized(model: Model, params: Any, dataset: Dataset) -> dict[str, Any]:
 def table(found: list[dict[str, Any]], about: Mapping[str, Any]) -> dict[str, Any]:
     """Return the table of a study, as `reporting.docs_tables` has them."""
     rows = []
-    for kind in dict.fromkeys(one['kind'] for one in found):
+    for kind in sorted({one['kind'] for one in found}, reverse=True):
         of_kind = [one for one in found if one['kind'] == kind]
         for method in of_kind[0]['scores']:
             name = f'PD-Quant without {method}' if method in WITHOUT.values() else _NAMES[method]
@@ -141,8 +141,8 @@ def table(found: list[dict[str, Any]], about: Mapping[str, Any]) -> dict[str, An
                 else None
                 for bits in BITS
             ]
-            rows.append([kind, name, _mean([one['float'] for one in of_kind]), *cells])
-    columns = ['weights', 'method', 'float', *(f'{b[:2].upper()}/{b[2:].upper()}' for b in BITS)]
+            rows.append([kind, len(of_kind), name, _mean([one['float'] for one in of_kind]), *cells])
+    columns = ['weights', 'networks', 'method', 'float', *(f'{b[:2].upper()}/{b[2:].upper()}' for b in BITS)]
     return {'title': 'Post-training quantization', 'about': dict(about), 'columns': columns, 'rows': rows}
 
 
@@ -159,12 +159,12 @@ def main(name: str = 'digits', workdir: str = 'runs/post_training') -> None:
     start()
     pathlib.Path(workdir).mkdir(parents=True, exist_ok=True)
     dataset = load(name, image_size=16)
-    found = study(dataset, pathlib.Path(workdir))
     about = {
         'date': datetime.date.today().isoformat(),
+        'seed': 0,
         'device': f'{jax.devices()[0].device_kind}, one of 2 shared cores',
         'dataset': f'{name}, 16 pixels',
-        'networks': f'{NETWORKS} with the fewest layers of the first {DRAWN} in the test split',
+        'networks': f'those with the fewest layers of the first {DRAWN} in the test split',
         'training': f'{STEPS} steps of Adam on {BATCH} images, from random weights',
         'images': f'{len(dataset.test.labels)} test images, {IMAGES} for calibration',
         'PD-Quant': f'{OPTIONS.iterations} steps a block, {OPTIONS.correction_steps} of the correction',
@@ -172,9 +172,9 @@ def main(name: str = 'digits', workdir: str = 'runs/post_training') -> None:
         'error': 'standard error over networks',
         'command': 'python -m ghn_jax.studies.post_training' + ('' if name == 'digits' else f' {name}'),
     }
-    files.write_json(
-        RESULT / ('pd_quant.json' if name == 'digits' else f'pd_quant_{name}.json'), table(found, about)
-    )
+    result = RESULT / ('pd_quant.json' if name == 'digits' else f'pd_quant_{name}.json')
+    for found in study(dataset, pathlib.Path(workdir)):
+        files.write_json(result, table(found, about))
 
 
 if __name__ == '__main__':

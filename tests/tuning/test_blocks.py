@@ -28,7 +28,13 @@ def cell_network():
 
 
 @pytest.mark.parametrize(
-    'make', [lambda: calibrated(Plain(), 4), lambda: calibrated(Residual(), 4), cell_network]
+    'make',
+    [
+        pytest.param(lambda: calibrated(Plain(), 4), marks=pytest.mark.slow),
+        lambda: calibrated(Residual(), 4),
+        pytest.param(cell_network, marks=pytest.mark.slow),
+    ],
+    ids=['plain', 'residual', 'cells'],
 )
 def test_blocks_hold_each_layer_once_and_one_after_another_give_the_model_to_the_bit(make):
     of, x = make()
@@ -51,6 +57,7 @@ def test_residual_blocks_are_blocks_and_one_value_crosses_between_them():
     assert [len(block.norms) for block in blocks] == [1, 2, 1, 0]
 
 
+@pytest.mark.slow
 def test_cells_that_read_two_cells_before_them_are_blocks_of_two_values():
     of, x = cell_network()
     blocks = blocks_of(of, len(x))

@@ -58,6 +58,7 @@ def test_with_drop_half_of_the_entries_of_an_activation_stay_float(drop, share):
     assert soft.activation('b', x, x) is x
 
 
+@pytest.mark.slow
 def test_norm_statistics_are_those_of_what_enters_the_norms_folded_or_not():
     of, x = calibrated(Residual())
     found = norm_statistics(of.model, of.params, [x])
@@ -88,6 +89,7 @@ def plain():
     return of, x, norm_statistics(of.model, of.params, [x])
 
 
+@pytest.mark.slow
 def test_learned_weights_lie_on_their_grids_and_logits_are_nearer_to_float(plain):
     of, x, known = plain
     widths, calls = resolve(POLICY, of.model.graph), []
@@ -107,6 +109,7 @@ def test_learned_weights_lie_on_their_grids_and_logits_are_nearer_to_float(plain
     assert off(found) < 0.8 * off(nearest)
 
 
+@pytest.mark.slow
 def test_at_32_bits_nothing_changes_and_settings_side_by_side_are_those_alone(plain):
     of, x, known = plain
     options = dataclasses.replace(OPTIONS, iterations=10)
@@ -120,6 +123,7 @@ def test_at_32_bits_nothing_changes_and_settings_side_by_side_are_those_alone(pl
     assert any(np.any(a != b) for a, b in zip(jax.tree.leaves(rounded), jax.tree.leaves(other), strict=True))
 
 
+@pytest.mark.slow
 def test_what_was_stopped_goes_on_in_its_folder_to_the_same_network(plain, tmp_path):
     of, x, _ = plain
     options = dataclasses.replace(OPTIONS, iterations=10)

@@ -6,6 +6,8 @@ import numpy as np
 import pytest
 
 from ghn_jax.base.errors import UserError
+from ghn_jax.export.integers import to_integers
+from ghn_jax.export.quantizing import marked
 from ghn_jax.hypernet.policy_features import resolve
 from ghn_jax.models.tracing import trace
 from ghn_jax.networks.files import save_networks
@@ -45,6 +47,18 @@ def test_a_quantized_network_comes_back_from_its_folder_as_it_was(quantized, tmp
     np.testing.assert_array_equal(found.calibrated.apply(x, found.quantizer()), expected)
     labels = np.argmax(expected, 1)
     assert top1(found.calibrated, x, labels, POLICY) == 100
+
+
+@pytest.mark.slow
+def test_a_file_for_another_runtime_has_the_levels_of_the_weights_as_they_were_learned(quantized):
+    network, x = quantized
+    calibrated, quantizer = network.calibrated, network.quantizer()
+    found = to_integers(calibrated, quantizer)
+    for name, w in calibrated.weights.items():
+        np.testing.assert_array_equal(found.weights[name].real, w)
+    # Biases are rounded, too, which shifts what little activations are from the next level.
+    expected, logits = calibrated.apply(x, quantizer), marked(calibrated, found)(x)
+    assert np.abs(logits - expected).max() < 0.1 * np.abs(expected).max()
 
 
 def test_a_folder_without_a_quantized_network_of_this_model_is_told(quantized, tmp_path):

@@ -74,6 +74,7 @@ def test_weights_lie_on_their_grids_and_the_quantizer_of_the_model_leaves_them_t
     assert np.isfinite(rounded.apply(x, rounded.quantizer(policy))).all()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize('rule', ['minmax', 'mse'])
 def test_at_32_bits_nothing_changes(rule):
     of, x = calibrated(Residual(), 4)
