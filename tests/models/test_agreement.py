@@ -115,7 +115,7 @@ def test_the_logits_in_float_are_the_executors(how, quick_reference):
 
 
 @pytest.mark.slow
-def test_on_unseen_networks_and_1700_images_logits_and_predictions_are_the_executors():
+def test_on_unseen_networks_and_1700_images_logits_and_predictions_are_the_executors(quick_reference):
     """Of a trained hypernetwork. Rounded values lie on grids: what differs by 1e-7 before may differ by a
     whole level behind, so that it is the predictions that are compared there."""
     hypernetwork = ghn_jax.load('zoo:digits-bits')
@@ -123,7 +123,7 @@ def test_on_unseen_networks_and_1700_images_logits_and_predictions_are_the_execu
     pixels = np.concatenate([data.train.images, data.val.images, data.test.images])
     K = len(pixels) // 60
     batches = ImageBatches(pixels[: 60 * K].reshape(K, 60, 16, 16, 3), None, data.mean, data.std)
-    specs = [hypernetwork.space.sample('test', seed=0, index=index) for index in range(6)]
+    specs = [hypernetwork.space.sample('test', seed=0, index=index) for index in range(3)]
     run, total = Executor(specs, batches, hypernetwork.scheme), {}
     for spec, bits, how in itertools.product(specs, ('float', 'w8a8', 'w4a4'), (protocol.PAPERS, FIXED)):
         policy = hypernetwork.used(parse_bits(bits))
@@ -131,10 +131,9 @@ def test_on_unseen_networks_and_1700_images_logits_and_predictions_are_the_execu
         expected = run.logits(spec, params, policy, how)
         found = model_logits(spec, params, policy, how, batches, hypernetwork.scheme)
         total.setdefault((bits, how.batch_norm), []).append(Difference.of(found, expected))
-    print()
+        print(spec.name, bits, how.batch_norm, total[bits, how.batch_norm][-1], flush=True)
     for (bits, how), each in total.items():
         largest, agreement = max(d.largest for d in each), float(np.mean([d.agreement for d in each]))
-        print(f'{bits}, {how}: largest difference {largest:.1e}, agreement {100 * agreement:.3f} %', each)
         assert agreement >= 0.999, (bits, how)
         assert bits != 'float' or largest < 1e-5, (bits, how)
 

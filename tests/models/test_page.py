@@ -53,7 +53,8 @@ def test_the_model_of_the_page_is_traced_as_the_page_says(folder):
 
     (line,) = re.findall(r'^model = (ghn_jax\.trace\(.*?\)\))', PAGE, re.MULTILINE)
     model = eval(line, {'ghn_jax': ghn_jax, 'Net': nets.Net})
-    assert [layer.parameter for layer in model.layers] == ['Conv_0.kernel', 'Conv_1.kernel', 'Dense_0.kernel']
+    convolutions = [f'Conv_{i}.kernel' for i in range(7)]
+    assert [layer.parameter for layer in model.layers] == [*convolutions, 'Dense_0.kernel']
     assert all('--model=nets:net' in arguments for _, *arguments in commands())
 
 
