@@ -19,6 +19,7 @@ BOUNDS: dict[str, tuple[int, int]] = {
     'calibration_batches': (1, 10**6),
     'calibration_images': (2, 10**6),
     'cells': (1, 1024),
+    'compare': (1, 10**9),
     'devices': (0, 1024),  # of one process
     'distributed_timeout': (1, 7 * 24 * 3600),  # seconds
     'integer': (0, 10**9),

@@ -80,6 +80,7 @@ def forward(
     scheme: Scheme = FLOAT,
     key: Array | None = None,
     ranges: Ranges | None = None,
+    axis: str | None = None,
 ) -> tuple[Array, Tapes]:
     """Run one network: logits [N, L], and the tapes with its values.
 
@@ -90,14 +91,15 @@ def forward(
       scheme: static; bits matter in its modes 'qat' and 'noise' only.
       key: for 'noise'.
       ranges: of activations, in place of those of this batch by the scheme; values beyond are clipped.
+      axis: a mesh axis whose devices run this network together, each on its part of the batch.
     """
     rows, of_head = (None, None) if ranges is None else ranges
-    quantization = Quantization(scheme, bits.activations, program.capacity.parts, key, ranges=rows)
+    quantization = Quantization(scheme, bits.activations, program.capacity.parts, key, axis, rows)
     run = Run(program, weights, tables, images, quantization)
     values, _, _ = _run_forward(run, ungrouped(tapes.values))
     features = head.features(program, tables.head, values, images.shape[0])
     logits, _ = head.logits(
-        program, weights, tables.head, bits.head, features, scheme=scheme, key=key, ranges=of_head
+        program, weights, tables.head, bits.head, features, scheme=scheme, key=key, axis=axis, ranges=of_head
     )
     return logits, tapes._replace(values=grouped_like(values, tapes.values))
 
@@ -114,7 +116,6 @@ def loss_and_gradients(
     scheme: Scheme = FLOAT,
     key: Array | None = None,
     dropout: float = 0.0,
-    label_smoothing: float = 0.0,
     axis: str | None = None,
 ) -> tuple[Array, Array, Array, Tapes]:
     """Run one network forward and backward.
@@ -123,10 +124,9 @@ def loss_and_gradients(
 
     Args:
       weights, images, tapes, scheme: see `forward`.
-      labels: int32 [N].
+      labels: int32 [N], or [N, L] the probability of each class.
       key: for noise and dropout.
       dropout: rate after the hidden layer of two-layer heads.
-      label_smoothing: share of each label that is spread over all classes.
       axis: a mesh axis whose devices run this network together, each on its part of the batch: loss and
         gradient are then this device's shares, whose sums are the batch's.
 
@@ -142,7 +142,7 @@ def loss_and_gradients(
     features, to_slots = head.features_vjp(program, tables.head, values, images.shape[0])
     of_head = program, weights, tables.head, bits.head
     logits, residuals = head.logits(*of_head, features, scheme=scheme, key=key, dropout=dropout, axis=axis)
-    loss, g_logits = jax.value_and_grad(_cross_entropy)(logits, labels, label_smoothing, axis)
+    loss, g_logits = jax.value_and_grad(_cross_entropy)(logits, labels, axis)
     g_features, g_weights = head.logits_backward(
         *of_head, residuals, g_logits, tapes.weights, scheme=scheme, key=key, axis=axis
     )
@@ -153,12 +153,12 @@ def loss_and_gradients(
     return loss, logits, running.weights, Tapes(values, gradients, running.weights)
 
 
-def _cross_entropy(logits: Array, labels: Array, smoothing: float, axis: str | None) -> Array:
-    if smoothing:
-        targets = optax.smooth_labels(jax.nn.one_hot(labels, logits.shape[-1], dtype=logits.dtype), smoothing)
-        loss = jnp.mean(optax.softmax_cross_entropy(logits, targets))
-    else:
-        loss = jnp.mean(optax.softmax_cross_entropy_with_integer_labels(logits, labels))
+def _cross_entropy(logits: Array, labels: Array, axis: str | None) -> Array:
+    classes_are_given = labels.ndim == 1
+    entropy = (
+        optax.softmax_cross_entropy_with_integer_labels if classes_are_given else optax.softmax_cross_entropy
+    )
+    loss = jnp.mean(entropy(logits, labels))
     return loss if axis is None else loss / collectives.size(axis)
 
 
