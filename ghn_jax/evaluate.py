@@ -11,7 +11,7 @@ bits as an input predicts them anew for each. Policies beyond one bit-width for 
 --model=package.module:function is a model of your own in place of the splits' networks (`ghn_jax.predict`
 says what the function returns). --bn=calibrated and --ranges=calibrated are for it, too. --params=FILE has
 its parameters, of `ghn_jax.finetune` or `ghn_jax.predict`, in place of predicted ones, or those of the one
-network of --archs.
+network of --archs; --initial scores a model with the parameters that it starts with, --seed says which.
 
 --quantized=DIR is a network of `ghn_jax.quantize`: its bits, statistics and ranges are its own.
 """
@@ -35,6 +35,9 @@ _MODEL = flags.DEFINE_string('model', None, 'Model of your own, in place of spli
 _PARAMS = flags.DEFINE_string(
     'params', None, 'Safetensors file of the parameters of --model, or of the one network of --archs.'
 )
+_INITIAL = flags.DEFINE_bool(
+    'initial', False, 'Score --model with the parameters that it starts with, not with predicted ones.'
+)
 _QUANTIZED = flags.DEFINE_string('quantized', None, 'Directory of ghn_jax.quantize, in place of splits.')
 _OUTPUTS = outputs.define_flags(plotting.PICTURES)
 
@@ -47,6 +50,8 @@ _NOT_OF_QUANTIZED = frozenset(
 def main() -> None:
     """Run the command."""
     request, written = _READ(), _OUTPUTS()
+    if _INITIAL.value and (_PARAMS.value or not _MODEL.value):
+        raise UserError('--initial is for --model without --params: leave it out, or give --model alone')
     result, other = (
         _evaluate_quantized(_QUANTIZED.value, request)
         if _QUANTIZED.value
@@ -74,8 +79,10 @@ def _evaluate_model(request: evaluation_flags.EvaluationFlags) -> tuple[Result, 
     shape = (1, run.config.image_size, run.config.image_size, 3)
     model = load_model(_MODEL.value, shape) if _MODEL.value else trace(networks[0], shape)
     params = read_params(model, _PARAMS.value) if _PARAMS.value else None
+    params = model.initial_params(request.spec.seed) if _INITIAL.value else params
     result = evaluate_model(run, model, request.spec, params=params)
-    result['protocol'] |= {'params': _PARAMS.value} if _PARAMS.value else {}
+    if params is not None:
+        result['protocol']['parameters'] = 'initial' if _INITIAL.value else _PARAMS.value
     return result, None
 
 

@@ -32,6 +32,7 @@ from ghn_jax.models.activation_ranges import find_ranges
 from ghn_jax.models.folding import Calibrated, correct, fold
 from ghn_jax.models.model import Model
 from ghn_jax.models.quantizer import FakeQuantizer, Quantizer
+from ghn_jax.models.sources import count_parameters
 from ghn_jax.models.weights import predict_model
 from ghn_jax.networks.graph import count_depth
 from ghn_jax.networks.ops import primitives_of
@@ -57,7 +58,7 @@ def evaluate_model(
     Args:
       run: from `load_run`.
       model: of as many classes as the data have, traced for its images.
-      spec: images and bits; its networks, splits and seed are of no account. None: the defaults.
+      spec: images and bits; its networks and splits are of no account. None: the defaults.
       dataset: the run's; None: it is read.
       params: a pytree as `model.params`; None: they are predicted.
 
@@ -93,14 +94,8 @@ def evaluate_model(
     protocol = about_images(dataset, images, calibration, spec) | about_run(
         run, spec.workdir, spec.predicted_for
     )
-    protocol |= {
-        'image_size': run.config.image_size,
-        'bits': bits,
-        'policies': {str(policy): policy.to_dict() for policy in spec.policies},
-        'num_networks': {GIVEN_MODEL: 1},
-        'seed': spec.seed,
-        'space': None,
-        'device': f'1 x {jax.devices()[0].device_kind}',
+    protocol |= _about_scoring(run, spec) | {
+        'parameters': 'given' if given else 'predicted',
         'seconds': round(time.perf_counter() - begin, 1),
     }
     return {'rows': results.make_rows([network], bits), 'networks': [network], 'protocol': protocol}
@@ -193,25 +188,28 @@ def _check_spec(spec: EvaluationSpec, params: Any) -> None:
             raise FieldError(field, f'={value}: this is not for a model of your own: leave it out')
 
 
-def _check_shape(model: Model, dataset: Dataset) -> None:
-    shape = dataset.test.images.shape[1:]
-    if model.input_shape[1:] != shape:
-        raise UserError(
-            f'model {model.name!r} is traced for images of shape {model.input_shape[1:]}, those of '
-            f'{dataset.name} have {shape}: trace it for these'
-        )
-
-
 def _normalized(images: ImageBatches | None) -> list[Array]:
     """Return the batches as a model takes them."""
     return [] if images is None else [normalize(x, images.mean, images.std) for x in images.images]
+
+
+def _about_scoring(run: Run, spec: EvaluationSpec) -> dict[str, Any]:
+    return {
+        'image_size': run.config.image_size,
+        'bits': [str(policy) for policy in spec.policies],
+        'policies': {str(policy): policy.to_dict() for policy in spec.policies},
+        'num_networks': {GIVEN_MODEL: 1},
+        'seed': spec.seed,
+        'space': None,
+        'device': f'1 x {jax.devices()[0].device_kind}',
+    }
 
 
 def _describe(model: Model) -> dict[str, Any]:
     return {
         'split': GIVEN_MODEL,
         'name': model.name,
-        'parameters': sum(math.prod(leaf.shape) for leaf in jax.tree.leaves(model.params)),
+        'parameters': count_parameters(model.params),
         'depth': count_depth(model.graph),
         'digest': '',
     }
