@@ -150,9 +150,12 @@ def table(found: list[dict[str, Any]], about: Mapping[str, Any]) -> dict[str, An
 _NAMES = {'minmax': 'ranges of all values', 'mse': 'ranges of the least L2.4 error', 'pd_quant': 'PD-Quant'}
 
 
-def _mean(values: list[float]) -> dict[str, float]:
-    sem = np.std(values, ddof=1) / math.sqrt(len(values)) if len(values) > 1 else 0
-    return {'mean': round(float(np.mean(values)), 2), 'sem': round(float(sem), 2)}
+def _mean(values: list[float]) -> dict[str, float] | float:
+    """Return mean and standard error; of one value itself, of which there is no error."""
+    mean = round(float(np.mean(values)), 2)
+    if len(values) == 1:
+        return mean
+    return {'mean': mean, 'sem': round(float(np.std(values, ddof=1) / math.sqrt(len(values))), 2)}
 
 
 def about(dataset: Dataset) -> dict[str, Any]:
