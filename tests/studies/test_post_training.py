@@ -1,0 +1,20 @@
+"""The table of the study of post-training quantization: a row for each kind of weights and method."""
+
+from ghn_jax.reporting.docs_tables import markdown
+from ghn_jax.studies.post_training import BITS, WITHOUT, table
+
+
+def found(kind: str, top1: float) -> dict:
+    scores = {method: dict.fromkeys(BITS, top1) for method in ('minmax', 'mse', 'pd_quant')}
+    scores |= {name: {'w2a2': top1 - 1} for name in WITHOUT.values()}
+    return {'kind': kind, 'network': 'net', 'float': 90.0, 'scores': scores}
+
+
+def test_networks_of_one_kind_become_means_with_errors_and_parts_left_out_stand_at_2_bits_alone():
+    made = table([found('trained', 80), found('trained', 84), found('predicted', 60)], {'seed': 0})
+    rows = {tuple(row[:3]): row[3:] for row in made['rows']}
+    assert len(rows) == 2 * (3 + len(WITHOUT))
+    assert rows['trained', 2, 'PD-Quant'] == [{'mean': 90, 'sem': 0}, *[{'mean': 82, 'sem': 2}] * 4]
+    assert rows['predicted', 1, 'PD-Quant'] == [90, 60, 60, 60, 60], 'of one network there is no error'
+    assert rows['predicted', 1, 'PD-Quant without drop'] == [90, None, None, None, 59]
+    assert '| trained | 2 | PD-Quant | 90.0 ± 0.0 | 82.0 ± 2.0 |' in markdown(made)
