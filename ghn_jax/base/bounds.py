@@ -22,7 +22,10 @@ BOUNDS: dict[str, tuple[int, int]] = {
     'compare': (1, 10**9),
     'devices': (0, 1024),  # of one process
     'distributed_timeout': (1, 7 * 24 * 3600),  # seconds
+    'epochs': (1, 10_000),
+    'images': (1, 10**6),
     'integer': (0, 10**9),
+    'iterations': (1, 10**6),
     'layers': (0, 10**6),
     'line': (1, 10**9),
     'meta_batch': (1, 4096),

@@ -1,7 +1,9 @@
-"""Writes a network with predicted parameters as one file that another runtime executes.
+"""Writes a network with predicted or given parameters as one file that another runtime executes.
 
 python -m ghn_jax.export --workdir=runs/quickstart/qat --arch=net.json --bits=w8a8 --out=net.stablehlo
 python -m ghn_jax.export --workdir=zoo:digits-bits --model=nets:net --bits=w4a8 --format=onnx --out=net.onnx
+python -m ghn_jax.export --workdir=DIR --arch=net.json --params=net.safetensors --out=net.stablehlo
+python -m ghn_jax.export --workdir=DIR --quantized=DIR --format=onnx --out=net.onnx
 
 The statistics of batch norms, and the ranges of activations where --bits rounds them, are those of the first
 --calibration_images training images of the run. The file takes any number of images, normalised as the run's
@@ -11,12 +13,15 @@ The statistics of batch norms, and the ranges of activations where --bits rounds
 rounded in it, and held as float. --format=onnx: for onnxruntime and others. Batch norms are folded, and
 weights, activations and biases are integers (QuantizeLinear, DequantizeLinear); without --bits all is float.
 --compare=N runs that file in onnxruntime on N test images, beside the evaluation here.
+
+--quantized=DIR is a network of `ghn_jax.quantize`: its bits, statistics and ranges are its own.
 """
 
 from absl import flags
 
 from ghn_jax.base import bounds, cli
 from ghn_jax.base.errors import UserError
+from ghn_jax.base.paths import Place
 from ghn_jax.base.start import start
 from ghn_jax.cnn.deploy import calibration
 from ghn_jax.export.export import (
@@ -33,12 +38,18 @@ from ghn_jax.models.model import Model
 from ghn_jax.models.tracing import trace
 from ghn_jax.networks.files import load_networks
 from ghn_jax.quant.policy import read_policy
+from ghn_jax.runs.calibrated_file import load
 from ghn_jax.runs.hypernetwork import Hypernetwork
+from ghn_jax.runs.model_parameters import read_params
 from ghn_jax.runs.run import load_run
 
 _WORKDIR = flags.DEFINE_string('workdir', None, 'Run directory, or zoo:NAME.')
 _ARCH = flags.DEFINE_string('arch', None, 'Architecture file: JSON of one network.')
 _MODEL = flags.DEFINE_string('model', None, 'Model of your own, in place of --arch: package.module:function.')
+_PARAMS = flags.DEFINE_string(
+    'params', None, 'Safetensors file of its parameters, of ghn_jax.finetune, in place of predicted ones.'
+)
+_QUANTIZED = flags.DEFINE_string('quantized', None, 'Directory of ghn_jax.quantize, in place of --arch.')
 _OUT = flags.DEFINE_string('out', None, 'File to write, called .stablehlo or .onnx.')
 _FORMAT = flags.DEFINE_enum('format', 'stablehlo', FORMATS, 'Of the file.')
 _BITS = flags.DEFINE_string('bits', None, 'Bits of weights and activations, as in w4a8. Default: float.')
@@ -60,6 +71,8 @@ _COMPARE = bounds.define_integer(
 def main() -> None:
     """Run the command."""
     workdir = cli.check_workdir(_WORKDIR.value, must_exist=True)
+    if _QUANTIZED.value:
+        return _export_quantized(_QUANTIZED.value, workdir)
     policy = read_policy(_BITS.value, _POLICY.value)
     spec = ExportSpec(policy, _FORMAT.value, _IMAGES.value, _RANGE_RULE.value)
     check_spec(spec, _COMPARE.value)
@@ -69,7 +82,22 @@ def main() -> None:
         raise UserError(f'--arch and --model {given}: give one of them')
     start()
     hypernetwork = Hypernetwork(load_run(workdir))
-    print(write_export(hypernetwork, _model(hypernetwork), out, spec, _COMPARE.value))
+    model = _model(hypernetwork)
+    params = read_params(model, _PARAMS.value) if _PARAMS.value else None
+    print(write_export(hypernetwork, model, out, spec, _COMPARE.value, params=params))
+
+
+def _export_quantized(folder: str, workdir: Place) -> None:
+    for flag in ('arch', 'model', 'params', 'bits', 'policy', 'calibration_images', 'range_rule'):
+        if flags.FLAGS[flag].present:
+            raise UserError(f'--quantized and --{flag} are both given: give one of them')
+    out = check_output(_OUT.value or '', _FORMAT.value)
+    start()
+    network = load(folder)
+    spec = ExportSpec(network.policy, _FORMAT.value)
+    hypernetwork = Hypernetwork(load_run(workdir))
+    model = network.calibrated.model
+    print(write_export(hypernetwork, model, out, spec, _COMPARE.value, quantized=network))
 
 
 def _model(hypernetwork: Hypernetwork) -> Model:

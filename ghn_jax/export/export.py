@@ -4,7 +4,7 @@ import dataclasses
 import json
 import os
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax.numpy as jnp
 import numpy as np
@@ -25,6 +25,7 @@ from ghn_jax.export.stablehlo import check_stablehlo, to_stablehlo
 from ghn_jax.models.folding import calibrate
 from ghn_jax.models.model import Model
 from ghn_jax.quant.policy import Policy
+from ghn_jax.runs.calibrated_file import QuantizedNetwork
 from ghn_jax.runs.hypernetwork import Hypernetwork
 
 FORMATS = ('stablehlo', 'onnx')
@@ -87,7 +88,7 @@ class _Network(NamedTuple):
     metadata: dict[str, str]
 
 
-def export_model(hypernetwork: Hypernetwork, model: Model, spec: ExportSpec) -> bytes:
+def export_model(hypernetwork: Hypernetwork, model: Model, spec: ExportSpec, *, params: Any = None) -> bytes:
     """Predict the parameters of a model, fix its statistics, and write it for another runtime.
 
     Statistics of batch norms and ranges of activations are those of the first training images of the run. In
@@ -98,6 +99,7 @@ def export_model(hypernetwork: Hypernetwork, model: Model, spec: ExportSpec) -> 
       hypernetwork: that predicts the parameters, whose run has the images.
       model: traced; of a spec, too.
       spec: what is written.
+      params: a pytree as `model.params`, in place of predicted ones.
 
     Returns:
       The contents of the file.
@@ -107,20 +109,32 @@ def export_model(hypernetwork: Hypernetwork, model: Model, spec: ExportSpec) -> 
     """
     check_spec(spec)
     data = hypernetwork.load_data()
-    network = _network(hypernetwork, model, spec, data)
+    network = _network(hypernetwork, model, spec, data, params)
     return network.write(_metadata(hypernetwork, model, spec, data) | network.metadata)
 
 
 def write_export(
-    hypernetwork: Hypernetwork, model: Model, out: Place, spec: ExportSpec, compared: int | None = None
+    hypernetwork: Hypernetwork,
+    model: Model,
+    out: Place,
+    spec: ExportSpec,
+    compared: int | None = None,
+    *,
+    params: Any = None,
+    quantized: QuantizedNetwork | None = None,
 ) -> str:
     """Write what `export_model` gives to a file; return lines about it.
 
     compared: images that onnxruntime runs the file on, if any (`comparison.compare`).
+    quantized: write this network of the model as it is, at its own bits, which are those of `spec`.
     """
     check_spec(spec, compared)
     data = hypernetwork.load_data()
-    network = _network(hypernetwork, model, spec, data)
+    network = (
+        _network(hypernetwork, model, spec, data, params)
+        if quantized is None
+        else _quantized_network(quantized, spec, data)
+    )
     contents = network.write(_metadata(hypernetwork, model, spec, data) | network.metadata)
     files.write(out, contents)
     said = (
@@ -134,14 +148,16 @@ def write_export(
     return said
 
 
-def _network(hypernetwork: Hypernetwork, model: Model, spec: ExportSpec, data: Dataset) -> _Network:
+def _network(
+    hypernetwork: Hypernetwork, model: Model, spec: ExportSpec, data: Dataset, params: Any
+) -> _Network:
     policy, scheme, available = hypernetwork.used(spec.policy), hypernetwork.scheme, len(data.train.labels)
     if spec.calibration_images > available:
         raise FieldError(
             'calibration_images',
             f'={spec.calibration_images}: {data.name} has {available:,} training images: give no more',
         )
-    params = hypernetwork.predict(model, spec.policy)
+    params = hypernetwork.predict(model, spec.policy) if params is None else params
     images = data.normalized('train', spec.calibration_images)
     if not spec.of_integers:
         quantizer = None if spec.policy.is_float else model.quantizer(policy, scheme)
@@ -160,6 +176,16 @@ def _network(hypernetwork: Hypernetwork, model: Model, spec: ExportSpec, data: D
         lambda x: calibrated.apply(x, fixed),
         metadata,
     )
+
+
+def _quantized_network(quantized: QuantizedNetwork, spec: ExportSpec, data: Dataset) -> _Network:
+    calibrated, fixed = quantized.calibrated, quantized.quantizer()
+    apply = lambda x: calibrated.apply(x, fixed)
+    if spec.format == 'onnx':
+        write = lambda metadata: to_quantized_onnx(calibrated, fixed, metadata)
+    else:
+        write = lambda _: to_stablehlo(freeze(apply, data.normalized('train', 2)))
+    return _Network(write, apply, dict(quantized.about))
 
 
 def _metadata(hypernetwork: Hypernetwork, model: Model, spec: ExportSpec, data: Dataset) -> dict[str, str]:

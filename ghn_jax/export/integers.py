@@ -38,7 +38,7 @@ def to_integers(calibrated: Calibrated, quantizer: FakeQuantizer) -> Integers:
     """Put weights, biases and the grids of activations of a calibrated model into integers.
 
     Args:
-      calibrated: with the ranges of all activations that are rounded.
+      calibrated: with the ranges of all activations that are rounded; its weights may be on their grids.
       quantizer: of `calibrated.quantizer`.
     """
     sites = calibrated.program(calibrated.model.input_shape).sites.values()
@@ -50,7 +50,13 @@ def to_integers(calibrated: Calibrated, quantizer: FakeQuantizer) -> Integers:
         name: _grid(*calibrated.ranges[name], of(name)[1]) for name in readers if of(name)[1] < FLOAT_BITS
     }
     of_integers = {name: w for name, w in calibrated.weights.items() if widths[name][0] < FLOAT_BITS}
-    rounded, found = _rounded(of_integers, {n: layers[n].layer.parameter for n in of_integers}, quantizer)
+    if calibrated.weight_ranges:
+        of_layer = lambda name: (*calibrated.weight_ranges[name], widths[name][0])
+        found = {name: make_grid(*of_layer(name), jnp.float32) for name in of_integers}
+        rounded = of_integers
+    else:
+        parameters = {name: layers[name].layer.parameter for name in of_integers}
+        rounded, found = _rounded(of_integers, parameters, quantizer)
     weights, biases = {}, {}
     of_2_bits = any(grid.width == 2 for grid in grids.values())
     of_2_bits |= any(_width(widths[name][0]) == 2 for name in found)

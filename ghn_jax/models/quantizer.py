@@ -34,16 +34,18 @@ class FakeQuantizer:
 
     widths: bits by the name of the weight (`Policy.resolve`); other layers stay float.
     ranges: (lo, hi) of activations by the name of the weight, in place of those of the batch.
+    rounded: weights have these bits already, on grids that they came with, and stay as they are.
     """
 
     widths: NamedWidths
     scheme: Scheme
     ranges: Mapping[str, tuple[Array, Array]] | None = None
+    rounded: bool = False
 
     def weight(self, name: str, w: Array) -> Array:
         """Round a weight, on one grid or on one for each output channel."""
         bits, _ = self._widths(name)
-        return w if bits == FLOAT_BITS else self.weight_and_grid(name, w)[0]
+        return w if bits == FLOAT_BITS or self.rounded else self.weight_and_grid(name, w)[0]
 
     def weight_and_grid(self, name: str, w: Array) -> tuple[Array, Grid]:
         """Return a rounded weight, and the grid, [1] or [out], that it is on."""
