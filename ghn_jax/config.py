@@ -82,6 +82,7 @@ class HypernetworkConfig(_Section):
     ve: bool = GHNConfig.ve
     layernorm: bool = GHNConfig.layernorm
     bits: bool = GHNConfig.bits  # whether it is told the bits of every tensor, and writes weights for them
+    rounds: int = number(GHNConfig.rounds, 1, 16)  # of a gatedgnn: sweeps over the graph, each there and back
     layers: int = number(GHNConfig.layers, 1, 256)  # of a graphormer
     heads: int = number(GHNConfig.heads, 1, 256)  # of its attention, a divisor of hid
 
@@ -121,13 +122,16 @@ class TrainConfig(_Section):
     weight_decay: float = number(1e-5, 0, 1e6)
     clip_norm: float = number(5.0, 1e-30, 1e30)  # of the global gradient norm
     network_clip_norm: float = number(0.0, 0, 1e30)  # of each network's gradient; 0 is none
+    loss_power: float = number(0.0, 0, 1)  # a network's gradient is divided by its loss to it; 0 is none
     label_smoothing: float = number(0.0, 0, 1)
+    distillation: float = number(0.0, 0, 1)  # share of a label that the network unrounded gives; 0 is none
     weight_penalty: float = number(0.0, 0, 1e6)  # of the predicted weights' norms; GHN-3 has 3e-5
     ema: float = number(0.0, 0, 1)  # decay of the parameters' average, which is then what is used; 0 is none
     # step: x0.1 at 2/3 and 5/6 of the steps, as GHN-2; cosine: to 0.
     schedule: str = choice('step', SCHEDULES)
     warmup_steps: int = _steps(0)  # linear, from 0
     small_first_steps: int = _steps(0)  # until then smaller networks come up more often; 0 is never
+    small_images_steps: int = _steps(0)  # until then images are of half the size; 0 is never
     # Of the networks' values and their gradients; bfloat16: half the memory traffic.
     dtype: str = choice('float32', DTYPES)
     augment: bool = True  # crop from 4 pixels of padding; flip where the data set allows it
@@ -202,11 +206,23 @@ class RunConfig(_Section):
                 f'={self.train.network_clip_norm} with devices.images={self.devices.images}: no device has a '
                 'whole gradient of a network: set one of them to 0 or 1',
             )
+        if self.train.small_images_steps and self.image_size % 16:
+            raise FieldError(
+                'train.small_images_steps',
+                f'={self.train.small_images_steps} with image_size={self.image_size}: half of it is no '
+                'multiple of 8: set it to 0',
+            )
         for key in ('data_dir', 'init_from'):
             path = getattr(self, key)
             (paths.check_place if key == 'init_from' else paths.check_local)(path, key)
             if '\0' in path:
                 raise FieldError(key, f'={shown(path)}: expected a directory')
+
+
+def image_sizes(config: RunConfig) -> tuple[int, ...]:
+    """Give the sizes in pixels that a training sees its images at, that of its last step first."""
+    whole = config.image_size
+    return (whole, whole // 2) if config.train.small_images_steps else (whole,)
 
 
 def _is_section(field: dataclasses.Field) -> bool:

@@ -23,7 +23,7 @@ from ghn_jax.base.recipes import Recipe
 from ghn_jax.cnn.covering import Family, covering_networks, family, program_for, widths
 from ghn_jax.cnn.packing import BLOCK
 from ghn_jax.cnn.program import Program
-from ghn_jax.config import RunConfig
+from ghn_jax.config import RunConfig, image_sizes
 from ghn_jax.datasets.sizes import SIZES
 from ghn_jax.evaluation.device import RunnableNetwork
 from ghn_jax.evaluation.evaluation_spec import EvaluationSpec
@@ -106,9 +106,10 @@ def training_jobs(config: RunConfig, devices: Sequence[Any], wanted: Sequence[in
     )  # fmt: skip
     stream = ImageStream(*shapes)
     key = jax.eval_shape(lambda: jax.random.key(0))
-    for each in _chosen(families(space, 'train'), wanted, 'train'):
+    chosen = _chosen(families(space, 'train'), wanted, 'train')
+    for each, size in itertools.product(chosen, image_sizes(config)):
         start = time.perf_counter()
-        program = program_for(space, 'train', each, H)
+        program = program_for(space, 'train', each, size)
         example = next(iter(covering_networks(space, 'train', each)))
         networks, _ = prepare(program, [example] * M, Policy(), max_nodes=config.program.max_nodes)
         workspace = placing.workspace(program, N, config.train.dtype)

@@ -28,7 +28,7 @@ from ghn_jax.cnn.covering import Family, family
 from ghn_jax.cnn.program import Program
 from ghn_jax.cnn.weights import pages, quantize_weights, quantize_weights_backward
 from ghn_jax.config import RunConfig
-from ghn_jax.datasets.augment import normalize
+from ghn_jax.datasets.augment import halved_to, normalize
 from ghn_jax.hypernet.ghn import GHN, init_params
 from ghn_jax.networks.spaces import Space
 from ghn_jax.quant.bit_schedule import Strategy
@@ -138,12 +138,13 @@ class _Profile:
         self.params = init_params(self.ghn.config, jax.random.key(config.seed))
         self.stepper = Stepper(config, self.ghn, self.optimizer, dataset, scheme=Scheme(mode))
         batch, stream = slice(config.train.batch_size), self.stepper.stream
-        self.images = normalize(stream.images[batch], stream.mean, stream.std)
         self.labels = stream.labels[batch]
         self.specs = draw(self.space, config.seed, 0, config.train.meta_batch)
         strategy = Strategy(scheme=Scheme(mode), policy=self.policy)
         self.ahead = OfFamily(config, self.space, strategy, family(self.specs[0]), repeats + 2)
-        self.program = self.ahead.program(family(self.specs[0]))
+        self.program = self.ahead.program(family(self.specs[0]), 0)
+        images = normalize(stream.images[batch], stream.mean, stream.std)
+        self.images = halved_to(self.program.image_size, images)
         self.key = jax.random.key(0)
 
     def seconds(self) -> dict[str, float]:

@@ -37,6 +37,14 @@ def crop_and_flip(
     return jnp.where(mirrored[:, None, None, None], crop[:, :, ::-1], crop)
 
 
+def halved_to(size: int, images: jax.Array) -> jax.Array:
+    """Average squares of pixels until images [B, H, H, 3] are of `size`, which is H / 2^n."""
+    while images.shape[1] > size:
+        b, h, w, c = images.shape
+        images = jnp.mean(images.reshape(b, h // 2, 2, w // 2, 2, c), (2, 4))
+    return images
+
+
 def normalize(
     images: jax.Array, mean: jax.Array, std: jax.Array, dtype: DTypeLike = jnp.float32
 ) -> jax.Array:

@@ -1,4 +1,4 @@
-"""Scores a model of the user's own, with predicted parameters, at several bit-widths.
+"""Scores a model of the user's own, with predicted or given parameters, at several bit-widths.
 
 The model runs its own operations (`models.model`). Where the protocol has calibrated statistics, batch norms
 are folded into the layers before them (`models.folding`).
@@ -38,6 +38,7 @@ from ghn_jax.networks.graph import count_depth
 from ghn_jax.networks.ops import primitives_of
 from ghn_jax.quant.bit_schedule import strategy_of
 from ghn_jax.quant.policy import FLOAT_BITS
+from ghn_jax.runs.calibrated_file import QuantizedNetwork
 from ghn_jax.runs.run import Run
 from ghn_jax.runs.task import load_data, make_space_of
 
@@ -49,34 +50,29 @@ def evaluate_model(
     model: Model,
     spec: EvaluationSpec | None = None,
     *,
-    initial: bool = False,
     dataset: Dataset | None = None,
+    params: Any = None,
 ) -> Result:
-    """Score a model with the parameters that a run's hypernetwork predicts, on test images.
+    """Score a model with the parameters that a run's hypernetwork predicts, or given ones, on test images.
 
     Args:
       run: from `load_run`.
       model: of as many classes as the data have, traced for its images.
       spec: images and bits; its networks and splits are of no account. None: the defaults.
-      initial: score the parameters that the model starts with by the spec's seed, in place of predicted ones.
       dataset: the run's; None: it is read.
+      params: a pytree as `model.params`; None: they are predicted.
 
     Returns:
       As `evaluate`: one row for each bit-width.
 
     Raises:
       UserError: a protocol that a model cannot be scored by, images that the model is not for, a policy that
-        is of another model, no initial parameters, and as `predict_model` and `fold`.
+        is of another model, and as `predict_model` and `fold`.
     """
     spec = spec or EvaluationSpec()
-    _check_protocol(spec)
+    _check_spec(spec, params)
     dataset = dataset or load_data(run.config)
-    shape = dataset.test.images.shape[1:]
-    if model.input_shape[1:] != shape:
-        raise UserError(
-            f'model {model.name!r} is traced for images of shape {model.input_shape[1:]}, those of '
-            f'{dataset.name} have {shape}: trace it for these'
-        )
+    _check_shape(model, dataset)
     strategy = strategy_of(run.config)
     policies = [strategy.used(policy) for policy in spec.policies]
     widths = [resolve(policy, model.graph) for policy in policies]  # before the long work
@@ -84,11 +80,10 @@ def evaluate_model(
     images, calibration = make_batches(dataset, spec)
     met, begin = primitives_of(make_space_of(run.config).ops), time.perf_counter()
     how, observed = spec.protocol, _normalized(calibration)
-    scores, runnable = [], None
-    params = model.initial_params(spec.seed) if initial else None
+    scores, runnable, given = [], None, params is not None
     for each in widths:
         quantizer = FakeQuantizer(each, strategy.scheme.when_used())
-        if params is None or (run.ghn.config.bits and told is None and not initial):
+        if params is None or (run.ghn.config.bits and told is None and not given):
             params, _ = predict_model(run.ghn, run.params, model, told or each, primitives=met)
             runnable = None
         if runnable is None or how.batch_norm == 'corrected':
@@ -100,10 +95,69 @@ def evaluate_model(
         run, spec.workdir, spec.predicted_for
     )
     protocol |= _about_scoring(run, spec) | {
-        'parameters': 'initial' if initial else 'predicted',
+        'parameters': 'given' if given else 'predicted',
         'seconds': round(time.perf_counter() - begin, 1),
     }
     return {'rows': results.make_rows([network], bits), 'networks': [network], 'protocol': protocol}
+
+
+def evaluate_quantized(
+    run: Run,
+    network: QuantizedNetwork,
+    spec: EvaluationSpec | None = None,
+    *,
+    dataset: Dataset | None = None,
+) -> Result:
+    """Score a network that is quantized already, at its own bits, on the test images of a run.
+
+    Args:
+      run: from `load_run`; its images are taken.
+      network: of `calibrated_file.load`.
+      spec: which images; what else it says is of no account.
+      dataset: the run's; None: it is read.
+
+    Returns:
+      As `evaluate_model`: one row.
+
+    Raises:
+      UserError: images that the network is not for.
+    """
+    spec, begin = spec or EvaluationSpec(), time.perf_counter()
+    calibrated, bits = network.calibrated, str(network.policy)
+    fixed = Protocol(batch_norm='calibrated', ranges='calibrated')
+    spec = dataclasses.replace(spec, policies=(network.policy,), protocol=fixed, calibration_batches=1)
+    dataset = dataset or load_data(run.config)
+    _check_shape(calibrated.model, dataset)
+    images, _ = make_batches(dataset, spec)
+    score = _score(_Runnable(Calibrated.apply, calibrated), network.quantizer(), images)
+    scored = _describe(calibrated.model) | in_percent([bits], spec.policies, [score])
+    protocol = (
+        about_images(dataset, images, None, spec)
+        | about_run(run, spec.workdir, None)
+        | {
+            'range_rule': network.about.get('method'),
+            'calibration_images': network.about.get('calibration_images'),
+            'quantized': dict(network.about),
+            'image_size': run.config.image_size,
+            'bits': [bits],
+            'policies': {bits: network.policy.to_dict()},
+            'num_networks': {GIVEN_MODEL: 1},
+            'seed': spec.seed,
+            'space': None,
+            'device': f'1 x {jax.devices()[0].device_kind}',
+            'seconds': round(time.perf_counter() - begin, 1),
+        }
+    )
+    return {'rows': results.make_rows([scored], [bits]), 'networks': [scored], 'protocol': protocol}
+
+
+def _check_shape(model: Model, dataset: Dataset) -> None:
+    shape = dataset.test.images.shape[1:]
+    if model.input_shape[1:] != shape:
+        raise UserError(
+            f'model {model.name!r} is traced for images of shape {model.input_shape[1:]}, those of '
+            f'{dataset.name} have {shape}: trace it for these'
+        )
 
 
 @dataclasses.dataclass(frozen=True)
@@ -126,7 +180,9 @@ class _Runnable:
         return cls(Calibrated.apply, fold(model, params, batches))
 
 
-def _check_protocol(spec: EvaluationSpec) -> None:
+def _check_spec(spec: EvaluationSpec, params: Any) -> None:
+    if spec.predicted_for and params is not None:
+        raise FieldError('predicted_for', f'={spec.predicted_for}: the parameters are given: leave it out')
     for field, value in (('integer', spec.protocol.integer), ('against', spec.against)):
         if value:
             raise FieldError(field, f'={value}: this is not for a model of your own: leave it out')

@@ -155,7 +155,7 @@ def check_tiles(ghn: GHN) -> None:
         raise UserError(
             f'the hypernetwork decodes tiles of {C} x {C} channels and {K} x {K} pixels, networks are scored '
             f'with those of {GHNConfig.max_shape[0]} and {GHNConfig.max_shape[2]}: predict its weights, or '
-            'score a model of your own with them (--model)'
+            'score a model of your own with them'
         )
 
 

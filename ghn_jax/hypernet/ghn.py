@@ -41,8 +41,8 @@ class GHNConfig:
     network. hypernet: 'gatedgnn'; 'graphormer', which also decodes kernels from the middle of the window; or
     'mlp': a node sees itself only (the baseline).   decoder: 'conv'.   weight_norm: scale predicted weights
     by fan-in.   ve: virtual edges.   layernorm: of the embeddings, before decoding.   bits: nodes are told a
-    policy's bits, so that weights are predicted for it (`policy_features`).   layers, heads: of a graphormer;
-    hid is a multiple of its heads.
+    policy's bits, so that weights are predicted for it (`policy_features`).   rounds: of a gatedgnn, with the
+    same parameters.   layers, heads: of a graphormer; hid is a multiple of its heads.
 
     Raises FieldError on construction for wrong types and impossible values.
     """
@@ -56,6 +56,7 @@ class GHNConfig:
     ve: bool = True
     layernorm: bool = True
     bits: bool = False
+    rounds: int = 1
     layers: int = 3
     heads: int = 8
 
@@ -64,7 +65,7 @@ class GHNConfig:
             raise FieldError('hid', f'={shown(self.hid)}: expected a positive multiple of 4')
         if not _is_positive_int(self.num_classes):
             raise FieldError('num_classes', f'={shown(self.num_classes)}: expected a positive integer')
-        for field in ('layers', 'heads'):
+        for field in ('rounds', 'layers', 'heads'):
             if not _is_positive_int(getattr(self, field)):
                 raise FieldError(field, f'={shown(getattr(self, field))}: expected a positive integer')
         if self.is_graphormer and self.hid % self.heads:
@@ -169,7 +170,9 @@ class GHN(nn.Module):
         if self.config.bits:
             stages['x_init'] += embed_bits(self.bits, graphs.weight_bits, graphs.activation_bits)
         if self.config.hypernet == 'gatedgnn':
-            h = gated_gnn(self.gnn, stages['x_init'], graphs.distance, graphs.waves, graphs.n_waves)
+            h = stages['x_init']
+            for _ in range(self.config.rounds):
+                h = gated_gnn(self.gnn, h, graphs.distance, graphs.waves, graphs.n_waves)
         elif self.config.is_graphormer:
             distance = graphs.distance if self.config.ve else jnp.where(graphs.distance == 1, 1, 0)
             h = graphormer(self.gnn, stages['x_init'], distance, graphs.n_node)

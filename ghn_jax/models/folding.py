@@ -46,6 +46,8 @@ class Calibrated:
         for the axes that are averaged over; None for one that is folded.
       ranges: `Site.reader` of a layer -> (lo, hi) of the activation that enters it, float32, 0 between them;
         of those that the policy of the calibration rounds.
+      weight_ranges: layer's name -> (lo, hi), float32 [out], 0 between them, of the grids that its weights
+        are on already, one for each output channel (`grid.make_grid`); none of them: no weight is rounded.
     """
 
     model: Model
@@ -54,6 +56,7 @@ class Calibrated:
     biases: Mapping[str, Any]
     norms: Sequence[Fixed]
     ranges: Mapping[str, tuple[Any, Any]]
+    weight_ranges: Mapping[str, tuple[Any, Any]] = dataclasses.field(default_factory=dict)
 
     def apply(
         self, x: Array, quantizer: Quantizer | None = None, capture: dict[str, Array] | None = None
@@ -85,15 +88,18 @@ class Calibrated:
     def quantizer(self, policy: Policy, scheme: Scheme = QAT) -> FakeQuantizer:
         """Return what rounds weights, and activations over the calibrated ranges, to a policy's bits.
 
+        Weights that are on their grids already stay as they are.
+
         Raises:
           UserError: the policy is of another model.
         """
-        return FakeQuantizer(resolve(policy, self.model.graph), scheme, self.ranges)
+        widths = resolve(policy, self.model.graph)
+        return FakeQuantizer(widths, scheme, self.ranges, rounded=bool(self.weight_ranges))
 
 
 jax.tree_util.register_dataclass(
     Calibrated,
-    data_fields=['params', 'weights', 'biases', 'norms', 'ranges'],
+    data_fields=['params', 'weights', 'biases', 'norms', 'ranges', 'weight_ranges'],
     meta_fields=['model'],
 )
 

@@ -1,6 +1,6 @@
 """The parameters of a model, predicted, in the model's own structure, layout and precision."""
 
-from collections.abc import Collection
+from collections.abc import Collection, Mapping
 from typing import Any
 
 import jax
@@ -123,6 +123,23 @@ def predict_model(
     if rounded is not None and widths is not None:
         widths = {name: bits for name, bits in widths.items() if name not in kept}
         tensors, quantization = round_to(tensors, widths, rounded)
+    return to_params(model, tensors, kept), quantization
+
+
+def to_params(model: Model, tensors: Mapping[str, np.ndarray], kept: Collection[str] = ()) -> Any:
+    """Put tensors where a model has its parameters, in their layout and precision.
+
+    Args:
+      model: the model.
+      tensors: by the names of `model.graph.parameters`, in the shapes there.
+      kept: names of parameters that stay as initialised.
+
+    Returns:
+      A pytree of NumPy arrays as `model.params`; 0 for parameters that the logits do not depend on.
+
+    Raises:
+      UserError: no initial values for parameters that are kept.
+    """
     leaves, tree = jax.tree.flatten(model.params)
     names = variable_names(model.params)
     initial = model.initial_values(kept) if kept else {}
@@ -135,4 +152,4 @@ def predict_model(
         else:  # nothing depends on it
             value = np.zeros(leaf.shape)
         values.append(np.ascontiguousarray(value, leaf.dtype))
-    return tree.unflatten(values), quantization
+    return tree.unflatten(values)

@@ -3,7 +3,7 @@
 import dataclasses
 
 from ghn_jax.base.errors import FieldError, prefixed
-from ghn_jax.config import HypernetworkConfig, RunConfig, SpaceConfig
+from ghn_jax.config import HypernetworkConfig, RunConfig, SpaceConfig, image_sizes
 from ghn_jax.datasets.load import Dataset, load
 from ghn_jax.hypernet.ghn import GHN, GHNConfig
 from ghn_jax.networks.deepnets import published_space
@@ -31,19 +31,24 @@ def make_space_of(config: RunConfig) -> Space:
             raise FieldError(
                 f'space.{key}', f' has {unfit[0]}: the executor runs multiples of {multiple}; give these'
             )
-    if config.image_size != IMAGE_SIZE and 'msa' in space.ops:
-        others = tuple(op for op in space.ops if op != 'msa')
-        raise FieldError(
-            'image_size',
-            f'={config.image_size}: networks with msa are for {IMAGE_SIZE} pixels; set space.ops="{others}"',
-        )
-    if config.image_size != IMAGE_SIZE and space.flat_head_share:
-        raise FieldError(
-            'image_size',
-            f'={config.image_size}: networks with flattened heads are defined for {IMAGE_SIZE} pixels; '
-            'set space.flat_head_share=0',
+    others = tuple(op for op in space.ops if op != 'msa')
+    if len(others) < len(space.ops):
+        _check_sizes(config, f'networks with msa are for {IMAGE_SIZE} pixels; set space.ops="{others}"')
+    if space.flat_head_share:
+        _check_sizes(
+            config,
+            f'networks with flattened heads are defined for {IMAGE_SIZE} pixels; set space.flat_head_share=0',
         )
     return space
+
+
+def _check_sizes(config: RunConfig, said: str) -> None:
+    """Raise FieldError if a training sees images of another size than 32. said: why that cannot be."""
+    if config.image_size != IMAGE_SIZE:
+        raise FieldError('image_size', f'={config.image_size}: {said}')
+    if image_sizes(config) != (IMAGE_SIZE,):
+        steps = config.train.small_images_steps
+        raise FieldError('train.small_images_steps', f'={steps} shows images of {IMAGE_SIZE // 2}: {said}')
 
 
 def _published_space(config: RunConfig) -> Space:
@@ -55,10 +60,7 @@ def _published_space(config: RunConfig) -> Space:
             f'={config.space.folder}: its networks are as they are: set space.name=deepnets1m, and leave the '
             'other keys of space at their defaults',
         )
-    if config.image_size != IMAGE_SIZE:
-        raise FieldError(
-            'image_size', f'={config.image_size}: networks of space.folder are for {IMAGE_SIZE} pixels'
-        )
+    _check_sizes(config, f'networks of space.folder are for {IMAGE_SIZE} pixels')
     return published_space(config.space.folder)
 
 

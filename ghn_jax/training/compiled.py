@@ -17,7 +17,7 @@ from ghn_jax.assembly.mesh import OVER_DEVICES, OVER_IMAGES, REPLICATED, axes_of
 from ghn_jax.assembly.network_batch import Networks
 from ghn_jax.assembly.workspace import Workspace
 from ghn_jax.cnn.program import Program
-from ghn_jax.datasets.augment import crop_and_flip, normalize
+from ghn_jax.datasets.augment import crop_and_flip, halved_to, normalize
 from ghn_jax.datasets.load import Dataset
 from ghn_jax.hypernet.ghn import GHN
 from ghn_jax.quant.scheme import Scheme
@@ -82,7 +82,7 @@ def training_step(
       indices: which of them make the batch, int32 [N].
       key: of the whole run; what the step draws is a function of it and of `state.step`.
       workspace: of `mesh.make_workspaces`; it is overwritten.
-      program: static, what the networks run in.
+      program: static, what the networks run in; its images may be half as large as the stream's.
       settings: static, all else.
 
     Returns:
@@ -95,7 +95,7 @@ def training_step(
         images = stream.images[indices]
         if settings.augment:
             images = crop_and_flip(k_augment, images, flip=settings.flip, axis=axes and axes.images)
-        images = normalize(images, stream.mean, stream.std)
+        images = halved_to(program.image_size, normalize(images, stream.mean, stream.std))
         labels = stream.labels[indices]
         return train_step(
             program, settings.ghn, settings.optimizer, state, networks, images, labels, workspace, k_step,

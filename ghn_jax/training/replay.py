@@ -14,11 +14,12 @@ import numpy as np
 import optax
 
 from ghn_jax import config as configs
+from ghn_jax.assembly.mesh import replicate
 from ghn_jax.base.errors import FieldError, UserError
 from ghn_jax.base.jsonlines import read_jsonl
 from ghn_jax.base.paths import Place
 from ghn_jax.cnn.reference import apply_reference
-from ghn_jax.datasets.augment import normalize
+from ghn_jax.datasets.augment import halved_to, normalize
 from ghn_jax.datasets.load import batch_indices
 from ghn_jax.hypernet.predict import predict_weights
 from ghn_jax.networks.graph import build_graph
@@ -82,7 +83,8 @@ def replay(workdir: Place, line: int, *, exact: bool = False) -> Iterator[str]:
         ):
             state, _ = run_step(program, state, batch, step)
         yield f'trained from there to step {int(state.step)}'
-    state = state.replace(step=jnp.asarray(done - 1, jnp.int32))  # keys are those of the step
+    step = replicate(None, jnp.asarray(done - 1, jnp.int32))  # keys are those of the step
+    state = state.replace(step=step)
     params = jax.device_get(state.params)  # the step takes the state
     program, batch = networks.step(done - 1)
     _, values = run_step(program, state, batch, done - 1)
@@ -90,6 +92,7 @@ def replay(workdir: Place, line: int, *, exact: bool = False) -> Iterator[str]:
     yield f'the step again: {", ".join(f"network {i} {fault}" for i, fault in enumerate(faults))}'
     indices = batch_indices(config.seed, done - 1, config.train.batch_size, run_step.count)
     x = normalize(run_step.stream.images[indices], run_step.stream.mean, run_step.stream.std)
+    x = halved_to(program.image_size, x)
     weights = predict_weights(ghn, params, spec, policy)
     yield from examine(spec, weights, x, run_step.stream.labels[indices], policy, strategy.scheme.when_used())
 

@@ -14,7 +14,7 @@ from ghn_jax.assembly.mesh import own_networks
 from ghn_jax.assembly.network_batch import Networks, make_networks, place
 from ghn_jax.cnn.covering import Family, family, program_for
 from ghn_jax.cnn.program import Program
-from ghn_jax.config import RunConfig
+from ghn_jax.config import RunConfig, image_sizes
 from ghn_jax.hypernet.policy_features import resolve
 from ghn_jax.networks.graph import build_graph
 from ghn_jax.networks.spaces import Space
@@ -53,6 +53,11 @@ def networks_of(config: RunConfig, space: Space, step: int) -> list[NetworkSpec]
     return sorted(draw(space, config.seed, step, drawn), key=lambda spec: spec.n_cells)[:count]
 
 
+def image_size_of(config: RunConfig, step: int) -> int:
+    """Give the size in pixels of the images of a step."""
+    return image_sizes(config)[step < config.train.small_images_steps]
+
+
 class Preparation:
     """Networks of the coming steps, made ready by threads (JAX leaves Python free while a step runs).
 
@@ -62,13 +67,14 @@ class Preparation:
     def __init__(self, config: RunConfig, space: Space, strategy: Strategy, mesh: Mesh | None = None):
         self.config, self.space, self.strategy = config, space, strategy
         self.own = own_networks(mesh, config.train.meta_batch)
-        self._programs: dict[Family, Program] = {}
+        self._programs: dict[tuple[Family, int], Program] = {}
 
-    def program(self, family: Family) -> Program:
-        """Give the program of all training networks of one family."""
-        if family not in self._programs:
-            self._programs[family] = program_for(self.space, 'train', family, self.config.image_size)
-        return self._programs[family]
+    def program(self, family: Family, step: int) -> Program:
+        """Give the program of all training networks of one family, on images of the step's size."""
+        size = image_size_of(self.config, step)
+        if (family, size) not in self._programs:
+            self._programs[family, size] = program_for(self.space, 'train', family, size)
+        return self._programs[family, size]
 
     def step(self, step: int) -> tuple[Program, Networks]:
         """Prepare the networks of one step that are this process's, as numpy arrays.
@@ -77,7 +83,7 @@ class Preparation:
           UserError: as `network_batch.place` and `policy_features.resolve`.
         """
         specs = networks_of(self.config, self.space, step)
-        program = self.program(family(specs[0]))
+        program = self.program(family(specs[0]), step)
         placed = [place(program, build_graph(spec)) for spec in specs[self.own]]
         policies = (self.strategy.policy_of(step, self.own.start + i, n.graph) for i, n in enumerate(placed))
         widths = [resolve(policy, network.graph) for policy, network in zip(policies, placed, strict=True)]

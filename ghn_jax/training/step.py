@@ -30,9 +30,10 @@ from ghn_jax.cnn.weights import add_norm_gradient, pages, quantize_weights, quan
 from ghn_jax.hypernet.ghn import GHN
 from ghn_jax.hypernet.tiles import DecoderTable, Tiles
 from ghn_jax.quant.scheme import Scheme
-from ghn_jax.training.refinements import AS_PUBLISHED, Refinements, average
+from ghn_jax.training.refinements import AS_PUBLISHED, Refinements, average, distilled, targets
 
 FINE, BAD_GRADIENT, BAD_LOSS = range(3)  # a network in a step: what of it is not finite
+_LEAST_LOSS = 1e-3  # nats, added to a loss that is divided by
 DROPOUT = 0.5  # of the hidden layer of two-layer heads, in training; as published
 
 
@@ -124,6 +125,10 @@ def _share_of_mean(
     """
     finite = jnp.isfinite(loss) & jnp.isfinite(optax.tree.norm(gradient))
     finite = mesh_axes.everywhere(finite, axis)
+    if refinements.loss_power:
+        whole = mesh_axes.total(loss, axis and (axis,))
+        scale = (whole + _LEAST_LOSS) ** -refinements.loss_power
+        gradient = jax.tree.map(lambda g: g * scale, gradient)
     if refinements.network_clip_norm:
         scale = jnp.minimum(1, refinements.network_clip_norm / optax.tree.norm(gradient[0]))
         gradient = jax.tree.map(lambda g: g * scale, gradient)
@@ -147,14 +152,18 @@ def _weight_gradients(
       workspace, which holds weights and gradient.
     """
     k_weights, k_net = jax.random.split(key)
-    quantized, grid = workspace.quantized, None
+    quantized, grid, tapes = workspace.quantized, None, workspace.executor
+    goals = targets(labels, program.num_classes, refinements.label_smoothing)
+    if refinements.distillation and scheme.mode != 'float':
+        teacher, tapes = executor.forward(program, weights, tables, bits, images, tapes, axis=axis)
+        goals = distilled(goals, teacher, refinements.distillation)
     if scheme.mode != 'float':
         quantized, grid = quantize_weights(
             weights, tables, bits.weights, quantized, scheme=scheme, key=k_weights
         )
     loss, logits, g, buffers = executor.loss_and_gradients(
-        program, weights if grid is None else quantized, tables, bits, images, labels, workspace.executor,
-        scheme=scheme, key=k_net, dropout=dropout, label_smoothing=refinements.label_smoothing, axis=axis,
+        program, weights if grid is None else quantized, tables, bits, images, goals, tapes, scheme=scheme,
+        key=k_net, dropout=dropout, axis=axis,
     )  # fmt: skip
     if grid is not None:
         g = quantize_weights_backward(weights, tables, bits.weights, g, grid, scheme=scheme, key=k_weights)

@@ -4,7 +4,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from ghn_jax.datasets.augment import crop_and_flip, normalize
+from ghn_jax.datasets.augment import crop_and_flip, halved_to, normalize
 from ghn_jax.datasets.load import load
 
 
@@ -30,6 +30,14 @@ def test_every_augmented_image_is_a_crop_of_the_padded_one_or_its_mirror():
 def test_without_flip_and_padding_augmentation_is_the_identity():
     images = jnp.asarray(np.random.default_rng(0).integers(0, 256, (4, 6, 6, 3), dtype=np.uint8))
     np.testing.assert_array_equal(crop_and_flip(jax.random.key(0), images, pad=0, flip=False), images)
+
+
+def test_halved_images_are_means_of_squares_and_those_of_the_right_size_stay():
+    images = np.random.default_rng(0).normal(size=(2, 16, 16, 3)).astype(np.float32)
+    assert halved_to(16, images) is images
+    small = halved_to(4, images)
+    assert small.shape == (2, 4, 4, 3)
+    np.testing.assert_allclose(small[1, 2, 3], images[1, 8:12, 12:].mean((0, 1)), atol=1e-6)
 
 
 def test_normalized_training_images_have_mean_0_and_deviation_1():

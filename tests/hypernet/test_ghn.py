@@ -9,6 +9,7 @@ import pytest
 
 from ghn_jax.base.errors import UserError
 from ghn_jax.hypernet import GHN, GHNConfig, decoder_table, init_params, predict_parameters, tile_parameters
+from ghn_jax.hypernet.gnn import gated_gnn
 from ghn_jax.networks.graph import build_graph
 from tests.cnn.comparison import QUICK
 from tests.hypernet.helpers import SMALL, batch, random_params, small_graphs, small_spec
@@ -60,6 +61,17 @@ def test_the_mlp_baseline_knows_no_neighbours_and_the_gnn_does(graphs):
         params = random_params(VARIANTS[name])
         x = apply(ghn, params, batch([graphs[2], alone], 80), method='embed')
         assert np.allclose(x[0], x[1], atol=1e-6) != sees_them
+
+
+def test_a_second_round_goes_over_the_states_of_the_first(graphs):
+    once, twice = (dataclasses.replace(SMALL, rounds=rounds) for rounds in (1, 2))
+    params, given = random_params(SMALL), batch([graphs[2]], 80)
+    first = apply(GHN(once), params, given, method='embed_stages')
+    second = apply(GHN(twice), params, given, method='embed_stages')
+    again = gated_gnn(params['gnn'], first['x_gnn'], given.distance, given.waves, given.n_waves)
+    real = len(graphs[2].nodes)
+    np.testing.assert_allclose(second['x_gnn'][:, :real], again[:, :real], atol=1e-5)
+    assert not np.allclose(first['x_gnn'][:, :real], again[:, :real], atol=1e-3)
 
 
 def test_virtual_edges_are_read_by_ghn2_and_not_by_ghn1(graphs):
@@ -139,6 +151,7 @@ def test_a_network_with_other_classes_is_refused():
         ('hid', 30, 'positive multiple of 4'),
         ('hid', True, 'positive multiple of 4'),
         ('num_classes', 0, 'positive integer'),
+        ('rounds', 0, 'positive integer'),
         ('max_shape', [64, 32, 11, 11], r'expected \(C, C, K, K\)'),
         ('max_shape', 64, r'expected \(C, C, K, K\)'),
         ('hypernet', 'gcn', 'one of gatedgnn, graphormer, mlp'),

@@ -16,14 +16,16 @@ from ghn_jax.cnn.reference import apply_reference
 from ghn_jax.cnn.weights import add_norm_gradient
 from ghn_jax.hypernet.ghn import GHN, GHNConfig, init_params, predict_parameters
 from ghn_jax.networks.graph import build_graph
-from ghn_jax.quant import Policy, Scheme
-from ghn_jax.quant.policy import quantizable
-from ghn_jax.training.refinements import AS_PUBLISHED, Refinements, refinements_of
-from ghn_jax.training.step import meta_gradients
+from ghn_jax.quant import Policy
+from ghn_jax.quant.policy import parse_bits, quantizable
+from ghn_jax.quant.scheme import QAT
+from ghn_jax.training.refinements import AS_PUBLISHED, Refinements, distilled, refinements_of, targets
+from ghn_jax.training.step import _share_of_mean, meta_gradients
 from tests.cnn.comparison import QUICK
 from tests.cnn.networks import random_parameters, small_network
 from tests.training.test_step import SPECS, data, double, float64_workspace, gradient_errors, in_float64
 
+BITS = parse_bits('w8a8')
 NETWORK = small_network([('sep_conv_3x3', 0), ('conv_1x1', 1)], C=16, fc_layers=2, fc_dim=24)
 
 
@@ -54,9 +56,32 @@ def test_smoothed_labels_are_spread_over_all_classes():
     of_label = -log_p[jnp.arange(6), labels].mean()
     for smoothing in (0.0, 0.1, 1.0):
         expected = (1 - smoothing) * of_label - smoothing * log_p.mean()
-        np.testing.assert_allclose(
-            executor._cross_entropy(logits, labels, smoothing, None), expected, rtol=1e-6
-        )
+        found = executor._cross_entropy(logits, targets(labels, 10, smoothing), None)
+        np.testing.assert_allclose(found, expected, rtol=1e-6)
+
+
+def test_a_distilled_label_is_in_part_what_the_teacher_says():
+    rng = np.random.default_rng(0)
+    teacher = jnp.asarray(rng.normal(size=(6, 10)), jnp.float32)
+    labels = jnp.arange(6)
+    p = np.exp(teacher) / np.exp(teacher).sum(1, keepdims=True)
+    for given in (labels, jax.nn.one_hot(labels, 10)):
+        for share in (0.0, 0.25, 1.0):
+            expected = (1 - share) * np.eye(10)[:6] + share * p
+            np.testing.assert_allclose(distilled(given, teacher, share), expected, atol=1e-6)
+    assert not jax.grad(lambda t: distilled(labels, t, 0.5)[0, 0])(teacher).any()
+
+
+def test_a_gradient_is_divided_by_the_loss_before_it_is_clipped():
+    gradient = {'a': jnp.full((4,), 3.0)}, jnp.ones((2, 2))  # norms 6 and 2
+    for loss, power, clip in ((4.0, 1.0, 0.0), (4.0, 0.5, 0.0), (4.0, 0.5, 1.5), (0.25, 1.0, 100.0)):
+        refinements = Refinements(loss_power=power, network_clip_norm=clip)
+        (by_params, by_x), finite = _share_of_mean(gradient, jnp.float32(loss), 2, refinements, None)
+        scale = loss**-power
+        scale *= min(1, clip / (6 * scale)) if clip else 1
+        np.testing.assert_allclose(by_params['a'], 3 * scale / 2, rtol=1e-2)
+        np.testing.assert_allclose(by_x, scale / 2, rtol=1e-2)
+        assert finite
 
 
 def test_a_config_says_all_of_the_refinements_and_by_default_none_of_it():
@@ -68,19 +93,21 @@ def test_a_config_says_all_of_the_refinements_and_by_default_none_of_it():
 
 
 @pytest.mark.slow
-def test_the_gradient_is_that_of_the_smoothed_and_penalised_loss_of_each_network_clipped():
+def test_the_gradient_is_that_of_the_smoothed_distilled_and_penalised_loss_of_each_network_clipped():
     specs, ghn = [SPECS[0], SPECS[2]], GHN(GHNConfig(hid=8))
     program = build_program(specs, image_size=8, max_params=1e6)
     params = init_params(ghn.config, jax.random.key(0))
     with jax.enable_x64(True):
         images, labels = data()
-        targets = optax.smooth_labels(jax.nn.one_hot(labels, 10, dtype=jnp.float64), 0.1)
+        smooth = optax.smooth_labels(jax.nn.one_hot(labels, 10, dtype=jnp.float64), 0.1)
 
         def loss(params, spec):
             tensors = predict_parameters(ghn, params, build_graph(spec))
-            logits = apply_reference(spec, tensors, images, policy=Policy())
+            logits = apply_reference(spec, tensors, images, policy=BITS, scheme=QAT)
+            teacher = apply_reference(spec, jax.lax.stop_gradient(tensors), images, policy=Policy())
+            goals = 0.7 * smooth + 0.3 * jax.nn.softmax(jax.lax.stop_gradient(teacher))
             norms = sum(jnp.linalg.norm(w.ravel()) for w in weights_of(tensors).values())
-            return jnp.mean(optax.softmax_cross_entropy(logits, targets)) + 0.01 * norms
+            return jnp.mean(optax.softmax_cross_entropy(logits, goals)) + 0.01 * norms
 
         each = [
             jax.jit(jax.grad(functools.partial(loss, spec=spec)), compiler_options=QUICK)(double(params))
@@ -89,11 +116,13 @@ def test_the_gradient_is_that_of_the_smoothed_and_penalised_loss_of_each_network
         norms = [float(optax.tree.norm(g['decoder'])) for g in each]
         clip = float(np.mean(norms))  # one is clipped, one is not
         expected = jax.tree.map(lambda *g: sum(x * min(1, clip / n) for x, n in zip(g, norms)) / 2, *each)
-        refinements = Refinements(label_smoothing=0.1, network_clip_norm=clip, weight_penalty=0.01)
-        run = functools.partial(
-            meta_gradients, program, ghn, scheme=Scheme('float'), dropout=0.0, refinements=refinements
+        refinements = Refinements(
+            label_smoothing=0.1, distillation=0.3, network_clip_norm=clip, weight_penalty=0.01
         )
-        networks, _ = prepare(program, specs, (Policy(), Policy()), max_nodes=96)
+        run = functools.partial(
+            meta_gradients, program, ghn, scheme=QAT, dropout=0.0, refinements=refinements
+        )
+        networks, _ = prepare(program, specs, (BITS, BITS), max_nodes=96)
         gradients, _, _ = jax.jit(run, compiler_options=QUICK)(
             double(params), in_float64(program, networks, specs), images, labels,
             float64_workspace(program), jax.random.key(0),

@@ -1,0 +1,43 @@
+"""Networks of 16 channels on CIFAR-10, 4 to 8 cells, at most 300,000 parameters: for two CPU cores in a day.
+
+    python -m ghn_jax.train --config=configs/narrow_cifar10.py --workdir=runs/narrow_bits
+    python -m ghn_jax.train --config=configs/narrow_cifar10.py --workdir=runs/narrow_float \
+        --config.quant.mode=float --config.ghn.bits=False
+
+The first is told the bits of every network, which are drawn from float to two bits; the second, without
+quantization, is what it is compared with. Images are of 16 pixels for the first two thirds of the steps.
+Result: none yet.
+"""
+
+from ghn_jax import config
+
+
+def get_config():
+    c = config.default()
+    c.space.cells = (4, 8)
+    c.space.channels = (16,)
+    c.space.max_params = 300_000
+    c.space.C_mults = (1,)
+    c.space.flat_head_share = 0.0  # their weights depend on the size of images, which grows
+
+    c.ghn.bits = True
+    c.quant.mode = 'qat'
+    c.quant.draw = ('float', 'w8a8', 'w4a4', 'w2a2')
+    c.quant.edge_bits = 'w8a8'
+    c.quant.weight_range = c.quant.activation_range = 'sigma'
+
+    c.train.steps = 15_000
+    c.train.small_images_steps = 10_000
+    c.train.meta_batch = 4
+    c.train.optimizer = 'muon'
+    c.train.learning_rate = 5e-3
+    c.train.schedule = 'cosine'
+    c.train.warmup_steps = 200
+    c.train.network_clip_norm = 2.0
+
+    c.log_every_steps = 20
+    c.save_every_steps = 250
+    c.eval.every_steps = 0
+    c.eval.bits = ('w8a8', 'w4a4', 'w2a2')
+    c.devices.per_process = 1
+    return c

@@ -1,0 +1,87 @@
+"""Parameters of one model in a file: read into the model's own pytree, and written from it.
+
+Tensors are called by their paths in that pytree, joined by dots. A network of DeepNets-1M is a model like any
+other once it is traced; its tensors have DeepNets-1M's names, in PyTorch's layouts. So files of
+`ghn_jax.predict` are read, packed ones too.
+"""
+
+import json
+import os
+from collections.abc import Mapping
+from typing import Any
+
+import jax
+import numpy as np
+from safetensors import SafetensorError, safe_open
+
+from ghn_jax.base.errors import UserError
+from ghn_jax.base.paths import Place
+from ghn_jax.models.model import Model
+from ghn_jax.models.sources import variable_names
+from ghn_jax.runs.weight_files import unpack, write_weights
+
+
+def read_params(model: Model, path: str | os.PathLike) -> Any:
+    """Read the parameters of a model.
+
+    Args:
+      model: traced.
+      path: safetensors, of `ghn_jax.predict` or `ghn_jax.finetune`, or of its own parameters.
+
+    Returns:
+      A pytree of NumPy arrays as `model.params`.
+
+    Raises:
+      UserError: no such file, or parameters of another model.
+    """
+    where = os.fspath(path)
+    arrays, metadata = _read(path)
+    if metadata.get('layout') == 'jax':
+        raise UserError(f'{where} is in the layout jax: predict it with the layout pytorch')
+    leaves, tree = jax.tree.flatten(model.params)
+    names = variable_names(model.params)
+    if unknown := sorted(set(arrays) - set(names)):
+        raise UserError(
+            f'{where} has {unknown[0]!r}, which model {model.name!r} has not: give parameters of this model'
+        )
+    values = []
+    for name, leaf in zip(names, leaves):
+        if name not in arrays:
+            raise UserError(f'{where} has no {name!r} of model {model.name!r}: give parameters of this model')
+        value = arrays[name]
+        if value.shape != leaf.shape or value.dtype.kind not in 'fV':
+            raise UserError(
+                f'{where}: {name!r} is {value.dtype}{list(value.shape)}, that of model {model.name!r} is '
+                f'{leaf.dtype}{list(leaf.shape)}: give parameters of this model'
+            )
+        if not np.all(np.isfinite(value.astype(np.float32))):
+            raise UserError(f'{where}: {name!r} has values that are no numbers: give finite parameters')
+        values.append(value.astype(leaf.dtype))
+    return tree.unflatten(values)
+
+
+def write_params(path: Place, model: Model, params: Any, metadata: Mapping[str, str]) -> None:
+    """Write the parameters of a model as safetensors, whole or not at all.
+
+    metadata: what the file says beside the model's name and the shape of its images.
+
+    Raises:
+      UserError: it cannot be written.
+    """
+    weights = dict(zip(variable_names(params), map(np.asarray, jax.tree.leaves(params)), strict=True))
+    about = {'model': model.name, 'input_shape': json.dumps(model.input_shape), 'layout': 'model'}
+    write_weights(path, weights, about | dict(metadata), 'safetensors')
+
+
+def _read(path: str | os.PathLike) -> tuple[dict[str, np.ndarray], dict[str, str]]:
+    try:
+        with safe_open(path, 'np') as file:
+            metadata = file.metadata() or {}
+            if 'packed' not in metadata:
+                return {name: file.get_tensor(name) for name in file.keys()}, metadata
+    except (OSError, SafetensorError) as e:
+        reason = ' '.join(str(e).split())[:120]
+        raise UserError(
+            f'{os.fspath(path)} is no safetensors file ({reason}): give a file of parameters'
+        ) from None
+    return unpack(path), metadata

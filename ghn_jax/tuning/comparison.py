@@ -1,0 +1,75 @@
+"""Initialisations compared at an equal budget: from single trainings to a table.
+
+A result is a table as `reporting.docs_tables` has it on a page, with the trainings it is made of as `runs`.
+Accuracies are in percent.
+"""
+
+import math
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+from tabulate import tabulate
+
+FLOAT = 'w32a32'
+KINDS = {'batch': '', 'calibrated': 'calibrated '}
+"""What the statistics of a score may be, and what a column says of it."""
+
+
+def marks(epochs: int) -> tuple[int, ...]:
+    """Return after which passes over the training images a network is scored: 0, 1, 5 and all."""
+    return tuple(sorted({mark for mark in (0, 1, 5, epochs) if mark <= epochs}))
+
+
+def compare(runs: Sequence[Mapping[str, Any]], epochs: int) -> dict[str, Any]:
+    """Make the table: a row for each bit-width and initialisation, a column for each score and mark.
+
+    Args:
+      runs: of each its network, bits, init and seed, and `scores`: by mark ('0', '1', ...) and kind ('batch')
+        the accuracy by the bits that the network was run with.
+      epochs: of each training.
+
+    Returns:
+      `columns` and `rows`. A mean is over networks, of each the mean of its seeds, and its standard error is
+      that of networks; of one network, it is over seeds.
+    """
+    kinds = [kind for kind in KINDS if all(kind in run['scores']['0'] for run in runs)]
+    scored = [(kind, rounded, mark) for kind in kinds for rounded in (False, True) for mark in marks(epochs)]
+    columns = ['bits', 'from', 'networks', 'seeds']
+    for kind, rounded, mark in scored:
+        columns.append(f'{KINDS[kind]}{"quantized" if rounded else "float"}, {mark}')
+    rows = []
+    for bits, init in dict.fromkeys((run['bits'], run['init']) for run in runs):
+        members = [run for run in runs if (run['bits'], run['init']) == (bits, init)]
+        networks, seeds = ({run[key] for run in members} for key in ('network', 'seed'))
+        row: list[Any] = [bits, init, len(networks), len(seeds)]
+        for kind, rounded, mark in scored:
+            name = bits if rounded else FLOAT
+            row.append(mean(members, lambda run: run['scores'][str(mark)][kind][name]))  # noqa: B023
+        rows.append(row)
+    return {'columns': columns, 'rows': rows}
+
+
+def mean(runs: Sequence[Mapping[str, Any]], score: Any) -> dict[str, float]:
+    """Return `mean` and, of more than one network or else seed, `sem`: its standard error."""
+    networks = dict.fromkeys(run['network'] for run in runs)
+    values = [np.mean([score(run) for run in runs if run['network'] == network]) for network in networks]
+    if len(values) == 1:
+        values = [score(run) for run in runs]
+    found = {'mean': float(np.mean(values))}
+    if len(values) > 1:
+        found['sem'] = float(np.std(values, ddof=1) / math.sqrt(len(values)))
+    return found
+
+
+def text(result: Mapping[str, Any]) -> str:
+    """Return the table as text, and below it what it is of."""
+    lines = [[_cell(cell) for cell in row] for row in result['rows']]
+    shown = tabulate(lines, result['columns'], tablefmt='github', disable_numparse=True)
+    return '\n'.join([shown, '', *result['notes']])
+
+
+def _cell(cell: Any) -> str:
+    if not isinstance(cell, Mapping):
+        return str(cell)
+    return f'{cell["mean"]:.1f}' + (f' ± {cell["sem"]:.1f}' if 'sem' in cell else '')

@@ -1,0 +1,280 @@
+"""Fine-tuning through quantization: networks trained from several initialisations, at an equal budget.
+
+A training is one network, at one bit-width, from one initialisation, with one seed. Its folder has, for each:
+
+    NAME.safetensors      the moving average of the parameters, as the model has them, not rounded
+    runs/NAME.json        its scores, once it is done
+    runs/NAME.state.npz   where it is, while it goes on: stopped and taken up again it is as if never stopped
+"""
+
+import dataclasses
+import time
+import zlib
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any
+
+import jax
+
+import ghn_jax
+from ghn_jax.base import bounds, files, jsonfile, lock
+from ghn_jax.base.digests import json_digest
+from ghn_jax.base.errors import FieldError, UserError
+from ghn_jax.base.paths import Place
+from ghn_jax.datasets.load import Dataset
+from ghn_jax.evaluation.evaluation_spec import BATCH_SIZE
+from ghn_jax.evaluation.selection import ImageBatches, image_batches
+from ghn_jax.hypernet.policy_features import resolve
+from ghn_jax.models.model import Model
+from ghn_jax.models.sources import variable_names
+from ghn_jax.quant.policy import Policy
+from ghn_jax.quant.scheme import QAT, Scheme
+from ghn_jax.runs.metrics import Progress
+from ghn_jax.runs.model_parameters import write_params
+from ghn_jax.tuning import comparison
+from ghn_jax.tuning.initialization import Start
+from ghn_jax.tuning.loop import check_settings, fit
+from ghn_jax.tuning.scoring import CalibratedScorer, Scorer, normalized
+from ghn_jax.tuning.training import Trainer, TrainingImages, TrainingSpec, make_trainer
+
+_NOTE = (
+    'Top-1 in percent after so many passes over the training images, run in float and at the bits of the '
+    'training. Mean ± standard error over networks, each the mean of its seeds; of one network, over seeds.'
+)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class FinetuneSpec:
+    """What is trained, and how it is scored.
+
+    Attributes:
+      policies: the bits; each is a training of its own.
+      training: the budget, equal for all.
+      seeds: of random parameters, and of the order of the images.
+      batch_norm: 'batch', or 'calibrated': scored by fixed statistics and ranges as well.
+      eval_batch_size: test images of a batch, whose statistics batch norms use.
+      num_images: test images; 0: all.
+      calibration_batches: of training images, the first ones, of eval_batch_size.
+
+    Raises:
+      FieldError: a number out of its bounds, or other statistics.
+    """
+
+    policies: tuple[Policy, ...]
+    training: TrainingSpec
+    seeds: tuple[int, ...] = (0,)
+    batch_norm: str = 'batch'
+    eval_batch_size: int = BATCH_SIZE
+    num_images: int = 0
+    calibration_batches: int = 4
+
+    def __post_init__(self) -> None:
+        bounds.check(
+            batch_size=self.eval_batch_size,
+            num_images=self.num_images,
+            calibration_batches=self.calibration_batches,
+        )
+        if self.batch_norm not in comparison.KINDS:
+            raise FieldError('batch_norm', f'={self.batch_norm}: expected batch or calibrated')
+
+
+def finetune(
+    models: Sequence[Model],
+    starts: Sequence[Start],
+    spec: FinetuneSpec,
+    out: Place,
+    *,
+    dataset: Dataset,
+    scheme: Scheme = QAT,
+    used: Callable[[Policy], Policy] = lambda policy: policy,
+) -> dict[str, Any]:
+    """Train networks from each of several initialisations, and compare their accuracy.
+
+    What is done already in the folder is not done again.
+
+    Args:
+      models: traced, of as many classes as the data have, each with a name of its own.
+      starts: where they begin.
+      spec: what is trained.
+      out: the folder of the trained parameters.
+      dataset: its training images are trained on, its test images scored.
+      scheme: how tensors are quantized.
+      used: a policy -> the one that is used for it, as `Hypernetwork.used`.
+
+    Returns:
+      As `comparison.compare`, with `about`, `notes` and `runs`: of each training its scores and its file.
+
+    Raises:
+      UserError: models that are not for these data, a policy of another model, a folder of other trainings.
+    """
+    check_models(models, dataset)
+    for model in models:
+        for policy in spec.policies:
+            resolve(used(policy), model.graph)
+    begin, images = time.perf_counter(), _Images.of(dataset, spec)
+    total = images.steps(spec.training) * len(models) * len(spec.policies) * len(starts) * len(spec.seeds)
+    with lock.holding(out), Progress(total, desc='finetune') as progress:
+        runs = [
+            task.run(start, seed, out, progress)
+            for task in _tasks(models, spec, images, scheme, used)
+            for start in starts
+            for seed in spec.seeds
+        ]
+    about = _about(models, spec, images) | {'seconds': round(time.perf_counter() - begin, 1)}
+    result = {'title': 'Fine-tuning through quantization', 'about': about}
+    return result | comparison.compare(runs, spec.training.epochs) | {'notes': [_NOTE], 'runs': runs}
+
+
+def check_models(models: Sequence[Model], dataset: Dataset) -> None:
+    """Raise UserError for models that are not for a data set, and for names that make no files."""
+    shape = dataset.train.images.shape[1:]
+    for model in models:
+        if model.classes != dataset.num_classes:
+            raise UserError(
+                f'model {model.name!r} has {model.classes} classes, {dataset.name} has '
+                f'{dataset.num_classes}: give a model with {dataset.num_classes} outputs'
+            )
+        if model.input_shape[1:] != shape:
+            raise UserError(
+                f'model {model.name!r} is traced for images of shape {model.input_shape[1:]}, those of '
+                f'{dataset.name} have {shape}: trace it for these'
+            )
+    names = [model.name for model in models]
+    for name in names:
+        if not name or '/' in name or '\0' in name or name.startswith('.') or names.count(name) > 1:
+            raise UserError(f'network {name!r} has no name for files of its own: give it another')
+
+
+@dataclasses.dataclass(frozen=True)
+class _Images:
+    """What is trained on, scored, and calibrated with (nothing where that is not asked for)."""
+
+    dataset: Dataset
+    train: TrainingImages
+    test: ImageBatches
+    calibration: Sequence[Any]
+
+    @classmethod
+    def of(cls, dataset: Dataset, spec: FinetuneSpec) -> '_Images':
+        size, calibration = spec.eval_batch_size, []
+        test = image_batches(dataset, dataset.test, batch_size=size, num_images=spec.num_images)
+        if spec.batch_norm == 'calibrated':
+            count = spec.calibration_batches * size
+            calibration = normalized(image_batches(dataset, dataset.train, batch_size=size, num_images=count))
+        return cls(dataset, TrainingImages.of(dataset), test, calibration)
+
+    def steps(self, training: TrainingSpec) -> int:
+        """Return the steps of one training."""
+        return training.steps_per_epoch(len(self.dataset.train.labels)) * training.epochs
+
+
+@dataclasses.dataclass(frozen=True)
+class _Task:
+    """One network at one bit-width: what its trainings have in common, compiled once for all.
+
+    bits: what the policy is called.   policy: as it is used.
+    score: parameters -> their scores by kind and bits.
+    settings: all that a result depends on beside the start and the seed, in JSON's types.
+    """
+
+    model: Model
+    bits: str
+    policy: Policy
+    images: _Images
+    trainer: Trainer
+    score: Callable[[Any], dict[str, Any]]
+    settings: Mapping[str, Any]
+
+    def run(self, start: Start, seed: int, out: Place, progress: Progress) -> dict[str, Any]:
+        """Do a training, or what is left of it, and keep its parameters; return its record."""
+        name = f'{self.model.name}.{self.bits}.{start.name}.seed{seed}'
+        parameters, record = out / f'{name}.safetensors', out / 'runs' / f'{name}.json'
+        settings = dict(self.settings) | {'seed': seed, 'from': start.about}
+        if files.exists(record) and files.exists(parameters):
+            done = jsonfile.read(record, 'record', 'delete it, and that training is done again')
+            check_settings(settings, done.pop('settings', None), record)
+            progress.update(self.trainer.steps_per_epoch * self.trainer.epochs)
+            return done
+        record.parent.mkdir(parents=True, exist_ok=True)
+        state_file = out / 'runs' / f'{name}.state.npz'
+        state, history = fit(
+            self.trainer,
+            self.images.train,
+            self.trainer.begin(start.params(self.model, self.policy, seed), seed),
+            marks=comparison.marks(self.trainer.epochs),
+            score=self.score,
+            file=state_file,
+            settings=settings,
+            progress=progress,
+        )
+        metadata = {
+            'bits': self.bits,
+            'finetuned_from': start.name,
+            'seed': str(seed),
+            'epochs': str(self.trainer.epochs),
+            'dataset': self.images.dataset.name,
+            'ghn_jax': ghn_jax.__version__,
+        }
+        write_params(parameters, self.model, jax.device_get(state.average), metadata)
+        done = {'network': self.model.name, 'bits': self.bits, 'init': start.name, 'seed': seed}
+        done |= {'file': parameters.name, **history}
+        files.write_json(record, done | {'settings': settings})
+        state_file.unlink(missing_ok=True)
+        return done
+
+
+def _tasks(
+    models: Sequence[Model],
+    spec: FinetuneSpec,
+    images: _Images,
+    scheme: Scheme,
+    used: Callable[[Policy], Policy],
+) -> Iterator[_Task]:
+    """Yield each network at each bit-width."""
+    data = images.dataset.train
+    settings = {
+        'training': dataclasses.asdict(spec.training),
+        'scheme': dataclasses.asdict(scheme),
+        'scoring': [spec.batch_norm, spec.eval_batch_size, images.test.count, len(images.calibration)],
+        'images': [images.dataset.name, list(data.images.shape), zlib.crc32(data.images.tobytes())],
+    }
+    for model in models:
+        shapes = [list(leaf.shape) for leaf in jax.tree.leaves(model.params)]
+        tensors = json_digest(dict(zip(variable_names(model.params), shapes, strict=True)))
+        for policy in spec.policies:
+            bits, policy = str(policy), used(policy)
+            quantizer = model.quantizer(policy, scheme)
+            trainer = make_trainer(
+                model.apply, quantizer, spec.training, len(data.labels), flip=images.dataset.flip
+            )
+            own = settings | {'tensors': tensors, 'bits': policy.to_dict()}
+            quantizers = {comparison.FLOAT: model.quantizer(Policy(), scheme), bits: quantizer}
+            yield _Task(model, bits, policy, images, trainer, _score(model, quantizers, images), own)
+
+
+def _score(model: Model, quantizers: Mapping[str, Any], images: _Images) -> Callable[[Any], dict[str, Any]]:
+    """Return what scores parameters by the statistics of batches and, if asked for, calibrated ones."""
+    scorers: dict[str, Callable[[Any], dict[str, float]]] = {
+        'batch': Scorer(model.apply, quantizers, images.test)
+    }
+    if images.calibration:
+        scorers['calibrated'] = CalibratedScorer(model, quantizers, images.test, images.calibration)
+    return lambda params: {kind: scorer(params) for kind, scorer in scorers.items()}
+
+
+def _about(models: Sequence[Model], spec: FinetuneSpec, images: _Images) -> dict[str, Any]:
+    """What is said below a table."""
+    dataset, training = images.dataset, spec.training
+    return {
+        'dataset': dataset.name,
+        **({'note': dataset.note} if dataset.note else {}),
+        'image size': dataset.train.images.shape[1],
+        'training images': len(dataset.train.labels),
+        'test images': f'{images.test.count} in batches of {spec.eval_batch_size}',
+        'networks': ', '.join(model.name for model in models),
+        'seeds': ', '.join(map(str, spec.seeds)),
+        'epochs': training.epochs,
+        'batch size': training.batch_size,
+        'learning rate': training.learning_rate,
+        'moving average': training.ema,
+        'device': f'1 x {jax.devices()[0].device_kind}',
+    }

@@ -1,0 +1,90 @@
+"""The loop of one training: taken up where it was stopped, scored on its way."""
+
+import math
+import time
+from collections.abc import Callable, Collection, Mapping
+from typing import Any
+
+from ghn_jax.base import files
+from ghn_jax.base.errors import UserError
+from ghn_jax.base.paths import Place
+from ghn_jax.runs.metrics import Progress
+from ghn_jax.tuning.state_file import read_state, write_state
+from ghn_jax.tuning.training import Trainer, TrainingImages, TrainingState
+
+SAVE_SECONDS = 30.0
+"""Between two saves of a state: what a training that is killed loses."""
+
+_SYNC = 10  # steps that are sent to the device before its answer is waited for
+
+
+def fit(
+    trainer: Trainer,
+    images: TrainingImages,
+    state: TrainingState,
+    *,
+    marks: Collection[int],
+    score: Callable[[Any], Any],
+    file: Place,
+    settings: Mapping[str, Any],
+    progress: Progress,
+) -> tuple[TrainingState, dict[str, Any]]:
+    """Train, from where the file says it is or from the beginning.
+
+    A training that is killed and taken up again ends in the same numbers, to the bit, as one that never
+    stopped.
+
+    Args:
+      trainer: compiled for these images.
+      images: that are trained on.
+      state: the first one; it is used up.
+      marks: after which passes the average of the parameters is scored; 0: before the first.
+      score: parameters -> its scores, in JSON's types.
+      file: of the state, while training goes on; the caller deletes it once the result is kept.
+      settings: all that the result depends on, in JSON's types.
+      progress: steps are counted there.
+
+    Returns:
+      The last state. `loss`: of each pass the mean, None where it is no number; `scores`: by mark, a string.
+
+    Raises:
+      UserError: the file is of a training with other settings, or cannot be read or written.
+    """
+    history: dict[str, Any] = {'loss': [], 'scores': {}}
+    if files.exists(file):
+        state, about = read_state(file, state)
+        check_settings(settings, about.get('settings'), file)
+        history = about['history']
+    done, saved, order = int(state.step), time.monotonic(), None
+    progress.update(done)
+    while True:
+        epoch, place = divmod(done, trainer.steps_per_epoch)
+        if place == 0:
+            order = None
+            if len(history['loss']) < epoch:
+                loss = float(state.loss) / trainer.steps_per_epoch
+                history['loss'].append(loss if math.isfinite(loss) else None)
+            if epoch in marks and str(epoch) not in history['scores']:
+                history['scores'][str(epoch)] = score(state.average)
+        if epoch == trainer.epochs:
+            return state, history
+        if order is None:
+            order = trainer.order(state.seed, epoch)
+        count = min(_SYNC, trainer.steps_per_epoch - place)
+        for _ in range(count):
+            state = trainer.step(state, order, images)
+        done += count
+        progress.update(count, images=count * trainer.batch_size, loss=float(state.loss) / (place + count))
+        if time.monotonic() - saved > SAVE_SECONDS:
+            write_state(file, state, {'settings': dict(settings), 'history': history})
+            saved = time.monotonic()
+
+
+def check_settings(settings: Mapping[str, Any], theirs: Any, file: Place) -> None:
+    """Raise UserError where a file is of a training with other settings."""
+    theirs = theirs if isinstance(theirs, dict) else {}
+    if differing := sorted(key for key, value in settings.items() if theirs.get(key) != value):
+        raise UserError(
+            f'{file} is of a training with other settings ({", ".join(differing)} differ): give another '
+            'folder'
+        )

@@ -1,0 +1,192 @@
+"""Training one network: a pure step, compiled once, on images that lie on the device.
+
+The step rounds weights and activations and passes gradients straight through the rounding (arXiv 1308.3432),
+so a network is trained as it will be run. What is trained is a pytree and a function of it: the parameters of
+a `Model`, whose batch norms take the statistics of each batch, or a `Calibrated` model, whose statistics are
+fixed and folded.
+
+Which images a step reads is a function of the seed and the step alone, so a training that is taken up again
+from a `TrainingState` goes on as if it had never stopped.
+
+Axes: T training images | B images of a batch | H pixels on a side.
+"""
+
+import dataclasses
+import functools
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import optax
+from jax import Array, lax
+
+from ghn_jax.base import bounds
+from ghn_jax.base.errors import FieldError, shown
+from ghn_jax.datasets.augment import crop_and_flip, normalize
+from ghn_jax.datasets.load import Dataset
+from ghn_jax.models.quantizer import Quantizer
+from ghn_jax.training.refinements import average
+
+Apply = Callable[[Any, Array, Quantizer | None], Array]
+"""(params, normalised images [B, H, H, 3], quantizer) -> logits [B, classes]."""
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class TrainingSpec:
+    """How a network is trained.
+
+    Attributes:
+      epochs: passes over the training images; what does not fill a batch is left out of a pass.
+      batch_size: images of a batch.
+      learning_rate: of Adam at the first step; it falls to 0 along half a cosine.
+      weight_decay: of AdamW (arXiv 1711.05101), times the learning rate.
+      clip_norm: the most that the norm of a gradient may be; beyond it, it is scaled down.
+      ema: decay of the moving average of the parameters, which is what is scored and kept; 0: no average.
+      augment: crop from 4 pixels of padding, and mirror where the data set allows it.
+
+    Raises:
+      FieldError: a number out of its bounds.
+    """
+
+    epochs: int
+    batch_size: int = 64
+    learning_rate: float = 3e-3
+    weight_decay: float = 1e-4
+    clip_norm: float = 5.0
+    ema: float = 0.99
+    augment: bool = False
+
+    def __post_init__(self) -> None:
+        bounds.check(epochs=self.epochs, batch_size=self.batch_size)
+        for name, least, most in (
+            ('learning_rate', 0, 10), ('weight_decay', 0, 10), ('clip_norm', 1e-6, 1e6), ('ema', 0, 0.999999),
+        ):  # fmt: skip
+            value = getattr(self, name)
+            if not isinstance(value, int | float) or not least <= value <= most:
+                raise FieldError(name, f'={shown(value)}: expected a number from {least} to {most:g}')
+
+    def steps_per_epoch(self, images: int) -> int:
+        """Return how many batches a pass has. Raises FieldError where there are fewer images than a batch."""
+        if images < self.batch_size:
+            raise FieldError(
+                'batch_size', f'={self.batch_size}: there are {images} training images; give at most as many'
+            )
+        return images // self.batch_size
+
+
+class TrainingImages(NamedTuple):
+    """All training images, on the device: uint8 [T, H, H, 3], labels int32 [T], mean and std float32 [3]."""
+
+    images: Array
+    labels: Array
+    mean: Array
+    std: Array
+
+    @classmethod
+    def of(cls, dataset: Dataset) -> 'TrainingImages':
+        return cls(*map(jnp.asarray, (*dataset.train, dataset.mean, dataset.std)))
+
+
+class TrainingState(NamedTuple):
+    """All that a training is, between two steps.
+
+    step: int32 [], steps done.   seed: uint32 [], of the order of images and their augmentation.
+    params: what is trained.   average: of them, exponential, as `refinements.average`.
+    optimizer: of optax.   loss: float32 [], the sum over the steps of this pass so far.
+    """
+
+    step: Array
+    seed: Array
+    params: Any
+    average: Any
+    optimizer: Any
+    loss: Array
+
+
+class Trainer(NamedTuple):
+    """A training, compiled.
+
+    begin: (params, seed) -> the first state.
+    step: (state, order, images) -> the next state; the state given is used up.
+    order: (seed, epoch) -> int32 [T], the images in the order of that pass.
+    epochs, steps_per_epoch, batch_size: passes, batches of a pass, images of a batch.
+    """
+
+    begin: Callable[[Any, int], TrainingState]
+    step: Callable[[TrainingState, Array, TrainingImages], TrainingState]
+    order: Callable[[Any, int], Array]
+    epochs: int
+    steps_per_epoch: int
+    batch_size: int
+
+
+def make_trainer(
+    apply: Apply, quantizer: Quantizer | None, spec: TrainingSpec, images: int, *, flip: bool = False
+) -> Trainer:
+    """Return the functions of a training; each is compiled at its first call, and once.
+
+    Args:
+      apply: the network, such as `model.apply`.
+      quantizer: what rounds it; None: it is trained in float.
+      spec: how it is trained.
+      images: T.
+      flip: whether a mirrored image is one of the same class, for `spec.augment`.
+
+    Raises:
+      FieldError: fewer images than a batch.
+    """
+    per_epoch = spec.steps_per_epoch(images)
+    optimizer = make_optimizer(spec, per_epoch * spec.epochs)
+
+    def begin(params: Any, seed: int) -> TrainingState:
+        own, mean = (jax.tree.map(jnp.array, params) for _ in range(2))  # a step uses up what it is given
+        return TrainingState(jnp.int32(0), jnp.uint32(seed), own, mean, optimizer.init(own), jnp.float32(0))
+
+    # A call for each step, and no loop over steps within a program: on CPUs, XLA runs the convolutions of a
+    # loop's body three times as slowly. The calls return at once, so no device waits for the host.
+    @functools.partial(jax.jit, donate_argnums=0)
+    def step(state: TrainingState, order: Array, data: TrainingImages) -> TrainingState:
+        place = state.step % per_epoch
+        chosen = lax.dynamic_slice_in_dim(order, place * spec.batch_size, spec.batch_size)
+        x = data.images[chosen]
+        if spec.augment:
+            key = jax.random.fold_in(jax.random.fold_in(jax.random.key(state.seed), 1), state.step)
+            x = crop_and_flip(key, x, flip=flip)
+        x = normalize(x, data.mean, data.std)
+        loss, gradients = jax.value_and_grad(loss_of, argnums=2)(
+            apply, quantizer, state.params, x, data.labels[chosen]
+        )
+        updates, moments = optimizer.update(gradients, state.optimizer, state.params)
+        params = optax.apply_updates(state.params, updates)
+        return TrainingState(
+            step=state.step + 1,
+            seed=state.seed,
+            params=params,
+            average=average(spec.ema, state.step, state.average, params),
+            optimizer=moments,
+            loss=jnp.where(place == 0, 0.0, state.loss) + loss,
+        )
+
+    order = jax.jit(lambda seed, epoch: order_of(seed, epoch, images))
+    return Trainer(begin, step, order, spec.epochs, per_epoch, spec.batch_size)
+
+
+def make_optimizer(spec: TrainingSpec, steps: int) -> optax.GradientTransformation:
+    """Return AdamW with a learning rate that falls along half a cosine, after clipping by the global norm."""
+    rate = optax.cosine_decay_schedule(spec.learning_rate, steps)
+    return optax.chain(
+        optax.clip_by_global_norm(spec.clip_norm), optax.adamw(rate, weight_decay=spec.weight_decay)
+    )
+
+
+def loss_of(apply: Apply, quantizer: Quantizer | None, params: Any, x: Array, labels: Array) -> Array:
+    """Return the cross-entropy [] in nats, the mean over a batch: images [B, H, H, 3], labels int32 [B]."""
+    logits = apply(params, x, quantizer).astype(jnp.float32)
+    return jnp.mean(optax.softmax_cross_entropy_with_integer_labels(logits, labels))
+
+
+def order_of(seed: Any, epoch: Any, images: int) -> Array:
+    """Return the order of a pass over the images: a permutation, int32 [images]."""
+    key = jax.random.fold_in(jax.random.fold_in(jax.random.key(seed), 0), epoch)
+    return jax.random.permutation(key, jnp.arange(images, dtype=jnp.int32))

@@ -1,0 +1,46 @@
+"""A small model and small data, for tests of its training."""
+
+import numpy as np
+from flax import linen as nn
+
+from ghn_jax.datasets.cifar10 import Split
+from ghn_jax.datasets.load import Dataset
+from ghn_jax.models.model import Model
+from ghn_jax.models.tracing import trace
+
+SIZE = 8
+
+
+class Net(nn.Module):
+    classes: int = 10
+
+    @nn.compact
+    def __call__(self, x, train: bool = True):
+        x = nn.Conv(6, (3, 3), strides=(2, 2), use_bias=False)(x)
+        x = nn.relu(nn.BatchNorm(use_running_average=not train)(x))
+        x = nn.relu(nn.Conv(6, (3, 3), feature_group_count=6)(x))
+        return nn.Dense(self.classes)(x.mean((1, 2)))
+
+
+def net() -> Net:
+    return Net()
+
+
+def net_of_four_classes() -> Net:
+    return Net(4)
+
+
+def traced() -> Model:
+    return trace(Net(), (1, SIZE, SIZE, 3))
+
+
+def small_data(n: int = 40) -> Dataset:
+    """Random images whose brightness says a little about their class."""
+    rng = np.random.default_rng(0)
+    labels = np.arange(n, dtype=np.int32) % 10
+    images = rng.integers(0, 100, (n, SIZE, SIZE, 3)) + 15 * labels[:, None, None, None]
+    split = Split(images.astype(np.uint8), labels)
+    return Dataset(
+        name='small', train=split, val=split, test=split, num_classes=10, flip=False,
+        mean=np.float32([0.4, 0.5, 0.5]), std=np.float32([0.2, 0.2, 0.3]),
+    )  # fmt: skip

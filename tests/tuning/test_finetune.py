@@ -1,0 +1,91 @@
+"""`finetune`: what it leaves, that it is scored and exported, and bad input."""
+
+import json
+
+import pytest
+
+from tests.small_run import command, is_one_error_line, write_run
+
+HOW = (
+    'ghn_jax.finetune', '--dataset=synthetic', '--image_size=8', '--model=tests.tuning.nets:net',
+    '--init=he,glorot', '--bits=w4a4', '--epochs=2', '--batch_size=256',
+)  # fmt: skip
+
+
+@pytest.fixture(scope='module')
+def finetuned(tmp_path_factory, quick_reference):
+    out = tmp_path_factory.mktemp('finetuned')
+    code, said, error = command(*HOW, f'--out={out}', f'--json={out}/result.json')
+    assert code == 0, error
+    return out, said
+
+
+def test_it_compares_initialisations_and_keeps_the_parameters_of_each(finetuned):
+    out, said = finetuned
+    result = json.loads((out / 'result.json').read_text())
+    assert [row[:4] for row in result['rows']] == [['w4a4', 'he', 1, 1], ['w4a4', 'glorot', 1, 1]]
+    assert 'quantized, 2' in said and len(result['runs']) == 2
+    for run in result['runs']:
+        assert list(run['scores']) == ['0', '1', '2'] and len(run['loss']) == 2
+        assert run['loss'][1] < run['loss'][0]
+        assert (out / run['file']).is_file()
+    assert not list((out / 'runs').glob('*.npz'))
+    assert {'seeds', 'epochs', 'device', 'command', 'dataset'} <= set(result['about'])
+
+
+def test_what_is_done_is_not_done_again_and_other_settings_are_refused(finetuned, count_compiles):
+    out, said = finetuned
+    before = {path: path.stat().st_mtime_ns for path in out.rglob('*.safetensors')}
+    code, again, error = command(*HOW, f'--out={out}')
+    assert code == 0, error
+    assert again == said and before == {path: path.stat().st_mtime_ns for path in out.rglob('*.safetensors')}
+    assert is_one_error_line(command(*HOW, f'--out={out}', '--ema=0.5'), 'other settings (training differ)')
+
+
+@pytest.mark.slow
+def test_evaluate_finds_the_scores_of_the_table_and_export_writes_the_parameters(tmp_path):
+    workdir, out = write_run(tmp_path / 'run'), tmp_path / 'out'
+    model = f'--workdir={workdir}', '--model=tests.tuning.nets:net'
+    how = '--init=he', '--epochs=2', '--batch_size=256', '--bn=calibrated', f'--json={tmp_path}/a.json'
+    code, said, error = command('ghn_jax.finetune', *model, *how, f'--out={out}')
+    assert code == 0, error
+    assert 'calibrated quantized, 2' in said
+    (run,) = json.loads((tmp_path / 'a.json').read_text())['runs']
+    params = f'--params={out / run["file"]}'
+    for kind, flags in (
+        ('batch', ()),
+        ('calibrated', ('--bn=calibrated', '--ranges=calibrated', '--calibration_batches=4')),
+    ):
+        how = '--bits=w32a32,w4a4', params, *flags, f'--json={tmp_path}/b.json'
+        code, said, error = command('ghn_jax.evaluate', *model, *how)
+        assert code == 0, error
+        result = json.loads((tmp_path / 'b.json').read_text())
+        assert result['protocol']['parameters'] == str(out / run['file'])
+        found = {bits: score['top1'] for bits, score in result['networks'][0]['scores'].items()}
+        assert found == pytest.approx(run['scores']['2'][kind]), kind
+    how = params, '--bits=w4a4', f'--out={tmp_path}/a.stablehlo'
+    code, said, error = command('ghn_jax.export', *model, *how)
+    assert code == 0, error
+    other = '--model=tests.tuning.nets:net_of_four_classes'
+    assert is_one_error_line(command('ghn_jax.export', model[0], other, *how), 'parameters of this model')
+
+
+@pytest.mark.parametrize(
+    'changes, words',
+    [
+        (['--epochs=0'], '--epochs=0'),
+        (['--bits=w4'], "'w4'"),
+        (['--init=predicted'], '--init=predicted: there is no hypernetwork: give workdir=RUN or zoo:NAME'),
+        (['--init=hee'], '--init=hee: expected predicted, he'),
+        (['--model=tests.tuning.nets:net_of_four_classes'], "'Net' has 4 classes, synthetic has 10"),
+        (['--workdir=zoo:digits-bits'], '--workdir and --dataset are both given'),
+        (['--arch=net.json'], '--arch and --model are both given'),
+        (['--seeds=-1'], "--seeds='-1': expected integers from 0"),
+        (['--learning_rate=-1'], '--learning_rate=-1'),
+        (['--batch_size=2000'], '--batch_size=2000: there are 1024 training images'),
+        (['--out='], '--out is missing'),
+    ],
+)
+def test_bad_input_gets_one_line(tmp_path, changes, words):
+    assert is_one_error_line(command(*HOW, f'--out={tmp_path}/out', *changes), words)
+    assert not (tmp_path / 'out').exists()

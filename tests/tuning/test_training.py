@@ -1,0 +1,201 @@
+"""The training of one network: the compiled step, its images, and that stopping changes nothing."""
+
+import types
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+from ghn_jax.base.errors import UserError
+from ghn_jax.models.folding import Calibrated, fold
+from ghn_jax.quant.policy import Policy, parse_bits
+from ghn_jax.tuning import loop
+from ghn_jax.tuning.initialization import RANDOM, random_params
+from ghn_jax.tuning.state_file import read_state, write_state
+from ghn_jax.tuning.training import TrainingImages, TrainingSpec, make_trainer
+from tests.tuning.nets import Net, small_data, traced
+
+DATA = small_data()
+IMAGES = TrainingImages.of(DATA)
+SPEC = TrainingSpec(epochs=3, batch_size=16, learning_rate=0.05, weight_decay=0.01, clip_norm=1.0, ema=0.6)
+MODEL = traced()
+PARAMS = random_params(MODEL, RANDOM['he'], 0)
+# Activations stay: at 4 bits one that is a little different is rounded to the other side.
+W4 = MODEL.quantizer(parse_bits('w4a32'))
+
+pytestmark = pytest.mark.usefixtures('quick_reference')
+
+
+@pytest.fixture(scope='module')
+def trainer(quick_reference):
+    return make_trainer(MODEL.apply, W4, SPEC, 40)
+
+
+def trained(trainer, *, steps: int, params=PARAMS, seed: int = 3):
+    state = trainer.begin(params, seed)
+    for step in range(steps):
+        state = trainer.step(state, trainer.order(seed, step // trainer.steps_per_epoch), IMAGES)
+    return state
+
+
+def obvious_training(trainer, loss, *, steps: int, seed: int = 3):
+    """AdamW by its formulas (arXiv 1711.05101, algorithm 2) in NumPy, on batches cut by hand."""
+    params = jax.tree.map(np.float64, PARAMS)
+    m = v = jax.tree.map(np.zeros_like, params)
+    mean, total = params, SPEC.epochs * trainer.steps_per_epoch
+    for t in range(steps):
+        epoch, place = divmod(t, trainer.steps_per_epoch)
+        chosen = np.asarray(trainer.order(seed, epoch))[16 * place : 16 * (place + 1)]
+        x = (DATA.train.images[chosen] / 255 - DATA.mean) / DATA.std
+        g = jax.grad(loss)(jax.tree.map(jnp.float32, params), jnp.float32(x), DATA.train.labels[chosen])
+        g = jax.tree.map(np.float64, g)
+        norm = np.sqrt(sum(np.sum(a**2) for a in jax.tree.leaves(g)))
+        g = jax.tree.map(lambda a: a * min(1, SPEC.clip_norm / norm), g)  # noqa: B023
+        m = jax.tree.map(lambda m, a: 0.9 * m + 0.1 * a, m, g)
+        v = jax.tree.map(lambda v, a: 0.999 * v + 0.001 * a**2, v, g)
+        rate = SPEC.learning_rate * (1 + np.cos(np.pi * t / total)) / 2
+        params = jax.tree.map(
+            lambda p, m, v: p - rate * (  # noqa: B023
+                m / (1 - 0.9 ** (t + 1)) / (np.sqrt(v / (1 - 0.999 ** (t + 1))) + 1e-8)  # noqa: B023
+                + SPEC.weight_decay * p
+            ),
+            params, m, v,
+        )  # fmt: skip
+        kept = min(SPEC.ema, (1 + t) / (10 + t))
+        mean = jax.tree.map(lambda a, p: kept * a + (1 - kept) * p, mean, params)  # noqa: B023
+    return params, mean
+
+
+def assert_close(found, expected, tolerance: float) -> None:
+    for (path, a), b in zip(jax.tree_util.tree_leaves_with_path(found), jax.tree.leaves(expected)):
+        np.testing.assert_allclose(a, b, rtol=0, atol=tolerance, err_msg=jax.tree_util.keystr(path))
+
+
+def cross_entropy(logits, labels):
+    return -jnp.mean(jax.nn.log_softmax(logits)[jnp.arange(len(labels)), labels])
+
+
+def test_a_gradient_through_rounding_is_that_of_the_obvious_loss(trainer):
+    x = (DATA.train.images[(first := np.asarray(trainer.order(3, 0))[:16])] / 255 - DATA.mean) / DATA.std
+    loss = jax.jit(lambda p, x, y: cross_entropy(MODEL.apply(p, x, W4), y))
+    g = jax.tree.map(np.float64, jax.grad(loss)(PARAMS, jnp.float32(x), DATA.train.labels[first]))
+    norm = np.sqrt(sum(np.sum(a**2) for a in jax.tree.leaves(g)))
+    state = trained(trainer, steps=1)
+    assert float(state.loss) == pytest.approx(
+        float(loss(PARAMS, jnp.float32(x), DATA.train.labels[first])), abs=1e-5
+    )
+    moments = optax.tree_utils.tree_get(state.optimizer, 'mu')  # a tenth of the clipped gradient
+    assert_close(moments, jax.tree.map(lambda a: 0.1 * a * min(1, SPEC.clip_norm / norm), g), 1e-5)
+
+
+def test_at_32_bits_steps_are_those_of_the_model_itself_in_float():
+    loss = jax.jit(
+        lambda p, x, y: cross_entropy(Net().apply({'params': p}, x, mutable=['batch_stats'])[0], y)
+    )
+    plain = make_trainer(MODEL.apply, None, SPEC, 40)
+    at_32 = make_trainer(MODEL.apply, MODEL.quantizer(Policy()), SPEC, 40)
+    state = trained(at_32, steps=4)
+    params, mean = obvious_training(at_32, loss, steps=4)
+    assert_close(state.params, params, 2e-4)
+    assert_close(state.average, mean, 2e-4)
+    assert int(state.step) == 4
+    for a, b in zip(jax.tree.leaves(state), jax.tree.leaves(trained(plain, steps=4))):
+        np.testing.assert_array_equal(a, b)
+
+
+def test_a_pass_reads_each_image_once_at_most_and_each_pass_in_another_order(trainer):
+    orders = [np.asarray(trainer.order(seed, epoch)) for seed in (0, 1) for epoch in (0, 1)]
+    assert all(sorted(order) == list(range(40)) for order in orders)
+    assert len({tuple(order) for order in orders}) == 4
+    assert trainer.steps_per_epoch == 2  # 8 of 40 images are left out of a pass
+
+
+def test_one_program_serves_all_steps(trainer, count_compiles):
+    trained(trainer, steps=1)
+    orders = [trainer.order(3, 0), trainer.order(3, 1)]
+    state = trainer.begin(PARAMS, 5)
+    with count_compiles() as counted:
+        for order in orders:
+            state = trainer.step(state, order, IMAGES)
+    assert counted.n == 0
+
+
+class Killed(Exception):
+    pass
+
+
+def dying_progress(updates: int):
+    """A progress bar in whose n-th update the process dies."""
+    left = [updates]
+
+    def update(*args, **values):
+        left[0] -= 1
+        if left[0] < 0:
+            raise Killed
+
+    return types.SimpleNamespace(update=update)
+
+
+@pytest.mark.parametrize('updates', [2, 4])  # within a pass and between two
+def test_a_training_that_is_killed_and_taken_up_ends_in_the_same_bits(
+    trainer, tmp_path, monkeypatch, updates
+):
+    monkeypatch.setattr(loop, 'SAVE_SECONDS', -1.0)
+    monkeypatch.setattr(loop, '_SYNC', 1)
+
+    def fit(name: str, updates: int):
+        return loop.fit(
+            trainer, IMAGES, trainer.begin(PARAMS, 3), marks=(0, 1, 3), file=tmp_path / name,
+            score=lambda params: float(jnp.sum(params['Dense_0']['kernel'])),
+            settings={'seed': 3}, progress=dying_progress(updates),
+        )  # fmt: skip
+
+    whole, expected = fit('whole', 100)
+    with pytest.raises(Killed):
+        fit('killed', updates)
+    state, history = fit('killed', 100)
+    assert history == expected and list(history['scores']) == ['0', '1', '3'] and len(history['loss']) == 3
+    for a, b in zip(jax.tree.leaves(state), jax.tree.leaves(whole)):
+        np.testing.assert_array_equal(a, b)
+    with pytest.raises(UserError, match='other settings .seed differ'):
+        loop.fit(
+            trainer, IMAGES, trainer.begin(PARAMS, 3), marks=(), score=float, file=tmp_path / 'killed',
+            settings={'seed': 4}, progress=dying_progress(100),
+        )  # fmt: skip
+
+
+def test_a_state_is_read_as_written_and_damage_gets_one_line(tmp_path):
+    state = {'a.b': jnp.arange(3.0), 'c': (jnp.int32(2), None)}
+    file = tmp_path / 'state.npz'
+    write_state(file, state, {'history': [1, None]})
+    read, about = read_state(file, jax.eval_shape(lambda: state))
+    assert about == {'history': [1, None]} and jax.tree.structure(read) == jax.tree.structure(state)
+    np.testing.assert_array_equal(read['a.b'], state['a.b'])
+    with pytest.raises(UserError, match='of another training'):
+        read_state(file, state | {'a.b': jnp.arange(4.0)})
+    file.write_bytes(file.read_bytes()[:100])
+    with pytest.raises(UserError, match='cannot be read'):
+        read_state(file, state)
+
+
+@pytest.mark.slow
+def test_with_fixed_statistics_the_folded_weights_are_trained():
+    x = jnp.float32((DATA.train.images / 255 - DATA.mean) / DATA.std)
+    folded = fold(MODEL, PARAMS, [x])
+    trainer = make_trainer(Calibrated.apply, W4, SPEC, 40)
+    state = trained(trainer, params=folded, steps=6)
+    loss = jax.jit(lambda c: cross_entropy(c.apply(x, W4), DATA.train.labels))
+    assert loss(state.params) < loss(folded) - 0.05
+    assert np.any(state.params.weights['Conv_0.kernel'] != folded.weights['Conv_0.kernel'])
+    alone = jax.jit(lambda c, x: c.apply(x))
+    np.testing.assert_allclose(alone(state.params, x)[:1], alone(state.params, x[:1]), atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    'field, value', [('epochs', 0), ('batch_size', 0), ('learning_rate', -1), ('ema', 1.0), ('clip_norm', 0)]
+)
+def test_a_number_out_of_bounds_gets_one_line(field, value):
+    with pytest.raises(UserError, match=f'^{field}={value}'):
+        TrainingSpec(**{'epochs': 1, field: value})
