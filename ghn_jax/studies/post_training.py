@@ -44,7 +44,8 @@ from ghn_jax.tuning.reconstruction import Options
 
 BITS = ('w4a4', 'w2a4', 'w4a2', 'w2a2')
 NETWORKS, DRAWN = 5, 40  # those with the fewest layers of the ones drawn
-IMAGES, STEPS, BATCH, RATE = 256, 300, 64, 2e-3
+IMAGES, BATCH, RATE = 256, 64, 2e-3
+STEPS = {'digits': 300, 'cifar10': 5000}  # of training
 OPTIONS = Options(iterations=100, correction_steps=50)
 WITHOUT = {'prediction': 'prediction difference', 'correction': 'distribution correction', 'drop': 'drop'}
 RESULT = pathlib.Path('docs/results')
@@ -79,7 +80,7 @@ def train(model: Model, dataset: Dataset) -> Any:
     """Train a network in float from random weights (He, normal), with batch statistics; return parameters."""
     r = np.random.default_rng(0)
     images, labels = jnp.asarray(dataset.normalized('train')), jnp.asarray(dataset.train.labels)
-    optimizer = optax.adam(optax.cosine_decay_schedule(RATE, STEPS))
+    optimizer = optax.adam(optax.cosine_decay_schedule(RATE, STEPS[dataset.name]))
 
     def loss(params: Any, chosen: Array) -> Array:
         logits = model.apply(params, images[chosen])
@@ -93,7 +94,7 @@ def train(model: Model, dataset: Dataset) -> Any:
 
     params = jax.tree_util.tree_map_with_path(lambda path, leaf: _random(r, path, leaf), model.params)
     memory = optimizer.init(params)
-    for i in range(STEPS):
+    for i in range(STEPS[dataset.name]):
         params, memory = step(i, params, memory)
     return jax.device_get(params)
 
@@ -149,9 +150,30 @@ def table(found: list[dict[str, Any]], about: Mapping[str, Any]) -> dict[str, An
 _NAMES = {'minmax': 'ranges of all values', 'mse': 'ranges of the least L2.4 error', 'pd_quant': 'PD-Quant'}
 
 
-def _mean(values: list[float]) -> dict[str, float]:
-    sem = np.std(values, ddof=1) / math.sqrt(len(values)) if len(values) > 1 else 0
-    return {'mean': round(float(np.mean(values)), 2), 'sem': round(float(sem), 2)}
+def _mean(values: list[float]) -> dict[str, float] | float:
+    """Return mean and standard error; of one value itself, of which there is no error."""
+    mean = round(float(np.mean(values)), 2)
+    if len(values) == 1:
+        return mean
+    return {'mean': mean, 'sem': round(float(np.std(values, ddof=1) / math.sqrt(len(values))), 2)}
+
+
+def about(dataset: Dataset) -> dict[str, Any]:
+    """Return how the figures are taken."""
+    name = dataset.name
+    return {
+        'date': datetime.date.today().isoformat(),
+        'seed': 0,
+        'device': f'{jax.devices()[0].device_kind}, one of 2 shared cores',
+        'dataset': f'{name}, {dataset.train.images.shape[1]} pixels',
+        'networks': f'those with the fewest layers of the first {DRAWN} in the test split',
+        'training': f'{STEPS[name]} steps of Adam on {BATCH} images, from random weights',
+        'images': f'{len(dataset.test.labels)} test images, {IMAGES} for calibration',
+        'PD-Quant': f'{OPTIONS.iterations} steps a block, {OPTIONS.correction_steps} of the correction',
+        'edges': 'first and last layer at W8/A8',
+        'error': 'standard error over networks',
+        'command': 'python -m ghn_jax.studies.post_training' + ('' if name == 'digits' else f' {name}'),
+    }
 
 
 def main(name: str = 'digits', workdir: str = 'runs/post_training') -> None:
@@ -159,22 +181,9 @@ def main(name: str = 'digits', workdir: str = 'runs/post_training') -> None:
     start()
     pathlib.Path(workdir).mkdir(parents=True, exist_ok=True)
     dataset = load(name, image_size=16)
-    about = {
-        'date': datetime.date.today().isoformat(),
-        'seed': 0,
-        'device': f'{jax.devices()[0].device_kind}, one of 2 shared cores',
-        'dataset': f'{name}, 16 pixels',
-        'networks': f'those with the fewest layers of the first {DRAWN} in the test split',
-        'training': f'{STEPS} steps of Adam on {BATCH} images, from random weights',
-        'images': f'{len(dataset.test.labels)} test images, {IMAGES} for calibration',
-        'PD-Quant': f'{OPTIONS.iterations} steps a block, {OPTIONS.correction_steps} of the correction',
-        'edges': 'first and last layer at W8/A8',
-        'error': 'standard error over networks',
-        'command': 'python -m ghn_jax.studies.post_training' + ('' if name == 'digits' else f' {name}'),
-    }
     result = RESULT / ('pd_quant.json' if name == 'digits' else f'pd_quant_{name}.json')
     for found in study(dataset, pathlib.Path(workdir)):
-        files.write_json(result, table(found, about))
+        files.write_json(result, table(found, about(dataset)))
 
 
 if __name__ == '__main__':
