@@ -20,6 +20,8 @@ if TYPE_CHECKING:
     from ghn_jax.datasets.load import Dataset as Dataset
     from ghn_jax.datasets.load import load as load_dataset
     from ghn_jax.evaluation.public import evaluate as evaluate
+    from ghn_jax.models.folding import Calibrated as Calibrated
+    from ghn_jax.models.folding import calibrate as calibrate
     from ghn_jax.models.model import Model as Model
     from ghn_jax.models.tracing import trace as trace
     from ghn_jax.networks.deepnets import load_deepnets as load_deepnets
@@ -43,6 +45,7 @@ __version__ = '0.1.0'
 
 # Where each name is defined, and what it is called there: the same as above, for when the program runs.
 _NAMES = {
+    'Calibrated': ('ghn_jax.models.folding', 'Calibrated'),
     'Dataset': ('ghn_jax.datasets.load', 'Dataset'),
     'Hypernetwork': ('ghn_jax.runs.hypernetwork', 'Hypernetwork'),
     'Model': ('ghn_jax.models.model', 'Model'),
@@ -53,6 +56,7 @@ _NAMES = {
     'Space': ('ghn_jax.networks.spaces', 'Space'),
     'UserError': ('ghn_jax.base.errors', 'UserError'),
     'build_graph': ('ghn_jax.networks.graph', 'build_graph'),
+    'calibrate': ('ghn_jax.models.folding', 'calibrate'),
     'evaluate': ('ghn_jax.evaluation.public', 'evaluate'),
     'load': ('ghn_jax.runs.hypernetwork', 'load'),
     'load_dataset': ('ghn_jax.datasets.load', 'load'),
@@ -68,9 +72,10 @@ _NAMES = {
     'unpack': ('ghn_jax.runs.weight_files', 'unpack'),
 }
 __all__ = [
-    '__version__', 'Dataset', 'Hypernetwork', 'Model', 'NetworkSpec', 'Policy', 'SPLITS', 'Scheme', 'Space',
-    'UserError', 'build_graph', 'evaluate', 'load', 'load_dataset', 'load_deepnets', 'load_networks',
-    'load_policy', 'make_space', 'parse_bits', 'quantize', 'run', 'save_networks', 'trace', 'unpack',
+    '__version__', 'Calibrated', 'Dataset', 'Hypernetwork', 'Model', 'NetworkSpec', 'Policy', 'SPLITS',
+    'Scheme', 'Space', 'UserError', 'build_graph', 'calibrate', 'evaluate', 'load', 'load_dataset',
+    'load_deepnets', 'load_networks', 'load_policy', 'make_space', 'parse_bits', 'quantize', 'run',
+    'save_networks', 'trace', 'unpack',
 ]  # fmt: skip
 
 

@@ -7,10 +7,12 @@ python -m ghn_jax.benchmark --what=compile --config=configs/ghn_qat_cifar10.py -
 python -m ghn_jax.benchmark --what=cells --cells=4,12,20,28,36 --width=16 --mode=float --plot=FILE.png
 python -m ghn_jax.benchmark --what=profile --config=configs/ghn_qat_cifar10.py --mode=float,qat
 python -m ghn_jax.benchmark --what=scaling
+python -m ghn_jax.benchmark --what=models --models=nets:net,nets:other --workdir=zoo:digits-bits
 python -m ghn_jax.benchmark --compare=before.json,after.json --plot=FILE.png
 
 `predict`, `train` and `evaluate` time networks of an architecture file; `compile` and `profile` are about the
-run of a config, with its meta-batch, batch and space; `cells` and `scaling` have networks of their own.
+run of a config, with its meta-batch, batch and space; `cells` and `scaling` have networks of their own;
+`models` times tracing and prediction of models of your own (`ghn_jax.predict` says what a function returns).
 Compiled programs come from the persistent cache where it has them; GHN_JAX_CACHE= (empty) compiles all anew.
 
 Times are wall clock, of the steps that training and evaluation really run, host work that is not hidden
@@ -18,6 +20,7 @@ included. `probe` is a 2048 x 2048 float32 numpy product (median of 12): divide 
 the same machine at another hour.
 """
 
+import datetime
 from typing import Any
 
 import jax
@@ -58,7 +61,11 @@ _TARGET = flags.DEFINE_string(
 _WIDTHS = flags.DEFINE_list('widths', [], 'Only programs of these widths, as in 32,48.')
 _CELLS = flags.DEFINE_list('cells', ['4', '12', '20', '28', '36'], 'Lengths of networks, for `cells`.')
 _WIDTH = bounds.define_integer('width', 16, 'Channels of the networks of `cells`.')
-_REPEATS = bounds.define_integer('repeats', 5, 'Times `cells` and `profile` time each thing.')
+_REPEATS = bounds.define_integer('repeats', 5, 'Times `cells`, `profile` and `models` time each thing.')
+_MODELS = flags.DEFINE_list('models', [], 'Models of your own, for `models`: package.module:function,...')
+_WORKDIR = flags.DEFINE_string(
+    'workdir', 'zoo:digits-bits', 'Run whose hypernetwork predicts their parameters, or zoo:NAME.'
+)
 _NUM_IMAGES = bounds.define_integer('num_images', 1024, 'Images to score each network on.')
 _COMPARE = flags.DEFINE_list('compare', None, 'Two --json files, A.json,B.json: ratios B / A; times nothing.')
 _OUTPUTS = outputs.define_flags(plotting.PICTURES)
@@ -70,7 +77,8 @@ def main() -> None:
     if _COMPARE.value is not None:
         written.write(_compare(_COMPARE.value), table=comparison.text, picture=picture.picture_of_comparison)
     else:
-        written.write(_measure(), table=text, picture=picture.picture)
+        about = {'command': cli.command_line('benchmark'), 'date': datetime.date.today().isoformat()}
+        written.write(_measure() | about, table=text, picture=picture.picture)
 
 
 def _compare(names: list[str]) -> dict[str, Any]:
@@ -100,7 +108,7 @@ def _measure() -> dict[str, Any]:
         devices=_DEVICES.value or min(jax.local_device_count(), _META_BATCH.value),
         batch_size=_BATCH_SIZE.value, num_images=_NUM_IMAGES.value, config=_CONFIG.value,
         split=_SPLIT.value, widths=widths, target=_TARGET.value, cells=lengths, width=_WIDTH.value,
-        repeats=_REPEATS.value,
+        repeats=_REPEATS.value, models=tuple(_MODELS.value), workdir=_WORKDIR.value,
     )  # fmt: skip
     with config_file.named_by_flags():
         return benchmark(_WHAT.value, options)

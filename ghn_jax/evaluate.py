@@ -11,7 +11,9 @@ bits as an input predicts them anew for each. Policies beyond one bit-width for 
 --model=package.module:function is a model of your own in place of the splits' networks (`ghn_jax.predict`
 says what the function returns). --bn=calibrated and --ranges=calibrated are for it, too. --params=FILE has
 its parameters, of `ghn_jax.finetune` or `ghn_jax.predict`, in place of predicted ones, or those of the one
-network of --archs.
+network of --archs; --initial scores a model with the parameters that it starts with, --seed says which.
+
+--quantized=DIR is a network of `ghn_jax.quantize`: its bits, statistics and ranges are its own.
 """
 
 from absl import flags
@@ -20,11 +22,12 @@ from ghn_jax.base import cli, outputs
 from ghn_jax.base.errors import UserError
 from ghn_jax.evaluation import evaluation_flags
 from ghn_jax.evaluation.evaluate import evaluate
-from ghn_jax.evaluation.model_evaluation import evaluate_model
+from ghn_jax.evaluation.model_evaluation import evaluate_model, evaluate_quantized
 from ghn_jax.evaluation.results import Result
 from ghn_jax.models.loading import load_model
 from ghn_jax.models.tracing import trace
 from ghn_jax.reporting import plotting, tables
+from ghn_jax.runs.calibrated_file import load
 from ghn_jax.runs.model_parameters import read_params
 
 _READ = evaluation_flags.define_flags()
@@ -32,14 +35,27 @@ _MODEL = flags.DEFINE_string('model', None, 'Model of your own, in place of spli
 _PARAMS = flags.DEFINE_string(
     'params', None, 'Safetensors file of the parameters of --model, or of the one network of --archs.'
 )
+_INITIAL = flags.DEFINE_bool(
+    'initial', False, 'Score --model with the parameters that it starts with, not with predicted ones.'
+)
+_QUANTIZED = flags.DEFINE_string('quantized', None, 'Directory of ghn_jax.quantize, in place of splits.')
 _OUTPUTS = outputs.define_flags(plotting.PICTURES)
+
+_NOT_OF_QUANTIZED = frozenset(
+    ('archs', 'splits', 'num_networks', 'against', 'bits', 'policy', 'told', 'deepnets', 'bn', 'ranges')
+    + ('range_rule', 'calibration_batches', 'sqnr', 'integer')
+)
 
 
 def main() -> None:
     """Run the command."""
     request, written = _READ(), _OUTPUTS()
+    if _INITIAL.value and (_PARAMS.value or not _MODEL.value):
+        raise UserError('--initial is for --model without --params: leave it out, or give --model alone')
     result, other = (
-        _evaluate_model(request)
+        _evaluate_quantized(_QUANTIZED.value, request)
+        if _QUANTIZED.value
+        else _evaluate_model(request)
         if _MODEL.value or _PARAMS.value
         else evaluate(request.load_run(), request.spec)
     )
@@ -63,9 +79,18 @@ def _evaluate_model(request: evaluation_flags.EvaluationFlags) -> tuple[Result, 
     shape = (1, run.config.image_size, run.config.image_size, 3)
     model = load_model(_MODEL.value, shape) if _MODEL.value else trace(networks[0], shape)
     params = read_params(model, _PARAMS.value) if _PARAMS.value else None
+    params = model.initial_params(request.spec.seed) if _INITIAL.value else params
     result = evaluate_model(run, model, request.spec, params=params)
-    result['protocol'] |= {'params': _PARAMS.value} if _PARAMS.value else {}
+    if params is not None:
+        result['protocol']['parameters'] = 'initial' if _INITIAL.value else _PARAMS.value
     return result, None
+
+
+def _evaluate_quantized(folder: str, request: evaluation_flags.EvaluationFlags) -> tuple[Result, None]:
+    if _MODEL.value or (others := request.given & _NOT_OF_QUANTIZED):
+        other = 'model' if _MODEL.value else min(others)
+        raise UserError(f'--quantized and --{other} are both given: give one of them')
+    return evaluate_quantized(request.load_run(), load(folder), request.spec), None
 
 
 if __name__ == '__main__':

@@ -27,7 +27,7 @@ from ghn_jax.base.paths import Place
 from ghn_jax.base.start import start
 from ghn_jax.models.loading import load_model
 from ghn_jax.networks.files import load_networks
-from ghn_jax.quant.policy import Policy, load_policy, parse_bits
+from ghn_jax.quant.policy import Policy, read_policy
 from ghn_jax.runs.model_prediction import write_model
 from ghn_jax.runs.prediction import LAYOUTS, output_files, with_names, write_predictions
 from ghn_jax.runs.run import load_run
@@ -60,7 +60,7 @@ _POLICY = flags.DEFINE_string('policy', None, 'Policy file, in place of --bits: 
 def main() -> None:
     """Run the command."""
     workdir = cli.check_workdir(_WORKDIR.value, must_exist=True)
-    policy = _read_policy()
+    policy = read_policy(_BITS.value, _POLICY.value)
     if _MODEL.value:
         return _predict_model(_MODEL.value, workdir, policy)
     if not _ARCH.value:
@@ -91,14 +91,6 @@ def _predict_model(name: str, workdir: Place, policy: Policy) -> None:
     size = run.config.image_size
     model = load_model(name, (1, size, size, 3))
     print(write_model(run, model, out, policy=policy, format=_FORMAT.value, packed=_PACKED.value))
-
-
-def _read_policy() -> Policy:
-    if _POLICY.value is None:
-        return parse_bits('float' if _BITS.value is None else _BITS.value)
-    if _BITS.value is not None:
-        raise UserError('--bits and --policy are both given: give one of them')
-    return load_policy(_POLICY.value)
 
 
 if __name__ == '__main__':

@@ -14,5 +14,6 @@ source "$(dirname "${BASH_SOURCE[0]}")/environment.sh"
 environment test
 [ "${1:-}" != --quick ] || set -- @tests/quick.txt "${@:2}"
 # A file stays in one process, so that its tests share what they compile; -n 0 runs all in this one. One more
-# than there are cores, for some tests wait for processes of their own.
-exec python -m pytest -n "$(python -c 'import os; print(min(4, os.cpu_count() + 1))')" --dist=loadfile "$@"
+# than there are cores, for some tests wait for processes of their own. tests/conftest.py puts long files first.
+processes="$(python -c 'import os; print(min(4, os.cpu_count() + 1))')"
+exec python -m pytest -n "$processes" --dist=loadfile --no-loadscope-reorder "$@"

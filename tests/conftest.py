@@ -19,7 +19,23 @@ import jax  # noqa: E402
 import pytest  # noqa: E402
 from absl import app  # noqa: E402, F401  it defines flags: before tests count those of a command
 
+from tests import order, quick_compiler  # noqa: E402
 from tests.emulator import emulated  # noqa: E402
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """The default tests, and processes that they start, compile in a hurry: most of their time is compiling.
+
+    What is run with `-m slow` or any other `-m` is compiled as users have it.
+    """
+    if config.option.markexpr == 'not slow':
+        os.environ['XLA_FLAGS'] = quick_compiler.FLAGS
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    here = pathlib.Path(__file__).parent
+    items.sort(key=lambda item: order.place_of(item.path.relative_to(here).as_posix()))
+
 
 _COMPILES = [0]
 

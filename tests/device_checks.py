@@ -4,6 +4,7 @@ XLA_FLAGS=--xla_force_host_platform_device_count=8 python -m tests.device_checks
 writes FOLDER/results.json; with `all`, of the cases that are left out without it for their time.
 """
 
+import dataclasses
 import functools
 import json
 import pathlib
@@ -64,9 +65,10 @@ CASES = {
     'activations': ('qat', Policy(32, 4)),
     'weights': ('qat', Policy(4, 32)),
 }
-# Every collective there is, and the mesh without those of images.
-FEW = [('float', (8, 1)), ('activations', (4, 2)), ('weights', (4, 2))]
+# Every collective there is, and the mesh without those of images. Without quantization there are no others.
+FEW = [('weights', (8, 1)), ('activations', (4, 2)), ('weights', (4, 2))]
 REST = [(case, mesh) for case in CASES for mesh in MESHES if (case, mesh) not in FEW]
+SPACE = dataclasses.replace(TINY, ops=('skip_connect', 'conv_1x1'), cells=(2, 2))
 # Its state is the gradient.
 KEEP = optax.GradientTransformation(
     lambda params: jax.tree.map(jnp.zeros_like, params),
@@ -76,8 +78,8 @@ KEEP = optax.GradientTransformation(
 
 def gradients(chosen):
     """'case mesh' -> largest relative error of a gradient, metrics beside one device's, collectives."""
-    program = program_for(TINY, 'train', Family(16), SIZE)
-    specs, (images, labels) = draw(TINY, 0, 0, NETWORKS), data(n=IMAGES)
+    program = program_for(SPACE, 'train', Family(16), SIZE)
+    specs, (images, labels) = draw(SPACE, 0, 0, NETWORKS), data(n=IMAGES)
     params = double(init_params(CONFIG, jax.random.key(0)))
 
     def inputs(mesh, policy):
@@ -127,6 +129,7 @@ def training(folder):
     out = {}
     for name, count, images in (('one', 1, 1), ('networks', 2, 1), ('images', 2, 2)):
         config = small_config(mode='float')
+        config.space.ops = ('skip_connect', 'conv_1x1')
         config.train.steps, config.train.meta_batch, config.eval.every_steps = 3, 2, 0
         config.devices.per_process, config.devices.images = count, images
         before = training_step._cache_size()

@@ -1,9 +1,10 @@
-"""Tests do not depend on what the machine has set for its own work."""
+"""Tests do not depend on what the machine has set for its own work, and long files are begun first."""
 
 import os
 import subprocess
 import sys
 
+from tests import order
 from tests.small_run import ROOT
 
 CODE = """
@@ -25,3 +26,15 @@ def test_jax_and_processes_that_tests_start_have_the_defaults_whatever_the_machi
         [sys.executable, '-c', CODE], env=os.environ | machine, cwd=ROOT, capture_output=True, text=True
     )
     assert (run.returncode, run.stdout) == (0, 'float32 cpu None\nJAX_PLATFORMS\n'), run.stderr[-2000:]
+
+
+def test_the_files_that_are_begun_first_are_there():
+    assert all((ROOT / 'tests' / file).is_file() for file in order.LONGEST)
+
+
+def test_long_files_come_first_and_each_file_stays_together(request):
+    items = [str(item.path) for item in request.session.items]
+    files = list(dict.fromkeys(items))
+    places = [order.place_of(os.path.relpath(file, ROOT / 'tests')) for file in files]
+    assert places == sorted(places)
+    assert sum(a != b for a, b in zip(items, items[1:])) == len(files) - 1

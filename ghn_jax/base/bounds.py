@@ -19,10 +19,13 @@ BOUNDS: dict[str, tuple[int, int]] = {
     'calibration_batches': (1, 10**6),
     'calibration_images': (2, 10**6),
     'cells': (1, 1024),
+    'compare': (1, 10**9),
     'devices': (0, 1024),  # of one process
     'distributed_timeout': (1, 7 * 24 * 3600),  # seconds
     'epochs': (1, 10_000),
+    'images': (1, 10**6),
     'integer': (0, 10**9),
+    'iterations': (1, 10**6),
     'layers': (0, 10**6),
     'line': (1, 10**9),
     'meta_batch': (1, 4096),

@@ -8,7 +8,7 @@ from tabulate import tabulate
 
 from ghn_jax.base import bounds, counters
 from ghn_jax.base.errors import FieldError
-from ghn_jax.benchmarks import cells, profile, programs, scaling, tasks, timing
+from ghn_jax.benchmarks import cells, profile, programs, scaling, tasks, timing, traced_models
 from ghn_jax.benchmarks.options import MODES, Options, Row, config_of
 
 WHAT: Mapping[str, Callable[[Options], list[Row]]] = {
@@ -20,6 +20,7 @@ WHAT: Mapping[str, Callable[[Options], list[Row]]] = {
     'cells': cells.measure,
     'profile': profile.measure,
     'scaling': scaling.measure,
+    'models': traced_models.measure,
 }
 DEFAULT = ('predict', 'train', 'evaluate')
 
@@ -43,6 +44,8 @@ def benchmark(what: Sequence[str], options: Options) -> dict[str, Any]:
     _check('modes', options.modes, MODES)
     for name in sorted({'compile', 'profile'} & set(what)):
         config_of(options, name)
+    if 'models' in what:
+        traced_models.check(options)
     counters.start_counting()
     probes = [timing.probe()]
     rows = [row for name in what for row in WHAT[name](options)]
@@ -77,6 +80,11 @@ _COLUMNS = {  # of the tables; other rows are shown with all they have
         'workspace_bytes', 'used_bytes', 'temp_bytes', 'compile_s',
     ),
     'profile': ('what', 'mode', 'part', 'networks', 'step_ms', 'share_percent'),
+    'models': (
+        'model', 'parameters', 'nodes', 'layers', 'trace_s', 'trace_cpu_s', 'first_predict_s', 'median_s',
+        'predict_cpu_s',
+        'compilations_after_warmup', 'float_kb', *(f'{bits}_kb' for bits in traced_models.PACKED),
+    ),
     'scaling': ('what', 'devices', 'networks', 'step_s', 'cpu_s_per_network', 'all_reduces', 'bytes'),
     'expected': ('what', 'link', 'times_faster', 'step_s', 'chips', 'all_reduce_s', 'efficiency'),
 }  # fmt: skip

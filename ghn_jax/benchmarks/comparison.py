@@ -21,7 +21,7 @@ from ghn_jax.benchmarks.options import Row
 Result = dict[str, Any]
 # What a row was measured on: rows are compared where these agree. A row has only some of them.
 IDENTITY = (
-    'what', 'mode', 'function', 'split', 'width', 'msa', 'part', 'cells', 'room', 'devices', 'link',
+    'what', 'mode', 'model', 'function', 'split', 'width', 'msa', 'part', 'cells', 'room', 'devices', 'link',
     'times_faster', 'chips', 'meta_batch', 'images_per_step', 'batch_size',
 )  # fmt: skip
 _PROBE = 'probe_matmul2048_f32_s'

@@ -22,7 +22,9 @@ class Options:
     config: of a run, whose programs or steps are measured.   split: whose programs.   widths: only these
     families; () is all.   target: what `compile` compiles for; '' is the device at hand.
     cells, width: lengths and width of the networks of `cells`.   repeats: times each thing is timed there and
-    in `profile`, after warm-up.
+    in `profile` and `models`, after warm-up.
+    models: 'package.module:function' of functions that return one.   workdir: of the run whose hypernetwork
+    predicts their parameters.
     """
 
     specs: tuple[NetworkSpec, ...] = ()
@@ -38,6 +40,8 @@ class Options:
     cells: tuple[int, ...] = (4, 12, 20, 28, 36)
     width: int = 16
     repeats: int = 5
+    models: tuple[str, ...] = ()
+    workdir: str = 'zoo:digits-bits'
 
 
 Row = dict[str, Any]  # one measurement as JSON: 'what', 'mode', figures; see `timing.row`

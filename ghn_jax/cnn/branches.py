@@ -8,7 +8,7 @@ run: there, branches find it by themselves, in the kernels that use it.
 """
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 import jax
@@ -85,13 +85,13 @@ def _read(values: tuple) -> tuple:
     return values if kernels_are_launches() else lax.optimization_barrier(values)
 
 
-def padding_groups(segment: Segment) -> list[tuple[int, list[int]]]:
-    """Group the ops of a segment: [(floats that their weight gradients are padded to, their numbers)].
+def padding_groups(segment: Segment, ops: Sequence[int]) -> list[tuple[int, list[int]]]:
+    """Group ops of a segment: [(floats that their weight gradients are padded to, their numbers)].
 
     The branches of a switch return gradients of one size. On a CPU, filling the 3 MB of the largest kernel
     for each norm of the segment took longer than the norm.
     """
-    sizes = sorted((op.weight_floats(segment.src, segment.dst), o) for o, op in enumerate(segment.ops))
+    sizes = sorted((segment.ops[o].weight_floats(segment.src, segment.dst), o) for o in ops)
     groups: list[tuple[int, list[int]]] = []
     bound = 0.0
     for size, o in sizes:

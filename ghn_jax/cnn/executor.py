@@ -8,7 +8,8 @@ static shapes. Backward, the tables are walked in reverse; each op is recomputed
 differentiated. Loss and gradients are one function: differentiating the loops from outside would store every
 branch's residuals. `sizes[c]` keeps the maximum of every value on tape c (and what the scheme's ranges need
 besides): relu(x) has the range [0, max], so no op needs a pass over its input to quantize it, and a
-concatenation's joint range is the maximum over its parts.
+concatenation's joint range is the maximum over its parts. On a CPU norms are no branches of a switch, but
+done on the tape (`tape_norms`).
 
 Three rules keep the tapes from being copied (XLA would copy gigabytes for every instruction): results are
 written outside the switch, each buffer has one read-modify-write in an iteration, and barriers stand
@@ -18,6 +19,8 @@ Tapes may be bfloat16: what every op reads and writes then is. Sums (of norms, c
 rounding, the classifier, and weights and their gradients outside the ops stay float32.
 """
 
+import functools
+from collections.abc import Callable
 from typing import NamedTuple
 
 import jax
@@ -27,13 +30,14 @@ from jax import Array, lax
 from jax.typing import DTypeLike
 
 from ghn_jax.base import collectives
-from ghn_jax.cnn import head
+from ghn_jax.cnn import head, tape_norms
 from ghn_jax.cnn.branches import Run, backward_of, forward_of, kernels_are_launches, padding_groups
+from ghn_jax.cnn.capacity import Segment
 from ghn_jax.cnn.packing import BLOCK, TapeShape
 from ghn_jax.cnn.program import Program
 from ghn_jax.cnn.quantizer import Quantization, Sizes, with_sizes
-from ghn_jax.cnn.slots import switch
-from ghn_jax.cnn.tables import ACCUMULATE, DST, G_DST, G_SRC, OP, SEEN, SRC, WEIGHTS, Bits, Ranges, Tables
+from ghn_jax.cnn.slots import switch, visit_one
+from ghn_jax.cnn.tables import ACCUMULATE, DST, G_DST, G_SRC, SEEN, SRC, WEIGHTS, Bits, Ranges, Tables
 from ghn_jax.cnn.tape_layout import add_to_slot, grouped_like, layout_of, read_slot, set_slot, ungrouped
 from ghn_jax.quant.scheme import FLOAT, Scheme
 
@@ -92,7 +96,7 @@ def forward(
     rows, of_head = (None, None) if ranges is None else ranges
     quantization = Quantization(scheme, bits.activations, program.capacity.parts, key, axis, rows)
     run = Run(program, weights, tables, images, quantization)
-    values, _ = _run_forward(run, ungrouped(tapes.values))
+    values, _, _ = _run_forward(run, ungrouped(tapes.values))
     features = head.features(program, tables.head, values, images.shape[0])
     logits, _ = head.logits(
         program, weights, tables.head, bits.head, features, scheme=scheme, key=key, axis=axis, ranges=of_head
@@ -133,7 +137,7 @@ def loss_and_gradients(
         scheme, bits.activations, program.capacity.parts, collectives.own_key(key, axis), axis
     )
     run = Run(program, weights, tables, images, quantization)
-    values, sizes = _run_forward(run, ungrouped(tapes.values))
+    values, sizes, kept = _run_forward(run, ungrouped(tapes.values))
 
     features, to_slots = head.features_vjp(program, tables.head, values, images.shape[0])
     of_head = program, weights, tables.head, bits.head
@@ -144,7 +148,7 @@ def loss_and_gradients(
     )
     running = Tapes(values, to_slots(g_features, ungrouped(tapes.gradients)), g_weights)
     for segment in reversed(range(len(program.segments))):
-        running = _run_backward(run, segment, sizes, running)
+        running = _run_backward(run, segment, sizes, kept, running)
     values, gradients = grouped_like(values, tapes.values), grouped_like(running.gradients, tapes.gradients)
     return loss, logits, running.weights, Tapes(values, gradients, running.weights)
 
@@ -158,38 +162,52 @@ def _cross_entropy(logits: Array, labels: Array, axis: str | None) -> Array:
     return loss if axis is None else loss / collectives.size(axis)
 
 
+def _in_switch_and_apart(segment: Segment) -> tuple[list[int], list[int]]:
+    """Number the ops of a segment that are branches of its switch, and those that stand apart."""
+    apart = [o for o, op in enumerate(segment.ops) if tape_norms.stand_apart(op)]
+    return [o for o in range(len(segment.ops)) if o not in apart], apart
+
+
 def _run_forward(
     run: Run, values: dict[TapeShape, Array]
-) -> tuple[dict[TapeShape, Array], dict[TapeShape, Sizes]]:
-    """Fill the value tapes. Returns them with the sizes of their values; given ranges, none is measured."""
+) -> tuple[dict[TapeShape, Array], dict[TapeShape, Sizes], Array | None]:
+    """Fill the value tapes. Returns them with the sizes of their values (given ranges, none is measured), and
+    what `tape_norms` keeps of each norm.
+    """
     program, tables, quantization = run.program, run.tables, run.quantization
     values = dict(values)
     values[program.image_shape] = run.image_tape(values)
     sizes = {c: quantization.no_sizes(tape.shape[0], run.weights.dtype) for c, tape in values.items()}
-    has_norm = run.has_norm()
+    has_norm, kept = run.has_norm(), tape_norms.no_normalizers(program, run.weights.dtype)
 
     for k, segment in enumerate(program.segments):
         src, dst = segment.src, segment.dst
-        branches = [forward_of(run, segment, op, has_norm) for op in segment.ops]
+        in_switch, apart = _in_switch_and_apart(segment)
+        branches = [forward_of(run, segment, segment.ops[o], has_norm) for o in in_switch]
 
-        def body(r, carry, src=src, dst=dst, branches=branches):
-            tape, dst_sizes = carry
+        def run_switch(r, carry, which, src=src, dst=dst, branches=branches):
+            tape, dst_sizes, kept = carry
             row = tables.rows[r]
             read, source = (dst_sizes, tape) if src == dst else (sizes[src], values[src])
             operand = run.layout(src).operand(source, row[SRC])
-            y = switch(row[OP], branches, operand, run.for_branches(r, read), run.weights)
+            y = switch(which, branches, operand, run.for_branches(r, read), run.weights)
             with jax.named_scope('sum'):
                 y = _sum(tape, y, row)
             if quantization.measures:
                 dst_sizes = with_sizes(dst_sizes, y, row[DST], quantization.axis)
-            return set_slot(tape, y, row[DST]), dst_sizes
+            return set_slot(tape, y, row[DST]), dst_sizes, kept
 
+        def normalize(r, carry, which, segment=segment):
+            return tape_norms.normalize(run, segment, r, *carry)
+
+        groups = ((in_switch, run_switch), (apart, normalize))
+        body = functools.partial(visit_one, groups, tables.rows)
         with jax.named_scope(f'forward_{k}'):
-            values[dst], sizes[dst] = lax.fori_loop(
-                tables.bounds[k], tables.bounds[k + 1], body, (values[dst], sizes[dst])
+            values[dst], sizes[dst], kept = lax.fori_loop(
+                tables.bounds[k], tables.bounds[k + 1], body, (values[dst], sizes[dst], kept)
             )
     del values[program.image_shape]
-    return values, sizes
+    return values, sizes, kept
 
 
 def _sum(tape: Array, y: Array, row: Array) -> Array:
@@ -205,7 +223,9 @@ def _sum(tape: Array, y: Array, row: Array) -> Array:
     return lax.cond(row[ACCUMULATE] > 0, add, lambda tape, y: y, tape, y)
 
 
-def _run_backward(run: Run, number: int, sizes: dict[TapeShape, Sizes], tapes: Tapes) -> Tapes:
+def _run_backward(
+    run: Run, number: int, sizes: dict[TapeShape, Sizes], kept: Array | None, tapes: Tapes
+) -> Tapes:
     """Walk a segment in reverse. Returns the tapes with its gradients, of values and of weights."""
     segment, tables = run.program.segments[number], run.tables
     src, dst = segment.src, segment.dst
@@ -214,7 +234,7 @@ def _run_backward(run: Run, number: int, sizes: dict[TapeShape, Sizes], tapes: T
     has_norm = run.has_norm()
     start, stop = tables.bounds[number], tables.bounds[number + 1]
 
-    def visit(r, carry, branches, which, padded):
+    def run_switch(r, carry, which, branches, padded):
         """Differentiate instruction r by branch number `which`; pad weight gradients to `padded` floats."""
         g_dst, g_src, g_flat = carry
         row = tables.rows[r]
@@ -230,22 +250,20 @@ def _run_backward(run: Run, number: int, sizes: dict[TapeShape, Sizes], tapes: T
             g_src = add_to_slot(g_src, g_x, row[G_SRC], row[SEEN])
         return g_dst, g_src, g_flat
 
-    groups = padding_groups(segment)
+    def normalize(r, carry, which):
+        assert kept is not None  # ops that stand apart have left it
+        g_dst, g_src, g_flat = carry
+        g_dst, g_flat = tape_norms.differentiate(run, segment, r, src_tape, kept, g_dst, g_flat)
+        return g_dst, g_src, g_flat
+
+    in_switch, apart = _in_switch_and_apart(segment)
+    groups: list[tuple[list[int], Callable]] = [(apart, normalize)]
+    for padded, members in padding_groups(segment, in_switch):
+        branches = [backward_of(run, segment, segment.ops[o], padded, has_norm) for o in members]
+        groups.append((members, functools.partial(run_switch, branches=branches, padded=padded)))
 
     def body(t, carry):
-        r = stop - 1 - (t - start)
-        for padded, members in groups:
-            which = jnp.asarray([members.index(o) if o in members else -1 for o in range(len(segment.ops))])
-            which = which[tables.rows[r, OP]]
-            branches = [backward_of(run, segment, segment.ops[o], padded, has_norm) for o in members]
-            if len(groups) == 1:
-                return visit(r, carry, branches, which, padded)
-            # A loop of one turn or none: a conditional would copy the buffers that it returns. All of it
-            # depends on its counter: XLA would move what does not out of it, to be done each time.
-            turns = (which >= 0).astype(jnp.int32)
-            once = lambda i, c, b=branches, w=which, p=padded: visit(r + i, c, b, w + i, p)
-            carry = lax.fori_loop(0, turns, once, carry)
-        return carry
+        return visit_one(groups, tables.rows, stop - 1 - (t - start), carry)
 
     crosses = src != dst and not from_image
     carry = (tapes.gradients[dst], tapes.gradients[src] if crosses else None, tapes.weights)

@@ -23,10 +23,9 @@ import jax.numpy as jnp
 import numpy as np
 from jax import Array, lax
 
-from ghn_jax.base import backends, collectives
+from ghn_jax.base import backends
 
 _NHWC = ('NHWC', 'HWIO', 'NHWC')
-BATCH_NORM_EPSILON = 1e-5
 _PIXELS_AT_A_TIME = 512  # on a CPU: so much of a batch stays in cache for all taps of a kernel
 
 
@@ -206,42 +205,6 @@ def depthwise_conv(x: Array, w: Array, stride: int = 1, dilation: int = 1) -> Ar
         x, w[:, :, None], (stride, stride), [(p, p)] * 2, rhs_dilation=(dilation, dilation),
         dimension_numbers=_NHWC, feature_group_count=x.shape[-1],
     )  # fmt: skip
-
-
-# ---- batch normalisation
-
-
-def _batch_norm(x, scale, shift, on, axis):
-    mean = collectives.mean(jnp.mean(wide(x), (0, 1, 2)), axis) * on
-    centred = x - mean
-    variance = collectives.mean(jnp.mean(centred * centred, (0, 1, 2)), axis)  # two passes: one pass cancels
-    inverse = jnp.where(on > 0, lax.rsqrt(variance + BATCH_NORM_EPSILON), 1)
-    return (centred * (inverse * scale) + shift).astype(x.dtype), (x, mean, inverse, scale, on)
-
-
-@functools.partial(jax.custom_vjp, nondiff_argnums=(4,))
-def batch_norm(x: Array, scale: Array, shift: Array, on: Array, axis: str | None = None) -> Array:
-    """Normalise with the statistics of this batch (biased variance); x * scale + shift where `on` is 0.
-
-    x [N,H,W,C]; scale, shift [C]; on [] is 1.0 or 0.0 at run time, so that one program serves networks
-    with and without normalisation. axis: a mesh axis whose devices each hold some of the batch's images; the
-    gradients of scale and shift are then those through these images. arXiv 1502.03167, Algorithm 1.
-    """
-    return _batch_norm(x, scale, shift, on, axis)[0]
-
-
-def _batch_norm_backward(axis, residuals, g):
-    x, mean, inverse, scale, on = residuals
-    count, g = x.size // x.shape[-1] * collectives.size(axis), wide(g)
-    normal = (x - mean) * inverse
-    g_shift = jnp.sum(g, (0, 1, 2))
-    g_scale = jnp.sum(g * normal, (0, 1, 2))
-    all_shift, all_scale = collectives.total((g_shift, g_scale), axis)
-    gx = (scale * inverse) * (g - (on / count) * (all_shift + normal * all_scale))
-    return gx.astype(x.dtype), g_scale, g_shift, jnp.zeros_like(on)
-
-
-batch_norm.defvjp(_batch_norm, _batch_norm_backward)
 
 
 # ---- pools

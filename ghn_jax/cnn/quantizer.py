@@ -131,9 +131,36 @@ class Quantization(NamedTuple):
 
 def with_sizes(sizes: Sizes, y: Array, slot: Array, axis: str | None) -> Sizes:
     """Return the sizes with those of y [N, H, H, C], which was written to a slot."""
+    return with_size(sizes, size_of(y, sizes), slot, axis)
+
+
+def size_of(y: Array, sizes: Sizes) -> Sizes:
+    """Return the size of y [N, H, H, C], or of some of its images, [] each; of what `sizes` has."""
     dtype = sizes.largest.dtype
-    largest = sizes.largest.at[slot].set(collectives.largest(jnp.max(y).astype(dtype), axis))
+    largest = jnp.max(y).astype(dtype)
+    if sizes.squares is None:
+        return Sizes(largest, None, None)
+    return Sizes(largest, *power(ops.relu(ops.wide(y)).astype(dtype)))
+
+
+def no_size(sizes: Sizes) -> Sizes:
+    """Return the size of no values; of what `sizes` has."""
+    zero = None if sizes.squares is None else jnp.zeros((), sizes.largest.dtype)
+    return Sizes(jnp.full((), -jnp.inf, sizes.largest.dtype), zero, zero)
+
+
+def joined_size(a: Sizes, b: Sizes) -> Sizes:
+    """Return the size of two parts of a value together."""
+    largest = jnp.maximum(a.largest, b.largest)
+    if a.squares is None or b.squares is None or a.count is None or b.count is None:
+        return Sizes(largest, None, None)
+    return Sizes(largest, a.squares + b.squares, a.count + b.count)
+
+
+def with_size(sizes: Sizes, size: Sizes, slot: Array, axis: str | None) -> Sizes:
+    """Return the sizes with one of a value [] each, which was written to a slot."""
+    largest = sizes.largest.at[slot].set(collectives.largest(size.largest, axis))
     if sizes.squares is None or sizes.count is None:
         return sizes._replace(largest=largest)
-    squares, count = collectives.total(power(ops.relu(ops.wide(y)).astype(dtype)), axis)
+    squares, count = collectives.total((size.squares, size.count), axis)
     return Sizes(largest, sizes.squares.at[slot].set(squares), sizes.count.at[slot].set(count))

@@ -11,6 +11,7 @@ from jax import Array, lax
 from ghn_jax.cnn.capacity import Segment
 from ghn_jax.cnn.instructions import Kind
 from ghn_jax.cnn.packing import BLOCK, block_floats
+from ghn_jax.cnn.tables import OP
 
 
 def read_weights(op: Kind, segment: Segment, flat: Array, block: Array) -> list[Array]:
@@ -21,6 +22,30 @@ def read_weights(op: Kind, segment: Segment, flat: Array, block: Array) -> list[
         out.append(lax.dynamic_slice(flat, (offset,), (size,)).reshape(shape))
         offset = offset + block_floats(shape)
     return out
+
+
+def visit_one(groups: Sequence[tuple[Sequence[int], Callable]], rows: Array, r: Array, carry: Any) -> Any:
+    """Visit instruction r by the group that its op belongs to; return the carry.
+
+    Args:
+      groups: (numbers of its ops, visit) each; visit(r, carry, which) takes the place of the op among these.
+      rows: the instruction table.
+      r: row of it.
+      carry: buffers.
+    """
+    groups = [group for group in groups if group[0]]
+    ops = range(sum(len(members) for members, _ in groups))
+    for members, visit in groups:
+        which = rows[r, OP]
+        if list(members) != list(ops):
+            which = jnp.asarray([members.index(o) if o in members else -1 for o in ops])[which]
+        if len(groups) == 1:
+            return visit(r, carry, which)
+        # A loop of one turn or none: a conditional would copy the buffers that it returns. All of it
+        # depends on its counter: XLA would move what does not out of it, to be done each time.
+        once = lambda i, c, f=visit, w=which: f(r + i, c, w + i)
+        carry = lax.fori_loop(0, (which >= 0).astype(jnp.int32), once, carry)
+    return carry
 
 
 def switch(index: Array, branches: Sequence[Callable], *operands: Any) -> Any:

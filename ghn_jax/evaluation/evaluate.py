@@ -24,7 +24,7 @@ from ghn_jax.datasets.load import Dataset
 from ghn_jax.evaluation import results
 from ghn_jax.evaluation.evaluation_spec import GIVEN, EvaluationSpec
 from ghn_jax.evaluation.results import Result
-from ghn_jax.evaluation.score import Score, score_in_full
+from ghn_jax.evaluation.score import Score, check_tiles, score_in_full
 from ghn_jax.evaluation.selection import (
     ImageBatches,
     Selection,
@@ -178,6 +178,8 @@ def _check_networks(
     runs: Sequence[Run], spec: EvaluationSpec, selections: Mapping[str, Selection], mesh: Mesh | None
 ) -> None:
     """Raises UserError for what cannot be scored, as far as it is known without the data."""
+    for run in runs:
+        check_tiles(run.ghn)
     if spec.predicted_for and not runs[0].ghn.config.bits:
         raise FieldError(
             'predicted_for',

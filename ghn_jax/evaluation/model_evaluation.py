@@ -32,11 +32,13 @@ from ghn_jax.models.activation_ranges import find_ranges
 from ghn_jax.models.folding import Calibrated, correct, fold
 from ghn_jax.models.model import Model
 from ghn_jax.models.quantizer import FakeQuantizer, Quantizer
+from ghn_jax.models.sources import count_parameters
 from ghn_jax.models.weights import predict_model
 from ghn_jax.networks.graph import count_depth
 from ghn_jax.networks.ops import primitives_of
 from ghn_jax.quant.bit_schedule import strategy_of
 from ghn_jax.quant.policy import FLOAT_BITS
+from ghn_jax.runs.calibrated_file import QuantizedNetwork
 from ghn_jax.runs.run import Run
 from ghn_jax.runs.task import load_data, make_space_of
 
@@ -56,7 +58,7 @@ def evaluate_model(
     Args:
       run: from `load_run`.
       model: of as many classes as the data have, traced for its images.
-      spec: images and bits; its networks, splits and seed are of no account. None: the defaults.
+      spec: images and bits; its networks and splits are of no account. None: the defaults.
       dataset: the run's; None: it is read.
       params: a pytree as `model.params`; None: they are predicted.
 
@@ -92,17 +94,70 @@ def evaluate_model(
     protocol = about_images(dataset, images, calibration, spec) | about_run(
         run, spec.workdir, spec.predicted_for
     )
-    protocol |= {
-        'image_size': run.config.image_size,
-        'bits': bits,
-        'policies': {str(policy): policy.to_dict() for policy in spec.policies},
-        'num_networks': {GIVEN_MODEL: 1},
-        'seed': spec.seed,
-        'space': None,
-        'device': f'1 x {jax.devices()[0].device_kind}',
+    protocol |= _about_scoring(run, spec) | {
+        'parameters': 'given' if given else 'predicted',
         'seconds': round(time.perf_counter() - begin, 1),
     }
     return {'rows': results.make_rows([network], bits), 'networks': [network], 'protocol': protocol}
+
+
+def evaluate_quantized(
+    run: Run,
+    network: QuantizedNetwork,
+    spec: EvaluationSpec | None = None,
+    *,
+    dataset: Dataset | None = None,
+) -> Result:
+    """Score a network that is quantized already, at its own bits, on the test images of a run.
+
+    Args:
+      run: from `load_run`; its images are taken.
+      network: of `calibrated_file.load`.
+      spec: which images; what else it says is of no account.
+      dataset: the run's; None: it is read.
+
+    Returns:
+      As `evaluate_model`: one row.
+
+    Raises:
+      UserError: images that the network is not for.
+    """
+    spec, begin = spec or EvaluationSpec(), time.perf_counter()
+    calibrated, bits = network.calibrated, str(network.policy)
+    fixed = Protocol(batch_norm='calibrated', ranges='calibrated')
+    spec = dataclasses.replace(spec, policies=(network.policy,), protocol=fixed, calibration_batches=1)
+    dataset = dataset or load_data(run.config)
+    _check_shape(calibrated.model, dataset)
+    images, _ = make_batches(dataset, spec)
+    score = _score(_Runnable(Calibrated.apply, calibrated), network.quantizer(), images)
+    scored = _describe(calibrated.model) | in_percent([bits], spec.policies, [score])
+    protocol = (
+        about_images(dataset, images, None, spec)
+        | about_run(run, spec.workdir, None)
+        | {
+            'range_rule': network.about.get('method'),
+            'calibration_images': network.about.get('calibration_images'),
+            'quantized': dict(network.about),
+            'image_size': run.config.image_size,
+            'bits': [bits],
+            'policies': {bits: network.policy.to_dict()},
+            'num_networks': {GIVEN_MODEL: 1},
+            'seed': spec.seed,
+            'space': None,
+            'device': f'1 x {jax.devices()[0].device_kind}',
+            'seconds': round(time.perf_counter() - begin, 1),
+        }
+    )
+    return {'rows': results.make_rows([scored], [bits]), 'networks': [scored], 'protocol': protocol}
+
+
+def _check_shape(model: Model, dataset: Dataset) -> None:
+    shape = dataset.test.images.shape[1:]
+    if model.input_shape[1:] != shape:
+        raise UserError(
+            f'model {model.name!r} is traced for images of shape {model.input_shape[1:]}, those of '
+            f'{dataset.name} have {shape}: trace it for these'
+        )
 
 
 @dataclasses.dataclass(frozen=True)
@@ -133,25 +188,28 @@ def _check_spec(spec: EvaluationSpec, params: Any) -> None:
             raise FieldError(field, f'={value}: this is not for a model of your own: leave it out')
 
 
-def _check_shape(model: Model, dataset: Dataset) -> None:
-    shape = dataset.test.images.shape[1:]
-    if model.input_shape[1:] != shape:
-        raise UserError(
-            f'model {model.name!r} is traced for images of shape {model.input_shape[1:]}, those of '
-            f'{dataset.name} have {shape}: trace it for these'
-        )
-
-
 def _normalized(images: ImageBatches | None) -> list[Array]:
     """Return the batches as a model takes them."""
     return [] if images is None else [normalize(x, images.mean, images.std) for x in images.images]
+
+
+def _about_scoring(run: Run, spec: EvaluationSpec) -> dict[str, Any]:
+    return {
+        'image_size': run.config.image_size,
+        'bits': [str(policy) for policy in spec.policies],
+        'policies': {str(policy): policy.to_dict() for policy in spec.policies},
+        'num_networks': {GIVEN_MODEL: 1},
+        'seed': spec.seed,
+        'space': None,
+        'device': f'1 x {jax.devices()[0].device_kind}',
+    }
 
 
 def _describe(model: Model) -> dict[str, Any]:
     return {
         'split': GIVEN_MODEL,
         'name': model.name,
-        'parameters': sum(math.prod(leaf.shape) for leaf in jax.tree.leaves(model.params)),
+        'parameters': count_parameters(model.params),
         'depth': count_depth(model.graph),
         'digest': '',
     }

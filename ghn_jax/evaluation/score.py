@@ -148,6 +148,17 @@ def score_networks(
     return np.array([[(s.top1, s.top5) for s in network] for network in scores])
 
 
+def check_tiles(ghn: GHN) -> None:
+    """Raise UserError for a hypernetwork whose tiles are not those that the executor reads."""
+    C, _, K, _ = ghn.config.max_shape
+    if ghn.config.max_shape != GHNConfig.max_shape:
+        raise UserError(
+            f'the hypernetwork decodes tiles of {C} x {C} channels and {K} x {K} pixels, networks are scored '
+            f'with those of {GHNConfig.max_shape[0]} and {GHNConfig.max_shape[2]}: predict its weights, or '
+            'score a model of your own with them'
+        )
+
+
 def score_in_full(
     ghn: GHN,
     params: Any,
@@ -183,10 +194,7 @@ def score_in_full(
       UserError: a hypernetwork whose networks cannot be run, a policy that is not for a network, integer
         arithmetic for a network without it.
     """
-    if ghn.config.max_shape != GHNConfig.max_shape:
-        raise UserError(
-            f'the hypernetwork has max_shape {ghn.config.max_shape}: only {GHNConfig.max_shape} can be run'
-        )
+    check_tiles(ghn)
     if text := lone_values.warning(selection.specs, images.images.shape[2], images.labels.shape[1]):
         _warn_once(text)
     assert (calibration is not None) == protocol.measures

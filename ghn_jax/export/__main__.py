@@ -1,29 +1,44 @@
 """Writes a network with predicted or given parameters as one file that another runtime executes.
 
 python -m ghn_jax.export --workdir=runs/quickstart/qat --arch=net.json --bits=w8a8 --out=net.stablehlo
-python -m ghn_jax.export --workdir=runs/quickstart/qat --model=nets:net --format=onnx --out=net.onnx
+python -m ghn_jax.export --workdir=zoo:digits-bits --model=nets:net --bits=w4a8 --format=onnx --out=net.onnx
 python -m ghn_jax.export --workdir=DIR --arch=net.json --params=net.safetensors --out=net.stablehlo
+python -m ghn_jax.export --workdir=DIR --quantized=DIR --format=onnx --out=net.onnx
 
 The statistics of batch norms, and the ranges of activations where --bits rounds them, are those of the first
 --calibration_images training images of the run. The file takes any number of images, normalised as the run's
 (`Dataset.normalized`), and judges each by itself.
 
 --format=stablehlo: for CPUs, GPUs and TPUs, read by `jax.export.deserialize`. Weights and activations are
-rounded in it, and held as float. --format=onnx: for onnxruntime and others, float, without --bits.
+rounded in it, and held as float. --format=onnx: for onnxruntime and others. Batch norms are folded, and
+weights, activations and biases are integers (QuantizeLinear, DequantizeLinear); without --bits all is float.
+--compare=N runs that file in onnxruntime on N test images, beside the evaluation here.
+
+--quantized=DIR is a network of `ghn_jax.quantize`: its bits, statistics and ranges are its own.
 """
 
 from absl import flags
 
 from ghn_jax.base import bounds, cli
 from ghn_jax.base.errors import UserError
+from ghn_jax.base.paths import Place
 from ghn_jax.base.start import start
-from ghn_jax.export.export import CALIBRATION_IMAGES, FORMATS, check_format, check_output, write_export
+from ghn_jax.cnn.deploy import calibration
+from ghn_jax.export.export import (
+    CALIBRATION_IMAGES,
+    FORMATS,
+    ExportSpec,
+    check_output,
+    check_spec,
+    write_export,
+)
 from ghn_jax.hypernet.predict import check_network
 from ghn_jax.models.loading import load_model
 from ghn_jax.models.model import Model
 from ghn_jax.models.tracing import trace
 from ghn_jax.networks.files import load_networks
-from ghn_jax.quant.policy import parse_bits
+from ghn_jax.quant.policy import read_policy
+from ghn_jax.runs.calibrated_file import load
 from ghn_jax.runs.hypernetwork import Hypernetwork
 from ghn_jax.runs.model_parameters import read_params
 from ghn_jax.runs.run import load_run
@@ -34,29 +49,55 @@ _MODEL = flags.DEFINE_string('model', None, 'Model of your own, in place of --ar
 _PARAMS = flags.DEFINE_string(
     'params', None, 'Safetensors file of its parameters, of ghn_jax.finetune, in place of predicted ones.'
 )
+_QUANTIZED = flags.DEFINE_string('quantized', None, 'Directory of ghn_jax.quantize, in place of --arch.')
 _OUT = flags.DEFINE_string('out', None, 'File to write, called .stablehlo or .onnx.')
 _FORMAT = flags.DEFINE_enum('format', 'stablehlo', FORMATS, 'Of the file.')
-_BITS = flags.DEFINE_string('bits', 'float', 'Bits of weights and activations, as in w4a8.')
+_BITS = flags.DEFINE_string('bits', None, 'Bits of weights and activations, as in w4a8. Default: float.')
+_POLICY = flags.DEFINE_string('policy', None, 'Policy file, in place of --bits: JSON, bits by tensor.')
 _IMAGES = bounds.define_integer(
     'calibration_images', CALIBRATION_IMAGES, 'Training images that statistics and ranges are taken from.'
+)
+_RANGE_RULE = flags.DEFINE_enum(
+    'range_rule',
+    calibration.RANGE_RULE,
+    calibration.RULES,
+    'Of ranges, where the file has integers.',
+)
+_COMPARE = bounds.define_integer(
+    'compare', None, 'Test images that onnxruntime runs the file on, beside the evaluation here.'
 )
 
 
 def main() -> None:
     """Run the command."""
     workdir = cli.check_workdir(_WORKDIR.value, must_exist=True)
-    policy = parse_bits(_BITS.value)
-    check_format(_FORMAT.value, policy)
+    if _QUANTIZED.value:
+        return _export_quantized(_QUANTIZED.value, workdir)
+    policy = read_policy(_BITS.value, _POLICY.value)
+    spec = ExportSpec(policy, _FORMAT.value, _IMAGES.value, _RANGE_RULE.value)
+    check_spec(spec, _COMPARE.value)
     out = check_output(_OUT.value or '', _FORMAT.value)
     if bool(_ARCH.value) == bool(_MODEL.value):
         given = 'are both given' if _ARCH.value else 'are missing'
         raise UserError(f'--arch and --model {given}: give one of them')
     start()
     hypernetwork = Hypernetwork(load_run(workdir))
-    how = {'policy': policy, 'format': _FORMAT.value, 'calibration_images': _IMAGES.value}
     model = _model(hypernetwork)
     params = read_params(model, _PARAMS.value) if _PARAMS.value else None
-    print(write_export(hypernetwork, model, out, params=params, **how))
+    print(write_export(hypernetwork, model, out, spec, _COMPARE.value, params=params))
+
+
+def _export_quantized(folder: str, workdir: Place) -> None:
+    for flag in ('arch', 'model', 'params', 'bits', 'policy', 'calibration_images', 'range_rule'):
+        if flags.FLAGS[flag].present:
+            raise UserError(f'--quantized and --{flag} are both given: give one of them')
+    out = check_output(_OUT.value or '', _FORMAT.value)
+    start()
+    network = load(folder)
+    spec = ExportSpec(network.policy, _FORMAT.value)
+    hypernetwork = Hypernetwork(load_run(workdir))
+    model = network.calibrated.model
+    print(write_export(hypernetwork, model, out, spec, _COMPARE.value, quantized=network))
 
 
 def _model(hypernetwork: Hypernetwork) -> Model:

@@ -1,24 +1,56 @@
 """The file of a network with predicted parameters, for another runtime."""
 
+import dataclasses
 import json
 import os
-from typing import Any
+from collections.abc import Callable
+from typing import Any, NamedTuple
 
+import jax.numpy as jnp
 import numpy as np
+from jax import Array
 
 import ghn_jax
 from ghn_jax.base import cli, files
 from ghn_jax.base.errors import FieldError
 from ghn_jax.base.paths import Place
+from ghn_jax.cnn.deploy.calibration import RANGE_RULE
+from ghn_jax.datasets.load import Dataset
+from ghn_jax.export.comparison import compare
 from ghn_jax.export.freezing import freeze
 from ghn_jax.export.onnx_file import check_onnx, to_onnx
+from ghn_jax.export.quantizing import to_quantized_onnx
+from ghn_jax.export.runtime import check_onnxruntime, session_options
 from ghn_jax.export.stablehlo import check_stablehlo, to_stablehlo
+from ghn_jax.models.folding import calibrate
 from ghn_jax.models.model import Model
 from ghn_jax.quant.policy import Policy
+from ghn_jax.runs.calibrated_file import QuantizedNetwork
 from ghn_jax.runs.hypernetwork import Hypernetwork
 
 FORMATS = ('stablehlo', 'onnx')
 CALIBRATION_IMAGES = 256
+_BATCH = 64  # calibration images at a time, as in evaluation
+
+
+@dataclasses.dataclass(frozen=True)
+class ExportSpec:
+    """What file is written.
+
+    policy: bits of weights and activations.   format: one of FORMATS.
+    calibration_images: the first training images, that statistics and ranges are those of.
+    range_rule: how ranges are found for integers (`cnn.deploy.calibration.RULES`).
+    """
+
+    policy: Policy = Policy()
+    format: str = 'stablehlo'
+    calibration_images: int = CALIBRATION_IMAGES
+    range_rule: str = RANGE_RULE
+
+    @property
+    def of_integers(self) -> bool:
+        """Whether the file holds integers."""
+        return self.format == 'onnx' and not self.policy.is_float
 
 
 def check_output(path: str | os.PathLike, format: str) -> Place:
@@ -28,69 +60,140 @@ def check_output(path: str | os.PathLike, format: str) -> Place:
     return cli.check_output(path, 'out', [f'.{format}'])
 
 
-def check_format(format: str, policy: Policy) -> None:
-    """Raise UserError where a format does not go with the bits, or what writes it is not installed."""
-    if format == 'onnx' and policy != Policy():
+def check_spec(spec: ExportSpec, compared: int | None = None) -> None:
+    """Raise UserError where flags do not go together, or what is needed is not installed."""
+    if spec.range_rule != RANGE_RULE and not spec.of_integers:
         raise FieldError(
-            'format',
-            f'=onnx and bits={policy}: ONNX files are float: leave out the bits, or give format=stablehlo',
+            'range_rule',
+            f'={spec.range_rule} with format={spec.format} and bits={spec.policy}: it is for the integers of '
+            'format=onnx with bits such as w8a8: leave it out, or give these',
         )
-    check_onnx() if format == 'onnx' else check_stablehlo()
+    if compared is not None:
+        if spec.format != 'onnx':
+            raise FieldError(
+                'compare', f'={compared}: format={spec.format} is not run by onnxruntime: leave it out'
+            )
+        check_onnxruntime()
+    check_onnx() if spec.format == 'onnx' else check_stablehlo()
 
 
-def export_model(
-    hypernetwork: Hypernetwork,
-    model: Model,
-    *,
-    policy: Policy,
-    format: str,
-    calibration_images: int = CALIBRATION_IMAGES,
-    params: Any = None,
-) -> bytes:
+class _Network(NamedTuple):
+    """A network as it is written. write: from the file's metadata to its contents.
+
+    apply: its evaluation here, from images to logits.   metadata: its own.
+    """
+
+    write: Callable[[dict[str, str]], bytes]
+    apply: Callable[[Array], Array]
+    metadata: dict[str, str]
+
+
+def export_model(hypernetwork: Hypernetwork, model: Model, spec: ExportSpec, *, params: Any = None) -> bytes:
     """Predict the parameters of a model, fix its statistics, and write it for another runtime.
 
-    Statistics of batch norms and ranges of activations are those of the first training images of the run.
+    Statistics of batch norms and ranges of activations are those of the first training images of the run. In
+    StableHLO weights and activations are rounded in the program itself. ONNX has integers, in QDQ form, and
+    batch norms are folded.
 
     Args:
       hypernetwork: that predicts the parameters, whose run has the images.
       model: traced; of a spec, too.
-      policy: bits of weights and activations; they are rounded in the program itself.
-      format: one of FORMATS.
-      calibration_images: how many.
+      spec: what is written.
       params: a pytree as `model.params`, in place of predicted ones.
 
     Returns:
       The contents of the file.
 
     Raises:
-      UserError: as `check_format`, `Hypernetwork.predict`, `freeze` and `to_onnx`.
+      UserError: as `check_spec`, `Hypernetwork.predict`, `freeze`, `calibrate` and `to_onnx`.
     """
-    check_format(format, policy)
-    used = hypernetwork.used(policy)
-    params = hypernetwork.predict(model, policy) if params is None else params
-    quantizer = None if policy == Policy() else model.quantizer(used, hypernetwork.scheme)
+    check_spec(spec)
     data = hypernetwork.load_data()
-    images = data.normalized('train', calibration_images)
-    frozen = freeze(lambda x: model.apply(params, x, quantizer), images)
-    if format == 'stablehlo':
-        return to_stablehlo(frozen)
-    metadata = {
+    network = _network(hypernetwork, model, spec, data, params)
+    return network.write(_metadata(hypernetwork, model, spec, data) | network.metadata)
+
+
+def write_export(
+    hypernetwork: Hypernetwork,
+    model: Model,
+    out: Place,
+    spec: ExportSpec,
+    compared: int | None = None,
+    *,
+    params: Any = None,
+    quantized: QuantizedNetwork | None = None,
+) -> str:
+    """Write what `export_model` gives to a file; return lines about it.
+
+    compared: images that onnxruntime runs the file on, if any (`comparison.compare`).
+    quantized: write this network of the model as it is, at its own bits, which are those of `spec`.
+    """
+    check_spec(spec, compared)
+    data = hypernetwork.load_data()
+    network = (
+        _network(hypernetwork, model, spec, data, params)
+        if quantized is None
+        else _quantized_network(quantized, spec, data)
+    )
+    contents = network.write(_metadata(hypernetwork, model, spec, data) | network.metadata)
+    files.write(out, contents)
+    said = (
+        f'{out}: {model.name}, {spec.policy}, {len(contents):,} bytes; images '
+        f'[N, {", ".join(map(str, model.input_shape[1:]))}] to logits [N, {model.classes}]'
+    )
+    if options := session_options(contents) if spec.of_integers else {}:
+        said += f'\nonnxruntime needs {" and ".join(f"{name}={value}" for name, value in options.items())}'
+    if compared is not None:
+        said += f'\n{compare(contents, network.apply, data, compared)}'
+    return said
+
+
+def _network(
+    hypernetwork: Hypernetwork, model: Model, spec: ExportSpec, data: Dataset, params: Any
+) -> _Network:
+    policy, scheme, available = hypernetwork.used(spec.policy), hypernetwork.scheme, len(data.train.labels)
+    if spec.calibration_images > available:
+        raise FieldError(
+            'calibration_images',
+            f'={spec.calibration_images}: {data.name} has {available:,} training images: give no more',
+        )
+    params = hypernetwork.predict(model, spec.policy) if params is None else params
+    images = data.normalized('train', spec.calibration_images)
+    if not spec.of_integers:
+        quantizer = None if spec.policy.is_float else model.quantizer(policy, scheme)
+        frozen = freeze(lambda x: model.apply(params, x, quantizer), images)
+        to_file = lambda metadata: to_onnx(frozen, metadata)
+        write = to_file if spec.format == 'onnx' else lambda _: to_stablehlo(frozen)
+        return _Network(write, frozen.apply, {'calibration_images': str(len(images))})
+    size = min(_BATCH, len(images))
+    images = images[: len(images) // size * size]
+    batches = list(map(jnp.asarray, images.reshape(-1, size, *images.shape[1:])))
+    calibrated = calibrate(model, params, batches, policy, scheme=scheme, rule=spec.range_rule)
+    fixed = calibrated.quantizer(policy, scheme)
+    metadata = {'calibration_images': str(len(images)), 'range_rule': spec.range_rule}
+    return _Network(
+        lambda metadata: to_quantized_onnx(calibrated, fixed, metadata),
+        lambda x: calibrated.apply(x, fixed),
+        metadata,
+    )
+
+
+def _quantized_network(quantized: QuantizedNetwork, spec: ExportSpec, data: Dataset) -> _Network:
+    calibrated, fixed = quantized.calibrated, quantized.quantizer()
+    apply = lambda x: calibrated.apply(x, fixed)
+    if spec.format == 'onnx':
+        write = lambda metadata: to_quantized_onnx(calibrated, fixed, metadata)
+    else:
+        write = lambda _: to_stablehlo(freeze(apply, data.normalized('train', 2)))
+    return _Network(write, apply, dict(quantized.about))
+
+
+def _metadata(hypernetwork: Hypernetwork, model: Model, spec: ExportSpec, data: Dataset) -> dict[str, str]:
+    return {
         'model': model.name,
-        'bits': str(policy),
-        'calibration_images': str(len(images)),
+        'bits': str(spec.policy),
         'step': str(hypernetwork.step),
         'mean': json.dumps(np.ravel(data.mean).tolist()),
         'std': json.dumps(np.ravel(data.std).tolist()),
         'ghn_jax': ghn_jax.__version__,
     }
-    return to_onnx(frozen, metadata)
-
-
-def write_export(hypernetwork: Hypernetwork, model: Model, out: Place, *, policy: Policy, **how: Any) -> str:
-    """Write what `export_model` gives to a file; return a line about it."""
-    data = export_model(hypernetwork, model, policy=policy, **how)
-    files.write(out, data)
-    return (
-        f'{out}: {model.name}, {policy}, {len(data):,} bytes; images '
-        f'[N, {", ".join(map(str, model.input_shape[1:]))}] to logits [N, {model.classes}]'
-    )

@@ -8,7 +8,7 @@ values are computed once, on images that stand for all, and are constants from t
 
 import dataclasses
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import jax
 import jax.numpy as jnp
@@ -17,6 +17,7 @@ from jax import Array, export
 from jax.typing import ArrayLike
 
 from ghn_jax.base.errors import UserError
+from ghn_jax.export.levels import MARKS
 from ghn_jax.models.program import Program, Step, flatten, needed, run
 
 BATCH = 'batch'  # what the number of images is called, in files too
@@ -76,14 +77,28 @@ def freeze(function: Callable[[Array], Array], images: ArrayLike) -> Frozen:
             f'the model returns {shapes} for images {any_number.shape}: expected logits [images, classes]'
         )
     program = flatten(closed, derivatives=False)
-    kept = needed([step for step in program.steps if _of_images(step)], program.outputs)
+    kept = needed(_staying(program.steps), program.outputs)
     made = {slot for step in kept for slot in step.outputs} | {*program.inputs}
     read = dict.fromkeys(slot for step in kept for slot in step.inputs if isinstance(slot, int))
-    fixed = [slot for slot in read if slot not in made]
-    measured = dataclasses.replace(program, outputs=tuple(fixed))
-    measure = export.export(jax.jit(lambda x: run(measured, [x])))(any_number)
-    constants = dict(zip(fixed, map(np.asarray, measure.call(given)))) if fixed else {}
+    constants = {slot: np.asarray(program.constants[slot]) for slot in read if slot in program.constants}
+    fixed = [slot for slot in read if slot not in made and slot not in constants]
+    if fixed:
+        measured = dataclasses.replace(program, outputs=tuple(fixed))
+        measure = export.export(jax.jit(lambda x: run(measured, [x])))(any_number)
+        constants |= zip(fixed, map(np.asarray, measure.call(given)))
     return Frozen(Program(kept, program.inputs, constants, program.outputs), any_number)
+
+
+def _staying(steps: Sequence[Step]) -> list[Step]:
+    """Return the steps whose results depend on the single image, or are marked integers or made of these."""
+    staying, marked = [], set()
+    for step in steps:
+        if step.primitive in MARKS or any(isinstance(slot, int) and slot in marked for slot in step.inputs):
+            marked.update(step.outputs)
+            staying.append(step)
+        elif _of_images(step):
+            staying.append(step)
+    return staying
 
 
 def _of_images(step: Step) -> bool:

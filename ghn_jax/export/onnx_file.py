@@ -9,12 +9,15 @@ import numpy as np
 from ghn_jax.base.errors import UserError
 from ghn_jax.export import onnx_indexing as onnx_indexing  # registers its rules
 from ghn_jax.export import onnx_layers as onnx_layers  # registers its rules
+from ghn_jax.export import onnx_levels as onnx_levels  # registers its rules
 from ghn_jax.export.freezing import BATCH, Frozen
-from ghn_jax.export.onnx_nodes import IMAGES, Nodes, Tensor, constant, of_literal, refuse
+from ghn_jax.export.onnx_nodes import IMAGES, INTEGERS, Nodes, Tensor, constant, of_literal, refuse
 from ghn_jax.export.onnx_rules import RULES
 
 LOGITS = 'logits'  # the output of the graph
-OPSET, IR_VERSION = 21, 10  # pinned: what the package takes by itself is newer than what runtimes read
+# Pinned: what the package takes by itself is newer than what runtimes read.
+OPSET, IR_VERSION = 21, 10
+OPSET_OF_2_BITS, IR_VERSION_OF_2_BITS = 25, 13
 _MOST = 2**31 - 2**20  # bytes of constants: a file has 2 GiB at most
 
 
@@ -58,7 +61,10 @@ def to_onnx(frozen: Frozen, metadata: Mapping[str, str] | None = None) -> bytes:
 
 
 def _check_size(nodes: Nodes) -> None:
-    size = sum(array.nbytes for array in nodes.constants.values())
+    bits = {dtype: bits for bits, dtype in INTEGERS.items()}
+    size = sum(
+        array.size * bits.get(array.dtype, 8 * array.itemsize) // 8 for array in nodes.constants.values()
+    )
     if size > _MOST:
         raise UserError(
             f'the weights take {size:,} bytes, and an ONNX file has {_MOST:,} at most: give StableHLO, or a '
@@ -93,8 +99,10 @@ def _serialized(nodes: Nodes, images: Tensor, logits: Tensor, metadata: Mapping[
         [told(LOGITS, logits)],
         [numpy_helper.from_array(array, name) for name, array in nodes.constants.items()],
     )
+    of_2_bits = any(array.dtype == INTEGERS[2] for array in nodes.constants.values())
+    opset, version = (OPSET_OF_2_BITS, IR_VERSION_OF_2_BITS) if of_2_bits else (OPSET, IR_VERSION)
     model = helper.make_model(
-        graph, opset_imports=[helper.make_opsetid('', OPSET)], ir_version=IR_VERSION, producer_name='ghn_jax'
+        graph, opset_imports=[helper.make_opsetid('', opset)], ir_version=version, producer_name='ghn_jax'
     )
     helper.set_model_props(model, dict(metadata))
     onnx.checker.check_model(model, full_check=True)

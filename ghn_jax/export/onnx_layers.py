@@ -38,7 +38,9 @@ def product(nodes: Nodes, step: Step, inputs: list[Tensor]) -> Tensor:
     if not batch_x and len(of_x) == 1 and len(w.shape) == 2:
         free = [axis for axis in range(len(x.shape)) if axis not in of_x]
         names = [nodes.stored(x, [*free, *of_x]), nodes.stored(w, [*of_w, 1 - of_w[0]])]
-        return result(step, nodes.add('MatMul', names)[0], range(len(step.out_shape)))
+        # Of integers, so that their bias has a place in it (`Nodes.biased`).
+        kind = 'Gemm' if w.levels is not None and len(free) == 1 else 'MatMul'
+        return result(step, nodes.add(kind, names)[0], range(len(step.out_shape)))
     letters = iter('abcdefghijklmnopqrstuvwxyz')
     left = [next(letters) for _ in x.shape]
     right = ['' for _ in w.shape]

@@ -7,6 +7,7 @@ and repeated only where an operation does not do so by itself.
 """
 
 import dataclasses
+import math
 from collections.abc import Sequence
 from typing import Any, NoReturn
 
@@ -15,11 +16,19 @@ import numpy as np
 from jax.extend.core import Literal
 
 from ghn_jax.base.errors import UserError
+from ghn_jax.export.levels import Constant
 from ghn_jax.models.program import Step
 
 IMAGES = 'images'  # the input of the graph
 
 _WIDENED = (np.dtype(ml_dtypes.bfloat16), np.dtype(np.float16))  # for which runtimes lack operations
+INTEGERS = {
+    2: np.dtype(ml_dtypes.uint2),
+    4: np.dtype(ml_dtypes.uint4),
+    8: np.dtype(np.uint8),
+    16: np.dtype(np.uint16),
+    32: np.dtype(np.int32),
+}  # of levels, by their bits
 Sizes = tuple[Any, ...]  # integers, and a symbol for the number of images
 
 
@@ -30,6 +39,7 @@ class Tensor:
     shape: as the program has it.   dims: the same, but 1 along axes that it is not yet repeated along.
     dtype: of what is stored.   name: in the graph; '' of a constant.   array: a constant's numbers.
     order: axis k of what is stored is axis order[k] of the value.
+    levels: integers that a constant's numbers are stored as; None: they are stored as they are.
     """
 
     shape: Sizes
@@ -38,6 +48,7 @@ class Tensor:
     name: str
     order: tuple[int, ...]
     array: np.ndarray | None = None
+    levels: Constant | None = None
 
 
 def stored_dtype(dtype: Any) -> np.dtype:
@@ -45,11 +56,11 @@ def stored_dtype(dtype: Any) -> np.dtype:
     return np.dtype(np.float32) if np.dtype(dtype) in _WIDENED else np.dtype(dtype)
 
 
-def constant(value: Any, dtype: Any = None) -> Tensor:
+def constant(value: Any, dtype: Any = None, levels: Constant | None = None) -> Tensor:
     """Return a constant."""
     array = np.asarray(value, dtype)
     array = array.astype(stored_dtype(array.dtype))
-    return Tensor(array.shape, array.shape, array.dtype, '', tuple(range(array.ndim)), array)
+    return Tensor(array.shape, array.shape, array.dtype, '', tuple(range(array.ndim)), array, levels)
 
 
 def of_literal(literal: Literal) -> Tensor:
@@ -84,7 +95,7 @@ class Nodes:
 
     def constant(self, array: np.ndarray) -> str:
         """Return the name of a constant with these numbers."""
-        key = (array.dtype.str, array.shape, array.tobytes())
+        key = (array.dtype.name, array.shape, array.tobytes())
         if key not in self._known:
             self._known[key] = name = f'constant_{len(self.constants)}'
             self.constants[name] = np.ascontiguousarray(array).reshape(array.shape)
@@ -97,6 +108,8 @@ class Nodes:
     def stored(self, tensor: Tensor, order: Sequence[int] | None = None) -> str:
         """Return the name of a value with its axes in this order; None: its own."""
         order = tuple(range(len(tensor.shape))) if order is None else tuple(order)
+        if tensor.levels is not None:
+            return self._dequantized(tensor.levels.transposed(order))
         if tensor.array is not None:
             return self.constant(tensor.array.transpose(order))
         perm = [tensor.order.index(axis) for axis in order]
@@ -105,6 +118,45 @@ class Nodes:
         key = (tensor.name, *perm)
         if key not in self._known:
             (self._known[key],) = self.add('Transpose', [tensor.name], perm=perm)
+        return self._known[key]
+
+    def biased(self, tensor: Tensor, bias: Tensor) -> bool:
+        """Put an integer bias into the convolution or product that was written last, if that is what has it.
+
+        Runtimes compute these with integers when the bias is in them. Returns whether it is done.
+        """
+        if bias.levels is None or not self.nodes or self.nodes[-1][2] != [tensor.name]:
+            return False
+        kind, inputs, _, _ = node = self.nodes[-1]
+        if kind not in ('Conv', 'Gemm') or len(inputs) > 2:
+            return False
+        self.nodes.pop()
+        inputs.append(self._dequantized(bias.levels.reshaped((-1,))))
+        self.nodes.append(node)
+        return True
+
+    def _dequantized(self, levels: Constant) -> str:
+        """Return the name of what integers stand for; one scale for all, or along one axis."""
+        axes = [axis for axis, size in enumerate(levels.scale.shape) if size > 1]
+        if len(axes) > 1:  # of a product with several axes of channels
+            order = [*axes, *(axis for axis in range(levels.codes.ndim) if axis not in axes)]
+            moved = levels.transposed(order)
+            shape = moved.codes.shape
+            flat = self._dequantized(moved.reshaped((math.prod(shape[: len(axes)]), -1)))
+            (whole,) = self.add('Reshape', [flat, self.integers(shape)])
+            return self.add('Transpose', [whole], perm=[order.index(k) for k in range(len(order))])[0]
+        dtype = INTEGERS[levels.width]
+        (axis,) = axes or (0,)
+        shape = (levels.codes.shape[axis],) if axes else ()
+        scale = levels.scale.reshape(shape)
+        inputs = [self.constant(levels.codes.astype(dtype)), self.constant(scale)]
+        if levels.width < 32:
+            zero = np.broadcast_to(levels.zero.ravel(), shape or (1,)).reshape(shape)
+            inputs.append(self.constant(zero.astype(dtype)))
+        key = ('DequantizeLinear', *inputs, axis)
+        if key not in self._known:
+            attributes = {'axis': axis} if axes else {}
+            (self._known[key],) = self.add('DequantizeLinear', inputs, **attributes)
         return self._known[key]
 
     def full(self, tensor: Tensor) -> Tensor:
@@ -121,12 +173,13 @@ class Nodes:
         else:
             shape = self.integers(wanted)
         (name,) = self.add('Expand', [name, shape])
-        return dataclasses.replace(tensor, dims=tensor.shape, name=name, array=None)
+        return dataclasses.replace(tensor, dims=tensor.shape, name=name, array=None, levels=None)
 
     def reshaped(self, tensor: Tensor, shape: Sizes, step: Step) -> Tensor:
         """Return the same numbers in another shape."""
         if tensor.array is not None:
-            return constant(tensor.array.reshape(shape))
+            levels = tensor.levels and tensor.levels.reshaped(shape)
+            return constant(tensor.array.reshape(shape), levels=levels)
         if sum(not isinstance(size, int) for size in shape) > 1:
             refuse(step, f'two sizes of the shape {shape} depend on the number of images')
         sizes = self.integers([size if isinstance(size, int) else -1 for size in shape])

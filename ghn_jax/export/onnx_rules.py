@@ -39,7 +39,11 @@ _ALIKE = {
 
 @writes(*_ALIKE)
 def alike(nodes: Nodes, step: Step, inputs: list[Tensor]) -> Tensor:
-    """Write an operation that ONNX has."""
+    """Write an operation that ONNX has; an integer bias goes into what it is added to."""
+    if step.primitive == 'add':
+        for x, y in (inputs, inputs[::-1]):
+            if nodes.biased(x, y):
+                return x
     return nodes.map(_ALIKE[step.primitive], inputs, step.out_shape, _dtype(step))
 
 
@@ -48,7 +52,7 @@ def subtract(nodes: Nodes, step: Step, inputs: list[Tensor]) -> Tensor:
     """Subtract; a constant is added, which runtimes fold into a convolution."""
     x, y = inputs
     if y.array is not None and y.array.dtype.kind == 'f':
-        return nodes.map('Add', [x, dataclasses.replace(y, array=-y.array)], step.out_shape)
+        return nodes.map('Add', [x, dataclasses.replace(y, array=-y.array, levels=None)], step.out_shape)
     return nodes.map('Sub', inputs, step.out_shape)
 
 
@@ -181,7 +185,9 @@ def transpose(nodes: Nodes, step: Step, inputs: list[Tensor]) -> Tensor:
     (x,), permutation = inputs, step.eqn.params['permutation']
     dims = tuple(x.dims[axis] for axis in permutation)
     if x.array is not None:
-        return dataclasses.replace(x, shape=step.out_shape, dims=dims, array=x.array.transpose(permutation))
+        turned = x.array.transpose(permutation)
+        levels = x.levels and x.levels.transposed(permutation)
+        return dataclasses.replace(x, shape=step.out_shape, dims=dims, array=turned, levels=levels)
     order = tuple(permutation.index(axis) for axis in x.order)
     return dataclasses.replace(x, shape=step.out_shape, dims=dims, order=order)
 

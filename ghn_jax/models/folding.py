@@ -18,7 +18,7 @@ import numpy as np
 from jax import Array
 from jax.typing import DTypeLike
 
-from ghn_jax.base.errors import UserError
+from ghn_jax.base.errors import UserError, shown
 from ghn_jax.cnn.deploy.calibration import RANGE_RULE
 from ghn_jax.hypernet.policy_features import resolve
 from ghn_jax.models.activation_ranges import find_ranges
@@ -39,12 +39,15 @@ class Calibrated:
     Attributes:
       model: that it is of.
       params: as given; of those that are not folded, the ones that are read.
-      weights: layer's name -> float32 [out, in / groups, height, width] or [out, in]; not rounded.
-      biases: layer's name -> float32 [out]; None for a layer without.
-      norms: scale and shift of each batch norm in the order of the forward pass, float32 in the norm's shape
-        with 1 for the axes that are averaged over; None for one that is folded.
+      weights: layer's name -> [out, in / groups, height, width] or [out, in]; not rounded. These and the
+        next two are float32, of images in float64 float64.
+      biases: layer's name -> [out]; None for a layer without.
+      norms: scale and shift of each batch norm in the order of the forward pass, in the norm's shape with 1
+        for the axes that are averaged over; None for one that is folded.
       ranges: `Site.reader` of a layer -> (lo, hi) of the activation that enters it, float32, 0 between them;
         of those that the policy of the calibration rounds.
+      weight_ranges: layer's name -> (lo, hi), float32 [out], 0 between them, of the grids that its weights
+        are on already, one for each output channel (`grid.make_grid`); none of them: no weight is rounded.
     """
 
     model: Model
@@ -53,6 +56,7 @@ class Calibrated:
     biases: Mapping[str, Any]
     norms: Sequence[Fixed]
     ranges: Mapping[str, tuple[Any, Any]]
+    weight_ranges: Mapping[str, tuple[Any, Any]] = dataclasses.field(default_factory=dict)
 
     def apply(
         self, x: Array, quantizer: Quantizer | None = None, capture: dict[str, Array] | None = None
@@ -84,15 +88,18 @@ class Calibrated:
     def quantizer(self, policy: Policy, scheme: Scheme = QAT) -> FakeQuantizer:
         """Return what rounds weights, and activations over the calibrated ranges, to a policy's bits.
 
+        Weights that are on their grids already stay as they are.
+
         Raises:
           UserError: the policy is of another model.
         """
-        return FakeQuantizer(resolve(policy, self.model.graph), scheme, self.ranges)
+        widths = resolve(policy, self.model.graph)
+        return FakeQuantizer(widths, scheme, self.ranges, rounded=bool(self.weight_ranges))
 
 
 jax.tree_util.register_dataclass(
     Calibrated,
-    data_fields=['params', 'weights', 'biases', 'norms', 'ranges'],
+    data_fields=['params', 'weights', 'biases', 'norms', 'ranges', 'weight_ranges'],
     meta_fields=['model'],
 )
 
@@ -118,7 +125,8 @@ def calibrate(
       rule: how ranges are found (`cnn.deploy.calibration.RULES`).
 
     Raises:
-      UserError: no images, a batch norm of an unknown form, a policy of another model.
+      UserError: no images, batches of several sizes, a batch norm of an unknown form, a policy of another
+        model.
     """
     batches = list(images)
     calibrated = fold(model, params, batches)
@@ -134,7 +142,7 @@ def fold(model: Model, params: Any, batches: Sequence[Array]) -> Calibrated:
     found = _find(model, params, batches)
     weights, biases = _layers(found, params, shifted=True)
     norms = tuple(
-        (np.float32(scale), np.float32(shift)) if layers is None else None
+        (scale.astype(found.dtype), shift.astype(found.dtype)) if layers is None else None
         for layers, (scale, shift) in zip(found.structure.folds, found.affines)
     )
     calibrated = Calibrated(model, params, weights, biases, norms, {})
@@ -153,7 +161,7 @@ def correct(model: Model, params: Any, batches: Sequence[Array], quantizer: Quan
     found = _find(model, params, batches)
     weights, biases = _layers(found, params, shifted=False)
     signs = [
-        None if layers is None else np.where(scale < 0, -1, 1).astype(np.float32)
+        None if layers is None else np.where(scale < 0, -1, 1).astype(found.dtype)
         for layers, (scale, _) in zip(found.structure.folds, found.affines)
     ]
     unfixed = Calibrated(model, params, weights, biases, tuple(map(Own, signs)), {})
@@ -168,7 +176,7 @@ def correct(model: Model, params: Any, batches: Sequence[Array], quantizer: Quan
     moments = [pooled(each) for each in zip(*(jax.device_get(observe(unfixed, x)) for x in batches))]
     affines = affines_of(found.traced, found.structure, params, moments)
     norms = tuple(
-        (np.float32(scale * (1 if sign is None else sign)), np.float32(shift))
+        ((scale * (1 if sign is None else sign)).astype(found.dtype), shift.astype(found.dtype))
         for sign, (scale, shift) in zip(signs, affines)
     )
     calibrated = dataclasses.replace(unfixed, norms=norms)
@@ -177,9 +185,13 @@ def correct(model: Model, params: Any, batches: Sequence[Array], quantizer: Quan
 
 
 class _Found(NamedTuple):
-    """What is found of a model: its program for two images, and scale and shift of each of its norms."""
+    """What is found of a model: its program for two images, and scale and shift of each of its norms.
+
+    dtype: of what is folded.
+    """
 
     traced: Traced
+    dtype: Any
     structure: Structure
     affines: list[tuple[np.ndarray, np.ndarray]]
 
@@ -187,14 +199,23 @@ class _Found(NamedTuple):
 def _find(model: Model, params: Any, batches: Sequence[Array]) -> _Found:
     if not batches:
         raise UserError('there are no calibration images: give at least one batch')
-    traced = model.traced((2, *model.input_shape[1:]), jnp.asarray(batches[0]).dtype)
+    sizes = sorted({len(x) for x in batches})
+    if len(sizes) > 1:
+        raise UserError(f'the batches have {shown(sizes)} images: give batches of one size')
+    of_images = jnp.asarray(batches[0]).dtype
+    traced, dtype = (
+        model.traced((2, *model.input_shape[1:]), of_images),
+        jnp.promote_types(of_images, jnp.float32),
+    )
     structure = Structure(traced.program, traced.recorder)
-    return _Found(traced, structure, affines_of(traced, structure, params, measure(model, params, batches)))
+    return _Found(
+        traced, dtype, structure, affines_of(traced, structure, params, measure(model, params, batches))
+    )
 
 
 def _layers(found: _Found, params: Any, *, shifted: bool) -> tuple[dict[str, Any], dict[str, Any]]:
     """Return weights and biases of the layers, multiplied by the scales of the norms, and shifted or not."""
-    traced, structure, affines = found
+    traced, dtype, structure, affines = found
     read = _parameters(traced, params, structure)
     weights, biases = {}, {}
     for k, end in structure.ends.items():
@@ -208,8 +229,8 @@ def _layers(found: _Found, params: Any, *, shifted: bool) -> tuple[dict[str, Any
             scaled = None if biases[k] is None else g * biases[k]
             biases[k] = scaled if not shifted else b if scaled is None else scaled + b
     name_of = {k: site.layer.name for k, site in traced.recorder.sites.items()}
-    to_float32 = lambda of: {name_of[k]: None if a is None else np.float32(a) for k, a in of.items()}
-    return to_float32(weights), to_float32(biases)
+    cast = lambda of: {name_of[k]: None if a is None else a.astype(dtype) for k, a in of.items()}
+    return cast(weights), cast(biases)
 
 
 def _check_independent(traced: Traced, calibrated: Calibrated) -> None:

@@ -25,7 +25,7 @@ def load_model(name: str, input_shape: Sequence[int]) -> Model:
         raise UserError(f'model {shown(name)}: expected package.module:function, as in nets:resnet')
     try:
         module = importlib.import_module(module_name)
-    except Exception as e:
+    except (Exception, SystemExit) as e:
         raise UserError(f'module {module_name!r} cannot be imported: {_one_line(e)}') from e
     make = getattr(module, function_name, None)
     if not callable(make):
@@ -33,7 +33,7 @@ def load_model(name: str, input_shape: Sequence[int]) -> Model:
         raise UserError(f'{function_name!r} of module {module_name!r} {has}: give one that returns a model')
     try:
         made: Any = make()
-    except Exception as e:
+    except (Exception, SystemExit) as e:
         raise UserError(f'{name} fails: {_one_line(e)}') from e
     if isinstance(made, Model):
         return made
@@ -41,5 +41,5 @@ def load_model(name: str, input_shape: Sequence[int]) -> Model:
     return trace(model, input_shape, params=params)
 
 
-def _one_line(error: Exception) -> str:
+def _one_line(error: BaseException) -> str:
     return f'{type(error).__name__}: {" ".join(str(error).split())[:200]}'

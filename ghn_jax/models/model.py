@@ -1,7 +1,7 @@
 """A traced model: its layers, its graph, and its own computation with a quantizer in it."""
 
 import dataclasses
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from typing import Any
 
 import jax
@@ -14,6 +14,7 @@ from ghn_jax.models.layout import Tensor
 from ghn_jax.models.program import Program, Rewrite, run
 from ghn_jax.models.quantizer import FakeQuantizer, Quantizer
 from ghn_jax.models.recorder import Layer, Recorder, Site
+from ghn_jax.models.sources import Initial, variable_names
 from ghn_jax.networks.graph import Graph
 from ghn_jax.quant.policy import Policy
 from ghn_jax.quant.scheme import QAT, Scheme
@@ -53,7 +54,7 @@ class Model:
     keep: bool
     kept: dict[str, str]
     tensors: dict[str, Tensor] = dataclasses.field(repr=False)
-    initial: Callable[[], Any] | None = dataclasses.field(repr=False)
+    initial: Initial | None = dataclasses.field(repr=False)
     traced: Callable[[tuple[int, ...], Any], 'Traced'] = dataclasses.field(repr=False)
 
     def apply(
@@ -118,17 +119,25 @@ class Model:
         """
         return FakeQuantizer(resolve(policy, self.graph), scheme)
 
-    def initial_params(self) -> Any:
+    def initial_params(self, seed: int = 0) -> Any:
         """Make the parameters as the model starts with them, a pytree as `params`.
+
+        seed: of a Linen module's `init`. Other models came with their parameters.
 
         Raises:
           UserError: they are not known: the model came with shapes only.
         """
+        names = variable_names(self.params)
+        values = self.initial_values(names, seed)
+        return jax.tree.unflatten(jax.tree.structure(self.params), [values[name] for name in names])
+
+    def initial_values(self, names: Collection[str], seed: int = 0) -> dict[str, Any]:
+        """Make some of the parameters as the model starts with them, by name; as `initial_params`."""
         if self.initial is None:
             raise UserError(
                 f'model {self.name!r} came with the shapes of its parameters only: give initial values, too'
             )
-        return self.initial()
+        return self.initial(seed, names)
 
 
 def rewriter(sites: Mapping[int, Site], quantizer: Quantizer | None) -> Rewrite:

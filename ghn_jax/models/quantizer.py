@@ -34,22 +34,27 @@ class FakeQuantizer:
 
     widths: bits by the name of the weight (`Policy.resolve`); other layers stay float.
     ranges: (lo, hi) of activations by the name of the weight, in place of those of the batch.
+    rounded: weights have these bits already, on grids that they came with, and stay as they are.
     """
 
     widths: NamedWidths
     scheme: Scheme
     ranges: Mapping[str, tuple[Array, Array]] | None = None
+    rounded: bool = False
 
     def weight(self, name: str, w: Array) -> Array:
         """Round a weight, on one grid or on one for each output channel."""
         bits, _ = self._widths(name)
-        if bits == FLOAT_BITS:
-            return w
+        return w if bits == FLOAT_BITS or self.rounded else self.weight_and_grid(name, w)[0]
+
+    def weight_and_grid(self, name: str, w: Array) -> tuple[Array, Grid]:
+        """Return a rounded weight, and the grid, [1] or [out], that it is on."""
+        bits, _ = self._widths(name)
         rows = w.reshape(len(w) if self.scheme.granularity == 'channel' else 1, -1)
         rows = rows.astype(jnp.promote_types(w.dtype, jnp.float32))
         grid = fit(_Rows(lax.stop_gradient(rows)), jnp.int32(bits), self.scheme)
         of_rows = Grid(*(part[:, None] for part in grid))
-        return quantize(rows, of_rows, bits, mode='qat').reshape(w.shape).astype(w.dtype)
+        return quantize(rows, of_rows, bits, mode='qat').reshape(w.shape).astype(w.dtype), grid
 
     def activation(self, name: str, x: Array, whole: Array) -> Array:
         """Round an activation, over the range of the whole tensor or over the one that is given."""

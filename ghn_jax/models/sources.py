@@ -6,7 +6,8 @@ Modules are run as in training, where a batch norm takes the statistics of the b
 
 import dataclasses
 import inspect
-from collections.abc import Callable, Mapping
+import math
+from collections.abc import Callable, Collection, Mapping
 from typing import Any
 
 import jax
@@ -24,19 +25,23 @@ _SWITCHES = {
 }  # fmt: skip
 
 
+Initial = Callable[[int, Collection[str]], dict[str, Any]]
+
+
 @dataclasses.dataclass(frozen=True, eq=False)
 class Source:
     """A model as a function.
 
     call: (params, others, images) -> logits.   params, others: pytrees of `jax.ShapeDtypeStruct`.
-    initial: makes parameters as the model starts with them, in a pytree like params; None: it is not known.
+    initial: (seed, names) -> {name: value} of some parameters as the model starts with them; None: these are
+      not known.
     name: what to call it.
     """
 
     call: Callable[[Any, Any, Any], Any]
     params: Any
     others: Any
-    initial: Callable[[], Any] | None
+    initial: Initial | None
     name: str
 
 
@@ -61,7 +66,11 @@ def of_linen(module: linen.Module, images: jax.ShapeDtypeStruct, switches: Mappi
 
     variables = dict(jax.eval_shape(initial, jax.random.key(0)))
     params = variables.pop('params', {})
-    start = lambda: jax.jit(initial)(jax.random.key(0))['params']
+
+    def start(seed: int, names: Collection[str]) -> dict[str, Any]:
+        wanted = jax.jit(lambda key: _by_name(initial(key)['params'], names))  # compiles nothing else
+        return wanted(jax.random.key(seed))
+
     return Source(call, params, variables, start, type(module).__name__)
 
 
@@ -91,10 +100,10 @@ def of_function(apply: Callable[[Any, Any], Any], params: Any) -> Source:
     return Source(lambda params, _, x: apply(params, x), abstract, {}, _held(params), name)
 
 
-def _held(params: Any) -> Callable[[], Any] | None:
-    """Return what gives the parameters that a model came with, if these are numbers."""
+def _held(params: Any) -> Initial | None:
+    """Return what gives the parameters that a model came with, whatever the seed, if these are numbers."""
     abstract = any(isinstance(leaf, jax.ShapeDtypeStruct) for leaf in jax.tree.leaves(params))
-    return None if abstract else lambda: params
+    return None if abstract else lambda seed, names: _by_name(params, names)
 
 
 def _switches(call: Callable[..., Any], given: Mapping[str, Any]) -> dict[str, Any]:
@@ -111,6 +120,16 @@ def _without_dropout(call: Callable[..., Any], args: tuple, kwargs: dict, contex
 def variable_names(tree: Any) -> list[str]:
     """Name the leaves of a pytree by their path, joined by dots."""
     return ['.'.join(_parts(path)) or 'params' for path, _ in jax.tree_util.tree_flatten_with_path(tree)[0]]
+
+
+def count_parameters(params: Any) -> int:
+    """Count the numbers in a pytree of arrays, or of their shapes."""
+    return sum(math.prod(leaf.shape) for leaf in jax.tree.leaves(params))
+
+
+def _by_name(tree: Any, names: Collection[str]) -> dict[str, Any]:
+    found = zip(variable_names(tree), jax.tree.leaves(tree))
+    return {name: leaf for name, leaf in found if name in names}
 
 
 def _parts(path: tuple[Any, ...]) -> list[str]:

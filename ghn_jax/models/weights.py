@@ -142,9 +142,7 @@ def to_params(model: Model, tensors: Mapping[str, np.ndarray], kept: Collection[
     """
     leaves, tree = jax.tree.flatten(model.params)
     names = variable_names(model.params)
-    initial: dict[str, Any] = {}
-    if kept:
-        initial = dict(zip(names, jax.tree.leaves(model.initial_params())))
+    initial = model.initial_values(kept) if kept else {}
     values = []
     for name, leaf in zip(names, leaves):
         if name in kept:

@@ -32,7 +32,7 @@ from collections.abc import Collection, Iterable, Mapping
 from typing import Any
 
 from ghn_jax.base import jsonfile
-from ghn_jax.base.errors import UserError, shown
+from ghn_jax.base.errors import FieldError, UserError, shown
 from ghn_jax.networks.genotype import check_fields
 from ghn_jax.quant.pattern import check_pattern
 
@@ -218,6 +218,19 @@ def load_policy(path: str | os.PathLike) -> Policy:
         return policy_from_dict(fields, pathlib.PurePath(path).stem)
     except UserError as e:
         raise UserError(f'policy {path!r}: {e}') from None
+
+
+def read_policy(bits: str | None, file: str | None) -> Policy:
+    """Return the policy of bits (`parse_bits`) or of a file, of which one may be given; float without them.
+
+    Raises:
+        UserError: both are given, and as `parse_bits` and `load_policy`.
+    """
+    if file is None:
+        return parse_bits('float' if bits is None else bits)
+    if bits is not None:
+        raise FieldError('policy', f'={shown(file)} and bits={shown(bits)} are both given: give one of them')
+    return load_policy(file)
 
 
 def policy_from_dict(fields: Any, name: str) -> Policy:

@@ -7,8 +7,8 @@ A page says where a table goes, and what stands between the two lines is written
     <!-- results: digits_strategies -->
     <!-- end of results -->
 
-The file is `docs/results/digits_strategies.json`. It is what `evaluate --json` writes, or the `study.json` of
-a study, or a table:
+The file is `docs/results/digits_strategies.json`. It is what `evaluate --json` or `benchmark --what=models
+--json` writes, or the `study.json` of a study, or a table:
 
     {"title": ..., "about": {"date": ..., "commit": ..., "command": ...},
      "columns": ["trained", "seeds", "W4/A4"],
@@ -47,10 +47,9 @@ def fill(page: str, results: pathlib.Path) -> str:
 
 def markdown(result: Mapping[str, Any]) -> str:
     """Return a result as a Markdown table, and below it how the figures were taken."""
-    if 'over_seeds' in result:
-        columns, rows, about = _of_study(result)
-    else:
-        columns, rows, about = _of_evaluation(result) if 'protocol' in result else _of_table(result)
+    forms = {'over_seeds': _of_study, 'protocol': _of_evaluation, 'machine': _of_models}
+    read = next((of_form for key, of_form in forms.items() if key in result), _of_table)
+    columns, rows, about = read(result)
     lines = [columns, ['---'] * len(columns), *([_cell(cell) for cell in row] for row in rows)]
     table = '\n'.join(f'| {" | ".join(line)} |' for line in lines)
     taken = '; '.join(f'{key}: {_said(key, value)}' for key, value in about.items())
@@ -61,9 +60,12 @@ def markdown(result: Mapping[str, Any]) -> str:
 def _read(results: pathlib.Path, name: str) -> Mapping[str, Any]:
     path = results / f'{name}.json'
     result = jsonfile.read(path, 'results', 'expected a table, or what evaluate --json writes')
-    if isinstance(result, dict) and ({'columns', 'rows', 'about'} <= set(result) or 'protocol' in result):
+    forms = ({'columns', 'rows', 'about'}, {'rows', 'protocol'}, {'rows', 'machine'})
+    if isinstance(result, dict) and any(form <= set(result) for form in forms):
         return result
-    raise UserError(f'{path} has other fields: expected columns, rows and about, or a protocol and rows')
+    raise UserError(
+        f'{path} has other fields: expected columns, rows and about, or rows and a protocol or a machine'
+    )
 
 
 def _of_table(result: Mapping[str, Any]) -> tuple[Sequence[str], Sequence[Sequence[Any]], Mapping[str, Any]]:
@@ -86,6 +88,32 @@ def _of_evaluation(result: Mapping[str, Any]) -> tuple[list[str], list[list[Any]
     wanted = ('date', 'commit', 'device', 'dataset', 'note', 'step', 'images', 'batch_norm', 'ranges', 'seed')
     about = {key: protocol[key] for key in (*wanted, 'command') if protocol.get(key) not in (None, '')}
     return ['split', 'networks', *bits], rows, about
+
+
+_COLUMNS_OF_MODELS = {
+    'model': 'model', 'parameters': 'parameters', 'nodes': 'nodes', 'trace_cpu_s': 'tracing, CPU s',
+    'predict_cpu_s': 'prediction, CPU s', 'float_kb': 'kB, float', 'w8a8_kb': '8 bits', 'w4a4_kb': '4 bits',
+    'w2a2_kb': '2 bits', 'float_agreement': 'as here, float', 'w8a8_agreement': 'as here, W8/A8',
+    'w4a4_agreement': 'as here, W4/A4',
+}  # fmt: skip
+
+
+def _of_models(result: Mapping[str, Any]) -> tuple[list[str], list[list[Any]], dict[str, Any]]:
+    """A row for each model that `benchmark --what=models` has timed; a column for each figure there is."""
+    measured = [row for row in result['rows'] if row['what'] == 'models']
+    keys = [key for key in _COLUMNS_OF_MODELS if any(row.get(key) is not None for row in measured)]
+    rows = [[_figure(key, row.get(key)) for key in keys] for row in measured]
+    machine = result['machine']
+    device = f'{machine["cpus"]} CPU cores' if machine['platform'] == 'cpu' else machine['device']
+    about = {'date': result.get('date'), 'device': device, 'jax': machine['jax']}
+    about |= {'command': result.get('command'), 'note': result.get('note')}
+    return [_COLUMNS_OF_MODELS[key] for key in keys], rows, {k: v for k, v in about.items() if v}
+
+
+def _figure(key: str, value: Any) -> Any:
+    if key.endswith('_kb'):
+        return round(value)
+    return round(value, 2) if isinstance(value, float) else value
 
 
 def _of_study(result: Mapping[str, Any]) -> tuple[list[str], list[list[Any]], dict[str, Any]]:

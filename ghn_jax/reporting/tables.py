@@ -47,7 +47,9 @@ def table(result: Result, other: Result | None = None) -> tuple[list[str], list[
 def notes(result: Result, other: Result | None = None) -> list[str]:
     """What is to be said under the table: what was scored and how, correlations, the note on the data."""
     p, rows = result['protocol'], result['rows']
+    initial = p.get('parameters') == 'initial'
     return [
+        *(['The parameters are those that the model starts with; none are predicted.'] if initial else []),
         f'{labels(result, other)[0]}, step {p["step"]}. Mean ± standard error over n networks, in percent; '
         f'{p["images"]} {p["image_split"]} images of {p["dataset"]}. {_how(p)}',
         *([_correlations(rows)] if any(r.get('correlation_depth') is not None for r in rows) else []),

@@ -14,6 +14,7 @@ import numpy as np
 import optax
 
 from ghn_jax import config as configs
+from ghn_jax.assembly.mesh import replicate
 from ghn_jax.base.errors import FieldError, UserError
 from ghn_jax.base.jsonlines import read_jsonl
 from ghn_jax.base.paths import Place
@@ -82,7 +83,8 @@ def replay(workdir: Place, line: int, *, exact: bool = False) -> Iterator[str]:
         ):
             state, _ = run_step(program, state, batch, step)
         yield f'trained from there to step {int(state.step)}'
-    state = state.replace(step=jnp.asarray(done - 1, jnp.int32))  # keys are those of the step
+    step = replicate(None, jnp.asarray(done - 1, jnp.int32))  # keys are those of the step
+    state = state.replace(step=step)
     params = jax.device_get(state.params)  # the step takes the state
     program, batch = networks.step(done - 1)
     _, values = run_step(program, state, batch, done - 1)

@@ -34,7 +34,7 @@ def checks(tmp_path_factory):
     return run_checks(tmp_path_factory.mktemp('devices'))
 
 
-def is_one_device(row):
+def assert_is_of_one_device(row):
     assert row['error'] < 1e-9
     for name, (found, expected) in row['metrics'].items():
         assert found == pytest.approx(expected, rel=1e-9), name
@@ -42,7 +42,7 @@ def is_one_device(row):
 
 @pytest.mark.parametrize('case, mesh', FEW, ids=str)
 def test_gradients_on_a_mesh_are_one_devices_on_the_same_batch(checks, case, mesh):
-    is_one_device(checks['gradients'][f'{case} {mesh}'])
+    assert_is_of_one_device(checks['gradients'][f'{case} {mesh}'])
 
 
 @pytest.fixture(scope='module')
@@ -55,11 +55,11 @@ def test_so_they_are_in_all_other_cases(more_checks):
     rows = more_checks['gradients']
     assert rows.keys() == {f'{case} {mesh}' for case, mesh in REST}
     for row in rows.values():
-        is_one_device(row)
+        assert_is_of_one_device(row)
 
 
 def test_devices_with_networks_of_their_own_talk_once_a_step(checks):
-    row = checks['gradients']['float (8, 1)']
+    row = checks['gradients']['weights (8, 1)']
     ((op, size, _, groups, place),) = row['collectives']
     assert op == 'all-reduce' and groups == DEVICES and place == [0, 0]
     metrics = 2 + NETWORKS  # sums of loss and accuracy; what of each network is not finite

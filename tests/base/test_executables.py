@@ -223,8 +223,9 @@ def test_nothing_is_kept_where_nothing_is_to_be(folder):
 
 
 @pytest.fixture
-def ahead(folder, tmp_path):
+def ahead(folder, tmp_path, monkeypatch):
     """A folder with `scaled` for three numbers, compiled ahead; it is read from until the test ends."""
+    monkeypatch.delenv('XLA_FLAGS', raising=False)  # of the tests
     recipe = Recipe(function=scaled, static={'factor': 2}, named='a')
     device = jax.sharding.SingleDeviceSharding(jax.devices()[0])
     shapes = [jax.ShapeDtypeStruct((3,), jnp.float32, sharding=device)] * 2

@@ -194,7 +194,8 @@ def traits(program: Program, spec: NetworkSpec) -> set:
             used |= {('adds', op, row[ACCUMULATE]), ('seen', op, row[SEEN]), ('parts', op, row[PARTS])}
     cells = spec.genotype
     return used | {
-        ('head', *program.heads[tables.head.variant], spec.fc_layers),
+        ('head', *program.heads[tables.head.variant]),
+        ('layers', spec.glob_avg, spec.fc_layers),
         ('hidden', spec.fc_dim if spec.fc_layers == 2 else None),
         ('stem', spec.stem_type, spec.stem_pool, spec.ks),
         ('norm', spec.norm),

@@ -1,5 +1,6 @@
 """Noise and dropout in the executor: functions of the key, the same in the forward and the backward pass."""
 
+import dataclasses
 import re
 
 import jax
@@ -23,12 +24,13 @@ from tests.cnn.networks import small_network
 pytestmark = pytest.mark.usefixtures('quick_reference')
 W4A4 = Policy(4, 4)
 # Noise in every branch takes long to compile: few ops. The second has no preprocessing.
+SIZES = {'C': 16, 'n_cells': 2, 'stem_type': 1}
 NOISY = [
     small_network(
         [('sep_conv_3x3', 0), ('none', 1)], [('skip_connect', 0), ('conv_7x1_1x7', 1)],
-        C=16, C_mult=2, fc_layers=2, fc_dim=24, stem_type=1, name='a',
+        **SIZES, C_mult=2, fc_layers=2, fc_dim=24, name='a',
     ),
-    small_network([('skip_connect', 0), ('skip_connect', 1)], C=16, stem_type=1, preproc=False, name='b'),
+    small_network([('skip_connect', 0), ('skip_connect', 1)], **SIZES, preproc=False, name='b'),
 ]  # fmt: skip
 
 
@@ -93,9 +95,10 @@ def test_the_backward_pass_sees_the_noise_of_the_forward_pass(noisy, name):
 
 def test_dropout_masks_hidden_units_and_scales_the_others():
     with jax.enable_x64(True):
-        program = build_program(NOISY, image_size=8, max_params=1e6)
+        spec = small_network([('skip_connect', 0), ('none', 1)], n_cells=1, C=16, fc_layers=2, fc_dim=24)
+        plain = dataclasses.replace(spec, fc_layers=1)  # nothing to drop
+        program = build_program([spec, plain], image_size=8, max_params=1e6)
         executor = Executor(program, batch=4, scheme=FLOAT_SCHEME, dropout=0.5)
-        spec, plain = NOISY  # the second has one layer: nothing to drop
         inputs = inputs_of(spec)
         a, b, c = (executor(spec, inputs, seed=seed) for seed in (1, 2, 1))
         assert_identical(a, c)

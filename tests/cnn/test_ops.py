@@ -10,6 +10,7 @@ from jax import lax
 
 from ghn_jax.base import backends
 from ghn_jax.cnn import ops
+from ghn_jax.cnn.batch_norm import batch_norm
 from tests.cnn.comparison import QUICK
 
 SIZES = [(8, 8), (7, 5), (2, 1)]
@@ -137,21 +138,21 @@ def test_batch_norm_equals_its_definition():
         return (x - mean) / jnp.sqrt(variance + 1e-5) * scale + shift
 
     x, scale, shift = 3 * draw(3, 5, 4, 6) + 2, draw(6, seed=1), draw(6, seed=2)
-    assert_same_with_gradients(lambda *a: ops.batch_norm(*a, jnp.float64(1)), expected, x, scale, shift)
+    assert_same_with_gradients(lambda *a: batch_norm(*a, jnp.float64(1)), expected, x, scale, shift)
 
 
 def test_batch_norm_switched_off_scales_and_shifts():
     x, scale, shift = draw(3, 5, 4, 6), draw(6, seed=1), draw(6, seed=2)
     assert_same_with_gradients(
-        lambda *a: ops.batch_norm(*a, jnp.float64(0)), lambda x, s, b: x * s + b, x, scale, shift
+        lambda *a: batch_norm(*a, jnp.float64(0)), lambda x, s, b: x * s + b, x, scale, shift
     )
     ones, zeros = jnp.ones(6), jnp.zeros(6)
-    np.testing.assert_array_equal(ops.batch_norm(x, ones, zeros, jnp.float64(0)), x)  # to the last bit
+    np.testing.assert_array_equal(batch_norm(x, ones, zeros, jnp.float64(0)), x)  # to the last bit
 
 
 def test_batch_norm_of_a_constant_channel_is_the_shift():
     x = jnp.full((2, 3, 3, 4), 1e6)
-    y, pull = jax.vjp(lambda x: ops.batch_norm(x, jnp.ones(4), jnp.full(4, 0.5), jnp.float64(1)), x)
+    y, pull = jax.vjp(lambda x: batch_norm(x, jnp.ones(4), jnp.full(4, 0.5), jnp.float64(1)), x)
     np.testing.assert_array_equal(y, np.full_like(x, 0.5))
     assert np.all(np.isfinite(pull(draw(*x.shape))[0]))
 
@@ -169,5 +170,5 @@ def test_operations_keep_float32():
         ops.avg_pool(x, 2),
         ops.relu(x),
     ]
-    results.append(ops.batch_norm(x, x[0, 0, 0], x[0, 0, 1], jnp.float32(1)))
+    results.append(batch_norm(x, x[0, 0, 0], x[0, 0, 1], jnp.float32(1)))
     assert {y.dtype for y in results} == {jnp.dtype('float32')}

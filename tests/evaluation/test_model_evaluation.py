@@ -1,5 +1,6 @@
 """A model of the user's own is scored as a network of the executor is."""
 
+import dataclasses
 import sys
 
 import numpy as np
@@ -10,6 +11,7 @@ from ghn_jax.evaluation.evaluate import evaluate
 from ghn_jax.evaluation.evaluation_spec import EvaluationSpec
 from ghn_jax.evaluation.model_evaluation import evaluate_model
 from ghn_jax.evaluation.protocol import Protocol
+from ghn_jax.hypernet.ghn import GHN
 from ghn_jax.models.tracing import trace
 from ghn_jax.quant.policy import parse_bits
 from ghn_jax.runs.run import load_run
@@ -93,13 +95,26 @@ def test_the_command_scores_a_model(workdir, tmp_path, monkeypatch):
         'ghn_jax.evaluate', f'--workdir={workdir}', f'--model=nets_to_score:{name}', '--num_images=64',
         '--batch_size=32', *more,
     )  # fmt: skip
-    for more in ((), ('--bn=calibrated', '--ranges=calibrated', '--calibration_batches=2')):
+    ways = (
+        (),
+        ('--bn=calibrated', '--ranges=calibrated', '--calibration_batches=2'),
+        ('--initial', '--seed=3'),
+    )
+    for more in ways:
         code, said, error = run('net', '--bits=w32a32,w4a4', *more)
         assert code == 0 and '| model' in said and 'w4a4' in said, error
+        assert ('none are predicted' in said) == ('--initial' in more)
     assert is_one_error_line(run('other'), 'has 7 classes')
     said = run('net', '--bn=calibrated', '--ranges=calibrated', '--integer=32')
     assert is_one_error_line(said, '--integer=32: this is not for a model of your own')
     assert is_one_error_line(run('net', '--splits=test'), '--model and --splits')
+
+
+def test_a_hypernetwork_of_larger_tiles_is_for_models_only(workdir):
+    run = load_run(workdir)
+    larger = GHN(dataclasses.replace(run.ghn.config, max_shape=(128, 128, 16, 16)))
+    with pytest.raises(UserError, match=r'tiles of 128 x 128 channels and 16 x 16 pixels, .* \(--model\)$'):
+        evaluate(dataclasses.replace(run, ghn=larger), EvaluationSpec(networks=(SPEC,)))
 
 
 def test_a_model_for_other_images_is_refused(workdir):

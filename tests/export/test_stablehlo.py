@@ -13,7 +13,7 @@ import ghn_jax
 import ghn_jax.export.export
 from ghn_jax.cnn.reference import apply_reference
 from ghn_jax.export import freeze, to_stablehlo
-from ghn_jax.export.export import check_format
+from ghn_jax.export.export import ExportSpec, check_spec
 from ghn_jax.models.tracing import trace
 from tests.cnn.networks import random_parameters, small_network
 from tests.small_run import command, is_one_error_line, write_run
@@ -154,7 +154,7 @@ def test_what_is_not_installed_is_named(tmp_path, monkeypatch, format, package):
     with pytest.raises(
         ghn_jax.UserError, match=f'needs {package}, which is not installed: pip install .ghn-jax'
     ):
-        check_format(format, ghn_jax.Policy())
+        check_spec(ExportSpec(format=format))
 
 
 @pytest.mark.parametrize(
@@ -164,7 +164,8 @@ def test_what_is_not_installed_is_named(tmp_path, monkeypatch, format, package):
         (['--arch=a.json', '--out={folder}/a.onnx'], ['a.onnx', 'ends in .stablehlo']),
         (['--out={folder}/a.stablehlo'], ['--arch and --model are missing']),
         (['--arch=a', '--model=b', '--out={folder}/a.stablehlo'], ['--arch and --model are both given']),
-        (['--arch=a', '--format=onnx', '--bits=w8a8', '--out={folder}/a.onnx'], ['=onnx and bits=w8a8']),
+        (['--arch=a', '--compare=9', '--out={folder}/a.stablehlo'], ['--compare=9', 'not run']),
+        (['--arch=a', '--range_rule=mse', '--out={folder}/a.stablehlo'], ['=mse', 'bits such as']),
         (['--arch=a', '--calibration_images=1', '--out={folder}/a.stablehlo'], ['calibration_images']),
     ],
 )  # fmt: skip

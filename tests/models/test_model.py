@@ -1,5 +1,7 @@
 """A traced model computes what the model itself does, and quantizes what the plain reference quantizes."""
 
+from functools import partial
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -177,6 +179,17 @@ def test_images_and_parameters_of_other_shapes_are_refused():
         model.apply(params, images(2, 8))
     with pytest.raises(ghn_jax.UserError, match='params have other shapes'):
         model.apply(params['Conv_0'], images(2))
+
+
+def test_the_parameters_that_a_model_starts_with_are_those_of_its_own_init():
+    module = nn.Dense(10)
+    model = trace(module, (1, 3))
+    expected = jax.jit(module.init)(jax.random.key(3), jnp.zeros((1, 3)))['params']
+    jax.tree.map(partial(np.testing.assert_allclose, rtol=1e-6), model.initial_params(3), expected)
+    with pytest.raises(ghn_jax.UserError, match='with the shapes of its parameters only'):
+        trace(
+            lambda p, x: x.mean((1, 2)) @ p, (1, 8, 8, 3), params=jax.ShapeDtypeStruct((3, 10), jnp.float32)
+        ).initial_params()
 
 
 def test_1_bit_weights_of_a_layer_are_two_levels():

@@ -121,6 +121,9 @@ def net():
 def broken():
     raise RuntimeError('no such\\nmodel')
 
+def ends():
+    raise SystemExit(3)
+
 value = 3
 """
 
@@ -153,6 +156,7 @@ def test_the_command_writes_the_parameters_of_a_model(tmp_path, monkeypatch):
         ('nets_of_mine:other', "'other' of module 'nets_of_mine' is not there"),
         ('nets_of_mine:value', "'value' of module 'nets_of_mine' is no function"),
         ('nets_of_mine:broken', 'nets_of_mine:broken fails: RuntimeError: no such model'),
+        ('nets_of_mine:ends', 'nets_of_mine:ends fails: SystemExit: 3'),
     ],
 )
 def test_names_of_no_use_get_one_line(name, message, tmp_path, monkeypatch):

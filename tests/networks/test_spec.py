@@ -31,10 +31,12 @@ def spec(**changes):
     return NetworkSpec.from_dict(GOOD | changes)
 
 
-def refused(text, **changes):
+def refusal(**changes):
+    """The one line that says what is wrong with the spec of these fields."""
     with pytest.raises(UserError) as error:
         spec(**changes)
-    assert text in str(error.value) and '\n' not in str(error.value)
+    assert '\n' not in str(error.value)
+    return str(error.value)
 
 
 def test_json_and_back_is_the_identity():
@@ -52,20 +54,20 @@ def test_numpy_numbers_become_python_numbers():
 @pytest.mark.parametrize('field', [f for f in GOOD if f != 'genotype'])
 @pytest.mark.parametrize('value', ['3', [3], {}, float('nan'), 3.0, -1, 10**9])
 def test_no_field_takes_a_value_of_another_kind_or_size(field, value):
-    refused(field, **{field: value})
+    assert field in refusal(**{field: value})
 
 
 @pytest.mark.parametrize(
     'field', ['C', 'n_cells', 'ks', 'stem_type', 'C_mult', 'fc_layers', 'fc_dim', 'num_classes']
 )
 def test_true_is_no_number(field):
-    refused(f'{field} is True', **{field: True})
+    assert f'{field} is True' in refusal(**{field: True})
 
 
 @pytest.mark.parametrize('field', ['stem_pool', 'preproc', 'glob_avg'])
 def test_one_and_null_are_no_flags(field):
-    refused(f'{field} is 1', **{field: 1})
-    refused(f'{field} is None', **{field: None})
+    assert f'{field} is 1' in refusal(**{field: 1})
+    assert f'{field} is None' in refusal(**{field: None})
 
 
 @pytest.mark.parametrize(
@@ -85,7 +87,7 @@ def test_one_and_null_are_no_flags(field):
     ],
 )
 def test_impossible_networks_are_refused(text, changes):
-    refused(text, **changes)
+    assert text in refusal(**changes)
 
 
 def test_without_preprocessing_cells_of_one_width_are_fine():
@@ -104,14 +106,14 @@ NONE = [['none', 0], ['none', 1]]
 
 
 def test_networks_whose_image_does_not_reach_the_logits_are_refused():
-    refused('disconnected', genotype=cells(NONE))
+    assert 'disconnected' in refusal(genotype=cells(NONE))
     # Reduction cells pass, but the last cell is a normal one.
-    refused('disconnected', genotype=cells(NONE, CONV), n_cells=5)
+    assert 'disconnected' in refusal(genotype=cells(NONE, CONV), n_cells=5)
     # Passing on state 0 alone is enough: every other cell is left out, but the stem is reached.
     passing = cells([['conv_3x3', 0], ['none', 1]])
     assert spec(genotype=passing).n_cells == 5
     # The state that is joined hangs on a state that is absent.
-    refused('disconnected', genotype=cells(NONE + [['conv_1x1', 2], ['none', 0]], concat=(3,)))
+    assert 'disconnected' in refusal(genotype=cells(NONE + [['conv_1x1', 2], ['none', 0]], concat=(3,)))
 
 
 def test_connectedness_is_reachability_in_the_graph_of_states():

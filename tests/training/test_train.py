@@ -439,7 +439,9 @@ def test_a_network_that_is_not_finite_is_left_out_written_down_and_shown_again(t
     train(_config(), tmp_path / 'stopped')
     name = 'bad_networks.jsonl'
     assert (tmp_path / 'stopped' / name).read_bytes() == (tmp_path / 'whole' / name).read_bytes()
+    compiled = training_step._cache_size()
     said = '\n'.join(itertools.islice(replay(tmp_path / 'whole', 2, exact=True), 5))  # the rest: below
+    assert training_step._cache_size() == compiled  # by the program of training
     assert 'parameters: of step 3' in said
     assert 'the step again: network 0 loss not finite, network 1 finite' in said
     assert is_one_error_line(

@@ -60,7 +60,7 @@ def test_evaluate_finds_the_scores_of_the_table_and_export_writes_the_parameters
         code, said, error = command('ghn_jax.evaluate', *model, *how)
         assert code == 0, error
         result = json.loads((tmp_path / 'b.json').read_text())
-        assert result['protocol']['params'] == str(out / run['file'])
+        assert result['protocol']['parameters'] == str(out / run['file'])
         found = {bits: score['top1'] for bits, score in result['networks'][0]['scores'].items()}
         assert found == pytest.approx(run['scores']['2'][kind]), kind
     how = params, '--bits=w4a4', f'--out={tmp_path}/a.stablehlo'

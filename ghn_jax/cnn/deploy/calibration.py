@@ -17,10 +17,10 @@ import jax.numpy as jnp
 import numpy as np
 from jax import Array
 
+from ghn_jax.cnn.batch_norm import EPSILON
 from ghn_jax.cnn.deploy.observer import BINS, Activations, Moments
 from ghn_jax.cnn.instructions import Norm
 from ghn_jax.cnn.lowering import Instruction
-from ghn_jax.cnn.ops import BATCH_NORM_EPSILON
 from ghn_jax.cnn.packing import BLOCK, piece_view
 from ghn_jax.cnn.program import Layout
 from ghn_jax.cnn.tables import WEIGHTS, Tables
@@ -76,7 +76,7 @@ def fix(layout: Layout, flat: np.ndarray, moments: Moments) -> tuple[np.ndarray,
         return flat, layout.tables
     for r, _ in _norms(layout):
         scale, shift = (view[0, 0] for view in _views(layout, flat, r))
-        scale /= np.sqrt(moments.variance[r, : len(scale)] + BATCH_NORM_EPSILON)
+        scale /= np.sqrt(moments.variance[r, : len(scale)] + EPSILON)
         shift -= moments.mean[r, : len(scale)] * scale
     return flat, layout.tables._replace(has_norm=np.float32(0))
 

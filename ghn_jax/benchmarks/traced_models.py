@@ -1,0 +1,81 @@
+"""Models of the user's own: seconds to trace them and to predict their parameters, bytes of their files."""
+
+import pathlib
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+
+from ghn_jax.base import counters
+from ghn_jax.base.errors import FieldError
+from ghn_jax.benchmarks import timing
+from ghn_jax.benchmarks.options import Options, Row
+from ghn_jax.models.loading import load_model
+from ghn_jax.models.model import Model
+from ghn_jax.models.sources import count_parameters
+from ghn_jax.quant.policy import parse_bits
+from ghn_jax.runs.hypernetwork import Hypernetwork, load
+from ghn_jax.runs.model_prediction import write_model
+
+PACKED = ('w8a8', 'w4a4', 'w2a2')
+
+
+def check(options: Options) -> None:
+    """Raise FieldError where there are no models."""
+    if not options.models:
+        raise FieldError('models', ' is empty: give functions that return one, as in nets:net,nets:other')
+
+
+def measure(options: Options) -> list[Row]:
+    """Trace each of `options.models` and predict its parameters, with the hypernetwork of `options.workdir`.
+
+    trace_s: median seconds from calling the user's function to the graph, over `options.repeats`.
+    first_predict_s, mean_s, median_s: of the first prediction, and of those after it. *_cpu_s: of all cores
+    together, which other processes do not change.   nodes: of the graph.
+    float_kb, w8a8_kb, ...: size of the file of its parameters, in 1,000 bytes, packed where they are rounded.
+
+    Raises:
+      UserError: no models, one that cannot be imported or traced or predicted for, no such hypernetwork.
+    """
+    check(options)
+    hypernetwork = load(options.workdir)
+    return [_measure(hypernetwork, name, options.repeats) for name in options.models]
+
+
+def _measure(hypernetwork: Hypernetwork, name: str, repeats: int) -> Row:
+    print(f'models, {name} ...', file=sys.stderr, flush=True)
+    size = hypernetwork.config.image_size
+    model = load_model(name, (1, size, size, 3))
+    traced = [_seconds(lambda: load_model(name, (1, size, size, 3))) for _ in range(repeats)]
+    predict = lambda: hypernetwork.predict(model)
+    first, compiled = _seconds(predict), counters.compilations()
+    predicted = [_seconds(predict) for _ in range(repeats)]
+    row = timing.row([seconds for seconds, _ in predicted], counters.compilations() - compiled)
+    (trace_s, trace_cpu_s), (_, predict_cpu_s) = np.median(traced, 0), np.median(predicted, 0)
+    return {
+        'what': 'models', 'mode': 'float', 'model': name.partition(':')[2],
+        'parameters': count_parameters(model.params), 'nodes': len(model.graph.nodes),
+        'layers': len(model.layers), 'trace_s': trace_s, 'trace_cpu_s': trace_cpu_s,
+        'first_predict_s': first[0], 'predict_cpu_s': predict_cpu_s, **row,
+        **_file_sizes(hypernetwork, model), 'networks': 1,
+    }  # fmt: skip
+
+
+def _seconds(run: Callable[[], Any]) -> tuple[float, float]:
+    """Return the seconds that a function takes by the clock, and those of all cores."""
+    start, cpu = time.perf_counter(), time.process_time()
+    run()
+    return time.perf_counter() - start, time.process_time() - cpu
+
+
+def _file_sizes(hypernetwork: Hypernetwork, model: Model) -> dict[str, float]:
+    sizes = {}
+    with tempfile.TemporaryDirectory() as folder:
+        for bits in ('float', *PACKED):
+            file = pathlib.Path(folder, f'{bits}.safetensors')
+            write_model(hypernetwork.run, model, file, policy=parse_bits(bits), packed=bits != 'float')
+            sizes[f'{bits}_kb'] = file.stat().st_size / 1000
+    return sizes

@@ -1,0 +1,65 @@
+"""What onnxruntime computes from a file, beside the evaluation of the network here."""
+
+from collections.abc import Callable
+from typing import NamedTuple
+
+import jax
+import numpy as np
+from jax import Array
+
+from ghn_jax.base.errors import FieldError
+from ghn_jax.datasets.load import Dataset
+from ghn_jax.export.runtime import run_onnx
+
+_SPLITS = ('test', 'val', 'train')  # in the order in which images are taken
+_BATCH = 64
+
+
+class Comparison(NamedTuple):
+    """Of a file in onnxruntime and the network here.
+
+    images: how many of each split.   top1: of onnxruntime, of the network here; 0 to 1.
+    agreement: the share of the images that both put into one class.
+    """
+
+    images: dict[str, int]
+    top1: tuple[float, float]
+    agreement: float
+
+    def __str__(self) -> str:
+        total = sum(self.images.values())
+        splits = ', '.join(f'{n:,} {split}' for split, n in self.images.items() if n)
+        theirs, ours = self.top1
+        return (
+            f'onnxruntime on {total:,} images ({splits}): top-1 {theirs:.2%}, evaluated here {ours:.2%}, '
+            f'the same class for {self.agreement:.2%}'
+        )
+
+
+def compare(file: bytes, apply: Callable[[Array], Array], data: Dataset, count: int) -> Comparison:
+    """Compare what onnxruntime computes from a file with what a function of images does.
+
+    Args:
+      file: the contents.
+      apply: from images [N, ...] to logits [N, classes], each image by itself.
+      data: test images come first; where they are too few, validation images and then training images follow.
+      count: of images.
+
+    Raises:
+      UserError: more images than there are, onnxruntime is not installed.
+    """
+    sizes, left = {}, count
+    for split in _SPLITS:
+        sizes[split] = min(left, len(getattr(data, split).labels))
+        left -= sizes[split]
+    if left:
+        raise FieldError('compare', f'={count}: the data have {count - left:,} images: give no more')
+    x = np.concatenate([data.normalized(split, n) for split, n in sizes.items() if n])
+    labels = np.concatenate([getattr(data, split).labels[:n] for split, n in sizes.items()])
+    theirs = run_onnx(file, x).argmax(1)
+    compiled = jax.jit(apply)
+    whole = np.concatenate([x, np.repeat(x[:1], -len(x) % _BATCH, 0)])  # so that one program serves all
+    parts = [compiled(whole[i : i + _BATCH]) for i in range(0, len(whole), _BATCH)]
+    ours = np.concatenate(parts).argmax(1)[: len(x)]
+    top1 = float(np.mean(theirs == labels)), float(np.mean(ours == labels))
+    return Comparison(sizes, top1, float(np.mean(theirs == ours)))

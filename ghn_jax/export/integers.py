@@ -1,0 +1,132 @@
+"""A calibrated model as integers: the levels of its weights and biases, the grids of its activations."""
+
+import dataclasses
+from collections.abc import Mapping
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import Array
+
+from ghn_jax.export.levels import Constant, Grid, width_of
+from ghn_jax.models.folding import Calibrated
+from ghn_jax.models.quantizer import FakeQuantizer
+from ghn_jax.quant.grid import Grid as FittedGrid
+from ghn_jax.quant.grid import make_grid
+from ghn_jax.quant.policy import FLOAT_BITS, TERNARY, Widths
+from ghn_jax.quant.scheme import Scheme
+
+_MOST_BIAS = 2**30  # that leaves the sums of products as much room in int32
+_FINE = 20  # bits of weight and activation together whose products are fine enough for biases
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Integers:
+    """What of a model is integers.
+
+    weights, biases: by the layer's name. A layer whose weight or activation stays float has a float bias.
+    activations: by `Site.reader`.   float_activations: whether others stay float.
+    """
+
+    weights: Mapping[str, Constant]
+    biases: Mapping[str, Constant]
+    activations: Mapping[str, Grid]
+    float_activations: bool
+
+
+def to_integers(calibrated: Calibrated, quantizer: FakeQuantizer) -> Integers:
+    """Put weights, biases and the grids of activations of a calibrated model into integers.
+
+    Args:
+      calibrated: with the ranges of all activations that are rounded; its weights may be on their grids.
+      quantizer: of `calibrated.quantizer`.
+    """
+    sites = calibrated.program(calibrated.model.input_shape).sites.values()
+    layers = {site.layer.name: site for site in sites}
+    of = lambda name: quantizer.widths.get(name, (FLOAT_BITS, FLOAT_BITS))
+    widths: dict[str, Widths] = {name: of(site.layer.parameter) for name, site in layers.items()}
+    readers = {site.reader for site in layers.values()}
+    grids = {
+        name: _grid(*calibrated.ranges[name], of(name)[1]) for name in readers if of(name)[1] < FLOAT_BITS
+    }
+    of_integers = {name: w for name, w in calibrated.weights.items() if widths[name][0] < FLOAT_BITS}
+    if calibrated.weight_ranges:
+        of_layer = lambda name: (*calibrated.weight_ranges[name], widths[name][0])
+        found = {name: make_grid(*of_layer(name), jnp.float32) for name in of_integers}
+        rounded = of_integers
+    else:
+        parameters = {name: layers[name].layer.parameter for name in of_integers}
+        rounded, found = _rounded(of_integers, parameters, quantizer)
+    weights, biases = {}, {}
+    for name, fitted in found.items():
+        scale, zero = np.asarray(fitted.scale), np.asarray(fitted.zero, np.int32)
+        grid, bias, bits = grids.get(layers[name].reader), calibrated.biases[name], widths[name][0]
+        unit = 0.0 if grid is None else _unit(grid, bits)
+        w = rounded[name]
+        if bias is not None and unit:
+            scale = np.maximum(scale, _least_scale(bias, unit, scale.size))
+            w = w if np.all(scale == fitted.scale) else calibrated.weights[name]
+        weights[name] = _weight(w, scale, zero, bits, quantizer.scheme)
+        if bias is not None and unit:
+            biases[name] = _bias(bias, np.float32(unit) * weights[name].scale.ravel())
+    return Integers(weights, biases, grids, len(grids) < len(readers))
+
+
+def _rounded(
+    weights: Mapping[str, np.ndarray], parameters: Mapping[str, str], quantizer: FakeQuantizer
+) -> tuple[dict[str, np.ndarray], dict[str, FittedGrid]]:
+    """Round weights as where the model runs: other sums, and a weight between two levels takes the other."""
+
+    @jax.jit
+    def each(weights: Mapping[str, Array]) -> dict[str, tuple[Array, FittedGrid]]:
+        return {name: quantizer.weight_and_grid(parameters[name], w) for name, w in weights.items()}
+
+    found = jax.device_get(each(dict(weights)))
+    return {name: w for name, (w, _) in found.items()}, {name: grid for name, (_, grid) in found.items()}
+
+
+def _grid(lo: np.ndarray, hi: np.ndarray, bits: int) -> Grid:
+    """Return the grid that `quant.grid.fake_quantize` rounds to, over a range."""
+    signs = bits == 1 and bool(lo < 0 < hi)
+    made = make_grid(lo, hi, bits, jnp.float32)
+    scale = float(made.scale)
+    if bits > 1:
+        return Grid(scale, int(made.zero), int(made.top))
+    # Of one bit on one side of 0: 0 and the farthest value.
+    return Grid(scale, 1, 2, signs) if signs else Grid(scale, int(lo < 0), 1)
+
+
+def _unit(grid: Grid, weight_bits: int) -> float:
+    """Return what the scale of a weight is multiplied by for the scale of the bias; 0 without a range.
+
+    It is the scale of the activation where both are 8-bit integers: runtimes add a bias to the sum of
+    products as it is. They have no such sums of other widths, and products of few bits are too coarse for a
+    bias: there it is divided by a power of two.
+    """
+    if grid.width == width_of(2**weight_bits - 1) == 8:
+        return grid.scale
+    bits = max(weight_bits, 2) + grid.top.bit_length()
+    return grid.scale / 2 ** max(0, _FINE - bits)
+
+
+def _least_scale(bias: np.ndarray, unit: float, scales: int) -> np.ndarray:
+    """Return the least scales of a weight at which the integers of its bias do not overflow."""
+    least = np.abs(bias) / np.float32(unit * _MOST_BIAS)
+    return least if scales > 1 else least.max(keepdims=True)
+
+
+def _weight(w: np.ndarray, scale: np.ndarray, zero: np.ndarray, bits: int, scheme: Scheme) -> Constant:
+    """Return the levels of a rounded weight; of signs, -1, 0 and 1 are 0, 1 and 2."""
+    signs = bits in (TERNARY, 1)
+    along = (-1, *[1] * (w.ndim - 1))
+    scale, zero = scale.reshape(along), zero.reshape(along) + int(signs)
+    top = 2 if signs else 2**bits - (2 if scheme.symmetric else 1)
+    quotient = np.divide(w, scale, out=np.zeros(w.shape), where=scale > 0, dtype=np.float64)
+    codes = np.clip(np.rint(quotient).astype(np.int32) + zero, 0, top)
+    return Constant(codes, np.where(scale > 0, scale, 1).astype(np.float32), zero, width_of(top))
+
+
+def _bias(bias: np.ndarray, scale: np.ndarray) -> Constant:
+    scale = np.broadcast_to(scale, bias.shape).astype(np.float32)
+    codes = np.rint(bias.astype(np.float64) / scale).astype(np.int32)
+    return Constant(codes, scale, np.zeros(bias.shape, np.int32), 32)

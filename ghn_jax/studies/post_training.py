@@ -1,0 +1,181 @@
+"""Post-training quantization compared: ranges of all values, of least error, PD-Quant and it without a part.
+
+    python -m ghn_jax.studies.post_training
+
+Networks of a hypernetwork's space, of its test split, come with weights in two ways: trained from random ones
+(He) for a few hundred steps of Adam, and predicted. Each is quantized by every method at four bit-widths,
+its first and last layer at W8/A8, and scored on all test images. `cifar10` behind the command takes that data
+set at 16 pixels in place of the hypernetwork's digits, and trained networks only.
+
+What is done of a network stands in WORKDIR (a second argument); the study goes on where it was stopped. Its
+table is written anew after each network.
+"""
+
+import dataclasses
+import datetime
+import json
+import math
+import pathlib
+import sys
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+from jax import Array
+
+from ghn_jax.base import files, jsonfile
+from ghn_jax.base.start import start
+from ghn_jax.datasets.load import Dataset, load
+from ghn_jax.hypernet.policy_features import resolve, weight_names
+from ghn_jax.models.model import Model
+from ghn_jax.models.tracing import trace
+from ghn_jax.networks.graph import build_graph
+from ghn_jax.networks.spec import NetworkSpec
+from ghn_jax.quant.policy import parse_bits
+from ghn_jax.runs import hypernetwork as hypernetworks
+from ghn_jax.tuning.correction import norm_statistics
+from ghn_jax.tuning.pd_quant import pd_quant
+from ghn_jax.tuning.quantize import Network, top1
+from ghn_jax.tuning.ranges import round_nearest
+from ghn_jax.tuning.reconstruction import Options
+
+BITS = ('w4a4', 'w2a4', 'w4a2', 'w2a2')
+NETWORKS, DRAWN = 5, 40  # those with the fewest layers of the ones drawn
+IMAGES, STEPS, BATCH, RATE = 256, 300, 64, 2e-3
+OPTIONS = Options(iterations=100, correction_steps=50)
+WITHOUT = {'prediction': 'prediction difference', 'correction': 'distribution correction', 'drop': 'drop'}
+RESULT = pathlib.Path('docs/results')
+
+
+def study(dataset: Dataset, workdir: pathlib.Path) -> Iterator[list[dict[str, Any]]]:
+    """Quantize and score all networks; after each give what is found of all so far, in files or now."""
+    hypernetwork = hypernetworks.load('zoo:digits-bits')
+    space, size = hypernetwork.space, dataset.train.images.shape[1]
+    drawn = [space.sample('test', seed=0, index=i) for i in range(DRAWN)]
+    kinds = ('trained', 'predicted') if dataset.name == 'digits' else ('trained',)
+    found = []
+    for spec in sorted(drawn, key=_count_layers)[:NETWORKS]:
+        model = trace(spec, (1, size, size, 3))
+        for kind in kinds:
+            path = workdir / f'{dataset.name}-{kind}-{spec.name}.json'
+            if not path.is_file():
+                params = hypernetwork.predict(model) if kind == 'predicted' else train(model, dataset)
+                scored = {'kind': kind, 'network': spec.name, **quantized(model, params, dataset)}
+                files.write_json(path, scored)
+                print(json.dumps(scored), flush=True)
+            found.append(jsonfile.read(path, 'score', 'delete it'))
+            yield found
+        jax.clear_caches()
+
+
+def _count_layers(spec: NetworkSpec) -> int:
+    return len(weight_names(build_graph(spec)))
+
+
+def train(model: Model, dataset: Dataset) -> Any:
+    """Train a network in float from random weights (He, normal), with batch statistics; return parameters."""
+    r = np.random.default_rng(0)
+    images, labels = jnp.asarray(dataset.normalized('train')), jnp.asarray(dataset.train.labels)
+    optimizer = optax.adam(optax.cosine_decay_schedule(RATE, STEPS))
+
+    def loss(params: Any, chosen: Array) -> Array:
+        logits = model.apply(params, images[chosen])
+        return optax.softmax_cross_entropy_with_integer_labels(logits, labels[chosen]).mean()
+
+    @jax.jit
+    def step(i: int, params: Any, memory: Any) -> tuple[Any, Any]:
+        chosen = jax.random.randint(jax.random.fold_in(jax.random.key(0), i), (BATCH,), 0, len(labels))
+        updates, memory = optimizer.update(jax.grad(loss)(params, chosen), memory)
+        return optax.apply_updates(params, updates), memory
+
+    params = jax.tree_util.tree_map_with_path(lambda path, leaf: _random(r, path, leaf), model.params)
+    memory = optimizer.init(params)
+    for i in range(STEPS):
+        params, memory = step(i, params, memory)
+    return jax.device_get(params)
+
+
+def _random(r: np.random.Generator, path: tuple[Any, ...], leaf: Any) -> np.ndarray:
+    """He's weights in PyTorch's layouts; of norms and biases 1 and 0."""
+    if len(leaf.shape) > 1:
+        return (r.normal(size=leaf.shape) * math.sqrt(2 / math.prod(leaf.shape[1:]))).astype(np.float32)
+    return np.full(leaf.shape, float('weight' in str(path[-1])), np.float32)
+
+
+def quantized(model: Model, params: Any, dataset: Dataset) -> dict[str, Any]:
+    """Quantize a network by all methods; return {'float': top-1, 'scores': {method: {bits: top-1}}}."""
+    test = jnp.asarray(dataset.normalized('test')), dataset.test.labels
+    network = Network.of(model, params, dataset.normalized('train', IMAGES))
+    policies = {bits: dataclasses.replace(parse_bits(bits), edges=(8, 8)) for bits in BITS}
+    widths = {bits: resolve(policy, model.graph) for bits, policy in policies.items()}
+    asked = [('pd_quant', bits, OPTIONS) for bits in BITS]
+    asked += [(WITHOUT[w], BITS[-1], dataclasses.replace(OPTIONS, **{w: False})) for w in WITHOUT]
+    scores: dict[str, dict[str, float]] = {
+        method: {} for method in ('minmax', 'mse', 'pd_quant', *WITHOUT.values())
+    }
+    for rule in ('minmax', 'mse'):
+        for bits, policy in policies.items():
+            made = round_nearest(network.calibrated, network.images, widths[bits], rule)
+            scores[rule][bits] = top1(made, *test, policy)
+    statistics = norm_statistics(model, params, list(network.batches))
+    settings = [(widths[bits], options) for _, bits, options in asked]
+    learned = pd_quant(network.calibrated, network.images, settings, statistics)
+    for (method, bits, _), made in zip(asked, learned, strict=True):
+        scores[method][bits] = top1(made, *test, policies[bits])
+    return {'float': top1(network.calibrated, *test), 'scores': scores}
+
+
+def table(found: list[dict[str, Any]], about: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the table of a study, as `reporting.docs_tables` has them."""
+    rows = []
+    for kind in sorted({one['kind'] for one in found}, reverse=True):
+        of_kind = [one for one in found if one['kind'] == kind]
+        for method in of_kind[0]['scores']:
+            name = f'PD-Quant without {method}' if method in WITHOUT.values() else _NAMES[method]
+            cells = [
+                _mean([one['scores'][method][bits] for one in of_kind])
+                if bits in of_kind[0]['scores'][method]
+                else None
+                for bits in BITS
+            ]
+            rows.append([kind, len(of_kind), name, _mean([one['float'] for one in of_kind]), *cells])
+    columns = ['weights', 'networks', 'method', 'float', *(f'{b[:2].upper()}/{b[2:].upper()}' for b in BITS)]
+    return {'title': 'Post-training quantization', 'about': dict(about), 'columns': columns, 'rows': rows}
+
+
+_NAMES = {'minmax': 'ranges of all values', 'mse': 'ranges of the least L2.4 error', 'pd_quant': 'PD-Quant'}
+
+
+def _mean(values: list[float]) -> dict[str, float]:
+    sem = np.std(values, ddof=1) / math.sqrt(len(values)) if len(values) > 1 else 0
+    return {'mean': round(float(np.mean(values)), 2), 'sem': round(float(sem), 2)}
+
+
+def main(name: str = 'digits', workdir: str = 'runs/post_training') -> None:
+    """Run the study of a data set."""
+    start()
+    pathlib.Path(workdir).mkdir(parents=True, exist_ok=True)
+    dataset = load(name, image_size=16)
+    about = {
+        'date': datetime.date.today().isoformat(),
+        'seed': 0,
+        'device': f'{jax.devices()[0].device_kind}, one of 2 shared cores',
+        'dataset': f'{name}, 16 pixels',
+        'networks': f'those with the fewest layers of the first {DRAWN} in the test split',
+        'training': f'{STEPS} steps of Adam on {BATCH} images, from random weights',
+        'images': f'{len(dataset.test.labels)} test images, {IMAGES} for calibration',
+        'PD-Quant': f'{OPTIONS.iterations} steps a block, {OPTIONS.correction_steps} of the correction',
+        'edges': 'first and last layer at W8/A8',
+        'error': 'standard error over networks',
+        'command': 'python -m ghn_jax.studies.post_training' + ('' if name == 'digits' else f' {name}'),
+    }
+    result = RESULT / ('pd_quant.json' if name == 'digits' else f'pd_quant_{name}.json')
+    for found in study(dataset, pathlib.Path(workdir)):
+        files.write_json(result, table(found, about))
+
+
+if __name__ == '__main__':
+    main(*sys.argv[1:])

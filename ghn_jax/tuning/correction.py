@@ -1,0 +1,133 @@
+"""Distribution correction: the input of a block moved so that its batch norms see the statistics they know.
+
+A batch of calibration images has its own mean and deviation in every channel, those of all training images
+are others. With x the float input of a block, what is sought is (arXiv 2212.07048, sec. 3.3)
+
+    argmin over x'  of  sum |mean(x') - mean|^2 + |deviation(x') - deviation|^2  +  |x' - x|^2 / pull
+
+with mean(x') and deviation(x') of what a norm reads, for each channel, when the block runs on x'; the sum is
+over the batch norms of the block.
+"""
+
+import functools
+import math
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+from jax import Array
+
+from ghn_jax.models.folding import Calibrated
+from ghn_jax.models.model import Model
+from ghn_jax.models.norm_statistics import affines_of, measure
+from ghn_jax.models.norms import Structure
+from ghn_jax.tuning.blocks import Block, Values, blocks_of
+from ghn_jax.tuning.repeating import repeat, steps_at_once
+
+RATE = 1e-3  # of Adam, in the beginning; it falls along a cosine
+
+
+class NormStatistics(NamedTuple):
+    """What a batch norm knows, float32, in the norm's shape with 1 for what is averaged.
+
+    mean, deviation: of what it reads.
+    scale, shift: of x, what the norm reads, the folded model has scale x + shift; 1, 0: it is not folded.
+    """
+
+    mean: Any
+    deviation: Any
+    scale: Any
+    shift: Any
+
+
+def norm_statistics(model: Model, params: Any, batches: Sequence[Array]) -> tuple[NormStatistics, ...]:
+    """Measure what each batch norm of a model reads, over all batches, as `folding.fold` fixes it."""
+    moments = measure(model, params, batches)
+    traced = model.traced((2, *model.input_shape[1:]), jnp.asarray(batches[0]).dtype)
+    structure = Structure(traced.program, traced.recorder)
+    found = []
+    for of, layers, (scale, shift) in zip(
+        moments, structure.folds, affines_of(traced, structure, params, moments), strict=True
+    ):
+        if layers is None:
+            scale, shift = np.ones_like(scale), np.zeros_like(shift)
+        found.append(NormStatistics(*map(np.float32, (of.mean, np.sqrt(of.variance), scale, shift))))
+    return tuple(found)
+
+
+def corrected(
+    calibrated: Calibrated,
+    statistics: Sequence[NormStatistics],
+    entering: Values,
+    *,
+    k: int,
+    steps: int,
+    pull: float,
+) -> Values:
+    """Return the input of block k after so many steps of Adam; as it was for a block without batch norms.
+
+    entering: [N, ...], of one batch.   pull: lambda_c, the smaller the nearer x' stays to x.
+    """
+    x, memory, first = entering, optax.scale_by_adam().init(entering), 0
+    while first < steps:
+        count = min(steps_at_once(steps), steps - first)
+        of = {'steps': count, 'k': k}
+        x, memory = _descend(calibrated, statistics, entering, pull, steps, x, memory, first, **of)
+        first += count
+    return x
+
+
+@functools.partial(jax.jit, static_argnames=('steps', 'k'))
+def _descend(
+    calibrated: Calibrated,
+    statistics: Sequence[NormStatistics],
+    entering: Values,
+    pull: Array,
+    all_steps: Array,
+    x: Values,
+    memory: Any,
+    first: Array,
+    *,
+    steps: int,
+    k: int,
+) -> tuple[Values, Any]:
+    block = blocks_of(calibrated, len(entering[0]))[k]
+
+    def loss(x: Values) -> Array:
+        away = sum(squared_error(a, b) for a, b in zip(x, entering))
+        return mismatch(calibrated, block, statistics, x) + away / pull
+
+    def step(i: Array, state: tuple[Values, Any]) -> tuple[Values, Any]:
+        x, memory = state
+        updates: Any
+        updates, memory = optax.scale_by_adam().update(jax.grad(loss)(x), memory)
+        rate = RATE * (1 + jnp.cos(math.pi * i / all_steps)) / 2
+        return tuple(a - rate * u for a, u in zip(x, updates)), memory
+
+    return repeat(step, first, steps, (x, memory))
+
+
+def mismatch(
+    calibrated: Calibrated, block: Block, statistics: Sequence[NormStatistics], entering: Values
+) -> Array:
+    """Return sum |mean(x) - mean|^2 + |deviation(x) - deviation|^2 over the batch norms of a block."""
+    traced = calibrated.model.traced((len(entering[0]), *calibrated.model.input_shape[1:]), jnp.float32)
+    norms = Structure(traced.program, traced.recorder).norms
+    total = jnp.zeros(())
+    for k, value in zip(block.norms, block.run_to_norms(entering), strict=True):
+        known, axes = statistics[k], norms[k].axes
+        live = jnp.abs(known.scale) > 1e-6  # of the others nothing can be seen
+        x = (value - known.shift) / jnp.where(live, known.scale, 1)
+        mean = x.mean(axes, keepdims=True)
+        deviation = jnp.sqrt(jnp.mean(jnp.square(x - mean), axes, keepdims=True) + 1e-8)
+        off = jnp.square(mean - known.mean) + jnp.square(deviation - known.deviation)
+        total += jnp.sum(jnp.where(live, off, 0))
+    return total
+
+
+def squared_error(a: Array, b: Array) -> Array:
+    """Return the squared difference, summed over channels (the last axis) and averaged over the others."""
+    return jnp.mean(jnp.sum(jnp.square(a - b), -1))

@@ -1,0 +1,221 @@
+"""One network quantized after training, by a method of choice, and what that costs in accuracy."""
+
+import dataclasses
+import functools
+import json
+import time
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import Array
+
+import ghn_jax
+from ghn_jax.base.digests import array_digests, json_digest
+from ghn_jax.base.errors import FieldError, UserError, shown
+from ghn_jax.base.paths import Place
+from ghn_jax.hypernet.policy_features import resolve
+from ghn_jax.models.folding import Calibrated, fold
+from ghn_jax.models.model import Model
+from ghn_jax.quant.policy import NamedWidths, Policy
+from ghn_jax.quant.scheme import Scheme
+from ghn_jax.runs.calibrated_file import UNFINISHED, QuantizedNetwork, load_unfinished, save
+from ghn_jax.tuning.blocks import blocks_of
+from ghn_jax.tuning.correction import norm_statistics
+from ghn_jax.tuning.pd_quant import count_chunks, pd_quant
+from ghn_jax.tuning.ranges import FixedRanges, layer_bits, round_nearest
+from ghn_jax.tuning.reconstruction import Options
+
+SCHEME = Scheme('qat', granularity='channel')
+"""Of all methods: asymmetric grids, of weights one for each output channel."""
+
+_BATCH = 64  # images of a batch whose statistics norms go by, as in training
+
+
+@dataclasses.dataclass(frozen=True)
+class Network:
+    """A network in float, and the images that it is quantized with.
+
+    calibrated: folded.   params: that it is made of.   batches: calibration images [K, B, ...].
+    """
+
+    calibrated: Calibrated
+    params: Any
+    batches: Array
+
+    @classmethod
+    def of(cls, model: Model, params: Any, images: Array | np.ndarray) -> 'Network':
+        """Fold a model's batch norms by the statistics of calibration images [N, ...], in whole batches.
+
+        Raises:
+          UserError: no images, parameters of another model, and as `fold`.
+        """
+        if not len(images):
+            raise FieldError('images', '=0: there are no calibration images: give at least one batch')
+        size = min(_BATCH, len(images))
+        count = len(images) // size
+        batches = jnp.asarray(images[: count * size]).reshape(count, size, *images.shape[1:])
+        return cls(fold(model, params, list(batches)), params, batches)
+
+    @property
+    def images(self) -> Array:
+        """The calibration images, [N, ...]."""
+        return self.batches.reshape(-1, *self.batches.shape[2:])
+
+
+@dataclasses.dataclass(frozen=True)
+class Watch:
+    """Who is told of a long method, and what was done of it before.
+
+    done: is called `count_parts` times.   keep: is given how many blocks are done, and the network so far.
+    begun: the last that `keep` was given; None: nothing.
+    """
+
+    done: Callable[[], None] = lambda: None
+    keep: Callable[[int, Calibrated], object] = lambda blocks, network: None
+    begun: tuple[int, Calibrated] | None = None
+
+
+Method = Callable[[Network, NamedWidths, Options, Watch], Calibrated]
+
+
+def _nearest(rule: str, network: Network, widths: NamedWidths, options: Options, watch: Watch) -> Calibrated:
+    return round_nearest(network.calibrated, network.images, widths, rule)
+
+
+def _pd_quant(network: Network, widths: NamedWidths, options: Options, watch: Watch) -> Calibrated:
+    statistics = norm_statistics(network.calibrated.model, network.params, list(network.batches))
+    (found,) = pd_quant(
+        network.calibrated,
+        network.images,
+        [(widths, options)],
+        statistics,
+        watch.done,
+        (watch.begun[0], [watch.begun[1]]) if watch.begun else (0, ()),
+        lambda blocks, networks: watch.keep(blocks, networks[0]),
+    )
+    return found
+
+
+METHODS: Mapping[str, Method] = {
+    'minmax': functools.partial(_nearest, 'minmax'),
+    'mse': functools.partial(_nearest, 'mse'),
+    'pd_quant': _pd_quant,
+}
+
+
+def quantize(
+    network: Network,
+    policy: Policy,
+    method: str,
+    options: Options | None = None,
+    watch: Watch | None = None,
+) -> Calibrated:
+    """Quantize a network.
+
+    Args:
+      network: in float.
+      policy: the bits.
+      method: one of METHODS: 'minmax', ranges of all values; 'mse', with the least L2.4 error, both with
+        weights rounded to the nearest level (`ranges`); 'pd_quant'.
+      options: of 'pd_quant'; None: the published ones.
+      watch: who is told how far it is; None: nobody.
+
+    Returns:
+      The network with rounded weights, and ranges of weights and activations.
+
+    Raises:
+      UserError: an unknown method, a policy of another model, bits that the method has no grid for.
+    """
+    if method not in METHODS:
+        raise UserError(f'method {shown(method)} is not one of {", ".join(METHODS)}')
+    widths = resolve(policy, network.calibrated.model.graph)
+    return METHODS[method](network, widths, options or Options(), watch or Watch())
+
+
+def count_parts(network: Network, method: str, options: Options) -> int:
+    """Return how many parts `quantize` tells of."""
+    if method != 'pd_quant':
+        return 0
+    return len(blocks_of(network.calibrated, 1)) * count_chunks((None, options))
+
+
+def top1(
+    calibrated: Calibrated, images: Array | np.ndarray, labels: np.ndarray, policy: Policy | None = None
+) -> float:
+    """Score a network on images [N, ...]: percent of labels that are predicted.
+
+    policy: the bits of its activations; None: they stay float.
+    """
+    widths = resolve(policy or Policy(), calibrated.model.graph)
+    _, bits = layer_bits(calibrated.model, widths)
+    ranges = {name: (*pair, bits[name]) for name, pair in calibrated.ranges.items() if name in bits}
+    logits = np.asarray(_logits(calibrated, jnp.asarray(images), ranges))
+    return 100 * float(np.mean(np.argmax(logits, 1) == labels))
+
+
+@jax.jit
+def _logits(calibrated: Calibrated, images: Array, ranges: Mapping[str, Any]) -> Array:
+    return calibrated.apply(images, FixedRanges(ranges))
+
+
+def quantize_into(
+    folder: Place,
+    network: Network,
+    policy: Policy,
+    method: str,
+    options: Options,
+    source: Mapping[str, str],
+    test: tuple[Array | np.ndarray, np.ndarray],
+    done: Callable[[], None],
+) -> dict[str, Any]:
+    """Quantize a network and write it to a folder; go on there where the same was stopped before.
+
+    Args:
+      source: how its model is made (`calibrated_file`).
+      test: images and labels that it is scored on.
+      done: as of `Watch`.
+
+    Returns:
+      What there is to say of it, ready for JSON.
+
+    Raises:
+      UserError: as `quantize`; a folder that cannot be written.
+    """
+    begin = time.perf_counter()
+    about: dict[str, Any] = {
+        'network': network.calibrated.model.name,
+        'method': method,
+        'bits': str(policy),
+        'calibration_images': len(network.images),
+        'ghn_jax': ghn_jax.__version__,
+    }
+    if method == 'pd_quant':
+        about['options'] = dataclasses.asdict(options)
+    strings = {key: value if isinstance(value, str) else json.dumps(value) for key, value in about.items()}
+    key = f'{json_digest([about, array_digests([network.calibrated, network.batches])]):08x}'
+    of = lambda calibrated, **more: QuantizedNetwork(calibrated, policy, SCHEME, source, strings | more)
+    keep = lambda blocks, so_far: save(
+        folder, of(so_far, **{UNFINISHED: json.dumps({'key': key, 'blocks': blocks})})
+    )
+    begun = load_unfinished(folder, network.calibrated.model, key)
+    made = quantize(network, policy, method, options, Watch(done, keep, begun))
+    return about | {
+        'file': str(save(folder, of(made))),
+        'blocks_from_before': begun[0] if begun else 0,
+        'seconds': round(time.perf_counter() - begin, 1),
+        'test_images': len(test[1]),
+        'float_top1': top1(network.calibrated, *test),
+        'top1': top1(made, *test, policy),
+    }
+
+
+def in_words(result: Mapping[str, Any]) -> str:
+    """Return what `quantize_into` found, as a line."""
+    return (
+        f'{result["file"]}: {result["network"]}, {result["method"]}, {result["bits"]}: top-1 '
+        f'{result["top1"]:.1f} % of {result["test_images"]} test images, in float '
+        f'{result["float_top1"]:.1f} %; {result["seconds"]} s'
+    )

@@ -1,0 +1,58 @@
+"""The benchmark of models of one's own: rows with every figure, and the table that a page makes of them."""
+
+import json
+
+import pytest
+
+from ghn_jax.base.errors import UserError
+from ghn_jax.benchmarks.benchmark import benchmark
+from ghn_jax.benchmarks.options import Options
+from ghn_jax.reporting import docs_tables
+from tests.small_run import command
+
+MODELS = 'tests.models.digits_models:small_resnet,tests.models.digits_models:convnext'
+ROW = {
+    'what': 'models', 'model': 'net', 'parameters': 1234, 'nodes': 25, 'trace_cpu_s': 0.126,
+    'predict_cpu_s': 0.014, 'float_kb': 400.4, 'w8a8_kb': 101.2, 'w4a4_kb': 51.0, 'w2a2_kb': 26.0,
+}  # fmt: skip
+RESULT = {
+    'machine': {'platform': 'cpu', 'cpus': 2, 'jax': '0.10.2'},
+    'command': 'python -m ghn_jax.benchmark --what=models',
+    'rows': [ROW],
+}
+
+
+def test_without_models_nothing_is_timed():
+    with pytest.raises(UserError, match='^models is empty: give functions that return one'):
+        benchmark(['models'], Options())
+
+
+def test_a_page_shows_a_row_for_each_model_and_agreement_where_it_was_measured():
+    lines = docs_tables.markdown(RESULT).splitlines()
+    assert lines[1].startswith(
+        '| model | parameters | nodes | tracing, CPU s | prediction, CPU s | kB, float |'
+    )
+    assert '| net | 1,234 | 25 | 0.13 | 0.01 | 400 | 101 | 51 | 26 |' in lines
+    assert (
+        lines[5] == 'device: 2 CPU cores; jax: 0.10.2; command: `python -m ghn_jax.benchmark --what=models`.'
+    )
+    compared = RESULT | {'rows': [ROW | {'w8a8_agreement': 99.64}, ROW]}
+    lines = docs_tables.markdown(compared).splitlines()
+    assert lines[1].endswith('| 2 bits | as here, W8/A8 |')
+    assert lines[3].endswith('| 26 | 99.64 |') and lines[4].endswith('| 26 |  |')
+
+
+@pytest.mark.slow
+def test_every_model_is_traced_predicted_and_packed(tmp_path):
+    """The second one has layer norms, which the hypernetwork never met: they stay as initialised."""
+    out = tmp_path / 'models.json'
+    code, said, err = command(
+        'ghn_jax.benchmark', '--what=models', f'--models={MODELS}', '--repeats=1', f'--json={out}'
+    )
+    assert code == 0 and 'small_resnet' in said, err
+    rows = json.loads(out.read_text())['rows']
+    assert [row['model'] for row in rows] == ['small_resnet', 'convnext']
+    for row in rows:
+        assert 0 < row['trace_s'] and 0 < row['predict_cpu_s'] and row['compilations_after_warmup'] == 0
+        assert row['w2a2_kb'] < row['w4a4_kb'] < row['w8a8_kb'] < row['float_kb'] / 2
+    assert docs_tables.markdown(json.loads(out.read_text())).count('\n| ') == 4
