@@ -117,7 +117,10 @@ def finetune(
       UserError: models that are not for these data, a policy of another model, a folder of other trainings.
     """
     check_models(models, dataset)
+    sources = sources or {}
     for model in models:
+        if spec.batch_norm == 'fixed' and model.name not in sources:
+            raise FieldError('sources', f' has no {model.name!r}: say how it is made, to keep it folded')
         for policy in spec.policies:
             resolve(used(policy), model.graph)
     begin, images = time.perf_counter(), _Images.of(dataset, spec)
@@ -125,7 +128,7 @@ def finetune(
     with lock.holding(out), Progress(total, desc='finetune') as progress:
         runs = [
             task.run(start, seed, out, progress)
-            for task in _tasks(models, spec, images, scheme, used, sources or {})
+            for task in _tasks(models, spec, images, scheme, used, sources)
             for start in starts
             for seed in spec.seeds
         ]
