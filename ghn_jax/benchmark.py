@@ -66,6 +66,9 @@ _MODELS = flags.DEFINE_list('models', [], 'Models of your own, for `models`: pac
 _WORKDIR = flags.DEFINE_string(
     'workdir', 'zoo:digits-bits', 'Run whose hypernetwork predicts their parameters, or zoo:NAME.'
 )
+_AGREEMENT = flags.DEFINE_list(
+    'agreement', [], 'Bits, as in float,w8a8, at which `models` runs ONNX files in onnxruntime, too.'
+)
 _NUM_IMAGES = bounds.define_integer('num_images', 1024, 'Images to score each network on.')
 _COMPARE = flags.DEFINE_list('compare', None, 'Two --json files, A.json,B.json: ratios B / A; times nothing.')
 _OUTPUTS = outputs.define_flags(plotting.PICTURES)
@@ -109,6 +112,7 @@ def _measure() -> dict[str, Any]:
         batch_size=_BATCH_SIZE.value, num_images=_NUM_IMAGES.value, config=_CONFIG.value,
         split=_SPLIT.value, widths=widths, target=_TARGET.value, cells=lengths, width=_WIDTH.value,
         repeats=_REPEATS.value, models=tuple(_MODELS.value), workdir=_WORKDIR.value,
+        agreement=tuple(_AGREEMENT.value),
     )  # fmt: skip
     with config_file.named_by_flags():
         return benchmark(_WHAT.value, options)

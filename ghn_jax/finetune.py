@@ -1,7 +1,6 @@
 """Trains networks through quantization, from predicted, random or given parameters, and compares these.
 
-python -m ghn_jax.finetune --workdir=zoo:digits-bits --arch=net.json --init=predicted,he --bits=w4a4 \
-    --epochs=10 --out=DIR
+python -m ghn_jax.finetune --workdir=zoo:digits-bits --arch=net.json --init=predicted,he --bits=w4a4 --out=DIR
 python -m ghn_jax.finetune --workdir=RUN --model=nets:resnet --init=FILE --bits=w2a2 --epochs=10 --out=DIR
 
 Each network, bit-width, initialisation and seed is a training of its own. The table has the accuracy after 0,
@@ -29,7 +28,7 @@ from ghn_jax.runs.hypernetwork import Hypernetwork
 from ghn_jax.runs.hypernetwork import load as load_hypernetwork
 from ghn_jax.runs.prediction import with_names
 from ghn_jax.tuning import comparison
-from ghn_jax.tuning.finetune import FinetuneSpec, finetune
+from ghn_jax.tuning.finetune import STATISTICS, FinetuneSpec, finetune
 from ghn_jax.tuning.initialization import parse_starts
 from ghn_jax.tuning.training import TrainingSpec
 
@@ -41,9 +40,7 @@ _BITS = flags.DEFINE_list('bits', ['w4a4'], 'Bits of weights and activations, a 
 _EPOCHS = bounds.define_integer('epochs', 10, 'Passes over the training images.')
 _SEEDS = flags.DEFINE_list('seeds', ['0'], 'A training for each: of random weights, of the order of images.')
 _OUT = flags.DEFINE_string('out', None, 'Folder of the trained parameters.')
-_BN = flags.DEFINE_enum(
-    'bn', 'batch', comparison.KINDS, 'Score by the statistics of each batch; or by calibrated ones as well.'
-)
+_BN = flags.DEFINE_enum('bn', 'batch', STATISTICS, 'Statistics of batch norms: docs/fine-tuning.md.')
 _BATCH_SIZE = bounds.define_integer('batch_size', TrainingSpec.batch_size, 'Images of a step.')
 _EVAL_BATCH_SIZE = flags.DEFINE_integer(
     'eval_batch_size', BATCH_SIZE, 'Images of a batch that is scored.', *bounds.BOUNDS['batch_size']
@@ -78,13 +75,14 @@ def main() -> None:
         raise UserError('--out is missing: give a folder, such as --out=runs/finetune')
     out, written = cli.check_folder(_OUT.value, 'out'), _OUTPUTS()
     loaded, dataset = _task()
-    models = _models(dataset.train.images.shape[1])
+    models, sources = _models(dataset.train.images.shape[1])
     result = finetune(
         models,
         parse_starts(_INIT.value, models, loaded),
         spec,
         out,
         dataset=dataset,
+        sources=sources,
         scheme=loaded.scheme if loaded else QAT,
         **({'used': loaded.used} if loaded else {}),
     )
@@ -103,16 +101,18 @@ def _task() -> tuple[Hypernetwork | None, Dataset]:
     return loaded, loaded.load_data()
 
 
-def _models(size: int) -> list[Model]:
+def _models(size: int) -> tuple[list[Model], dict[str, dict[str, str]]]:
     if bool(_ARCH.value) == bool(_MODEL.value):
         given = 'both given' if _ARCH.value else 'missing'
         raise UserError(f'--arch and --model are {given}: give one of them')
     if _MODEL.value:
-        return [load_model(_MODEL.value, (1, size, size, 3))]
+        model = load_model(_MODEL.value, (1, size, size, 3))
+        return [model], {model.name: {'model': _MODEL.value}}
     specs = with_names(load_networks(_ARCH.value or ''))
     for spec in specs:
         check_head(spec, size)
-    return [trace(spec, (1, size, size, 3)) for spec in specs]
+    sources = {spec.name: {'arch': spec.to_json()} for spec in specs}
+    return [trace(spec, (1, size, size, 3)) for spec in specs], sources
 
 
 if __name__ == '__main__':

@@ -3,7 +3,10 @@
 import jax
 
 OPTIONS: dict[str, int | bool] = {'xla_backend_optimization_level': 0}
-OF_USERS: dict[str, int | bool] = {'xla_backend_optimization_level': 3}
+OF_USERS: dict[str, int | bool] = {
+    'xla_backend_optimization_level': 3,
+    'xla_llvm_disable_expensive_passes': False,  # as `quick_reference` does
+}
 """What users have: for tests of the code that is compiled for them."""
 if jax.__version_info__ < (0, 11):  # later ones know no other emitters
     OPTIONS['xla_cpu_use_fusion_emitters'] = False

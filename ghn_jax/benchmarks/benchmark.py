@@ -84,6 +84,7 @@ _COLUMNS = {  # of the tables; other rows are shown with all they have
         'model', 'parameters', 'nodes', 'layers', 'trace_s', 'trace_cpu_s', 'first_predict_s', 'median_s',
         'predict_cpu_s',
         'compilations_after_warmup', 'float_kb', *(f'{bits}_kb' for bits in traced_models.PACKED),
+        *(f'{bits}_agreement' for bits in traced_models.COMPARED),
     ),
     'scaling': ('what', 'devices', 'networks', 'step_s', 'cpu_s_per_network', 'all_reduces', 'bytes'),
     'expected': ('what', 'link', 'times_faster', 'step_s', 'chips', 'all_reduce_s', 'efficiency'),

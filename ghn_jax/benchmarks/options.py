@@ -25,6 +25,7 @@ class Options:
     in `profile` and `models`, after warm-up.
     models: 'package.module:function' of functions that return one.   workdir: of the run whose hypernetwork
     predicts their parameters.
+    agreement: bits at which their ONNX files are run in onnxruntime, on num_images images.
     """
 
     specs: tuple[NetworkSpec, ...] = ()
@@ -42,6 +43,7 @@ class Options:
     repeats: int = 5
     models: tuple[str, ...] = ()
     workdir: str = 'zoo:digits-bits'
+    agreement: tuple[str, ...] = ()
 
 
 Row = dict[str, Any]  # one measurement as JSON: 'what', 'mode', figures; see `timing.row`

@@ -13,6 +13,7 @@ from ghn_jax.base import counters
 from ghn_jax.base.errors import FieldError
 from ghn_jax.benchmarks import timing
 from ghn_jax.benchmarks.options import Options, Row
+from ghn_jax.export.export import ExportSpec, check_spec, compare_export
 from ghn_jax.models.loading import load_model
 from ghn_jax.models.model import Model
 from ghn_jax.models.sources import count_parameters
@@ -21,12 +22,15 @@ from ghn_jax.runs.hypernetwork import Hypernetwork, load
 from ghn_jax.runs.model_prediction import write_model
 
 PACKED = ('w8a8', 'w4a4', 'w2a2')
+COMPARED = ('float', *PACKED)
 
 
 def check(options: Options) -> None:
-    """Raise FieldError where there are no models."""
+    """Raise UserError where there are no models, bits that are none, or no onnxruntime where it is needed."""
     if not options.models:
         raise FieldError('models', ' is empty: give functions that return one, as in nets:net,nets:other')
+    for bits in options.agreement:
+        check_spec(ExportSpec(parse_bits(bits), 'onnx'), options.num_images)
 
 
 def measure(options: Options) -> list[Row]:
@@ -36,18 +40,19 @@ def measure(options: Options) -> list[Row]:
     first_predict_s, mean_s, median_s: of the first prediction, and of those after it. *_cpu_s: of all cores
     together, which other processes do not change.   nodes: of the graph.
     float_kb, w8a8_kb, ...: size of the file of its parameters, in 1,000 bytes, packed where they are rounded.
+    w8a8_agreement, ...: of `options.agreement`, percent of images that onnxruntime puts into the same class.
 
     Raises:
       UserError: no models, one that cannot be imported or traced or predicted for, no such hypernetwork.
     """
     check(options)
     hypernetwork = load(options.workdir)
-    return [_measure(hypernetwork, name, options.repeats) for name in options.models]
+    return [_measure(hypernetwork, name, options) for name in options.models]
 
 
-def _measure(hypernetwork: Hypernetwork, name: str, repeats: int) -> Row:
+def _measure(hypernetwork: Hypernetwork, name: str, options: Options) -> Row:
     print(f'models, {name} ...', file=sys.stderr, flush=True)
-    size = hypernetwork.config.image_size
+    size, repeats = hypernetwork.config.image_size, options.repeats
     model = load_model(name, (1, size, size, 3))
     traced = [_seconds(lambda: load_model(name, (1, size, size, 3))) for _ in range(repeats)]
     predict = lambda: hypernetwork.predict(model)
@@ -60,7 +65,7 @@ def _measure(hypernetwork: Hypernetwork, name: str, repeats: int) -> Row:
         'parameters': count_parameters(model.params), 'nodes': len(model.graph.nodes),
         'layers': len(model.layers), 'trace_s': trace_s, 'trace_cpu_s': trace_cpu_s,
         'first_predict_s': first[0], 'predict_cpu_s': predict_cpu_s, **row,
-        **_file_sizes(hypernetwork, model), 'networks': 1,
+        **_file_sizes(hypernetwork, model), **_agreement(hypernetwork, model, options), 'networks': 1,
     }  # fmt: skip
 
 
@@ -69,6 +74,15 @@ def _seconds(run: Callable[[], Any]) -> tuple[float, float]:
     start, cpu = time.perf_counter(), time.process_time()
     run()
     return time.perf_counter() - start, time.process_time() - cpu
+
+
+def _agreement(hypernetwork: Hypernetwork, model: Model, options: Options) -> dict[str, float]:
+    found = {}
+    for bits in options.agreement:
+        spec = ExportSpec(parse_bits(bits), 'onnx')
+        compared = compare_export(hypernetwork, model, spec, options.num_images)
+        found[f'{bits}_agreement'] = 100 * compared.agreement
+    return found
 
 
 def _file_sizes(hypernetwork: Hypernetwork, model: Model) -> dict[str, float]:

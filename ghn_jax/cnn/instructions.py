@@ -1,7 +1,7 @@
 """What an executor can do to a value: kinds of instructions, and which of them a layer becomes.
 
-A kind is a frozen dataclass: the shapes of its weights, its result, what it quantizes, what is observed of it,
-whether integer arithmetic covers it. Kinds are static: equal ones share a branch, sorted by their text.
+A kind is a frozen dataclass: the shapes of its weights, its result, what it quantizes, what is observed of
+it, whether integer arithmetic covers it. Kinds are static: equal ones share a branch, sorted by their text.
 
 They are small because the backward pass recomputes each from its input (what is cheap to recompute, relu and
 rounding, goes with what follows it) and because each kind of each pair of tapes takes its time to compile.

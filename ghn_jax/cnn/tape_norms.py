@@ -33,7 +33,7 @@ from ghn_jax.cnn.packing import BLOCK, block_floats
 from ghn_jax.cnn.program import Program
 from ghn_jax.cnn.quantizer import Sizes, joined_size, no_size, size_of, with_size
 from ghn_jax.cnn.slots import read_weights
-from ghn_jax.cnn.tables import ACCUMULATE, DST, G_DST, G_SRC, SRC, WEIGHTS
+from ghn_jax.cnn.tables import ACCUMULATE, DST, G_DST, G_SRC, SEEN, SRC, WEIGHTS
 
 _PART = 32_768  # floats of a value that are read, computed and written at a time: they stay in cache
 
@@ -65,10 +65,10 @@ def normalize(
 
     def part(i, carry):
         tape, size = carry
-        x, before = parts.read(tape, row[SRC], i), parts.read(tape, row[DST], i)
-        x, before = lax.optimization_barrier((x, before))
-        y = normalized(x, by, scale, shift) + jnp.where(row[ACCUMULATE] > 0, before, 0)
-        y = lax.optimization_barrier(y)  # else its size would be taken of the tape, after the write
+        alone = lambda tape: normalized(parts.read(tape, row[SRC], i), by, scale, shift)
+        added = lambda tape: alone(tape) + parts.read(tape, row[DST], i)
+        # Not fused with what follows: its maximum would read the tape, and XLA would keep a copy for that.
+        y = lax.cond(row[ACCUMULATE] > 0, added, alone, tape)
         if quantization.measures:
             size = joined_size(size, size_of(y, sizes))
         return parts.write(tape, y, row[DST], i), size
@@ -84,8 +84,7 @@ def differentiate(
 ) -> tuple[Array, Array]:
     """Differentiate instruction r, a norm: write to the tape of gradients, and to those of weights [F].
 
-    Nothing else reads what a norm reads, so the gradient to it has one term. values: the tape of values.
-    kept: the normalizers [R, 2, C], as `normalize` left them.
+    values: the tape of values. kept: the normalizers [R, 2, C], as `normalize` left them.
     """
     row, parts, c = run.tables.rows[r], _parts_of(values), values.shape[-1]
     scale, _ = read_weights(Norm(), segment, run.weights, row[WEIGHTS])
@@ -98,8 +97,10 @@ def differentiate(
     flat = lax.dynamic_update_slice(flat, jnp.concatenate(padded), (row[WEIGHTS] * BLOCK,))
 
     def part(i, gradients):
-        x, g = lax.optimization_barrier(read(i, gradients))
-        return parts.write(gradients, input_gradient(x, g, by, scale, means), row[G_SRC], i)
+        alone = lambda gradients: input_gradient(*read(i, gradients), by, scale, means)
+        added = lambda gradients: alone(gradients) + parts.read(gradients, row[G_SRC], i)
+        g_x = lax.cond(row[SEEN] > 0, added, alone, gradients)
+        return parts.write(gradients, g_x, row[G_SRC], i)
 
     return lax.fori_loop(0, parts.count, part, gradients), flat
 

@@ -16,7 +16,7 @@ from ghn_jax.base.errors import FieldError
 from ghn_jax.base.paths import Place
 from ghn_jax.cnn.deploy.calibration import RANGE_RULE
 from ghn_jax.datasets.load import Dataset
-from ghn_jax.export.comparison import compare
+from ghn_jax.export.comparison import Comparison, compare
 from ghn_jax.export.freezing import freeze
 from ghn_jax.export.onnx_file import check_onnx, to_onnx
 from ghn_jax.export.quantizing import to_quantized_onnx
@@ -146,6 +146,18 @@ def write_export(
     if compared is not None:
         said += f'\n{compare(contents, network.apply, data, compared)}'
     return said
+
+
+def compare_export(hypernetwork: Hypernetwork, model: Model, spec: ExportSpec, count: int) -> Comparison:
+    """Compare what onnxruntime computes from the file of `export_model` with the evaluation here.
+
+    count: of images, as of `comparison.compare`.
+    """
+    check_spec(spec, count)
+    data = hypernetwork.load_data()
+    network = _network(hypernetwork, model, spec, data, None)
+    contents = network.write(_metadata(hypernetwork, model, spec, data) | network.metadata)
+    return compare(contents, network.apply, data, count)
 
 
 def _network(

@@ -17,7 +17,7 @@ from ghn_jax.quant.policy import FLOAT_BITS, TERNARY, Widths
 from ghn_jax.quant.scheme import Scheme
 
 _MOST_BIAS = 2**30  # that leaves the sums of products as much room in int32
-_FINE = 20  # bits of weight and activation together whose products are fine enough for biases
+_FINEST = 16  # bits that a bias is finer than the products that it is added to, at most
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -58,12 +58,16 @@ def to_integers(calibrated: Calibrated, quantizer: FakeQuantizer) -> Integers:
         parameters = {name: layers[name].layer.parameter for name in of_integers}
         rounded, found = _rounded(of_integers, parameters, quantizer)
     weights, biases = {}, {}
+    of_2_bits = any(grid.width == 2 for grid in grids.values())
+    of_2_bits |= any(_width(widths[name][0]) == 2 for name in found)
     for name, fitted in found.items():
         scale, zero = np.asarray(fitted.scale), np.asarray(fitted.zero, np.int32)
         grid, bias, bits = grids.get(layers[name].reader), calibrated.biases[name], widths[name][0]
-        unit = 0.0 if grid is None else _unit(grid, bits)
-        w = rounded[name]
-        if bias is not None and unit:
+        w, unit = rounded[name], 0.0
+        if grid is not None and bias is not None and grid.scale:
+            # With 2-bit integers in a file no layer of it is computed with integers (`runtime.options_for`).
+            exact = not of_2_bits and grid.width == _width(bits) == 8
+            unit = grid.scale if exact else _fine_unit(bias, grid.scale, scale)
             scale = np.maximum(scale, _least_scale(bias, unit, scale.size))
             w = w if np.all(scale == fitted.scale) else calibrated.weights[name]
         weights[name] = _weight(w, scale, zero, bits, quantizer.scheme)
@@ -96,17 +100,19 @@ def _grid(lo: np.ndarray, hi: np.ndarray, bits: int) -> Grid:
     return Grid(scale, 1, 2, signs) if signs else Grid(scale, int(lo < 0), 1)
 
 
-def _unit(grid: Grid, weight_bits: int) -> float:
-    """Return what the scale of a weight is multiplied by for the scale of the bias; 0 without a range.
+def _width(bits: int) -> int:
+    return width_of(2 ** max(bits, 2) - 1)
 
-    It is the scale of the activation where both are 8-bit integers: runtimes add a bias to the sum of
-    products as it is. They have no such sums of other widths, and products of few bits are too coarse for a
-    bias: there it is divided by a power of two.
+
+def _fine_unit(bias: np.ndarray, unit: float, scale: np.ndarray) -> float:
+    """Return what scales of a weight are multiplied by for those of a bias that no kernel sums with products.
+
+    Products of few bits are too coarse a unit for it: that is divided by a power of two, if int32 has room.
     """
-    if grid.width == width_of(2**weight_bits - 1) == 8:
-        return grid.scale
-    bits = max(weight_bits, 2) + grid.top.bit_length()
-    return grid.scale / 2 ** max(0, _FINE - bits)
+    products = np.broadcast_to(unit * scale, bias.shape)
+    largest = np.max(np.abs(bias) / np.where(products > 0, products, np.inf), initial=1)
+    room = int(np.log2(max(_MOST_BIAS / largest, 1)))
+    return unit / 2 ** min(room, _FINEST)
 
 
 def _least_scale(bias: np.ndarray, unit: float, scales: int) -> np.ndarray:

@@ -2,7 +2,8 @@
 
 A training is one network, at one bit-width, from one initialisation, with one seed. Its folder has, for each:
 
-    NAME.safetensors      the moving average of the parameters, as the model has them, not rounded
+    NAME.safetensors      the moving average of the parameters, as the model has them, not rounded; with fixed
+                          statistics a folder NAME, of a quantized network (`calibrated_file`)
     runs/NAME.json        its scores, once it is done
     runs/NAME.state.npz   where it is, while it goes on: stopped and taken up again it is as if never stopped
 """
@@ -24,10 +25,14 @@ from ghn_jax.datasets.load import Dataset
 from ghn_jax.evaluation.evaluation_spec import BATCH_SIZE
 from ghn_jax.evaluation.selection import ImageBatches, image_batches
 from ghn_jax.hypernet.policy_features import resolve
+from ghn_jax.models.activation_ranges import find_ranges
+from ghn_jax.models.folding import Calibrated, fold
 from ghn_jax.models.model import Model
+from ghn_jax.models.quantizer import FakeQuantizer
 from ghn_jax.models.sources import variable_names
 from ghn_jax.quant.policy import Policy
 from ghn_jax.quant.scheme import QAT, Scheme
+from ghn_jax.runs.calibrated_file import QuantizedNetwork, save
 from ghn_jax.runs.metrics import Progress
 from ghn_jax.runs.model_parameters import write_params
 from ghn_jax.tuning import comparison
@@ -36,6 +41,7 @@ from ghn_jax.tuning.loop import check_settings, fit
 from ghn_jax.tuning.scoring import CalibratedScorer, Scorer, normalized
 from ghn_jax.tuning.training import Trainer, TrainingImages, TrainingSpec, make_trainer
 
+STATISTICS = ('batch', 'calibrated', 'fixed')
 _NOTE = (
     'Top-1 in percent after so many passes over the training images, run in float and at the bits of the '
     'training. Mean ± standard error over networks, each the mean of its seeds; of one network, over seeds.'
@@ -50,7 +56,9 @@ class FinetuneSpec:
       policies: the bits; each is a training of its own.
       training: the budget, equal for all.
       seeds: of random parameters, and of the order of the images.
-      batch_norm: 'batch', or 'calibrated': scored by fixed statistics and ranges as well.
+      batch_norm: statistics are those of each batch ('batch'); and scores by calibrated statistics and ranges
+        stand beside ('calibrated'); or statistics are calibrated before training, the network is folded,
+        and trained and scored with these ('fixed').
       eval_batch_size: test images of a batch, whose statistics batch norms use.
       num_images: test images; 0: all.
       calibration_batches: of training images, the first ones, of eval_batch_size.
@@ -73,8 +81,8 @@ class FinetuneSpec:
             num_images=self.num_images,
             calibration_batches=self.calibration_batches,
         )
-        if self.batch_norm not in comparison.KINDS:
-            raise FieldError('batch_norm', f'={self.batch_norm}: expected batch or calibrated')
+        if self.batch_norm not in STATISTICS:
+            raise FieldError('batch_norm', f'={self.batch_norm}: expected one of {", ".join(STATISTICS)}')
 
 
 def finetune(
@@ -86,6 +94,7 @@ def finetune(
     dataset: Dataset,
     scheme: Scheme = QAT,
     used: Callable[[Policy], Policy] = lambda policy: policy,
+    sources: Mapping[str, Mapping[str, str]] | None = None,
 ) -> dict[str, Any]:
     """Train networks from each of several initialisations, and compare their accuracy.
 
@@ -99,6 +108,7 @@ def finetune(
       dataset: its training images are trained on, its test images scored.
       scheme: how tensors are quantized.
       used: a policy -> the one that is used for it, as `Hypernetwork.used`.
+      sources: by the name of a model how it is made (`calibrated_file`), for fixed statistics.
 
     Returns:
       As `comparison.compare`, with `about`, `notes` and `runs`: of each training its scores and its file.
@@ -107,7 +117,10 @@ def finetune(
       UserError: models that are not for these data, a policy of another model, a folder of other trainings.
     """
     check_models(models, dataset)
+    sources = sources or {}
     for model in models:
+        if spec.batch_norm == 'fixed' and model.name not in sources:
+            raise FieldError('sources', f' has no {model.name!r}: say how it is made, to keep it folded')
         for policy in spec.policies:
             resolve(used(policy), model.graph)
     begin, images = time.perf_counter(), _Images.of(dataset, spec)
@@ -115,7 +128,7 @@ def finetune(
     with lock.holding(out), Progress(total, desc='finetune') as progress:
         runs = [
             task.run(start, seed, out, progress)
-            for task in _tasks(models, spec, images, scheme, used)
+            for task in _tasks(models, spec, images, scheme, used, sources)
             for start in starts
             for seed in spec.seeds
         ]
@@ -157,7 +170,7 @@ class _Images:
     def of(cls, dataset: Dataset, spec: FinetuneSpec) -> '_Images':
         size, calibration = spec.eval_batch_size, []
         test = image_batches(dataset, dataset.test, batch_size=size, num_images=spec.num_images)
-        if spec.batch_norm == 'calibrated':
+        if spec.batch_norm != 'batch':
             count = spec.calibration_batches * size
             calibration = normalized(image_batches(dataset, dataset.train, batch_size=size, num_images=count))
         return cls(dataset, TrainingImages.of(dataset), test, calibration)
@@ -172,6 +185,7 @@ class _Task:
     """One network at one bit-width: what its trainings have in common, compiled once for all.
 
     bits: what the policy is called.   policy: as it is used.
+    source: how the model is made, where its statistics are fixed; None: they are those of batches.
     score: parameters -> their scores by kind and bits.
     settings: all that a result depends on beside the start and the seed, in JSON's types.
     """
@@ -179,6 +193,8 @@ class _Task:
     model: Model
     bits: str
     policy: Policy
+    quantizer: FakeQuantizer
+    source: Mapping[str, str] | None
     images: _Images
     trainer: Trainer
     score: Callable[[Any], dict[str, Any]]
@@ -187,7 +203,8 @@ class _Task:
     def run(self, start: Start, seed: int, out: Place, progress: Progress) -> dict[str, Any]:
         """Do a training, or what is left of it, and keep its parameters; return its record."""
         name = f'{self.model.name}.{self.bits}.{start.name}.seed{seed}'
-        parameters, record = out / f'{name}.safetensors', out / 'runs' / f'{name}.json'
+        parameters = out / (f'{name}.safetensors' if self.source is None else name)
+        record = out / 'runs' / f'{name}.json'
         settings = dict(self.settings) | {'seed': seed, 'from': start.about}
         if files.exists(record) and files.exists(parameters):
             done = jsonfile.read(record, 'record', 'delete it, and that training is done again')
@@ -199,7 +216,7 @@ class _Task:
         state, history = fit(
             self.trainer,
             self.images.train,
-            self.trainer.begin(start.params(self.model, self.policy, seed), seed),
+            self.trainer.begin(self._begun(start, seed), seed),
             marks=comparison.marks(self.trainer.epochs),
             score=self.score,
             file=state_file,
@@ -214,12 +231,24 @@ class _Task:
             'dataset': self.images.dataset.name,
             'ghn_jax': ghn_jax.__version__,
         }
-        write_params(parameters, self.model, jax.device_get(state.average), metadata)
+        self._write(parameters, jax.device_get(state.average), metadata)
         done = {'network': self.model.name, 'bits': self.bits, 'init': start.name, 'seed': seed}
         done |= {'file': parameters.name, **history}
         files.write_json(record, done | {'settings': settings})
         state_file.unlink(missing_ok=True)
         return done
+
+    def _begun(self, start: Start, seed: int) -> Any:
+        params = start.params(self.model, self.policy, seed)
+        return params if self.source is None else fold(self.model, params, self.images.calibration)
+
+    def _write(self, place: Place, params: Any, metadata: Mapping[str, str]) -> None:
+        if self.source is None:
+            return write_params(place, self.model, params, metadata)
+        ranges = find_ranges(Calibrated.apply, params, self.images.calibration, self.quantizer)
+        network = dataclasses.replace(params, ranges=ranges)
+        scheme = self.quantizer.scheme
+        save(place, QuantizedNetwork(network, self.policy, scheme, self.source, metadata))
 
 
 def _tasks(
@@ -228,6 +257,7 @@ def _tasks(
     images: _Images,
     scheme: Scheme,
     used: Callable[[Policy], Policy],
+    sources: Mapping[str, Mapping[str, str]],
 ) -> Iterator[_Task]:
     """Yield each network at each bit-width."""
     data = images.dataset.train
@@ -243,19 +273,25 @@ def _tasks(
         for policy in spec.policies:
             bits, policy = str(policy), used(policy)
             quantizer = model.quantizer(policy, scheme)
+            fixed = spec.batch_norm == 'fixed'
+            apply = Calibrated.apply if fixed else model.apply
             trainer = make_trainer(
-                model.apply, quantizer, spec.training, len(data.labels), flip=images.dataset.flip
+                apply, quantizer, spec.training, len(data.labels), flip=images.dataset.flip
             )
             own = settings | {'tensors': tensors, 'bits': policy.to_dict()}
             quantizers = {comparison.FLOAT: model.quantizer(Policy(), scheme), bits: quantizer}
-            yield _Task(model, bits, policy, images, trainer, _score(model, quantizers, images), own)
+            score = _score(model, quantizers, images, fixed)
+            source = sources[model.name] if fixed else None
+            yield _Task(model, bits, policy, quantizer, source, images, trainer, score, own)
 
 
-def _score(model: Model, quantizers: Mapping[str, Any], images: _Images) -> Callable[[Any], dict[str, Any]]:
+def _score(
+    model: Model, quantizers: Mapping[str, Any], images: _Images, fixed: bool
+) -> Callable[[Any], dict[str, Any]]:
     """Return what scores parameters by the statistics of batches and, if asked for, calibrated ones."""
-    scorers: dict[str, Callable[[Any], dict[str, float]]] = {
-        'batch': Scorer(model.apply, quantizers, images.test)
-    }
+    scorers: dict[str, Callable[[Any], dict[str, float]]] = {}
+    if not fixed:
+        scorers['batch'] = Scorer(model.apply, quantizers, images.test)
     if images.calibration:
         scorers['calibrated'] = CalibratedScorer(model, quantizers, images.test, images.calibration)
     return lambda params: {kind: scorer(params) for kind, scorer in scorers.items()}

@@ -55,7 +55,7 @@ def test_the_model_of_the_page_is_traced_as_the_page_says(folder):
     model = eval(line, {'ghn_jax': ghn_jax, 'Net': nets.Net})
     convolutions = [f'Conv_{i}.kernel' for i in range(7)]
     assert [layer.parameter for layer in model.layers] == [*convolutions, 'Dense_0.kernel']
-    assert all('--model=nets:net' in arguments for _, *arguments in commands())
+    assert all({'--model=nets:net', '--models=nets:net'} & set(words) for words in commands())
 
 
 @pytest.mark.slow

@@ -70,6 +70,24 @@ def test_evaluate_finds_the_scores_of_the_table_and_export_writes_the_parameters
     assert is_one_error_line(command('ghn_jax.export', model[0], other, *how), 'parameters of this model')
 
 
+@pytest.mark.slow
+def test_with_fixed_statistics_a_quantized_network_is_trained_and_kept_which_evaluate_scores_alike(tmp_path):
+    workdir, out = write_run(tmp_path / 'run'), tmp_path / 'out'
+    model = f'--workdir={workdir}', '--model=tests.tuning.nets:net'
+    how = '--init=he', '--epochs=2', '--batch_size=256', '--bn=fixed', f'--json={tmp_path}/a.json'
+    code, said, error = command('ghn_jax.finetune', *model, *how, f'--out={out}')
+    assert code == 0, error
+    (run,) = json.loads((tmp_path / 'a.json').read_text())['runs']
+    assert all(set(scores) == {'calibrated'} for scores in run['scores'].values())
+    assert run['loss'][1] < run['loss'][0]
+    how = f'--quantized={out / run["file"]}', f'--json={tmp_path}/b.json'
+    code, said, error = command('ghn_jax.evaluate', model[0], *how)
+    assert code == 0, error
+    result = json.loads((tmp_path / 'b.json').read_text())
+    found = {bits: score['top1'] for bits, score in result['networks'][0]['scores'].items()}
+    assert found == {'w4a4': pytest.approx(run['scores']['2']['calibrated']['w4a4'])}
+
+
 @pytest.mark.parametrize(
     'changes, words',
     [
