@@ -14,8 +14,7 @@ from typing import Any, ClassVar
 import jax.numpy as jnp
 from jax import Array
 
-from ghn_jax.cnn import blocks, ops
-from ghn_jax.cnn.batch_norm import batch_norm
+from ghn_jax.cnn import batch_norm, blocks, ops
 from ghn_jax.cnn.packing import TapeShape, block_floats
 from ghn_jax.networks import ops as layers
 
@@ -240,7 +239,7 @@ class Norm(Kind):
         return [(dst[1],), (dst[1],)]
 
     def apply(self, x, w, q, has_norm, shape):
-        return batch_norm(x, w[0], w[1], has_norm, q.axis)
+        return batch_norm.batch_norm(x, w[0], w[1], has_norm, q.axis)
 
     @property
     def observed(self):

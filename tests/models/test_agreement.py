@@ -134,7 +134,7 @@ def test_on_unseen_networks_and_1700_images_logits_and_predictions_are_the_execu
         print(spec.name, bits, how.batch_norm, total[bits, how.batch_norm][-1], flush=True)
     for (bits, how), each in total.items():
         largest, agreement = max(d.largest for d in each), float(np.mean([d.agreement for d in each]))
-        assert agreement >= 0.999, (bits, how)
+        assert agreement >= (0.999 if bits == 'float' else 0.995), (bits, how)
         assert bits != 'float' or largest < 1e-5, (bits, how)
 
 
