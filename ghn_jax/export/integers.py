@@ -25,7 +25,7 @@ class Integers:
     """What of a model is integers.
 
     weights, biases: by the layer's name. A layer whose weight or activation stays float has a float bias.
-    activations: by `Site.reader`.   float_activations: whether others stay float.
+    activations: of what enters a layer, by its name.   float_activations: whether others stay float.
     """
 
     weights: Mapping[str, Constant]
@@ -73,7 +73,8 @@ def to_integers(calibrated: Calibrated, quantizer: FakeQuantizer) -> Integers:
         weights[name] = _weight(w, scale, zero, bits, quantizer.scheme)
         if bias is not None and unit:
             biases[name] = _bias(bias, np.float32(unit) * weights[name].scale.ravel())
-    return Integers(weights, biases, grids, len(grids) < len(readers))
+    activations = {name: grids[site.reader] for name, site in layers.items() if site.reader in grids}
+    return Integers(weights, biases, activations, len(activations) < len(layers))
 
 
 def _rounded(

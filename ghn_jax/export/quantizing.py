@@ -63,9 +63,9 @@ def marked(calibrated: Calibrated, integers: Integers) -> Callable[[Array], Arra
                     dtype = operands[site.weight].dtype
                     w = site.layout.to_operand(levels.read(integers.weights[name]))
                     operands[site.weight] = w.astype(dtype)
-                if site.reader in integers.activations:
+                if name in integers.activations:
                     if slot not in known:  # which another layer may have rounded
-                        grid = integers.activations[site.reader]
+                        grid = integers.activations[name]
                         known[slot] = _rounded(operands[site.activation], grid)
                     operands[site.activation] = known[slot]
                 return operands

@@ -71,6 +71,14 @@ def pad(recorder: Recorder, step: Step, values: Sequence[Value]) -> Value:
     return elementwise(recorder, step, values)[0]
 
 
+@rule('gather')
+def gather(recorder: Recorder, step: Step, values: Sequence[Value]) -> list[Value]:
+    """Cut: what JAX makes of a slice with a step where the number of images is a symbol."""
+    if isinstance(operand := step.inputs[0], int):
+        recorder.cut[step.outputs[0]] = operand
+    return elementwise(recorder, step, values)
+
+
 # ---- arithmetic
 
 
@@ -79,7 +87,7 @@ def pad(recorder: Recorder, step: Step, values: Sequence[Value]) -> Value:
     'clamp', 'cos', 'cosh', 'cumlogsumexp', 'cummax', 'cummin', 'cumprod', 'cumsum', 'digamma', 'eq', 'erf',
     'erf_inv', 'erfc', 'exp', 'exp2', 'expm1', 'floor', 'ge', 'gt', 'is_finite', 'le', 'lgamma', 'log',
     'log1p', 'logistic', 'lt', 'max', 'min', 'ne', 'neg', 'nextafter', 'not', 'or', 'rem', 'round',
-    'select_n', 'sign', 'sin', 'sinh', 'tan', 'tanh', 'xor', 'argmax', 'argmin', 'sort', 'top_k', 'gather',
+    'select_n', 'sign', 'sin', 'sinh', 'tan', 'tanh', 'xor', 'argmax', 'argmin', 'sort', 'top_k',
     'scatter', 'scatter-add', 'dynamic_slice', 'dynamic_update_slice', 'reduce_and', 'reduce_or',
     'reduce_prod', 'split', 'imag', 'fft', 'threefry2x32', 'random_bits', 'bitcast_convert_type', 'complex',
     'conj', 'log2', 'one_minus_square', 'population_count', 'scatter-max', 'scatter-min', 'scatter-mul',

@@ -4,10 +4,10 @@ import numpy as np
 import pytest
 
 import ghn_jax
+from ghn_jax.cnn.building import build_program
 from ghn_jax.cnn.deploy import calibration, integer, observer
 from ghn_jax.cnn.deploy.observer import Moments
 from ghn_jax.cnn.instructions import Norm
-from ghn_jax.cnn.program import build_program
 from ghn_jax.cnn.reference import observe_reference
 from ghn_jax.export import run_onnx, to_quantized_onnx
 from ghn_jax.export.comparison import compare

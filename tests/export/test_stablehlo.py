@@ -110,6 +110,24 @@ def test_a_network_of_deepnets_is_frozen_the_same_way():
     np.testing.assert_allclose(found, expected, atol=1e-4 * np.abs(expected).max())
 
 
+def test_a_cut_is_read_on_the_grid_of_the_whole_for_any_number_of_images():
+    """Where that number is a symbol, JAX has another operation for cuts with a step."""
+    apply = lambda p, x: (x @ p['a'] + (x[:, 1:, 1:][:, ::2, ::2] @ p['b']).sum((1, 2), keepdims=True)).mean(
+        (1, 2)
+    )
+    params = {name: jax.ShapeDtypeStruct((3, 4), np.float32) for name in 'ab'}
+    model = trace(apply, (1, 8, 8, 3), params=params)
+    (batch,) = jax.export.symbolic_shape('batch')
+    readers = [
+        [
+            site.reader
+            for site in model.traced((n, 8, 8, 3), jax.numpy.dtype('float32')).recorder.sites.values()
+        ]
+        for n in (5, batch)
+    ]
+    assert readers[0] == readers[1] == ['a', 'a']
+
+
 def test_a_model_of_one_number_of_images_only_gets_one_line():
     for fixed, said in (
         (lambda x: x.mean((1, 2)) if x.shape[0] > 4 else x, 'cannot be run on images of any number: .*batch'),
