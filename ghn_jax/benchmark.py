@@ -34,14 +34,11 @@ from ghn_jax.base.start import start
 from ghn_jax.benchmarks import comparison, picture, tasks
 from ghn_jax.benchmarks.benchmark import DEFAULT, WHAT, benchmark, text
 from ghn_jax.benchmarks.options import MODES, Options, parts_of_cpu
-from ghn_jax.networks.files import load_networks
-from ghn_jax.networks.spaces import SPLITS, make_space
-from ghn_jax.networks.spec import NetworkSpec
+from ghn_jax.networks.spaces import SPLITS
 from ghn_jax.reporting import plotting
 
-_NUM_NETWORKS = 24  # that are timed where no architecture file is given
 _ARCHS = flags.DEFINE_string(
-    'archs', None, f'Architecture file; default: {_NUM_NETWORKS} networks of convnets250k, test split.'
+    'archs', None, f'Architecture file; default: {tasks.NUM_NETWORKS} networks of convnets250k, test split.'
 )
 _WHAT = flags.DEFINE_list('what', list(DEFAULT), f'What to time, of {", ".join(WHAT)}.')
 _MODE = flags.DEFINE_list('mode', list(MODES), 'float, qat (W4/A4) or both; compile: the config says.')
@@ -95,7 +92,6 @@ def _compare(names: list[str]) -> dict[str, Any]:
 
 
 def _measure() -> dict[str, Any]:
-    specs = _networks()
     widths, lengths = (
         bounds.integers('widths', _WIDTHS.value, 'width'),
         bounds.integers('cells', _CELLS.value, 'cells'),
@@ -107,7 +103,7 @@ def _measure() -> dict[str, Any]:
         targets.prepare_process()
     start(_DEVICES.value or parts_of_cpu())
     options = Options(
-        specs=specs, modes=tuple(_MODE.value), meta_batch=_META_BATCH.value,
+        specs=tasks.read_networks(_ARCHS.value), modes=tuple(_MODE.value), meta_batch=_META_BATCH.value,
         devices=_DEVICES.value or min(jax.local_device_count(), _META_BATCH.value),
         batch_size=_BATCH_SIZE.value, num_images=_NUM_IMAGES.value, config=_CONFIG.value,
         split=_SPLIT.value, widths=widths, target=_TARGET.value, cells=lengths, width=_WIDTH.value,
@@ -116,15 +112,6 @@ def _measure() -> dict[str, Any]:
     )  # fmt: skip
     with config_file.named_by_flags():
         return benchmark(_WHAT.value, options)
-
-
-def _networks() -> tuple[NetworkSpec, ...]:
-    if not _ARCHS.value:
-        space = make_space('convnets250k')
-        return tuple(space.sample('test', 0, i) for i in range(_NUM_NETWORKS))
-    specs = load_networks(_ARCHS.value)
-    tasks.check_networks(specs)
-    return tuple(specs)
 
 
 if __name__ == '__main__':

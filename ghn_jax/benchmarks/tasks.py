@@ -34,13 +34,17 @@ from ghn_jax.evaluation.selection import ImageBatches, check_given, group_by_fam
 from ghn_jax.hypernet.ghn import GHN, GHNConfig, init_params
 from ghn_jax.hypernet.predict import predict_weights
 from ghn_jax.networks.counts import count_parameters
+from ghn_jax.networks.files import load_networks
 from ghn_jax.networks.graph import build_graph
+from ghn_jax.networks.spaces import make_space
 from ghn_jax.networks.spec import IMAGE_SIZE, NetworkSpec
 from ghn_jax.quant.policy import Policy, parse_bits
 from ghn_jax.quant.scheme import QAT, Scheme
 from ghn_jax.training.compiled import StepSettings, make_stream, training_step
 from ghn_jax.training.optimizer import make_optimizer
 from ghn_jax.training.state import state_of
+
+NUM_NETWORKS = 24  # that are timed where no architecture file is given
 
 
 def groups(specs: Sequence[NetworkSpec], batch_size: int) -> Iterator[tuple[Program, list[NetworkSpec]]]:
@@ -55,6 +59,19 @@ def groups(specs: Sequence[NetworkSpec], batch_size: int) -> Iterator[tuple[Prog
         program = build_program(members, image_size=IMAGE_SIZE, max_params=size)
         check_scoring([program], batch_size)
         yield program, members
+
+
+def read_networks(path: str | None) -> tuple[NetworkSpec, ...]:
+    """Read the networks of an architecture file; without one, give NUM_NETWORKS of a space.
+
+    Raises UserError for networks that cannot be timed, with the name and the field.
+    """
+    if not path:
+        space = make_space('convnets250k')
+        return tuple(space.sample('test', 0, i) for i in range(NUM_NETWORKS))
+    specs = load_networks(path)
+    check_networks(specs)
+    return tuple(specs)
 
 
 def check_networks(specs: Sequence[NetworkSpec]) -> None:
