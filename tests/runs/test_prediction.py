@@ -276,7 +276,7 @@ def test_a_policy_that_does_not_fit_is_one_line_and_leaves_no_file(workdir, tmp_
         (['--policy=rule.json'], ["rule 'stem9.*' matches none", "'stem.0.weight'"]),
         (['--policy=nets.json'], ["policy 'nets.json'", 'expected an object']),
         (['--policy='], ['cannot be read']),
-        (['--policy=mine.json', '--bits=w4a4'], ['--bits and --policy']),
+        (['--policy=mine.json', '--bits=w4a4'], ["--policy='mine.json'", "bits='w4a4'", 'both given']),
         (['--bits='], ["bits ''"]),
     ):
         assert is_one_error_line(command('ghn_jax.predict', *flags, *more), *words)
