@@ -113,7 +113,9 @@ def test_the_command_scores_a_model(workdir, tmp_path, monkeypatch):
 def test_a_hypernetwork_of_larger_tiles_is_for_models_only(workdir):
     run = load_run(workdir)
     larger = GHN(dataclasses.replace(run.ghn.config, max_shape=(128, 128, 16, 16)))
-    with pytest.raises(UserError, match=r'tiles of 128 x 128 channels and 16 x 16 pixels, .* a model of your own'):
+    with pytest.raises(
+        UserError, match=r'tiles of 128 x 128 channels and 16 x 16 pixels, .* a model of your own'
+    ):
         evaluate(dataclasses.replace(run, ghn=larger), EvaluationSpec(networks=(SPEC,)))
 
 

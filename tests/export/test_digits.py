@@ -11,6 +11,8 @@ from ghn_jax.cnn.instructions import Norm
 from ghn_jax.cnn.reference import observe_reference
 from ghn_jax.export import run_onnx, to_quantized_onnx
 from ghn_jax.export.comparison import compare
+from ghn_jax.export.integers import to_integers
+from ghn_jax.export.quantizing import marked
 from ghn_jax.models.folding import calibrate
 from ghn_jax.models.tracing import trace
 from ghn_jax.quant.policy import Policy
@@ -27,11 +29,11 @@ def hypernetwork():
     return ghn_jax.load('zoo:digits-bits')
 
 
-def written(hypernetwork, spec, policy, images):
-    """A network calibrated on images, by our evaluation and as a file."""
+def written(hypernetwork, spec, policy, batches):
+    """A network calibrated on batches of images, by our evaluation and as a file."""
     model = trace(spec, (1, 16, 16, 3))
     params, scheme = hypernetwork.predict(model, policy), hypernetwork.scheme
-    calibrated = calibrate(model, params, np.split(images, 4), policy, scheme=scheme)
+    calibrated = calibrate(model, params, batches, policy, scheme=scheme)
     quantizer = calibrated.quantizer(policy, scheme)
     file = to_quantized_onnx(calibrated, quantizer)
     return params, calibrated, quantizer, file
@@ -42,24 +44,34 @@ def written(hypernetwork, spec, policy, images):
 def test_on_1000_images_onnxruntime_is_as_good_as_the_calibrated_evaluation(hypernetwork, bits, number):
     spec, data = hypernetwork.space.sample('test', 0, number), hypernetwork.load_data()
     policy = hypernetwork.used(ghn_jax.parse_bits(bits))
-    _, calibrated, quantizer, file = written(hypernetwork, spec, policy, data.normalized('train', 256))
+    batches = np.split(data.normalized('train', 256), 4)
+    _, calibrated, quantizer, file = written(hypernetwork, spec, policy, batches)
     found = compare(file, lambda x: calibrated.apply(x, quantizer), data, 1000)
     assert found.images == {'test': 300, 'val': 300, 'train': 400}
     assert abs(found.top1[0] - found.top1[1]) <= 0.003 and found.agreement >= BITS[bits], found
 
 
-def test_integer_arithmetic_and_onnxruntime_agree_to_a_level_of_the_logits(hypernetwork):
-    """W8/A8, 256 test images; a level is a 255th of the range of the logits."""
-    spec, data, policy = hypernetwork.space.sample('test', 0, 0), hypernetwork.load_data(), Policy(8, 8)
+@pytest.mark.parametrize('number, most', [(0, 1), (1, 2)])
+def test_integer_arithmetic_and_onnxruntime_agree_to_levels_of_the_logits(hypernetwork, number, most):
+    """W8/A8, 256 test images; a level is a 255th of the range of the logits.
+
+    Our arithmetic is the evaluation, whose biases are no integers. Those of the file are, which is all that
+    onnxruntime is off by.
+    """
+    spec, data, policy = hypernetwork.space.sample('test', 0, number), hypernetwork.load_data(), Policy(8, 8)
     images = data.normalized('train', 256)
-    params, calibrated, _, file = written(hypernetwork, spec, policy, images)
-    theirs = run_onnx(file, data.normalized('test', 256))
+    params, calibrated, quantizer, file = written(hypernetwork, spec, policy, [images])
+    x = data.normalized('test', 256)
+    theirs, evaluated = run_onnx(file, x), np.asarray(calibrated.apply(x, quantizer))
     ours = integer_logits(spec, params, calibrated, policy, images, data, hypernetwork.scheme)
     level = (max(theirs.max(), 0) - min(theirs.min(), 0)) / 255
     levels = np.abs(theirs - ours) / level
-    print(f'off by {levels.max():.2f} levels at most, {np.mean(levels > 1):.2%} by more than one;', end=' ')
-    print(f'the same class for {np.mean(theirs.argmax(1) == ours.argmax(1)):.2%}')
-    assert np.mean(levels > 1) < 0.01 and np.mean(theirs.argmax(1) == ours.argmax(1)) >= 0.99
+    print(f'off by {levels.max():.2f} levels at most, {np.mean(levels > 1):.2%} by more than one')
+    assert levels.max() <= most and np.mean(levels > 1) < 0.03
+    assert np.mean(theirs.argmax(1) == ours.argmax(1)) >= 0.99
+    assert np.abs(ours - evaluated).max() <= 0.5 * level
+    here = np.asarray(marked(calibrated, to_integers(calibrated, quantizer))(x))
+    assert np.abs(theirs - here).max() <= 0.5 * level
 
 
 def integer_logits(spec, params, calibrated, policy, images, data, scheme):

@@ -64,7 +64,8 @@ def written(bits: str, scheme: Scheme = QAT) -> Written:
 def check(network: Written, x, agreement: float = 0.99) -> None:
     """onnxruntime computes what the marked program does, and puts images into the classes of the model."""
     found, here = run_onnx(network.file, x), np.asarray(network.frozen.apply(x))
-    np.testing.assert_allclose(found, here, atol=1e-5 * np.abs(here).max())
+    level = 3e-5 * np.abs(here).max()  # of 16 bits, which sums in another order may miss
+    np.testing.assert_allclose(found, here, atol=level)
     assert np.mean(found.argmax(1) == network.expected.argmax(1)) >= agreement
 
 

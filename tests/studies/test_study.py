@@ -195,9 +195,7 @@ def test_the_recipe_study_of_the_package_makes_its_runs():
     for name, c in made.items():
         differing = differing_keys(published, c, FREE_KEYS)
         # One change at a time; a schedule goes with its warm-up, networks with images.
-        assert name in ('published', *COMBINED) or len({key.split('_')[-1] for key in differing}) <= 2, (
-            name
-        )
+        assert name in ('published', *COMBINED) or len({key.split('_')[-1] for key in differing}) <= 2, name
         assert (c.train.steps, c.train.meta_batch * c.train.batch_size) == (
             published.train.steps, published.train.meta_batch * published.train.batch_size
         ), name  # fmt: skip
