@@ -61,11 +61,10 @@ def written(bits: str, scheme: Scheme = QAT) -> Written:
     return Written(model, drawn(model), images(64), parse_bits(bits), scheme)
 
 
-def check(network: Written, x, agreement: float = 0.99) -> None:
+def check(network: Written, x, agreement: float = 0.99, tolerance: float = 1e-5) -> None:
     """onnxruntime computes what the marked program does, and puts images into the classes of the model."""
     found, here = run_onnx(network.file, x), np.asarray(network.frozen.apply(x))
-    level = 3e-5 * np.abs(here).max()  # of 16 bits, which sums in another order may miss
-    np.testing.assert_allclose(found, here, atol=level)
+    np.testing.assert_allclose(found, here, atol=tolerance * np.abs(here).max())
     assert np.mean(found.argmax(1) == network.expected.argmax(1)) >= agreement
 
 
@@ -90,7 +89,9 @@ HELD = [
     'bits', ['w8a8', 'w2a2', *(pytest.param(bits, marks=pytest.mark.slow) for bits in HELD)]
 )
 def test_onnxruntime_computes_with_the_integers_of_all_bits(bits):
-    check(written(bits), images(64), 0.95 if bits in ('w5a6', 'w12a16') else 0.98)
+    # A level of 16 bits is 1.5e-5 of the range: sums in another order may put an activation on the next one.
+    tolerance = 3e-5 if bits == 'w12a16' else 1e-5
+    check(written(bits), images(64), 0.95 if bits in ('w5a6', 'w12a16') else 0.98, tolerance)
 
 
 @pytest.mark.slow

@@ -22,6 +22,7 @@ from tests.cnn.networks import (
     small_network,
 )
 from tests.models import linen_models
+from tests.tuning.models import parameters
 
 
 class Norms(nn.Module):
@@ -47,18 +48,6 @@ FOLDED = [True, True, False, False, True]  # of these norms
 
 def images(seed: int, n: int = 8, size: int = 8) -> np.ndarray:
     return (np.random.default_rng(seed).normal(size=(n, size, size, 3)) + 0.3).astype(np.float32)
-
-
-def parameters(model, seed: int = 0):
-    """Of every sign and about 1, so that no term of a norm vanishes."""
-    r = np.random.default_rng(seed)
-
-    def value(a):
-        if a.ndim > 1:
-            return r.normal(size=a.shape) * np.sqrt(2 / np.prod(a.shape[:-1]))
-        return r.uniform(0.5, 1.5, a.shape) * r.choice([-1, 1], a.shape)
-
-    return jax.tree.map(lambda a: value(a).astype(a.dtype), model.params)
 
 
 apply = jax.jit(lambda calibrated, x: calibrated.apply(x))
