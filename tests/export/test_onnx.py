@@ -77,6 +77,9 @@ PRIMITIVES = {
     'pick': lambda x: (
         conv(x, W)[:, 2] + conv(x, W)[:, :, -1] + conv(x, W)[:, jnp.array([3, 0, 3, 1, 2, 5]), 1]
     ),
+    'pick_along_axes': lambda x: (
+        conv(x, W)[:, ::2, 1::3, 2:] + conv(x, W)[:, jnp.array([[5], [0], [5]]), jnp.array([1, 4]), :6]
+    ),
     'split': lambda x: jnp.multiply(*jnp.split(conv(x, W), 2, -1)),
     'reshape': lambda x: conv(x, W).reshape(x.shape[0], 6, -1),
     'transpose': lambda x: conv(x, W).transpose(0, 3, 1, 2),
