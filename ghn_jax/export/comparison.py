@@ -3,6 +3,7 @@
 from collections.abc import Callable
 from typing import NamedTuple
 
+import jax.numpy as jnp
 import numpy as np
 from jax import Array
 
@@ -57,7 +58,7 @@ def compare(file: bytes, apply: Callable[[Array], Array], data: Dataset, count: 
     labels = np.concatenate([getattr(data, split).labels[:n] for split, n in sizes.items()])
     theirs = run_onnx(file, x).argmax(1)
     whole = np.concatenate([x, np.repeat(x[:1], -len(x) % _BATCH, 0)])  # so that one program serves all
-    parts = [apply(whole[i : i + _BATCH]) for i in range(0, len(whole), _BATCH)]
+    parts = [apply(jnp.asarray(whole[i : i + _BATCH])) for i in range(0, len(whole), _BATCH)]
     ours = np.concatenate(parts).argmax(1)[: len(x)]
     top1 = float(np.mean(theirs == labels)), float(np.mean(ours == labels))
     return Comparison(sizes, top1, float(np.mean(theirs == ours)))

@@ -190,9 +190,18 @@ def test_the_command_writes_what_the_network_computes(tmp_path):
     np.testing.assert_allclose(run(out.read_bytes(), x), expected, atol=1e-4 * np.abs(expected).max())
 
 
+def of_traced_sort():
+    """A traced model that sorts."""
+    apply = lambda p, x: jnp.sort(x, 1).mean((1, 2)) @ p['w']
+    params = {'w': jnp.ones((4, 4))}
+    model = trace(apply, (1, 16, 16, 4), params=params)
+    return lambda x: model.apply(params, x)
+
+
 def test_an_operation_without_a_rule_is_named_with_its_line():
     for function, said in (
         (lambda x: jnp.sort(x, 1), r"'sort' \(.*test_onnx.py:\d+.*\) cannot be written as ONNX: .* no rule"),
+        (of_traced_sort(), r"'sort' \(.*test_onnx.py:\d+.*\) cannot be written as ONNX: .* no rule"),
         (lambda x: lax.conv_transpose(x, W[:, :, :, :4], (2, 2), 'SAME'), "'conv_general.*transposed"),
     ):  # fmt: skip
         frozen = freeze(
