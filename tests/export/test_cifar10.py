@@ -89,5 +89,5 @@ def test_on_1000_test_images_onnxruntime_is_as_good_as_the_calibrated_evaluation
     apply = functools.partial(jax.jit(lambda arrays, x: arrays.apply(x, quantizer)), calibrated)
     found = compare(to_quantized_onnx(calibrated, quantizer), apply, trained.data, 1000)
     print(bits, found)
-    assert found.images == {'test': 1000, 'val': 0, 'train': 0} and found.top1[1] > 0.25
+    assert found.images == {'test': 1000, 'val': 0, 'train': 0} and found.top1[1] > 0.15
     assert abs(found.top1[0] - found.top1[1]) <= 0.003 and found.agreement >= BITS[bits], found
