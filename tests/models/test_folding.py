@@ -102,8 +102,8 @@ def test_so_does_one_of_a_known_family_in_float64(name, quick_reference):
     """In float32 the same models are off by up to 4e-3. It is noise: channels without much variance on eight
     images of one pixel make it large, and statistics that are fixed do not take it out again.
 
-    MobileNetV2's logits move by 4e-8 where its images are moved by 1e-12, and its own variances, differences of
-    squares, are off by as much as 4e-12 of variance + epsilon."""
+    MobileNetV2's logits move by 4e-8 where its images are moved by 1e-12, and its own variances, differences
+    of squares, are off by as much as 4e-12 of variance + epsilon."""
     tolerance = 1e-6 if name == 'mobilenet_v2' else 1e-10
     with jax.enable_x64(True):
         model, params, x = in_float64(name)
