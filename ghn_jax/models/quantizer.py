@@ -2,7 +2,7 @@
 
 import dataclasses
 from collections.abc import Callable, Mapping
-from typing import NamedTuple, Protocol
+from typing import Any, NamedTuple, Protocol
 
 import jax.numpy as jnp
 from jax import Array, lax
@@ -63,12 +63,7 @@ class FakeQuantizer:
             return x
         wide = jnp.promote_types(x.dtype, jnp.float32)
         if self.ranges is not None:
-            if name not in self.ranges:
-                raise UserError(
-                    f'the range of the activation that enters {name!r} is not calibrated: calibrate with a '
-                    'policy that rounds it'
-                )
-            lo, hi = self.ranges[name]
+            lo, hi = range_of(self.ranges, name)
         else:
             whole = whole.astype(wide)
             size = power(whole) if self.scheme.activation_range == 'sigma' else None
@@ -77,6 +72,16 @@ class FakeQuantizer:
 
     def _widths(self, name: str) -> Widths:
         return self.widths.get(name, (FLOAT_BITS, FLOAT_BITS))
+
+
+def range_of(ranges: Mapping[str, tuple[Any, Any]], name: str) -> tuple[Any, Any]:
+    """Return the range of the activation that enters a layer. Raises UserError where it is not calibrated."""
+    if name not in ranges:
+        raise UserError(
+            f'the range of the activation that enters {name!r} is not calibrated: calibrate with a '
+            'policy that rounds it'
+        )
+    return ranges[name]
 
 
 class _Rows(NamedTuple):

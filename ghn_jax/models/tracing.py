@@ -62,7 +62,10 @@ def trace(
             f'input_shape is {shown(input_shape)}: expected the number of images and their shape, as in '
             '(1, 32, 32, 3)'
         )
-    images = jax.ShapeDtypeStruct(shape, dtype)
+    try:
+        images = jax.ShapeDtypeStruct(shape, jnp.dtype(dtype))
+    except TypeError:
+        raise UserError(f'dtype is {shown(dtype)}: expected that of the images, such as float32') from None
     source = _source(model, images, params, switches)
     leaves = _leaves(source)
     traced = functools.lru_cache(maxsize=8)(
@@ -88,6 +91,8 @@ def trace(
 
 
 def _source(model: Any, images: jax.ShapeDtypeStruct, params: Any, switches: dict[str, Any]) -> Source:
+    if params is not None and isinstance(model, NetworkSpec | linen.Module | nnx.Module):
+        raise UserError('params are for a function, a module or a network has its own: leave them out')
     if isinstance(model, NetworkSpec):
         return sources.of_spec(model)
     if isinstance(model, linen.Module):
