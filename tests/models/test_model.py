@@ -171,9 +171,7 @@ def test_policies_speak_of_the_names_of_layers():
 
 
 def test_the_name_of_a_policy_is_none():
-    with pytest.raises(
-        ghn_jax.UserError, match=r"policy is 'w4a4': expected one such as parse_bits"
-    ):
+    with pytest.raises(ghn_jax.UserError, match=r"policy is 'w4a4': expected one such as parse_bits"):
         trace(nn.Dense(10), (1, 8)).quantizer('w4a4')
 
 
