@@ -5,8 +5,8 @@
         --config.quant.mode=float --config.ghn.bits=False
 
 The first is told the bits of every network, which are drawn from float to two bits; the second, without
-quantization, is what it is compared with. Images are of 16 pixels for the first 10,000 of 12,000 steps. The optimizer's settings are those of
-`zoo:digits-low-bits`.
+quantization, is what it is compared with. Images are of 16 pixels for the first 10,000 of 12,000 steps. The
+optimizer's settings are those of `zoo:digits-low-bits`.
 Result: none yet.
 """
 
