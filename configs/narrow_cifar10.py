@@ -5,7 +5,7 @@
         --config.quant.mode=float --config.ghn.bits=False
 
 The first is told the bits of every network, which are drawn from float to two bits; the second, without
-quantization, is what it is compared with. Images are of 16 pixels for the first 10,000 of 12,000 steps. The
+quantization, is what it is compared with. Images are of 16 pixels for the first 8,000 of 9,000 steps. The
 optimizer's settings are those of `zoo:digits-low-bits`.
 Result: none yet.
 """
@@ -27,8 +27,8 @@ def get_config():
     c.quant.edge_bits = 'w8a8'
     c.quant.weight_range = c.quant.activation_range = 'sigma'
 
-    c.train.steps = 12_000
-    c.train.small_images_steps = 10_000
+    c.train.steps = 9_000
+    c.train.small_images_steps = 8_000
     c.train.meta_batch = 4
     c.train.optimizer = 'muon'
     c.train.learning_rate = 3e-3
