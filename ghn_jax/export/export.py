@@ -1,11 +1,13 @@
 """The file of a network with predicted parameters, for another runtime."""
 
 import dataclasses
+import functools
 import json
 import os
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import Array
@@ -82,7 +84,7 @@ def check_spec(spec: ExportSpec, compared: int | None = None) -> None:
 class _Network(NamedTuple):
     """A network as it is written. write: from the file's metadata to its contents.
 
-    apply: its evaluation here, from images to logits.   metadata: its own.
+    apply: its evaluation here, from images to logits, compiled.   metadata: its own.
     """
 
     write: Callable[[dict[str, str]], bytes]
@@ -202,7 +204,8 @@ def _quantized_network(quantized: QuantizedNetwork, spec: ExportSpec) -> _Networ
 def _calibrated_network(
     calibrated: Calibrated, quantizer: FakeQuantizer | None, spec: ExportSpec, metadata: dict[str, str]
 ) -> _Network:
-    apply = lambda x: calibrated.apply(x, quantizer)
+    # Arrays are arguments: with constants XLA would compute while it compiles, one number after another.
+    apply = functools.partial(jax.jit(lambda arrays, x: arrays.apply(x, quantizer)), calibrated)
     if quantizer is None or not spec.of_integers:
         images = jnp.zeros((2, *calibrated.model.input_shape[1:]))  # of which nothing is measured
         return _frozen_network(freeze(apply, images), spec, metadata)
