@@ -26,7 +26,6 @@ from jax.typing import ArrayLike
 from ghn_jax.base.errors import UserError
 from ghn_jax.models.costs import bit_operations, count_activations, count_macs
 from ghn_jax.models.folding import Calibrated
-from ghn_jax.models.model import Model
 from ghn_jax.quant.policy import FLOAT_BITS, Policy
 from ghn_jax.tuning.ranges import sample
 
@@ -41,12 +40,14 @@ class Tensor(NamedTuple):
 
     kind: 'activation', 'weight' or 'bias'.   name: `Site.reader` of an activation, else the layer's name.
     layer: number of the layer that is the first to use it.   parameter: whose name `Policy` has bits for.
+    reader: name of the activation that enters that layer.
     """
 
     kind: str
     name: str
     layer: int
     parameter: str
+    reader: str
 
 
 def tensors_of(calibrated: Calibrated) -> tuple[Tensor, ...]:
@@ -54,10 +55,11 @@ def tensors_of(calibrated: Calibrated) -> tuple[Tensor, ...]:
     found = dict[tuple[str, str], Tensor]()
     for k, site in enumerate(calibrated.program(calibrated.model.input_shape).sites.values()):
         name, parameter = site.layer.name, site.layer.parameter
-        found.setdefault(('activation', site.reader), Tensor('activation', site.reader, k, site.reader))
-        found['weight', name] = Tensor('weight', name, k, parameter)
+        activation = Tensor('activation', site.reader, k, site.reader, site.reader)
+        found.setdefault(('activation', site.reader), activation)
+        found['weight', name] = Tensor('weight', name, k, parameter, site.reader)
         if calibrated.biases[name] is not None:
-            found['bias', name] = Tensor('bias', name, k, parameter)
+            found['bias', name] = Tensor('bias', name, k, name, site.reader)
     return tuple(found.values())
 
 
@@ -164,7 +166,7 @@ def to_network(
     """
     rounded = with_rounded(calibrated, tensors, formats)
     weight_ranges, ranges, bits = {}, {}, dict[str, dict[str, int]]()
-    for (kind, name, _, parameter), (b, point) in zip(tensors, formats.tolist()):
+    for (kind, name, _, parameter, _), (b, point) in zip(tensors, formats.tolist()):
         if kind == 'weight':
             ends = range_of(b, point)
             weight_ranges[name] = tuple(np.full(len(calibrated.weights[name]), end) for end in ends)
@@ -213,13 +215,8 @@ def costs_of(calibrated: Calibrated, tensors: Sequence[Tensor], formats: np.ndar
     """Return the costs of formats [T, 2]."""
     model, of = calibrated.model, by_name(tensors, formats)
     widths = {kind: {name: bits for name, (bits, _) in rows.items()} for kind, rows in of.items()}
-    read = {site.layer.name: site.reader for site in _sites(model)}
-    entering = {name: widths['activation'][reader] for name, reader in read.items()}
+    entering = {t.name: widths['activation'][t.reader] for t in tensors if t.kind == 'weight'}
     parameters = sum(calibrated.weights[name].size * bits for name, bits in widths['weight'].items())
     parameters += sum(calibrated.biases[name].size * bits for name, bits in widths['bias'].items())
     activations = sum(n * widths['activation'][name] for name, n in count_activations(model).items())
     return Costs(parameters, activations, bit_operations(count_macs(model), widths['weight'], entering))
-
-
-def _sites(model: Model) -> Iterable[Any]:
-    return model.traced(model.input_shape, jnp.dtype(jnp.float32)).recorder.sites.values()
