@@ -12,6 +12,7 @@ from ghn_jax.aot import costs, hlo
 from ghn_jax.aot.programs import Job
 from ghn_jax.aot.targets import Target
 from ghn_jax.assembly.memory import tree_bytes
+from ghn_jax.cnn.shared_branches import count_branches
 
 Row = dict[str, Any]
 
@@ -19,14 +20,14 @@ _SHOWN = 6  # copies of a function that the table lists
 
 
 def about_program(job: Job) -> Row:
-    """Say which function of which program it is."""
+    """Say which function of which program it is, as built for the backend of `backends.current`."""
     return {
         'function': job.name,
         'split': job.split,
         'width': job.family.width,
         'msa': job.family.vit,
         'instructions': job.program.capacity.rows,
-        'branches': sum(len(s.ops) for s in job.program.segments),
+        'branches': count_branches(job.program.segments),
         'segments': len(job.program.segments),
         'build_s': job.build_s,
         'workspace_bytes': tree_bytes(of_a_device(job.workspace)),
