@@ -28,6 +28,7 @@ def fit(
     file: Place,
     settings: Mapping[str, Any],
     progress: Progress,
+    between: Callable[[TrainingState, int], TrainingState] = lambda state, epoch: state,
 ) -> tuple[TrainingState, dict[str, Any]]:
     """Train, from where the file says it is or from the beginning.
 
@@ -43,6 +44,7 @@ def fit(
       file: of the state, while training goes on; the caller deletes it once the result is kept.
       settings: all that the result depends on, in JSON's types.
       progress: steps are counted there.
+      between: (state, number of the pass) -> the state that the pass begins with.
 
     Returns:
       The last state. `loss`: of each pass the mean, None where it is no number; `scores`: by mark, a string.
@@ -69,6 +71,7 @@ def fit(
         if epoch == trainer.epochs:
             return state, history
         if order is None:
+            state = between(state, epoch) if place == 0 else state
             order = trainer.order(state.seed, epoch)
         count = min(_SYNC, trainer.steps_per_epoch - place)
         for _ in range(count):
