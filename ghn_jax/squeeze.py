@@ -1,6 +1,6 @@
 """Widens a network, and squeezes it: more channels at few bits, trained, then removed down to a cost.
 
-python -m ghn_jax.squeeze --workdir=zoo:digits-low-bits --arch=net.json --width=2 --cost=1 --bits=w2a8 --out=DIR
+python -m ghn_jax.squeeze --workdir=zoo:digits-low-bits --arch=net.json --width=2 --bits=w2a8 --out=DIR
 python -m ghn_jax.squeeze --workdir=RUN --model=nets:resnet --width=2 --cost=0.5 --bits=w1a8,w4a8 --out=DIR
 
 The hypernetwork of --workdir writes the network with --width times the channels; it is trained through
@@ -28,7 +28,7 @@ from ghn_jax.tuning.initialization import PREDICTED, RANDOM, Start, parse_starts
 from ghn_jax.tuning.squeeze_training import SqueezeSpec
 from ghn_jax.tuning.squeezing import Pair, squeeze
 from ghn_jax.tuning.training import TrainingSpec
-from ghn_jax.tuning.widening import MOST, check_predicted, pairs_of_file, pairs_of_model
+from ghn_jax.tuning.widening import MOST, beyond_training, check_predicted, pairs_of_file, pairs_of_model
 
 _WORKDIR = flags.DEFINE_string('workdir', None, 'Run directory, or zoo:NAME.')
 _ARCH = flags.DEFINE_string('arch', None, 'Architecture file: JSON of one network or a list, the originals.')
@@ -37,9 +37,7 @@ _INIT = flags.DEFINE_string('init', PREDICTED, f'Where training begins: {PREDICT
 _WIDTH = flags.DEFINE_float('width', 2.0, 'Factor on the channels of every layer.', 1, MOST)
 _COST = flags.DEFINE_float('cost', 1.0, 'Bit operations of what is left, over those of the original.')
 _PENALTY = flags.DEFINE_float('penalty', SqueezeSpec.penalty, 'Of the loss, times the sum of scales.')
-_KINDS = flags.DEFINE_list(
-    'kinds', list(SqueezeSpec.kinds), 'Of original, widened, squeezed: what is trained.'
-)
+_KINDS = flags.DEFINE_list('kinds', list(SqueezeSpec.kinds), 'Of original, widened, squeezed.')
 _BITS = flags.DEFINE_list('bits', ['w2a8'], 'Bits of weights and activations, a list: a training for each.')
 _EPOCHS = bounds.define_integer('epochs', 10, 'Passes over the training images.')
 _SEEDS = flags.DEFINE_list('seeds', ['0'], 'A training for each: of random weights, of the order of images.')
@@ -92,6 +90,8 @@ def main() -> None:
         scheme=loaded.scheme if loaded else QAT,
         **({'used': loaded.used} if loaded else {}),
     )
+    if loaded is not None and _INIT.value == PREDICTED:
+        result['notes'] += beyond_training(pairs, loaded.space.channels)
     result['about']['command'] = cli.command_line('squeeze')
     written.write(result, table=comparison.text)
 

@@ -58,7 +58,7 @@ def study(spec: SqueezeSpec, out: pathlib.Path) -> dict[str, Any]:
         'hypernetwork': WORKDIR,
         'channels': f'C={CHANNELS}, widened by {FACTOR}',
         'test images': f'{len(dataset.test.labels)} in batches of {spec.eval_batch_size}',
-        'command': 'python -m ghn_jax.studies.squeezing digits',
+        'command': 'python -m ghn_jax.studies.squeezing',
     }
     return result
 

@@ -5,6 +5,7 @@ it comes as a function of the factor.
 """
 
 import dataclasses
+from collections.abc import Sequence
 from typing import NamedTuple
 
 from ghn_jax.base.errors import FieldError, UserError, shown
@@ -24,7 +25,7 @@ MOST = 16
 
 
 class Pair(NamedTuple):
-    """A network, and the same with more channels. name: of its files.   arch: JSON of the wide one, if any."""
+    """A network, and the same with more channels. name: of files.   arch: JSON of the wide one, if any."""
 
     name: str
     original: Model
@@ -106,3 +107,19 @@ def check_predicted(model: Model, ghn: GHN, factor: float) -> None:
             f'predicts {most}, the others would be copies: give a smaller factor, a narrower network or '
             'another init'
         )
+
+
+def beyond_training(pairs: Sequence[Pair], channels: Sequence[int] | None) -> list[str]:
+    """Return a note where networks are wider than those that a hypernetwork was trained on.
+
+    Their further channels are predicted by numbers that no training has touched.
+
+    channels: widths `C` of the networks of its space; None: those of DeepNets-1M's loader.
+    """
+    widths = [NetworkSpec.from_json(pair.arch).C for pair in pairs if pair.arch is not None]
+    if not channels or not widths or max(widths) <= max(channels):
+        return []
+    return [
+        f'The hypernetwork was trained on networks of up to {max(channels)} channels (C), these have up to '
+        f'{max(widths)}: what it predicts for them is no better than random weights, or worse.'
+    ]

@@ -4,6 +4,7 @@ import dataclasses
 import itertools
 import json
 import types
+from typing import Any
 
 import numpy as np
 import pytest
@@ -20,7 +21,7 @@ from ghn_jax.tuning.initialization import parse_starts
 from ghn_jax.tuning.squeeze_training import KINDS, SqueezeSpec
 from ghn_jax.tuning.squeezing import squeeze
 from ghn_jax.tuning.training import TrainingSpec
-from ghn_jax.tuning.widening import Pair, check_predicted, pairs_of_model, widen
+from ghn_jax.tuning.widening import Pair, beyond_training, check_predicted, pairs_of_model, widen
 from tests.small_run import command, is_one_error_line, write_run
 from tests.tuning.nets import small_data, wider
 
@@ -108,7 +109,8 @@ def test_a_squeezing_that_is_killed_and_taken_up_ends_in_the_same_bits(
             if next(left) == 0:
                 raise Killed
 
-        return whole(*args, progress=types.SimpleNamespace(update=update), **of)
+        bar: Any = types.SimpleNamespace(update=update)
+        return whole(*args, progress=bar, **of)
 
     spec = dataclasses.replace(SPEC, kinds=('squeezed',))
     with monkeypatch.context() as patched:
@@ -161,6 +163,15 @@ def test_more_channels_than_a_hypernetwork_predicts_get_one_line():
     check_predicted(PAIR.wide, ghn, 2)
     with pytest.raises(UserError, match="width=4: 'Conv_0.kernel' has 24 channels then, .* predicts 16"):
         check_predicted(traced(4), ghn, 4)
+
+
+def test_networks_wider_than_those_of_the_training_get_a_note():
+    spec = make_space('convnets250k', channels=(16,)).sample('test', 0, 0)
+    pair = PAIR._replace(arch=widen(spec, 2).to_json())
+    (note,) = beyond_training([pair], (8, 16))
+    assert 'networks of up to 16 channels (C), these have up to 32' in note
+    assert not beyond_training([pair], (16, 32)) and not beyond_training([pair], None)
+    assert not beyond_training([PAIR._replace(arch=None)], (2,))
 
 
 def test_a_function_that_does_not_widen_gets_one_line():
