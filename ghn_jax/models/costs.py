@@ -1,7 +1,8 @@
-"""What a model costs for one image: multiplications of its layers, and what they are worth in bits."""
+"""What a model costs for one image: multiplications of its layers, numbers that they read, and bits."""
 
 import math
 from collections.abc import Mapping
+from typing import Any
 
 import jax.numpy as jnp
 
@@ -24,6 +25,24 @@ def count_macs(model: Model) -> dict[str, int]:
         * math.prod(site.layer.shape[1:])
         for k, site in traced.recorder.sites.items()
     }
+
+
+def count_activations(model: Model) -> dict[str, int]:
+    """Count the numbers of each activation that enters layers, for one image.
+
+    Returns:
+      by `Site.reader`; one that several layers read, whole or in cuts, counts once.
+    """
+    traced = model.traced(model.input_shape, jnp.dtype(jnp.float32))
+    steps, counts = traced.program.steps, dict[str, int]()
+    shapes: dict[Any, tuple[int, ...]] = {traced.program.inputs[-1]: model.input_shape}
+    shapes |= {step.outputs[0]: step.out_shape for step in steps}
+    for k, site in traced.recorder.sites.items():
+        slot = steps[k].inputs[site.activation] if site.whole is None else site.whole
+        if slot in shapes:
+            numbers = math.prod(shapes.pop(slot)) // model.input_shape[0]
+            counts[site.reader] = counts.get(site.reader, 0) + numbers
+    return counts
 
 
 def bit_operations(

@@ -24,6 +24,11 @@ def load_model(name: str, input_shape: Sequence[int], *arguments: Any) -> Model:
     module_name, colon, function_name = name.partition(':')
     if not colon or not module_name or not function_name:
         raise UserError(f'model {shown(name)}: expected package.module:function, as in nets:resnet')
+    if module_name.endswith('.py') or '/' in module_name:
+        raise UserError(
+            f'model {shown(name)}: expected a module as Python imports it, not a file, such as '
+            f'nets:{function_name}'
+        )
     try:
         module = importlib.import_module(module_name)
     except (Exception, SystemExit) as e:

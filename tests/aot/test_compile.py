@@ -175,6 +175,13 @@ def test_the_small_step_for_an_accelerator_fits_and_copies_no_tape_in_a_loop_or_
 
 
 @pytest.mark.slow
+def test_a_tpu_multiplies_bfloat16_where_the_config_says_so():
+    """All but the classifier and the hypernetwork, which stay float32."""
+    operands = step_for('tpu-v5e', small(**{'train.dtype': 'bfloat16'}))['operands']
+    assert operands['bf16'] > 0.9 * sum(operands.values()), operands
+
+
+@pytest.mark.slow
 def test_the_small_step_for_eight_chips_exchanges_once_a_step_outside_of_loops_and_branches():
     row = step_for('tpu-v5e-2x4', small(**{'devices.per_process': 0, 'train.meta_batch': 8}))
     assert row['fits']
