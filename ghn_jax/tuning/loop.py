@@ -52,11 +52,7 @@ def fit(
     Raises:
       UserError: the file is of a training with other settings, or cannot be read or written.
     """
-    history: dict[str, Any] = {'loss': [], 'scores': {}}
-    if files.exists(file):
-        state, about = read_state(file, state)
-        check_settings(settings, about.get('settings'), file)
-        history = about['history']
+    state, history = _taken_up(state, file, settings)
     done, saved, order = int(state.step), time.monotonic(), None
     progress.update(done)
     while True:
@@ -81,6 +77,17 @@ def fit(
         if time.monotonic() - saved > SAVE_SECONDS:
             write_state(file, state, {'settings': dict(settings), 'history': history})
             saved = time.monotonic()
+
+
+def _taken_up(
+    state: TrainingState, file: Place, settings: Mapping[str, Any]
+) -> tuple[TrainingState, dict[str, Any]]:
+    """Return the state and the history of a file, or the first state and none."""
+    if not files.exists(file):
+        return state, {'loss': [], 'scores': {}}
+    state, about = read_state(file, state)
+    check_settings(settings, about.get('settings'), file)
+    return state, about['history']
 
 
 def check_settings(settings: Mapping[str, Any], theirs: Any, file: Place) -> None:
