@@ -61,6 +61,8 @@ def test_the_cost_comes_down_to_that_of_the_original_pass_by_pass(squeezed):
         assert cost <= wide ** (1 - i / 2) + 1e-4, 'along a geometric schedule'
     assert 0.7 < narrowed['cost'] <= 1 and costs[-1] == pytest.approx(narrowed['cost'], abs=1e-4)
     assert narrowed['left'] < narrowed['channels'] == widened['channels']
+    # The scales of 12 channels, each near 1, times the penalty, are in the loss of the first pass.
+    assert narrowed['loss'][0] - widened['loss'][0] == pytest.approx(0.01 * 12, rel=0.2)
 
 
 def test_removed_channels_are_0_in_the_file_and_the_others_are_not(squeezed):
