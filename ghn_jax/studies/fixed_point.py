@@ -123,9 +123,9 @@ class _Trained:
 
     def quantized(self, find: Callable[[Search], np.ndarray]) -> dict[str, Any]:
         """Find formats, and what they lose and save; nothing of it depends on the methods before."""
-        begin, before = time.process_time(), len(self.search.scores)
+        begin = time.process_time()
         formats = find(self.search)
-        cpu_seconds, scored = time.process_time() - begin, len(self.search.scores) - before
+        cpu_seconds = time.process_time() - begin
         search, tensors = self.search, self.search.tensors
         network, policy = to_network(self.calibrated, tensors, formats)
         cost, widest = (costs_of(self.calibrated, tensors, f) for f in (formats, uniform(search, MOST_BITS)))
@@ -145,7 +145,6 @@ class _Trained:
             },
             'integers_agree': exact,
             'formats': {f'{t.kind} {t.name}': row for t, row in zip(tensors, formats.tolist())},
-            'scored': scored,
             'cpu_seconds': round(cpu_seconds, 1),
         }
 
@@ -186,9 +185,14 @@ def table(found: list[dict[str, Any]], about: Mapping[str, Any]) -> dict[str, An
         width = '/'.join(f'{bits[kind]:.1f}' for kind in ('weight', 'activation', 'bias'))
         accuracy = [one['float'], one['top1'], lost, one['lost_in_calibration']]
         figures = [*(round(x, 2) for x in accuracy), *(round(saved[what], 1) for what in SAVED)]
-        rows.append([one['dataset'], one['network'], one['method'], width, *figures, one['scored']])
+        rows.append([one['dataset'], one['network'], one['method'], width, *figures, one['cpu_seconds']])
     columns = ['data', 'network', 'widths', 'mean bits: weight/activation/bias', 'float', 'fixed point']
-    columns += ['points lost', 'points lost in calibration', *(f'{what} saved, %' for what in SAVED), 'tried']
+    columns += [
+        'points lost',
+        'points lost in calibration',
+        *(f'{what} saved, %' for what in SAVED),
+        'CPU seconds',
+    ]
     notes = [] if all(one['integers_agree'] for one in found) else ['Integers and shifts do not agree.']
     return {
         'title': 'Fixed point by layer',
