@@ -57,7 +57,7 @@ METHODS: dict[str, Callable[[Search], np.ndarray]] = {
     'one width for all': lambda search: network_wise(search, BUDGET),
     'layer after layer': lambda search: layer_wise(search, BUDGET),
     'each tensor alone': lambda search: each_alone(search, BUDGET),
-    'layer after layer, half the budget': lambda search: layer_wise(search, BUDGET / 2),
+    'layer after layer, a quarter of the budget': lambda search: layer_wise(search, BUDGET / 4),
 }
 
 
