@@ -6,7 +6,8 @@ python -m ghn_jax.finetune --workdir=RUN --model=nets:resnet --init=FILE --bits=
 Each network, bit-width, initialisation and seed is a training of its own. The table has the accuracy after 0,
 1, 5 and all epochs, in float and rounded. DIR has the parameters of each, for `evaluate` and `export`.
 
---init: predicted (by the hypernetwork of --workdir), he, glorot, orthogonal, naive, or a file of parameters.
+--init: predicted (by the hypernetwork of --workdir), he, he_uniform, glorot, glorot_normal, orthogonal,
+uniform_R and normal_R (R 0.005, 0.05 or 0.5), or a file of parameters.
 Images and rounding are those of the run; without --workdir, images are --dataset's.
 """
 
