@@ -114,11 +114,21 @@ class Search:
 
     def score(self, formats: np.ndarray) -> Score:
         """Score formats [T, 2]."""
+        self.meets(formats, 0)
+        return self.scores[formats.tobytes()]
+
+    def meets(self, formats: np.ndarray, least: int) -> bool:
+        """Return whether `least` images are classified rightly; no more are run than it takes to say no."""
         key = formats.tobytes()
         if key not in self.scores:
-            runs = [self._run(formats, x, y) for x, y in self.batches]
-            self.scores[key] = Score(sum(int(run[0]) for run in runs), sum(float(run[1]) for run in runs))
-        return self.scores[key]
+            score, left = Score(0, 0.0), self.images
+            for x, y in self.batches:
+                correct, loss, _ = self._run(formats, x, y)
+                score, left = Score(score.correct + int(correct), score.loss + float(loss)), left - len(y)
+                if score.correct + left < least:
+                    return False
+            self.scores[key] = score
+        return self.scores[key].correct >= least
 
     def values(self, formats: np.ndarray, tensor: Tensor) -> np.ndarray:
         """Return a tensor as it is rounded: in float, of an activation a sample at these formats."""
@@ -153,7 +163,7 @@ def network_wise(search: Search, budget: float) -> np.ndarray:
     found = _widest(search, budget)
     for bits in range(MOST_BITS - 1, LEAST_BITS - 1, -1):
         formats = uniform(search, bits)
-        if search.score(formats).correct < search.least_correct(budget):
+        if not search.meets(formats, search.least_correct(budget)):
             break
         found = formats
     return found
@@ -214,17 +224,18 @@ def each_alone(search: Search, budget: float) -> np.ndarray:
 def narrowed(search: Search, formats: np.ndarray, i: int, least: int) -> np.ndarray:
     """Give tensor i the fewest bits with which `least` images are classified rightly, the others as they are.
 
-    Its width stays where fewer are too few, and where a use of the same parameter before has set it.
+    They are found by bisection: one bit fewer is too few, with each of the points that are tried. The width
+    stays where fewer are too few, and where a use of the same parameter before has set it.
     """
-    bits = int(formats[i, 0])
     points = best_points(search.values(formats, search.tensors[i]), range(LEAST_BITS, MOST_BITS + 1))
-    beside = lambda b: [_with_format(search, formats, i, b, points[b] + more) for more in _BESIDE]
-    while bits > LEAST_BITS and search.leader(i) == i:
-        if (fewer := next((c for c in beside(bits - 1) if search.score(c).correct >= least), None)) is None:
-            break
-        formats, bits = fewer, bits - 1
-    enough = [c for c in (formats, *beside(bits)) if search.score(c).correct >= least]
-    return min(enough or [formats], key=lambda candidate: search.score(candidate).loss)
+    beside = lambda bits: [_with_format(search, formats, i, bits, points[bits] + more) for more in _BESIDE]
+    enough, too_few = int(formats[i, 0]), LEAST_BITS - 1
+    while search.leader(i) == i and enough - too_few > 1:
+        bits = (enough + too_few) // 2
+        fewer = next((c for c in beside(bits) if search.meets(c, least)), None)
+        formats, enough, too_few = (formats, enough, bits) if fewer is None else (fewer, bits, too_few)
+    passing = [c for c in (formats, *beside(enough)) if search.meets(c, least)]
+    return min(passing or [formats], key=lambda candidate: search.score(candidate).loss)
 
 
 def _widest(search: Search, budget: float) -> np.ndarray:

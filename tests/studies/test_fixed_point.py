@@ -15,7 +15,7 @@ def found(method: str, top1: float, agree: bool = True) -> dict:
         'saved': dict.fromkeys(SAVED, 50.04),
         'mean_bits': {'activation': 4, 'weight': 5.25, 'bias': 6},
         'integers_agree': agree,
-        'scored': 100,
+        'cpu_seconds': 4.2,
     }
 
 
@@ -24,5 +24,8 @@ def test_points_lost_are_those_of_the_float_network_and_disagreeing_integers_are
     assert [row[:4] for row in made['rows']] == [['digits', 'plain', m, '5.2/4.0/6.0'] for m in 'ab']
     lost = made['columns'].index('points lost')
     assert [row[lost] for row in made['rows']] == [0.5, 39.0] and not made['notes']
-    assert '| digits | plain | b | 5.2/4.0/6.0 | 99.0 | 60.0 | 39.0 | 0.5 | 50.0 |' in markdown(made)
+    assert (
+        '| digits | plain | b | 5.2/4.0/6.0 | 99.0 | 60.0 | 39.0 | 0.5 | 50.0 | 50.0 | 50.0 | 50.0 | 4.2 |'
+        in markdown(made)
+    )
     assert 'do not agree' in markdown(table([found('a', 98.5), found('b', 98.5, agree=False)], {'seed': 0}))
