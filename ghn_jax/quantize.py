@@ -33,7 +33,7 @@ from ghn_jax.runs.run import load_run
 from ghn_jax.tuning import fixed_point_network as fixed_point
 from ghn_jax.tuning import quantize
 from ghn_jax.tuning.fixed_point import MOST_BITS
-from ghn_jax.tuning.fixed_point_search import BUDGET, IMAGES
+from ghn_jax.tuning.fixed_point_search import BUDGET
 from ghn_jax.tuning.reconstruction import Options
 
 _WORKDIR = flags.DEFINE_string('workdir', None, 'Run directory, or zoo:NAME.')
@@ -55,7 +55,7 @@ _PREDICTION = flags.DEFINE_bool('prediction', True, 'The prediction difference i
 _CORRECTION = flags.DEFINE_bool('correction', True, 'The float inputs of blocks are corrected.')
 _DROP = flags.DEFINE_bool('drop', True, 'Activations are rounded with a chance of one half while learning.')
 _BUDGET = flags.DEFINE_float(
-    'budget', BUDGET, 'Points of accuracy that may be lost on validation images, with fixed_point.'
+    'budget', BUDGET, 'Points of accuracy that fixed_point may lose on --images images.'
 )
 _SEED = bounds.define_integer('seed', 0, 'Of the order of images, and of chances.')
 _OF_OTHERS = ('bits', 'edge_bits', 'iterations', 'prediction', 'correction', 'drop', 'seed')
@@ -87,7 +87,7 @@ def main() -> None:
     test = data.normalized('test'), data.test.labels
     command = {'command': cli.command_line('quantize')}
     if _METHOD.value == fixed_point.NAME:
-        scored = data.normalized('val', IMAGES), data.val.labels[:IMAGES]
+        scored = fixed_point.labelled(data, _IMAGES.value)
         with Progress(len(model.layers), desc=fixed_point.NAME, unit='layer') as progress:
             result = fixed_point.fixed_point_into(
                 out, network.calibrated, scored, test, source, _BUDGET.value, progress.update

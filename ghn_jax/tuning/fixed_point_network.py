@@ -13,6 +13,7 @@ from ghn_jax.base import files, jsonfile
 from ghn_jax.base.digests import array_digests, json_digest
 from ghn_jax.base.errors import FieldError, UserError
 from ghn_jax.base.paths import Place
+from ghn_jax.datasets.load import Dataset
 from ghn_jax.models.folding import Calibrated
 from ghn_jax.quant.scheme import Scheme
 from ghn_jax.runs.calibrated_file import QuantizedNetwork, save
@@ -33,6 +34,14 @@ def check_budget(budget: float) -> None:
         raise FieldError('budget', f'={budget:g}: expected points of accuracy, from 0 to 100')
 
 
+def labelled(dataset: Dataset, count: int) -> Labelled:
+    """Return at most so many images and labels: validation images come first, then training images."""
+    rest = max(count - len(dataset.val.labels), 0)
+    parts = (('val', count), ('train', rest)) if rest else (('val', count),)
+    images = np.concatenate([dataset.normalized(split, n) for split, n in parts])
+    return images, np.concatenate([getattr(dataset, split).labels[:n] for split, n in parts])
+
+
 def fixed_point_into(
     folder: Place,
     calibrated: Calibrated,
@@ -47,7 +56,7 @@ def fixed_point_into(
     Args:
       folder: where the search goes on if it was stopped there.
       calibrated: folded, in float.
-      scored: images and labels that formats are found on; the first `fixed_point_search.IMAGES` are taken.
+      scored: images and labels that formats are found on, such as `labelled`.
       test: images and labels that the network is scored on.
       source: how its model is made (`calibrated_file`).
       budget: points of accuracy that may be lost on the former.

@@ -43,7 +43,6 @@ from ghn_jax.tuning.fixed_point import (
 from ghn_jax.tuning.ranges import sample
 from ghn_jax.tuning.scoring import count_correct
 
-IMAGES = 512  # calibration images that a candidate is scored on, at most
 BUDGET = 1.0  # points of accuracy
 _BATCH = 64  # images that pass through the network together
 _BESIDE = (0, -1, 1)  # points that are tried: the one with the least squared error, coarser, finer
@@ -73,16 +72,16 @@ class Search:
     def of(
         cls, calibrated: Calibrated, images: Array | np.ndarray, labels: Array | np.ndarray | None
     ) -> 'Search':
-        """Make a search on the first `IMAGES` of images [N, ...] and their labels, integers [N].
+        """Make a search on images [N, ...] and their labels, integers [N], in batches of one size.
 
         Raises:
           FieldError: there are no images, or not as many labels.
         """
-        have, count = 0 if labels is None else len(labels), min(len(images), IMAGES)
-        if labels is None or not count or have != len(images):
+        have, count = 0 if labels is None else len(labels), len(images)
+        if labels is None or not count or have != count:
             raise FieldError(
                 'labels',
-                f': there are {have} for {len(images)} images: method {NAME} needs images, and one for each',
+                f': there are {have} for {count} images: method {NAME} needs images, and one for each',
             )
         size = count // -(-count // _BATCH)
         batches = [slice(first, first + size) for first in range(0, count - size + 1, size)]
@@ -111,7 +110,7 @@ class Search:
 
     def float_formats(self) -> np.ndarray:
         """Return the formats of a network in float, int32 [T, 2]."""
-        return np.tile(np.int32([FLOAT_BITS, 0]), (len(self.tensors), 1))
+        return np.array([[FLOAT_BITS, 0]] * len(self.tensors), np.int32)
 
     def score(self, formats: np.ndarray) -> Score:
         """Score formats [T, 2]."""
@@ -217,16 +216,15 @@ def narrowed(search: Search, formats: np.ndarray, i: int, least: int) -> np.ndar
 
     Its width stays where fewer are too few, and where a use of the same parameter before has set it.
     """
-    bits, point = formats[i].tolist()
-    formats = _with_format(search, formats, i, bits, point)
+    bits = int(formats[i, 0])
     points = best_points(search.values(formats, search.tensors[i]), range(LEAST_BITS, MOST_BITS + 1))
     beside = lambda b: [_with_format(search, formats, i, b, points[b] + more) for more in _BESIDE]
     while bits > LEAST_BITS and search.leader(i) == i:
         if (fewer := next((c for c in beside(bits - 1) if search.score(c).correct >= least), None)) is None:
             break
         formats, bits = fewer, bits - 1
-    enough = [c for c in beside(bits) if search.score(c).correct >= least]
-    return min([formats, *enough], key=lambda candidate: search.score(candidate).loss)
+    enough = [c for c in (formats, *beside(bits)) if search.score(c).correct >= least]
+    return min(enough or [formats], key=lambda candidate: search.score(candidate).loss)
 
 
 def _widest(search: Search, budget: float) -> np.ndarray:
@@ -243,19 +241,21 @@ def _widest(search: Search, budget: float) -> np.ndarray:
 
 
 def _with_format(search: Search, formats: np.ndarray, i: int, bits: int, point: int) -> np.ndarray:
-    """Change the format of tensor i, and the widths of later uses of the same parameter.
+    """Change the format of tensor i, and with it what depends on it.
 
-    A bias has at most as many bits behind the point as the products that it is added to.
+    Later uses of the same parameter get its width. A bias has at most as many bits behind the point as the
+    products that it is added to.
     """
     tensors, changed = search.tensors, formats.copy()
-    if tensors[i].kind == 'bias':
-        of = [search.index['activation', tensors[i].reader], search.index['weight', tensors[i].name]]
-        if (formats[of, 0] < FLOAT_BITS).all():
-            point = min(point, int(formats[of, 1].sum()))
     changed[i] = bits, np.clip(point, -FARTHEST, FARTHEST)
     for j in range(i + 1, len(tensors)):
         if search.leader(j) == i and changed[j, 0] != bits:
             changed[j] = bits, best_points(search.values(changed, tensors[j]), [bits])[bits]
+    for j, tensor in enumerate(tensors):
+        if tensor.kind == 'bias':
+            of = [search.index['activation', tensor.reader], search.index['weight', tensor.name]]
+            if (changed[[j, *of], 0] < FLOAT_BITS).all():
+                changed[j, 1] = min(changed[j, 1], changed[of, 1].sum())
     return changed
 
 

@@ -92,9 +92,7 @@ class Twice(nn.Module):
 
 
 def test_a_budget_that_nothing_meets_and_images_without_labels_are_told(search):
-    with pytest.raises(
-        UserError, match=r'budget=1: with 8 bits everywhere .* loses \d+\.\d+ points'
-    ):
+    with pytest.raises(UserError, match=r'budget=1: with 8 bits everywhere .* loses \d+\.\d+ points'):
         layer_wise(search, 1)
     x = search.batches[0][0]
     for labels in (None, np.zeros(3, int)):

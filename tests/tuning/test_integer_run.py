@@ -93,7 +93,7 @@ class Ending(nn.Module):
         (nn.sigmoid, "'logistic' .* none of shifts, sums and comparisons"),
         (lambda x: x * 0.3, 'no product with a power of two'),
         (lambda x: x * x, 'no product with a power of two'),
-        (lambda x: nn.relu(x + 0.1), 'no fixed-point number of 32 bits'),
+        (lambda x: nn.relu(x + 1e-8), 'no fixed-point number of 32 bits'),
         (lambda x: (x * 2.0**-20) + x, 'int32 has 32'),
     ],
 )
