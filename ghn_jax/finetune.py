@@ -10,7 +10,8 @@ Each network, bit-width, initialisation and seed is a training of its own. The t
 --method=slb searches weights of at most 4 bits in place of rounding them straight-through; flags that begin
 with --slb are of its schedule.
 
---init: predicted (by the hypernetwork of --workdir), he, glorot, orthogonal, naive, or a file of parameters.
+--init: predicted (by the hypernetwork of --workdir), he, he_uniform, glorot, glorot_normal, orthogonal,
+uniform_R and normal_R (R 0.005, 0.05 or 0.5), or a file of parameters.
 Images and rounding are those of the run; without --workdir, images are --dataset's.
 """
 

@@ -39,9 +39,11 @@ def to_quantized_onnx(
     """
     integers = to_integers(calibrated, quantizer)
     images = jnp.zeros((2, *calibrated.model.input_shape[1:]))  # of which nothing is measured
-    options = options_for(integers)
+    frozen = freeze(marked(calibrated, integers), images)
+    pools = any(step.primitive == 'reduce_window_max' for step in frozen.program.steps)
+    options = options_for(integers, pools=pools)
     needed = {OPTIONS: json.dumps(options)} if options else {}
-    return to_onnx(freeze(marked(calibrated, integers), images), {**(metadata or {}), **needed})
+    return to_onnx(frozen, {**(metadata or {}), **needed})
 
 
 def marked(calibrated: Calibrated, integers: Integers) -> Callable[[Array], Array]:

@@ -156,6 +156,7 @@ def _traced(source: Source, leaves: tuple[Leaf, ...], images: jax.ShapeDtypeStru
     recorder = Recorder(leaves, images=images.shape[0], channels=images.shape[-1], keep=keep)
     views = [View(leaf) for leaf in range(len(leaves))]
     (value,) = walk(recorder, program, [*views, *[CONSTANT] * len(others), Flow(0)])
+    _check_numbers(recorder, jax.tree.leaves(source.params))
     if not isinstance(value, Flow | Statistic):
         raise UserError(
             f'the logits of model {source.name!r} do not depend on the images: give another model'
@@ -166,6 +167,16 @@ def _traced(source: Source, leaves: tuple[Leaf, ...], images: jax.ShapeDtypeStru
             f'{MAX_OPERATIONS:,}: give a smaller one'
         )
     return Traced(program, recorder, recorder.as_flow(value).op, result.shape[1])
+
+
+def _check_numbers(recorder: Recorder, arrays: Sequence[Any]) -> None:
+    """Refuse parameters that are no real numbers: what is predicted for them would be cut off."""
+    for name, tensor in recorder.tensors.items():
+        leaf = tensor.view.leaf
+        if not jnp.issubdtype(dtype := arrays[leaf].dtype, jnp.floating):
+            if not recorder.keep:
+                raise UserError(f'parameter {name!r} is {dtype}: expected floating-point numbers')
+            recorder.kept.setdefault(leaf, f'is {dtype}, no floating-point numbers')
 
 
 def _graph(traced: Traced, name: str) -> Graph:

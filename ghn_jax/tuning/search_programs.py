@@ -20,7 +20,7 @@ from ghn_jax.tuning import slb
 from ghn_jax.tuning.scoring import Accuracy
 from ghn_jax.tuning.setup import Setup
 from ghn_jax.tuning.slb import SearchSpec
-from ghn_jax.tuning.training import TrainingSpec, make_optimizer, make_trainer
+from ghn_jax.tuning.training import TrainingSpec, TrainingState, loss_of, make_optimizer, make_trainer
 
 
 class Searched(NamedTuple):
@@ -54,11 +54,12 @@ class Programs:
         data = setup.images.dataset
         self._per_epoch = setup.training.steps_per_epoch(len(data.train.labels))
         self.trainer = make_trainer(
-            lambda searched, x, at: self._apply(searched, at[0], at[1], x),
-            lambda fixed, step: (fixed, self.temperature(step)),
+            self._model.apply,
+            None,
             setup.training,
             len(data.train.labels),
             flip=data.flip,
+            loss=self._loss,
             optimizer=self._optimizer(setup.training),
         )._replace(scored=lambda state: state)
         soft = lambda network, x: self._apply(network[0], network[1], network[2], x)
@@ -95,6 +96,11 @@ class Programs:
             values, count = self._values(fixed, name)
             hard[name] = slb.hard_weights(searched.logits[name], values, count)
         return hard, grids | fixed.grids
+
+    def _loss(self, searched: Searched, state: TrainingState, x: Array, labels: Array) -> Array:
+        tau = self.temperature(state.step)
+        apply = lambda searched, x, quantizer: self._apply(searched, state.fixed, tau, x)
+        return loss_of(apply, None, searched, x, labels)
 
     def _apply(self, searched: Searched, fixed: Fixed, tau: Array, x: Array) -> Array:
         weights = {

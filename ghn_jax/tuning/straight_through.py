@@ -22,7 +22,7 @@ from ghn_jax.runs.model_parameters import write_params
 from ghn_jax.tuning.comparison import FLOAT
 from ghn_jax.tuning.scoring import Accuracy, CalibratedScorer
 from ghn_jax.tuning.setup import Setup, as_data, unrounded
-from ghn_jax.tuning.training import Trainer, TrainingState, make_trainer
+from ghn_jax.tuning.training import Trainer, TrainingState, loss_of, make_trainer
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -43,13 +43,13 @@ class StraightThrough:
     def of_each(cls, setup: Setup, policies: Mapping[str, Policy]) -> list['StraightThrough']:
         """Return the method at each of the policies, by what they are called."""
         model, images = setup.model, setup.images
-        trainer = make_trainer(
-            Calibrated.apply if setup.statistics == 'fixed' else model.apply,
-            lambda widths, step: FakeQuantizer(widths, setup.scheme),
-            setup.training,
-            len(images.dataset.train.labels),
-            flip=images.dataset.flip,
-        )
+        trained = Calibrated.apply if setup.statistics == 'fixed' else model.apply
+
+        def loss(params: Any, state: TrainingState, x: Array, labels: Array) -> Array:
+            return loss_of(trained, FakeQuantizer(state.fixed, setup.scheme), params, x, labels)
+
+        count, flip = len(images.dataset.train.labels), images.dataset.flip
+        trainer = make_trainer(trained, None, setup.training, count, flip=flip, loss=loss)
 
         def apply(network: tuple[Any, Any], x: Array) -> Array:
             params, widths = network

@@ -28,8 +28,10 @@ from ghn_jax.datasets.load import Dataset
 from ghn_jax.models.quantizer import Quantizer
 from ghn_jax.training.refinements import average
 
-Apply = Callable[[Any, Array, Any], Array]
+Apply = Callable[[Any, Array, Quantizer | None], Array]
 """(params, normalised images [B, H, H, 3], quantizer) -> logits [B, classes]."""
+Loss = Callable[[Any, 'TrainingState', Array, Array], Array]
+"""(params, the state before the step, normalised images [B, H, H, 3], labels [B]) -> loss []."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -127,27 +129,29 @@ class Trainer(NamedTuple):
 
 def make_trainer(
     apply: Apply,
-    quantizer: Quantizer | None | Callable[[Any, Array], Any],
+    quantizer: Quantizer | None,
     spec: TrainingSpec,
     images: int,
     *,
     flip: bool = False,
     optimizer: optax.GradientTransformation | None = None,
+    loss: Loss | None = None,
 ) -> Trainer:
     """Return the functions of a training; each is compiled at its first call, and once.
 
     Args:
       apply: the network, such as `model.apply`.
-      quantizer: what rounds it; None: it is trained in float. Or a function of `TrainingState.fixed` and
-        the steps done, whose result `apply` is given.
+      quantizer: what rounds it; None: it is trained in float.
       spec: how it is trained.
       images: T.
       flip: whether a mirrored image is one of the same class, for `spec.augment`.
       optimizer: None: `make_optimizer`.
+      loss: in place of the cross-entropy of the network (`loss_of`); apply and quantizer are then not read.
 
     Raises:
       FieldError: fewer images than a batch.
     """
+    of_loss = loss or (lambda params, state, x, labels: loss_of(apply, quantizer, params, x, labels))
     per_epoch = spec.steps_per_epoch(images)
     optimizer = optimizer or make_optimizer(spec, per_epoch * spec.epochs)
 
@@ -168,10 +172,7 @@ def make_trainer(
             key = jax.random.fold_in(jax.random.fold_in(jax.random.key(state.seed), 1), state.step)
             x = crop_and_flip(key, x, flip=flip)
         x = normalize(x, data.mean, data.std)
-        rounding = quantizer(state.fixed, state.step) if callable(quantizer) else quantizer
-        loss, gradients = jax.value_and_grad(loss_of, argnums=2)(
-            apply, rounding, state.params, x, data.labels[chosen]
-        )
+        value, gradients = jax.value_and_grad(of_loss)(state.params, state, x, data.labels[chosen])
         updates, moments = optimizer.update(gradients, state.optimizer, state.params)
         params = optax.apply_updates(state.params, updates)
         return TrainingState(
@@ -180,7 +181,7 @@ def make_trainer(
             params=params,
             average=average(spec.ema, state.step, state.average, params),
             optimizer=moments,
-            loss=jnp.where(place == 0, 0.0, state.loss) + loss,
+            loss=jnp.where(place == 0, 0.0, state.loss) + value,
             fixed=state.fixed,
         )
 

@@ -126,6 +126,19 @@ def test_two_bits_take_two_bits_in_the_file_and_an_option_of_onnxruntime():
     assert other.opset_import[0].version == 21 and session_options(written('w8a8').file) == {}
 
 
+@pytest.mark.parametrize('bits, needed', [('w4a4', True), ('w8a8', False)])
+def test_a_max_pool_between_4_bit_activations_takes_that_option_too(bits, needed):
+    def apply(p, x):
+        return nn.max_pool(jax.nn.relu(x @ p['first']), (2, 2), (2, 2)).reshape(x.shape[0], -1) @ p['last']
+
+    r = np.random.default_rng(0)
+    params = {'first': r.normal(size=(3, 8)), 'last': r.normal(size=(32, 10))}
+    params = jax.tree.map(np.float32, params)
+    network = Written(trace(apply, (1, 4, 4, 3), params=params), params, images(64, 4), parse_bits(bits))
+    check(network, images(64, 4), 0.95)
+    assert session_options(network.file) == ({'session.disable_quant_qdq': '1'} if needed else {})
+
+
 @pytest.fixture(scope='module')
 def layer():
     """One layer, calibrated on ones."""

@@ -152,6 +152,7 @@ def test_the_command_writes_the_parameters_of_a_model(tmp_path, monkeypatch):
     'name, message',
     [
         ('nets', 'expected package.module:function'),
+        ('nets.py:net', 'expected a module as Python imports it, not a file, such as nets:net'),
         ('no.such:net', "module 'no.such' cannot be imported: ModuleNotFoundError: No module named 'no'"),
         ('nets_of_mine:other', "'other' of module 'nets_of_mine' is not there"),
         ('nets_of_mine:value', "'value' of module 'nets_of_mine' is no function"),
