@@ -82,8 +82,8 @@ class Programs:
             key = lambda i: jax.random.fold_in(jax.random.key(seed), i)
             draw = lambda i, name: slb.random_logits(key(i), weights[name].shape, self._most)
             return {name: draw(i, name) for i, name in enumerate(names)}, grids
-        values = {name: slb.values_of(grids[name], widths[name][0], self._most) for name in names}
-        return {name: slb.logits_of(weights[name], values[name]) for name in names}, grids
+        fixed = Fixed(widths, grids)
+        return {name: slb.logits_of(weights[name], *self._values(fixed, name)) for name in names}, grids
 
     def _round(
         self, searched: Searched, fixed: Fixed, *, names: tuple[str, ...], others: tuple[str, ...]
