@@ -56,16 +56,7 @@ def trace(
     """
     if unsupported not in ('raise', 'keep'):
         raise UserError(f"unsupported is {shown(unsupported)}: expected 'raise' or 'keep'")
-    shape = tuple(input_shape) if isinstance(input_shape, Sequence) else ()
-    if len(shape) < 2 or not all(is_int(size) and size > 0 for size in shape):
-        raise UserError(
-            f'input_shape is {shown(input_shape)}: expected the number of images and their shape, as in '
-            '(1, 32, 32, 3)'
-        )
-    try:
-        images = jax.ShapeDtypeStruct(shape, jnp.dtype(dtype))
-    except TypeError:
-        raise UserError(f'dtype is {shown(dtype)}: expected that of the images, such as float32') from None
+    images = _images(input_shape, dtype)
     source = _source(model, images, params, switches)
     leaves = _leaves(source)
     traced = functools.lru_cache(maxsize=8)(
@@ -73,11 +64,11 @@ def trace(
             source, leaves, jax.ShapeDtypeStruct(shape, dtype), unsupported == 'keep'
         )
     )
-    first = traced(shape, images.dtype)
+    first = traced(images.shape, images.dtype)
     recorder = first.recorder
     return Model(
         name=source.name,
-        input_shape=shape,
+        input_shape=images.shape,
         classes=first.classes,
         params=source.params,
         layers=tuple(recorder.layers),
@@ -88,6 +79,19 @@ def trace(
         initial=source.initial,
         traced=traced,
     )
+
+
+def _images(input_shape: Any, dtype: Any) -> jax.ShapeDtypeStruct:
+    shape = tuple(input_shape) if isinstance(input_shape, Sequence) else ()
+    if len(shape) < 2 or not all(is_int(size) and size > 0 for size in shape):
+        raise UserError(
+            f'input_shape is {shown(input_shape)}: expected the number of images and their shape, as in '
+            '(1, 32, 32, 3)'
+        )
+    try:
+        return jax.ShapeDtypeStruct(shape, jnp.dtype(dtype))
+    except TypeError:
+        raise UserError(f'dtype is {shown(dtype)}: expected that of the images, such as float32') from None
 
 
 def _source(model: Any, images: jax.ShapeDtypeStruct, params: Any, switches: dict[str, Any]) -> Source:
