@@ -56,13 +56,7 @@ def trace(
     """
     if unsupported not in ('raise', 'keep'):
         raise UserError(f"unsupported is {shown(unsupported)}: expected 'raise' or 'keep'")
-    shape = tuple(input_shape) if isinstance(input_shape, Sequence) else ()
-    if len(shape) < 2 or not all(is_int(size) and size > 0 for size in shape):
-        raise UserError(
-            f'input_shape is {shown(input_shape)}: expected the number of images and their shape, as in '
-            '(1, 32, 32, 3)'
-        )
-    images = jax.ShapeDtypeStruct(shape, dtype)
+    images = _images(input_shape, dtype)
     source = _source(model, images, params, switches)
     leaves = _leaves(source)
     traced = functools.lru_cache(maxsize=8)(
@@ -70,11 +64,11 @@ def trace(
             source, leaves, jax.ShapeDtypeStruct(shape, dtype), unsupported == 'keep'
         )
     )
-    first = traced(shape, images.dtype)
+    first = traced(images.shape, images.dtype)
     recorder = first.recorder
     return Model(
         name=source.name,
-        input_shape=shape,
+        input_shape=images.shape,
         classes=first.classes,
         params=source.params,
         layers=tuple(recorder.layers),
@@ -87,7 +81,22 @@ def trace(
     )
 
 
+def _images(input_shape: Any, dtype: Any) -> jax.ShapeDtypeStruct:
+    shape = tuple(input_shape) if isinstance(input_shape, Sequence) else ()
+    if len(shape) < 2 or not all(is_int(size) and size > 0 for size in shape):
+        raise UserError(
+            f'input_shape is {shown(input_shape)}: expected the number of images and their shape, as in '
+            '(1, 32, 32, 3)'
+        )
+    try:
+        return jax.ShapeDtypeStruct(shape, jnp.dtype(dtype))
+    except TypeError:
+        raise UserError(f'dtype is {shown(dtype)}: expected that of the images, such as float32') from None
+
+
 def _source(model: Any, images: jax.ShapeDtypeStruct, params: Any, switches: dict[str, Any]) -> Source:
+    if params is not None and isinstance(model, NetworkSpec | linen.Module | nnx.Module):
+        raise UserError('params are for a function, a module or a network has its own: leave them out')
     if isinstance(model, NetworkSpec):
         return sources.of_spec(model)
     if isinstance(model, linen.Module):

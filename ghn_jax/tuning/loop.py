@@ -39,8 +39,8 @@ def fit(
       trainer: compiled for these images.
       images: that are trained on.
       state: the first one; it is used up.
-      marks: after which passes the average of the parameters is scored; 0: before the first.
-      score: parameters -> its scores, in JSON's types.
+      marks: after which passes the state is scored; 0: before the first.
+      score: what `Trainer.scored` gives of a state -> its scores, in JSON's types.
       file: of the state, while training goes on; the caller deletes it once the result is kept.
       settings: all that the result depends on, in JSON's types.
       progress: steps are counted there.
@@ -63,7 +63,7 @@ def fit(
                 loss = float(state.loss) / trainer.steps_per_epoch
                 history['loss'].append(loss if math.isfinite(loss) else None)
             if epoch in marks and str(epoch) not in history['scores']:
-                history['scores'][str(epoch)] = score(state.average)
+                history['scores'][str(epoch)] = score(trainer.scored(state))
         if epoch == trainer.epochs:
             return state, history
         if order is None:

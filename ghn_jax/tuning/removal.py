@@ -49,7 +49,21 @@ class Removal:
 
     @classmethod
     def of(cls, model: Model, widths: NamedWidths) -> 'Removal':
-        """Find the channels of a model. widths: bits by the name of the weight; float for those without."""
+        """Find the channels of a model.
+
+        Args:
+          model: traced.
+          widths: bits by the name of the weight; float for those without.
+
+        Raises:
+          UserError: a layer whose weight is kept as initialised (`trace`), so that its rows are not known.
+        """
+        for layer in model.layers:
+            if layer.parameter not in model.tensors:
+                raise UserError(
+                    f'parameter {layer.parameter!r} of model {model.name!r} is used in a way that leaves '
+                    'it as initialised: channels cannot be removed from it, write the model without'
+                )
         bits = {layer.name: widths.get(layer.parameter, (FLOAT_BITS, FLOAT_BITS)) for layer in model.layers}
         weights, activations = ({name: b[i] for name, b in bits.items()} for i in (0, 1))
         return cls(model, find_channels(model), count_macs(model), weights, activations)

@@ -36,7 +36,7 @@ from ghn_jax.tuning.initialization import Start
 from ghn_jax.tuning.removal import Removal, least_cost
 from ghn_jax.tuning.scoring import Scorer
 from ghn_jax.tuning.squeeze_training import SqueezeSpec, SqueezeTask, Squeezing
-from ghn_jax.tuning.training import Trainer, TrainingImages, loss_of, make_trainer
+from ghn_jax.tuning.training import Trainer, TrainingImages, TrainingState, loss_of, make_trainer
 from ghn_jax.tuning.widening import Pair
 
 
@@ -167,7 +167,8 @@ def _programs(
     quantizer = model.quantizer(policy, scheme)
     free = ~removal.channels.kept
 
-    def loss(params: Any, fixed: Squeezing, x: Array, labels: Array) -> Array:
+    def loss(params: Any, state: TrainingState, x: Array, labels: Array) -> Array:
+        fixed: Squeezing = state.fixed
         left = jax.tree.map(jnp.multiply, params, fixed.masks)
         scales = jnp.sum(jnp.where(fixed.alive & free, removal.scales(left), 0))
         return loss_of(model.apply, quantizer, left, x, labels) + fixed.penalty * scales

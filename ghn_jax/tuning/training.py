@@ -30,8 +30,8 @@ from ghn_jax.training.refinements import average
 
 Apply = Callable[[Any, Array, Quantizer | None], Array]
 """(params, normalised images [B, H, H, 3], quantizer) -> logits [B, classes]."""
-Loss = Callable[[Any, Any, Array, Array], Array]
-"""(params, `TrainingState.fixed`, normalised images [B, H, H, 3], labels [B]) -> loss []."""
+Loss = Callable[[Any, 'TrainingState', Array, Array], Array]
+"""(params, the state before the step, normalised images [B, H, H, 3], labels [B]) -> loss []."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -115,6 +115,7 @@ class Trainer(NamedTuple):
     step: (state, order, images) -> the next state; the state given is used up.
     order: (seed, epoch) -> int32 [T], the images in the order of that pass.
     epochs, steps_per_epoch, batch_size: passes, batches of a pass, images of a batch.
+    scored: state -> what of it is scored.
     """
 
     begin: Callable[..., TrainingState]
@@ -123,6 +124,7 @@ class Trainer(NamedTuple):
     epochs: int
     steps_per_epoch: int
     batch_size: int
+    scored: Callable[[TrainingState], Any] = lambda state: state.average
 
 
 def make_trainer(
@@ -132,6 +134,7 @@ def make_trainer(
     images: int,
     *,
     flip: bool = False,
+    optimizer: optax.GradientTransformation | None = None,
     loss: Loss | None = None,
 ) -> Trainer:
     """Return the functions of a training; each is compiled at its first call, and once.
@@ -142,14 +145,15 @@ def make_trainer(
       spec: how it is trained.
       images: T.
       flip: whether a mirrored image is one of the same class, for `spec.augment`.
+      optimizer: None: `make_optimizer`.
       loss: in place of the cross-entropy of the network (`loss_of`); apply and quantizer are then not read.
 
     Raises:
       FieldError: fewer images than a batch.
     """
-    of_loss = loss or (lambda params, fixed, x, labels: loss_of(apply, quantizer, params, x, labels))
+    of_loss = loss or (lambda params, state, x, labels: loss_of(apply, quantizer, params, x, labels))
     per_epoch = spec.steps_per_epoch(images)
-    optimizer = make_optimizer(spec, per_epoch * spec.epochs)
+    optimizer = optimizer or make_optimizer(spec, per_epoch * spec.epochs)
 
     def begin(params: Any, seed: int, fixed: Any = ()) -> TrainingState:
         own, mean = (jax.tree.map(jnp.array, params) for _ in range(2))  # a step uses up what it is given
@@ -168,7 +172,7 @@ def make_trainer(
             key = jax.random.fold_in(jax.random.fold_in(jax.random.key(state.seed), 1), state.step)
             x = crop_and_flip(key, x, flip=flip)
         x = normalize(x, data.mean, data.std)
-        loss, gradients = jax.value_and_grad(of_loss)(state.params, state.fixed, x, data.labels[chosen])
+        value, gradients = jax.value_and_grad(of_loss)(state.params, state, x, data.labels[chosen])
         updates, moments = optimizer.update(gradients, state.optimizer, state.params)
         params = optax.apply_updates(state.params, updates)
         return TrainingState(
@@ -177,7 +181,7 @@ def make_trainer(
             params=params,
             average=average(spec.ema, state.step, state.average, params),
             optimizer=moments,
-            loss=jnp.where(place == 0, 0.0, state.loss) + loss,
+            loss=jnp.where(place == 0, 0.0, state.loss) + value,
             fixed=state.fixed,
         )
 

@@ -221,6 +221,15 @@ def test_integers_count_by_their_bits_in_what_a_file_holds(monkeypatch):
         to_onnx(network.frozen)
 
 
+def test_what_is_not_calibrated_is_refused(layer):
+    quantizer = layer.model.quantizer(Policy(8, 8))
+    for calibrated, given in ((layer.model, quantizer), (layer, None)):
+        with pytest.raises(ghn_jax.UserError, match='expected what ghn_jax.calibrate returns, and its'):
+            to_quantized_onnx(calibrated, given)
+    with pytest.raises(ghn_jax.UserError, match="enters 'kernel' is not calibrated: calibrate with a policy"):
+        to_quantized_onnx(dataclasses.replace(layer, ranges={}), quantizer)
+
+
 def test_without_calibration_images_there_are_no_integers(layer):
     with pytest.raises(ghn_jax.UserError, match='no calibration images'):
         calibrate(layer.model, layer.params, [], Policy(8, 8))

@@ -337,6 +337,8 @@ class Big(nn.Module):
         (lambda: function(lambda p, x: p[0], (2, 10)), 'do not depend on the images'),
         (lambda: trace(Big(), (1, 8, 8, 3)), 'has 1,000,488,484 parameters, more than'),
         (lambda: trace(Normed(nn.BatchNorm, RUNNING), (1, 8, 8, 3)), "'batch_stats.*as in training"),
+        (lambda: trace(Vit(), (1, 16, 16, 3), params={}), 'params are for a function'),
+        (lambda: trace(Vit(), (1, 16, 16, 3), dtype='wide'), "dtype is 'wide': expected that of"),
         (lambda: trace(Vit(), (1, 16, 16, 3), unsupported='drop'), "expected 'raise' or 'keep'"),
     ],
 )  # fmt: skip

@@ -171,6 +171,14 @@ def test_names_of_no_use_get_one_line(name, message, tmp_path, monkeypatch):
     assert '\n' not in str(caught.value)
 
 
+def test_what_was_not_traced_is_not_predicted():
+    hypernetwork = ghn_jax.load('zoo:digits-bits')
+    for network in (nn.Dense(10), 'net', None):
+        with pytest.raises(ghn_jax.UserError, match='expected a model of ghn_jax.trace, or a Net') as caught:
+            hypernetwork.predict(network)
+        assert '\n' not in str(caught.value)
+
+
 ROW = linen_models._row
 MODELS_FOR_DIGITS = [
     (

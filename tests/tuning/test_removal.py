@@ -6,6 +6,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from jax import lax
 
 from ghn_jax.base.errors import UserError
 from ghn_jax.cnn.reference import apply_reference
@@ -85,10 +86,10 @@ def test_random_numbers_in_the_place_of_removed_channels_change_nothing():
 
 def test_a_tie_that_is_broken_is_noticed():
     outer = REMOVAL.channels.rows['Conv_0.kernel'][0]
-    broken = dataclasses.replace(REMOVAL.channels, rows=dict(REMOVAL.channels.rows))
-    rows = broken.rows['Conv_2.kernel'].copy()
+    rows = REMOVAL.channels.rows['Conv_2.kernel'].copy()
     rows[0] = REMOVAL.channels.rows['Conv_1.kernel'][0]  # as if the block's end had another channel
-    broken.rows['Conv_2.kernel'] = rows
+    others = {**REMOVAL.channels.rows, 'Conv_2.kernel': rows}
+    broken = dataclasses.replace(REMOVAL.channels, rows=others)
     removal = dataclasses.replace(REMOVAL, channels=broken)
     alive = without(removal, REMOVAL.channels.rows['Conv_1.kernel'][0])
     params = masked(parameters(MODEL), removal.masks(alive))
@@ -115,11 +116,12 @@ def test_removed_channels_and_smaller_arrays_come_to_the_same_at_any_bits(bits):
     assert cut.cost(cut.all()) == removal.cost(alive)
     logits = []
     with jax.enable_x64(True):  # a sum without its zeros is taken in another order, and may round otherwise
-        x, policy = np.float64(images(4, size=16)), parse_bits(bits)
+        x, policy = jnp.asarray(images(4, size=16), np.float64), parse_bits(bits)
         for given in (small, params):
             given = jax.tree.map(np.float64, given)
             m = trace(run, shape, params=given, dtype=np.float64)
-            logits.append(jax.jit(lambda p, m=m: m.apply(p, x, m.quantizer(policy, QAT)))(given))
+            run_it = jax.jit(lambda p, m=m: m.apply(p, x, m.quantizer(policy, QAT)))
+            logits.append(np.asarray(run_it(given)))
     assert logits[0].dtype == np.float64 and np.std(logits[0]) > 0.01
     np.testing.assert_allclose(*logits, atol=1e-9)
 
@@ -163,3 +165,15 @@ def test_the_scale_of_what_is_removed_is_0_and_has_a_gradient_that_is_a_number()
 def test_arrays_that_are_not_full_are_not_cut():
     with pytest.raises(UserError, match='leave it masked'):
         narrow({'a': np.ones((2, 2))}, {'a': np.eye(2)})
+
+
+def test_a_layer_whose_weight_is_kept_gets_one_line():
+    def apply(params, x):
+        y = jnp.einsum('nhwc,cd->nhwd', x, params['a'])
+        z = lax.scan(lambda carry, _: (carry @ params['a'][:3, :3], None), x, None, length=2)[0]
+        return jnp.einsum('nc,cd->nd', (y + z).mean((1, 2)), params['b'])
+
+    params = {'a': jnp.ones((3, 3)), 'b': jnp.ones((3, 10))}
+    model = trace(apply, (1, 8, 8, 3), params=params, unsupported='keep')
+    with pytest.raises(UserError, match="parameter 'a' of model 'apply' is used in a way that leaves it"):
+        Removal.of(model, {})
