@@ -34,17 +34,28 @@ Initializer = Callable[[Array, tuple[int, ...]], Array]
 _POSITIONS = 0.02  # standard deviation of position encodings, as in ViT (arXiv 2010.11929)
 _AXES = {'in_axis': 1, 'out_axis': 0}
 
+
+def _uniform(r: float) -> Initializer:
+    """Return what draws from U(-r, r)."""
+    return lambda key, shape: jax.random.uniform(key, shape, jnp.float32, -r, r)
+
+
+NAIVE_RANGES = (0.005, 0.05, 0.5)
+"""Of initialisers with one range for every layer, whatever its size (arXiv 2011.14578 compares with them)."""
+
 RANDOM: dict[str, Initializer] = {
-    # N(0, 2 / fan_in): arXiv 1502.01852, eq. 10.
+    # N(0, 2 / fan_in): arXiv 1502.01852, eq. 10; and a uniform distribution of that variance.
     'he': initializers.variance_scaling(2.0, 'fan_in', 'normal', **_AXES),
-    # U(-a, a), a = sqrt(6 / (fan_in + fan_out)): Glorot and Bengio 2010, eq. 16.
+    'he_uniform': initializers.variance_scaling(2.0, 'fan_in', 'uniform', **_AXES),
+    # U(-a, a), a = sqrt(6 / (fan_in + fan_out)): Glorot and Bengio 2010, eq. 16; and a normal one likewise.
     'glorot': initializers.variance_scaling(1.0, 'fan_avg', 'uniform', **_AXES),
+    'glorot_normal': initializers.variance_scaling(1.0, 'fan_avg', 'normal', **_AXES),
     # Rows of an orthogonal matrix [out, rest], times sqrt(2) for the ReLUs: arXiv 1312.6120.
     'orthogonal': initializers.orthogonal(scale=2**0.5, column_axis=0),
-    # One range for every layer, whatever its size: the plain way (arXiv 2011.14578 compares with it).
-    'naive': lambda key, shape: jax.random.uniform(key, shape, jnp.float32, -0.05, 0.05),
+    **{f'uniform_{r}': _uniform(r) for r in NAIVE_RANGES},
+    **{f'normal_{r}': initializers.normal(r) for r in NAIVE_RANGES},
 }
-"""Random initialisers by name."""
+"""Random initialisers by name; of the naive ones the number is the bound, or the standard deviation."""
 PREDICTED = 'predicted'
 
 

@@ -10,7 +10,7 @@ from ghn_jax.models.tracing import trace
 from ghn_jax.models.weights import to_params
 from ghn_jax.quant.policy import Policy
 from ghn_jax.runs.model_parameters import read_params, write_params
-from ghn_jax.tuning.initialization import RANDOM, parse_starts, random_params
+from ghn_jax.tuning.initialization import NAIVE_RANGES, RANDOM, parse_starts, random_params
 from tests.tuning.nets import SIZE, Net, traced
 
 SHAPES = (
@@ -25,7 +25,10 @@ SHAPES = (
     [
         ('he', lambda fan_in, fan_out: 2 / fan_in),
         ('glorot', lambda fan_in, fan_out: 2 / (fan_in + fan_out)),
-        ('naive', lambda fan_in, fan_out: 0.1**2 / 12),
+        ('he_uniform', lambda fan_in, fan_out: 2 / fan_in),
+        ('glorot_normal', lambda fan_in, fan_out: 2 / (fan_in + fan_out)),
+        *((f'uniform_{r}', lambda fan_in, fan_out, r=r: r**2 / 3) for r in NAIVE_RANGES),
+        *((f'normal_{r}', lambda fan_in, fan_out, r=r: r**2) for r in NAIVE_RANGES),
     ],
 )
 def test_weights_have_the_variance_of_the_formula(name, variance):
@@ -34,8 +37,9 @@ def test_weights_have_the_variance_of_the_formula(name, variance):
         pixels = int(np.prod(shape[2:]))
         expected = variance(shape[1] * pixels, shape[0] * pixels)
         assert np.var(w) == pytest.approx(expected, rel=5 / np.sqrt(w.size)) and w.shape == shape
-        if name != 'he':
-            assert np.abs(w).max() <= np.sqrt(3 * expected) * 1.0001  # uniform
+        assert abs(w.mean()) < 5 * np.sqrt(expected / w.size)
+        uniform = name.startswith('uniform') or name in ('he_uniform', 'glorot')
+        assert (np.abs(w).max() <= np.sqrt(3 * expected) * 1.0001) == uniform
 
 
 @pytest.mark.parametrize('shape', [(8, 4, 3, 3), (40, 20)])
@@ -102,7 +106,7 @@ def test_parameters_of_another_model_get_one_line(tmp_path, change, words):
     'names, words',
     [
         (['predicted'], 'there is no hypernetwork: give workdir=RUN'),
-        (['hee'], 'init=hee: expected predicted, he, glorot, orthogonal, naive, or a file'),
+        (['hee'], 'init=hee: expected predicted, he, he_uniform, glorot, .*, normal_0.5, or a file'),
         ([], 'init is empty'),
         ([__file__], 'no safetensors file'),
     ],
