@@ -16,13 +16,16 @@ flags.disclaim_key_flags()  # --help shows them as the flags of the command that
 
 BOUNDS: dict[str, tuple[int, int]] = {
     'batch_size': (1, 65_536),
+    'blocks': (1, 100),  # of a stage
     'calibration_batches': (1, 10**6),
     'calibration_images': (2, 10**6),
     'cells': (1, 1024),
+    'channels': (1, 4096),
     'compare': (1, 10**9),
     'devices': (0, 1024),  # of one process
     'distributed_timeout': (1, 7 * 24 * 3600),  # seconds
     'epochs': (1, 10_000),
+    'expansion': (1, 64),
     'images': (1, 10**6),
     'integer': (0, 10**9),
     'iterations': (1, 10**6),

@@ -32,8 +32,8 @@ from ghn_jax.models.model import Model
 from ghn_jax.models.tracing import trace
 from ghn_jax.runs.metrics import Progress
 from ghn_jax.runs.model_parameters import read_params, write_params
-from ghn_jax.tuning.fixed_point import MOST_BITS, costs_of, to_network
-from ghn_jax.tuning.fixed_point_network import labelled
+from ghn_jax.tuning.fixed_point import MOST_BITS, to_network
+from ghn_jax.tuning.fixed_point_network import labelled, saved
 from ghn_jax.tuning.fixed_point_search import (
     BUDGET,
     Search,
@@ -129,22 +129,18 @@ class _Trained:
         cpu_seconds = time.process_time() - begin
         search, tensors = self.search, self.search.tensors
         network, policy = to_network(self.calibrated, tensors, formats)
-        cost, widest = (costs_of(self.calibrated, tensors, f) for f in (formats, uniform(search, MOST_BITS)))
-        exact, correct = (
-            _is_exact(network, policy, self.test[0][:CHECKED]),
-            search.score(search.float_formats()),
-        )
+        float_correct, correct = (search.score(f).correct for f in (search.float_formats(), formats))
         kinds = np.array([tensor.kind for tensor in tensors])
         return {
             'float': top1(self.calibrated, *self.test),
             'top1': top1(network, *self.test, policy),
-            'lost_in_calibration': 100 * (correct.correct - search.score(formats).correct) / search.images,
+            'lost_in_calibration': 100 * (float_correct - correct) / search.images,
             'calibration_images': search.images,
-            'saved': {what: 100 * (1 - getattr(cost, what) / getattr(widest, what)) for what in SAVED},
+            'saved': {what: 100 * share for what, share in saved(search, formats).items()},
             'mean_bits': {
                 kind: float(formats[kinds == kind, 0].mean()) for kind in dict.fromkeys(kinds.tolist())
             },
-            'integers_agree': exact,
+            'integers_agree': _is_exact(network, policy, self.test[0][:CHECKED]),
             'formats': {f'{t.kind} {t.name}': row for t, row in zip(tensors, formats.tolist())},
             'cpu_seconds': round(cpu_seconds, 1),
         }
@@ -182,10 +178,10 @@ def table(found: list[dict[str, Any]], about: Mapping[str, Any]) -> dict[str, An
     """Return the table of the study, as `reporting.docs_tables` has them."""
     rows = []
     for one in found:
-        lost, saved, bits = one['float'] - one['top1'], one['saved'], one['mean_bits']
+        lost, shares, bits = one['float'] - one['top1'], one['saved'], one['mean_bits']
         width = '/'.join(f'{bits[kind]:.1f}' for kind in ('weight', 'activation', 'bias'))
         accuracy = [one['float'], one['top1'], lost, one['lost_in_calibration']]
-        figures = [*(round(x, 2) for x in accuracy), *(round(saved[what], 1) for what in SAVED)]
+        figures = [*(round(x, 2) for x in accuracy), *(round(shares[what], 1) for what in SAVED)]
         rows.append([one['dataset'], one['network'], one['method'], width, *figures, one['cpu_seconds']])
     columns = ['data', 'network', 'widths', 'mean bits: weight/activation/bias', 'float', 'fixed point']
     columns += [

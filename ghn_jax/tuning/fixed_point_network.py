@@ -1,5 +1,6 @@
 """A network put into fixed point, written to a folder, and scored; stopped, it goes on there."""
 
+import functools
 import json
 import time
 from collections.abc import Callable, Mapping
@@ -79,23 +80,11 @@ def fixed_point_into(
         'ghn_jax': ghn_jax.__version__,
     }
     key = f'{json_digest([about, array_digests([calibrated, search.batches])]):08x}'
-    with files.writing(folder):
-        folder.mkdir(parents=True, exist_ok=True)
     state = folder / STATE
     begun = _begun(state, key, len(search.tensors))
-    keep = lambda layers, formats: files.write_json(
-        state, {'key': key, 'layers': layers, 'formats': formats.tolist()}
-    )
-    formats = layer_wise(search, budget, done, begun, keep)
+    formats = layer_wise(search, budget, done, begun, functools.partial(_keep, state, key))
     network, policy = to_network(calibrated, search.tensors, formats)
-    cost, widest = (costs_of(calibrated, search.tensors, f) for f in (formats, uniform(search, MOST_BITS)))
-    about |= {
-        'formats': by_name(search.tensors, formats),
-        'saved': {
-            'memory': round(1 - cost.memory / widest.memory, 4),
-            'multiplications': round(1 - cost.multiplications / widest.multiplications, 4),
-        },
-    }
+    about |= {'formats': by_name(search.tensors, formats), 'saved': saved(search, formats)}
     strings = {name: value if isinstance(value, str) else json.dumps(value) for name, value in about.items()}
     file = save(folder, QuantizedNetwork(network, policy, SCHEME, source, strings))
     state.unlink(missing_ok=True)
@@ -109,6 +98,24 @@ def fixed_point_into(
         'test_images': len(test[1]),
         'float_top1': top1(calibrated, *test),
         'top1': top1(network, *test, policy),
+    }
+
+
+def _keep(state: Place, key: str, layers: int, formats: np.ndarray) -> None:
+    """Write what is done of a search."""
+    with files.writing(state):
+        state.parent.mkdir(parents=True, exist_ok=True)
+    files.write_json(state, {'key': key, 'layers': layers, 'formats': formats.tolist()})
+
+
+def saved(search: Search, formats: np.ndarray) -> dict[str, float]:
+    """Return what formats save against 8 bits everywhere, as shares from 0 to 1, by the names of `Costs`."""
+    cost, widest = (
+        costs_of(search.calibrated, search.tensors, f) for f in (formats, uniform(search, MOST_BITS))
+    )
+    return {
+        what: round(1 - getattr(cost, what) / getattr(widest, what), 4)
+        for what in ('memory', 'parameters', 'activations', 'multiplications')
     }
 
 

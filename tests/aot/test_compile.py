@@ -186,15 +186,14 @@ def test_the_small_step_for_an_accelerator_fits_and_copies_no_tape_in_a_loop_or_
 
 
 @pytest.mark.slow
-def test_chips_that_share_a_network_exchange_in_branches_among_themselves_and_all_once_a_step():
+def test_chips_that_share_a_network_exchange_in_loops_and_branches_among_themselves_alone():
     config = small(
         **{'devices.per_process': 0, 'devices.images': 2, 'train.batch_size': 256, 'train.meta_batch': 4}
     )
     row = step_for('tpu-v5e-2x4', config)
     assert row['fits'] and {c['op'] for c in row['collectives']} == {'all-reduce'}
     inside = [c for c in row['collectives'] if any(c['place'].values())]
-    (once,) = (c for c in row['collectives'] if not any(c['place'].values()))
-    assert inside and {c['group'] for c in inside} == {2} and once['group'] in (0, 8)
+    assert any(c['place']['branches'] for c in inside) and {c['group'] for c in inside} == {2}
 
 
 @pytest.mark.slow

@@ -13,7 +13,8 @@ from ghn_jax.runs.calibrated_file import load
 from ghn_jax.tuning.fixed_point_network import STATE, fixed_point_into, in_words
 from ghn_jax.tuning.integer_run import integer_logits
 from tests.small_run import command, is_one_error_line
-from tests.tuning.models import Plain, Residual, calibrated, images
+from tests.tuning.models import Plain, calibrated, images
+from tests.tuning.test_integer_run import Branches
 from tests.tuning.test_quantize import arch, workdir  # noqa: F401
 
 SOURCE = {'model': 'tests.tuning.models:plain'}
@@ -51,8 +52,8 @@ def test_a_search_that_is_stopped_goes_on_and_its_network_comes_back_to_the_bit(
 
 @pytest.mark.slow
 def test_a_file_for_another_runtime_has_powers_of_two_and_gives_the_same_logits(tmp_path):
-    network, x = calibrated(Residual(), 64)
-    scored, source = labelled(network, x), {'model': 'tests.tuning.models:residual'}
+    network, x = calibrated(Branches(), 64)
+    scored, source = labelled(network, x), {'model': 'tests.tuning.test_integer_run:Branches'}
     fixed_point_into(tmp_path, network, scored, scored, source, 60)
     found = load(tmp_path)
     integers = to_integers(found.calibrated, found.quantizer())

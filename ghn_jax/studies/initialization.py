@@ -1,0 +1,291 @@
+"""Where should we begin: what initial weights mean for 8 and 4 bits after training (arXiv 2011.14578).
+
+    python -m ghn_jax.studies.initialization digits DIR
+    python -m ghn_jax.studies.initialization cifar10 DIR --data_dir=DATA --channels=32,64,128 --epochs=60
+
+Small networks of each kind of block (`block_kinds`) are trained in float from each initialisation, then run
+at 8 and 4 bits without further training: batch norms are folded, and every weight and activation of every
+layer is rounded on an asymmetric grid over all values of its tensor, those of activations on training images.
+Before training, after 1 and 5 passes and at the end, accuracy and the statistics of each layer
+(`layer_statistics`) are taken.
+
+DIR/runs has each training, whole; DIR has the tables `initialization*.json` and the picture. A study that was
+stopped goes on where it was.
+"""
+
+import argparse
+import dataclasses
+import datetime
+import shlex
+import sys
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any
+
+import jax
+
+from ghn_jax.base import bounds, cli, files, jsonfile, lock
+from ghn_jax.base.errors import FieldError, UserError
+from ghn_jax.base.paths import Place
+from ghn_jax.base.start import start
+from ghn_jax.datasets.load import DATASETS, Dataset, load
+from ghn_jax.evaluation.selection import ImageBatches, image_batches
+from ghn_jax.models.folding import Calibrated, fold
+from ghn_jax.models.model import Model
+from ghn_jax.models.tracing import trace
+from ghn_jax.quant.policy import Policy
+from ghn_jax.runs.hypernetwork import Hypernetwork
+from ghn_jax.runs.hypernetwork import load as load_hypernetwork
+from ghn_jax.runs.metrics import Progress
+from ghn_jax.studies.block_kinds import KINDS, BlockNet, Kind
+from ghn_jax.studies.initialization_picture import picture
+from ghn_jax.studies.initialization_tables import make_tables
+from ghn_jax.studies.layer_statistics import BITS, observe, summarized
+from ghn_jax.tuning import comparison
+from ghn_jax.tuning.initialization import PREDICTED, RANDOM, Start, parse_starts
+from ghn_jax.tuning.loop import check_settings, fit
+from ghn_jax.tuning.scoring import Scorer, normalized
+from ghn_jax.tuning.training import Trainer, TrainingImages, TrainingSpec, make_trainer
+
+HYPERNETWORKS = {'digits': 'zoo:digits-low-bits'}
+"""Which one predicts networks for a data set, where none is given."""
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class StudySpec:
+    """What is trained.
+
+    Attributes:
+      kinds: of blocks, of `KINDS`.
+      starts: initialisations by name: of `RANDOM`, or 'predicted'.
+      seeds: of random weights and of the order of images.
+      channels, blocks, expansion: of `BlockNet`.
+      training: in float, without an average of parameters.
+      batch_size: of test images; what does not fill a batch is left out.
+      calibration_images: the first training images, for the statistics of norms and ranges.
+
+    Raises:
+      FieldError: an unknown kind, a number out of its bounds.
+    """
+
+    kinds: tuple[str, ...] = tuple(KINDS)
+    starts: tuple[str, ...] = (*RANDOM, PREDICTED)
+    seeds: tuple[int, ...] = (0,)
+    channels: tuple[int, ...] = (16, 32)
+    blocks: int = 1
+    expansion: int = 4
+    training: TrainingSpec = dataclasses.field(
+        default_factory=lambda: TrainingSpec(epochs=5, batch_size=32, ema=0.0)
+    )
+    batch_size: int = 100
+    calibration_images: int = 256
+
+    def __post_init__(self) -> None:
+        bounds.check(batch_size=self.batch_size, calibration_images=self.calibration_images)
+        bounds.check(blocks=self.blocks, expansion=self.expansion)
+        if unknown := [kind for kind in self.kinds if kind not in KINDS]:
+            raise FieldError('kinds', f' has {unknown[0]!r}: expected of {", ".join(KINDS)}')
+
+
+def study(
+    dataset: Dataset, spec: StudySpec, out: Place, hypernetwork: Hypernetwork | None = None
+) -> Iterator[list[dict[str, Any]]]:
+    """Train and score; after each kind give the records of all trainings so far, from files or made now.
+
+    Args:
+      dataset: its training images are trained on, its test images scored.
+      spec: what is trained.
+      out: folder of the records.
+      hypernetwork: that predicts parameters, where these are asked for.
+
+    Raises:
+      UserError: an unknown initialisation, a folder of a study with other settings.
+    """
+    images = _Images.of(dataset, spec)
+    each = spec.training.steps_per_epoch(len(dataset.train.labels)) * spec.training.epochs
+    total = each * len(spec.kinds) * len(spec.starts) * len(spec.seeds)
+    policy = hypernetwork.used(Policy()) if hypernetwork else Policy()
+    runs: list[dict[str, Any]] = []
+    with lock.holding(out), Progress(total, desc='initialization') as progress:
+        (out / 'runs').mkdir(parents=True, exist_ok=True)
+        for name in spec.kinds:
+            task = _Task.of(KINDS[name], spec, images, policy)
+            starts = parse_starts(spec.starts, [task.model], hypernetwork)
+            runs += [task.run(start, seed, out / 'runs', progress) for start in starts for seed in spec.seeds]
+            yield runs
+
+
+@dataclasses.dataclass(frozen=True)
+class _Images:
+    """What is trained on, scored, and calibrated with (one batch, normalised)."""
+
+    dataset: Dataset
+    train: TrainingImages
+    test: ImageBatches
+    calibration: jax.Array
+
+    @classmethod
+    def of(cls, dataset: Dataset, spec: StudySpec) -> '_Images':
+        count = spec.calibration_images
+        test = image_batches(dataset, dataset.test, batch_size=spec.batch_size)
+        calibration = image_batches(dataset, dataset.train, batch_size=count, num_images=count)
+        return cls(dataset, TrainingImages.of(dataset), test, normalized(calibration)[0])
+
+
+@dataclasses.dataclass(frozen=True)
+class _Task:
+    """One kind: what its trainings have in common, compiled once for all initialisations and seeds.
+
+    policy: that parameters are predicted for: float, as the hypernetwork has it.
+    """
+
+    kind: Kind
+    model: Model
+    policy: Policy
+    images: _Images
+    trainer: Trainer
+    score: Callable[[Any], dict[str, Any]]
+    settings: Mapping[str, Any]
+
+    @classmethod
+    def of(cls, kind: Kind, spec: StudySpec, images: _Images, policy: Policy) -> '_Task':
+        data = images.dataset
+        net = BlockNet(kind, spec.channels, spec.blocks, spec.expansion, data.num_classes)
+        model = trace(net, (1, *data.train.images.shape[1:]))
+        trainer = make_trainer(model.apply, None, spec.training, len(data.train.labels), flip=data.flip)
+        settings = {
+            'net': [kind.name, list(spec.channels), spec.blocks, spec.expansion],
+            'training': dataclasses.asdict(spec.training),
+            'images': [data.name, list(data.train.images.shape), images.test.count, len(images.calibration)],
+        }
+        return cls(kind, model, policy, images, trainer, _scorer(model, images), settings)
+
+    def run(self, start: Start, seed: int, out: Place, progress: Progress) -> dict[str, Any]:
+        """Do a training, or what is left of it, and write its record; return it."""
+        name = f'{self.kind.name}.{start.name}.seed{seed}'
+        record, settings = out / f'{name}.json', {**self.settings, 'seed': seed, 'from': start.about}
+        if files.exists(record):
+            done = jsonfile.read(record, 'record', 'delete it, and that training is done again')
+            check_settings(settings, done.get('settings'), record)
+            progress.update(self.trainer.steps_per_epoch * self.trainer.epochs)
+            return done
+        state_file = out / f'{name}.state.npz'
+        params = start.params(self.model, self.policy, seed)
+        _, history = fit(
+            self.trainer,
+            self.images.train,
+            self.trainer.begin(params, seed),
+            marks=comparison.marks(self.trainer.epochs),
+            score=self.score,
+            file=state_file,
+            settings=settings,
+            progress=progress,
+        )
+        done = {'kind': self.kind.name, 'init': start.name, 'seed': seed, **history, 'settings': settings}
+        files.write_json(record, done)
+        state_file.unlink(missing_ok=True)
+        return done
+
+
+def _scorer(model: Model, images: _Images) -> Callable[[Any], dict[str, Any]]:
+    """Return what takes parameters to top-1 in percent by bits, and to the statistics of each layer."""
+    policies = {comparison.FLOAT: Policy(), **{f'w{b}a{b}': Policy(b, b) for b in BITS}}
+    seen = jax.jit(observe)
+
+    def apply(network: Calibrated, x: jax.Array, quantizer: Any) -> jax.Array:
+        return network.apply(x, dataclasses.replace(quantizer, ranges=network.ranges))
+
+    scorer = Scorer(apply, {bits: model.quantizer(policy) for bits, policy in policies.items()}, images.test)
+
+    def score(params: Any) -> dict[str, Any]:
+        network = fold(model, params, [images.calibration])
+        found = jax.device_get(seen(network, images.calibration))
+        top1 = scorer(dataclasses.replace(network, ranges=found.ranges))
+        names = [layer.name for layer in model.layers]  # JAX has sorted them
+        in_order = lambda of: summarized({name: of[name] for name in names})
+        layers = {'weights': in_order(found.weights), 'activations': in_order(found.activations)}
+        return {'top1': {bits: round(value, 2) for bits, value in top1.items()}, **layers}
+
+    return score
+
+
+def about(dataset: Dataset, spec: StudySpec, command: str) -> dict[str, Any]:
+    """Return how the figures are taken."""
+    return {
+        'date': datetime.date.today().isoformat(),
+        'dataset': dataset.name,
+        **({'note': dataset.note} if dataset.note else {}),
+        'image size': dataset.train.images.shape[1],
+        'networks': f'channels {", ".join(map(str, spec.channels))}, blocks in each stage: {spec.blocks}',
+        'seeds': ', '.join(map(str, spec.seeds)),
+        'training': f'{spec.training.epochs} epochs of AdamW in float, learning rate '
+        f'{spec.training.learning_rate}, batches of {spec.training.batch_size}',
+        'calibration': f'{spec.calibration_images} training images',
+        'test images': len(dataset.test.labels) // spec.batch_size * spec.batch_size,
+        'device': jax.devices()[0].device_kind,
+        'command': command,
+    }
+
+
+def parser() -> argparse.ArgumentParser:
+    """Return what reads the command line."""
+    made = _Parser(prog='python -m ghn_jax.studies.initialization', description=__doc__)
+    made.formatter_class = argparse.RawDescriptionHelpFormatter
+    made.add_argument('dataset', choices=list(DATASETS))
+    made.add_argument('out', metavar='DIR', help='of all that is made; a study there goes on')
+    made.add_argument('--data_dir', help='where TFDS data lie')
+    made.add_argument('--image_size', type=int, default=16, help='pixels on a side')
+    made.add_argument('--kinds', default=','.join(StudySpec.kinds), help='of blocks, a list')
+    made.add_argument('--init', help='a list: of finetune --init, without files')
+    made.add_argument('--hypernetwork', help='run, or zoo:NAME, that predicts')
+    made.add_argument('--seeds', default='0', help='a list')
+    made.add_argument('--channels', default='16,32', help='of each stage, rising')
+    made.add_argument('--blocks', type=int, default=1, help='of each stage')
+    made.add_argument('--expansion', type=int, default=4, help='of inverted bottlenecks')
+    made.add_argument('--epochs', type=int, default=5, help='passes over the training images')
+    made.add_argument('--batch_size', type=int, default=32, help='images of a step')
+    made.add_argument('--learning_rate', type=float, default=3e-3, help='of the first step')
+    made.add_argument('--augment', action='store_true', help='crop, and mirror where the data allow it')
+    return made
+
+
+class _Parser(argparse.ArgumentParser):
+    def error(self, message: str) -> Any:
+        cli.fail(message)
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Run the study, and write its tables and its picture after each kind."""
+    given = parser().parse_args(arguments)
+    try:
+        out = cli.check_folder(given.out, 'out')
+        predicts = given.hypernetwork or HYPERNETWORKS.get(given.dataset)
+        default = (*RANDOM, PREDICTED) if predicts else tuple(RANDOM)
+        spec = StudySpec(
+            kinds=tuple(given.kinds.split(',')),
+            starts=tuple(given.init.split(',')) if given.init else default,
+            seeds=bounds.integers('seeds', given.seeds.split(','), 'seed'),
+            channels=bounds.integers('channels', given.channels.split(','), 'channels'),
+            blocks=given.blocks,
+            expansion=given.expansion,
+            training=TrainingSpec(
+                epochs=given.epochs,
+                batch_size=given.batch_size,
+                learning_rate=given.learning_rate,
+                ema=0.0,
+                augment=given.augment,
+            ),
+        )
+        start()
+        dataset = load(given.dataset, data_dir=given.data_dir, image_size=given.image_size)
+        hypernetwork = load_hypernetwork(predicts) if PREDICTED in spec.starts and predicts else None
+        command = shlex.join(['python', '-m', 'ghn_jax.studies.initialization', *(arguments or sys.argv[1:])])
+        for runs in study(dataset, spec, out, hypernetwork):
+            for name, table in make_tables(runs, about(dataset, spec, command)).items():
+                files.write_json(out / f'{name}.json', table)
+            files.write(out / 'initialization.png', picture(runs))
+    except UserError as e:
+        cli.fail(e)
+
+
+if __name__ == '__main__':
+    main()
