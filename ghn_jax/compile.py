@@ -6,8 +6,8 @@ python -m ghn_jax.compile --config=quickstart --target=cpu --out=DIR
 
 The programs are the training step for each family of networks, and what predicts and scores the networks of
 validations (--splits=val) and evaluations (any other split; --num_networks, --num_images, --batch_size and
---seed as `evaluate` will be given them). Nothing runs, and no data are read. Compilers for TPUs and GPUs come
-with the extras aot-tpu and aot-gpu.
+--seed as `evaluate` will be given them, and --bn, --ranges and --sqnr where it measures). Nothing runs,
+and no data are read. Compilers for TPUs and GPUs come with the extras aot-tpu and aot-gpu.
 
 With --out, compiled programs are written. `train` and `evaluate` load them with --executables=DIR, on devices
 of the kind that the target names, with the same versions of JAX and of this package: what fits in a line says
@@ -22,7 +22,7 @@ from ghn_jax.aot.compiling import compile_programs
 from ghn_jax.base import bounds, cli, environment, outputs
 from ghn_jax.base.errors import UserError
 from ghn_jax.base.start import divide_cpu
-from ghn_jax.evaluation.evaluation_flags import parse_splits
+from ghn_jax.evaluation.evaluation_flags import define_protocol_flags, parse_splits
 from ghn_jax.evaluation.evaluation_spec import BATCH_SIZE, NUM_NETWORKS, EvaluationSpec
 from ghn_jax.networks.spaces import SPLITS
 
@@ -38,6 +38,7 @@ _NUM_NETWORKS = bounds.define_integer('num_networks', NUM_NETWORKS, 'Of each spl
 _NUM_IMAGES = bounds.define_integer('num_images', 0, 'Test images of an evaluation; 0 takes all.')
 _BATCH_SIZE = bounds.define_integer('batch_size', BATCH_SIZE, 'Images of a batch of an evaluation.')
 _SEED = bounds.define_integer('seed', 0, 'Which networks the splits evaluated have.')
+_PROTOCOL = define_protocol_flags(sqnr=False)
 _OUTPUTS = outputs.define_flags()
 
 
@@ -48,9 +49,11 @@ def main() -> None:
         raise UserError(f'--target is missing: choose from {", ".join(targets.NAMES)}')
     target = targets.load(_TARGET.value)
     written, out = _OUTPUTS(), cli.check_folder(_OUT.value, 'out') if _OUT.value else None
+    protocol, calibration_batches = _PROTOCOL()
     spec = EvaluationSpec(
         splits=parse_splits(_SPLITS.value), num_networks=_NUM_NETWORKS.value, num_images=_NUM_IMAGES.value,
-        batch_size=_BATCH_SIZE.value, seed=_SEED.value,
+        batch_size=_BATCH_SIZE.value, seed=_SEED.value, protocol=protocol,
+        calibration_batches=calibration_batches,
     )  # fmt: skip
     widths = bounds.integers('widths', _WIDTHS.value, 'width')
     targets.prepare_process()

@@ -9,7 +9,7 @@ bits as an input predicts them anew for each. Policies beyond one bit-width for 
 --policy, see `quant/policy.py` for their format. Accuracies are in percent.
 
 --model=package.module:function is a model of your own in place of the splits' networks (`ghn_jax.predict`
-says what the function returns). --bn=calibrated and --ranges=calibrated are for it, too. --params=FILE has
+says what the function returns). --bn, --ranges and --against are for it, too. --params=FILE has
 its parameters, of `ghn_jax.finetune` or `ghn_jax.predict`, in place of predicted ones, or those of the one
 network of --archs; --initial scores a model with the parameters that it starts with, --seed says which.
 
@@ -67,9 +67,9 @@ def main() -> None:
     )
 
 
-def _evaluate_model(request: evaluation_flags.EvaluationFlags) -> tuple[Result, None]:
+def _evaluate_model(request: evaluation_flags.EvaluationFlags) -> tuple[Result, Result | None]:
     what = 'model' if _MODEL.value else 'params'
-    for flag in ('archs', 'splits', 'num_networks', 'against'):
+    for flag in ('archs', 'splits', 'num_networks'):
         if flag in request.given and (what, flag) != ('params', 'archs'):
             raise UserError(f'--{what} and --{flag} are both given: give one of them')
     networks = list(request.spec.networks or ())
@@ -80,10 +80,10 @@ def _evaluate_model(request: evaluation_flags.EvaluationFlags) -> tuple[Result, 
     model = load_model(_MODEL.value, shape) if _MODEL.value else trace(networks[0], shape)
     params = read_params(model, _PARAMS.value) if _PARAMS.value else None
     params = model.initial_params(request.spec.seed) if _INITIAL.value else params
-    result = evaluate_model(run, model, request.spec, params=params)
+    result, other = evaluate_model(run, model, request.spec, params=params)
     if params is not None:
         result['protocol']['parameters'] = 'initial' if _INITIAL.value else _PARAMS.value
-    return result, None
+    return result, other
 
 
 def _evaluate_quantized(folder: str, request: evaluation_flags.EvaluationFlags) -> tuple[Result, None]:

@@ -2,9 +2,13 @@
 
 python -m ghn_jax.finetune --workdir=zoo:digits-bits --arch=net.json --init=predicted,he --bits=w4a4 --out=DIR
 python -m ghn_jax.finetune --workdir=RUN --model=nets:resnet --init=FILE --bits=w2a2 --epochs=10 --out=DIR
+python -m ghn_jax.finetune --workdir=zoo:digits-low-bits --arch=net.json --method=slb --bits=w1a4 --out=DIR
 
 Each network, bit-width, initialisation and seed is a training of its own. The table has the accuracy after 0,
 1, 5 and all epochs, in float and rounded. DIR has the parameters of each, for `evaluate` and `export`.
+
+--method=slb searches weights of at most 4 bits in place of rounding them straight-through; flags that begin
+with --slb are of its schedule.
 
 --init: predicted (by the hypernetwork of --workdir), he, he_uniform, glorot, glorot_normal, orthogonal,
 uniform_R and normal_R (R 0.005, 0.05 or 0.5), or a file of parameters.
@@ -14,7 +18,7 @@ Images and rounding are those of the run; without --workdir, images are --datase
 from absl import flags
 
 from ghn_jax.base import bounds, cli, outputs
-from ghn_jax.base.errors import UserError
+from ghn_jax.base.errors import UserError, prefixed
 from ghn_jax.base.start import start
 from ghn_jax.datasets.load import DATASETS, Dataset, load
 from ghn_jax.evaluation.evaluation_flags import parse_policies
@@ -31,6 +35,7 @@ from ghn_jax.runs.prediction import with_names
 from ghn_jax.tuning import comparison
 from ghn_jax.tuning.finetune import STATISTICS, FinetuneSpec, finetune
 from ghn_jax.tuning.initialization import parse_starts
+from ghn_jax.tuning.slb import SearchSpec
 from ghn_jax.tuning.training import TrainingSpec
 
 _WORKDIR = flags.DEFINE_string('workdir', None, 'Run directory, or zoo:NAME.')
@@ -38,6 +43,19 @@ _ARCH = flags.DEFINE_string('arch', None, 'Architecture file: JSON of one networ
 _MODEL = flags.DEFINE_string('model', None, 'Model of your own, in place of --arch: package.module:function.')
 _INIT = flags.DEFINE_list('init', ['predicted'], 'Where training begins, a list: see above.')
 _BITS = flags.DEFINE_list('bits', ['w4a4'], 'Bits of weights and activations, a list: a training for each.')
+_METHOD = flags.DEFINE_enum(
+    'method', 'straight_through', ['straight_through', 'slb'], 'How weights of few bits are trained.'
+)
+_SEARCH = {
+    'temperature': flags.DEFINE_float('slb_temperature', 1.0, 'Of the softmax at the beginning.'),
+    'growth': flags.DEFINE_float(
+        'slb_growth', 0.0, 'What it is multiplied by with each pass; 0: 100 in all.'
+    ),
+    'start': flags.DEFINE_float('slb_start', 0.2, 'Share of all passes after which it grows.'),
+    'end': flags.DEFINE_float('slb_end', 0.8, 'Share of all passes after which weights are hard.'),
+    'rate': flags.DEFINE_float('slb_rate', 0.1, 'Learning rate of the logits.'),
+    'logits': flags.DEFINE_string('slb_logits', 'distance', 'Where they begin: distance or random.'),
+}
 _EPOCHS = bounds.define_integer('epochs', 10, 'Passes over the training images.')
 _SEEDS = flags.DEFINE_list('seeds', ['0'], 'A training for each: of random weights, of the order of images.')
 _OUT = flags.DEFINE_string('out', None, 'Folder of the trained parameters.')
@@ -71,6 +89,7 @@ def main() -> None:
         batch_norm=_BN.value,
         eval_batch_size=_EVAL_BATCH_SIZE.value,
         num_images=_NUM_IMAGES.value,
+        search=_search(),
     )
     if not _OUT.value:
         raise UserError('--out is missing: give a folder, such as --out=runs/finetune')
@@ -89,6 +108,15 @@ def main() -> None:
     )
     result['about']['command'] = cli.command_line('finetune')
     written.write(result, table=comparison.text)
+
+
+def _search() -> SearchSpec | None:
+    if _METHOD.value == 'slb':
+        with prefixed('slb_'):
+            return SearchSpec(**{name: flag.value for name, flag in _SEARCH.items()})
+    if given := [flag.name for flag in _SEARCH.values() if flag.present]:
+        raise UserError(f'--{given[0]} is of --method=slb, which is not given: give it, or leave this out')
+    return None
 
 
 def _task() -> tuple[Hypernetwork | None, Dataset]:
@@ -117,4 +145,4 @@ def _models(size: int) -> tuple[list[Model], dict[str, dict[str, str]]]:
 
 
 if __name__ == '__main__':
-    cli.run(main)
+    cli.run(main, {'batch_norm': 'bn'})

@@ -2,6 +2,7 @@
 
 python -m ghn_jax.quantize --workdir=zoo:digits-bits --arch=net.json --method=pd_quant --bits=w4a4 --out=DIR
 python -m ghn_jax.quantize --workdir=RUN --model=nets:net --params=FILE --method=mse --bits=w2a4 --out=DIR
+python -m ghn_jax.quantize --workdir=RUN --arch=net.json --method=fixed_point --budget=1.0 --out=DIR
 
 The network's parameters are predicted by the run's hypernetwork, or read from --params. The first --images
 training images of the run are the calibration images. --bits are those of all layers but the first and the
@@ -29,7 +30,10 @@ from ghn_jax.runs.hypernetwork import Hypernetwork
 from ghn_jax.runs.metrics import Progress
 from ghn_jax.runs.model_parameters import read_params
 from ghn_jax.runs.run import load_run
+from ghn_jax.tuning import fixed_point_network as fixed_point
 from ghn_jax.tuning import quantize
+from ghn_jax.tuning.fixed_point import MOST_BITS
+from ghn_jax.tuning.fixed_point_search import BUDGET
 from ghn_jax.tuning.reconstruction import Options
 
 _WORKDIR = flags.DEFINE_string('workdir', None, 'Run directory, or zoo:NAME.')
@@ -38,7 +42,8 @@ _MODEL = flags.DEFINE_string('model', None, 'Model of your own, in place of --ar
 _PARAMS = flags.DEFINE_string(
     'params', None, 'Safetensors file of its parameters, in place of predicted ones.'
 )
-_METHOD = flags.DEFINE_string('method', 'pd_quant', f'One of {", ".join(quantize.METHODS)}.')
+_METHODS = (*quantize.METHODS, fixed_point.NAME)
+_METHOD = flags.DEFINE_string('method', 'pd_quant', f'One of {", ".join(_METHODS)}.')
 _BITS = flags.DEFINE_string('bits', 'w4a4', 'Bits of weights and activations.')
 _EDGES = flags.DEFINE_string('edge_bits', 'w8a8', 'Bits of the first and the last layer.')
 _OUT = flags.DEFINE_string('out', None, 'Directory of the quantized network.')
@@ -49,13 +54,18 @@ _ITERATIONS = bounds.define_integer(
 _PREDICTION = flags.DEFINE_bool('prediction', True, 'The prediction difference is in the loss.')
 _CORRECTION = flags.DEFINE_bool('correction', True, 'The float inputs of blocks are corrected.')
 _DROP = flags.DEFINE_bool('drop', True, 'Activations are rounded with a chance of one half while learning.')
+_BUDGET = flags.DEFINE_float(
+    'budget', BUDGET, 'Points of accuracy that fixed_point may lose on --images images.'
+)
 _SEED = bounds.define_integer('seed', 0, 'Of the order of images, and of chances.')
+_OF_OTHERS = ('bits', 'edge_bits', 'iterations', 'prediction', 'correction', 'drop', 'seed')
 _OUTPUTS = outputs.define_flags()
 
 
 def main() -> None:
     """Run the command."""
     workdir = cli.check_workdir(_WORKDIR.value, must_exist=True)
+    _check_method()
     policy, options, written = _policy(), _options(), _OUTPUTS()
     if not _OUT.value:
         raise FieldError('out', ' is missing: give a directory for the quantized network')
@@ -63,8 +73,6 @@ def main() -> None:
     if bool(_ARCH.value) == bool(_MODEL.value):
         given = 'are both given' if _ARCH.value else 'are missing'
         raise UserError(f'--arch and --model {given}: give one of them')
-    if _METHOD.value not in quantize.METHODS:
-        raise UserError(f'--method={_METHOD.value}: choose from {", ".join(quantize.METHODS)}')
     start()
     hypernetwork = Hypernetwork(load_run(workdir))
     model, source = _model(hypernetwork)
@@ -77,15 +85,35 @@ def main() -> None:
         )
     network = quantize.Network.of(model, params, data.normalized('train', _IMAGES.value))
     test = data.normalized('test'), data.test.labels
+    command = {'command': cli.command_line('quantize')}
+    if _METHOD.value == fixed_point.NAME:
+        scored = fixed_point.labelled(data, _IMAGES.value)
+        with Progress(len(model.layers), desc=fixed_point.NAME, unit='layer') as progress:
+            result = fixed_point.fixed_point_into(
+                out, network.calibrated, scored, test, source, _BUDGET.value, progress.update
+            )
+        return written.write(result | command, table=fixed_point.in_words)
     parts = quantize.count_parts(network, _METHOD.value, options)
     with Progress(parts, desc=_METHOD.value, unit='part') as progress:
         result = quantize.quantize_into(
             out, network, policy, _METHOD.value, options, source, test, progress.update
         )
-    written.write(result | {'command': cli.command_line('quantize')}, table=quantize.in_words)
+    written.write(result | command, table=quantize.in_words)
+
+
+def _check_method() -> None:
+    if _METHOD.value not in _METHODS:
+        raise UserError(f'--method={_METHOD.value}: choose from {", ".join(_METHODS)}')
+    finds_widths = _METHOD.value == fixed_point.NAME
+    for name in _OF_OTHERS if finds_widths else ('budget',):
+        if flags.FLAGS[name].present:
+            raise UserError(f'--{name} is not for --method={_METHOD.value}: leave it out')
+    fixed_point.check_budget(_BUDGET.value)
 
 
 def _policy() -> Policy:
+    if _METHOD.value == fixed_point.NAME:
+        return Policy(MOST_BITS, MOST_BITS)  # that weights are predicted for
     edges = parse_bits(_EDGES.value)
     return dataclasses.replace(parse_bits(_BITS.value), edges=(edges.weight_bits, edges.activation_bits))
 

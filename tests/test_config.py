@@ -142,6 +142,10 @@ def test_lists_become_tuples_and_integers_the_floats_that_were_declared():
         (lambda: config.RunConfig(init_from='s3://b'), 'init_from=s3://b: addresses'),
         (lambda: Scheme(activation_range='mse'), 'activation_range=mse: one batch does not tell'),
         (lambda: Scheme(activation_clip=0.0), 'activation_clip=0.0: expected 0.01 to 1'),
+        (
+            lambda: Scheme(weight_sigmas=1e-50),
+            'weight_sigmas=1e-50: expected 0, for the best, or a number from',
+        ),
         (lambda: make_space('convnets250k', cells=(6, 4)), 'cells=(6, 4): expected'),
         (lambda: make_space('resnets'), "name='resnets' is unknown"),
     ],

@@ -21,6 +21,8 @@ from absl import flags
 import ghn_jax
 from ghn_jax.quant.policy import policy_from_dict
 from ghn_jax.reporting import docs_tables
+from ghn_jax.runs import zoo
+from ghn_jax.zoo import cards
 from tests.commands import COMMANDS
 from tests.small_run import ROOT
 
@@ -169,18 +171,19 @@ def test_tables_are_those_of_the_results_and_each_is_shown():
     for page, text in TEXTS.items():
         assert docs_tables.fill(text, ROOT / docs_tables.RESULTS) == text, page
     shown = set(re.findall(r'^<!-- results: ([\w-]+) -->', '\n'.join(TEXTS.values()), re.MULTILINE))
-    assert shown == {path.stem for path in (ROOT / docs_tables.RESULTS).glob('*.json')}
+    files = {path.stem for path in (ROOT / docs_tables.RESULTS).glob('*.json')}
+    assert shown == files | {docs_tables.ZOO}
 
 
-def test_the_summary_has_rows_of_the_whole_table():
-    whole, summary = (
-        json.loads((ROOT / docs_tables.RESULTS / f'{name}.json').read_text())
-        for name in ('digits_strategies', 'digits_summary')
+def test_the_table_of_the_zoo_has_the_scores_of_the_cards():
+    table = cards.compared([zoo.read_card('digits-bits')])
+    (row,) = table['rows']
+    scores = dict(zip(table['columns'], row, strict=True))
+    (w4a4,) = (
+        r for r in zoo.read_card('digits-bits')['results'] if (r['split'], r['bits']) == ('test', 'w4a4')
     )
-    columns = len(summary['columns'])
-    assert all(row in [r[:columns] for r in whole['rows']] for row in summary['rows'])
-    assert summary['columns'][1:] == whole['columns'][1:columns]
-    assert summary['about'].items() <= whole['about'].items()
+    assert scores['W4/A4'] == {'mean': w4a4['top1_mean'], 'sem': w4a4['top1_sem']}
+    assert scores['scored'] == w4a4['n'] and scores['ternary/A2']['mean'] < scores['float']['mean']
 
 
 def test_the_readme_is_of_one_screen():

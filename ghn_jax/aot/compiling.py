@@ -89,9 +89,9 @@ def compile_job(job: Job, target: Target, out: Place | None = None) -> Row:
     Raises:
       UserError: the folder cannot be written.
     """
-    row = report.about_program(job)
-    print(f'{report.title(row)}, for {target.name} ...', file=sys.stderr, flush=True)
     with backends.built_for(target.backend):
+        row = report.about_program(job)
+        print(f'{report.title(row)}, for {target.name} ...', file=sys.stderr, flush=True)
         try:
             compiled, figures = compiled_figures(job.trace, (target.platform,))
         except jax.errors.JaxRuntimeError as e:

@@ -7,10 +7,10 @@ and writes: of a buffer that is sliced or written in place, the slice alone.
 import functools
 import math
 import re
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 
-from ghn_jax.aot.hlo import Computation, Instruction, Module, Shape, inside
+from ghn_jax.aot.hlo import Computation, Instruction, Module, Shape, inside, walk
 
 _LABELS = re.compile(r'dim_labels=(?P<input>\w+)_(?P<kernel>\w+)->(?P<output>\w+)')
 _WINDOW = re.compile(r'window=\{(?P<fields>[^}]*)\}')
@@ -58,8 +58,7 @@ def flops(module: Module, each: Instruction, known: Computation) -> float:
       known: the instructions of its computation, by name.
     """
     if each.opcode == 'fusion':
-        inner = inside(module, each)
-        return sum(flops(module, i, inner) for i in inner.values())
+        return sum(flops(module, i, around) for i, around in _alone(module, each, known))
     shapes = [_shape(known.get(name)) for name in each.operands]
     target = _TARGET.search(each.attributes) if each.opcode == 'custom-call' else None
     name = target['name'] if target else each.opcode
@@ -76,6 +75,34 @@ def flops(module: Module, each: Instruction, known: Computation) -> float:
         numbers = re.findall(r'\d+', contracted['dims'] or contracted['quoted'] or '')
         return 2 * result.size * math.prod(left.dims[int(n)] for n in numbers if int(n) < len(left.dims))
     return 0
+
+
+def operand_types(module: Module) -> dict[str, float]:
+    """Return the operations of all convolutions and matrix products by the type of what they multiply.
+
+    Each that stands in the program counts once, as the wider type of its two operands: a matrix unit takes
+    bfloat16 as it is, and float32 in parts, or rounded by what the text does not say.
+    """
+    found: dict[str, float] = {}
+    for each, _, known in walk(module):
+        for i, around in _alone(module, each, known):
+            if count := flops(module, i, around):
+                pair = [_shape(around.get(name)) for name in i.operands[:2]]
+                wider = max(pair, key=lambda shape: shape.bits).type
+                found[wider] = found.get(wider, 0) + count
+    return dict(sorted(found.items(), key=lambda item: -item[1]))
+
+
+def _alone(
+    module: Module, each: Instruction, known: Computation
+) -> Iterator[tuple[Instruction, Computation]]:
+    """Yield an instruction, or all that are in it as a fusion, with what stands around them."""
+    if each.opcode != 'fusion':
+        yield each, known
+        return
+    inner = inside(module, each)
+    for i in inner.values():
+        yield from _alone(module, i, inner)
 
 
 def moved(module: Module, each: Instruction, known: Computation) -> float:

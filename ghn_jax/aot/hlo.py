@@ -52,14 +52,15 @@ class Shape(NamedTuple):
         return math.prod(self.dims)
 
     @property
+    def bits(self) -> int:
+        """Of one value."""
+        digits = re.search(r'\d+', self.type)
+        return int(digits[0]) if digits else 8
+
+    @property
     def bytes(self) -> int:
         """What its values take, without padding."""
-        if self.type == 'pred':
-            bits = 8
-        else:
-            digits = re.search(r'\d+', self.type)
-            bits = int(digits[0]) if digits else 8
-        return math.ceil(self.size * bits / 8)
+        return math.ceil(self.size * self.bits / 8)
 
     def __str__(self) -> str:
         return f'{self.type}[{",".join(map(str, self.dims))}]'

@@ -1,7 +1,8 @@
 """The programs that a config needs, from shapes alone: no workspace is allocated, no data are read.
 
 Training needs one program for each family of the split `train`: a training step. Networks of other splits are
-scored, with two functions of each program: predicting weights, scoring.
+scored, with two functions of each program: predicting weights, scoring; and a third where something is
+calibrated: measuring.
 
 Axes: M networks of a meta-batch | K batches | N images of a batch | H pixels.
 """
@@ -15,18 +16,21 @@ from typing import Any
 import jax
 import numpy as np
 
-from ghn_jax.assembly.mesh import OVER_DEVICES, OVER_IMAGES, arrange, mesh_of
+from ghn_jax.assembly.mesh import OVER_DEVICES, OVER_IMAGES, arrange, mesh_of, of_each_process
 from ghn_jax.assembly.network_batch import prepare
 from ghn_jax.assembly.shapes import Placing
 from ghn_jax.base.errors import FieldError
 from ghn_jax.base.recipes import Recipe
 from ghn_jax.cnn.covering import Family, covering_networks, family, program_for, widths
+from ghn_jax.cnn.deploy.observer import Index
 from ghn_jax.cnn.packing import BLOCK
 from ghn_jax.cnn.program import Program
+from ghn_jax.cnn.tables import Ranges
 from ghn_jax.config import RunConfig, image_sizes
 from ghn_jax.datasets.sizes import SIZES
 from ghn_jax.evaluation.device import RunnableNetwork
 from ghn_jax.evaluation.evaluation_spec import EvaluationSpec
+from ghn_jax.evaluation.protocol import recipe_of_measure
 from ghn_jax.evaluation.score import recipe_of_prediction, recipe_of_score
 from ghn_jax.evaluation.selection import ImageBatches, room_for, select_split
 from ghn_jax.hypernet.ghn import GHN, init_params
@@ -85,14 +89,14 @@ def training_jobs(config: RunConfig, devices: Sequence[Any], wanted: Sequence[in
 
     Args:
       config: of the run.
-      devices: that the step is for; the run takes as many as `devices.per_process` says.
+      devices: that the step is for; the run takes as many of each process as `devices.per_process` says.
       wanted: only programs of these widths; () is all.
 
     Raises:
       UserError: devices that do not divide the work, a width that no training network has.
     """
     space, sizes = make_space_of(config), _sizes(config)
-    own = devices[: config.devices.per_process or None]
+    own = of_each_process(devices, config.devices.per_process)
     placing = Placing(own, arrange(config, own))
     ghn, optimizer = make_ghn(config, sizes.num_classes), make_optimizer(config)
     settings = settings_of(config, ghn, optimizer, flip=sizes.flip, mesh=placing.mesh)
@@ -125,13 +129,17 @@ def training_jobs(config: RunConfig, devices: Sequence[Any], wanted: Sequence[in
 
 
 def validation_jobs(config: RunConfig, devices: Sequence[Any], wanted: Sequence[int] = ()) -> Iterator[Job]:
-    """Yield what a run's validations need, as `training.validation` makes them; nothing where it has none."""
+    """Yield what a run's validations need, as `training.validation` makes them; nothing where it has none.
+
+    Each process runs the validation, on its first device, and a program is of one device.
+    """
     if config.eval.every_steps:
         spec = EvaluationSpec(
             num_networks=config.eval.num_networks, batch_size=config.train.batch_size, seed=config.seed,
             num_images=min(config.eval.num_images, _sizes(config).val),
         )  # fmt: skip
-        yield from _scoring_jobs(config, devices[:1], 'val', spec, wanted)
+        for device in of_each_process(devices, 1):
+            yield from _scoring_jobs(config, [device], 'val', spec, wanted)
 
 
 def evaluation_jobs(
@@ -141,9 +149,9 @@ def evaluation_jobs(
 
     Args:
       config: of the run.
-      devices: that share the images.
+      devices: those of the first process share the images.
       split: of the networks.
-      spec: its number of networks, seed, number of images and batch size count.
+      spec: its number of networks, seed, number of images, batch size and protocol count.
       wanted: only programs of these widths; () is all.
 
     Raises:
@@ -157,9 +165,11 @@ def evaluation_jobs(
 def _scoring_jobs(
     config: RunConfig, devices: Sequence[Any], split: str, spec: EvaluationSpec, wanted: Sequence[int]
 ) -> Iterator[Job]:
+    devices = [device for device in devices if device.process_index == devices[0].process_index]
     placing, first = Placing(devices, mesh_of(devices, 1)), Placing(devices[:1])
     ghn, scheme = make_ghn(config, _sizes(config).num_classes), strategy_of(config).scheme.when_used()
     params, images = _params_of(ghn), _image_shapes(placing, config, spec)
+    measures = spec.protocol.measures
     start, count = time.perf_counter(), spec.num_networks
     space, size = make_space_of(config), config.image_size
     selection = select_split(space, split, seed=spec.seed, count=count, image_size=size)
@@ -178,11 +188,35 @@ def _scoring_jobs(
             workspace=out, build_s=time.perf_counter() - start,
         )  # fmt: skip
         network = RunnableNetwork(placing.shapes(out), tables, bits)  # tables are the host's, as in scoring
+        if measures:
+            network = placing.shapes(network)
+            yield Job(
+                **about, recipe=recipe_of_measure(program, scheme, placing.mesh),
+                arguments=(network, *_measured(placing, config, spec, program), workspace),
+                workspace=workspace, build_s=0.0,
+            )  # fmt: skip
+        if spec.protocol.ranges == 'calibrated':
+            network = network._replace(ranges=placing.shapes(_ranges(program)))
         yield Job(
             **about, recipe=recipe_of_score(program, scheme, placing.mesh),
             arguments=(network, images, workspace), workspace=workspace, build_s=0.0,
         )  # fmt: skip
         start = time.perf_counter()
+
+
+def _measured(
+    placing: Placing, config: RunConfig, spec: EvaluationSpec, program: Program
+) -> tuple[ImageBatches, Index, Any]:
+    """Return the shapes of calibration images, and of which tensors are measured between which bounds."""
+    K, N, H, T = spec.calibration_batches, spec.batch_size, config.image_size, program.capacity.tensors
+    constants = _shape((3,), np.float32), _shape((3,), np.float32)
+    images = ImageBatches(_shape((K, N, H, H, 3), np.uint8), None, *constants)
+    index = Index(_shape((program.capacity.rows, 2), np.int32), _shape((2,), np.int32))
+    return placing.shapes((images, index, _shape((T, 2), np.float32)))
+
+
+def _ranges(program: Program) -> Ranges:
+    return Ranges(_shape((program.capacity.rows, 2, 2), np.float32), _shape((2, 2), np.float32))
 
 
 def _image_shapes(placing: Placing, config: RunConfig, spec: EvaluationSpec) -> ImageBatches:

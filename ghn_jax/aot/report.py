@@ -12,6 +12,7 @@ from ghn_jax.aot import costs, hlo
 from ghn_jax.aot.programs import Job
 from ghn_jax.aot.targets import Target
 from ghn_jax.assembly.memory import tree_bytes
+from ghn_jax.cnn.shared_branches import count_branches
 
 Row = dict[str, Any]
 
@@ -19,14 +20,14 @@ _SHOWN = 6  # copies of a function that the table lists
 
 
 def about_program(job: Job) -> Row:
-    """Say which function of which program it is."""
+    """Say which function of which program it is, as built for the backend of `backends.current`."""
     return {
         'function': job.name,
         'split': job.split,
         'width': job.family.width,
         'msa': job.family.vit,
         'instructions': job.program.capacity.rows,
-        'branches': sum(len(s.ops) for s in job.program.segments),
+        'branches': count_branches(job.program.segments),
         'segments': len(job.program.segments),
         'build_s': job.build_s,
         'workspace_bytes': tree_bytes(of_a_device(job.workspace)),
@@ -67,8 +68,9 @@ def about_text(text: str, tapes: Sequence[jax.ShapeDtypeStruct]) -> Row:
     Returns:
       conditionals, loops: how many stand in it, by place; collectives; copies: those of at least as many
       bytes as the smallest tape; tape_copies: of these, the ones of as many values as a tape, in a loop or a
-      branch and elsewhere; flops, bytes_moved: of one pass (`costs.cost`). A place is {'loops', 'branches'}:
-      how deep it lies in each.
+      branch and elsewhere; flops, bytes_moved: of one pass (`costs.cost`); operands: the operations of
+      convolutions and products by the type of what they multiply (`costs.operand_types`). A place is
+      {'loops', 'branches'}: how deep it lies in each.
     """
     module = hlo.read(text)
     counts, cost = hlo.counts(module), costs.cost(module)
@@ -85,6 +87,7 @@ def about_text(text: str, tapes: Sequence[jax.ShapeDtypeStruct]) -> Row:
         'tape_copies': {name: whole[name] for name in ('inside', 'outside')},
         'flops': cost.flops,
         'bytes_moved': cost.bytes,
+        'operands': costs.operand_types(module),
     }
 
 
@@ -100,7 +103,7 @@ def text(result: Mapping[str, Any]) -> str:
     headers = (
         'function', 'split', 'width', 'branches', 'trace s', 'compile s', 'CPU s', 'arguments GB',
         'temporary GB', 'of memory', 'conditionals', 'loops', 'collectives', 'tape copies', 'GFLOP',
-        'GB moved', 'file MiB',
+        'operands', 'GB moved', 'file MiB',
     )  # fmt: skip
     lines = [tabulate(list(map(_line, rows)), headers=headers, floatfmt='.2f', missingval='-'), '']
     for row in rows:
@@ -122,7 +125,7 @@ def _line(row: Row) -> list[Any]:
         _total(row.get('conditionals')), _total(row.get('loops')),
         _collectives(exchanged) if exchanged is not None else None,
         f'{copies["inside"]} + {copies["outside"]}' if copies else None, _of(row.get('flops'), 1e9),
-        _of(row.get('bytes_moved'), 1e9), _of(row.get('file_bytes'), 2**20),
+        _operands(row.get('operands')), _of(row.get('bytes_moved'), 1e9), _of(row.get('file_bytes'), 2**20),
     ]  # fmt: skip
 
 
@@ -156,6 +159,11 @@ def _collectives(found: Sequence[Mapping[str, Any]]) -> str:
     inside = sum(any(c['place'].values()) for c in found)
     size = sum(c['bytes'] for c in found) / 1e6
     return f'{len(found)} ({inside} inside), {size:.1f} MB' if found else '0'
+
+
+def _operands(found: Mapping[str, float] | None) -> str | None:
+    whole = sum(found.values()) if found else 0
+    return ', '.join(f'{name} {count / whole:.0%}' for name, count in found.items()) if found else None
 
 
 def _copy(copy: hlo.Copy) -> dict[str, Any]:

@@ -59,13 +59,16 @@ def make_mesh(config: 'RunConfig') -> Mesh | None:
         raise FieldError(
             'devices.per_process', f'={wanted}: there are {found} devices here; 0 takes all of them'
         )
-    devices = [
-        device
-        for process in range(jax.process_count())
-        for device in jax.devices()
-        if device.process_index == process and device in _first(process, wanted or found)
-    ]
-    return arrange(config, devices)
+    return arrange(config, of_each_process(jax.devices(), wanted))
+
+
+def of_each_process(devices: Sequence[Any], count: int) -> list[Any]:
+    """Return the first `count` devices of each process, 0: all, process by process."""
+    chosen = []
+    for process in sorted({device.process_index for device in devices}):
+        own = [device for device in devices if device.process_index == process]
+        chosen += own[: count or None]
+    return chosen
 
 
 def arrange(config: 'RunConfig', devices: Sequence[Any]) -> Mesh | None:
@@ -96,10 +99,6 @@ def arrange(config: 'RunConfig', devices: Sequence[Any]) -> Mesh | None:
     return mesh_of(devices, images)
 
 
-def _first(process: int, count: int) -> list[jax.Device]:  # pyright: ignore[reportInvalidTypeForm]
-    return [d for d in jax.devices() if d.process_index == process][:count]
-
-
 def mesh_of(devices: Sequence[Any], images: int) -> Mesh | None:
     """Make a mesh; the devices of one network are neighbours in the order given. None for one device."""
     if len(devices) == 1:
@@ -112,6 +111,22 @@ def axes_of(mesh: Mesh | None) -> Axes | None:
     if mesh is None:
         return None
     return Axes('networks', 'images' if mesh.shape['images'] > 1 else None)
+
+
+def about_exchanges(mesh: Mesh | None) -> str:
+    """Say, in a line, what has not run yet of how the devices of a network exchange values; '' on CPUs.
+
+    They do so in loops and branches that the devices of other networks do not take: how long a loop is and
+    which branch is taken depends on the network, so nothing in there is the same for all.
+    """
+    images = mesh.shape['images'] if mesh else 1
+    if images == 1 or not mesh or mesh.devices.flat[0].platform == 'cpu':
+        return ''
+    return (
+        f'devices.images={images}: the {images} devices of a network exchange values in branches that others '
+        'do not take; it compiles for TPUs and is right on simulated devices, but has not run on any '
+        'accelerator: compare the first losses with those of devices.images=1'
+    )
 
 
 def own_networks(mesh: Mesh | None, meta_batch: int) -> slice:

@@ -1,6 +1,7 @@
 """The exceptions that commands end with in one line, as opposed to "the program is wrong"."""
 
 import contextlib
+import re
 import reprlib
 from collections.abc import Container, Iterator
 from typing import Any
@@ -61,6 +62,7 @@ class Stopped(Exception):
 
 
 _LENGTH = 60
+_BREAK = re.compile(r'\s*\n\s*')
 _repr = reprlib.Repr()
 _repr.maxlevel, _repr.maxlist, _repr.maxtuple, _repr.maxdict = 4, 20, 20, 10
 _repr.maxstring = _repr.maxlong = _repr.maxother = _LENGTH + 1
@@ -75,4 +77,5 @@ def shown(value: Any) -> str:
         text = _repr.repr(value)
     except ValueError:  # Python writes out no integer of more than 4300 digits
         text = f'{type(value).__name__} of too many digits'
+    text = _BREAK.sub(' ', text)
     return text if len(text) <= _LENGTH else text[: _LENGTH - 3] + '...'

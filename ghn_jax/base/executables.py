@@ -61,8 +61,8 @@ def kept(recipe: Recipe, arguments: tuple[Any, ...]) -> Callable:
     """Find or compile the program of a recipe for arguments of these types.
 
     It comes from the folder of `read_from` or from the disk, or is compiled and written there, unless JAX's
-    cache has it. Where compiled programs are not kept, and where several processes run together, it is
-    compiled at its first call.
+    cache has it. Where compiled programs are not kept, and where several processes run together and the
+    folder has none, it is compiled at its first call. Each process of several loads the program by itself.
 
     Args:
       recipe: of the program.
@@ -73,9 +73,9 @@ def kept(recipe: Recipe, arguments: tuple[Any, ...]) -> Callable:
     """
     later = functools.partial(recipe.function, **recipe.static)
     folder, alone = _cache_folder(), jax.process_count() == 1
-    if _ahead and not alone:
-        print(f'{_ahead[0]}: its programs serve one process alone: compiled anew', file=sys.stderr)
-    if not (folder or _ahead) or not alone:
+    if not alone:
+        folder = None
+    if not (folder or _ahead):
         return later
     devices = recipes.devices_of(arguments)
     facts = recipes.facts_of(recipe, arguments, devices)

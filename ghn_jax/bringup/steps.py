@@ -20,6 +20,7 @@ from ghn_jax.benchmarks.images import random_dataset
 from ghn_jax.benchmarks.profile import OfFamily
 from ghn_jax.cnn.building import build_program
 from ghn_jax.cnn.program import Program
+from ghn_jax.cnn.shared_branches import count_branches
 from ghn_jax.config import RunConfig
 from ghn_jax.networks.counts import count_parameters
 from ghn_jax.quant.bit_schedule import strategy_of
@@ -103,7 +104,7 @@ class Steps:
         executable = self.stepper.compiled[program]
         analysis = getattr(executable, 'memory_analysis', lambda: None)()
         return {
-            'branches': sum(len(segment.ops) for segment in program.segments),
+            'branches': count_branches(program.segments),
             'first_step_s': first_s,
             'arguments_bytes': analysis and analysis.argument_size_in_bytes,
             'temporary_bytes': analysis and analysis.temp_size_in_bytes,

@@ -12,18 +12,16 @@ from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 import jax
-import jax.numpy as jnp
 from jax import Array, lax
 from jax.typing import DTypeLike
 
 from ghn_jax.base import backends
 from ghn_jax.cnn.capacity import Segment
-from ghn_jax.cnn.instructions import Kind
-from ghn_jax.cnn.packing import TapeShape, block_floats
+from ghn_jax.cnn.packing import TapeShape
 from ghn_jax.cnn.program import Program
 from ghn_jax.cnn.quantizer import Quantization, Quantizer, Sizes
-from ghn_jax.cnn.slots import read_weights
-from ghn_jax.cnn.tables import G_DST, SRC, WEIGHTS, Tables
+from ghn_jax.cnn.shared_branches import Branch
+from ghn_jax.cnn.tables import G_DST, SRC, Tables
 from ghn_jax.cnn.tape_layout import TapeLayout, layout_of, read_slot
 
 _SMALL_GRADIENT = 16_384  # floats: padding to no more than these costs nothing
@@ -102,19 +100,19 @@ def padding_groups(segment: Segment, ops: Sequence[int]) -> list[tuple[int, list
     return groups
 
 
-def forward_of(run: Run, segment: Segment, op: Kind, has_norm: Array) -> Callable:
+def forward_of(run: Run, segment: Segment, branch: Branch, has_norm: Array) -> Callable:
     """Make the function that reads a slot and computes an op of it."""
     src, dst = run.layout(segment.src), run.layout(segment.dst)
 
     def forward(operand, given, flat):
         row, q = run.in_branch(given)
-        x, w = _read((src.read(operand, row[SRC]), read_weights(op, segment, flat, row[WEIGHTS])))
-        return dst.as_stored(op.apply(src.as_images(x), w, q, has_norm, dst.value_shape))
+        x, w = _read((src.read(operand, row[SRC]), branch.read_weights(segment, flat, row)))
+        return dst.as_stored(branch.kind.apply(src.as_images(x), w, q, has_norm, dst.value_shape))
 
     return forward
 
 
-def backward_of(run: Run, segment: Segment, op: Kind, padded: int, has_norm: Array) -> Callable:
+def backward_of(run: Run, segment: Segment, branch: Branch, padded: int, has_norm: Array) -> Callable:
     """Make the function that recomputes an op from its taped input and differentiates it.
 
     It gives the gradient to the weights, padded to `padded` floats, and to the input (None for images).
@@ -124,14 +122,13 @@ def backward_of(run: Run, segment: Segment, op: Kind, padded: int, has_norm: Arr
     def backward(operand, given, flat, g):
         row, q = run.in_branch(given)
         g = read_slot(g, row[G_DST]) if kernels_are_launches() else g
-        x, w, g = _read((src.read(operand, row[SRC]), read_weights(op, segment, flat, row[WEIGHTS]), g))
+        x, w, g = _read((src.read(operand, row[SRC]), branch.read_weights(segment, flat, row), g))
         # The quantizer is closed over, so ranges and bits get no gradient.
-        apply = lambda w, x: op.apply(x, w, q, has_norm, dst.value_shape)
+        apply = lambda w, x: branch.kind.apply(x, w, q, has_norm, dst.value_shape)
         _, pull = jax.vjp(apply, w, src.as_images(x))
         g_w, g_x = pull(dst.as_images(g))
-        parts = [jnp.pad(p.ravel(), (0, block_floats(p.shape) - p.size)) for p in g_w]
-        parts.append(jnp.zeros(padded - sum(p.size for p in parts), flat.dtype))
         from_image = segment.src == run.program.image_shape
-        return jnp.concatenate(parts), None if from_image else src.as_stored(g_x)
+        g_flat = branch.flat_gradient(segment, g_w, row, padded, flat.dtype)
+        return g_flat, None if from_image else src.as_stored(g_x)
 
     return backward

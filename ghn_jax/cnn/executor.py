@@ -36,6 +36,7 @@ from ghn_jax.cnn.capacity import Segment
 from ghn_jax.cnn.packing import BLOCK, TapeShape
 from ghn_jax.cnn.program import Program
 from ghn_jax.cnn.quantizer import Quantization, Sizes, with_sizes
+from ghn_jax.cnn.shared_branches import branches_of
 from ghn_jax.cnn.slots import switch, visit_one
 from ghn_jax.cnn.tables import ACCUMULATE, DST, G_DST, G_SRC, SEEN, SRC, WEIGHTS, Bits, Ranges, Tables
 from ghn_jax.cnn.tape_layout import add_to_slot, grouped_like, layout_of, read_slot, set_slot, ungrouped
@@ -183,7 +184,8 @@ def _run_forward(
     for k, segment in enumerate(program.segments):
         src, dst = segment.src, segment.dst
         in_switch, apart = _in_switch_and_apart(segment)
-        branches = [forward_of(run, segment, segment.ops[o], has_norm) for o in in_switch]
+        found = branches_of(segment, in_switch)
+        branches = [forward_of(run, segment, branch, has_norm) for branch in found]
 
         def run_switch(r, carry, which, src=src, dst=dst, branches=branches):
             tape, dst_sizes, kept = carry
@@ -200,7 +202,7 @@ def _run_forward(
         def normalize(r, carry, which, segment=segment):
             return tape_norms.normalize(run, segment, r, *carry)
 
-        groups = ((in_switch, run_switch), (apart, normalize))
+        groups = (([branch.numbers for branch in found], run_switch), ([(o,) for o in apart], normalize))
         body = functools.partial(visit_one, groups, tables.rows)
         with jax.named_scope(f'forward_{k}'):
             values[dst], sizes[dst], kept = lax.fori_loop(
@@ -257,10 +259,12 @@ def _run_backward(
         return g_dst, g_src, g_flat
 
     in_switch, apart = _in_switch_and_apart(segment)
-    groups: list[tuple[list[int], Callable]] = [(apart, normalize)]
+    groups: list[tuple[list[tuple[int, ...]], Callable]] = [([(o,) for o in apart], normalize)]
     for padded, members in padding_groups(segment, in_switch):
-        branches = [backward_of(run, segment, segment.ops[o], padded, has_norm) for o in members]
-        groups.append((members, functools.partial(run_switch, branches=branches, padded=padded)))
+        found = branches_of(segment, members)
+        branches = [backward_of(run, segment, branch, padded, has_norm) for branch in found]
+        visit = functools.partial(run_switch, branches=branches, padded=padded)
+        groups.append(([branch.numbers for branch in found], visit))
 
     def body(t, carry):
         return visit_one(groups, tables.rows, stop - 1 - (t - start), carry)

@@ -24,21 +24,25 @@ def read_weights(op: Kind, segment: Segment, flat: Array, block: Array) -> list[
     return out
 
 
-def visit_one(groups: Sequence[tuple[Sequence[int], Callable]], rows: Array, r: Array, carry: Any) -> Any:
+def visit_one(
+    groups: Sequence[tuple[Sequence[Sequence[int]], Callable]], rows: Array, r: Array, carry: Any
+) -> Any:
     """Visit instruction r by the group that its op belongs to; return the carry.
 
     Args:
-      groups: (numbers of its ops, visit) each; visit(r, carry, which) takes the place of the op among these.
+      groups: (numbers of the ops of each of its branches, visit) each; visit(r, carry, which) takes the place
+        of the branch among these.
       rows: the instruction table.
       r: row of it.
       carry: buffers.
     """
     groups = [group for group in groups if group[0]]
-    ops = range(sum(len(members) for members, _ in groups))
-    for members, visit in groups:
+    count = sum(len(numbers) for branches, _ in groups for numbers in branches)
+    for branches, visit in groups:
+        place = {o: k for k, numbers in enumerate(branches) for o in numbers}
         which = rows[r, OP]
-        if list(members) != list(ops):
-            which = jnp.asarray([members.index(o) if o in members else -1 for o in ops])[which]
+        if [place.get(o) for o in range(count)] != list(range(count)):
+            which = jnp.asarray([place.get(o, -1) for o in range(count)])[which]
         if len(groups) == 1:
             return visit(r, carry, which)
         # A loop of one turn or none: a conditional would copy the buffers that it returns. All of it

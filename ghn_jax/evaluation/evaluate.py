@@ -62,10 +62,10 @@ def evaluate(
       UserError: bad values, networks that cannot be run, a file or run to compare with that does not fit.
     """
     spec = spec or EvaluationSpec()
-    against = _Against.of(spec.against)
+    against = Against.of(spec.against)
     runs = [run, *([against.run] if against.run else [])]
     if against.run:
-        _check_same_task(run, against.run, against.path)
+        check_same_task(run, against.run, against.path)
     mesh = first(spec.devices)
     selections = _select(run.config, spec)
     _check_networks(runs, spec, selections, mesh)  # before the data are read, which may take half a minute
@@ -87,7 +87,7 @@ def evaluate(
 
 
 @dataclasses.dataclass(frozen=True)
-class _Against:
+class Against:
     """What an evaluation is compared with: a run that is scored too, a result, or nothing."""
 
     path: str = ''
@@ -95,7 +95,7 @@ class _Against:
     result: Result | None = None
 
     @classmethod
-    def of(cls, path: str | os.PathLike | None) -> '_Against':
+    def of(cls, path: str | os.PathLike | None) -> 'Against':
         """Read the run or the result at this path."""
         if not path:
             return cls()
@@ -255,7 +255,8 @@ def _space_name(config: Any, spec: EvaluationSpec) -> str:
     return "deepnets1m's files" if spec.deepnets or config.space.folder else config.space.name
 
 
-def _check_same_task(run: Run, other: Run, against: str) -> None:
+def check_same_task(run: Run, other: Run, against: str) -> None:
+    """Raise UserError where two runs are not of the same images."""
     for key in ('dataset', 'image_size', *(['seed'] if run.config.dataset == 'synthetic' else [])):
         ours, theirs = (getattr(each.config, key) for each in (run, other))
         if ours != theirs:

@@ -94,7 +94,7 @@ def define_flags(*, sqnr: bool = False) -> Callable[[], EvaluationFlags]:
     )
     step = flags.DEFINE_string('step', 'latest', 'Checkpoint: latest, best (in validation), or a number.')
     read_networks = _define_network_flags()
-    read_protocol = _define_protocol_flags(sqnr)
+    read_protocol = define_protocol_flags(sqnr)
     devices = bounds.define_integer(
         'devices', 0, 'Devices that share the images, 0: all; a CPU is divided into so many.'
     )
@@ -172,8 +172,12 @@ def _define_network_flags() -> Callable[[], EvaluationSpec]:
     return read
 
 
-def _define_protocol_flags(sqnr: bool) -> Callable[[], tuple[Protocol, int]]:
-    """Those of what is measured; what is returned reads the protocol and the batches of its calibration."""
+def define_protocol_flags(sqnr: bool) -> Callable[[], tuple[Protocol, int]]:
+    """Define the flags of what is measured; what is returned reads the protocol and its calibration batches.
+
+    Args:
+      sqnr: as for `define_flags`.
+    """
     bn = flags.DEFINE_enum(
         'bn', 'batch', BATCH_NORMS,
         'BatchNorm statistics: of each batch; of training images, folded into the weights before these are '

@@ -7,6 +7,8 @@ Axes: N images of a batch.
 """
 
 import dataclasses
+import hashlib
+import json
 import math
 import time
 from collections.abc import Callable, Sequence
@@ -21,7 +23,14 @@ from ghn_jax.base.errors import FieldError, UserError
 from ghn_jax.datasets.augment import normalize
 from ghn_jax.datasets.load import Dataset
 from ghn_jax.evaluation import results
-from ghn_jax.evaluation.evaluate import about_images, about_run, in_percent, make_batches
+from ghn_jax.evaluation.evaluate import (
+    Against,
+    about_images,
+    about_run,
+    check_same_task,
+    in_percent,
+    make_batches,
+)
 from ghn_jax.evaluation.evaluation_spec import EvaluationSpec
 from ghn_jax.evaluation.protocol import Protocol
 from ghn_jax.evaluation.results import Result
@@ -52,7 +61,7 @@ def evaluate_model(
     *,
     dataset: Dataset | None = None,
     params: Any = None,
-) -> Result:
+) -> tuple[Result, Result | None]:
     """Score a model with the parameters that a run's hypernetwork predicts, or given ones, on test images.
 
     Args:
@@ -63,42 +72,68 @@ def evaluate_model(
       params: a pytree as `model.params`; None: they are predicted.
 
     Returns:
-      As `evaluate`: one row for each bit-width.
+      As `evaluate`: a result of one row for each bit-width, and what it is compared with. Another run is
+      scored with the parameters that it predicts.
 
     Raises:
       UserError: a protocol that a model cannot be scored by, images that the model is not for, a policy that
-        is of another model, and as `predict_model` and `fold`.
+        is of another model, what to compare with does not fit, and as `predict_model` and `fold`.
     """
     spec = spec or EvaluationSpec()
     _check_spec(spec, params)
+    against = Against.of(spec.against)
+    if against.run:
+        check_same_task(run, against.run, against.path)
     dataset = dataset or load_data(run.config)
     _check_shape(model, dataset)
-    strategy = strategy_of(run.config)
-    policies = [strategy.used(policy) for policy in spec.policies]
-    widths = [resolve(policy, model.graph) for policy in policies]  # before the long work
-    told = resolve(strategy.used(spec.predicted_for), model.graph) if spec.predicted_for else None
-    images, calibration = make_batches(dataset, spec)
-    met, begin = primitives_of(make_space_of(run.config).ops), time.perf_counter()
-    how, observed = spec.protocol, _normalized(calibration)
-    scores, runnable, given = [], None, params is not None
-    for each in widths:
-        quantizer = FakeQuantizer(each, strategy.scheme.when_used())
-        if params is None or (run.ghn.config.bits and told is None and not given):
-            params, _ = predict_model(run.ghn, run.params, model, told or each, primitives=met)
-            runnable = None
-        if runnable is None or how.batch_norm == 'corrected':
-            runnable = _Runnable.of(model, params, observed, how, quantizer)
-        scores.append(_score_in_full(model, runnable, quantizer, images, observed, how))
-    bits = [str(policy) for policy in spec.policies]
-    network = _describe(model) | in_percent(bits, spec.policies, scores)
-    protocol = about_images(dataset, images, calibration, spec) | about_run(
-        run, spec.workdir, spec.predicted_for
-    )
-    protocol |= _about_scoring(run, spec) | {
-        'parameters': 'given' if given else 'predicted',
-        'seconds': round(time.perf_counter() - begin, 1),
-    }
-    return {'rows': results.make_rows([network], bits), 'networks': [network], 'protocol': protocol}
+    task = _Task(model, spec, dataset, *make_batches(dataset, spec))
+    if against.result is not None:
+        protocol = task.protocol(run, spec.workdir)
+        found = [_describe(model)], protocol['bits'], protocol
+        results.check_comparable(against.result, against.path, *found)
+    result = task.result_of(run, spec.workdir, params)
+    other = task.result_of(against.run, against.path, None) if against.run else against.result
+    return (result if other is None else results.compare(result, other)), other
+
+
+@dataclasses.dataclass(frozen=True)
+class _Task:
+    """What is the same for all that a model is scored with."""
+
+    model: Model
+    spec: EvaluationSpec
+    dataset: Dataset
+    images: ImageBatches
+    calibration: ImageBatches | None
+
+    def result_of(self, run: Run, workdir: str, params: Any) -> Result:
+        """Score the model with given parameters, or with those that a run predicts."""
+        model, spec, how, begin = self.model, self.spec, self.spec.protocol, time.perf_counter()
+        strategy, met = strategy_of(run.config), primitives_of(make_space_of(run.config).ops)
+        widths = [resolve(strategy.used(policy), model.graph) for policy in spec.policies]
+        told = resolve(strategy.used(spec.predicted_for), model.graph) if spec.predicted_for else None
+        observed, given = _normalized(self.calibration), params is not None
+        scores, runnable = [], None
+        for each in widths:
+            quantizer = FakeQuantizer(each, strategy.scheme.when_used())
+            if params is None or (run.ghn.config.bits and told is None and not given):
+                params, _ = predict_model(run.ghn, run.params, model, told or each, primitives=met)
+                runnable = None
+            if runnable is None or how.batch_norm == 'corrected':
+                runnable = _Runnable.of(model, params, observed, how, quantizer)
+            scores.append(_score_in_full(model, runnable, quantizer, self.images, observed, how))
+        bits = [str(policy) for policy in spec.policies]
+        network = _describe(model) | in_percent(bits, spec.policies, scores)
+        protocol = self.protocol(run, workdir) | {
+            'parameters': 'given' if given else 'predicted',
+            'seconds': round(time.perf_counter() - begin, 1),
+        }
+        return {'rows': results.make_rows([network], bits), 'networks': [network], 'protocol': protocol}
+
+    def protocol(self, run: Run, workdir: str) -> dict[str, Any]:
+        """What the result says of how the model is scored."""
+        of_images = about_images(self.dataset, self.images, self.calibration, self.spec)
+        return of_images | about_run(run, workdir, self.spec.predicted_for) | _about_scoring(run, self.spec)
 
 
 def evaluate_quantized(
@@ -183,9 +218,12 @@ class _Runnable:
 def _check_spec(spec: EvaluationSpec, params: Any) -> None:
     if spec.predicted_for and params is not None:
         raise FieldError('predicted_for', f'={spec.predicted_for}: the parameters are given: leave it out')
-    for field, value in (('integer', spec.protocol.integer), ('against', spec.against)):
-        if value:
-            raise FieldError(field, f'={value}: this is not for a model of your own: leave it out')
+    if integer := spec.protocol.integer:
+        raise FieldError(
+            'integer',
+            f'={integer}: what a model of your own computes between its layers has no integer form: leave it '
+            'out, or write its integers with ghn_jax.export and compare what onnxruntime makes of them there',
+        )
 
 
 def _normalized(images: ImageBatches | None) -> list[Array]:
@@ -211,8 +249,14 @@ def _describe(model: Model) -> dict[str, Any]:
         'name': model.name,
         'parameters': count_parameters(model.params),
         'depth': count_depth(model.graph),
-        'digest': '',
+        'digest': _digest(model),
     }
+
+
+def _digest(model: Model) -> str:
+    """16 hexadecimal digits that tell models with other layers apart."""
+    layers = [dataclasses.astuple(layer) for layer in model.layers]
+    return hashlib.sha256(json.dumps(layers).encode()).hexdigest()[:16]
 
 
 def _score_in_full(

@@ -5,19 +5,21 @@ Axes: K batches | T tensors | F floats of the weight buffer.
 
 import dataclasses
 import functools
-from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax
 import numpy as np
+from jax import Array
 from jax.sharding import Mesh
 
 from ghn_jax.assembly.mesh import OVER_DEVICES, REPLICATED, on_each, replicate
 from ghn_jax.assembly.workspace import Workspace
 from ghn_jax.base.errors import FieldError
+from ghn_jax.base.executables import Kept
+from ghn_jax.base.recipes import Recipe
 from ghn_jax.cnn.deploy import calibration, observer
 from ghn_jax.cnn.deploy.calibration import RANGE_RULE
-from ghn_jax.cnn.deploy.observer import Activations, Moments
+from ghn_jax.cnn.deploy.observer import Activations, Index, Moments
 from ghn_jax.cnn.program import Layout, Program
 from ghn_jax.cnn.tables import Bits
 from ghn_jax.evaluation import device
@@ -82,17 +84,38 @@ class Protocol:
 PAPERS = Protocol()
 
 
-@functools.cache
-def measure_on(mesh: Mesh | None, scheme: Scheme) -> Callable:
-    """Return `device.measure` in a scheme, jitted; several devices each do all of it, for it is little."""
+@functools.partial(jax.jit, static_argnames=('program', 'scheme', 'mesh'), donate_argnames='workspace')
+def measure(
+    network: RunnableNetwork,
+    images: ImageBatches,
+    index: Index,
+    bounds: Array,
+    workspace: Workspace,
+    *,
+    program: Program,
+    scheme: Scheme,
+    mesh: Mesh | None = None,
+) -> tuple[device.Measured, Workspace]:
+    """Compute `device.measure`; several devices each do all of it, for it is little."""
+    run = functools.partial(device.measure, program, scheme=scheme)
+    inputs = (REPLICATED, REPLICATED, REPLICATED, REPLICATED, OVER_DEVICES)
+    on_devices = on_each(run, mesh, inputs, (REPLICATED, OVER_DEVICES))
+    return on_devices(network, images, index, bounds, workspace)
 
-    def measure(program, network, images, index, bounds, workspace):
-        run = functools.partial(device.measure, program, scheme=scheme)
-        inputs = (REPLICATED, REPLICATED, REPLICATED, REPLICATED, OVER_DEVICES)
-        on_devices = on_each(run, mesh, inputs, (REPLICATED, OVER_DEVICES))
-        return on_devices(network, images, index, bounds, workspace)
 
-    return jax.jit(measure, static_argnames='program', donate_argnames='workspace')
+def recipe_of_measure(program: Program, scheme: Scheme, mesh: Mesh | None) -> Recipe:
+    """Return the recipe of `measure` for the networks of a program."""
+    return Recipe(
+        function=measure,
+        static={'program': program, 'scheme': scheme, 'mesh': mesh},
+        named=f'{program} {scheme} {mesh}',
+    )
+
+
+@functools.cache  # one for each program of the process, as JAX keeps them
+def measurer(program: Program, scheme: Scheme, mesh: Mesh | None) -> Kept:
+    """Return what measures as `measure` does: (network, images, index, bounds, workspace)."""
+    return Kept(recipe_of_measure(program, scheme, mesh))
 
 
 class Measure(NamedTuple):
@@ -107,10 +130,10 @@ class Measure(NamedTuple):
         self, layout: Layout, network: RunnableNetwork, bits: Bits, bounds: np.ndarray, workspace: Workspace
     ) -> tuple[device.Measured, Workspace]:
         """Return (what the network sees at these bits, on the host; workspace)."""
-        index = observer.make_index(self.program, layout)
-        measured, workspace = measure_on(self.mesh, self.scheme)(
-            self.program, network._replace(bits=bits), self.images, index, bounds, workspace
-        )
+        given = network._replace(bits=bits), observer.make_index(self.program, layout), bounds
+        network, index, bounds = replicate(self.mesh, given)  # of one type, wherever they were made
+        run = measurer(self.program, self.scheme, self.mesh)
+        measured, workspace = run(network, self.images, index, bounds, workspace)
         return jax.device_get(measured), workspace
 
 

@@ -10,8 +10,8 @@ The statistics of batch norms, and the ranges of activations where --bits rounds
 (`Dataset.normalized`), and judges each by itself.
 
 --format=stablehlo: for CPUs, GPUs and TPUs, read by `jax.export.deserialize`. Weights and activations are
-rounded in it, and held as float. --format=onnx: for onnxruntime and others. Batch norms are folded, and
-weights, activations and biases are integers (QuantizeLinear, DequantizeLinear); without --bits all is float.
+rounded in it, and held as float. --format=onnx: for onnxruntime and others. Weights, activations and biases
+are integers (QuantizeLinear, DequantizeLinear); without --bits all is float. Batch norms are folded.
 --compare=N runs that file in onnxruntime on N test images, beside the evaluation here.
 
 --quantized=DIR is a network of `ghn_jax.quantize`: its bits, statistics and ranges are its own.
@@ -61,7 +61,7 @@ _RANGE_RULE = flags.DEFINE_enum(
     'range_rule',
     calibration.RANGE_RULE,
     calibration.RULES,
-    'Of ranges, where the file has integers.',
+    'Of ranges, where activations are rounded.',
 )
 _COMPARE = bounds.define_integer(
     'compare', None, 'Test images that onnxruntime runs the file on, beside the evaluation here.'

@@ -3,7 +3,7 @@
 from collections.abc import Callable
 from typing import NamedTuple
 
-import jax
+import jax.numpy as jnp
 import numpy as np
 from jax import Array
 
@@ -41,7 +41,7 @@ def compare(file: bytes, apply: Callable[[Array], Array], data: Dataset, count: 
 
     Args:
       file: the contents.
-      apply: from images [N, ...] to logits [N, classes], each image by itself.
+      apply: compiled, from images [N, ...] to logits [N, classes], each image by itself.
       data: test images come first; where they are too few, validation images and then training images follow.
       count: of images.
 
@@ -57,9 +57,8 @@ def compare(file: bytes, apply: Callable[[Array], Array], data: Dataset, count: 
     x = np.concatenate([data.normalized(split, n) for split, n in sizes.items() if n])
     labels = np.concatenate([getattr(data, split).labels[:n] for split, n in sizes.items()])
     theirs = run_onnx(file, x).argmax(1)
-    compiled = jax.jit(apply)
     whole = np.concatenate([x, np.repeat(x[:1], -len(x) % _BATCH, 0)])  # so that one program serves all
-    parts = [compiled(whole[i : i + _BATCH]) for i in range(0, len(whole), _BATCH)]
+    parts = [apply(jnp.asarray(whole[i : i + _BATCH])) for i in range(0, len(whole), _BATCH)]
     ours = np.concatenate(parts).argmax(1)[: len(x)]
     top1 = float(np.mean(theirs == labels)), float(np.mean(ours == labels))
     return Comparison(sizes, top1, float(np.mean(theirs == ours)))

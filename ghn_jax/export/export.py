@@ -1,11 +1,13 @@
 """The file of a network with predicted parameters, for another runtime."""
 
 import dataclasses
+import functools
 import json
 import os
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import Array
@@ -17,19 +19,22 @@ from ghn_jax.base.paths import Place
 from ghn_jax.cnn.deploy.calibration import RANGE_RULE
 from ghn_jax.datasets.load import Dataset
 from ghn_jax.export.comparison import Comparison, compare
-from ghn_jax.export.freezing import freeze
+from ghn_jax.export.freezing import Frozen, freeze
 from ghn_jax.export.onnx_file import check_onnx, to_onnx
 from ghn_jax.export.quantizing import to_quantized_onnx
 from ghn_jax.export.runtime import check_onnxruntime, session_options
 from ghn_jax.export.stablehlo import check_stablehlo, to_stablehlo
-from ghn_jax.models.folding import calibrate
+from ghn_jax.models.folding import Calibrated, calibrate
 from ghn_jax.models.model import Model
+from ghn_jax.models.norms import DependsOnBatch
+from ghn_jax.models.quantizer import FakeQuantizer
 from ghn_jax.quant.policy import Policy
 from ghn_jax.runs.calibrated_file import QuantizedNetwork
 from ghn_jax.runs.hypernetwork import Hypernetwork
 
 FORMATS = ('stablehlo', 'onnx')
 CALIBRATION_IMAGES = 256
+_NOT_FOLDED = 'not_folded'  # in the metadata: why batch norms are not
 _BATCH = 64  # calibration images at a time, as in evaluation
 
 
@@ -39,7 +44,7 @@ class ExportSpec:
 
     policy: bits of weights and activations.   format: one of FORMATS.
     calibration_images: the first training images, that statistics and ranges are those of.
-    range_rule: how ranges are found for integers (`cnn.deploy.calibration.RULES`).
+    range_rule: how ranges of activations are found (`cnn.deploy.calibration.RULES`).
     """
 
     policy: Policy = Policy()
@@ -62,11 +67,10 @@ def check_output(path: str | os.PathLike, format: str) -> Place:
 
 def check_spec(spec: ExportSpec, compared: int | None = None) -> None:
     """Raise UserError where flags do not go together, or what is needed is not installed."""
-    if spec.range_rule != RANGE_RULE and not spec.of_integers:
+    if spec.range_rule != RANGE_RULE and spec.policy.is_float:
         raise FieldError(
             'range_rule',
-            f'={spec.range_rule} with format={spec.format} and bits={spec.policy}: it is for the integers of '
-            'format=onnx with bits such as w8a8: leave it out, or give these',
+            f'={spec.range_rule} with bits={spec.policy}: nothing is rounded; give bits such as w8a8',
         )
     if compared is not None:
         if spec.format != 'onnx':
@@ -80,7 +84,7 @@ def check_spec(spec: ExportSpec, compared: int | None = None) -> None:
 class _Network(NamedTuple):
     """A network as it is written. write: from the file's metadata to its contents.
 
-    apply: its evaluation here, from images to logits.   metadata: its own.
+    apply: its evaluation here, from images to logits, compiled.   metadata: its own.
     """
 
     write: Callable[[dict[str, str]], bytes]
@@ -91,9 +95,10 @@ class _Network(NamedTuple):
 def export_model(hypernetwork: Hypernetwork, model: Model, spec: ExportSpec, *, params: Any = None) -> bytes:
     """Predict the parameters of a model, fix its statistics, and write it for another runtime.
 
-    Statistics of batch norms and ranges of activations are those of the first training images of the run. In
-    StableHLO weights and activations are rounded in the program itself. ONNX has integers, in QDQ form, and
-    batch norms are folded.
+    Statistics of batch norms and ranges of activations are those of the first training images of the run, and
+    batch norms are folded (`calibrate`). In StableHLO weights and activations are rounded in the program
+    itself. ONNX has integers, in QDQ form. A model that depends on its batch by something that is no known
+    batch norm has that, and ranges, fixed on these images as one batch, unless it is to be integers.
 
     Args:
       hypernetwork: that predicts the parameters, whose run has the images.
@@ -133,7 +138,7 @@ def write_export(
     network = (
         _network(hypernetwork, model, spec, data, params)
         if quantized is None
-        else _quantized_network(quantized, spec, data)
+        else _quantized_network(quantized, spec)
     )
     contents = network.write(_metadata(hypernetwork, model, spec, data) | network.metadata)
     files.write(out, contents)
@@ -141,6 +146,8 @@ def write_export(
         f'{out}: {model.name}, {spec.policy}, {len(contents):,} bytes; images '
         f'[N, {", ".join(map(str, model.input_shape[1:]))}] to logits [N, {model.classes}]'
     )
+    if why := network.metadata.get(_NOT_FOLDED):
+        said += f'\nfixed as in one batch of the calibration images, for {why}'
     if options := session_options(contents) if spec.of_integers else {}:
         said += f'\nonnxruntime needs {" and ".join(f"{name}={value}" for name, value in options.items())}'
     if compared is not None:
@@ -171,33 +178,44 @@ def _network(
         )
     params = hypernetwork.predict(model, spec.policy) if params is None else params
     images = data.normalized('train', spec.calibration_images)
-    if not spec.of_integers:
-        quantizer = None if spec.policy.is_float else model.quantizer(policy, scheme)
-        frozen = freeze(lambda x: model.apply(params, x, quantizer), images)
-        to_file = lambda metadata: to_onnx(frozen, metadata)
-        write = to_file if spec.format == 'onnx' else lambda _: to_stablehlo(frozen)
-        return _Network(write, frozen.apply, {'calibration_images': str(len(images))})
     size = min(_BATCH, len(images))
     images = images[: len(images) // size * size]
     batches = list(map(jnp.asarray, images.reshape(-1, size, *images.shape[1:])))
-    calibrated = calibrate(model, params, batches, policy, scheme=scheme, rule=spec.range_rule)
-    fixed = calibrated.quantizer(policy, scheme)
-    metadata = {'calibration_images': str(len(images)), 'range_rule': spec.range_rule}
-    return _Network(
-        lambda metadata: to_quantized_onnx(calibrated, fixed, metadata),
-        lambda x: calibrated.apply(x, fixed),
-        metadata,
-    )
+    metadata = {'calibration_images': str(len(images))}
+    try:
+        calibrated = calibrate(
+            model, params, batches, None if policy.is_float else policy, scheme=scheme, rule=spec.range_rule
+        )
+    except DependsOnBatch as e:
+        if spec.of_integers or spec.range_rule != RANGE_RULE:
+            raise
+        quantizer = None if policy.is_float else model.quantizer(policy, scheme)
+        frozen = freeze(lambda x: model.apply(params, x, quantizer), images)
+        return _frozen_network(frozen, spec, metadata | {_NOT_FOLDED: str(e)})
+    fixed = None if policy.is_float else calibrated.quantizer(policy, scheme)
+    ranges = {} if policy.is_float else {'range_rule': spec.range_rule}
+    return _calibrated_network(calibrated, fixed, spec, metadata | ranges)
 
 
-def _quantized_network(quantized: QuantizedNetwork, spec: ExportSpec, data: Dataset) -> _Network:
-    calibrated, fixed = quantized.calibrated, quantized.quantizer()
-    apply = lambda x: calibrated.apply(x, fixed)
-    if spec.format == 'onnx':
-        write = lambda metadata: to_quantized_onnx(calibrated, fixed, metadata)
-    else:
-        write = lambda _: to_stablehlo(freeze(apply, data.normalized('train', 2)))
-    return _Network(write, apply, dict(quantized.about))
+def _quantized_network(quantized: QuantizedNetwork, spec: ExportSpec) -> _Network:
+    return _calibrated_network(quantized.calibrated, quantized.quantizer(), spec, dict(quantized.about))
+
+
+def _calibrated_network(
+    calibrated: Calibrated, quantizer: FakeQuantizer | None, spec: ExportSpec, metadata: dict[str, str]
+) -> _Network:
+    # Arrays are arguments: with constants XLA would compute while it compiles, one number after another.
+    apply = functools.partial(jax.jit(lambda arrays, x: arrays.apply(x, quantizer)), calibrated)
+    if quantizer is None or not spec.of_integers:
+        images = jnp.zeros((2, *calibrated.model.input_shape[1:]))  # of which nothing is measured
+        return _frozen_network(freeze(apply, images), spec, metadata)
+    return _Network(lambda about: to_quantized_onnx(calibrated, quantizer, about), apply, metadata)
+
+
+def _frozen_network(frozen: Frozen, spec: ExportSpec, metadata: dict[str, str]) -> _Network:
+    to_file = lambda about: to_onnx(frozen, about)
+    write = to_file if spec.format == 'onnx' else lambda about: to_stablehlo(frozen)
+    return _Network(write, frozen.apply, metadata)
 
 
 def _metadata(hypernetwork: Hypernetwork, model: Model, spec: ExportSpec, data: Dataset) -> dict[str, str]:

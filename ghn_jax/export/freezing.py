@@ -83,10 +83,25 @@ def freeze(function: Callable[[Array], Array], images: ArrayLike) -> Frozen:
     constants = {slot: np.asarray(program.constants[slot]) for slot in read if slot in program.constants}
     fixed = [slot for slot in read if slot not in made and slot not in constants]
     if fixed:
-        measured = dataclasses.replace(program, outputs=tuple(fixed))
-        measure = export.export(jax.jit(lambda x: run(measured, [x])))(any_number)
-        constants |= zip(fixed, map(np.asarray, measure.call(given)))
+        constants |= zip(fixed, _measured(program, fixed, any_number, given))
     return Frozen(Program(kept, program.inputs, constants, program.outputs), any_number)
+
+
+def _measured(
+    program: Program, slots: Sequence[int], any_number: jax.ShapeDtypeStruct, images: Array
+) -> list[np.ndarray]:
+    """Compute what is in some slots for these images.
+
+    Constants are arguments: XLA would compute with them while it compiles, one number after another.
+    """
+    (given,) = program.inputs
+    steps = needed(program.steps, slots)
+    read = {slot for step in steps for slot in step.inputs if isinstance(slot, int)} | {*slots}
+    constants = {slot: jnp.asarray(value) for slot, value in program.constants.items() if slot in read}
+    part = Program(steps, (given, *constants), {}, tuple(slots))
+    shapes = [jax.ShapeDtypeStruct(array.shape, array.dtype) for array in constants.values()]
+    measure = export.export(jax.jit(lambda x, *arrays: run(part, [x, *arrays])))(any_number, *shapes)
+    return [np.asarray(value) for value in measure.call(images, *constants.values())]
 
 
 def _staying(steps: Sequence[Step]) -> list[Step]:

@@ -10,7 +10,7 @@ from jax import Array
 
 from ghn_jax.export.levels import Constant, Grid, width_of
 from ghn_jax.models.folding import Calibrated
-from ghn_jax.models.quantizer import FakeQuantizer
+from ghn_jax.models.quantizer import FakeQuantizer, range_of
 from ghn_jax.quant.grid import Grid as FittedGrid
 from ghn_jax.quant.grid import make_grid
 from ghn_jax.quant.policy import FLOAT_BITS, TERNARY, Widths
@@ -40,15 +40,17 @@ def to_integers(calibrated: Calibrated, quantizer: FakeQuantizer) -> Integers:
     Args:
       calibrated: with the ranges of all activations that are rounded; its weights may be on their grids.
       quantizer: of `calibrated.quantizer`.
+
+    Raises:
+      UserError: a range that is missing.
     """
     sites = calibrated.program(calibrated.model.input_shape).sites.values()
     layers = {site.layer.name: site for site in sites}
     of = lambda name: quantizer.widths.get(name, (FLOAT_BITS, FLOAT_BITS))
     widths: dict[str, Widths] = {name: of(site.layer.parameter) for name, site in layers.items()}
     readers = {site.reader for site in layers.values()}
-    grids = {
-        name: _grid(*calibrated.ranges[name], of(name)[1]) for name in readers if of(name)[1] < FLOAT_BITS
-    }
+    read = {name: of(name)[1] for name in readers if of(name)[1] < FLOAT_BITS}
+    grids = {name: _grid(*range_of(calibrated.ranges, name), bits) for name, bits in read.items()}
     of_integers = {name: w for name, w in calibrated.weights.items() if widths[name][0] < FLOAT_BITS}
     if calibrated.weight_ranges:
         of_layer = lambda name: (*calibrated.weight_ranges[name], widths[name][0])

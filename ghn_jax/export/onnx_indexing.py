@@ -32,34 +32,53 @@ def reverse(nodes: Nodes, step: Step, inputs: list[Tensor]) -> Tensor:
 
 @writes('gather')
 def gather(nodes: Nodes, step: Step, inputs: list[Tensor]) -> Tensor:
-    """Cut out at one place, or pick several along one axis; other gathers have no form here."""
+    """Cut out at one place, or pick several along axes, each by itself; other gathers have no form here.
+
+    `x[:, 1]` is one where the number of images is a symbol, and so is `x[:, ::2, ::2]`.
+    """
     x, places, params = nodes.full(inputs[0]), inputs[1].array, step.eqn.params
     numbers, sizes = params['dimension_numbers'], params['slice_sizes']
-    if places is None or places.ndim > 2 or numbers.operand_batching_dims:
-        refuse(step, 'it picks at places that depend on the images, or along several axes')
-    rows = np.atleast_2d(places)
-    if any(
-        at < 0 or not isinstance(x.shape[axis], int) or at + sizes[axis] > x.shape[axis]
-        for row in rows.tolist()
-        for axis, at in zip(numbers.start_index_map, row)
-    ):
-        refuse(step, 'it picks at places that are outside of the tensor, or among the images')
-    varying = [k for k in range(rows.shape[1]) if np.ptp(rows[:, k])]
-    axes = [numbers.start_index_map[k] for k in varying]
-    if len(axes) > 1 or not {*axes} <= {*numbers.collapsed_slice_dims}:
-        refuse(step, 'it picks along several axes')
-    still = [k for k in range(rows.shape[1]) if k not in varying]
-    starts = {numbers.start_index_map[k]: int(rows[0, k]) for k in still}
-    x = _cut(nodes, step, x, [(axis, (at, at + sizes[axis], 1)) for axis, at in starts.items()])
-    if axes:
-        at = nodes.constant(rows[:, varying[0]].astype(np.int64))
-        (name,) = nodes.add('Gather', [x.name, at], axis=x.order.index(axes[0]))
-        shape = tuple(len(rows) if axis == axes[0] else size for axis, size in enumerate(x.shape))
+    if places is None or numbers.operand_batching_dims:
+        refuse(step, 'it picks at places that depend on the images')
+    cuts, picked = [], {}  # axis of x -> (axis of the places that it varies along, the places)
+    for axis, at in zip(numbers.start_index_map, np.moveaxis(places, -1, 0)):
+        length, varying = x.shape[axis], [k for k in range(at.ndim) if np.any(at != at.take([0], k))]
+        if not isinstance(length, int) or at.min() < 0 or at.max() + sizes[axis] > length:
+            refuse(step, 'it picks at places that are outside of the tensor, or among the images')
+        if not varying:
+            cuts.append((axis, (int(at.flat[0]), int(at.flat[0]) + sizes[axis], 1)))
+        elif len(varying) > 1 or axis not in numbers.collapsed_slice_dims:
+            refuse(step, 'it picks along several axes at once')
+        else:
+            first = tuple(slice(None) if k in varying else 0 for k in range(at.ndim))
+            picked[axis] = varying[0], at[first]
+    _check_order(step, len(x.shape), {axis: k for axis, (k, _) in picked.items()}, places.shape[:-1])
+    x = _cut(nodes, step, x, cuts)
+    for axis, (_, at) in picked.items():
+        (name,) = nodes.add('Gather', [x.name, nodes.constant(at.astype(np.int64))], axis=x.order.index(axis))
+        shape = tuple(len(at) if other == axis else size for other, size in enumerate(x.shape))
         x = dataclasses.replace(x, name=name, shape=shape, dims=shape)
-        (new,) = {*range(len(step.out_shape))} - {*numbers.offset_dims}
-        if new != sum(axis not in numbers.collapsed_slice_dims for axis in range(axes[0])):
-            refuse(step, 'it puts what it picks along another axis')
     return x if x.shape == step.out_shape else nodes.reshaped(x, step.out_shape, step)
+
+
+def _check_order(step: Step, rank: int, picked: dict[int, int], batch: Sequence[int]) -> None:
+    """Refuse a gather whose result has its axes in another order, or picks more than once.
+
+    rank: of what is picked from.   picked: axis of it -> axis of the places.   batch: lengths of these.
+    """
+    numbers = step.eqn.params['dimension_numbers']
+    kept = iter(axis for axis in range(rank) if axis not in numbers.collapsed_slice_dims)
+    of_places, axis_of = iter(range(len(batch))), {k: axis for axis, k in picked.items()}
+    found = []
+    for place in range(len(step.out_shape)):
+        if place in numbers.offset_dims:
+            found.append(next(kept))
+        elif (k := next(of_places)) in axis_of:
+            found.append(axis_of[k])
+        elif batch[k] != 1:
+            refuse(step, 'it picks the same several times')
+    if len(axis_of) < len(picked) or found != sorted(found):
+        refuse(step, 'it puts what it picks along another axis')
 
 
 def _cut(nodes: Nodes, step: Step, x: Tensor, cuts: Sequence[tuple[int, tuple[int, int, int]]]) -> Tensor:

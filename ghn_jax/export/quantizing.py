@@ -7,6 +7,7 @@ from typing import Any
 import jax.numpy as jnp
 from jax import Array
 
+from ghn_jax.base.errors import UserError
 from ghn_jax.export import levels
 from ghn_jax.export.freezing import freeze
 from ghn_jax.export.integers import Integers, to_integers
@@ -35,13 +36,17 @@ def to_quantized_onnx(
       The contents of the file.
 
     Raises:
-      UserError: as `to_onnx`, and for a range that is missing.
+      UserError: as `to_onnx` and `to_integers`; a model that is not calibrated.
     """
+    if not isinstance(calibrated, Calibrated) or not isinstance(quantizer, FakeQuantizer):
+        raise UserError('expected what ghn_jax.calibrate returns, and its quantizer(policy, scheme)')
     integers = to_integers(calibrated, quantizer)
     images = jnp.zeros((2, *calibrated.model.input_shape[1:]))  # of which nothing is measured
-    options = options_for(integers)
+    frozen = freeze(marked(calibrated, integers), images)
+    pools = any(step.primitive == 'reduce_window_max' for step in frozen.program.steps)
+    options = options_for(integers, pools=pools)
     needed = {OPTIONS: json.dumps(options)} if options else {}
-    return to_onnx(freeze(marked(calibrated, integers), images), {**(metadata or {}), **needed})
+    return to_onnx(frozen, {**(metadata or {}), **needed})
 
 
 def marked(calibrated: Calibrated, integers: Integers) -> Callable[[Array], Array]:

@@ -16,14 +16,19 @@ _FLOAT_SUMS = {'session.qdq_matmulnbits_accuracy_level': '1'}  # of products wit
 _BATCH = 64
 
 
-def options_for(integers: Integers) -> dict[str, str]:
+def options_for(integers: Integers, *, pools: bool) -> dict[str, str]:
     """Return the session options without which onnxruntime (1.32) fails at a file, or is less exact.
 
     - 2-bit integers: it makes nodes of them that it has no code for, or that compute something else.
+    - 4-bit activations and max pools: it rounds in front of a pool, which there is none of for such integers.
     - Weights of 8 bits and less with activations that are float or of more bits: it rounds these to 8 bits.
+
+    pools: whether there are max pools.
     """
     grids = integers.activations.values()
     if any(part.width == 2 for part in (*integers.weights.values(), *grids)):
+        return _NO_FUSION
+    if pools and any(grid.width == 4 for grid in grids):
         return _NO_FUSION
     narrow = any(weight.width <= 8 for weight in integers.weights.values())
     wide = integers.float_activations or any(grid.width == 16 for grid in grids)

@@ -29,7 +29,7 @@ from ghn_jax.base.errors import UserError
 from ghn_jax.hypernet.layers import Params
 from ghn_jax.networks.graph import Graph
 from ghn_jax.networks.ops import LAYERS
-from ghn_jax.quant.policy import TERNARY, NamedWidths, Policy, Widths
+from ghn_jax.quant.policy import TERNARY, NamedWidths, Policy, Widths, check_policy
 
 WIDTHS = np.array([1, 2, 3, 4, 6, 8])
 FLOAT_FROM = 16  # bits; so many are as good as float in these networks, which 8 bits hardly change
@@ -51,8 +51,9 @@ def resolve(policy: Policy, graph: Graph) -> dict[str, Widths]:
     """Return the bits of every weight of a network: {name: (of the weight, of the activation entering it)}.
 
     Raises:
-      UserError: the policy is of another network, or names none of its weights.
+      UserError: no policy; one of another network, or one that names none of its weights.
     """
+    check_policy(policy)
     return policy.resolve(weight_names(graph), graph.name)
 
 

@@ -25,7 +25,7 @@ from ghn_jax.models.activation_ranges import find_ranges
 from ghn_jax.models.folded_program import Fixed, FoldedProgram, Own, fold_program
 from ghn_jax.models.model import Model, Traced, rewriter
 from ghn_jax.models.norm_statistics import Moments, affines_of, measure, observed, pooled
-from ghn_jax.models.norms import LayerEnd, Structure, of_batch
+from ghn_jax.models.norms import DependsOnBatch, LayerEnd, Structure, of_batch
 from ghn_jax.models.program import Operand, needed, run
 from ghn_jax.models.quantizer import FakeQuantizer, Quantizer
 from ghn_jax.quant.policy import Policy
@@ -125,8 +125,8 @@ def calibrate(
       rule: how ranges are found (`cnn.deploy.calibration.RULES`).
 
     Raises:
-      UserError: no images, batches of several sizes, a batch norm of an unknown form, a policy of another
-        model.
+      UserError: no images, batches of several sizes, a policy of another model.
+      DependsOnBatch: a batch norm of an unknown form, another sum over the images.
     """
     batches = list(images)
     calibrated = fold(model, params, batches)
@@ -237,7 +237,7 @@ def _check_independent(traced: Traced, calibrated: Calibrated) -> None:
     known = traced.recorder.values
     for step in fold_program(traced, calibrated.weights, calibrated.biases, calibrated.norms).program.steps:
         if of_batch(known.get(step.outputs[0])):
-            raise UserError(
+            raise DependsOnBatch(
                 f'{step} sums over the images and is no part of a batch norm: such a model cannot be '
                 'calibrated, score it by the statistics of each batch'
             )

@@ -9,13 +9,14 @@ from ghn_jax.models.model import Model
 from ghn_jax.models.tracing import trace
 
 
-def load_model(name: str, input_shape: Sequence[int]) -> Model:
-    """Call a function without arguments that makes a model, and trace the model.
+def load_model(name: str, input_shape: Sequence[int], *arguments: Any) -> Model:
+    """Call a function that makes a model, and trace the model.
 
     Args:
       name: 'package.module:function'. The function returns a Flax module, a pair (apply, params) of a
         function of parameters and images and its parameters, or a `Model` that it has traced by itself.
       input_shape: of the images, as for `trace`; a `Model` has its own.
+      *arguments: what the function is given.
 
     Raises:
       UserError: no such module or function, one that fails (with its own error), and as `trace`.
@@ -23,6 +24,11 @@ def load_model(name: str, input_shape: Sequence[int]) -> Model:
     module_name, colon, function_name = name.partition(':')
     if not colon or not module_name or not function_name:
         raise UserError(f'model {shown(name)}: expected package.module:function, as in nets:resnet')
+    if module_name.endswith('.py') or '/' in module_name:
+        raise UserError(
+            f'model {shown(name)}: expected a module as Python imports it, not a file, such as '
+            f'nets:{function_name}'
+        )
     try:
         module = importlib.import_module(module_name)
     except (Exception, SystemExit) as e:
@@ -32,7 +38,7 @@ def load_model(name: str, input_shape: Sequence[int]) -> Model:
         has = 'is no function' if hasattr(module, function_name) else 'is not there'
         raise UserError(f'{function_name!r} of module {module_name!r} {has}: give one that returns a model')
     try:
-        made: Any = make()
+        made: Any = make(*arguments)
     except (Exception, SystemExit) as e:
         raise UserError(f'{name} fails: {_one_line(e)}') from e
     if isinstance(made, Model):

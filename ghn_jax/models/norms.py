@@ -13,6 +13,11 @@ from ghn_jax.models.program import Operand, Program, Step
 from ghn_jax.models.recorder import Recorder
 from ghn_jax.models.values import Flow, Shape, Statistic, Value, View
 
+
+class DependsOnBatch(UserError):
+    """A model that depends on the other images of its batch by something that is no known batch norm."""
+
+
 _CASTS = ('convert_element_type', 'copy', 'stop_gradient', 'reduce_precision')
 _ARITHMETIC = ('mul', 'div', 'add', 'sub')
 
@@ -85,7 +90,7 @@ class Structure:
             shape = self.aval(source).shape
             if steps is not None and shape == self.aval(result).shape and set(sources) == {source}:
                 return BatchNorm(source, result, shape, axes, steps)
-        raise UserError(
+        raise DependsOnBatch(
             f'the batch norm that ends in {self._step_of(result)} is of a form that cannot be calibrated: it '
             'is no mean and variance over the images, a scale and a shift; score the model by the statistics '
             'of each batch'

@@ -6,12 +6,14 @@ derivative is the one their author wrote.
 """
 
 import dataclasses
+import functools
 import itertools
 from collections.abc import Callable, Sequence
 from typing import Any
 
 from jax.extend import source_info_util
 from jax.extend.core import ClosedJaxpr, Jaxpr, JaxprEqn, Literal
+from jax.extend.source_info_util import SourceInfo
 
 _CALLS = ('jit', 'pjit', 'closed_call', 'core_call', 'checkpoint', 'remat', 'remat2')
 WITH_DERIVATIVES = ('custom_jvp_call', 'custom_vjp_call', 'custom_vjp_call_jaxpr')
@@ -54,10 +56,16 @@ class Step:
         """The shape of its first result."""
         return self.eqn.outvars[0].aval.shape  # pyright: ignore[reportAttributeAccessIssue]
 
+    @functools.cached_property
+    def source(self) -> SourceInfo | None:
+        """Where in the source it comes from: its own line, or that of the innermost call that has one."""
+        infos = (eqn.source_info for eqn in (self.eqn, *reversed(self.callers)))
+        return next((info for info in infos if source_info_util.summarize(info)), None)
+
     def __str__(self) -> str:
         """The operation and the line of the source that it comes from."""
-        lines = (source_info_util.summarize(eqn.source_info) for eqn in (self.eqn, *reversed(self.callers)))
-        return f'{self.primitive!r} ({next(filter(None, lines), "of an unknown line")})'
+        line = source_info_util.summarize(self.source) if self.source else 'of an unknown line'
+        return f'{self.primitive!r} ({line})'
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -154,7 +162,9 @@ def run(
     for k, step in enumerate(program.steps):
         params = step.eqn.primitive.get_bind_params(step.eqn.params)
         operands = rewrite(k, [read(operand) for operand in step.inputs], values)
-        results = step.eqn.primitive.bind(*operands, **params)
+        # The line of the model, not this one, is what an error about the step names.
+        with source_info_util.user_context(step.source.traceback if step.source else None):
+            results = step.eqn.primitive.bind(*operands, **params)
         results = results if step.eqn.primitive.multiple_results else [results]
         values |= zip(step.outputs, results, strict=True)
         seen(k, results[0])

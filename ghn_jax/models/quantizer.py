@@ -2,7 +2,7 @@
 
 import dataclasses
 from collections.abc import Callable, Mapping
-from typing import NamedTuple, Protocol
+from typing import Any, NamedTuple, Protocol
 
 import jax.numpy as jnp
 from jax import Array, lax
@@ -32,7 +32,8 @@ class Quantizer(Protocol):
 class FakeQuantizer:
     """Rounds to the bits of a policy, on the grids of a scheme, with straight-through gradients.
 
-    widths: bits by the name of the weight (`Policy.resolve`); other layers stay float.
+    widths: bits by the name of the weight (`Policy.resolve`); other layers stay float. Bits that are int32
+      arrays are data: one compiled program serves them all.
     ranges: (lo, hi) of activations by the name of the weight, in place of those of the batch.
     rounded: weights have these bits already, on grids that they came with, and stay as they are.
     """
@@ -45,7 +46,7 @@ class FakeQuantizer:
     def weight(self, name: str, w: Array) -> Array:
         """Round a weight, on one grid or on one for each output channel."""
         bits, _ = self._widths(name)
-        return w if bits == FLOAT_BITS or self.rounded else self.weight_and_grid(name, w)[0]
+        return w if self.rounded or _stays_float(bits) else self.weight_and_grid(name, w)[0]
 
     def weight_and_grid(self, name: str, w: Array) -> tuple[Array, Grid]:
         """Return a rounded weight, and the grid, [1] or [out], that it is on."""
@@ -59,16 +60,11 @@ class FakeQuantizer:
     def activation(self, name: str, x: Array, whole: Array) -> Array:
         """Round an activation, over the range of the whole tensor or over the one that is given."""
         _, bits = self._widths(name)
-        if bits == FLOAT_BITS:
+        if _stays_float(bits):
             return x
         wide = jnp.promote_types(x.dtype, jnp.float32)
         if self.ranges is not None:
-            if name not in self.ranges:
-                raise UserError(
-                    f'the range of the activation that enters {name!r} is not calibrated: calibrate with a '
-                    'policy that rounds it'
-                )
-            lo, hi = self.ranges[name]
+            lo, hi = range_of(self.ranges, name)
         else:
             whole = whole.astype(wide)
             size = power(whole) if self.scheme.activation_range == 'sigma' else None
@@ -77,6 +73,21 @@ class FakeQuantizer:
 
     def _widths(self, name: str) -> Widths:
         return self.widths.get(name, (FLOAT_BITS, FLOAT_BITS))
+
+
+def range_of(ranges: Mapping[str, tuple[Any, Any]], name: str) -> tuple[Any, Any]:
+    """Return the range of the activation that enters a layer. Raises UserError where it is not calibrated."""
+    if name not in ranges:
+        raise UserError(
+            f'the range of the activation that enters {name!r} is not calibrated: calibrate with a '
+            'policy that rounds it'
+        )
+    return ranges[name]
+
+
+def _stays_float(bits: int | Array) -> bool:
+    """Return whether that is known before a program runs: of bits that are data it is not."""
+    return isinstance(bits, int) and bits == FLOAT_BITS
 
 
 class _Rows(NamedTuple):

@@ -56,13 +56,7 @@ def trace(
     """
     if unsupported not in ('raise', 'keep'):
         raise UserError(f"unsupported is {shown(unsupported)}: expected 'raise' or 'keep'")
-    shape = tuple(input_shape) if isinstance(input_shape, Sequence) else ()
-    if len(shape) < 2 or not all(is_int(size) and size > 0 for size in shape):
-        raise UserError(
-            f'input_shape is {shown(input_shape)}: expected the number of images and their shape, as in '
-            '(1, 32, 32, 3)'
-        )
-    images = jax.ShapeDtypeStruct(shape, dtype)
+    images = _images(input_shape, dtype)
     source = _source(model, images, params, switches)
     leaves = _leaves(source)
     traced = functools.lru_cache(maxsize=8)(
@@ -70,11 +64,11 @@ def trace(
             source, leaves, jax.ShapeDtypeStruct(shape, dtype), unsupported == 'keep'
         )
     )
-    first = traced(shape, images.dtype)
+    first = traced(images.shape, images.dtype)
     recorder = first.recorder
     return Model(
         name=source.name,
-        input_shape=shape,
+        input_shape=images.shape,
         classes=first.classes,
         params=source.params,
         layers=tuple(recorder.layers),
@@ -87,7 +81,22 @@ def trace(
     )
 
 
+def _images(input_shape: Any, dtype: Any) -> jax.ShapeDtypeStruct:
+    shape = tuple(input_shape) if isinstance(input_shape, Sequence) else ()
+    if len(shape) < 2 or not all(is_int(size) and size > 0 for size in shape):
+        raise UserError(
+            f'input_shape is {shown(input_shape)}: expected the number of images and their shape, as in '
+            '(1, 32, 32, 3)'
+        )
+    try:
+        return jax.ShapeDtypeStruct(shape, jnp.dtype(dtype))
+    except TypeError:
+        raise UserError(f'dtype is {shown(dtype)}: expected that of the images, such as float32') from None
+
+
 def _source(model: Any, images: jax.ShapeDtypeStruct, params: Any, switches: dict[str, Any]) -> Source:
+    if params is not None and isinstance(model, NetworkSpec | linen.Module | nnx.Module):
+        raise UserError('params are for a function, a module or a network has its own: leave them out')
     if isinstance(model, NetworkSpec):
         return sources.of_spec(model)
     if isinstance(model, linen.Module):
@@ -156,6 +165,7 @@ def _traced(source: Source, leaves: tuple[Leaf, ...], images: jax.ShapeDtypeStru
     recorder = Recorder(leaves, images=images.shape[0], channels=images.shape[-1], keep=keep)
     views = [View(leaf) for leaf in range(len(leaves))]
     (value,) = walk(recorder, program, [*views, *[CONSTANT] * len(others), Flow(0)])
+    _check_numbers(recorder, jax.tree.leaves(source.params))
     if not isinstance(value, Flow | Statistic):
         raise UserError(
             f'the logits of model {source.name!r} do not depend on the images: give another model'
@@ -166,6 +176,16 @@ def _traced(source: Source, leaves: tuple[Leaf, ...], images: jax.ShapeDtypeStru
             f'{MAX_OPERATIONS:,}: give a smaller one'
         )
     return Traced(program, recorder, recorder.as_flow(value).op, result.shape[1])
+
+
+def _check_numbers(recorder: Recorder, arrays: Sequence[Any]) -> None:
+    """Refuse parameters that are no real numbers: what is predicted for them would be cut off."""
+    for name, tensor in recorder.tensors.items():
+        leaf = tensor.view.leaf
+        if not jnp.issubdtype(dtype := arrays[leaf].dtype, jnp.floating):
+            if not recorder.keep:
+                raise UserError(f'parameter {name!r} is {dtype}: expected floating-point numbers')
+            recorder.kept.setdefault(leaf, f'is {dtype}, no floating-point numbers')
 
 
 def _graph(traced: Traced, name: str) -> Graph:

@@ -182,6 +182,12 @@ class Policy:
         return {name: (weights, activations) for name, weights, activations in self.layers}
 
 
+def check_policy(policy: object) -> None:
+    """Raise UserError for what is no policy, such as the name of one."""
+    if not isinstance(policy, Policy):
+        raise UserError(f"policy is {shown(policy)}: expected one such as parse_bits('w4a4')")
+
+
 def parse_bits(text: str) -> Policy:
     """`w4a8` -> 4-bit weights, 8-bit activations; `wta2`, `w32a32`, `float`: see the top of this file.
 

@@ -12,6 +12,9 @@ MODES = ('float', 'qat', 'noise')
 GRANULARITIES = ('tensor', 'channel')
 WEIGHT_RANGES = ('minmax', 'percentile', 'mse', 'sigma')
 ACTIVATION_RANGES = ('minmax', 'sigma')
+LEAST_SIGMAS = 0.01
+"""Of `Scheme`'s ranges: what is far less is 0 in float32, which has another meaning."""
+
 _CALIBRATED = ('percentile', 'mse', 'moving_average')  # of activations: they need more than one batch
 
 
@@ -51,6 +54,11 @@ class Scheme:
                 f'{" or ".join(ACTIVATION_RANGES)}, and calibrate when evaluating',
             )
         check_fields(self)
+        for name in ('weight_sigmas', 'activation_sigmas'):
+            if 0 < getattr(self, name) < LEAST_SIGMAS:
+                raise FieldError(
+                    name, f'={getattr(self, name)}: expected 0, for the best, or a number from {LEAST_SIGMAS}'
+                )
 
     @property
     def clips_activations(self) -> bool:

@@ -7,8 +7,8 @@ A page says where a table goes, and what stands between the two lines is written
     <!-- results: digits_strategies -->
     <!-- end of results -->
 
-The file is `docs/results/digits_strategies.json`. It is what `evaluate --json` or `benchmark --what=models
---json` writes, or the `study.json` of a study, or a table:
+The file is `docs/results/digits_strategies.json`; `zoo` has none, being made of the cards of the zoo. It is
+what `evaluate --json` or `benchmark --what=models --json` writes, or the `study.json` of a study, or a table:
 
     {"title": ..., "about": {"date": ..., "commit": ..., "command": ...},
      "columns": ["trained", "seeds", "W4/A4"],
@@ -26,8 +26,12 @@ from typing import Any
 
 from ghn_jax.base import jsonfile
 from ghn_jax.base.errors import UserError
+from ghn_jax.runs import zoo
+from ghn_jax.zoo import cards
 
 PAGES = ('README.md', 'docs')
+ZOO = 'zoo'
+"""The table that is made of the cards of the hypernetworks that come with the package."""
 RESULTS = pathlib.Path('docs/results')
 _BLOCK = re.compile(r'(^<!-- results: ([\w-]+) -->\n).*?(<!-- end of results -->)$', re.DOTALL | re.MULTILINE)
 _BEGINNINGS = re.compile(r'^<!-- results: ', re.MULTILINE)
@@ -58,6 +62,8 @@ def markdown(result: Mapping[str, Any]) -> str:
 
 
 def _read(results: pathlib.Path, name: str) -> Mapping[str, Any]:
+    if name == ZOO:
+        return cards.compared(map(zoo.read_card, zoo.names()))
     path = results / f'{name}.json'
     result = jsonfile.read(path, 'results', 'expected a table, or what evaluate --json writes')
     forms = ({'columns', 'rows', 'about'}, {'rows', 'protocol'}, {'rows', 'machine'})

@@ -84,7 +84,7 @@ def save(folder: Place, network: QuantizedNetwork) -> Place:
         **network.about,
         **network.source,
         'input_shape': json.dumps(of.model.input_shape),
-        'policy': json.dumps(network.policy.to_dict()),
+        'policy': json.dumps({**network.policy.to_dict(), 'name': network.policy.name}),
         'scheme': json.dumps(dataclasses.asdict(network.scheme)),
     }
     path = folder / FILE
@@ -109,7 +109,8 @@ def load(folder: str | os.PathLike) -> QuantizedNetwork:
         raise UserError(f'{path} is no quantized network: give a folder that ghn_jax.quantize has written')
     try:
         shape = tuple(json.loads(metadata['input_shape']))
-        policy = policy_from_dict(json.loads(metadata['policy']), '')
+        fields = json.loads(metadata['policy'])
+        policy = policy_from_dict(fields, fields.pop('name', ''))
         scheme = Scheme(**json.loads(metadata['scheme']))
     except (ValueError, TypeError) as e:
         raise UserError(f'{path} is damaged ({shown(str(e))}): quantize the network again') from None

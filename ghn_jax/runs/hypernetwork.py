@@ -6,6 +6,7 @@ from typing import Any, overload
 
 import numpy as np
 
+from ghn_jax.base.errors import UserError, shown
 from ghn_jax.datasets.load import Dataset
 from ghn_jax.hypernet.policy_features import resolve
 from ghn_jax.hypernet.predict import check_network, predict_weights
@@ -15,7 +16,7 @@ from ghn_jax.networks.ops import primitives_of
 from ghn_jax.networks.spaces import Space
 from ghn_jax.networks.spec import NetworkSpec
 from ghn_jax.quant.bit_schedule import Strategy, strategy_of
-from ghn_jax.quant.policy import Policy
+from ghn_jax.quant.policy import Policy, check_policy
 from ghn_jax.quant.scheme import Scheme
 from ghn_jax.runs.run import Run, load_run
 from ghn_jax.runs.task import load_data, make_space_of
@@ -56,6 +57,7 @@ class Hypernetwork:
 
         `evaluate` does this by itself. Do it before `quantize` and `run`, which know no run.
         """
+        check_policy(policy)
         return self._strategy.used(policy)
 
     @overload
@@ -79,15 +81,19 @@ class Hypernetwork:
           [1, channels, height, width], norms and biases [channels].
 
         Raises:
-          UserError: a network of another number of classes, with larger kernels than are predicted, with
-            nodes of a kind that was not in training (where a model is traced with unsupported='keep', its
-            parameters there stay as initialised) or with a head for images of another size; a policy that
-            does not fit it.
+          UserError: neither a model nor a network; one of another number of classes, with larger kernels
+            than are predicted, with nodes of a kind that was not in training (where a model is traced with
+            unsupported='keep', its parameters there stay as initialised) or with a head for images of
+            another size; a policy that does not fit it.
         """
         ghn, params, used = self.run.ghn, self.run.params, self.used(policy or Policy())
         if isinstance(network, Model):
             widths = resolve(used, network.graph)
             return predict_model(ghn, params, network, widths, primitives=primitives_of(self.space.ops))[0]
+        if not isinstance(network, NetworkSpec):
+            raise UserError(
+                f'the network is {shown(network)}: expected a model of ghn_jax.trace, or a NetworkSpec'
+            )
         check_network(network, ghn, self.run.config.image_size)
         return predict_weights(ghn, params, network, used)
 

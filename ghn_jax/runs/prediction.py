@@ -101,12 +101,10 @@ def output_files(out: str, specs: Sequence[NetworkSpec], format: str = 'safetens
     Raises:
       UserError: several networks for one file, names that are no file names or come twice, no such directory.
     """
-    if not out:
-        raise FieldError('out', ' is missing: give a file, such as net.safetensors')
-    if files.is_folder(paths.place(out, 'out')):
+    if out and files.is_folder(paths.place(out, 'out')):
         out = os.path.join(out, f'{{name}}.{format}')
     if '{name}' not in out:
-        if len(specs) > 1:
+        if out and len(specs) > 1:
             raise FieldError(
                 'out',
                 f'={out} is one file for {len(specs)} networks: give a directory, or a name such as '

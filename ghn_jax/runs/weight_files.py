@@ -50,6 +50,8 @@ def write_weights(path: Place, weights: Weights, metadata: Mapping[str, str], fo
 
 def check_place(path: str | os.PathLike, format: str) -> Place:
     """Return the path of a file of weights to be written. Raises FieldError where it cannot be."""
+    if not os.fspath(path):
+        raise FieldError('out', f' is missing: give a file, such as net.{format}')
     for other in FORMATS:
         if other != format and os.path.splitext(path)[1] == f'.{other}':
             raise FieldError(

@@ -3,12 +3,13 @@
 import contextlib
 import functools
 import os
+import sys
 
 from ml_collections import ConfigDict
 
 from ghn_jax import config as configs
 from ghn_jax.assembly.lone_values import check_batch_norm
-from ghn_jax.assembly.mesh import make_mesh
+from ghn_jax.assembly.mesh import about_exchanges, make_mesh
 from ghn_jax.base import lock, processes
 from ghn_jax.config import RunConfig
 from ghn_jax.networks.spaces import Space
@@ -60,6 +61,8 @@ def train(
     strategy = strategy_of(config)
     dataset = load_data(config)
     mesh = make_mesh(config)
+    if processes.is_first() and (line := about_exchanges(mesh)):
+        print(line, file=sys.stderr)
     ghn = make_ghn(config, dataset.num_classes)
     optimizer = make_optimizer(config)
     validate = make_validation(config, ghn, space, dataset)

@@ -3,7 +3,8 @@
 A training is one network, at one bit-width, from one initialisation, with one seed. Its folder has, for each:
 
     NAME.safetensors      the moving average of the parameters, as the model has them, not rounded; with fixed
-                          statistics a folder NAME, of a quantized network (`calibrated_file`)
+                          statistics, or weights that are searched, a folder NAME, of a quantized network
+                          (`calibrated_file`)
     runs/NAME.json        its scores, once it is done
     runs/NAME.state.npz   where it is, while it goes on: stopped and taken up again it is as if never stopped
 """
@@ -23,23 +24,20 @@ from ghn_jax.base.errors import FieldError, UserError
 from ghn_jax.base.paths import Place
 from ghn_jax.datasets.load import Dataset
 from ghn_jax.evaluation.evaluation_spec import BATCH_SIZE
-from ghn_jax.evaluation.selection import ImageBatches, image_batches
 from ghn_jax.hypernet.policy_features import resolve
-from ghn_jax.models.activation_ranges import find_ranges
-from ghn_jax.models.folding import Calibrated, fold
 from ghn_jax.models.model import Model
-from ghn_jax.models.quantizer import FakeQuantizer
 from ghn_jax.models.sources import variable_names
 from ghn_jax.quant.policy import Policy
 from ghn_jax.quant.scheme import QAT, Scheme
-from ghn_jax.runs.calibrated_file import QuantizedNetwork, save
 from ghn_jax.runs.metrics import Progress
-from ghn_jax.runs.model_parameters import write_params
 from ghn_jax.tuning import comparison
 from ghn_jax.tuning.initialization import Start
 from ghn_jax.tuning.loop import check_settings, fit
-from ghn_jax.tuning.scoring import CalibratedScorer, Scorer, normalized
-from ghn_jax.tuning.training import Trainer, TrainingImages, TrainingSpec, make_trainer
+from ghn_jax.tuning.search import Search, searched_names
+from ghn_jax.tuning.setup import Method, Setup, TuningImages
+from ghn_jax.tuning.slb import SearchSpec
+from ghn_jax.tuning.straight_through import StraightThrough
+from ghn_jax.tuning.training import TrainingSpec
 
 STATISTICS = ('batch', 'calibrated', 'fixed')
 _NOTE = (
@@ -62,9 +60,12 @@ class FinetuneSpec:
       eval_batch_size: test images of a batch, whose statistics batch norms use.
       num_images: test images; 0: all.
       calibration_batches: of training images, the first ones, of eval_batch_size.
+      search: weights of few bits are searched (`search`) as this says; None: all are rounded
+        straight-through.
+      marks: passes after which networks are scored beside those of the table.
 
     Raises:
-      FieldError: a number out of its bounds, or other statistics.
+      FieldError: a number out of its bounds, or other statistics; fixed ones for a search.
     """
 
     policies: tuple[Policy, ...]
@@ -74,6 +75,18 @@ class FinetuneSpec:
     eval_batch_size: int = BATCH_SIZE
     num_images: int = 0
     calibration_batches: int = 4
+    search: SearchSpec | None = None
+    marks: tuple[int, ...] = ()
+
+    @property
+    def keeps_calibrated(self) -> bool:
+        """Whether what is kept are quantized networks with statistics of their own, not parameters."""
+        return self.search is not None or self.batch_norm == 'fixed'
+
+    @property
+    def scored(self) -> tuple[int, ...]:
+        """After which passes networks are scored."""
+        return tuple(sorted({*comparison.marks(self.training.epochs), *self.marks}))
 
     def __post_init__(self) -> None:
         bounds.check(
@@ -83,6 +96,10 @@ class FinetuneSpec:
         )
         if self.batch_norm not in STATISTICS:
             raise FieldError('batch_norm', f'={self.batch_norm}: expected one of {", ".join(STATISTICS)}')
+        if self.search and self.batch_norm == 'fixed':
+            raise FieldError(
+                'batch_norm', '=fixed: slb estimates statistics with the weights it has found: give another'
+            )
 
 
 def finetune(
@@ -119,11 +136,14 @@ def finetune(
     check_models(models, dataset)
     sources = sources or {}
     for model in models:
-        if spec.batch_norm == 'fixed' and model.name not in sources:
+        if spec.keeps_calibrated and model.name not in sources:
             raise FieldError('sources', f' has no {model.name!r}: say how it is made, to keep it folded')
         for policy in spec.policies:
-            resolve(used(policy), model.graph)
-    begin, images = time.perf_counter(), _Images.of(dataset, spec)
+            if spec.search:
+                searched_names(used(policy), model)
+            else:
+                resolve(used(policy), model.graph)
+    begin, images = time.perf_counter(), _images(dataset, spec)
     total = images.steps(spec.training) * len(models) * len(spec.policies) * len(starts) * len(spec.seeds)
     with lock.holding(out), Progress(total, desc='finetune') as progress:
         runs = [
@@ -158,103 +178,62 @@ def check_models(models: Sequence[Model], dataset: Dataset) -> None:
 
 
 @dataclasses.dataclass(frozen=True)
-class _Images:
-    """What is trained on, scored, and calibrated with (nothing where that is not asked for)."""
-
-    dataset: Dataset
-    train: TrainingImages
-    test: ImageBatches
-    calibration: Sequence[Any]
-
-    @classmethod
-    def of(cls, dataset: Dataset, spec: FinetuneSpec) -> '_Images':
-        size, calibration = spec.eval_batch_size, []
-        test = image_batches(dataset, dataset.test, batch_size=size, num_images=spec.num_images)
-        if spec.batch_norm != 'batch':
-            count = spec.calibration_batches * size
-            calibration = normalized(image_batches(dataset, dataset.train, batch_size=size, num_images=count))
-        return cls(dataset, TrainingImages.of(dataset), test, calibration)
-
-    def steps(self, training: TrainingSpec) -> int:
-        """Return the steps of one training."""
-        return training.steps_per_epoch(len(self.dataset.train.labels)) * training.epochs
-
-
-@dataclasses.dataclass(frozen=True)
 class _Task:
-    """One network at one bit-width: what its trainings have in common, compiled once for all.
+    """One network at one bit-width, trained by a method.
 
-    bits: what the policy is called.   policy: as it is used.
-    source: how the model is made, where its statistics are fixed; None: they are those of batches.
-    score: parameters -> their scores by kind and bits.
     settings: all that a result depends on beside the start and the seed, in JSON's types.
     """
 
     model: Model
-    bits: str
-    policy: Policy
-    quantizer: FakeQuantizer
-    source: Mapping[str, str] | None
-    images: _Images
-    trainer: Trainer
-    score: Callable[[Any], dict[str, Any]]
+    method: Method
+    images: TuningImages
+    marks: tuple[int, ...]
     settings: Mapping[str, Any]
 
     def run(self, start: Start, seed: int, out: Place, progress: Progress) -> dict[str, Any]:
         """Do a training, or what is left of it, and keep its parameters; return its record."""
-        name = f'{self.model.name}.{self.bits}.{start.name}.seed{seed}'
-        parameters = out / (f'{name}.safetensors' if self.source is None else name)
-        record = out / 'runs' / f'{name}.json'
+        bits, policy = self.method.bits, self.method.policy
+        name = f'{self.model.name}.{bits}.{start.name}.seed{seed}'
+        kept, record = out / f'{name}{self.method.suffix}', out / 'runs' / f'{name}.json'
         settings = dict(self.settings) | {'seed': seed, 'from': start.about}
-        if files.exists(record) and files.exists(parameters):
+        trainer = self.method.trainer
+        if files.exists(record) and files.exists(kept):
             done = jsonfile.read(record, 'record', 'delete it, and that training is done again')
             check_settings(settings, done.pop('settings', None), record)
-            progress.update(self.trainer.steps_per_epoch * self.trainer.epochs)
+            progress.update(trainer.steps_per_epoch * trainer.epochs)
             return done
         record.parent.mkdir(parents=True, exist_ok=True)
         state_file = out / 'runs' / f'{name}.state.npz'
         state, history = fit(
-            self.trainer,
+            trainer,
             self.images.train,
-            self.trainer.begin(self._begun(start, seed), seed),
-            marks=comparison.marks(self.trainer.epochs),
-            score=self.score,
+            self.method.begin(start.params(self.model, policy, seed), seed),
+            marks=self.marks,
+            score=self.method.score,
             file=state_file,
             settings=settings,
             progress=progress,
         )
         metadata = {
-            'bits': self.bits,
+            'bits': bits,
             'finetuned_from': start.name,
             'seed': str(seed),
-            'epochs': str(self.trainer.epochs),
+            'epochs': str(trainer.epochs),
             'dataset': self.images.dataset.name,
             'ghn_jax': ghn_jax.__version__,
         }
-        self._write(parameters, jax.device_get(state.average), metadata)
-        done = {'network': self.model.name, 'bits': self.bits, 'init': start.name, 'seed': seed}
-        done |= {'file': parameters.name, **history}
+        self.method.keep(kept, state, metadata)
+        done = {'network': self.model.name, 'bits': bits, 'init': start.name, 'seed': seed}
+        done |= {'file': kept.name, **history}
         files.write_json(record, done | {'settings': settings})
         state_file.unlink(missing_ok=True)
         return done
-
-    def _begun(self, start: Start, seed: int) -> Any:
-        params = start.params(self.model, self.policy, seed)
-        return params if self.source is None else fold(self.model, params, self.images.calibration)
-
-    def _write(self, place: Place, params: Any, metadata: Mapping[str, str]) -> None:
-        if self.source is None:
-            return write_params(place, self.model, params, metadata)
-        ranges = find_ranges(Calibrated.apply, params, self.images.calibration, self.quantizer)
-        network = dataclasses.replace(params, ranges=ranges)
-        scheme = self.quantizer.scheme
-        save(place, QuantizedNetwork(network, self.policy, scheme, self.source, metadata))
 
 
 def _tasks(
     models: Sequence[Model],
     spec: FinetuneSpec,
-    images: _Images,
+    images: TuningImages,
     scheme: Scheme,
     used: Callable[[Policy], Policy],
     sources: Mapping[str, Mapping[str, str]],
@@ -263,41 +242,52 @@ def _tasks(
     data = images.dataset.train
     settings = {
         'training': dataclasses.asdict(spec.training),
+        'search': dataclasses.asdict(spec.search) if spec.search else None,
         'scheme': dataclasses.asdict(scheme),
         'scoring': [spec.batch_norm, spec.eval_batch_size, images.test.count, len(images.calibration)],
         'images': [images.dataset.name, list(data.images.shape), zlib.crc32(data.images.tobytes())],
     }
+    policies = {str(policy): used(policy) for policy in spec.policies}
     for model in models:
         shapes = [list(leaf.shape) for leaf in jax.tree.leaves(model.params)]
         tensors = json_digest(dict(zip(variable_names(model.params), shapes, strict=True)))
-        for policy in spec.policies:
-            bits, policy = str(policy), used(policy)
-            quantizer = model.quantizer(policy, scheme)
-            fixed = spec.batch_norm == 'fixed'
-            apply = Calibrated.apply if fixed else model.apply
-            trainer = make_trainer(
-                apply, quantizer, spec.training, len(data.labels), flip=images.dataset.flip
-            )
-            own = settings | {'tensors': tensors, 'bits': policy.to_dict()}
-            quantizers = {comparison.FLOAT: model.quantizer(Policy(), scheme), bits: quantizer}
-            score = _score(model, quantizers, images, fixed)
-            source = sources[model.name] if fixed else None
-            yield _Task(model, bits, policy, quantizer, source, images, trainer, score, own)
+        for method in _methods(model, spec, images, scheme, policies, sources.get(model.name)):
+            own = settings | {'tensors': tensors, 'bits': method.policy.to_dict()}
+            yield _Task(model, method, images, spec.scored, own)
 
 
-def _score(
-    model: Model, quantizers: Mapping[str, Any], images: _Images, fixed: bool
-) -> Callable[[Any], dict[str, Any]]:
-    """Return what scores parameters by the statistics of batches and, if asked for, calibrated ones."""
-    scorers: dict[str, Callable[[Any], dict[str, float]]] = {}
-    if not fixed:
-        scorers['batch'] = Scorer(model.apply, quantizers, images.test)
-    if images.calibration:
-        scorers['calibrated'] = CalibratedScorer(model, quantizers, images.test, images.calibration)
-    return lambda params: {kind: scorer(params) for kind, scorer in scorers.items()}
+def _methods(
+    model: Model,
+    spec: FinetuneSpec,
+    images: TuningImages,
+    scheme: Scheme,
+    policies: Mapping[str, Policy],
+    source: Mapping[str, str] | None,
+) -> Sequence[StraightThrough | Search]:
+    setup = Setup(
+        model=model,
+        images=images,
+        training=spec.training,
+        scheme=scheme,
+        statistics=spec.batch_norm,
+        source=source,
+    )
+    if spec.search is None:
+        return StraightThrough.of_each(setup, policies)
+    return Search.of_each(setup, policies, spec.search)
 
 
-def _about(models: Sequence[Model], spec: FinetuneSpec, images: _Images) -> dict[str, Any]:
+def _images(dataset: Dataset, spec: FinetuneSpec) -> TuningImages:
+    is_calibrated = spec.keeps_calibrated or spec.batch_norm != 'batch'
+    return TuningImages.of(
+        dataset,
+        batch_size=spec.eval_batch_size,
+        num_images=spec.num_images,
+        calibration_batches=spec.calibration_batches if is_calibrated else 0,
+    )
+
+
+def _about(models: Sequence[Model], spec: FinetuneSpec, images: TuningImages) -> dict[str, Any]:
     """What is said below a table."""
     dataset, training = images.dataset, spec.training
     return {
@@ -307,6 +297,7 @@ def _about(models: Sequence[Model], spec: FinetuneSpec, images: _Images) -> dict
         'training images': len(dataset.train.labels),
         'test images': f'{images.test.count} in batches of {spec.eval_batch_size}',
         'networks': ', '.join(model.name for model in models),
+        **({'search': dataclasses.asdict(spec.search)} if spec.search else {}),
         'seeds': ', '.join(map(str, spec.seeds)),
         'epochs': training.epochs,
         'batch size': training.batch_size,

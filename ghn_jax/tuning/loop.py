@@ -28,6 +28,7 @@ def fit(
     file: Place,
     settings: Mapping[str, Any],
     progress: Progress,
+    between: Callable[[TrainingState, int], TrainingState] = lambda state, epoch: state,
 ) -> tuple[TrainingState, dict[str, Any]]:
     """Train, from where the file says it is or from the beginning.
 
@@ -38,11 +39,12 @@ def fit(
       trainer: compiled for these images.
       images: that are trained on.
       state: the first one; it is used up.
-      marks: after which passes the average of the parameters is scored; 0: before the first.
-      score: parameters -> its scores, in JSON's types.
+      marks: after which passes the state is scored; 0: before the first.
+      score: what `Trainer.scored` gives of a state -> its scores, in JSON's types.
       file: of the state, while training goes on; the caller deletes it once the result is kept.
       settings: all that the result depends on, in JSON's types.
       progress: steps are counted there.
+      between: (state, number of the pass) -> the state that the pass begins with.
 
     Returns:
       The last state. `loss`: of each pass the mean, None where it is no number; `scores`: by mark, a string.
@@ -50,11 +52,7 @@ def fit(
     Raises:
       UserError: the file is of a training with other settings, or cannot be read or written.
     """
-    history: dict[str, Any] = {'loss': [], 'scores': {}}
-    if files.exists(file):
-        state, about = read_state(file, state)
-        check_settings(settings, about.get('settings'), file)
-        history = about['history']
+    state, history = _taken_up(state, file, settings)
     done, saved, order = int(state.step), time.monotonic(), None
     progress.update(done)
     while True:
@@ -65,10 +63,11 @@ def fit(
                 loss = float(state.loss) / trainer.steps_per_epoch
                 history['loss'].append(loss if math.isfinite(loss) else None)
             if epoch in marks and str(epoch) not in history['scores']:
-                history['scores'][str(epoch)] = score(state.average)
+                history['scores'][str(epoch)] = score(trainer.scored(state))
         if epoch == trainer.epochs:
             return state, history
         if order is None:
+            state = between(state, epoch) if place == 0 else state
             order = trainer.order(state.seed, epoch)
         count = min(_SYNC, trainer.steps_per_epoch - place)
         for _ in range(count):
@@ -78,6 +77,17 @@ def fit(
         if time.monotonic() - saved > SAVE_SECONDS:
             write_state(file, state, {'settings': dict(settings), 'history': history})
             saved = time.monotonic()
+
+
+def _taken_up(
+    state: TrainingState, file: Place, settings: Mapping[str, Any]
+) -> tuple[TrainingState, dict[str, Any]]:
+    """Return the state and the history of a file, or the first state and none."""
+    if not files.exists(file):
+        return state, {'loss': [], 'scores': {}}
+    state, about = read_state(file, state)
+    check_settings(settings, about.get('settings'), file)
+    return state, about['history']
 
 
 def check_settings(settings: Mapping[str, Any], theirs: Any, file: Place) -> None:

@@ -4,7 +4,7 @@ Axes: K batches | B images of a batch.
 """
 
 import dataclasses
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -20,8 +20,30 @@ from ghn_jax.models.quantizer import FakeQuantizer
 from ghn_jax.tuning.training import Apply
 
 
+class Accuracy:
+    """Scores a network: the percentage of images whose label is the first prediction."""
+
+    def __init__(self, apply: Callable[[Any, Array], Array], images: ImageBatches):
+        """Make the function, which is compiled at its first call.
+
+        Args:
+          apply: (a network, any pytree; normalised images [B, H, H, 3]) -> logits [B, classes].
+          images: that it is scored on.
+        """
+        self._images = images
+        self._count = jax.jit(
+            lambda network, x, y: count_correct(apply(network, normalize(x, images.mean, images.std)), y)
+        )
+
+    def __call__(self, network: Any) -> float:
+        """Return the score of a network in percent."""
+        each = zip(self._images.images, self._images.labels)
+        correct = [self._count(network, x, y) for x, y in each]
+        return 100 * sum(map(int, correct)) / self._images.count
+
+
 class Scorer:
-    """Scores a network with any parameters: the percentage of images whose label is the first prediction.
+    """Scores a network with any parameters, rounded in several ways, as `Accuracy`.
 
     A batch norm takes the statistics, and an activation the range, of each batch.
     """
@@ -34,23 +56,15 @@ class Scorer:
           quantizers: what the network is rounded by, by the name of its score; None: nothing.
           images: that it is scored on.
         """
-        self._images = images
-        self._counts = {
-            name: jax.jit(
-                lambda params, x, y, quantizer=quantizer: count_correct(
-                    apply(params, normalize(x, images.mean, images.std), quantizer), y
-                )
-            )
-            for name, quantizer in quantizers.items()
-        }
+
+        def rounded(quantizer: Any) -> Accuracy:
+            return Accuracy(lambda params, x: apply(params, x, quantizer), images)
+
+        self._each = {name: rounded(quantizer) for name, quantizer in quantizers.items()}
 
     def __call__(self, params: Any) -> dict[str, float]:
         """Return the score of these parameters with each quantizer, in percent."""
-        return {name: self._percent(count, params) for name, count in self._counts.items()}
-
-    def _percent(self, count: Any, params: Any) -> float:
-        correct = [count(params, x, y) for x, y in zip(self._images.images, self._images.labels)]
-        return 100 * int(sum(map(int, correct))) / self._images.count
+        return {name: accuracy(params) for name, accuracy in self._each.items()}
 
 
 class CalibratedScorer:

@@ -30,6 +30,8 @@ from ghn_jax.training.refinements import average
 
 Apply = Callable[[Any, Array, Quantizer | None], Array]
 """(params, normalised images [B, H, H, 3], quantizer) -> logits [B, classes]."""
+Loss = Callable[[Any, 'TrainingState', Array, Array], Array]
+"""(params, the state before the step, normalised images [B, H, H, 3], labels [B]) -> loss []."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -94,6 +96,7 @@ class TrainingState(NamedTuple):
     step: int32 [], steps done.   seed: uint32 [], of the order of images and their augmentation.
     params: what is trained.   average: of them, exponential, as `refinements.average`.
     optimizer: of optax.   loss: float32 [], the sum over the steps of this pass so far.
+    fixed: arrays that are not trained and tell one training of a program from another, such as bits.
     """
 
     step: Array
@@ -102,27 +105,37 @@ class TrainingState(NamedTuple):
     average: Any
     optimizer: Any
     loss: Array
+    fixed: Any = ()
 
 
 class Trainer(NamedTuple):
     """A training, compiled.
 
-    begin: (params, seed) -> the first state.
+    begin: (params, seed, fixed=()) -> the first state.
     step: (state, order, images) -> the next state; the state given is used up.
     order: (seed, epoch) -> int32 [T], the images in the order of that pass.
     epochs, steps_per_epoch, batch_size: passes, batches of a pass, images of a batch.
+    scored: state -> what of it is scored.
     """
 
-    begin: Callable[[Any, int], TrainingState]
+    begin: Callable[..., TrainingState]
     step: Callable[[TrainingState, Array, TrainingImages], TrainingState]
     order: Callable[[Any, int], Array]
     epochs: int
     steps_per_epoch: int
     batch_size: int
+    scored: Callable[[TrainingState], Any] = lambda state: state.average
 
 
 def make_trainer(
-    apply: Apply, quantizer: Quantizer | None, spec: TrainingSpec, images: int, *, flip: bool = False
+    apply: Apply,
+    quantizer: Quantizer | None,
+    spec: TrainingSpec,
+    images: int,
+    *,
+    flip: bool = False,
+    optimizer: optax.GradientTransformation | None = None,
+    loss: Loss | None = None,
 ) -> Trainer:
     """Return the functions of a training; each is compiled at its first call, and once.
 
@@ -132,16 +145,21 @@ def make_trainer(
       spec: how it is trained.
       images: T.
       flip: whether a mirrored image is one of the same class, for `spec.augment`.
+      optimizer: None: `make_optimizer`.
+      loss: in place of the cross-entropy of the network (`loss_of`); apply and quantizer are then not read.
 
     Raises:
       FieldError: fewer images than a batch.
     """
+    of_loss = loss or (lambda params, state, x, labels: loss_of(apply, quantizer, params, x, labels))
     per_epoch = spec.steps_per_epoch(images)
-    optimizer = make_optimizer(spec, per_epoch * spec.epochs)
+    optimizer = optimizer or make_optimizer(spec, per_epoch * spec.epochs)
 
-    def begin(params: Any, seed: int) -> TrainingState:
+    def begin(params: Any, seed: int, fixed: Any = ()) -> TrainingState:
         own, mean = (jax.tree.map(jnp.array, params) for _ in range(2))  # a step uses up what it is given
-        return TrainingState(jnp.int32(0), jnp.uint32(seed), own, mean, optimizer.init(own), jnp.float32(0))
+        fixed = jax.tree.map(jnp.array, fixed)
+        moments, zero = optimizer.init(own), jnp.int32(0)
+        return TrainingState(zero, jnp.uint32(seed), own, mean, moments, jnp.float32(0), fixed)
 
     # A call for each step, and no loop over steps within a program: on CPUs, XLA runs the convolutions of a
     # loop's body three times as slowly. The calls return at once, so no device waits for the host.
@@ -154,9 +172,7 @@ def make_trainer(
             key = jax.random.fold_in(jax.random.fold_in(jax.random.key(state.seed), 1), state.step)
             x = crop_and_flip(key, x, flip=flip)
         x = normalize(x, data.mean, data.std)
-        loss, gradients = jax.value_and_grad(loss_of, argnums=2)(
-            apply, quantizer, state.params, x, data.labels[chosen]
-        )
+        value, gradients = jax.value_and_grad(of_loss)(state.params, state, x, data.labels[chosen])
         updates, moments = optimizer.update(gradients, state.optimizer, state.params)
         params = optax.apply_updates(state.params, updates)
         return TrainingState(
@@ -165,7 +181,8 @@ def make_trainer(
             params=params,
             average=average(spec.ema, state.step, state.average, params),
             optimizer=moments,
-            loss=jnp.where(place == 0, 0.0, state.loss) + loss,
+            loss=jnp.where(place == 0, 0.0, state.loss) + value,
+            fixed=state.fixed,
         )
 
     order = jax.jit(lambda seed, epoch: order_of(seed, epoch, images))

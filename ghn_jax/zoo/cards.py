@@ -112,6 +112,44 @@ def listed(cards: Iterable[Mapping[str, Any]]) -> str:
     return tabulate(lines, headers, tablefmt='github', disable_numparse=True)
 
 
+def compared(cards: Iterable[Mapping[str, Any]], split: str = 'test') -> dict[str, Any]:
+    """Return a table of `reporting.docs_tables`: a row for each card with its top-1 by bit-width."""
+    scored = [(card, {r['bits']: r for r in card['results'] if r['split'] == split}) for card in cards]
+    scored = [(card, results) for card, results in scored if results]
+    bits = list(dict.fromkeys(b for _, results in scored for b in results))
+    rows = []
+    for card, results in scored:
+        data = f'{card["dataset"]}, {card["image_size"]} pixels'
+        scores = [results.get(b) for b in bits]
+        means = [r and {'mean': r['top1_mean'], 'sem': r['top1_sem']} for r in scores]
+        networks = next(iter(results.values()))['n']
+        rows.append([f'`{paths.ZOO}{card["name"]}`', data, card['networks_seen'], networks, *means])
+    return {
+        'columns': ['hypernetwork', 'data', 'networks seen', 'scored', *map(_in_words, bits)],
+        'rows': rows,
+        'about': {
+            'networks': f'of the {split} split, never seen in training',
+            'images': ', '.join(dict.fromkeys(_images(card) for card, _ in scored)),
+            'protocol': 'statistics of batch norms and ranges of activations are those of each batch',
+            'error': 'standard error over networks, one seed',
+            'command': 'python -m ghn_jax.zoo --name=NAME',
+        },
+    }
+
+
+def _images(card: Mapping[str, Any]) -> str:
+    note = f' ({card["note"]})' if card['note'] else ''
+    return f'{card["protocol"]["images"]:,} test images of {card["dataset"]}{note}'
+
+
+def _in_words(bits: str) -> str:
+    policy = parse_bits(bits)
+    if policy.is_float:
+        return 'float'
+    weights, activations = str(policy)[1:].split('a')
+    return f'{"ternary" if weights == "t" else f"W{weights}"}/A{activations}'
+
+
 def _table(card: Mapping[str, Any]) -> str:
     compared = any('difference_top1_mean' in row for row in card['results'])
     headers = [

@@ -3,18 +3,22 @@
 python -m tests.aot.agreement   compares them for eight simulated devices, of which a network has two.
 """
 
+import dataclasses
+import functools
 import os
 from unittest import mock
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from ghn_jax import config as configs
 from ghn_jax.aot import programs
 from ghn_jax.assembly.mesh import make_mesh, mesh_of
 from ghn_jax.base import executables, recipes
-from ghn_jax.evaluation import score
+from ghn_jax.evaluation import protocol, score
 from ghn_jax.evaluation.evaluation_spec import EvaluationSpec
+from ghn_jax.evaluation.protocol import Protocol
 from ghn_jax.evaluation.selection import image_batches, select_split
 from ghn_jax.hypernet.ghn import init_params
 from ghn_jax.quant.bit_schedule import strategy_of
@@ -28,6 +32,9 @@ from ghn_jax.training.validation import make_validation
 from tests.small_run import small_config
 
 SCORED = EvaluationSpec(splits=('test',), num_networks=2, num_images=48, batch_size=6)
+CALIBRATED = dataclasses.replace(
+    SCORED, protocol=Protocol(batch_norm='calibrated', ranges='calibrated'), calibration_batches=2
+)
 
 
 class Asked(Exception):
@@ -42,11 +49,16 @@ def asked(config):
         facts.append(recipes.facts_of(recipe, arguments, recipes.devices_of(arguments)))
         if recipe.function is score.predict:
             return lambda params, networks, out: out
+        if recipe.function is protocol.measure:
+            measured, _ = jax.eval_shape(functools.partial(recipe.function, **recipe.static), *arguments)
+            zeros = jax.tree.map(lambda s: np.zeros(s.shape, s.dtype), measured)
+            return lambda *arguments: (zeros, arguments[-1])
         raise Asked
 
     def run(function, *arguments, **options):
         score.predictor.cache_clear()
         score.scorer.cache_clear()
+        protocol.measurer.cache_clear()
         try:
             function(*arguments, **options)
         except Asked:
@@ -65,9 +77,12 @@ def asked(config):
         run(make_validation(config, ghn, space, data), params)
         selection = select_split(space, 'test', seed=0, count=2, image_size=config.image_size)
         images = image_batches(data, data.test, batch_size=6, num_images=48)
+        common = {'scheme': strategy.scheme.when_used(), 'mesh': mesh_of(jax.devices(), 1)}
+        run(score.score_networks, ghn, params, selection, images, [Policy()], **common)
+        first = image_batches(data, data.train, batch_size=6, num_images=6 * CALIBRATED.calibration_batches)
         run(
-            score.score_networks, ghn, params, selection, images, [Policy()],
-            scheme=strategy.scheme.when_used(), mesh=mesh_of(jax.devices(), 1),
+            score.score_in_full, ghn, params, selection, images, [Policy(4, 4)],
+            protocol=CALIBRATED.protocol, calibration=first, **common,
         )  # fmt: skip
     return facts
 
@@ -79,6 +94,7 @@ def made(config):
         *programs.training_jobs(config, devices),
         *programs.validation_jobs(config, devices),
         *programs.evaluation_jobs(config, devices, 'test', SCORED),
+        *programs.evaluation_jobs(config, devices, 'test', CALIBRATED),
     ]
     return [recipes.facts_of(job.recipe, job.arguments, recipes.devices_of(job.arguments)) for job in jobs]
 

@@ -12,7 +12,7 @@ from ghn_jax import config as configs
 from ghn_jax.aot import programs, targets
 from ghn_jax.aot.compiling import compile_job
 from ghn_jax.base import executables
-from ghn_jax.evaluation import score
+from ghn_jax.evaluation import protocol, score
 from tests.aot import agreement
 from tests.small_run import ROOT, command, is_one_error_line, small_config, write_run
 
@@ -54,6 +54,7 @@ def loaded(monkeypatch):
     )
     score.predictor.cache_clear()  # what this process has found for other tests
     score.scorer.cache_clear()
+    protocol.measurer.cache_clear()
     yield calls
     executables.read_from(None)
 
@@ -62,7 +63,7 @@ def of_ours(names):
     return {
         name: n
         for name, n in names.items()
-        if any(own in name for own in ('training_step', 'predict', 'score'))
+        if any(own in name for own in ('training_step', 'predict', 'measure', 'score'))
     }
 
 
@@ -106,15 +107,16 @@ def test_training_and_validation_load_theirs_and_another_evaluation_is_told_what
 ):
     (tmp_path / 'c.py').write_text(CONFIG.format(every=2))
     config, out = f'--config={tmp_path}/c.py', tmp_path / 'out'
-    assert command('ghn_jax.compile', config, '--target=cpu', f'--out={out}', *SCORED)[0] == 0
+    how = *SCORED, '--bn=calibrated', '--ranges=calibrated', '--calibration_batches=2'
+    assert command('ghn_jax.compile', config, '--target=cpu', f'--out={out}', *how)[0] == 0
     ours = of_ours(compiled_functions)
-    assert ours == {'training_step': 1, 'predict': 2, 'score': 2}
+    assert ours == {'training_step': 1, 'predict': 2, 'score': 2, 'measure': 1}
     train = command('ghn_jax.train', config, f'--workdir={tmp_path}/run', f'--executables={out}')
     assert train[0] == 0 and 'validation' in train[1] and 'compiled anew' not in train[2]
     evaluate = ('ghn_jax.evaluate', f'--workdir={tmp_path}/run', f'--executables={out}', '--devices=1')
-    result = command(*evaluate, *SCORED)
+    result = command(*evaluate, *how)
     assert result[0] == 0 and 'compiled anew' not in result[2]
-    assert of_ours(compiled_functions) == ours and len(loaded) == 5
+    assert of_ours(compiled_functions) == ours and len(loaded) == 6
     other = command(*evaluate, *SCORED, '--batch_size=4')
     assert other[0] == 0 and 'there is no score' in other[2] and 'other shapes: compiled anew' in other[2]
 
@@ -139,7 +141,16 @@ def test_an_absent_compiler_is_one_line_that_says_what_to_install(name, extra, m
 
 
 def test_every_target_is_described_and_the_description_is_of_a_platform_with_an_extra():
-    assert set(targets.NAMES) == {'cpu', 'h100', 'h200', 'tpu-v4', 'tpu-v5e', 'tpu-v5e-2x4', 'tpu-v6e'}
+    assert set(targets.NAMES) == {
+        'cpu',
+        'h100',
+        'h200',
+        'tpu-v4',
+        'tpu-v5e',
+        'tpu-v5e-2x4',
+        'tpu-v5e-4x4',
+        'tpu-v6e',
+    }
     for name in targets.NAMES:
         target = targets.load(name)
         assert target.about and target.memory_bytes > 2**30 and target.backend in ('cpu', 'gpu', 'tpu')
@@ -172,6 +183,25 @@ def test_the_small_step_for_an_accelerator_fits_and_copies_no_tape_in_a_loop_or_
     row = step_for(name, small())
     assert row['fits'] and row['collectives'] == []
     assert row['tape_copies']['inside'] == 0, [c for c in row['copies'] if any(c['place'].values())]
+
+
+@pytest.mark.slow
+def test_chips_that_share_a_network_exchange_in_branches_among_themselves_and_all_once_a_step():
+    config = small(
+        **{'devices.per_process': 0, 'devices.images': 2, 'train.batch_size': 256, 'train.meta_batch': 4}
+    )
+    row = step_for('tpu-v5e-2x4', config)
+    assert row['fits'] and {c['op'] for c in row['collectives']} == {'all-reduce'}
+    inside = [c for c in row['collectives'] if any(c['place'].values())]
+    (once,) = (c for c in row['collectives'] if not any(c['place'].values()))
+    assert inside and {c['group'] for c in inside} == {2} and once['group'] in (0, 8)
+
+
+@pytest.mark.slow
+def test_a_tpu_multiplies_bfloat16_where_the_config_says_so():
+    """All but the classifier and the hypernetwork, which stay float32."""
+    operands = step_for('tpu-v5e', small(**{'train.dtype': 'bfloat16'}))['operands']
+    assert operands['bf16'] > 0.9 * sum(operands.values()), operands
 
 
 @pytest.mark.slow

@@ -7,7 +7,7 @@ from jax import lax
 
 from ghn_jax.aot import costs, hlo
 from ghn_jax.aot.hlo import Collective, Place
-from ghn_jax.aot.report import about_text, is_tape
+from ghn_jax.aot.report import about_text, is_tape, text
 from ghn_jax.assembly.memory import tree_bytes
 from tests.cnn.comparison import QUICK
 
@@ -180,6 +180,55 @@ def test_flops_of_convolutions_leave_out_padding_and_agree_with_those_of_the_def
 
     met = float(jnp.sum(convolve(x, w)))  # each product is of two ones, or of padding
     assert costs.cost(compiled(convolve, x, w)).flops == 2 * met
+
+
+# A matrix unit is given bfloat16 by a convolution of a branch and by a product in a fusion, two thirds
+# of the operations; the others have one operand of each type.
+MULTIPLYING = """
+HloModule jit_step
+
+%fused (p.0: bf16[64,16], p.1: bf16[16,16]) -> bf16[64,16] {
+  %p.0 = bf16[64,16]{1,0} parameter(0)
+  %p.1 = bf16[16,16]{1,0} parameter(1)
+  ROOT %dot.1 = bf16[64,16]{1,0} dot(%p.0, %p.1), lhs_contracting_dims={1}, rhs_contracting_dims={0}
+}
+
+%one (x.1: bf16[1,8,8,16], w.1: bf16[1,1,16,16]) -> f32[1,8,8,16] {
+  %x.1 = bf16[1,8,8,16]{3,2,1,0:T(8,128)(2,1)} parameter(0)
+  %w.1 = bf16[1,1,16,16]{3,2,1,0} parameter(1)
+  ROOT %c.1 = f32[1,8,8,16]{3,2,1,0} convolution(%x.1, %w.1), window={size=1x1}, dim_labels=b01f_01io->b01f
+}
+
+%other (x.2: f32[1,8,8,16], w.2: bf16[1,1,16,8]) -> f32[1,8,8,8] {
+  %x.2 = f32[1,8,8,16]{3,2,1,0} parameter(0)
+  %w.2 = bf16[1,1,16,16]{3,2,1,0} parameter(1)
+  ROOT %c.2 = f32[1,8,8,16]{3,2,1,0} convolution(%x.2, %w.2), window={size=1x1}, dim_labels=b01f_01io->b01f
+}
+
+ENTRY %main (i.0: s32[], x.0: bf16[1,8,8,16]) -> f32[1,8,8,16] {
+  %i.0 = s32[] parameter(0)
+  %x.0 = bf16[1,8,8,16]{3,2,1,0} parameter(1)
+  %a.0 = bf16[64,16]{1,0} parameter(2)
+  %b.0 = bf16[16,16]{1,0} parameter(3)
+  %fusion.0 = bf16[64,16]{1,0} fusion(%a.0, %b.0), kind=kOutput, calls=%fused
+  ROOT %y.0 = f32[1,8,8,16]{3,2,1,0} conditional(%i.0, %x.0, %x.0), branch_computations={%one, %other}
+}
+"""
+
+
+def test_operations_are_told_apart_by_the_wider_type_of_what_they_multiply():
+    each = 2 * 64 * 16 * 16
+    assert costs.operand_types(hlo.read(MULTIPLYING)) == {'bf16': 2 * each, 'f32': each}
+    row = about_text(MULTIPLYING, [TAPE])
+    assert row['operands'] == {'bf16': 2 * each, 'f32': each}
+    assert 'bf16 67%, f32 33%' in table_of(row)
+    assert about_text(COPYING, [TAPE])['operands'] == {}
+
+
+def table_of(row):
+    about = {'function': 'f', 'split': 'train', 'width': 16, 'msa': False, 'branches': 2}
+    made = dict.fromkeys(('target', 'about', 'device', 'jax', 'compiler', 'out'), '')
+    return text({'rows': [about | row], **made})
 
 
 def test_the_cost_of_a_program_is_that_of_a_pass_with_the_dearest_branches():

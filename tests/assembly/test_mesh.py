@@ -1,5 +1,6 @@
 """A mesh of devices gives what one device gives, and talks once a step. The runs: `device_checks`."""
 
+import dataclasses
 import json
 import os
 import subprocess
@@ -9,6 +10,7 @@ import numpy as np
 import pytest
 
 from ghn_jax import config as configs
+from ghn_jax.assembly.mesh import about_exchanges, mesh_of, of_each_process
 from ghn_jax.runs.config_changes import FREE_KEYS, differing_keys
 from tests import quick_compiler
 from tests.device_checks import DEVICES, FEW, NETWORKS, REST
@@ -105,6 +107,28 @@ def test_a_cpu_can_be_divided(parts, flags, count):
 def test_devices_that_do_not_divide_the_work_are_refused_in_one_line(checks):
     for key, message in checks['refusals']:
         assert message.startswith(f'{key}=') and '\n' not in message, (key, message)
+
+
+@dataclasses.dataclass(frozen=True)
+class Device:
+    platform: str
+    process_index: int
+    id: int
+
+
+def devices(platform, processes=1, of_each=4):
+    return [Device(platform, p, 10 * i + p) for i in range(of_each) for p in range(processes)]
+
+
+def test_devices_of_an_accelerator_that_share_a_network_are_told_to_be_untried():
+    on = lambda platform, images: mesh_of(devices(platform), images)
+    assert about_exchanges(None) == about_exchanges(on('cpu', 2)) == about_exchanges(on('tpu', 1)) == ''
+    assert about_exchanges(on('tpu', 2)).startswith('devices.images=2: the 2 devices of a network exchange')
+
+
+def test_each_process_gives_its_first_devices_one_process_after_the_other():
+    of = lambda count: [d.id for d in of_each_process(devices('tpu', 2, 3), count)]
+    assert of(2) == [0, 10, 1, 11] and of(0) == [0, 10, 20, 1, 11, 21]
 
 
 def test_a_run_may_go_on_with_other_devices():

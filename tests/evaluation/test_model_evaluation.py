@@ -1,6 +1,7 @@
 """A model of the user's own is scored as a network of the executor is."""
 
 import dataclasses
+import json
 import sys
 
 import numpy as np
@@ -34,7 +35,7 @@ def test_a_traced_network_has_the_scores_and_the_noise_that_the_executor_finds(w
     asked['protocol'] = Protocol(sqnr=True)
     expected, _ = evaluate(run, EvaluationSpec(networks=(SPEC,), **asked))
     size = run.config.image_size
-    found = evaluate_model(run, trace(SPEC, (1, size, size, 3)), EvaluationSpec(**asked))
+    found, _ = evaluate_model(run, trace(SPEC, (1, size, size, 3)), EvaluationSpec(**asked))
     ours, theirs = (result['networks'][0] for result in (found, expected))
     assert ours['parameters'] == theirs['parameters'] and ours['depth'] == theirs['depth']
     assert ours['scores']['w32a32'] == theirs['scores']['w32a32']
@@ -70,7 +71,7 @@ def test_calibrated_a_traced_network_has_the_predictions_of_the_executor(workdir
     ))  # fmt: skip
     expected, _ = evaluate(run, EvaluationSpec(networks=(SPEC,), **asked))
     size = run.config.image_size
-    found = evaluate_model(run, trace(SPEC, (1, size, size, 3)), EvaluationSpec(**asked))
+    found, _ = evaluate_model(run, trace(SPEC, (1, size, size, 3)), EvaluationSpec(**asked))
     ours, theirs = (result['networks'][0]['scores'] for result in (found, expected))
     for bits in theirs:
         for top in ('top1', 'top5', 'agreement'):
@@ -88,6 +89,8 @@ def test_the_command_scores_a_model(workdir, tmp_path, monkeypatch):
         '    return nn.Sequential([nn.Conv(8, (3, 3)), lambda x: x.mean((1, 2)), nn.Dense(classes)])\n'
         'def other():\n'
         '    return net(7)\n'
+        'def wider():\n'
+        '    return nn.Sequential([nn.Conv(9, (3, 3)), lambda x: x.mean((1, 2)), nn.Dense(10)])\n'
     )
     monkeypatch.syspath_prepend(tmp_path)
     monkeypatch.delitem(sys.modules, 'nets_to_score', raising=False)
@@ -106,7 +109,17 @@ def test_the_command_scores_a_model(workdir, tmp_path, monkeypatch):
         assert ('none are predicted' in said) == ('--initial' in more)
     assert is_one_error_line(run('other'), 'has 7 classes')
     said = run('net', '--bn=calibrated', '--ranges=calibrated', '--integer=32')
-    assert is_one_error_line(said, '--integer=32: this is not for a model of your own')
+    assert is_one_error_line(said, '--integer=32', 'no integer form', 'ghn_jax.export')
+    # The parameters that it starts with beside predicted ones, of a run and of a file.
+    file, bits = tmp_path / 'a.json', '--bits=w32a32'
+    code, said, error = run('net', bits, '--initial', f'--against={workdir}', f'--json={file}')
+    row, protocol = json.loads(file.read_text())['rows'][0], json.loads(file.read_text())['against']
+    assert code == 0 and protocol['parameters'] == 'predicted', error
+    assert row['difference_top1_mean'] == pytest.approx(row['top1_mean'] - row['against_top1_mean'])
+    code, said, error = run('net', bits, f'--against={file}')
+    assert code == 0 and 'difference' in said, error
+    assert is_one_error_line(run('wider', bits, f'--against={file}'), 'has other networks')
+    assert is_one_error_line(run('net', '--bits=w2a2', f'--against={file}'), 'has no w2a2')
     assert is_one_error_line(run('net', '--splits=test'), '--model and --splits')
 
 

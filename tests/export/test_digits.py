@@ -1,5 +1,8 @@
 """Networks of the digits in onnxruntime, beside the calibrated evaluation and our integer arithmetic."""
 
+import functools
+
+import jax
 import numpy as np
 import pytest
 
@@ -46,7 +49,8 @@ def test_on_1000_images_onnxruntime_is_as_good_as_the_calibrated_evaluation(hype
     policy = hypernetwork.used(ghn_jax.parse_bits(bits))
     batches = np.split(data.normalized('train', 256), 4)
     _, calibrated, quantizer, file = written(hypernetwork, spec, policy, batches)
-    found = compare(file, lambda x: calibrated.apply(x, quantizer), data, 1000)
+    apply = functools.partial(jax.jit(lambda arrays, x: arrays.apply(x, quantizer)), calibrated)
+    found = compare(file, apply, data, 1000)
     assert found.images == {'test': 300, 'val': 300, 'train': 400}
     assert abs(found.top1[0] - found.top1[1]) <= 0.003 and found.agreement >= BITS[bits], found
 

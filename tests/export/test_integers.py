@@ -126,6 +126,19 @@ def test_two_bits_take_two_bits_in_the_file_and_an_option_of_onnxruntime():
     assert other.opset_import[0].version == 21 and session_options(written('w8a8').file) == {}
 
 
+@pytest.mark.parametrize('bits, needed', [('w4a4', True), ('w8a8', False)])
+def test_a_max_pool_between_4_bit_activations_takes_that_option_too(bits, needed):
+    def apply(p, x):
+        return nn.max_pool(jax.nn.relu(x @ p['first']), (2, 2), (2, 2)).reshape(x.shape[0], -1) @ p['last']
+
+    r = np.random.default_rng(0)
+    params = {'first': r.normal(size=(3, 8)), 'last': r.normal(size=(32, 10))}
+    params = jax.tree.map(np.float32, params)
+    network = Written(trace(apply, (1, 4, 4, 3), params=params), params, images(64, 4), parse_bits(bits))
+    check(network, images(64, 4), 0.95)
+    assert session_options(network.file) == ({'session.disable_quant_qdq': '1'} if needed else {})
+
+
 @pytest.fixture(scope='module')
 def layer():
     """One layer, calibrated on ones."""
@@ -206,6 +219,15 @@ def test_integers_count_by_their_bits_in_what_a_file_holds(monkeypatch):
     monkeypatch.setattr(onnx_file, '_MOST', 150)
     with pytest.raises(ghn_jax.UserError, match='and an ONNX file has 150 at most'):
         to_onnx(network.frozen)
+
+
+def test_what_is_not_calibrated_is_refused(layer):
+    quantizer = layer.model.quantizer(Policy(8, 8))
+    for calibrated, given in ((layer.model, quantizer), (layer, None)):
+        with pytest.raises(ghn_jax.UserError, match='expected what ghn_jax.calibrate returns, and its'):
+            to_quantized_onnx(calibrated, given)
+    with pytest.raises(ghn_jax.UserError, match="enters 'kernel' is not calibrated: calibrate with a policy"):
+        to_quantized_onnx(dataclasses.replace(layer, ranges={}), quantizer)
 
 
 def test_without_calibration_images_there_are_no_integers(layer):

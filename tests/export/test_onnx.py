@@ -77,6 +77,9 @@ PRIMITIVES = {
     'pick': lambda x: (
         conv(x, W)[:, 2] + conv(x, W)[:, :, -1] + conv(x, W)[:, jnp.array([3, 0, 3, 1, 2, 5]), 1]
     ),
+    'pick_along_axes': lambda x: (
+        conv(x, W)[:, ::2, 1::3, 2:] + conv(x, W)[:, jnp.array([[5], [0], [5]]), jnp.array([1, 4]), :6]
+    ),
     'split': lambda x: jnp.multiply(*jnp.split(conv(x, W), 2, -1)),
     'reshape': lambda x: conv(x, W).reshape(x.shape[0], 6, -1),
     'transpose': lambda x: conv(x, W).transpose(0, 3, 1, 2),
@@ -187,9 +190,18 @@ def test_the_command_writes_what_the_network_computes(tmp_path):
     np.testing.assert_allclose(run(out.read_bytes(), x), expected, atol=1e-4 * np.abs(expected).max())
 
 
+def of_traced_sort():
+    """A traced model that sorts."""
+    apply = lambda p, x: jnp.sort(x, 1).mean((1, 2)) @ p['w']
+    params = {'w': jnp.ones((4, 4))}
+    model = trace(apply, (1, 16, 16, 4), params=params)
+    return lambda x: model.apply(params, x)
+
+
 def test_an_operation_without_a_rule_is_named_with_its_line():
     for function, said in (
         (lambda x: jnp.sort(x, 1), r"'sort' \(.*test_onnx.py:\d+.*\) cannot be written as ONNX: .* no rule"),
+        (of_traced_sort(), r"'sort' \(.*test_onnx.py:\d+.*\) cannot be written as ONNX: .* no rule"),
         (lambda x: lax.conv_transpose(x, W[:, :, :, :4], (2, 2), 'SAME'), "'conv_general.*transposed"),
     ):  # fmt: skip
         frozen = freeze(

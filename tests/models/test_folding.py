@@ -100,14 +100,18 @@ def test_calibrated_on_a_batch_a_model_gives_its_logits_by_the_statistics_of_tha
 @pytest.mark.parametrize('name', ['densenet', 'inception', 'mobilenet_v2', 'mobilenet_v3', 'efficientnet'])
 def test_so_does_one_of_a_known_family_in_float64(name, quick_reference):
     """In float32 the same models are off by up to 4e-3. It is noise: channels without much variance on eight
-    images of one pixel make it large, and statistics that are fixed do not take it out again."""
+    images of one pixel make it large, and statistics that are fixed do not take it out again.
+
+    MobileNetV2's logits move by 4e-8 where its images are moved by 1e-12, and its own variances, differences
+    of squares, are off by as much as 4e-12 of variance + epsilon."""
+    tolerance = 1e-6 if name == 'mobilenet_v2' else 1e-10
     with jax.enable_x64(True):
         model, params, x = in_float64(name)
         calibrated = calibrate(model, params, [x])
         expected = jax.jit(model.apply)(params, x)
         assert {w.dtype for w in calibrated.weights.values()} == {np.dtype('float64')}
-        assert_close(apply(calibrated, x), expected, 1e-10)
-        assert_close(apply(calibrated, x[:1]), expected[:1], 1e-10)
+        assert_close(apply(calibrated, x), expected, tolerance)
+        assert_close(apply(calibrated, x[:1]), expected[:1], tolerance)
 
 
 def test_folded_a_model_equals_its_own_with_the_same_running_statistics():

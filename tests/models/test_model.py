@@ -170,6 +170,11 @@ def test_policies_speak_of_the_names_of_layers():
         model.quantizer(Policy(8, 8, rules=(('cells.*', 4, 4),)))
 
 
+def test_the_name_of_a_policy_is_none():
+    with pytest.raises(ghn_jax.UserError, match=r"policy is 'w4a4': expected one such as parse_bits"):
+        trace(nn.Dense(10), (1, 8)).quantizer('w4a4')
+
+
 def test_images_and_parameters_of_other_shapes_are_refused():
     model = trace(LINEN['squeezenet'], (1, 16, 16, 3))
     params = jax.tree.map(lambda a: jnp.zeros(a.shape), model.params)

@@ -310,6 +310,7 @@ def test_an_operation_without_a_rule_is_named_with_its_line():
         function(lambda p, x: jnp.linalg.cholesky(x[:, :3, :3, 0]).reshape(2, -1) @ p[0], (9, 10))
 
 
+linear = lambda p, x: x.mean((1, 2)) @ p[0]
 RUNNING = {'use_running_average': True}
 
 
@@ -323,6 +324,7 @@ class Big(nn.Module):
     'make, message',
     [
         (lambda: trace(3, (1, 8, 8, 3)), 'the model is 3: expected a Flax module'),
+        (lambda: trace([Vit()], (1, 16, 16, 3)), 'expected a Flax module'),  # whose repr has many lines
         (lambda: trace(Vit, (1, 16, 16, 3)), 'expected a Flax module .an instance'),
         (lambda: trace(Vit(), (1, 16)), r'cannot be run on images of shape \(1, 16\): '),
         (lambda: trace(Vit(), 'big'), "input_shape is 'big': expected the number of images and their shape"),
@@ -331,9 +333,12 @@ class Big(nn.Module):
         (lambda: trace(recurrent, (1, 8, 8, 3), params=['a']), 'params is .*expected a pytree of arrays'),
         (lambda: function(lambda p, x: x.mean((1, 2))), 'has no parameters'),
         (lambda: function(lambda p, x: x @ p[0], (3, 10)), r'returns shape \(2, 8, 8, 10\) for 2 images'),
+        (lambda: trace(linear, (1, 8, 8, 3), params=[np.ones((3, 10), int)]), "'0' is int.*floating-point"),
         (lambda: function(lambda p, x: p[0], (2, 10)), 'do not depend on the images'),
         (lambda: trace(Big(), (1, 8, 8, 3)), 'has 1,000,488,484 parameters, more than'),
         (lambda: trace(Normed(nn.BatchNorm, RUNNING), (1, 8, 8, 3)), "'batch_stats.*as in training"),
+        (lambda: trace(Vit(), (1, 16, 16, 3), params={}), 'params are for a function'),
+        (lambda: trace(Vit(), (1, 16, 16, 3), dtype='wide'), "dtype is 'wide': expected that of"),
         (lambda: trace(Vit(), (1, 16, 16, 3), unsupported='drop'), "expected 'raise' or 'keep'"),
     ],
 )  # fmt: skip

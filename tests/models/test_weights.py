@@ -152,6 +152,7 @@ def test_the_command_writes_the_parameters_of_a_model(tmp_path, monkeypatch):
     'name, message',
     [
         ('nets', 'expected package.module:function'),
+        ('nets.py:net', 'expected a module as Python imports it, not a file, such as nets:net'),
         ('no.such:net', "module 'no.such' cannot be imported: ModuleNotFoundError: No module named 'no'"),
         ('nets_of_mine:other', "'other' of module 'nets_of_mine' is not there"),
         ('nets_of_mine:value', "'value' of module 'nets_of_mine' is no function"),
@@ -168,6 +169,14 @@ def test_names_of_no_use_get_one_line(name, message, tmp_path, monkeypatch):
     with pytest.raises(ghn_jax.UserError, match=message) as caught:
         load_model(name, (1, 8, 8, 3))
     assert '\n' not in str(caught.value)
+
+
+def test_what_was_not_traced_is_not_predicted():
+    hypernetwork = ghn_jax.load('zoo:digits-bits')
+    for network in (nn.Dense(10), 'net', None):
+        with pytest.raises(ghn_jax.UserError, match='expected a model of ghn_jax.trace, or a Net') as caught:
+            hypernetwork.predict(network)
+        assert '\n' not in str(caught.value)
 
 
 ROW = linen_models._row

@@ -13,12 +13,13 @@ SIZE = 8
 
 class Net(nn.Module):
     classes: int = 10
+    width: int = 6
 
     @nn.compact
     def __call__(self, x, train: bool = True):
-        x = nn.Conv(6, (3, 3), strides=(2, 2), use_bias=False)(x)
+        x = nn.Conv(self.width, (3, 3), strides=(2, 2), use_bias=False)(x)
         x = nn.relu(nn.BatchNorm(use_running_average=not train)(x))
-        x = nn.relu(nn.Conv(6, (3, 3), feature_group_count=6)(x))
+        x = nn.relu(nn.Conv(self.width, (3, 3), feature_group_count=self.width)(x))
         return nn.Dense(self.classes)(x.mean((1, 2)))
 
 
@@ -28,6 +29,18 @@ def net() -> Net:
 
 def net_of_four_classes() -> Net:
     return Net(4)
+
+
+def wider(factor: float) -> Net:
+    return Net(width=round(6 * factor))
+
+
+def twice_as_wide() -> Net:
+    return wider(2)
+
+
+def never_wider(factor: float) -> Net:
+    return Net()
 
 
 def traced() -> Model:

@@ -88,6 +88,32 @@ def test_with_fixed_statistics_a_quantized_network_is_trained_and_kept_which_eva
     assert found == {'w4a4': pytest.approx(run['scores']['2']['calibrated']['w4a4'])}
 
 
+@pytest.mark.slow
+def test_searched_weights_are_kept_as_a_quantized_network_which_evaluate_scores_and_export_writes(tmp_path):
+    workdir, out = write_run(tmp_path / 'run'), tmp_path / 'out'
+    model = f'--workdir={workdir}', '--model=tests.tuning.nets:net'
+    how = '--method=slb', '--init=he', '--bits=w1a8,w2a4', '--epochs=3', '--batch_size=256', '--bn=calibrated'
+    code, said, error = command('ghn_jax.finetune', *model, *how, f'--out={out}', f'--json={tmp_path}/a.json')
+    assert code == 0, error
+    runs = json.loads((tmp_path / 'a.json').read_text())['runs']
+    assert [run['bits'] for run in runs] == ['w1a8', 'w2a4']
+    for run in runs:
+        scores = run['scores']['3']
+        assert set(scores) == {'batch', 'soft', 'calibrated'}
+        quantized = f'--quantized={out / run["file"]}'
+        code, said, error = command('ghn_jax.evaluate', model[0], quantized, f'--json={tmp_path}/b.json')
+        assert code == 0, error
+        result = json.loads((tmp_path / 'b.json').read_text())
+        found = {bits: score['top1'] for bits, score in result['networks'][0]['scores'].items()}
+        assert list(found.values()) == [pytest.approx(scores['calibrated'][run['bits']])]
+    code, said, error = command(
+        'ghn_jax.export', model[0], quantized, '--format=onnx', f'--out={tmp_path}/a.onnx'
+    )
+    assert code == 0, error
+    folder = f'--out={out}', '--method=straight_through'
+    assert is_one_error_line(command('ghn_jax.finetune', *model, *how[1:-1], *folder), 'other settings')
+
+
 @pytest.mark.parametrize(
     'changes, words',
     [
@@ -102,6 +128,10 @@ def test_with_fixed_statistics_a_quantized_network_is_trained_and_kept_which_eva
         (['--learning_rate=-1'], '--learning_rate=-1'),
         (['--batch_size=2000'], '--batch_size=2000: there are 1024 training images'),
         (['--out='], '--out is missing'),
+        (['--method=slb', '--bits=w8a8'], '--bits=w8a8: slb searches weights of at most 4 bits'),
+        (['--method=slb', '--bn=fixed'], '--bn=fixed: slb estimates statistics'),
+        (['--method=slb', '--slb_end=0.1'], '--slb_end=0.1: expected no less than start=0.2'),
+        (['--slb_rate=0.1'], '--slb_rate is of --method=slb'),
     ],
 )
 def test_bad_input_gets_one_line(tmp_path, changes, words):

@@ -1,0 +1,237 @@
+"""Fixed point compared: 8 bits everywhere, one width, widths by layer, and widths found without the order.
+
+    python -m ghn_jax.studies.fixed_point
+    python -m ghn_jax.studies.fixed_point digits,cifar10 WORKDIR
+
+Two small networks, a plain and a residual one, are trained in float on each data set at 16 pixels. Their
+formats are found on 1,024 images, validation images first (of digits there are 300), under a budget of 1
+point of accuracy; what they lose on the test images is the result, and what they save in memory and in
+multiplications against 8 bits everywhere. Each result is checked with integers and shifts alone.
+
+What is done stands in WORKDIR; a study that was stopped goes on there. Its table is written anew after each
+network.
+"""
+
+import datetime
+import pathlib
+import sys
+import time
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import linen as nn
+
+from ghn_jax.base import files, jsonfile
+from ghn_jax.base.start import start
+from ghn_jax.datasets.load import Dataset, load
+from ghn_jax.models.folding import Calibrated, fold
+from ghn_jax.models.model import Model
+from ghn_jax.models.tracing import trace
+from ghn_jax.runs.metrics import Progress
+from ghn_jax.runs.model_parameters import read_params, write_params
+from ghn_jax.tuning.fixed_point import MOST_BITS, costs_of, to_network
+from ghn_jax.tuning.fixed_point_network import labelled
+from ghn_jax.tuning.fixed_point_search import (
+    BUDGET,
+    Search,
+    each_alone,
+    layer_wise,
+    network_wise,
+    uniform,
+)
+from ghn_jax.tuning.initialization import RANDOM, random_params
+from ghn_jax.tuning.integer_run import integer_logits
+from ghn_jax.tuning.loop import fit
+from ghn_jax.tuning.quantize import top1
+from ghn_jax.tuning.training import TrainingImages, TrainingSpec, make_trainer
+
+EPOCHS = {'digits': 30, 'cifar10': 2}
+PIXELS, IMAGES = 16, 1024  # of images, and how many of them formats are found on, at most
+FOLDED, CHECKED = 256, 64  # images that fix statistics, and that are run with integers
+RESULT = pathlib.Path('docs/results/fixed_point.json')
+METHODS: dict[str, Callable[[Search], np.ndarray]] = {
+    '8 bits everywhere': lambda search: uniform(search, MOST_BITS),
+    'one width for all': lambda search: network_wise(search, BUDGET),
+    'layer after layer': lambda search: layer_wise(search, BUDGET),
+    'each tensor alone': lambda search: each_alone(search, BUDGET),
+    'layer after layer, a quarter of the budget': lambda search: layer_wise(search, BUDGET / 4),
+}
+
+
+class Plain(nn.Module):
+    """Five convolutions and a linear layer."""
+
+    @nn.compact
+    def __call__(self, x: jax.Array, train: bool = True) -> jax.Array:
+        """Compute the logits."""
+        for width, stride in ((16, 1), (32, 2), (32, 1), (64, 2), (64, 1)):
+            x = nn.Conv(width, (3, 3), stride, use_bias=False)(x)
+            x = nn.relu(nn.BatchNorm(use_running_average=not train)(x))
+        return nn.Dense(10)(x.mean((1, 2)))
+
+
+class Residual(nn.Module):
+    """A convolution, three residual blocks (arXiv 1512.03385) and a linear layer."""
+
+    @nn.compact
+    def __call__(self, x: jax.Array, train: bool = True) -> jax.Array:
+        """Compute the logits."""
+        norm = lambda: nn.BatchNorm(use_running_average=not train)
+        x = nn.relu(norm()(nn.Conv(16, (3, 3), use_bias=False)(x)))
+        for width, stride in ((16, 1), (32, 2), (64, 2)):
+            y = nn.relu(norm()(nn.Conv(width, (3, 3), stride, use_bias=False)(x)))
+            y = norm()(nn.Conv(width, (3, 3), use_bias=False)(y))
+            if stride > 1:
+                x = norm()(nn.Conv(width, (1, 1), stride, use_bias=False)(x))
+            x = nn.relu(x + y)
+        return nn.Dense(10)(x.mean((1, 2)))
+
+
+def study(dataset: Dataset, workdir: pathlib.Path) -> Iterator[list[dict[str, Any]]]:
+    """Train, quantize and score the networks; after each method give all that is found, in files or now."""
+    found = []
+    for module in (Plain(), Residual()):
+        network, name = None, type(module).__name__.lower()
+        for method, find in METHODS.items():
+            path = workdir / f'{dataset.name}-{name}-{method.replace(" ", "-")}.json'
+            if not path.is_file():
+                network = network or _Trained.of(module, name, dataset, workdir)
+                files.write_json(path, {'network': name, 'method': method, **network.quantized(find)})
+                print(path.read_text(encoding='utf-8'), flush=True)
+            found.append({'dataset': dataset.name, **jsonfile.read(path, 'result', 'delete it')})
+            yield found
+
+
+class _Trained:
+    """A folded network, its search, and the test images."""
+
+    def __init__(self, calibrated: Calibrated, dataset: Dataset):
+        self.calibrated = calibrated
+        self.search = Search.of(calibrated, *labelled(dataset, IMAGES))
+        self.test = jnp.asarray(dataset.normalized('test')), dataset.test.labels
+
+    @classmethod
+    def of(cls, module: nn.Module, name: str, dataset: Dataset, workdir: pathlib.Path) -> '_Trained':
+        model = trace(module, (1, PIXELS, PIXELS, 3))
+        path = workdir / f'{dataset.name}-{name}.safetensors'
+        if not path.is_file():
+            write_params(path, model, train(model, dataset, path.with_suffix('.state.npz')), {})
+        images = jnp.asarray(dataset.normalized('train', FOLDED)).reshape(4, -1, PIXELS, PIXELS, 3)
+        return cls(fold(model, read_params(model, path), list(images)), dataset)
+
+    def quantized(self, find: Callable[[Search], np.ndarray]) -> dict[str, Any]:
+        """Find formats, and what they lose and save; nothing of it depends on the methods before."""
+        begin = time.process_time()
+        formats = find(self.search)
+        cpu_seconds = time.process_time() - begin
+        search, tensors = self.search, self.search.tensors
+        network, policy = to_network(self.calibrated, tensors, formats)
+        cost, widest = (costs_of(self.calibrated, tensors, f) for f in (formats, uniform(search, MOST_BITS)))
+        exact, correct = (
+            _is_exact(network, policy, self.test[0][:CHECKED]),
+            search.score(search.float_formats()),
+        )
+        kinds = np.array([tensor.kind for tensor in tensors])
+        return {
+            'float': top1(self.calibrated, *self.test),
+            'top1': top1(network, *self.test, policy),
+            'lost_in_calibration': 100 * (correct.correct - search.score(formats).correct) / search.images,
+            'calibration_images': search.images,
+            'saved': {what: 100 * (1 - getattr(cost, what) / getattr(widest, what)) for what in SAVED},
+            'mean_bits': {
+                kind: float(formats[kinds == kind, 0].mean()) for kind in dict.fromkeys(kinds.tolist())
+            },
+            'integers_agree': exact,
+            'formats': {f'{t.kind} {t.name}': row for t, row in zip(tensors, formats.tolist())},
+            'cpu_seconds': round(cpu_seconds, 1),
+        }
+
+
+SAVED = ('memory', 'parameters', 'activations', 'multiplications')
+
+
+def _is_exact(network: Calibrated, policy: Any, images: jax.Array) -> bool:
+    """Whether integers and shifts give the same logits to the bit."""
+    quantizer = network.quantizer(policy)
+    expected = jax.jit(lambda x: network.apply(x, quantizer))(images)
+    return bool(
+        np.array_equal(integer_logits(network, policy, images).real, np.asarray(expected, np.float64))
+    )
+
+
+def train(model: Model, dataset: Dataset, state: pathlib.Path) -> Any:
+    """Train a network in float from random weights (He, normal), with batch statistics; return parameters.
+
+    state: the file that keeps a training that is stopped.
+    """
+    spec = TrainingSpec(epochs=EPOCHS[dataset.name], augment=True)
+    trainer = make_trainer(model.apply, None, spec, len(dataset.train.labels), flip=dataset.flip)
+    begun = trainer.begin(random_params(model, RANDOM['he'], 0), 0)
+    with Progress(trainer.steps_per_epoch * spec.epochs, desc=model.name) as progress:
+        how: dict[str, Any] = {'marks': (), 'score': lambda params: None, 'file': state, 'progress': progress}
+        settings = {'epochs': spec.epochs, 'network': model.name, 'dataset': dataset.name}
+        trained, _ = fit(trainer, TrainingImages.of(dataset), begun, settings=settings, **how)
+    state.unlink(missing_ok=True)
+    return jax.device_get(trained.average)
+
+
+def table(found: list[dict[str, Any]], about: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the table of the study, as `reporting.docs_tables` has them."""
+    rows = []
+    for one in found:
+        lost, saved, bits = one['float'] - one['top1'], one['saved'], one['mean_bits']
+        width = '/'.join(f'{bits[kind]:.1f}' for kind in ('weight', 'activation', 'bias'))
+        accuracy = [one['float'], one['top1'], lost, one['lost_in_calibration']]
+        figures = [*(round(x, 2) for x in accuracy), *(round(saved[what], 1) for what in SAVED)]
+        rows.append([one['dataset'], one['network'], one['method'], width, *figures, one['cpu_seconds']])
+    columns = ['data', 'network', 'widths', 'mean bits: weight/activation/bias', 'float', 'fixed point']
+    columns += [
+        'points lost',
+        'points lost in calibration',
+        *(f'{what} saved, %' for what in SAVED),
+        'CPU seconds',
+    ]
+    notes = [] if all(one['integers_agree'] for one in found) else ['Integers and shifts do not agree.']
+    return {
+        'title': 'Fixed point by layer',
+        'about': dict(about),
+        'columns': columns,
+        'rows': rows,
+        'notes': notes,
+        'found': found,
+    }
+
+
+def about(names: list[str]) -> dict[str, Any]:
+    """Return how the figures are taken."""
+    epochs = ' and '.join(f'{EPOCHS[name]} passes over {name}' for name in names)
+    return {
+        'date': datetime.date.today().isoformat(),
+        'seed': 0,
+        'device': f'{jax.devices()[0].device_kind}, one of 2 shared cores',
+        'images': f'{PIXELS} pixels, all test images; at most {IMAGES:,} others for formats',
+        'training': f'{epochs} in float, from random weights',
+        'budget': f'{BUDGET:g} point of accuracy on the latter',
+        'saved': 'against 8 bits everywhere',
+        'integers': f'logits of {CHECKED} test images agree to the bit',
+        'command': 'python -m ghn_jax.studies.fixed_point',
+    }
+
+
+def main(names: str = 'digits,cifar10', workdir: str = 'runs/fixed_point') -> None:
+    """Run the study of data sets, one after another."""
+    start()
+    pathlib.Path(workdir).mkdir(parents=True, exist_ok=True)
+    before: list[dict[str, Any]] = []
+    for name in names.split(','):
+        found: list[dict[str, Any]] = []
+        for found in study(load(name, image_size=PIXELS), pathlib.Path(workdir)):
+            files.write_json(RESULT, table(before + found, about(names.split(','))))
+        before += found
+
+
+if __name__ == '__main__':
+    main(*sys.argv[1:])

@@ -1,0 +1,255 @@
+"""Searched weights (SLB, arXiv 2009.08695) against rounding straight-through, at an equal budget.
+
+    python -m ghn_jax.studies.slb digits DIR
+    python -m ghn_jax.studies.slb cifar10 DIR --model=ghn_jax.studies.resnets:resnet20 --epochs=100 --augment
+
+A network is trained at each bit-width, from each initialisation and with each seed by both methods, which
+have the same images in the same order, the same number of steps and the same kind of grids: one for each
+output channel. First and last layer have 8 bits. Norms take the statistics of each batch, also of those
+of test images.
+
+DIR has a folder of each method, as `ghn_jax.finetune` leaves it, and the tables `slb_DATASET.json` and
+`slb_DATASET_gap.json`. A study that was stopped goes on where it was.
+"""
+
+import argparse
+import dataclasses
+import datetime
+import math
+import shlex
+import sys
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import jax
+import numpy as np
+
+from ghn_jax.base import bounds, cli, files
+from ghn_jax.base.errors import UserError
+from ghn_jax.base.paths import Place
+from ghn_jax.base.start import start
+from ghn_jax.datasets.cifar10 import Split
+from ghn_jax.datasets.load import DATASETS, Dataset, load
+from ghn_jax.models.loading import load_model
+from ghn_jax.models.model import Model
+from ghn_jax.models.tracing import trace
+from ghn_jax.networks.files import load_networks
+from ghn_jax.quant.policy import parse_bits
+from ghn_jax.quant.scheme import Scheme
+from ghn_jax.runs.hypernetwork import Hypernetwork
+from ghn_jax.runs.hypernetwork import load as load_hypernetwork
+from ghn_jax.runs.prediction import with_names
+from ghn_jax.tuning import slb
+from ghn_jax.tuning.finetune import FinetuneSpec, finetune
+from ghn_jax.tuning.initialization import parse_starts
+from ghn_jax.tuning.search import searched_names
+from ghn_jax.tuning.slb import SearchSpec
+from ghn_jax.tuning.training import TrainingSpec
+
+BITS = ('w1a8', 'w2a8', 'w4a8', 'w1a4', 'w2a4', 'w4a4')
+EDGES = (8, 8)
+SCHEME = Scheme('qat', granularity='channel', weight_range='sigma', activation_range='sigma')
+METHODS = ('straight_through', 'slb')
+Runs = Mapping[str, Sequence[Mapping[str, Any]]]
+"""By method, its trainings, as `finetune` returns them."""
+
+
+def study(
+    models: Sequence[Model],
+    sources: Mapping[str, Mapping[str, str]],
+    inits: Sequence[str],
+    spec: FinetuneSpec,
+    out: Place,
+    dataset: Dataset,
+    hypernetwork: Hypernetwork | None,
+) -> Runs:
+    """Train networks by both methods, in a folder for each; what is done there is not done again.
+
+    Args:
+      models, sources: as of `finetune`.
+      inits: initialisations by name.
+      spec: of the searches; straight-through trainings are the same without `search`.
+      out: the folder of the study.
+      dataset: that is trained and scored on.
+      hypernetwork: that predicts; None: there is none.
+
+    Raises:
+      UserError: as `finetune`; bits that are too many for a search.
+    """
+    for policy in spec.policies:
+        for model in models:
+            searched_names(policy, model)
+    return {
+        method: finetune(
+            models,
+            parse_starts(inits, models, hypernetwork),
+            spec if method == 'slb' else dataclasses.replace(spec, search=None),
+            out / method,
+            dataset=dataset,
+            scheme=SCHEME,
+            used=lambda policy: dataclasses.replace(policy, edges=EDGES),
+            sources=sources,
+        )['runs']
+        for method in METHODS
+    }
+
+
+def accuracies(runs: Runs) -> tuple[list[str], list[list[Any]]]:
+    """Return columns and rows of accuracies in the end: by start and bits, both methods and their difference.
+
+    Errors are those over seeds; of the difference, over the differences of equal seeds.
+    """
+    rows = []
+    for init, bits in _settings(runs):
+        scores = {method: _at_end(runs[method], init, bits) for method in METHODS}
+        pairs = scores['slb'].keys() & scores['straight_through'].keys()
+        change = _mean([scores['slb'][pair] - scores['straight_through'][pair] for pair in sorted(pairs)])
+        error = f' ± {change["sem"]:.1f}' if 'sem' in change else ''
+        means = [_mean(list(scores[method].values())) for method in METHODS]
+        rows.append([init, bits, len(pairs), *means, f'{change["mean"]:+.1f}{error}'])
+    return ['from', 'bits', 'trainings', 'straight-through', 'SLB', 'difference'], rows
+
+
+def gaps(runs: Runs, spec: SearchSpec, epochs: int) -> tuple[list[str], list[list[Any]]]:
+    """Return columns and rows of the accuracy of soft and of hard weights after each pass, of all seeds."""
+    passes = range(epochs + 1)
+    taus = [float(slb.temperature(spec, done, epochs)) for done in passes]
+    said = [f'{tau:.3g}' if np.isfinite(tau) else 'hard' for tau in taus]
+    rows: list[list[Any]] = [['temperature', '', *said]]
+    for init, bits in _settings(runs):
+        scores = [run['scores'] for run in runs['slb'] if (run['init'], run['bits']) == (init, bits)]
+        cells = []
+        for done in map(str, passes):
+            soft, hard = (np.mean([of[done][kind][bits] for of in scores]) for kind in ('soft', 'batch'))
+            cells.append(f'{soft:.1f} / {hard:.1f}')
+        rows.append([init, bits, *cells])
+    return ['from', 'bits', *map(str, passes)], rows
+
+
+def _settings(runs: Runs) -> list[tuple[str, str]]:
+    """Return starts and bits, one start after another."""
+    found = list(dict.fromkeys((run['init'], run['bits']) for run in runs['slb']))
+    starts = list(dict.fromkeys(init for init, _ in found))
+    return sorted(found, key=lambda pair: starts.index(pair[0]))
+
+
+def _at_end(runs: Sequence[Mapping[str, Any]], init: str, bits: str) -> dict[tuple[str, int], float]:
+    """Return the last score of each training, by network and seed."""
+    members = [run for run in runs if (run['init'], run['bits']) == (init, bits)]
+    last = lambda scores: scores[max(scores, key=int)]['batch'][bits]
+    return {(run['network'], run['seed']): last(run['scores']) for run in members}
+
+
+def _mean(values: Sequence[float]) -> dict[str, float]:
+    """Return mean and, of more than one value, standard error."""
+    found = {'mean': float(np.mean(values))}
+    if len(values) > 1:
+        found['sem'] = float(np.std(values, ddof=1) / math.sqrt(len(values)))
+    return found
+
+
+def about(dataset: Dataset, models: Sequence[Model], spec: FinetuneSpec, command: str) -> dict[str, Any]:
+    """Return how the figures are taken."""
+    training, search = spec.training, spec.search
+    assert search is not None
+    return {
+        'date': datetime.date.today().isoformat(),
+        'device': f'{jax.devices()[0].device_kind}, one of 2 shared cores',
+        'dataset': f'{dataset.name}, {dataset.train.images.shape[1]} pixels',
+        'images': f'{len(dataset.train.labels)} for training, {spec.num_images or len(dataset.test.labels)} '
+        f'for testing in batches of {spec.eval_batch_size}',
+        'networks': ', '.join(model.name for model in models),
+        'seeds': ', '.join(map(str, spec.seeds)),
+        'training': f'{training.epochs} passes, batches of {training.batch_size}, learning rate '
+        f'{training.learning_rate:g}, moving average {training.ema:g}',
+        'search': f'temperature {search.temperature:g}, rising from {search.start:g} to {search.end:g} of '
+        f'all passes, learning rate of the logits {search.rate:g}, logits: {search.logits}',
+        'edges': f'first and last layer at W{EDGES[0]}/A{EDGES[1]}',
+        'command': command,
+    }
+
+
+def parser() -> argparse.ArgumentParser:
+    """Return what reads the command line."""
+    made = _Parser(prog='python -m ghn_jax.studies.slb', description=__doc__)
+    made.formatter_class = argparse.RawDescriptionHelpFormatter
+    made.add_argument('dataset', choices=list(DATASETS))
+    made.add_argument('out', metavar='DIR', help='of all that is made; a study there goes on')
+    made.add_argument('--model', default='ghn_jax.studies.resnets:resnet8', help='package.module:function')
+    made.add_argument('--arch', help='architecture file, in place of --model')
+    made.add_argument('--init', default='he', help='a list: of finetune --init')
+    made.add_argument('--hypernetwork', help='run, or zoo:NAME, that predicts')
+    made.add_argument('--bits', default=','.join(BITS), help='a list')
+    made.add_argument('--seeds', default='0,1,2', help='a list')
+    made.add_argument('--data_dir', help='where TFDS data lie')
+    made.add_argument('--image_size', type=int, default=16, help='pixels on a side')
+    made.add_argument('--train_images', type=int, default=0, help='the first ones; 0: all')
+    made.add_argument('--num_images', type=int, default=0, help='test images; 0: all')
+    made.add_argument('--epochs', type=int, default=10, help='passes over the training images')
+    made.add_argument('--batch_size', type=int, default=64, help='images of a step')
+    made.add_argument('--eval_batch_size', type=int, default=60, help='images of a batch that is scored')
+    made.add_argument('--learning_rate', type=float, default=3e-3, help='of the first step')
+    made.add_argument('--logits', default='distance', help='where they begin: distance or random')
+    made.add_argument('--augment', action='store_true', help='crop, and mirror where the data allow it')
+    return made
+
+
+class _Parser(argparse.ArgumentParser):
+    def error(self, message: str) -> Any:
+        cli.fail(message)
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Run the study, and write its tables."""
+    given = parser().parse_args(arguments)
+    try:
+        out, spec = cli.check_folder(given.out, 'out'), _spec(given)
+        start()
+        dataset = load(given.dataset, data_dir=given.data_dir, image_size=given.image_size)
+        if given.train_images:
+            train = Split(*(part[: given.train_images] for part in dataset.train))
+            dataset = dataclasses.replace(dataset, train=train)
+        inits = given.init.split(',')
+        hypernetwork = load_hypernetwork(given.hypernetwork) if given.hypernetwork else None
+        models, sources = _models(given)
+        runs = study(models, sources, inits, spec, out, dataset, hypernetwork)
+        command = shlex.join(['python', '-m', 'ghn_jax.studies.slb', *(arguments or sys.argv[1:])])
+        taken = about(dataset, models, spec, command)
+        assert spec.search is not None
+        tables = {'': accuracies(runs), '_gap': gaps(runs, spec.search, spec.training.epochs)}
+        for name, (columns, rows) in tables.items():
+            table = {'title': 'Searched weights', 'about': taken, 'columns': columns, 'rows': rows}
+            files.write_json(out / f'slb_{dataset.name}{name}.json', table)
+    except UserError as e:
+        cli.fail(e)
+
+
+def _spec(given: argparse.Namespace) -> FinetuneSpec:
+    return FinetuneSpec(
+        policies=tuple(map(parse_bits, given.bits.split(','))),
+        training=TrainingSpec(
+            epochs=given.epochs,
+            batch_size=given.batch_size,
+            learning_rate=given.learning_rate,
+            augment=given.augment,
+        ),
+        seeds=bounds.integers('seeds', given.seeds.split(','), 'seed'),
+        eval_batch_size=given.eval_batch_size,
+        num_images=given.num_images,
+        search=SearchSpec(logits=given.logits),
+        marks=tuple(range(given.epochs + 1)),
+    )
+
+
+def _models(given: argparse.Namespace) -> tuple[list[Model], dict[str, dict[str, str]]]:
+    """Return the networks, and how each is made."""
+    shape = (1, given.image_size, given.image_size, 3)
+    if not given.arch:
+        model = load_model(given.model, shape)
+        return [model], {model.name: {'model': given.model}}
+    specs = with_names(load_networks(given.arch))
+    return [trace(spec, shape) for spec in specs], {spec.name: {'arch': spec.to_json()} for spec in specs}
+
+
+if __name__ == '__main__':
+    main()

@@ -1,0 +1,75 @@
+"""Widening and squeezing: accuracy against bit operations of networks as they are, widened, and squeezed.
+
+    python -m ghn_jax.studies.squeezing digits runs/squeezing
+
+Networks of the test split of a hypernetwork's space, with half of their channels, are the originals; widened
+by 2 they are as wide as those that the hypernetwork has met. Each begins from predicted weights, and is
+trained at W1, W2 and W4 with 8-bit activations for equally many passes, for each seed: the original, the
+widened network, and one that is squeezed to the cost of the original. What is done stands in the folder, and
+the study goes on where it was stopped.
+"""
+
+import dataclasses
+import datetime
+import pathlib
+import sys
+from typing import Any
+
+from ghn_jax.base import files
+from ghn_jax.base.start import start
+from ghn_jax.models.tracing import trace
+from ghn_jax.quant.policy import parse_bits
+from ghn_jax.runs import hypernetwork as hypernetworks
+from ghn_jax.tuning.initialization import PREDICTED, parse_starts
+from ghn_jax.tuning.squeeze_training import KINDS, SqueezeSpec
+from ghn_jax.tuning.squeezing import squeeze
+from ghn_jax.tuning.training import TrainingSpec
+from ghn_jax.tuning.widening import Pair, widen
+
+WORKDIR = 'zoo:digits-low-bits'
+NETWORKS = (12, 60)  # places in the test split
+CHANNELS, FACTOR = 8, 2
+BITS = ('w1a8', 'w2a8', 'w4a8')
+SPEC = SqueezeSpec(
+    policies=tuple(map(parse_bits, BITS)),
+    training=TrainingSpec(epochs=6),
+    seeds=(0, 1),
+    kinds=KINDS,
+    eval_batch_size=60,
+)
+RESULT = pathlib.Path('docs/results/squeezing.json')
+
+
+def study(spec: SqueezeSpec, out: pathlib.Path) -> dict[str, Any]:
+    """Train all networks; return the table."""
+    loaded = hypernetworks.load(WORKDIR)
+    dataset = loaded.load_data()
+    shape = 1, *dataset.train.images.shape[1:]
+    pairs = []
+    for i in NETWORKS:
+        original = dataclasses.replace(loaded.space.sample('test', 0, i), C=CHANNELS)
+        wide = widen(original, FACTOR)
+        pairs.append(Pair(original.name, trace(original, shape), trace(wide, shape), wide.to_json()))
+    models = [model for pair in pairs for model in (pair.original, pair.wide)]
+    (begun,) = parse_starts([PREDICTED], models, loaded)
+    result = squeeze(pairs, begun, spec, out, dataset=dataset, scheme=loaded.scheme, used=loaded.used)
+    result['about'] |= {
+        'date': datetime.date.today().isoformat(),
+        'hypernetwork': WORKDIR,
+        'channels': f'C={CHANNELS}, widened by {FACTOR}',
+        'test images': f'{len(dataset.test.labels)} in batches of {spec.eval_batch_size}',
+        'command': 'python -m ghn_jax.studies.squeezing',
+    }
+    return result
+
+
+def main(name: str = 'digits', workdir: str = 'runs/squeezing') -> None:
+    """Run the study of a data set."""
+    if name != 'digits':
+        sys.exit(f'error: there is no study of {name!r}: expected digits')
+    start()
+    files.write_json(RESULT, study(SPEC, pathlib.Path(workdir)))
+
+
+if __name__ == '__main__':
+    main(*sys.argv[1:])

@@ -1,0 +1,137 @@
+"""A network put into fixed point, written to a folder, and scored; stopped, it goes on there."""
+
+import json
+import time
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import numpy as np
+from jax import Array
+
+import ghn_jax
+from ghn_jax.base import files, jsonfile
+from ghn_jax.base.digests import array_digests, json_digest
+from ghn_jax.base.errors import FieldError, UserError
+from ghn_jax.base.paths import Place
+from ghn_jax.datasets.load import Dataset
+from ghn_jax.models.folding import Calibrated
+from ghn_jax.quant.scheme import Scheme
+from ghn_jax.runs.calibrated_file import QuantizedNetwork, save
+from ghn_jax.tuning.fixed_point import MOST_BITS, NAME, by_name, costs_of, to_network
+from ghn_jax.tuning.fixed_point_search import BUDGET, Search, layer_wise, uniform
+from ghn_jax.tuning.quantize import top1
+
+SCHEME = Scheme('qat')
+STATE = 'formats.json'
+"""In the folder while a search goes on: {'key': of what, 'layers': how many are done, 'formats': so far}."""
+
+Labelled = tuple[Array | np.ndarray, np.ndarray]
+
+
+def check_budget(budget: float) -> None:
+    """Raise FieldError for a budget that is no number from 0 to 100."""
+    if not 0 <= budget <= 100:
+        raise FieldError('budget', f'={budget:g}: expected points of accuracy, from 0 to 100')
+
+
+def labelled(dataset: Dataset, count: int) -> Labelled:
+    """Return at most so many images and labels: validation images come first, then training images."""
+    rest = max(count - len(dataset.val.labels), 0)
+    parts = (('val', count), ('train', rest)) if rest else (('val', count),)
+    images = np.concatenate([dataset.normalized(split, n) for split, n in parts])
+    return images, np.concatenate([getattr(dataset, split).labels[:n] for split, n in parts])
+
+
+def fixed_point_into(
+    folder: Place,
+    calibrated: Calibrated,
+    scored: Labelled,
+    test: Labelled,
+    source: Mapping[str, str],
+    budget: float = BUDGET,
+    done: Callable[[], None] = lambda: None,
+) -> dict[str, Any]:
+    """Find formats layer after layer, and write the network in them to a folder.
+
+    Args:
+      folder: where the search goes on if it was stopped there.
+      calibrated: folded, in float.
+      scored: images and labels that formats are found on, such as `labelled`.
+      test: images and labels that the network is scored on.
+      source: how its model is made (`calibrated_file`).
+      budget: points of accuracy that may be lost on the former.
+      done: is called after each layer.
+
+    Returns:
+      What there is to say of it, ready for JSON.
+
+    Raises:
+      FieldError: a budget that nothing meets; images without labels.
+      UserError: a folder that cannot be written.
+    """
+    check_budget(budget)
+    begin, search = time.perf_counter(), Search.of(calibrated, *scored)
+    about: dict[str, Any] = {
+        'network': calibrated.model.name,
+        'method': NAME,
+        'budget': budget,
+        'calibration_images': search.images,
+        'ghn_jax': ghn_jax.__version__,
+    }
+    key = f'{json_digest([about, array_digests([calibrated, search.batches])]):08x}'
+    with files.writing(folder):
+        folder.mkdir(parents=True, exist_ok=True)
+    state = folder / STATE
+    begun = _begun(state, key, len(search.tensors))
+    keep = lambda layers, formats: files.write_json(
+        state, {'key': key, 'layers': layers, 'formats': formats.tolist()}
+    )
+    formats = layer_wise(search, budget, done, begun, keep)
+    network, policy = to_network(calibrated, search.tensors, formats)
+    cost, widest = (costs_of(calibrated, search.tensors, f) for f in (formats, uniform(search, MOST_BITS)))
+    about |= {
+        'formats': by_name(search.tensors, formats),
+        'saved': {
+            'memory': round(1 - cost.memory / widest.memory, 4),
+            'multiplications': round(1 - cost.multiplications / widest.multiplications, 4),
+        },
+    }
+    strings = {name: value if isinstance(value, str) else json.dumps(value) for name, value in about.items()}
+    file = save(folder, QuantizedNetwork(network, policy, SCHEME, source, strings))
+    state.unlink(missing_ok=True)
+    counts = [search.score(each).correct for each in (search.float_formats(), formats)]
+    return about | {
+        'file': str(file),
+        'bits': str(policy),
+        'layers_from_before': begun[0] if begun else 0,
+        'seconds': round(time.perf_counter() - begin, 1),
+        'lost_in_calibration': 100 * (counts[0] - counts[1]) / search.images,
+        'test_images': len(test[1]),
+        'float_top1': top1(calibrated, *test),
+        'top1': top1(network, *test, policy),
+    }
+
+
+def _begun(state: Place, key: str, tensors: int) -> tuple[int, np.ndarray] | None:
+    """Return layers and formats of a search that was stopped; None: there was none, or another one."""
+    if not files.exists(state):
+        return None
+    try:
+        found = jsonfile.read(state, 'state', 'delete it')
+        formats = np.array(found['formats'], np.int32)
+        if found['key'] == key and formats.shape == (tensors, 2):
+            return int(found['layers']), formats
+    except (UserError, ValueError, KeyError, TypeError):
+        pass  # it is written anew
+    return None
+
+
+def in_words(result: Mapping[str, Any]) -> str:
+    """Return what `fixed_point_into` found, as a line."""
+    saved = result['saved']
+    return (
+        f'{result["file"]}: {result["network"]}, {NAME}, {100 * saved["memory"]:.1f} % less memory and '
+        f'{100 * saved["multiplications"]:.1f} % less cost of multiplications than {MOST_BITS} bits: top-1 '
+        f'{result["top1"]:.1f} % of {result["test_images"]} test images, in float '
+        f'{result["float_top1"]:.1f} %; {result["seconds"]} s'
+    )

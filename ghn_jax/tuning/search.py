@@ -1,0 +1,205 @@
+"""A network whose weights of few bits are searched (`slb`), while all else of it is trained.
+
+Weights of more bits, as those of a first and a last layer may have, are rounded straight-through, and so are
+activations. Batch norms take the statistics of each batch. In the end all weights are put on the levels that
+were found for them, statistics and ranges are estimated anew with these on calibration images, and norms are
+folded: what is kept is a quantized network, as `ghn_jax.quantize` writes it.
+
+The logits are those of the last step; of the other parameters the moving average is scored and kept.
+"""
+
+import dataclasses
+from collections.abc import Mapping
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from ghn_jax.base.errors import FieldError
+from ghn_jax.base.paths import Place
+from ghn_jax.hypernet.policy_features import resolve
+from ghn_jax.models.activation_ranges import find_ranges
+from ghn_jax.models.folding import Calibrated, fold
+from ghn_jax.models.model import Model
+from ghn_jax.models.quantizer import FakeQuantizer
+from ghn_jax.models.sources import variable_names
+from ghn_jax.quant.grid import Grid
+from ghn_jax.quant.policy import FLOAT_BITS, NamedWidths, Policy
+from ghn_jax.runs.calibrated_file import QuantizedNetwork, save
+from ghn_jax.tuning import slb
+from ghn_jax.tuning.comparison import FLOAT
+from ghn_jax.tuning.ranges import nearest
+from ghn_jax.tuning.scoring import CalibratedScorer
+from ghn_jax.tuning.search_programs import Fixed, Programs, Searched
+from ghn_jax.tuning.setup import Setup, as_data, unrounded
+from ghn_jax.tuning.slb import SearchSpec
+from ghn_jax.tuning.training import Trainer, TrainingState
+
+
+class Rounded(NamedTuple):
+    """A network with its weights on their levels.
+
+    params: as `Model.params`.   weights: those that are rounded, by name.   grids: theirs, each part [O].
+    """
+
+    params: Any
+    weights: dict[str, np.ndarray]
+    grids: dict[str, Grid]
+
+
+def searched_names(policy: Policy, model: Model) -> tuple[str, ...]:
+    """Return the weights that are searched: those of at most 4 bits.
+
+    Raises:
+      UserError: there are none, most weights have more bits, or the policy is of another model.
+    """
+    widths = resolve(policy, model.graph)
+    names = tuple(name for name, (bits, _) in widths.items() if bits <= slb.MOST_BITS)
+    if policy.weight_bits > slb.MOST_BITS or not names:
+        raise FieldError(
+            'bits',
+            f'={policy}: slb searches weights of at most {slb.MOST_BITS} bits, for it has 2^b numbers for '
+            'each; give fewer bits, or the method straight_through',
+        )
+    return names
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Search:
+    """A `setup.Method`.
+
+    bits: what the policy is called.   policy: as it is used.   names: of the weights that are searched.
+    programs: compiled for all policies.   calibrated: None where statistics are those of batches.
+    """
+
+    setup: Setup
+    bits: str
+    policy: Policy
+    names: tuple[str, ...]
+    programs: Programs
+    calibrated: CalibratedScorer | None
+
+    @classmethod
+    def of_each(cls, setup: Setup, policies: Mapping[str, Policy], spec: SearchSpec) -> list['Search']:
+        """Return the method at each of the policies, by what they are called.
+
+        Raises:
+          UserError: as `searched_names`.
+        """
+        model, images = setup.model, setup.images
+        names = {bits: searched_names(policy, model) for bits, policy in policies.items()}
+        counts = [
+            int(slb.count_values(resolve(policy, model.graph)[name][0]))
+            for bits, policy in policies.items()
+            for name in names[bits]
+        ]
+        programs = Programs(setup, spec, max(counts))
+
+        def calibrated(bits: str, policy: Policy) -> CalibratedScorer | None:
+            if setup.statistics == 'batch':
+                return None
+            quantizers = {FLOAT: _activations_of(Policy(), setup), bits: _activations_of(policy, setup)}
+            return CalibratedScorer(model, quantizers, images.test, images.calibration)
+
+        return [
+            cls(
+                setup=setup,
+                bits=bits,
+                policy=policy,
+                names=names[bits],
+                programs=programs,
+                calibrated=calibrated(bits, policy),
+            )
+            for bits, policy in policies.items()
+        ]
+
+    @property
+    def trainer(self) -> Trainer:
+        """As of `Method`."""
+        return self.programs.trainer
+
+    @property
+    def suffix(self) -> str:
+        """As of `Method`."""
+        return ''
+
+    def begin(self, params: Any, seed: int) -> TrainingState:
+        """As of `Method`."""
+        widths = as_data(self._widths)
+        logits, grids = self.programs.begin(params, widths, jnp.uint32(seed), names=self.names)
+        return self.trainer.begin(Searched(params, logits), seed, Fixed(widths, grids))
+
+    def score(self, scored: TrainingState) -> dict[str, Any]:
+        """As of `Method`: of hard weights and, by statistics of batches, of 'soft' ones as in training."""
+        rounded, fixed = self.rounded(scored), scored.fixed
+        each = {FLOAT: unrounded(self._widths), self.bits: fixed.widths}
+        hard = {name: self.programs.hard((rounded.params, widths)) for name, widths in each.items()}
+        tau = self.programs.temperature(scored.step)
+        scores: dict[str, Any] = {
+            'batch': hard,
+            'soft': {self.bits: self.programs.soft((_kept(scored), fixed, tau))},
+        }
+        if self.calibrated is not None:
+            scores['calibrated'] = self.calibrated(self._folded(rounded))
+        return scores
+
+    def keep(self, place: Place, state: TrainingState, metadata: Mapping[str, str]) -> None:
+        """As of `Method`: a quantized network."""
+        folded, setup = self._folded(self.rounded(state)), self.setup
+        quantizer = _activations_of(self.policy, setup)
+        ranges = find_ranges(Calibrated.apply, folded, setup.images.calibration, quantizer)
+        network = dataclasses.replace(folded, ranges=ranges)
+        scheme = dataclasses.replace(setup.scheme, granularity='channel', symmetric=False)
+        assert setup.source is not None
+        save(place, QuantizedNetwork(network, self.policy, scheme, setup.source, metadata))
+
+    def rounded(self, state: TrainingState) -> Rounded:
+        """Return the network of a state with its weights on their levels, whatever the temperature."""
+        model = self.setup.model
+        others = tuple(
+            name for name, (b, _) in self._widths.items() if b < FLOAT_BITS and name not in self.names
+        )
+        kept = _kept(state)
+        weights, grids = jax.device_get(
+            self.programs.round(kept, state.fixed, names=self.names, others=others)
+        )
+        params = dict(zip(variable_names(model.params), jax.device_get(jax.tree.leaves(kept.params))))
+        for name, w in weights.items():
+            params[name] = model.tensors[name].to_parameter(w, params[name].shape).astype(params[name].dtype)
+        return Rounded(
+            jax.tree.unflatten(jax.tree.structure(model.params), list(params.values())), weights, grids
+        )
+
+    def _folded(self, rounded: Rounded) -> Calibrated:
+        """Fold norms by their statistics with these weights, which stay on levels: a scale times another."""
+        folded = fold(self.setup.model, rounded.params, self.setup.images.calibration)
+        weights, ranges = dict(folded.weights), {}
+        for layer in self.setup.model.layers:
+            if layer.parameter in rounded.weights:
+                bits, grid = self._widths[layer.parameter][0], rounded.grids[layer.parameter]
+                gain = _gain(weights[layer.name], rounded.weights[layer.parameter])
+                ends = np.stack([gain * end for end in slb.range_of(grid, bits)])
+                ranges[layer.name] = lo, hi = ends.min(0), ends.max(0)
+                weights[layer.name] = np.asarray(nearest(jnp.asarray(weights[layer.name]), lo, hi, bits))
+        return dataclasses.replace(folded, weights=weights, weight_ranges=ranges)
+
+    @property
+    def _widths(self) -> NamedWidths:
+        return resolve(self.policy, self.setup.model.graph)
+
+
+def _kept(state: TrainingState) -> Searched:
+    return Searched(state.average.params, state.params.logits)
+
+
+def _activations_of(policy: Policy, setup: Setup) -> FakeQuantizer:
+    return FakeQuantizer(resolve(policy, setup.model.graph), setup.scheme, rounded=True)
+
+
+def _gain(folded: np.ndarray, w: np.ndarray) -> np.ndarray:
+    """Return what folding has multiplied each channel by, [O], seen at its largest weight; 0 without one."""
+    rows, folded = w.reshape(len(w), -1), folded.reshape(len(w), -1)
+    at = np.argmax(np.abs(rows), 1, keepdims=True)
+    largest, made = np.take_along_axis(rows, at, 1)[:, 0], np.take_along_axis(folded, at, 1)[:, 0]
+    return np.divide(made, largest, out=np.zeros_like(made), where=largest != 0)

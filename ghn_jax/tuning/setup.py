@@ -1,0 +1,121 @@
+"""What the trainings of one network have in common, and what a method of training it does.
+
+Axes: T training images | B images of a batch | H pixels on a side.
+"""
+
+import dataclasses
+from collections.abc import Mapping, Sequence
+from typing import Any, Protocol
+
+import jax.numpy as jnp
+
+from ghn_jax.base.paths import Place
+from ghn_jax.datasets.load import Dataset
+from ghn_jax.evaluation.selection import ImageBatches, image_batches
+from ghn_jax.models.model import Model
+from ghn_jax.quant.policy import FLOAT_BITS, NamedWidths, Policy
+from ghn_jax.quant.scheme import Scheme
+from ghn_jax.tuning.scoring import normalized
+from ghn_jax.tuning.training import Trainer, TrainingImages, TrainingSpec, TrainingState
+
+
+@dataclasses.dataclass(frozen=True)
+class TuningImages:
+    """What is trained on, scored, and calibrated with.
+
+    calibration: batches [B, H, H, 3], normalised; none where statistics are those of each batch.
+    """
+
+    dataset: Dataset
+    train: TrainingImages
+    test: ImageBatches
+    calibration: Sequence[Any]
+
+    @classmethod
+    def of(
+        cls, dataset: Dataset, *, batch_size: int, num_images: int, calibration_batches: int
+    ) -> 'TuningImages':
+        """Put the images of a data set on the device.
+
+        Args:
+          batch_size: B, of test images and of those for calibration.
+          num_images: test images; 0: all.
+          calibration_batches: of training images, the first ones.
+        """
+        batches = lambda split, count: image_batches(dataset, split, batch_size=batch_size, num_images=count)
+        calibration = []
+        if calibration_batches:
+            calibration = normalized(batches(dataset.train, calibration_batches * batch_size))
+        test = batches(dataset.test, num_images)
+        return cls(dataset, TrainingImages.of(dataset), test, calibration)
+
+    def steps(self, training: TrainingSpec) -> int:
+        """Return the steps of one training."""
+        return training.steps_per_epoch(len(self.dataset.train.labels)) * training.epochs
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Setup:
+    """A network, and how it is trained and scored, at any bits and by any method.
+
+    Attributes:
+      model: traced.
+      images: that it is trained on, scored and calibrated with.
+      training: the budget.
+      scheme: how tensors are quantized.
+      statistics: 'batch', 'calibrated' or 'fixed' (`FinetuneSpec.batch_norm`).
+      source: how the model is made, where a network is kept with its statistics (`calibrated_file`).
+    """
+
+    model: Model
+    images: TuningImages
+    training: TrainingSpec
+    scheme: Scheme
+    statistics: str
+    source: Mapping[str, str] | None
+
+
+class Method(Protocol):
+    """How a network at one bit-width is trained, scored and kept."""
+
+    @property
+    def bits(self) -> str:
+        """What the policy is called."""
+        ...
+
+    @property
+    def policy(self) -> Policy:
+        """The policy, as it is used."""
+        ...
+
+    @property
+    def trainer(self) -> Trainer:
+        """The training, compiled; the bits are among the data of its states."""
+        ...
+
+    @property
+    def suffix(self) -> str:
+        """What the name of a kept network ends in; '' for a folder."""
+        ...
+
+    def begin(self, params: Any, seed: int) -> TrainingState:
+        """Return the first state of a training from parameters of the model."""
+        ...
+
+    def score(self, scored: Any) -> dict[str, Any]:
+        """Return scores in percent, by kind of statistics and by bits, of `Trainer.scored`."""
+        ...
+
+    def keep(self, place: Place, state: TrainingState, metadata: Mapping[str, str]) -> None:
+        """Write the trained network to a file or folder, whole or not at all."""
+        ...
+
+
+def as_data(widths: NamedWidths) -> dict[str, Any]:
+    """Return bits as arrays: programs that take them serve every policy."""
+    return {name: tuple(map(jnp.int32, pair)) for name, pair in widths.items()}
+
+
+def unrounded(widths: NamedWidths) -> dict[str, Any]:
+    """Return the bits of a network in float, as `as_data`."""
+    return as_data(dict.fromkeys(widths, (FLOAT_BITS, FLOAT_BITS)))

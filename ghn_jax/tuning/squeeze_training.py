@@ -1,0 +1,202 @@
+"""One squeezing: a wide network trained with a penalty on its channels, of which some go between two passes.
+
+The penalty is that of network slimming (arXiv 1708.06519, eq. 1), an l1 norm of the channels' scales. What is
+removed is 0 from then on in the parameters, in their average and in what the optimizer remembers, and the
+masks are arguments of the step, so one program serves whatever is left.
+"""
+
+import dataclasses
+from collections.abc import Callable, Mapping
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+
+import ghn_jax
+from ghn_jax.base import bounds, files, jsonfile
+from ghn_jax.base.errors import FieldError, UserError, shown
+from ghn_jax.base.paths import Place
+from ghn_jax.evaluation.evaluation_spec import BATCH_SIZE
+from ghn_jax.evaluation.selection import ImageBatches
+from ghn_jax.quant.policy import Policy
+from ghn_jax.runs.metrics import Progress
+from ghn_jax.runs.model_parameters import write_params
+from ghn_jax.tuning import comparison
+from ghn_jax.tuning.initialization import Start
+from ghn_jax.tuning.loop import check_settings, fit
+from ghn_jax.tuning.removal import Removal
+from ghn_jax.tuning.scoring import normalized
+from ghn_jax.tuning.training import Trainer, TrainingImages, TrainingSpec, TrainingState, make_optimizer
+
+KINDS = ('original', 'widened', 'squeezed')
+"""What is trained: the network as it is, with all its channels more, with those that are left of them."""
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class SqueezeSpec:
+    """What is trained, how much of it is left, and how it is scored.
+
+    Attributes:
+      policies: the bits; each is a training of its own.
+      training: the budget, equal for all kinds. Removal takes place before half of the passes, at least one,
+        beginning with the second.
+      cost: BOPs of what is left, over those of the original at the same bits.
+      penalty: of the loss, times the sum of the channels' scales (`Removal.scales`), until the last removal.
+      seeds: of random parameters, and of the order of the images.
+      kinds: of `KINDS`.
+      eval_batch_size: test images of a batch, whose statistics batch norms use.
+      num_images: test images; 0: all.
+
+    Raises:
+      FieldError: a number out of its bounds, or another kind.
+    """
+
+    policies: tuple[Policy, ...]
+    training: TrainingSpec
+    cost: float = 1.0
+    penalty: float = 1e-3
+    seeds: tuple[int, ...] = (0,)
+    kinds: tuple[str, ...] = KINDS[2:]
+    eval_batch_size: int = BATCH_SIZE
+    num_images: int = 0
+
+    def __post_init__(self) -> None:
+        bounds.check(batch_size=self.eval_batch_size, num_images=self.num_images)
+        for name, least, most in (('cost', 1e-6, 1e6), ('penalty', 0, 1e6)):
+            value = getattr(self, name)
+            if not isinstance(value, int | float) or not least <= value <= most:
+                raise FieldError(name, f'={shown(value)}: expected a number from {least:g} to {most:g}')
+        if not self.kinds or not set(self.kinds) <= set(KINDS):
+            raise FieldError('kinds', f'={",".join(self.kinds)}: expected of {", ".join(KINDS)}')
+        if self.training.epochs < 2 and 'squeezed' in self.kinds:
+            raise FieldError('epochs', f'={self.training.epochs}: channels go between passes: give 2 or more')
+
+    @property
+    def removals(self) -> int:
+        """How many times channels are removed."""
+        return max(1, self.training.epochs // 2)
+
+
+class Squeezing(NamedTuple):
+    """What a squeezing knows beside what is trained (`TrainingState.fixed`).
+
+    alive: bool [channels + 1].   masks: as the parameters, of those.   penalty: float32 [].
+    costs: float32 [passes], BOPs during each pass so far.
+    """
+
+    alive: Any
+    masks: Any
+    penalty: Any
+    costs: Any
+
+
+@dataclasses.dataclass(frozen=True)
+class SqueezeTask:
+    """One network at one bit-width, of one kind.
+
+    bits: what the policy is called.   policy: as it is used.   most: BOPs of what is left in the end.
+    original: BOPs of the original.   score: parameters -> top-1.
+    settings: all that a result depends on beside the start and the seed, in JSON's types.
+    """
+
+    name: str
+    kind: str
+    bits: str
+    policy: Policy
+    removal: Removal
+    original: int
+    most: float
+    spec: SqueezeSpec
+    images: TrainingImages
+    test: ImageBatches
+    trainer: Trainer
+    score: Callable[[Any], float]
+    settings: Mapping[str, Any]
+
+    def run(self, start: Start, seed: int, out: Place, progress: Progress) -> dict[str, Any]:
+        """Do a training, or what is left of it, and keep its parameters; return its record."""
+        name, model = f'{self.name}.{self.bits}.{self.kind}.seed{seed}', self.removal.model
+        parameters, record = out / f'{name}.safetensors', out / 'runs' / f'{name}.json'
+        settings = dict(self.settings) | {'seed': seed, 'from': start.about}
+        if files.exists(record) and files.exists(parameters):
+            done = jsonfile.read(record, 'record', 'delete it, and that training is done again')
+            check_settings(settings, done.pop('settings', None), record)
+            progress.update(self.trainer.steps_per_epoch * self.trainer.epochs)
+            return done
+        record.parent.mkdir(parents=True, exist_ok=True)
+        state_file = out / 'runs' / f'{name}.state.npz'
+        state, history = fit(
+            self.trainer,
+            self.images,
+            self.begin(start.params(model, self.policy, seed), seed),
+            marks=comparison.marks(self.trainer.epochs),
+            score=self.score,
+            file=state_file,
+            settings=settings,
+            progress=progress,
+            between=self.between,
+        )
+        params, alive = jax.device_get((state.average, state.fixed.alive))
+        self._check(params, alive)
+        about = {'bits': self.bits, 'kind': self.kind, 'begun_from': start.name, 'seed': str(seed)}
+        write_params(parameters, model, params, about | {'ghn_jax': ghn_jax.__version__})
+        bops = self.removal.cost(alive)
+        done = {
+            'network': self.name,
+            'bits': self.bits,
+            'kind': self.kind,
+            'init': start.name,
+            'seed': seed,
+            'file': parameters.name,
+            'channels': len(alive) - 1,
+            'left': int(alive.sum()) - 1,
+            'bops': bops,
+            'cost': bops / self.original,
+            'schedule': [round(float(cost) / self.original, 4) for cost in state.fixed.costs],
+            **history,
+        }
+        files.write_json(record, done | {'settings': settings})
+        state_file.unlink(missing_ok=True)
+        return done
+
+    def begin(self, params: Any, seed: int) -> TrainingState:
+        """Return the first state, with all channels."""
+        alive, costs = self.removal.all(), np.zeros(self.trainer.epochs, np.float32)
+        return self.trainer.begin(
+            params, seed, Squeezing(alive, self.removal.masks(alive), np.float32(0), costs)
+        )
+
+    def between(self, state: TrainingState, epoch: int) -> TrainingState:
+        """Remove what is due before a pass, and say what the pass costs and how it is penalised."""
+        alive, removals = np.asarray(state.fixed.alive), self.spec.removals
+        penalty = 0.0
+        if self.kind == 'squeezed':
+            penalty = self.spec.penalty if epoch < removals else 0.0
+            if 1 <= epoch <= removals:
+                wide = self.removal.cost(self.removal.all())
+                goal = wide * (self.most / wide) ** (epoch / removals)
+                alive = self.removal.remove(alive, np.asarray(self.removal.scales(state.average)), goal)
+                state = self._removed(state, alive)
+        costs = state.fixed.costs.at[epoch].set(self.removal.cost(alive))
+        return state._replace(fixed=state.fixed._replace(penalty=jnp.float32(penalty), costs=costs))
+
+    def _removed(self, state: TrainingState, alive: np.ndarray) -> TrainingState:
+        """Put zeros for what is gone, also in what the optimizer remembers, which would move it."""
+        masks = jax.tree.map(jnp.asarray, self.removal.masks(alive))
+        cut = lambda tree: jax.tree.map(jnp.multiply, tree, masks)
+        optimizer = make_optimizer(self.spec.training, 1)
+        moments: Any = optax.tree_utils.tree_map_params(optimizer, jnp.multiply, state.optimizer, masks)
+        fixed = state.fixed._replace(alive=jnp.asarray(alive), masks=masks)
+        return state._replace(
+            params=cut(state.params), average=cut(state.average), optimizer=moments, fixed=fixed
+        )
+
+    def _check(self, params: Any, alive: np.ndarray) -> None:
+        if (bops := self.removal.cost(alive)) > self.most:
+            raise UserError(
+                f'{self.name} costs {bops / self.original:.3f} of the original with the fewest channels that '
+                'were found: give a larger cost'
+            )
+        self.removal.check(params, alive, normalized(self.test)[0])

@@ -1,0 +1,208 @@
+"""Widening and squeezing (arXiv 2002.00555): more channels at few bits, then only as many as are worth it.
+
+A low-bit network with more channels than its original is trained through quantization, with an l1 penalty on
+the scale of each channel. Between passes the channels with the least scales are removed, until the rest
+costs as many bit operations (BOPs) as the original, or a multiple. The paper says what is done and not with
+which numbers; penalty, schedule and order of removal here are those of network slimming (arXiv 1708.06519)
+and our own.
+
+A folder has, for each training, what that of `finetune` has: NAME.safetensors, runs/NAME.json and, while it
+goes on, runs/NAME.state.npz; and NETWORK.widened.json, the architecture that the parameters are for.
+"""
+
+import dataclasses
+import time
+import zlib
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import Array
+
+from ghn_jax.base import files, lock
+from ghn_jax.base.errors import FieldError
+from ghn_jax.base.paths import Place
+from ghn_jax.datasets.load import Dataset
+from ghn_jax.evaluation.selection import ImageBatches, image_batches
+from ghn_jax.hypernet.policy_features import resolve
+from ghn_jax.quant.policy import Policy
+from ghn_jax.quant.scheme import QAT, Scheme
+from ghn_jax.runs.metrics import Progress
+from ghn_jax.tuning import comparison
+from ghn_jax.tuning.finetune import check_models
+from ghn_jax.tuning.initialization import Start
+from ghn_jax.tuning.removal import Removal, least_cost
+from ghn_jax.tuning.scoring import Scorer
+from ghn_jax.tuning.squeeze_training import SqueezeSpec, SqueezeTask, Squeezing
+from ghn_jax.tuning.training import Trainer, TrainingImages, TrainingState, loss_of, make_trainer
+from ghn_jax.tuning.widening import Pair
+
+
+def squeeze(
+    pairs: Sequence[Pair],
+    start: Start,
+    spec: SqueezeSpec,
+    out: Place,
+    *,
+    dataset: Dataset,
+    scheme: Scheme = QAT,
+    used: Callable[[Policy], Policy] = lambda policy: policy,
+) -> dict[str, Any]:
+    """Widen networks, train them, and remove channels until they cost what they may.
+
+    What is done already in the folder is not done again.
+
+    Args:
+      pairs: traced, of as many classes as the data have, each with a name of its own.
+      start: where trainings begin.
+      spec: what is trained.
+      out: the folder of the trained parameters.
+      dataset: its training images are trained on, its test images scored.
+      scheme: how tensors are quantized.
+      used: a policy -> the one that is used for it, as `Hypernetwork.used`.
+
+    Returns:
+      A table: `columns` and `rows`, with `about`, `notes` and `runs`: of each training its scores, its BOPs
+      and its file.
+
+    Raises:
+      UserError: models that are not for these data, a policy of another model, a cost that cannot be met, a
+        folder of other trainings.
+    """
+    for models in ([pair.original for pair in pairs], [pair.wide for pair in pairs]):
+        check_models(models, dataset)
+    begin = time.perf_counter()
+    tasks = list(_tasks(pairs, spec, dataset, scheme, used))
+    total = sum(task.trainer.steps_per_epoch * task.trainer.epochs * len(spec.seeds) for task in tasks)
+    with lock.holding(out), Progress(total, desc='squeeze') as progress:
+        for pair in pairs:
+            if pair.arch is not None:
+                files.write(out / f'{pair.name}.widened.json', pair.arch.encode())
+        runs = [task.run(start, seed, out, progress) for task in tasks for seed in spec.seeds]
+    about = _about(pairs, spec, dataset, start) | {'seconds': round(time.perf_counter() - begin, 1)}
+    return {'title': 'Widening and squeezing', 'about': about, **table(runs), 'notes': [_NOTE], 'runs': runs}
+
+
+def table(runs: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    """Return the table of trainings: `columns`, and `rows`, one for each network, bit-width and kind."""
+    marks = list(runs[0]['scores'])
+    rows: list[list[Any]] = []
+    for key in dict.fromkeys((run['network'], run['bits'], run['kind']) for run in runs):
+        of_key = [run for run in runs if (run['network'], run['bits'], run['kind']) == key]
+        left, bops, cost = (np.mean([run[of] for run in of_key]) for of in ('left', 'bops', 'cost'))
+        channels = f'{left:.0f} of {of_key[0]["channels"]}'
+        row = [
+            *key,
+            len(of_key),
+            channels,
+            f'{bops / 1e6:.2f}',
+            f'{cost:.2f}',
+        ]
+        rows.append([*row, *(comparison.mean(of_key, lambda run, m=m: run['scores'][m]) for m in marks)])
+    columns = ['network', 'bits', 'kind', 'seeds', 'channels left', 'MBOPs', 'cost']
+    return {'columns': [*columns, *(f'top-1, {mark}' for mark in marks)], 'rows': rows}
+
+
+_NOTE = (
+    'Cost is BOPs over those of the original at the same bits. Top-1 in percent after so many passes over '
+    'the training images, run at the bits of the training. Mean ± standard error over seeds.'
+)
+
+
+def _tasks(
+    pairs: Sequence[Pair],
+    spec: SqueezeSpec,
+    dataset: Dataset,
+    scheme: Scheme,
+    used: Callable[[Policy], Policy],
+) -> Iterator[SqueezeTask]:
+    """Yield each network at each bit-width, of each kind; those of one model share its programs."""
+    images = TrainingImages.of(dataset)
+    test = image_batches(dataset, dataset.test, batch_size=spec.eval_batch_size, num_images=spec.num_images)
+    shape, digest = list(dataset.train.images.shape), zlib.crc32(dataset.train.images.tobytes())
+    settings = {
+        'training': dataclasses.asdict(spec.training),
+        'scheme': dataclasses.asdict(scheme),
+        'scoring': [spec.eval_batch_size, test.count],
+        'images': [dataset.name, shape, digest],
+    }
+    for pair in pairs:
+        for policy in spec.policies:
+            bits, policy = str(policy), used(policy)
+            found = [Removal.of(m, resolve(policy, m.graph)) for m in (pair.original, pair.wide)]
+            original, wide = (removal.cost(removal.all()) for removal in found)
+            most = spec.cost * original
+            if 'squeezed' in spec.kinds:
+                _check_cost(pair.name, spec.cost, wide / original, least_cost(found[1]) / original)
+            for removal in found:
+                kinds = [kind for kind in spec.kinds if (kind == 'original') == (removal is found[0])]
+                if not kinds:
+                    continue
+                trainer, score = _programs(removal, policy, scheme, spec, dataset, test)
+                shapes = [list(leaf.shape) for leaf in jax.tree.leaves(removal.model.params)]
+                for kind in kinds:
+                    own = settings | {'bits': policy.to_dict(), 'tensors': shapes, 'kind': kind}
+                    limit = float('inf')
+                    if kind == 'squeezed':
+                        own |= {'squeezing': [spec.cost, spec.penalty]}
+                        limit = most
+                    yield SqueezeTask(
+                        pair.name, kind, bits, policy, removal, original, limit, spec, images, test, trainer,
+                        score, own,
+                    )  # fmt: skip
+
+
+def _programs(
+    removal: Removal,
+    policy: Policy,
+    scheme: Scheme,
+    spec: SqueezeSpec,
+    dataset: Dataset,
+    test: ImageBatches,
+) -> tuple[Trainer, Callable[[Any], float]]:
+    """Return what trains a model and what scores it; masks and penalty are arguments of the program."""
+    model = removal.model
+    quantizer = model.quantizer(policy, scheme)
+    free = ~removal.channels.kept
+
+    def loss(params: Any, state: TrainingState, x: Array, labels: Array) -> Array:
+        fixed: Squeezing = state.fixed
+        left = jax.tree.map(jnp.multiply, params, fixed.masks)
+        scales = jnp.sum(jnp.where(fixed.alive & free, removal.scales(left), 0))
+        return loss_of(model.apply, quantizer, left, x, labels) + fixed.penalty * scales
+
+    trainer = make_trainer(
+        model.apply, quantizer, spec.training, len(dataset.train.labels), flip=dataset.flip, loss=loss
+    )
+    scorer = Scorer(model.apply, {'top1': quantizer}, test)
+    return trainer, lambda params: scorer(params)['top1']
+
+
+def _check_cost(name: str, cost: float, wide: float, least: float) -> None:
+    if not least <= cost <= wide:
+        raise FieldError(
+            'cost',
+            f'={cost:g}: {name!r} costs {wide:.3f} of the original with all its channels and {least:.3f} '
+            'with the fewest that every layer keeps: give a number between',
+        )
+
+
+def _about(pairs: Sequence[Pair], spec: SqueezeSpec, dataset: Dataset, start: Start) -> dict[str, Any]:
+    """What is said below a table."""
+    training = spec.training
+    return {
+        'dataset': dataset.name,
+        **({'note': dataset.note} if dataset.note else {}),
+        'image size': dataset.train.images.shape[1],
+        'training images': len(dataset.train.labels),
+        'networks': ', '.join(pair.name for pair in pairs),
+        'from': start.name,
+        'seeds': ', '.join(map(str, spec.seeds)),
+        'epochs': training.epochs,
+        'batch size': training.batch_size,
+        'learning rate': training.learning_rate,
+        'penalty': spec.penalty,
+        'device': f'1 x {jax.devices()[0].device_kind}',
+    }

@@ -1,0 +1,117 @@
+"""Training through rounding: weights are rounded wherever they are used, and gradients pass straight through.
+
+The plain method (arXiv 1308.3432). What is kept are the weights as they are before rounding or, with fixed
+statistics, a folded network with the ranges of its activations.
+"""
+
+import dataclasses
+from collections.abc import Mapping
+from typing import Any
+
+import jax
+from jax import Array
+
+from ghn_jax.base.paths import Place
+from ghn_jax.hypernet.policy_features import resolve
+from ghn_jax.models.activation_ranges import find_ranges
+from ghn_jax.models.folding import Calibrated, fold
+from ghn_jax.models.quantizer import FakeQuantizer
+from ghn_jax.quant.policy import Policy
+from ghn_jax.runs.calibrated_file import QuantizedNetwork, save
+from ghn_jax.runs.model_parameters import write_params
+from ghn_jax.tuning.comparison import FLOAT
+from ghn_jax.tuning.scoring import Accuracy, CalibratedScorer
+from ghn_jax.tuning.setup import Setup, as_data, unrounded
+from ghn_jax.tuning.training import Trainer, TrainingState, loss_of, make_trainer
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class StraightThrough:
+    """A `setup.Method`. bits: what the policy is called.   policy: as it is used.
+
+    trainer, batch: of all policies.   batch: (parameters, bits as data) -> the score by batch statistics.
+    """
+
+    setup: Setup
+    bits: str
+    policy: Policy
+    trainer: Trainer
+    batch: Accuracy
+    calibrated: CalibratedScorer | None
+
+    @classmethod
+    def of_each(cls, setup: Setup, policies: Mapping[str, Policy]) -> list['StraightThrough']:
+        """Return the method at each of the policies, by what they are called."""
+        model, images = setup.model, setup.images
+        trained = Calibrated.apply if setup.statistics == 'fixed' else model.apply
+
+        def loss(params: Any, state: TrainingState, x: Array, labels: Array) -> Array:
+            return loss_of(trained, FakeQuantizer(state.fixed, setup.scheme), params, x, labels)
+
+        count, flip = len(images.dataset.train.labels), images.dataset.flip
+        trainer = make_trainer(trained, None, setup.training, count, flip=flip, loss=loss)
+
+        def apply(network: tuple[Any, Any], x: Array) -> Array:
+            params, widths = network
+            return model.apply(params, x, FakeQuantizer(widths, setup.scheme))
+
+        batch = Accuracy(apply, images.test)
+
+        def calibrated(bits: str, policy: Policy) -> CalibratedScorer | None:
+            if setup.statistics == 'batch':
+                return None
+            each = {FLOAT: Policy(), bits: policy}
+            quantizers = {name: model.quantizer(of, setup.scheme) for name, of in each.items()}
+            return CalibratedScorer(model, quantizers, images.test, images.calibration)
+
+        return [
+            cls(
+                setup=setup,
+                bits=bits,
+                policy=policy,
+                trainer=trainer,
+                batch=batch,
+                calibrated=calibrated(bits, policy),
+            )
+            for bits, policy in policies.items()
+        ]
+
+    @property
+    def suffix(self) -> str:
+        """As of `Method`."""
+        return '' if self._is_fixed else '.safetensors'
+
+    def begin(self, params: Any, seed: int) -> TrainingState:
+        """As of `Method`."""
+        if self._is_fixed:
+            params = fold(self.setup.model, params, self.setup.images.calibration)
+        return self.trainer.begin(params, seed, as_data(self._widths))
+
+    def score(self, scored: Any) -> dict[str, Any]:
+        """As of `Method`: of the average of the parameters."""
+        scores: dict[str, Any] = {}
+        if not self._is_fixed:
+            each = {FLOAT: unrounded(self._widths), self.bits: as_data(self._widths)}
+            scores['batch'] = {name: self.batch((scored, widths)) for name, widths in each.items()}
+        if self.calibrated is not None:
+            scores['calibrated'] = self.calibrated(scored)
+        return scores
+
+    def keep(self, place: Place, state: TrainingState, metadata: Mapping[str, str]) -> None:
+        """As of `Method`: the average of the parameters."""
+        params, setup = jax.device_get(state.average), self.setup
+        if not self._is_fixed:
+            return write_params(place, setup.model, params, metadata)
+        quantizer = setup.model.quantizer(self.policy, setup.scheme)
+        ranges = find_ranges(Calibrated.apply, params, setup.images.calibration, quantizer)
+        network = dataclasses.replace(params, ranges=ranges)
+        assert setup.source is not None
+        save(place, QuantizedNetwork(network, self.policy, setup.scheme, setup.source, metadata))
+
+    @property
+    def _is_fixed(self) -> bool:
+        return self.setup.statistics == 'fixed'
+
+    @property
+    def _widths(self) -> dict[str, tuple[int, int]]:
+        return resolve(self.policy, self.setup.model.graph)

@@ -1,0 +1,113 @@
+"""A file of float numbers, too, has its batch norms folded, and judges each image by itself."""
+
+import json
+import re
+import sys
+import types
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+import ghn_jax
+from ghn_jax.export import run_onnx
+from ghn_jax.export.export import ExportSpec, export_model, write_export
+from ghn_jax.models.folding import calibrate
+from ghn_jax.models.tracing import trace
+from ghn_jax.quant.scheme import QAT
+from tests.export.test_onnx import kinds, run
+from tests.export.test_stablehlo import Net, drawn, images
+from tests.small_run import command
+
+pytest.importorskip('onnx')
+pytest.importorskip('onnxruntime')
+
+
+class Data:
+    """As many training images as there are images."""
+
+    name, mean, std = 'noise', np.zeros(3), np.ones(3)
+    train = types.SimpleNamespace(labels=np.zeros(12))
+
+    def normalized(self, split, count):
+        return images()[:count]
+
+
+HYPERNETWORK: ghn_jax.Hypernetwork = types.SimpleNamespace(  # type: ignore[assignment]
+    used=lambda policy: policy, scheme=QAT, step=0, load_data=Data
+)
+FLOAT = ExportSpec(format='onnx', calibration_images=12)
+
+
+def test_batch_norms_are_gone_from_a_file_in_float():
+    model, x = trace(Net(), (1, 16, 16, 3)), images()
+    params = drawn(model)
+    file = export_model(HYPERNETWORK, model, FLOAT, params=params)
+    found, expected = run(file, x), np.asarray(calibrate(model, params, [x]).apply(x))
+    np.testing.assert_allclose(found, expected, atol=2e-5 * np.abs(expected).max())
+    assert (kinds(file)['Conv'], kinds(file)['Sub'], kinds(file)['Sqrt']) == (2, 0, 0)
+
+
+def centred(p, x):
+    """Of a dependence on the batch that is no batch norm."""
+    x = x.mean((1, 2))
+    return (x - x.mean(0)) @ p['w']
+
+
+def test_what_cannot_be_folded_is_fixed_on_the_calibration_images_and_that_is_said(tmp_path):
+    params = {'w': jnp.ones((3, 4))}
+    model, x = trace(centred, (1, 16, 16, 3), params=params), images()
+    said = write_export(HYPERNETWORK, model, tmp_path / 'net.onnx', FLOAT, params=params)
+    assert 'fixed as in one batch of the calibration images, for ' in said and 'sums over the images' in said
+    file = (tmp_path / 'net.onnx').read_bytes()
+    expected = np.asarray(jax.jit(model.apply)(params, x))
+    np.testing.assert_allclose(run(file, x), expected, atol=1e-5)
+    np.testing.assert_allclose(run(file, x[:2]), expected[:2], atol=1e-5)
+    of_integers = ExportSpec(ghn_jax.parse_bits('w8a8'), 'onnx', 12)
+    with pytest.raises(ghn_jax.UserError, match='sums over the images and is no part of a batch norm'):
+        export_model(HYPERNETWORK, model, of_integers, params=params)
+
+
+MODULE = """
+from flax import linen as nn
+
+class Net(nn.Module):
+    @nn.compact
+    def __call__(self, x, train: bool = True):
+        norm = lambda: nn.BatchNorm(use_running_average=not train)
+        x = nn.relu(norm()(nn.Conv(16, (3, 3), (2, 2), use_bias=False)(x)))
+        x = norm()(nn.max_pool(x + nn.relu(norm()(nn.Conv(16, (3, 3))(x))), (2, 2), (2, 2)))
+        return nn.Dense(10)(nn.relu(nn.Conv(32, (3, 3))(x)).mean((1, 2)))
+
+def net():
+    return Net()
+"""
+
+
+@pytest.mark.slow
+def test_a_network_quantized_after_training_is_the_same_in_both_files(tmp_path, monkeypatch):
+    """4 bits inside of 8, one norm that is folded and one that is not; 300 test images of the digits."""
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.delitem(sys.modules, 'nets_to_quantize', raising=False)
+    (tmp_path / 'nets_to_quantize.py').write_text(MODULE)
+
+    def run(module, *flags):
+        code, out, error = command(f'ghn_jax.{module}', '--workdir=zoo:digits-bits', *flags)
+        assert code == 0, error
+        return out
+
+    folder, onnx_file, program = (tmp_path / name for name in ('q', 'net.onnx', 'net.stablehlo'))
+    how = '--model=nets_to_quantize:net', '--method=mse', '--bits=w4a4', '--images=128'
+    run('quantize', *how, f'--out={folder}')
+    run('evaluate', f'--quantized={folder}', '--batch_size=60', f'--json={tmp_path / "scores.json"}')
+    said = run('export', f'--quantized={folder}', '--format=onnx', '--compare=300', f'--out={onnx_file}')
+    run('export', f'--quantized={folder}', f'--out={program}')
+    theirs, ours, same = map(float, re.findall(r'([\d.]+)%', said))
+    (row,) = json.loads((tmp_path / 'scores.json').read_text())['rows']
+    assert ours == pytest.approx(row['top1_mean'], abs=0.01)  # printed with two digits
+    assert abs(theirs - ours) <= 0.4 and same >= 98  # one image of 300
+    x = ghn_jax.load('zoo:digits-bits').load_data().normalized('test', 300)
+    exported = jax.export.deserialize(bytearray(program.read_bytes()))
+    in_program, in_file = np.asarray(exported.call(x)), run_onnx(onnx_file.read_bytes(), x)
+    assert np.mean(in_program.argmax(1) == in_file.argmax(1)) >= 0.98

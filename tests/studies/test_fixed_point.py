@@ -1,0 +1,31 @@
+"""The table of the study of fixed point: a row for each network and way to find widths."""
+
+from ghn_jax.reporting.docs_tables import markdown
+from ghn_jax.studies.fixed_point import SAVED, table
+
+
+def found(method: str, top1: float, agree: bool = True) -> dict:
+    return {
+        'dataset': 'digits',
+        'network': 'plain',
+        'method': method,
+        'float': 99.0,
+        'top1': top1,
+        'lost_in_calibration': 0.5,
+        'saved': dict.fromkeys(SAVED, 50.04),
+        'mean_bits': {'activation': 4, 'weight': 5.25, 'bias': 6},
+        'integers_agree': agree,
+        'cpu_seconds': 4.2,
+    }
+
+
+def test_points_lost_are_those_of_the_float_network_and_disagreeing_integers_are_told():
+    made = table([found('a', 98.5), found('b', 60.0)], {'seed': 0})
+    assert [row[:4] for row in made['rows']] == [['digits', 'plain', m, '5.2/4.0/6.0'] for m in 'ab']
+    lost = made['columns'].index('points lost')
+    assert [row[lost] for row in made['rows']] == [0.5, 39.0] and not made['notes']
+    assert (
+        '| digits | plain | b | 5.2/4.0/6.0 | 99.0 | 60.0 | 39.0 | 0.5 | 50.0 | 50.0 | 50.0 | 50.0 | 4.2 |'
+        in markdown(made)
+    )
+    assert 'do not agree' in markdown(table([found('a', 98.5), found('b', 98.5, agree=False)], {'seed': 0}))
