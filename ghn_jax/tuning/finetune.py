@@ -197,11 +197,12 @@ class _Task:
         kept, record = out / f'{name}{self.method.suffix}', out / 'runs' / f'{name}.json'
         settings = dict(self.settings) | {'seed': seed, 'from': start.about}
         trainer = self.method.trainer
-        if files.exists(record) and files.exists(kept):
+        if files.exists(record):
             done = jsonfile.read(record, 'record', 'delete it, and that training is done again')
             check_settings(settings, done.pop('settings', None), record)
-            progress.update(trainer.steps_per_epoch * trainer.epochs)
-            return done
+            if files.exists(kept):
+                progress.update(trainer.steps_per_epoch * trainer.epochs)
+                return done
         record.parent.mkdir(parents=True, exist_ok=True)
         state_file = out / 'runs' / f'{name}.state.npz'
         state, history = fit(
