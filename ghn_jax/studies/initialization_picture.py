@@ -19,7 +19,7 @@ from ghn_jax.studies.initialization_tables import (
 )
 
 WIDTH = 7.4  # inches
-_DPI = 100
+_DPI = 80
 _NORMS = {'bn': 'batch norm', 'none': 'no norm'}
 _STYLES = ('-', '--')
 _LAYERS_OF = 'residual'  # the block whose layers are shown one by one
