@@ -163,9 +163,10 @@ def _cell(cell: Any) -> str:
         parts = []
         if 'mean' in cell:
             sem = cell.get('sem')
-            parts.append(f'{cell["mean"]:.1f}' + ('' if sem is None else f' ± {sem:.1f}'))
+            # Without the sign of what rounds to zero.
+            parts.append(f'{round(cell["mean"], 1) + 0.0:.1f}' + ('' if sem is None else f' ± {sem:.1f}'))
         if 'difference' in cell:
-            difference = f'{cell["difference"]:+.1f}'
+            difference = f'{round(cell["difference"], 1) + 0.0:+.1f}'
             parts.append(f'({difference})' if 'mean' in cell else difference)
         if 'interval' in cell:
             low, high = cell['interval']

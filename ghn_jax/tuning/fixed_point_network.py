@@ -72,13 +72,7 @@ def fixed_point_into(
     """
     check_budget(budget)
     begin, search = time.perf_counter(), Search.of(calibrated, *scored)
-    about: dict[str, Any] = {
-        'network': calibrated.model.name,
-        'method': NAME,
-        'budget': budget,
-        'calibration_images': search.images,
-        'ghn_jax': ghn_jax.__version__,
-    }
+    about = _about(search, budget)
     key = f'{json_digest([about, array_digests([calibrated, search.batches])]):08x}'
     state = folder / STATE
     begun = _begun(state, key, len(search.tensors))
@@ -98,6 +92,17 @@ def fixed_point_into(
         'test_images': len(test[1]),
         'float_top1': top1(calibrated, *test),
         'top1': top1(network, *test, policy),
+    }
+
+
+def _about(search: Search, budget: float) -> dict[str, Any]:
+    """What the formats depend on, beside the network and the images."""
+    return {
+        'network': search.calibrated.model.name,
+        'method': NAME,
+        'budget': budget,
+        'calibration_images': search.images,
+        'ghn_jax': ghn_jax.__version__,
     }
 
 
