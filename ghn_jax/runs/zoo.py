@@ -92,7 +92,7 @@ def write_entry(
     Args:
       name: lower-case words with hyphens between them.
       params: nested dicts of arrays.
-      meta: what their checkpoint says about itself.
+      meta: what their checkpoint says about itself; where its data lay is left out.
       card: all that the card says but name, digest, size, number of parameters and dtype.
       dtype: of DTYPES, what the parameters are stored in.
       folder: where to.
@@ -108,6 +108,7 @@ def write_entry(
         arrays = {leaf_name(path): np.asarray(leaf).astype(dtype, order='C') for path, leaf in leaves}
     if wrong := [path for path, array in arrays.items() if not np.isfinite(array).all()]:
         raise FieldError('dtype', f'={dtype}: {wrong[0]} has numbers beyond it: give float32')
+    meta = {**meta, 'config': {**meta['config'], 'data_dir': ''}}
     # One key: safetensors writes several in an order that changes, and so the digest would.
     data = save(arrays, {'run': json.dumps({'format': _FORMAT, 'meta': meta})})
     about = {

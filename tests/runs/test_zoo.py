@@ -36,6 +36,13 @@ def test_float32_gives_back_the_parameters_and_float16_the_nearest_to_them(run, 
     assert zoo.names(tmp_path) == ['a-b']
 
 
+def test_an_entry_does_not_say_where_the_data_of_its_training_lay(run, tmp_path):
+    meta = {**run.meta, 'config': {**run.meta['config'], 'data_dir': '/of/one/machine'}}
+    zoo.write_entry('a', run.params, meta, {}, folder=tmp_path)
+    assert zoo.read_entry('a', tmp_path)[1] == run.meta
+    assert b'/of/one/machine' not in (tmp_path / 'a.safetensors').read_bytes()
+
+
 def test_what_cannot_be_stored_is_refused_and_nothing_is_written(run, tmp_path):
     big = jax.tree.map(lambda x: x * 1e6, run.params)
     with pytest.raises(UserError, match='dtype=float16: .* has numbers beyond it: give float32'):
