@@ -4,6 +4,7 @@ An entry is two files in `ghn_jax/zoo/`: NAME.safetensors has the parameters, an
 what the checkpoint said about itself; NAME.json is its card, with the SHA-256 of the first.
 """
 
+import dataclasses
 import hashlib
 import json
 import pathlib
@@ -16,6 +17,7 @@ import numpy as np
 import safetensors
 from safetensors.numpy import load, save
 
+from ghn_jax import config as configs
 from ghn_jax.base import files, jsonfile, paths
 from ghn_jax.base.digests import leaf_name
 from ghn_jax.base.errors import FieldError, UserError, shown
@@ -108,7 +110,8 @@ def write_entry(
         arrays = {leaf_name(path): np.asarray(leaf).astype(dtype, order='C') for path, leaf in leaves}
     if wrong := [path for path, array in arrays.items() if not np.isfinite(array).all()]:
         raise FieldError('dtype', f'={dtype}: {wrong[0]} has numbers beyond it: give float32')
-    meta = {**meta, 'config': {**meta['config'], 'data_dir': ''}}
+    config = dataclasses.replace(configs.from_json(meta['config']), data_dir='')
+    meta = {**meta, 'config': configs.to_json(config)}
     # One key: safetensors writes several in an order that changes, and so the digest would.
     data = save(arrays, {'run': json.dumps({'format': _FORMAT, 'meta': meta})})
     about = {

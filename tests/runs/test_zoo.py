@@ -1,5 +1,6 @@
 """`zoo:NAME` stands where a run directory is read, and gives what was stored; damage is noticed."""
 
+import dataclasses
 import pathlib
 
 import jax
@@ -7,6 +8,7 @@ import numpy as np
 import pytest
 
 import ghn_jax
+from ghn_jax import config as configs
 from ghn_jax.base import paths
 from ghn_jax.base.errors import UserError
 from ghn_jax.runs import zoo
@@ -37,7 +39,8 @@ def test_float32_gives_back_the_parameters_and_float16_the_nearest_to_them(run, 
 
 
 def test_an_entry_does_not_say_where_the_data_of_its_training_lay(run, tmp_path):
-    meta = {**run.meta, 'config': {**run.meta['config'], 'data_dir': '/of/one/machine'}}
+    config = dataclasses.replace(run.config, data_dir='/of/one/machine')
+    meta = {**run.meta, 'config': configs.to_json(config)}
     zoo.write_entry('a', run.params, meta, {}, folder=tmp_path)
     assert zoo.read_entry('a', tmp_path)[1] == run.meta
     assert b'/of/one/machine' not in (tmp_path / 'a.safetensors').read_bytes()
