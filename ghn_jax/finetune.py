@@ -19,26 +19,20 @@ from absl import flags
 
 from ghn_jax.base import bounds, cli, outputs
 from ghn_jax.base.errors import UserError, prefixed
-from ghn_jax.base.start import start
-from ghn_jax.datasets.load import DATASETS, Dataset, load
 from ghn_jax.evaluation.evaluation_flags import parse_policies
-from ghn_jax.evaluation.evaluation_spec import BATCH_SIZE
 from ghn_jax.hypernet.predict import check_head
 from ghn_jax.models.loading import load_model
 from ghn_jax.models.model import Model
 from ghn_jax.models.tracing import trace
 from ghn_jax.networks.files import load_networks
 from ghn_jax.quant.scheme import QAT
-from ghn_jax.runs.hypernetwork import Hypernetwork
-from ghn_jax.runs.hypernetwork import load as load_hypernetwork
+from ghn_jax.runs.model_flags import check_given
 from ghn_jax.runs.prediction import with_names
-from ghn_jax.tuning import comparison
+from ghn_jax.tuning import comparison, training_flags
 from ghn_jax.tuning.finetune import STATISTICS, FinetuneSpec, finetune
 from ghn_jax.tuning.initialization import parse_starts
 from ghn_jax.tuning.slb import SearchSpec
-from ghn_jax.tuning.training import TrainingSpec
 
-_WORKDIR = flags.DEFINE_string('workdir', None, 'Run directory, or zoo:NAME.')
 _ARCH = flags.DEFINE_string('arch', None, 'Architecture file: JSON of one network or a list.')
 _MODEL = flags.DEFINE_string('model', None, 'Model of your own, in place of --arch: package.module:function.')
 _INIT = flags.DEFINE_list('init', ['predicted'], 'Where training begins, a list: see above.')
@@ -47,54 +41,39 @@ _METHOD = flags.DEFINE_enum(
     'method', 'straight_through', ['straight_through', 'slb'], 'How weights of few bits are trained.'
 )
 _SEARCH = {
-    'temperature': flags.DEFINE_float('slb_temperature', 1.0, 'Of the softmax at the beginning.'),
-    'growth': flags.DEFINE_float(
-        'slb_growth', 0.0, 'What it is multiplied by with each pass; 0: 100 in all.'
+    'temperature': bounds.define_number(
+        'slb_temperature', 1.0, 'Of the softmax at the beginning.', 1e-3, 100
     ),
-    'start': flags.DEFINE_float('slb_start', 0.2, 'Share of all passes after which it grows.'),
-    'end': flags.DEFINE_float('slb_end', 0.8, 'Share of all passes after which weights are hard.'),
-    'rate': flags.DEFINE_float('slb_rate', 0.1, 'Learning rate of the logits.'),
+    'growth': bounds.define_number(
+        'slb_growth', 0.0, 'What it is multiplied by with each pass; 0: 100 in all.', 0, 100
+    ),
+    'start': bounds.define_number('slb_start', 0.2, 'Share of all passes after which it grows.', 0, 1),
+    'end': bounds.define_number('slb_end', 0.8, 'Share of all passes after which weights are hard.', 0, 1),
+    'rate': bounds.define_number('slb_rate', 0.1, 'Learning rate of the logits.', 0, 10),
     'logits': flags.DEFINE_string('slb_logits', 'distance', 'Where they begin: distance or random.'),
 }
-_EPOCHS = bounds.define_integer('epochs', 10, 'Passes over the training images.')
-_SEEDS = flags.DEFINE_list('seeds', ['0'], 'A training for each: of random weights, of the order of images.')
 _OUT = flags.DEFINE_string('out', None, 'Folder of the trained parameters.')
 _BN = flags.DEFINE_enum('bn', 'batch', STATISTICS, 'Statistics of batch norms: docs/fine-tuning.md.')
-_BATCH_SIZE = bounds.define_integer('batch_size', TrainingSpec.batch_size, 'Images of a step.')
-_EVAL_BATCH_SIZE = flags.DEFINE_integer(
-    'eval_batch_size', BATCH_SIZE, 'Images of a batch that is scored.', *bounds.BOUNDS['batch_size']
-)
-_NUM_IMAGES = bounds.define_integer('num_images', 0, 'Test images; 0 takes all.')
-_RATE = flags.DEFINE_float('learning_rate', TrainingSpec.learning_rate, 'Of the first step.', 0, 10)
-_EMA = flags.DEFINE_float('ema', TrainingSpec.ema, 'Decay of the average that is kept; 0: none.', 0, 0.999999)
-_AUGMENT = flags.DEFINE_bool('augment', False, 'Crop training images from 4 pixels of padding, and mirror.')
-_DATASET = flags.DEFINE_enum('dataset', None, list(DATASETS), 'Images, where no run has any.')
-_IMAGE_SIZE = flags.DEFINE_integer('image_size', 32, 'Pixels on a side, with --dataset.', 8, 1024)
-_DATA_DIR = flags.DEFINE_string('data_dir', None, 'Where TFDS data lie, with --dataset.')
+_TRAINING = training_flags.define_flags()
 _OUTPUTS = outputs.define_flags()
 
 
 def main() -> None:
     """Run the command."""
+    given = _TRAINING()
     spec = FinetuneSpec(
         policies=parse_policies(_BITS.value),
-        training=TrainingSpec(
-            epochs=_EPOCHS.value,
-            batch_size=_BATCH_SIZE.value,
-            learning_rate=_RATE.value,
-            ema=_EMA.value,
-            augment=_AUGMENT.value,
-        ),
-        seeds=bounds.integers('seeds', _SEEDS.value, 'seed'),
+        training=given.training,
+        seeds=given.seeds,
         batch_norm=_BN.value,
-        eval_batch_size=_EVAL_BATCH_SIZE.value,
-        num_images=_NUM_IMAGES.value,
+        eval_batch_size=given.eval_batch_size,
+        num_images=given.num_images,
         search=_search(),
     )
     if not _OUT.value:
         raise UserError('--out is missing: give a folder, such as --out=runs/finetune')
     out, written = cli.check_folder(_OUT.value, 'out'), _OUTPUTS()
-    loaded, dataset = _task()
+    loaded, dataset = given.load()
     models, sources = _models(dataset.train.images.shape[1])
     result = finetune(
         models,
@@ -119,21 +98,8 @@ def _search() -> SearchSpec | None:
     return None
 
 
-def _task() -> tuple[Hypernetwork | None, Dataset]:
-    if bool(_WORKDIR.value) == bool(_DATASET.value):
-        given = 'are both given' if _DATASET.value else 'are missing'
-        raise UserError(f'--workdir and --dataset {given}: give a run, whose images are taken, or a data set')
-    start()
-    if not _WORKDIR.value:
-        return None, load(_DATASET.value or '', data_dir=_DATA_DIR.value, image_size=_IMAGE_SIZE.value)
-    loaded = load_hypernetwork(cli.check_workdir(_WORKDIR.value, must_exist=True))
-    return loaded, loaded.load_data()
-
-
 def _models(size: int) -> tuple[list[Model], dict[str, dict[str, str]]]:
-    if bool(_ARCH.value) == bool(_MODEL.value):
-        given = 'both given' if _ARCH.value else 'missing'
-        raise UserError(f'--arch and --model are {given}: give one of them')
+    check_given(_ARCH.value, _MODEL.value)
     if _MODEL.value:
         model = load_model(_MODEL.value, (1, size, size, 3))
         return [model], {model.name: {'model': _MODEL.value}}

@@ -84,7 +84,7 @@ def test_files_and_functions_are_short():
 
 def test_errors_name_flags_only_where_flags_are_read():
     """Elsewhere they name fields, as Python has them: `base.cli` puts the flag in their place."""
-    readers = PACKAGE / 'base', PACKAGE / 'evaluation' / 'evaluation_flags.py', *PACKAGE.glob('*.py')
+    readers = PACKAGE / 'base', *PACKAGE.rglob('*_flags.py'), *PACKAGE.glob('*.py')
     readers += tuple(PACKAGE / room / '__main__.py' for room in ('export', 'zoo'))
     found = []
     for file in PACKAGE.rglob('*.py'):

@@ -4,6 +4,7 @@ The most is what keeps a slip of the pen from asking for terabytes or for years;
 has is judged where it is known.
 """
 
+import math
 import operator
 from collections.abc import Sequence
 from typing import Any
@@ -47,6 +48,21 @@ def define_integer(name: str, default: int | None, help_string: str) -> flags.Fl
     """Define the flag --name, with the bounds of its name."""
     least, most = BOUNDS[name]
     return flags.DEFINE_integer(name, default, help_string, lower_bound=least, upper_bound=most)
+
+
+class _NumberParser(flags.FloatParser):
+    """Of a float within bounds; what is no number is within none."""
+
+    def is_outside_bounds(self, val: float) -> bool:
+        return math.isnan(val) or super().is_outside_bounds(val)
+
+
+def define_number(
+    name: str, default: float, help_string: str, least: float, most: float
+) -> flags.FlagHolder[float]:
+    """Define the flag --name, a float from `least` to `most`."""
+    parser = _NumberParser(least, most)
+    return flags.DEFINE(parser, name, default, help_string, serializer=flags.ArgumentSerializer())
 
 
 def integers(name: str, texts: Sequence[str], bounds: str) -> tuple[int, ...]:

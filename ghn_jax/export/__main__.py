@@ -32,14 +32,10 @@ from ghn_jax.export.export import (
     check_spec,
     write_export,
 )
-from ghn_jax.hypernet.predict import check_network
-from ghn_jax.models.loading import load_model
-from ghn_jax.models.model import Model
-from ghn_jax.models.tracing import trace
-from ghn_jax.networks.files import load_networks
 from ghn_jax.quant.policy import read_policy
 from ghn_jax.runs.calibrated_file import load
 from ghn_jax.runs.hypernetwork import Hypernetwork
+from ghn_jax.runs.model_flags import check_given, read_model
 from ghn_jax.runs.model_parameters import read_params
 from ghn_jax.runs.run import load_run
 
@@ -77,12 +73,10 @@ def main() -> None:
     spec = ExportSpec(policy, _FORMAT.value, _IMAGES.value, _RANGE_RULE.value)
     check_spec(spec, _COMPARE.value)
     out = check_output(_OUT.value or '', _FORMAT.value)
-    if bool(_ARCH.value) == bool(_MODEL.value):
-        given = 'are both given' if _ARCH.value else 'are missing'
-        raise UserError(f'--arch and --model {given}: give one of them')
+    check_given(_ARCH.value, _MODEL.value)
     start()
     hypernetwork = Hypernetwork(load_run(workdir))
-    model = _model(hypernetwork)
+    model, _ = read_model(_ARCH.value, _MODEL.value, hypernetwork)
     params = read_params(model, _PARAMS.value) if _PARAMS.value else None
     print(write_export(hypernetwork, model, out, spec, _COMPARE.value, params=params))
 
@@ -98,17 +92,6 @@ def _export_quantized(folder: str, workdir: Place) -> None:
     hypernetwork = Hypernetwork(load_run(workdir))
     model = network.calibrated.model
     print(write_export(hypernetwork, model, out, spec, _COMPARE.value, quantized=network))
-
-
-def _model(hypernetwork: Hypernetwork) -> Model:
-    size = hypernetwork.config.image_size
-    if _MODEL.value:
-        return load_model(_MODEL.value, (1, size, size, 3))
-    specs = load_networks(_ARCH.value or '')
-    if len(specs) != 1:
-        raise UserError(f'--arch={_ARCH.value} holds {len(specs)} networks: give a file of one')
-    check_network(specs[0], hypernetwork.run.ghn, size)
-    return trace(specs[0], (1, size, size, 3))
 
 
 if __name__ == '__main__':

@@ -27,7 +27,7 @@ from typing import Any
 from ghn_jax.base import jsonfile
 from ghn_jax.base.errors import UserError
 from ghn_jax.runs import zoo
-from ghn_jax.zoo import cards
+from ghn_jax.zoo.cards import compared
 
 PAGES = ('README.md', 'docs')
 ZOO = 'zoo'
@@ -63,7 +63,7 @@ def markdown(result: Mapping[str, Any]) -> str:
 
 def _read(results: pathlib.Path, name: str) -> Mapping[str, Any]:
     if name == ZOO:
-        return cards.compared(map(zoo.read_card, zoo.names()))
+        return compared(map(zoo.read_card, zoo.names()))
     path = results / f'{name}.json'
     result = jsonfile.read(path, 'results', 'expected a table, or what evaluate --json writes')
     forms = ({'columns', 'rows', 'about'}, {'rows', 'protocol'}, {'rows', 'machine'})

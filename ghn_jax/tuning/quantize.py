@@ -16,6 +16,7 @@ import ghn_jax
 from ghn_jax.base.digests import array_digests, json_digest
 from ghn_jax.base.errors import FieldError, UserError, shown
 from ghn_jax.base.paths import Place
+from ghn_jax.datasets.load import Dataset
 from ghn_jax.hypernet.policy_features import resolve
 from ghn_jax.models.folding import Calibrated, fold
 from ghn_jax.models.model import Model
@@ -63,6 +64,13 @@ class Network:
     def images(self) -> Array:
         """The calibration images, [N, ...]."""
         return self.batches.reshape(-1, *self.batches.shape[2:])
+
+
+def calibration_images(dataset: Dataset, count: int) -> np.ndarray:
+    """Return the first training images, normalised. Raises FieldError where there are not so many."""
+    if count > (most := len(dataset.train.labels)):
+        raise FieldError('images', f'={count}: {dataset.name} has {most} training images: give fewer')
+    return dataset.normalized('train', count)
 
 
 @dataclasses.dataclass(frozen=True)

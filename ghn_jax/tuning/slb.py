@@ -53,8 +53,8 @@ class SearchSpec:
       FieldError: a number out of its bounds, or an end before the start.
     """
 
-    temperature: float = number(1.0, 1e-3, 1e3)
-    growth: float = number(0.0, 0, 1e6)
+    temperature: float = number(1.0, 1e-3, 100)
+    growth: float = number(0.0, 0, 100)
     start: float = number(0.2, 0, 1)
     end: float = number(0.8, 0, 1)
     rate: float = number(0.1, 0, 10)

@@ -64,7 +64,7 @@ class SqueezeSpec:
 
     def __post_init__(self) -> None:
         bounds.check(batch_size=self.eval_batch_size, num_images=self.num_images)
-        for name, least, most in (('cost', 1e-6, 1e6), ('penalty', 0, 1e6)):
+        for name, least, most in (('cost', 1e-3, 300), ('penalty', 0, 100)):
             value = getattr(self, name)
             if not isinstance(value, int | float) or not least <= value <= most:
                 raise FieldError(name, f'={shown(value)}: expected a number from {least:g} to {most:g}')

@@ -75,7 +75,7 @@ def test_help_shows_every_flag_and_exits_0(tool):
 def test_commands_are_thin_and_none_is_a_library_to_another():
     places = {name: ROOT.joinpath(*name.split('.')) for name in COMMANDS}
     files = {n: p / '__main__.py' if p.is_dir() else p.with_suffix('.py') for n, p in places.items()}
-    assert len(files) == 15
+    assert len(files) == 16
     assert {n for n, p in places.items() if p.is_dir()} == {'ghn_jax.zoo', 'ghn_jax.export'}
     for name, file in files.items():
         assert len(file.read_text().splitlines()) < 120, name
