@@ -129,7 +129,7 @@ def compared(cards: Iterable[Mapping[str, Any]], split: str = 'test') -> dict[st
         'rows': rows,
         'about': {
             'networks': f'of the {split} split, never seen in training',
-            'images': ', '.join(dict.fromkeys(_images(card) for card, _ in scored)),
+            'images': ' and '.join(dict.fromkeys(_images(card) for card, _ in scored)),
             'protocol': 'statistics of batch norms and ranges of activations are those of each batch',
             'error': 'standard error over networks, one seed',
             'command': 'python -m ghn_jax.zoo --name=NAME',
@@ -138,8 +138,9 @@ def compared(cards: Iterable[Mapping[str, Any]], split: str = 'test') -> dict[st
 
 
 def _images(card: Mapping[str, Any]) -> str:
-    note = f' ({card["note"]})' if card['note'] else ''
-    return f'{card["protocol"]["images"]:,} test images of {card["dataset"]}{note}'
+    note = card['note'].rstrip('.')
+    said = f', where {note[0].lower()}{note[1:]}' if note else ''
+    return f'{card["protocol"]["images"]:,} test images of {card["dataset"]}{said}'
 
 
 def _in_words(bits: str) -> str:

@@ -86,9 +86,9 @@ def test_every_entry_of_the_package_loads_and_all_of_them_fit_a_wheel():
 
 def test_a_name_that_there_is_not_is_one_line_with_those_that_there_are():
     for name in ('digit-bits', '', '../zoo/digits-bits', 'x' * 300):
-        with pytest.raises(UserError, match='expected zoo:digits-bits') as error:
+        with pytest.raises(UserError, match='expected zoo:.*zoo:digits-bits') as error:
             load_run(f'zoo:{name}')
-        assert '\n' not in str(error.value) and len(str(error.value)) < 200
+        assert '\n' not in str(error.value) and len(str(error.value)) < 250
     with pytest.raises(UserError, match='step=3: zoo:digits-bits is of step 9000'):
         load_run('zoo:digits-bits', '3')
 
@@ -107,9 +107,9 @@ def test_commands_read_the_zoo_and_write_nothing_to_it(tmp_path, monkeypatch):
     for words, message in (
         (
             ('ghn_jax.predict', '--workdir=zoo:digits', '--arch=net.json', '--out=a'),
-            'expected zoo:digits-bits',
+            'zoo:digits-bits, ',
         ),
-        (('ghn_jax.evaluate', '--workdir=zoo:digits'), 'expected zoo:digits-bits'),
+        (('ghn_jax.evaluate', '--workdir=zoo:digits'), 'zoo:digits-bits, '),
         (('ghn_jax.report', '--workdir=zoo:digits-bits'), '--out is missing'),
         (('ghn_jax.replay', '--workdir=zoo:digits-bits'), 'there are no bad networks'),
         (('ghn_jax.train', '--config=test', '--workdir=zoo:digits-bits'), 'is only read: give a directory'),
