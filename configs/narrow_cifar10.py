@@ -7,7 +7,8 @@
 The first is told the bits of every network, which are drawn from float to two bits; the second, without
 quantization, is what it is compared with. Images are of 16 pixels for the first 8,000 of 9,000 steps. The
 optimizer's settings are those of `zoo:digits-low-bits`.
-Result: none yet.
+Result: the first is `zoo:cifar10-narrow-bits`, 110 minutes of one core, with its scores in the README; the
+second has none yet.
 """
 
 from ghn_jax import config
