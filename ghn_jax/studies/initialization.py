@@ -16,8 +16,6 @@ stopped goes on where it was.
 import argparse
 import dataclasses
 import datetime
-import shlex
-import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
@@ -27,7 +25,7 @@ from ghn_jax.base import bounds, cli, files, jsonfile, lock
 from ghn_jax.base.errors import FieldError, UserError
 from ghn_jax.base.paths import Place
 from ghn_jax.base.start import start
-from ghn_jax.datasets.load import DATASETS, Dataset, load
+from ghn_jax.datasets.load import Dataset, load
 from ghn_jax.evaluation.selection import ImageBatches, image_batches
 from ghn_jax.models.folding import Calibrated, fold
 from ghn_jax.models.model import Model
@@ -40,6 +38,7 @@ from ghn_jax.studies.block_kinds import KINDS, BlockNet, Kind
 from ghn_jax.studies.initialization_picture import picture
 from ghn_jax.studies.initialization_tables import make_tables
 from ghn_jax.studies.layer_statistics import BITS, observe, summarized
+from ghn_jax.studies.study_arguments import command_line, make_parser, training_of
 from ghn_jax.tuning import comparison
 from ghn_jax.tuning.initialization import PREDICTED, RANDOM, Start, parse_starts
 from ghn_jax.tuning.loop import check_settings, fit
@@ -228,29 +227,13 @@ def about(dataset: Dataset, spec: StudySpec, command: str) -> dict[str, Any]:
 
 def parser() -> argparse.ArgumentParser:
     """Return what reads the command line."""
-    made = _Parser(prog='python -m ghn_jax.studies.initialization', description=__doc__)
-    made.formatter_class = argparse.RawDescriptionHelpFormatter
-    made.add_argument('dataset', choices=list(DATASETS))
-    made.add_argument('out', metavar='DIR', help='of all that is made; a study there goes on')
-    made.add_argument('--data_dir', help='where TFDS data lie')
-    made.add_argument('--image_size', type=int, default=16, help='pixels on a side')
+    made = make_parser('ghn_jax.studies.initialization', __doc__, epochs=5, batch_size=32, seeds='0')
     made.add_argument('--kinds', default=','.join(StudySpec.kinds), help='of blocks, a list')
     made.add_argument('--init', help='a list: of finetune --init, without files')
-    made.add_argument('--hypernetwork', help='run, or zoo:NAME, that predicts')
-    made.add_argument('--seeds', default='0', help='a list')
     made.add_argument('--channels', default='16,32', help='of each stage, rising')
     made.add_argument('--blocks', type=int, default=1, help='of each stage')
     made.add_argument('--expansion', type=int, default=4, help='of inverted bottlenecks')
-    made.add_argument('--epochs', type=int, default=5, help='passes over the training images')
-    made.add_argument('--batch_size', type=int, default=32, help='images of a step')
-    made.add_argument('--learning_rate', type=float, default=3e-3, help='of the first step')
-    made.add_argument('--augment', action='store_true', help='crop, and mirror where the data allow it')
     return made
-
-
-class _Parser(argparse.ArgumentParser):
-    def error(self, message: str) -> Any:
-        cli.fail(message)
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -267,18 +250,12 @@ def main(arguments: Sequence[str] | None = None) -> None:
             channels=bounds.integers('channels', given.channels.split(','), 'channels'),
             blocks=given.blocks,
             expansion=given.expansion,
-            training=TrainingSpec(
-                epochs=given.epochs,
-                batch_size=given.batch_size,
-                learning_rate=given.learning_rate,
-                ema=0.0,
-                augment=given.augment,
-            ),
+            training=training_of(given, ema=0.0),
         )
         start()
         dataset = load(given.dataset, data_dir=given.data_dir, image_size=given.image_size)
         hypernetwork = load_hypernetwork(predicts) if PREDICTED in spec.starts and predicts else None
-        command = shlex.join(['python', '-m', 'ghn_jax.studies.initialization', *(arguments or sys.argv[1:])])
+        command = command_line(parser(), arguments)
         for runs in study(dataset, spec, out, hypernetwork):
             for name, table in make_tables(runs, about(dataset, spec, command)).items():
                 files.write_json(out / f'{name}.json', table)

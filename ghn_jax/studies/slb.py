@@ -16,8 +16,6 @@ import argparse
 import dataclasses
 import datetime
 import math
-import shlex
-import sys
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -29,7 +27,7 @@ from ghn_jax.base.errors import UserError
 from ghn_jax.base.paths import Place
 from ghn_jax.base.start import start
 from ghn_jax.datasets.cifar10 import Split
-from ghn_jax.datasets.load import DATASETS, Dataset, load
+from ghn_jax.datasets.load import Dataset, load
 from ghn_jax.models.loading import load_model
 from ghn_jax.models.model import Model
 from ghn_jax.models.tracing import trace
@@ -39,12 +37,12 @@ from ghn_jax.quant.scheme import Scheme
 from ghn_jax.runs.hypernetwork import Hypernetwork
 from ghn_jax.runs.hypernetwork import load as load_hypernetwork
 from ghn_jax.runs.prediction import with_names
+from ghn_jax.studies.study_arguments import command_line, make_parser, training_of
 from ghn_jax.tuning import slb
 from ghn_jax.tuning.finetune import FinetuneSpec, finetune
 from ghn_jax.tuning.initialization import parse_starts
 from ghn_jax.tuning.search import searched_names
 from ghn_jax.tuning.slb import SearchSpec
-from ghn_jax.tuning.training import TrainingSpec
 
 BITS = ('w1a8', 'w2a8', 'w4a8', 'w1a4', 'w2a4', 'w4a4')
 EDGES = (8, 8)
@@ -171,32 +169,16 @@ def about(dataset: Dataset, models: Sequence[Model], spec: FinetuneSpec, command
 
 def parser() -> argparse.ArgumentParser:
     """Return what reads the command line."""
-    made = _Parser(prog='python -m ghn_jax.studies.slb', description=__doc__)
-    made.formatter_class = argparse.RawDescriptionHelpFormatter
-    made.add_argument('dataset', choices=list(DATASETS))
-    made.add_argument('out', metavar='DIR', help='of all that is made; a study there goes on')
+    made = make_parser('ghn_jax.studies.slb', __doc__, epochs=10, batch_size=64, seeds='0,1,2')
     made.add_argument('--model', default='ghn_jax.studies.resnets:resnet8', help='package.module:function')
     made.add_argument('--arch', help='architecture file, in place of --model')
     made.add_argument('--init', default='he', help='a list: of finetune --init')
-    made.add_argument('--hypernetwork', help='run, or zoo:NAME, that predicts')
     made.add_argument('--bits', default=','.join(BITS), help='a list')
-    made.add_argument('--seeds', default='0,1,2', help='a list')
-    made.add_argument('--data_dir', help='where TFDS data lie')
-    made.add_argument('--image_size', type=int, default=16, help='pixels on a side')
     made.add_argument('--train_images', type=int, default=0, help='the first ones; 0: all')
     made.add_argument('--num_images', type=int, default=0, help='test images; 0: all')
-    made.add_argument('--epochs', type=int, default=10, help='passes over the training images')
-    made.add_argument('--batch_size', type=int, default=64, help='images of a step')
     made.add_argument('--eval_batch_size', type=int, default=60, help='images of a batch that is scored')
-    made.add_argument('--learning_rate', type=float, default=3e-3, help='of the first step')
     made.add_argument('--logits', default='distance', help='where they begin: distance or random')
-    made.add_argument('--augment', action='store_true', help='crop, and mirror where the data allow it')
     return made
-
-
-class _Parser(argparse.ArgumentParser):
-    def error(self, message: str) -> Any:
-        cli.fail(message)
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -213,7 +195,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         hypernetwork = load_hypernetwork(given.hypernetwork) if given.hypernetwork else None
         models, sources = _models(given)
         runs = study(models, sources, inits, spec, out, dataset, hypernetwork)
-        command = shlex.join(['python', '-m', 'ghn_jax.studies.slb', *(arguments or sys.argv[1:])])
+        command = command_line(parser(), arguments)
         taken = about(dataset, models, spec, command)
         assert spec.search is not None
         tables = {'': accuracies(runs), '_gap': gaps(runs, spec.search, spec.training.epochs)}
@@ -227,12 +209,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
 def _spec(given: argparse.Namespace) -> FinetuneSpec:
     return FinetuneSpec(
         policies=tuple(map(parse_bits, given.bits.split(','))),
-        training=TrainingSpec(
-            epochs=given.epochs,
-            batch_size=given.batch_size,
-            learning_rate=given.learning_rate,
-            augment=given.augment,
-        ),
+        training=training_of(given),
         seeds=bounds.integers('seeds', given.seeds.split(','), 'seed'),
         eval_batch_size=given.eval_batch_size,
         num_images=given.num_images,

@@ -1,0 +1,49 @@
+"""The command line of a study that trains networks of one data set: what all of these studies take."""
+
+import argparse
+import shlex
+import sys
+from collections.abc import Sequence
+from typing import Any
+
+from ghn_jax.base import cli
+from ghn_jax.datasets.load import DATASETS
+from ghn_jax.tuning.training import TrainingSpec
+
+
+class _Parser(argparse.ArgumentParser):
+    def error(self, message: str) -> Any:
+        cli.fail(message)
+
+
+def make_parser(
+    module: str, description: str | None, *, epochs: int, batch_size: int, seeds: str
+) -> argparse.ArgumentParser:
+    """Return what reads the command line of `python -m MODULE`, to which a study adds arguments of its own.
+
+    epochs, batch_size, seeds: what they are where the command line does not say.
+    """
+    made = _Parser(prog=f'python -m {module}', description=description)
+    made.formatter_class = argparse.RawDescriptionHelpFormatter
+    made.add_argument('dataset', choices=list(DATASETS))
+    made.add_argument('out', metavar='DIR', help='of all that is made; a study there goes on')
+    made.add_argument('--data_dir', help='where TFDS data lie')
+    made.add_argument('--image_size', type=int, default=16, help='pixels on a side')
+    made.add_argument('--hypernetwork', help='run, or zoo:NAME, that predicts')
+    made.add_argument('--seeds', default=seeds, help='a list')
+    made.add_argument('--epochs', type=int, default=epochs, help='passes over the training images')
+    made.add_argument('--batch_size', type=int, default=batch_size, help='images of a step')
+    made.add_argument('--learning_rate', type=float, default=3e-3, help='of the first step')
+    made.add_argument('--augment', action='store_true', help='crop, and mirror where the data allow it')
+    return made
+
+
+def training_of(given: argparse.Namespace, **changes: Any) -> TrainingSpec:
+    """Return how networks are trained. Raises FieldError for a number out of its bounds."""
+    names = 'epochs', 'batch_size', 'learning_rate', 'augment'
+    return TrainingSpec(**{name: getattr(given, name) for name in names} | changes)
+
+
+def command_line(parser: argparse.ArgumentParser, arguments: Sequence[str] | None) -> str:
+    """Return the command as a shell takes it; arguments None: those of this process."""
+    return f'{parser.prog} {shlex.join(arguments or sys.argv[1:])}'
