@@ -1,4 +1,4 @@
-"""The accuracy of one network while it is tuned: in float and rounded, each compiled once.
+"""The accuracy of one network while it is tuned: in float and rounded.
 
 Axes: K batches | B images of a batch.
 """
@@ -68,7 +68,10 @@ class Scorer:
 
 
 class CalibratedScorer:
-    """Scores a network as a device runs it: statistics and ranges are fixed, by calibration images."""
+    """Scores a network as a device runs it: statistics and ranges are fixed, by calibration images.
+
+    The programs that measure these are compiled at every call, the others at the first.
+    """
 
     def __init__(
         self,

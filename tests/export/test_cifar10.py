@@ -81,13 +81,14 @@ def trained(shared):
 
 
 @pytest.mark.parametrize('bits', BITS)
-def test_on_1000_test_images_onnxruntime_is_as_good_as_the_calibrated_evaluation(trained, bits):
+def test_on_4000_test_images_onnxruntime_is_as_good_as_the_calibrated_evaluation(trained, bits):
     policy, of = parse_bits(bits), trained.of_2_bits if bits == 'w2a2' else trained.of_float
     batches = [jnp.asarray(x) for x, _ in trained.batches[:4]]
     calibrated = calibrate(trained.model, of, batches, policy)
     quantizer = calibrated.quantizer(policy)
     apply = functools.partial(jax.jit(lambda arrays, x: arrays.apply(x, quantizer)), calibrated)
-    found = compare(to_quantized_onnx(calibrated, quantizer), apply, trained.data, 1000)
+    # Of 1,000, the four that are in another class may all be right in one of the two: 0.4 points.
+    found = compare(to_quantized_onnx(calibrated, quantizer), apply, trained.data, 4000)
     print(bits, found)
-    assert found.images == {'test': 1000, 'val': 0, 'train': 0} and found.top1[1] > 0.15
+    assert found.images == {'test': 4000, 'val': 0, 'train': 0} and found.top1[1] > 0.15
     assert abs(found.top1[0] - found.top1[1]) <= 0.003 and found.agreement >= BITS[bits], found
