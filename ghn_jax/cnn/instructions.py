@@ -247,30 +247,6 @@ class Norm(Kind):
 
 
 @dataclasses.dataclass(frozen=True)
-class Normed(Kind):
-    """An op and the batch normalisation of its result, as one instruction (`joined_norms`)."""
-
-    op: Kind
-    integer = False
-
-    @property
-    def quantizes(self) -> int:
-        """How many tensors the op rounds."""
-        return self.op.quantizes
-
-    def weight_shapes(self, src, dst):
-        return [*self.op.weight_shapes(src, dst), *Norm().weight_shapes(src, dst)]
-
-    def apply(self, x, w, q, has_norm, shape):
-        y = self.op.apply(x, w[:-2], q, has_norm, shape)
-        return Norm().apply(y, w[-2:], q, has_norm, shape)
-
-    @property
-    def observed(self):
-        raise TypeError('only networks whose norms are instructions of their own are observed')
-
-
-@dataclasses.dataclass(frozen=True)
 class MaxPool(Kind):
     """3x3 maximum."""
 

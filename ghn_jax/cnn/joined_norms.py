@@ -7,9 +7,34 @@ parts of a concatenation has several writers, and keeps a norm of its own.
 """
 
 import collections
+import dataclasses
 
-from ghn_jax.cnn.instructions import Norm, Normed
+from ghn_jax.cnn.instructions import Kind, Norm
 from ghn_jax.cnn.lowering import IMAGE, Instruction, Lowered
+
+
+@dataclasses.dataclass(frozen=True)
+class Normed(Kind):
+    """An op and the batch normalisation of its result, as one instruction."""
+
+    op: Kind
+    integer = False
+
+    @property
+    def quantizes(self) -> int:
+        """How many tensors the op rounds."""
+        return self.op.quantizes
+
+    def weight_shapes(self, src, dst):
+        return [*self.op.weight_shapes(src, dst), *Norm().weight_shapes(src, dst)]
+
+    def apply(self, x, w, q, has_norm, shape):
+        y = self.op.apply(x, w[:-2], q, has_norm, shape)
+        return Norm().apply(y, w[-2:], q, has_norm, shape)
+
+    @property
+    def observed(self):
+        raise TypeError('only networks whose norms are instructions of their own are observed')
 
 
 def join_norms(lowered: Lowered) -> Lowered:

@@ -6,8 +6,8 @@ import numpy as np
 
 from ghn_jax.base import backends
 from ghn_jax.cnn.covering import Family, program_for, training_program
-from ghn_jax.cnn.instructions import Norm, Normed
-from ghn_jax.cnn.joined_norms import join_norms
+from ghn_jax.cnn.instructions import Norm
+from ghn_jax.cnn.joined_norms import Normed, join_norms
 from ghn_jax.cnn.lowering import lower
 from ghn_jax.networks.spaces import make_space
 
