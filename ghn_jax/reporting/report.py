@@ -73,7 +73,7 @@ def write_report(
         'date': datetime.date.today().isoformat(),
         'ghn_jax': ghn_jax.__version__,
         'python': platform.python_version(),
-        'system': platform.platform(),
+        'system': f'{platform.system()} {platform.machine()}',
         'command': command,
     }
     sections = contents.sections(evaluation, extremes, layers, rows, about)
