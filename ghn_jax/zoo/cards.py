@@ -140,9 +140,9 @@ def listed(cards: Iterable[Mapping[str, Any]]) -> str:
     return tabulate(lines, headers, tablefmt='github', disable_numparse=True)
 
 
-def compared(cards: Iterable[Mapping[str, Any]], split: str = 'test') -> dict[str, Any]:
+def compared(cards: Iterable[Mapping[str, Any]]) -> dict[str, Any]:
     """Return a table of `reporting.docs_tables`: a row for each card with its top-1 by bit-width."""
-    scored = [(card, {r['bits']: r for r in card['results'] if r['split'] == split}) for card in cards]
+    scored = [(card, {r['bits']: r for r in card['results'] if r['split'] == 'test'}) for card in cards]
     scored = [(card, results) for card, results in scored if results]
     bits = list(dict.fromkeys(b for _, results in scored for b in results))
     rows = []
@@ -156,7 +156,7 @@ def compared(cards: Iterable[Mapping[str, Any]], split: str = 'test') -> dict[st
         'columns': ['hypernetwork', 'data', 'networks seen', 'scored', *map(_in_words, bits)],
         'rows': rows,
         'about': {
-            'networks': f'of the {split} split, never seen in training',
+            'networks': 'of the test split, never seen in training',
             'images': ' and '.join(dict.fromkeys(_images(card) for card, _ in scored)),
             'protocol': 'statistics of batch norms and ranges of activations are those of each batch',
             'error': 'standard error over networks, one seed',
