@@ -95,7 +95,9 @@ def _trained(hypernetwork: Hypernetwork, model: Model, epochs: int) -> Any:
     """Train a model in float from its predicted parameters, on the training images of the run."""
     data = hypernetwork.load_data()
     images = TrainingImages.of(data)
-    trainer = make_trainer(model.apply, None, TrainingSpec(epochs=epochs, ema=0), len(data.train.labels))
+    in_float = model.quantizer(parse_bits('float'))  # with which small convolutions are faster
+    spec = TrainingSpec(epochs=epochs, ema=0)
+    trainer = make_trainer(model.apply, in_float, spec, len(data.train.labels))
     state = trainer.begin(hypernetwork.predict(model), seed=0)
     for epoch in range(epochs):
         order = trainer.order(state.seed, epoch)

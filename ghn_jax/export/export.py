@@ -208,7 +208,8 @@ def _calibrated_network(
 ) -> _Network:
     # Arrays are arguments: with constants XLA would compute while it compiles, one number after another.
     if quantizer is None or not spec.of_integers:
-        apply = functools.partial(jax.jit(lambda arrays, x: arrays.apply(x, quantizer)), calibrated)
+        apply = jax.jit(lambda arrays, x: arrays.apply(x, quantizer, as_written=True))
+        apply = functools.partial(apply, calibrated)
         images = jnp.zeros((2, *calibrated.model.input_shape[1:]))  # of which nothing is measured
         return _frozen_network(freeze(apply, images), spec, metadata)
     logits_of = calibrated.model.compiled(Calibrated.apply)  # the same for all bits

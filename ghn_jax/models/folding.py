@@ -21,12 +21,13 @@ from jax.typing import DTypeLike
 from ghn_jax.base.errors import UserError, shown
 from ghn_jax.cnn.deploy.calibration import RANGE_RULE
 from ghn_jax.hypernet.policy_features import resolve
+from ghn_jax.models import small_images
 from ghn_jax.models.activation_ranges import find_ranges
 from ghn_jax.models.folded_program import Fixed, FoldedProgram, Own, fold_program
 from ghn_jax.models.model import Model, Traced, rewriter
 from ghn_jax.models.norm_statistics import Moments, affines_of, measure, observed, pooled
 from ghn_jax.models.norms import DependsOnBatch, LayerEnd, of_batch
-from ghn_jax.models.program import Operand, needed, run
+from ghn_jax.models.program import Operand, Step, needed, run
 from ghn_jax.models.quantizer import FakeQuantizer, Quantizer
 from ghn_jax.quant.policy import Policy
 from ghn_jax.quant.scheme import QAT, Scheme
@@ -59,7 +60,12 @@ class Calibrated:
     weight_ranges: Mapping[str, tuple[Any, Any]] = dataclasses.field(default_factory=dict)
 
     def apply(
-        self, x: Array, quantizer: Quantizer | None = None, capture: dict[str, Array] | None = None
+        self,
+        x: Array,
+        quantizer: Quantizer | None = None,
+        capture: dict[str, Array] | None = None,
+        *,
+        as_written: bool = False,
     ) -> Array:
         """Compute the logits [N, classes].
 
@@ -67,6 +73,8 @@ class Calibrated:
           x: images, as for `Model.apply`.
           quantizer: such as `self.quantizer(policy)`; None: nothing is rounded.
           capture: a dict that is filled with the result of each layer, without its bias, by its name.
+          as_written: each convolution is one, for another runtime, also where a product is faster here
+            (`small_images`).
         """
         _, given = self.model.prepared(self.params, x)
         folded = self.program(x.shape, x.dtype)
@@ -75,7 +83,8 @@ class Calibrated:
             if capture is not None and k in folded.sites:
                 capture[folded.sites[k].layer.name] = result
 
-        return run(folded.program, given, rewriter(folded.sites, quantizer), seen)[0]
+        compute = Step.compute if as_written else small_images.compute
+        return run(folded.program, given, rewriter(folded.sites, quantizer), seen, compute)[0]
 
     def program(self, shape: Sequence[int], dtype: DTypeLike = jnp.float32) -> FoldedProgram:
         """Return what `apply` runs for images of a shape; its inputs are the model's parameters, then images.

@@ -11,9 +11,10 @@ from jax import Array
 
 from ghn_jax.base.errors import UserError, shown
 from ghn_jax.hypernet.policy_features import resolve
+from ghn_jax.models import small_images
 from ghn_jax.models.layout import Tensor
 from ghn_jax.models.norms import Structure
-from ghn_jax.models.program import Program, Rewrite, run
+from ghn_jax.models.program import Program, Rewrite, Step, run
 from ghn_jax.models.quantizer import FakeQuantizer, Quantizer
 from ghn_jax.models.recorder import Layer, Recorder, Site
 from ghn_jax.models.sources import Initial, variable_names
@@ -93,7 +94,9 @@ class Model:
             if capture is not None and k in sites:
                 capture[sites[k].layer.name] = result
 
-        return run(traced.program, given, rewriter(sites, quantizer), seen)[0]
+        # Without a quantizer the numbers are those of the model itself.
+        compute = Step.compute if quantizer is None else small_images.compute
+        return run(traced.program, given, rewriter(sites, quantizer), seen, compute)[0]
 
     def prepared(self, params: Any, x: Array) -> tuple[Traced, list[Any]]:
         """Return the program for these images, and its inputs: parameters, what is not read, images.

@@ -9,6 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax import Array
 
+from ghn_jax.models import small_images
 from ghn_jax.models.model import Model, Traced
 from ghn_jax.models.norms import BatchNorm, of_batch
 from ghn_jax.models.program import Program, Rewrite, run
@@ -45,7 +46,8 @@ def observed(
 ) -> list[Moments]:
     """Run a program and return the moments of what is in some slots, each over its axes."""
     part = dataclasses.replace(program, outputs=tuple(slots))
-    return [_moments(x, over) for x, over in zip(run(part, given, rewrite), axes, strict=True)]
+    found = run(part, given, rewrite, compute=small_images.compute)
+    return [_moments(x, over) for x, over in zip(found, axes, strict=True)]
 
 
 def _moments(x: Array, axes: tuple[int, ...]) -> Moments:
