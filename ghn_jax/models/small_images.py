@@ -2,7 +2,7 @@
 
 XLA has fast convolutions for CPUs, and plain loops for what these do not cover, such as a kernel of 3 x 3
 pixels on an image of 2 x 2: the last layers of many networks that are run on small images. With 512 channels
-the loops take 100 times as long as the product of the pixels under the kernel, written out, with the weight.
+the loops take 50 times as long as the product of the pixels under the kernel, written out, with the weight.
 
 The numbers are the same but for the order in which products are added up.
 """
