@@ -96,12 +96,9 @@ class Search:
         ]
         programs = Programs(setup, spec, max(counts))
 
-        def calibrated(bits: str, policy: Policy) -> CalibratedScorer | None:
-            if setup.statistics == 'batch':
-                return None
-            quantizers = {FLOAT: _activations_of(Policy(), setup), bits: _activations_of(policy, setup)}
-            return CalibratedScorer(model, quantizers, images.test, images.calibration)
-
+        calibrated = (
+            None if setup.statistics == 'batch' else CalibratedScorer(model, images.test, images.calibration)
+        )
         return [
             cls(
                 setup=setup,
@@ -109,7 +106,7 @@ class Search:
                 policy=policy,
                 names=names[bits],
                 programs=programs,
-                calibrated=calibrated(bits, policy),
+                calibrated=calibrated,
             )
             for bits, policy in policies.items()
         ]
@@ -141,14 +138,16 @@ class Search:
             'soft': {self.bits: self.programs.soft((_kept(scored), fixed, tau))},
         }
         if self.calibrated is not None:
-            scores['calibrated'] = self.calibrated(self._folded(rounded))
+            policies = {FLOAT: Policy(), self.bits: self.policy}
+            quantizers = {name: _activations_of(policy, self.setup) for name, policy in policies.items()}
+            scores['calibrated'] = self.calibrated(self._folded(rounded), quantizers)
         return scores
 
     def keep(self, place: Place, state: TrainingState, metadata: Mapping[str, str]) -> None:
         """As of `Method`: a quantized network."""
         folded, setup = self._folded(self.rounded(state)), self.setup
         quantizer = _activations_of(self.policy, setup)
-        ranges = find_ranges(Calibrated.apply, folded, setup.images.calibration, quantizer)
+        ranges = find_ranges(setup.model, Calibrated.apply, folded, setup.images.calibration, quantizer)
         network = dataclasses.replace(folded, ranges=ranges)
         scheme = dataclasses.replace(setup.scheme, granularity='channel', symmetric=False)
         assert setup.source is not None

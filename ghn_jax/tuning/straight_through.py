@@ -57,13 +57,9 @@ class StraightThrough:
 
         batch = Accuracy(apply, images.test)
 
-        def calibrated(bits: str, policy: Policy) -> CalibratedScorer | None:
-            if setup.statistics == 'batch':
-                return None
-            each = {FLOAT: Policy(), bits: policy}
-            quantizers = {name: model.quantizer(of, setup.scheme) for name, of in each.items()}
-            return CalibratedScorer(model, quantizers, images.test, images.calibration)
-
+        calibrated = (
+            None if setup.statistics == 'batch' else CalibratedScorer(model, images.test, images.calibration)
+        )
         return [
             cls(
                 setup=setup,
@@ -71,7 +67,7 @@ class StraightThrough:
                 policy=policy,
                 trainer=trainer,
                 batch=batch,
-                calibrated=calibrated(bits, policy),
+                calibrated=calibrated,
             )
             for bits, policy in policies.items()
         ]
@@ -94,7 +90,12 @@ class StraightThrough:
             each = {FLOAT: unrounded(self._widths), self.bits: as_data(self._widths)}
             scores['batch'] = {name: self.batch((scored, widths)) for name, widths in each.items()}
         if self.calibrated is not None:
-            scores['calibrated'] = self.calibrated(scored)
+            policies = {FLOAT: Policy(), self.bits: self.policy}
+            quantizers = {
+                name: self.setup.model.quantizer(policy, self.setup.scheme)
+                for name, policy in policies.items()
+            }
+            scores['calibrated'] = self.calibrated(scored, quantizers)
         return scores
 
     def keep(self, place: Place, state: TrainingState, metadata: Mapping[str, str]) -> None:
@@ -103,7 +104,7 @@ class StraightThrough:
         if not self._is_fixed:
             return write_params(place, setup.model, params, metadata)
         quantizer = setup.model.quantizer(self.policy, setup.scheme)
-        ranges = find_ranges(Calibrated.apply, params, setup.images.calibration, quantizer)
+        ranges = find_ranges(setup.model, Calibrated.apply, params, setup.images.calibration, quantizer)
         network = dataclasses.replace(params, ranges=ranges)
         assert setup.source is not None
         save(place, QuantizedNetwork(network, self.policy, setup.scheme, setup.source, metadata))
