@@ -1,4 +1,4 @@
-"""What `test_devices` checks on simulated devices, in a process of its own: they are made when JAX starts.
+"""What `test_mesh` checks on simulated devices, in a process of its own: they are made when JAX starts.
 
 XLA_FLAGS=--xla_force_host_platform_device_count=8 python -m tests.device_checks FOLDER [all]
 writes FOLDER/results.json; with `all`, of the cases that are left out without it for their time.
