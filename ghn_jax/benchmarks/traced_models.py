@@ -42,7 +42,7 @@ def measure(options: Options) -> list[Row]:
     first_predict_s, mean_s, median_s: of the first prediction, and of those after it. *_cpu_s: of all cores
     together, which other processes do not change.   nodes: of the graph.
     float_kb, w8a8_kb, ...: size of the file of its parameters, in 1,000 bytes, packed where they are rounded.
-    epochs: passes that it was trained for before what follows.
+    images, epochs: that are compared; passes that the model was trained for before.
     w8a8_agreement, ...: of `options.agreement`, percent of images that onnxruntime puts into the same class;
     w8a8_top1, ...: of which the evaluation here puts so many, in percent, into the right one.
 
@@ -81,9 +81,9 @@ def _seconds(run: Callable[[], Any]) -> tuple[float, float]:
 
 
 def _agreement(hypernetwork: Hypernetwork, model: Model, options: Options) -> dict[str, Any]:
-    found: dict[str, Any] = {}
     if not options.agreement:
-        return found
+        return {}
+    found: dict[str, Any] = {'images': options.num_images}
     params = None
     if options.epochs:
         print(f'models, {model.name}, training ...', file=sys.stderr, flush=True)
