@@ -4,18 +4,21 @@ Axes: T training images | B images of a batch | H pixels on a side.
 """
 
 import dataclasses
-from collections.abc import Mapping, Sequence
-from typing import Any, Protocol
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, Protocol, Self
 
 import jax.numpy as jnp
 
 from ghn_jax.base.paths import Place
 from ghn_jax.datasets.load import Dataset
 from ghn_jax.evaluation.selection import ImageBatches, image_batches
+from ghn_jax.hypernet.policy_features import resolve
 from ghn_jax.models.model import Model
+from ghn_jax.models.quantizer import FakeQuantizer
 from ghn_jax.quant.policy import FLOAT_BITS, NamedWidths, Policy
 from ghn_jax.quant.scheme import Scheme
-from ghn_jax.tuning.scoring import normalized
+from ghn_jax.tuning.comparison import FLOAT
+from ghn_jax.tuning.scoring import CalibratedScorer, normalized
 from ghn_jax.tuning.training import Trainer, TrainingImages, TrainingSpec, TrainingState
 
 
@@ -109,6 +112,54 @@ class Method(Protocol):
     def keep(self, place: Place, state: TrainingState, metadata: Mapping[str, str]) -> None:
         """Write the trained network to a file or folder, whole or not at all."""
         ...
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class AtBits:
+    """What every `Method` has: a network at one bit-width.
+
+    Attributes:
+      setup: of all bit-widths.
+      bits: what the policy is called.
+      policy: as it is used.
+      calibrated: scores a network with fixed statistics; None where they are those of each batch.
+    """
+
+    setup: Setup
+    bits: str
+    policy: Policy
+    calibrated: CalibratedScorer | None
+
+    @classmethod
+    def at_each(
+        cls,
+        setup: Setup,
+        policies: Mapping[str, Policy],
+        quantizer: Callable[[Policy], FakeQuantizer],
+        **programs: Any,
+    ) -> list[Self]:
+        """Return the method at each of the policies.
+
+        Args:
+          setup: of all of them.
+          policies: by what they are called.
+          quantizer: a policy -> what rounds the network that is scored with fixed statistics.
+          programs: further attributes, the same at all policies.
+        """
+        made = []
+        for bits, policy in policies.items():
+            scorer = None
+            if setup.statistics != 'batch':
+                quantizers = {FLOAT: quantizer(Policy()), bits: quantizer(policy)}
+                images = setup.images
+                scorer = CalibratedScorer(setup.model, quantizers, images.test, images.calibration)
+            made.append(cls(setup=setup, bits=bits, policy=policy, calibrated=scorer, **programs))
+        return made
+
+    @property
+    def widths(self) -> NamedWidths:
+        """Bits by the weight's name."""
+        return resolve(self.policy, self.setup.model.graph)
 
 
 def as_data(widths: NamedWidths) -> dict[str, Any]:
