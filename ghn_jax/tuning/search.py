@@ -11,7 +11,7 @@ The logits are those of the last step; of the other parameters the moving averag
 import dataclasses
 import functools
 from collections.abc import Mapping
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Self
 
 import jax
 import jax.numpy as jnp
