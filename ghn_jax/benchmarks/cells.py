@@ -45,16 +45,15 @@ def network(n_cells: int, width: int) -> NetworkSpec:
     )  # fmt: skip
 
 
-def used_bytes(spec: NetworkSpec, layout: Layout, batch: int, image_size: int = IMAGE_SIZE) -> int:
+def used_bytes(spec: NetworkSpec, layout: Layout, batch: int) -> int:
     """Count what a network fills of the executor's workspace: values, their gradients, weight gradients.
 
     Args:
       spec: the network.
       layout: of it, in a program.
       batch: images.
-      image_size: pixels.
     """
-    lowered = lower(spec, image_size)
+    lowered = lower(spec, IMAGE_SIZE)
     slots = collections.Counter(c for value, c in lowered.shapes.items() if value != IMAGE)
     slots.update(place_gradients(layout.instructions, lowered)[1])
     floats = sum(n * batch * h * h * c for (h, c), n in slots.items())

@@ -33,9 +33,7 @@ def vocabulary(num_classes: int = 10, window: int = 11) -> Vocabulary:
     return Vocabulary(np.array(sorted(channels)), np.array(sorted(kernels)))
 
 
-def init_embedding(
-    key: jax.Array, hid: int, sizes: Vocabulary, *, narrow: bool = False, dtype: jnp.dtype = jnp.float32
-) -> Params:
+def init_embedding(key: jax.Array, hid: int, sizes: Vocabulary, *, narrow: bool = False) -> Params:
     """Draw tables with standard normal entries (PyTorch's default); the last row of the sizes' tables is "no
     tensor".
 
@@ -46,7 +44,7 @@ def init_embedding(
         'channel': (len(sizes.channels) + 1, hid // 4),
         'spatial': (len(sizes.kernels) + 1, hid // 4),
     }
-    return init_tables(key, shapes, narrow=narrow, dtype=dtype)
+    return init_tables(key, shapes, narrow=narrow)
 
 
 def init_tables(

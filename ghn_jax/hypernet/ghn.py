@@ -223,7 +223,7 @@ def check_classes(config: GHNConfig, spec: NetworkSpec) -> None:
 def predict_parameters(ghn: GHN, params: Any, graph: NetworkGraph) -> dict[str, jax.Array]:
     """Every tensor of one network by its DeepNets-1M name, in PyTorch's layout (positional encodings too).
 
-    A GHN with bits predicts them for the policy that the graph carries (`bits.with_policy`), float without.
+    A GHN with bits predicts them for the policy that the graph carries (`with_bits`), float without.
     The slow, obvious version, tensor by tensor; `GHN.decode` is the fast one. Raises UserError if the
     network's classes are not the hypernetwork's.
     """

@@ -57,11 +57,6 @@ def resolve(policy: Policy, graph: Graph) -> dict[str, Widths]:
     return policy.resolve(weight_names(graph), graph.name)
 
 
-def with_policy(graph: Graph, policy: Policy) -> Graph:
-    """Return the graph with the bits of each node. Raises UserError as `resolve`."""
-    return with_bits(graph, resolve(policy, graph))
-
-
 def with_bits(graph: Graph, widths: NamedWidths) -> Graph:
     """Return the graph with the bits of each node, of those of all its weights by name.
 
@@ -95,9 +90,9 @@ def check_policies(graphs: Iterable[Graph], policies: Sequence[Policy]) -> None:
 # ---- on the device
 
 
-def init_bits(key: jax.Array, hid: int, dtype: jnp.dtype = jnp.float32) -> Params:
+def init_bits(key: jax.Array, hid: int) -> Params:
     """Make tables of zeros [K, D], for the bits of weights and of activations; no use is made of the key."""
-    return {name: jnp.zeros((len(WIDTHS), hid), dtype) for name in ('weights', 'activations')}
+    return {name: jnp.zeros((len(WIDTHS), hid)) for name in ('weights', 'activations')}
 
 
 def embed_bits(params: Params, weight_bits: jax.Array, activation_bits: jax.Array) -> jax.Array:

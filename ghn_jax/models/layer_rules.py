@@ -10,8 +10,6 @@ from ghn_jax.models.recorder import Recorder
 from ghn_jax.models.rules import elementwise, rule
 from ghn_jax.models.values import Constant, Flow, Mixed, Shape, Statistic, Value, View, leaves_of
 
-_NO_LAYER = 'which is no convolution, linear layer, norm or bias'
-
 
 @rule('conv_general_dilated')
 def convolve(recorder: Recorder, step: Step, values: Sequence[Value]) -> Value:

@@ -133,7 +133,7 @@ def run_meta(
 ) -> dict:
     """Return what a checkpoint says about itself, as JSON.
 
-    kind: 'train' or 'converted'. window: of `Window`.
+    kind: 'train' or 'converted'. window: of `RunningMeans.saved`.
     """
     return {
         'kind': kind,

@@ -14,7 +14,12 @@ from ghn_jax.datasets.load import DATASETS
 from ghn_jax.tuning.training import TrainingSpec
 
 
-class _Parser(argparse.ArgumentParser):
+class Parser(argparse.ArgumentParser):
+    """Says what is wrong with a command line in one line, and prints descriptions as they are."""
+
+    def __init__(self, **options: Any) -> None:
+        super().__init__(formatter_class=argparse.RawDescriptionHelpFormatter, **options)
+
     def error(self, message: str) -> Any:
         cli.fail(message)
 
@@ -26,8 +31,7 @@ def make_parser(
 
     epochs, batch_size, seeds: what they are where the command line does not say.
     """
-    made = _Parser(prog=f'python -m {module}', description=description)
-    made.formatter_class = argparse.RawDescriptionHelpFormatter
+    made = Parser(prog=f'python -m {module}', description=description)
     made.add_argument('dataset', choices=list(DATASETS))
     made.add_argument('out', metavar='DIR', help='of all that is made; a study there goes on')
     made.add_argument('--data_dir', help='where TFDS data lie')

@@ -85,7 +85,7 @@ class Search(AtBits):
             for name in searched_names(policy, setup.model)
         ]
         programs = Programs(setup, spec, max(counts))
-        return cls.at_each(setup, policies, lambda policy: _activations_of(policy, setup), programs=programs)
+        return cls.at_each(setup, policies, programs=programs)
 
     @functools.cached_property
     def names(self) -> tuple[str, ...]:
@@ -119,14 +119,15 @@ class Search(AtBits):
             'soft': {self.bits: self.programs.soft((_kept(scored), fixed, tau))},
         }
         if self.calibrated is not None:
-            scores['calibrated'] = self.calibrated(self._folded(rounded))
+            quantizers = self.quantizers(lambda policy: _activations_of(policy, self.setup))
+            scores['calibrated'] = self.calibrated(self._folded(rounded), quantizers)
         return scores
 
     def keep(self, place: Place, state: TrainingState, metadata: Mapping[str, str]) -> None:
         """As of `Method`: a quantized network."""
         folded, setup = self._folded(self.rounded(state)), self.setup
         quantizer = _activations_of(self.policy, setup)
-        ranges = find_ranges(Calibrated.apply, folded, setup.images.calibration, quantizer)
+        ranges = find_ranges(setup.model, Calibrated.apply, folded, setup.images.calibration, quantizer)
         network = dataclasses.replace(folded, ranges=ranges)
         scheme = dataclasses.replace(setup.scheme, granularity='channel', symmetric=False)
         assert setup.source is not None

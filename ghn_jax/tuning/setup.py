@@ -122,7 +122,7 @@ class AtBits:
       setup: of all bit-widths.
       bits: what the policy is called.
       policy: as it is used.
-      calibrated: scores a network with fixed statistics; None where they are those of each batch.
+      calibrated: scores networks with fixed statistics; None where they are those of each batch.
     """
 
     setup: Setup
@@ -131,30 +131,25 @@ class AtBits:
     calibrated: CalibratedScorer | None
 
     @classmethod
-    def at_each(
-        cls,
-        setup: Setup,
-        policies: Mapping[str, Policy],
-        quantizer: Callable[[Policy], FakeQuantizer],
-        **programs: Any,
-    ) -> list[Self]:
+    def at_each(cls, setup: Setup, policies: Mapping[str, Policy], **programs: Any) -> list[Self]:
         """Return the method at each of the policies.
 
         Args:
           setup: of all of them.
           policies: by what they are called.
-          quantizer: a policy -> what rounds the network that is scored with fixed statistics.
           programs: further attributes, the same at all policies.
         """
-        made = []
-        for bits, policy in policies.items():
-            scorer = None
-            if setup.statistics != 'batch':
-                quantizers = {FLOAT: quantizer(Policy()), bits: quantizer(policy)}
-                images = setup.images
-                scorer = CalibratedScorer(setup.model, quantizers, images.test, images.calibration)
-            made.append(cls(setup=setup, bits=bits, policy=policy, calibrated=scorer, **programs))
-        return made
+        images, calibrated = setup.images, None
+        if setup.statistics != 'batch':
+            calibrated = CalibratedScorer(setup.model, images.test, images.calibration)
+        return [
+            cls(setup=setup, bits=bits, policy=policy, calibrated=calibrated, **programs)
+            for bits, policy in policies.items()
+        ]
+
+    def quantizers(self, make: Callable[[Policy], FakeQuantizer]) -> dict[str, FakeQuantizer]:
+        """Return what rounds a network in float and at the bits, by the name of the score, of policies."""
+        return {FLOAT: make(Policy()), self.bits: make(self.policy)}
 
     @property
     def widths(self) -> NamedWidths:

@@ -52,8 +52,7 @@ class StraightThrough(AtBits):
 
         batch = Accuracy(apply, images.test)
 
-        quantizer = lambda policy: model.quantizer(policy, setup.scheme)
-        return cls.at_each(setup, policies, quantizer, trainer=trainer, batch=batch)
+        return cls.at_each(setup, policies, trainer=trainer, batch=batch)
 
     @property
     def suffix(self) -> str:
@@ -73,7 +72,8 @@ class StraightThrough(AtBits):
             each = {FLOAT: unrounded(self.widths), self.bits: as_data(self.widths)}
             scores['batch'] = {name: self.batch((scored, widths)) for name, widths in each.items()}
         if self.calibrated is not None:
-            scores['calibrated'] = self.calibrated(scored)
+            make = lambda policy: self.setup.model.quantizer(policy, self.setup.scheme)
+            scores['calibrated'] = self.calibrated(scored, self.quantizers(make))
         return scores
 
     def keep(self, place: Place, state: TrainingState, metadata: Mapping[str, str]) -> None:
@@ -82,7 +82,7 @@ class StraightThrough(AtBits):
         if not self._is_fixed:
             return write_params(place, setup.model, params, metadata)
         quantizer = setup.model.quantizer(self.policy, setup.scheme)
-        ranges = find_ranges(Calibrated.apply, params, setup.images.calibration, quantizer)
+        ranges = find_ranges(setup.model, Calibrated.apply, params, setup.images.calibration, quantizer)
         network = dataclasses.replace(params, ranges=ranges)
         assert setup.source is not None
         save(place, QuantizedNetwork(network, self.policy, setup.scheme, setup.source, metadata))

@@ -18,9 +18,10 @@ from ghn_jax.cnn.lowering import lower
 from ghn_jax.cnn.packing import BLOCK
 from ghn_jax.cnn.reference import apply_reference
 from ghn_jax.datasets.augment import normalize
+from ghn_jax.datasets.load import load
 from ghn_jax.evaluation import results
 from ghn_jax.evaluation.evaluate import evaluate, in_percent
-from ghn_jax.evaluation.evaluation_flags import parse_policies, parse_splits
+from ghn_jax.evaluation.evaluation_flags import parse_policies
 from ghn_jax.evaluation.evaluation_spec import EvaluationSpec
 from ghn_jax.evaluation.protocol import Protocol
 from ghn_jax.evaluation.score import predictor, score_in_full, score_networks
@@ -32,7 +33,6 @@ from ghn_jax.quant.policy import Policy, parse_bits
 from ghn_jax.reporting import tables
 from ghn_jax.runs.run import load_run
 from ghn_jax.runs.task import load_data, make_space_of
-from tests.hypernet.helpers import small_spec
 from tests.pages import Page, check_self_contained
 from tests.pictures import check_picture
 from tests.small_run import command, is_one_error_line, write_run
@@ -443,20 +443,6 @@ def test_results_by_other_protocols_are_not_compared(calibrated, result):
         results.check_comparable(result, 'a.json', calibrated['networks'], ['w4a4'], calibrated['protocol'])
 
 
-@pytest.mark.parametrize(
-    ('fields', 'message'),
-    [
-        ({'batch_norm': 'folded'}, "batch_norm='folded': expected one of batch, calibrated, corrected"),
-        ({'range_rule': 'max'}, "range_rule='max'"),
-        ({'integer': -1}, 'integer=-1'),
-        ({'integer': 1, 'batch_norm': 'calibrated'}, '^integer=1: .* ranges=calibrated'),
-    ],
-)
-def test_impossible_protocols_are_refused(fields, message):
-    with pytest.raises(UserError, match=message):
-        Protocol(**fields)
-
-
 def test_results_of_other_networks_or_images_are_not_compared(result, tmp_path):
     networks, bits, protocol = result['networks'], result['protocol']['bits'], result['protocol']
     results.check_comparable(result, 'a.json', networks, bits, protocol)
@@ -467,84 +453,15 @@ def test_results_of_other_networks_or_images_are_not_compared(result, tmp_path):
         results.check_comparable({**result, 'networks': networks[:2]}, 'a.json', networks, bits, protocol)
     with pytest.raises(UserError, match='images=32, this is images=64'):
         results.check_comparable(result, 'a.json', networks, bits, {**protocol, 'images': 64})
+    others = {**protocol, 'note': load('synthetic', image_size=8, seed=1).note}  # images of another seed
+    with pytest.raises(UserError, match='of seed 0.*of seed 1'):
+        results.check_comparable(result, 'a.json', networks, bits, others)
     with pytest.raises(UserError, match='a.json has no w3a3'):
         results.check_comparable(result, 'a.json', networks, ['w3a3'], protocol)
     for content in ('{', '[]', '{"rows": []}'):
         (tmp_path / 'x.json').write_text(content)
         with pytest.raises(UserError, match="x.json' is no"):
             results.read_result(tmp_path / 'x.json')
-
-
-@pytest.mark.parametrize(
-    ('changes', 'message'),
-    [
-        ({'batch_size': 41}, 'batch_size=41 is more than the 40 images'),
-        ({'batch_size': 0}, 'batch_size=0'),
-        ({'num_images': 257}, 'num_images=257: synthetic has 256'),
-        ({'num_images': -1}, 'num_images=-1'),
-        ({'num_networks': 501}, 'num_networks=501: the split test has 500'),
-        ({'splits': ['tset']}, "split 'tset' is unknown"),
-        ({'against': 'absent.json'}, "absent.json' cannot be read"),
-        (
-            CALIBRATED | {'calibration_batches': 65},
-            'calibration_batches=65 of 16 .* 1024 .*: give at most 64',
-        ),
-        (CALIBRATED | {'calibration_batches': 0}, 'calibration_batches=0'),
-        (INTEGER | {'policies': [parse_bits('w4a16')]}, 'policy w4a16 has tensors of 16 bits'),
-        (
-            {'protocol': Protocol(batch_norm='corrected', ranges='calibrated', integer=33)},
-            'there are 32 test images',
-        ),
-        (
-            {'networks': [small_spec('conv_1x1', 'conv_1x1', C=16, fc_dim=16, num_classes=7, name='x')]},
-            "'x' has 7 classes",
-        ),
-    ],
-)
-def test_bad_values_are_refused_before_any_work(run, dataset, changes, message):
-    with pytest.raises(UserError, match=message):
-        evaluate(run, EvaluationSpec(**FLAGS | changes), dataset=dataset)
-
-
-@pytest.mark.parametrize(
-    ('args', 'words'),
-    [
-        (['--bits=w0a4'], ['w0a4', '1 to 16']),
-        (['--bits='], ['--bits is empty']),
-        (['--splits=test,tset'], ['--splits=tset', 'bnfree']),
-        (['--range_rule=mse'], ['--range_rule=mse is for --ranges=calibrated']),
-        (['--calibration_batches=2'], ['--calibration_batches=2: nothing is calibrated', '--sqnr']),
-        (['--integer=8', '--bn=calibrated'], ['--integer=8', '--ranges=calibrated']),
-        (['--integer=8', '--ranges=calibrated'], ['--integer=8', '--bn=calibrated']),
-        (['--ranges=fixed'], ['fixed', 'calibrated']),
-        (['--bn=running'], ['running', 'batch']),
-        (['--json=absent/x.json'], ['--json=absent/x.json', 'does not exist']),
-        (['--plot=x.gif'], ['--plot=x.gif', '.png']),
-        (['--archs=absent.json'], ['absent.json']),
-        (['--seed=-1'], ['--seed=-1']),
-        (['--num_networks=many'], ['num_networks']),
-        (['more'], ["unexpected argument 'more'"]),
-    ],
-)
-def test_bad_flags_are_one_line(workdir, args, words, tmp_path, monkeypatch):
-    monkeypatch.chdir(tmp_path)
-    assert is_one_error_line(command('ghn_jax.evaluate', f'--workdir={workdir}', *args), *words)
-
-
-def test_a_workdir_without_a_run_is_one_line(tmp_path):
-    (tmp_path / 'file').touch()
-    for workdir, words in (
-        (tmp_path / 'absent', 'does not exist'),
-        (tmp_path, 'no checkpoint'),
-        (tmp_path / 'file', 'file'),
-    ):
-        assert is_one_error_line(command('ghn_jax.evaluate', f'--workdir={workdir}'), words)
-    assert is_one_error_line(command('ghn_jax.evaluate'), '--workdir is missing')
-
-
-def test_lists_of_splits_and_bits_lose_repetitions():
-    assert parse_splits(['test', ' deep', 'test']) == ('test', 'deep')
-    assert [str(p) for p in parse_policies(['w4a4', 'float', 'W4/A4'])] == ['w4a4', 'w32a32']
 
 
 def test_an_architecture_file_takes_the_place_of_the_splits(run, dataset, selection, tmp_path, monkeypatch):

@@ -17,8 +17,9 @@ from ghn_jax.hypernet.policy_features import (
     check_policies,
     embed_bits,
     init_bits,
+    resolve,
     weight_names,
-    with_policy,
+    with_bits,
 )
 from ghn_jax.networks.graph import batch_graphs, build_graph, to_graphs_tuple
 from ghn_jax.quant import Policy
@@ -46,6 +47,10 @@ def params():
 @partial(jax.jit, static_argnames=('ghn', 'method'))
 def apply(ghn, params, *args, method='embed'):
     return ghn.apply({'params': params}, *args, method=method)
+
+
+def with_policy(graph, policy):
+    return with_bits(graph, resolve(policy, graph))
 
 
 def bits_by_name(graph):

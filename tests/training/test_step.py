@@ -297,16 +297,6 @@ def test_training_on_one_batch_brings_the_loss_down_and_repeats_exactly(trainer)
     assert np.mean(losses[-3:]) < np.mean(losses[:3])
 
 
-def test_networks_of_a_step_share_a_width_and_are_a_function_of_seed_and_step():
-    space = make_space('convnets250k')
-    for step in range(20):
-        specs = draw(space, 7, step, 3)
-        assert specs == draw(space, 7, step, 3) != draw(space, 8, step, 3)
-        assert len({spec.C for spec in specs}) == 1
-    widths = [draw(space, 0, step, 1)[0].C for step in range(200)]
-    assert 0.7 < np.mean(np.array(widths) == 32) < 0.95  # as in the space
-
-
 def test_a_network_that_does_not_fit_is_a_user_error(program):
     other = small_network([('conv_7x7', 0), ('none', 1)], C=16, name='other')
     with pytest.raises(UserError, match="network 'other' needs instruction"):

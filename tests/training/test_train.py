@@ -10,15 +10,12 @@ import jax
 import numpy as np
 import pytest
 
-from ghn_jax import config as configs
 from ghn_jax.base import lock
 from ghn_jax.base.errors import NotFinite, Stopped, UserError
-from ghn_jax.cnn.covering import family
 from ghn_jax.datasets.load import batch_indices
 from ghn_jax.hypernet.ghn import init_params
 from ghn_jax.hypernet.predict import predict_weights
 from ghn_jax.networks.graph import build_graph
-from ghn_jax.networks.spaces import make_space
 from ghn_jax.quant import parse_bits
 from ghn_jax.quant.bit_schedule import strategy_of
 from ghn_jax.runs import run as runs
@@ -31,7 +28,7 @@ from ghn_jax.training.compiled import training_step
 from ghn_jax.training.optimizer import make_optimizer
 from ghn_jax.training.preemption import Stopping
 from ghn_jax.training.replay import examine, replay
-from ghn_jax.training.sampling import Preparation, draw, networks_of
+from ghn_jax.training.sampling import Preparation, draw
 from ghn_jax.training.state import initial_state, restore_or_init
 from ghn_jax.training.stepper import Stepper
 from ghn_jax.training.train import train
@@ -150,48 +147,6 @@ def test_bad_values_are_refused_before_anything_is_written(tmp_path, key, value,
         train(c, tmp_path / 'run')
     assert '\n' not in str(error.value)
     assert key == 'init_from' or not (tmp_path / 'run').exists()  # which is read when it is needed
-
-
-def test_networks_of_a_step_share_a_width_and_depend_on_step_and_seed_only():
-    space = make_space('convnets250k')
-    first = [draw(space, 0, step, 3) for step in range(12)]
-    assert all(len({spec.C for spec in specs}) == 1 for specs in first)
-    assert first == [draw(space, 0, step, 3) for step in range(12)]
-    assert first != [draw(space, 1, step, 3) for step in range(12)]
-    families = [set(map(family, draw(make_space('deepnets1m'), 0, step, 3))) for step in range(12)]
-    assert all(len(f) == 1 for f in families) and len(set().union(*families)) > 1
-
-
-def test_small_networks_come_first_and_then_as_without_a_curriculum():
-    space, c = make_space('convnets250k'), _config(meta_batch=4)
-    plain = configs.freeze(c)
-    c.train.small_first_steps = 40
-    small = configs.freeze(c)
-    cells = lambda steps: np.mean([s.n_cells for i in steps for s in networks_of(small, space, i)])
-    assert cells(range(4)) + 2 < cells(range(34, 38))
-    assert networks_of(small, space, 3) == networks_of(small, space, 3) != networks_of(plain, space, 3)
-    for step in (0, 9, 20, 39, 40, 41):
-        specs = networks_of(small, space, step)
-        assert len(specs) == 4 and len(set(map(family, specs))) == 1
-        assert networks_of(plain, space, step) == draw(space, 0, step, 4)
-        assert step < 40 or specs == draw(space, 0, step, 4)
-        # Of those that are drawn anyway, the smallest.
-        assert sum(s.n_cells for s in specs) <= sum(s.n_cells for s in draw(space, 0, step, 4))
-
-
-def test_what_the_graphs_say_is_what_the_networks_run_at():
-    c = _config()
-    space, strategy = task.make_space_of(c), strategy_of(c)
-    preparation = Preparation(c, space, strategy)
-    _, networks = preparation.step(7)
-    specs = draw(space, 0, 7, 2)
-    expected = [
-        strategy.policy_of(7, m, build_graph(specs[m])).weights('classifier.0.weight') for m in range(2)
-    ]
-    for m in range(2):
-        told, run = networks.graphs.weight_bits[m], networks.bits.weights[m]
-        assert set(told) - {0, 32} == set(run) - {32}
-        assert expected[m] in told
 
 
 def test_a_run_told_the_bits_predicts_other_weights_for_other_bits(whole):
