@@ -85,7 +85,8 @@ _COLUMNS = {  # of the tables; other rows are shown with all they have
     'models': (
         'model', 'parameters', 'nodes', 'layers', 'trace_s', 'trace_cpu_s', 'first_predict_s', 'median_s',
         'predict_cpu_s',
-        'compilations_after_warmup', 'float_kb', *(f'{bits}_kb' for bits in traced_models.PACKED),
+        'compilations_after_warmup', 'float_kb', *(f'{bits}_kb' for bits in traced_models.PACKED), 'epochs',
+        'images',
         *(f'{bits}_{what}' for bits in traced_models.COMPARED for what in ('top1', 'agreement')),
     ),
     'scaling': ('what', 'devices', 'networks', 'step_s', 'cpu_s_per_network', 'all_reduces', 'bytes'),

@@ -42,6 +42,7 @@ def measure(options: Options) -> list[Row]:
     first_predict_s, mean_s, median_s: of the first prediction, and of those after it. *_cpu_s: of all cores
     together, which other processes do not change.   nodes: of the graph.
     float_kb, w8a8_kb, ...: size of the file of its parameters, in 1,000 bytes, packed where they are rounded.
+    images, epochs: that are compared; passes that the model was trained for before.
     w8a8_agreement, ...: of `options.agreement`, percent of images that onnxruntime puts into the same class;
     w8a8_top1, ...: of which the evaluation here puts so many, in percent, into the right one.
 
@@ -79,9 +80,14 @@ def _seconds(run: Callable[[], Any]) -> tuple[float, float]:
     return time.perf_counter() - start, time.process_time() - cpu
 
 
-def _agreement(hypernetwork: Hypernetwork, model: Model, options: Options) -> dict[str, float]:
-    found = {}
-    params = _trained(hypernetwork, model, options.epochs) if options.epochs and options.agreement else None
+def _agreement(hypernetwork: Hypernetwork, model: Model, options: Options) -> dict[str, Any]:
+    if not options.agreement:
+        return {}
+    found: dict[str, Any] = {'images': options.num_images}
+    params = None
+    if options.epochs:
+        print(f'models, {model.name}, training ...', file=sys.stderr, flush=True)
+        params, found['epochs'] = _trained(hypernetwork, model, options.epochs), options.epochs
     for bits in options.agreement:
         print(f'models, {model.name}, {bits} ...', file=sys.stderr, flush=True)
         spec = ExportSpec(parse_bits(bits), 'onnx')

@@ -207,14 +207,14 @@ def _calibrated_network(
     calibrated: Calibrated, quantizer: FakeQuantizer | None, spec: ExportSpec, metadata: dict[str, str]
 ) -> _Network:
     # Arrays are arguments: with constants XLA would compute while it compiles, one number after another.
-    if quantizer is None or not spec.of_integers:
-        apply = jax.jit(lambda arrays, x: arrays.apply(x, quantizer, as_written=True))
-        apply = functools.partial(apply, calibrated)
-        images = jnp.zeros((2, *calibrated.model.input_shape[1:]))  # of which nothing is measured
-        return _frozen_network(freeze(apply, images), spec, metadata)
     logits_of = calibrated.model.compiled(Calibrated.apply)  # the same for all bits
-    fixed = quantizer.with_ranges(calibrated.ranges)
+    fixed = None if quantizer is None else quantizer.with_ranges(calibrated.ranges)
     apply = lambda x: logits_of(calibrated, x, fixed)
+    if quantizer is None or not spec.of_integers:
+        written = jax.jit(lambda arrays, x: arrays.apply(x, quantizer, as_written=True))
+        images = jnp.zeros((2, *calibrated.model.input_shape[1:]))  # of which nothing is measured
+        frozen = freeze(functools.partial(written, calibrated), images)
+        return _frozen_network(frozen, spec, metadata)._replace(apply=apply)
     return _Network(lambda about: to_quantized_onnx(calibrated, quantizer, about), apply, metadata)
 
 

@@ -3,6 +3,7 @@
 XLA has fast convolutions for CPUs, and plain loops for what these do not cover, such as a kernel of 3 x 3
 pixels on an image of 2 x 2: the last layers of many networks that are run on small images. With 512 channels
 the loops take 50 times as long as the product of the pixels under the kernel, written out, with the weight.
+In the gradient to the image the result takes the place of the image.
 
 The numbers are the same but for the order in which products are added up.
 """
@@ -26,17 +27,18 @@ def compute(step: Step, operands: Sequence[Any]) -> Any:
 
 
 def is_small(step: Step) -> bool:
-    """Return whether a step is a convolution, not one of groups, whose kernel is larger than its image."""
+    """Return whether a step is a convolution, without groups, whose kernel is larger than image or result."""
     params = step.eqn.params
     if step.primitive != 'conv_general_dilated':
         return False
     if params['feature_group_count'] > 1 or params['batch_group_count'] > 1:
         return False
     x, w = step.shapes
-    lhs, rhs, _ = params['dimension_numbers']
+    lhs, rhs, out = params['dimension_numbers']
     spans = [(w[axis] - 1) * d + 1 for axis, d in zip(rhs[2:], params['rhs_dilation'])]
+    sizes = [min(x[axis], step.out_shape[to]) for axis, to in zip(lhs[2:], out[2:])]
     plain = set(params['lhs_dilation']) <= {1} and all(min(pair) >= 0 for pair in params['padding'])
-    return plain and any(span > x[axis] for span, axis in zip(spans, lhs[2:]))
+    return plain and any(span > size for span, size in zip(spans, sizes))
 
 
 def _product(x: Array, w: Array, params: Mapping[str, Any]) -> Array:

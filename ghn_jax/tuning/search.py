@@ -11,7 +11,7 @@ The logits are those of the last step; of the other parameters the moving averag
 import dataclasses
 import functools
 from collections.abc import Mapping
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Self
 
 import jax
 import jax.numpy as jnp
@@ -72,7 +72,7 @@ class Search(AtBits):
     programs: Programs
 
     @classmethod
-    def of_each(cls, setup: Setup, policies: Mapping[str, Policy], spec: SearchSpec) -> list['Search']:
+    def of_each(cls, setup: Setup, policies: Mapping[str, Policy], spec: SearchSpec) -> list[Self]:
         """Return the method at each of the policies, by what they are called.
 
         Raises:
@@ -119,7 +119,8 @@ class Search(AtBits):
             'soft': {self.bits: self.programs.soft((_kept(scored), fixed, tau))},
         }
         if self.calibrated is not None:
-            quantizers = self.quantizers(lambda policy: _activations_of(policy, self.setup))
+            policies = {FLOAT: Policy(), self.bits: self.policy}
+            quantizers = {name: _activations_of(policy, self.setup) for name, policy in policies.items()}
             scores['calibrated'] = self.calibrated(self._folded(rounded), quantizers)
         return scores
 

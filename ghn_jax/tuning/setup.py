@@ -4,7 +4,7 @@ Axes: T training images | B images of a batch | H pixels on a side.
 """
 
 import dataclasses
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, Protocol, Self
 
 import jax.numpy as jnp
@@ -14,10 +14,8 @@ from ghn_jax.datasets.load import Dataset
 from ghn_jax.evaluation.selection import ImageBatches, image_batches
 from ghn_jax.hypernet.policy_features import resolve
 from ghn_jax.models.model import Model
-from ghn_jax.models.quantizer import FakeQuantizer
 from ghn_jax.quant.policy import FLOAT_BITS, NamedWidths, Policy
 from ghn_jax.quant.scheme import Scheme
-from ghn_jax.tuning.comparison import FLOAT
 from ghn_jax.tuning.scoring import CalibratedScorer, normalized
 from ghn_jax.tuning.training import Trainer, TrainingImages, TrainingSpec, TrainingState
 
@@ -122,7 +120,7 @@ class AtBits:
       setup: of all bit-widths.
       bits: what the policy is called.
       policy: as it is used.
-      calibrated: scores networks with fixed statistics; None where they are those of each batch.
+      calibrated: scores a network with fixed statistics; None where they are those of each batch.
     """
 
     setup: Setup
@@ -139,17 +137,11 @@ class AtBits:
           policies: by what they are called.
           programs: further attributes, the same at all policies.
         """
-        images, calibrated = setup.images, None
+        images, scorer = setup.images, None
         if setup.statistics != 'batch':
-            calibrated = CalibratedScorer(setup.model, images.test, images.calibration)
-        return [
-            cls(setup=setup, bits=bits, policy=policy, calibrated=calibrated, **programs)
-            for bits, policy in policies.items()
-        ]
-
-    def quantizers(self, make: Callable[[Policy], FakeQuantizer]) -> dict[str, FakeQuantizer]:
-        """Return what rounds a network in float and at the bits, by the name of the score, of policies."""
-        return {FLOAT: make(Policy()), self.bits: make(self.policy)}
+            scorer = CalibratedScorer(setup.model, images.test, images.calibration)
+        of: dict[str, Any] = dict(setup=setup, calibrated=scorer, **programs)
+        return [cls(bits=bits, policy=policy, **of) for bits, policy in policies.items()]
 
     @property
     def widths(self) -> NamedWidths:

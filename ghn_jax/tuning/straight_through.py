@@ -6,7 +6,7 @@ statistics, a folded network with the ranges of its activations.
 
 import dataclasses
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, Self
 
 import jax
 from jax import Array
@@ -35,7 +35,7 @@ class StraightThrough(AtBits):
     batch: Accuracy
 
     @classmethod
-    def of_each(cls, setup: Setup, policies: Mapping[str, Policy]) -> list['StraightThrough']:
+    def of_each(cls, setup: Setup, policies: Mapping[str, Policy]) -> list[Self]:
         """Return the method at each of the policies, by what they are called."""
         model, images = setup.model, setup.images
         trained = Calibrated.apply if setup.statistics == 'fixed' else model.apply
@@ -72,8 +72,12 @@ class StraightThrough(AtBits):
             each = {FLOAT: unrounded(self.widths), self.bits: as_data(self.widths)}
             scores['batch'] = {name: self.batch((scored, widths)) for name, widths in each.items()}
         if self.calibrated is not None:
-            make = lambda policy: self.setup.model.quantizer(policy, self.setup.scheme)
-            scores['calibrated'] = self.calibrated(scored, self.quantizers(make))
+            policies = {FLOAT: Policy(), self.bits: self.policy}
+            quantizers = {
+                name: self.setup.model.quantizer(policy, self.setup.scheme)
+                for name, policy in policies.items()
+            }
+            scores['calibrated'] = self.calibrated(scored, quantizers)
         return scores
 
     def keep(self, place: Place, state: TrainingState, metadata: Mapping[str, str]) -> None:

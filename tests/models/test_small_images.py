@@ -12,12 +12,12 @@ from ghn_jax.models.program import flatten, run
 NHWC, NCHW = ('NHWC', 'HWIO', 'NHWC'), ('NCHW', 'OIHW', 'NCHW')
 CASES = {  # images, weight, strides, padding, layouts, dilation; of which a product is made
     '3x3 on 2x2': ((5, 2, 2, 6), (3, 3, 6, 4), (1, 1), 'SAME', NHWC, (1, 1), True),
-    '3x3 on 1x1': ((5, 1, 1, 6), (3, 3, 6, 4), (1, 1), 'SAME', NHWC, (1, 1), True),
     '1x7 on 4x4': ((5, 4, 4, 6), (1, 7, 6, 4), (1, 1), 'SAME', NHWC, (1, 1), True),
     'uneven, strided': ((5, 3, 4, 6), (4, 5, 6, 4), (2, 1), ((1, 3), (3, 0)), NHWC, (1, 1), True),
     'channels first': ((5, 6, 2, 4), (4, 6, 3, 3), (1, 2), 'SAME', NCHW, (1, 1), True),
     'dilated': ((5, 4, 4, 6), (3, 3, 6, 4), (1, 1), 'SAME', NHWC, (2, 3), True),
     'one axis': ((5, 2, 6), (3, 6, 4), (1,), 'SAME', ('NHC', 'HIO', 'NHC'), (1,), True),
+    '3x3 on 4x4, strided': ((5, 4, 4, 6), (3, 3, 6, 4), (2, 2), 'SAME', NHWC, (1, 1), True),
     '3x3 on 3x3': ((5, 3, 3, 6), (3, 3, 6, 4), (1, 1), 'SAME', NHWC, (1, 1), False),
     'groups': ((5, 2, 2, 6), (3, 3, 3, 4), (1, 1), 'SAME', NHWC, (1, 1), False),
 }
