@@ -1,10 +1,13 @@
-"""The command line of a study that trains networks of one data set: what all of these studies take."""
+"""What studies of single networks share: their command line, and what is said below their tables."""
 
 import argparse
+import datetime
 import shlex
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
+
+import jax
 
 from ghn_jax.base import cli
 from ghn_jax.datasets.load import DATASETS
@@ -51,3 +54,9 @@ def training_of(given: argparse.Namespace, **changes: Any) -> TrainingSpec:
 def command_line(parser: argparse.ArgumentParser, arguments: Sequence[str] | None) -> str:
     """Return the command as a shell takes it; arguments None: those of this process."""
     return f'{parser.prog} {shlex.join(arguments or sys.argv[1:])}'
+
+
+def taken(command: str, said: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the `about` of a table: when, where and by which command its figures were taken, and `said`."""
+    device = f'{jax.devices()[0].device_kind}, one of 2 shared cores'
+    return {'date': datetime.date.today().isoformat(), 'device': device, **said, 'command': command}

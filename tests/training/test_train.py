@@ -38,7 +38,7 @@ from tests.small_run import command, is_one_error_line, small_config, write_run
 def _config(**train):
     """Of a GHN that is told the bits, on drawn policies: all that a run may have, in one program."""
     c = small_config(draw=('w2a2', 'w2a8', 'w4a4', 'w32a4'), draw_per='either', schedule=((1, 'float'),))
-    c.ghn.bits = True
+    c.ghn.bits, c.space.ops = True, ('skip_connect', 'conv_1x1')
     c.train.steps, c.train.meta_batch, c.train.schedule = 6, 2, 'cosine'
     c.train.ema, c.train.label_smoothing, c.train.network_clip_norm, c.train.weight_penalty = (
         0.9,
