@@ -2,12 +2,11 @@
 
 python -m ghn_jax.benchmark --archs=nets.json --what=predict,train,evaluate --mode=qat --meta_batch=8
 --json=FILE --plot=FILE.png
-python -m ghn_jax.benchmark --what=compile --config=configs/ghn_qat_cifar10.py --split=train --widths=32
 python -m ghn_jax.benchmark --what=compile --config=configs/ghn_qat_cifar10.py --widths=32 --target=h100
 python -m ghn_jax.benchmark --what=cells --cells=4,12,20,28,36 --width=16 --mode=float --plot=FILE.png
 python -m ghn_jax.benchmark --what=profile --config=configs/ghn_qat_cifar10.py --mode=float,qat
 python -m ghn_jax.benchmark --what=scaling
-python -m ghn_jax.benchmark --what=models --models=nets:net,nets:other --workdir=zoo:digits-bits
+python -m ghn_jax.benchmark --what=models --models=nets:net --agreement=float,w8a8 --epochs=5
 python -m ghn_jax.benchmark --compare=before.json,after.json --plot=FILE.png
 
 `predict`, `train` and `evaluate` time networks of an architecture file; `compile` and `profile` are about the
@@ -66,6 +65,9 @@ _WORKDIR = flags.DEFINE_string(
 _AGREEMENT = flags.DEFINE_list(
     'agreement', [], 'Bits, as in float,w8a8, at which `models` runs ONNX files in onnxruntime, too.'
 )
+_EPOCHS = bounds.define_integer(
+    'epochs', None, 'Passes over the training images that --agreement trains a model for, in float, at first.'
+)
 _NUM_IMAGES = bounds.define_integer('num_images', 1024, 'Images to score each network on.')
 _COMPARE = flags.DEFINE_list('compare', None, 'Two --json files, A.json,B.json: ratios B / A; times nothing.')
 _OUTPUTS = outputs.define_flags(plotting.PICTURES)
@@ -108,7 +110,7 @@ def _measure() -> dict[str, Any]:
         batch_size=_BATCH_SIZE.value, num_images=_NUM_IMAGES.value, config=_CONFIG.value,
         split=_SPLIT.value, widths=widths, target=_TARGET.value, cells=lengths, width=_WIDTH.value,
         repeats=_REPEATS.value, models=tuple(_MODELS.value), workdir=_WORKDIR.value,
-        agreement=tuple(_AGREEMENT.value),
+        agreement=tuple(_AGREEMENT.value), epochs=_EPOCHS.value,
     )  # fmt: skip
     with config_file.named_by_flags():
         return benchmark(_WHAT.value, options)

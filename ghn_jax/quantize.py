@@ -106,7 +106,7 @@ def _policy() -> Policy:
 def _options() -> Options:
     return Options(
         iterations=_ITERATIONS.value,
-        correction_steps=min(Options.correction_steps, _ITERATIONS.value),
+        correction_steps=min(Options.correction_steps, -(-_ITERATIONS.value // 10)),
         prediction=_PREDICTION.value,
         correction=_CORRECTION.value,
         drop=_DROP.value,

@@ -45,7 +45,7 @@ def compile_programs(
         written.
     """
     devices = target.devices()
-    jobs = _made_for(target, _jobs(config, devices, spec, widths))
+    jobs = made_for(target, _jobs(config, devices, spec, widths))
     rows = [compile_job(job, target, out) for job in jobs]
     facts = recipes.platform_facts(devices)
     return {
@@ -59,7 +59,7 @@ def compile_programs(
     }
 
 
-def _made_for(target: Target, jobs: Iterator[Job]) -> Iterator[Job]:
+def made_for(target: Target, jobs: Iterator[Job]) -> Iterator[Job]:
     """Yield the jobs, each made for the target's backend: their tapes have its order."""
     while True:
         with backends.built_for(target.backend):

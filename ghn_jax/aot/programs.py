@@ -21,7 +21,7 @@ from ghn_jax.assembly.network_batch import prepare
 from ghn_jax.assembly.shapes import Placing
 from ghn_jax.base.errors import FieldError
 from ghn_jax.base.recipes import Recipe
-from ghn_jax.cnn.covering import Family, covering_networks, family, program_for, widths
+from ghn_jax.cnn.covering import Family, covering_networks, family, training_program, widths
 from ghn_jax.cnn.deploy.observer import Index
 from ghn_jax.cnn.packing import BLOCK
 from ghn_jax.cnn.program import Program
@@ -113,7 +113,7 @@ def training_jobs(config: RunConfig, devices: Sequence[Any], wanted: Sequence[in
     chosen = _chosen(families(space, 'train'), wanted, 'train')
     for each, size in itertools.product(chosen, image_sizes(config)):
         start = time.perf_counter()
-        program = program_for(space, 'train', each, size)
+        program = training_program(space, each, size)
         example = next(iter(covering_networks(space, 'train', each)))
         networks, _ = prepare(program, [example] * M, Policy(), max_nodes=config.program.max_nodes)
         workspace = placing.workspace(program, N, config.train.dtype)

@@ -14,11 +14,12 @@ import jax.numpy as jnp
 import numpy as np
 from jax import Array, lax
 
+from ghn_jax.base import backends
 from ghn_jax.base.numbers import round_up
 from ghn_jax.cnn.capacity import Capacity
 from ghn_jax.cnn.packing import BLOCK, TILE
 from ghn_jax.cnn.program import Layout
-from ghn_jax.cnn.tables import PAGE_BLOCKS, ArrayOrNumpy
+from ghn_jax.cnn.tables import ArrayOrNumpy
 from ghn_jax.cnn.weights import get_page, set_page
 from ghn_jax.hypernet.decoder import Items, Tiles
 
@@ -152,28 +153,41 @@ def _unwrapped(start: int, count: int, modulo: int) -> list[tuple[int, int, int]
     return cuts
 
 
-def assemble(tiles: Tiles, sources: Sources, pages: Array, out: Array) -> Array:
+class _Places(NamedTuple):
+    """Where the units of a page come from, [P, BLOCK / UNIT] each for P blocks."""
+
+    is_dense: Array  # from a dense tile
+    is_small: Array  # from the small tiles; what is neither is padding, zero
+    index: Array  # of the unit there
+
+
+def _places(sources: Sources, p: Array) -> _Places:
+    """Find where the units of page p come from."""
+    owner = get_page(sources.block_piece, p)
+    piece = sources.pieces[owner]  # [P, 13]
+    column = [piece[:, c, None] for c in range(13)]
+    block = p * len(owner) + jnp.arange(len(owner), dtype=jnp.int32)
+    unit = (block[:, None] - column[FIRST]) * _UNITS + jnp.arange(_UNITS, dtype=jnp.int32)
+    pad_rows, pad_cols = jnp.maximum(column[PAD_ROWS], 1), jnp.maximum(column[PAD_COLS], 1)
+    rows, col = unit // pad_cols, unit % pad_cols
+    tap, row = rows // pad_rows, rows % pad_rows
+    used = (row < column[ROWS]) & (col < column[COLS]) & (tap < column[TAPS])
+    index = column[BASE] + tap * column[TAP_STEP] + (column[ROW] + row) % TILE * column[ROW_STEP]
+    index = index + (column[COL] + col) % jnp.maximum(column[MODULO], 1)
+    is_dense = used & (column[DENSE] > 0)
+    return _Places(is_dense, used & ~is_dense, index)
+
+
+def assemble(tiles: Tiles, sources: Sources, pages: Array | int, out: Array) -> Array:
     """Write the first `pages` pages of the weight buffer into `out` [F]."""
     dense, small, zero = tiles.dense.reshape(-1, UNIT), _small(tiles), _units(tiles).zero
 
     def page(p, out):
-        piece = sources.pieces[get_page(sources.block_piece, p)]  # [PAGE_BLOCKS, 13]
-        column = [piece[:, c, None] for c in range(13)]
-        block = p * PAGE_BLOCKS + jnp.arange(PAGE_BLOCKS, dtype=jnp.int32)
-        unit = (block[:, None] - column[FIRST]) * _UNITS + jnp.arange(
-            _UNITS, dtype=jnp.int32
-        )  # [PAGE_BLOCKS, 32]
-        pad_rows, pad_cols = jnp.maximum(column[PAD_ROWS], 1), jnp.maximum(column[PAD_COLS], 1)
-        rows, col = unit // pad_cols, unit % pad_cols
-        tap, row = rows // pad_rows, rows % pad_rows
-        used = (row < column[ROWS]) & (col < column[COLS]) & (tap < column[TAPS])
-        index = column[BASE] + tap * column[TAP_STEP] + (column[ROW] + row) % TILE * column[ROW_STEP]
-        index = index + (column[COL] + col) % jnp.maximum(column[MODULO], 1)
-        is_dense = used & (column[DENSE] > 0)
-        from_dense = dense[jnp.where(is_dense, index, 0)]
-        from_small = small[jnp.where(used & ~is_dense, index, zero)]
-        units = jnp.where(is_dense[..., None], from_dense, from_small)
-        return set_page(out, units.reshape(PAGE_BLOCKS, BLOCK), p)
+        place = _places(sources, p)
+        from_dense = dense[jnp.where(place.is_dense, place.index, 0)]
+        from_small = small[jnp.where(place.is_small, place.index, zero)]
+        units = jnp.where(place.is_dense[..., None], from_dense, from_small)
+        return set_page(out, units.reshape(-1, BLOCK), p)
 
     return lax.fori_loop(0, pages, page, out)
 
@@ -182,10 +196,27 @@ def assemble_transposed(g: Array, sources: Sources, tiles: Tiles) -> Tiles:
     """Return the gradient to the tiles from the gradient g [F] to the weight buffer.
 
     tiles: their values or shapes.
-
-    Window by window: a scatter, the transpose of `assemble` as written, takes XLA:CPU several times as long.
     """
-    g = g.reshape(-1, UNIT)
+    back = _scattered if backends.kernels_are_launches() else _window_by_window
+    small, dense = back(g.reshape(-1, UNIT), sources, tiles)
+    rest = tiles._replace(dense=jnp.zeros(0, g.dtype))
+    _, pull = jax.vjp(_small, jax.tree.map(lambda t: jnp.zeros(t.shape, g.dtype), rest))
+    return pull(small)[0]._replace(dense=dense.reshape(tiles.dense.shape))
+
+
+def _scattered(g: Array, sources: Sources, tiles: Tiles) -> tuple[Array, Array]:
+    """Return the gradient to the units of the small tiles and of the dense ones, in two kernels."""
+    place = _places(sources, jnp.int32(0))
+
+    def add(units: int, here: Array) -> Array:
+        index = jnp.where(here, place.index, units).ravel()  # beyond the end: dropped
+        return jnp.zeros((units, UNIT), g.dtype).at[index].add(g, mode='drop')
+
+    return add(_units(tiles).end, place.is_small), add(tiles.dense.size // UNIT, place.is_dense)
+
+
+def _window_by_window(g: Array, sources: Sources, tiles: Tiles) -> tuple[Array, Array]:
+    """Return what `_scattered` does, window by window: a scatter takes XLA:CPU several times as long."""
     span = jnp.arange(_SPAN, dtype=jnp.int32)
 
     def window(k, g_units):
@@ -200,6 +231,4 @@ def assemble_transposed(g: Array, sources: Sources, tiles: Tiles) -> Tiles:
     # Room for the last window: slices that do not fit would be moved, silently.
     small = lax.fori_loop(0, n_small, window, jnp.zeros((_units(tiles).end + _SPAN, UNIT), g.dtype))
     dense = lax.fori_loop(n_small, n, window, jnp.zeros((tiles.dense.size // UNIT, UNIT), g.dtype))
-    rest = tiles._replace(dense=jnp.zeros(0, g.dtype))
-    _, pull = jax.vjp(_small, jax.tree.map(lambda t: jnp.zeros(t.shape, g.dtype), rest))
-    return pull(small[: _units(tiles).end])[0]._replace(dense=dense.reshape(tiles.dense.shape))
+    return small[: _units(tiles).end], dense

@@ -25,6 +25,11 @@ def on_cpu() -> bool:
     return current() == 'cpu'
 
 
+def kernels_are_launches() -> bool:
+    """Return whether a kernel costs its launch, so that fewer are better than less work in each: on GPUs."""
+    return current() == 'gpu'
+
+
 def built_for(backend: Backend) -> contextlib.AbstractContextManager[None]:
     """Build what the block builds for `backend`, whatever devices are here.
 

@@ -40,6 +40,8 @@ def benchmark(what: Sequence[str], options: Options) -> dict[str, Any]:
     """
     numbers = ('meta_batch', 'devices', 'batch_size', 'num_images', 'width', 'repeats')
     bounds.check(**{name: getattr(options, name) for name in numbers})
+    if options.epochs is not None:
+        bounds.check(epochs=options.epochs)
     _check('what', what, WHAT)
     _check('modes', options.modes, MODES)
     for name in sorted({'compile', 'profile'} & set(what)):
@@ -83,8 +85,9 @@ _COLUMNS = {  # of the tables; other rows are shown with all they have
     'models': (
         'model', 'parameters', 'nodes', 'layers', 'trace_s', 'trace_cpu_s', 'first_predict_s', 'median_s',
         'predict_cpu_s',
-        'compilations_after_warmup', 'float_kb', *(f'{bits}_kb' for bits in traced_models.PACKED),
-        *(f'{bits}_agreement' for bits in traced_models.COMPARED),
+        'compilations_after_warmup', 'float_kb', *(f'{bits}_kb' for bits in traced_models.PACKED), 'epochs',
+        'images',
+        *(f'{bits}_{what}' for bits in traced_models.COMPARED for what in ('top1', 'agreement')),
     ),
     'scaling': ('what', 'devices', 'networks', 'step_s', 'cpu_s_per_network', 'all_reduces', 'bytes'),
     'expected': ('what', 'link', 'times_faster', 'step_s', 'chips', 'all_reduce_s', 'efficiency'),

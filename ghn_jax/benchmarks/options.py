@@ -26,6 +26,8 @@ class Options:
     models: 'package.module:function' of functions that return one.   workdir: of the run whose hypernetwork
     predicts their parameters.
     agreement: bits at which their ONNX files are run in onnxruntime, on num_images images.
+    epochs: passes over the training images that they are trained for before that, in float, from their
+    predicted parameters; None: they are not.
     """
 
     specs: tuple[NetworkSpec, ...] = ()
@@ -44,6 +46,7 @@ class Options:
     models: tuple[str, ...] = ()
     workdir: str = 'zoo:digits-bits'
     agreement: tuple[str, ...] = ()
+    epochs: int | None = None
 
 
 Row = dict[str, Any]  # one measurement as JSON: 'what', 'mode', figures; see `timing.row`

@@ -10,7 +10,7 @@ from collections.abc import Iterator
 import jax
 
 from ghn_jax.aot import programs, report, targets
-from ghn_jax.aot.compiling import compiled_figures
+from ghn_jax.aot.compiling import compiled_figures, made_for
 from ghn_jax.aot.programs import Job
 from ghn_jax.aot.targets import Target
 from ghn_jax.base import backends
@@ -31,7 +31,10 @@ def measure(options: Options) -> list[Row]:
     """
     config = config_of(options, 'compile')
     target = targets.load(options.target) if options.target else None
-    return [row for job in _jobs(config, options, target) for row in _compiled(config, job, target)]
+    jobs = _jobs(config, options, target)
+    if target is not None:
+        jobs = made_for(target, jobs)
+    return [row for job in jobs for row in _compiled(config, job, target)]
 
 
 def _jobs(config: RunConfig, options: Options, target: Target | None) -> Iterator[Job]:
@@ -51,8 +54,9 @@ def _compiled(config: RunConfig, job: Job, target: Target | None) -> list[Row]:
         compiled, figures = compiled_figures(job.trace, (target.platform,))
     rows = [{'what': 'compile', 'mode': config.quant.mode, **about, **figures}]
     if target.speed and job.split == 'train':
-        tables = launches.tables_of(config, make_space_of(config), job.program, job.family)
-        mix, count = launches.mixes(job.program, tables), config.train.meta_batch
-        parts = launches.model(compiled.as_text() or '', mix, count)
+        networks = launches.drawn(config, make_space_of(config), job.program, job.family)
+        mix = launches.mixes(job.program, launches.tables_of(networks))
+        others = launches.turns_of(networks)
+        parts = launches.model(compiled.as_text() or '', mix, config.train.meta_batch, others)
         rows += launches.rows_of(parts, target.speed, config.train.dtype, about)
     return rows

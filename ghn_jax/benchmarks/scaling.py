@@ -24,7 +24,7 @@ from ghn_jax.base.errors import FieldError
 from ghn_jax.base.start import enable_compilation_cache
 from ghn_jax.benchmarks.images import random_dataset
 from ghn_jax.benchmarks.options import Options, Row
-from ghn_jax.cnn.covering import family, program_for
+from ghn_jax.cnn.covering import family, training_program
 from ghn_jax.config import RunConfig
 from ghn_jax.hypernet.ghn import GHN, GHNConfig, init_params
 from ghn_jax.networks.spaces import make_space
@@ -155,7 +155,7 @@ def _measure_steps(job: _Job, count: int, ghn: GHN, params: Any) -> tuple[Row, l
     """The row of so many devices, and the collectives of their program."""
     mesh = mesh_of(jax.devices()[:count], 1)
     specs = draw(_SPACE, 0, 0, job.networks)
-    program = program_for(_SPACE, 'train', family(specs[0]), _SIZE)
+    program = training_program(_SPACE, family(specs[0]), _SIZE)
     networks, _ = prepare(program, specs * count, parse_bits('w4a4'), max_nodes=_NODES)
     networks = place_networks(mesh, networks, job.networks * count)
     optimizer, dataset = make_optimizer(RunConfig()), random_dataset('synthetic', _SIZE)

@@ -7,6 +7,7 @@ import time
 from collections.abc import Callable
 from typing import Any
 
+import jax
 import numpy as np
 
 from ghn_jax.base import counters
@@ -20,6 +21,7 @@ from ghn_jax.models.sources import count_parameters
 from ghn_jax.quant.policy import parse_bits
 from ghn_jax.runs.hypernetwork import Hypernetwork, load
 from ghn_jax.runs.model_prediction import write_model
+from ghn_jax.tuning.training import TrainingImages, TrainingSpec, make_trainer
 
 PACKED = ('w8a8', 'w4a4', 'w2a2')
 COMPARED = ('float', *PACKED)
@@ -40,7 +42,9 @@ def measure(options: Options) -> list[Row]:
     first_predict_s, mean_s, median_s: of the first prediction, and of those after it. *_cpu_s: of all cores
     together, which other processes do not change.   nodes: of the graph.
     float_kb, w8a8_kb, ...: size of the file of its parameters, in 1,000 bytes, packed where they are rounded.
-    w8a8_agreement, ...: of `options.agreement`, percent of images that onnxruntime puts into the same class.
+    images, epochs: that are compared; passes that the model was trained for before.
+    w8a8_agreement, ...: of `options.agreement`, percent of images that onnxruntime puts into the same class;
+    w8a8_top1, ...: of which the evaluation here puts so many, in percent, into the right one.
 
     Raises:
       UserError: no models, one that cannot be imported or traced or predicted for, no such hypernetwork.
@@ -76,13 +80,36 @@ def _seconds(run: Callable[[], Any]) -> tuple[float, float]:
     return time.perf_counter() - start, time.process_time() - cpu
 
 
-def _agreement(hypernetwork: Hypernetwork, model: Model, options: Options) -> dict[str, float]:
-    found = {}
+def _agreement(hypernetwork: Hypernetwork, model: Model, options: Options) -> dict[str, Any]:
+    if not options.agreement:
+        return {}
+    found: dict[str, Any] = {'images': options.num_images}
+    params = None
+    if options.epochs:
+        print(f'models, {model.name}, training ...', file=sys.stderr, flush=True)
+        params, found['epochs'] = _trained(hypernetwork, model, options.epochs), options.epochs
     for bits in options.agreement:
+        print(f'models, {model.name}, {bits} ...', file=sys.stderr, flush=True)
         spec = ExportSpec(parse_bits(bits), 'onnx')
-        compared = compare_export(hypernetwork, model, spec, options.num_images)
+        compared = compare_export(hypernetwork, model, spec, options.num_images, params=params)
         found[f'{bits}_agreement'] = 100 * compared.agreement
+        found[f'{bits}_top1'] = 100 * compared.top1[1]
     return found
+
+
+def _trained(hypernetwork: Hypernetwork, model: Model, epochs: int) -> Any:
+    """Train a model in float from its predicted parameters, on the training images of the run."""
+    data = hypernetwork.load_data()
+    images = TrainingImages.of(data)
+    in_float = model.quantizer(parse_bits('float'))  # with which small convolutions are faster
+    spec = TrainingSpec(epochs=epochs, ema=0)
+    trainer = make_trainer(model.apply, in_float, spec, len(data.train.labels))
+    state = trainer.begin(hypernetwork.predict(model), seed=0)
+    for epoch in range(epochs):
+        order = trainer.order(state.seed, epoch)
+        for _ in range(trainer.steps_per_epoch):
+            state = trainer.step(state, order, images)
+    return jax.device_get(state.params)
 
 
 def _file_sizes(hypernetwork: Hypernetwork, model: Model) -> dict[str, float]:

@@ -17,6 +17,8 @@ FLAG_SETS: Mapping[str, Mapping[str, Mapping[str, str]]] = {
         },
         'no-graphs': {'XLA_FLAGS': '--xla_gpu_enable_command_buffer='},
         'nhwc': {'XLA_FLAGS': '--xla_gpu_force_conv_nhwc=true'},
+        # Sums without atomic additions: what it costs that a step repeated is the same to the bit.
+        'deterministic': {'XLA_FLAGS': '--xla_gpu_deterministic_ops=true'},
         'no-triton': {'XLA_FLAGS': '--xla_gpu_enable_triton_gemm=false'},
     },
     'tpu': {

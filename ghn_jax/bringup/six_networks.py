@@ -17,6 +17,7 @@ import numpy as np
 from ghn_jax import config as configs
 from ghn_jax.assembly.network_batch import Networks, prepare
 from ghn_jax.assembly.workspace import make_workspace
+from ghn_jax.base.backends import kernels_are_launches
 from ghn_jax.cnn import executor
 from ghn_jax.cnn.building import build_program
 from ghn_jax.cnn.packing import BLOCK
@@ -72,7 +73,10 @@ class SixNetworks:
         specs = draw(make_space_of(space_config()), _SEED, 0, COUNT)
         self.specs = specs
         self.program = build_program(
-            specs, image_size=IMAGE_SIZE, max_params=max(map(count_parameters, specs))
+            specs,
+            image_size=IMAGE_SIZE,
+            max_params=max(map(count_parameters, specs)),
+            joins_norms=kernels_are_launches(),
         )
         self.ghn = GHN(GHNConfig())
         self.params = init_params(self.ghn.config, jax.random.key(0))

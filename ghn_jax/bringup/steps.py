@@ -16,6 +16,7 @@ import numpy as np
 from ghn_jax import config as configs
 from ghn_jax.aot.programs import families
 from ghn_jax.assembly.network_batch import Networks, prepare
+from ghn_jax.base.backends import kernels_are_launches
 from ghn_jax.benchmarks.images import random_dataset
 from ghn_jax.benchmarks.profile import OfFamily
 from ghn_jax.cnn.building import build_program
@@ -76,7 +77,10 @@ class Steps:
         few = draw(self.space, self.config.seed, first, count)[:_DIFFERENT]
         specs = list(itertools.islice(itertools.cycle(few), count))
         program = build_program(
-            few, image_size=self.config.image_size, max_params=max(map(count_parameters, few))
+            few,
+            image_size=self.config.image_size,
+            max_params=max(map(count_parameters, few)),
+            joins_norms=kernels_are_launches(),
         )
         policy, nodes = self.strategy.policy, self.config.program.max_nodes
         return program, prepare(program, specs, policy, max_nodes=nodes)[0]

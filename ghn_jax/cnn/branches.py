@@ -15,7 +15,7 @@ import jax
 from jax import Array, lax
 from jax.typing import DTypeLike
 
-from ghn_jax.base import backends
+from ghn_jax.base.backends import kernels_are_launches, on_cpu
 from ghn_jax.cnn.capacity import Segment
 from ghn_jax.cnn.packing import TapeShape
 from ghn_jax.cnn.program import Program
@@ -73,11 +73,6 @@ class Run(NamedTuple):
         return row, Quantizer(scheme, scale, bits, key, axis, ranges)
 
 
-def kernels_are_launches() -> bool:
-    """Whether a kernel costs its launch, so that fewer of them are better than less work in each."""
-    return backends.current() == 'gpu'
-
-
 def _read(values: tuple) -> tuple:
     """Keep what was read apart from what is computed of it, where that is no launch more."""
     return values if kernels_are_launches() else lax.optimization_barrier(values)
@@ -95,7 +90,7 @@ def padding_groups(segment: Segment, ops: Sequence[int]) -> list[tuple[int, list
     for size, o in sizes:
         if not groups or size > bound:
             groups.append((size, []))
-            bound = max(_SMALL_GRADIENT, 4 * size) if backends.on_cpu() else math.inf
+            bound = max(_SMALL_GRADIENT, 4 * size) if on_cpu() else math.inf
         groups[-1] = (size, [*groups[-1][1], o])
     return groups
 

@@ -7,6 +7,7 @@ from ghn_jax.cnn.capacity import Capacity, Segment
 from ghn_jax.cnn.channel_groups import count_channel_groups
 from ghn_jax.cnn.gradient_slots import place_gradients
 from ghn_jax.cnn.head_pieces import HeadPieces, head_pieces
+from ghn_jax.cnn.joined_norms import join_norms
 from ghn_jax.cnn.lowering import Lowered, lower
 from ghn_jax.cnn.packing import BLOCK, Piece, TapeShape
 from ghn_jax.cnn.program import Program
@@ -16,16 +17,21 @@ from ghn_jax.networks.spec import NetworkSpec
 _SPARE = 2  # gradient slots: covering networks are the hungriest by design, which no proof stands behind
 
 
-def build_program(networks: Iterable[NetworkSpec], *, image_size: int, max_params: float) -> Program:
+def build_program(
+    networks: Iterable[NetworkSpec], *, image_size: int, max_params: float, joins_norms: bool = False
+) -> Program:
     """Build a program that runs every network whose instructions all occur in `networks`.
 
     Args:
       networks: all of one family and number of classes, for instance `covering.covering_networks(...)`.
       image_size: pixels on a side.
       max_params: the program has room for the longest of the networks, but for no more parameters than this.
+      joins_norms: see `Program`.
     """
     specs = list(networks)
     lowered = [lower(spec, image_size) for spec in specs]
+    if joins_norms:
+        lowered = [join_norms(net) for net in lowered]
     segments = _segments(lowered, image_size)
     num_classes = specs[0].num_classes
     heads = [head_pieces(net.head, num_classes) for net in lowered]
@@ -36,6 +42,7 @@ def build_program(networks: Iterable[NetworkSpec], *, image_size: int, max_param
         heads=tuple(sorted({(net.shapes[net.head.group[0]], net.head.glob_avg) for net in lowered})),
         num_classes=num_classes,
         capacity=_capacity(lowered, segments, heads, max_params),
+        joins_norms=joins_norms,
     )
 
 

@@ -10,6 +10,7 @@ import itertools
 from collections.abc import Iterator
 from typing import NamedTuple
 
+from ghn_jax.base.backends import kernels_are_launches
 from ghn_jax.base.errors import UserError
 from ghn_jax.cnn.building import build_program
 from ghn_jax.cnn.instructions import kinds_of
@@ -38,8 +39,19 @@ def family(spec: NetworkSpec) -> Family:
     return Family(spec.C, spec.is_vit)
 
 
-def program_for(space: Space, split: str, family: Family, image_size: int) -> Program:
-    """Build the program for all networks of a split of one family.
+def training_program(space: Space, family: Family, image_size: int) -> Program:
+    """Build the program that trains all networks of one family, for the backend of `backends.current`.
+
+    Raises:
+      UserError: as `program_for`.
+    """
+    return program_for(space, 'train', family, image_size, joins_norms=kernels_are_launches())
+
+
+def program_for(
+    space: Space, split: str, family: Family, image_size: int, *, joins_norms: bool = False
+) -> Program:
+    """Build the program for all networks of a split of one family. joins_norms: see `Program`.
 
     Raises:
       UserError: the space has no such networks, or the width is not a multiple of 16.
@@ -47,7 +59,8 @@ def program_for(space: Space, split: str, family: Family, image_size: int) -> Pr
     # wide has no limit of its own: 32 channels were counted.
     scale = (family.width / 32) ** 2 if split == 'wide' else 1
     limit = split_rules(space, split).max_params * scale
-    return build_program(covering_networks(space, split, family), image_size=image_size, max_params=limit)
+    networks = covering_networks(space, split, family)
+    return build_program(networks, image_size=image_size, max_params=limit, joins_norms=joins_norms)
 
 
 def widths(space: Space, split: str) -> tuple[int, ...]:

@@ -30,8 +30,9 @@ from jax import Array, lax
 from jax.typing import DTypeLike
 
 from ghn_jax.base import collectives
+from ghn_jax.base.backends import kernels_are_launches
 from ghn_jax.cnn import head, tape_norms
-from ghn_jax.cnn.branches import Run, backward_of, forward_of, kernels_are_launches, padding_groups
+from ghn_jax.cnn.branches import Run, backward_of, forward_of, padding_groups
 from ghn_jax.cnn.capacity import Segment
 from ghn_jax.cnn.packing import BLOCK, TapeShape
 from ghn_jax.cnn.program import Program

@@ -115,7 +115,8 @@ def _linear(x: Array, flat: Array, block: Array, rows: Array, cols: int) -> Arra
     def step(p, y):
         return y + _rows(x, p) @ _panel(flat, block + p * cols, cols)
 
-    return lax.fori_loop(0, rows, step, jnp.zeros((x.shape[0], cols), x.dtype))
+    with jax.named_scope('panels'):
+        return lax.fori_loop(0, rows, step, jnp.zeros((x.shape[0], cols), x.dtype))
 
 
 def _linear_backward(x, flat, block, rows, cols, g, g_x, g_flat):
@@ -129,7 +130,8 @@ def _linear_backward(x, flat, block, rows, cols, g, g_x, g_flat):
         g_x = lax.dynamic_update_slice_in_dim(g_x, g_rows, p * BLOCK, 1)
         return g_x, lax.dynamic_update_slice(g_flat, g_panel, (panel * BLOCK,))
 
-    return lax.fori_loop(0, rows, step, (g_x, g_flat))
+    with jax.named_scope('panels'):
+        return lax.fori_loop(0, rows, step, (g_x, g_flat))
 
 
 def _bias(flat: Array, block: Array, cols: int) -> Array:
@@ -191,7 +193,8 @@ def logits(
         y = _linear(x, flat, weights, table.hidden_rows, BLOCK) + _bias(flat, table.hidden_bias + c, BLOCK)
         return lax.dynamic_update_slice_in_dim(hidden, y, c * BLOCK, 1)
 
-    hidden = lax.fori_loop(0, table.hidden_cols, panel, jnp.zeros((n, width), features.dtype))
+    with jax.named_scope('hidden'):
+        hidden = lax.fori_loop(0, table.hidden_cols, panel, jnp.zeros((n, width), features.dtype))
     mask = jnp.ones((n, width), features.dtype)
     if dropout:
         shape = (n * collectives.size(axis), width)  # of the whole batch
@@ -238,5 +241,6 @@ def logits_backward(
         g_flat = lax.dynamic_update_slice(g_flat, jnp.sum(g, 0), ((table.hidden_bias + c) * BLOCK,))
         return _linear_backward(x, flat, weights, table.hidden_rows, BLOCK, g, g_x, g_flat)
 
-    g_x, g_flat = lax.fori_loop(0, table.hidden_cols, panel, (jnp.zeros_like(x), g_flat))
+    with jax.named_scope('hidden'):
+        g_x, g_flat = lax.fori_loop(0, table.hidden_cols, panel, (jnp.zeros_like(x), g_flat))
     return g_residuals.features + to_features(g_x)[0], g_flat

@@ -25,6 +25,7 @@ from ghn_jax.cnn.capacity import Capacity, Segment
 from ghn_jax.cnn.channel_groups import channel_group_tables, count_channel_groups
 from ghn_jax.cnn.gradient_slots import place_gradients
 from ghn_jax.cnn.head_pieces import head_pieces
+from ghn_jax.cnn.joined_norms import join_norms
 from ghn_jax.cnn.lowering import IMAGE, Instruction, Lowered, lower
 from ghn_jax.cnn.packing import BLOCK, Piece, TapeShape, piece_part, piece_view
 from ghn_jax.cnn.tables import (
@@ -64,6 +65,8 @@ class Program:
 
     tape_shapes: all but the image's, in an order in which a tape depends on earlier ones only.
     heads: (tape shape, glob_avg) pairs the classifier may read from.
+    joins_norms: ops and the norms after them are one instruction (`joined_norms`): to train on GPUs. Such a
+      program observes nothing.
     """
 
     image_size: int
@@ -72,6 +75,7 @@ class Program:
     heads: tuple[tuple[TapeShape, bool], ...]
     num_classes: int
     capacity: Capacity
+    joins_norms: bool = False
 
     @property
     def image_shape(self) -> TapeShape:
@@ -105,7 +109,8 @@ class Program:
                 f'network {spec.name!r} has {spec.num_classes} classes, this program has {self.num_classes}: '
                 'build the program for a space that contains the network'
             )
-        return _place(self, lower(spec, self.image_size))
+        lowered = lower(spec, self.image_size)
+        return _place(self, join_norms(lowered) if self.joins_norms else lowered)
 
     def bits(self, layout: Layout, policy: Policy) -> Bits:
         """Find the bit-widths of every tensor of a network under `policy`.

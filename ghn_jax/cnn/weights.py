@@ -5,7 +5,8 @@ G grids.
 
 The grid of a weight is that of the logical tensor (or of its output channel), however many instructions read
 parts of it, so weights are quantized here, before any instruction reads them. All loops go page by page over
-the blocks in use: their cost follows the network, not the buffer.
+the blocks in use: their cost follows the network, not the buffer. On a GPU the whole buffer is one page:
+there, a turn of a loop takes longer than a pass over all of it.
 
 A page is seen as rows [R, K], and each row has an index into arrays of what the rows share. By tensor: rows
 are blocks, the arrays [T, 1]. By channel: rows are channel groups, the arrays [U, GROUP_CHANNELS], an entry
@@ -19,6 +20,7 @@ import jax
 import jax.numpy as jnp
 from jax import Array, lax
 
+from ghn_jax.base import backends
 from ghn_jax.cnn.channel_groups import GROUP_CHANNELS
 from ghn_jax.cnn.packing import BLOCK
 from ghn_jax.cnn.tables import PAGE_BLOCKS, Tables
@@ -27,14 +29,19 @@ from ghn_jax.quant.scheme import Scheme
 from ghn_jax.quant.weight_grids import fit
 
 
-def pages(tables: Tables) -> Array:
-    """Return the number of pages of PAGE_BLOCKS blocks that hold the network's weights, int32 []."""
+def pages(tables: Tables) -> Array | int:
+    """Return the number of pages that hold the network's weights, int32 []."""
+    if backends.kernels_are_launches():
+        return 1
     return (tables.n_blocks + PAGE_BLOCKS - 1) // PAGE_BLOCKS
 
 
 def get_page(buffer: Array, p: Array) -> Array:
-    """Read page p of a [F] buffer as [PAGE_BLOCKS, BLOCK], or of a [B, ...] table as [PAGE_BLOCKS, ...]."""
-    if not jnp.issubdtype(buffer.dtype, jnp.floating):
+    """Read page p of a [F] buffer as [P, BLOCK], or of a [B, ...] table as [P, ...], P blocks to a page."""
+    is_table = not jnp.issubdtype(buffer.dtype, jnp.floating)
+    if backends.kernels_are_launches():
+        return buffer if is_table else buffer.reshape(-1, BLOCK)
+    if is_table:
         return lax.dynamic_slice_in_dim(buffer, p * PAGE_BLOCKS, PAGE_BLOCKS)
     page = lax.dynamic_slice(buffer, (p * PAGE_BLOCKS * BLOCK,), (PAGE_BLOCKS * BLOCK,))
     return page.reshape(PAGE_BLOCKS, BLOCK)
@@ -42,6 +49,8 @@ def get_page(buffer: Array, p: Array) -> Array:
 
 def set_page(buffer: Array, page: Array, p: Array) -> Array:
     """Write page p of a [F] buffer."""
+    if backends.kernels_are_launches():
+        return page.ravel()
     return lax.dynamic_update_slice(buffer, page.ravel(), (p * PAGE_BLOCKS * BLOCK,))
 
 
@@ -167,9 +176,12 @@ class _Buffer(NamedTuple):
                 for total, x in zip(totals, measured, strict=True)
             )
 
-        return self._fold(add, (self.zeros, self.zeros), jnp.where(when, pages(self.tables), 0))
+        needed = pages(self.tables)
+        if not backends.kernels_are_launches():  # there, whether to begin would be a wait of the host
+            needed = jnp.where(when, needed, 0)
+        return self._fold(add, (self.zeros, self.zeros), needed)
 
-    def _fold(self, add: Callable, start: tuple[Array, Array], count: Array) -> tuple[Array, Array]:
+    def _fold(self, add: Callable, start: tuple[Array, Array], count: Array | int) -> tuple[Array, Array]:
         """Fold add(totals, rows [R, K], unit) over the first `count` pages."""
 
         def step(p, totals):

@@ -110,7 +110,8 @@ def _synthetic(*, data_dir: str | None, image_size: int, seed: int) -> Dataset:
         labels = rng.permutation(np.arange(n, dtype=np.int32) % 10)
         noise = rng.normal(0, 32, (n, image_size, image_size, 3)).astype(np.float32)
         splits.append(Split(np.clip(patterns[labels] + noise, 0, 255).astype(np.uint8), labels))
-    return _dataset('synthetic', *splits, num_classes=10, flip=False)
+    note = f'The images are patterns under noise, of seed {seed}.'
+    return _dataset('synthetic', *splits, num_classes=10, flip=False, note=note)
 
 
 DATASETS = {'cifar10': _cifar10, 'digits': _digits, 'synthetic': _synthetic}

@@ -46,7 +46,6 @@ from ghn_jax.models.weights import predict_model
 from ghn_jax.networks.graph import count_depth
 from ghn_jax.networks.ops import primitives_of
 from ghn_jax.quant.bit_schedule import strategy_of
-from ghn_jax.quant.policy import FLOAT_BITS
 from ghn_jax.runs.calibrated_file import QuantizedNetwork
 from ghn_jax.runs.run import Run
 from ghn_jax.runs.task import load_data, make_space_of
@@ -121,7 +120,7 @@ class _Task:
                 runnable = None
             if runnable is None or how.batch_norm == 'corrected':
                 runnable = _Runnable.of(model, params, observed, how, quantizer)
-            scores.append(_score_in_full(model, runnable, quantizer, self.images, observed, how))
+            scores.append(_score_in_full(runnable, quantizer, self.images, observed, how))
         bits = [str(policy) for policy in spec.policies]
         network = _describe(model) | in_percent(bits, spec.policies, scores)
         protocol = self.protocol(run, workdir) | {
@@ -164,7 +163,7 @@ def evaluate_quantized(
     dataset = dataset or load_data(run.config)
     _check_shape(calibrated.model, dataset)
     images, _ = make_batches(dataset, spec)
-    score = _score(_Runnable(Calibrated.apply, calibrated), network.quantizer(), images)
+    score = _score(_Runnable(calibrated.model, Calibrated.apply, calibrated), network.quantizer(), images)
     scored = _describe(calibrated.model) | in_percent([bits], spec.policies, [score])
     protocol = (
         about_images(dataset, images, None, spec)
@@ -199,6 +198,7 @@ def _check_shape(model: Model, dataset: Dataset) -> None:
 class _Runnable:
     """A model as it is scored. apply: (arrays, images, quantizer) -> logits.   arrays: a pytree."""
 
+    model: Model
     apply: Callable[[Any, Array, Quantizer | None], Array]
     arrays: Any
 
@@ -207,12 +207,10 @@ class _Runnable:
         cls, model: Model, params: Any, batches: Sequence[Array], how: Protocol, quantizer: FakeQuantizer
     ) -> '_Runnable':
         if how.batch_norm == 'batch':
-            return cls(model.apply, params)
-        if how.batch_norm == 'corrected' and any(
-            min(bits) < FLOAT_BITS for bits in quantizer.widths.values()
-        ):
-            return cls(Calibrated.apply, correct(model, params, batches, quantizer))
-        return cls(Calibrated.apply, fold(model, params, batches))
+            return cls(model, model.apply, params)
+        if how.batch_norm == 'corrected' and quantizer.rounds:
+            return cls(model, Calibrated.apply, correct(model, params, batches, quantizer))
+        return cls(model, Calibrated.apply, fold(model, params, batches))
 
 
 def _check_spec(spec: EvaluationSpec, params: Any) -> None:
@@ -260,7 +258,6 @@ def _digest(model: Model) -> str:
 
 
 def _score_in_full(
-    model: Model,
     runnable: _Runnable,
     quantizer: FakeQuantizer,
     images: ImageBatches,
@@ -269,25 +266,23 @@ def _score_in_full(
 ) -> Score:
     """Fix the ranges if they are to be, score, and measure the noise of rounding if wanted."""
     if how.ranges == 'calibrated':
-        ranges = find_ranges(runnable.apply, runnable.arrays, observed, quantizer, how.range_rule)
-        quantizer = dataclasses.replace(quantizer, ranges=ranges)
+        of = runnable.model, runnable.apply, runnable.arrays
+        ranges = find_ranges(*of, observed, quantizer, how.range_rule)
+        quantizer = quantizer.with_ranges(ranges)
     score = _score(runnable, quantizer, images)
-    if not how.sqnr or all(min(bits) == FLOAT_BITS for bits in quantizer.widths.values()):
+    if not how.sqnr or not quantizer.rounds:
         return score
-    names = dict.fromkeys(layer.parameter for layer in model.layers)
+    names = dict.fromkeys(layer.parameter for layer in runnable.model.layers)
     return score._replace(sqnr=_layer_sqnr(runnable, quantizer, observed, list(names)))
 
 
-def _score(model: _Runnable, quantizer: Quantizer, images: ImageBatches) -> Score:
+def _score(runnable: _Runnable, quantizer: FakeQuantizer, images: ImageBatches) -> Score:
     """Count the images whose label is the first, and among the first five, of the model's predictions."""
-
-    @jax.jit
-    def logits_of(arrays: Any, x: Array) -> Array:
-        return model.apply(arrays, normalize(x, images.mean, images.std), quantizer)
-
+    logits_of = runnable.model.compiled(_logits, runnable.apply)
+    used = quantizer if quantizer.rounds else None
     better, predicted = [], []
     for x, y in zip(images.images, np.asarray(images.labels)):
-        logits = np.asarray(logits_of(model.arrays, x), np.float32)
+        logits = np.asarray(logits_of(runnable.arrays, x, images.mean, images.std, used), np.float32)
         logits = np.where(np.isnan(logits), -np.inf, logits)
         label = np.take_along_axis(logits, y[:, None], 1)
         # Ties count against the label, so that equal (or no) logits are no prediction.
@@ -297,24 +292,32 @@ def _score(model: _Runnable, quantizer: Quantizer, images: ImageBatches) -> Scor
     return Score(float(np.mean(rank < 1)), float(np.mean(rank < 5)), np.concatenate(predicted))
 
 
+def _logits(
+    apply: Callable[..., Array], arrays: Any, x: Array, mean: Array, std: Array, quantizer: Quantizer | None
+) -> Array:
+    return apply(arrays, normalize(x, mean, std), quantizer)
+
+
 def _layer_sqnr(
-    model: _Runnable, quantizer: Quantizer, batches: Sequence[Array], names: Sequence[str]
+    runnable: _Runnable, quantizer: FakeQuantizer, batches: Sequence[Array], names: Sequence[str]
 ) -> dict[str, tuple[float | None, float | None]]:
     """Measure the signal-to-quantization-noise ratio of each layer's weight and activation, in dB.
 
     None where nothing is rounded, or what is rounded is a cut of what an earlier layer reads.
     """
-
-    @jax.jit
-    def sums_of(arrays: Any, x: Array) -> dict[str, dict[str, tuple[Array, Array]]]:
-        noise = _Noise(quantizer)
-        model.apply(arrays, x, noise)
-        return {'weights': noise.weights, 'activations': noise.activations}
-
-    each = [jax.device_get(sums_of(model.arrays, x)) for x in batches]
+    sums_of = runnable.model.compiled(_sums, runnable.apply)
+    each = [jax.device_get(sums_of(runnable.arrays, x, quantizer)) for x in batches]
     total: Any = jax.tree.map(lambda *sums: np.sum(sums, dtype=np.float64), *each)
     noise_of = lambda what, name: _decibels(*total[what].get(name, (0, 0)))
     return {name: (noise_of('weights', name), noise_of('activations', name)) for name in names}
+
+
+def _sums(
+    apply: Callable[..., Array], arrays: Any, x: Array, quantizer: FakeQuantizer
+) -> dict[str, dict[str, tuple[Array, Array]]]:
+    noise = _Noise(quantizer)
+    apply(arrays, x, noise)
+    return {'weights': noise.weights, 'activations': noise.activations}
 
 
 def _decibels(signal: float, noise: float) -> float | None:

@@ -155,14 +155,16 @@ def write_export(
     return said
 
 
-def compare_export(hypernetwork: Hypernetwork, model: Model, spec: ExportSpec, count: int) -> Comparison:
+def compare_export(
+    hypernetwork: Hypernetwork, model: Model, spec: ExportSpec, count: int, *, params: Any = None
+) -> Comparison:
     """Compare what onnxruntime computes from the file of `export_model` with the evaluation here.
 
     count: of images, as of `comparison.compare`.
     """
     check_spec(spec, count)
     data = hypernetwork.load_data()
-    network = _network(hypernetwork, model, spec, data, None)
+    network = _network(hypernetwork, model, spec, data, params)
     contents = network.write(_metadata(hypernetwork, model, spec, data) | network.metadata)
     return compare(contents, network.apply, data, count)
 
@@ -205,10 +207,14 @@ def _calibrated_network(
     calibrated: Calibrated, quantizer: FakeQuantizer | None, spec: ExportSpec, metadata: dict[str, str]
 ) -> _Network:
     # Arrays are arguments: with constants XLA would compute while it compiles, one number after another.
-    apply = functools.partial(jax.jit(lambda arrays, x: arrays.apply(x, quantizer)), calibrated)
+    logits_of = calibrated.model.compiled(Calibrated.apply)  # the same for all bits
+    fixed = None if quantizer is None else quantizer.with_ranges(calibrated.ranges)
+    apply = lambda x: logits_of(calibrated, x, fixed)
     if quantizer is None or not spec.of_integers:
+        written = jax.jit(lambda arrays, x: arrays.apply(x, quantizer, as_written=True))
         images = jnp.zeros((2, *calibrated.model.input_shape[1:]))  # of which nothing is measured
-        return _frozen_network(freeze(apply, images), spec, metadata)
+        frozen = freeze(functools.partial(written, calibrated), images)
+        return _frozen_network(frozen, spec, metadata)._replace(apply=apply)
     return _Network(lambda about: to_quantized_onnx(calibrated, quantizer, about), apply, metadata)
 
 

@@ -47,13 +47,14 @@ def map_chunks(
 def _map(functions, rows, params, xs, ranges):
     row = jax.eval_shape(functions[0], params[0], jax.tree.map(lambda x: x[:rows], xs))
     out = jnp.zeros((jax.tree.leaves(xs)[0].shape[0], *row.shape[1:]), row.dtype)
-    for f, p, (first, end) in zip(functions, params, ranges, strict=True):
+    for i, (f, p, (first, end)) in enumerate(zip(functions, params, ranges, strict=True)):
 
         def chunk(k, out, f=f, p=p, end=end):
             y = _only(f(p, _cut(xs, k, rows)), k, rows, end)
             return jax.lax.dynamic_update_slice_in_dim(out, y, k * rows, axis=0)
 
-        out = jax.lax.fori_loop(first // rows, -(-end // rows), chunk, out)
+        with jax.named_scope(f'chunks_of_{rows}_{i}'):
+            out = jax.lax.fori_loop(first // rows, -(-end // rows), chunk, out)
     return out
 
 
@@ -66,7 +67,7 @@ def _map_bwd(functions, rows, residuals, g):
     leaves, tree = jax.tree.flatten(xs)
     floats = [i for i, x in enumerate(leaves) if jnp.issubdtype(x.dtype, jnp.floating)]
     g_params, g_floats = [], [jnp.zeros_like(leaves[i]) for i in floats]
-    for f, p, (first, end) in zip(functions, params, ranges, strict=True):
+    for i, (f, p, (first, end)) in enumerate(zip(functions, params, ranges, strict=True)):
 
         def chunk(k, carry, f=f, p=p, end=end):
             g_p, g_floats = carry
@@ -85,7 +86,8 @@ def _map_bwd(functions, rows, residuals, g):
             return jax.tree.map(jnp.add, g_p, d_p), g_floats
 
         start = jax.tree.map(jnp.zeros_like, p), g_floats
-        g_p, g_floats = jax.lax.fori_loop(first // rows, -(-end // rows), chunk, start)
+        with jax.named_scope(f'chunks_of_{rows}_{i}'):
+            g_p, g_floats = jax.lax.fori_loop(first // rows, -(-end // rows), chunk, start)
         g_params.append(g_p)
     g_leaves: list[Any] = [None] * len(leaves)
     for i, value in zip(floats, g_floats, strict=True):

@@ -13,8 +13,10 @@ from functools import partial
 import jax
 import jax.numpy as jnp
 
+from ghn_jax.base.backends import kernels_are_launches
 from ghn_jax.hypernet.layers import Params, gru, init_gru, init_mlp, mlp
 
+WAVES_A_TURN = 4  # on a GPU
 GnnParams = dict[str, Params]  # 'mlp', 'gru' and, with virtual edges, 'mlp_ve'
 
 
@@ -68,7 +70,7 @@ def _walk(params, h, incoming, waves, n_waves, reverse):
 
     def wave(k, carry):
         h, sent, received = carry
-        v = waves[n_waves - 1 - k if reverse else k]  # [B, V]
+        v = _nodes_of(waves, n_waves, k, N, backward=reverse)
         weights = _edge_weights(incoming.at[b, v].get(mode='clip'), K, h.dtype, axis=-1)  # [B, V, N, K]
         # (node, kind) as one axis: over two axes XLA:CPU would transpose the whole of `sent` in every wave.
         m = jnp.einsum('bvi,bid->bvd', weights.reshape(B, -1, N * K), sent.reshape(B, N * K, D))
@@ -78,8 +80,29 @@ def _walk(params, h, incoming, waves, n_waves, reverse):
         return h, sent, received.at[b, v].set(m, mode='drop')
 
     carry = h, jnp.zeros((B, N, K, D), h.dtype), jnp.zeros_like(h)
-    h, _, received = jax.lax.fori_loop(0, n_waves, wave, carry)
+    h, _, received = _each_wave(n_waves, wave, carry)
     return h, received
+
+
+def _each_wave(n_waves, wave, carry):
+    """Walk the waves: wave(k, carry), which does nothing from n_waves on. On a GPU, where the host waits for
+    every turn of a loop, some waves to a turn.
+    """
+    size = WAVES_A_TURN if kernels_are_launches() else 1
+
+    def turn(t, carry):
+        for k in range(size):
+            carry = wave(size * t + k, carry)
+        return carry
+
+    with jax.named_scope('waves'):
+        return jax.lax.fori_loop(0, (n_waves + size - 1) // size, turn, carry)
+
+
+def _nodes_of(waves, n_waves, k, N, *, backward):
+    """The nodes [B, V] of the wave that is walked after k others; none, which is N, from n_waves on."""
+    v = waves[n_waves - 1 - k if backward else k]
+    return jnp.where(k < n_waves, v, N) if kernels_are_launches() else v
 
 
 def _sweep_fwd(params, h, incoming, outgoing, waves, n_waves, reverse):
@@ -101,7 +124,7 @@ def _sweep_bwd(reverse, residuals, g):
 
     def wave(k, carry):
         g_sent, g_new, g_received, g_untouched = carry
-        v = waves[k if reverse else n_waves - 1 - k]  # [B, V]
+        v = _nodes_of(waves, n_waves, k, N, backward=not reverse)
         weights = _edge_weights(outgoing.at[b, v].get(mode='clip'), K, h.dtype, axis=-2)  # [B, V, K, N]
         g_s = jnp.einsum('bin,bnd->bid', weights.reshape(B, -1, N), g_received).reshape(B, -1, K, D)
         _, to_state = jax.vjp(partial(_messages, params), h_new.at[b, v].get(mode='clip'))
@@ -115,7 +138,7 @@ def _sweep_bwd(reverse, residuals, g):
 
     zeros = jnp.zeros_like(h)
     carry = jnp.zeros((B, N, K, D), h.dtype), zeros, zeros, g
-    g_sent, g_new, _, g_untouched = jax.lax.fori_loop(0, n_waves, wave, carry)
+    g_sent, g_new, _, g_untouched = _each_wave(n_waves, wave, carry)
     _, message_vjp = jax.vjp(lambda p: _messages(p, h_new), params)
     _, gru_vjp = jax.vjp(lambda p, h: gru(p['gru'], received, h), params, h)
     (g_params,), (g_gru, g_h) = message_vjp(g_sent), gru_vjp(g_new)

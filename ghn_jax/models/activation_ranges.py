@@ -1,7 +1,6 @@
 """The ranges of a model's activations on calibration images."""
 
 import dataclasses
-import functools
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -14,11 +13,13 @@ from ghn_jax.base.errors import UserError
 from ghn_jax.cnn.deploy import calibration, observer
 from ghn_jax.cnn.deploy.calibration import RANGE_RULE
 from ghn_jax.cnn.deploy.observer import Activations
-from ghn_jax.models.quantizer import FakeQuantizer
+from ghn_jax.models.model import Model
+from ghn_jax.models.quantizer import FakeQuantizer, stays_float
 from ghn_jax.quant.policy import FLOAT_BITS
 
 
 def find_ranges(
+    model: Model,
     apply: Callable[[Any, Array, Any], Array],
     network: Any,
     batches: Sequence[Array],
@@ -27,8 +28,11 @@ def find_ranges(
 ) -> dict[str, tuple[np.float32, np.float32]]:
     """Find the range of each activation that is rounded, while weights and activations are rounded.
 
+    What is compiled for a model serves all networks of it and all bits.
+
     Args:
-      apply: (network, images, quantizer) -> logits.
+      model: whose network it is.
+      apply: (network, images, quantizer) -> logits; of `Model.compiled`.
       network: a pytree.
       batches: images, as the network takes them.
       quantizer: its ranges are those of each batch.
@@ -43,26 +47,36 @@ def find_ranges(
     if rule not in calibration.RULES:
         raise UserError(f'range rule {rule!r}: expected one of {", ".join(calibration.RULES)}')
 
-    @functools.partial(jax.jit, static_argnames='counts')
-    def seen(network: Any, x: Array, bounds: dict[str, Array], counts: bool) -> dict[str, Activations]:
-        notes = _Notes(quantizer, bounds, {})
-        apply(network, x, notes)
-        if counts:
-            return notes.seen
-        return {name: of._replace(histogram=jnp.zeros(())) for name, of in notes.seen.items()}
-
-    each = [jax.device_get(seen(network, x, {}, False)) for x in batches]
-    names = list(each[0])
-    if not names:
+    if all(bits == FLOAT_BITS for _, bits in quantizer.widths.values()):
         return {}
+    seen = model.compiled(_extremes, apply)
+    each = [jax.device_get(seen(network, x, quantizer)) for x in batches]
+    names = [name for name in each[0] if quantizer.widths[name][1] < FLOAT_BITS]
     stacked = _stacked(each, names)
     bounds = np.stack([stacked.lo.min(0), stacked.hi.max(0)], -1)
     if rule in calibration.HISTOGRAM_RULES:
-        by_name = dict(zip(names, bounds))
-        stacked = _stacked([jax.device_get(seen(network, x, by_name, True)) for x in batches], names)
+        by_name = dict.fromkeys(each[0], np.zeros(2, bounds.dtype)) | dict(zip(names, bounds))
+        counted = model.compiled(_histograms, apply)
+        each = [jax.device_get(counted(network, x, quantizer, by_name)) for x in batches]
+        stacked = _stacked(each, names)
     bits = np.array([quantizer.widths[name][1] for name in names])
     lo, hi = calibration.activation_ranges(rule, stacked, bits, bounds)
     return {name: (a, b) for name, a, b in zip(names, lo, hi)}
+
+
+def _extremes(apply: Callable[..., Array], network: Any, x: Array, quantizer: FakeQuantizer) -> Any:
+    """Return what `_histograms` does, but nothing is counted, which takes longer than all else."""
+    seen = _histograms(apply, network, x, quantizer, {})
+    return {name: of._replace(histogram=jnp.zeros(())) for name, of in seen.items()}
+
+
+def _histograms(
+    apply: Callable[..., Array], network: Any, x: Array, quantizer: FakeQuantizer, bounds: dict[str, Array]
+) -> dict[str, Activations]:
+    """Describe each activation of a batch, in the order of the names, over bounds of their histograms."""
+    notes = _Notes(quantizer, bounds, {})
+    apply(network, x, notes)
+    return notes.seen
 
 
 def _stacked(each: Sequence[dict[str, Activations]], names: Sequence[str]) -> Activations:
@@ -83,7 +97,7 @@ class _Notes:
         return self.quantizer.weight(name, w)
 
     def activation(self, name: str, x: Array, whole: Array) -> Array:
-        if self.quantizer.widths.get(name, (FLOAT_BITS, FLOAT_BITS))[1] < FLOAT_BITS:
+        if not stays_float(self.quantizer.widths.get(name, (FLOAT_BITS, FLOAT_BITS))[1]):
             bounds = self.bounds.get(name, jnp.zeros(2))
             found = Activations(*observer.describe(whole, whole, bounds))
             self.seen[name] = found if name not in self.seen else _joined(self.seen[name], found)

@@ -11,7 +11,7 @@ from typing import Any
 import jax
 
 from ghn_jax.models.model import Traced
-from ghn_jax.models.norms import BatchNorm, LayerEnd, Structure
+from ghn_jax.models.norms import BatchNorm, LayerEnd
 from ghn_jax.models.program import Operand, Program, Step, flatten, needed, new_slot
 from ghn_jax.models.recorder import Site
 
@@ -59,8 +59,8 @@ def fold_program(
       weights, biases: by the layer's name, as in `folding.Calibrated`.
       norms: of each batch norm in the order of the forward pass; scale and shift, `Own`, or None: folded.
     """
-    structure = Structure(traced.program, traced.recorder)
-    writer = _Writer(traced, structure)
+    structure = traced.structure
+    writer = _Writer(traced)
     norm_at = {max(norm.steps): (norm, fixed) for norm, fixed in zip(structure.norms, norms, strict=True)}
     for end in structure.ends.values():
         before = traced.program.steps[end.step].outputs[0]
@@ -82,8 +82,8 @@ def fold_program(
 class _Writer:
     """Steps that are written one after another. instead: slot -> the slot to read in its place."""
 
-    def __init__(self, traced: Traced, structure: Structure):
-        self.traced, self.structure = traced, structure
+    def __init__(self, traced: Traced):
+        self.traced, self.structure = traced, traced.structure
         self.steps: list[Step] = []
         self.instead: dict[int, int] = {}
         self.constants = dict(traced.program.constants)

@@ -21,12 +21,13 @@ from jax.typing import DTypeLike
 from ghn_jax.base.errors import UserError, shown
 from ghn_jax.cnn.deploy.calibration import RANGE_RULE
 from ghn_jax.hypernet.policy_features import resolve
+from ghn_jax.models import small_images
 from ghn_jax.models.activation_ranges import find_ranges
 from ghn_jax.models.folded_program import Fixed, FoldedProgram, Own, fold_program
 from ghn_jax.models.model import Model, Traced, rewriter
 from ghn_jax.models.norm_statistics import Moments, affines_of, measure, observed, pooled
-from ghn_jax.models.norms import DependsOnBatch, LayerEnd, Structure, of_batch
-from ghn_jax.models.program import Operand, needed, run
+from ghn_jax.models.norms import DependsOnBatch, LayerEnd, of_batch
+from ghn_jax.models.program import Operand, Step, needed, run
 from ghn_jax.models.quantizer import FakeQuantizer, Quantizer
 from ghn_jax.quant.policy import Policy
 from ghn_jax.quant.scheme import QAT, Scheme
@@ -59,7 +60,12 @@ class Calibrated:
     weight_ranges: Mapping[str, tuple[Any, Any]] = dataclasses.field(default_factory=dict)
 
     def apply(
-        self, x: Array, quantizer: Quantizer | None = None, capture: dict[str, Array] | None = None
+        self,
+        x: Array,
+        quantizer: Quantizer | None = None,
+        capture: dict[str, Array] | None = None,
+        *,
+        as_written: bool = False,
     ) -> Array:
         """Compute the logits [N, classes].
 
@@ -67,6 +73,8 @@ class Calibrated:
           x: images, as for `Model.apply`.
           quantizer: such as `self.quantizer(policy)`; None: nothing is rounded.
           capture: a dict that is filled with the result of each layer, without its bias, by its name.
+          as_written: each convolution is one, for another runtime, also where a product is faster here
+            (`small_images`).
         """
         _, given = self.model.prepared(self.params, x)
         folded = self.program(x.shape, x.dtype)
@@ -75,7 +83,8 @@ class Calibrated:
             if capture is not None and k in folded.sites:
                 capture[folded.sites[k].layer.name] = result
 
-        return run(folded.program, given, rewriter(folded.sites, quantizer), seen)[0]
+        compute = Step.compute if as_written else small_images.compute
+        return run(folded.program, given, rewriter(folded.sites, quantizer), seen, compute)[0]
 
     def program(self, shape: Sequence[int], dtype: DTypeLike = jnp.float32) -> FoldedProgram:
         """Return what `apply` runs for images of a shape; its inputs are the model's parameters, then images.
@@ -133,24 +142,24 @@ def calibrate(
     if policy is None:
         return calibrated
     quantizer = model.quantizer(policy, scheme)
-    ranges = find_ranges(Calibrated.apply, calibrated, batches, quantizer, rule)
+    ranges = find_ranges(model, Calibrated.apply, calibrated, batches, quantizer, rule)
     return dataclasses.replace(calibrated, ranges=ranges)
 
 
 def fold(model: Model, params: Any, batches: Sequence[Array]) -> Calibrated:
     """Fix the statistics of batch norms and fold them, as `calibrate`; without ranges."""
     found = _find(model, params, batches)
-    weights, biases = _layers(found, params, shifted=True)
+    weights, biases = _layers(model, found, params, shifted=True)
     norms = tuple(
         (scale.astype(found.dtype), shift.astype(found.dtype)) if layers is None else None
-        for layers, (scale, shift) in zip(found.structure.folds, found.affines)
+        for layers, (scale, shift) in zip(found.traced.structure.folds, found.affines)
     )
     calibrated = Calibrated(model, params, weights, biases, norms, {})
     _check_independent(found.traced, calibrated)
     return calibrated
 
 
-def correct(model: Model, params: Any, batches: Sequence[Array], quantizer: Quantizer) -> Calibrated:
+def correct(model: Model, params: Any, batches: Sequence[Array], quantizer: FakeQuantizer) -> Calibrated:
     """Fix the statistics of batch norms as they are with folded and rounded weights and rounded activations.
 
     Layers have folded weights; each norm stays as a scale and a shift for each channel: a device multiplies
@@ -159,22 +168,15 @@ def correct(model: Model, params: Any, batches: Sequence[Array], quantizer: Quan
     quantizer: its ranges are those of each batch.
     """
     found = _find(model, params, batches)
-    weights, biases = _layers(found, params, shifted=False)
+    weights, biases = _layers(model, found, params, shifted=False)
     signs = [
         None if layers is None else np.where(scale < 0, -1, 1).astype(found.dtype)
-        for layers, (scale, _) in zip(found.structure.folds, found.affines)
+        for layers, (scale, _) in zip(found.traced.structure.folds, found.affines)
     ]
     unfixed = Calibrated(model, params, weights, biases, tuple(map(Own, signs)), {})
-
-    @jax.jit
-    def observe(unfixed: Calibrated, x: Array) -> list[Moments]:
-        _, given = model.prepared(unfixed.params, x)
-        folded = unfixed.program(x.shape, x.dtype)
-        axes = [norm.axes for norm in found.structure.norms]
-        return observed(folded.program, given, folded.sources, axes, rewriter(folded.sites, quantizer))
-
-    moments = [pooled(each) for each in zip(*(jax.device_get(observe(unfixed, x)) for x in batches))]
-    affines = affines_of(found.traced, found.structure, params, moments)
+    observe = model.compiled(_observe, found.traced)
+    each_batch = [jax.device_get(observe(unfixed, x, quantizer)) for x in batches]
+    affines = affines_of(model, found.traced, params, [pooled(each) for each in zip(*each_batch)])
     norms = tuple(
         ((scale * (1 if sign is None else sign)).astype(found.dtype), shift.astype(found.dtype))
         for sign, (scale, shift) in zip(signs, affines)
@@ -182,6 +184,13 @@ def correct(model: Model, params: Any, batches: Sequence[Array], quantizer: Quan
     calibrated = dataclasses.replace(unfixed, norms=norms)
     _check_independent(found.traced, calibrated)
     return calibrated
+
+
+def _observe(traced: Traced, unfixed: Calibrated, x: Array, quantizer: FakeQuantizer) -> list[Moments]:
+    _, given = unfixed.model.prepared(unfixed.params, x)
+    folded = unfixed.program(x.shape, x.dtype)
+    axes = [norm.axes for norm in traced.structure.norms]
+    return observed(folded.program, given, folded.sources, axes, rewriter(folded.sites, quantizer))
 
 
 class _Found(NamedTuple):
@@ -192,7 +201,6 @@ class _Found(NamedTuple):
 
     traced: Traced
     dtype: Any
-    structure: Structure
     affines: list[tuple[np.ndarray, np.ndarray]]
 
 
@@ -203,20 +211,17 @@ def _find(model: Model, params: Any, batches: Sequence[Array]) -> _Found:
     if len(sizes) > 1:
         raise UserError(f'the batches have {shown(sizes)} images: give batches of one size')
     of_images = jnp.asarray(batches[0]).dtype
-    traced, dtype = (
-        model.traced((2, *model.input_shape[1:]), of_images),
-        jnp.promote_types(of_images, jnp.float32),
-    )
-    structure = Structure(traced.program, traced.recorder)
-    return _Found(
-        traced, dtype, structure, affines_of(traced, structure, params, measure(model, params, batches))
-    )
+    traced = model.traced((2, *model.input_shape[1:]), of_images)
+    affines = affines_of(model, traced, params, measure(model, params, batches))
+    return _Found(traced, jnp.promote_types(of_images, jnp.float32), affines)
 
 
-def _layers(found: _Found, params: Any, *, shifted: bool) -> tuple[dict[str, Any], dict[str, Any]]:
+def _layers(
+    model: Model, found: _Found, params: Any, *, shifted: bool
+) -> tuple[dict[str, Any], dict[str, Any]]:
     """Return weights and biases of the layers, multiplied by the scales of the norms, and shifted or not."""
-    traced, dtype, structure, affines = found
-    read = _parameters(traced, params, structure)
+    traced, dtype, affines = found
+    structure, read = traced.structure, _parameters(model, traced, params)
     weights, biases = {}, {}
     for k, end in structure.ends.items():
         site = traced.recorder.sites[k]
@@ -243,21 +248,20 @@ def _check_independent(traced: Traced, calibrated: Calibrated) -> None:
             )
 
 
-def _parameters(traced: Traced, params: Any, structure: Structure) -> Callable[[Any], Array]:
+def _parameters(model: Model, traced: Traced, params: Any) -> Callable[[Any], Array]:
     """Return what reads weights and biases as they are used: slots computed from parameters alone."""
     program, sites = traced.program, traced.recorder.sites
     slots: list[Any] = [program.steps[k].inputs[site.weight] for k, site in sites.items()]
-    slots += [bias for end in structure.ends.values() for _, bias in end.biases]
-
-    part = dataclasses.replace(program, steps=needed(program.steps, slots), outputs=tuple(slots))
-
-    @jax.jit
-    def values_of(params: Any) -> list[Array]:
-        leaves = jax.tree.leaves(params)
-        return run(part, [*leaves, *[None] * (len(program.inputs) - len(leaves))])
-
+    slots += [bias for end in traced.structure.ends.values() for _, bias in end.biases]
+    values_of = model.compiled(_values, traced, tuple(slots))
     values = dict(zip(slots, jax.device_get(values_of(params))))
     return values.__getitem__
+
+
+def _values(traced: Traced, slots: tuple[int, ...], params: Any) -> list[Array]:
+    program, leaves = traced.program, jax.tree.leaves(params)
+    part = dataclasses.replace(program, steps=needed(program.steps, slots), outputs=slots)
+    return run(part, [*leaves, *[None] * (len(program.inputs) - len(leaves))])
 
 
 def _bias(end: LayerEnd, channels: int, read: Callable[[Operand], Array]) -> np.ndarray | None:

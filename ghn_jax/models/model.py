@@ -1,6 +1,7 @@
 """A traced model: its layers, its graph, and its own computation with a quantizer in it."""
 
 import dataclasses
+import functools
 from collections.abc import Callable, Collection, Mapping
 from typing import Any
 
@@ -10,8 +11,10 @@ from jax import Array
 
 from ghn_jax.base.errors import UserError, shown
 from ghn_jax.hypernet.policy_features import resolve
+from ghn_jax.models import small_images
 from ghn_jax.models.layout import Tensor
-from ghn_jax.models.program import Program, Rewrite, run
+from ghn_jax.models.norms import Structure
+from ghn_jax.models.program import Program, Rewrite, Step, run
 from ghn_jax.models.quantizer import FakeQuantizer, Quantizer
 from ghn_jax.models.recorder import Layer, Recorder, Site
 from ghn_jax.models.sources import Initial, variable_names
@@ -28,6 +31,11 @@ class Traced:
     recorder: Recorder
     logits: int
     classes: int
+
+    @functools.cached_property
+    def structure(self) -> Structure:
+        """Where its batch norms are. Raises DependsOnBatch for one of an unknown form."""
+        return Structure(self.program, self.recorder)
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -56,6 +64,7 @@ class Model:
     tensors: dict[str, Tensor] = dataclasses.field(repr=False)
     initial: Initial | None = dataclasses.field(repr=False)
     traced: Callable[[tuple[int, ...], Any], 'Traced'] = dataclasses.field(repr=False)
+    _compiled: dict[Any, Callable[..., Any]] = dataclasses.field(default_factory=dict, init=False, repr=False)
 
     def apply(
         self,
@@ -85,7 +94,9 @@ class Model:
             if capture is not None and k in sites:
                 capture[sites[k].layer.name] = result
 
-        return run(traced.program, given, rewriter(sites, quantizer), seen)[0]
+        # Without a quantizer the numbers are those of the model itself.
+        compute = Step.compute if quantizer is None else small_images.compute
+        return run(traced.program, given, rewriter(sites, quantizer), seen, compute)[0]
 
     def prepared(self, params: Any, x: Array) -> tuple[Traced, list[Any]]:
         """Return the program for these images, and its inputs: parameters, what is not read, images.
@@ -106,6 +117,20 @@ class Model:
             )
         traced = self.traced(x.shape, x.dtype)
         return traced, [*given, *[None] * (len(traced.program.inputs) - len(given) - 1), x]
+
+    def compiled(self, function: Callable[..., Any], *static: Any) -> Callable[..., Any]:
+        """Return `function(*static, ...)`, compiled: the same whenever it is asked for, so that it is once.
+
+        It is kept with this model, and goes with it.
+
+        Args:
+          function: of a module, or a method of the model: one that is equal at the next call.
+          static: its first arguments, hashable; the others are pytrees of arrays.
+        """
+        key = (function, *static)
+        if key not in self._compiled:
+            self._compiled[key] = jax.jit(functools.partial(function, *static))
+        return self._compiled[key]
 
     def quantizer(self, policy: Policy, scheme: Scheme = QAT) -> FakeQuantizer:
         """Return what rounds the weights and activations of this model to a policy's bits.

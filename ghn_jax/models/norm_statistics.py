@@ -9,8 +9,9 @@ import jax.numpy as jnp
 import numpy as np
 from jax import Array
 
+from ghn_jax.models import small_images
 from ghn_jax.models.model import Model, Traced
-from ghn_jax.models.norms import BatchNorm, Structure, of_batch
+from ghn_jax.models.norms import BatchNorm, of_batch
 from ghn_jax.models.program import Program, Rewrite, run
 
 
@@ -26,14 +27,14 @@ def measure(model: Model, params: Any, batches: Sequence[Array]) -> list[Moments
 
     Each norm goes by the statistics of its batch meanwhile.
     """
-
-    @jax.jit
-    def observe(params: Any, x: Array) -> list[Moments]:
-        traced, given = model.prepared(params, x)
-        norms = Structure(traced.program, traced.recorder).norms
-        return observed(traced.program, given, [n.source for n in norms], [n.axes for n in norms])
-
+    observe = model.compiled(_observe, model)
     return [pooled(each) for each in zip(*(jax.device_get(observe(params, x)) for x in batches))]
+
+
+def _observe(model: Model, params: Any, x: Array) -> list[Moments]:
+    traced, given = model.prepared(params, x)
+    norms = traced.structure.norms
+    return observed(traced.program, given, [n.source for n in norms], [n.axes for n in norms])
 
 
 def observed(
@@ -45,7 +46,8 @@ def observed(
 ) -> list[Moments]:
     """Run a program and return the moments of what is in some slots, each over its axes."""
     part = dataclasses.replace(program, outputs=tuple(slots))
-    return [_moments(x, over) for x, over in zip(run(part, given, rewrite), axes, strict=True)]
+    found = run(part, given, rewrite, compute=small_images.compute)
+    return [_moments(x, over) for x, over in zip(found, axes, strict=True)]
 
 
 def _moments(x: Array, axes: tuple[int, ...]) -> Moments:
@@ -62,24 +64,25 @@ def pooled(each: Sequence[Moments]) -> Moments:
 
 
 def affines_of(
-    traced: Traced, structure: Structure, params: Any, moments: Sequence[Moments]
+    model: Model, traced: Traced, params: Any, moments: Sequence[Moments]
 ) -> list[tuple[np.ndarray, np.ndarray]]:
     """Find scale and shift of each norm with fixed moments, float64.
 
     The model's own steps are run on two images that have these moments, mean + deviation and mean - deviation
     everywhere, which gives the statistics; with these, again on 0 and on 1, which gives shift and scale +
     shift. So nothing needs to be known of how the norm is written.
+
+    traced: of the model, for two images.
     """
-
-    def of_all(params: Any, moments: Sequence[Moments]) -> list[tuple[Array, Array]]:
-        program = traced.program
-        inputs = jax.tree.leaves(params)
-        given = dict(zip(program.inputs, inputs)) | program.constants
-        return [_affine(traced, norm, given, of) for norm, of in zip(structure.norms, moments, strict=True)]
-
     with jax.enable_x64(True):
-        found = jax.device_get(jax.jit(of_all)(jax.tree.map(np.asarray, params), list(moments)))
-    return found
+        of_all = model.compiled(_affines, traced)
+        return jax.device_get(of_all(jax.tree.map(np.asarray, params), list(moments)))
+
+
+def _affines(traced: Traced, params: Any, moments: Sequence[Moments]) -> list[tuple[Array, Array]]:
+    program, norms = traced.program, traced.structure.norms
+    given = dict(zip(program.inputs, jax.tree.leaves(params))) | program.constants
+    return [_affine(traced, norm, given, of) for norm, of in zip(norms, moments, strict=True)]
 
 
 def _affine(traced: Traced, norm: BatchNorm, given: Mapping[int, Any], of: Moments) -> tuple[Array, Array]:

@@ -62,6 +62,10 @@ class Step:
         infos = (eqn.source_info for eqn in (self.eqn, *reversed(self.callers)))
         return next((info for info in infos if source_info_util.summarize(info)), None)
 
+    def compute(self, operands: Sequence[Any]) -> Any:
+        """Do the operation on JAX arrays; return its result, or a sequence of them."""
+        return self.eqn.primitive.bind(*operands, **self.eqn.primitive.get_bind_params(self.eqn.params))
+
     def __str__(self) -> str:
         """The operation and the line of the source that it comes from."""
         line = source_info_util.summarize(self.source) if self.source else 'of an unknown line'
@@ -151,20 +155,21 @@ def run(
     arguments: Sequence[Any],
     rewrite: Rewrite = lambda k, operands, values: operands,
     seen: Callable[[int, Any], None] = lambda k, result: None,
+    compute: Callable[[Step, Sequence[Any]], Any] = Step.compute,
 ) -> list[Any]:
     """Run the steps on JAX arrays, one for each of the program's inputs; return the results.
 
     rewrite(k, operands, values) gives what step k reads in place of its operands; values: by slot, so far.
     seen(k, result) is told the first result of step k.
+    compute(step, operands) does a step, as `Step.compute` does.
     """
     values = dict(program.constants) | dict(zip(program.inputs, arguments, strict=True))
     read = lambda operand: operand.val if isinstance(operand, Literal) else values[operand]
     for k, step in enumerate(program.steps):
-        params = step.eqn.primitive.get_bind_params(step.eqn.params)
         operands = rewrite(k, [read(operand) for operand in step.inputs], values)
         # The line of the model, not this one, is what an error about the step names.
         with source_info_util.user_context(step.source.traceback if step.source else None):
-            results = step.eqn.primitive.bind(*operands, **params)
+            results = compute(step, operands)
         results = results if step.eqn.primitive.multiple_results else [results]
         values |= zip(step.outputs, results, strict=True)
         seen(k, results[0])

@@ -4,7 +4,9 @@ import dataclasses
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple, Protocol
 
+import jax
 import jax.numpy as jnp
+import numpy as np
 from jax import Array, lax
 
 from ghn_jax.base.errors import UserError
@@ -32,8 +34,9 @@ class Quantizer(Protocol):
 class FakeQuantizer:
     """Rounds to the bits of a policy, on the grids of a scheme, with straight-through gradients.
 
-    widths: bits by the name of the weight (`Policy.resolve`); other layers stay float. Bits that are int32
-      arrays are data: one compiled program serves them all.
+    A pytree: bits and ranges are data where it is an argument of a compiled function, which so serves all.
+
+    widths: bits by the name of the weight (`Policy.resolve`); other layers stay float.
     ranges: (lo, hi) of activations by the name of the weight, in place of those of the batch.
     rounded: weights have these bits already, on grids that they came with, and stay as they are.
     """
@@ -46,7 +49,7 @@ class FakeQuantizer:
     def weight(self, name: str, w: Array) -> Array:
         """Round a weight, on one grid or on one for each output channel."""
         bits, _ = self._widths(name)
-        return w if self.rounded or _stays_float(bits) else self.weight_and_grid(name, w)[0]
+        return w if self.rounded or stays_float(bits) else self.weight_and_grid(name, w)[0]
 
     def weight_and_grid(self, name: str, w: Array) -> tuple[Array, Grid]:
         """Return a rounded weight, and the grid, [1] or [out], that it is on."""
@@ -60,7 +63,7 @@ class FakeQuantizer:
     def activation(self, name: str, x: Array, whole: Array) -> Array:
         """Round an activation, over the range of the whole tensor or over the one that is given."""
         _, bits = self._widths(name)
-        if _stays_float(bits):
+        if stays_float(bits):
             return x
         wide = jnp.promote_types(x.dtype, jnp.float32)
         if self.ranges is not None:
@@ -71,8 +74,27 @@ class FakeQuantizer:
             lo, hi = clip_range(*min_max(whole), size, jnp.int32(bits), self.scheme)
         return fake_quantize(x.astype(wide), lo, hi, bits).astype(x.dtype)
 
+    def with_ranges(self, ranges: Mapping[str, tuple[Any, Any]]) -> 'FakeQuantizer':
+        """Return the same over ranges that are given, of all activations that are rounded.
+
+        Bits that are data do not tell which these are: the others have a range, too, which has no effect.
+        """
+        zero = np.float32(0)
+        unread = {name: (zero, zero) for name, (_, bits) in self.widths.items() if bits == FLOAT_BITS}
+        return dataclasses.replace(self, ranges=unread | dict(ranges))
+
+    @property
+    def rounds(self) -> bool:
+        """Whether anything is rounded at all. Bits are numbers here, not traced ones."""
+        return any(min(bits) < FLOAT_BITS for bits in self.widths.values())
+
     def _widths(self, name: str) -> Widths:
         return self.widths.get(name, (FLOAT_BITS, FLOAT_BITS))
+
+
+jax.tree_util.register_dataclass(
+    FakeQuantizer, data_fields=['widths', 'ranges'], meta_fields=['scheme', 'rounded']
+)
 
 
 def range_of(ranges: Mapping[str, tuple[Any, Any]], name: str) -> tuple[Any, Any]:
@@ -85,7 +107,7 @@ def range_of(ranges: Mapping[str, tuple[Any, Any]], name: str) -> tuple[Any, Any
     return ranges[name]
 
 
-def _stays_float(bits: int | Array) -> bool:
+def stays_float(bits: int | Array) -> bool:
     """Return whether that is known before a program runs: of bits that are data it is not."""
     return isinstance(bits, int) and bits == FLOAT_BITS
 

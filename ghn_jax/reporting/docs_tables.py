@@ -7,8 +7,9 @@ A page says where a table goes, and what stands between the two lines is written
     <!-- results: digits_strategies -->
     <!-- end of results -->
 
-The file is `docs/results/digits_strategies.json`; `zoo` has none, being made of the cards of the zoo. It is
-what `evaluate --json` or `benchmark --what=models --json` writes, or the `study.json` of a study, or a table:
+The file is `docs/results/digits_strategies.json`; `zoo` and `curves` have none, being made of the cards of
+the zoo. It is what `evaluate --json` or `benchmark --what=models --json` writes, or the `study.json` of a
+study, or a table:
 
     {"title": ..., "about": {"date": ..., "commit": ..., "command": ...},
      "columns": ["trained", "seeds", "W4/A4"],
@@ -27,11 +28,11 @@ from typing import Any
 from ghn_jax.base import jsonfile
 from ghn_jax.base.errors import UserError
 from ghn_jax.runs import zoo
-from ghn_jax.zoo.cards import compared
+from ghn_jax.zoo import cards
 
 PAGES = ('README.md', 'docs')
-ZOO = 'zoo'
-"""The table that is made of the cards of the hypernetworks that come with the package."""
+OF_CARDS = {'zoo': cards.compared, 'curves': cards.curves}
+"""The tables that are made of the cards of the hypernetworks that come with the package."""
 RESULTS = pathlib.Path('docs/results')
 _BLOCK = re.compile(r'(^<!-- results: ([\w-]+) -->\n).*?(<!-- end of results -->)$', re.DOTALL | re.MULTILINE)
 _BEGINNINGS = re.compile(r'^<!-- results: ', re.MULTILINE)
@@ -62,8 +63,8 @@ def markdown(result: Mapping[str, Any]) -> str:
 
 
 def _read(results: pathlib.Path, name: str) -> Mapping[str, Any]:
-    if name == ZOO:
-        return compared(map(zoo.read_card, zoo.names()))
+    if name in OF_CARDS:
+        return OF_CARDS[name](map(zoo.read_card, zoo.names()))
     path = results / f'{name}.json'
     result = jsonfile.read(path, 'results', 'expected a table, or what evaluate --json writes')
     forms = ({'columns', 'rows', 'about'}, {'rows', 'protocol'}, {'rows', 'machine'})
@@ -99,8 +100,10 @@ def _of_evaluation(result: Mapping[str, Any]) -> tuple[list[str], list[list[Any]
 _COLUMNS_OF_MODELS = {
     'model': 'model', 'parameters': 'parameters', 'nodes': 'nodes', 'trace_cpu_s': 'tracing, CPU s',
     'predict_cpu_s': 'prediction, CPU s', 'float_kb': 'kB, float', 'w8a8_kb': '8 bits', 'w4a4_kb': '4 bits',
-    'w2a2_kb': '2 bits', 'float_agreement': 'as here, float', 'w8a8_agreement': 'as here, W8/A8',
-    'w4a4_agreement': 'as here, W4/A4', 'w2a2_agreement': 'as here, W2/A2',
+    'w2a2_kb': '2 bits', 'epochs': 'passes', 'images': 'images', 'float_top1': 'top-1, float',
+    'w8a8_top1': 'W8/A8', 'w4a4_top1': 'W4/A4', 'w2a2_top1': 'W2/A2', 'float_agreement': 'as here, float',
+    'w8a8_agreement': 'as here, W8/A8', 'w4a4_agreement': 'as here, W4/A4',
+    'w2a2_agreement': 'as here, W2/A2',
 }  # fmt: skip
 
 

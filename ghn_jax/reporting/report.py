@@ -3,7 +3,8 @@
 import datetime
 import os
 import platform
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 import ghn_jax
 from ghn_jax.base import cli, files, paths
@@ -12,6 +13,7 @@ from ghn_jax.base.paths import Place
 from ghn_jax.networks.spec import NetworkSpec
 from ghn_jax.reporting import closeup, contents, page
 from ghn_jax.reporting.evaluation import Evaluation
+from ghn_jax.runs import zoo
 from ghn_jax.runs.run import Run
 
 
@@ -26,6 +28,14 @@ def check_folder(folder: str | os.PathLike) -> Place:
         for name in (page.INDEX, *(f'{name}.png' for name in contents.NAMES)):
             cli.check_output(path / name, 'out')
     return path
+
+
+def _metrics(workdir: str | os.PathLike) -> Sequence[Mapping[str, Any]] | None:
+    """Return the rows of the metrics of a run, None without any; of an entry of the zoo those on its card."""
+    if name := paths.zoo_name(workdir):
+        return zoo.read_curve(name) or None
+    metrics = paths.place(workdir, 'workdir') / 'metrics.jsonl'
+    return read_jsonl(metrics) if files.is_file(metrics) else None
 
 
 def write_report(
@@ -55,8 +65,7 @@ def write_report(
     Raises:
       UserError: networks or data that are not those of the evaluation, or a folder that cannot be written.
     """
-    metrics = paths.place(workdir, 'workdir') / 'metrics.jsonl'
-    rows = read_jsonl(metrics) if files.is_file(metrics) else None
+    rows = _metrics(workdir)
     selection = closeup.select(run, evaluation, specs)
     extremes = {which: selection.specs[place] for which, place in evaluation.extremes.items()}
     layers = closeup.look(run, evaluation, selection, num_devices)
@@ -64,7 +73,7 @@ def write_report(
         'date': datetime.date.today().isoformat(),
         'ghn_jax': ghn_jax.__version__,
         'python': platform.python_version(),
-        'system': platform.platform(),
+        'system': f'{platform.system()} {platform.machine()}',
         'command': command,
     }
     sections = contents.sections(evaluation, extremes, layers, rows, about)

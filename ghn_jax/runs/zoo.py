@@ -50,6 +50,16 @@ def read_card(name: str, folder: pathlib.Path = FOLDER) -> dict[str, Any]:
     return card
 
 
+def read_curve(name: str, folder: pathlib.Path = FOLDER) -> list[dict[str, float]]:
+    """Return the course of the training of an entry as rows of a metrics.jsonl, a few of them.
+
+    Raises:
+      UserError: as `read_card`.
+    """
+    columns = read_card(name, folder).get('curve') or {}
+    return [dict(zip(columns, values, strict=True)) for values in zip(*columns.values(), strict=True)]
+
+
 def read_entry(name: str, folder: pathlib.Path = FOLDER) -> tuple[dict[str, Any], dict[str, Any]]:
     """Read (parameters as nested dicts of float32 arrays, meta as of `run.run_meta`) of an entry.
 

@@ -12,7 +12,6 @@ What is done stands in WORKDIR; a study that was stopped goes on there. Its tabl
 network.
 """
 
-import datetime
 import pathlib
 import sys
 import time
@@ -33,6 +32,7 @@ from ghn_jax.models.model import Model
 from ghn_jax.models.tracing import trace
 from ghn_jax.runs.metrics import Progress
 from ghn_jax.runs.model_parameters import read_params, write_params
+from ghn_jax.studies.study_arguments import taken
 from ghn_jax.tuning.fixed_point import MOST_BITS, to_network
 from ghn_jax.tuning.fixed_point_network import labelled, saved
 from ghn_jax.tuning.fixed_point_search import (
@@ -210,17 +210,15 @@ def table(found: list[dict[str, Any]], about: Mapping[str, Any]) -> dict[str, An
 def about(names: list[str]) -> dict[str, Any]:
     """Return how the figures are taken."""
     epochs = ' and '.join(f'{EPOCHS[name]} passes over {name}' for name in names)
-    return {
-        'date': datetime.date.today().isoformat(),
+    said = {
         'seed': 0,
-        'device': f'{jax.devices()[0].device_kind}, one of 2 shared cores',
         'images': f'{PIXELS} pixels, all test images; at most {IMAGES:,} others for formats',
         'training': f'{epochs} in float, from random weights',
         'budget': f'{BUDGET:g} point of accuracy on the latter',
         'saved': 'against 8 bits everywhere',
         'integers': f'logits of {CHECKED} test images agree to the bit',
-        'command': 'python -m ghn_jax.studies.fixed_point',
     }
+    return taken('python -m ghn_jax.studies.fixed_point', said)
 
 
 def main(names: str = 'digits,cifar10', workdir: str = 'runs/fixed_point') -> None:

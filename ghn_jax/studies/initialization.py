@@ -15,7 +15,6 @@ stopped goes on where it was.
 
 import argparse
 import dataclasses
-import datetime
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
@@ -38,7 +37,7 @@ from ghn_jax.studies.block_kinds import KINDS, BlockNet, Kind
 from ghn_jax.studies.initialization_picture import picture
 from ghn_jax.studies.initialization_tables import make_tables
 from ghn_jax.studies.layer_statistics import BITS, observe, summarized
-from ghn_jax.studies.study_arguments import command_line, make_parser, training_of
+from ghn_jax.studies.study_arguments import command_line, make_parser, taken, training_of
 from ghn_jax.tuning import comparison
 from ghn_jax.tuning.initialization import PREDICTED, RANDOM, Start, parse_starts
 from ghn_jax.tuning.loop import check_settings, fit
@@ -209,8 +208,7 @@ def _scorer(model: Model, images: _Images) -> Callable[[Any], dict[str, Any]]:
 
 def about(dataset: Dataset, spec: StudySpec, command: str) -> dict[str, Any]:
     """Return how the figures are taken."""
-    return {
-        'date': datetime.date.today().isoformat(),
+    said = {
         'dataset': dataset.name,
         **({'note': dataset.note} if dataset.note else {}),
         'image size': dataset.train.images.shape[1],
@@ -220,9 +218,8 @@ def about(dataset: Dataset, spec: StudySpec, command: str) -> dict[str, Any]:
         f'{spec.training.learning_rate}, batches of {spec.training.batch_size}',
         'calibration': f'{spec.calibration_images} training images',
         'test images': len(dataset.test.labels) // spec.batch_size * spec.batch_size,
-        'device': jax.devices()[0].device_kind,
-        'command': command,
     }
+    return taken(command, said)
 
 
 def parser() -> argparse.ArgumentParser:

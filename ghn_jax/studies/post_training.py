@@ -12,7 +12,6 @@ table is written anew after each network.
 """
 
 import dataclasses
-import datetime
 import json
 import math
 import pathlib
@@ -36,6 +35,7 @@ from ghn_jax.networks.graph import build_graph
 from ghn_jax.networks.spec import NetworkSpec
 from ghn_jax.quant.policy import parse_bits
 from ghn_jax.runs import hypernetwork as hypernetworks
+from ghn_jax.studies.study_arguments import taken
 from ghn_jax.tuning.correction import norm_statistics
 from ghn_jax.tuning.pd_quant import pd_quant
 from ghn_jax.tuning.quantize import Network, top1
@@ -161,10 +161,8 @@ def _mean(values: list[float]) -> dict[str, float] | float:
 def about(dataset: Dataset) -> dict[str, Any]:
     """Return how the figures are taken."""
     name = dataset.name
-    return {
-        'date': datetime.date.today().isoformat(),
+    said = {
         'seed': 0,
-        'device': f'{jax.devices()[0].device_kind}, one of 2 shared cores',
         'dataset': f'{name}, {dataset.train.images.shape[1]} pixels',
         'networks': f'those with the fewest layers of the first {DRAWN} in the test split',
         'training': f'{STEPS[name]} steps of Adam on {BATCH} images, from random weights',
@@ -172,8 +170,8 @@ def about(dataset: Dataset) -> dict[str, Any]:
         'PD-Quant': f'{OPTIONS.iterations} steps a block, {OPTIONS.correction_steps} of the correction',
         'edges': 'first and last layer at W8/A8',
         'error': 'standard error over networks',
-        'command': 'python -m ghn_jax.studies.post_training' + ('' if name == 'digits' else f' {name}'),
     }
+    return taken('python -m ghn_jax.studies.post_training' + ('' if name == 'digits' else f' {name}'), said)
 
 
 def main(name: str = 'digits', workdir: str = 'runs/post_training') -> None:

@@ -14,12 +14,10 @@ DIR has a folder of each method, as `ghn_jax.finetune` leaves it, and the tables
 
 import argparse
 import dataclasses
-import datetime
 import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-import jax
 import numpy as np
 
 from ghn_jax.base import bounds, cli, files
@@ -37,7 +35,7 @@ from ghn_jax.quant.scheme import Scheme
 from ghn_jax.runs.hypernetwork import Hypernetwork
 from ghn_jax.runs.hypernetwork import load as load_hypernetwork
 from ghn_jax.runs.prediction import with_names
-from ghn_jax.studies.study_arguments import command_line, make_parser, training_of
+from ghn_jax.studies.study_arguments import command_line, make_parser, taken, training_of
 from ghn_jax.tuning import slb
 from ghn_jax.tuning.finetune import FinetuneSpec, finetune
 from ghn_jax.tuning.initialization import parse_starts
@@ -150,9 +148,7 @@ def about(dataset: Dataset, models: Sequence[Model], spec: FinetuneSpec, command
     """Return how the figures are taken."""
     training, search = spec.training, spec.search
     assert search is not None
-    return {
-        'date': datetime.date.today().isoformat(),
-        'device': f'{jax.devices()[0].device_kind}, one of 2 shared cores',
+    said = {
         'dataset': f'{dataset.name}, {dataset.train.images.shape[1]} pixels',
         'images': f'{len(dataset.train.labels)} for training, {spec.num_images or len(dataset.test.labels)} '
         f'for testing in batches of {spec.eval_batch_size}',
@@ -163,8 +159,8 @@ def about(dataset: Dataset, models: Sequence[Model], spec: FinetuneSpec, command
         'search': f'temperature {search.temperature:g}, rising from {search.start:g} to {search.end:g} of '
         f'all passes, learning rate of the logits {search.rate:g}, logits: {search.logits}',
         'edges': f'first and last layer at W{EDGES[0]}/A{EDGES[1]}',
-        'command': command,
     }
+    return taken(command, said)
 
 
 def parser() -> argparse.ArgumentParser:

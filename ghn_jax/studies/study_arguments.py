@@ -1,17 +1,25 @@
-"""The command line of a study that trains networks of one data set: what all of these studies take."""
+"""What studies of single networks share: their command line, and what is said below their tables."""
 
 import argparse
+import datetime
 import shlex
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
+
+import jax
 
 from ghn_jax.base import cli
 from ghn_jax.datasets.load import DATASETS
 from ghn_jax.tuning.training import TrainingSpec
 
 
-class _Parser(argparse.ArgumentParser):
+class Parser(argparse.ArgumentParser):
+    """Says what is wrong with a command line in one line, and prints descriptions as they are."""
+
+    def __init__(self, **options: Any) -> None:
+        super().__init__(formatter_class=argparse.RawDescriptionHelpFormatter, **options)
+
     def error(self, message: str) -> Any:
         cli.fail(message)
 
@@ -23,8 +31,7 @@ def make_parser(
 
     epochs, batch_size, seeds: what they are where the command line does not say.
     """
-    made = _Parser(prog=f'python -m {module}', description=description)
-    made.formatter_class = argparse.RawDescriptionHelpFormatter
+    made = Parser(prog=f'python -m {module}', description=description)
     made.add_argument('dataset', choices=list(DATASETS))
     made.add_argument('out', metavar='DIR', help='of all that is made; a study there goes on')
     made.add_argument('--data_dir', help='where TFDS data lie')
@@ -47,3 +54,9 @@ def training_of(given: argparse.Namespace, **changes: Any) -> TrainingSpec:
 def command_line(parser: argparse.ArgumentParser, arguments: Sequence[str] | None) -> str:
     """Return the command as a shell takes it; arguments None: those of this process."""
     return f'{parser.prog} {shlex.join(arguments or sys.argv[1:])}'
+
+
+def taken(command: str, said: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the `about` of a table: when, where and by which command its figures were taken, and `said`."""
+    device = f'{jax.devices()[0].device_kind}, one of 2 shared cores'
+    return {'date': datetime.date.today().isoformat(), 'device': device, **said, 'command': command}

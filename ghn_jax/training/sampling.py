@@ -12,7 +12,7 @@ from jax.sharding import Mesh
 
 from ghn_jax.assembly.mesh import own_networks
 from ghn_jax.assembly.network_batch import Networks, make_networks, place
-from ghn_jax.cnn.covering import Family, family, program_for
+from ghn_jax.cnn.covering import Family, family, training_program
 from ghn_jax.cnn.program import Program
 from ghn_jax.config import RunConfig, image_sizes
 from ghn_jax.hypernet.policy_features import resolve
@@ -73,7 +73,7 @@ class Preparation:
         """Give the program of all training networks of one family, on images of the step's size."""
         size = image_size_of(self.config, step)
         if (family, size) not in self._programs:
-            self._programs[family, size] = program_for(self.space, 'train', family, size)
+            self._programs[family, size] = training_program(self.space, family, size)
         return self._programs[family, size]
 
     def step(self, step: int) -> tuple[Program, Networks]:

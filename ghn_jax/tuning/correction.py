@@ -23,7 +23,6 @@ from jax import Array
 from ghn_jax.models.folding import Calibrated
 from ghn_jax.models.model import Model
 from ghn_jax.models.norm_statistics import affines_of, measure
-from ghn_jax.models.norms import Structure
 from ghn_jax.tuning.blocks import Block, Values, blocks_of
 from ghn_jax.tuning.repeating import repeat, steps_at_once
 
@@ -47,10 +46,9 @@ def norm_statistics(model: Model, params: Any, batches: Sequence[Array]) -> tupl
     """Measure what each batch norm of a model reads, over all batches, as `folding.fold` fixes it."""
     moments = measure(model, params, batches)
     traced = model.traced((2, *model.input_shape[1:]), jnp.asarray(batches[0]).dtype)
-    structure = Structure(traced.program, traced.recorder)
     found = []
     for of, layers, (scale, shift) in zip(
-        moments, structure.folds, affines_of(traced, structure, params, moments), strict=True
+        moments, traced.structure.folds, affines_of(model, traced, params, moments), strict=True
     ):
         if layers is None:
             scale, shift = np.ones_like(scale), np.zeros_like(shift)
@@ -115,7 +113,7 @@ def mismatch(
 ) -> Array:
     """Return sum |mean(x) - mean|^2 + |deviation(x) - deviation|^2 over the batch norms of a block."""
     traced = calibrated.model.traced((len(entering[0]), *calibrated.model.input_shape[1:]), jnp.float32)
-    norms = Structure(traced.program, traced.recorder).norms
+    norms = traced.structure.norms
     total = jnp.zeros(())
     for k, value in zip(block.norms, block.run_to_norms(entering), strict=True):
         known, axes = statistics[k], norms[k].axes

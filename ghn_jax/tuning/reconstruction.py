@@ -33,7 +33,6 @@ from ghn_jax.tuning.repeating import repeat
 ROUNDING_RATE, STEP_RATE = 3e-3, 4e-5  # of Adam, at so many steps as published:
 PUBLISHED = 20_000
 DIFFERENCE = 0.1  # what the prediction difference is divided by
-CHANCE = 0.5  # of an entry to be rounded, and to come from the quantized network
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -218,7 +217,15 @@ def divergence(logits: Array, others: Array, temperature: Array | float) -> Arra
 
 def _by_chance(key: Array, shape: tuple[int, ...], drop: Array) -> Array:
     """True with a chance of one half for each entry; everywhere without drop."""
-    return jax.random.bernoulli(key, CHANCE, shape) | ~drop
+    return toss(key, shape) | ~drop
+
+
+def toss(key: Array, shape: tuple[int, ...]) -> Array:
+    """Return fair coins, bool, of one random bit each: the 32 of `bernoulli` are most of a step on a CPU."""
+    count = math.prod(shape)
+    words = jax.random.bits(key, (-(-count // 32),), jnp.uint32)
+    bits = words[:, None] >> jnp.arange(32, dtype=jnp.uint32) & 1
+    return bits.astype(bool).reshape(-1)[:count].reshape(shape)
 
 
 @dataclasses.dataclass(frozen=True)

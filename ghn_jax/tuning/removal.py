@@ -18,9 +18,10 @@ import numpy as np
 from jax import Array
 
 from ghn_jax.base.errors import UserError
-from ghn_jax.models.channels import Channels, find_channels
+from ghn_jax.models.channels import NONE, Channels, find_channels
 from ghn_jax.models.costs import bit_operations, count_macs
 from ghn_jax.models.model import Model
+from ghn_jax.models.recorder import Layer
 from ghn_jax.models.sources import variable_names
 from ghn_jax.quant.policy import FLOAT_BITS, NamedWidths
 
@@ -86,6 +87,25 @@ class Removal:
         """Return the bit operations (BOPs) of the channels that are left (`costs.bit_operations`)."""
         return bit_operations(self.remaining_macs(alive), self.weight_bits, self.activation_bits)
 
+    def savings(self, alive: np.ndarray) -> np.ndarray:
+        """Return the BOPs that each channel costs: those saved by removing it alone, int64 [channels + 1]."""
+        saved = np.zeros(len(alive), np.int64)
+        for layer in self.model.layers:
+            made, read = self._pairs(layer)
+            bits = self.weight_bits[layer.name] * self.activation_bits[layer.name]
+            each = self.macs[layer.name] // made.size * bits
+            left = alive[made] & alive[read]
+            np.add.at(saved, made[left], each)
+            np.add.at(saved, read[left & (read != made)], each)
+        saved[NONE] = 0
+        return saved
+
+    def _pairs(self, layer: Layer) -> tuple[np.ndarray, np.ndarray]:
+        """The channel that each number of a weight makes, and the one it reads; [out, in / groups] both."""
+        rows, columns = self.channels.rows[layer.name], self.channels.columns[layer.name]
+        group = np.arange(len(rows)) // (len(rows) // layer.groups)
+        return np.broadcast_to(rows[:, None], layer.shape[:2]), columns[group]
+
     def masks(self, alive: np.ndarray, reading: np.ndarray | None = None) -> Any:
         """Return a pytree as the model's parameters, 1 for what is left and 0 for what is removed.
 
@@ -95,10 +115,8 @@ class Removal:
         for name, ids in self.channels.others.items():
             values[name] = alive[ids]
         for layer in self.model.layers:
-            rows, columns = self.channels.rows[layer.name], self.channels.columns[layer.name]
-            group = np.arange(len(rows)) // (len(rows) // layer.groups)
-            left = alive[rows][:, None] & reading[columns][group]
-            values.setdefault(layer.parameter, self._placed(layer.parameter, left))
+            made, read = self._pairs(layer)
+            values.setdefault(layer.parameter, self._placed(layer.parameter, alive[made] & reading[read]))
         leaves, tree = jax.tree.flatten(self.model.params)
         names = variable_names(self.model.params)
         return tree.unflatten([values[name].astype(leaf.dtype) for name, leaf in zip(names, leaves)])
@@ -139,32 +157,32 @@ class Removal:
     def scales(self, params: Any) -> Array:
         """Return the scale of each channel, float32 [channels + 1]; 0 for those that must stay.
 
-        It is the mean magnitude of the scales of the channel's batch norms (arXiv 1708.06519, sec. 3). Of a
-        channel without it is the root mean square of its row in the weight that makes it, over the mean of
-        this over the layer's channels; of several such weights, the mean: what a gate that multiplies the
-        channel, and is multiplied into the weight, comes to.
+        It is the mean of the magnitudes of the scales of the channel's batch norms (arXiv 1708.06519, sec.
+        3), each over the mean of its norm: one layer's may be twenty times another's, which says nothing of
+        what its channels are worth. Of a channel without a norm it is the root mean square of its row in the
+        weight that makes it, over the mean of this over the layer's channels; of several such weights, the
+        mean: what a gate that multiplies the channel, and is multiplied into the weight, comes to.
         """
         leaves = dict(zip(variable_names(params), jax.tree.leaves(params)))
         none = jnp.zeros(self.channels.count + 1)
         total, count = none, np.zeros(none.shape)
         for name, ids in self._norms.items():
-            total = total.at[ids].add(jnp.abs(leaves[name]))
+            total = total.at[ids].add(_over_mean(jnp.abs(leaves[name])))
             np.add.at(count, ids, 1)
         for name, ids in self._bare.items():
             numbers = np.bincount(ids.ravel(), minlength=len(count))
             numbers[0] = 0
             mean = none.at[ids].add(jnp.square(leaves[name])) / np.maximum(numbers, 1)
-            rms = jnp.where(numbers > 0, jnp.sqrt(mean + 1e-12), 0)
             present = (numbers > 0) & (mean > 0)
-            usual = jnp.sum(jnp.where(present, rms, 0)) / jnp.maximum(jnp.sum(present), 1)
-            total = total + rms / jnp.maximum(jax.lax.stop_gradient(usual), 1e-12)
+            total = total + _over_mean(jnp.where(present, jnp.sqrt(jnp.where(present, mean, 1)), 0))
             count += numbers > 0
         return jnp.where(self.channels.kept, 0, total / np.maximum(count, 1))
 
     def remove(self, alive: np.ndarray, scales: np.ndarray, most: float) -> np.ndarray:
-        """Remove the channels with the least scales until the model costs no more than `most` BOPs.
+        """Remove channels, the least scale for a BOP first, until the model costs no more than `most` BOPs.
 
-        Every layer keeps `LEAST` of its channels; where that is in the way, the cost stays higher.
+        By scales alone the many channels go that cost next to nothing, and the few that cost most stay. Every
+        layer keeps `LEAST` of its channels; where that is in the way, the cost stays higher.
 
         Returns:
           What is left then, as `alive`.
@@ -176,7 +194,8 @@ class Removal:
             room[name] = int(alive[rows].sum()) - math.ceil(LEAST * len(rows))
             for channel in rows:
                 makers.setdefault(int(channel), []).append(name)
-        for channel in np.argsort(scales, kind='stable').tolist():
+        worth = scales / np.maximum(self.savings(alive), 1)
+        for channel in np.argsort(worth, kind='stable').tolist():
             if self.cost(alive) <= most:
                 break
             if not alive[channel] or self.channels.kept[channel]:
@@ -212,6 +231,12 @@ class Removal:
                 raise RuntimeError(
                     f'a channel of {self.model.name!r} that was removed has a part in the logits'
                 )
+
+
+def _over_mean(magnitudes: Array) -> Array:
+    """Divide magnitudes by the mean of those above 0, which is taken for a constant."""
+    mean = jnp.sum(magnitudes) / jnp.maximum(jnp.sum(magnitudes > 0), 1)
+    return magnitudes / jnp.maximum(jax.lax.stop_gradient(mean), 1e-12)
 
 
 def least_cost(removal: Removal) -> int:

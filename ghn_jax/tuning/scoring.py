@@ -3,7 +3,6 @@
 Axes: K batches | B images of a batch.
 """
 
-import dataclasses
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -70,45 +69,39 @@ class Scorer:
 class CalibratedScorer:
     """Scores a network as a device runs it: statistics and ranges are fixed, by calibration images.
 
-    The programs that measure these are compiled at every call, the others at the first.
+    What it compiles serves all parameters and all bits.
     """
 
-    def __init__(
-        self,
-        model: Model,
-        quantizers: Mapping[str, FakeQuantizer],
-        images: ImageBatches,
-        calibration: Sequence[Array],
-    ):
-        """Make the functions, as those of `Scorer`.
+    def __init__(self, model: Model, images: ImageBatches, calibration: Sequence[Array]):
+        """Make the functions, as those of `Accuracy`.
 
         Args:
           model: traced.
-          quantizers: what the network is rounded by, by the name of its score.
           images: that it is scored on.
           calibration: batches of images, normalised.
         """
-        self._model, self._quantizers, self._calibration = model, quantizers, calibration
+        self._model, self._calibration = model, calibration
 
-        def apply(network: Calibrated, x: Array, quantizer: Any) -> Array:
-            return network.apply(x, dataclasses.replace(quantizer, ranges=network.ranges))
+        def apply(network: tuple[Calibrated, FakeQuantizer], x: Array) -> Array:
+            calibrated, quantizer = network
+            return calibrated.apply(x, quantizer)
 
-        self._scorers = {
-            name: Scorer(apply, {name: quantizer}, images) for name, quantizer in quantizers.items()
-        }
+        self._accuracy = Accuracy(apply, images)
 
-    def __call__(self, params: Any) -> dict[str, float]:
+    def __call__(self, params: Any, quantizers: Mapping[str, FakeQuantizer]) -> dict[str, float]:
         """Return the score of these parameters with each quantizer, in percent.
 
-        params: of the model, or a `Calibrated` one, whose statistics stay.
+        Args:
+          params: of the model, or a `Calibrated` one, whose statistics stay.
+          quantizers: what the network is rounded by, by the name of its score.
         """
         folded = params
         if not isinstance(params, Calibrated):
             folded = fold(self._model, params, self._calibration)
         scores = {}
-        for name, quantizer in self._quantizers.items():
-            ranges = find_ranges(Calibrated.apply, folded, self._calibration, quantizer)
-            scores |= self._scorers[name](dataclasses.replace(folded, ranges=ranges))
+        for name, quantizer in quantizers.items():
+            ranges = find_ranges(self._model, Calibrated.apply, folded, self._calibration, quantizer)
+            scores[name] = self._accuracy((folded, quantizer.with_ranges(ranges)))
         return scores
 
 

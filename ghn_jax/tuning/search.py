@@ -9,8 +9,9 @@ The logits are those of the last step; of the other parameters the moving averag
 """
 
 import dataclasses
+import functools
 from collections.abc import Mapping
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Self
 
 import jax
 import jax.numpy as jnp
@@ -25,14 +26,13 @@ from ghn_jax.models.model import Model
 from ghn_jax.models.quantizer import FakeQuantizer
 from ghn_jax.models.sources import variable_names
 from ghn_jax.quant.grid import Grid
-from ghn_jax.quant.policy import FLOAT_BITS, NamedWidths, Policy
+from ghn_jax.quant.policy import FLOAT_BITS, Policy
 from ghn_jax.runs.calibrated_file import QuantizedNetwork, save
 from ghn_jax.tuning import slb
 from ghn_jax.tuning.comparison import FLOAT
 from ghn_jax.tuning.ranges import nearest
-from ghn_jax.tuning.scoring import CalibratedScorer
 from ghn_jax.tuning.search_programs import Fixed, Programs, Searched
-from ghn_jax.tuning.setup import Setup, as_data, unrounded
+from ghn_jax.tuning.setup import AtBits, Setup, as_data, unrounded
 from ghn_jax.tuning.slb import SearchSpec
 from ghn_jax.tuning.training import Trainer, TrainingState
 
@@ -66,53 +66,31 @@ def searched_names(policy: Policy, model: Model) -> tuple[str, ...]:
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Search:
-    """A `setup.Method`.
+class Search(AtBits):
+    """A `setup.Method`. programs: compiled for all policies."""
 
-    bits: what the policy is called.   policy: as it is used.   names: of the weights that are searched.
-    programs: compiled for all policies.   calibrated: None where statistics are those of batches.
-    """
-
-    setup: Setup
-    bits: str
-    policy: Policy
-    names: tuple[str, ...]
     programs: Programs
-    calibrated: CalibratedScorer | None
 
     @classmethod
-    def of_each(cls, setup: Setup, policies: Mapping[str, Policy], spec: SearchSpec) -> list['Search']:
+    def of_each(cls, setup: Setup, policies: Mapping[str, Policy], spec: SearchSpec) -> list[Self]:
         """Return the method at each of the policies, by what they are called.
 
         Raises:
           UserError: as `searched_names`.
         """
-        model, images = setup.model, setup.images
-        names = {bits: searched_names(policy, model) for bits, policy in policies.items()}
+        graph = setup.model.graph
         counts = [
-            int(slb.count_values(resolve(policy, model.graph)[name][0]))
-            for bits, policy in policies.items()
-            for name in names[bits]
+            int(slb.count_values(resolve(policy, graph)[name][0]))
+            for policy in policies.values()
+            for name in searched_names(policy, setup.model)
         ]
         programs = Programs(setup, spec, max(counts))
+        return cls.at_each(setup, policies, programs=programs)
 
-        def calibrated(bits: str, policy: Policy) -> CalibratedScorer | None:
-            if setup.statistics == 'batch':
-                return None
-            quantizers = {FLOAT: _activations_of(Policy(), setup), bits: _activations_of(policy, setup)}
-            return CalibratedScorer(model, quantizers, images.test, images.calibration)
-
-        return [
-            cls(
-                setup=setup,
-                bits=bits,
-                policy=policy,
-                names=names[bits],
-                programs=programs,
-                calibrated=calibrated(bits, policy),
-            )
-            for bits, policy in policies.items()
-        ]
+    @functools.cached_property
+    def names(self) -> tuple[str, ...]:
+        """The weights that are searched."""
+        return searched_names(self.policy, self.setup.model)
 
     @property
     def trainer(self) -> Trainer:
@@ -126,14 +104,14 @@ class Search:
 
     def begin(self, params: Any, seed: int) -> TrainingState:
         """As of `Method`."""
-        widths = as_data(self._widths)
+        widths = as_data(self.widths)
         logits, grids = self.programs.begin(params, widths, jnp.uint32(seed), names=self.names)
         return self.trainer.begin(Searched(params, logits), seed, Fixed(widths, grids))
 
     def score(self, scored: TrainingState) -> dict[str, Any]:
         """As of `Method`: of hard weights and, by statistics of batches, of 'soft' ones as in training."""
         rounded, fixed = self.rounded(scored), scored.fixed
-        each = {FLOAT: unrounded(self._widths), self.bits: fixed.widths}
+        each = {FLOAT: unrounded(self.widths), self.bits: fixed.widths}
         hard = {name: self.programs.hard((rounded.params, widths)) for name, widths in each.items()}
         tau = self.programs.temperature(scored.step)
         scores: dict[str, Any] = {
@@ -141,14 +119,16 @@ class Search:
             'soft': {self.bits: self.programs.soft((_kept(scored), fixed, tau))},
         }
         if self.calibrated is not None:
-            scores['calibrated'] = self.calibrated(self._folded(rounded))
+            policies = {FLOAT: Policy(), self.bits: self.policy}
+            quantizers = {name: _activations_of(policy, self.setup) for name, policy in policies.items()}
+            scores['calibrated'] = self.calibrated(self._folded(rounded), quantizers)
         return scores
 
     def keep(self, place: Place, state: TrainingState, metadata: Mapping[str, str]) -> None:
         """As of `Method`: a quantized network."""
         folded, setup = self._folded(self.rounded(state)), self.setup
         quantizer = _activations_of(self.policy, setup)
-        ranges = find_ranges(Calibrated.apply, folded, setup.images.calibration, quantizer)
+        ranges = find_ranges(setup.model, Calibrated.apply, folded, setup.images.calibration, quantizer)
         network = dataclasses.replace(folded, ranges=ranges)
         scheme = dataclasses.replace(setup.scheme, granularity='channel', symmetric=False)
         assert setup.source is not None
@@ -158,7 +138,7 @@ class Search:
         """Return the network of a state with its weights on their levels, whatever the temperature."""
         model = self.setup.model
         others = tuple(
-            name for name, (b, _) in self._widths.items() if b < FLOAT_BITS and name not in self.names
+            name for name, (b, _) in self.widths.items() if b < FLOAT_BITS and name not in self.names
         )
         kept = _kept(state)
         weights, grids = jax.device_get(
@@ -177,16 +157,12 @@ class Search:
         weights, ranges = dict(folded.weights), {}
         for layer in self.setup.model.layers:
             if layer.parameter in rounded.weights:
-                bits, grid = self._widths[layer.parameter][0], rounded.grids[layer.parameter]
+                bits, grid = self.widths[layer.parameter][0], rounded.grids[layer.parameter]
                 gain = _gain(weights[layer.name], rounded.weights[layer.parameter])
                 ends = np.stack([gain * end for end in slb.range_of(grid, bits)])
                 ranges[layer.name] = lo, hi = ends.min(0), ends.max(0)
                 weights[layer.name] = np.asarray(nearest(jnp.asarray(weights[layer.name]), lo, hi, bits))
         return dataclasses.replace(folded, weights=weights, weight_ranges=ranges)
-
-    @property
-    def _widths(self) -> NamedWidths:
-        return resolve(self.policy, self.setup.model.graph)
 
 
 def _kept(state: TrainingState) -> Searched:

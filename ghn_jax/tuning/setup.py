@@ -5,17 +5,18 @@ Axes: T training images | B images of a batch | H pixels on a side.
 
 import dataclasses
 from collections.abc import Mapping, Sequence
-from typing import Any, Protocol
+from typing import Any, Protocol, Self
 
 import jax.numpy as jnp
 
 from ghn_jax.base.paths import Place
 from ghn_jax.datasets.load import Dataset
 from ghn_jax.evaluation.selection import ImageBatches, image_batches
+from ghn_jax.hypernet.policy_features import resolve
 from ghn_jax.models.model import Model
 from ghn_jax.quant.policy import FLOAT_BITS, NamedWidths, Policy
 from ghn_jax.quant.scheme import Scheme
-from ghn_jax.tuning.scoring import normalized
+from ghn_jax.tuning.scoring import CalibratedScorer, normalized
 from ghn_jax.tuning.training import Trainer, TrainingImages, TrainingSpec, TrainingState
 
 
@@ -109,6 +110,43 @@ class Method(Protocol):
     def keep(self, place: Place, state: TrainingState, metadata: Mapping[str, str]) -> None:
         """Write the trained network to a file or folder, whole or not at all."""
         ...
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class AtBits:
+    """What every `Method` has: a network at one bit-width.
+
+    Attributes:
+      setup: of all bit-widths.
+      bits: what the policy is called.
+      policy: as it is used.
+      calibrated: scores a network with fixed statistics; None where they are those of each batch.
+    """
+
+    setup: Setup
+    bits: str
+    policy: Policy
+    calibrated: CalibratedScorer | None
+
+    @classmethod
+    def at_each(cls, setup: Setup, policies: Mapping[str, Policy], **programs: Any) -> list[Self]:
+        """Return the method at each of the policies.
+
+        Args:
+          setup: of all of them.
+          policies: by what they are called.
+          programs: further attributes, the same at all policies.
+        """
+        images, scorer = setup.images, None
+        if setup.statistics != 'batch':
+            scorer = CalibratedScorer(setup.model, images.test, images.calibration)
+        of: dict[str, Any] = dict(setup=setup, calibrated=scorer, **programs)
+        return [cls(bits=bits, policy=policy, **of) for bits, policy in policies.items()]
+
+    @property
+    def widths(self) -> NamedWidths:
+        """Bits by the weight's name."""
+        return resolve(self.policy, self.setup.model.graph)
 
 
 def as_data(widths: NamedWidths) -> dict[str, Any]:

@@ -6,13 +6,12 @@ statistics, a folded network with the ranges of its activations.
 
 import dataclasses
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, Self
 
 import jax
 from jax import Array
 
 from ghn_jax.base.paths import Place
-from ghn_jax.hypernet.policy_features import resolve
 from ghn_jax.models.activation_ranges import find_ranges
 from ghn_jax.models.folding import Calibrated, fold
 from ghn_jax.models.quantizer import FakeQuantizer
@@ -20,27 +19,23 @@ from ghn_jax.quant.policy import Policy
 from ghn_jax.runs.calibrated_file import QuantizedNetwork, save
 from ghn_jax.runs.model_parameters import write_params
 from ghn_jax.tuning.comparison import FLOAT
-from ghn_jax.tuning.scoring import Accuracy, CalibratedScorer
-from ghn_jax.tuning.setup import Setup, as_data, unrounded
+from ghn_jax.tuning.scoring import Accuracy
+from ghn_jax.tuning.setup import AtBits, Setup, as_data, unrounded
 from ghn_jax.tuning.training import Trainer, TrainingState, loss_of, make_trainer
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class StraightThrough:
-    """A `setup.Method`. bits: what the policy is called.   policy: as it is used.
+class StraightThrough(AtBits):
+    """A `setup.Method`.
 
     trainer, batch: of all policies.   batch: (parameters, bits as data) -> the score by batch statistics.
     """
 
-    setup: Setup
-    bits: str
-    policy: Policy
     trainer: Trainer
     batch: Accuracy
-    calibrated: CalibratedScorer | None
 
     @classmethod
-    def of_each(cls, setup: Setup, policies: Mapping[str, Policy]) -> list['StraightThrough']:
+    def of_each(cls, setup: Setup, policies: Mapping[str, Policy]) -> list[Self]:
         """Return the method at each of the policies, by what they are called."""
         model, images = setup.model, setup.images
         trained = Calibrated.apply if setup.statistics == 'fixed' else model.apply
@@ -57,24 +52,7 @@ class StraightThrough:
 
         batch = Accuracy(apply, images.test)
 
-        def calibrated(bits: str, policy: Policy) -> CalibratedScorer | None:
-            if setup.statistics == 'batch':
-                return None
-            each = {FLOAT: Policy(), bits: policy}
-            quantizers = {name: model.quantizer(of, setup.scheme) for name, of in each.items()}
-            return CalibratedScorer(model, quantizers, images.test, images.calibration)
-
-        return [
-            cls(
-                setup=setup,
-                bits=bits,
-                policy=policy,
-                trainer=trainer,
-                batch=batch,
-                calibrated=calibrated(bits, policy),
-            )
-            for bits, policy in policies.items()
-        ]
+        return cls.at_each(setup, policies, trainer=trainer, batch=batch)
 
     @property
     def suffix(self) -> str:
@@ -85,16 +63,21 @@ class StraightThrough:
         """As of `Method`."""
         if self._is_fixed:
             params = fold(self.setup.model, params, self.setup.images.calibration)
-        return self.trainer.begin(params, seed, as_data(self._widths))
+        return self.trainer.begin(params, seed, as_data(self.widths))
 
     def score(self, scored: Any) -> dict[str, Any]:
         """As of `Method`: of the average of the parameters."""
         scores: dict[str, Any] = {}
         if not self._is_fixed:
-            each = {FLOAT: unrounded(self._widths), self.bits: as_data(self._widths)}
+            each = {FLOAT: unrounded(self.widths), self.bits: as_data(self.widths)}
             scores['batch'] = {name: self.batch((scored, widths)) for name, widths in each.items()}
         if self.calibrated is not None:
-            scores['calibrated'] = self.calibrated(scored)
+            policies = {FLOAT: Policy(), self.bits: self.policy}
+            quantizers = {
+                name: self.setup.model.quantizer(policy, self.setup.scheme)
+                for name, policy in policies.items()
+            }
+            scores['calibrated'] = self.calibrated(scored, quantizers)
         return scores
 
     def keep(self, place: Place, state: TrainingState, metadata: Mapping[str, str]) -> None:
@@ -103,7 +86,7 @@ class StraightThrough:
         if not self._is_fixed:
             return write_params(place, setup.model, params, metadata)
         quantizer = setup.model.quantizer(self.policy, setup.scheme)
-        ranges = find_ranges(Calibrated.apply, params, setup.images.calibration, quantizer)
+        ranges = find_ranges(setup.model, Calibrated.apply, params, setup.images.calibration, quantizer)
         network = dataclasses.replace(params, ranges=ranges)
         assert setup.source is not None
         save(place, QuantizedNetwork(network, self.policy, setup.scheme, setup.source, metadata))
@@ -111,7 +94,3 @@ class StraightThrough:
     @property
     def _is_fixed(self) -> bool:
         return self.setup.statistics == 'fixed'
-
-    @property
-    def _widths(self) -> dict[str, tuple[int, int]]:
-        return resolve(self.policy, self.setup.model.graph)

@@ -13,8 +13,9 @@ import pathlib
 
 from absl import flags
 
-from ghn_jax.base import cli
+from ghn_jax.base import cli, files
 from ghn_jax.base.errors import UserError
+from ghn_jax.base.jsonlines import read_jsonl
 from ghn_jax.evaluation.results import read_result
 from ghn_jax.runs import zoo
 from ghn_jax.runs.run import load_run
@@ -57,12 +58,16 @@ def _add(folder: pathlib.Path) -> None:
         if not value:
             raise UserError(f'--{name} is missing: an entry of the zoo has one')
     cli.check_folder(folder, 'folder')
-    run = load_run(cli.check_workdir(_ADD.value, must_exist=True), _STEP.value or '')
+    workdir = cli.check_workdir(_ADD.value, must_exist=True)
+    run, metrics = load_run(workdir, _STEP.value or ''), workdir / 'metrics.jsonl'
     card = make_card(
         run,
         about=_ABOUT.value or '',
         commit=_COMMIT.value or '',
         limits=_LIMIT.value,
+        metrics=[row for row in read_jsonl(metrics) if row['step'] <= run.step]
+        if files.is_file(metrics)
+        else (),
         result=read_result(_RESULT.value) if _RESULT.value else None,
     )
     meta = {key: value for key, value in run.meta.items() if key != 'window'}

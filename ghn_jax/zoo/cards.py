@@ -8,6 +8,7 @@ import shlex
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
+import numpy as np
 from tabulate import tabulate
 
 from ghn_jax import config as configs
@@ -28,11 +29,20 @@ _OF_PROTOCOL = (
     'dataset', 'note', 'image_split', 'images', 'batch_size', 'batch_norm', 'ranges', 'seed', 'device',
     'command',
 )  # fmt: skip
+CURVE = 'train/loss', 'train/accuracy'
+"""What a card has of the metrics of the training."""
+_POINTS = 30  # of a curve at most
 _LISTED = ('float', 'w4a4', 'w2a2')  # bit-widths in the list of all entries
 
 
 def make_card(
-    run: Run, *, about: str, commit: str, limits: Sequence[str], result: Result | None = None
+    run: Run,
+    *,
+    about: str,
+    commit: str,
+    limits: Sequence[str],
+    metrics: Sequence[Mapping[str, Any]] = (),
+    result: Result | None = None,
 ) -> dict[str, Any]:
     """Return what there is to say about a run.
 
@@ -41,6 +51,7 @@ def make_card(
       about: what it is for, in a sentence.
       commit: of the code that trained it.
       limits: sentences on what was not tried or does not work.
+      metrics: rows of its metrics.jsonl.
       result: of `ghn_jax.evaluate`, of this very run; None is none yet.
 
     Raises:
@@ -64,7 +75,24 @@ def make_card(
         'results': [] if result is None else [_only(row, _OF_ROWS) for row in result['rows']],
         'protocol': {} if result is None else _only(result['protocol'], _OF_PROTOCOL),
         'limits': list(limits),
+        'curve': curve(metrics),
     }
+
+
+def curve(metrics: Sequence[Mapping[str, Any]]) -> dict[str, list[float]]:
+    """Return the course of a training by a few points: each the mean of neighbouring rows, at the last step
+    of these. Empty without rows.
+
+    Example:
+      >>> curve([{'step': 20, 'train/loss': 2.0, 'train/accuracy': 0.25}])
+      {'step': [20], 'train/loss': [2.0], 'train/accuracy': [0.25]}
+    """
+    rows = [row for row in metrics if all(isinstance(row.get(key), float) for key in CURVE)]
+    if not rows:
+        return {}
+    parts = np.array_split(np.arange(len(rows)), min(_POINTS, len(rows)))
+    means = {key: [round(float(np.mean([rows[i][key] for i in part])), 4) for part in parts] for key in CURVE}
+    return {'step': [rows[part[-1]]['step'] for part in parts], **means}
 
 
 def training_command(config: RunConfig) -> str:
@@ -133,6 +161,26 @@ def compared(cards: Iterable[Mapping[str, Any]]) -> dict[str, Any]:
             'protocol': 'statistics of batch norms and ranges of activations are those of each batch',
             'error': 'standard error over networks, one seed',
             'command': 'python -m ghn_jax.zoo --name=NAME',
+        },
+    }
+
+
+def curves(cards: Iterable[Mapping[str, Any]], columns: int = 8) -> dict[str, Any]:
+    """Return a table of `reporting.docs_tables`: accuracy in training after equal parts of all steps."""
+    cards = [card for card in cards if card.get('curve')]
+    rows = []
+    for card in cards:
+        steps, accuracy = (card['curve'][key] for key in ('step', 'train/accuracy'))
+        at = np.searchsorted(steps, [card['steps'] * k // columns for k in range(1, columns + 1)])
+        points = [round(100 * accuracy[min(i, len(steps) - 1)], 1) for i in at]
+        rows.append([f'`{paths.ZOO}{card["name"]}`', card['networks_seen'], *points])
+    return {
+        'columns': ['hypernetwork', 'networks seen', *(f'{k}/{columns}' for k in range(1, columns + 1))],
+        'rows': rows,
+        'about': {
+            'accuracy': 'in training, in percent, after that part of the steps: of networks drawn anew, at '
+            f'the bits drawn for each, on batches of training images; a mean over 1/{_POINTS} of all steps',
+            'command': 'python -m ghn_jax.report --workdir=zoo:NAME',
         },
     }
 

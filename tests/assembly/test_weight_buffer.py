@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 from ghn_jax.assembly.weight_buffer import assemble, assemble_transposed, make_sources
+from ghn_jax.base import backends
 from ghn_jax.cnn.building import build_program
 from ghn_jax.cnn.packing import BLOCK
 from ghn_jax.cnn.tables import PAGE_BLOCKS
@@ -64,25 +65,43 @@ def made(program, shapes):
     return rows
 
 
+@pytest.fixture(scope='module', params=['cpu', 'gpu'])
+def backend(request):
+    """On a GPU the whole buffer is one page."""
+    return request.param
+
+
 @pytest.fixture(scope='module')
-def compiled():
-    jit = lambda f: jax.jit(f, compiler_options=QUICK)
-    return jit(lambda tiles, sources, pages, out: assemble(tiles, sources, pages, out)), jit(
-        assemble_transposed
-    )
+def compiled(backend):
+    """Both ways, as they are for the backend."""
+
+    def built(f):
+        jitted = jax.jit(f, compiler_options=QUICK)
+
+        def run(*arguments):
+            with backends.built_for(backend):
+                return jitted(*arguments)
+
+        return run
+
+    forth = lambda tiles, sources, tables, out: assemble(tiles, sources, pages(tables), out)
+    return built(forth), built(assemble_transposed)
 
 
 @pytest.mark.parametrize('k', range(len(SPECS)), ids=[spec.name for spec in SPECS])
-def test_the_weight_buffer_is_that_of_the_tensors_made_on_the_host(program, shapes, made, compiled, k):
+def test_the_weight_buffer_is_that_of_the_tensors_made_on_the_host(
+    program, shapes, made, backend, compiled, k
+):
     layout, sources, items, graph = made[k]
     tiles = random_tiles(shapes, k)
     expected = program.pack(layout, tile_parameters(tiles, items, graph))
     stale = np.full_like(expected, np.nan)
-    flat = np.asarray(compiled[0](tiles, sources, pages(layout.tables), stale))
+    flat = np.asarray(compiled[0](tiles, sources, layout.tables, stale))
     used = int(layout.tables.n_blocks) * BLOCK
     np.testing.assert_array_equal(flat[:used], expected[:used])
     # Only whole pages are written; what is left of the last one are zeros, what follows is left alone.
-    written = int(pages(layout.tables)) * PAGE_BLOCKS * BLOCK
+    page = flat.size if backend == 'gpu' else PAGE_BLOCKS * BLOCK
+    written = -(-used // page) * page
     assert np.all(flat[used:written] == 0) and np.all(np.isnan(flat[written:]))
 
 
@@ -99,9 +118,8 @@ def test_the_way_back_is_the_transpose(program, shapes, made, compiled, k):
         for block, piece in layout.pieces:
             view = arbitrary[block * BLOCK :][: piece.taps * piece.pad_rows * piece.pad_cols]
             view.reshape(piece.taps, piece.pad_rows, piece.pad_cols)[:, : piece.rows, : piece.cols] = False
-        n = pages(layout.tables)
-        linear = np.asarray(compiled[0](tiles, sources, n, out)) - np.asarray(
-            compiled[0](zeros, sources, n, out)
+        linear = np.asarray(compiled[0](tiles, sources, layout.tables, out)) - np.asarray(
+            compiled[0](zeros, sources, layout.tables, out)
         )
         back = compiled[1](np.where(arbitrary, np.nan, g), sources, tiles)
         assert [t.shape for t in back] == [t.shape for t in shapes]

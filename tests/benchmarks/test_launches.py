@@ -10,7 +10,10 @@ from ghn_jax.benchmarks import launches, programs
 from ghn_jax.benchmarks.launches import Mix
 from ghn_jax.benchmarks.options import Options
 from ghn_jax.cnn.building import build_program
+from ghn_jax.cnn.covering import Family, training_program
 from ghn_jax.cnn.tables import ACCUMULATE
+from ghn_jax.hypernet.gnn import WAVES_A_TURN
+from ghn_jax.runs.task import make_space_of
 from tests.cnn.networks import small_network
 from tests.small_run import small_config
 
@@ -67,6 +70,28 @@ def test_instructions_are_told_from_the_rest_of_a_step():
     assert parts['instructions'].launches == 6 + 3
     assert parts['instruction forward'].launches == 1.5
     assert parts['instruction backward'].launches == 0
+
+
+def test_a_loop_outside_of_them_turns_as_often_as_its_name_says_and_once_without():
+    text = STEP.replace('f/forward_0/while', 'f/waves/while')
+    of = lambda others: launches.model(text, [Mix(1.0, (1.0,), 0.0)], 1, others)['step'].launches
+    assert of({'waves': 6.0}) == 7 + 6 * (of({}) - 3) + 1
+    assert of({}) == of({'chunks_of_64_0': 6.0}) == 2 + 0.5 + 1
+
+
+def test_turns_are_counted_of_the_networks_that_a_run_draws():
+    config = small_config()
+    space, each = make_space_of(config), Family(16)
+    program = training_program(space, each, config.image_size)
+    batches = launches.drawn(config, space, program, each)
+    tables = launches.tables_of(batches)
+    assert len(tables) >= launches.NETWORKS and tables[0].rows.ndim == 2
+    turns = launches.turns_of(batches)
+    waves = np.mean([int(batch.graphs.n_waves) for batch in batches])
+    assert waves / WAVES_A_TURN <= turns['waves'] < waves / WAVES_A_TURN + 1
+    tiles = [int(n) for batch in batches for n in batch.decoder.n_dense]
+    dense = turns['chunks_of_64_0'] + turns['chunks_of_64_1']
+    assert np.mean(tiles) / 64 <= dense < np.mean(tiles) / 64 + 2
 
 
 def test_the_term_that_takes_longest_rules():

@@ -36,10 +36,20 @@ def test_a_page_shows_a_row_for_each_model_and_agreement_where_it_was_measured()
     assert (
         lines[5] == 'device: 2 CPU cores; jax: 0.10.2; command: `python -m ghn_jax.benchmark --what=models`.'
     )
-    compared = RESULT | {'rows': [ROW | {'w8a8_agreement': 99.64}, ROW]}
-    lines = docs_tables.markdown(compared).splitlines()
-    assert lines[1].endswith('| 2 bits | as here, W8/A8 |')
-    assert lines[3].endswith('| 26 | 99.64 |') and lines[4].endswith('| 26 |  |')
+    compared = {'epochs': 5, 'w8a8_top1': 91.5, 'w8a8_agreement': 99.64}
+    lines = docs_tables.markdown(RESULT | {'rows': [ROW | compared, ROW]}).splitlines()
+    assert lines[1].endswith('| 2 bits | passes | W8/A8 | as here, W8/A8 |')
+    assert lines[3].endswith('| 26 | 5 | 91.5 | 99.64 |') and lines[4].endswith('| 26 |  |  |  |')
+
+
+@pytest.mark.slow
+def test_a_model_is_trained_before_its_file_is_run_and_then_classifies():
+    pytest.importorskip('onnxruntime')
+    models = ('tests.models.digits_models:small_resnet',)
+    of = dict(models=models, agreement=('float', 'w8a8'), num_images=300, repeats=1)
+    (row,) = benchmark(['models'], Options(**of, epochs=5))['rows']
+    assert row['epochs'] == 5 and row['float_top1'] > 80 and row['float_agreement'] == 100
+    assert row['w8a8_top1'] > 75 and row['w8a8_agreement'] >= 99
 
 
 @pytest.mark.slow

@@ -80,12 +80,23 @@ def test_each_op_equals_the_reference(small, spec):
     check(small, spec, 0, [quantized_policy(spec, kind) for kind in (0, 1)])
 
 
-def test_what_is_compiled_for_gpus_equals_the_reference():
+def check_on_gpu(specs):
+    """Training programs for GPUs: each norm that can be is one instruction with the op before it."""
     with jax.enable_x64(True), backends.built_for('gpu'):
-        spec = SMALL[0]
-        run = Executor(build_program([spec], image_size=SIZE, max_params=1e6), batch=BATCH)
-        run.fill(np.nan)
-        check(run, spec, 0, [quantized_policy(spec, 0)])
+        program = build_program(specs, image_size=SIZE, max_params=1e6, joins_norms=True)
+        run = Executor(program, batch=BATCH)
+        for spec in specs:
+            run.fill(np.nan)
+            check(run, spec, 0, [quantized_policy(spec, 0)])
+
+
+def test_what_is_compiled_for_gpus_equals_the_reference():
+    check_on_gpu(SMALL[:1])
+
+
+@pytest.mark.slow
+def test_so_does_each_op_that_is_joined_to_its_norm():
+    check_on_gpu(SMALL)
 
 
 # ---- what the buffers hold

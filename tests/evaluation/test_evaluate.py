@@ -18,6 +18,7 @@ from ghn_jax.cnn.lowering import lower
 from ghn_jax.cnn.packing import BLOCK
 from ghn_jax.cnn.reference import apply_reference
 from ghn_jax.datasets.augment import normalize
+from ghn_jax.datasets.load import load
 from ghn_jax.evaluation import results
 from ghn_jax.evaluation.evaluate import evaluate, in_percent
 from ghn_jax.evaluation.evaluation_flags import parse_policies
@@ -452,6 +453,9 @@ def test_results_of_other_networks_or_images_are_not_compared(result, tmp_path):
         results.check_comparable({**result, 'networks': networks[:2]}, 'a.json', networks, bits, protocol)
     with pytest.raises(UserError, match='images=32, this is images=64'):
         results.check_comparable(result, 'a.json', networks, bits, {**protocol, 'images': 64})
+    others = {**protocol, 'note': load('synthetic', image_size=8, seed=1).note}  # images of another seed
+    with pytest.raises(UserError, match='of seed 0.*of seed 1'):
+        results.check_comparable(result, 'a.json', networks, bits, others)
     with pytest.raises(UserError, match='a.json has no w3a3'):
         results.check_comparable(result, 'a.json', networks, ['w3a3'], protocol)
     for content in ('{', '[]', '{"rows": []}'):

@@ -9,6 +9,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from flax import linen as nn
 
 import ghn_jax
 from ghn_jax.export import run_onnx
@@ -47,6 +48,17 @@ def test_batch_norms_are_gone_from_a_file_in_float():
     found, expected = run(file, x), np.asarray(calibrate(model, params, [x]).apply(x))
     np.testing.assert_allclose(found, expected, atol=2e-5 * np.abs(expected).max())
     assert (kinds(file)['Conv'], kinds(file)['Sub'], kinds(file)['Sqrt']) == (2, 0, 0)
+
+
+def test_a_convolution_on_an_image_smaller_than_its_kernel_is_one_in_a_file():
+    """Here it is computed as a product (`models.small_images`)."""
+    head = [nn.Conv(4, (3, 3)), lambda x: x.mean((1, 2)), nn.Dense(10)]
+    model, x = trace(nn.Sequential([nn.Conv(4, (3, 3), (8, 8)), *head]), (1, 16, 16, 3)), images()
+    params = drawn(model)
+    file = export_model(HYPERNETWORK, model, FLOAT, params=params)
+    assert kinds(file)['Conv'] == 2
+    expected = np.asarray(model.apply(params, x))
+    np.testing.assert_allclose(run(file, x), expected, atol=2e-5 * np.abs(expected).max())
 
 
 def centred(p, x):

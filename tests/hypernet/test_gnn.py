@@ -5,7 +5,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from ghn_jax.hypernet.gnn import gated_gnn, init_gnn, sweep_node_by_node
+from ghn_jax.base import backends
+from ghn_jax.hypernet.gnn import WAVES_A_TURN, gated_gnn, init_gnn, sweep_node_by_node
 from tests.cnn.comparison import QUICK
 from tests.hypernet.helpers import batch, random_distance, random_graph
 
@@ -39,6 +40,17 @@ def parameters(virtual_edges=True):
 
 def normal(*shape, seed=0):
     return jnp.asarray(np.random.default_rng(seed).normal(size=shape))
+
+
+def test_several_waves_to_a_turn_as_on_gpus_change_nothing(graphs, run):
+    with jax.enable_x64(True):
+        params, h, weight = parameters(), normal(B, N, D), normal(B, N, D, seed=1)
+        one_by_one = batch(graphs, N, 1)
+        assert one_by_one.n_waves == N and N % WAVES_A_TURN  # some of the last turn are none
+        with backends.built_for('gpu'):
+            found = run(params, h, one_by_one, weight)
+        expected = run(params, h, batch(graphs, N, 2), weight)
+        jax.tree.map(partial(np.testing.assert_allclose, rtol=1e-12, atol=1e-13), found, expected)
 
 
 @pytest.mark.parametrize('virtual_edges', [True, False])

@@ -13,7 +13,7 @@ from ghn_jax.cnn.reference import apply_reference, observe_reference
 from ghn_jax.models.folding import calibrate, correct
 from ghn_jax.models.norm_statistics import measure
 from ghn_jax.models.tracing import trace
-from ghn_jax.quant.policy import Policy, parse_bits
+from ghn_jax.quant.policy import FLOAT_BITS, Policy, parse_bits
 from tests.cnn.networks import (
     one_sided_policy,
     quantized_names,
@@ -273,3 +273,15 @@ def test_ranges_are_those_that_the_rule_makes_of_the_batches(rule):
     else:
         assert min(lows) < lo < 0 < hi < max(highs)
     assert all(lo <= 0 <= hi for lo, hi in ranges.values())
+
+
+def test_what_is_compiled_for_a_model_serves_all_parameters_and_all_bits(count_compiles):
+    model, batches = linen('norms'), [images(0, size=16)]
+    params = parameters(model)
+    calibrate(model, params, batches, Policy(8, 8))
+    mixed = Policy(4, 4, edges=(8, 16), rules=(('Conv_[12].*', 2, FLOAT_BITS),))
+    with count_compiles() as compiled:
+        ranges = calibrate(model, jax.tree.map(lambda a: 2 * a, params), batches, mixed).ranges
+    assert compiled.n == 0
+    rounded = {name for name, (_, bits) in model.quantizer(mixed).widths.items() if bits < FLOAT_BITS}
+    assert ranges.keys() == rounded < {layer.parameter for layer in model.layers}

@@ -7,6 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from ghn_jax.base import backends
 from ghn_jax.cnn.building import build_program
 from ghn_jax.cnn.weights import quantize_weights, quantize_weights_backward
 from ghn_jax.quant import Policy, Scheme, oracle
@@ -155,6 +156,19 @@ def check_mirror(w, y, mirrored, bits, scheme):
         assert np.all(off.reshape(rows.shape) <= 1.3 * np.ptp(rows, 1, keepdims=True) / (2**bits - 1))
     else:
         assert np.all(off == 0)
+
+
+@pytest.mark.parametrize('granularity', ['tensor', 'channel'])
+def test_in_one_page_as_on_gpus_they_are_the_same(placed, granularity):
+    scheme = Scheme('qat', granularity=granularity, weight_range='sigma')
+    params, policy = patterned(0, granularity == 'channel')
+    random = np.random.default_rng(9)
+    cotangents = {name: random.normal(size=w.shape) for name, w in params.items()}
+    with jax.enable_x64(True):
+        expected = run(placed, params, policy, scheme, cotangents)
+        with backends.built_for('gpu'):
+            found = run(placed, params, policy, scheme, cotangents)
+    jax.tree.map(functools.partial(np.testing.assert_allclose, rtol=1e-12, atol=1e-13), found, expected)
 
 
 def test_bits_are_data_signs_and_ternary_weights_included(placed, count_compiles):

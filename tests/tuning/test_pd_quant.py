@@ -58,6 +58,17 @@ def test_with_drop_half_of_the_entries_of_an_activation_stay_float(drop, share):
     assert soft.activation('b', x, x) is x
 
 
+def test_coins_are_fair_and_none_tells_of_another():
+    coins = np.asarray(reconstruction.toss(jax.random.key(1), (50, 77)))  # no multiple of 32
+    assert coins.shape == (50, 77) and coins.dtype == bool
+    flat = coins.reshape(-1).astype(float)
+    assert abs(flat.mean() - 0.5) < 0.04
+    for apart in (1, 2, 8, 32, 77):
+        assert abs(np.corrcoef(flat[:-apart], flat[apart:])[0, 1]) < 0.06, apart
+    each_bit = flat[: len(flat) // 32 * 32].reshape(-1, 32).mean(0)
+    assert 0.25 < each_bit.min() and each_bit.max() < 0.75
+
+
 @pytest.mark.slow
 def test_norm_statistics_are_those_of_what_enters_the_norms_folded_or_not():
     of, x = calibrated(Residual())

@@ -78,6 +78,18 @@ def test_a_depthwise_layer_costs_what_is_left_of_its_channels():
     assert removal.cost(alive) == sum(removal.remaining_macs(alive).values()) * 32 * 32
 
 
+@pytest.mark.parametrize('model', [MODEL, trace(Net(), (1, 8, 8, 3))], ids=['tied', 'depthwise'])
+def test_what_a_channel_saves_is_what_the_cost_is_less_without_it(model):
+    removal = Removal.of(model, WIDTHS if model is MODEL else {})
+    alive = some_of(removal)
+    saved = removal.savings(alive)
+    for channel in np.flatnonzero(alive[1:]) + 1:
+        less = alive.copy()
+        less[channel] = False
+        assert saved[channel] == removal.cost(alive) - removal.cost(less)
+    assert not saved[~alive].any() and saved[0] == 0
+
+
 def test_random_numbers_in_the_place_of_removed_channels_change_nothing():
     alive = some_of(REMOVAL)
     params = masked(parameters(MODEL), REMOVAL.masks(alive))
@@ -126,14 +138,15 @@ def test_removed_channels_and_smaller_arrays_come_to_the_same_at_any_bits(bits):
     np.testing.assert_allclose(*logits, atol=1e-9)
 
 
-def test_channels_go_by_their_scales_until_the_cost_is_met_and_no_layer_goes_below_its_least():
+def test_channels_go_by_scale_for_each_bop_until_the_cost_is_met_and_no_layer_goes_below_its_least():
     wide, r = REMOVAL.cost(REMOVAL.all()), np.random.default_rng(0)
     scales = r.random(REMOVAL.channels.count + 1)
-    alive = REMOVAL.remove(REMOVAL.all(), scales, 0.5 * wide)
-    assert 0.4 * wide < REMOVAL.cost(alive) <= 0.5 * wide
-    assert scales[~alive].max() < scales[alive & ~REMOVAL.channels.kept].min()
-    last = ~alive & (scales == scales[~alive].max())
-    assert REMOVAL.cost(alive | last) > 0.5 * wide, 'no more than necessary'
+    worth = scales / np.maximum(REMOVAL.savings(REMOVAL.all()), 1)
+    alive = REMOVAL.remove(REMOVAL.all(), scales, 0.7 * wide)
+    assert 0.6 * wide < REMOVAL.cost(alive) <= 0.7 * wide
+    assert worth[~alive].max() < worth[alive & ~REMOVAL.channels.kept].min()
+    last = ~alive & (worth == worth[~alive].max())
+    assert REMOVAL.cost(alive | last) > 0.7 * wide, 'no more than necessary'
     least = REMOVAL.remove(alive, scales, 0)
     assert not np.any(least & ~alive)
     for name, rows in REMOVAL.channels.rows.items():
@@ -145,12 +158,22 @@ def test_the_scale_of_a_channel_is_that_of_its_norms_or_of_the_weights_that_make
     params = parameters(MODEL)
     found = np.asarray(jax.jit(REMOVAL.scales)(params))
     rows, magnitude = REMOVAL.channels.rows, lambda i: np.abs(params[f'BatchNorm_{i}']['scale'])
-    np.testing.assert_allclose(found[rows['Conv_1.kernel']], magnitude(1), rtol=1e-5)
-    outer = (magnitude(0) + magnitude(2) + magnitude(3)) / 3
+    share = lambda i: magnitude(i) / magnitude(i).mean()
+    np.testing.assert_allclose(found[rows['Conv_1.kernel']], share(1), rtol=1e-5)
+    outer = (share(0) + share(2) + share(3)) / 3
     np.testing.assert_allclose(found[rows['Conv_0.kernel']], outer, rtol=1e-5)
     rms = np.sqrt(np.square(params['Conv_3']['kernel']).mean((0, 1, 2)))
     np.testing.assert_allclose(found[rows['Conv_3.kernel']], rms / rms.mean(), rtol=1e-4)
     assert np.all(found[rows['Dense_0.kernel']] == 0) and found[0] == 0
+
+
+def test_a_layer_of_small_scales_does_not_lose_its_channels_first():
+    params = parameters(MODEL)
+    small = jax.tree_util.tree_map_with_path(
+        lambda path, leaf: leaf / 20 if 'BatchNorm_1' in str(path) else leaf, params
+    )
+    each = [np.asarray(REMOVAL.scales(of)) for of in (params, small)]
+    np.testing.assert_allclose(*each, rtol=1e-5)
 
 
 def test_the_scale_of_what_is_removed_is_0_and_has_a_gradient_that_is_a_number():

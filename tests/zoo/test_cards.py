@@ -5,6 +5,7 @@ import shlex
 import sys
 from unittest import mock
 
+import numpy as np
 import pytest
 from absl import flags
 
@@ -60,6 +61,10 @@ def result(tmp_path):
 
 def test_an_entry_is_made_of_a_run_and_listed_with_its_scores(tmp_path, result):
     run, folder = write_run(tmp_path / 'run'), tmp_path / 'zoo'
+    rows = [
+        {'step': k, 'train/loss': 2.0 - k, 'train/accuracy': k / 8} for k in (1, 2, 3, 4)
+    ]  # 4: not its own
+    (run / 'metrics.jsonl').write_text(''.join(json.dumps(row) + '\n' for row in rows))
     made = '--name=some-run', '--about=for the test', '--commit=abc', '--limit=One.', '--limit=Two.'
     where = f'--folder={folder}'
     code, said, _ = command('ghn_jax.zoo', f'--add={run}', *made, where)
@@ -72,6 +77,7 @@ def test_an_entry_is_made_of_a_run_and_listed_with_its_scores(tmp_path, result):
     assert card['steps'] == 3 and card['protocol'] == {'images': 7, 'command': 'python x'}
     params, meta = zoo.read_entry('some-run', folder)
     assert params.keys() == load_run(run).params.keys() and meta['step'] == 3
+    assert zoo.read_curve('some-run', folder) == rows[:3]
 
 
 def test_what_an_entry_lacks_is_one_line_and_nothing_is_written(tmp_path, result):
@@ -93,3 +99,28 @@ def test_what_an_entry_lacks_is_one_line_and_nothing_is_written(tmp_path, result
     assert not folder.exists()
     with pytest.raises(UserError, match='is of step 3'):
         cards.make_card(load_run(run), about='', commit='', limits=(), result=json.loads(result.read_text()))
+
+
+def test_a_curve_has_few_points_with_the_mean_of_all_rows():
+    rng, count = np.random.default_rng(0), 97
+    rows = [
+        {'step': 20 * k, 'train/loss': rng.random(), 'train/accuracy': rng.random()} for k in range(1, count)
+    ]
+    found = cards.curve([*rows, {'step': 20 * count, 'train/loss': None, 'train/accuracy': 0.5}])
+    steps = found['step']
+    assert len(steps) == 30 and steps[-1] == rows[-1]['step'] and steps == sorted(set(steps))
+    for key in cards.CURVE:
+        for k, value in enumerate(found[key]):
+            begin = steps[k - 1] if k else 0
+            part = [row[key] for row in rows if begin < row['step'] <= steps[k]]
+            assert value == pytest.approx(np.mean(part), abs=1e-4)
+    assert cards.curve([]) == {} and cards.curve(rows[:1])['step'] == [20]
+
+
+def test_the_table_of_curves_has_the_accuracy_after_each_part_of_the_training():
+    steps = list(range(10, 101, 10))
+    card = {'name': 'a', 'networks_seen': 7, 'steps': 100}
+    curve = {'step': steps, 'train/loss': [1.0] * 10, 'train/accuracy': [step / 100 for step in steps]}
+    table = cards.curves([card | {'curve': curve}, card | {'curve': {}}, card], columns=5)
+    assert table['columns'][2:] == ['1/5', '2/5', '3/5', '4/5', '5/5']
+    assert table['rows'] == [['`zoo:a`', 7, 20.0, 40.0, 60.0, 80.0, 100.0]]

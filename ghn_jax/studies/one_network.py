@@ -1,0 +1,195 @@
+"""From nothing to one network of few bits: what each way comes to, and how many minutes of a CPU it takes.
+
+    python -m ghn_jax.studies.one_network runs/one_network
+
+One architecture that the hypernetwork has not seen gets weights for W2/A2, W4/A4 and W8/A8, with its first
+and last layer at W8/A8: predicted, predicted and quantized after training, predicted and trained through
+rounding, random and trained. Each way is the commands that a user would give, in processes of their own;
+their CPU time, of all cores, has all of it: imports, compilation, training, calibration, scoring. Every
+network is scored as it would run on a device, with statistics and ranges that training images have fixed.
+
+What is done stands in the folder, and the study goes on with the next way where it was stopped.
+"""
+
+import dataclasses
+import pathlib
+import re
+import resource
+import shutil
+import subprocess
+import sys
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+from ghn_jax.base import cli, files, jsonfile
+from ghn_jax.base.errors import UserError
+from ghn_jax.runs import hypernetwork as hypernetworks
+from ghn_jax.studies.study_arguments import taken
+
+WORKDIR = 'zoo:digits-low-bits'
+NETWORK = 12  # place in the test split
+BITS = ('w2a2', 'w4a4', 'w8a8')
+BUDGETS = (5, 30, 120)  # minutes
+BATCH = 60  # test images, and calibration images, of a batch
+SCORE = (
+    f'ghn_jax.evaluate --workdir={WORKDIR} --archs=ARCH --batch_size={BATCH} --bn=corrected '
+    '--ranges=calibrated --calibration_batches=4'
+)
+RESULT = pathlib.Path('docs/results/one_network.json')
+
+
+@dataclasses.dataclass(frozen=True)
+class Way:
+    """A way to the networks.
+
+    Attributes:
+      name: in the table.
+      commands: in their order; in their words ARCH is the architecture's file and DIR the folder of this way.
+        Results are the JSON files in DIR.
+    """
+
+    name: str
+    commands: tuple[str, ...]
+
+
+def quantized(name: str, how: str, each: Sequence[str] = BITS) -> Way:
+    """Return a way that predicts weights and quantizes them, for each bit-width in turn."""
+    begin = f'ghn_jax.quantize --workdir={WORKDIR} --arch=ARCH {how}'
+    return Way(name, tuple(f'{begin} --bits={b} --out=DIR/{b} --json=DIR/{b}.json' for b in each))
+
+
+def trained(init: str, passes: int) -> Way:
+    """Return a way that trains through rounding, with statistics of each batch, which are then fixed."""
+    begin = 'predicted, fine-tuned' if init == 'predicted' else f'random ({init}), trained'
+    train = f'ghn_jax.finetune --workdir={WORKDIR} --arch=ARCH --init={init} --bits={",".join(BITS)}'
+    score = (
+        f'{SCORE} --bits={b} --params=DIR/net.{b}.{init}.seed0.safetensors --json=DIR/{b}.json' for b in BITS
+    )
+    how = f'--epochs={passes} --eval_batch_size={BATCH} --out=DIR'
+    return Way(f'{begin}: {passes} passes', (f'{train} {how}', *score))
+
+
+def folded(init: str, passes: int) -> Way:
+    """Return a way that trains through rounding with statistics that are fixed, and folded, before."""
+    train = f'ghn_jax.finetune --workdir={WORKDIR} --arch=ARCH --init={init} --bits={",".join(BITS)}'
+    how = f'--bn=fixed --epochs={passes} --eval_batch_size={BATCH} --out=DIR/nets --json=DIR/all.json'
+    return Way(f'{init}, folded, fine-tuned: {passes} passes', (f'{train} {how}',))
+
+
+WAYS = (
+    Way('predicted', (f'{SCORE} --bits={",".join(BITS)} --json=DIR/all.json',)),
+    quantized('predicted, ranges of the least error', '--method=mse'),
+    trained('predicted', 10),
+    trained('he', 10),
+    folded('predicted', 10),
+    quantized('predicted, PD-Quant', '--method=pd_quant --images=256 --iterations=200', BITS[:1]),
+)
+
+
+def study(ways: Sequence[Way], out: pathlib.Path) -> Iterator[list[dict[str, Any]]]:
+    """Go ways; after each give what is found of all so far, in files or now.
+
+    Raises:
+      UserError: a command that fails.
+    """
+    arch = out / 'net.json'
+    if not arch.is_file():
+        spec = hypernetworks.load(WORKDIR).space.sample('test', 0, NETWORK)
+        files.write(arch, dataclasses.replace(spec, name='net').to_json().encode())
+    found = []
+    for way in ways:
+        folder = out / re.sub(r'\W+', '-', way.name)
+        record = folder / 'record.json'
+        if not record.is_file():
+            shutil.rmtree(folder, ignore_errors=True)  # of a way that was stopped: its time is lost
+            folder.mkdir()
+            files.write_json(record, go(way, arch, folder))
+        found.append(jsonfile.read(record, 'record', 'delete it'))
+        yield found
+
+
+def go(way: Way, arch: pathlib.Path, out: pathlib.Path) -> dict[str, Any]:
+    """Go one way; return its name, CPU seconds and top-1 in percent by bits.
+
+    Raises:
+      UserError: a command that fails.
+    """
+    before = _cpu_seconds()
+    for command in way.commands:
+        words = [word.replace('ARCH', str(arch)).replace('DIR', str(out)) for word in command.split()]
+        done = subprocess.run([sys.executable, '-m', *words], stdout=subprocess.DEVNULL)
+        if done.returncode:
+            raise UserError(f'python -m {" ".join(words)} failed (status {done.returncode}): see above')
+    seconds, top1 = _cpu_seconds() - before, dict[str, float]()
+    for file in sorted(out.glob('*.json')):
+        top1 |= scores(jsonfile.read(file, 'result', 'delete it'))
+    return {'way': way.name, 'cpu_seconds': round(seconds, 1), 'top1': top1}
+
+
+def scores(result: Mapping[str, Any]) -> dict[str, float]:
+    """Return top-1 in percent by bits, with fixed statistics, of what a command says of its networks."""
+    if 'runs' in result:
+        last = lambda scores: scores[max(scores, key=int)]
+        return {run['bits']: last(run['scores'])['calibrated'][run['bits']] for run in result['runs']}
+    if 'networks' not in result:
+        return {str(result['bits']).split()[0]: result['top1']}  # 'w4a4 edges=w8a8'
+    (network,) = result['networks']
+    return {bits: score['top1'] for bits, score in network['scores'].items()}
+
+
+def _cpu_seconds() -> float:
+    """CPU seconds of all processes that this one has waited for."""
+    used = resource.getrusage(resource.RUSAGE_CHILDREN)
+    return used.ru_utime + used.ru_stime
+
+
+def table(found: Sequence[Mapping[str, Any]], about: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the table: a row for each way, the fastest first, with the least budget that it keeps to."""
+    rows = []
+    for one in sorted(found, key=lambda one: one['cpu_seconds']):
+        minutes = one['cpu_seconds'] / 60
+        within = next((f'{budget} minutes' for budget in BUDGETS if minutes <= budget), 'none of these')
+        scored = [round(one['top1'][bits], 1) if bits in one['top1'] else None for bits in BITS]
+        rows.append([within, one['way'], round(minutes, 1), *scored])
+    longest = max(one['cpu_seconds'] for one in found) / 60
+    notes = [f'The longest of these ways took {longest:.1f} minutes.']
+    if unneeded := [str(budget) for budget in BUDGETS if budget >= longest][1:]:
+        notes[0] += f' None was given {" or ".join(unneeded)} minutes.'
+    columns = [
+        'within',
+        'way',
+        'CPU minutes, all together',
+        *(f'{b[:2].upper()}/{b[2:].upper()}' for b in BITS),
+    ]
+    title = 'From nothing to a network of few bits'
+    return {'title': title, 'about': dict(about), 'columns': columns, 'rows': rows, 'notes': notes}
+
+
+def about() -> dict[str, Any]:
+    """Return how the figures are taken."""
+    said = {
+        'hypernetwork': WORKDIR,
+        'network': f'place {NETWORK} of the test split',
+        'images': f'digits, 16 pixels: 1,197 for training, 300 for testing in batches of {BATCH}',
+        'statistics and ranges': 'fixed by 240 training images, and taken again with rounded weights and '
+        'activations; with PD-Quant by 256, with ranges of the least error by 1,024, folded by 240, in float',
+        'PD-Quant': '200 steps a block, W2/A2 alone',
+        'edges': 'first and last layer at W8/A8',
+        'seed': 0,
+    }
+    return taken('python -m ghn_jax.studies.one_network', said)
+
+
+def main(workdir: str = 'runs/one_network') -> None:
+    """Run the study."""
+    try:
+        cli.check_folder(workdir, 'out')
+        pathlib.Path(workdir).mkdir(parents=True, exist_ok=True)
+        for found in study(WAYS, pathlib.Path(workdir)):
+            files.write_json(RESULT, table(found, about()))
+    except UserError as e:
+        cli.fail(e)
+
+
+if __name__ == '__main__':
+    main(*sys.argv[1:])
