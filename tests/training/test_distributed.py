@@ -17,12 +17,12 @@ from ghn_jax.runs.metrics import read_jsonl
 from tests.small_run import ROOT, command, is_one_error_line
 from tests.trainers import trainers
 
-STEPS = 30
+STEPS = 16
 TINY = (
     '--config=configs/test.py',
-    "--config.space.ops=('skip_connect','conv_1x1')", '--config.space.cells=(2,2)',
+    "--config.space.ops=('skip_connect','conv_1x1')", '--config.space.cells=(1,1)',
     # With rounding, sums in another order may take other branches.
-    '--config.quant.mode=float', '--config.eval.every_steps=0', '--config.save_every_steps=5',
+    '--config.quant.mode=float', '--config.eval.every_steps=0', '--config.save_every_steps=4',
     f'--config.train.steps={STEPS}',
 )  # fmt: skip
 
@@ -104,9 +104,9 @@ def test_two_processes_are_one_process_up_to_the_order_of_sums(start, uninterrup
 
 @pytest.mark.slow
 def test_validation_by_all_processes_is_written_once(start, tmp_path):
-    finish(start(tmp_path, '--config.eval.every_steps=15', '--config.eval.num_networks=1', n=2))
+    finish(start(tmp_path, '--config.eval.every_steps=8', '--config.eval.num_networks=1', n=2))
     records = [json.loads(line) for line in (tmp_path / 'metrics.jsonl').read_text().splitlines()]
-    assert [r['step'] for r in records if 'val/top1_w32a32' in r] == [15, 30]
+    assert [r['step'] for r in records if 'val/top1_w32a32' in r] == [8, 16]
 
 
 def test_processes_with_different_configs_are_refused(start, tmp_path):

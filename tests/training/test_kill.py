@@ -22,10 +22,10 @@ from tests.small_run import ROOT, is_one_error_line
 from tests.streams import full, without_reader
 from tests.trainers import trainers
 
-STEPS = 60
+STEPS, MANY = 30, 60  # MANY: where there are many kills
 TINY = (
     '--config=configs/test.py',
-    "--config.space.ops=('skip_connect','conv_1x1')", '--config.space.cells=(2,2)',
+    "--config.space.ops=('skip_connect','conv_1x1')", '--config.space.cells=(1,1)',
     '--config.eval.every_steps=0', '--config.log_every_steps=3', '--config.save_every_steps=4',
     f'--config.train.steps={STEPS}',
 )  # fmt: skip
@@ -77,19 +77,20 @@ def assert_same(workdir, expected):
     assert (workdir / 'metrics.jsonl').read_bytes() == (expected / 'metrics.jsonl').read_bytes()
     assert shown(workdir) == shown(expected)
     for key in ('params', 'opt_state'):
-        (one, meta), (two, _) = (Checkpoints(w).restore_params(key) for w in (workdir, expected))
-        assert meta['step'] == STEPS
+        (one, meta), (two, other) = (Checkpoints(w).restore_params(key) for w in (workdir, expected))
+        assert meta['step'] == other['step'] in (STEPS, MANY)
         jax.tree.map(np.testing.assert_array_equal, one, two)
     assert not list((workdir / 'checkpoints').glob('*tmp*'))
 
 
-def kill_often(start, workdir, kills, seed, *args, n=1):
+def kill_often(start, workdir, kills, seed, *args, n=1, steps=STEPS):
     """Trains to the end through so many kills at random times after the first row; how many there were."""
+    args += (f'--config.train.steps={steps}',)
     rng, done = random.Random(seed), 0
     for _ in range(kills):
         processes = start(workdir, *args, n=n)
         # The end is not to come before the kills: the whole run divided among them, then any moment.
-        wait_for_rows(processes, workdir, rng.randint(1, max(1, STEPS // 3 // (kills + 1))))
+        wait_for_rows(processes, workdir, rng.randint(1, max(1, steps // 3 // (kills + 1))))
         time.sleep(rng.random() * 0.3)
         done += all(p.poll() is None for p in processes)
         for process in processes:
@@ -207,8 +208,8 @@ def test_two_processes_stop_together_when_one_gets_a_signal_and_a_second_trainer
 )
 def test_many_kills(start, tmp_path, n, background, kills):
     args = (f'--config.save_in_background={background}', '--config.save_every_steps=2')
-    finish(start(tmp_path / 'whole', *args, n=n))
-    done = kill_often(start, tmp_path / 'killed', kills, n, *args, n=n)
+    finish(start(tmp_path / 'whole', *args, f'--config.train.steps={MANY}', n=n))
+    done = kill_often(start, tmp_path / 'killed', kills, n, *args, n=n, steps=MANY)
     print(f'{done} kills')
     assert done >= kills - 1
     assert_same(tmp_path / 'killed', tmp_path / 'whole')
