@@ -5,7 +5,6 @@ python -m ghn_jax.benchmark --archs=nets.json --what=predict,train,evaluate --mo
 python -m ghn_jax.benchmark --what=compile --config=configs/ghn_qat_cifar10.py --widths=32 --target=h100
 python -m ghn_jax.benchmark --what=cells --cells=4,12,20,28,36 --width=16 --mode=float --plot=FILE.png
 python -m ghn_jax.benchmark --what=profile --config=configs/ghn_qat_cifar10.py --mode=float,qat
-python -m ghn_jax.benchmark --what=scaling
 python -m ghn_jax.benchmark --what=models --models=nets:net --agreement=float,w8a8 --epochs=5
 python -m ghn_jax.benchmark --compare=before.json,after.json --plot=FILE.png
 

@@ -1,7 +1,7 @@
 """A calibrated network in integer arithmetic alone: the plain way, for checking what a device would compute.
 
 It follows arXiv 1712.05877 and gemmlowp. Every weight, and every activation that enters a convolution or
-linear layer, is q in 0 .. 2^b - 1 (2 <= b <= 8) with a scale s and a zero point z, as in `quant.fake_quant`;
+linear layer, is q in 0 .. 2^b - 1 (2 <= b <= 8) with a scale s and a zero point z, as in `quant.grid`;
 weights on the grids that the fake-quantized network has, one for the tensor or for each output channel.
 Layers multiply and sum (q - z), in int32. What lies between the layers (accumulators after their rescaling,
 shifts, sums, pools, means, logits) is int32 fixed point (`Fixed`). Where its point lies is known before any
