@@ -2,12 +2,10 @@
 
 python -m ghn_jax.benchmark --archs=nets.json --what=predict,train,evaluate --mode=qat --meta_batch=8
 --json=FILE --plot=FILE.png
-python -m ghn_jax.benchmark --what=compile --config=configs/ghn_qat_cifar10.py --split=train --widths=32
 python -m ghn_jax.benchmark --what=compile --config=configs/ghn_qat_cifar10.py --widths=32 --target=h100
 python -m ghn_jax.benchmark --what=cells --cells=4,12,20,28,36 --width=16 --mode=float --plot=FILE.png
 python -m ghn_jax.benchmark --what=profile --config=configs/ghn_qat_cifar10.py --mode=float,qat
 python -m ghn_jax.benchmark --what=scaling
-python -m ghn_jax.benchmark --what=models --models=nets:net,nets:other --workdir=zoo:digits-bits
 python -m ghn_jax.benchmark --what=models --models=nets:net --agreement=float,w8a8 --epochs=5
 python -m ghn_jax.benchmark --compare=before.json,after.json --plot=FILE.png
 

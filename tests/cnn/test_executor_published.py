@@ -10,10 +10,10 @@ from ghn_jax.networks.files import load_networks
 from ghn_jax.quant.scheme import FLOAT
 from tests.cnn.comparison import Executor, Inputs, relative_error
 
+SLOW = pytest.param(('convnets-06', 'convnets-16'), marks=pytest.mark.slow)
 
-@pytest.mark.parametrize(
-    'names', [('convnets-06', 'convnets-16'), ('deepnets-01',), ('deepnets-18',)], ids=str
-)
+
+@pytest.mark.parametrize('names', [SLOW, ('deepnets-01',), ('deepnets-18',)], ids=str)
 def test_logits_and_losses_of_published_networks_equal_the_golden_ones(golden, names):
     folder = golden / 'open'
     specs = [spec for spec in load_networks(folder / 'archs.json') if spec.name in names]

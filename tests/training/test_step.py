@@ -34,10 +34,12 @@ CONFIG = GHNConfig(hid=8)
 GHN_ = GHN(CONFIG)
 NODES, SIZE, BATCH = 96, 8, 4
 SPECS = [
-    small_network([('sep_conv_3x3', 0), ('skip_connect', 1)], C=16, fc_layers=2, fc_dim=24, name='a'),
+    small_network(
+        [('sep_conv_3x3', 0), ('skip_connect', 1)], C=16, fc_layers=2, fc_dim=24, n_cells=2, name='a',
+    ),
     small_network([('conv_3x3', 0), ('avg_pool_3x3', 1)], C=16, C_mult=2, stem_type=1, n_cells=2, name='b'),
     small_network([('conv_1x1', 0), ('max_pool_3x3', 1)], C=16, norm=None, n_cells=2, name='c'),
-]
+]  # fmt: skip
 
 POLICIES = Policy(), Policy(4, 32), Policy()
 

@@ -23,6 +23,7 @@ from ghn_jax.evaluation.device import RunnableNetwork
 from ghn_jax.evaluation.selection import ImageBatches
 from ghn_jax.quant import Policy, Scheme
 from ghn_jax.quant.grid import fake_quantize
+from ghn_jax.quant.policy import TERNARY
 from ghn_jax.quant.scheme import QAT
 from tests.cnn.comparison import QUICK, relative_error
 from tests.cnn.networks import random_images, random_parameters, small_network
@@ -39,7 +40,7 @@ SPECS = [
     small_network([('conv_3x3', 0), ('avg_pool_3x3', 1)], C=16, norm=None, stem_type=1, name='b'),
     small_network([('max_pool_3x3', 0), ('conv_3x3', 1)], C=16, stem_pool=True, glob_avg=False, name='c'),
 ]  # fmt: skip
-POLICIES = [Policy(), Policy(32, 3), Policy(3, 32)]
+ACTIVATIONS, WEIGHTS = Policy(32, 3), Policy(3, 32)
 MEAN, STD = np.array([0.4, 0.5, 0.6]), np.array([0.2, 0.25, 0.3])
 
 
@@ -139,26 +140,23 @@ def norm_name(instruction):
 @pytest.mark.parametrize('spec', SPECS, ids=lambda s: s.name)
 def test_what_is_measured_is_what_the_reference_sees(runner, spec):
     layout, network, params = predicted(runner.program, spec)
-    for policy in POLICIES[:2]:
-        bits = runner.program.bits(layout, policy)
-        measured, _ = runner.measure(layout, network, bits, nowhere(runner.program))
-        observe = quick(functools.partial(observe_reference, spec, policy=policy))
-        for k, x in enumerate(pixels(1)[:2]):
-            statistics, ranges = observe(params, normalised(x))
-            for r, instruction in enumerate(layout.instructions):
-                if instruction.op == Norm() and spec.norm:
-                    mean, variance = statistics.pop(norm_name(instruction))
-                    np.testing.assert_allclose(measured.moments.mean[k, r, : len(mean)], mean, atol=1e-9)
-                    np.testing.assert_allclose(
-                        measured.moments.variance[k, r, : len(mean)], variance, rtol=1e-9
-                    )
-            assert not statistics
-            seen = measured.activations
-            for name, (lo, hi) in ranges.items():
-                t = layout.tensors[name]
-                np.testing.assert_allclose((seen.lo[k, t], seen.hi[k, t]), (lo, hi), atol=1e-9, err_msg=name)
-            second = {name for name in layout.tensors if 'conv_2' in name}  # reads what the first one does
-            assert ranges.keys() == layout.tensors.keys() - second
+    bits = runner.program.bits(layout, ACTIVATIONS)
+    measured, _ = runner.measure(layout, network, bits, nowhere(runner.program))
+    observe = quick(functools.partial(observe_reference, spec, policy=ACTIVATIONS))
+    for k, x in enumerate(pixels(1)[:2]):
+        statistics, ranges = observe(params, normalised(x))
+        for r, instruction in enumerate(layout.instructions):
+            if instruction.op == Norm() and spec.norm:
+                mean, variance = statistics.pop(norm_name(instruction))
+                np.testing.assert_allclose(measured.moments.mean[k, r, : len(mean)], mean, atol=1e-9)
+                np.testing.assert_allclose(measured.moments.variance[k, r, : len(mean)], variance, rtol=1e-9)
+        assert not statistics
+        seen = measured.activations
+        for name, (lo, hi) in ranges.items():
+            t = layout.tensors[name]
+            np.testing.assert_allclose((seen.lo[k, t], seen.hi[k, t]), (lo, hi), atol=1e-9, err_msg=name)
+        second = {name for name in layout.tensors if 'conv_2' in name}  # reads what the first one does
+        assert ranges.keys() == layout.tensors.keys() - second
 
 
 def given(layout, statistics, ranges):
@@ -189,7 +187,7 @@ def test_a_calibrated_network_is_the_reference_with_its_statistics_and_ranges(ru
         flat, tables, None, observer.make_ranges(observer.make_index(runner.program, layout), lo, hi)
     )
     x = normalised(pixels(3)[0])
-    for policy in POLICIES:
+    for policy in (ACTIVATIONS, WEIGHTS):
         logits = runner.logits(fixed, runner.program.bits(layout, policy), x)
         fixes = {'statistics': statistics if spec.norm else None, 'ranges': ranges}
         expected = quick(functools.partial(apply_reference, spec, policy=policy))(params, x, **fixes)
@@ -221,7 +219,7 @@ def test_so_is_one_of_another_scheme(program, other_runner):
     fixed = observer.make_ranges(observer.make_index(program, layout), lo, hi)
     x = normalised(pixels(3)[0])
     fixes = {'statistics': statistics, 'ranges': ranges}
-    for policy in (*POLICIES, Policy(0, 32), Policy(32, 1)):
+    for policy in (Policy(3, 32, (('cells.0.*', TERNARY, 32),)), Policy(32, 3, (('cells.0.*', 32, 1),))):
         logits = runner.logits(RunnableNetwork(flat, tables, None, fixed), program.bits(layout, policy), x)
         apply = quick(functools.partial(apply_reference, spec, policy=policy, scheme=scheme))
         assert relative_error(logits, apply(params, x, **fixes)) < 1e-9, policy
