@@ -6,7 +6,8 @@ python -m ghn_jax.export --workdir=DIR --arch=net.json --params=net.safetensors 
 python -m ghn_jax.export --workdir=DIR --quantized=DIR --format=onnx --out=net.onnx
 
 The statistics of batch norms, and the ranges of activations where --bits rounds them, are those of the first
---calibration_images training images of the run. The file takes any number of images, normalised as the run's
+--calibration_images training images of the run; with --bn=corrected, statistics of the rounded network, which
+networks of 2 bits need. The file takes any number of images, normalised as the run's
 (`Dataset.normalized`), and judges each by itself.
 
 --format=stablehlo: for CPUs, GPUs and TPUs, read by `jax.export.deserialize`. Weights and activations are
@@ -25,6 +26,7 @@ from ghn_jax.base.paths import Place
 from ghn_jax.base.start import start
 from ghn_jax.cnn.deploy import calibration
 from ghn_jax.export.export import (
+    BATCH_NORMS,
     CALIBRATION_IMAGES,
     FORMATS,
     ExportSpec,
@@ -53,6 +55,9 @@ _POLICY = flags.DEFINE_string('policy', None, 'Policy file, in place of --bits: 
 _IMAGES = bounds.define_integer(
     'calibration_images', CALIBRATION_IMAGES, 'Training images that statistics and ranges are taken from.'
 )
+_BN = flags.DEFINE_enum(
+    'bn', BATCH_NORMS[0], BATCH_NORMS, 'Statistics of batch norms: in float, or of the rounded network.'
+)
 _RANGE_RULE = flags.DEFINE_enum(
     'range_rule',
     calibration.RANGE_RULE,
@@ -70,7 +75,7 @@ def main() -> None:
     if _QUANTIZED.value:
         return _export_quantized(_QUANTIZED.value, workdir)
     policy = read_policy(_BITS.value, _POLICY.value)
-    spec = ExportSpec(policy, _FORMAT.value, _IMAGES.value, _RANGE_RULE.value)
+    spec = ExportSpec(policy, _FORMAT.value, _IMAGES.value, _RANGE_RULE.value, _BN.value)
     check_spec(spec, _COMPARE.value)
     out = check_output(_OUT.value or '', _FORMAT.value)
     check_given(_ARCH.value, _MODEL.value)
@@ -82,7 +87,7 @@ def main() -> None:
 
 
 def _export_quantized(folder: str, workdir: Place) -> None:
-    for flag in ('arch', 'model', 'params', 'bits', 'policy', 'calibration_images', 'range_rule'):
+    for flag in ('arch', 'model', 'params', 'bits', 'policy', 'calibration_images', 'range_rule', 'bn'):
         if flags.FLAGS[flag].present:
             raise UserError(f'--quantized and --{flag} are both given: give one of them')
     out = check_output(_OUT.value or '', _FORMAT.value)

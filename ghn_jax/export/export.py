@@ -33,6 +33,7 @@ from ghn_jax.runs.calibrated_file import QuantizedNetwork
 from ghn_jax.runs.hypernetwork import Hypernetwork
 
 FORMATS = ('stablehlo', 'onnx')
+BATCH_NORMS = ('calibrated', 'corrected')
 CALIBRATION_IMAGES = 256
 _NOT_FOLDED = 'not_folded'  # in the metadata: why batch norms are not
 _BATCH = 64  # calibration images at a time, as in evaluation
@@ -45,12 +46,15 @@ class ExportSpec:
     policy: bits of weights and activations.   format: one of FORMATS.
     calibration_images: the first training images, that statistics and ranges are those of.
     range_rule: how ranges of activations are found (`cnn.deploy.calibration.RULES`).
+    batch_norm: one of BATCH_NORMS, as of `evaluation.protocol.Protocol`: statistics in float, or taken again
+      with folded and rounded weights.
     """
 
     policy: Policy = Policy()
     format: str = 'stablehlo'
     calibration_images: int = CALIBRATION_IMAGES
     range_rule: str = RANGE_RULE
+    batch_norm: str = BATCH_NORMS[0]
 
     @property
     def of_integers(self) -> bool:
@@ -71,6 +75,10 @@ def check_spec(spec: ExportSpec, compared: int | None = None) -> None:
         raise FieldError(
             'range_rule',
             f'={spec.range_rule} with bits={spec.policy}: nothing is rounded; give bits such as w8a8',
+        )
+    if spec.batch_norm == 'corrected' and spec.policy.is_float:
+        raise FieldError(
+            'bn', f'=corrected with bits={spec.policy}: nothing is rounded; give bits such as w2a2'
         )
     if compared is not None:
         if spec.format != 'onnx':
@@ -186,17 +194,18 @@ def _network(
     metadata = {'calibration_images': str(len(images))}
     try:
         calibrated = calibrate(
-            model, params, batches, None if policy.is_float else policy, scheme=scheme, rule=spec.range_rule
-        )
+            model, params, batches, None if policy.is_float else policy, scheme=scheme, rule=spec.range_rule,
+            corrected=spec.batch_norm == 'corrected',
+        )  # fmt: skip
     except DependsOnBatch as e:
-        if spec.of_integers or spec.range_rule != RANGE_RULE:
+        if spec.of_integers or spec.range_rule != RANGE_RULE or spec.batch_norm == 'corrected':
             raise
         quantizer = None if policy.is_float else model.quantizer(policy, scheme)
         frozen = freeze(lambda x: model.apply(params, x, quantizer), images)
         return _frozen_network(frozen, spec, metadata | {_NOT_FOLDED: str(e)})
     fixed = None if policy.is_float else calibrated.quantizer(policy, scheme)
-    ranges = {} if policy.is_float else {'range_rule': spec.range_rule}
-    return _calibrated_network(calibrated, fixed, spec, metadata | ranges)
+    how = {} if policy.is_float else {'range_rule': spec.range_rule, 'batch_norm': spec.batch_norm}
+    return _calibrated_network(calibrated, fixed, spec, metadata | how)
 
 
 def _quantized_network(quantized: QuantizedNetwork, spec: ExportSpec) -> _Network:

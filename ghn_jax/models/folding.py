@@ -121,6 +121,7 @@ def calibrate(
     *,
     scheme: Scheme = QAT,
     rule: str = RANGE_RULE,
+    corrected: bool = False,
 ) -> Calibrated:
     """Fix the statistics of batch norms, fold them, and find the ranges of activations.
 
@@ -132,16 +133,17 @@ def calibrate(
       policy: the bits. Ranges are those of the folded network at these bits; None: no ranges.
       scheme: how tensors are quantized.
       rule: how ranges are found (`cnn.deploy.calibration.RULES`).
+      corrected: statistics are then taken again with folded and rounded weights (`correct`).
 
     Raises:
       UserError: no images, batches of several sizes, a policy of another model.
       DependsOnBatch: a batch norm of an unknown form, another sum over the images.
     """
     batches = list(images)
-    calibrated = fold(model, params, batches)
     if policy is None:
-        return calibrated
+        return fold(model, params, batches)
     quantizer = model.quantizer(policy, scheme)
+    calibrated = correct(model, params, batches, quantizer) if corrected else fold(model, params, batches)
     ranges = find_ranges(model, Calibrated.apply, calibrated, batches, quantizer, rule)
     return dataclasses.replace(calibrated, ranges=ranges)
 

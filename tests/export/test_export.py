@@ -6,6 +6,7 @@ import sys
 import types
 
 import jax
+import jax.export
 import jax.numpy as jnp
 import numpy as np
 import pytest
@@ -13,7 +14,7 @@ from flax import linen as nn
 
 import ghn_jax
 from ghn_jax.export import run_onnx
-from ghn_jax.export.export import ExportSpec, export_model, write_export
+from ghn_jax.export.export import BATCH_NORMS, ExportSpec, export_model, write_export
 from ghn_jax.models.folding import calibrate
 from ghn_jax.models.tracing import trace
 from ghn_jax.quant.scheme import QAT
@@ -48,6 +49,22 @@ def test_batch_norms_are_gone_from_a_file_in_float():
     found, expected = run(file, x), np.asarray(calibrate(model, params, [x]).apply(x))
     np.testing.assert_allclose(found, expected, atol=2e-5 * np.abs(expected).max())
     assert (kinds(file)['Conv'], kinds(file)['Sub'], kinds(file)['Sqrt']) == (2, 0, 0)
+
+
+@pytest.mark.parametrize('format', ['onnx', 'stablehlo'])
+def test_a_file_has_the_statistics_of_the_rounded_network_where_that_is_asked_for(format):
+    model, x, policy = trace(Net(), (1, 16, 16, 3)), images(), ghn_jax.parse_bits('w2a8')
+    params, logits = drawn(model), {}
+    for how in BATCH_NORMS:
+        spec = ExportSpec(policy, format, calibration_images=12, batch_norm=how)
+        file = export_model(HYPERNETWORK, model, spec, params=params)
+        logits[how] = (
+            run_onnx(file, x) if format == 'onnx' else jax.export.deserialize(bytearray(file)).call(x)
+        )
+    network = calibrate(model, params, [x], policy, corrected=True)
+    expected = np.asarray(network.apply(x, network.quantizer(policy, QAT)))
+    off = {how: np.abs(found - expected).max() / np.abs(expected).max() for how, found in logits.items()}
+    assert off['corrected'] < 0.03 and off['calibrated'] > 0.1, off
 
 
 def test_a_convolution_on_an_image_smaller_than_its_kernel_is_one_in_a_file():
