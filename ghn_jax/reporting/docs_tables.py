@@ -28,10 +28,10 @@ from typing import Any
 from ghn_jax.base import jsonfile
 from ghn_jax.base.errors import UserError
 from ghn_jax.runs import zoo
-from ghn_jax.zoo import cards
+from ghn_jax.zoo.cards import compared, curves
 
 PAGES = ('README.md', 'docs')
-OF_CARDS = {'zoo': cards.compared, 'curves': cards.curves}
+OF_CARDS = {'zoo': compared, 'curves': curves}
 """The tables that are made of the cards of the hypernetworks that come with the package."""
 RESULTS = pathlib.Path('docs/results')
 _BLOCK = re.compile(r'(^<!-- results: ([\w-]+) -->\n).*?(<!-- end of results -->)$', re.DOTALL | re.MULTILINE)
