@@ -300,7 +300,7 @@ def test_training_on_one_batch_brings_the_loss_down_and_repeats_exactly(trainer)
 
 
 def test_a_network_that_does_not_fit_is_a_user_error(program):
-    other = small_network([('conv_7x7', 0), ('none', 1)], C=16, name='other')
+    other = small_network([('conv_7x7', 0), ('none', 1)], C=16, n_cells=2, name='other')
     with pytest.raises(UserError, match="network 'other' needs instruction"):
         prepare(program, [other], Policy(), max_nodes=NODES)
     with pytest.raises(UserError, match='max_nodes'):
