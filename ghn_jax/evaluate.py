@@ -44,6 +44,7 @@ _OUTPUTS = outputs.define_flags(plotting.PICTURES)
 _NOT_OF_QUANTIZED = frozenset(
     ('archs', 'splits', 'num_networks', 'against', 'bits', 'policy', 'told', 'deepnets', 'bn', 'ranges')
     + ('range_rule', 'calibration_batches', 'sqnr', 'integer')
+    + ('granularity', 'weight_range', 'activation_range')
 )
 
 

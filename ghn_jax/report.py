@@ -7,12 +7,15 @@ The run is evaluated first, with the flags of `ghn_jax.evaluate`; with --result 
 reported, of which only the best network is run again. The page is DIR/report/index.html.
 """
 
+import dataclasses
+
 from absl import flags
 
 from ghn_jax.base import cli, paths
 from ghn_jax.base.errors import UserError
 from ghn_jax.evaluation import evaluation_flags
 from ghn_jax.evaluation.evaluate import evaluate
+from ghn_jax.evaluation.evaluation_flags import SCHEME
 from ghn_jax.reporting.evaluation import (
     WITH_RESULT,
     Evaluation,
@@ -50,7 +53,10 @@ def _read_result(request: evaluation_flags.EvaluationFlags) -> tuple[Run, Evalua
     if wrong := sorted(request.given - WITH_RESULT):
         raise UserError(f'--{wrong[0]} is for an evaluation, --result is one already made: give one of them')
     evaluation = read_evaluation(_RESULT.value or '', request.spec.against, closeup=_CLOSEUP.value)
-    return request.load_run(str(evaluation.result['protocol']['step'])), evaluation
+    protocol = evaluation.result['protocol']
+    rounded = {key: value for key, value in protocol['quantization'].items() if key in SCHEME}
+    run = dataclasses.replace(request, scheme=rounded).load_run(str(protocol['step']))
+    return run, evaluation
 
 
 def _evaluate(request: evaluation_flags.EvaluationFlags) -> tuple[Run, Evaluation]:

@@ -1,7 +1,7 @@
 """What a command that scores networks is asked for: its flags, and what they say once they are checked."""
 
 import dataclasses
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 from absl import flags
 
@@ -15,6 +15,7 @@ from ghn_jax.evaluation.protocol import BATCH_NORMS, CALIBRATION_BATCHES, RANGE_
 from ghn_jax.networks.files import load_networks
 from ghn_jax.networks.spaces import SPLITS
 from ghn_jax.quant.policy import Policy, load_policy, parse_bits
+from ghn_jax.quant.scheme import ACTIVATION_RANGES, GRANULARITIES, WEIGHT_RANGES
 from ghn_jax.runs.run import Run, load_run
 
 flags.disclaim_key_flags()  # --help shows them as the flags of the command that defines them
@@ -22,6 +23,12 @@ flags.disclaim_key_flags()  # --help shows them as the flags of the command that
 
 FLAG_OF = {'batch_norm': 'bn', 'predicted_for': 'told'}
 """The flags of fields that have another name in `EvaluationSpec` and `Protocol`: for `cli.run`."""
+SCHEME = {
+    'granularity': (GRANULARITIES, 'Grids of weights: one for the tensor, or for each output channel.'),
+    'weight_range': (WEIGHT_RANGES, 'How far grids of weights reach.'),
+    'activation_range': (ACTIVATION_RANGES, 'How far grids of activations reach.'),
+}
+"""Fields of the run's `Scheme` that may be others than in training: their values, and what they are."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -32,6 +39,7 @@ class EvaluationFlags:
       workdir, step: the checkpoint.
       data_dir: where TFDS data lie; None: where the run had them.
       spec: what is scored, and how.
+      scheme: fields of the run's `Scheme` that are others than in training.
       given: the flags that were on the command line.
     """
 
@@ -39,6 +47,7 @@ class EvaluationFlags:
     step: str
     data_dir: str | None
     spec: EvaluationSpec
+    scheme: Mapping[str, str]
     given: frozenset[str]
 
     def load_run(self, step: str | None = None) -> Run:
@@ -49,9 +58,10 @@ class EvaluationFlags:
         """
         start(self.spec.devices or 1)
         run = load_run(self.workdir, step or self.step)
+        config = dataclasses.replace(run.config, quant=dataclasses.replace(run.config.quant, **self.scheme))
         if self.data_dir is not None:
-            run = dataclasses.replace(run, config=dataclasses.replace(run.config, data_dir=self.data_dir))
-        return run
+            config = dataclasses.replace(config, data_dir=self.data_dir)
+        return dataclasses.replace(run, config=config)
 
 
 def parse_splits(names: Sequence[str]) -> tuple[str, ...]:
@@ -95,6 +105,7 @@ def define_flags(*, sqnr: bool = False) -> Callable[[], EvaluationFlags]:
     step = flags.DEFINE_string('step', 'latest', 'Checkpoint: latest, best (in validation), or a number.')
     read_networks = _define_network_flags()
     read_protocol = define_protocol_flags(sqnr)
+    read_scheme = _define_scheme_flags()
     devices = bounds.define_integer(
         'devices', 0, 'Devices that share the images, 0: all; a CPU is divided into so many.'
     )
@@ -125,6 +136,7 @@ def define_flags(*, sqnr: bool = False) -> Callable[[], EvaluationFlags]:
             step=step.value or '',
             data_dir=data_dir.value,
             spec=spec,
+            scheme=read_scheme(),
             given=frozenset(name for name in names if flags.FLAGS[name].present),
         )
 
@@ -170,6 +182,13 @@ def _define_network_flags() -> Callable[[], EvaluationSpec]:
         )
 
     return read
+
+
+def _define_scheme_flags() -> Callable[[], dict[str, str]]:
+    """Those of the grids of tensors; what is returned reads the fields of `Scheme` that were given."""
+    default = 'Default: as in training.'
+    holders = [flags.DEFINE_enum(name, None, of, f'{said} {default}') for name, (of, said) in SCHEME.items()]
+    return lambda: {holder.name: holder.value for holder in holders if holder.value is not None}
 
 
 def define_protocol_flags(sqnr: bool) -> Callable[[], tuple[Protocol, int]]:

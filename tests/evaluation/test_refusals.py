@@ -1,14 +1,16 @@
 """What an evaluation refuses, before any work and in one line."""
 
+import dataclasses
 import pathlib
 
 import pytest
 
 from ghn_jax.base.errors import UserError
-from ghn_jax.evaluation.evaluate import evaluate
-from ghn_jax.evaluation.evaluation_flags import parse_policies, parse_splits
+from ghn_jax.evaluation.evaluate import about_run, evaluate
+from ghn_jax.evaluation.evaluation_flags import SCHEME, EvaluationFlags, parse_policies, parse_splits
 from ghn_jax.evaluation.evaluation_spec import EvaluationSpec
 from ghn_jax.evaluation.protocol import Protocol
+from ghn_jax.quant.bit_schedule import strategy_of
 from ghn_jax.quant.policy import parse_bits
 from ghn_jax.runs.run import load_run
 from ghn_jax.runs.task import load_data
@@ -36,6 +38,24 @@ def run(workdir):
 @pytest.fixture(scope='module')
 def dataset(run):
     return load_data(run.config)
+
+
+def test_a_run_is_scored_on_other_grids_than_those_of_its_training(workdir, run):
+    asked = EvaluationFlags(
+        workdir=workdir, step='latest', data_dir=None, spec=EvaluationSpec(), scheme={}, given=frozenset()
+    )
+    assert asked.load_run().config == run.config
+    other = dataclasses.replace(asked, scheme={'weight_range': 'sigma', 'granularity': 'channel'}).load_run()
+    scheme = strategy_of(other.config).scheme
+    assert scheme == dataclasses.replace(
+        strategy_of(run.config).scheme, weight_range='sigma', granularity='channel'
+    )
+    said = about_run(other, '', None)['quantization']
+    assert {key: said[key] for key in SCHEME} == {
+        'granularity': 'channel', 'weight_range': 'sigma', 'activation_range': 'minmax',
+    }  # fmt: skip
+    wrong = command('ghn_jax.evaluate', f'--workdir={workdir}', '--weight_range=median')
+    assert is_one_error_line(wrong, '--weight_range')
 
 
 @pytest.mark.parametrize(
