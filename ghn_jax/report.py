@@ -54,7 +54,7 @@ def _read_result(request: evaluation_flags.EvaluationFlags) -> tuple[Run, Evalua
         raise UserError(f'--{wrong[0]} is for an evaluation, --result is one already made: give one of them')
     evaluation = read_evaluation(_RESULT.value or '', request.spec.against, closeup=_CLOSEUP.value)
     protocol = evaluation.result['protocol']
-    rounded = {key: value for key, value in protocol['quantization'].items() if key in SCHEME}
+    rounded = {key: value for key, value in protocol.get('quantization', {}).items() if key in SCHEME}
     run = dataclasses.replace(request, scheme=rounded).load_run(str(protocol['step']))
     return run, evaluation
 
