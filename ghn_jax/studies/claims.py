@@ -66,10 +66,15 @@ def table(quantized: Result, floating: Result) -> dict[str, Any]:
         'claims': f'a: 8 bits cost less than {-SURVIVES:g} point; b: above 0; c: above chance with it, '
         'not without',
         'interval': '95 %, bootstrap over networks',
-        'trained': f'{protocol["workdir"]}: {protocol["training"]}; {floating["protocol"]["workdir"]}: '
-        f'{floating["protocol"]["training"]}',
+        'trained': '; '.join(_about_run(result['protocol']) for result in (quantized, floating)),
     }
     return {'title': 'Claims', 'about': about, 'columns': list(COLUMNS), 'rows': rows}
+
+
+def _about_run(protocol: Mapping[str, Any]) -> str:
+    grids = protocol.get('quantization', {})
+    reach = [grids[key] for key in ('weight_range', 'activation_range') if key in grids]
+    return f'{protocol["workdir"]}, {protocol["training"]}, ranges {" and ".join(reach) or "unknown"}'
 
 
 def _check(quantized: Result, floating: Result) -> None:
