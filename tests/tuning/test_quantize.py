@@ -45,7 +45,7 @@ def test_a_quantized_network_comes_back_from_its_folder_as_it_was(quantized, tmp
     assert (found.policy, found.scheme, found.source, found.about) == (POLICY, SCHEME, SOURCE, network.about)
     expected = network.calibrated.apply(x, network.quantizer())
     np.testing.assert_array_equal(found.calibrated.apply(x, found.quantizer()), expected)
-    labels = np.argmax(expected, 1)
+    labels = np.asarray(expected).argmax(1)
     labels[-1] += 1
     monkeypatch.setattr(quantize, '_SCORED', 6)  # of 8 images: two calls, of 6 and 2
     assert top1(found.calibrated, x, labels, POLICY) == 87.5
