@@ -179,7 +179,7 @@ def _cell(cell: Any) -> str:
 
 
 def _said(key: str, value: Any) -> str:
-    return f'`{value}`' if key in ('command', 'commit') else str(value)
+    return f'`{value}`' if key in ('command', 'commit') else str(value).rstrip('.')
 
 
 def main() -> None:
