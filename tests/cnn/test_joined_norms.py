@@ -3,6 +3,7 @@
 import dataclasses
 
 import numpy as np
+import pytest
 
 from ghn_jax.base import backends
 from ghn_jax.cnn.covering import Family, program_for, training_program
@@ -52,6 +53,7 @@ def test_every_value_is_complete_before_it_is_read():
             assert not any(j.dst in i.group for j in done[k:])
 
 
+@pytest.mark.slow
 def test_training_on_a_gpu_joins_and_nothing_else_does():
     space, small = dataclasses.replace(SPACE, ops=('conv_1x1', 'none')), Family(16)
     with backends.built_for('gpu'):
