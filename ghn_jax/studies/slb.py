@@ -14,7 +14,6 @@ DIR has a folder of each method, as `ghn_jax.finetune` leaves it, and the tables
 
 import argparse
 import dataclasses
-import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -37,6 +36,7 @@ from ghn_jax.runs.hypernetwork import load as load_hypernetwork
 from ghn_jax.runs.prediction import with_names
 from ghn_jax.studies.study_arguments import command_line, make_parser, taken, training_of
 from ghn_jax.tuning import slb
+from ghn_jax.tuning.comparison import mean_of
 from ghn_jax.tuning.finetune import FinetuneSpec, finetune
 from ghn_jax.tuning.initialization import parse_starts
 from ghn_jax.tuning.search import searched_names
@@ -99,9 +99,9 @@ def accuracies(runs: Runs) -> tuple[list[str], list[list[Any]]]:
     for init, bits in _settings(runs):
         scores = {method: _at_end(runs[method], init, bits) for method in METHODS}
         pairs = scores['slb'].keys() & scores['straight_through'].keys()
-        change = _mean([scores['slb'][pair] - scores['straight_through'][pair] for pair in sorted(pairs)])
+        change = mean_of([scores['slb'][pair] - scores['straight_through'][pair] for pair in sorted(pairs)])
         error = f' ± {change["sem"]:.1f}' if 'sem' in change else ''
-        means = [_mean(list(scores[method].values())) for method in METHODS]
+        means = [mean_of(list(scores[method].values())) for method in METHODS]
         rows.append([init, bits, len(pairs), *means, f'{change["mean"]:+.1f}{error}'])
     return ['from', 'bits', 'trainings', 'straight-through', 'SLB', 'difference'], rows
 
@@ -134,14 +134,6 @@ def _at_end(runs: Sequence[Mapping[str, Any]], init: str, bits: str) -> dict[tup
     members = [run for run in runs if (run['init'], run['bits']) == (init, bits)]
     last = lambda scores: scores[max(scores, key=int)]['batch'][bits]
     return {(run['network'], run['seed']): last(run['scores']) for run in members}
-
-
-def _mean(values: Sequence[float]) -> dict[str, float]:
-    """Return mean and, of more than one value, standard error."""
-    found = {'mean': float(np.mean(values))}
-    if len(values) > 1:
-        found['sem'] = float(np.std(values, ddof=1) / math.sqrt(len(values)))
-    return found
 
 
 def about(dataset: Dataset, models: Sequence[Model], spec: FinetuneSpec, command: str) -> dict[str, Any]:

@@ -56,6 +56,11 @@ def mean(runs: Sequence[Mapping[str, Any]], score: Any) -> dict[str, float]:
     values = [np.mean([score(run) for run in runs if run['network'] == network]) for network in networks]
     if len(values) == 1:
         values = [score(run) for run in runs]
+    return mean_of(values)
+
+
+def mean_of(values: Sequence[Any]) -> dict[str, float]:
+    """Return `mean` and, of more than one value, `sem`: its standard error."""
     found = {'mean': float(np.mean(values))}
     if len(values) > 1:
         found['sem'] = float(np.std(values, ddof=1) / math.sqrt(len(values)))

@@ -5,7 +5,6 @@ import functools
 import itertools
 import json
 import os
-import pathlib
 from unittest import mock
 
 import jax
@@ -32,40 +31,20 @@ from ghn_jax.networks.graph import build_graph
 from ghn_jax.quant.policy import Policy, parse_bits
 from ghn_jax.reporting import tables
 from ghn_jax.runs.run import load_run
-from ghn_jax.runs.task import load_data, make_space_of
+from ghn_jax.runs.task import make_space_of
+from tests.evaluation.helpers import FLAGS, INTEGER
 from tests.pages import Page, check_self_contained
 from tests.pictures import check_picture
 from tests.small_run import command, is_one_error_line, write_run
 from tests.spies import calls_of
 from tests.streams import Ascii, full, without_reader
 
-# Few shapes, so few compilations: every test scores networks of one program on 2 batches of 16 images.
-FLAGS = {'num_networks': 3, 'num_images': 40, 'batch_size': 16}
 ARGS = [f'--{key}={value}' for key, value in FLAGS.items()]
 SIZE = 8
 CALIBRATED = {
     'protocol': Protocol(batch_norm='calibrated', ranges='calibrated', sqnr=True),
     'calibration_batches': 4,
 }
-INTEGER = {
-    'protocol': Protocol(batch_norm='corrected', ranges='calibrated', integer=16),
-    'calibration_batches': 4,
-}
-
-
-@pytest.fixture(scope='module')
-def workdir(tmp_path_factory) -> pathlib.Path:
-    return write_run(tmp_path_factory.mktemp('run'))
-
-
-@pytest.fixture(scope='module')
-def run(workdir):
-    return load_run(workdir)
-
-
-@pytest.fixture(scope='module')
-def dataset(run):
-    return load_data(run.config)
 
 
 @pytest.fixture(scope='module')

@@ -1,7 +1,6 @@
 """What an evaluation refuses, before any work and in one line."""
 
 import dataclasses
-import pathlib
 
 import pytest
 
@@ -12,32 +11,11 @@ from ghn_jax.evaluation.evaluation_spec import EvaluationSpec
 from ghn_jax.evaluation.protocol import Protocol
 from ghn_jax.quant.bit_schedule import strategy_of
 from ghn_jax.quant.policy import parse_bits
-from ghn_jax.runs.run import load_run
-from ghn_jax.runs.task import load_data
+from tests.evaluation.helpers import FLAGS, INTEGER
 from tests.hypernet.helpers import small_spec
-from tests.small_run import command, is_one_error_line, write_run
+from tests.small_run import command, is_one_error_line
 
-FLAGS = {'num_networks': 3, 'num_images': 40, 'batch_size': 16}
 CALIBRATED = {'protocol': Protocol(batch_norm='calibrated', ranges='calibrated'), 'calibration_batches': 4}
-INTEGER = {
-    'protocol': Protocol(batch_norm='corrected', ranges='calibrated', integer=16),
-    'calibration_batches': 4,
-}
-
-
-@pytest.fixture(scope='module')
-def workdir(tmp_path_factory) -> pathlib.Path:
-    return write_run(tmp_path_factory.mktemp('run'))
-
-
-@pytest.fixture(scope='module')
-def run(workdir):
-    return load_run(workdir)
-
-
-@pytest.fixture(scope='module')
-def dataset(run):
-    return load_data(run.config)
 
 
 def test_a_run_is_scored_on_other_grids_than_those_of_its_training(workdir, run):
