@@ -22,7 +22,7 @@ from ghn_jax.assembly.shapes import Placing
 from ghn_jax.base.errors import FieldError
 from ghn_jax.base.recipes import Recipe
 from ghn_jax.cnn.covering import Family, covering_networks, family, training_program, widths
-from ghn_jax.cnn.deploy.observer import Index
+from ghn_jax.cnn.deploy.observer import Index, Wanted
 from ghn_jax.cnn.packing import BLOCK
 from ghn_jax.cnn.program import Program
 from ghn_jax.cnn.tables import Ranges
@@ -207,12 +207,13 @@ def _scoring_jobs(
 def _measured(
     placing: Placing, config: RunConfig, spec: EvaluationSpec, program: Program
 ) -> tuple[ImageBatches, Index, Any]:
-    """Return the shapes of calibration images, and of which tensors are measured between which bounds."""
+    """Return the shapes of calibration images, of the numbers of tensors, and of what is wanted of them."""
     K, N, H, T = spec.calibration_batches, spec.batch_size, config.image_size, program.capacity.tensors
     constants = _shape((3,), np.float32), _shape((3,), np.float32)
     images = ImageBatches(_shape((K, N, H, H, 3), np.uint8), None, *constants)
     index = Index(_shape((program.capacity.rows, 2), np.int32), _shape((2,), np.int32))
-    return placing.shapes((images, index, _shape((T, 2), np.float32)))
+    wish = _shape((), np.bool_)
+    return placing.shapes((images, index, Wanted(wish, wish, wish, _shape((T, 2), np.float32))))
 
 
 def _ranges(program: Program) -> Ranges:

@@ -98,7 +98,7 @@ def forward(
     rows, of_head = (None, None) if ranges is None else ranges
     quantization = Quantization(scheme, bits.activations, program.capacity.parts, key, axis, rows)
     run = Run(program, weights, tables, images, quantization)
-    values, _, _ = _run_forward(run, ungrouped(tapes.values))
+    values, _, _ = run_forward(run, ungrouped(tapes.values))
     features = head.features(program, tables.head, values, images.shape[0])
     logits, _ = head.logits(
         program, weights, tables.head, bits.head, features, scheme=scheme, key=key, axis=axis, ranges=of_head
@@ -139,7 +139,7 @@ def loss_and_gradients(
         scheme, bits.activations, program.capacity.parts, collectives.own_key(key, axis), axis
     )
     run = Run(program, weights, tables, images, quantization)
-    values, sizes, kept = _run_forward(run, ungrouped(tapes.values))
+    values, sizes, kept = run_forward(run, ungrouped(tapes.values))
 
     features, to_slots = head.features_vjp(program, tables.head, values, images.shape[0])
     of_head = program, weights, tables.head, bits.head
@@ -170,11 +170,11 @@ def _in_switch_and_apart(segment: Segment) -> tuple[list[int], list[int]]:
     return [o for o in range(len(segment.ops)) if o not in apart], apart
 
 
-def _run_forward(
+def run_forward(
     run: Run, values: dict[TapeShape, Array]
 ) -> tuple[dict[TapeShape, Array], dict[TapeShape, Sizes], Array | None]:
     """Fill the value tapes. Returns them with the sizes of their values (given ranges, none is measured), and
-    what `tape_norms` keeps of each norm.
+    what `tape_norms` keeps of each norm. values: tapes, not grouped.
     """
     program, tables, quantization = run.program, run.tables, run.quantization
     values = dict(values)

@@ -17,7 +17,7 @@ from ghn_jax.assembly.workspace import Workspace
 from ghn_jax.base import collectives as mesh_axes
 from ghn_jax.base.collectives import Axes
 from ghn_jax.cnn import executor
-from ghn_jax.cnn.deploy.observer import Activations, Index, Moments, observe, weight_noise
+from ghn_jax.cnn.deploy.observer import Activations, Index, Moments, Wanted, observe, weight_noise
 from ghn_jax.cnn.program import Program
 from ghn_jax.cnn.tables import ArrayOrNumpy, Bits, Ranges, Tables
 from ghn_jax.cnn.weights import pages, quantize_weights
@@ -115,7 +115,7 @@ def measure(
     network: RunnableNetwork,
     images: ImageBatches,
     index: Index,
-    bounds: Array,
+    wanted: Wanted,
     workspace: Workspace,
     *,
     scheme: Scheme = QAT,
@@ -127,7 +127,7 @@ def measure(
       network: with its bits and ranges.
       images: batches, normalised here; no use is made of their labels.
       index: of the network's tensors (`observer.make_index`).
-      bounds: [T, 2], of the histograms.
+      wanted: what is measured of activations and moments.
       workspace: as for `score`.
       scheme: how networks are quantized, of mode 'qat'.
     """
@@ -136,13 +136,10 @@ def measure(
 
     def batch(buffers, x):
         x = normalize(x, images.mean, images.std, weights.dtype)
-        _, buffers = executor.forward(
-            program, quantized, tables, bits, x, buffers, scheme=scheme, ranges=ranges
+        activations, moments, buffers = observe(
+            program, quantized, tables, bits, x, buffers, index, wanted, scheme=scheme, ranges=ranges
         )
-        seen = observe(
-            program, quantized, tables, bits, x, buffers.values, index, bounds, scheme=scheme, ranges=ranges
-        )
-        return buffers, seen
+        return buffers, (activations, moments)
 
     buffers, (activations, moments) = lax.scan(batch, workspace.executor, images.images)
     noise = weight_noise(weights, quantized, tables, bits.weights.shape[0])

@@ -9,7 +9,6 @@ from typing import Any, NamedTuple
 
 import jax
 import numpy as np
-from jax import Array
 from jax.sharding import Mesh
 
 from ghn_jax.assembly.mesh import OVER_DEVICES, REPLICATED, on_each, replicate
@@ -19,7 +18,7 @@ from ghn_jax.base.executables import Kept
 from ghn_jax.base.recipes import Recipe
 from ghn_jax.cnn.deploy import calibration, observer
 from ghn_jax.cnn.deploy.calibration import RANGE_RULE
-from ghn_jax.cnn.deploy.observer import Activations, Index, Moments
+from ghn_jax.cnn.deploy.observer import Activations, Index, Moments, Wanted, make_wanted
 from ghn_jax.cnn.program import Layout, Program
 from ghn_jax.cnn.tables import Bits
 from ghn_jax.evaluation import device
@@ -89,7 +88,7 @@ def measure(
     network: RunnableNetwork,
     images: ImageBatches,
     index: Index,
-    bounds: Array,
+    wanted: Wanted,
     workspace: Workspace,
     *,
     program: Program,
@@ -100,7 +99,7 @@ def measure(
     run = functools.partial(device.measure, program, scheme=scheme)
     inputs = (REPLICATED, REPLICATED, REPLICATED, REPLICATED, OVER_DEVICES)
     on_devices = on_each(run, mesh, inputs, (REPLICATED, OVER_DEVICES))
-    return on_devices(network, images, index, bounds, workspace)
+    return on_devices(network, images, index, wanted, workspace)
 
 
 def recipe_of_measure(program: Program, scheme: Scheme, mesh: Mesh | None) -> Recipe:
@@ -114,7 +113,7 @@ def recipe_of_measure(program: Program, scheme: Scheme, mesh: Mesh | None) -> Re
 
 @functools.cache  # one for each program of the process, as JAX keeps them
 def measurer(program: Program, scheme: Scheme, mesh: Mesh | None) -> Kept:
-    """Return what measures as `measure` does: (network, images, index, bounds, workspace)."""
+    """Return what measures as `measure` does: (network, images, index, wanted, workspace)."""
     return Kept(recipe_of_measure(program, scheme, mesh))
 
 
@@ -127,13 +126,13 @@ class Measure(NamedTuple):
     scheme: Scheme = QAT
 
     def __call__(
-        self, layout: Layout, network: RunnableNetwork, bits: Bits, bounds: np.ndarray, workspace: Workspace
+        self, layout: Layout, network: RunnableNetwork, bits: Bits, wanted: Wanted, workspace: Workspace
     ) -> tuple[device.Measured, Workspace]:
-        """Return (what the network sees at these bits, on the host; workspace)."""
-        given = network._replace(bits=bits), observer.make_index(self.program, layout), bounds
-        network, index, bounds = replicate(self.mesh, given)  # of one type, wherever they were made
+        """Return (what is wanted of what the network sees at these bits, on the host; workspace)."""
+        given = network._replace(bits=bits), observer.make_index(self.program, layout), wanted
+        network, index, wanted = replicate(self.mesh, given)  # of one type, wherever they were made
         run = measurer(self.program, self.scheme, self.mesh)
-        measured, workspace = run(network, self.images, index, bounds, workspace)
+        measured, workspace = run(network, self.images, index, wanted, workspace)
         return jax.device_get(measured), workspace
 
 
@@ -152,9 +151,8 @@ def statistics(
     """
     if protocol.batch_norm == 'batch' or not layout.tables.has_norm:
         return None, workspace
-    measured, workspace = measure(
-        layout, network, measure.program.bits(layout, Policy()), _nowhere(measure.program), workspace
-    )
+    in_float, wanted = measure.program.bits(layout, Policy()), make_wanted(measure.program, moments=True)
+    measured, workspace = measure(layout, network, in_float, wanted, workspace)
     return calibration.pooled(measured.moments), workspace
 
 
@@ -197,17 +195,19 @@ def _fix_statistics(protocol, measure, layout, network, moments, bits, workspace
     if protocol.batch_norm == 'corrected' and observer.any_rounded(bits):
         flat = calibration.unfixed(layout, flat, own)
         unfixed = network._replace(weights=flat)
-        measured, workspace = measure(layout, unfixed, bits, _nowhere(measure.program), workspace)
+        wanted = make_wanted(measure.program, moments=True)
+        measured, workspace = measure(layout, unfixed, bits, wanted, workspace)
         flat, tables = calibration.fix(layout, flat, calibration.pooled(measured.moments))
     return network._replace(weights=flat, tables=tables, ranges=None), workspace
 
 
 def _fix_ranges(protocol, measure, layout, network, bits, workspace):
     """The network with the ranges that its activations have on the calibration images at these bit-widths."""
-    bounds, index = _nowhere(measure.program), observer.make_index(measure.program, layout)
+    wanted = make_wanted(measure.program, activations=True)
+    bounds, index = wanted.bounds, observer.make_index(measure.program, layout)
     lo, hi = bounds.T
     if observer.any_rounded(bits):
-        measured, workspace = measure(layout, network, bits, bounds, workspace)
+        measured, workspace = measure(layout, network, bits, wanted, workspace)
         seen = measured.activations
         if protocol.range_rule in calibration.HISTOGRAM_RULES:
             seen, bounds, workspace = histograms(measure, layout, network, bits, seen, workspace)
@@ -225,7 +225,8 @@ def histograms(
       activations; the bounds of the histograms, [T, 2]; workspace.
     """
     bounds = np.stack([seen.lo.min(0), seen.hi.max(0)], -1)
-    measured, workspace = measure(layout, network, bits, bounds, workspace)
+    wanted = make_wanted(measure.program, activations=True, bounds=bounds)
+    measured, workspace = measure(layout, network, bits, wanted, workspace)
     return measured.activations, bounds, workspace
 
 
@@ -234,13 +235,10 @@ def _layer_sqnr(measure, layout, network, bits, workspace):
     dB over the calibration images, None where nothing is rounded (or the second input of a FactorizedReduce,
     which is the first).
     """
-    measured, workspace = measure(layout, network, bits, _nowhere(measure.program), workspace)
+    wanted = make_wanted(measure.program, activations=True, noise=True)
+    measured, workspace = measure(layout, network, bits, wanted, workspace)
     seen = measured.activations
     weights = calibration.decibels(*measured.weights)
     activations = calibration.decibels(seen.signal.sum(0), seen.noise.sum(0))
     known = lambda x: round(float(x), 2) if np.isfinite(x) else None
     return {n: (known(weights[t]), known(activations[t])) for n, t in layout.tensors.items()}, workspace
-
-
-def _nowhere(program: Program) -> np.ndarray:
-    return np.zeros((program.capacity.tensors, 2), np.float32)

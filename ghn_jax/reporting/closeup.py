@@ -110,15 +110,16 @@ def look(run: Run, evaluation: Evaluation, selection: Selection, num_devices: in
     how = evaluation.protocol
     moments, workspace = protocol.statistics(how, measure, layout, network, workspace)
     network, _, workspace = protocol.prepare(how, measure, layout, network, moments, bits, workspace)
-    nowhere = np.zeros((program.capacity.tensors, 2), np.float32)
-    measured, workspace = measure(layout, network, bits, nowhere, workspace)
+    wanted = observer.make_wanted(program, activations=True, noise=True)
+    measured, workspace = measure(layout, network, bits, wanted, workspace)
     seen, bounds, _ = protocol.histograms(measure, layout, network, bits, measured.activations, workspace)
 
     shapes = {parameter.name: parameter.shape for parameter in graph.parameters}
     weights = program.unpack(layout, np.asarray(jax.device_get(network.weights)), shapes)
     rounded, _ = round_to(weights, widths, scheme)
     of_weights = calibration.decibels(*measured.weights)
-    of_activations = calibration.decibels(*(np.sum(x, 0) for x in (seen.signal, seen.noise)))
+    signal, noise = (np.sum(x, 0) for x in measured.activations[2:4])
+    of_activations = calibration.decibels(signal, noise)
     histograms = np.sum(seen.histogram, 0).reshape(-1, BINS, observer.BINS // BINS).sum(-1)
     layers = []
     for name in evenly(quantizable(shapes.items()), LAYERS):

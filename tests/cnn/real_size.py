@@ -49,9 +49,10 @@ def figures(dtype: str) -> dict[str, np.ndarray]:
     top1, _, predicted, _ = jax.jit(functools.partial(device.score, program))(network, batches, workspace)
     found |= {'top1': np.asarray(top1), 'predicted': np.asarray(predicted)[0], 'labels': labels[0]}
 
-    index, nowhere = observer.make_index(program, layout), np.zeros((program.capacity.tensors, 2), dtype)
+    index = observer.make_index(program, layout)
+    wanted = observer.make_wanted(program, moments=True, activations=True, noise=True)
     measure = jax.jit(functools.partial(device.measure, program))
-    seen, _ = measure(network, batches, index, nowhere, workspace)
+    seen, _ = measure(network, batches, index, wanted, workspace)
     rows = [r for r, i in enumerate(layout.instructions) if type(i.op).__name__ == 'Norm']
     used = sorted({n for n in np.unique(index.rows) if n < program.capacity.tensors - 1})
     found |= {f'{k} of norms': np.asarray(v)[0, rows] for k, v in seen.moments._asdict().items()}

@@ -14,7 +14,7 @@ from ghn_jax.base import backends
 from ghn_jax.cnn import tape_layout
 from ghn_jax.cnn.building import build_program
 from ghn_jax.cnn.deploy import observer
-from ghn_jax.cnn.executor import forward, make_tapes
+from ghn_jax.cnn.executor import make_tapes
 from ghn_jax.quant import Policy
 from ghn_jax.quant.scheme import QAT
 from tests.cnn.comparison import FLOAT, QUICK, Executor, assert_close, make_inputs, reference
@@ -116,17 +116,17 @@ def test_what_is_observed_on_the_tapes_of_a_tpu_is_what_is_observed_elsewhere():
     program = build_program([spec], image_size=SIZE, max_params=1e6)
     layout, inputs = program.layout(spec), make_inputs(spec, 0, size=SIZE, batch=IMAGES)
     index, bounds = observer.make_index(program, layout), np.tile([-2, 2.0], (program.capacity.tensors, 1))
+    wanted = observer.make_wanted(program, moments=True, activations=True, noise=True, bounds=bounds)
 
     @functools.partial(jax.jit, compiler_options=QUICK)
-    def observed(flat, tables, bits, images, index, bounds):
+    def observed(flat, tables, bits, images, index, wanted):
         tapes = make_tapes(program, IMAGES, flat.dtype, train=False)
         run = program, flat, tables, bits, images
-        logits, tapes = forward(*run, tapes, scheme=QAT)
-        return logits, observer.observe(*run, tapes.values, index, bounds, scheme=QAT, ranges=None)
+        return observer.observe(*run, tapes, index, wanted, scheme=QAT, ranges=None)[:2]
 
     flat, bits = program.pack(layout, inputs.params, np.float64), program.bits(layout, Policy(4, 4))
     with jax.enable_x64(True):
-        arguments = flat, layout.tables, bits, inputs.images, index, bounds
+        arguments = flat, layout.tables, bits, inputs.images, index, wanted
         here = observed(*arguments)
         with backends.built_for('tpu'):
             there = observed(*arguments)

@@ -1,34 +1,38 @@
 """What a network's layers see: statistics of everything that is normalised or quantized, for one batch.
 
-After `executor.forward` every value lies in its slot, so this is a second walk over the instruction table
-that only reads, with a quantizer that takes notes. Tensors are numbered as their layers' weights are
+After the executor's forward pass every value lies in its slot, so this is a second walk over the table of
+instructions that only reads, with a quantizer that takes notes. What is wanted is data: one program serves
+all wishes, and what is not wanted is not computed. Tensors are numbered as their layers' weights are
 (`Layout.tensors`): parts of a concatenation share a number, and with it one range and one histogram.
 
 Axes: R instructions | T tensors | B bins | C channels, of the widest tape | N images.
 """
 
 import math
-from collections.abc import Callable
-from typing import NamedTuple
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import Array, lax
+from jax.typing import DTypeLike
 
-from ghn_jax.cnn import head, ops
+from ghn_jax.cnn import executor, head, ops
+from ghn_jax.cnn.branches import Run
 from ghn_jax.cnn.capacity import Segment
-from ghn_jax.cnn.instructions import Kind, Norm
+from ghn_jax.cnn.executor import Tapes
+from ghn_jax.cnn.instructions import Kind, Norm, Nothing
 from ghn_jax.cnn.packing import TapeShape
 from ghn_jax.cnn.program import Layout, Program
-from ghn_jax.cnn.quantizer import Quantization, Quantizer, Sizes
+from ghn_jax.cnn.quantizer import Quantization, Quantizer
 from ghn_jax.cnn.slots import read_weights, switch
 from ghn_jax.cnn.tables import OP, SRC, WEIGHTS, ArrayOrNumpy, Bits, Ranges, Tables
-from ghn_jax.cnn.tape_layout import TapeLayout, layout_of, ungrouped
+from ghn_jax.cnn.tape_layout import grouped_like, ungrouped
 from ghn_jax.cnn.weights import get_page, pages
 from ghn_jax.quant.activations import quantize_activation
 from ghn_jax.quant.policy import FLOAT_BITS
-from ghn_jax.quant.ranges import min_max, power
+from ghn_jax.quant.ranges import min_max
 from ghn_jax.quant.scheme import Scheme
 
 BINS = 1024  # of a histogram
@@ -42,10 +46,26 @@ class Index(NamedTuple):
     head: ArrayOrNumpy
 
 
+class Wanted(NamedTuple):
+    """What is noted: bool [] each, and the bounds of histograms. What is not wanted is 0.
+
+    Attributes:
+      moments: of what is normalised.
+      activations: the ranges of what is quantized; with them, the two that follow.
+      noise: sums of squares, of what is quantized and of the rounding error.
+      bounds: float [T, 2]; a tensor whose two bounds are equal has no histogram.
+    """
+
+    moments: ArrayOrNumpy
+    activations: ArrayOrNumpy
+    noise: ArrayOrNumpy
+    bounds: ArrayOrNumpy
+
+
 class Activations(NamedTuple):
     """Of one batch, each [T]: range, sum of squares, sum of squares of the rounding error.
 
-    histogram: [T, B], of values other than 0, over bins that divide `bounds` [T, 2] evenly; what lies beyond
+    histogram: [T, B], of values other than 0, over bins that divide the bounds evenly; what lies beyond
     counts in the outermost.
     """
 
@@ -61,6 +81,20 @@ class Moments(NamedTuple):
 
     mean: ArrayOrNumpy
     variance: ArrayOrNumpy
+
+
+def make_wanted(
+    program: Program,
+    *,
+    moments: bool = False,
+    activations: bool = False,
+    noise: bool = False,
+    bounds: np.ndarray | None = None,
+) -> Wanted:
+    """Say what is noted of the networks of a program; no histograms without their bounds [T, 2]."""
+    if bounds is None:
+        bounds = np.zeros((program.capacity.tensors, 2), np.float32)
+    return Wanted(np.asarray(moments), np.asarray(activations), np.asarray(noise), bounds)
 
 
 def make_index(program: Program, layout: Layout) -> Index:
@@ -112,7 +146,18 @@ class _Notes:
 
 def describe(x: Array, rounded: Array, bounds: Array) -> tuple[Array, ...]:
     """The fields of `Activations` for one tensor."""
-    x, rounded = ops.wide(x), ops.wide(rounded)
+    return (*min_max(ops.wide(x)), *_squares(x, rounded), _histogram(x, bounds))
+
+
+def _squares(x: Array, rounded: Array) -> tuple[Array, Array]:
+    """Sum the squares of a tensor, and of the error of rounding it."""
+    x = ops.wide(x)
+    error = ops.wide(rounded) - x
+    return jnp.sum(x * x), jnp.sum(error * error)
+
+
+def _histogram(x: Array, bounds: Array) -> Array:
+    x = ops.wide(x)
     flat = x.ravel()
     step = -(-flat.size // _SAMPLES)
     while math.gcd(step, x.shape[-1]) > 1:  # it visits every channel
@@ -121,14 +166,39 @@ def describe(x: Array, rounded: Array, bounds: Array) -> tuple[Array, ...]:
     width = (bounds[1] - bounds[0]) / BINS
     bins = jnp.floor((sample - bounds[0]) / jnp.where(width > 0, width, 1))
     bins = jnp.clip(bins, 0, BINS - 1).astype(jnp.int32)
-    histogram = jnp.zeros(BINS, x.dtype).at[bins].add((sample != 0).astype(x.dtype))
-    error = rounded - x
-    return (*min_max(x), jnp.sum(x * x), jnp.sum(error * error), histogram)
+    return jnp.zeros(BINS, x.dtype).at[bins].add((sample != 0).astype(x.dtype))
 
 
-def _zeros(n: int | None, dtype) -> tuple[Array, ...]:
-    shape = () if n is None else (n,)
-    return (*(jnp.zeros(shape, dtype) for _ in range(4)), jnp.zeros((*shape, BINS), dtype))
+def _notes_on(
+    seen: Callable[[], list[tuple[Array, Array]]], wanted: Wanted, bounds: Array, dtype: DTypeLike
+) -> tuple[Array, ...]:
+    """The fields of `Activations` for two tensors, [2, ...] each; of noise and histograms, what is wanted.
+
+    Args:
+      seen: -> (tensor, rounded), of one tensor or two. It is called wherever these are used: a tensor that is
+        given to a conditional is computed, and copied, whether its branch reads it or not.
+      wanted: of which the bounds are not read.
+      bounds: [2, 2], of the histograms.
+      dtype: of the notes.
+    """
+    empty = jnp.zeros(1, dtype)
+    stacked = lambda notes: jax.tree.map(lambda *n: jnp.stack(n), *notes)
+
+    def noted(note: Callable[[int, Array, Array], Any]) -> Any:
+        return stacked([note(k, *pair) for k, pair in enumerate([*seen(), (empty, empty)][:2])])
+
+    def where(wish: Array, note: Callable[[int, Array, Array], Any]) -> Any:
+        nothing = jax.tree.map(lambda n: jnp.zeros(n.shape, n.dtype), jax.eval_shape(lambda: noted(note)))
+        return lax.cond(wish, lambda: noted(note), lambda: nothing)
+
+    ranges = noted(lambda _, x, rounded: min_max(ops.wide(x)))
+    squares = where(wanted.noise, lambda _, x, rounded: _squares(x, rounded))
+    counts = where(jnp.any(bounds[:, 0] < bounds[:, 1]), lambda k, x, _: _histogram(x, bounds[k]))
+    return (*ranges, *squares, counts)
+
+
+def _zeros(n: int, dtype: DTypeLike) -> tuple[Array, ...]:
+    return (*(jnp.zeros(n, dtype) for _ in range(4)), jnp.zeros((n, BINS), dtype))
 
 
 def _note(total: tuple[Array, ...], which: Array, notes: tuple[Array, ...]) -> tuple[Array, ...]:
@@ -138,104 +208,105 @@ def _note(total: tuple[Array, ...], which: Array, notes: tuple[Array, ...]) -> t
     return (lo.at[which].min(notes[0]), hi.at[which].max(notes[1]), *added)
 
 
-def _sizes(tape: Array, scheme: Scheme, least: int) -> Sizes:
-    """As the executor has them while it runs, for at least so many slots; taken anew, for the range of a
-    group of slots is that of all of them.
-    """
-    widen = lambda x: jnp.pad(x, (0, max(0, least - x.size)))
-    largest = widen(jnp.max(ops.wide(tape), (1, 2, 3, 4)))
-    if scheme.activation_range != 'sigma':
-        return Sizes(largest, None, None)
-    return Sizes(largest, *map(widen, lax.map(lambda x: power(ops.relu(ops.wide(x))), tape)))
-
-
 def observe(
     program: Program,
     weights: Array,
     tables: Tables,
     bits: Bits,
     images: Array,
-    values: dict[TapeShape, Array],
+    tapes: Tapes,
     index: Index,
-    bounds: Array,
+    wanted: Wanted,
     *,
     scheme: Scheme,
     ranges: Ranges | None,
-) -> tuple[Activations, Moments]:
-    """Read the tapes that `executor.forward` (mode 'qat', the other arguments the same) left in `values`.
+) -> tuple[Activations, Moments, Tapes]:
+    """Run one network as `executor.forward` does, and take notes.
 
-    bounds: [T, 2], of the histograms.
+    Args:
+      program, weights, tables, bits, images, tapes, scheme, ranges: as for `executor.forward`, in mode 'qat'.
+      index: of the network's tensors.
+      wanted: what is noted.
+
+    Returns:
+      the notes; the tapes, with the values that they are of.
     """
-    layouts = {c: layout_of(c, images.shape[0]) for c in (*values, program.image_shape)}
-    image_tape = layouts[program.image_shape].as_stored(
-        images[None].astype(next(iter(values.values())).dtype)
-    )
-    values = ungrouped(values)
-    tapes = {**values, program.image_shape: image_tape}
-    sizes = {c: _sizes(tape, scheme, program.capacity.parts) for c, tape in tapes.items()}
     rows, of_head = (None, None) if ranges is None else ranges
     quantization = Quantization(scheme, bits.activations, program.capacity.parts, ranges=rows)
-    has_norm, dtype = tables.has_norm.astype(weights.dtype), weights.dtype
+    run = Run(program, weights, tables, images, quantization)
+    values, sizes, _ = executor.run_forward(run, ungrouped(tapes.values))
+    read = {**values, program.image_shape: run.image_tape(values)}
     channels = max(c for _, c in program.tape_shapes)
-    total = _zeros(program.capacity.tensors, dtype)
-    moments = jnp.zeros((program.capacity.rows, 2, channels), dtype)
+    total = _zeros(program.capacity.tensors, weights.dtype)
+    moments = jnp.zeros((program.capacity.rows, 2, channels), weights.dtype)
     for k, segment in enumerate(program.segments):
-        kinds = sorted({op.observed for op in segment.ops}, key=str)
-        branches = [_observer_of(kind, segment, layouts, scheme, has_norm, channels) for kind in kinds]
-        which = np.array([kinds.index(op.observed) for op in segment.ops])
+        src, layout = segment.src, run.layout(segment.src)
+        kinds = sorted({Nothing(), *(op.observed for op in segment.ops)}, key=str)
+        branches = [_observer_of(kind, run, segment, wanted, channels) for kind in kinds]
+        which = _branches_of(segment, kinds, wanted)
 
-        def body(r, carry, src=segment.src, branches=branches, which=which):
+        def body(r, carry, src=src, layout=layout, branches=branches, which=which):
             total, moments = carry
-            row = tables.rows[r]
-            q = quantization.quantizer(r, row, sizes[src])
-            operand = layouts[src].operand(tapes[src], row[SRC])
-            operands = operand, row, weights, q.scale, q.bits, q.ranges, bounds[index.rows[r]]
-            notes, of_row = switch(jnp.asarray(which)[row[OP]], branches, *operands)
+            row, q = run.at(r, sizes[src])
+            given = layout.operand(read[src], row[SRC]), row, weights, q.scale, q.bits, q.ranges
+            notes, of_row = switch(which[row[OP]], branches, *given, wanted.bounds[index.rows[r]])
             return _note(total, index.rows[r], notes), moments.at[r].set(of_row)
 
         total, moments = lax.fori_loop(tables.bounds[k], tables.bounds[k + 1], body, (total, moments))
+    total = _note(total, index.head, _notes_on_head(run, bits, values, wanted, index, of_head))
+    tapes = tapes._replace(values=grouped_like(values, tapes.values))
+    return Activations(*total), Moments(moments[:, 0], moments[:, 1]), tapes
 
-    features = head.features(program, tables.head, values, images.shape[0])
+
+def _notes_on_head(
+    run: Run, bits: Bits, values: dict[TapeShape, Array], wanted: Wanted, index: Index, ranges: Array | None
+) -> tuple[Array, ...]:
+    """The fields of `Activations` for what the linear layers read, [2, ...] each."""
+    program, scheme, dtype, table = run.program, run.quantization.scheme, run.weights.dtype, run.tables.head
+    features = head.features(program, table, values, run.images.shape[0])
     _, residuals = head.logits(
-        program, weights, tables.head, bits.head, features, scheme=scheme, key=None, ranges=of_head
+        program, run.weights, table, bits.head, features, scheme=scheme, key=None, ranges=ranges
     )
-    notes = []
-    for k, x in enumerate((features, head.activate(residuals))):
-        ends = None if of_head is None else of_head[k]
-        rounded = quantize_activation(x, bits.head[k], scheme, ends=ends)
-        notes.append(describe(x, rounded, bounds[index.head[k]]))
-    total = _note(total, index.head, jax.tree.map(lambda *n: jnp.stack(n), *notes))
-    return Activations(*total), Moments(moments[:, 0], moments[:, 1])
+    inputs, ends = (features, head.activate(residuals)), (None, None) if ranges is None else ranges
+    rounded = lambda x, k: quantize_activation(x, bits.head[k], scheme, ends=ends[k])
+    seen = lambda: [(x, rounded(x, k)) for k, x in enumerate(inputs)]
+    notes = lambda: _notes_on(seen, wanted, wanted.bounds[index.head], dtype)
+    return lax.cond(wanted.activations, notes, lambda: _zeros(2, dtype))
 
 
-def _observer_of(
-    kind: Kind,
-    segment: Segment,
-    layouts: dict[TapeShape, TapeLayout],
-    scheme: Scheme,
-    has_norm: Array,
-    channels: int,
-) -> Callable:
+def _branches_of(segment: Segment, kinds: Sequence[Kind], wanted: Wanted) -> Array:
+    """Return the branch of each op: that of its observed kind, or that of `Nothing` where none is wanted."""
+    wishes = jnp.stack([wanted.moments if kind == Norm() else wanted.activations for kind in kinds])
+    which = np.array([kinds.index(op.observed) for op in segment.ops])
+    return jnp.where(wishes[which], which, kinds.index(Nothing()))
+
+
+def _observer_of(kind: Kind, run: Run, segment: Segment, wanted: Wanted, channels: int) -> Callable:
     """Make the function that describes what one kind of instruction reads.
 
     It gives the notes on the two tensors that the kind may quantize, stacked, and moments [2, channels].
     """
-    src, dst = layouts[segment.src], layouts[segment.dst]
+    src, dst = run.layout(segment.src), run.layout(segment.dst)
+    scheme, has_norm = run.quantization.scheme, run.has_norm()
 
-    def observed(operand, row, flat, scale, bits, ranges, its_bounds):
-        x = src.as_images(src.read(operand, row[SRC]))
-        quantizer = _Notes(Quantizer(scheme, scale, bits, None, None, ranges))
-        notes, moments = [_zeros(None, flat.dtype)] * 2, jnp.zeros((2, channels), flat.dtype)
-        if isinstance(kind, Norm):
-            mean = jnp.mean(ops.wide(x), (0, 1, 2))
-            variance = jnp.mean(jnp.square(ops.wide(x) - mean), (0, 1, 2))
-            moments = jnp.pad(jnp.stack([mean, variance]), ((0, 0), (0, channels - x.shape[-1])))
-        else:
+    def observed(operand, row, flat, scale, bits, ranges, bounds):
+        read = lambda: src.as_images(src.read(operand, row[SRC]))
+
+        def seen():
+            quantizer = _Notes(Quantizer(scheme, scale, bits, None, None, ranges))
             w = read_weights(kind, segment, flat, row[WEIGHTS])
-            kind.apply(x, w, quantizer, has_norm, dst.value_shape)
-        for k, pair in quantizer.seen.items():
-            notes[k] = describe(*pair, its_bounds[k])
-        return jax.tree.map(lambda *n: jnp.stack(n), *notes), moments
+            kind.apply(read(), w, quantizer, has_norm, dst.value_shape)
+            return [quantizer.seen[k] for k in sorted(quantizer.seen)]
+
+        notes, moments = _zeros(2, flat.dtype), jnp.zeros((2, channels), flat.dtype)
+        if kind == Norm():
+            x = ops.wide(read())
+            mean = jnp.mean(x, (0, 1, 2))
+            variance = jnp.mean(jnp.square(x - mean), (0, 1, 2))
+            moments = jnp.pad(jnp.stack([mean, variance]), ((0, 0), (0, channels - x.shape[-1])))
+        elif kind.quantizes:
+            notes = _notes_on(seen, wanted, bounds, flat.dtype)
+        return notes, moments
 
     return observed
 

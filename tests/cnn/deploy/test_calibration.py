@@ -100,11 +100,12 @@ class Runner:
         floats = jnp.zeros(program.capacity.blocks * 256)
         self.workspace = Workspace(buffers, jnp.zeros(1), floats)
 
-    def measure(self, layout, network, bits, bounds, workspace=None, images=None):
+    def measure(self, layout, network, bits, wanted, workspace=None, images=None):
         index = observer.make_index(self.program, layout)
+        wanted = wanted._replace(bounds=np.float32(wanted.bounds))  # of one type: nothing compiles anew
         images = pixels(1) if images is None else images
         measured, _ = self._measure(
-            network._replace(bits=bits), ImageBatches(images, None, MEAN, STD), index, bounds, self.workspace
+            network._replace(bits=bits), ImageBatches(images, None, MEAN, STD), index, wanted, self.workspace
         )
         return jax.device_get(measured), workspace
 
@@ -129,8 +130,8 @@ def predicted(program, spec):
     return layout, RunnableNetwork(program.pack(layout, params, np.float64), layout.tables, None), params
 
 
-def nowhere(program):
-    return np.zeros((program.capacity.tensors, 2))
+def everything(program, bounds=None):
+    return observer.make_wanted(program, moments=True, activations=True, noise=True, bounds=bounds)
 
 
 def norm_name(instruction):
@@ -141,7 +142,7 @@ def norm_name(instruction):
 def test_what_is_measured_is_what_the_reference_sees(runner, spec):
     layout, network, params = predicted(runner.program, spec)
     bits = runner.program.bits(layout, ACTIVATIONS)
-    measured, _ = runner.measure(layout, network, bits, nowhere(runner.program))
+    measured, _ = runner.measure(layout, network, bits, everything(runner.program))
     observe = quick(functools.partial(observe_reference, spec, policy=ACTIVATIONS))
     for k, x in enumerate(pixels(1)[:2]):
         statistics, ranges = observe(params, normalised(x))
@@ -225,6 +226,59 @@ def test_so_is_one_of_another_scheme(program, other_runner):
         assert relative_error(logits, apply(params, x, **fixes)) < 1e-9, policy
 
 
+def test_what_is_wanted_is_as_if_all_were_and_what_is_not_is_0(runner):
+    layout, network, _ = predicted(runner.program, SPECS[0])
+    bits = runner.program.bits(layout, ACTIVATIONS)
+    bounds = np.tile([-2, 2.0], (runner.program.capacity.tensors, 1))
+    all_of_it, _ = runner.measure(layout, network, bits, everything(runner.program, bounds))
+    noted = {**all_of_it.activations._asdict(), **all_of_it.moments._asdict()}
+    assert all(np.any(values != 0) for values in noted.values())
+    ranges = {'lo', 'hi'}
+    for wish, fields in (
+        ({}, set()),
+        ({'moments': True}, {'mean', 'variance'}),
+        ({'activations': True}, ranges),
+        ({'activations': True, 'noise': True}, ranges | {'signal', 'noise'}),
+        ({'activations': True, 'bounds': bounds}, ranges | {'histogram'}),
+    ):
+        wanted = observer.make_wanted(runner.program, **wish)
+        measured, _ = runner.measure(layout, network, bits, wanted)
+        for name, values in {**measured.activations._asdict(), **measured.moments._asdict()}.items():
+            expected = noted[name] if name in fields else np.zeros_like(noted[name])
+            np.testing.assert_array_equal(values, expected, f'{name} of {sorted(wish)}')
+
+
+class Wasteful:
+    """Measures everything, whatever is wanted."""
+
+    def __init__(self, runner):
+        self.runner, self.program = runner, runner.program
+
+    def __call__(self, layout, network, bits, wanted, workspace):
+        return self.runner(layout, network, bits, everything(self.program, wanted.bounds), workspace)
+
+
+@pytest.mark.parametrize(
+    'fields',
+    [
+        {'batch_norm': 'corrected', 'ranges': 'calibrated'},
+        {'batch_norm': 'calibrated', 'ranges': 'calibrated', 'range_rule': 'percentile'},
+        {'ranges': 'calibrated'},
+        {'sqnr': True},
+    ],
+    ids=lambda fields: '-'.join(map(str, fields.values())),
+)
+def test_a_protocol_wants_all_that_it_uses(runner, fields):
+    layout, network, _ = predicted(runner.program, SPECS[0])
+    bits, how = runner.program.bits(layout, Policy(4, 4)), protocol.Protocol(**fields)
+    both = []
+    for measure in (runner, Wasteful(runner)):
+        moments, _ = protocol.statistics(how, measure, layout, network, None)
+        fixed, sqnr, _ = protocol.prepare(how, measure, layout, network, moments, bits, None)
+        both.append((moments, fixed, sqnr))
+    jax.tree.map(np.testing.assert_array_equal, *both)
+
+
 @pytest.mark.parametrize('spec', SPECS[::2], ids=lambda s: s.name)
 def test_normalisations_fixed_by_a_batch_are_those_of_the_batch(runner, spec):
     layout, network, _ = predicted(runner.program, spec)
@@ -232,7 +286,7 @@ def test_normalisations_fixed_by_a_batch_are_those_of_the_batch(runner, spec):
     x = normalised(images[0])
     expected = runner.logits(network, bits, x)
     measured, _ = runner.measure(
-        layout, network, bits, nowhere(runner.program), images=np.repeat(images, BATCHES, 0)
+        layout, network, bits, everything(runner.program), images=np.repeat(images, BATCHES, 0)
     )
     moments = calibration.pooled(measured.moments)
     for fixed in (calibration.fix, calibration.fold):
@@ -259,7 +313,7 @@ def test_correcting_brings_the_rounded_network_nearer_to_its_statistics(runner):
         fixed, _, _ = protocol.prepare(
             protocol.Protocol(batch_norm=how), runner, layout, network, moments, bits, None
         )
-        measured, _ = runner.measure(layout, fixed, bits, nowhere(runner.program))
+        measured, _ = runner.measure(layout, fixed, bits, everything(runner.program))
         seen = calibration.pooled(measured.moments)
         block = calibration._views(layout, fixed.weights, row)
         scale, shift = (view[0, 0] for view in block)
