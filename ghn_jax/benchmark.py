@@ -34,6 +34,7 @@ from ghn_jax.benchmarks.benchmark import DEFAULT, WHAT, benchmark, text
 from ghn_jax.benchmarks.options import MODES, Options, parts_of_cpu
 from ghn_jax.networks.spaces import SPLITS
 from ghn_jax.reporting import plotting
+from ghn_jax.runs import scheme_flags
 
 _ARCHS = flags.DEFINE_string(
     'archs', None, f'Architecture file; default: {tasks.NUM_NETWORKS} networks of convnets250k, test split.'
@@ -67,6 +68,7 @@ _AGREEMENT = flags.DEFINE_list(
 _EPOCHS = bounds.define_integer(
     'epochs', None, 'Passes over the training images that --agreement trains a model for, in float, at first.'
 )
+_SCHEME = scheme_flags.define_scheme_flags(scheme_flags.OF_WEIGHTS)
 _NUM_IMAGES = bounds.define_integer('num_images', 1024, 'Images to score each network on.')
 _COMPARE = flags.DEFINE_list('compare', None, 'Two --json files, A.json,B.json: ratios B / A; times nothing.')
 _OUTPUTS = outputs.define_flags(plotting.PICTURES)
@@ -109,7 +111,7 @@ def _measure() -> dict[str, Any]:
         batch_size=_BATCH_SIZE.value, num_images=_NUM_IMAGES.value, config=_CONFIG.value,
         split=_SPLIT.value, widths=widths, target=_TARGET.value, cells=lengths, width=_WIDTH.value,
         repeats=_REPEATS.value, models=tuple(_MODELS.value), workdir=_WORKDIR.value,
-        agreement=tuple(_AGREEMENT.value), epochs=_EPOCHS.value,
+        agreement=tuple(_AGREEMENT.value), epochs=_EPOCHS.value, scheme=_SCHEME(),
     )  # fmt: skip
     with config_file.named_by_flags():
         return benchmark(_WHAT.value, options)

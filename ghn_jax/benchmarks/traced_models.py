@@ -32,7 +32,7 @@ def check(options: Options) -> None:
     if not options.models:
         raise FieldError('models', ' is empty: give functions that return one, as in nets:net,nets:other')
     for bits in options.agreement:
-        check_spec(ExportSpec(parse_bits(bits), 'onnx'), options.num_images)
+        check_spec(_spec(bits, options), options.num_images)
 
 
 def measure(options: Options) -> list[Row]:
@@ -90,11 +90,16 @@ def _agreement(hypernetwork: Hypernetwork, model: Model, options: Options) -> di
         params, found['epochs'] = _trained(hypernetwork, model, options.epochs), options.epochs
     for bits in options.agreement:
         print(f'models, {model.name}, {bits} ...', file=sys.stderr, flush=True)
-        spec = ExportSpec(parse_bits(bits), 'onnx')
+        spec = _spec(bits, options)
         compared = compare_export(hypernetwork, model, spec, options.num_images, params=params)
         found[f'{bits}_agreement'] = 100 * compared.agreement
         found[f'{bits}_top1'] = 100 * compared.top1[1]
     return found
+
+
+def _spec(bits: str, options: Options) -> ExportSpec:
+    policy = parse_bits(bits)
+    return ExportSpec(policy, 'onnx', scheme={} if policy.is_float else options.scheme)
 
 
 def _trained(hypernetwork: Hypernetwork, model: Model, epochs: int) -> Any:

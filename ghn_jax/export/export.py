@@ -4,7 +4,7 @@ import dataclasses
 import functools
 import json
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
 import jax
@@ -29,6 +29,7 @@ from ghn_jax.models.model import Model
 from ghn_jax.models.norms import DependsOnBatch
 from ghn_jax.models.quantizer import FakeQuantizer
 from ghn_jax.quant.policy import Policy
+from ghn_jax.runs import scheme_flags
 from ghn_jax.runs.calibrated_file import QuantizedNetwork
 from ghn_jax.runs.hypernetwork import Hypernetwork
 
@@ -48,6 +49,7 @@ class ExportSpec:
     range_rule: how ranges of activations are found (`cnn.deploy.calibration.RULES`).
     batch_norm: one of BATCH_NORMS, as of `evaluation.protocol.Protocol`: statistics in float, or taken again
       with folded and rounded weights.
+    scheme: fields of the run's `Scheme` that are others than in training, such as granularity='channel'.
     """
 
     policy: Policy = Policy()
@@ -55,6 +57,7 @@ class ExportSpec:
     calibration_images: int = CALIBRATION_IMAGES
     range_rule: str = RANGE_RULE
     batch_norm: str = BATCH_NORMS[0]
+    scheme: Mapping[str, Any] = dataclasses.field(default_factory=dict)
 
     @property
     def of_integers(self) -> bool:
@@ -79,6 +82,11 @@ def check_spec(spec: ExportSpec, compared: int | None = None) -> None:
     if spec.batch_norm == 'corrected' and spec.policy.is_float:
         raise FieldError(
             'bn', f'=corrected with bits={spec.policy}: nothing is rounded; give bits such as w2a2'
+        )
+    if spec.scheme and spec.policy.is_float:
+        name, value = min(spec.scheme.items())
+        raise FieldError(
+            name, f'={value} with bits={spec.policy}: nothing is rounded; give bits such as w8a8'
         )
     if compared is not None:
         if spec.format != 'onnx':
@@ -180,7 +188,8 @@ def compare_export(
 def _network(
     hypernetwork: Hypernetwork, model: Model, spec: ExportSpec, data: Dataset, params: Any
 ) -> _Network:
-    policy, scheme, available = hypernetwork.used(spec.policy), hypernetwork.scheme, len(data.train.labels)
+    policy, available = hypernetwork.used(spec.policy), len(data.train.labels)
+    scheme = dataclasses.replace(hypernetwork.scheme, **spec.scheme)
     if spec.calibration_images > available:
         raise FieldError(
             'calibration_images',
@@ -204,8 +213,10 @@ def _network(
         frozen = freeze(lambda x: model.apply(params, x, quantizer), images)
         return _frozen_network(frozen, spec, metadata | {_NOT_FOLDED: str(e)})
     fixed = None if policy.is_float else calibrated.quantizer(policy, scheme)
-    how = {} if policy.is_float else {'range_rule': spec.range_rule, 'batch_norm': spec.batch_norm}
-    return _calibrated_network(calibrated, fixed, spec, metadata | how)
+    if fixed is not None:
+        metadata |= {'range_rule': spec.range_rule, 'batch_norm': spec.batch_norm}
+        metadata |= {name: str(getattr(scheme, name)) for name in scheme_flags.OF_WEIGHTS}
+    return _calibrated_network(calibrated, fixed, spec, metadata)
 
 
 def _quantized_network(quantized: QuantizedNetwork, spec: ExportSpec) -> _Network:
