@@ -24,7 +24,7 @@ from ghn_jax.runs.model_prediction import write_model
 from ghn_jax.tuning.training import TrainingImages, TrainingSpec, make_trainer
 
 PACKED = ('w8a8', 'w4a4', 'w2a2')
-COMPARED = ('float', *PACKED)
+COMPARED = ('float', 'w8a8', 'w4a8', 'w4a4', 'w2a2')
 
 
 def check(options: Options) -> None:
@@ -44,7 +44,9 @@ def measure(options: Options) -> list[Row]:
     float_kb, w8a8_kb, ...: size of the file of its parameters, in 1,000 bytes, packed where they are rounded.
     images, epochs: that are compared; passes that the model was trained for before.
     w8a8_agreement, ...: of `options.agreement`, percent of images that onnxruntime puts into the same class;
-    w8a8_top1, ...: of which the evaluation here puts so many, in percent, into the right one.
+    w8a8_agreement_with_biases, ...: where the biases here are rounded as in the file.
+    w8a8_top1, w8a8_top1_onnxruntime, ...: percent of images that the evaluation here, and onnxruntime, puts
+    into the right one.
 
     Raises:
       UserError: no models, one that cannot be imported or traced or predicted for, no such hypernetwork.
@@ -94,6 +96,9 @@ def _agreement(hypernetwork: Hypernetwork, model: Model, options: Options) -> di
         compared = compare_export(hypernetwork, model, spec, options.num_images, params=params)
         found[f'{bits}_agreement'] = 100 * compared.agreement
         found[f'{bits}_top1'] = 100 * compared.top1[1]
+        found[f'{bits}_top1_onnxruntime'] = 100 * compared.top1[0]
+        if compared.with_biases is not None:
+            found[f'{bits}_agreement_with_biases'] = 100 * compared.with_biases
     return found
 
 

@@ -21,7 +21,7 @@ from ghn_jax.datasets.load import Dataset
 from ghn_jax.export.comparison import Comparison, compare
 from ghn_jax.export.freezing import Frozen, freeze
 from ghn_jax.export.onnx_file import check_onnx, to_onnx
-from ghn_jax.export.quantizing import to_quantized_onnx
+from ghn_jax.export.quantizing import to_quantized_onnx, with_integer_biases
 from ghn_jax.export.runtime import check_onnxruntime, session_options
 from ghn_jax.export.stablehlo import check_stablehlo, to_stablehlo
 from ghn_jax.models.folding import Calibrated, calibrate
@@ -101,11 +101,13 @@ class _Network(NamedTuple):
     """A network as it is written. write: from the file's metadata to its contents.
 
     apply: its evaluation here, from images to logits, compiled.   metadata: its own.
+    with_biases: the same with biases that are rounded as in the file, where these are integers.
     """
 
     write: Callable[[dict[str, str]], bytes]
     apply: Callable[[Array], Array]
     metadata: dict[str, str]
+    with_biases: Callable[[Array], Array] | None = None
 
 
 def export_model(hypernetwork: Hypernetwork, model: Model, spec: ExportSpec, *, params: Any = None) -> bytes:
@@ -167,7 +169,7 @@ def write_export(
     if options := session_options(contents) if spec.of_integers else {}:
         said += f'\nonnxruntime needs {" and ".join(f"{name}={value}" for name, value in options.items())}'
     if compared is not None:
-        said += f'\n{compare(contents, network.apply, data, compared)}'
+        said += f'\n{compare(contents, network.apply, data, compared, network.with_biases)}'
     return said
 
 
@@ -182,7 +184,7 @@ def compare_export(
     data = hypernetwork.load_data()
     network = _network(hypernetwork, model, spec, data, params)
     contents = network.write(_metadata(hypernetwork, model, spec, data) | network.metadata)
-    return compare(contents, network.apply, data, count)
+    return compare(contents, network.apply, data, count, network.with_biases)
 
 
 def _network(
@@ -235,7 +237,9 @@ def _calibrated_network(
         images = jnp.zeros((2, *calibrated.model.input_shape[1:]))  # of which nothing is measured
         frozen = freeze(functools.partial(written, calibrated), images)
         return _frozen_network(frozen, spec, metadata)._replace(apply=apply)
-    return _Network(lambda about: to_quantized_onnx(calibrated, quantizer, about), apply, metadata)
+    write = lambda about: to_quantized_onnx(calibrated, quantizer, about)
+    as_written = functools.cache(lambda: with_integer_biases(calibrated, quantizer))
+    return _Network(write, apply, metadata, lambda x: logits_of(as_written(), x, fixed))
 
 
 def _frozen_network(frozen: Frozen, spec: ExportSpec, metadata: dict[str, str]) -> _Network:
