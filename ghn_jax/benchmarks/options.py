@@ -29,7 +29,7 @@ class Options:
     agreement: bits at which their ONNX files are run in onnxruntime, on num_images images.
     epochs: passes over the training images that they are trained for before that, in float, from their
     predicted parameters; None: they are not.
-    scheme: of what is rounded in them, as in `export.export.ExportSpec`.
+    scheme, batch_norm: of what is rounded in them, as in `export.export.ExportSpec`.
     """
 
     specs: tuple[NetworkSpec, ...] = ()
@@ -49,6 +49,7 @@ class Options:
     workdir: str = 'zoo:digits-bits'
     agreement: tuple[str, ...] = ()
     epochs: int | None = None
+    batch_norm: str = 'calibrated'
     scheme: Mapping[str, str] = dataclasses.field(default_factory=dict)
 
 

@@ -104,7 +104,9 @@ def _agreement(hypernetwork: Hypernetwork, model: Model, options: Options) -> di
 
 def _spec(bits: str, options: Options) -> ExportSpec:
     policy = parse_bits(bits)
-    return ExportSpec(policy, 'onnx', scheme={} if policy.is_float else options.scheme)
+    if policy.is_float:
+        return ExportSpec(policy, 'onnx')
+    return ExportSpec(policy, 'onnx', batch_norm=options.batch_norm, scheme=options.scheme)
 
 
 def _trained(hypernetwork: Hypernetwork, model: Model, epochs: int) -> Any:
