@@ -31,6 +31,7 @@ def test_a_third_of_the_instructions_go_and_no_parameter_and_no_rounding_with_th
         assert pieces(joined) == pieces(plain)
         quantized = [[n for i in net.instructions for n in i.quantized] for net in (plain, joined)]
         assert sorted(quantized[0]) == sorted(quantized[1])
+        assert all(i.op.quantizes == len(i.quantized) for i in joined.instructions)
         before, after = before + len(plain.instructions), after + len(joined.instructions)
     assert 0.6 < after / before < 0.75
 

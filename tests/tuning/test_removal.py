@@ -147,6 +147,9 @@ def test_channels_go_by_scale_for_each_bop_until_the_cost_is_met_and_no_layer_go
     assert worth[~alive].max() < worth[alive & ~REMOVAL.channels.kept].min()
     last = ~alive & (worth == worth[~alive].max())
     assert REMOVAL.cost(alive | last) > 0.7 * wide, 'no more than necessary'
+    worth = scales / np.maximum(REMOVAL.savings(alive), 1)  # a channel costs less once others are gone
+    further = REMOVAL.remove(alive, scales, 0.4 * wide)
+    assert worth[alive & ~further].max() < worth[further & ~REMOVAL.channels.kept].min()
     least = REMOVAL.remove(alive, scales, 0)
     assert not np.any(least & ~alive)
     for name, rows in REMOVAL.channels.rows.items():
