@@ -186,6 +186,10 @@ def test_the_scale_of_what_is_removed_is_0_and_has_a_gradient_that_is_a_number()
     gradient, scales = jax.jit(jax.grad(total, has_aux=True))(params)
     assert np.all(np.asarray(scales)[~alive] < 1e-4)
     assert all(np.all(np.isfinite(g)) for g in jax.tree.leaves(gradient))
+    left = alive[REMOVAL.channels.rows['Conv_1.kernel']]
+    factor = params['BatchNorm_1']['scale'][left]
+    expected = np.sign(factor) / np.abs(factor).mean()  # of an l1 norm: the mean is taken for a constant
+    np.testing.assert_allclose(gradient['BatchNorm_1']['scale'][left], expected, rtol=1e-4)
 
 
 def test_arrays_that_are_not_full_are_not_cut():
