@@ -122,10 +122,11 @@ def activation_ranges(
     """
     lo, hi = seen.lo.min(0), seen.hi.max(0)
     if rule == 'moving_average':
-        ranges = clip_range(*map(jnp.asarray, seen[:2]), (seen.signal, seen.count), jnp.asarray(bits), scheme)
-        each = [np.asarray(end) for end in ranges]
-        lo, hi = each[0][0], each[1][0]
-        for batch in zip(each[0][1:], each[1][1:], strict=True):
+        extremes = jnp.asarray(seen.lo), jnp.asarray(seen.hi)
+        power = jnp.asarray(seen.signal), jnp.asarray(seen.count)
+        lows, highs = map(np.asarray, clip_range(*extremes, power, jnp.asarray(bits), scheme))
+        lo, hi = lows[0], highs[0]
+        for batch in zip(lows[1:], highs[1:], strict=True):
             lo, hi = (MOMENTUM * a + (1 - MOMENTUM) * b for a, b in zip((lo, hi), batch))
     elif rule == 'percentile':
         lo, hi = _percentiles(seen.histogram.sum(0), bounds)
