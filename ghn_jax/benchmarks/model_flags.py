@@ -29,7 +29,7 @@ def define_flags() -> Callable[[], dict[str, Any]]:
     batch_norm = flags.DEFINE_enum(
         'bn', BATCH_NORMS[0], BATCH_NORMS, 'Statistics of batch norms in these files, as of ghn_jax.export.'
     )
-    scheme = scheme_flags.define_scheme_flags(scheme_flags.OF_WEIGHTS)
+    scheme = scheme_flags.define_scheme_flags()
     return lambda: {
         'models': tuple(models.value),
         'workdir': workdir.value,

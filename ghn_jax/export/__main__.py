@@ -65,7 +65,7 @@ _RANGE_RULE = flags.DEFINE_enum(
     calibration.RULES,
     'Of ranges, where activations are rounded.',
 )
-_SCHEME = scheme_flags.define_scheme_flags(scheme_flags.OF_WEIGHTS)
+_SCHEME = scheme_flags.define_scheme_flags()
 _COMPARE = bounds.define_integer(
     'compare', None, 'Test images that onnxruntime runs the file on, beside the evaluation here.'
 )
@@ -90,7 +90,7 @@ def main() -> None:
 
 def _export_quantized(folder: str, workdir: Place) -> None:
     others = ('arch', 'model', 'params', 'bits', 'policy', 'calibration_images', 'range_rule', 'bn')
-    for flag in (*others, *scheme_flags.OF_WEIGHTS):
+    for flag in (*others, *scheme_flags.FIELDS):
         if flags.FLAGS[flag].present:
             raise UserError(f'--quantized and --{flag} are both given: give one of them')
     out = check_output(_OUT.value or '', _FORMAT.value)

@@ -217,7 +217,7 @@ def _network(
     fixed = None if policy.is_float else calibrated.quantizer(policy, scheme)
     if fixed is not None:
         metadata |= {'range_rule': spec.range_rule, 'batch_norm': spec.batch_norm}
-        metadata |= {name: str(getattr(scheme, name)) for name in scheme_flags.OF_WEIGHTS}
+        metadata |= {name: str(getattr(scheme, name)) for name in scheme_flags.FIELDS}
     return _calibrated_network(calibrated, fixed, spec, metadata)
 
 
