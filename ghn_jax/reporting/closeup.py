@@ -118,8 +118,8 @@ def look(run: Run, evaluation: Evaluation, selection: Selection, num_devices: in
     weights = program.unpack(layout, np.asarray(jax.device_get(network.weights)), shapes)
     rounded, _ = round_to(weights, widths, scheme)
     of_weights = calibration.decibels(*measured.weights)
-    signal, noise = (np.sum(x, 0) for x in measured.activations[2:4])
-    of_activations = calibration.decibels(signal, noise)
+    noted = measured.activations
+    of_activations = calibration.decibels(np.sum(noted.signal, 0), np.sum(noted.noise, 0))
     histograms = np.sum(seen.histogram, 0).reshape(-1, BINS, observer.BINS // BINS).sum(-1)
     layers = []
     for name in evenly(quantizable(shapes.items()), LAYERS):

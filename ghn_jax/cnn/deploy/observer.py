@@ -32,7 +32,7 @@ from ghn_jax.cnn.tape_layout import grouped_like, ungrouped
 from ghn_jax.cnn.weights import get_page, pages
 from ghn_jax.quant.activations import quantize_activation
 from ghn_jax.quant.policy import FLOAT_BITS
-from ghn_jax.quant.ranges import min_max
+from ghn_jax.quant.ranges import min_max, power
 from ghn_jax.quant.scheme import Scheme
 
 BINS = 1024  # of a histogram
@@ -51,8 +51,8 @@ class Wanted(NamedTuple):
 
     Attributes:
       moments: of what is normalised.
-      activations: the ranges of what is quantized; with them, the two that follow.
-      noise: sums of squares, of what is quantized and of the rounding error.
+      activations: ranges of what is quantized and its sums of squares; with them, the two that follow.
+      noise: the sums of squares of the rounding error.
       bounds: float [T, 2]; a tensor whose two bounds are equal has no histogram.
     """
 
@@ -65,6 +65,7 @@ class Wanted(NamedTuple):
 class Activations(NamedTuple):
     """Of one batch, each [T]: range, sum of squares, sum of squares of the rounding error.
 
+    count: of values other than 0.
     histogram: [T, B], of values other than 0, over bins that divide the bounds evenly; what lies beyond
     counts in the outermost.
     """
@@ -73,6 +74,7 @@ class Activations(NamedTuple):
     hi: ArrayOrNumpy
     signal: ArrayOrNumpy
     noise: ArrayOrNumpy
+    count: ArrayOrNumpy
     histogram: ArrayOrNumpy
 
 
@@ -146,14 +148,21 @@ class _Notes:
 
 def describe(x: Array, rounded: Array, bounds: Array) -> tuple[Array, ...]:
     """The fields of `Activations` for one tensor."""
-    return (*min_max(ops.wide(x)), *_squares(x, rounded), _histogram(x, bounds))
+    return _fields(_size(x), _noise(x, rounded), _histogram(x, bounds))
 
 
-def _squares(x: Array, rounded: Array) -> tuple[Array, Array]:
-    """Sum the squares of a tensor, and of the error of rounding it."""
-    x = ops.wide(x)
-    error = ops.wide(rounded) - x
-    return jnp.sum(x * x), jnp.sum(error * error)
+def _fields(size: tuple[Array, ...], noise: Array, histogram: Array) -> tuple[Array, ...]:
+    lo, hi, signal, count = size
+    return lo, hi, signal, noise, count, histogram
+
+
+def _size(x: Array) -> tuple[Array, ...]:
+    """Range, sum of squares, and how many values are not 0."""
+    return *min_max(ops.wide(x)), *power(ops.wide(x))
+
+
+def _noise(x: Array, rounded: Array) -> Array:
+    return jnp.sum(jnp.square(ops.wide(rounded) - ops.wide(x)))
 
 
 def _histogram(x: Array, bounds: Array) -> Array:
@@ -191,14 +200,14 @@ def _notes_on(
         nothing = jax.tree.map(lambda n: jnp.zeros(n.shape, n.dtype), jax.eval_shape(lambda: noted(note)))
         return lax.cond(wish, lambda: noted(note), lambda: nothing)
 
-    ranges = noted(lambda _, x, rounded: min_max(ops.wide(x)))
-    squares = where(wanted.noise, lambda _, x, rounded: _squares(x, rounded))
-    counts = where(jnp.any(bounds[:, 0] < bounds[:, 1]), lambda k, x, _: _histogram(x, bounds[k]))
-    return (*ranges, *squares, counts)
+    size = noted(lambda _, x, rounded: _size(x))
+    noise = where(wanted.noise, lambda _, x, rounded: _noise(x, rounded))
+    histogram = where(jnp.any(bounds[:, 0] < bounds[:, 1]), lambda k, x, _: _histogram(x, bounds[k]))
+    return _fields(size, noise, histogram)
 
 
 def _zeros(n: int, dtype: DTypeLike) -> tuple[Array, ...]:
-    return (*(jnp.zeros(n, dtype) for _ in range(4)), jnp.zeros((n, BINS), dtype))
+    return (*(jnp.zeros(n, dtype) for _ in range(5)), jnp.zeros((n, BINS), dtype))
 
 
 def _note(total: tuple[Array, ...], which: Array, notes: tuple[Array, ...]) -> tuple[Array, ...]:
