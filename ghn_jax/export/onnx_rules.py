@@ -10,20 +10,11 @@ from collections.abc import Callable
 import numpy as np
 
 from ghn_jax.export.onnx_nodes import Nodes, Tensor, constant, is_scalar, refuse, result, stored_dtype
-from ghn_jax.models.program import Step
+from ghn_jax.models.program import Rules, Step
 
 Rule = Callable[[Nodes, Step, list[Tensor]], Tensor | list[Tensor]]
-RULES: dict[str, Rule] = {}
-
-
-def writes(*primitives: str) -> Callable[[Rule], Rule]:
-    """Register a rule for primitives."""
-
-    def register(function: Rule) -> Rule:
-        RULES.update(dict.fromkeys(primitives, function))
-        return function
-
-    return register
+RULES = Rules[Rule]()
+writes = RULES.of
 
 
 # ---- number by number

@@ -16,7 +16,7 @@ def convolve(recorder: Recorder, step: Step, values: Sequence[Value]) -> Value:
     """Convolve with a parameter: a layer; with a constant (a blur): no node."""
     x, w = values
     if not isinstance(x, Flow | Statistic) or not isinstance(w, View) or w.repeated:
-        return elementwise(recorder, step, values)[0]
+        return elementwise(recorder, step, values)
     params, value = step.eqn.params, recorder.as_flow(x)
     layout = of_convolution(step.shapes[1], params['dimension_numbers'].rhs_spec)
     if len(layout.shape) != 4 or params['batch_group_count'] != 1:
@@ -39,7 +39,7 @@ def product(recorder: Recorder, step: Step, values: Sequence[Value]) -> Value:
     side = 1 if isinstance(w, View) else 0
     weight, other = values[side], values[1 - side]
     if not isinstance(weight, View) or not isinstance(other, Flow | Statistic) or weight.repeated:
-        return elementwise(recorder, step, values)[0]
+        return elementwise(recorder, step, values)
     value = recorder.as_flow(other)
     if batch[side]:
         recorder.refuse([weight.leaf], step, 'a product for each entry of an axis, which is no linear layer')
@@ -79,7 +79,7 @@ def pool(recorder: Recorder, step: Step, values: Sequence[Value]) -> Value:
     value = values[0]
     window = step.eqn.params['window_dimensions']
     if not isinstance(value, Flow | Statistic) or max(window) == 1:
-        return elementwise(recorder, step, values)[0]
+        return elementwise(recorder, step, values)
     flow = recorder.as_flow(value)
     C, mean = recorder.channels[flow.op], step.primitive == 'reduce_window_sum'
     if mean and math.prod(step.out_shape) == C * recorder.images:
@@ -99,7 +99,7 @@ def concatenate(recorder: Recorder, step: Step, values: Sequence[Value]) -> Valu
     """Join tensors along an axis, their channels or another."""
     flows = [v for v in values if isinstance(v, Flow | Statistic)]
     if any(map(leaves_of, values)) or not flows:
-        return elementwise(recorder, step, values)[0]
+        return elementwise(recorder, step, values)
     if all(
         isinstance(v, Statistic) and v.op == flows[0].op and v.left != recorder.channels[v.op] for v in flows
     ):
@@ -118,7 +118,7 @@ def concatenate(recorder: Recorder, step: Step, values: Sequence[Value]) -> Valu
 def stack(recorder: Recorder, step: Step, values: Sequence[Value]) -> Value:
     """Join tensors along a new axis."""
     if any(map(leaves_of, values)):
-        return elementwise(recorder, step, values)[0]
+        return elementwise(recorder, step, values)
     return recorder.join('concat', values)
 
 

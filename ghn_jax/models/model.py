@@ -13,11 +13,12 @@ from ghn_jax.base.errors import UserError, shown
 from ghn_jax.hypernet.policy_features import resolve
 from ghn_jax.models import small_images
 from ghn_jax.models.layout import Tensor
+from ghn_jax.models.names import map_named, variable_names
 from ghn_jax.models.norms import Structure
 from ghn_jax.models.program import Program, Rewrite, Step, run
 from ghn_jax.models.quantizer import FakeQuantizer, Quantizer
 from ghn_jax.models.recorder import Layer, Recorder, Site
-from ghn_jax.models.sources import Initial, variable_names
+from ghn_jax.models.sources import Initial
 from ghn_jax.networks.graph import Graph
 from ghn_jax.quant.policy import Policy
 from ghn_jax.quant.scheme import QAT, Scheme
@@ -152,9 +153,8 @@ class Model:
         Raises:
           UserError: they are not known: the model came with shapes only.
         """
-        names = variable_names(self.params)
-        values = self.initial_values(names, seed)
-        return jax.tree.unflatten(jax.tree.structure(self.params), [values[name] for name in names])
+        values = self.initial_values(variable_names(self.params), seed)
+        return map_named(lambda name, _: values[name], self.params)
 
     def initial_values(self, names: Collection[str], seed: int = 0) -> dict[str, Any]:
         """Make some of the parameters as the model starts with them, by name; as `initial_params`."""

@@ -9,7 +9,7 @@ import dataclasses
 import functools
 import itertools
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, TypeVar
 
 from jax.extend import source_info_util
 from jax.extend.core import ClosedJaxpr, Jaxpr, JaxprEqn, Literal
@@ -22,6 +22,7 @@ _STRUCTURE = ('conv_general_dilated', 'dot_general', 'reduce_window_max', 'reduc
 _NUMBERS = itertools.count()  # of slots: no two programs share one
 
 Operand = int | Literal
+Rule = TypeVar('Rule', bound=Callable[..., Any])
 
 
 def new_slot() -> int:
@@ -174,3 +175,16 @@ def run(
         values |= zip(step.outputs, results, strict=True)
         seen(k, results[0])
     return [read(output) for output in program.outputs]
+
+
+class Rules(dict[str, Rule]):
+    """What is done with a step, by the name of its primitive."""
+
+    def of(self, *primitives: str) -> Callable[[Rule], Rule]:
+        """Return a decorator that enters a function as the rule of primitives."""
+
+        def enter(rule: Rule) -> Rule:
+            self.update(dict.fromkeys(primitives, rule))
+            return rule
+
+        return enter

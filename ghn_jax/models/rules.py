@@ -1,33 +1,22 @@
 """What primitives without structure do: reshaping, arithmetic, functions of single numbers.
 
-A rule takes a recorder, a step and what is known of the values it reads, and says what is known of its first
-result (or a list, of all results). Steps that read constants only need none.
+A rule takes a recorder, a step and what is known of the values it reads, and says what is known of its
+results (or a list, of each). Steps that read constants only need none.
 """
 
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import replace
-from typing import TypeVar
 
 from jax.extend.core import Literal
 
-from ghn_jax.models.program import Step
+from ghn_jax.models.program import Rules, Step
 from ghn_jax.models.recorder import Recorder
 from ghn_jax.models.values import Flow, Mixed, Statistic, Value, View, leaves_of
 
 Rule = Callable[[Recorder, Step, Sequence[Value]], Value | list[Value]]
-AnyRule = TypeVar('AnyRule', bound=Rule)
-RULES: dict[str, Rule] = {}
-
-
-def rule(*primitives: str) -> Callable[[AnyRule], AnyRule]:
-    """Register a rule for primitives."""
-
-    def register(function: AnyRule) -> AnyRule:
-        RULES.update(dict.fromkeys(primitives, function))
-        return function
-
-    return register
+RULES = Rules[Rule]()
+rule = RULES.of
 
 
 # ---- the same numbers in another shape
@@ -68,11 +57,11 @@ def pad(recorder: Recorder, step: Step, values: Sequence[Value]) -> Value:
     operand, filling = step.inputs
     if isinstance(operand, int) and isinstance(filling, Literal) and filling.val == 0:
         recorder.cut[step.outputs[0]] = operand
-    return elementwise(recorder, step, values)[0]
+    return elementwise(recorder, step, values)
 
 
 @rule('gather')
-def gather(recorder: Recorder, step: Step, values: Sequence[Value]) -> list[Value]:
+def gather(recorder: Recorder, step: Step, values: Sequence[Value]) -> Value:
     """Cut: what JAX makes of a slice with a step where the number of images is a symbol."""
     if isinstance(operand := step.inputs[0], int):
         recorder.cut[step.outputs[0]] = operand
@@ -82,7 +71,19 @@ def gather(recorder: Recorder, step: Step, values: Sequence[Value]) -> list[Valu
 # ---- arithmetic
 
 
-@rule(
+def elementwise(recorder: Recorder, step: Step, values: Sequence[Value]) -> Value:
+    """Compute something that is no node, such as a relu; values of several nodes meet in a sum."""
+    leaves = frozenset[int]().union(*map(leaves_of, values))
+    flows = [v for v in values if isinstance(v, Flow | Statistic)]
+    if not flows:
+        return Mixed(leaves, _cause(step, values))
+    if leaves:
+        recorder.refuse_mixed(values, step)
+    return recorder.join('sum', flows)
+
+
+# Not as a decorator: other rules call it, and it never returns a list.
+rule(
     'abs', 'acos', 'acosh', 'add_any', 'and', 'asin', 'asinh', 'atan', 'atan2', 'atanh', 'cbrt', 'ceil',
     'clamp', 'cos', 'cosh', 'cumlogsumexp', 'cummax', 'cummin', 'cumprod', 'cumsum', 'digamma', 'eq', 'erf',
     'erf_inv', 'erfc', 'exp', 'exp2', 'expm1', 'floor', 'ge', 'gt', 'is_finite', 'le', 'lgamma', 'log',
@@ -92,22 +93,13 @@ def gather(recorder: Recorder, step: Step, values: Sequence[Value]) -> list[Valu
     'reduce_prod', 'split', 'imag', 'fft', 'threefry2x32', 'random_bits', 'bitcast_convert_type', 'complex',
     'conj', 'log2', 'one_minus_square', 'population_count', 'scatter-max', 'scatter-min', 'scatter-mul',
     'scatter-sub', 'shift_left', 'shift_right_arithmetic', 'shift_right_logical', 'tile', 'unstack',
-)  # fmt: skip
-def elementwise(recorder: Recorder, step: Step, values: Sequence[Value]) -> list[Value]:
-    """Compute something that is no node, such as a relu; values of several nodes meet in a sum."""
-    leaves = frozenset[int]().union(*map(leaves_of, values))
-    flows = [v for v in values if isinstance(v, Flow | Statistic)]
-    if not flows:
-        return [Mixed(leaves, _cause(step, values))] * len(step.outputs)
-    if leaves:
-        recorder.refuse_mixed(values, step)
-    return [recorder.join('sum', flows)] * len(step.outputs)
+)(elementwise)  # fmt: skip
 
 
 @rule('square', 'integer_pow')
 def power(recorder: Recorder, step: Step, values: Sequence[Value]) -> Value:
     """Take a power; an even one, summed up, may be a variance."""
-    (value,) = elementwise(recorder, step, values)
+    value = elementwise(recorder, step, values)
     if step.eqn.params.get('y', 2) != 2:
         return value
     if isinstance(value, Statistic):
@@ -118,7 +110,7 @@ def power(recorder: Recorder, step: Step, values: Sequence[Value]) -> Value:
 @rule('sqrt', 'rsqrt', 'pow')
 def root(recorder: Recorder, step: Step, values: Sequence[Value]) -> Value:
     """Take a root: of a variance, a standard deviation."""
-    (value,) = elementwise(recorder, step, values)
+    value = elementwise(recorder, step, values)
     return replace(value, root=value.squared) if isinstance(value, Statistic) else value
 
 
@@ -142,7 +134,7 @@ def multiply(recorder: Recorder, step: Step, values: Sequence[Value]) -> Value:
         value = recorder.join('cse', [a, b])
         same = isinstance(value, Flow) and isinstance(a, Flow) and isinstance(b, Flow) and a.op == b.op
         return replace(value, squared=True) if same else value
-    return elementwise(recorder, step, values)[0]
+    return elementwise(recorder, step, values)
 
 
 @rule('add', 'sub')
@@ -157,7 +149,7 @@ def add(recorder: Recorder, step: Step, values: Sequence[Value]) -> Value:
                 return recorder.shift(recorder.as_flow(x), y, step.shapes[1 - k], step)
         if isinstance(x, Flow) and isinstance(y, Statistic) and recorder.normalised.get(x.op) == y.op:
             return x if y.shift is None else recorder.shift(x, y.shift, step.shapes[1 - k], step)
-    return elementwise(recorder, step, values)[0]
+    return elementwise(recorder, step, values)
 
 
 def _cause(step: Step, values: Sequence[Value]) -> Step:

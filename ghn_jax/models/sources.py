@@ -16,6 +16,7 @@ from flax import linen, nnx
 
 from ghn_jax.base.errors import UserError, shown
 from ghn_jax.cnn.reference import apply_reference
+from ghn_jax.models.names import named_leaves
 from ghn_jax.networks.graph import build_graph
 from ghn_jax.networks.spec import NetworkSpec
 
@@ -117,28 +118,10 @@ def _without_dropout(call: Callable[..., Any], args: tuple, kwargs: dict, contex
     return call(*args, **kwargs)
 
 
-def variable_names(tree: Any) -> list[str]:
-    """Name the leaves of a pytree by their path, joined by dots."""
-    return ['.'.join(_parts(path)) or 'params' for path, _ in jax.tree_util.tree_flatten_with_path(tree)[0]]
-
-
 def count_parameters(params: Any) -> int:
     """Count the numbers in a pytree of arrays, or of their shapes."""
     return sum(math.prod(leaf.shape) for leaf in jax.tree.leaves(params))
 
 
 def _by_name(tree: Any, names: Collection[str]) -> dict[str, Any]:
-    found = zip(variable_names(tree), jax.tree.leaves(tree))
-    return {name: leaf for name, leaf in found if name in names}
-
-
-def _parts(path: tuple[Any, ...]) -> list[str]:
-    parts = []
-    for entry in path:
-        for attribute in ('key', 'idx', 'name'):
-            if hasattr(entry, attribute):
-                parts.append(str(getattr(entry, attribute)))
-                break
-    if path and isinstance(path[-1], jax.tree_util.GetAttrKey) and parts[-1] == 'value':
-        parts.pop()  # of a variable of NNX
-    return parts
+    return {name: leaf for name, leaf in named_leaves(tree).items() if name in names}

@@ -15,6 +15,7 @@ from ghn_jax.base.errors import UserError, shown
 from ghn_jax.base.numbers import is_int
 from ghn_jax.models import sources
 from ghn_jax.models.model import Model, Traced
+from ghn_jax.models.names import variable_names
 from ghn_jax.models.program import flatten
 from ghn_jax.models.recorder import Leaf, Recorder
 from ghn_jax.models.sources import Source
@@ -129,7 +130,7 @@ def _own_errors(images: jax.ShapeDtypeStruct) -> Iterator[None]:
 
 
 def _leaves(source: Source) -> tuple[Leaf, ...]:
-    names, arrays = sources.variable_names(source.params), jax.tree.leaves(source.params)
+    names, arrays = variable_names(source.params), jax.tree.leaves(source.params)
     if not arrays:
         raise UserError(f'model {source.name!r} has no parameters: there is nothing to predict')
     total = sum(math.prod(a.shape) for a in arrays)
@@ -155,7 +156,7 @@ def _traced(source: Source, leaves: tuple[Leaf, ...], images: jax.ShapeDtypeStru
             'expected logits [images, classes]'
         )
     program = flatten(closed)
-    others = sources.variable_names(source.others)
+    others = variable_names(source.others)
     for name, slot in zip(others, program.inputs[len(leaves) : -1]):
         if program.reads(slot):
             raise UserError(

@@ -3,7 +3,6 @@
 from collections.abc import Collection, Mapping
 from typing import Any
 
-import jax
 import numpy as np
 
 from ghn_jax.base.errors import UserError
@@ -11,7 +10,7 @@ from ghn_jax.hypernet.ghn import GHN
 from ghn_jax.hypernet.policy_features import weight_names
 from ghn_jax.hypernet.predict import predict_from_graph
 from ghn_jax.models.model import Model
-from ghn_jax.models.sources import variable_names
+from ghn_jax.models.names import map_named
 from ghn_jax.networks.counts import MAX_TILES
 from ghn_jax.networks.ops import LAYERS
 from ghn_jax.quant.export import round_to
@@ -140,16 +139,15 @@ def to_params(model: Model, tensors: Mapping[str, np.ndarray], kept: Collection[
     Raises:
       UserError: no initial values for parameters that are kept.
     """
-    leaves, tree = jax.tree.flatten(model.params)
-    names = variable_names(model.params)
     initial = model.initial_values(kept) if kept else {}
-    values = []
-    for name, leaf in zip(names, leaves):
+
+    def value(name: str, leaf: Any) -> np.ndarray:
         if name in kept:
             value = np.asarray(initial[name])
         elif name in model.tensors:
             value = model.tensors[name].to_parameter(tensors[name], leaf.shape)
         else:  # nothing depends on it
             value = np.zeros(leaf.shape)
-        values.append(np.ascontiguousarray(value, leaf.dtype))
-    return tree.unflatten(values)
+        return np.ascontiguousarray(value, leaf.dtype)
+
+    return map_named(value, model.params)

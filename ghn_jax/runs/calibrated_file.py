@@ -18,7 +18,6 @@ import os
 from collections.abc import Mapping
 from typing import Any
 
-import jax
 import numpy as np
 from safetensors import SafetensorError, safe_open
 
@@ -29,8 +28,8 @@ from ghn_jax.models.folded_program import Fixed
 from ghn_jax.models.folding import Calibrated
 from ghn_jax.models.loading import load_model
 from ghn_jax.models.model import Model
+from ghn_jax.models.names import map_named, named_leaves
 from ghn_jax.models.quantizer import FakeQuantizer
-from ghn_jax.models.sources import variable_names
 from ghn_jax.models.tracing import trace
 from ghn_jax.networks.spec import NetworkSpec
 from ghn_jax.quant.policy import Policy, policy_from_dict
@@ -167,12 +166,9 @@ def _calibrated(model: Model, arrays: Mapping[str, np.ndarray], path: str) -> Ca
         k, _, what = name.partition('.')
         if what == 'scale':
             norms[int(k)] = (scales[name], scales[f'{k}.shift'])
-    leaves, tree = jax.tree.flatten(model.params)
-    names = variable_names(model.params)
-    values = [params.get(name, np.zeros(leaf.shape, leaf.dtype)) for name, leaf in zip(names, leaves)]
     return Calibrated(
         model,
-        tree.unflatten(values),
+        map_named(lambda name, leaf: params.get(name, np.zeros(leaf.shape, leaf.dtype)), model.params),
         weights,
         {name: biases.get(name) for name in weights},
         tuple(norms.get(k) for k in range(_count_norms(model))),
@@ -189,5 +185,5 @@ def _count_norms(model: Model) -> int:
 def _params_read(calibrated: Calibrated) -> dict[str, Any]:
     """Return the parameters that the folded program reads, by name."""
     program = calibrated.program(calibrated.model.input_shape).program
-    named = zip(variable_names(calibrated.params), jax.tree.leaves(calibrated.params), program.inputs)
-    return {name: value for name, value, slot in named if program.reads(slot)}
+    named = zip(program.inputs, named_leaves(calibrated.params).items())  # the last input is the images
+    return {name: value for slot, (name, value) in named if program.reads(slot)}

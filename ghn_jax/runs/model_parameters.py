@@ -10,14 +10,13 @@ import os
 from collections.abc import Mapping
 from typing import Any
 
-import jax
 import numpy as np
 from safetensors import SafetensorError, safe_open
 
 from ghn_jax.base.errors import UserError
 from ghn_jax.base.paths import Place
 from ghn_jax.models.model import Model
-from ghn_jax.models.sources import variable_names
+from ghn_jax.models.names import map_named, named_leaves, variable_names
 from ghn_jax.runs.weight_files import unpack, write_weights
 
 
@@ -38,14 +37,12 @@ def read_params(model: Model, path: str | os.PathLike) -> Any:
     arrays, metadata = _read(path)
     if metadata.get('layout') == 'jax':
         raise UserError(f'{where} is in the layout jax: predict it with the layout pytorch')
-    leaves, tree = jax.tree.flatten(model.params)
-    names = variable_names(model.params)
-    if unknown := sorted(set(arrays) - set(names)):
+    if unknown := sorted(set(arrays) - set(variable_names(model.params))):
         raise UserError(
             f'{where} has {unknown[0]!r}, which model {model.name!r} has not: give parameters of this model'
         )
-    values = []
-    for name, leaf in zip(names, leaves):
+
+    def value_of(name: str, leaf: Any) -> np.ndarray:
         if name not in arrays:
             raise UserError(f'{where} has no {name!r} of model {model.name!r}: give parameters of this model')
         value = arrays[name]
@@ -56,8 +53,9 @@ def read_params(model: Model, path: str | os.PathLike) -> Any:
             )
         if not np.all(np.isfinite(value.astype(np.float32))):
             raise UserError(f'{where}: {name!r} has values that are no numbers: give finite parameters')
-        values.append(value.astype(leaf.dtype))
-    return tree.unflatten(values)
+        return value.astype(leaf.dtype)
+
+    return map_named(value_of, model.params)
 
 
 def write_params(path: Place, model: Model, params: Any, metadata: Mapping[str, str]) -> None:
@@ -68,7 +66,7 @@ def write_params(path: Place, model: Model, params: Any, metadata: Mapping[str, 
     Raises:
       UserError: it cannot be written.
     """
-    weights = dict(zip(variable_names(params), map(np.asarray, jax.tree.leaves(params)), strict=True))
+    weights = {name: np.asarray(leaf) for name, leaf in named_leaves(params).items()}
     about = {'model': model.name, 'input_shape': json.dumps(model.input_shape), 'layout': 'model'}
     write_weights(path, weights, about | dict(metadata), 'safetensors')
 

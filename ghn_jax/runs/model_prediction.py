@@ -4,14 +4,13 @@ import json
 import time
 from typing import Any
 
-import jax
 import numpy as np
 
 from ghn_jax.base.errors import FieldError
 from ghn_jax.base.paths import Place
 from ghn_jax.hypernet.policy_features import resolve
 from ghn_jax.models.model import Model
-from ghn_jax.models.sources import variable_names
+from ghn_jax.models.names import named_leaves
 from ghn_jax.models.weights import predict_model
 from ghn_jax.networks.ops import primitives_of
 from ghn_jax.quant.bit_schedule import strategy_of
@@ -54,7 +53,7 @@ def write_model(
         run.ghn, run.params, model, widths, primitives=met, rounded=strategy.scheme
     )
     seconds = time.perf_counter() - start
-    weights = dict(zip(variable_names(params), map(np.asarray, jax.tree.leaves(params))))
+    weights = {name: np.asarray(leaf) for name, leaf in named_leaves(params).items()}
     metadata = {
         'model': model.name,
         'input_shape': json.dumps(model.input_shape),

@@ -20,7 +20,7 @@ from typing import Any
 
 import jax
 
-from ghn_jax.base import bounds, cli, files, jsonfile, lock
+from ghn_jax.base import bounds, cli, files, lock
 from ghn_jax.base.errors import FieldError, UserError
 from ghn_jax.base.paths import Place
 from ghn_jax.base.start import start
@@ -40,7 +40,8 @@ from ghn_jax.studies.layer_statistics import BITS, observe, summarized
 from ghn_jax.studies.study_arguments import command_line, make_parser, taken, training_of
 from ghn_jax.tuning import comparison
 from ghn_jax.tuning.initialization import PREDICTED, RANDOM, Start, parse_starts
-from ghn_jax.tuning.loop import check_settings, fit
+from ghn_jax.tuning.loop import fit
+from ghn_jax.tuning.records import Record
 from ghn_jax.tuning.scoring import Scorer, normalized
 from ghn_jax.tuning.training import Trainer, TrainingImages, TrainingSpec, make_trainer
 
@@ -160,13 +161,10 @@ class _Task:
     def run(self, start: Start, seed: int, out: Place, progress: Progress) -> dict[str, Any]:
         """Do a training, or what is left of it, and write its record; return it."""
         name = f'{self.kind.name}.{start.name}.seed{seed}'
-        record, settings = out / f'{name}.json', {**self.settings, 'seed': seed, 'from': start.about}
-        if files.exists(record):
-            done = jsonfile.read(record, 'record', 'delete it, and that training is done again')
-            check_settings(settings, done.get('settings'), record)
+        record = Record(out, name, {**self.settings, 'seed': seed, 'from': start.about})
+        if done := record.read():
             progress.update(self.trainer.steps_per_epoch * self.trainer.epochs)
             return done
-        state_file = out / f'{name}.state.npz'
         params = start.params(self.model, self.policy, seed)
         _, history = fit(
             self.trainer,
@@ -174,13 +172,12 @@ class _Task:
             self.trainer.begin(params, seed),
             marks=comparison.marks(self.trainer.epochs),
             score=self.score,
-            file=state_file,
-            settings=settings,
+            file=record.state,
+            settings=record.settings,
             progress=progress,
         )
-        done = {'kind': self.kind.name, 'init': start.name, 'seed': seed, **history, 'settings': settings}
-        files.write_json(record, done)
-        state_file.unlink(missing_ok=True)
+        done = {'kind': self.kind.name, 'init': start.name, 'seed': seed, **history}
+        record.write(done)
         return done
 
 

@@ -5,14 +5,13 @@ and `weights` and `activations`, the statistics of each layer (`layer_statistics
 """
 
 import itertools
-import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
 
 from ghn_jax.studies.block_kinds import KINDS, ROLES, role_of
-from ghn_jax.tuning.comparison import FLOAT
+from ghn_jax.tuning.comparison import FLOAT, mean_of
 
 Record = Mapping[str, Any]
 LEARNED = 50.0  # percent in float at the end: a network that did not learn has no accuracy to lose
@@ -106,11 +105,12 @@ def _grouped(runs: Sequence[Record], key: Callable[[Record], Any]) -> list[tuple
 def _row(runs: Sequence[Record]) -> list[Any]:
     good = [last(run) for run in runs if learned(run)]
     lost = [[s['top1'][FLOAT] - s['top1'][bits] for s in good] for bits in list(_BITS)[1:]]
-    cells = [_mean([last(run)['top1'][bits] for run in runs]) for bits in _BITS]
+    cells = [mean_of([last(run)['top1'][bits] for run in runs], 2) for bits in _BITS]
+    cells += [mean_of(values, 2) if values else None for values in lost]
     statistics = [mean_of_layers(good, tensor, 'sqnr8') for tensor in TENSORS]
     ratios = [mean_of_layers(good, tensor, 'ratio') for tensor in TENSORS]
     return [
-        len(runs), len(good), *cells, *map(_mean, lost),
+        len(runs), len(good), *cells,
         *(_rounded(v, 1) for v in statistics), *(_rounded(v, 2) for v in ratios),
     ]  # fmt: skip
 
@@ -136,15 +136,6 @@ def _short(run: Record) -> dict[str, Any]:
         for tensor, key in itertools.product(TENSORS, ('ratio', 'sqnr8')):
             scores[mark][f'{tensor} {key}'] = _rounded(mean_of_layers([of], tensor, key), 2)
     return {key: run[key] for key in ('kind', 'init', 'seed')} | {'scores': scores}
-
-
-def _mean(values: Sequence[float]) -> dict[str, float] | None:
-    if not values:
-        return None
-    found = {'mean': round(float(np.mean(values)), 2) + 0.0}  # no minus before 0
-    if len(values) > 1:
-        found['sem'] = round(float(np.std(values, ddof=1) / math.sqrt(len(values))), 2)
-    return found
 
 
 def _rounded(value: float | None, digits: int) -> float | None:

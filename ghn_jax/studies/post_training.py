@@ -38,6 +38,7 @@ from ghn_jax.quant.policy import parse_bits
 from ghn_jax.runs import hypernetwork as hypernetworks
 from ghn_jax.runs.hypernetwork import Hypernetwork
 from ghn_jax.studies.study_arguments import taken
+from ghn_jax.tuning.comparison import mean_of
 from ghn_jax.tuning.correction import norm_statistics
 from ghn_jax.tuning.pd_quant import pd_quant
 from ghn_jax.tuning.quantize import Network, top1
@@ -173,25 +174,17 @@ def table(found: list[dict[str, Any]], about: Mapping[str, Any]) -> dict[str, An
         for method in of_kind[0]['scores']:
             name = f'PD-Quant without {method}' if method in WITHOUT.values() else _NAMES[method]
             cells = [
-                _mean([one['scores'][method][bits] for one in of_kind])
+                mean_of([one['scores'][method][bits] for one in of_kind], 2)
                 if bits in of_kind[0]['scores'][method]
                 else None
                 for bits in BITS
             ]
-            rows.append([kind, len(of_kind), name, _mean([one['float'] for one in of_kind]), *cells])
+            rows.append([kind, len(of_kind), name, mean_of([one['float'] for one in of_kind], 2), *cells])
     columns = ['weights', 'networks', 'method', 'float', *(f'{b[:2].upper()}/{b[2:].upper()}' for b in BITS)]
     return {'title': 'Post-training quantization', 'about': dict(about), 'columns': columns, 'rows': rows}
 
 
 _NAMES = {'minmax': 'ranges of all values', 'mse': 'ranges of the least L2.4 error', 'pd_quant': 'PD-Quant'}
-
-
-def _mean(values: list[float]) -> dict[str, float] | float:
-    """Return mean and standard error; of one value itself, of which there is no error."""
-    mean = round(float(np.mean(values)), 2)
-    if len(values) == 1:
-        return mean
-    return {'mean': mean, 'sem': round(float(np.std(values, ddof=1) / math.sqrt(len(values))), 2)}
 
 
 def about(dataset: Dataset, plan: Plan) -> dict[str, Any]:

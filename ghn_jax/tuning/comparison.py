@@ -59,12 +59,14 @@ def mean(runs: Sequence[Mapping[str, Any]], score: Any) -> dict[str, float]:
     return mean_of(values)
 
 
-def mean_of(values: Sequence[Any]) -> dict[str, float]:
-    """Return `mean` and, of more than one value, `sem`: its standard error."""
+def mean_of(values: Sequence[Any], digits: int | None = None) -> dict[str, float]:
+    """Return `mean` and, of more than one value, `sem`: its standard error; rounded to digits, if any."""
     found = {'mean': float(np.mean(values))}
     if len(values) > 1:
         found['sem'] = float(np.std(values, ddof=1) / math.sqrt(len(values)))
-    return found
+    if digits is None:
+        return found
+    return {key: round(value, digits) + 0.0 for key, value in found.items()}  # no minus before 0
 
 
 def text(result: Mapping[str, Any]) -> str:

@@ -18,7 +18,7 @@ from typing import Any
 import jax
 
 import ghn_jax
-from ghn_jax.base import bounds, files, jsonfile, lock
+from ghn_jax.base import bounds, files, lock
 from ghn_jax.base.digests import json_digest
 from ghn_jax.base.errors import FieldError, UserError
 from ghn_jax.base.paths import Place
@@ -26,13 +26,14 @@ from ghn_jax.datasets.load import Dataset
 from ghn_jax.evaluation.evaluation_spec import BATCH_SIZE
 from ghn_jax.hypernet.policy_features import resolve
 from ghn_jax.models.model import Model
-from ghn_jax.models.sources import variable_names
+from ghn_jax.models.names import named_leaves
 from ghn_jax.quant.policy import Policy
 from ghn_jax.quant.scheme import QAT, Scheme
 from ghn_jax.runs.metrics import Progress
 from ghn_jax.tuning import comparison
 from ghn_jax.tuning.initialization import Start
-from ghn_jax.tuning.loop import check_settings, fit
+from ghn_jax.tuning.loop import fit
+from ghn_jax.tuning.records import Record
 from ghn_jax.tuning.search import Search, searched_names
 from ghn_jax.tuning.setup import Method, Setup, TuningImages
 from ghn_jax.tuning.slb import SearchSpec
@@ -146,6 +147,7 @@ def finetune(
     begin, images = time.perf_counter(), _images(dataset, spec)
     total = images.steps(spec.training) * len(models) * len(spec.policies) * len(starts) * len(spec.seeds)
     with lock.holding(out), Progress(total, desc='finetune') as progress:
+        (out / 'runs').mkdir(exist_ok=True)
         runs = [
             task.run(start, seed, out, progress)
             for task in _tasks(models, spec, images, scheme, used, sources)
@@ -194,25 +196,19 @@ class _Task:
         """Do a training, or what is left of it, and keep its parameters; return its record."""
         bits, policy = self.method.bits, self.method.policy
         name = f'{self.model.name}.{bits}.{start.name}.seed{seed}'
-        kept, record = out / f'{name}{self.method.suffix}', out / 'runs' / f'{name}.json'
-        settings = dict(self.settings) | {'seed': seed, 'from': start.about}
-        trainer = self.method.trainer
-        if files.exists(record):
-            done = jsonfile.read(record, 'record', 'delete it, and that training is done again')
-            check_settings(settings, done.pop('settings', None), record)
-            if files.exists(kept):
-                progress.update(trainer.steps_per_epoch * trainer.epochs)
-                return done
-        record.parent.mkdir(parents=True, exist_ok=True)
-        state_file = out / 'runs' / f'{name}.state.npz'
+        kept, trainer = out / f'{name}{self.method.suffix}', self.method.trainer
+        record = Record(out / 'runs', name, {**self.settings, 'seed': seed, 'from': start.about})
+        if (done := record.read()) and files.exists(kept):
+            progress.update(trainer.steps_per_epoch * trainer.epochs)
+            return done
         state, history = fit(
             trainer,
             self.images.train,
             self.method.begin(start.params(self.model, policy, seed), seed),
             marks=self.marks,
             score=self.method.score,
-            file=state_file,
-            settings=settings,
+            file=record.state,
+            settings=record.settings,
             progress=progress,
         )
         metadata = {
@@ -226,8 +222,7 @@ class _Task:
         self.method.keep(kept, state, metadata)
         done = {'network': self.model.name, 'bits': bits, 'init': start.name, 'seed': seed}
         done |= {'file': kept.name, **history}
-        files.write_json(record, done | {'settings': settings})
-        state_file.unlink(missing_ok=True)
+        record.write(done)
         return done
 
 
@@ -250,8 +245,7 @@ def _tasks(
     }
     policies = {str(policy): used(policy) for policy in spec.policies}
     for model in models:
-        shapes = [list(leaf.shape) for leaf in jax.tree.leaves(model.params)]
-        tensors = json_digest(dict(zip(variable_names(model.params), shapes, strict=True)))
+        tensors = json_digest({name: list(leaf.shape) for name, leaf in named_leaves(model.params).items()})
         for method in _methods(model, spec, images, scheme, policies, sources.get(model.name)):
             own = settings | {'tensors': tensors, 'bits': method.policy.to_dict()}
             yield _Task(model, method, images, spec.scored, own)

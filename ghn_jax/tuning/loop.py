@@ -6,9 +6,9 @@ from collections.abc import Callable, Collection, Mapping
 from typing import Any
 
 from ghn_jax.base import files
-from ghn_jax.base.errors import UserError
 from ghn_jax.base.paths import Place
 from ghn_jax.runs.metrics import Progress
+from ghn_jax.tuning.records import check_settings
 from ghn_jax.tuning.state_file import read_state, write_state
 from ghn_jax.tuning.training import Trainer, TrainingImages, TrainingState
 
@@ -88,13 +88,3 @@ def _taken_up(
     state, about = read_state(file, state)
     check_settings(settings, about.get('settings'), file)
     return state, about['history']
-
-
-def check_settings(settings: Mapping[str, Any], theirs: Any, file: Place) -> None:
-    """Raise UserError where a file is of a training with other settings."""
-    theirs = theirs if isinstance(theirs, dict) else {}
-    if differing := sorted(key for key, value in settings.items() if theirs.get(key) != value):
-        raise UserError(
-            f'{file} is of a training with other settings ({", ".join(differing)} differ): give another '
-            'folder'
-        )

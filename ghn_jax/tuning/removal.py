@@ -21,8 +21,8 @@ from ghn_jax.base.errors import UserError
 from ghn_jax.models.channels import NONE, Channels, find_channels
 from ghn_jax.models.costs import bit_operations, count_macs
 from ghn_jax.models.model import Model
+from ghn_jax.models.names import map_named, named_leaves
 from ghn_jax.models.recorder import Layer
-from ghn_jax.models.sources import variable_names
 from ghn_jax.quant.policy import FLOAT_BITS, NamedWidths
 
 LEAST = 1 / 8
@@ -117,9 +117,7 @@ class Removal:
         for layer in self.model.layers:
             made, read = self._pairs(layer)
             values.setdefault(layer.parameter, self._placed(layer.parameter, alive[made] & reading[read]))
-        leaves, tree = jax.tree.flatten(self.model.params)
-        names = variable_names(self.model.params)
-        return tree.unflatten([values[name].astype(leaf.dtype) for name, leaf in zip(names, leaves)])
+        return map_named(lambda name, leaf: values[name].astype(leaf.dtype), self.model.params)
 
     def _placed(self, parameter: str, pairs: np.ndarray) -> np.ndarray:
         """Put what is said of the pairs [out, in / groups] of a weight where its parameter has them."""
@@ -129,8 +127,7 @@ class Removal:
 
     @cached_property
     def _shapes(self) -> dict[str, tuple[int, ...]]:
-        named = zip(variable_names(self.model.params), jax.tree.leaves(self.model.params))
-        return {name: leaf.shape for name, leaf in named}
+        return {name: leaf.shape for name, leaf in named_leaves(self.model.params).items()}
 
     @cached_property
     def _norms(self) -> dict[str, np.ndarray]:
@@ -163,7 +160,7 @@ class Removal:
         weight that makes it, over the mean of this over the layer's channels; of several such weights, the
         mean: what a gate that multiplies the channel, and is multiplied into the weight, comes to.
         """
-        leaves = dict(zip(variable_names(params), jax.tree.leaves(params)))
+        leaves = named_leaves(params)
         none = jnp.zeros(self.channels.count + 1)
         total, count = none, np.zeros(none.shape)
         for name, ids in self._norms.items():

@@ -23,8 +23,8 @@ from ghn_jax.hypernet.policy_features import resolve
 from ghn_jax.models.activation_ranges import find_ranges
 from ghn_jax.models.folding import Calibrated, fold
 from ghn_jax.models.model import Model
+from ghn_jax.models.names import map_named
 from ghn_jax.models.quantizer import FakeQuantizer
-from ghn_jax.models.sources import variable_names
 from ghn_jax.quant.grid import Grid
 from ghn_jax.quant.policy import FLOAT_BITS, Policy
 from ghn_jax.runs.calibrated_file import QuantizedNetwork, save
@@ -144,12 +144,13 @@ class Search(AtBits):
         weights, grids = jax.device_get(
             self.programs.round(kept, state.fixed, names=self.names, others=others)
         )
-        params = dict(zip(variable_names(model.params), jax.device_get(jax.tree.leaves(kept.params))))
-        for name, w in weights.items():
-            params[name] = model.tensors[name].to_parameter(w, params[name].shape).astype(params[name].dtype)
-        return Rounded(
-            jax.tree.unflatten(jax.tree.structure(model.params), list(params.values())), weights, grids
-        )
+
+        def value(name: str, leaf: Any) -> Any:
+            if name not in weights:
+                return leaf
+            return model.tensors[name].to_parameter(weights[name], leaf.shape).astype(leaf.dtype)
+
+        return Rounded(map_named(value, jax.device_get(kept.params)), weights, grids)
 
     def _folded(self, rounded: Rounded) -> Calibrated:
         """Fold norms by their statistics with these weights, which stay on levels: a scale times another."""

@@ -17,7 +17,7 @@ from jax import Array
 from jax.core import Tracer
 
 from ghn_jax.base.errors import UserError
-from ghn_jax.models.program import Step
+from ghn_jax.models.program import Rules, Step
 
 INT32_MAX = 2**31 - 1
 _FINEST = 48  # bits behind the point of a constant
@@ -40,7 +40,7 @@ class Fixed:
 jax.tree_util.register_dataclass(Fixed, data_fields=['x'], meta_fields=['point', 'bound'])
 
 Rule = Callable[[Step, Sequence[Any]], Any]
-RULES: dict[str, Rule] = {}
+RULES = Rules[Rule]()
 """By a primitive's name: (step, operands) -> its result. Operands are `Fixed` or arrays, one is `Fixed`."""
 
 
@@ -127,15 +127,7 @@ def bind(step: Step, *operands: Any, **changes: Any) -> Any:
     )
 
 
-def _rule(*names: str) -> Callable[[Rule], Rule]:
-    def register(function: Rule) -> Rule:
-        RULES.update(dict.fromkeys(names, function))
-        return function
-
-    return register
-
-
-@_rule(
+@RULES.of(
     'reshape', 'transpose', 'broadcast_in_dim', 'slice', 'squeeze', 'expand_dims', 'rev', 'copy', 'copy_p',
     'reduce_max', 'reduce_min', 'reduce_window_max', 'reduce_window_min', 'dynamic_slice', 'stop_gradient',
 )  # fmt: skip
@@ -144,44 +136,44 @@ def _same_values(step: Step, operands: Sequence[Any]) -> Fixed:
     return dataclasses.replace(v, x=bind(step, v.x, *others))
 
 
-@_rule('convert_element_type')
+@RULES.of('convert_element_type')
 def _convert(step: Step, operands: Sequence[Any]) -> Fixed:
     if not jnp.issubdtype(step.eqn.params['new_dtype'], jnp.floating):
         raise UserError(f'{step} makes no real numbers: {_ADVICE}')
     return operands[0]
 
 
-@_rule('add', 'sub', 'add_any')
+@RULES.of('add', 'sub', 'add_any')
 def _add(step: Step, operands: Sequence[Any]) -> Fixed:
     integers, point, bounds = aligned(step, operands)
     check(sum(bounds), step)
     return Fixed(bind(step, *integers), point, sum(bounds))
 
 
-@_rule('max', 'min', 'clamp', 'concatenate', 'pad')
+@RULES.of('max', 'min', 'clamp', 'concatenate', 'pad')
 def _join(step: Step, operands: Sequence[Any]) -> Fixed:
     integers, point, bounds = aligned(step, operands)
     return Fixed(bind(step, *integers), point, max(bounds))
 
 
-@_rule('select_n')
+@RULES.of('select_n')
 def _select(step: Step, operands: Sequence[Any]) -> Fixed:
     which, *cases = operands
     integers, point, bounds = aligned(step, cases)
     return Fixed(bind(step, which, *integers), point, max(bounds))
 
 
-@_rule('gt', 'ge', 'lt', 'le', 'eq', 'ne')
+@RULES.of('gt', 'ge', 'lt', 'le', 'eq', 'ne')
 def _compare(step: Step, operands: Sequence[Any]) -> Array:
     return bind(step, *aligned(step, operands)[0])
 
 
-@_rule('neg', 'abs')
+@RULES.of('neg', 'abs')
 def _flip(step: Step, operands: Sequence[Any]) -> Fixed:
     return dataclasses.replace(operands[0], x=bind(step, operands[0].x))
 
 
-@_rule('reduce_sum', 'reduce_window_sum')
+@RULES.of('reduce_sum', 'reduce_window_sum')
 def _sum(step: Step, operands: Sequence[Any]) -> Fixed:
     params, v = step.eqn.params, operands[0]
     of = params.get('window_dimensions') or [step.shapes[0][axis] for axis in params['axes']]
@@ -189,7 +181,7 @@ def _sum(step: Step, operands: Sequence[Any]) -> Fixed:
     return Fixed(bind(step, v.x), v.point, v.bound * math.prod(of))
 
 
-@_rule('mul', 'div')
+@RULES.of('mul', 'div')
 def _scale(step: Step, operands: Sequence[Any]) -> Fixed:
     """Multiply with a power of two, or divide by it: the point moves."""
     v, factor = operands if isinstance(operands[0], Fixed) else operands[::-1]

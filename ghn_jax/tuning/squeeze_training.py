@@ -15,7 +15,7 @@ import numpy as np
 import optax
 
 import ghn_jax
-from ghn_jax.base import bounds, files, jsonfile
+from ghn_jax.base import bounds, files
 from ghn_jax.base.errors import FieldError, UserError, shown
 from ghn_jax.base.paths import Place
 from ghn_jax.evaluation.evaluation_spec import BATCH_SIZE
@@ -25,7 +25,8 @@ from ghn_jax.runs.metrics import Progress
 from ghn_jax.runs.model_parameters import write_params
 from ghn_jax.tuning import comparison
 from ghn_jax.tuning.initialization import Start
-from ghn_jax.tuning.loop import check_settings, fit
+from ghn_jax.tuning.loop import fit
+from ghn_jax.tuning.records import Record
 from ghn_jax.tuning.removal import Removal
 from ghn_jax.tuning.scoring import normalized
 from ghn_jax.tuning.training import Trainer, TrainingImages, TrainingSpec, TrainingState, make_optimizer
@@ -118,23 +119,19 @@ class SqueezeTask:
     def run(self, start: Start, seed: int, out: Place, progress: Progress) -> dict[str, Any]:
         """Do a training, or what is left of it, and keep its parameters; return its record."""
         name, model = f'{self.name}.{self.bits}.{self.kind}.seed{seed}', self.removal.model
-        parameters, record = out / f'{name}.safetensors', out / 'runs' / f'{name}.json'
-        settings = dict(self.settings) | {'seed': seed, 'from': start.about}
-        if files.exists(record) and files.exists(parameters):
-            done = jsonfile.read(record, 'record', 'delete it, and that training is done again')
-            check_settings(settings, done.pop('settings', None), record)
+        parameters = out / f'{name}.safetensors'
+        record = Record(out / 'runs', name, {**self.settings, 'seed': seed, 'from': start.about})
+        if (done := record.read()) and files.exists(parameters):
             progress.update(self.trainer.steps_per_epoch * self.trainer.epochs)
             return done
-        record.parent.mkdir(parents=True, exist_ok=True)
-        state_file = out / 'runs' / f'{name}.state.npz'
         state, history = fit(
             self.trainer,
             self.images,
             self.begin(start.params(model, self.policy, seed), seed),
             marks=comparison.marks(self.trainer.epochs),
             score=self.score,
-            file=state_file,
-            settings=settings,
+            file=record.state,
+            settings=record.settings,
             progress=progress,
             between=self.between,
         )
@@ -157,8 +154,7 @@ class SqueezeTask:
             'schedule': [round(float(cost) / self.original, 4) for cost in state.fixed.costs],
             **history,
         }
-        files.write_json(record, done | {'settings': settings})
-        state_file.unlink(missing_ok=True)
+        record.write(done)
         return done
 
     def begin(self, params: Any, seed: int) -> TrainingState:

@@ -77,6 +77,7 @@ def squeeze(
     tasks = list(_tasks(pairs, spec, dataset, scheme, used))
     total = sum(task.trainer.steps_per_epoch * task.trainer.epochs * len(spec.seeds) for task in tasks)
     with lock.holding(out), Progress(total, desc='squeeze') as progress:
+        (out / 'runs').mkdir(exist_ok=True)
         for pair in pairs:
             if pair.arch is not None:
                 files.write(out / f'{pair.name}.widened.json', pair.arch.encode())

@@ -31,6 +31,7 @@ def test_a_third_of_the_instructions_go_and_no_parameter_and_no_rounding_with_th
         assert pieces(joined) == pieces(plain)
         quantized = [[n for i in net.instructions for n in i.quantized] for net in (plain, joined)]
         assert sorted(quantized[0]) == sorted(quantized[1])
+        assert all(i.op.quantizes == len(i.quantized) for i in joined.instructions)
         before, after = before + len(plain.instructions), after + len(joined.instructions)
     assert 0.6 < after / before < 0.75
 
@@ -44,6 +45,29 @@ def test_what_lies_between_is_gone_and_a_norm_of_a_sum_stays():
         sums = [i for i in norms if sum(j.dst == i.src for j in plain.instructions) > 1]
         assert [i for i in joined.instructions if i.op == Norm()] == sums
         assert sum(isinstance(i.op, Normed) for i in joined.instructions) == len(norms) - len(sums)
+
+
+@pytest.mark.parametrize('reader', ['head', 'instruction'])
+def test_a_value_that_something_else_reads_stays(reader):
+    lowered = lower(SPACE.sample('train', 0, 0))
+    gone = lambda: set(lowered.shapes) - set(join_norms(lowered).shapes)
+    before = gone()
+    value = min(before)
+    if reader == 'head':
+        lowered = lowered._replace(head=lowered.head._replace(group=(*lowered.head.group, value)))
+    else:
+        *others, last = lowered.instructions
+        lowered = lowered._replace(instructions=(*others, last._replace(group=(*last.group, value))))
+    assert gone() == before - {value}
+
+
+def test_a_value_that_lies_beside_another_stays():
+    lowered = lower(SPACE.sample('train', 0, 0))
+    before = set(lowered.shapes) - set(join_norms(lowered).shapes)
+    pair = tuple(sorted(before))[:2]
+    groups = tuple(group for group in lowered.groups if group[0] not in pair)
+    joined = join_norms(lowered._replace(groups=(*groups, pair)))
+    assert set(lowered.shapes) - set(joined.shapes) == before - {*pair}
 
 
 def test_every_value_is_complete_before_it_is_read():

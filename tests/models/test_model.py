@@ -203,3 +203,16 @@ def test_1_bit_weights_of_a_layer_are_two_levels():
     quantizer = model.quantizer(parse_bits('w1a2'))
     rounded = jax.jit(lambda w: quantizer.weight('Conv_0.kernel', w))(w)
     assert len(np.unique(rounded)) == 2
+
+
+def _scaled(factor, x):
+    return factor * x
+
+
+def test_a_model_keeps_what_is_compiled_for_it_by_function_and_static_arguments():
+    params = {'a': np.ones((3, 10), np.float32)}
+    apply = lambda params, x: x.mean((1, 2)) @ params['a']
+    model, other = (trace(apply, (1, 8, 8, 3), params=params) for _ in range(2))
+    by_two, by_three = (model.compiled(_scaled, factor) for factor in (2, 3))
+    assert (float(by_two(5.0)), float(by_three(5.0))) == (10, 15)
+    assert model.compiled(_scaled, 2) is by_two is not other.compiled(_scaled, 2)

@@ -8,6 +8,8 @@ from jax import lax
 
 from ghn_jax.models import small_images
 from ghn_jax.models.program import flatten, run
+from ghn_jax.models.tracing import trace
+from ghn_jax.quant.policy import Policy
 
 NHWC, NCHW = ('NHWC', 'HWIO', 'NHWC'), ('NCHW', 'OIHW', 'NCHW')
 CASES = {  # images, weight, strides, padding, layouts, dilation; of which a product is made
@@ -45,3 +47,39 @@ def test_a_convolution_and_its_gradients_are_the_same_as_a_product(name):
     found, expected = (jax.tree.leaves(both(f)(x, w)) for f in (multiply, convolve))
     for a, b in zip(found, expected, strict=True):
         np.testing.assert_allclose(a, b, atol=1e-5 * np.abs(b).max())
+
+
+@pytest.mark.parametrize(
+    'more',
+    [{'lhs_dilation': (2, 2)}, {'padding': ((-1, 2), (2, 2))}, {'batch_group_count': 2}],
+    ids=lambda more: next(iter(more)),
+)
+def test_what_the_product_does_not_cover_stays_a_convolution(more):
+    how = {'window_strides': (1, 1), 'padding': ((2, 2), (2, 2)), 'dimension_numbers': NHWC} | more
+    convolve = lambda x, w: lax.conv_general_dilated(x, w, **how)
+    (step,) = flatten(jax.make_jaxpr(convolve)(jnp.ones((4, 2, 2, 6)), jnp.ones((4, 4, 6, 4)))).steps
+    assert not small_images.is_small(step)
+
+
+def test_a_product_has_the_precision_and_the_type_of_the_convolution():
+    how = {'precision': lax.Precision.HIGHEST, 'preferred_element_type': jnp.float32}
+    convolve = lambda x, w: lax.conv_general_dilated(x, w, (1, 1), 'SAME', dimension_numbers=NHWC, **how)
+    x, w = jnp.ones((5, 2, 2, 6), jnp.bfloat16), jnp.ones((3, 3, 6, 4), jnp.bfloat16)
+    program = flatten(jax.make_jaxpr(convolve)(x, w))
+    made = flatten(jax.make_jaxpr(lambda x, w: run(program, [x, w], compute=small_images.compute)[0])(x, w))
+    (product,) = (step.eqn for step in made.steps if step.primitive == 'dot_general')
+    assert product.params['precision'] == (lax.Precision.HIGHEST,) * 2
+    assert product.params['preferred_element_type'] == jnp.float32
+
+
+def test_a_model_is_itself_without_a_quantizer_and_multiplies_with_one():
+    def apply(params, x):
+        y = lax.conv_general_dilated(x, params['a'], (1, 1), 'SAME', dimension_numbers=NHWC)
+        return y.mean((1, 2)) @ params['b']
+
+    params = {'a': np.ones((3, 3, 3, 4), np.float32), 'b': np.ones((4, 10), np.float32)}
+    model = trace(apply, (1, 2, 2, 3), params=params)
+    x = np.ones((2, 2, 2, 3), np.float32)
+    text = lambda quantizer: str(jax.make_jaxpr(lambda x: model.apply(params, x, quantizer))(x))
+    assert 'conv_general_dilated' in text(None)
+    assert 'conv_general_dilated' not in text(model.quantizer(Policy(4, 4)))

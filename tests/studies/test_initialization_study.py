@@ -117,11 +117,10 @@ def test_what_is_done_is_read_and_what_is_not_is_done_again_to_the_bit(tmp_path)
     (first,) = study(small_data(), SPEC, tmp_path)
     records = {run['init']: tmp_path / 'runs' / f'{run["kind"]}.{run["init"]}.seed0.json' for run in first}
     kept, lost = records['he'], records['uniform_0.5']
-    changed = json.loads(kept.read_text()) | {'loss': [123.0]}
-    kept.write_text(json.dumps(changed))
+    kept.write_text(json.dumps(json.loads(kept.read_text()) | {'loss': [123.0]}))
     lost.unlink()
     (again,) = study(small_data(), SPEC, tmp_path)
-    assert again == [changed, first[1]]
+    assert again == [first[0] | {'loss': [123.0]}, first[1]]
     of = first[1]['scores']['1']
     assert set(first[1]['scores']) == {'0', '1'} and set(of['top1']) == {'w32a32', 'w8a8', 'w4a4'}
     layers = ['stem', 'stage0_block0_first_regular', 'stage0_block0_second_regular', 'linear']

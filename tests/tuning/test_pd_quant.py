@@ -58,6 +58,16 @@ def test_with_drop_half_of_the_entries_of_an_activation_stay_float(drop, share):
     assert soft.activation('b', x, x) is x
 
 
+def test_two_activations_of_one_shape_have_coins_of_their_own():
+    x = jnp.asarray(np.random.default_rng(0).normal(size=(40, 50)), jnp.float32)
+    grid = make_grid(-3.0, 3.0, 2, jnp.float32)
+    learned = Learned({}, dict.fromkeys('ab', jnp.log(grid.scale)))
+    grids, drop = Grids({}, dict.fromkeys('ab', grid), {}), jnp.asarray(True)
+    soft = reconstruction._Soft(learned, grids, jax.random.key(0), drop)
+    stays = [np.asarray(soft.activation(name, x, x) == x) for name in 'ab']
+    assert np.mean(stays[0] & stays[1]) == pytest.approx(0.25, abs=0.03)
+
+
 def test_coins_are_fair_and_none_tells_of_another():
     coins = np.asarray(reconstruction.toss(jax.random.key(1), (50, 77)))  # no multiple of 32
     assert coins.shape == (50, 77) and coins.dtype == bool

@@ -147,6 +147,9 @@ def test_channels_go_by_scale_for_each_bop_until_the_cost_is_met_and_no_layer_go
     assert worth[~alive].max() < worth[alive & ~REMOVAL.channels.kept].min()
     last = ~alive & (worth == worth[~alive].max())
     assert REMOVAL.cost(alive | last) > 0.7 * wide, 'no more than necessary'
+    worth = scales / np.maximum(REMOVAL.savings(alive), 1)  # a channel costs less once others are gone
+    further = REMOVAL.remove(alive, scales, 0.4 * wide)
+    assert worth[alive & ~further].max() < worth[further & ~REMOVAL.channels.kept].min()
     least = REMOVAL.remove(alive, scales, 0)
     assert not np.any(least & ~alive)
     for name, rows in REMOVAL.channels.rows.items():
@@ -183,6 +186,10 @@ def test_the_scale_of_what_is_removed_is_0_and_has_a_gradient_that_is_a_number()
     gradient, scales = jax.jit(jax.grad(total, has_aux=True))(params)
     assert np.all(np.asarray(scales)[~alive] < 1e-4)
     assert all(np.all(np.isfinite(g)) for g in jax.tree.leaves(gradient))
+    left = alive[REMOVAL.channels.rows['Conv_1.kernel']]
+    factor = params['BatchNorm_1']['scale'][left]
+    expected = np.sign(factor) / np.abs(factor).mean()  # of an l1 norm: the mean is taken for a constant
+    np.testing.assert_allclose(gradient['BatchNorm_1']['scale'][left], expected, rtol=1e-4)
 
 
 def test_arrays_that_are_not_full_are_not_cut():
