@@ -53,7 +53,7 @@ class Wanted(NamedTuple):
       moments: of what is normalised.
       activations: ranges of what is quantized and its sums of squares; with them, the two that follow.
       noise: the sums of squares of the rounding error.
-      bounds: float [T, 2]; a tensor whose two bounds are equal has no histogram.
+      bounds: float [T, 2]; of a tensor whose two bounds are equal no histogram is needed.
     """
 
     moments: ArrayOrNumpy
