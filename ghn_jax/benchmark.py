@@ -29,7 +29,7 @@ from ghn_jax.aot import targets
 from ghn_jax.base import bounds, cli, outputs
 from ghn_jax.base.errors import UserError, of_field
 from ghn_jax.base.start import start
-from ghn_jax.benchmarks import comparison, picture, tasks
+from ghn_jax.benchmarks import comparison, model_flags, picture, tasks
 from ghn_jax.benchmarks.benchmark import DEFAULT, WHAT, benchmark, text
 from ghn_jax.benchmarks.options import MODES, Options, parts_of_cpu
 from ghn_jax.networks.spaces import SPLITS
@@ -57,16 +57,7 @@ _WIDTHS = flags.DEFINE_list('widths', [], 'Only programs of these widths, as in 
 _CELLS = flags.DEFINE_list('cells', ['4', '12', '20', '28', '36'], 'Lengths of networks, for `cells`.')
 _WIDTH = bounds.define_integer('width', 16, 'Channels of the networks of `cells`.')
 _REPEATS = bounds.define_integer('repeats', 5, 'Times `cells`, `profile` and `models` time each thing.')
-_MODELS = flags.DEFINE_list('models', [], 'Models of your own, for `models`: package.module:function,...')
-_WORKDIR = flags.DEFINE_string(
-    'workdir', 'zoo:digits-bits', 'Run whose hypernetwork predicts their parameters, or zoo:NAME.'
-)
-_AGREEMENT = flags.DEFINE_list(
-    'agreement', [], 'Bits, as in float,w8a8, at which `models` runs ONNX files in onnxruntime, too.'
-)
-_EPOCHS = bounds.define_integer(
-    'epochs', None, 'Passes over the training images that --agreement trains a model for, in float, at first.'
-)
+_OF_MODELS = model_flags.define_flags()
 _NUM_IMAGES = bounds.define_integer('num_images', 1024, 'Images to score each network on.')
 _COMPARE = flags.DEFINE_list('compare', None, 'Two --json files, A.json,B.json: ratios B / A; times nothing.')
 _OUTPUTS = outputs.define_flags(plotting.PICTURES)
@@ -108,8 +99,7 @@ def _measure() -> dict[str, Any]:
         devices=_DEVICES.value or min(jax.local_device_count(), _META_BATCH.value),
         batch_size=_BATCH_SIZE.value, num_images=_NUM_IMAGES.value, config=_CONFIG.value,
         split=_SPLIT.value, widths=widths, target=_TARGET.value, cells=lengths, width=_WIDTH.value,
-        repeats=_REPEATS.value, models=tuple(_MODELS.value), workdir=_WORKDIR.value,
-        agreement=tuple(_AGREEMENT.value), epochs=_EPOCHS.value,
+        repeats=_REPEATS.value, **_OF_MODELS(),
     )  # fmt: skip
     with config_file.named_by_flags():
         return benchmark(_WHAT.value, options)

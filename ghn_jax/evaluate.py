@@ -27,6 +27,7 @@ from ghn_jax.evaluation.results import Result
 from ghn_jax.models.loading import load_model
 from ghn_jax.models.tracing import trace
 from ghn_jax.reporting import plotting, tables
+from ghn_jax.runs import scheme_flags
 from ghn_jax.runs.calibrated_file import load
 from ghn_jax.runs.model_parameters import read_params
 
@@ -44,7 +45,7 @@ _OUTPUTS = outputs.define_flags(plotting.PICTURES)
 _NOT_OF_QUANTIZED = frozenset(
     ('archs', 'splits', 'num_networks', 'against', 'bits', 'policy', 'told', 'deepnets', 'bn', 'ranges')
     + ('range_rule', 'calibration_batches', 'sqnr', 'integer')
-    + ('granularity', 'weight_range', 'activation_range')
+    + tuple(scheme_flags.FIELDS)
 )
 
 

@@ -15,7 +15,6 @@ from ghn_jax.base import cli, paths
 from ghn_jax.base.errors import UserError
 from ghn_jax.evaluation import evaluation_flags
 from ghn_jax.evaluation.evaluate import evaluate
-from ghn_jax.evaluation.evaluation_flags import SCHEME
 from ghn_jax.reporting.evaluation import (
     WITH_RESULT,
     Evaluation,
@@ -24,6 +23,7 @@ from ghn_jax.reporting.evaluation import (
     read_evaluation,
 )
 from ghn_jax.reporting.report import check_folder, write_report
+from ghn_jax.runs import scheme_flags
 from ghn_jax.runs.run import Run
 
 _READ = evaluation_flags.define_flags(sqnr=True)
@@ -54,7 +54,8 @@ def _read_result(request: evaluation_flags.EvaluationFlags) -> tuple[Run, Evalua
         raise UserError(f'--{wrong[0]} is for an evaluation, --result is one already made: give one of them')
     evaluation = read_evaluation(_RESULT.value or '', request.spec.against, closeup=_CLOSEUP.value)
     protocol = evaluation.result['protocol']
-    rounded = {key: value for key, value in protocol.get('quantization', {}).items() if key in SCHEME}
+    used = protocol.get('quantization', {})
+    rounded = {name: used[name] for name in scheme_flags.FIELDS if name in used}
     run = dataclasses.replace(request, scheme=rounded).load_run(str(protocol['step']))
     return run, evaluation
 

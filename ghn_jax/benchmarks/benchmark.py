@@ -66,6 +66,7 @@ def _check(field: str, names: Sequence[str], known: Sequence[str] | Mapping[str,
 _TIMES = (
     'what', 'mode', 'networks', 'mean_s', 'median_s', 'p95_s', 'compilations_after_warmup', 'peak_rss_gib',
 )  # fmt: skip
+_OF_FILES = 'top1', 'top1_onnxruntime', 'agreement', 'agreement_with_biases'
 _COLUMNS = {  # of the tables; other rows are shown with all they have
     **dict.fromkeys(DEFAULT, _TIMES),
     'compile': (
@@ -87,7 +88,7 @@ _COLUMNS = {  # of the tables; other rows are shown with all they have
         'predict_cpu_s',
         'compilations_after_warmup', 'float_kb', *(f'{bits}_kb' for bits in traced_models.PACKED), 'epochs',
         'images',
-        *(f'{bits}_{what}' for bits in traced_models.COMPARED for what in ('top1', 'agreement')),
+        *(f'{bits}_{what}' for bits in traced_models.COMPARED for what in _OF_FILES),
     ),
     'scaling': ('what', 'devices', 'networks', 'step_s', 'cpu_s_per_network', 'all_reduces', 'bytes'),
     'expected': ('what', 'link', 'times_faster', 'step_s', 'chips', 'all_reduce_s', 'efficiency'),

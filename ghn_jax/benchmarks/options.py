@@ -2,6 +2,7 @@
 
 import dataclasses
 import os
+from collections.abc import Mapping
 from typing import Any
 
 from ghn_jax import config as configs
@@ -28,6 +29,7 @@ class Options:
     agreement: bits at which their ONNX files are run in onnxruntime, on num_images images.
     epochs: passes over the training images that they are trained for before that, in float, from their
     predicted parameters; None: they are not.
+    scheme, batch_norm: of what is rounded in them, as in `export.export.ExportSpec`.
     """
 
     specs: tuple[NetworkSpec, ...] = ()
@@ -47,6 +49,8 @@ class Options:
     workdir: str = 'zoo:digits-bits'
     agreement: tuple[str, ...] = ()
     epochs: int | None = None
+    batch_norm: str = 'calibrated'
+    scheme: Mapping[str, str] = dataclasses.field(default_factory=dict)
 
 
 Row = dict[str, Any]  # one measurement as JSON: 'what', 'mode', figures; see `timing.row`

@@ -24,7 +24,7 @@ from ghn_jax.runs.model_prediction import write_model
 from ghn_jax.tuning.training import TrainingImages, TrainingSpec, make_trainer
 
 PACKED = ('w8a8', 'w4a4', 'w2a2')
-COMPARED = ('float', *PACKED)
+COMPARED = ('float', 'w8a8', 'w4a8', 'w4a4', 'w2a2')
 
 
 def check(options: Options) -> None:
@@ -32,7 +32,7 @@ def check(options: Options) -> None:
     if not options.models:
         raise FieldError('models', ' is empty: give functions that return one, as in nets:net,nets:other')
     for bits in options.agreement:
-        check_spec(ExportSpec(parse_bits(bits), 'onnx'), options.num_images)
+        check_spec(_spec(bits, options), options.num_images)
 
 
 def measure(options: Options) -> list[Row]:
@@ -44,7 +44,9 @@ def measure(options: Options) -> list[Row]:
     float_kb, w8a8_kb, ...: size of the file of its parameters, in 1,000 bytes, packed where they are rounded.
     images, epochs: that are compared; passes that the model was trained for before.
     w8a8_agreement, ...: of `options.agreement`, percent of images that onnxruntime puts into the same class;
-    w8a8_top1, ...: of which the evaluation here puts so many, in percent, into the right one.
+    w8a8_agreement_with_biases, ...: where the biases here are rounded as in the file.
+    w8a8_top1, w8a8_top1_onnxruntime, ...: percent of images that the evaluation here, and onnxruntime, puts
+    into the right one.
 
     Raises:
       UserError: no models, one that cannot be imported or traced or predicted for, no such hypernetwork.
@@ -90,11 +92,21 @@ def _agreement(hypernetwork: Hypernetwork, model: Model, options: Options) -> di
         params, found['epochs'] = _trained(hypernetwork, model, options.epochs), options.epochs
     for bits in options.agreement:
         print(f'models, {model.name}, {bits} ...', file=sys.stderr, flush=True)
-        spec = ExportSpec(parse_bits(bits), 'onnx')
+        spec = _spec(bits, options)
         compared = compare_export(hypernetwork, model, spec, options.num_images, params=params)
         found[f'{bits}_agreement'] = 100 * compared.agreement
         found[f'{bits}_top1'] = 100 * compared.top1[1]
+        found[f'{bits}_top1_onnxruntime'] = 100 * compared.top1[0]
+        if compared.with_biases is not None:
+            found[f'{bits}_agreement_with_biases'] = 100 * compared.with_biases
     return found
+
+
+def _spec(bits: str, options: Options) -> ExportSpec:
+    policy = parse_bits(bits)
+    if policy.is_float:
+        return ExportSpec(policy, 'onnx')
+    return ExportSpec(policy, 'onnx', batch_norm=options.batch_norm, scheme=options.scheme)
 
 
 def _trained(hypernetwork: Hypernetwork, model: Model, epochs: int) -> Any:

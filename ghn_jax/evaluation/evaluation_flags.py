@@ -15,20 +15,14 @@ from ghn_jax.evaluation.protocol import BATCH_NORMS, CALIBRATION_BATCHES, RANGE_
 from ghn_jax.networks.files import load_networks
 from ghn_jax.networks.spaces import SPLITS
 from ghn_jax.quant.policy import Policy, load_policy, parse_bits
-from ghn_jax.quant.scheme import ACTIVATION_RANGES, GRANULARITIES, WEIGHT_RANGES
 from ghn_jax.runs.run import Run, load_run
+from ghn_jax.runs.scheme_flags import define_scheme_flags
 
 flags.disclaim_key_flags()  # --help shows them as the flags of the command that defines them
 
 
 FLAG_OF = {'batch_norm': 'bn', 'predicted_for': 'told'}
 """The flags of fields that have another name in `EvaluationSpec` and `Protocol`: for `cli.run`."""
-SCHEME = {
-    'granularity': (GRANULARITIES, 'Grids of weights: one for the tensor, or for each output channel.'),
-    'weight_range': (WEIGHT_RANGES, 'How far grids of weights reach.'),
-    'activation_range': (ACTIVATION_RANGES, 'How far grids of activations reach.'),
-}
-"""Fields of the run's `Scheme` that may be others than in training: their values, and what they are."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -105,7 +99,7 @@ def define_flags(*, sqnr: bool = False) -> Callable[[], EvaluationFlags]:
     step = flags.DEFINE_string('step', 'latest', 'Checkpoint: latest, best (in validation), or a number.')
     read_networks = _define_network_flags()
     read_protocol = define_protocol_flags(sqnr)
-    read_scheme = _define_scheme_flags()
+    read_scheme = define_scheme_flags()
     devices = bounds.define_integer(
         'devices', 0, 'Devices that share the images, 0: all; a CPU is divided into so many.'
     )
@@ -182,13 +176,6 @@ def _define_network_flags() -> Callable[[], EvaluationSpec]:
         )
 
     return read
-
-
-def _define_scheme_flags() -> Callable[[], dict[str, str]]:
-    """Those of the grids of tensors; what is returned reads the fields of `Scheme` that were given."""
-    default = 'Default: as in training.'
-    holders = [flags.DEFINE_enum(name, None, of, f'{said} {default}') for name, (of, said) in SCHEME.items()]
-    return lambda: {holder.name: holder.value for holder in holders if holder.value is not None}
 
 
 def define_protocol_flags(sqnr: bool) -> Callable[[], tuple[Protocol, int]]:

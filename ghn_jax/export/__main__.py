@@ -35,6 +35,7 @@ from ghn_jax.export.export import (
     write_export,
 )
 from ghn_jax.quant.policy import read_policy
+from ghn_jax.runs import scheme_flags
 from ghn_jax.runs.calibrated_file import load
 from ghn_jax.runs.hypernetwork import Hypernetwork
 from ghn_jax.runs.model_flags import check_given, read_model
@@ -64,6 +65,7 @@ _RANGE_RULE = flags.DEFINE_enum(
     calibration.RULES,
     'Of ranges, where activations are rounded.',
 )
+_SCHEME = scheme_flags.define_scheme_flags()
 _COMPARE = bounds.define_integer(
     'compare', None, 'Test images that onnxruntime runs the file on, beside the evaluation here.'
 )
@@ -75,7 +77,7 @@ def main() -> None:
     if _QUANTIZED.value:
         return _export_quantized(_QUANTIZED.value, workdir)
     policy = read_policy(_BITS.value, _POLICY.value)
-    spec = ExportSpec(policy, _FORMAT.value, _IMAGES.value, _RANGE_RULE.value, _BN.value)
+    spec = ExportSpec(policy, _FORMAT.value, _IMAGES.value, _RANGE_RULE.value, _BN.value, _SCHEME())
     check_spec(spec, _COMPARE.value)
     out = check_output(_OUT.value or '', _FORMAT.value)
     check_given(_ARCH.value, _MODEL.value)
@@ -87,7 +89,8 @@ def main() -> None:
 
 
 def _export_quantized(folder: str, workdir: Place) -> None:
-    for flag in ('arch', 'model', 'params', 'bits', 'policy', 'calibration_images', 'range_rule', 'bn'):
+    others = ('arch', 'model', 'params', 'bits', 'policy', 'calibration_images', 'range_rule', 'bn')
+    for flag in (*others, *scheme_flags.FIELDS):
         if flags.FLAGS[flag].present:
             raise UserError(f'--quantized and --{flag} are both given: give one of them')
     out = check_output(_OUT.value or '', _FORMAT.value)

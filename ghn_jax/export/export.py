@@ -4,7 +4,7 @@ import dataclasses
 import functools
 import json
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
 import jax
@@ -21,7 +21,7 @@ from ghn_jax.datasets.load import Dataset
 from ghn_jax.export.comparison import Comparison, compare
 from ghn_jax.export.freezing import Frozen, freeze
 from ghn_jax.export.onnx_file import check_onnx, to_onnx
-from ghn_jax.export.quantizing import to_quantized_onnx
+from ghn_jax.export.quantizing import to_quantized_onnx, with_integer_biases
 from ghn_jax.export.runtime import check_onnxruntime, session_options
 from ghn_jax.export.stablehlo import check_stablehlo, to_stablehlo
 from ghn_jax.models.folding import Calibrated, calibrate
@@ -29,6 +29,7 @@ from ghn_jax.models.model import Model
 from ghn_jax.models.norms import DependsOnBatch
 from ghn_jax.models.quantizer import FakeQuantizer
 from ghn_jax.quant.policy import Policy
+from ghn_jax.runs import scheme_flags
 from ghn_jax.runs.calibrated_file import QuantizedNetwork
 from ghn_jax.runs.hypernetwork import Hypernetwork
 
@@ -48,6 +49,7 @@ class ExportSpec:
     range_rule: how ranges of activations are found (`cnn.deploy.calibration.RULES`).
     batch_norm: one of BATCH_NORMS, as of `evaluation.protocol.Protocol`: statistics in float, or taken again
       with folded and rounded weights.
+    scheme: fields of the run's `Scheme` that are others than in training, such as granularity='channel'.
     """
 
     policy: Policy = Policy()
@@ -55,6 +57,7 @@ class ExportSpec:
     calibration_images: int = CALIBRATION_IMAGES
     range_rule: str = RANGE_RULE
     batch_norm: str = BATCH_NORMS[0]
+    scheme: Mapping[str, Any] = dataclasses.field(default_factory=dict)
 
     @property
     def of_integers(self) -> bool:
@@ -80,6 +83,11 @@ def check_spec(spec: ExportSpec, compared: int | None = None) -> None:
         raise FieldError(
             'bn', f'=corrected with bits={spec.policy}: nothing is rounded; give bits such as w2a2'
         )
+    if spec.scheme and spec.policy.is_float:
+        name, value = min(spec.scheme.items())
+        raise FieldError(
+            name, f'={value} with bits={spec.policy}: nothing is rounded; give bits such as w8a8'
+        )
     if compared is not None:
         if spec.format != 'onnx':
             raise FieldError(
@@ -93,11 +101,13 @@ class _Network(NamedTuple):
     """A network as it is written. write: from the file's metadata to its contents.
 
     apply: its evaluation here, from images to logits, compiled.   metadata: its own.
+    with_biases: the same with biases that are rounded as in the file, where these are integers.
     """
 
     write: Callable[[dict[str, str]], bytes]
     apply: Callable[[Array], Array]
     metadata: dict[str, str]
+    with_biases: Callable[[Array], Array] | None = None
 
 
 def export_model(hypernetwork: Hypernetwork, model: Model, spec: ExportSpec, *, params: Any = None) -> bytes:
@@ -158,8 +168,11 @@ def write_export(
         said += f'\nfixed as in one batch of the calibration images, for {why}'
     if options := session_options(contents) if spec.of_integers else {}:
         said += f'\nonnxruntime needs {" and ".join(f"{name}={value}" for name, value in options.items())}'
+    few = min(spec.policy.weight_bits, spec.policy.activation_bits) < 8
+    if few and network.metadata.get('batch_norm') == 'calibrated':
+        said += '\nstatistics of batch norms are those in float: with few bits --bn=corrected loses less'
     if compared is not None:
-        said += f'\n{compare(contents, network.apply, data, compared)}'
+        said += f'\n{compare(contents, network.apply, data, compared, network.with_biases)}'
     return said
 
 
@@ -174,13 +187,14 @@ def compare_export(
     data = hypernetwork.load_data()
     network = _network(hypernetwork, model, spec, data, params)
     contents = network.write(_metadata(hypernetwork, model, spec, data) | network.metadata)
-    return compare(contents, network.apply, data, count)
+    return compare(contents, network.apply, data, count, network.with_biases)
 
 
 def _network(
     hypernetwork: Hypernetwork, model: Model, spec: ExportSpec, data: Dataset, params: Any
 ) -> _Network:
-    policy, scheme, available = hypernetwork.used(spec.policy), hypernetwork.scheme, len(data.train.labels)
+    policy, available = hypernetwork.used(spec.policy), len(data.train.labels)
+    scheme = dataclasses.replace(hypernetwork.scheme, **spec.scheme)
     if spec.calibration_images > available:
         raise FieldError(
             'calibration_images',
@@ -204,8 +218,10 @@ def _network(
         frozen = freeze(lambda x: model.apply(params, x, quantizer), images)
         return _frozen_network(frozen, spec, metadata | {_NOT_FOLDED: str(e)})
     fixed = None if policy.is_float else calibrated.quantizer(policy, scheme)
-    how = {} if policy.is_float else {'range_rule': spec.range_rule, 'batch_norm': spec.batch_norm}
-    return _calibrated_network(calibrated, fixed, spec, metadata | how)
+    if fixed is not None:
+        metadata |= {'range_rule': spec.range_rule, 'batch_norm': spec.batch_norm}
+        metadata |= {name: str(getattr(scheme, name)) for name in scheme_flags.FIELDS}
+    return _calibrated_network(calibrated, fixed, spec, metadata)
 
 
 def _quantized_network(quantized: QuantizedNetwork, spec: ExportSpec) -> _Network:
@@ -224,7 +240,9 @@ def _calibrated_network(
         images = jnp.zeros((2, *calibrated.model.input_shape[1:]))  # of which nothing is measured
         frozen = freeze(functools.partial(written, calibrated), images)
         return _frozen_network(frozen, spec, metadata)._replace(apply=apply)
-    return _Network(lambda about: to_quantized_onnx(calibrated, quantizer, about), apply, metadata)
+    write = lambda about: to_quantized_onnx(calibrated, quantizer, about)
+    as_written = functools.cache(lambda: with_integer_biases(calibrated, quantizer))
+    return _Network(write, apply, metadata, lambda x: logits_of(as_written(), x, fixed))
 
 
 def _frozen_network(frozen: Frozen, spec: ExportSpec, metadata: dict[str, str]) -> _Network:

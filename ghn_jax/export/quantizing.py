@@ -1,5 +1,6 @@
 """A calibrated model with integers for what is rounded: as a function of images, and as a file."""
 
+import dataclasses
 import json
 from collections.abc import Callable, Mapping
 from typing import Any
@@ -47,6 +48,16 @@ def to_quantized_onnx(
     options = options_for(integers, pools=pools)
     needed = {OPTIONS: json.dumps(options)} if options else {}
     return to_onnx(frozen, {**(metadata or {}), **needed})
+
+
+def with_integer_biases(calibrated: Calibrated, quantizer: FakeQuantizer) -> Calibrated:
+    """Return the network with the biases that its file has. Arguments as of `to_quantized_onnx`."""
+    rounded = to_integers(calibrated, quantizer).biases
+    biases = {
+        name: rounded[name].real.astype(bias.dtype) if name in rounded else bias
+        for name, bias in calibrated.biases.items()
+    }
+    return dataclasses.replace(calibrated, biases=biases)
 
 
 def marked(calibrated: Calibrated, integers: Integers) -> Callable[[Array], Array]:

@@ -60,7 +60,7 @@ def find_ranges(
         each = [jax.device_get(counted(network, x, quantizer, by_name)) for x in batches]
         stacked = _stacked(each, names)
     bits = np.array([quantizer.widths[name][1] for name in names])
-    lo, hi = calibration.activation_ranges(rule, stacked, bits, bounds)
+    lo, hi = calibration.activation_ranges(rule, stacked, bits, bounds, quantizer.scheme)
     return {name: (a, b) for name, a, b in zip(names, lo, hi)}
 
 
@@ -82,7 +82,7 @@ def _histograms(
 def _stacked(each: Sequence[dict[str, Activations]], names: Sequence[str]) -> Activations:
     """Each field [K, T, ...], of batches and tensors."""
     of_batches = [[batch[name] for name in names] for batch in each]
-    return Activations(*(np.array([[t[i] for t in b] for b in of_batches]) for i in range(5)))
+    return Activations(*(np.array([[t[i] for t in b] for b in of_batches]) for i in range(6)))
 
 
 @dataclasses.dataclass(frozen=True)

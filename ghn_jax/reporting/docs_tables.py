@@ -101,9 +101,10 @@ _COLUMNS_OF_MODELS = {
     'model': 'model', 'parameters': 'parameters', 'nodes': 'nodes', 'trace_cpu_s': 'tracing, CPU s',
     'predict_cpu_s': 'prediction, CPU s', 'float_kb': 'kB, float', 'w8a8_kb': '8 bits', 'w4a4_kb': '4 bits',
     'w2a2_kb': '2 bits', 'epochs': 'passes', 'images': 'images', 'float_top1': 'top-1, float',
-    'w8a8_top1': 'W8/A8', 'w4a4_top1': 'W4/A4', 'w2a2_top1': 'W2/A2', 'float_agreement': 'as here, float',
-    'w8a8_agreement': 'as here, W8/A8', 'w4a4_agreement': 'as here, W4/A4',
-    'w2a2_agreement': 'as here, W2/A2',
+    'w8a8_top1': 'W8/A8', 'w4a8_top1': 'W4/A8', 'w4a4_top1': 'W4/A4', 'w2a2_top1': 'W2/A2',
+    'float_agreement': 'as here, float', 'w8a8_agreement': 'as here, W8/A8',
+    'w8a8_agreement_with_biases': 'its biases rounded here, too', 'w4a8_agreement': 'as here, W4/A8',
+    'w4a4_agreement': 'as here, W4/A4', 'w2a2_agreement': 'as here, W2/A2',
 }  # fmt: skip
 
 
@@ -114,7 +115,8 @@ def _of_models(result: Mapping[str, Any]) -> tuple[list[str], list[list[Any]], d
     rows = [[_figure(key, row.get(key)) for key in keys] for row in measured]
     machine = result['machine']
     device = f'{machine["cpus"]} CPU cores' if machine['platform'] == 'cpu' else machine['device']
-    about = {'date': result.get('date'), 'device': device, 'jax': machine['jax']}
+    about = {'date': result.get('date'), 'commit': result.get('commit')}
+    about |= {'device': device, 'jax': machine['jax']}
     about |= {'command': result.get('command'), 'note': result.get('note')}
     return [_COLUMNS_OF_MODELS[key] for key in keys], rows, {k: v for k, v in about.items() if v}
 

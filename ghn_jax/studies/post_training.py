@@ -1,14 +1,15 @@
 """Post-training quantization compared: ranges of all values, of least error, PD-Quant and it without a part.
 
     python -m ghn_jax.studies.post_training
+    python -m ghn_jax.studies.post_training cifar10 WORKDIR
 
-Networks of a hypernetwork's space, of its test split, come with weights in two ways: trained from random ones
-(He) for a few hundred steps of Adam, and predicted. Each is quantized by every method at four bit-widths,
-its first and last layer at W8/A8, and scored on all test images. `cifar10` behind the command takes that data
-set at 16 pixels in place of the hypernetwork's digits, and trained networks only.
+Networks of a hypernetwork's space, of its test split, come with weights in two ways: predicted, and trained
+for some hundred steps of Adam, of digits from random weights (He), of CIFAR-10 from predicted ones, from
+where it takes fewer. Each is quantized by every method at four bit-widths, its first and last layer at W8/A8,
+and scored on test images. All images have 16 pixels.
 
-What is done of a network stands in WORKDIR (a second argument); the study goes on where it was stopped. Its
-table is written anew after each network.
+What is done of a network stands in WORKDIR; the study goes on where it was stopped. Its table is written anew
+after each network.
 """
 
 import dataclasses
@@ -35,6 +36,7 @@ from ghn_jax.networks.graph import build_graph
 from ghn_jax.networks.spec import NetworkSpec
 from ghn_jax.quant.policy import parse_bits
 from ghn_jax.runs import hypernetwork as hypernetworks
+from ghn_jax.runs.hypernetwork import Hypernetwork
 from ghn_jax.studies.study_arguments import taken
 from ghn_jax.tuning.comparison import mean_of
 from ghn_jax.tuning.correction import norm_statistics
@@ -46,26 +48,49 @@ from ghn_jax.tuning.reconstruction import Options
 BITS = ('w4a4', 'w2a4', 'w4a2', 'w2a2')
 NETWORKS, DRAWN = 5, 40  # those with the fewest layers of the ones drawn
 IMAGES, BATCH, RATE = 256, 64, 2e-3
-STEPS = {'digits': 300, 'cifar10': 5000}  # of training
 OPTIONS = Options(iterations=100, correction_steps=50)
 WITHOUT = {'prediction': 'prediction difference', 'correction': 'distribution correction', 'drop': 'drop'}
 RESULT = pathlib.Path('docs/results')
+SIZE = 16  # pixels on a side
 
 
-def study(dataset: Dataset, workdir: pathlib.Path) -> Iterator[list[dict[str, Any]]]:
+@dataclasses.dataclass(frozen=True)
+class Plan:
+    """How a data set is studied.
+
+    Attributes:
+      hypernetwork: that draws and predicts networks.
+      begin: weights that training begins with: 'random' or 'predicted'.
+      steps: of training.
+      test_images: that networks are scored on, the first ones.
+      without: whether PD-Quant is run without each of its parts, too.
+    """
+
+    hypernetwork: str
+    begin: str
+    steps: int
+    test_images: int
+    without: bool
+
+
+PLANS = {
+    'digits': Plan('zoo:digits-bits', 'random', steps=300, test_images=300, without=True),
+    'cifar10': Plan('zoo:cifar10-narrow-bits', 'predicted', steps=500, test_images=2000, without=False),
+}
+
+
+def study(dataset: Dataset, plan: Plan, workdir: pathlib.Path) -> Iterator[list[dict[str, Any]]]:
     """Quantize and score all networks; after each give what is found of all so far, in files or now."""
-    hypernetwork = hypernetworks.load('zoo:digits-bits')
-    space, size = hypernetwork.space, dataset.train.images.shape[1]
-    drawn = [space.sample('test', seed=0, index=i) for i in range(DRAWN)]
-    kinds = ('trained', 'predicted') if dataset.name == 'digits' else ('trained',)
+    hypernetwork = hypernetworks.load(plan.hypernetwork)
+    drawn = [hypernetwork.space.sample('test', seed=0, index=i) for i in range(DRAWN)]
     found = []
     for spec in sorted(drawn, key=_count_layers)[:NETWORKS]:
-        model = trace(spec, (1, size, size, 3))
-        for kind in kinds:
+        model = trace(spec, (1, SIZE, SIZE, 3))
+        for kind in ('trained', 'predicted'):
             path = workdir / f'{dataset.name}-{kind}-{spec.name}.json'
             if not path.is_file():
-                params = hypernetwork.predict(model) if kind == 'predicted' else train(model, dataset)
-                scored = {'kind': kind, 'network': spec.name, **quantized(model, params, dataset)}
+                params = _weights(kind, model, hypernetwork, dataset, plan)
+                scored = {'kind': kind, 'network': spec.name, **quantized(model, params, dataset, plan)}
                 files.write_json(path, scored)
                 print(json.dumps(scored), flush=True)
             found.append(jsonfile.read(path, 'score', 'delete it'))
@@ -77,11 +102,16 @@ def _count_layers(spec: NetworkSpec) -> int:
     return len(weight_names(build_graph(spec)))
 
 
-def train(model: Model, dataset: Dataset) -> Any:
-    """Train a network in float from random weights (He, normal), with batch statistics; return parameters."""
-    r = np.random.default_rng(0)
+def _weights(kind: str, model: Model, hypernetwork: Hypernetwork, dataset: Dataset, plan: Plan) -> Any:
+    is_random = kind == 'trained' and plan.begin == 'random'
+    params = _random_params(model) if is_random else hypernetwork.predict(model)
+    return train(model, params, dataset, plan.steps) if kind == 'trained' else params
+
+
+def train(model: Model, params: Any, dataset: Dataset, steps: int) -> Any:
+    """Train a network in float, with batch statistics, from given parameters; return parameters."""
     images, labels = jnp.asarray(dataset.normalized('train')), jnp.asarray(dataset.train.labels)
-    optimizer = optax.adam(optax.cosine_decay_schedule(RATE, STEPS[dataset.name]))
+    optimizer = optax.adam(optax.cosine_decay_schedule(RATE, steps))
 
     def loss(params: Any, chosen: Array) -> Array:
         logits = model.apply(params, images[chosen])
@@ -93,11 +123,15 @@ def train(model: Model, dataset: Dataset) -> Any:
         updates, memory = optimizer.update(jax.grad(loss)(params, chosen), memory)
         return optax.apply_updates(params, updates), memory
 
-    params = jax.tree_util.tree_map_with_path(lambda path, leaf: _random(r, path, leaf), model.params)
     memory = optimizer.init(params)
-    for i in range(STEPS[dataset.name]):
+    for i in range(steps):
         params, memory = step(i, params, memory)
     return jax.device_get(params)
+
+
+def _random_params(model: Model) -> Any:
+    r = np.random.default_rng(0)
+    return jax.tree_util.tree_map_with_path(lambda path, leaf: _random(r, path, leaf), model.params)
 
 
 def _random(r: np.random.Generator, path: tuple[Any, ...], leaf: Any) -> np.ndarray:
@@ -107,16 +141,18 @@ def _random(r: np.random.Generator, path: tuple[Any, ...], leaf: Any) -> np.ndar
     return np.full(leaf.shape, float('weight' in str(path[-1])), np.float32)
 
 
-def quantized(model: Model, params: Any, dataset: Dataset) -> dict[str, Any]:
+def quantized(model: Model, params: Any, dataset: Dataset, plan: Plan) -> dict[str, Any]:
     """Quantize a network by all methods; return {'float': top-1, 'scores': {method: {bits: top-1}}}."""
-    test = jnp.asarray(dataset.normalized('test')), dataset.test.labels
+    count = plan.test_images
+    test = jnp.asarray(dataset.normalized('test', count)), dataset.test.labels[:count]
     network = Network.of(model, params, dataset.normalized('train', IMAGES))
     policies = {bits: dataclasses.replace(parse_bits(bits), edges=(8, 8)) for bits in BITS}
     widths = {bits: resolve(policy, model.graph) for bits, policy in policies.items()}
     asked = [('pd_quant', bits, OPTIONS) for bits in BITS]
-    asked += [(WITHOUT[w], BITS[-1], dataclasses.replace(OPTIONS, **{w: False})) for w in WITHOUT]
+    parts = WITHOUT if plan.without else {}
+    asked += [(WITHOUT[part], BITS[-1], dataclasses.replace(OPTIONS, **{part: False})) for part in parts]
     scores: dict[str, dict[str, float]] = {
-        method: {} for method in ('minmax', 'mse', 'pd_quant', *WITHOUT.values())
+        method: {} for method in ('minmax', 'mse', 'pd_quant', *parts.values())
     }
     for rule in ('minmax', 'mse'):
         for bits, policy in policies.items():
@@ -151,15 +187,17 @@ def table(found: list[dict[str, Any]], about: Mapping[str, Any]) -> dict[str, An
 _NAMES = {'minmax': 'ranges of all values', 'mse': 'ranges of the least L2.4 error', 'pd_quant': 'PD-Quant'}
 
 
-def about(dataset: Dataset) -> dict[str, Any]:
+def about(dataset: Dataset, plan: Plan) -> dict[str, Any]:
     """Return how the figures are taken."""
     name = dataset.name
     said = {
         'seed': 0,
-        'dataset': f'{name}, {dataset.train.images.shape[1]} pixels',
+        'dataset': f'{name}, {SIZE} pixels',
+        **({'note': dataset.note} if dataset.note else {}),
+        'hypernetwork': plan.hypernetwork,
         'networks': f'those with the fewest layers of the first {DRAWN} in the test split',
-        'training': f'{STEPS[name]} steps of Adam on {BATCH} images, from random weights',
-        'images': f'{len(dataset.test.labels)} test images, {IMAGES} for calibration',
+        'training': f'{plan.steps} steps of Adam on {BATCH} images, from {plan.begin} weights',
+        'images': f'{plan.test_images} test images, {IMAGES} for calibration',
         'PD-Quant': f'{OPTIONS.iterations} steps a block, {OPTIONS.correction_steps} of the correction',
         'edges': 'first and last layer at W8/A8',
         'error': 'standard error over networks',
@@ -169,12 +207,14 @@ def about(dataset: Dataset) -> dict[str, Any]:
 
 def main(name: str = 'digits', workdir: str = 'runs/post_training') -> None:
     """Run the study of a data set."""
+    if name not in PLANS:
+        sys.exit(f'error: there is no study of {name!r}: expected {" or ".join(PLANS)}')
     start()
     pathlib.Path(workdir).mkdir(parents=True, exist_ok=True)
-    dataset = load(name, image_size=16)
+    dataset, plan = load(name, image_size=SIZE), PLANS[name]
     result = RESULT / ('pd_quant.json' if name == 'digits' else f'pd_quant_{name}.json')
-    for found in study(dataset, pathlib.Path(workdir)):
-        files.write_json(result, table(found, about(dataset)))
+    for found in study(dataset, plan, pathlib.Path(workdir)):
+        files.write_json(result, table(found, about(dataset, plan)))
 
 
 if __name__ == '__main__':

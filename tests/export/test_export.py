@@ -1,5 +1,6 @@
 """A file of float numbers, too, has its batch norms folded, and judges each image by itself."""
 
+import dataclasses
 import json
 import re
 import sys
@@ -15,6 +16,8 @@ from flax import linen as nn
 import ghn_jax
 from ghn_jax.export import run_onnx
 from ghn_jax.export.export import BATCH_NORMS, ExportSpec, export_model, write_export
+from ghn_jax.export.quantizing import to_quantized_onnx
+from ghn_jax.export.runtime import OPTIONS
 from ghn_jax.models.folding import calibrate
 from ghn_jax.models.tracing import trace
 from ghn_jax.quant.scheme import QAT
@@ -22,7 +25,7 @@ from tests.export.test_onnx import kinds, run
 from tests.export.test_stablehlo import Net, drawn, images
 from tests.small_run import command
 
-pytest.importorskip('onnx')
+onnx = pytest.importorskip('onnx')
 pytest.importorskip('onnxruntime')
 
 
@@ -65,6 +68,35 @@ def test_a_file_has_the_statistics_of_the_rounded_network_where_that_is_asked_fo
     expected = np.asarray(network.apply(x, network.quantizer(policy, QAT)))
     off = {how: np.abs(found - expected).max() / np.abs(expected).max() for how, found in logits.items()}
     assert off['corrected'] < 0.03 and off['calibrated'] > 0.1, off
+
+
+def test_grids_of_weights_are_those_that_are_asked_for_in_place_of_the_run_s():
+    model, x, policy = trace(Net(), (1, 16, 16, 3)), images(), ghn_jax.parse_bits('w4a8')
+    params, scheme = drawn(model), {'granularity': 'channel', 'weight_range': 'mse'}
+    file = export_model(HYPERNETWORK, model, ExportSpec(policy, 'onnx', 12, scheme=scheme), params=params)
+    chosen = dataclasses.replace(QAT, **scheme)
+    network = calibrate(model, params, [x], policy, scheme=chosen)
+    assert file == to_quantized_onnx(network, network.quantizer(policy, chosen), metadata_of(file))
+    assert scheme.items() <= metadata_of(file).items()
+    assert file != export_model(HYPERNETWORK, model, ExportSpec(policy, 'onnx', 12), params=params)
+
+
+@pytest.mark.parametrize(
+    'bits, how, said',
+    [('w4a8', 'calibrated', True), ('w4a8', 'corrected', False), ('w8a8', 'calibrated', False)],
+)
+def test_of_few_bits_it_is_said_what_loses_less(bits, how, said, tmp_path):
+    model, spec = (
+        trace(Net(), (1, 16, 16, 3)),
+        ExportSpec(ghn_jax.parse_bits(bits), 'onnx', 12, batch_norm=how),
+    )
+    lines = write_export(HYPERNETWORK, model, tmp_path / 'net.onnx', spec, params=drawn(model))
+    assert ('--bn=corrected loses less' in lines) == said
+
+
+def metadata_of(file):
+    found = {entry.key: entry.value for entry in onnx.load_model_from_string(file).metadata_props}
+    return {name: value for name, value in found.items() if name != OPTIONS}
 
 
 def test_a_convolution_on_an_image_smaller_than_its_kernel_is_one_in_a_file():

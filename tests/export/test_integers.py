@@ -15,7 +15,7 @@ from ghn_jax.base.errors import FieldError
 from ghn_jax.export import freeze, levels, onnx_file, to_onnx, to_quantized_onnx
 from ghn_jax.export.comparison import compare
 from ghn_jax.export.integers import to_integers
-from ghn_jax.export.quantizing import marked
+from ghn_jax.export.quantizing import marked, with_integer_biases
 from ghn_jax.export.runtime import OPTIONS, run_onnx, session_options
 from ghn_jax.models.folding import Calibrated, calibrate
 from ghn_jax.models.tracing import trace
@@ -92,6 +92,15 @@ def test_onnxruntime_computes_with_the_integers_of_all_bits(bits):
     # A level of 16 bits is 1.5e-5 of the range: sums in another order may put an activation on the next one.
     tolerance = 3e-5 if bits == 'w12a16' else 1e-5
     check(written(bits), images(64), 0.95 if bits in ('w5a6', 'w12a16') else 0.98, tolerance)
+
+
+def test_with_the_biases_of_its_file_a_network_gives_the_logits_of_its_file():
+    network, x = written('w8a8'), images(64)
+    as_written = with_integer_biases(network.calibrated, network.quantizer)
+    here = np.asarray(jax.jit(lambda c, x: c.apply(x, network.quantizer))(as_written, x))
+    largest, found = np.abs(here).max(), run_onnx(network.file, x)
+    np.testing.assert_allclose(here, found, atol=1e-5 * largest)
+    assert np.abs(network.expected - found).max() > 1e-3 * largest  # float biases: other levels behind them
 
 
 @pytest.mark.slow

@@ -14,6 +14,7 @@ from ghn_jax.models.folding import calibrate, correct
 from ghn_jax.models.norm_statistics import measure
 from ghn_jax.models.tracing import trace
 from ghn_jax.quant.policy import FLOAT_BITS, Policy, parse_bits
+from ghn_jax.quant.scheme import QAT, Scheme
 from tests.cnn.networks import (
     one_sided_policy,
     quantized_names,
@@ -273,6 +274,26 @@ def test_ranges_are_those_that_the_rule_makes_of_the_batches(rule):
     else:
         assert min(lows) < lo < 0 < hi < max(highs)
     assert all(lo <= 0 <= hi for lo, hi in ranges.values())
+
+
+def test_ranges_of_one_batch_round_it_as_its_own_do():
+    """Also where the scheme cuts them, as in training: all values of a batch are another range."""
+    model = trace(
+        nn.Sequential([nn.Conv(4, (3, 3), use_bias=False), nn.relu, _mean, nn.Dense(10)]), (1, 8, 8, 3)
+    )
+    batch, scheme = images(0, size=8), Scheme('qat', activation_range='sigma')
+    policy = Policy(FLOAT_BITS, 2)
+    calibrated = calibrate(model, parameters(model), [batch], policy, scheme=scheme)
+    fixed = calibrated.apply(batch, calibrated.quantizer(policy, scheme))
+    np.testing.assert_allclose(fixed, calibrated.apply(batch, model.quantizer(policy, scheme)), rtol=1e-4)
+    cut, whole = (
+        calibrate(model, parameters(model), [batch], policy, scheme=s).ranges for s in (scheme, QAT)
+    )
+    assert cut['layers_0.kernel'][1] < 0.9 * whole['layers_0.kernel'][1]
+
+
+def _mean(x):
+    return x.mean((1, 2))
 
 
 def test_what_is_compiled_for_a_model_serves_all_parameters_and_all_bits(count_compiles):

@@ -37,7 +37,7 @@ def test_calibration():
 def ranges_by(rule, *, lo=((0.0,),), hi=((0.0,),), histogram=None, bounds=None, bits=8):
     histogram = np.zeros((1, 1, BINS)) if histogram is None else histogram
     none = np.zeros((len(lo), 1))
-    seen = calibration.Activations(np.array(lo), np.array(hi), none, none, histogram)
+    seen = calibration.Activations(np.array(lo), np.array(hi), none, none, none, histogram)
     bounds = np.zeros((1, 2)) if bounds is None else bounds
     return calibration.activation_ranges(rule, seen, np.array([bits]), bounds)
 

@@ -1,7 +1,13 @@
 """The table of the study of post-training quantization: a row for each kind of weights and method."""
 
+from types import SimpleNamespace
+from typing import Any, cast
+
+import numpy as np
+
 from ghn_jax.reporting.docs_tables import markdown
-from ghn_jax.studies.post_training import BITS, WITHOUT, table
+from ghn_jax.studies import post_training
+from ghn_jax.studies.post_training import BITS, PLANS, WITHOUT, table
 
 
 def found(kind: str, top1: float) -> dict:
@@ -18,3 +24,22 @@ def test_networks_of_one_kind_become_means_with_errors_and_parts_left_out_stand_
     assert rows['predicted', 1, 'PD-Quant'] == [90, 60, 60, 60, 60], 'of one network there is no error'
     assert rows['predicted', 1, 'PD-Quant without drop'] == [90, None, None, None, 59]
     assert '| trained | 2 | PD-Quant | 90.0 ± 0.0 | 82.0 ± 2.0 |' in markdown(made)
+
+
+def test_a_plan_without_ablations_has_a_row_for_each_method():
+    one = found('trained', 80)
+    one['scores'] = {method: one['scores'][method] for method in ('minmax', 'mse', 'pd_quant')}
+    assert [row[2] for row in table([one], {})['rows']] == [
+        'ranges of all values', 'ranges of the least L2.4 error', 'PD-Quant',
+    ]  # fmt: skip
+
+
+def test_training_begins_with_random_or_with_predicted_weights(monkeypatch):
+    predicted, begun, nothing = np.full((2, 3), 7.0), [], cast(Any, None)
+    monkeypatch.setattr(post_training, 'train', lambda model, params, dataset, steps: begun.append(params))
+    monkeypatch.setattr(post_training, '_random_params', lambda model: 'random')
+    ghn = cast(Any, SimpleNamespace(predict=lambda model: predicted))
+    for plan in PLANS.values():
+        assert post_training._weights('predicted', nothing, ghn, nothing, plan) is predicted and not begun
+        post_training._weights('trained', nothing, ghn, nothing, plan)
+        assert begun.pop() is (predicted if plan.begin == 'predicted' else 'random')

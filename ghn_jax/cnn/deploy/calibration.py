@@ -24,8 +24,10 @@ from ghn_jax.cnn.lowering import Instruction
 from ghn_jax.cnn.packing import BLOCK, piece_view
 from ghn_jax.cnn.program import Layout
 from ghn_jax.cnn.tables import WEIGHTS, Tables
+from ghn_jax.quant.activations import clip_range
 from ghn_jax.quant.grid import fake_quantize
 from ghn_jax.quant.policy import FLOAT_BITS
+from ghn_jax.quant.scheme import QAT, Scheme
 
 RANGE_RULE = 'moving_average'
 RULES = ('min_max', 'moving_average', 'percentile', 'mse')
@@ -109,18 +111,22 @@ def _views(layout: Layout, flat: np.ndarray, r: int) -> list[np.ndarray]:
 
 
 def activation_ranges(
-    rule: str, seen: Activations, bits: np.ndarray, bounds: np.ndarray
+    rule: str, seen: Activations, bits: np.ndarray, bounds: np.ndarray, scheme: Scheme = QAT
 ) -> tuple[np.ndarray, np.ndarray]:
     """Find (lo, hi), float32 [T] each, from what each of K batches showed: fields [K, T, ...].
 
-    rule: 'min_max', of all values; 'moving_average', of the batches' minima and maxima; 'percentile', without
-    the extreme values on either side; 'mse', the range of all values narrowed by the factor that makes the
-    squared error of rounding and clipping least at bits [T]. The last two read histograms over bounds [T, 2].
+    rule: 'min_max', of all values; 'moving_average', of the ranges that the batches have by the scheme, as in
+    training; 'percentile', without the extreme values on either side; 'mse', the range of all values narrowed
+    by the factor that makes the squared error of rounding and clipping least at bits [T]. The last two read
+    histograms over bounds [T, 2].
     """
     lo, hi = seen.lo.min(0), seen.hi.max(0)
     if rule == 'moving_average':
-        lo, hi = seen.lo[0], seen.hi[0]
-        for batch in zip(seen.lo[1:], seen.hi[1:], strict=True):
+        extremes = jnp.asarray(seen.lo), jnp.asarray(seen.hi)
+        power = jnp.asarray(seen.signal), jnp.asarray(seen.count)
+        lows, highs = map(np.asarray, clip_range(*extremes, power, jnp.asarray(bits), scheme))
+        lo, hi = lows[0], highs[0]
+        for batch in zip(lows[1:], highs[1:], strict=True):
             lo, hi = (MOMENTUM * a + (1 - MOMENTUM) * b for a, b in zip((lo, hi), batch))
     elif rule == 'percentile':
         lo, hi = _percentiles(seen.histogram.sum(0), bounds)

@@ -45,6 +45,7 @@ class Index(NamedTuple):
 class Activations(NamedTuple):
     """Of one batch, each [T]: range, sum of squares, sum of squares of the rounding error.
 
+    count: of values other than 0.
     histogram: [T, B], of values other than 0, over bins that divide `bounds` [T, 2] evenly; what lies beyond
     counts in the outermost.
     """
@@ -53,6 +54,7 @@ class Activations(NamedTuple):
     hi: ArrayOrNumpy
     signal: ArrayOrNumpy
     noise: ArrayOrNumpy
+    count: ArrayOrNumpy
     histogram: ArrayOrNumpy
 
 
@@ -123,12 +125,13 @@ def describe(x: Array, rounded: Array, bounds: Array) -> tuple[Array, ...]:
     bins = jnp.clip(bins, 0, BINS - 1).astype(jnp.int32)
     histogram = jnp.zeros(BINS, x.dtype).at[bins].add((sample != 0).astype(x.dtype))
     error = rounded - x
-    return (*min_max(x), jnp.sum(x * x), jnp.sum(error * error), histogram)
+    squares, count = power(x)
+    return (*min_max(x), squares, jnp.sum(error * error), count, histogram)
 
 
 def _zeros(n: int | None, dtype) -> tuple[Array, ...]:
     shape = () if n is None else (n,)
-    return (*(jnp.zeros(shape, dtype) for _ in range(4)), jnp.zeros((*shape, BINS), dtype))
+    return (*(jnp.zeros(shape, dtype) for _ in range(5)), jnp.zeros((*shape, BINS), dtype))
 
 
 def _note(total: tuple[Array, ...], which: Array, notes: tuple[Array, ...]) -> tuple[Array, ...]:

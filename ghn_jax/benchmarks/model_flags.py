@@ -1,0 +1,40 @@
+"""Flags of `models`: which models of your own are traced, predicted, trained and compared, and how."""
+
+from collections.abc import Callable
+from typing import Any
+
+from absl import flags
+
+from ghn_jax.base import bounds
+from ghn_jax.export.export import BATCH_NORMS
+from ghn_jax.runs import scheme_flags
+
+flags.disclaim_key_flags()  # --help shows them as the flags of the command that defines them
+
+
+def define_flags() -> Callable[[], dict[str, Any]]:
+    """Define the flags; what is returned reads the fields of `Options` that they are, once parsed."""
+    models = flags.DEFINE_list('models', [], 'Models of your own, for `models`: package.module:function,...')
+    workdir = flags.DEFINE_string(
+        'workdir', 'zoo:digits-bits', 'Run whose hypernetwork predicts their parameters, or zoo:NAME.'
+    )
+    agreement = flags.DEFINE_list(
+        'agreement', [], 'Bits, as in float,w8a8, at which `models` runs ONNX files in onnxruntime, too.'
+    )
+    epochs = bounds.define_integer(
+        'epochs',
+        None,
+        'Passes over the training images that --agreement trains a model for, in float, at first.',
+    )
+    batch_norm = flags.DEFINE_enum(
+        'bn', BATCH_NORMS[0], BATCH_NORMS, 'Statistics of batch norms in these files, as of ghn_jax.export.'
+    )
+    scheme = scheme_flags.define_scheme_flags()
+    return lambda: {
+        'models': tuple(models.value),
+        'workdir': workdir.value,
+        'agreement': tuple(agreement.value),
+        'epochs': epochs.value,
+        'batch_norm': batch_norm.value,
+        'scheme': scheme(),
+    }
