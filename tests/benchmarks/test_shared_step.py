@@ -63,7 +63,8 @@ def test_profile_and_programs_measure_the_step_that_training_compiles(compiled, 
 
     traced = []
     monkeypatch.setattr(programs, 'compiled_figures', lambda trace: (traced.append(trace()), {}))
-    programs.measure(Options(config=config, split='train'))
+    rows = programs.measure(Options(config=config, split='train'))
+    assert [row['function'] for row in rows] == ['training_step']
     expected = training_step.trace(*arguments, **static)
     assert [str(each.jaxpr) for each in traced] == [str(expected.jaxpr)]
 

@@ -37,7 +37,11 @@ def test_every_network_of_a_split_is_of_a_family_that_is_counted(name, split):
 
 
 @pytest.mark.parametrize(
-    ('split', 'functions'), [('train', ['training_step']), ('test', ['predict', 'score'])]
+    ('split', 'functions'),
+    [
+        pytest.param('train', ['training_step'], marks=pytest.mark.slow),  # `test_shared_step` traces it
+        ('test', ['predict', 'score']),
+    ],
 )
 def test_every_function_that_a_split_needs_is_compiled(config, quick_reference, split, functions):
     config = config.copy_and_resolve_references()  # of few ops: they take long to compile

@@ -6,11 +6,12 @@ import pytest
 
 from ghn_jax.base.errors import UserError
 from ghn_jax.evaluation.evaluate import about_run, evaluate
-from ghn_jax.evaluation.evaluation_flags import SCHEME, EvaluationFlags, parse_policies, parse_splits
+from ghn_jax.evaluation.evaluation_flags import EvaluationFlags, parse_policies, parse_splits
 from ghn_jax.evaluation.evaluation_spec import EvaluationSpec
 from ghn_jax.evaluation.protocol import Protocol
 from ghn_jax.quant.bit_schedule import strategy_of
 from ghn_jax.quant.policy import parse_bits
+from ghn_jax.runs.scheme_flags import FIELDS
 from tests.evaluation.helpers import FLAGS, INTEGER
 from tests.hypernet.helpers import small_spec
 from tests.small_run import command, is_one_error_line
@@ -29,7 +30,7 @@ def test_a_run_is_scored_on_other_grids_than_those_of_its_training(workdir, run)
         strategy_of(run.config).scheme, weight_range='sigma', granularity='channel'
     )
     said = about_run(other, '', None)['quantization']
-    assert {key: said[key] for key in SCHEME} == {
+    assert {key: said[key] for key in FIELDS} == {
         'granularity': 'channel', 'weight_range': 'sigma', 'activation_range': 'minmax',
     }  # fmt: skip
     wrong = command('ghn_jax.evaluate', f'--workdir={workdir}', '--weight_range=median')

@@ -1,6 +1,6 @@
 """Small models for the tests of tuning, with parameters and images."""
 
-from functools import partial
+from functools import cache, partial
 
 import jax
 import jax.numpy as jnp
@@ -51,6 +51,7 @@ def parameters(model, seed: int = 0):
     return jax.tree.map(lambda a: value(a).astype(a.dtype), model.params)
 
 
+@cache
 def calibrated(module, n: int = 32):
     """A folded model, and the images that its norms are fixed by."""
     model = trace(module, (1, 8, 8, 3))

@@ -1,11 +1,13 @@
 """Ranges with the least L2.4 error are those of a plain search; activations come one after another."""
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
 from ghn_jax.base.errors import UserError
 from ghn_jax.hypernet.policy_features import resolve
+from ghn_jax.models.folding import Calibrated
 from ghn_jax.quant.grid import fake_quantize, make_grid
 from ghn_jax.quant.policy import Policy
 from ghn_jax.tuning import ranges
@@ -72,19 +74,19 @@ def test_weights_lie_on_their_grids_and_the_quantizer_of_the_model_leaves_them_t
     lo, hi = rounded.ranges['Conv_0.kernel']
     if rule == 'minmax':
         assert (lo, hi) == (x.min(), x.max())
-    assert np.isfinite(rounded.apply(x, rounded.quantizer(policy))).all()
+    assert np.isfinite(jax.jit(Calibrated.apply)(rounded, x, rounded.quantizer(policy))).all()
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize('rule', ['minmax', 'mse'])
 def test_at_32_bits_nothing_changes(rule):
-    of, x = calibrated(Residual(), 4)
+    of, x = calibrated(Residual())
     rounded = round_nearest(of, x, resolve(Policy(), of.model.graph), rule)
     np.testing.assert_array_equal(rounded.apply(x, rounded.quantizer(Policy())), of.apply(x))
 
 
 def test_bits_that_a_rule_has_no_grid_for_are_refused():
-    of, x = calibrated(Residual(), 4)
+    of, x = calibrated(Residual())
     for policy, rule, said in ((Policy(1, 4), 'mse', '1 bits'), (Policy(0, 4), 'minmax', 'ternary')):
         with pytest.raises(UserError, match=said):
             round_nearest(of, x, resolve(policy, of.model.graph), rule)
