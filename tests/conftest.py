@@ -1,6 +1,7 @@
 """What every test begins with: an environment of its own, and fixtures."""
 
 import contextlib
+import gc
 import os
 import pathlib
 import types
@@ -30,6 +31,12 @@ def pytest_configure(config: pytest.Config) -> None:
     """
     if config.option.markexpr == 'not slow':
         os.environ['XLA_FLAGS'] = quick_compiler.FLAGS
+
+
+def pytest_collection_finish() -> None:
+    """Tracing makes many objects and hardly any garbage: Python is to look for it less often."""
+    gc.freeze()
+    gc.set_threshold(20_000)
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

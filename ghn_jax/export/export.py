@@ -168,6 +168,9 @@ def write_export(
         said += f'\nfixed as in one batch of the calibration images, for {why}'
     if options := session_options(contents) if spec.of_integers else {}:
         said += f'\nonnxruntime needs {" and ".join(f"{name}={value}" for name, value in options.items())}'
+    few = min(spec.policy.weight_bits, spec.policy.activation_bits) < 8
+    if few and network.metadata.get('batch_norm') == 'calibrated':
+        said += '\nstatistics of batch norms are those in float: with few bits --bn=corrected loses less'
     if compared is not None:
         said += f'\n{compare(contents, network.apply, data, compared, network.with_biases)}'
     return said

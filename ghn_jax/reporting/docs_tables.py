@@ -115,7 +115,8 @@ def _of_models(result: Mapping[str, Any]) -> tuple[list[str], list[list[Any]], d
     rows = [[_figure(key, row.get(key)) for key in keys] for row in measured]
     machine = result['machine']
     device = f'{machine["cpus"]} CPU cores' if machine['platform'] == 'cpu' else machine['device']
-    about = {'date': result.get('date'), 'device': device, 'jax': machine['jax']}
+    about = {'date': result.get('date'), 'commit': result.get('commit')}
+    about |= {'device': device, 'jax': machine['jax']}
     about |= {'command': result.get('command'), 'note': result.get('note')}
     return [_COLUMNS_OF_MODELS[key] for key in keys], rows, {k: v for k, v in about.items() if v}
 

@@ -81,6 +81,19 @@ def test_grids_of_weights_are_those_that_are_asked_for_in_place_of_the_run_s():
     assert file != export_model(HYPERNETWORK, model, ExportSpec(policy, 'onnx', 12), params=params)
 
 
+@pytest.mark.parametrize(
+    'bits, how, said',
+    [('w4a8', 'calibrated', True), ('w4a8', 'corrected', False), ('w8a8', 'calibrated', False)],
+)
+def test_of_few_bits_it_is_said_what_loses_less(bits, how, said, tmp_path):
+    model, spec = (
+        trace(Net(), (1, 16, 16, 3)),
+        ExportSpec(ghn_jax.parse_bits(bits), 'onnx', 12, batch_norm=how),
+    )
+    lines = write_export(HYPERNETWORK, model, tmp_path / 'net.onnx', spec, params=drawn(model))
+    assert ('--bn=corrected loses less' in lines) == said
+
+
 def metadata_of(file):
     found = {entry.key: entry.value for entry in onnx.load_model_from_string(file).metadata_props}
     return {name: value for name, value in found.items() if name != OPTIONS}
