@@ -21,8 +21,9 @@ def test_networks_of_one_kind_become_means_with_errors_and_parts_left_out_stand_
     rows = {tuple(row[:3]): row[3:] for row in made['rows']}
     assert len(rows) == 2 * (3 + len(WITHOUT))
     assert rows['trained', 2, 'PD-Quant'] == [{'mean': 90, 'sem': 0}, *[{'mean': 82, 'sem': 2}] * 4]
-    assert rows['predicted', 1, 'PD-Quant'] == [90, 60, 60, 60, 60], 'of one network there is no error'
-    assert rows['predicted', 1, 'PD-Quant without drop'] == [90, None, None, None, 59]
+    alone = [{'mean': 90}, *[{'mean': 60}] * 4]
+    assert rows['predicted', 1, 'PD-Quant'] == alone, 'of one network there is no error'
+    assert rows['predicted', 1, 'PD-Quant without drop'] == [{'mean': 90}, None, None, None, {'mean': 59}]
     assert '| trained | 2 | PD-Quant | 90.0 ± 0.0 | 82.0 ± 2.0 |' in markdown(made)
 
 
