@@ -72,7 +72,8 @@ def trained(init: str, passes: int) -> Way:
 def folded(init: str, passes: int) -> Way:
     """Return a way that trains through rounding with statistics that are fixed, and folded, before."""
     train = f'ghn_jax.finetune --workdir={WORKDIR} --arch=ARCH --init={init} --bits={",".join(BITS)}'
-    how = f'--bn=fixed --epochs={passes} --eval_batch_size={BATCH} --out=DIR/nets --json=DIR/all.json'
+    train += f' --bn=fixed --learning_rate=3e-4 --epochs={passes} --eval_batch_size={BATCH}'
+    how = '--out=DIR/nets --json=DIR/all.json'
     return Way(f'{init}, folded, fine-tuned: {passes} passes', (f'{train} {how}',))
 
 
@@ -172,7 +173,7 @@ def about() -> dict[str, Any]:
         'network': f'place {NETWORK} of the test split',
         'images': f'digits, 16 pixels: 1,197 for training, 300 for testing in batches of {BATCH}',
         'statistics and ranges': 'fixed by 240 training images, and taken again with rounded weights and '
-        'activations; with PD-Quant by 256, with ranges of the least error by 1,024, folded by 240, in float',
+        'activations; with PD-Quant by 256, with ranges of the least error by 1,024, in float',
         'PD-Quant': '200 steps a block, W2/A2 alone',
         'edges': 'first and last layer at W8/A8',
         'seed': 0,

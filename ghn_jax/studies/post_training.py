@@ -12,12 +12,12 @@ What is done of a network stands in WORKDIR; the study goes on where it was stop
 after each network.
 """
 
+import argparse
 import dataclasses
 import json
 import math
 import pathlib
-import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -37,7 +37,7 @@ from ghn_jax.networks.spec import NetworkSpec
 from ghn_jax.quant.policy import parse_bits
 from ghn_jax.runs import hypernetwork as hypernetworks
 from ghn_jax.runs.hypernetwork import Hypernetwork
-from ghn_jax.studies.study_arguments import taken
+from ghn_jax.studies.study_arguments import Parser, taken
 from ghn_jax.tuning.comparison import mean_of
 from ghn_jax.tuning.correction import norm_statistics
 from ghn_jax.tuning.pd_quant import pd_quant
@@ -205,17 +205,25 @@ def about(dataset: Dataset, plan: Plan) -> dict[str, Any]:
     return taken('python -m ghn_jax.studies.post_training' + ('' if name == 'digits' else f' {name}'), said)
 
 
-def main(name: str = 'digits', workdir: str = 'runs/post_training') -> None:
+def parser() -> argparse.ArgumentParser:
+    """Return what reads the command line."""
+    made = Parser(prog='python -m ghn_jax.studies.post_training', description=__doc__)
+    made.add_argument('dataset', nargs='?', default='digits', choices=list(PLANS))
+    made.add_argument('workdir', metavar='WORKDIR', nargs='?', default='runs/post_training')
+    return made
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
     """Run the study of a data set."""
-    if name not in PLANS:
-        sys.exit(f'error: there is no study of {name!r}: expected {" or ".join(PLANS)}')
+    given = parser().parse_args(arguments)
     start()
-    pathlib.Path(workdir).mkdir(parents=True, exist_ok=True)
-    dataset, plan = load(name, image_size=SIZE), PLANS[name]
+    pathlib.Path(given.workdir).mkdir(parents=True, exist_ok=True)
+    name, plan = given.dataset, PLANS[given.dataset]
+    dataset = load(name, image_size=SIZE)
     result = RESULT / ('pd_quant.json' if name == 'digits' else f'pd_quant_{name}.json')
-    for found in study(dataset, plan, pathlib.Path(workdir)):
+    for found in study(dataset, plan, pathlib.Path(given.workdir)):
         files.write_json(result, table(found, about(dataset, plan)))
 
 
 if __name__ == '__main__':
-    main(*sys.argv[1:])
+    main()

@@ -56,8 +56,8 @@ class FinetuneSpec:
       training: the budget, equal for all.
       seeds: of random parameters, and of the order of the images.
       batch_norm: statistics are those of each batch ('batch'); and scores by calibrated statistics and ranges
-        stand beside ('calibrated'); or statistics are calibrated before training, the network is folded,
-        and trained and scored with these ('fixed').
+        stand beside ('calibrated'); or statistics are calibrated before training, with rounded weights and
+        activations, and the folded network is trained and scored with these ('fixed').
       eval_batch_size: test images of a batch, whose statistics batch norms use.
       num_images: test images; 0: all.
       calibration_batches: of training images, the first ones, of eval_batch_size.
@@ -124,7 +124,8 @@ def finetune(
       spec: what is trained.
       out: the folder of the trained parameters.
       dataset: its training images are trained on, its test images scored.
-      scheme: how tensors are quantized.
+      scheme: how tensors are quantized. With fixed statistics weights have a grid for each channel: what one
+        grid for the tensor is becomes that where a norm is folded into it.
       used: a policy -> the one that is used for it, as `Hypernetwork.used`.
       sources: by the name of a model how it is made (`calibrated_file`), for fixed statistics.
 
@@ -136,6 +137,8 @@ def finetune(
     """
     check_models(models, dataset)
     sources = sources or {}
+    if spec.batch_norm == 'fixed':
+        scheme = dataclasses.replace(scheme, granularity='channel')
     for model in models:
         if spec.keeps_calibrated and model.name not in sources:
             raise FieldError('sources', f' has no {model.name!r}: say how it is made, to keep it folded')
