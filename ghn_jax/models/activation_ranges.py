@@ -51,17 +51,17 @@ def find_ranges(
         return {}
     seen = model.compiled(_extremes, apply)
     each = [jax.device_get(seen(network, x, quantizer)) for x in batches]
-    names = [name for name in each[0] if quantizer.widths[name][1] < FLOAT_BITS]
+    names = list(each[0])  # of all activations, whatever is rounded: arrays of one shape compile nothing anew
     stacked = _stacked(each, names)
     bounds = np.stack([stacked.lo.min(0), stacked.hi.max(0)], -1)
     if rule in calibration.HISTOGRAM_RULES:
-        by_name = dict.fromkeys(each[0], np.zeros(2, bounds.dtype)) | dict(zip(names, bounds))
+        by_name = dict(zip(names, bounds))
         counted = model.compiled(_histograms, apply)
         each = [jax.device_get(counted(network, x, quantizer, by_name)) for x in batches]
         stacked = _stacked(each, names)
     bits = np.array([quantizer.widths[name][1] for name in names])
     lo, hi = calibration.activation_ranges(rule, stacked, bits, bounds, quantizer.scheme)
-    return {name: (a, b) for name, a, b in zip(names, lo, hi)}
+    return {name: (a, b) for name, a, b, n in zip(names, lo, hi, bits) if n < FLOAT_BITS}
 
 
 def _extremes(apply: Callable[..., Array], network: Any, x: Array, quantizer: FakeQuantizer) -> Any:
