@@ -107,8 +107,8 @@ def define_flags(*, sqnr: bool = False) -> Callable[[], EvaluationFlags]:
     against = flags.DEFINE_string(
         'against',
         None,
-        'To compare with: the directory of another run, which is scored on the same networks, or '
-        'the --json file of its evaluation.',
+        'To compare with: the directory of another run, which is scored on the same networks, on the '
+        'grids of its own training, or the --json file of its evaluation.',
     )
     read_executables = define_executables()
     names = set(flags.FLAGS) - before
