@@ -164,7 +164,7 @@ def test_a_network_quantized_after_training_is_the_same_in_both_files(tmp_path, 
     run('evaluate', f'--quantized={folder}', '--batch_size=60', f'--json={tmp_path / "scores.json"}')
     said = run('export', f'--quantized={folder}', '--format=onnx', '--compare=300', f'--out={onnx_file}')
     run('export', f'--quantized={folder}', f'--out={program}')
-    theirs, ours, same = map(float, re.findall(r'([\d.]+)%', said))
+    theirs, ours, same, _ = map(float, re.findall(r'([\d.]+)%', said))
     (row,) = json.loads((tmp_path / 'scores.json').read_text())['rows']
     assert ours == pytest.approx(row['top1_mean'], abs=0.01)  # printed with two digits
     assert abs(theirs - ours) <= 0.4 and same >= 98  # one image of 300
