@@ -212,8 +212,7 @@ def _fix_ranges(protocol, measure, layout, network, bits, workspace):
         if protocol.range_rule in calibration.HISTOGRAM_RULES:
             seen, bounds, workspace = histograms(measure, layout, network, bits, seen, workspace)
         tensor_bits = observer.tensor_bits(index, bits)
-        how = protocol.range_rule, seen, tensor_bits, bounds, measure.scheme
-        lo, hi = calibration.activation_ranges(*how)
+        lo, hi = calibration.activation_ranges(protocol.range_rule, seen, tensor_bits, bounds, measure.scheme)
     return network._replace(ranges=observer.make_ranges(index, lo, hi)), workspace
 
 

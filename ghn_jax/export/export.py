@@ -24,6 +24,7 @@ from ghn_jax.export.onnx_file import check_onnx, to_onnx
 from ghn_jax.export.quantizing import to_quantized_onnx, with_integer_biases
 from ghn_jax.export.runtime import check_onnxruntime, session_options
 from ghn_jax.export.stablehlo import check_stablehlo, to_stablehlo
+from ghn_jax.hypernet.policy_features import resolve
 from ghn_jax.models.folding import Calibrated, calibrate
 from ghn_jax.models.model import Model
 from ghn_jax.models.norms import DependsOnBatch
@@ -168,8 +169,8 @@ def write_export(
         said += f'\nfixed as in one batch of the calibration images, for {why}'
     if options := session_options(contents) if spec.of_integers else {}:
         said += f'\nonnxruntime needs {" and ".join(f"{name}={value}" for name, value in options.items())}'
-    few = min(spec.policy.weight_bits, spec.policy.activation_bits) < 8
-    if few and network.metadata.get('batch_norm') == 'calibrated':
+    of_few_bits = min(map(min, resolve(spec.policy, model.graph).values())) < 8
+    if of_few_bits and network.metadata.get('batch_norm') == 'calibrated':
         said += '\nstatistics of batch norms are those in float: with few bits --bn=corrected loses less'
     if compared is not None:
         said += f'\n{compare(contents, network.apply, data, compared, network.with_biases)}'

@@ -31,6 +31,7 @@ from ghn_jax.base.start import start
 from ghn_jax.datasets.load import Dataset, load
 from ghn_jax.hypernet.policy_features import resolve, weight_names
 from ghn_jax.models.model import Model
+from ghn_jax.models.names import map_named
 from ghn_jax.models.tracing import trace
 from ghn_jax.networks.graph import build_graph
 from ghn_jax.networks.spec import NetworkSpec
@@ -131,14 +132,14 @@ def train(model: Model, params: Any, dataset: Dataset, steps: int) -> Any:
 
 def _random_params(model: Model) -> Any:
     r = np.random.default_rng(0)
-    return jax.tree_util.tree_map_with_path(lambda path, leaf: _random(r, path, leaf), model.params)
+    return map_named(lambda name, leaf: _random(r, name, leaf), model.params)
 
 
-def _random(r: np.random.Generator, path: tuple[Any, ...], leaf: Any) -> np.ndarray:
+def _random(r: np.random.Generator, name: str, leaf: Any) -> np.ndarray:
     """He's weights in PyTorch's layouts; of norms and biases 1 and 0."""
     if len(leaf.shape) > 1:
         return (r.normal(size=leaf.shape) * math.sqrt(2 / math.prod(leaf.shape[1:]))).astype(np.float32)
-    return np.full(leaf.shape, float('weight' in str(path[-1])), np.float32)
+    return np.full(leaf.shape, float('weight' in name), np.float32)
 
 
 def quantized(model: Model, params: Any, dataset: Dataset, plan: Plan) -> dict[str, Any]:

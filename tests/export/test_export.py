@@ -20,6 +20,7 @@ from ghn_jax.export.quantizing import to_quantized_onnx
 from ghn_jax.export.runtime import OPTIONS
 from ghn_jax.models.folding import calibrate
 from ghn_jax.models.tracing import trace
+from ghn_jax.quant.policy import Policy
 from ghn_jax.quant.scheme import QAT
 from tests.export.test_onnx import kinds, run
 from tests.export.test_stablehlo import Net, drawn, images
@@ -81,15 +82,17 @@ def test_grids_of_weights_are_those_that_are_asked_for_in_place_of_the_run_s():
     assert file != export_model(HYPERNETWORK, model, ExportSpec(policy, 'onnx', 12), params=params)
 
 
-@pytest.mark.parametrize(
-    'bits, how, said',
-    [('w4a8', 'calibrated', True), ('w4a8', 'corrected', False), ('w8a8', 'calibrated', False)],
-)
-def test_of_few_bits_it_is_said_what_loses_less(bits, how, said, tmp_path):
-    model, spec = (
-        trace(Net(), (1, 16, 16, 3)),
-        ExportSpec(ghn_jax.parse_bits(bits), 'onnx', 12, batch_norm=how),
-    )
+OF_FEW_BITS = {
+    'w4a8': (ghn_jax.parse_bits('w4a8'), 'calibrated', True),
+    'corrected': (ghn_jax.parse_bits('w4a8'), 'corrected', False),
+    'w8a8': (ghn_jax.parse_bits('w8a8'), 'calibrated', False),
+    'one layer': (Policy(8, 8, rules=(('Conv_0.*', 4, 8),)), 'calibrated', True),
+}
+
+
+@pytest.mark.parametrize('policy, how, said', OF_FEW_BITS.values(), ids=OF_FEW_BITS)
+def test_of_few_bits_it_is_said_what_loses_less(policy, how, said, tmp_path):
+    model, spec = trace(Net(), (1, 16, 16, 3)), ExportSpec(policy, 'onnx', 12, batch_norm=how)
     lines = write_export(HYPERNETWORK, model, tmp_path / 'net.onnx', spec, params=drawn(model))
     assert ('--bn=corrected loses less' in lines) == said
 
