@@ -103,7 +103,7 @@ _COLUMNS_OF_MODELS = {
     'w2a2_kb': '2 bits', 'epochs': 'passes', 'images': 'images', 'float_top1': 'top-1, float',
     'w8a8_top1': 'W8/A8', 'w4a8_top1': 'W4/A8', 'w4a4_top1': 'W4/A4', 'w2a2_top1': 'W2/A2',
     'float_agreement': 'as here, float', 'w8a8_agreement': 'as here, W8/A8',
-    'w8a8_agreement_with_biases': 'its biases rounded here, too', 'w4a8_agreement': 'as here, W4/A8',
+    'w8a8_agreement_with_biases': 'W8/A8, biases as in the file', 'w4a8_agreement': 'as here, W4/A8',
     'w4a4_agreement': 'as here, W4/A4', 'w2a2_agreement': 'as here, W2/A2',
 }  # fmt: skip
 
