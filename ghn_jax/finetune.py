@@ -2,7 +2,7 @@
 
 python -m ghn_jax.finetune --workdir=zoo:digits-bits --arch=net.json --init=predicted,he --bits=w4a4 --out=DIR
 python -m ghn_jax.finetune --workdir=RUN --model=nets:resnet --init=FILE --bits=w2a2 --epochs=10 --out=DIR
-python -m ghn_jax.finetune --workdir=zoo:digits-low-bits --arch=net.json --method=slb --bits=w1a4 --out=DIR
+python -m ghn_jax.finetune --workdir=zoo:digits-bits --arch=net.json --method=slb --bits=w1a4 --out=DIR
 
 Each network, bit-width, initialisation and seed is a training of its own. The table has the accuracy after 0,
 1, 5 and all epochs, in float and rounded. DIR has the parameters of each, for `evaluate` and `export`.

@@ -1,6 +1,6 @@
 """Widens a network, and squeezes it: more channels at few bits, trained, then removed down to a cost.
 
-python -m ghn_jax.squeeze --workdir=zoo:digits-low-bits --arch=net.json --width=2 --bits=w2a8 --out=DIR
+python -m ghn_jax.squeeze --workdir=zoo:digits-bits --arch=net.json --width=2 --bits=w2a8 --out=DIR
 python -m ghn_jax.squeeze --workdir=RUN --model=nets:resnet --width=2 --cost=0.5 --bits=w1a8,w4a8 --out=DIR
 
 The hypernetwork of --workdir writes the network with --width times the channels; it is trained through

@@ -45,7 +45,7 @@ from ghn_jax.tuning.records import Record
 from ghn_jax.tuning.scoring import Scorer, normalized
 from ghn_jax.tuning.training import Trainer, TrainingImages, TrainingSpec, make_trainer
 
-HYPERNETWORKS = {'digits': 'zoo:digits-low-bits'}
+HYPERNETWORKS = {'digits': 'zoo:digits-bits'}
 """Which one predicts networks for a data set, where none is given."""
 
 

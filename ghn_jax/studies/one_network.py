@@ -26,7 +26,7 @@ from ghn_jax.base.errors import UserError
 from ghn_jax.runs import hypernetwork as hypernetworks
 from ghn_jax.studies.study_arguments import taken
 
-WORKDIR = 'zoo:digits-low-bits'
+WORKDIR = 'zoo:digits-bits'
 NETWORK = 12  # place in the test split
 BITS = ('w2a2', 'w4a4', 'w8a8')
 BUDGETS = (5, 30, 120)  # minutes

@@ -26,7 +26,7 @@ from ghn_jax.tuning.squeezing import squeeze
 from ghn_jax.tuning.training import TrainingSpec
 from ghn_jax.tuning.widening import Pair, widen
 
-WORKDIR = 'zoo:digits-low-bits'
+WORKDIR = 'zoo:digits-bits'
 NETWORKS = (12,)  # places in the test split
 CHANNELS, FACTOR = 8, 2
 BITS = ('w1a8', 'w2a8', 'w4a8')
