@@ -43,9 +43,10 @@ TRAINING = ROOT / 'zoo/training'
 def test_the_command_of_a_training_under_way_goes_on_with_its_pack(name):
     text = (TRAINING / 'README.md').read_text().replace('\\\n', ' ')
     (line,) = [line for line in text.splitlines() if f'--unpack=zoo/training/{name}.pack' in line]
-    words = [word for word in shlex.split(line)[2:] if not word.startswith(('--workdir', '--unpack', '--pack'))]
+    module, *arguments = shlex.split(line)[2:]
+    flags_of_config = [argument for argument in arguments if argument.startswith('--config')]
     begun = config.from_json(read_pack(TRAINING / f'{name}.pack').meta['config'])
-    assert not differing_keys(begun, config_of(words), FREE_KEYS)
+    assert not differing_keys(begun, config_of([module, *flags_of_config]), FREE_KEYS)
 
 
 def test_what_is_of_a_shell_is_quoted():
