@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # From a fresh clone to a result: makes the environment, predicts the weights of a network with the GHN that comes with
 # the package, then trains a small one through 4-bit quantization and beside it the same in float, and scores both on
-# networks that neither has seen. Under five minutes on two CPU cores.
+# networks that neither has seen. Some five minutes on two CPU cores.
 #   bash launch/quickstart.sh [--workdir=DIR] [--config.key=value ...]
 # Run again it goes on where it stopped; remove DIR (runs/quickstart) to start afresh.
 set -euo pipefail
