@@ -3,9 +3,9 @@
     bash launch/quickstart.sh
     python -m ghn_jax.train --config=configs/quickstart.py --workdir=runs/digits
 
-The script trains for 250 steps instead of 700, with a larger rate and a shorter warm-up, in W4/A4 and in float
-beside it, both with ranges of standard deviations, and scores both: some five minutes on two cores, installation
-included. Results of both lengths are in docs/results.md.
+The script trains for 250 steps instead of 700, with a larger rate and a shorter warm-up, in W4/A4 and in
+float beside it, both with ranges of standard deviations, and scores both: some five minutes on two cores,
+installation included. Results of both lengths are in docs/results.md.
 """
 
 from ghn_jax import config
