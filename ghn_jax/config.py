@@ -20,8 +20,8 @@ from ghn_jax.base.fields import check_fields, choice, items, number
 from ghn_jax.hypernet.ghn import GHNConfig
 from ghn_jax.networks.counts import MAX_OPERATIONS
 from ghn_jax.networks.genotype import MAX_STEPS
-from ghn_jax.quant.bit_schedule import DRAWS
 from ghn_jax.quant.scheme import Scheme
+from ghn_jax.quant.strategy import DRAWS
 
 SCHEDULES = ('step', 'cosine', 'constant')
 OPTIMIZERS = ('adam', 'adamw', 'muon')

@@ -36,8 +36,8 @@ from ghn_jax.evaluation.selection import ImageBatches, room_for, select_split
 from ghn_jax.hypernet.ghn import GHN, init_params
 from ghn_jax.networks.rules import split_rules
 from ghn_jax.networks.spaces import Space
-from ghn_jax.quant.bit_schedule import strategy_of
 from ghn_jax.quant.policy import Policy
+from ghn_jax.quant.strategy import strategy_of
 from ghn_jax.runs.task import make_ghn, make_space_of
 from ghn_jax.training.compiled import ImageStream
 from ghn_jax.training.optimizer import make_optimizer

@@ -31,8 +31,8 @@ from ghn_jax.config import RunConfig
 from ghn_jax.datasets.augment import halved_to, normalize
 from ghn_jax.hypernet.ghn import GHN, init_params
 from ghn_jax.networks.spaces import Space
-from ghn_jax.quant.bit_schedule import Strategy
 from ghn_jax.quant.scheme import Scheme
+from ghn_jax.quant.strategy import Strategy
 from ghn_jax.runs.task import make_ghn, make_space_of
 from ghn_jax.training.optimizer import make_optimizer
 from ghn_jax.training.sampling import Preparation, draw

@@ -45,7 +45,7 @@ from ghn_jax.models.sources import count_parameters
 from ghn_jax.models.weights import predict_model
 from ghn_jax.networks.graph import count_depth
 from ghn_jax.networks.ops import primitives_of
-from ghn_jax.quant.bit_schedule import strategy_of
+from ghn_jax.quant.strategy import strategy_of
 from ghn_jax.runs.calibrated_file import QuantizedNetwork
 from ghn_jax.runs.run import Run
 from ghn_jax.runs.task import load_data, make_space_of

@@ -23,7 +23,7 @@ from ghn_jax.cnn.deploy.calibration import RANGE_RULE
 from ghn_jax.hypernet.policy_features import resolve
 from ghn_jax.models import small_images
 from ghn_jax.models.activation_ranges import find_ranges
-from ghn_jax.models.folded_program import Fixed, FoldedProgram, Own, fold_program
+from ghn_jax.models.folded_program import FoldedProgram, NormForm, Own, fold_program
 from ghn_jax.models.model import Model, Traced, rewriter
 from ghn_jax.models.norm_statistics import Moments, affines_of, measure, observed, pooled
 from ghn_jax.models.norms import DependsOnBatch, LayerEnd, of_batch
@@ -55,7 +55,7 @@ class Calibrated:
     params: Any
     weights: Mapping[str, Any]
     biases: Mapping[str, Any]
-    norms: Sequence[Fixed]
+    norms: Sequence[NormForm]
     ranges: Mapping[str, tuple[Any, Any]]
     weight_ranges: Mapping[str, tuple[Any, Any]] = dataclasses.field(default_factory=dict)
 

@@ -15,7 +15,7 @@ import jraph
 import numpy as np
 
 from ghn_jax.base.errors import UserError
-from ghn_jax.networks.operations import forward_pass
+from ghn_jax.networks.forward_pass import forward_pass
 from ghn_jax.networks.ops import LAYERS, PASS, PRIMITIVES, ForwardPass
 from ghn_jax.networks.spec import NetworkSpec
 

@@ -24,9 +24,9 @@ from ghn_jax.evaluation.score import predict_network
 from ghn_jax.evaluation.selection import Selection, image_batches, room_for, select_given, select_split
 from ghn_jax.hypernet.policy_features import resolve
 from ghn_jax.networks.spec import NetworkSpec
-from ghn_jax.quant.bit_schedule import strategy_of
-from ghn_jax.quant.export import round_to
 from ghn_jax.quant.policy import quantizable
+from ghn_jax.quant.rounding import round_to
+from ghn_jax.quant.strategy import strategy_of
 from ghn_jax.reporting.evaluation import Evaluation
 from ghn_jax.runs.run import Run
 from ghn_jax.runs.task import load_data, make_space_of

@@ -24,7 +24,7 @@ from safetensors import SafetensorError, safe_open
 from ghn_jax.base import files, paths
 from ghn_jax.base.errors import UserError, shown
 from ghn_jax.base.paths import Place
-from ghn_jax.models.folded_program import Fixed
+from ghn_jax.models.folded_program import NormForm
 from ghn_jax.models.folding import Calibrated
 from ghn_jax.models.loading import load_model
 from ghn_jax.models.model import Model
@@ -160,7 +160,7 @@ def _calibrated(model: Model, arrays: Mapping[str, np.ndarray], path: str) -> Ca
             f'{path} has {len(weights)} layers that are not the {len(shapes)} of model {model.name!r}: the '
             'model has changed since, quantize it again'
         )
-    norms: dict[int, Fixed] = {}
+    norms: dict[int, NormForm] = {}
     scales, params = of('norms'), of('params')
     for name in scales:
         k, _, what = name.partition('.')

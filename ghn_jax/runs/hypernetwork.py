@@ -15,9 +15,9 @@ from ghn_jax.models.weights import predict_model, unknown_parameters
 from ghn_jax.networks.ops import primitives_of
 from ghn_jax.networks.spaces import Space
 from ghn_jax.networks.spec import NetworkSpec
-from ghn_jax.quant.bit_schedule import Strategy, strategy_of
 from ghn_jax.quant.policy import Policy, check_policy
 from ghn_jax.quant.scheme import Scheme
+from ghn_jax.quant.strategy import Strategy, strategy_of
 from ghn_jax.runs.run import Run, load_run
 from ghn_jax.runs.task import load_data, make_space_of
 

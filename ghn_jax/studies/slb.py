@@ -39,8 +39,8 @@ from ghn_jax.tuning import slb
 from ghn_jax.tuning.comparison import mean_of
 from ghn_jax.tuning.finetune import FinetuneSpec, finetune
 from ghn_jax.tuning.initialization import parse_starts
-from ghn_jax.tuning.search import searched_names
 from ghn_jax.tuning.slb import SearchSpec
+from ghn_jax.tuning.slb_method import searched_names
 
 BITS = ('w1a8', 'w2a8', 'w4a8', 'w1a4', 'w2a4', 'w4a4')
 EDGES = (8, 8)

@@ -28,8 +28,8 @@ from ghn_jax.evaluation import results, sensitivity
 from ghn_jax.evaluation.evaluate import evaluate
 from ghn_jax.evaluation.evaluation_spec import EvaluationSpec
 from ghn_jax.evaluation.selection import image_batches, select_split
-from ghn_jax.quant.bit_schedule import scheme_of
 from ghn_jax.quant.policy import Policy
+from ghn_jax.quant.strategy import scheme_of
 from ghn_jax.runs.checkpoint import Checkpoints
 from ghn_jax.runs.config_changes import FREE_KEYS, differing_keys
 from ghn_jax.runs.run import Run, load_run, read_meta, validated

@@ -13,7 +13,7 @@ from ghn_jax.assembly.mesh import about_exchanges, make_mesh
 from ghn_jax.base import lock, processes
 from ghn_jax.config import RunConfig
 from ghn_jax.networks.spaces import Space
-from ghn_jax.quant.bit_schedule import strategy_of
+from ghn_jax.quant.strategy import strategy_of
 from ghn_jax.runs.checkpoint import Checkpoints
 from ghn_jax.runs.pack import write_pack
 from ghn_jax.runs.run import run_meta, validated

@@ -21,8 +21,8 @@ from ghn_jax.evaluation.evaluation_spec import EvaluationSpec
 from ghn_jax.evaluation.protocol import Protocol
 from ghn_jax.evaluation.selection import image_batches, select_split
 from ghn_jax.hypernet.ghn import init_params
-from ghn_jax.quant.bit_schedule import strategy_of
 from ghn_jax.quant.policy import Policy
+from ghn_jax.quant.strategy import strategy_of
 from ghn_jax.runs.task import load_data, make_ghn, make_space_of
 from ghn_jax.training.optimizer import make_optimizer
 from ghn_jax.training.sampling import Preparation

@@ -20,8 +20,8 @@ from ghn_jax.hypernet.predict import predict_weights
 from ghn_jax.networks.files import save_networks
 from ghn_jax.networks.graph import build_graph
 from ghn_jax.quant import load_policy, parse_bits
-from ghn_jax.quant.export import round_weights
 from ghn_jax.quant.policy import quantizable
+from ghn_jax.quant.rounding import round_weights
 from ghn_jax.runs.prediction import output_files, predict, to_jax_layout
 from ghn_jax.runs.run import load_run
 from ghn_jax.runs.weight_files import METADATA, unpack

@@ -17,7 +17,7 @@ from ghn_jax.hypernet.ghn import init_params
 from ghn_jax.hypernet.predict import predict_weights
 from ghn_jax.networks.graph import build_graph
 from ghn_jax.quant import parse_bits
-from ghn_jax.quant.bit_schedule import strategy_of
+from ghn_jax.quant.strategy import strategy_of
 from ghn_jax.runs import run as runs
 from ghn_jax.runs import task
 from ghn_jax.runs.checkpoint import Checkpoints

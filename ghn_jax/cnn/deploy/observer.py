@@ -21,12 +21,12 @@ from jax.typing import DTypeLike
 from ghn_jax.cnn import executor, head, ops
 from ghn_jax.cnn.branches import Run
 from ghn_jax.cnn.capacity import Segment
+from ghn_jax.cnn.dispatch import read_weights, switch
 from ghn_jax.cnn.executor import Tapes
 from ghn_jax.cnn.instructions import Kind, Norm, Nothing
 from ghn_jax.cnn.packing import TapeShape
 from ghn_jax.cnn.program import Layout, Program
 from ghn_jax.cnn.quantizer import Quantization, Quantizer
-from ghn_jax.cnn.slots import read_weights, switch
 from ghn_jax.cnn.tables import OP, SRC, WEIGHTS, ArrayOrNumpy, Bits, Ranges, Tables
 from ghn_jax.cnn.tape_layout import grouped_like, ungrouped
 from ghn_jax.cnn.weights import get_page, pages

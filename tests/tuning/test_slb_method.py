@@ -16,9 +16,9 @@ from ghn_jax.runs.calibrated_file import load
 from ghn_jax.tuning import loop
 from ghn_jax.tuning.finetune import FinetuneSpec
 from ghn_jax.tuning.initialization import RANDOM, random_params
-from ghn_jax.tuning.search import Search, searched_names
 from ghn_jax.tuning.setup import Setup, TuningImages
 from ghn_jax.tuning.slb import SearchSpec, hard_weights, values_of
+from ghn_jax.tuning.slb_method import Slb, searched_names
 from ghn_jax.tuning.straight_through import StraightThrough
 from ghn_jax.tuning.training import TrainingSpec
 from tests.tuning.nets import Net, small_data, traced
@@ -43,7 +43,7 @@ SETUP = Setup(
 
 @pytest.fixture(scope='module')
 def searches(quick_reference):
-    return {search.bits: search for search in Search.of_each(SETUP, POLICIES, SPEC)}
+    return {search.bits: search for search in Slb.of_each(SETUP, POLICIES, SPEC)}
 
 
 def trained(method, steps: int):

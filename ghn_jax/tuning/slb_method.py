@@ -31,9 +31,9 @@ from ghn_jax.runs.calibrated_file import QuantizedNetwork, save
 from ghn_jax.tuning import slb
 from ghn_jax.tuning.comparison import FLOAT
 from ghn_jax.tuning.ranges import nearest
-from ghn_jax.tuning.search_programs import Fixed, Programs, Searched
 from ghn_jax.tuning.setup import AtBits, Setup, as_data, unrounded
 from ghn_jax.tuning.slb import SearchSpec
+from ghn_jax.tuning.slb_programs import Programs, Searched, Untrained
 from ghn_jax.tuning.training import Trainer, TrainingState
 
 
@@ -66,7 +66,7 @@ def searched_names(policy: Policy, model: Model) -> tuple[str, ...]:
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Search(AtBits):
+class Slb(AtBits):
     """A `setup.Method`. programs: compiled for all policies."""
 
     programs: Programs
@@ -106,7 +106,7 @@ class Search(AtBits):
         """As of `Method`."""
         widths = as_data(self.widths)
         logits, grids = self.programs.begin(params, widths, jnp.uint32(seed), names=self.names)
-        return self.trainer.begin(Searched(params, logits), seed, Fixed(widths, grids))
+        return self.trainer.begin(Searched(params, logits), seed, Untrained(widths, grids))
 
     def score(self, scored: TrainingState) -> dict[str, Any]:
         """As of `Method`: of hard weights and, by statistics of batches, of 'soft' ones as in training."""
