@@ -14,13 +14,18 @@ its parameters, of `ghn_jax.finetune` or `ghn_jax.predict`, in place of predicte
 network of --archs; --initial scores a model with the parameters that it starts with, --seed says which.
 
 --quantized=DIR is a network of `ghn_jax.quantize`: its bits, statistics and ranges are its own.
+
+Until all networks are scored, those that are lie in FILE.partial beside --json=FILE: an evaluation that was
+stopped goes on there.
 """
+
+import dataclasses
 
 from absl import flags
 
 from ghn_jax.base import cli, outputs
 from ghn_jax.base.errors import UserError
-from ghn_jax.evaluation import evaluation_flags
+from ghn_jax.evaluation import evaluation_flags, partial
 from ghn_jax.evaluation.evaluate import evaluate
 from ghn_jax.evaluation.model_evaluation import evaluate_model, evaluate_quantized
 from ghn_jax.evaluation.results import Result
@@ -59,7 +64,7 @@ def main() -> None:
         if _QUANTIZED.value
         else _evaluate_model(request)
         if _MODEL.value or _PARAMS.value
-        else evaluate(request.load_run(), request.spec)
+        else evaluate(request.load_run(), dataclasses.replace(request.spec, partial=written.partial))
     )
     result['protocol']['command'] = cli.command_line('evaluate')
     written.write(
@@ -67,6 +72,8 @@ def main() -> None:
         table=lambda result: tables.text(result, other),
         picture=lambda result, suffix: plotting.accuracy_picture(result, other, suffix=suffix),
     )
+    if written.partial:
+        partial.remove(written.partial)
 
 
 def _evaluate_model(request: evaluation_flags.EvaluationFlags) -> tuple[Result, Result | None]:

@@ -221,7 +221,7 @@ def _ranges(program: Program) -> Ranges:
 
 
 def _image_shapes(placing: Placing, config: RunConfig, spec: EvaluationSpec) -> ImageBatches:
-    """Return the shapes of the batches that devices share (`score.spread_images`)."""
+    """Return the shapes of the batches that devices share (`selection.spread_images`)."""
     N, H = spec.batch_size, config.image_size
     K = spec.num_images // N
     if K == 0:

@@ -1,6 +1,7 @@
 """Where the result of a command goes: to the screen as a table, to files as JSON and as a picture."""
 
 import dataclasses
+import pathlib
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -18,6 +19,12 @@ class Outputs:
 
     json: Place | None
     plot: Place | None
+
+    @property
+    def partial(self) -> pathlib.Path | None:
+        """The file beside `json` for what is done of a result; None where that is no file on a disk."""
+        target = files.destination(self.json) if self.json else None
+        return target and target.with_name(f'{target.name}.partial')
 
     def write(
         self, result: Any, *, table: Callable[[Any], str], picture: Callable[..., bytes] | None = None

@@ -29,8 +29,8 @@ from ghn_jax.cnn.program import Program
 from ghn_jax.config import RunConfig
 from ghn_jax.datasets.load import batch_indices
 from ghn_jax.evaluation import device
-from ghn_jax.evaluation.score import predict, score, spread_images
-from ghn_jax.evaluation.selection import ImageBatches, check_given, group_by_family, room_for
+from ghn_jax.evaluation.score import predict, score
+from ghn_jax.evaluation.selection import ImageBatches, check_given, group_by_family, room_for, spread_images
 from ghn_jax.hypernet.ghn import GHN, GHNConfig, init_params
 from ghn_jax.hypernet.predict import predict_weights
 from ghn_jax.networks.counts import count_parameters

@@ -5,9 +5,10 @@ Accuracies are in percent.
 
 import dataclasses
 import os
+import pathlib
 import sys
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -17,14 +18,16 @@ import ghn_jax
 from ghn_jax.assembly.memory import check_scoring
 from ghn_jax.assembly.mesh import first
 from ghn_jax.base import files, paths
+from ghn_jax.base.digests import array_digests, json_digest
 from ghn_jax.base.errors import FieldError
 from ghn_jax.cnn.deploy import integer
 from ghn_jax.config import SpaceConfig
 from ghn_jax.datasets.load import Dataset
 from ghn_jax.evaluation import results
 from ghn_jax.evaluation.evaluation_spec import GIVEN, EvaluationSpec
+from ghn_jax.evaluation.partial import Partial, files_of
 from ghn_jax.evaluation.results import Result
-from ghn_jax.evaluation.score import Score, check_tiles, score_in_full
+from ghn_jax.evaluation.score import Score, check_tiles, score_each
 from ghn_jax.evaluation.selection import (
     ImageBatches,
     Selection,
@@ -81,8 +84,9 @@ def evaluate(
     if against.result is not None:
         results.check_comparable(against.result, against.path, networks, protocol['bits'], protocol)
     task = _Task(spec, selections, images, calibration, mesh, networks, protocol)
-    result = task.result_of(run, spec.workdir)
-    other = task.result_of(against.run, against.path) if against.run else against.result
+    kept = files_of(spec.partial)
+    result = task.result_of(run, spec.workdir, kept[0])
+    other = task.result_of(against.run, against.path, kept[1]) if against.run else against.result
     return (result if other is None else results.compare(result, other)), other
 
 
@@ -122,31 +126,44 @@ class _Task:
     networks: Sequence[Mapping[str, Any]]
     protocol: Mapping[str, Any]
 
-    def result_of(self, run: Run, workdir: str) -> Result:
-        """Score a run. workdir: what the result calls it."""
-        begin, scored = time.perf_counter(), []
-        bits = self.protocol['bits']
+    def result_of(self, run: Run, workdir: str, kept: pathlib.Path | None) -> Result:
+        """Score a run. workdir: what the result calls it.   kept: the file of its `Partial`."""
+        begin, scored, bits = time.perf_counter(), [], self.protocol['bits']
+        about = {**self.protocol, **about_run(run, workdir, self.spec.predicted_for)}
+        known = Partial(kept, self._digest(run, about))
         for split, selection in self.selections.items():
-            scores = self._score_split(run, split, selection)
-            scored += [in_percent(bits, self.spec.policies, of_network) for of_network in scores]
-        seconds = round(time.perf_counter() - begin, 1)
-        about = {**self.protocol, **about_run(run, workdir, self.spec.predicted_for), 'seconds': seconds}
+            scores = known.of_split(split)
+            for place, of_network in self._score_split(run, split, selection, scores.keys()):
+                scores[place] = in_percent(bits, self.spec.policies, of_network)
+                known.add(split, place, scores[place], time.perf_counter() - begin)
+            scored += [scores[place] for place in range(len(selection.graphs))]
+        about['seconds'] = round(known.seconds + time.perf_counter() - begin, 1)
         scored = [{**network, **own} for network, own in zip(self.networks, scored, strict=True)]
         return {'rows': results.make_rows(scored, bits), 'networks': scored, 'protocol': about}
 
-    def _score_split(self, run: Run, split: str, selection: Selection) -> list[list[Score]]:
-        """Score the networks of a split at all policies, with a progress bar."""
+    def _digest(self, run: Run, about: Mapping[str, Any]) -> int:
+        """A digest of all that the scores depend on."""
+        how = {key: value for key, value in about.items() if key != 'workdir'}  # or what it is called
+        networks = [network['digest'] for network in self.networks]
+        return json_digest([how, networks, repr(run.ghn.config), array_digests(run.params)])
+
+    def _score_split(
+        self, run: Run, split: str, selection: Selection, skip: Collection[int]
+    ) -> Iterator[tuple[int, list[Score]]]:
+        """Score the networks of a split at all policies, with a progress bar; not those of `skip`."""
         policies, predicted_for = self.spec.policies, self.spec.predicted_for
         strategy, count = strategy_of(run.config), len(selection.graphs)
         compiled = f'programs to compile, unless cached: {len(selection.groups)}'
-        print(f'{split}: {count} networks; {compiled}', file=sys.stderr)
-        with Progress(count * len(policies), desc=split, unit='score') as progress:
-            return score_in_full(
+        before = f'{len(skip)} of them scored before; ' if skip else ''
+        print(f'{split}: {count} networks; {before}{compiled}', file=sys.stderr)
+        total = count * len(policies)
+        with Progress(total, initial=len(skip) * len(policies), desc=split, unit='score') as progress:
+            yield from score_each(
                 run.ghn, run.params, selection, self.images, list(map(strategy.used, policies)),
                 predicted_for=predicted_for and strategy.used(predicted_for),
                 scheme=strategy.scheme.when_used(),
-                protocol=self.spec.protocol, calibration=self.calibration, mesh=self.mesh,
-                done=lambda _, p: progress.update(
+                protocol=self.spec.protocol, calibration=self.calibration, mesh=self.mesh, skip=skip,
+                done=lambda p: progress.update(
                     networks=int(p == len(policies) - 1), images=self.images.count
                 ),
             )  # fmt: skip

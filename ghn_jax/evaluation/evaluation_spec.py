@@ -1,6 +1,7 @@
 """What an evaluation is asked for, as one frozen value: from flags, or from Python."""
 
 import dataclasses
+import pathlib
 
 from ghn_jax.base import bounds
 from ghn_jax.evaluation.protocol import CALIBRATION_BATCHES, PAPERS, Protocol
@@ -33,6 +34,8 @@ class EvaluationSpec:
       devices: that share the images; 0: all.
       predicted_for: the policy that a hypernetwork which reads the bits predicts the weights for, in place of
         the one that is run.
+      partial: file on a disk that keeps what each network has scored, for an evaluation that is stopped and
+        begun again (`partial`); who has the result removes it. None: nothing is kept.
 
     Raises:
       UserError: a number out of its bounds.
@@ -52,6 +55,7 @@ class EvaluationSpec:
     workdir: str = ''
     devices: int = 1
     predicted_for: Policy | None = None
+    partial: pathlib.Path | None = None
 
     def __post_init__(self) -> None:
         numbers = ('num_networks', 'num_images', 'batch_size', 'seed', 'calibration_batches', 'devices')

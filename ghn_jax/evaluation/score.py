@@ -12,7 +12,7 @@ Axes: M networks | P policies | K batches | N images of a batch | H pixels | F f
 import dataclasses
 import functools
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Container, Iterator, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -36,7 +36,7 @@ from ghn_jax.evaluation import device
 from ghn_jax.evaluation import protocol as protocols
 from ghn_jax.evaluation.device import RunnableNetwork
 from ghn_jax.evaluation.protocol import PAPERS, Measure, Protocol, make_measure
-from ghn_jax.evaluation.selection import ImageBatches, Selection, room_for
+from ghn_jax.evaluation.selection import ImageBatches, Selection, room_for, spread_images
 from ghn_jax.hypernet.ghn import GHN, GHNConfig
 from ghn_jax.hypernet.policy_features import resolve
 from ghn_jax.networks.graph import NetworkGraph
@@ -113,17 +113,6 @@ def scorer(program: Program, scheme: Scheme, mesh: Mesh | None) -> Kept:
     return Kept(recipe_of_score(program, scheme, mesh))
 
 
-def spread_images(mesh: Mesh | None, images: ImageBatches) -> ImageBatches:
-    """Place the batches on their devices; batches without labels fill up what the last one lacks."""
-    if mesh is None:
-        return ImageBatches(*map(jnp.asarray, images))
-    missing = -len(images.labels) % mesh.size
-    widen = lambda a, fill: np.pad(a, [(0, missing)] + [(0, 0)] * (a.ndim - 1), constant_values=fill)
-    batches = (widen(images.images, 0), widen(images.labels, -1))
-    constants = (images.mean, images.std)
-    return ImageBatches(*replicate(mesh, batches, OVER_DEVICES), *replicate(mesh, constants))
-
-
 def score_networks(
     ghn: GHN,
     params: Any,
@@ -137,7 +126,7 @@ def score_networks(
 ) -> np.ndarray:
     """Return the shares of images whose label is the first, and among the first five, prediction.
 
-    By the papers' protocol; the arguments are those of `score_in_full`.
+    By the papers' protocol; the arguments are those of `score_each`.
 
     Returns:
       float64 [M, P, 2].
@@ -159,7 +148,13 @@ def check_tiles(ghn: GHN) -> None:
         )
 
 
-def score_in_full(
+def score_in_full(ghn: GHN, params: Any, selection: Selection, *args: Any, **how: Any) -> list[list[Score]]:
+    """Return what `score_each` yields for these arguments, in the order of the networks."""
+    scores = dict(score_each(ghn, params, selection, *args, **how))
+    return [scores[i] for i in range(len(selection.graphs))]
+
+
+def score_each(
     ghn: GHN,
     params: Any,
     selection: Selection,
@@ -171,9 +166,10 @@ def score_in_full(
     protocol: Protocol = PAPERS,
     calibration: ImageBatches | None = None,
     mesh: Mesh | None = None,
-    done: Callable[[int, int], None] = lambda network, policy: None,
-) -> list[list[Score]]:
-    """Score every network (M) at every policy (P).
+    skip: Container[int] = (),
+    done: Callable[[int], None] = lambda policy: None,
+) -> Iterator[tuple[int, list[Score]]]:
+    """Score every network (M) at every policy (P), one program after another.
 
     Args:
       ghn: the hypernetwork.
@@ -188,7 +184,11 @@ def score_in_full(
       calibration: training images, for a protocol that measures; by a hypernetwork that reads the bits it
         does so for each policy.
       mesh: of devices that score batches of the same network side by side.
-      done: called after every network and policy with their numbers.
+      skip: places of networks that are not scored.
+      done: called after each policy of a network with its number.
+
+    Yields:
+      The place of a network in the selection, and its P scores.
 
     Raises:
       UserError: a hypernetwork whose networks cannot be run, a policy that is not for a network, integer
@@ -198,21 +198,20 @@ def score_in_full(
     if text := lone_values.warning(selection.specs, images.images.shape[2], images.labels.shape[1]):
         _warn_once(text)
     assert (calibration is not None) == protocol.measures
-    scores: list[list[Score]] = [[] for _ in selection.graphs]
     spread = spread_images(mesh, images)
     for program, members in selection.groups:
+        if not (wanted := [i for i in members if i not in skip]):
+            continue
         score_one = _Scorer(
             ghn=ghn, params=params, program=program, images=spread, given=images, scheme=scheme, mesh=mesh,
             max_nodes=room_for(selection.graphs[i] for i in members), protocol=protocol,
             measure=make_measure(program, mesh, calibration, scheme) if calibration else None,
         )  # fmt: skip
         buffers = score_one.make_buffers()
-        for i in members:
-            scores[i], buffers = score_one(
-                selection.graphs[i], policies, predicted_for, buffers, lambda p, i=i: done(i, p)
-            )
+        for i in wanted:
+            scores, buffers = score_one(selection.graphs[i], policies, predicted_for, buffers, done)
+            yield i, scores
         del buffers
-    return scores
 
 
 class _Buffers(NamedTuple):
@@ -227,7 +226,7 @@ class _Buffers(NamedTuple):
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class _Scorer:
-    """Scores networks of one program; the fields are those of `score_in_full`.
+    """Scores networks of one program; the fields are those of `score_each`.
 
     images: on their devices; given: the same on the host.
     """

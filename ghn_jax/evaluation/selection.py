@@ -7,6 +7,11 @@ import dataclasses
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any, NamedTuple
 
+import jax.numpy as jnp
+import numpy as np
+from jax.sharding import Mesh
+
+from ghn_jax.assembly.mesh import OVER_DEVICES, replicate
 from ghn_jax.base.errors import FieldError, UserError
 from ghn_jax.cnn.building import build_program
 from ghn_jax.cnn.covering import Family, family, program_for
@@ -86,6 +91,17 @@ def image_batches(dataset: Dataset, split: Split, *, batch_size: int, num_images
         )
     images, labels = (a[: K * batch_size].reshape(K, batch_size, *a.shape[1:]) for a in split)
     return ImageBatches(images, labels, dataset.mean, dataset.std)
+
+
+def spread_images(mesh: Mesh | None, images: ImageBatches) -> ImageBatches:
+    """Place the batches on their devices; batches without labels fill up what the last one lacks."""
+    if mesh is None:
+        return ImageBatches(*map(jnp.asarray, images))
+    missing = -len(images.labels) % mesh.size
+    widen = lambda a, fill: np.pad(a, [(0, missing)] + [(0, 0)] * (a.ndim - 1), constant_values=fill)
+    batches = (widen(images.images, 0), widen(images.labels, -1))
+    constants = (images.mean, images.std)
+    return ImageBatches(*replicate(mesh, batches, OVER_DEVICES), *replicate(mesh, constants))
 
 
 def select_split(space: Space, split: str, *, seed: int, count: int, image_size: int) -> Selection:
