@@ -31,8 +31,8 @@ from ghn_jax.assembly.mesh import (
 from ghn_jax.assembly.network_batch import prepare
 from ghn_jax.base.errors import UserError
 from ghn_jax.cnn.covering import Family, program_for
+from ghn_jax.evaluation.compiled import score as jitted_score
 from ghn_jax.evaluation.protocol import Protocol
-from ghn_jax.evaluation.score import score as jitted_score
 from ghn_jax.evaluation.score import score_in_full, score_networks
 from ghn_jax.evaluation.selection import image_batches, select_split
 from ghn_jax.hypernet.ghn import init_params

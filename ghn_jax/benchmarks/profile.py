@@ -16,6 +16,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
+from ghn_jax.assembly.mesh import replicate
 from ghn_jax.assembly.network_batch import Networks, prepare
 from ghn_jax.assembly.weight_buffer import assemble, assemble_transposed
 from ghn_jax.assembly.workspace import make_workspace
@@ -36,7 +37,7 @@ from ghn_jax.quant.strategy import Strategy
 from ghn_jax.runs.task import make_ghn, make_space_of
 from ghn_jax.training.optimizer import make_optimizer
 from ghn_jax.training.sampling import Preparation, draw
-from ghn_jax.training.state import state_of
+from ghn_jax.training.state import make_state
 from ghn_jax.training.step import DROPOUT
 from ghn_jax.training.stepper import Stepper
 
@@ -294,7 +295,7 @@ class _Profile:
     def steps(self) -> Callable[[Networks], Any]:
         """Make a function that does one step after another, as a run: networks come from the host."""
         numbers = itertools.count()
-        state = state_of(jax.tree.map(jnp.copy, self.params), self.optimizer, None)
+        state = replicate(None, make_state(jax.tree.map(jnp.copy, self.params), self.optimizer))
 
         def run(networks: Networks):
             nonlocal state

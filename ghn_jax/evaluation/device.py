@@ -27,7 +27,7 @@ from ghn_jax.hypernet.ghn import GHN
 from ghn_jax.quant.scheme import QAT, Scheme
 
 
-def predict_weights(ghn: GHN, params: Any, networks: Networks, out: Array) -> Array:
+def predict_buffer(ghn: GHN, params: Any, networks: Networks, out: Array) -> Array:
     """Predict the weight buffer [F] of the first network of `networks`, float, written into `out` [F]."""
     x = ghn.apply({'params': params}, networks.graphs, method='embed')[0]
     decoder, sources, tables, _ = jax.tree.map(lambda a: a[0], networks[1:])

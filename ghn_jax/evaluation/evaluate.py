@@ -16,7 +16,7 @@ from jax.sharding import Mesh
 
 import ghn_jax
 from ghn_jax.assembly.memory import check_scoring
-from ghn_jax.assembly.mesh import first
+from ghn_jax.assembly.mesh import local_mesh
 from ghn_jax.base import files, paths
 from ghn_jax.base.digests import array_digests, json_digest
 from ghn_jax.base.errors import FieldError
@@ -69,7 +69,7 @@ def evaluate(
     runs = [run, *([against.run] if against.run else [])]
     if against.run:
         check_same_task(run, against.run, against.path)
-    mesh = first(spec.devices)
+    mesh = local_mesh(spec.devices)
     selections = _select(run.config, spec)
     _check_networks(runs, spec, selections, mesh)  # before the data are read, which may take half a minute
     dataset = dataset or load_data(run.config)

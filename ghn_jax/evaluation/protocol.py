@@ -4,25 +4,22 @@ Axes: K batches | T tensors | F floats of the weight buffer.
 """
 
 import dataclasses
-import functools
 from typing import Any, NamedTuple
 
 import jax
 import numpy as np
 from jax.sharding import Mesh
 
-from ghn_jax.assembly.mesh import OVER_DEVICES, REPLICATED, on_each, replicate
+from ghn_jax.assembly.mesh import replicate
 from ghn_jax.assembly.workspace import Workspace
 from ghn_jax.base.errors import FieldError
-from ghn_jax.base.executables import Kept
-from ghn_jax.base.recipes import Recipe
 from ghn_jax.cnn.deploy import calibration, observer
 from ghn_jax.cnn.deploy.calibration import RANGE_RULE
-from ghn_jax.cnn.deploy.observer import Activations, Index, Moments, Wanted, make_wanted
+from ghn_jax.cnn.deploy.observer import Activations, Moments, Wanted, make_wanted
 from ghn_jax.cnn.program import Layout, Program
 from ghn_jax.cnn.tables import Bits
-from ghn_jax.evaluation import device
-from ghn_jax.evaluation.device import RunnableNetwork
+from ghn_jax.evaluation import compiled
+from ghn_jax.evaluation.device import Measured, RunnableNetwork
 from ghn_jax.evaluation.selection import ImageBatches
 from ghn_jax.quant.policy import Policy
 from ghn_jax.quant.scheme import QAT, Scheme
@@ -83,40 +80,6 @@ class Protocol:
 PAPERS = Protocol()
 
 
-@functools.partial(jax.jit, static_argnames=('program', 'scheme', 'mesh'), donate_argnames='workspace')
-def measure(
-    network: RunnableNetwork,
-    images: ImageBatches,
-    index: Index,
-    wanted: Wanted,
-    workspace: Workspace,
-    *,
-    program: Program,
-    scheme: Scheme,
-    mesh: Mesh | None = None,
-) -> tuple[device.Measured, Workspace]:
-    """Compute `device.measure`; several devices each do all of it, for it is little."""
-    run = functools.partial(device.measure, program, scheme=scheme)
-    inputs = (REPLICATED, REPLICATED, REPLICATED, REPLICATED, OVER_DEVICES)
-    on_devices = on_each(run, mesh, inputs, (REPLICATED, OVER_DEVICES))
-    return on_devices(network, images, index, wanted, workspace)
-
-
-def recipe_of_measure(program: Program, scheme: Scheme, mesh: Mesh | None) -> Recipe:
-    """Return the recipe of `measure` for the networks of a program."""
-    return Recipe(
-        function=measure,
-        static={'program': program, 'scheme': scheme, 'mesh': mesh},
-        named=f'{program} {scheme} {mesh}',
-    )
-
-
-@functools.cache  # one for each program of the process, as JAX keeps them
-def measurer(program: Program, scheme: Scheme, mesh: Mesh | None) -> Kept:
-    """Return what measures as `measure` does: (network, images, index, wanted, workspace)."""
-    return Kept(recipe_of_measure(program, scheme, mesh))
-
-
 class Measure(NamedTuple):
     """Measures networks of a program on calibration images."""
 
@@ -127,11 +90,11 @@ class Measure(NamedTuple):
 
     def __call__(
         self, layout: Layout, network: RunnableNetwork, bits: Bits, wanted: Wanted, workspace: Workspace
-    ) -> tuple[device.Measured, Workspace]:
+    ) -> tuple[Measured, Workspace]:
         """Return (what is wanted of what the network sees at these bits, on the host; workspace)."""
         given = network._replace(bits=bits), observer.make_index(self.program, layout), wanted
         network, index, wanted = replicate(self.mesh, given)  # of one type, wherever they were made
-        run = measurer(self.program, self.scheme, self.mesh)
+        run = compiled.runner(compiled.measure, self.program, self.scheme, self.mesh)
         measured, workspace = run(network, self.images, index, wanted, workspace)
         return jax.device_get(measured), workspace
 

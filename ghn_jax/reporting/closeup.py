@@ -12,7 +12,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from ghn_jax.assembly.mesh import first, make_workspaces
+from ghn_jax.assembly.mesh import local_mesh, make_workspaces
 from ghn_jax.assembly.network_batch import place
 from ghn_jax.base.errors import FieldError, UserError
 from ghn_jax.cnn.deploy import calibration, observer
@@ -91,7 +91,7 @@ def look(run: Run, evaluation: Evaluation, selection: Selection, num_devices: in
     """
     graph, p = selection.graphs[evaluation.best], evaluation.result['protocol']
     program = next(program for program, members in selection.groups if evaluation.best in members)
-    mesh = first(num_devices)
+    mesh = local_mesh(num_devices)
     strategy = strategy_of(run.config)
     used, scheme = strategy.used(evaluation.policies[evaluation.closeup]), strategy.scheme.when_used()
     dataset = load_data(run.config)

@@ -37,7 +37,7 @@ from ghn_jax.studies.block_kinds import KINDS, BlockNet, Kind
 from ghn_jax.studies.initialization_picture import picture
 from ghn_jax.studies.initialization_tables import make_tables
 from ghn_jax.studies.layer_statistics import BITS, observe, summarized
-from ghn_jax.studies.study_arguments import command_line, make_parser, taken, training_of
+from ghn_jax.studies.study_arguments import command_line, make_parser, provenance, training_of
 from ghn_jax.tuning import comparison
 from ghn_jax.tuning.initialization import PREDICTED, RANDOM, Start, parse_starts
 from ghn_jax.tuning.loop import fit
@@ -216,7 +216,7 @@ def about(dataset: Dataset, spec: StudySpec, command: str) -> dict[str, Any]:
         'calibration': f'{spec.calibration_images} training images',
         'test images': len(dataset.test.labels) // spec.batch_size * spec.batch_size,
     }
-    return taken(command, said)
+    return provenance(command, said)
 
 
 def parser() -> argparse.ArgumentParser:

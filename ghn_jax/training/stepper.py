@@ -128,7 +128,7 @@ class Stepper:
         arguments = state, networks, self.stream, indices, self.key, workspace
         if self.is_new(program):
             recipe = recipe_of(program, self.settings, self.config.train)
-            self.compiled[program] = executables.kept(recipe, arguments)
+            self.compiled[program] = executables.find_or_compile(recipe, arguments)
         state, values, self.workspaces[program] = self.compiled[program](*arguments)
         return state, values
 

@@ -31,10 +31,10 @@ def types(tree):
 def compiled(monkeypatch):
     """compiled(step): the function, arguments and static arguments that a step would compile."""
 
-    def kept(recipe, arguments):
+    def find(recipe, arguments):
         raise Compiles(recipe.function, arguments, recipe.static)
 
-    monkeypatch.setattr(executables, 'kept', kept)
+    monkeypatch.setattr(executables, 'find_or_compile', find)
 
     def catch(step):
         with pytest.raises(Compiles) as error:

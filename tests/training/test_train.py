@@ -284,7 +284,7 @@ def fake_validation(monkeypatch):
             if fails:
                 raise fails.pop()
             # Steps are told by the newest checkpoint, which is made before each validation.
-            return {runs.validated(config): {2: 3.0, 4: 1.0, 6: 2.0}[step_of()]}
+            return {runs.validation_metric(config): {2: 3.0, 4: 1.0, 6: 2.0}[step_of()]}
 
         return validate
 
