@@ -42,7 +42,7 @@ from ghn_jax.networks.deepnets import PublishedSpace, differing
 from ghn_jax.networks.graph import NetworkGraph, count_depth
 from ghn_jax.quant.policy import Policy
 from ghn_jax.quant.strategy import describe_bits, strategy_of
-from ghn_jax.runs.metrics import Progress
+from ghn_jax.runs.progress import Progress
 from ghn_jax.runs.run import Run, load_run
 from ghn_jax.runs.task import load_data, make_space_of
 

@@ -16,7 +16,7 @@ import numpy as np
 from ghn_jax.base import jsonfile
 from ghn_jax.base.errors import UserError, shown
 from ghn_jax.base.numbers import is_int
-from ghn_jax.networks.genotype import Genotype, check_fields
+from ghn_jax.networks.genotype import Genotype
 from ghn_jax.networks.ops import has_attention
 
 IMAGE_SIZE = 32  # pixels on a side; only flattened heads (glob_avg=False) have shapes that depend on it
@@ -169,7 +169,7 @@ class NetworkSpec:
         """Read what to_dict writes. Raises UserError on unknown or missing fields and on bad values."""
         defaults = ('num_classes', 'name')
         required = tuple(field.name for field in dataclasses.fields(cls) if field.name not in defaults)
-        checked = check_fields('network', fields, required=required, optional=defaults)
+        checked = jsonfile.object_fields('network', fields, required=required, optional=defaults)
         checked['genotype'] = Genotype.from_dict(checked['genotype'])
         return cls(**checked)
 

@@ -33,7 +33,6 @@ from typing import Any
 
 from ghn_jax.base import jsonfile
 from ghn_jax.base.errors import FieldError, UserError, shown
-from ghn_jax.networks.genotype import check_fields
 from ghn_jax.quant.pattern import check_pattern
 
 FLOAT_BITS = 32
@@ -242,7 +241,7 @@ def read_policy(bits: str | None, file: str | None) -> Policy:
 def policy_from_dict(fields: Any, name: str) -> Policy:
     """Make the policy of a policy file's object, as `Policy.to_dict` writes it. Raises UserError."""
     required, optional = ('weight_bits', 'activation_bits'), ('rules', 'layers', 'edges', 'network')
-    fields = check_fields('it', fields, required=required, optional=optional)
+    fields = jsonfile.object_fields('it', fields, required=required, optional=optional)
     if 'layers' in fields:
         fields['layers'] = _listed(fields['layers'])
     return Policy(**fields, name=name)

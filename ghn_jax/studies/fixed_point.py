@@ -30,8 +30,8 @@ from ghn_jax.datasets.load import Dataset, load
 from ghn_jax.models.folding import Calibrated, fold
 from ghn_jax.models.model import Model
 from ghn_jax.models.tracing import trace
-from ghn_jax.runs.metrics import Progress
 from ghn_jax.runs.model_parameters import read_params, write_params
+from ghn_jax.runs.progress import Progress
 from ghn_jax.studies.study_arguments import provenance
 from ghn_jax.tuning.fixed_point import MOST_BITS, to_network
 from ghn_jax.tuning.fixed_point_network import labelled, saved

@@ -32,7 +32,7 @@ from ghn_jax.models.tracing import trace
 from ghn_jax.quant.policy import Policy
 from ghn_jax.runs.hypernetwork import Hypernetwork
 from ghn_jax.runs.hypernetwork import load as load_hypernetwork
-from ghn_jax.runs.metrics import Progress
+from ghn_jax.runs.progress import Progress
 from ghn_jax.studies.block_kinds import KINDS, BlockNet, Kind
 from ghn_jax.studies.initialization_picture import picture
 from ghn_jax.studies.initialization_tables import make_tables

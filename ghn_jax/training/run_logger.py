@@ -17,7 +17,8 @@ from ghn_jax.config import RunConfig
 from ghn_jax.networks.spaces import Space
 from ghn_jax.networks.spec import NetworkSpec
 from ghn_jax.quant.policy import Policy
-from ghn_jax.runs.metrics import Metrics, Progress
+from ghn_jax.runs.metrics import Metrics
+from ghn_jax.runs.progress import Progress
 from ghn_jax.training.log_lines import training_line, validation_line
 from ghn_jax.training.running_means import RunningMeans
 from ghn_jax.training.sampling import networks_of

@@ -29,7 +29,7 @@ from ghn_jax.models.model import Model
 from ghn_jax.models.names import named_leaves
 from ghn_jax.quant.policy import Policy
 from ghn_jax.quant.scheme import QAT, Scheme
-from ghn_jax.runs.metrics import Progress
+from ghn_jax.runs.progress import Progress
 from ghn_jax.tuning import comparison
 from ghn_jax.tuning.initialization import Start
 from ghn_jax.tuning.loop import fit

@@ -21,8 +21,8 @@ from ghn_jax.base.paths import Place
 from ghn_jax.evaluation.evaluation_spec import BATCH_SIZE
 from ghn_jax.evaluation.selection import ImageBatches
 from ghn_jax.quant.policy import Policy
-from ghn_jax.runs.metrics import Progress
 from ghn_jax.runs.model_parameters import write_params
+from ghn_jax.runs.progress import Progress
 from ghn_jax.tuning import comparison
 from ghn_jax.tuning.initialization import Start
 from ghn_jax.tuning.loop import fit

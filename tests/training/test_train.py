@@ -12,6 +12,7 @@ import pytest
 
 from ghn_jax.base import lock
 from ghn_jax.base.errors import NotFinite, Stopped, UserError
+from ghn_jax.base.jsonlines import read_jsonl
 from ghn_jax.datasets.load import batch_indices
 from ghn_jax.hypernet.ghn import init_params
 from ghn_jax.hypernet.predict import predict_weights
@@ -21,7 +22,6 @@ from ghn_jax.quant.strategy import strategy_of
 from ghn_jax.runs import run as runs
 from ghn_jax.runs import task
 from ghn_jax.runs.checkpoint import Checkpoints
-from ghn_jax.runs.metrics import read_jsonl
 from ghn_jax.runs.pack import read_pack
 from ghn_jax.training import train as training
 from ghn_jax.training.compiled import training_step
