@@ -21,7 +21,7 @@ from ghn_jax.cnn.packing import BLOCK, TILE
 from ghn_jax.cnn.program import Layout
 from ghn_jax.cnn.tables import ArrayOrNumpy
 from ghn_jax.cnn.weights import get_page, set_page
-from ghn_jax.hypernet.decoder import Items, Tiles
+from ghn_jax.hypernet.tiles import Items, Tiles
 
 UNIT = 8
 _UNITS = BLOCK // UNIT

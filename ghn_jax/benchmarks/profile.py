@@ -49,10 +49,13 @@ BESIDE = ('of the executor: activation quantization', 'host: preparation', 'host
 
 
 def measure(options: Options) -> list[Row]:
-    """A row for each part and mode. mean_s: seconds for each network; step_ms: milliseconds of a step;
-    share_percent: of the step.
+    """Measure the parts of a training step in each mode.
 
     The networks are those of the first step of a run of `options.config`; steps of the same family follow.
+
+    Returns:
+      A row for each part and mode: mean_s, seconds for each network; step_ms, milliseconds of a step;
+      share_percent, of the step.
 
     Raises:
       UserError: no config.
@@ -149,7 +152,7 @@ class _Profile:
         self.key = jax.random.key(0)
 
     def seconds(self) -> dict[str, float]:
-        """Seconds of a step by part (all its networks)."""
+        """Return the seconds of a step by part, of all its networks."""
         parts = self.device_parts()
         host, networks = self.host_parts()
         run = self.steps()
@@ -257,7 +260,7 @@ class _Profile:
         ]
 
     def executor_parts(self, each: list, weights: list, workspace: executor.Tapes) -> dict[str, float]:
-        """The networks on the images. workspace: taken."""
+        """Time the networks on the images. workspace: taken."""
         program, scheme, key = self.program, Scheme(self.mode), self.key
         run = jax.jit(executor.forward, static_argnums=0, static_argnames='scheme', donate_argnums=5)
         gradients = jax.jit(

@@ -212,7 +212,7 @@ def _check_networks(
 
 
 def make_batches(dataset: Dataset, spec: EvaluationSpec) -> tuple[ImageBatches, ImageBatches | None]:
-    """The test images; the training images of the calibration, None where the protocol measures nothing."""
+    """Return the test images, and the training images that a protocol measures on, None if it does not."""
     size = spec.batch_size
     images = image_batches(dataset, dataset.test, batch_size=size, num_images=spec.num_images)
     if spec.protocol.integer > images.count:
@@ -234,7 +234,7 @@ def make_batches(dataset: Dataset, spec: EvaluationSpec) -> tuple[ImageBatches, 
 def about_images(
     dataset: Dataset, images: ImageBatches, calibration: ImageBatches | None, spec: EvaluationSpec
 ) -> dict[str, Any]:
-    """What the result says of the images, and of how networks are scored on them."""
+    """Return what the result says of the images, and of how networks are scored on them."""
     how = spec.protocol
     return {
         'units': 'percent',
@@ -285,7 +285,7 @@ def check_same_task(run: Run, other: Run, against: str) -> None:
 
 
 def in_percent(bits: Sequence[str], policies: Sequence[Policy], scores: Sequence[Score]) -> dict[str, Any]:
-    """What the result says of one network: `scores` by bit-width, and the `layers` that their lists go by.
+    """Return what the result says of one network: `scores` by bits, and the `layers` that their lists go by.
 
     agreement: with the network in float, where that is scored. sqnr_*: means over layers; *_by_layer: dB.
     """
@@ -308,7 +308,7 @@ def in_percent(bits: Sequence[str], policies: Sequence[Policy], scores: Sequence
 
 
 def about_run(run: Run, workdir: str, predicted_for: Policy | None) -> dict[str, Any]:
-    """What the protocol says of a run. predicted_for: the policies that its weights are predicted for."""
+    """Return what the protocol says of a run. predicted_for: whose weights it predicts; None: each one."""
     config: Any = run.config
     return {
         'workdir': workdir,

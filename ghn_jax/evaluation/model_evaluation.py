@@ -23,6 +23,7 @@ from ghn_jax.base.errors import FieldError, UserError
 from ghn_jax.datasets.augment import normalize
 from ghn_jax.datasets.load import Dataset
 from ghn_jax.evaluation import results
+from ghn_jax.evaluation.device import judge
 from ghn_jax.evaluation.evaluate import (
     Against,
     about_images,
@@ -51,6 +52,7 @@ from ghn_jax.runs.run import Run
 from ghn_jax.runs.task import load_data, make_space_of
 
 GIVEN_MODEL = 'model'  # what rows call it
+_judge = jax.jit(judge)
 
 
 def evaluate_model(
@@ -130,7 +132,7 @@ class _Task:
         return {'rows': results.make_rows([network], bits), 'networks': [network], 'protocol': protocol}
 
     def protocol(self, run: Run, workdir: str) -> dict[str, Any]:
-        """What the result says of how the model is scored."""
+        """Return what the result says of how the model is scored."""
         of_images = about_images(self.dataset, self.images, self.calibration, self.spec)
         return of_images | about_run(run, workdir, self.spec.predicted_for) | _about_scoring(run, self.spec)
 
@@ -172,15 +174,9 @@ def evaluate_quantized(
             'range_rule': network.about.get('method'),
             'calibration_images': network.about.get('calibration_images'),
             'quantized': dict(network.about),
-            'image_size': run.config.image_size,
-            'bits': [bits],
-            'policies': {bits: network.policy.to_dict()},
-            'num_networks': {GIVEN_MODEL: 1},
-            'seed': spec.seed,
-            'space': None,
-            'device': f'1 x {jax.devices()[0].device_kind}',
-            'seconds': round(time.perf_counter() - begin, 1),
         }
+        | _about_scoring(run, spec)
+        | {'seconds': round(time.perf_counter() - begin, 1)}
     )
     return {'rows': results.make_rows([scored], [bits]), 'networks': [scored], 'protocol': protocol}
 
@@ -280,15 +276,12 @@ def _score(runnable: _Runnable, quantizer: FakeQuantizer, images: ImageBatches) 
     """Count the images whose label is the first, and among the first five, of the model's predictions."""
     logits_of = runnable.model.compiled(_logits, runnable.apply)
     used = quantizer if quantizer.rounds else None
-    better, predicted = [], []
-    for x, y in zip(images.images, np.asarray(images.labels)):
-        logits = np.asarray(logits_of(runnable.arrays, x, images.mean, images.std, used), np.float32)
-        logits = np.where(np.isnan(logits), -np.inf, logits)
-        label = np.take_along_axis(logits, y[:, None], 1)
-        # Ties count against the label, so that equal (or no) logits are no prediction.
-        better.append(np.sum(logits >= label, 1) - 1)
-        predicted.append(np.argmax(logits, 1).astype(np.int32))
-    rank = np.concatenate(better)
+    ranks, predicted = [], []
+    for x, y in zip(images.images, images.labels):
+        rank, own = _judge(logits_of(runnable.arrays, x, images.mean, images.std, used), y)
+        ranks.append(np.asarray(rank))
+        predicted.append(np.asarray(own))
+    rank = np.concatenate(ranks)
     return Score(float(np.mean(rank < 1)), float(np.mean(rank < 5)), np.concatenate(predicted))
 
 

@@ -16,7 +16,7 @@ import numpy as np
 from jax import Array, export
 from jax.typing import ArrayLike
 
-from ghn_jax.base.errors import UserError
+from ghn_jax.base.errors import UserError, one_line
 from ghn_jax.export.levels import MARKS
 from ghn_jax.models.program import Program, Step, flatten, needed, run
 
@@ -69,8 +69,9 @@ def freeze(function: Callable[[Array], Array], images: ArrayLike) -> Frozen:
     except UserError:
         raise
     except Exception as e:
-        said = ' '.join(str(e).split())[:200]
-        raise UserError(f'the model cannot be run on images of any number: {type(e).__name__}: {said}') from e
+        raise UserError(
+            f'the model cannot be run on images of any number: {type(e).__name__}: {one_line(e)}'
+        ) from e
     shapes = [aval.shape for aval in closed.out_avals]
     if len(shapes) != 1 or shapes[0][:1] != (batch,):
         raise UserError(

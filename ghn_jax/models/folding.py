@@ -133,7 +133,10 @@ def calibrate(
       policy: the bits. Ranges are those of the folded network at these bits; None: no ranges.
       scheme: how tensors are quantized.
       rule: how ranges are found (`cnn.deploy.calibration.RULES`).
-      corrected: statistics are then taken again with folded and rounded weights (`correct`).
+      corrected: whether statistics are then taken again with folded and rounded weights (`correct`).
+
+    Returns:
+      The model with fixed statistics; its weights are folded, and not rounded.
 
     Raises:
       UserError: no images, batches of several sizes, a policy of another model.

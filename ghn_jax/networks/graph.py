@@ -85,9 +85,17 @@ class NetworkGraph(Graph):
 
 
 def build_graph(spec: NetworkSpec) -> NetworkGraph:
-    """Build a network's graph, in the published node order: depth-first numbers, then Kahn's sort by stack.
+    """Build the graph of a network, as a hypernetwork reads it.
 
-    1 to 3 ms for a network of 160 nodes, up to 10 ms for the deepest.
+    The order of nodes is the published one: depth-first numbers, then Kahn's topological sort with a stack.
+    It takes 1 to 3 ms for a network of 160 nodes, up to 10 ms for the deepest.
+
+    Args:
+      spec: the network.
+
+    Returns:
+      Its nodes (parameters and operations), the distances between them, and the name and the shape of every
+      parameter that the logits depend on.
     """
     nodes, distance, parameters = reduce_to_nodes(*forward_pass(spec))
     return NetworkGraph(nodes=nodes, distance=distance, parameters=parameters, name=spec.name, spec=spec)

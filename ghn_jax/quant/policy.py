@@ -95,7 +95,7 @@ class Policy:
         return self.name or ' '.join([name_of(self.weight_bits, self.activation_bits), *rules, *edges])
 
     def to_dict(self) -> dict[str, Any]:
-        """In JSON's types, as a policy file; exceptions that there are none of are left out."""
+        """Return the fields as a policy file has them, without those of exceptions that there are none of."""
         fields: dict[str, Any] = {
             'weight_bits': self.weight_bits,
             'activation_bits': self.activation_bits,
@@ -188,10 +188,19 @@ def check_policy(policy: object) -> None:
 
 
 def parse_bits(text: str) -> Policy:
-    """`w4a8` -> 4-bit weights, 8-bit activations; `wta2`, `w32a32`, `float`: see the top of this file.
+    """Return the policy of one name, the same bits for all layers.
+
+    Args:
+        text: w<bits>a<bits> with bits of weights and activations, 32 for those that are not rounded, or `wt`
+            for ternary weights; or `float`.
 
     Raises:
         UserError: anything else.
+
+    Example:
+        >>> policy = parse_bits('w4a8')
+        >>> policy.weight_bits, policy.activation_bits
+        (4, 8)
     """
     lowered = text.strip().lower() if isinstance(text, str) else ''
     if lowered == 'float':
@@ -212,10 +221,13 @@ def name_of(weight_bits: int, activation_bits: int) -> str:
 
 
 def load_policy(path: str | os.PathLike) -> Policy:
-    """Read the policy of a JSON file; the format is at the top.
+    """Read the policy of a JSON file, whose format is at the top of this module.
+
+    Args:
+        path: the file; its name without the ending names the policy.
 
     Raises:
-        UserError: a file that cannot be read or is no such object: says what is wrong with it.
+        UserError: a file that cannot be read or is no such object, and what is wrong with it.
     """
     path = os.fspath(path)
     fields = jsonfile.read(path, 'policy', 'give a JSON file with weight_bits and activation_bits')

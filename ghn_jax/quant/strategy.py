@@ -37,7 +37,7 @@ class Strategy:
     seed: int = 0
 
     def policy_of(self, step: int, index: int, graph: NetworkGraph) -> Policy:
-        """The policy of network `index` of a step, whose graph this is."""
+        """Return the policy of network `index` of a step, whose graph this is."""
         for until, policy in self.schedule:
             if step < until:
                 return policy
@@ -60,7 +60,7 @@ class Strategy:
 
 
 def strategy_of(config: Any) -> Strategy:
-    """The strategy of a run's config (`ghn_jax.config`).
+    """Return the strategy of a run's config (`ghn_jax.config`).
 
     Raises:
       UserError: what is not possible in `config.quant`, key by key.
@@ -93,7 +93,7 @@ def describe_bits(quant: Any) -> str:
 
 
 def scheme_of(quant: Any) -> Scheme:
-    """The scheme of `config.quant`. Raises UserError as `Scheme`."""
+    """Return the scheme of `config.quant`. Raises UserError as `Scheme`."""
     with prefixed('quant.'):
         return Scheme(**{field: getattr(quant, field) for field in FIELDS})
 

@@ -54,7 +54,7 @@ class Section:
 
 
 def render(title: str, lead: str, sections: Sequence[Section]) -> str:
-    """The HTML of a page. All text is escaped: names in it may be anybody's."""
+    """Return the HTML of a page. All text is escaped: names in it may be anybody's."""
     environment = jinja2.Environment(
         loader=jinja2.PackageLoader('ghn_jax.reporting'),
         autoescape=True,
@@ -66,7 +66,7 @@ def render(title: str, lead: str, sections: Sequence[Section]) -> str:
 
 
 def write(folder: Place, html: str, figures: Iterable[Figure], names: Iterable[str] = ()) -> Place:
-    """Writes the figures, then the page that has them too; its path. Files there are replaced, each whole.
+    """Write the figures, then the page that has them too, each file whole; return the path of the page.
 
     names: of all figures that a page may have; those that this one has not are removed, for they are older.
 

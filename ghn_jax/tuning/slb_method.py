@@ -94,22 +94,22 @@ class Slb(AtBits):
 
     @property
     def trainer(self) -> Trainer:
-        """As of `Method`."""
+        """See `Method`."""
         return self.programs.trainer
 
     @property
     def suffix(self) -> str:
-        """As of `Method`."""
+        """See `Method`."""
         return ''
 
     def begin(self, params: Any, seed: int) -> TrainingState:
-        """As of `Method`."""
+        """See `Method`."""
         widths = as_data(self.widths)
         logits, grids = self.programs.begin(params, widths, jnp.uint32(seed), names=self.names)
         return self.trainer.begin(Searched(params, logits), seed, Untrained(widths, grids))
 
     def score(self, scored: TrainingState) -> dict[str, Any]:
-        """As of `Method`: of hard weights and, by statistics of batches, of 'soft' ones as in training."""
+        """See `Method`: of hard weights and, by statistics of batches, of 'soft' ones as in training."""
         rounded, fixed = self.rounded(scored), scored.fixed
         each = {FLOAT: unrounded(self.widths), self.bits: fixed.widths}
         hard = {name: self.programs.hard((rounded.params, widths)) for name, widths in each.items()}
@@ -125,7 +125,7 @@ class Slb(AtBits):
         return scores
 
     def keep(self, place: Place, state: TrainingState, metadata: Mapping[str, str]) -> None:
-        """As of `Method`: a quantized network."""
+        """See `Method`: a quantized network."""
         folded, setup = self._folded(self.rounded(state)), self.setup
         quantizer = _activations_of(self.policy, setup)
         ranges = find_ranges(setup.model, Calibrated.apply, folded, setup.images.calibration, quantizer)

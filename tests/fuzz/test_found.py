@@ -16,7 +16,7 @@ from ghn_jax.base.jsonlines import read_jsonl
 from ghn_jax.cnn.building import build_program
 from ghn_jax.evaluation import results
 from ghn_jax.hypernet.ghn import GHNConfig
-from ghn_jax.hypernet.published import load_state
+from ghn_jax.hypernet.statefile import load_state
 from ghn_jax.networks.files import load_networks
 from ghn_jax.networks.genotype import Genotype
 from ghn_jax.networks.spec import NetworkSpec

@@ -147,7 +147,7 @@ class _Notes:
 
 
 def describe(x: Array, rounded: Array, bounds: Array) -> tuple[Array, ...]:
-    """The fields of `Activations` for one tensor."""
+    """Return the fields of `Activations` for one tensor."""
     return _fields(_size(x), _noise(x, rounded), _histogram(x, bounds))
 
 
