@@ -61,7 +61,12 @@ class Quantizer(NamedTuple):
 
 
 class Sizes(NamedTuple):
-    """Of every slot of a tape, [S] each: the maximum; of relu(x), `ranges.power`, where the scheme asks."""
+    """How large the values in each slot of a tape are, [S] each.
+
+    Attributes:
+      largest: the maximum.
+      squares, count: `ranges.power` of relu(x); None where the scheme does not ask for it.
+    """
 
     largest: Array
     squares: Array | None

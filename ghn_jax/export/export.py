@@ -45,12 +45,14 @@ _BATCH = 64  # calibration images at a time, as in evaluation
 class ExportSpec:
     """What file is written.
 
-    policy: bits of weights and activations.   format: one of FORMATS.
-    calibration_images: the first training images, that statistics and ranges are those of.
-    range_rule: how ranges of activations are found (`cnn.deploy.calibration.RULES`).
-    batch_norm: one of BATCH_NORMS, as of `evaluation.protocol.Protocol`: statistics in float, or taken again
-      with folded and rounded weights.
-    scheme: fields of the run's `Scheme` that are others than in training, such as granularity='channel'.
+    Attributes:
+      policy: bits of weights and activations.
+      format: one of FORMATS.
+      calibration_images: how many of the first training images statistics and ranges are those of.
+      range_rule: how ranges of activations are found (`cnn.deploy.calibration.RULES`).
+      batch_norm: one of BATCH_NORMS, as of `evaluation.protocol.Protocol`: statistics in float, or taken
+        again with folded and rounded weights.
+      scheme: fields of the run's `Scheme` that are others than in training, such as granularity='channel'.
     """
 
     policy: Policy = Policy()

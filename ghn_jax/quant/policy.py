@@ -48,11 +48,14 @@ NamedWidths = Mapping[str, Widths]  # of each weight of a network, by name
 class Policy:
     """Bits of weights and activations; 32 means not quantized.
 
-    rules: (regex, weight_bits, activation_bits), ...; a regex matches whole names; the first match wins.
-    layers: (name, weight_bits, activation_bits), ..., of single layers; these come before the rules.
-    edges: (weight_bits, activation_bits) of the first and the last layer, where no layer or rule names them,
-      of what would be quantized there at all; None: like the others.
-    network: the name of the one network the policy is for; '' for any.   name: what to call the policy.
+    Attributes:
+        weight_bits, activation_bits: of all layers but the exceptions.
+        rules: (regex, weight_bits, activation_bits), ...; a regex matches whole names; the first match wins.
+        layers: (name, weight_bits, activation_bits), ..., of single layers; these come before the rules.
+        edges: (weight_bits, activation_bits) of the first and the last layer, where no layer or rule names
+          them, of what would be quantized there at all; None: like the others.
+        network: the name of the one network the policy is for; '' for any.
+        name: what to call the policy.
 
     Raises:
         UserError: a bit-width outside 1..16 and 32 (and TERNARY, of weights), a rule that is no such triple,

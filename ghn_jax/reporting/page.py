@@ -39,7 +39,7 @@ class Table:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Section:
-    """title, then paragraphs, tables, code and figures, in this order."""
+    """A title, then paragraphs, tables, code and figures, in this order."""
 
     title: str
     paragraphs: Sequence[str] = ()
