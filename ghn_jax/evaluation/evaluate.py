@@ -115,7 +115,9 @@ class Against:
 class _Task:
     """Everything that is the same for all runs that are scored.
 
-    networks: what the result says of each, whoever predicts its weights; protocol: of how they are scored.
+    Attributes:
+      networks: what the result says of each, whoever predicts its weights.
+      protocol: of how they are scored.
     """
 
     spec: EvaluationSpec

@@ -176,7 +176,9 @@ class _Buffers(NamedTuple):
 class _Scorer:
     """Scores networks of one program; the fields are those of `score_each`.
 
-    images: on their devices; given: the same on the host.
+    Attributes:
+      images: on their devices.
+      given: the same on the host.
     """
 
     ghn: GHN

@@ -103,8 +103,10 @@ def check_spec(spec: ExportSpec, compared: int | None = None) -> None:
 class _Network(NamedTuple):
     """A network as it is written. write: from the file's metadata to its contents.
 
-    apply: its evaluation here, from images to logits, compiled.   metadata: its own.
-    with_biases: the same with biases that are rounded as in the file, where these are integers.
+    Attributes:
+      apply: its evaluation here, from images to logits, compiled.
+      metadata: its own.
+      with_biases: the same with biases that are rounded as in the file, where these are integers.
     """
 
     write: Callable[[dict[str, str]], bytes]

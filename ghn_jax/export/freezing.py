@@ -27,8 +27,9 @@ BATCH = 'batch'  # what the number of images is called, in files too
 class Frozen:
     """A program of images alone.
 
-    program: its one input are the images; the shapes in it have a symbol for their number.
-    images: the shape of any number of images, with that symbol first.
+    Attributes:
+      program: its one input are the images; the shapes in it have a symbol for their number.
+      images: the shape of any number of images, with that symbol first.
     """
 
     program: Program

@@ -20,9 +20,10 @@ from ghn_jax.models.recorder import Site
 class FoldedProgram:
     """A program, and what is what in it.
 
-    sites: the steps that run a layer, by number.
-    weights, biases: slot of a constant -> name of the layer that it is of.
-    sources: what each batch norm of the model reads, or its scale and shift in its place.
+    Attributes:
+      sites: the steps that run a layer, by number.
+      weights, biases: slot of a constant -> name of the layer that it is of.
+      sources: what each batch norm of the model reads, or its scale and shift in its place.
     """
 
     program: Program
@@ -36,8 +37,9 @@ class FoldedProgram:
 class Own:
     """A batch norm that stays as the model has it, and takes the statistics of each batch.
 
-    signs: -1 or 1 for each channel, which what it reads is multiplied by; None: by nothing. Where the weights
-      before it are multiplied by gains, the signs undo those of the gains.
+    Attributes:
+      signs: -1 or 1 for each channel, which what it reads is multiplied by; None: by nothing. Where the
+        weights before it are multiplied by gains, the signs undo those of the gains.
     """
 
     signs: Any

@@ -201,7 +201,8 @@ def _observe(traced: Traced, unfixed: Calibrated, x: Array, quantizer: FakeQuant
 class _Found(NamedTuple):
     """What is found of a model: its program for two images, and scale and shift of each of its norms.
 
-    dtype: of what is folded.
+    Attributes:
+      dtype: of what is folded.
     """
 
     traced: Traced

@@ -56,9 +56,12 @@ def count_parameters(spec: NetworkSpec) -> int:
 class Cost(NamedTuple):
     """What an operation takes.
 
-    parameters: scalars, of all tensors.   dense: of these, scalars of dense kernels and linear weights.
-    operations: of the forward pass, also those that are no nodes.   kernel: pixels on its longest side.
-    dense_tiles, depth_tiles: positions of dense and of depthwise kernels, which a hypernetwork decodes.
+    Attributes:
+      parameters: scalars, of all tensors.
+      dense: of these, scalars of dense kernels and linear weights.
+      operations: of the forward pass, also those that are no nodes.
+      kernel: pixels on its longest side.
+      dense_tiles, depth_tiles: positions of dense and of depthwise kernels, which a hypernetwork decodes.
     """
 
     parameters: int

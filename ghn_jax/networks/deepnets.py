@@ -41,7 +41,8 @@ _SAYS = 'give the folder of DeepNets-1M'
 class PublishedSpace(Space):
     """The space deepnets1m, whose splits are those of the files in a folder.
 
-    folder: where they lie.
+    Attributes:
+      folder: where they lie.
     """
 
     folder: str

@@ -23,8 +23,9 @@ Entry = tuple[str, int]
 class Genotype:
     """The normal and the reduction cell. Validated when made; hashable.
 
-    normal, reduce: entries (op, source state), two for each intermediate state; source < own state.
-    normal_concat, reduce_concat: distinct intermediate states (2 and up) joined at the cell's output.
+    Attributes:
+      normal, reduce: entries (op, source state), two for each intermediate state; source < own state.
+      normal_concat, reduce_concat: distinct intermediate states (2 and up) joined at the cell's output.
 
     Raises UserError on construction if anything is not so.
     """

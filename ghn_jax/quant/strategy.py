@@ -22,11 +22,15 @@ _STREAM = 0x71  # of random numbers: another than that of the networks themselve
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Strategy:
-    """scheme: of training. policy: the bits that training aims at.
+    """How a training quantizes: by which scheme, and in which bits at which step.
 
-    schedule: (until step, policy), ...: what applies before. choices: policies to draw from, in place of
-    `policy`. per: one draw for a 'network', one for each 'layer', or a toss between the two for 'either'.
-    seed: of the draws.
+    Attributes:
+      scheme: of training.
+      policy: the bits that training aims at.
+      schedule: (until step, policy), ...: what applies before.
+      choices: policies to draw from, in place of `policy`.
+      per: one draw for a 'network', one for each 'layer', or a toss between the two for 'either'.
+      seed: of the draws.
     """
 
     scheme: Scheme = FLOAT

@@ -37,10 +37,14 @@ BINS = 64
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Layer:
-    """name: of its weight. bits: of the weight, and of the activation that enters the layer.
+    """A layer of a network, as it is rounded.
 
-    weights, rounded: every value, [n]. counts [B], edges [B + 1]: a histogram of the activation before it is
-    rounded, zeros left out. decibels: SQNR of weight and activation, not a number where nothing is rounded.
+    Attributes:
+      name: of its weight.
+      bits: of the weight, and of the activation that enters the layer.
+      weights, rounded: every value before and after rounding, [n].
+      counts, edges: [B] and [B + 1], a histogram of the activation before it is rounded, zeros left out.
+      decibels: SQNR of weight and activation, not a number where nothing is rounded.
     """
 
     name: str

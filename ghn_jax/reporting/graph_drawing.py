@@ -41,9 +41,12 @@ _KINDS = {
 
 @dataclasses.dataclass(frozen=True)
 class Drawing:
-    """layer: int [N], from 0, the first at the top; every edge goes to a later one. x: float [N].
+    """Where the nodes of a graph are drawn, and the edges between them.
 
-    paths: edge (sender, receiver) -> points (x, layer) [L, 2] from the one to the other, in every layer.
+    Attributes:
+      layer: int [N], from 0, the first at the top; every edge goes to a later one.
+      x: float [N], the place in its layer.
+      paths: edge (sender, receiver) -> points (x, layer) [L, 2] from the one to the other, in every layer.
     """
 
     layer: np.ndarray

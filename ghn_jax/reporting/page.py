@@ -15,7 +15,14 @@ INDEX = 'index.html'
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Figure:
-    """A PNG. name: of its file, without suffix. alt: what it shows. caption: how to read it."""
+    """A picture.
+
+    Attributes:
+      name: of its file, without suffix.
+      png: the contents of that file.
+      alt: what it shows.
+      caption: how to read it.
+    """
 
     name: str
     png: bytes
@@ -30,7 +37,13 @@ class Figure:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Table:
-    """lines: as many cells each as there are headers, shown by str(). caption: read before the table."""
+    """A table.
+
+    Attributes:
+      caption: read before the table.
+      headers: of the columns.
+      lines: as many cells each as there are headers, shown by str().
+    """
 
     caption: str
     headers: Sequence[str]

@@ -31,8 +31,10 @@ _RECORDS = re.compile(r'[a-z_]+\.jsonl')
 class Pack(NamedTuple):
     """What a pack holds.
 
-    arrays: of the state, by the names that `digests.leaf_types` gives. meta: of `run.run_meta`. records: text
-    of the .jsonl files of the run directory, by their names.
+    Attributes:
+      arrays: of the state, by the names that `digests.leaf_types` gives.
+      meta: of `run.run_meta`.
+      records: text of the .jsonl files of the run directory, by their names.
     """
 
     arrays: dict[str, np.ndarray]

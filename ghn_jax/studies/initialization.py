@@ -134,7 +134,8 @@ class _Images:
 class _Task:
     """One kind: what its trainings have in common, compiled once for all initialisations and seeds.
 
-    policy: that parameters are predicted for: float, as the hypernetwork has it.
+    Attributes:
+      policy: that parameters are predicted for: float, as the hypernetwork has it.
     """
 
     kind: Kind

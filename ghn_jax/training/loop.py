@@ -30,9 +30,12 @@ from ghn_jax.training.stepper import Stepper
 class LoopParts:
     """What a loop drives.
 
-    validate: parameters of the GHN -> values by name. meta: (step, window=the means under way) -> what a
-    checkpoint says about itself. stopping: whether a signal has come. pack: (what a checkpoint holds, its
-    meta) -> nothing; it writes them, with the run's records, into one file.
+    Attributes:
+      validate: parameters of the GHN -> values by name.
+      meta: (step, window=the means under way) -> what a checkpoint says about itself.
+      stopping: whether a signal has come.
+      pack: (what a checkpoint holds, its meta) -> nothing; it writes them, with the run's records, into one
+        file.
     """
 
     config: RunConfig

@@ -32,8 +32,9 @@ RATE = 1e-3  # of Adam, in the beginning; it falls along a cosine
 class NormStatistics(NamedTuple):
     """What a batch norm knows, float32, in the norm's shape with 1 for what is averaged.
 
-    mean, deviation: of what it reads.
-    scale, shift: of x, what the norm reads, the folded model has scale x + shift; 1, 0: it is not folded.
+    Attributes:
+      mean, deviation: of what it reads.
+      scale, shift: of x, what the norm reads, the folded model has scale x + shift; 1, 0: it is not folded.
     """
 
     mean: Any

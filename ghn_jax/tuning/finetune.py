@@ -186,7 +186,8 @@ def check_models(models: Sequence[Model], dataset: Dataset) -> None:
 class _Task:
     """One network at one bit-width, trained by a method.
 
-    settings: all that a result depends on beside the start and the seed, in JSON's types.
+    Attributes:
+      settings: all that a result depends on beside the start and the seed, in JSON's types.
     """
 
     model: Model

@@ -102,8 +102,9 @@ def count_chunks(setting: tuple[Any, Options]) -> int:
 class _Way:
     """A network on its way to be quantized.
 
-    network: with rounded weights; those of the blocks so far, and their ranges, are learned.
-    quantized: what enters the next block in it, [K, B, ...].
+    Attributes:
+      network: with rounded weights; those of the blocks so far, and their ranges, are learned.
+      quantized: what enters the next block in it, [K, B, ...].
     """
 
     network: Calibrated

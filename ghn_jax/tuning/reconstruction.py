@@ -83,8 +83,10 @@ class Learned(NamedTuple):
 class Grids(NamedTuple):
     """Grids of a block, of what is rounded in it.
 
-    weights: by layer, parts [out].   activations: by reader.
-    known: by reader, (lo, hi, bits) of activations that an earlier block has learned.
+    Attributes:
+      weights: by layer, parts [out].
+      activations: by reader.
+      known: by reader, (lo, hi, bits) of activations that an earlier block has learned.
     """
 
     weights: dict[str, Grid]
@@ -95,8 +97,11 @@ class Grids(NamedTuple):
 class Images(NamedTuple):
     """Calibration images where they enter and leave a block, [N, ...] each.
 
-    quantized: what enters in the quantized network.   entering: in the float network, corrected or not.
-    made: what the block makes of that in float.   logits: of the float network.
+    Attributes:
+      quantized: what enters in the quantized network.
+      entering: in the float network, corrected or not.
+      made: what the block makes of that in float.
+      logits: of the float network.
     """
 
     quantized: Values

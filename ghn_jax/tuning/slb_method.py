@@ -40,7 +40,10 @@ from ghn_jax.tuning.training import Trainer, TrainingState
 class Rounded(NamedTuple):
     """A network with its weights on their levels.
 
-    params: as `Model.params`.   weights: those that are rounded, by name.   grids: theirs, each part [O].
+    Attributes:
+      params: as `Model.params`.
+      weights: those that are rounded, by name.
+      grids: theirs, each part [O].
     """
 
     params: Any
@@ -67,7 +70,11 @@ def searched_names(policy: Policy, model: Model) -> tuple[str, ...]:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Slb(AtBits):
-    """A `setup.Method`. programs: compiled for all policies."""
+    """Searching for low-bit weights (SLB): a `setup.Method`.
+
+    Attributes:
+      programs: compiled for all policies.
+    """
 
     programs: Programs
 

@@ -26,8 +26,9 @@ from ghn_jax.tuning.training import TrainingSpec, TrainingState, loss_of, make_o
 class Searched(NamedTuple):
     """What is trained.
 
-    params: a pytree as `Model.params`; the searched weights among them are of no account.
-    logits: of these, by name, float32 [O, ..., K].
+    Attributes:
+      params: a pytree as `Model.params`; the searched weights among them are of no account.
+      logits: of these, by name, float32 [O, ..., K].
     """
 
     params: Any
@@ -37,7 +38,9 @@ class Searched(NamedTuple):
 class Untrained(NamedTuple):
     """What is not trained.
 
-    widths: bits of all weights and activations, as data.   grids: of the weights that are searched.
+    Attributes:
+      widths: bits of all weights and activations, as data.
+      grids: of the weights that are searched.
     """
 
     widths: dict[str, tuple[Array, Array]]

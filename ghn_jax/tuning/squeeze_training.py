@@ -83,8 +83,11 @@ class SqueezeSpec:
 class Squeezing(NamedTuple):
     """What a squeezing knows beside what is trained (`TrainingState.fixed`).
 
-    alive: bool [channels + 1].   masks: as the parameters, of those.   penalty: float32 [].
-    costs: float32 [passes], BOPs during each pass so far.
+    Attributes:
+      alive: bool [channels + 1].
+      masks: as the parameters, of those.
+      penalty: float32 [].
+      costs: float32 [passes], BOPs during each pass so far.
     """
 
     alive: Any
@@ -97,9 +100,13 @@ class Squeezing(NamedTuple):
 class SqueezeTask:
     """One network at one bit-width, of one kind.
 
-    bits: what the policy is called.   policy: as it is used.   most: BOPs of what is left in the end.
-    original: BOPs of the original.   score: parameters -> top-1.
-    settings: all that a result depends on beside the start and the seed, in JSON's types.
+    Attributes:
+      bits: what the policy is called.
+      policy: as it is used.
+      most: BOPs of what is left in the end.
+      original: BOPs of the original.
+      score: parameters -> top-1.
+      settings: all that a result depends on beside the start and the seed, in JSON's types.
     """
 
     name: str

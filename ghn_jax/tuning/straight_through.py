@@ -26,9 +26,11 @@ from ghn_jax.tuning.training import Trainer, TrainingState, loss_of, make_traine
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class StraightThrough(AtBits):
-    """A `setup.Method`.
+    """Training through rounding with straight-through gradients: a `setup.Method`.
 
-    trainer, batch: of all policies.   batch: (parameters, bits as data) -> the score by batch statistics.
+    Attributes:
+      trainer: of all policies.
+      batch: (parameters, bits as data) -> the score by batch statistics.
     """
 
     trainer: Trainer

@@ -63,11 +63,15 @@ class Wanted(NamedTuple):
 
 
 class Activations(NamedTuple):
-    """Of one batch, each [T]: range, sum of squares, sum of squares of the rounding error.
+    """What enters the layers of a network in one batch, [T] each.
 
-    count: of values other than 0.
-    histogram: [T, B], of values other than 0, over bins that divide the bounds evenly; what lies beyond
-    counts in the outermost.
+    Attributes:
+      lo, hi: the range.
+      signal: the sum of squares.
+      noise: the sum of squares of the rounding error.
+      count: of values other than 0.
+      histogram: [T, B], of values other than 0, over bins that divide the bounds evenly; what lies beyond
+        counts in the outermost.
     """
 
     lo: ArrayOrNumpy
