@@ -23,15 +23,9 @@ from ghn_jax.base.errors import FieldError, UserError
 from ghn_jax.datasets.augment import normalize
 from ghn_jax.datasets.load import Dataset
 from ghn_jax.evaluation import results
+from ghn_jax.evaluation.descriptions import about_images, about_networks, about_run, in_percent
 from ghn_jax.evaluation.device import judge
-from ghn_jax.evaluation.evaluate import (
-    Against,
-    about_images,
-    about_run,
-    check_same_task,
-    in_percent,
-    make_batches,
-)
+from ghn_jax.evaluation.evaluate import Against, check_same_task, make_batches
 from ghn_jax.evaluation.evaluation_spec import EvaluationSpec
 from ghn_jax.evaluation.protocol import Protocol
 from ghn_jax.evaluation.results import Result
@@ -134,7 +128,8 @@ class _Task:
     def protocol(self, run: Run, workdir: str) -> dict[str, Any]:
         """Return what the result says of how the model is scored."""
         of_images = about_images(self.dataset, self.images, self.calibration, self.spec)
-        return of_images | about_run(run, workdir, self.spec.predicted_for) | _about_scoring(run, self.spec)
+        of_networks = about_networks(run.config, self.spec, {GIVEN_MODEL: 1}, space=None)
+        return of_images | about_run(run, workdir, self.spec.predicted_for) | of_networks
 
 
 def evaluate_quantized(
@@ -175,7 +170,7 @@ def evaluate_quantized(
             'calibration_images': network.about.get('calibration_images'),
             'quantized': dict(network.about),
         }
-        | _about_scoring(run, spec)
+        | about_networks(run.config, spec, {GIVEN_MODEL: 1}, space=None)
         | {'seconds': round(time.perf_counter() - begin, 1)}
     )
     return {'rows': results.make_rows([scored], [bits]), 'networks': [scored], 'protocol': protocol}
@@ -223,18 +218,6 @@ def _check_spec(spec: EvaluationSpec, params: Any) -> None:
 def _normalized(images: ImageBatches | None) -> list[Array]:
     """Return the batches as a model takes them."""
     return [] if images is None else [normalize(x, images.mean, images.std) for x in images.images]
-
-
-def _about_scoring(run: Run, spec: EvaluationSpec) -> dict[str, Any]:
-    return {
-        'image_size': run.config.image_size,
-        'bits': [str(policy) for policy in spec.policies],
-        'policies': {str(policy): policy.to_dict() for policy in spec.policies},
-        'num_networks': {GIVEN_MODEL: 1},
-        'seed': spec.seed,
-        'space': None,
-        'device': f'1 x {jax.devices()[0].device_kind}',
-    }
 
 
 def _describe(model: Model) -> dict[str, Any]:

@@ -20,7 +20,8 @@ from ghn_jax.datasets.augment import normalize
 from ghn_jax.datasets.load import load
 from ghn_jax.evaluation import results
 from ghn_jax.evaluation.compiled import predictor
-from ghn_jax.evaluation.evaluate import evaluate, in_percent
+from ghn_jax.evaluation.descriptions import in_percent
+from ghn_jax.evaluation.evaluate import evaluate
 from ghn_jax.evaluation.evaluation_flags import parse_policies
 from ghn_jax.evaluation.evaluation_spec import EvaluationSpec
 from ghn_jax.evaluation.protocol import Protocol

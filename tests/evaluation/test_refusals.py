@@ -5,7 +5,8 @@ import dataclasses
 import pytest
 
 from ghn_jax.base.errors import UserError
-from ghn_jax.evaluation.evaluate import about_run, evaluate
+from ghn_jax.evaluation.descriptions import about_run
+from ghn_jax.evaluation.evaluate import evaluate
 from ghn_jax.evaluation.evaluation_flags import EvaluationFlags, parse_policies, parse_splits
 from ghn_jax.evaluation.evaluation_spec import EvaluationSpec
 from ghn_jax.evaluation.protocol import Protocol
