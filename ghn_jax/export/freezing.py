@@ -59,6 +59,9 @@ def freeze(function: Callable[[Array], Array], images: ArrayLike) -> Frozen:
       function: from images to logits, such as `lambda x: model.apply(params, x, quantizer)`.
       images: [N, ...] that the statistics and ranges are those of.
 
+    Returns:
+      The function for any number of images, each judged by itself.
+
     Raises:
       UserError: the function is for a certain number of images only, or gives no logits for each of them.
     """

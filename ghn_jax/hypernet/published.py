@@ -24,10 +24,16 @@ def load_published(
 ) -> tuple[GHNConfig, dict[str, Any]]:
     """Read a published hypernetwork: its configuration, and Flax parameters of the file's dtypes.
 
-    config_path: its JSON config; None: what the file itself has, or its shapes say (`config_of`).
+    Args:
+      state_path: the state dict, .pt, .npz or .safetensors.
+      config_path: its JSON config; None: what the file itself has, or its shapes say (`config_of`).
 
-    Raises UserError for files that are absent or do not load, and for entries that are missing, unexpected,
-    of the wrong shape, or not finite.
+    Returns:
+      The configuration; the parameters, as those of `init_params`.
+
+    Raises:
+      UserError: a file that is absent or does not load; entries that are missing, unexpected, of the wrong
+        shape, or not finite.
     """
     state, fields = load_checkpoint(state_path)
     config = load_config(config_path, state) if config_path else config_of(fields, state)

@@ -98,7 +98,7 @@ class Hypernetwork:
         return predict_weights(ghn, params, network, used)
 
     def unpredicted(self, model: Model) -> dict[str, str]:
-        """Return the parameters of a model that this hypernetwork predicts nothing for, and why not."""
+        """Return the parameters of a model that this hypernetwork predicts nothing for: {name: why not}."""
         return model.kept | unknown_parameters(model, primitives_of(self.space.ops))
 
     def load_data(self) -> Dataset:
