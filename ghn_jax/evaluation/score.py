@@ -222,7 +222,7 @@ class _Scorer:
             network, sqnr = own._replace(bits=self.program.bit_table(placed.layout, widths)), None
             if self.measure:
                 network, sqnr, workspace = protocols.prepare(
-                    self.protocol, self.measure, placed.layout, network, moments, network.bits, workspace
+                    self.protocol, self.measure, placed.layout, network, moments, workspace
                 )
                 network = replicate(self.mesh, network)
             score, workspace = self._score(placed, network, workspace, policy.is_float)

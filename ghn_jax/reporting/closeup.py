@@ -103,7 +103,7 @@ def look(run: Run, evaluation: Evaluation, selection: Selection, num_devices: in
     images = image_batches(dataset, dataset.train, batch_size=p['batch_size'], num_images=count)
     measure = make_measure(program, mesh, images, scheme)
     placed, widths = place(program, graph), resolve(used, graph)
-    layout, bits = placed.layout, program.bit_table(placed.layout, widths)
+    layout = placed.layout
 
     workspace = make_workspaces(mesh, program, p['batch_size'], train=False)
     network, _ = predict_network(
@@ -111,12 +111,12 @@ def look(run: Run, evaluation: Evaluation, selection: Selection, num_devices: in
         jnp.zeros(program.capacity.blocks * BLOCK), max_nodes=room_for([graph]),
         mesh=mesh,
     )  # fmt: skip
-    how = evaluation.protocol
+    network, how = network._replace(bits=program.bit_table(layout, widths)), evaluation.protocol
     moments, workspace = protocol.statistics(how, measure, layout, network, workspace)
-    network, _, workspace = protocol.prepare(how, measure, layout, network, moments, bits, workspace)
+    network, _, workspace = protocol.prepare(how, measure, layout, network, moments, workspace)
     wanted = observer.make_wanted(program, activations=True, noise=True)
-    measured, workspace = measure(layout, network, bits, wanted, workspace)
-    seen, bounds, _ = protocol.histograms(measure, layout, network, bits, measured.activations, workspace)
+    measured, workspace = measure(layout, network, wanted, workspace)
+    seen, bounds, _ = protocol.histograms(measure, layout, network, measured.activations, workspace)
 
     shapes = {parameter.name: parameter.shape for parameter in graph.parameters}
     weights = program.unpack(layout, np.asarray(jax.device_get(network.weights)), shapes)
