@@ -201,8 +201,8 @@ class Costs(NamedTuple):
     """What a network in fixed point takes, in bits and bit operations.
 
     Attributes:
-      parameters: of all weights and biases.
-      activations: of all that enters layers, of one image.
+      parameters: bits of all weights and biases.
+      activations: bits of all that enters layers, of one image.
       multiplications: sum over layers of MACs x weight bits x activation bits, for one image.
     """
 

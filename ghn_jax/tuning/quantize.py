@@ -41,8 +41,8 @@ class Network:
     """A network in float, and the images that it is quantized with.
 
     Attributes:
-      calibrated: folded.
-      params: that it is made of.
+      calibrated: the network, folded.
+      params: of the model, that it is made of.
       batches: calibration images [K, B, ...].
     """
 

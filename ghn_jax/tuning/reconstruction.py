@@ -84,9 +84,9 @@ class Grids(NamedTuple):
     """Grids of a block, of what is rounded in it.
 
     Attributes:
-      weights: by layer, parts [out].
-      activations: by reader.
-      known: by reader, (lo, hi, bits) of activations that an earlier block has learned.
+      weights: layer's name -> the grid of its weight, each part [out].
+      activations: `Site.reader` -> the grid of the activation.
+      known: `Site.reader` -> (lo, hi, bits) of an activation whose range an earlier block has learned.
     """
 
     weights: dict[str, Grid]
@@ -98,9 +98,9 @@ class Images(NamedTuple):
     """Calibration images where they enter and leave a block, [N, ...] each.
 
     Attributes:
-      quantized: what enters in the quantized network.
-      entering: in the float network, corrected or not.
-      made: what the block makes of that in float.
+      quantized: what enters the block in the quantized network.
+      entering: what enters it in the float network, corrected or not.
+      made: what the block makes of `entering` in float.
       logits: of the float network.
     """
 

@@ -41,9 +41,9 @@ class Rounded(NamedTuple):
     """A network with its weights on their levels.
 
     Attributes:
-      params: as `Model.params`.
-      weights: those that are rounded, by name.
-      grids: theirs, each part [O].
+      params: a pytree as `Model.params`.
+      weights: the rounded weights, by name.
+      grids: of these weights, by name, each part [O].
     """
 
     params: Any

@@ -84,9 +84,9 @@ class Squeezing(NamedTuple):
     """What a squeezing knows beside what is trained (`TrainingState.fixed`).
 
     Attributes:
-      alive: bool [channels + 1].
-      masks: as the parameters, of those.
-      penalty: float32 [].
+      alive: bool [channels + 1], the channels that are left.
+      masks: a pytree as the parameters, 1 for what is left and 0 for what is removed.
+      penalty: float32 [], of this pass (`SqueezeSpec.penalty`).
       costs: float32 [passes], BOPs during each pass so far.
     """
 
@@ -101,10 +101,13 @@ class SqueezeTask:
     """One network at one bit-width, of one kind.
 
     Attributes:
+      name: of the network.
+      kind: one of `KINDS`.
       bits: what the policy is called.
       policy: as it is used.
+      removal: takes channels off the wide network.
+      original: BOPs of the original network.
       most: BOPs of what is left in the end.
-      original: BOPs of the original.
       score: parameters -> top-1.
       settings: all that a result depends on beside the start and the seed, in JSON's types.
     """
