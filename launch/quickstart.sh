@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # From a fresh clone to a result: makes the environment, predicts the weights of a network with the GHN that comes with
 # the package, then trains a small one through 4-bit quantization and beside it the same in float, and scores both on
-# networks that neither has seen. Under five minutes on two CPU cores.
+# networks that neither has seen. Some five minutes on two CPU cores.
 #   bash launch/quickstart.sh [--workdir=DIR] [--config.key=value ...]
 # Run again it goes on where it stopped; remove DIR (runs/quickstart) to start afresh.
 set -euo pipefail
@@ -30,10 +30,12 @@ environment
 echo '== no training yet: the GHN of the package predicts a network that it has never seen'
 python launch/first.py
 
-# A third of the steps of the config. Both are rounded by the same rule, also when they are scored: they differ in what
-# they were trained through. Bits are data to the compiled program, so the second training finds it in the cache.
+# A third of the steps of the config, which want a larger rate (docs/results.md). Both are rounded by the same rule, also
+# when they are scored: they differ in what they were trained through. Bits are data to the compiled program, so the
+# second training finds it in the cache.
 training=(
     --config=configs/quickstart.py --config.train.steps=250 --config.log_every_steps=10
+    --config.train.learning_rate=1e-2 --config.train.warmup_steps=30
     --config.quant.weight_range=sigma --config.quant.activation_range=sigma
     ${overrides[@]+"${overrides[@]}"}
 )

@@ -183,17 +183,18 @@ def test_validations_of_a_run_are_in_the_tables_and_on_the_page(tmp_path, quick,
     assert "| drawn | mode=qat, draw=['w2a2', 'w4a4'], " in page and 'baseline: float' in page
 
 
-COMBINED = 'quickstart', 'muon_cosine', 'winners'  # recipes of several changes
+COMBINED = 'cosine_rate_3e-3', 'muon_cosine', 'winners'  # recipes of several changes
 
 
 def test_the_recipe_study_of_the_package_makes_its_runs():
     strategies = read_strategies('recipe')
-    base = configs.freeze(config_file.Parser().parse('quickstart'))
+    base = configs.freeze(config_file.Parser().parse('published_recipe'))
     made = {run.strategy: run.config for run in make_runs(base, strategies)}
     published = made['published']
-    assert next(iter(strategies)) == 'published'
+    assert next(iter(strategies)) == 'published' and published == base
     for name, c in made.items():
         differing = differing_keys(published, c, FREE_KEYS)
+        assert set(differing) == set(strategies[name]), name
         # One change at a time; a schedule goes with its warm-up, networks with images.
         assert name in ('published', *COMBINED) or len({key.split('_')[-1] for key in differing}) <= 2, name
         assert (c.train.steps, c.train.meta_batch * c.train.batch_size) == (

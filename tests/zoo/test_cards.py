@@ -9,14 +9,15 @@ import numpy as np
 import pytest
 from absl import flags
 
-from ghn_jax import config_file
+from ghn_jax import config, config_file
 from ghn_jax.base.errors import UserError
 from ghn_jax.evaluation.results import make_rows
 from ghn_jax.runs import zoo
 from ghn_jax.runs.config_changes import FREE_KEYS, differing_keys
+from ghn_jax.runs.pack import read_pack
 from ghn_jax.runs.run import load_run
 from ghn_jax.zoo import cards
-from tests.small_run import command, is_one_error_line, write_run
+from tests.small_run import ROOT, command, is_one_error_line, write_run
 
 
 def config_of(words):
@@ -33,6 +34,19 @@ def test_the_command_on_a_card_trains_that_run(name):
     assert (python, module) == ('python', 'ghn_jax.train')
     arguments.remove('--workdir=DIR')
     assert not differing_keys(config_of([module, *arguments]), load_run(f'zoo:{name}').config, FREE_KEYS)
+
+
+TRAINING = ROOT / 'zoo/training'
+
+
+@pytest.mark.parametrize('name', sorted(file.stem for file in TRAINING.glob('*.pack')))
+def test_the_command_of_a_training_under_way_goes_on_with_its_pack(name):
+    text = (TRAINING / 'README.md').read_text().replace('\\\n', ' ')
+    (line,) = [line for line in text.splitlines() if f'--unpack=zoo/training/{name}.pack' in line]
+    module, *arguments = shlex.split(line)[2:]
+    flags_of_config = [argument for argument in arguments if argument.startswith('--config')]
+    begun = config.from_json(read_pack(TRAINING / f'{name}.pack').meta['config'])
+    assert not differing_keys(begun, config_of([module, *flags_of_config]), FREE_KEYS)
 
 
 def test_what_is_of_a_shell_is_quoted():
