@@ -15,7 +15,7 @@ from safetensors import safe_open
 from safetensors.numpy import load_file, save_file
 
 from ghn_jax.base.errors import UserError
-from ghn_jax.hypernet import GHN, init_params, predict_parameters
+from ghn_jax.hypernet.ghn import GHN, init_params, predict_parameters
 from ghn_jax.hypernet.predict import predict_weights
 from ghn_jax.networks.files import save_networks
 from ghn_jax.networks.graph import build_graph
