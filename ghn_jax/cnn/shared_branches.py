@@ -17,9 +17,9 @@ from jax.typing import DTypeLike
 
 from ghn_jax.base import backends
 from ghn_jax.cnn.capacity import Segment
+from ghn_jax.cnn.dispatch import read_weights
 from ghn_jax.cnn.instructions import Conv, Depthwise, Kind
 from ghn_jax.cnn.packing import block_floats
-from ghn_jax.cnn.slots import read_weights
 from ghn_jax.cnn.tables import OP, WEIGHTS
 
 _MANY = 12  # ops of a segment; those of the full space have as many where resolution falls, and 16 elsewhere

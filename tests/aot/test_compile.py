@@ -12,7 +12,7 @@ from ghn_jax import config as configs
 from ghn_jax.aot import programs, targets
 from ghn_jax.aot.compiling import compile_job
 from ghn_jax.base import executables
-from ghn_jax.evaluation import protocol, score
+from ghn_jax.evaluation import compiled
 from tests.aot import agreement
 from tests.small_run import ROOT, command, is_one_error_line, small_config, write_run
 
@@ -52,9 +52,8 @@ def loaded(monkeypatch):
         'deserialize_and_load',
         lambda *a, **k: (calls.append(1), load(*a, **k))[1],
     )
-    score.predictor.cache_clear()  # what this process has found for other tests
-    score.scorer.cache_clear()
-    protocol.measurer.cache_clear()
+    compiled.predictor.cache_clear()  # what this process has found for other tests
+    compiled.runner.cache_clear()
     yield calls
     executables.read_from(None)
 
