@@ -32,10 +32,10 @@ if TYPE_CHECKING:
     from ghn_jax.networks.spaces import Space as Space
     from ghn_jax.networks.spaces import make_space as make_space
     from ghn_jax.networks.spec import NetworkSpec as NetworkSpec
-    from ghn_jax.quant.export import round_weights as quantize
     from ghn_jax.quant.policy import Policy as Policy
     from ghn_jax.quant.policy import load_policy as load_policy
     from ghn_jax.quant.policy import parse_bits as parse_bits
+    from ghn_jax.quant.rounding import round_weights as quantize
     from ghn_jax.quant.scheme import Scheme as Scheme
     from ghn_jax.runs.hypernetwork import Hypernetwork as Hypernetwork
     from ghn_jax.runs.hypernetwork import load as load
@@ -65,7 +65,7 @@ _NAMES = {
     'load_policy': ('ghn_jax.quant.policy', 'load_policy'),
     'make_space': ('ghn_jax.networks.spaces', 'make_space'),
     'parse_bits': ('ghn_jax.quant.policy', 'parse_bits'),
-    'quantize': ('ghn_jax.quant.export', 'round_weights'),
+    'quantize': ('ghn_jax.quant.rounding', 'round_weights'),
     'run': ('ghn_jax.cnn.run', 'run'),
     'save_networks': ('ghn_jax.networks.files', 'save_networks'),
     'trace': ('ghn_jax.models.tracing', 'trace'),

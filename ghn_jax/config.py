@@ -15,13 +15,13 @@ from ml_collections import ConfigDict
 
 from ghn_jax.base import paths
 from ghn_jax.base.bounds import BOUNDS
-from ghn_jax.base.errors import FieldError, UserError, prefixed, shown
+from ghn_jax.base.errors import FieldError, UserError, one_line, prefixed, shown
 from ghn_jax.base.fields import check_fields, choice, items, number
 from ghn_jax.hypernet.ghn import GHNConfig
 from ghn_jax.networks.counts import MAX_OPERATIONS
 from ghn_jax.networks.genotype import MAX_STEPS
-from ghn_jax.quant.bit_schedule import DRAWS
 from ghn_jax.quant.scheme import Scheme
+from ghn_jax.quant.strategy import DRAWS
 
 SCHEDULES = ('step', 'cosine', 'constant')
 OPTIMIZERS = ('adam', 'adamw', 'muon')
@@ -288,8 +288,7 @@ def from_json(text: str) -> RunConfig:
     try:
         return _build(RunConfig, _of_this_version(json.loads(text)), complete=False)
     except (ValueError, TypeError, AttributeError, RecursionError) as e:
-        reason = ' '.join(str(e).split())[:300]
-        raise UserError(f'the config is not one of this version: {reason}: train again') from e
+        raise UserError(f'the config is not one of this version: {one_line(e)}: train again') from e
 
 
 def _build(kind: type, values: Mapping[str, Any], *, complete: bool) -> Any:

@@ -22,9 +22,9 @@ from ghn_jax.base.errors import FieldError, UserError
 from ghn_jax.base.start import start
 from ghn_jax.quant.policy import Policy, parse_bits
 from ghn_jax.runs.hypernetwork import Hypernetwork
-from ghn_jax.runs.metrics import Progress
 from ghn_jax.runs.model_flags import check_given, read_model
 from ghn_jax.runs.model_parameters import read_params
+from ghn_jax.runs.progress import Progress
 from ghn_jax.runs.run import load_run
 from ghn_jax.tuning import fixed_point_network as fixed_point
 from ghn_jax.tuning import quantize

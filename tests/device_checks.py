@@ -30,14 +30,14 @@ from ghn_jax.assembly.mesh import (
 )
 from ghn_jax.assembly.network_batch import prepare
 from ghn_jax.base.errors import UserError
+from ghn_jax.base.jsonlines import read_jsonl
 from ghn_jax.cnn.covering import Family, program_for
+from ghn_jax.evaluation.compiled import score as jitted_score
 from ghn_jax.evaluation.protocol import Protocol
-from ghn_jax.evaluation.score import score as jitted_score
 from ghn_jax.evaluation.score import score_in_full, score_networks
 from ghn_jax.evaluation.selection import image_batches, select_split
 from ghn_jax.hypernet.ghn import init_params
 from ghn_jax.quant import Policy, Scheme
-from ghn_jax.runs.metrics import read_jsonl
 from ghn_jax.runs.run import load_run
 from ghn_jax.runs.task import load_data, make_space_of
 from ghn_jax.training.compiled import training_step

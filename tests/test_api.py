@@ -1,6 +1,8 @@
 """What `import ghn_jax` offers: found when asked for, typed, and true to what the commands do."""
 
 import ast
+import doctest
+import importlib
 import pathlib
 import re
 import subprocess
@@ -192,6 +194,14 @@ def test_bad_input_is_an_error_of_one_line(call, words, workdir):
     with pytest.raises(UserError) as error:
         call(workdir, weights, images)
     assert words in str(error.value) and '\n' not in str(error.value)
+
+
+def test_the_examples_in_docstrings_are_true():
+    with_examples = [path for path in (ROOT / 'ghn_jax').rglob('*.py') if '>>>' in path.read_text()]
+    assert with_examples
+    for path in with_examples:
+        name = '.'.join(path.relative_to(ROOT).with_suffix('').parts)
+        assert doctest.testmod(importlib.import_module(name)).failed == 0, name
 
 
 def test_what_evaluate_refuses(hypernetwork):

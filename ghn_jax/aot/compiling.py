@@ -13,6 +13,7 @@ from ghn_jax.aot.report import Row
 from ghn_jax.aot.targets import Target
 from ghn_jax.assembly.memory import is_out_of_memory
 from ghn_jax.base import backends, counters, executables, recipes
+from ghn_jax.base.errors import one_line
 from ghn_jax.base.paths import Place
 from ghn_jax.config import RunConfig
 from ghn_jax.evaluation.evaluation_spec import EvaluationSpec
@@ -97,10 +98,8 @@ def compile_job(job: Job, target: Target, out: Place | None = None) -> Row:
         except jax.errors.JaxRuntimeError as e:
             if not is_out_of_memory(e):
                 raise
-            reason = ' '.join(str(e).split())[:200]
-            return (
-                row | report.about_memory(None, target) | {'fits': False, 'error': f'does not fit: {reason}'}
-            )
+            error = f'does not fit: {one_line(e)}'
+            return row | report.about_memory(None, target) | {'fits': False, 'error': error}
     row |= figures | report.about_memory(figures['needed_bytes'], target)
     row |= report.about_text(compiled.as_text() or '', report.tapes_of(job))
     if out is not None:

@@ -28,20 +28,19 @@ from ghn_jax.cnn.program import Program
 from ghn_jax.cnn.tables import Ranges
 from ghn_jax.config import RunConfig, image_sizes
 from ghn_jax.datasets.sizes import SIZES
+from ghn_jax.evaluation import compiled
 from ghn_jax.evaluation.device import RunnableNetwork
 from ghn_jax.evaluation.evaluation_spec import EvaluationSpec
-from ghn_jax.evaluation.protocol import recipe_of_measure
-from ghn_jax.evaluation.score import recipe_of_prediction, recipe_of_score
 from ghn_jax.evaluation.selection import ImageBatches, room_for, select_split
 from ghn_jax.hypernet.ghn import GHN, init_params
 from ghn_jax.networks.rules import split_rules
 from ghn_jax.networks.spaces import Space
-from ghn_jax.quant.bit_schedule import strategy_of
 from ghn_jax.quant.policy import Policy
+from ghn_jax.quant.strategy import strategy_of
 from ghn_jax.runs.task import make_ghn, make_space_of
 from ghn_jax.training.compiled import ImageStream
 from ghn_jax.training.optimizer import make_optimizer
-from ghn_jax.training.state import first_state
+from ghn_jax.training.state import make_state
 from ghn_jax.training.stepper import recipe_of, settings_of
 
 
@@ -101,9 +100,7 @@ def training_jobs(config: RunConfig, devices: Sequence[Any], wanted: Sequence[in
     ghn, optimizer = make_ghn(config, sizes.num_classes), make_optimizer(config)
     settings = settings_of(config, ghn, optimizer, flip=sizes.flip, mesh=placing.mesh)
     M, N, H = config.train.meta_batch, config.train.batch_size, config.image_size
-    state = jax.eval_shape(
-        lambda p: first_state(p, optimizer, averaged=config.train.ema > 0), _params_of(ghn)
-    )
+    state = jax.eval_shape(lambda p: make_state(p, optimizer, averaged=config.train.ema > 0), _params_of(ghn))
     shapes: Any = (
         _shape((sizes.train, H, H, 3), np.uint8), _shape((sizes.train,), np.int32),
         _shape((3,), np.float32), _shape((3,), np.float32),
@@ -183,7 +180,7 @@ def _scoring_jobs(
         tables, bits = (jax.tree.map(lambda a: a[0], t) for t in (networks.tables, networks.bits))
         about: dict[str, Any] = {'split': split, 'family': each, 'program': program}
         yield Job(
-            **about, recipe=recipe_of_prediction(ghn),
+            **about, recipe=compiled.recipe_of_prediction(ghn),
             arguments=tuple(map(first.shapes, (params, networks, out))),
             workspace=out, build_s=time.perf_counter() - start,
         )  # fmt: skip
@@ -191,14 +188,14 @@ def _scoring_jobs(
         if measures:
             network = placing.shapes(network)
             yield Job(
-                **about, recipe=recipe_of_measure(program, scheme, placing.mesh),
+                **about, recipe=compiled.recipe_of(compiled.measure, program, scheme, placing.mesh),
                 arguments=(network, *_measured(placing, config, spec, program), workspace),
                 workspace=workspace, build_s=0.0,
             )  # fmt: skip
         if spec.protocol.ranges == 'calibrated':
             network = network._replace(ranges=placing.shapes(_ranges(program)))
         yield Job(
-            **about, recipe=recipe_of_score(program, scheme, placing.mesh),
+            **about, recipe=compiled.recipe_of(compiled.score, program, scheme, placing.mesh),
             arguments=(network, images, workspace), workspace=workspace, build_s=0.0,
         )  # fmt: skip
         start = time.perf_counter()

@@ -19,7 +19,7 @@ import psutil
 from jax.experimental import topologies
 
 from ghn_jax.base.backends import Backend
-from ghn_jax.base.errors import FieldError, UserError
+from ghn_jax.base.errors import FieldError, UserError, one_line
 
 _FOLDER = pathlib.Path(__file__).with_name('targets')
 _PLUGINS = {'tpu': ('libtpu',), 'cuda': ('jax_plugins.xla_cuda12', 'jax_plugins.xla_cuda13')}
@@ -82,10 +82,9 @@ class Target:
                 topology_name=self.topology, platform=self.platform, **self.options
             )
         except Exception as e:  # each plugin has its own
-            reason = ' '.join(str(e).split())[:300]
             raise UserError(
-                f'target {self.name}: its compiler does not start with jax {jax.__version__} ({reason}): '
-                f'install {_needed(self)} again'
+                f'target {self.name}: its compiler does not start with jax {jax.__version__} '
+                f'({one_line(e)}): install {_needed(self)} again'
             ) from None
         return list(description.devices)
 

@@ -181,7 +181,7 @@ def replicate(mesh: Mesh | None, tree: Any, spec: PartitionSpec = REPLICATED) ->
     return jax.tree.map(place, tree)
 
 
-def first(count: int) -> Mesh | None:
+def local_mesh(count: int) -> Mesh | None:
     """Make a mesh of this process's first `count` devices, 0: of all; None for one.
 
     Raises:
@@ -193,7 +193,7 @@ def first(count: int) -> Mesh | None:
     return mesh_of(found[: count or len(found)], 1)
 
 
-def local(tree: Any) -> Any:
+def to_local(tree: Any) -> Any:
     """Return replicated arrays as arrays of this process's first device."""
     return jax.tree.map(lambda x: x.addressable_data(0), tree)
 

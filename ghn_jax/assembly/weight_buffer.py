@@ -21,7 +21,7 @@ from ghn_jax.cnn.packing import BLOCK, TILE
 from ghn_jax.cnn.program import Layout
 from ghn_jax.cnn.tables import ArrayOrNumpy
 from ghn_jax.cnn.weights import get_page, set_page
-from ghn_jax.hypernet.decoder import Items, Tiles
+from ghn_jax.hypernet.tiles import Items, Tiles
 
 UNIT = 8
 _UNITS = BLOCK // UNIT
@@ -31,9 +31,11 @@ _SPAN = TILE * TILE // UNIT  # units of a tile, the most a window reaches over
 class Sources(NamedTuple):
     """Where the weight buffer of one network comes from, as data.
 
-    block_piece: int32 [B], the piece each block belongs to. pieces: int32 [P, 13], columns below.
-    windows: int32 [W, 8]: the same from the tiles' side, columns below. Of small tiles up to n_windows[0], of
-    dense tiles from there to n_windows[1].
+    Attributes:
+      block_piece: int32 [B], the piece each block belongs to.
+      pieces: int32 [P, 13], columns below.
+      windows: int32 [W, 8]: the same from the tiles' side, columns below. Of small tiles up to n_windows[0],
+        of dense tiles from there to n_windows[1].
     """
 
     block_piece: ArrayOrNumpy

@@ -85,8 +85,8 @@ def _named_by_flag(error: UserError, flag_of: Mapping[str, str]) -> str:
 
 
 def _quietly(main: Callable[[], object]) -> None:
-    """Runs `main` without the libraries' progress reports, unless --verbosity asks for them."""
-    from ghn_jax.base import environment
+    """Run `main` without the libraries' progress reports, unless --verbosity asks for them."""
+    from ghn_jax.base import environment  # imports JAX, which --help and wrong flags need not wait for
 
     environment.check()
     if not flags.FLAGS['verbosity'].present:

@@ -2,7 +2,7 @@
 
 import jax
 
-from ghn_jax.base.errors import UserError
+from ghn_jax.base.errors import UserError, one_line
 
 
 def check() -> None:
@@ -21,7 +21,7 @@ def start_devices() -> None:
         jax.devices()
     except (RuntimeError, AssertionError) as e:  # the latter, without a word, where a GPU is not there
         wanted = jax.config.jax_platforms  # pyright: ignore[reportAttributeAccessIssue]
-        reason = ' '.join(str(e).split())[:300]
+        reason = one_line(e)
         if not wanted:
             raise UserError(f'JAX cannot start its devices: {reason}') from None
         raise UserError(

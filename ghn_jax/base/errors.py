@@ -61,6 +61,11 @@ class Stopped(Exception):
     """Training ended at a signal, with everything saved; exit code 75 (`ghn_jax.training.preemption`)."""
 
 
+def one_line(error: BaseException) -> str:
+    """Return what an exception of another library says, in one line of at most 300 characters."""
+    return ' '.join(str(error).split())[:300]
+
+
 _LENGTH = 60
 _BREAK = re.compile(r'\s*\n\s*')
 _repr = reprlib.Repr()

@@ -38,7 +38,7 @@ _ahead: list[Place] = []  # the folder of programs compiled ahead, if there is o
 
 
 def read_from(folder: str | os.PathLike | None) -> None:
-    """Let `kept` look first in a folder that `ghn_jax.compile` has filled; None: in none.
+    """Let `find_or_compile` look first in a folder that `ghn_jax.compile` has filled; None: in none.
 
     It is for this process, as the folder of JAX's cache is.
 
@@ -57,7 +57,7 @@ def read_from(folder: str | os.PathLike | None) -> None:
     _ahead.append(path)
 
 
-def kept(recipe: Recipe, arguments: tuple[Any, ...]) -> Callable:
+def find_or_compile(recipe: Recipe, arguments: tuple[Any, ...]) -> Callable:
     """Find or compile the program of a recipe for arguments of these types.
 
     It comes from the folder of `read_from` or from the disk, or is compiled and written there, unless JAX's
@@ -98,8 +98,11 @@ def kept(recipe: Recipe, arguments: tuple[Any, ...]) -> Callable:
     return found
 
 
-class Kept:
-    """The function of a recipe, called like it: each type of arguments is found or compiled once (`kept`)."""
+class KeptFunction:
+    """The function of a recipe, whose programs are kept on disk.
+
+    Called like the function: for each type of arguments, a program is found or compiled once.
+    """
 
     def __init__(self, recipe: Recipe):
         self.recipe = recipe
@@ -108,12 +111,12 @@ class Kept:
     def __call__(self, *arguments: Any) -> Any:
         types = recipes.types_of(arguments)
         if types not in self._found:
-            self._found[types] = kept(self.recipe, arguments)
+            self._found[types] = find_or_compile(self.recipe, arguments)
         return self._found[types](*arguments)
 
 
 def write(folder: Place, recipe: Recipe, arguments: tuple[Any, ...], compiled: Any) -> tuple[str, int]:
-    """Write a compiled program where `kept` finds it after `read_from(folder)`.
+    """Write a compiled program where `find_or_compile` finds it after `read_from(folder)`.
 
     Args:
       folder: is made where it is absent.

@@ -49,7 +49,7 @@ def check_fields(instance: Any) -> None:
 
 
 def as_tuple(value: Any) -> Any:
-    """Lists, as they come from JSON, as tuples, however deep; other values as they are."""
+    """Return lists, as they come from JSON, as tuples, however deep; other values as they are."""
     return tuple(map(as_tuple, value)) if isinstance(value, (list, tuple)) else value
 
 

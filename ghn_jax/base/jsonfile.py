@@ -4,7 +4,7 @@ import json
 import math
 import os
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 from ghn_jax.base import files, paths
@@ -93,6 +93,38 @@ def parse(text: str, name: str, advice: str) -> Any:
         raise UserError(f'{name} is no JSON ({e.msg}, line {e.lineno} column {e.colno}): {advice}') from None
     except RecursionError:
         raise UserError(f'{name} is no such JSON (its brackets are nested too deep): {advice}') from None
+
+
+def object_fields(
+    what: str, fields: Any, *, required: tuple[str, ...], optional: tuple[str, ...] = ()
+) -> dict[str, Any]:
+    """Return a JSON object as a dict, once its fields are those it should have.
+
+    Args:
+      what: it is called in messages.
+      fields: the object, of any type.
+      required: names of fields that it must have.
+      optional: names of fields that it may have besides.
+
+    Raises:
+      UserError: it is no object, lacks a required field, or has an unknown one.
+    """
+    if not isinstance(fields, Mapping):
+        raise UserError(
+            f'{what} is {shown(fields)}: expected an object with the fields {", ".join(required)}'
+        )
+    unknown = [name for name in fields if name not in required + optional]
+    missing = [name for name in required if name not in fields]
+    if unknown:
+        raise UserError(
+            f'{what} has the unknown field {shown(unknown[0])}: '
+            f'the fields are {", ".join(required + optional)}'
+        )
+    if missing:
+        raise UserError(
+            f'{what} lacks the field {missing[0]!r}: add it; the fields are {", ".join(required + optional)}'
+        )
+    return dict(fields)
 
 
 def rows(path: Place) -> Iterator[tuple[str, dict]]:

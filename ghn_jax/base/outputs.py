@@ -15,7 +15,7 @@ flags.disclaim_key_flags()  # --help shows them as the flags of the command that
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Outputs:
-    """json, plot: the files to write, None for none. They can be written, as far as can be told before."""
+    """The files to write, None for none. They can be written, as far as can be told before."""
 
     json: Place | None
     plot: Place | None

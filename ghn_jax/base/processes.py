@@ -18,7 +18,7 @@ import numpy as np
 from jax.experimental import multihost_utils
 
 from ghn_jax.base import bounds, buckets
-from ghn_jax.base.errors import FieldError, NotFinite, Stopped, UserError
+from ghn_jax.base.errors import FieldError, NotFinite, Stopped, UserError, one_line
 
 T = TypeVar('T')
 AUTO = 'auto'
@@ -155,8 +155,9 @@ def _join(
             heartbeat_timeout_seconds=max(100, timeout),  # JAX's own, or as long as we wait for a start
         )  # fmt: skip
     except (RuntimeError, ValueError) as e:
-        reason = ' '.join(str(e).split())[:200]
-        raise FieldError('coordinator', f'={coordinator}: the processes cannot be joined: {reason}') from None
+        raise FieldError(
+            'coordinator', f'={coordinator}: the processes cannot be joined: {one_line(e)}'
+        ) from None
     finally:
         watch.cancel()
 

@@ -86,7 +86,7 @@ _PEER_STEP = re.compile(r'(q?)train:(\d+)')
 
 
 def read_peer(peer: Mapping[str, Any]) -> Result:
-    """The figures of the published PyTorch code, as rows of ours.
+    """Return the figures of the published PyTorch code, as rows of ours.
 
     'predict': its predict_* figures. 'train:M', 'qtrain:M': a step with M networks and 64 images, in float
     and W4/A4; its `mean_step_per_net_s` is our mean_s. 'evaluate_10k_images_median_s': float, and W4/A4.

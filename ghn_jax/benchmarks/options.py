@@ -17,19 +17,25 @@ MODES = ('float', 'qat')
 class Options:
     """Everything a measurement may ask for; each takes what it needs.
 
-    specs: networks to time.   modes: of MODES.   meta_batch: networks in a training step.
-    devices: that these are spread over.
-    batch_size: images in a batch.   num_images: to score each network on.
-    config: of a run, whose programs or steps are measured.   split: whose programs.   widths: only these
-    families; () is all.   target: what `compile` compiles for; '' is the device at hand.
-    cells, width: lengths and width of the networks of `cells`.   repeats: times each thing is timed there and
-    in `profile` and `models`, after warm-up.
-    models: 'package.module:function' of functions that return one.   workdir: of the run whose hypernetwork
-    predicts their parameters.
-    agreement: bits at which their ONNX files are run in onnxruntime, on num_images images.
-    epochs: passes over the training images that they are trained for before that, in float, from their
-    predicted parameters; None: they are not.
-    scheme, batch_norm: of what is rounded in them, as in `export.export.ExportSpec`.
+    Attributes:
+      specs: networks to time.
+      modes: of MODES.
+      meta_batch: networks in a training step.
+      devices: that these are spread over.
+      batch_size: images in a batch.
+      num_images: to score each network on.
+      config: of a run, whose programs or steps are measured.
+      split: whose programs.
+      widths: only these families; () is all.
+      target: what `compile` compiles for; '' is the device at hand.
+      cells, width: lengths and width of the networks of `cells`.
+      repeats: times each thing is timed there and in `profile` and `models`, after warm-up.
+      models: 'package.module:function' of functions that return one.
+      workdir: of the run whose hypernetwork predicts their parameters.
+      agreement: bits at which their ONNX files are run in onnxruntime, on num_images images.
+      epochs: passes over the training images that they are trained for before that, in float, from their
+        predicted parameters; None: they are not.
+      scheme, batch_norm: of what is rounded in them, as in `export.export.ExportSpec`.
     """
 
     specs: tuple[NetworkSpec, ...] = ()

@@ -16,6 +16,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
+from ghn_jax.assembly.mesh import replicate
 from ghn_jax.assembly.network_batch import Networks, prepare
 from ghn_jax.assembly.weight_buffer import assemble, assemble_transposed
 from ghn_jax.assembly.workspace import make_workspace
@@ -31,12 +32,12 @@ from ghn_jax.config import RunConfig
 from ghn_jax.datasets.augment import halved_to, normalize
 from ghn_jax.hypernet.ghn import GHN, init_params
 from ghn_jax.networks.spaces import Space
-from ghn_jax.quant.bit_schedule import Strategy
 from ghn_jax.quant.scheme import Scheme
+from ghn_jax.quant.strategy import Strategy
 from ghn_jax.runs.task import make_ghn, make_space_of
 from ghn_jax.training.optimizer import make_optimizer
 from ghn_jax.training.sampling import Preparation, draw
-from ghn_jax.training.state import state_of
+from ghn_jax.training.state import make_state
 from ghn_jax.training.step import DROPOUT
 from ghn_jax.training.stepper import Stepper
 
@@ -48,10 +49,13 @@ BESIDE = ('of the executor: activation quantization', 'host: preparation', 'host
 
 
 def measure(options: Options) -> list[Row]:
-    """A row for each part and mode. mean_s: seconds for each network; step_ms: milliseconds of a step;
-    share_percent: of the step.
+    """Measure the parts of a training step in each mode.
 
     The networks are those of the first step of a run of `options.config`; steps of the same family follow.
+
+    Returns:
+      A row for each part and mode: mean_s, seconds for each network; step_ms, milliseconds of a step;
+      share_percent, of the step.
 
     Raises:
       UserError: no config.
@@ -148,7 +152,7 @@ class _Profile:
         self.key = jax.random.key(0)
 
     def seconds(self) -> dict[str, float]:
-        """Seconds of a step by part (all its networks)."""
+        """Return the seconds of a step by part, of all its networks."""
         parts = self.device_parts()
         host, networks = self.host_parts()
         run = self.steps()
@@ -256,7 +260,7 @@ class _Profile:
         ]
 
     def executor_parts(self, each: list, weights: list, workspace: executor.Tapes) -> dict[str, float]:
-        """The networks on the images. workspace: taken."""
+        """Time the networks on the images. workspace: taken."""
         program, scheme, key = self.program, Scheme(self.mode), self.key
         run = jax.jit(executor.forward, static_argnums=0, static_argnames='scheme', donate_argnums=5)
         gradients = jax.jit(
@@ -294,7 +298,7 @@ class _Profile:
     def steps(self) -> Callable[[Networks], Any]:
         """Make a function that does one step after another, as a run: networks come from the host."""
         numbers = itertools.count()
-        state = state_of(jax.tree.map(jnp.copy, self.params), self.optimizer, None)
+        state = replicate(None, make_state(jax.tree.map(jnp.copy, self.params), self.optimizer))
 
         def run(networks: Networks):
             nonlocal state

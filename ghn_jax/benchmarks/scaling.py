@@ -33,7 +33,7 @@ from ghn_jax.quant.scheme import QAT
 from ghn_jax.training.compiled import StepSettings, make_stream, training_step
 from ghn_jax.training.optimizer import make_optimizer
 from ghn_jax.training.sampling import draw
-from ghn_jax.training.state import state_of
+from ghn_jax.training.state import make_state
 
 COUNTS = (1, 2, 4, 8)  # of simulated devices
 CHIPS = (8, 64, 512)
@@ -164,7 +164,7 @@ def _measure_steps(job: _Job, count: int, ghn: GHN, params: Any) -> tuple[Row, l
     )
     stream, key = make_stream(dataset, mesh), replicate(mesh, jax.random.key(0))
     indices = replicate(mesh, np.arange(job.batch_size, dtype=np.int32), OVER_IMAGES)
-    state = state_of(jax.tree.map(jnp.copy, params), optimizer, mesh)
+    state = replicate(mesh, make_state(jax.tree.map(jnp.copy, params), optimizer))
     workspace = make_workspaces(mesh, program, job.batch_size)
     lowered = training_step.lower(
         state, networks, stream, indices, key, workspace, program=program, settings=settings

@@ -16,7 +16,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from ghn_jax.assembly.memory import check_scoring
-from ghn_jax.assembly.mesh import OVER_IMAGES, first, make_workspaces, mesh_of, place_networks, replicate
+from ghn_jax.assembly.mesh import OVER_IMAGES, local_mesh, make_workspaces, mesh_of, place_networks, replicate
 from ghn_jax.assembly.network_batch import prepare
 from ghn_jax.base import counters
 from ghn_jax.base.errors import FieldError, UserError
@@ -29,7 +29,7 @@ from ghn_jax.cnn.program import Program
 from ghn_jax.config import RunConfig
 from ghn_jax.datasets.load import batch_indices
 from ghn_jax.evaluation import device
-from ghn_jax.evaluation.score import predict, score
+from ghn_jax.evaluation.compiled import predict, score
 from ghn_jax.evaluation.selection import ImageBatches, check_given, group_by_family, room_for, spread_images
 from ghn_jax.hypernet.ghn import GHN, GHNConfig, init_params
 from ghn_jax.hypernet.predict import predict_weights
@@ -42,7 +42,7 @@ from ghn_jax.quant.policy import Policy, parse_bits
 from ghn_jax.quant.scheme import QAT, Scheme
 from ghn_jax.training.compiled import StepSettings, make_stream, training_step
 from ghn_jax.training.optimizer import make_optimizer
-from ghn_jax.training.state import state_of
+from ghn_jax.training.state import make_state
 
 NUM_NETWORKS = 24  # that are timed where no architecture file is given
 
@@ -149,7 +149,7 @@ def _train(options: Options, mode: str) -> Row:
         ghn=ghn, optimizer=optimizer, scheme=Scheme(mode), augment=True, flip=dataset.flip, mesh=mesh
     )
     stream, key = make_stream(dataset, mesh), replicate(mesh, jax.random.key(0))
-    state = state_of(jax.tree.map(jnp.copy, params), optimizer, mesh)  # steps overwrite theirs
+    state = replicate(mesh, make_state(jax.tree.map(jnp.copy, params), optimizer))  # steps overwrite theirs
     policy, nodes = policy_of(mode), max_nodes(options.specs)
     seconds: list[float] = []
     compiled = 0
@@ -190,7 +190,7 @@ def measure_evaluate(options: Options) -> list[Row]:
 def _evaluate(options: Options, mode: str) -> Row:
     ghn, params = _hypernetwork(options)
     _announce('evaluate', mode, options)
-    mesh = first(options.devices)
+    mesh = local_mesh(options.devices)
     N, K = options.batch_size, max(1, options.num_images // options.batch_size)
     images = np.random.default_rng(0).integers(0, 256, (K, N, IMAGE_SIZE, IMAGE_SIZE, 3), np.uint8)
     data = ImageBatches(

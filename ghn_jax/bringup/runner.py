@@ -29,9 +29,11 @@ Record = dict[str, Any]
 class Part:
     """One process.
 
-    name: its name. weight: its share of the time, beside those of the others.
-    command: from a time limit in seconds and the path of its result to the words of its command.
-    environment: variables that are set for it.
+    Attributes:
+      name: its name.
+      weight: its share of the time, beside those of the others.
+      command: from a time limit in seconds and the path of its result to the words of its command.
+      environment: variables that are set for it.
     """
 
     name: str

@@ -18,9 +18,13 @@ LARGEST = 16 * 2**20
 class Settings:
     """What every part may read.
 
-    config: of the run that is measured and trained. out: the folder of results. train: whether to train, too.
-    unpack: the packed run that the training goes on with; '' is none. executables: the folder of programs
-    compiled ahead; '' is none. golden: that of the published GHN-2's numbers; '' is none.
+    Attributes:
+      config: of the run that is measured and trained.
+      out: the folder of results.
+      train: whether to train, too.
+      unpack: the packed run that the training goes on with; '' is none.
+      executables: the folder of programs compiled ahead; '' is none.
+      golden: that of the published GHN-2's numbers; '' is none.
     """
 
     config: RunConfig

@@ -23,7 +23,7 @@ from ghn_jax.cnn.building import build_program
 from ghn_jax.cnn.packing import BLOCK
 from ghn_jax.cnn.weights import quantize_weights
 from ghn_jax.config import RunConfig
-from ghn_jax.evaluation.device import predict_weights
+from ghn_jax.evaluation.device import predict_buffer
 from ghn_jax.hypernet.ghn import GHN, GHNConfig, init_params
 from ghn_jax.networks.counts import count_parameters
 from ghn_jax.networks.spec import IMAGE_SIZE
@@ -107,7 +107,7 @@ class SixNetworks:
         program, floats = self.program, self.program.capacity.blocks * BLOCK
 
         def run(params, networks, images):
-            weights = predict_weights(self.ghn, params, networks, jnp.zeros(floats))
+            weights = predict_buffer(self.ghn, params, networks, jnp.zeros(floats))
             tables, bits = (jax.tree.map(lambda a: a[0], t) for t in (networks.tables, networks.bits))
             rounded, _ = quantize_weights(weights, tables, bits.weights, jnp.zeros(floats), scheme=QAT)
             tapes = executor.make_tapes(program, _IMAGES, train=False)

@@ -24,7 +24,7 @@ from ghn_jax.cnn.program import Program
 from ghn_jax.cnn.shared_branches import count_branches
 from ghn_jax.config import RunConfig
 from ghn_jax.networks.counts import count_parameters
-from ghn_jax.quant.bit_schedule import strategy_of
+from ghn_jax.quant.strategy import strategy_of
 from ghn_jax.runs.task import make_ghn, make_space_of
 from ghn_jax.training.optimizer import make_optimizer
 from ghn_jax.training.sampling import draw

@@ -32,7 +32,15 @@ def _dtype(values: dict[TapeShape, Array]) -> DTypeLike:
 
 
 class Run(NamedTuple):
-    """What stays the same while one network runs over one batch; weights [F], images [N, H, H, 3]."""
+    """What stays the same while one network runs over one batch.
+
+    Attributes:
+      program: that runs the network.
+      weights: float [F].
+      tables: integers that make the program run this network.
+      images: float [N, H, H, 3], normalised.
+      quantization: of its activations.
+    """
 
     program: Program
     weights: Array
@@ -49,7 +57,7 @@ class Run(NamedTuple):
         return layout_of(tape_shape, self.images.shape[0])
 
     def has_norm(self) -> Array:
-        """Return 1.0 or 0.0, []."""
+        """Return 1.0 where the network has normalisations, else 0.0; []."""
         return self.tables.has_norm.astype(self.weights.dtype)
 
     def at(self, r: Array, sizes: Sizes) -> tuple[Array, Quantizer]:
@@ -58,14 +66,14 @@ class Run(NamedTuple):
         return row, self.quantization.quantizer(r, row, sizes)
 
     def for_branches(self, r: Array, sizes: Sizes) -> tuple:
-        """Return what the branches of a switch are given, for `in_branch`, of instruction r."""
+        """Return what the branches of a switch are given of instruction r; they read it by `in_branch`."""
         if kernels_are_launches():
             return r, sizes
         row, q = self.at(r, sizes)
         return row, (q.scale, q.bits, q.key, q.ranges)
 
     def in_branch(self, given: tuple) -> tuple[Array, Quantizer]:
-        """Return what `at` does."""
+        """Return what `at` returns, from what `for_branches` has given."""
         if kernels_are_launches():
             return self.at(*given)
         row, (scale, bits, key, ranges) = given

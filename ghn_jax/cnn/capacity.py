@@ -24,11 +24,18 @@ class Segment(NamedTuple):
 class Capacity:
     """Room in a program's buffers; a network that needs more is refused by `Program.layout`.
 
-    slots: of each tape. gradient_slots: of its gradient tape. rows: of the instruction table. blocks: of the
-    weight buffer. tensors: quantized weights and one. channel_groups: of GROUP_CHANNELS output channels of
-    these, and one. parts: of a group. hidden_panels: of BLOCK units each, of the hidden layer. pieces: of the
-    weight buffer. dense_tiles, depth_tiles: what a hypernetwork decodes for a network, one for each kernel
-    position; rectangles: of tiles, that a network copies.
+    Attributes:
+      slots: of each tape.
+      gradient_slots: of its gradient tape.
+      rows: of the instruction table.
+      blocks: of the weight buffer.
+      tensors: quantized weights and one.
+      channel_groups: of GROUP_CHANNELS output channels of these, and one.
+      parts: of a group.
+      hidden_panels: of BLOCK units each, of the hidden layer.
+      pieces: of the weight buffer.
+      dense_tiles, depth_tiles: what a hypernetwork decodes for a network, one for each kernel position.
+      rectangles: of tiles, that a network copies.
     """
 
     slots: tuple[tuple[TapeShape, int], ...]

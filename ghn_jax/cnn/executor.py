@@ -34,11 +34,11 @@ from ghn_jax.base.backends import kernels_are_launches
 from ghn_jax.cnn import head, tape_norms
 from ghn_jax.cnn.branches import Run, backward_of, forward_of, padding_groups
 from ghn_jax.cnn.capacity import Segment
+from ghn_jax.cnn.dispatch import switch, visit_one
 from ghn_jax.cnn.packing import BLOCK, TapeShape
 from ghn_jax.cnn.program import Program
 from ghn_jax.cnn.quantizer import Quantization, Sizes, with_sizes
 from ghn_jax.cnn.shared_branches import branches_of
-from ghn_jax.cnn.slots import switch, visit_one
 from ghn_jax.cnn.tables import ACCUMULATE, DST, G_DST, G_SRC, SEEN, SRC, WEIGHTS, Bits, Ranges, Tables
 from ghn_jax.cnn.tape_layout import add_to_slot, grouped_like, layout_of, read_slot, set_slot, ungrouped
 from ghn_jax.quant.scheme import FLOAT, Scheme

@@ -25,10 +25,11 @@ Shape = tuple[int, ...]
 class Kind:
     """One kind of instruction.
 
-    quantizes: how many tensors it rounds: what it reads, then what lies between its layers. The first so many
-      of its kernels and matrices name them.
-    normed: of its weights, those whose output channels, side by side, are the channels of its result.
-    integer: whether `cnn.integer` runs it.
+    Attributes:
+      quantizes: how many tensors it rounds: what it reads, then what lies between its layers. The first so
+        many of its kernels and matrices name them.
+      normed: of its weights, those whose output channels, side by side, are the channels of its result.
+      integer: whether `cnn.deploy.integer` runs it.
     """
 
     quantizes: ClassVar[int] = 0

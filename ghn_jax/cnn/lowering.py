@@ -225,7 +225,7 @@ class _Lowering:
         return self.emit(Subsample(rectify), parts[0], self.value(size // 2, channels))
 
     def cell(self, i: int, s0, s1, width: int, halve: bool, strided: bool):
-        """Returns the values of the cell's output, or None where all of them are absent.
+        """Return the values of the cell's output, or None where all of them are absent.
 
         halve: s0 has twice the resolution of s1. strided: the cell halves the resolution.
         """

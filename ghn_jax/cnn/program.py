@@ -121,7 +121,7 @@ class Program:
         return self.bit_table(layout, policy.resolve(layout.tensors, edges=layout.edges))
 
     def bit_table(self, layout: Layout, widths: NamedWidths) -> Bits:
-        """The bit-widths of every tensor of a network as a table. widths: of all its weights, by name."""
+        """Return the bits of every tensor of a network as a table. widths: of all its weights, by name."""
         activations = np.full((self.capacity.rows, 2), FLOAT_BITS, np.int32)
         for r, instruction in enumerate(layout.instructions):
             for k, name in enumerate(instruction.quantized):

@@ -20,11 +20,15 @@ from ghn_jax.quant.scheme import Scheme
 
 
 class Quantizer(NamedTuple):
-    """How an instruction quantizes its inputs. scale: of the levels of relu(x), over its group's joint range.
+    """How an instruction quantizes its inputs.
 
-    bits: int32 [2], of what the instruction reads and of what lies between its convolutions. key: for noise.
-    axis: the mesh axis that the images are spread over, for what a batch has in common. ranges: [2, 2], (lo,
-    hi) of the two in place of the batch's, or None.
+    Attributes:
+      scheme: how tensors are quantized.
+      scale: of the levels of relu(x), over its group's joint range.
+      bits: int32 [2], of what the instruction reads and of what lies between its convolutions.
+      key: for noise.
+      axis: the mesh axis that the images are spread over, for what a batch has in common.
+      ranges: [2, 2], (lo, hi) of the two in place of the batch's, or None.
     """
 
     scheme: Scheme
@@ -61,7 +65,12 @@ class Quantizer(NamedTuple):
 
 
 class Sizes(NamedTuple):
-    """Of every slot of a tape, [S] each: the maximum; of relu(x), `ranges.power`, where the scheme asks."""
+    """How large the values in each slot of a tape are, [S] each.
+
+    Attributes:
+      largest: the maximum.
+      squares, count: `ranges.power` of relu(x); None where the scheme does not ask for it.
+    """
 
     largest: Array
     squares: Array | None
@@ -85,8 +94,12 @@ _round_rectified.defvjp(
 class Quantization(NamedTuple):
     """How one run of a network quantizes its activations.
 
-    bits: int32 [R, 2], of each instruction. parts: the most that a group of slots has. key: for noise. axis:
-    as in `Quantizer`. ranges: [R, 2, 2], in place of those of this batch, or None.
+    Attributes:
+      bits: int32 [R, 2], of each instruction.
+      parts: the most that a group of slots has.
+      key: for noise.
+      axis: as in `Quantizer`.
+      ranges: [R, 2, 2], in place of those of this batch, or None.
     """
 
     scheme: Scheme

@@ -27,8 +27,10 @@ _HEADS = 8
 class Layers:
     """The layers with parameters, called by name, fake-quantized where the policy says.
 
-    folded: norms only add their bias. ranges: of activations, in place of the batch's. seen: statistics and
-    ranges, filled as layers are called.
+    Attributes:
+      folded: norms only add their bias.
+      ranges: of activations, in place of the batch's.
+      seen: statistics and ranges, filled as layers are called.
     """
 
     params: Mapping[str, Array]

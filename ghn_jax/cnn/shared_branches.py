@@ -3,7 +3,8 @@
 Compiling a convolution and its gradients for a TPU takes up to ten seconds, and a program of the full space
 has 150 of them. There, dense kernels of any size lie in the largest one of their segment, and a dilated
 depthwise kernel in the one that reaches as far. What the zeros cost is little where these ops are few of
-many, so only segments of many ops share. Elsewhere each op has a branch of its own.
+many, so only segments of many ops share. Elsewhere each op has a branch of its own. Strided kernels are one
+in a hundred instructions, so there 1x1 lies in the largest dense one, and depthwise 3x3 in 5x5.
 """
 
 import dataclasses
@@ -16,12 +17,13 @@ from jax.typing import DTypeLike
 
 from ghn_jax.base import backends
 from ghn_jax.cnn.capacity import Segment
+from ghn_jax.cnn.dispatch import read_weights
 from ghn_jax.cnn.instructions import Conv, Depthwise, Kind
 from ghn_jax.cnn.packing import block_floats
-from ghn_jax.cnn.slots import read_weights
 from ghn_jax.cnn.tables import OP, WEIGHTS
 
 _MANY = 12  # ops of a segment; those of the full space have as many where resolution falls, and 16 elsewhere
+_STRIDED_REACH = 5  # pixels; strided depthwise kernels that reach less far lie in those that do
 
 
 class Branch(NamedTuple):
@@ -89,10 +91,11 @@ def count_branches(segments: Iterable[Segment]) -> int:
 def _form(op: Kind) -> object:
     """Return what is the same for ops that can share a branch."""
     match op:
-        case Conv() if op.height == op.width > 1:
+        case Conv() if op.height == op.width and (op.height > 1 or op.stride > 1):
             return Conv, op.stride, op.rectify
         case Depthwise():
-            return Depthwise, op.stride, op.rectify, _extent(op)
+            reach = max(_extent(op), _STRIDED_REACH if op.stride > 1 else 0)
+            return Depthwise, op.stride, op.rectify, reach
     return op
 
 

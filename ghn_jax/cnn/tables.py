@@ -32,10 +32,12 @@ class HeadTable(NamedTuple):
 class Tables(NamedTuple):
     """One network as data (numpy or device arrays of fixed shapes).
 
-    rows: int32 [R, 10], see the column names above; segment k owns rows bounds[k] .. bounds[k + 1].
-    has_norm: float32 []. block_tensor: int32 [F / BLOCK], the quantized tensor a block of
-    the weight buffer belongs to (the last tensor stands for "never quantized"). n_blocks: int32 [], blocks in
-    use.
+    Attributes:
+      rows: int32 [R, 10], see the column names above; segment k owns rows bounds[k] .. bounds[k + 1].
+      has_norm: float32 [].
+      block_tensor: int32 [F / BLOCK], the quantized tensor a block of the weight buffer belongs to (the last
+        tensor stands for "never quantized").
+      n_blocks: int32 [], blocks in use.
 
     Output channels are numbered through all quantized tensors, in groups of GROUP_CHANNELS:
     block_channel_groups: int32 [F / BLOCK, 3], (the first group of the block's piece, how many the piece has,

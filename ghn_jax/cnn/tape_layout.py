@@ -63,7 +63,10 @@ class TapeLayout:
 
     def operand(self, tape: Array, index: Array, slots: int | None = None) -> Array:
         """Return what a switch is given of a tape, for its branches to `read` a slot or some."""
-        return tape if self.reads_in_branches else read_slot(tape, index, slots)
+        if self.reads_in_branches:
+            return tape
+        # XLA would move what few branches use into these, and convert the whole tape to the order of each.
+        return lax.optimization_barrier(read_slot(tape, index, slots))
 
     def read(self, operand: Array, index: Array, slots: int | None = None) -> Array:
         """Read the slot in a branch, as `read_slot` does: values in the order of the tape."""

@@ -28,11 +28,11 @@ from ghn_jax.cnn.batch_norm import (
 )
 from ghn_jax.cnn.branches import Run
 from ghn_jax.cnn.capacity import Segment
+from ghn_jax.cnn.dispatch import read_weights
 from ghn_jax.cnn.instructions import Kind, Norm
 from ghn_jax.cnn.packing import BLOCK, block_floats
 from ghn_jax.cnn.program import Program
 from ghn_jax.cnn.quantizer import Sizes, joined_size, no_size, size_of, with_size
-from ghn_jax.cnn.slots import read_weights
 from ghn_jax.cnn.tables import ACCUMULATE, DST, G_DST, G_SRC, SEEN, SRC, WEIGHTS
 
 _PART = 32_768  # floats of a value that are read, computed and written at a time: they stay in cache

@@ -36,7 +36,7 @@ _PREPARE = 'python -m ghn_jax.data --prepare=cifar10 [--archive=FILE] [--data_di
 
 
 class Split(NamedTuple):
-    """images: uint8 [N, H, W, 3]; labels: int32 [N] in 0..num_classes-1."""
+    """Images, uint8 [N, H, W, 3], and their labels, int32 [N] in 0..num_classes-1."""
 
     images: np.ndarray
     labels: np.ndarray

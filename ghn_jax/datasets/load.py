@@ -22,7 +22,16 @@ from ghn_jax.datasets.cifar10 import Split
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Dataset:
-    """Three disjoint splits; `mean` and `std` (float32 [3], in units of 0..1) are the training images'."""
+    """Labelled images in three disjoint splits.
+
+    Attributes:
+      name: of the data set.
+      train, val, test: images uint8 [n, H, H, 3] and labels int32 [n].
+      mean, std: of each channel of the training images, float32 [3], in units of 0..1.
+      num_classes: how many classes there are.
+      flip: whether a mirrored image is an image of the same class.
+      note: what to say beside every result on these images.
+    """
 
     name: str
     train: Split
@@ -31,8 +40,8 @@ class Dataset:
     mean: np.ndarray
     std: np.ndarray
     num_classes: int
-    flip: bool  # whether a mirrored image is an image of the same class
-    note: str = ''  # what to say beside every result on these images
+    flip: bool
+    note: str = ''
 
     def normalized(self, split: str = 'test', count: int | None = None) -> np.ndarray:
         """Return the first `count` images of a split (None: all), as networks see them: float32 [N, H, H, 3].
@@ -56,6 +65,9 @@ def load(name: str, *, data_dir: str | None = None, image_size: int = 32, seed: 
         data_dir: where TFDS has cifar10; None or '': TFDS's own place.
         image_size: pixels on a side, 8 or more.
         seed: of the synthetic images.
+
+    Returns:
+        The images and labels of the three splits, and what images are normalised by.
 
     Raises:
         UserError: an unknown name, too small an image size, data that are absent or damaged.

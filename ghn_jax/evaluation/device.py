@@ -27,7 +27,7 @@ from ghn_jax.hypernet.ghn import GHN
 from ghn_jax.quant.scheme import QAT, Scheme
 
 
-def predict_weights(ghn: GHN, params: Any, networks: Networks, out: Array) -> Array:
+def predict_buffer(ghn: GHN, params: Any, networks: Networks, out: Array) -> Array:
     """Predict the weight buffer [F] of the first network of `networks`, float, written into `out` [F]."""
     x = ghn.apply({'params': params}, networks.graphs, method='embed')[0]
     decoder, sources, tables, _ = jax.tree.map(lambda a: a[0], networks[1:])
@@ -85,16 +85,30 @@ def score(
         logits, buffers = executor.forward(
             program, quantized, tables, bits, x, buffers, scheme=scheme, ranges=ranges
         )
-        logits = jnp.where(jnp.isnan(logits), -jnp.inf, logits)
-        label = jnp.take_along_axis(logits, y[:, None], 1)
-        # Ties count against the label, so that equal (or no) logits are no prediction.
-        better = jnp.where(y < 0, 5, jnp.sum(logits >= label, 1) - 1)
-        predicted = jnp.argmax(logits, 1).astype(jnp.int32)
-        return buffers, (jnp.sum(better < 1), jnp.sum(better < 5), predicted)
+        rank, predicted = judge(logits, y)
+        rank = jnp.where(y < 0, 5, rank)  # images without a label fill up the last batch
+        return buffers, (jnp.sum(rank < 1), jnp.sum(rank < 5), predicted)
 
     buffers, (top1, top5, predicted) = lax.scan(batch, workspace.executor, (images.images, images.labels))
     top1, top5 = mesh_axes.total((jnp.sum(top1), jnp.sum(top5)), axes and axes.names)
     return top1, top5, predicted, Workspace(buffers, workspace.weights, quantized)
+
+
+def judge(logits: Array, labels: Array) -> tuple[Array, Array]:
+    """Rank the label of each image among the predictions.
+
+    Args:
+      logits: [N, classes]; those that are no numbers are the least.
+      labels: int32 [N].
+
+    Returns:
+      How many other classes have a logit as large as the label's, [N]: 0 where the label is the prediction.
+      Ties count against the label, so that equal (or no) logits are no prediction. The predicted classes,
+      int32 [N].
+    """
+    logits = jnp.where(jnp.isnan(logits), -jnp.inf, logits)
+    label = jnp.take_along_axis(logits, labels[:, None], 1)
+    return jnp.sum(logits >= label, 1) - 1, jnp.argmax(logits, 1).astype(jnp.int32)
 
 
 class Measured(NamedTuple):

@@ -11,12 +11,10 @@ import time
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from typing import Any
 
-import jax
 from jax.sharding import Mesh
 
-import ghn_jax
 from ghn_jax.assembly.memory import check_scoring
-from ghn_jax.assembly.mesh import first
+from ghn_jax.assembly.mesh import local_mesh
 from ghn_jax.base import files, paths
 from ghn_jax.base.digests import array_digests, json_digest
 from ghn_jax.base.errors import FieldError
@@ -24,6 +22,13 @@ from ghn_jax.cnn.deploy import integer
 from ghn_jax.config import SpaceConfig
 from ghn_jax.datasets.load import Dataset
 from ghn_jax.evaluation import results
+from ghn_jax.evaluation.descriptions import (
+    about_images,
+    about_network,
+    about_networks,
+    about_run,
+    in_percent,
+)
 from ghn_jax.evaluation.evaluation_spec import GIVEN, EvaluationSpec
 from ghn_jax.evaluation.partial import Partial, files_of
 from ghn_jax.evaluation.results import Result
@@ -37,12 +42,9 @@ from ghn_jax.evaluation.selection import (
     select_split,
 )
 from ghn_jax.hypernet.policy_features import check_policies
-from ghn_jax.networks.counts import count_parameters
 from ghn_jax.networks.deepnets import PublishedSpace, differing
-from ghn_jax.networks.graph import NetworkGraph, count_depth
-from ghn_jax.quant.bit_schedule import describe_bits, strategy_of
-from ghn_jax.quant.policy import Policy
-from ghn_jax.runs.metrics import Progress
+from ghn_jax.quant.strategy import strategy_of
+from ghn_jax.runs.progress import Progress
 from ghn_jax.runs.run import Run, load_run
 from ghn_jax.runs.task import load_data, make_space_of
 
@@ -69,7 +71,7 @@ def evaluate(
     runs = [run, *([against.run] if against.run else [])]
     if against.run:
         check_same_task(run, against.run, against.path)
-    mesh = first(spec.devices)
+    mesh = local_mesh(spec.devices)
     selections = _select(run.config, spec)
     _check_networks(runs, spec, selections, mesh)  # before the data are read, which may take half a minute
     dataset = dataset or load_data(run.config)
@@ -77,10 +79,10 @@ def evaluate(
         for selection in selections.values():
             check_task(each.ghn, selection.specs, dataset)
     images, calibration = make_batches(dataset, spec)
-    networks = [_describe(name, i, g) for name, s in selections.items() for i, g in enumerate(s.graphs)]
+    networks = [about_network(name, i, g) for name, s in selections.items() for i, g in enumerate(s.graphs)]
     protocol = about_images(dataset, images, calibration, spec)
-    protocol |= _about_networks(run.config, spec, selections)
-    protocol['device'] = f'{mesh.size if mesh else 1} x {jax.devices()[0].device_kind}'
+    counts = {split: len(selection.graphs) for split, selection in selections.items()}
+    protocol |= about_networks(run.config, spec, counts, _space(run, spec), mesh.size if mesh else 1)
     if against.result is not None:
         results.check_comparable(against.result, against.path, networks, protocol['bits'], protocol)
     task = _Task(spec, selections, images, calibration, mesh, networks, protocol)
@@ -115,7 +117,9 @@ class Against:
 class _Task:
     """Everything that is the same for all runs that are scored.
 
-    networks: what the result says of each, whoever predicts its weights; protocol: of how they are scored.
+    Attributes:
+      networks: what the result says of each, whoever predicts its weights.
+      protocol: of how they are scored.
     """
 
     spec: EvaluationSpec
@@ -212,7 +216,7 @@ def _check_networks(
 
 
 def make_batches(dataset: Dataset, spec: EvaluationSpec) -> tuple[ImageBatches, ImageBatches | None]:
-    """The test images; the training images of the calibration, None where the protocol measures nothing."""
+    """Return the test images, and the training images that a protocol measures on, None if it does not."""
     size = spec.batch_size
     images = image_batches(dataset, dataset.test, batch_size=size, num_images=spec.num_images)
     if spec.protocol.integer > images.count:
@@ -231,45 +235,11 @@ def make_batches(dataset: Dataset, spec: EvaluationSpec) -> tuple[ImageBatches, 
     return images, image_batches(dataset, dataset.train, batch_size=size, num_images=wanted)
 
 
-def about_images(
-    dataset: Dataset, images: ImageBatches, calibration: ImageBatches | None, spec: EvaluationSpec
-) -> dict[str, Any]:
-    """What the result says of the images, and of how networks are scored on them."""
-    how = spec.protocol
-    return {
-        'units': 'percent',
-        'dataset': dataset.name,
-        'note': dataset.note,
-        'image_split': 'test',
-        'images': images.count,
-        'num_classes': dataset.num_classes,
-        'batch_size': images.labels.shape[1],
-        'batch_norm': how.batch_norm,
-        'ranges': how.ranges,
-        'range_rule': how.range_rule if how.ranges == 'calibrated' else None,
-        'calibration_images': calibration.count if calibration and how.calibrates else None,
-        'sqnr_images': calibration.count if calibration and how.sqnr else None,
-        'integer_images': how.integer,
-        'jax': jax.__version__,
-        'ghn_jax': ghn_jax.__version__,
-        'images_dropped': (spec.num_images or len(dataset.test.labels)) - images.count,  # of a partial batch
-    }
-
-
-def _about_networks(config: Any, spec: EvaluationSpec, selections: Mapping[str, Selection]) -> dict[str, Any]:
-    """What the result says of the networks and their bits."""
-    return {
-        'image_size': config.image_size,
-        'bits': [str(policy) for policy in spec.policies],
-        'policies': {str(policy): policy.to_dict() for policy in spec.policies},
-        'num_networks': {split: len(s.graphs) for split, s in selections.items()},
-        'seed': spec.seed,
-        'space': _space_name(config, spec) if spec.networks is None else None,
-    }
-
-
-def _space_name(config: Any, spec: EvaluationSpec) -> str:
-    return "deepnets1m's files" if spec.deepnets or config.space.folder else config.space.name
+def _space(run: Run, spec: EvaluationSpec) -> str | None:
+    """Return what the networks are drawn from; None where they are given."""
+    if spec.networks is not None:
+        return None
+    return "deepnets1m's files" if spec.deepnets or run.config.space.folder else run.config.space.name
 
 
 def check_same_task(run: Run, other: Run, against: str) -> None:
@@ -282,64 +252,3 @@ def check_same_task(run: Run, other: Run, against: str) -> None:
                 f'={against} was trained with {key}={theirs}, this run with {key}={ours}: the two cannot be '
                 'scored on the same images',
             )
-
-
-def in_percent(bits: Sequence[str], policies: Sequence[Policy], scores: Sequence[Score]) -> dict[str, Any]:
-    """What the result says of one network: `scores` by bit-width, and the `layers` that their lists go by.
-
-    agreement: with the network in float, where that is scored. sqnr_*: means over layers; *_by_layer: dB.
-    """
-    baseline = next((s for policy, s in zip(policies, scores) if policy.is_float), None)
-    out: dict[str, Any] = {'scores': {}}
-    for b, score in zip(bits, scores):
-        entry: dict[str, Any] = {'top1': 100 * score.top1, 'top5': 100 * score.top5}
-        if baseline is not None:
-            entry['agreement'] = 100 * float((score.predicted == baseline.predicted).mean())
-        if score.integer is not None:
-            entry['integer_disagreement'] = 100 * score.integer
-        if score.sqnr is not None:
-            out['layers'] = list(score.sqnr)
-            for what, values in zip(('weights', 'activations'), zip(*score.sqnr.values())):
-                known = [v for v in values if v is not None]
-                entry[f'sqnr_{what}'] = sum(known) / len(known) if known else None
-                entry[f'sqnr_{what}_by_layer'] = list(values)
-        out['scores'][b] = entry
-    return out
-
-
-def about_run(run: Run, workdir: str, predicted_for: Policy | None) -> dict[str, Any]:
-    """What the protocol says of a run. predicted_for: the policies that its weights are predicted for."""
-    config: Any = run.config
-    return {
-        'workdir': workdir,
-        'step': run.step,
-        'training': _training(run),
-        'training_mode': config.quant.mode,
-        'training_bits': describe_bits(config.quant),
-        'predicted_for': str(predicted_for or 'each') if run.ghn.config.bits else 'any',
-        'quantization': {
-            k: v for k, v in sorted(dataclasses.asdict(config.quant).items()) if k not in ('mode', 'bits')
-        },
-    }
-
-
-def _describe(split: str, index: int, graph: NetworkGraph) -> dict[str, Any]:
-    """What the result says of a network, whoever predicts its weights."""
-    spec = graph.spec
-    return {
-        'split': split,
-        'name': spec.name or f'network-{index}',
-        'C': spec.C,
-        'n_cells': spec.n_cells,
-        'parameters': count_parameters(spec),
-        'depth': count_depth(graph),
-        'digest': spec.digest,
-    }
-
-
-def _training(run: Run) -> str:
-    if run.meta.get('kind') == 'converted':
-        return 'converted'
-    config: Any = run.config
-    mode = 'float' if config.quant.mode == 'float' else f'{config.quant.mode} {describe_bits(config.quant)}'
-    return f'{mode}, told the bits' if run.ghn.config.bits else mode

@@ -23,14 +23,9 @@ from ghn_jax.base.errors import FieldError, UserError
 from ghn_jax.datasets.augment import normalize
 from ghn_jax.datasets.load import Dataset
 from ghn_jax.evaluation import results
-from ghn_jax.evaluation.evaluate import (
-    Against,
-    about_images,
-    about_run,
-    check_same_task,
-    in_percent,
-    make_batches,
-)
+from ghn_jax.evaluation.descriptions import about_images, about_networks, about_run, in_percent
+from ghn_jax.evaluation.device import judge
+from ghn_jax.evaluation.evaluate import Against, check_same_task, make_batches
 from ghn_jax.evaluation.evaluation_spec import EvaluationSpec
 from ghn_jax.evaluation.protocol import Protocol
 from ghn_jax.evaluation.results import Result
@@ -45,12 +40,13 @@ from ghn_jax.models.sources import count_parameters
 from ghn_jax.models.weights import predict_model
 from ghn_jax.networks.graph import count_depth
 from ghn_jax.networks.ops import primitives_of
-from ghn_jax.quant.bit_schedule import strategy_of
+from ghn_jax.quant.strategy import strategy_of
 from ghn_jax.runs.calibrated_file import QuantizedNetwork
 from ghn_jax.runs.run import Run
 from ghn_jax.runs.task import load_data, make_space_of
 
 GIVEN_MODEL = 'model'  # what rows call it
+_judge = jax.jit(judge)
 
 
 def evaluate_model(
@@ -130,9 +126,10 @@ class _Task:
         return {'rows': results.make_rows([network], bits), 'networks': [network], 'protocol': protocol}
 
     def protocol(self, run: Run, workdir: str) -> dict[str, Any]:
-        """What the result says of how the model is scored."""
+        """Return what the result says of how the model is scored."""
         of_images = about_images(self.dataset, self.images, self.calibration, self.spec)
-        return of_images | about_run(run, workdir, self.spec.predicted_for) | _about_scoring(run, self.spec)
+        of_networks = about_networks(run.config, self.spec, {GIVEN_MODEL: 1}, space=None)
+        return of_images | about_run(run, workdir, self.spec.predicted_for) | of_networks
 
 
 def evaluate_quantized(
@@ -172,15 +169,9 @@ def evaluate_quantized(
             'range_rule': network.about.get('method'),
             'calibration_images': network.about.get('calibration_images'),
             'quantized': dict(network.about),
-            'image_size': run.config.image_size,
-            'bits': [bits],
-            'policies': {bits: network.policy.to_dict()},
-            'num_networks': {GIVEN_MODEL: 1},
-            'seed': spec.seed,
-            'space': None,
-            'device': f'1 x {jax.devices()[0].device_kind}',
-            'seconds': round(time.perf_counter() - begin, 1),
         }
+        | about_networks(run.config, spec, {GIVEN_MODEL: 1}, space=None)
+        | {'seconds': round(time.perf_counter() - begin, 1)}
     )
     return {'rows': results.make_rows([scored], [bits]), 'networks': [scored], 'protocol': protocol}
 
@@ -229,18 +220,6 @@ def _normalized(images: ImageBatches | None) -> list[Array]:
     return [] if images is None else [normalize(x, images.mean, images.std) for x in images.images]
 
 
-def _about_scoring(run: Run, spec: EvaluationSpec) -> dict[str, Any]:
-    return {
-        'image_size': run.config.image_size,
-        'bits': [str(policy) for policy in spec.policies],
-        'policies': {str(policy): policy.to_dict() for policy in spec.policies},
-        'num_networks': {GIVEN_MODEL: 1},
-        'seed': spec.seed,
-        'space': None,
-        'device': f'1 x {jax.devices()[0].device_kind}',
-    }
-
-
 def _describe(model: Model) -> dict[str, Any]:
     return {
         'split': GIVEN_MODEL,
@@ -280,15 +259,12 @@ def _score(runnable: _Runnable, quantizer: FakeQuantizer, images: ImageBatches) 
     """Count the images whose label is the first, and among the first five, of the model's predictions."""
     logits_of = runnable.model.compiled(_logits, runnable.apply)
     used = quantizer if quantizer.rounds else None
-    better, predicted = [], []
-    for x, y in zip(images.images, np.asarray(images.labels)):
-        logits = np.asarray(logits_of(runnable.arrays, x, images.mean, images.std, used), np.float32)
-        logits = np.where(np.isnan(logits), -np.inf, logits)
-        label = np.take_along_axis(logits, y[:, None], 1)
-        # Ties count against the label, so that equal (or no) logits are no prediction.
-        better.append(np.sum(logits >= label, 1) - 1)
-        predicted.append(np.argmax(logits, 1).astype(np.int32))
-    rank = np.concatenate(better)
+    ranks, predicted = [], []
+    for x, y in zip(images.images, images.labels):
+        rank, own = _judge(logits_of(runnable.arrays, x, images.mean, images.std, used), y)
+        ranks.append(np.asarray(rank))
+        predicted.append(np.asarray(own))
+    rank = np.concatenate(ranks)
     return Score(float(np.mean(rank < 1)), float(np.mean(rank < 5)), np.concatenate(predicted))
 
 

@@ -32,7 +32,7 @@ class Partial:
     """
 
     def __init__(self, path: pathlib.Path | None, digest: int):
-        """Takes what the file has.
+        """Take what the file has.
 
         Args:
           path: the file, there or not yet; its rows are replaced where they are of another evaluation, which

@@ -4,25 +4,21 @@ Axes: K batches | T tensors | F floats of the weight buffer.
 """
 
 import dataclasses
-import functools
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import jax
 import numpy as np
 from jax.sharding import Mesh
 
-from ghn_jax.assembly.mesh import OVER_DEVICES, REPLICATED, on_each, replicate
+from ghn_jax.assembly.mesh import replicate
 from ghn_jax.assembly.workspace import Workspace
 from ghn_jax.base.errors import FieldError
-from ghn_jax.base.executables import Kept
-from ghn_jax.base.recipes import Recipe
 from ghn_jax.cnn.deploy import calibration, observer
 from ghn_jax.cnn.deploy.calibration import RANGE_RULE
-from ghn_jax.cnn.deploy.observer import Activations, Index, Moments, Wanted, make_wanted
+from ghn_jax.cnn.deploy.observer import Activations, Moments, Wanted, make_wanted
 from ghn_jax.cnn.program import Layout, Program
-from ghn_jax.cnn.tables import Bits
-from ghn_jax.evaluation import device
-from ghn_jax.evaluation.device import RunnableNetwork
+from ghn_jax.evaluation import compiled
+from ghn_jax.evaluation.device import Measured, RunnableNetwork
 from ghn_jax.evaluation.selection import ImageBatches
 from ghn_jax.quant.policy import Policy
 from ghn_jax.quant.scheme import QAT, Scheme
@@ -83,40 +79,6 @@ class Protocol:
 PAPERS = Protocol()
 
 
-@functools.partial(jax.jit, static_argnames=('program', 'scheme', 'mesh'), donate_argnames='workspace')
-def measure(
-    network: RunnableNetwork,
-    images: ImageBatches,
-    index: Index,
-    wanted: Wanted,
-    workspace: Workspace,
-    *,
-    program: Program,
-    scheme: Scheme,
-    mesh: Mesh | None = None,
-) -> tuple[device.Measured, Workspace]:
-    """Compute `device.measure`; several devices each do all of it, for it is little."""
-    run = functools.partial(device.measure, program, scheme=scheme)
-    inputs = (REPLICATED, REPLICATED, REPLICATED, REPLICATED, OVER_DEVICES)
-    on_devices = on_each(run, mesh, inputs, (REPLICATED, OVER_DEVICES))
-    return on_devices(network, images, index, wanted, workspace)
-
-
-def recipe_of_measure(program: Program, scheme: Scheme, mesh: Mesh | None) -> Recipe:
-    """Return the recipe of `measure` for the networks of a program."""
-    return Recipe(
-        function=measure,
-        static={'program': program, 'scheme': scheme, 'mesh': mesh},
-        named=f'{program} {scheme} {mesh}',
-    )
-
-
-@functools.cache  # one for each program of the process, as JAX keeps them
-def measurer(program: Program, scheme: Scheme, mesh: Mesh | None) -> Kept:
-    """Return what measures as `measure` does: (network, images, index, wanted, workspace)."""
-    return Kept(recipe_of_measure(program, scheme, mesh))
-
-
 class Measure(NamedTuple):
     """Measures networks of a program on calibration images."""
 
@@ -126,12 +88,12 @@ class Measure(NamedTuple):
     scheme: Scheme = QAT
 
     def __call__(
-        self, layout: Layout, network: RunnableNetwork, bits: Bits, wanted: Wanted, workspace: Workspace
-    ) -> tuple[device.Measured, Workspace]:
-        """Return (what is wanted of what the network sees at these bits, on the host; workspace)."""
-        given = network._replace(bits=bits), observer.make_index(self.program, layout), wanted
+        self, layout: Layout, network: RunnableNetwork, wanted: Wanted, workspace: Workspace
+    ) -> tuple[Measured, Workspace]:
+        """Return (what is wanted of what the network sees at its bits, on the host; workspace)."""
+        given = network, observer.make_index(self.program, layout), wanted
         network, index, wanted = replicate(self.mesh, given)  # of one type, wherever they were made
-        run = measurer(self.program, self.scheme, self.mesh)
+        run = compiled.runner(compiled.measure, self.program, self.scheme, self.mesh)
         measured, workspace = run(network, self.images, index, wanted, workspace)
         return jax.device_get(measured), workspace
 
@@ -142,8 +104,8 @@ def make_measure(program: Program, mesh: Mesh | None, images: ImageBatches, sche
 
 
 def statistics(
-    protocol: Protocol, measure: Measure, layout: Layout, network: RunnableNetwork, workspace
-) -> tuple[Moments | None, Any]:
+    protocol: Protocol, measure: Measure, layout: Layout, network: RunnableNetwork, workspace: Workspace
+) -> tuple[Moments | None, Workspace]:
     """Measure what enters the normalisations of a network in float, over the calibration images.
 
     Returns:
@@ -151,8 +113,8 @@ def statistics(
     """
     if protocol.batch_norm == 'batch' or not layout.tables.has_norm:
         return None, workspace
-    in_float, wanted = measure.program.bits(layout, Policy()), make_wanted(measure.program, moments=True)
-    measured, workspace = measure(layout, network, in_float, wanted, workspace)
+    in_float = network._replace(bits=measure.program.bits(layout, Policy()))
+    measured, workspace = measure(layout, in_float, make_wanted(measure.program, moments=True), workspace)
     return calibration.pooled(measured.moments), workspace
 
 
@@ -162,63 +124,61 @@ def prepare(
     layout: Layout,
     network: RunnableNetwork,
     moments: Moments | None,
-    bits: Bits,
-    workspace,
-) -> tuple[RunnableNetwork, dict[str, tuple[float | None, float | None]] | None, Any]:
-    """Fix what a protocol fixes in a network at the bits of a policy.
+    workspace: Workspace,
+) -> tuple[RunnableNetwork, dict[str, tuple[float | None, float | None]] | None, Workspace]:
+    """Fix what a protocol fixes in a network at its bits.
 
     Args:
       protocol: what normalisations and ranges go by.
       measure: of the network's program, on the calibration images.
       layout: of the network.
-      network: with its predicted weights.
+      network: with its predicted weights, and the bits of a policy.
       moments: from `statistics`.
-      bits: of a policy on it.
       workspace: taken.
 
     Returns:
       the network as it runs; the SQNR of its layers if wanted; workspace.
     """
-    rounds = observer.any_rounded(bits)
     if moments is not None:
-        network, workspace = _fix_statistics(protocol, measure, layout, network, moments, bits, workspace)
+        network, workspace = _fix_statistics(protocol, measure, layout, network, moments, workspace)
     if protocol.ranges == 'calibrated':
-        network, workspace = _fix_ranges(protocol, measure, layout, network, bits, workspace)
-    if not protocol.sqnr or not rounds:
+        network, workspace = _fix_ranges(protocol, measure, layout, network, workspace)
+    if not protocol.sqnr or not observer.any_rounded(network.bits):
         return network, None, workspace
-    return network, *_layer_sqnr(measure, layout, network, bits, workspace)
+    return network, *_layer_sqnr(measure, layout, network, workspace)
 
 
-def _fix_statistics(protocol, measure, layout, network, moments, bits, workspace):
+def _fix_statistics(protocol, measure, layout, network, moments, workspace):
+    """Return the network with the statistics of `moments` folded, taken again if they are to be corrected."""
     own = np.asarray(network.weights)
     flat, tables = calibration.fold(layout, own, moments)
-    if protocol.batch_norm == 'corrected' and observer.any_rounded(bits):
+    if protocol.batch_norm == 'corrected' and observer.any_rounded(network.bits):
         flat = calibration.unfixed(layout, flat, own)
         unfixed = network._replace(weights=flat)
         wanted = make_wanted(measure.program, moments=True)
-        measured, workspace = measure(layout, unfixed, bits, wanted, workspace)
+        measured, workspace = measure(layout, unfixed, wanted, workspace)
         flat, tables = calibration.fix(layout, flat, calibration.pooled(measured.moments))
     return network._replace(weights=flat, tables=tables, ranges=None), workspace
 
 
-def _fix_ranges(protocol, measure, layout, network, bits, workspace):
-    """The network with the ranges that its activations have on the calibration images at these bit-widths."""
+def _fix_ranges(protocol, measure, layout, network, workspace):
+    """Return the network with the ranges that its activations have on the calibration images at its bits."""
     wanted = make_wanted(measure.program, activations=True)
     bounds, index = wanted.bounds, observer.make_index(measure.program, layout)
     lo, hi = bounds.T
-    if observer.any_rounded(bits):
-        measured, workspace = measure(layout, network, bits, wanted, workspace)
+    if observer.any_rounded(network.bits):
+        measured, workspace = measure(layout, network, wanted, workspace)
         seen = measured.activations
         if protocol.range_rule in calibration.HISTOGRAM_RULES:
-            seen, bounds, workspace = histograms(measure, layout, network, bits, seen, workspace)
-        tensor_bits = observer.tensor_bits(index, bits)
+            seen, bounds, workspace = histograms(measure, layout, network, seen, workspace)
+        tensor_bits = observer.tensor_bits(index, network.bits)
         lo, hi = calibration.activation_ranges(protocol.range_rule, seen, tensor_bits, bounds, measure.scheme)
     return network._replace(ranges=observer.make_ranges(index, lo, hi)), workspace
 
 
 def histograms(
-    measure: Measure, layout: Layout, network: RunnableNetwork, bits: Bits, seen: Activations, workspace
-) -> tuple[Activations, np.ndarray, Any]:
+    measure: Measure, layout: Layout, network: RunnableNetwork, seen: Activations, workspace: Workspace
+) -> tuple[Activations, np.ndarray, Workspace]:
     """Measure activations again, with histograms between the extremes of those `seen`.
 
     Returns:
@@ -226,17 +186,18 @@ def histograms(
     """
     bounds = np.stack([seen.lo.min(0), seen.hi.max(0)], -1)
     wanted = make_wanted(measure.program, activations=True, bounds=bounds)
-    measured, workspace = measure(layout, network, bits, wanted, workspace)
+    measured, workspace = measure(layout, network, wanted, workspace)
     return measured.activations, bounds, workspace
 
 
-def _layer_sqnr(measure, layout, network, bits, workspace):
-    """Layer -> (of its weight, of the activation that enters it): the signal-to-quantization-noise ratio in
-    dB over the calibration images, None where nothing is rounded (or the second input of a FactorizedReduce,
-    which is the first).
+def _layer_sqnr(measure, layout, network, workspace):
+    """Return the signal-to-quantization-noise ratio of each layer over the calibration images, in dB.
+
+    Layer -> (of its weight, of the activation that enters it), None where nothing is rounded, and for the
+    second input of a FactorizedReduce, which is the first.
     """
     wanted = make_wanted(measure.program, activations=True, noise=True)
-    measured, workspace = measure(layout, network, bits, wanted, workspace)
+    measured, workspace = measure(layout, network, wanted, workspace)
     seen = measured.activations
     weights = calibration.decibels(*measured.weights)
     activations = calibration.decibels(seen.signal.sum(0), seen.noise.sum(0))

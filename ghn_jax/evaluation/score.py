@@ -1,12 +1,13 @@
-"""Scoring networks: predicts the weights of each, then counts correct predictions at every bit-width.
+"""Scores networks: predicts the weights of each, then counts its correct predictions at every bit-width.
 
-Weights are predicted once for all policies; by a hypernetwork that reads the bits, anew for each policy.
+Weights are predicted once for all policies; a hypernetwork that reads the bits predicts them anew for each.
 
-Networks are data: all those of one program share two compiled functions (and one or two more that measure
-where the protocol asks for it), whatever their bits. JAX keeps them: scoring other networks of the same
-program, or with other GHN parameters, compiles nothing. A network is lowered once, whatever the policies.
+Networks are data: all those of one program share two compiled functions (`evaluation.compiled`; one or two
+more measure, where the protocol asks for it), whatever their bits. Scoring other networks of the same
+program, or with other parameters of the hypernetwork, compiles nothing. A network is lowered once, whatever
+the policies.
 
-Axes: M networks | P policies | K batches | N images of a batch | H pixels | F floats of a weight buffer.
+Axes: M networks | P policies | K batches | N images of a batch | F floats of a weight buffer.
 """
 
 import dataclasses
@@ -23,16 +24,14 @@ from jax.sharding import Mesh
 from tqdm import tqdm
 
 from ghn_jax.assembly import lone_values
-from ghn_jax.assembly.mesh import OVER_DEVICES, REPLICATED, axes_of, make_workspaces, on_each, replicate
-from ghn_jax.assembly.network_batch import Networks, PlacedNetwork, make_networks, place
+from ghn_jax.assembly.mesh import make_workspaces, replicate
+from ghn_jax.assembly.network_batch import PlacedNetwork, make_networks, place
 from ghn_jax.assembly.workspace import Workspace
 from ghn_jax.base.errors import UserError
-from ghn_jax.base.executables import Kept
-from ghn_jax.base.recipes import Recipe
 from ghn_jax.cnn.deploy import integer
 from ghn_jax.cnn.packing import BLOCK
 from ghn_jax.cnn.program import Program
-from ghn_jax.evaluation import device
+from ghn_jax.evaluation import compiled
 from ghn_jax.evaluation import protocol as protocols
 from ghn_jax.evaluation.device import RunnableNetwork
 from ghn_jax.evaluation.protocol import PAPERS, Measure, Protocol, make_measure
@@ -42,8 +41,6 @@ from ghn_jax.hypernet.policy_features import resolve
 from ghn_jax.networks.graph import NetworkGraph
 from ghn_jax.quant.policy import NamedWidths, Policy
 from ghn_jax.quant.scheme import QAT, Scheme
-
-_IMAGES = ImageBatches(OVER_DEVICES, OVER_DEVICES, REPLICATED, REPLICATED)  # how devices share batches
 
 
 class Score(NamedTuple):
@@ -62,55 +59,6 @@ class Score(NamedTuple):
     predicted: np.ndarray
     sqnr: dict[str, tuple[float | None, float | None]] | None = None
     integer: float | None = None
-
-
-# Functions of a program and a GHN, which are static and compared by value: one compilation for each.
-@functools.partial(jax.jit, static_argnames='ghn', donate_argnames='out')
-def predict(params: Any, networks: Networks, out: Array, *, ghn: GHN) -> Array:
-    """Compute `device.predict_weights`; `out` is overwritten."""
-    return device.predict_weights(ghn, params, networks, out)
-
-
-@functools.partial(jax.jit, static_argnames=('program', 'scheme', 'mesh'), donate_argnames='workspace')
-def score(
-    network: RunnableNetwork,
-    images: ImageBatches,
-    workspace: Workspace,
-    *,
-    program: Program,
-    scheme: Scheme,
-    mesh: Mesh | None = None,
-) -> tuple[Array, Array, Array, Workspace]:
-    """Compute `device.score`, by devices that share the batches, each with a workspace."""
-    run = functools.partial(device.score, program, scheme=scheme, axes=axes_of(mesh))
-    outputs = (REPLICATED, REPLICATED, OVER_DEVICES, OVER_DEVICES)
-    return on_each(run, mesh, (REPLICATED, _IMAGES, OVER_DEVICES), outputs)(network, images, workspace)
-
-
-def recipe_of_prediction(ghn: GHN) -> Recipe:
-    """Return the recipe of `predict` for a hypernetwork."""
-    return Recipe(function=predict, static={'ghn': ghn}, named=str(ghn))
-
-
-def recipe_of_score(program: Program, scheme: Scheme, mesh: Mesh | None) -> Recipe:
-    """Return the recipe of `score` for the networks of a program."""
-    return Recipe(
-        function=score,
-        static={'program': program, 'scheme': scheme, 'mesh': mesh},
-        named=f'{program} {scheme} {mesh}',
-    )
-
-
-@functools.cache  # one for each program of the process, as JAX keeps them
-def predictor(ghn: GHN) -> Kept:
-    """Return what predicts weights as `predict` does: (params, networks, out)."""
-    return Kept(recipe_of_prediction(ghn))
-
-
-@functools.cache
-def scorer(program: Program, scheme: Scheme, mesh: Mesh | None) -> Kept:
-    """Return what scores networks as `score` does: (network, images, workspace)."""
-    return Kept(recipe_of_score(program, scheme, mesh))
 
 
 def score_networks(
@@ -228,7 +176,9 @@ class _Buffers(NamedTuple):
 class _Scorer:
     """Scores networks of one program; the fields are those of `score_each`.
 
-    images: on their devices; given: the same on the host.
+    Attributes:
+      images: on their devices.
+      given: the same on the host.
     """
 
     ghn: GHN
@@ -272,7 +222,7 @@ class _Scorer:
             network, sqnr = own._replace(bits=self.program.bit_table(placed.layout, widths)), None
             if self.measure:
                 network, sqnr, workspace = protocols.prepare(
-                    self.protocol, self.measure, placed.layout, network, moments, network.bits, workspace
+                    self.protocol, self.measure, placed.layout, network, moments, workspace
                 )
                 network = replicate(self.mesh, network)
             score, workspace = self._score(placed, network, workspace, policy.is_float)
@@ -283,7 +233,7 @@ class _Scorer:
     def _score(
         self, placed: PlacedNetwork, network: RunnableNetwork, workspace: Workspace, is_float: bool
     ) -> tuple[Score, Workspace]:
-        run = scorer(self.program, self.scheme, self.mesh)
+        run = compiled.runner(compiled.score, self.program, self.scheme, self.mesh)
         top1, top5, predicted, workspace = run(network, self.images, workspace)
         count = self.given.count
         predicted = np.asarray(predicted).ravel()[:count]
@@ -340,6 +290,6 @@ def predict_network(
     """
     networks = make_networks(program, [placed], [widths], max_nodes=max_nodes)
     static: Any = ghn  # which can be hashed, though its type does not say so
-    buffer = predictor(static)(params, networks, buffer)
+    buffer = compiled.predictor(static)(params, networks, buffer)
     tables, bits = jax.tree.map(lambda a: a[0], (networks.tables, networks.bits))
     return RunnableNetwork(replicate(mesh, buffer) if mesh else buffer, tables, bits), buffer

@@ -18,9 +18,11 @@ _BATCH = 64
 class Comparison(NamedTuple):
     """Of a file in onnxruntime and the network here.
 
-    images: how many of each split.   top1: of onnxruntime, of the network here; 0 to 1.
-    agreement: the share of the images that both put into one class.
-    with_biases: that share where biases are rounded here as in the file; None: a file of floats.
+    Attributes:
+      images: how many of each split.
+      top1: of onnxruntime, of the network here; 0 to 1.
+      agreement: the share of the images that both put into one class.
+      with_biases: that share where biases are rounded here as in the file; None: a file of floats.
     """
 
     images: dict[str, int]

@@ -45,12 +45,14 @@ _BATCH = 64  # calibration images at a time, as in evaluation
 class ExportSpec:
     """What file is written.
 
-    policy: bits of weights and activations.   format: one of FORMATS.
-    calibration_images: the first training images, that statistics and ranges are those of.
-    range_rule: how ranges of activations are found (`cnn.deploy.calibration.RULES`).
-    batch_norm: one of BATCH_NORMS, as of `evaluation.protocol.Protocol`: statistics in float, or taken again
-      with folded and rounded weights.
-    scheme: fields of the run's `Scheme` that are others than in training, such as granularity='channel'.
+    Attributes:
+      policy: bits of weights and activations.
+      format: one of FORMATS.
+      calibration_images: how many of the first training images statistics and ranges are those of.
+      range_rule: how ranges of activations are found (`cnn.deploy.calibration.RULES`).
+      batch_norm: one of BATCH_NORMS, as of `evaluation.protocol.Protocol`: statistics in float, or taken
+        again with folded and rounded weights.
+      scheme: fields of the run's `Scheme` that are others than in training, such as granularity='channel'.
     """
 
     policy: Policy = Policy()
@@ -101,8 +103,10 @@ def check_spec(spec: ExportSpec, compared: int | None = None) -> None:
 class _Network(NamedTuple):
     """A network as it is written. write: from the file's metadata to its contents.
 
-    apply: its evaluation here, from images to logits, compiled.   metadata: its own.
-    with_biases: the same with biases that are rounded as in the file, where these are integers.
+    Attributes:
+      apply: its evaluation here, from images to logits, compiled.
+      metadata: its own.
+      with_biases: the same with biases that are rounded as in the file, where these are integers.
     """
 
     write: Callable[[dict[str, str]], bytes]

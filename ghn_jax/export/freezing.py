@@ -16,7 +16,7 @@ import numpy as np
 from jax import Array, export
 from jax.typing import ArrayLike
 
-from ghn_jax.base.errors import UserError
+from ghn_jax.base.errors import UserError, one_line
 from ghn_jax.export.levels import MARKS
 from ghn_jax.models.program import Program, Step, flatten, needed, run
 
@@ -27,8 +27,9 @@ BATCH = 'batch'  # what the number of images is called, in files too
 class Frozen:
     """A program of images alone.
 
-    program: its one input are the images; the shapes in it have a symbol for their number.
-    images: the shape of any number of images, with that symbol first.
+    Attributes:
+      program: its one input are the images; the shapes in it have a symbol for their number.
+      images: the shape of any number of images, with that symbol first.
     """
 
     program: Program
@@ -58,6 +59,9 @@ def freeze(function: Callable[[Array], Array], images: ArrayLike) -> Frozen:
       function: from images to logits, such as `lambda x: model.apply(params, x, quantizer)`.
       images: [N, ...] that the statistics and ranges are those of.
 
+    Returns:
+      The function for any number of images, each judged by itself.
+
     Raises:
       UserError: the function is for a certain number of images only, or gives no logits for each of them.
     """
@@ -69,8 +73,9 @@ def freeze(function: Callable[[Array], Array], images: ArrayLike) -> Frozen:
     except UserError:
         raise
     except Exception as e:
-        said = ' '.join(str(e).split())[:200]
-        raise UserError(f'the model cannot be run on images of any number: {type(e).__name__}: {said}') from e
+        raise UserError(
+            f'the model cannot be run on images of any number: {type(e).__name__}: {one_line(e)}'
+        ) from e
     shapes = [aval.shape for aval in closed.out_avals]
     if len(shapes) != 1 or shapes[0][:1] != (batch,):
         raise UserError(

@@ -24,8 +24,10 @@ _FINEST = 16  # bits that a bias is finer than the products that it is added to,
 class Integers:
     """What of a model is integers.
 
-    weights, biases: by the layer's name. A layer whose weight or activation stays float has a float bias.
-    activations: of what enters a layer, by its name.   float_activations: whether others stay float.
+    Attributes:
+      weights, biases: by the layer's name. A layer whose weight or activation stays float has a float bias.
+      activations: of what enters a layer, by its name.
+      float_activations: whether others stay float.
     """
 
     weights: Mapping[str, Constant]

@@ -22,8 +22,10 @@ WIDTHS = (2, 4, 8, 16, 32)  # bits of the integers that files have
 class Constant:
     """Integers known beforehand: levels of a weight or a bias.
 
-    codes: integers. scale, zero: float32 and integers, of the same rank, that broadcast to the codes.
-    width: the bits that a code takes, one of WIDTHS; those of 32 bits have a sign and no zero.
+    Attributes:
+      codes: integers.
+      scale, zero: float32 and integers, of the same rank, that broadcast to the codes.
+      width: the bits that a code takes, one of WIDTHS; those of 32 bits have a sign and no zero.
     """
 
     codes: np.ndarray
@@ -56,8 +58,9 @@ class Constant:
 class Grid:
     """The grid of an activation: levels 0 .. top, static.
 
-    signs: of 1 bit on both sides of 0: values become -scale, 0 or scale by their sign alone.
-    A scale of 0 stands for no range: all becomes 0.
+    Attributes:
+      signs: of 1 bit on both sides of 0: values become -scale, 0 or scale by their sign alone. A scale of 0
+        stands for no range: all becomes 0.
     """
 
     scale: float

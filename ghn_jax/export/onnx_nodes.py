@@ -36,10 +36,14 @@ Sizes = tuple[Any, ...]  # integers, and a symbol for the number of images
 class Tensor:
     """A value of the program.
 
-    shape: as the program has it.   dims: the same, but 1 along axes that it is not yet repeated along.
-    dtype: of what is stored.   name: in the graph; '' of a constant.   array: a constant's numbers.
-    order: axis k of what is stored is axis order[k] of the value.
-    levels: integers that a constant's numbers are stored as; None: they are stored as they are.
+    Attributes:
+      shape: as the program has it.
+      dims: the same, but 1 along axes that it is not yet repeated along.
+      dtype: of what is stored.
+      name: in the graph; '' of a constant.
+      array: a constant's numbers.
+      order: axis k of what is stored is axis order[k] of the value.
+      levels: integers that a constant's numbers are stored as; None: they are stored as they are.
     """
 
     shape: Sizes

@@ -18,10 +18,6 @@ import jax.numpy as jnp
 from ghn_jax.hypernet.chunks import map_chunks
 from ghn_jax.hypernet.layers import Params, init_mlp, init_uniform, mlp
 from ghn_jax.hypernet.tiles import DENSE_CHUNK, DEPTH_CHUNK, DecoderTable, Tiles, fan_in_scale, kind_of
-from ghn_jax.hypernet.tiles import Items as Items
-from ghn_jax.hypernet.tiles import count_items as count_items
-from ghn_jax.hypernet.tiles import decoder_table as decoder_table
-from ghn_jax.hypernet.tiles import tile_parameters as tile_parameters
 from ghn_jax.networks.graph import Graph
 
 _LAST = (  # layers whose outputs are weights

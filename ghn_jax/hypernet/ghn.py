@@ -33,18 +33,26 @@ MAX_PARAMETERS = 2**30  # of a hypernetwork: 4 GiB; the largest published one ha
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class GHNConfig:
-    """What defines a hypernetwork. The defaults are GHN-2; GHN-1 has weight_norm, ve and layernorm off, GHN-3
-    has the hypernet 'graphormer'.
+    """The hyperparameters of a hypernetwork.
 
-    hid: width of node embeddings, a multiple of 4.   max_shape: (channels, channels, height, width) of
-    decoded tiles and of the kernel window, both square.   num_classes: outputs of the last layer of every
-    network. hypernet: 'gatedgnn'; 'graphormer', which also decodes kernels from the middle of the window; or
-    'mlp': a node sees itself only (the baseline).   decoder: 'conv'.   weight_norm: scale predicted weights
-    by fan-in.   ve: virtual edges.   layernorm: of the embeddings, before decoding.   bits: nodes are told a
-    policy's bits, so that weights are predicted for it (`policy_features`).   rounds: of a gatedgnn, with the
-    same parameters.   layers, heads: of a graphormer; hid is a multiple of its heads.
+    The defaults are GHN-2. GHN-1 has weight_norm, ve and layernorm off; GHN-3 has the hypernet 'graphormer'.
 
-    Raises FieldError on construction for wrong types and impossible values.
+    Attributes:
+      hid: width of node embeddings, a multiple of 4.
+      max_shape: (channels, channels, height, width) of a decoded tile and of the largest kernel, both square.
+      num_classes: outputs of the last layer of every network.
+      hypernet: 'gatedgnn'; 'graphormer', which also decodes kernels from the middle of the largest; or 'mlp',
+        where a node sees itself only (the baseline).
+      decoder: 'conv'.
+      weight_norm: whether predicted weights are scaled by their fan-in.
+      ve: whether nodes see others along virtual edges, too.
+      layernorm: whether embeddings are normalised before they are decoded.
+      bits: whether nodes are told a policy's bits, so that weights are predicted for it (`policy_features`).
+      rounds: of a gatedgnn, all with the same parameters.
+      layers, heads: of a graphormer; hid is a multiple of its heads.
+
+    Raises:
+      FieldError: a value of the wrong type, or an impossible one.
     """
 
     hid: int = 32
@@ -113,8 +121,10 @@ class GHNConfig:
 
     @classmethod
     def from_dict(cls, fields: Mapping[str, Any]) -> 'GHNConfig':
-        """From JSON's types. Raises UserError for unknown fields and bad values; absent ones keep their
-        default.
+        """Make a config from JSON's types; absent fields keep their default.
+
+        Raises:
+          UserError: an unknown field, or a bad value.
         """
         known = [field.name for field in dataclasses.fields(cls)]
         unknown = sorted(set(fields) - set(known))
@@ -126,15 +136,15 @@ class GHNConfig:
         return cls(**fields)
 
     def to_dict(self) -> dict[str, Any]:
-        """In JSON's types; `from_dict` reads it back."""
+        """Return the fields in JSON's types; `from_dict` reads them back."""
         return {**dataclasses.asdict(self), 'max_shape': list(self.max_shape)}
 
 
 class GHN(nn.Module):
-    """The hypernetwork. Parameters: dicts of arrays named embedding, gnn, norm (with layernorm), decoder and
-    bits (with bits).
+    """The hypernetwork.
 
-    Computes in the parameters' type: float32, or float64 in JAX's 64-bit mode.
+    Its parameters are dicts of arrays named embedding, gnn, decoder, norm (with layernorm) and bits (with
+    bits). It computes in their type: float32, or float64 in JAX's 64-bit mode.
     """
 
     config: GHNConfig
@@ -159,11 +169,15 @@ class GHN(nn.Module):
             self.bits = self.param('bits', init_bits, c.hid)
 
     def embed(self, batch: GraphBatch) -> jax.Array:
-        """Embeddings [B, N, D] of all nodes; zero in padding."""
+        """Return the embeddings of all nodes, [B, N, D]; zero in padding."""
         return self.embed_stages(batch)['x']
 
     def embed_stages(self, batch: GraphBatch) -> dict[str, jax.Array]:
-        """x_init (node features), x_gnn (after the graph network) and x (after LayerNorm), each [B, N, D]."""
+        """Return the embeddings at three stages, [B, N, D] each, zero in padding.
+
+        These are x_init, the features of nodes; x_gnn, what the graph network makes of them; and x, that
+        after the LayerNorm.
+        """
         graphs: Any = jax.tree.map(jnp.asarray, batch)  # made by numpy, maybe not yet on the device
         real = (jnp.arange(graphs.primitive.shape[1]) < graphs.n_node[:, None])[..., None]  # [B, N, 1]
         stages = {'x_init': embed_nodes(self.embedding, graphs.primitive, graphs.shape, self.config.sizes)}
@@ -183,20 +197,20 @@ class GHN(nn.Module):
         return {name: jnp.where(real, x, 0) for name, x in stages.items()}
 
     def decode(self, x: jax.Array, table: DecoderTable) -> Tiles:
-        """The weights of one network, as tiles, from its embeddings x [N, D]."""
-        how = self.config.weight_norm, self.config.is_graphormer
-        return decode(self.decoder, x, table, normalise=how[0], centred=how[1])
+        """Return the weights of one network, as tiles, from its embeddings x [N, D]."""
+        c = self.config
+        return decode(self.decoder, x, table, normalise=c.weight_norm, centred=c.is_graphormer)
 
     def predict(self, graph: NetworkGraph) -> dict[str, jax.Array]:
-        """Every tensor of one network, slowly: see `predict_parameters`."""
+        """Return every tensor of one network, slowly: see `predict_parameters`."""
+        c = self.config
         batch = batch_graphs([to_graphs_tuple(graph)], max_nodes=len(graph.nodes))
         x = self.embed(batch)[0]
-        how = self.config.weight_norm, self.config.is_graphormer
-        return predict_tensors(self.decoder, x, graph, normalise=how[0], centred=how[1])
+        return predict_tensors(self.decoder, x, graph, normalise=c.weight_norm, centred=c.is_graphormer)
 
 
 def init_params(config: GHNConfig, key: jax.Array, dtype: jnp.dtype = jnp.float32) -> dict[str, Any]:
-    """Fresh parameters, as the published model starts: PyTorch's defaults.
+    """Draw fresh parameters, as the published model starts: PyTorch's defaults.
 
     Linear layers and the GRU: kernels and biases uniform within 1/sqrt(fan_in). Embeddings: standard normal.
     LayerNorm: scale 1, bias 0. Tables of bits: 0. GHN-3: embeddings have a variance of 1 / width, the last
@@ -221,11 +235,21 @@ def check_classes(config: GHNConfig, spec: NetworkSpec) -> None:
 
 
 def predict_parameters(ghn: GHN, params: Any, graph: NetworkGraph) -> dict[str, jax.Array]:
-    """Every tensor of one network by its DeepNets-1M name, in PyTorch's layout (positional encodings too).
+    """Predict every tensor of one network, slowly and obviously: tensor by tensor, as the definition says.
 
-    A GHN with bits predicts them for the policy that the graph carries (`with_bits`), float without.
-    The slow, obvious version, tensor by tensor; `GHN.decode` is the fast one. Raises UserError if the
-    network's classes are not the hypernetwork's.
+    It is the oracle of tests and benchmarks; `hypernet.predict` is the fast way.
+
+    Args:
+      ghn: the hypernetwork.
+      params: its parameters.
+      graph: of the network. A hypernetwork that reads the bits predicts for the policy that the graph carries
+        (`with_bits`), for float where it carries none.
+
+    Returns:
+      Arrays by DeepNets-1M's name in PyTorch's layout, positional encodings too.
+
+    Raises:
+      UserError: the network's classes are not the hypernetwork's.
     """
     check_classes(ghn.config, graph.spec)
     return cast(dict[str, jax.Array], ghn.apply({'params': params}, graph, method='predict'))

@@ -10,13 +10,13 @@ import os
 from collections.abc import Mapping
 from typing import Any
 
+import jax
 import numpy as np
 
 from ghn_jax.base.errors import UserError
-from ghn_jax.hypernet.ghn import GHNConfig
+from ghn_jax.hypernet.ghn import GHNConfig, init_params
 from ghn_jax.hypernet.published_config import config_of, load_config
 from ghn_jax.hypernet.statefile import load_checkpoint
-from ghn_jax.hypernet.statefile import load_state as load_state
 
 
 def load_published(
@@ -24,10 +24,16 @@ def load_published(
 ) -> tuple[GHNConfig, dict[str, Any]]:
     """Read a published hypernetwork: its configuration, and Flax parameters of the file's dtypes.
 
-    config_path: its JSON config; None: what the file itself has, or its shapes say (`config_of`).
+    Args:
+      state_path: the state dict, .pt, .npz or .safetensors.
+      config_path: its JSON config; None: what the file itself has, or its shapes say (`config_of`).
 
-    Raises UserError for files that are absent or do not load, and for entries that are missing, unexpected,
-    of the wrong shape, or not finite.
+    Returns:
+      The configuration; the parameters, as those of `init_params`.
+
+    Raises:
+      UserError: a file that is absent or does not load; entries that are missing, unexpected, of the wrong
+        shape, or not finite.
     """
     state, fields = load_checkpoint(state_path)
     config = load_config(config_path, state) if config_path else config_of(fields, state)
@@ -237,11 +243,7 @@ def _contiguous(tree: Any) -> Any:
 
 @functools.lru_cache(maxsize=8)
 def _expected_shapes(config: GHNConfig) -> dict[str, tuple[int, ...]]:
-    """Names and shapes of the published state dict: those that our parameters of this config turn into."""
-    import jax
-
-    from ghn_jax.hypernet.ghn import init_params
-
+    """Return names and shapes of the published state dict: what our parameters of this config turn into."""
     shapes = jax.eval_shape(lambda: init_params(config, jax.random.key(0)))
     params = jax.tree.map(lambda s: np.broadcast_to(np.float32(0), s.shape), shapes)
     return {name: value.shape for name, value in published_state(config, params).items()}

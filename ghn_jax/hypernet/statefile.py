@@ -18,7 +18,7 @@ import ml_dtypes
 import numpy as np
 from safetensors.numpy import load
 
-from ghn_jax.base.errors import UserError, shown
+from ghn_jax.base.errors import UserError, one_line, shown
 from ghn_jax.hypernet.pickled import load_dumped, load_pickled
 
 MAX_BYTES = 4 * 2**30  # of the file, and of its arrays together; the largest GHN-3 has 2.5 GiB
@@ -150,4 +150,4 @@ def _load_pt(path: str | os.PathLike, data: bytes) -> tuple[dict[str, np.ndarray
 
 
 def _reason(error: Exception) -> str:
-    return f'{type(error).__name__}: {" ".join(str(error).split())[:120]}'
+    return f'{type(error).__name__}: {one_line(error)}'

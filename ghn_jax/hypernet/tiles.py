@@ -22,18 +22,24 @@ Items = dict[str, tuple[str, int]]
 
 
 class DecoderTable(NamedTuple):
-    """What one network wants decoded.
+    """What one network wants decoded: items, each one kernel position of one weight.
 
-    An item is one kernel position of one weight, in row-major order, those of one weight side by side. dense:
-    weights with several inputs, and linear weights as one position. Rows [0, n_small) are items of weights
-    with at most C / 2 inputs and outputs, for which a quarter of a tile is enough; from the next multiple of
-    DENSE_CHUNK to n_dense are the others. depth: rows [0, n_depth), weights with one input (depthwise); from
-    the next multiple of DEPTH_CHUNK to n_position, positional encodings. Rows between and after are padding.
+    The items of a weight lie side by side, its positions in row-major order. There are two lists:
 
-    node int32: which embedding.   tap int32: position in the largest kernel, row * 11 + column, of a kernel
-    in its first corner.   shift int32: what to add for a kernel in its middle.   scale: that of fan-in,
-    float64 on the host (32-bit JAX makes it float32).   class_node, bias_node int32: weight and bias of the
-    last linear layer.
+    dense: weights with several inputs, and linear weights as one position. Rows [0, n_small) are of weights
+      with at most C / 2 inputs and outputs, for which a quarter of a tile is enough; from the next multiple
+      of DENSE_CHUNK to n_dense are the others.
+    depth: rows [0, n_depth) are of weights with one input (depthwise); from the next multiple of DEPTH_CHUNK
+      to n_position are positional encodings.
+
+    Rows between and after are padding.
+
+    Attributes:
+      *_node: int32, which embedding.
+      *_tap: int32, the position in the largest kernel, row * 11 + column, of a kernel in its first corner.
+      *_shift: int32, what to add to it for a kernel in its middle.
+      *_scale: that of fan-in, float64 on the host (32-bit JAX makes it float32).
+      class_node, bias_node: int32, weight and bias of the last linear layer.
     """
 
     # Arrays of numpy on the host, of JAX on the device.
@@ -55,7 +61,7 @@ class DecoderTable(NamedTuple):
 
 
 class Tiles(NamedTuple):
-    """The decoded weights of one network, scaled; `tile_parameters` tiles and slices them to shape."""
+    """The decoded weights of one network, scaled; `tile_parameters` cuts and repeats them to shape."""
 
     dense: Any  # [P, C(in), C(out)], zero in padding and outside the quarter of small items
     depth: Any  # [Q, C(out)], zero in padding; positional encodings: [Q, C(in)]
@@ -73,13 +79,18 @@ def decoder_table(
 ) -> tuple[DecoderTable, Items]:
     """Make the table of a network, padded to capacity, and say where each tensor's items begin.
 
-    items[name] = (kind, first): 'dense' and 'depth': first item of the table (positional encodings are
-    'depth', too); 'norm': row of Tiles.norm seen as [2N, C], that is 2 * node + row; 'class': 0 weight, 1
-    bias. max_dense, max_depth: capacities, rounded up to whole chunks (see `count_items`). max_shape: that of
-    the hypernetwork.
+    Args:
+      graph: of the network.
+      max_dense, max_depth: capacities, rounded up to whole chunks (see `count_items`).
+      max_shape: that of the hypernetwork.
 
-    Raises UserError if the network wants more items than there is room for, or a kernel larger than the
-    largest of the hypernetwork.
+    Returns:
+      The table. Name of a tensor -> (kind, where it begins): of kind 'dense' or 'depth' (also positional
+      encodings) the first item of the table; of 'norm' the row of Tiles.norm seen as [2N, C], that is
+      2 * node + row; of 'class' 0 for the weight, 1 for the bias.
+
+    Raises:
+      UserError: more items than there is room for, or a kernel larger than the hypernetwork's largest.
     """
     C, _, _, largest = max_shape
     small, large, depth, position, items = _Items(), _Items(), _Items(), _Items(), {}

@@ -20,9 +20,10 @@ from ghn_jax.models.recorder import Site
 class FoldedProgram:
     """A program, and what is what in it.
 
-    sites: the steps that run a layer, by number.
-    weights, biases: slot of a constant -> name of the layer that it is of.
-    sources: what each batch norm of the model reads, or its scale and shift in its place.
+    Attributes:
+      sites: the steps that run a layer, by number.
+      weights, biases: slot of a constant -> name of the layer that it is of.
+      sources: what each batch norm of the model reads, or its scale and shift in its place.
     """
 
     program: Program
@@ -34,23 +35,26 @@ class FoldedProgram:
 
 @dataclasses.dataclass(frozen=True)
 class Own:
-    """A batch norm that stays as the model has it. signs: that what it reads is multiplied by; None: nothing.
+    """A batch norm that stays as the model has it, and takes the statistics of each batch.
 
-    They undo those of the gains that a layer before it was multiplied by.
+    Attributes:
+      signs: -1 or 1 for each channel, which what it reads is multiplied by; None: by nothing. Where the
+        weights before it are multiplied by gains, the signs undo those of the gains.
     """
 
     signs: Any
 
 
 jax.tree_util.register_dataclass(Own, data_fields=['signs'], meta_fields=[])
-Fixed = tuple[Any, Any] | Own | None
+NormForm = tuple[Any, Any] | Own | None
+"""What has become of a batch norm: a (scale, shift) in its place, the norm itself, or None: it is folded."""
 
 
 def fold_program(
     traced: Traced,
     weights: Mapping[str, Any],
     biases: Mapping[str, Any],
-    norms: Sequence[Fixed],
+    norms: Sequence[NormForm],
 ) -> FoldedProgram:
     """Write the program of a model with folded weights and biases.
 
@@ -142,7 +146,7 @@ class _Writer:
     def flip(self, slot: int, signs: Any) -> None:
         self.instead[slot] = self.compute(lambda x, s: x * s.astype(x.dtype), slot, self.constant(signs))
 
-    def norm(self, step: Step, norm: BatchNorm, fixed: Fixed) -> None:
+    def norm(self, step: Step, norm: BatchNorm, fixed: NormForm) -> None:
         source, dtype = norm.source, self.structure.aval(norm.result).dtype
         if isinstance(fixed, Own):
             self.write(step)

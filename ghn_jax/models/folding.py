@@ -23,7 +23,7 @@ from ghn_jax.cnn.deploy.calibration import RANGE_RULE
 from ghn_jax.hypernet.policy_features import resolve
 from ghn_jax.models import small_images
 from ghn_jax.models.activation_ranges import find_ranges
-from ghn_jax.models.folded_program import Fixed, FoldedProgram, Own, fold_program
+from ghn_jax.models.folded_program import FoldedProgram, NormForm, Own, fold_program
 from ghn_jax.models.model import Model, Traced, rewriter
 from ghn_jax.models.norm_statistics import Moments, affines_of, measure, observed, pooled
 from ghn_jax.models.norms import DependsOnBatch, LayerEnd, of_batch
@@ -55,7 +55,7 @@ class Calibrated:
     params: Any
     weights: Mapping[str, Any]
     biases: Mapping[str, Any]
-    norms: Sequence[Fixed]
+    norms: Sequence[NormForm]
     ranges: Mapping[str, tuple[Any, Any]]
     weight_ranges: Mapping[str, tuple[Any, Any]] = dataclasses.field(default_factory=dict)
 
@@ -133,7 +133,10 @@ def calibrate(
       policy: the bits. Ranges are those of the folded network at these bits; None: no ranges.
       scheme: how tensors are quantized.
       rule: how ranges are found (`cnn.deploy.calibration.RULES`).
-      corrected: statistics are then taken again with folded and rounded weights (`correct`).
+      corrected: whether statistics are then taken again with folded and rounded weights (`correct`).
+
+    Returns:
+      The model with fixed statistics; its weights are folded, and not rounded.
 
     Raises:
       UserError: no images, batches of several sizes, a policy of another model.
@@ -198,7 +201,8 @@ def _observe(traced: Traced, unfixed: Calibrated, x: Array, quantizer: FakeQuant
 class _Found(NamedTuple):
     """What is found of a model: its program for two images, and scale and shift of each of its norms.
 
-    dtype: of what is folded.
+    Attributes:
+      dtype: of what is folded.
     """
 
     traced: Traced

@@ -17,7 +17,8 @@ from ghn_jax.models.values import Shape, View
 class Layout:
     """How an operand is made from a predicted tensor: reshape to `split`, then transpose by `order`.
 
-    shape: of the tensor as it is predicted.
+    Attributes:
+      shape: of the tensor as it is predicted.
     """
 
     shape: Shape

@@ -4,7 +4,7 @@ import importlib
 from collections.abc import Sequence
 from typing import Any
 
-from ghn_jax.base.errors import UserError, shown
+from ghn_jax.base.errors import UserError, one_line, shown
 from ghn_jax.models.model import Model
 from ghn_jax.models.tracing import trace
 
@@ -32,7 +32,9 @@ def load_model(name: str, input_shape: Sequence[int], *arguments: Any) -> Model:
     try:
         module = importlib.import_module(module_name)
     except (Exception, SystemExit) as e:
-        raise UserError(f'module {module_name!r} cannot be imported: {_one_line(e)}') from e
+        raise UserError(
+            f'module {module_name!r} cannot be imported: {type(e).__name__}: {one_line(e)}'
+        ) from e
     make = getattr(module, function_name, None)
     if not callable(make):
         has = 'is no function' if hasattr(module, function_name) else 'is not there'
@@ -40,12 +42,8 @@ def load_model(name: str, input_shape: Sequence[int], *arguments: Any) -> Model:
     try:
         made: Any = make(*arguments)
     except (Exception, SystemExit) as e:
-        raise UserError(f'{name} fails: {_one_line(e)}') from e
+        raise UserError(f'{name} fails: {type(e).__name__}: {one_line(e)}') from e
     if isinstance(made, Model):
         return made
     model, params = made if isinstance(made, tuple) and len(made) == 2 else (made, None)
     return trace(model, input_shape, params=params)
-
-
-def _one_line(error: BaseException) -> str:
-    return f'{type(error).__name__}: {" ".join(str(error).split())[:200]}'

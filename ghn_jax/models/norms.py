@@ -26,8 +26,11 @@ _ARITHMETIC = ('mul', 'div', 'add', 'sub')
 class BatchNorm:
     """A batch norm.
 
-    source, result: slots.   shape: of both.   axes: that the mean and the variance are taken over.
-    steps: numbers of the steps from the source (and parameters) to the result, in order.
+    Attributes:
+      source, result: slots.
+      shape: of both.
+      axes: that the mean and the variance are taken over.
+      steps: numbers of the steps from the source (and parameters) to the result, in order.
     """
 
     source: int
@@ -41,8 +44,11 @@ class BatchNorm:
 class LayerEnd:
     """What a layer is followed by directly.
 
-    step: that runs the layer.   axis: of its result, that output channels lie along; None: several.
-    biases: (slot of the sum, slot of the bias) of each bias that is added.   end: slot of the last sum.
+    Attributes:
+      step: that runs the layer.
+      axis: of its result, that output channels lie along; None: several.
+      biases: (slot of the sum, slot of the bias) of each bias that is added.
+      end: slot of the last sum.
     """
 
     step: int

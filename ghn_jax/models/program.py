@@ -34,7 +34,8 @@ def new_slot() -> int:
 class Step:
     """One operation: its equation of the jaxpr, the slots (or literals) it reads and the slots it fills.
 
-    callers: the calls that it was in, from outside.
+    Attributes:
+      callers: the calls that it was in, from outside.
     """
 
     eqn: JaxprEqn

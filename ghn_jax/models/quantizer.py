@@ -36,9 +36,10 @@ class FakeQuantizer:
 
     A pytree: bits and ranges are data where it is an argument of a compiled function, which so serves all.
 
-    widths: bits by the name of the weight (`Policy.resolve`); other layers stay float.
-    ranges: (lo, hi) of activations by the name of the weight, in place of those of the batch.
-    rounded: weights have these bits already, on grids that they came with, and stay as they are.
+    Attributes:
+      widths: bits by the name of the weight (`Policy.resolve`); other layers stay float.
+      ranges: (lo, hi) of activations by the name of the weight, in place of those of the batch.
+      rounded: weights have these bits already, on grids that they came with, and stay as they are.
     """
 
     widths: NamedWidths

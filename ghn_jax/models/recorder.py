@@ -29,11 +29,13 @@ class Leaf:
 class Layer:
     """A convolution or a linear layer of a model.
 
-    name: its weight, as the model's pytree has it, joined by dots; a later use of the same weight has a
-      number behind it: `head.kernel#2`.
-    kind: 'conv' or 'linear'.   parameter: the weight's name without that number.
-    shape: of the weight: (out, in / groups, height, width) or (out, in).
-    stride, groups, dilation: of convolutions.
+    Attributes:
+      name: its weight, as the model's pytree has it, joined by dots; a later use of the same weight has a
+        number behind it: `head.kernel#2`.
+      kind: 'conv' or 'linear'.
+      parameter: the weight's name without that number.
+      shape: of the weight: (out, in / groups, height, width) or (out, in).
+      stride, groups, dilation: of convolutions.
     """
 
     name: str
@@ -49,8 +51,9 @@ class Layer:
 class Site:
     """The step that runs a layer: which of its operands is the weight, in what layout, which the activation.
 
-    whole: the slot of the tensor that the activation is a cut or another shape of; None: of itself.
-    reader: the weight of the first layer that reads that tensor: both read it rounded to one width.
+    Attributes:
+      whole: the slot of the tensor that the activation is a cut or another shape of; None: of itself.
+      reader: the weight of the first layer that reads that tensor: both read it rounded to one width.
     """
 
     layer: Layer

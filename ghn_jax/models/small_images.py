@@ -51,7 +51,7 @@ def _product(x: Array, w: Array, params: Mapping[str, Any]) -> Array:
     sizes = [(n - (k - 1) * d - 1) // s + 1 for n, k, d, s in zip(x.shape[2:], kernel, dilation, steps)]
 
     def under(position: tuple[int, ...]) -> Array:
-        """The pixels that one position of the kernel meets, [N, C, ...]."""
+        """Return the pixels that one position of the kernel meets, [N, C, ...]."""
         first = [p * d for p, d in zip(position, dilation)]
         cuts = (slice(f, f + (n - 1) * s + 1, s) for f, n, s in zip(first, sizes, steps))
         return x[:, :, *cuts]

@@ -33,10 +33,12 @@ Initial = Callable[[int, Collection[str]], dict[str, Any]]
 class Source:
     """A model as a function.
 
-    call: (params, others, images) -> logits.   params, others: pytrees of `jax.ShapeDtypeStruct`.
-    initial: (seed, names) -> {name: value} of some parameters as the model starts with them; None: these are
-      not known.
-    name: what to call it.
+    Attributes:
+      call: (params, others, images) -> logits.
+      params, others: pytrees of `jax.ShapeDtypeStruct`.
+      initial: (seed, names) -> {name: value} of some parameters as the model starts with them; None: these
+        are not known.
+      name: what to call it.
     """
 
     call: Callable[[Any, Any, Any], Any]

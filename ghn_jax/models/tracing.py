@@ -11,7 +11,7 @@ import jax.numpy as jnp
 from flax import linen, nnx
 from jax.typing import DTypeLike
 
-from ghn_jax.base.errors import UserError, shown
+from ghn_jax.base.errors import UserError, one_line, shown
 from ghn_jax.base.numbers import is_int
 from ghn_jax.models import sources
 from ghn_jax.models.model import Model, Traced
@@ -36,7 +36,7 @@ def trace(
     unsupported: Literal['raise', 'keep'] = 'raise',
     **switches: Any,
 ) -> Model:
-    """Trace a model: find its layers and its graph from the operations it does. No weights are made.
+    """Trace a model: find its layers and its graph from its operations. No weights are made.
 
     A module is run as in training (batch norms take the statistics of the batch), without dropout.
 
@@ -50,6 +50,9 @@ def trace(
         loop: 'raise' an error that names the first, or 'keep' them as initialised, listed in `Model.kept`.
       **switches: further arguments of the module's call. Where they are not given, those called train,
         training, is_training, use_running_average and deterministic are set as in training without dropout.
+
+    Returns:
+      The model with its layers and its graph, which a hypernetwork predicts parameters for.
 
     Raises:
       UserError: no such model; a shape that it cannot be run on (with its own error); no parameters, or too
@@ -123,9 +126,8 @@ def _own_errors(images: jax.ShapeDtypeStruct) -> Iterator[None]:
     except UserError:
         raise
     except Exception as e:
-        said = ' '.join(str(e).split())[:200]
         raise UserError(
-            f'the model cannot be run on images of shape {images.shape}: {type(e).__name__}: {said}'
+            f'the model cannot be run on images of shape {images.shape}: {type(e).__name__}: {one_line(e)}'
         ) from e
 
 

@@ -21,8 +21,9 @@ class Constant:
 class View:
     """The entries of parameter `leaf`, in another shape or order.
 
-    moves: how to get back, the last first: ('reshape', shape before), ('transpose', order), ('rev', axes).
-    repeated: entries come several times, so that there is no way back.
+    Attributes:
+      moves: how to get back, the last first: ('reshape', shape before), ('transpose', order), ('rev', axes).
+      repeated: entries come several times, so that there is no way back.
     """
 
     leaf: int
@@ -57,8 +58,10 @@ class Mixed:
 class Flow:
     """Computed from the image: the result of operation `op` of the graph, and of what is no node.
 
-    fresh: nothing came after the operation, so that a norm may still get its scale and its shift.
-    squared: it is a square.   scores: it is the product of the results of these, as in attention.
+    Attributes:
+      fresh: nothing came after the operation, so that a norm may still get its scale and its shift.
+      squared: it is a square.
+      scores: it is the product of the results of these, as in attention.
     """
 
     op: int

@@ -13,8 +13,8 @@ from ghn_jax.models.model import Model
 from ghn_jax.models.names import map_named
 from ghn_jax.networks.counts import MAX_TILES
 from ghn_jax.networks.ops import LAYERS
-from ghn_jax.quant.export import round_to
 from ghn_jax.quant.policy import FLOAT_BITS, NamedWidths
+from ghn_jax.quant.rounding import round_to
 from ghn_jax.quant.scheme import Scheme
 
 _MUST_BE_KNOWN = ('msa', 'cse', 'ln', 'pos_enc')  # kinds of nodes that say nothing to whom has not met them

@@ -56,9 +56,12 @@ def count_parameters(spec: NetworkSpec) -> int:
 class Cost(NamedTuple):
     """What an operation takes.
 
-    parameters: scalars, of all tensors.   dense: of these, scalars of dense kernels and linear weights.
-    operations: of the forward pass, also those that are no nodes.   kernel: pixels on its longest side.
-    dense_tiles, depth_tiles: positions of dense and of depthwise kernels, which a hypernetwork decodes.
+    Attributes:
+      parameters: scalars, of all tensors.
+      dense: of these, scalars of dense kernels and linear weights.
+      operations: of the forward pass, also those that are no nodes.
+      kernel: pixels on its longest side.
+      dense_tiles, depth_tiles: positions of dense and of depthwise kernels, which a hypernetwork decodes.
     """
 
     parameters: int
@@ -89,7 +92,7 @@ def cost(op: str, width: int, *, strided: bool = False, norm: bool = True) -> Co
 
 
 def bounds(spec: NetworkSpec) -> tuple[int, int]:
-    """Return no less than a network's (operations, decoded tiles); dead branches count."""
+    """Bound a network's numbers of operations and of decoded tiles from above; dead branches count, too."""
     reductions = sum(map(spec.is_reduction, range(spec.n_cells)))
     totals = [a + b for a, b in zip(_STEM, _HEAD)]
     totals[1] += VIT_SIZE**2 if spec.is_vit else 0

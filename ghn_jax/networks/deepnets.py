@@ -24,7 +24,7 @@ from typing import Any
 import numpy as np
 
 from ghn_jax.base import paths
-from ghn_jax.base.errors import FieldError, UserError, shown
+from ghn_jax.base.errors import FieldError, UserError, one_line, shown
 from ghn_jax.networks.drawing import WIDE_FACTOR, widened
 from ghn_jax.networks.graph import MAX_DISTANCE, build_graph
 from ghn_jax.networks.rules import known_split
@@ -41,7 +41,8 @@ _SAYS = 'give the folder of DeepNets-1M'
 class PublishedSpace(Space):
     """The space deepnets1m, whose splits are those of the files in a folder.
 
-    folder: where they lie.
+    Attributes:
+      folder: where they lie.
     """
 
     folder: str
@@ -90,6 +91,9 @@ def load_deepnets(
       count: the first ones; 0 takes all.
       seed: of the widths of networks of 'train', which have none of their own.
 
+    Returns:
+      The networks in the order of the files.
+
     Raises:
       UserError: files that are absent or of another format, fewer networks, graphs that are others.
     """
@@ -133,8 +137,9 @@ def differing(space: PublishedSpace, split: str, specs: Sequence[NetworkSpec]) -
                 if _about(*_published_graph(graphs[str(i)], names)) != _about(*_our_graph(spec))
             ]
     except (OSError, KeyError, TypeError, ValueError, AttributeError, IndexError) as e:
-        reason = ' '.join(str(e).split())[:120]
-        raise UserError(f'{path} is no HDF5 file of graphs ({type(e).__name__}: {reason}): {_SAYS}') from None
+        raise UserError(
+            f'{path} is no HDF5 file of graphs ({type(e).__name__}: {one_line(e)}): {_SAYS}'
+        ) from None
 
 
 def _network(space: PublishedSpace, entry: Any, split: str, seed: int, index: int) -> NetworkSpec:
@@ -167,7 +172,7 @@ def _meta(path: pathlib.Path) -> Any:
     except (ValueError, RecursionError) as e:
         if isinstance(e, UserError):
             raise
-        raise UserError(f'{path} is no JSON ({" ".join(str(e).split())[:80]}): {_SAYS}') from None
+        raise UserError(f'{path} is no JSON ({one_line(e)}): {_SAYS}') from None
 
 
 def _split(folder: str, split: str) -> dict[str, Any]:

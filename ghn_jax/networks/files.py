@@ -20,8 +20,14 @@ def load_networks(path: str | os.PathLike) -> list[NetworkSpec]:
 
     An object has the network's fields, or has them under "args" beside an "id", which becomes the name.
 
-    Raises UserError where the file cannot be read, is no JSON, is empty or has a bad network (saying which):
-    also one that is beyond the limits of `counts`, so that what is loaded can be worked with.
+    Args:
+      path: the file.
+
+    Returns:
+      The networks in the order of the file, each within the limits of `counts`.
+
+    Raises:
+      UserError: a file that cannot be read, is no JSON or is empty; a bad network, and which.
     """
     entries = jsonfile.read(path, 'architecture file', _JSON_ADVICE)
     listed = isinstance(entries, list)
@@ -44,9 +50,16 @@ def load_networks(path: str | os.PathLike) -> list[NetworkSpec]:
 
 
 def save_networks(path: str | os.PathLike, specs: Sequence[NetworkSpec]) -> None:
-    """Write an architecture file for load_networks: a list, a line for each network. Whole or not at all.
+    """Write an architecture file for `load_networks`: a list, a line for each network.
 
-    Raises UserError where the file cannot be written or there is no network.
+    It is written whole or not at all.
+
+    Args:
+      path: the file.
+      specs: the networks, at least one.
+
+    Raises:
+      UserError: the file cannot be written, or there is no network.
     """
     if not specs:
         raise UserError(f'no network to write to {os.fspath(path)!r}: give at least one')

@@ -9,6 +9,7 @@ import dataclasses
 from collections.abc import Mapping
 from typing import Any
 
+from ghn_jax.base import jsonfile
 from ghn_jax.base.errors import UserError, shown
 from ghn_jax.base.numbers import is_int
 from ghn_jax.networks.ops import OPS
@@ -22,8 +23,9 @@ Entry = tuple[str, int]
 class Genotype:
     """The normal and the reduction cell. Validated when made; hashable.
 
-    normal, reduce: entries (op, source state), two for each intermediate state; source < own state.
-    normal_concat, reduce_concat: distinct intermediate states (2 and up) joined at the cell's output.
+    Attributes:
+      normal, reduce: entries (op, source state), two for each intermediate state; source < own state.
+      normal_concat, reduce_concat: distinct intermediate states (2 and up) joined at the cell's output.
 
     Raises UserError on construction if anything is not so.
     """
@@ -67,29 +69,7 @@ class Genotype:
     def from_dict(cls, fields: Mapping[str, Any]) -> 'Genotype':
         """Read what to_dict writes. Raises UserError on unknown or missing fields and on bad values."""
         names = tuple(field.name for field in dataclasses.fields(cls))
-        return cls(**check_fields('genotype', fields, required=names))
-
-
-def check_fields(
-    what: str, fields: Any, *, required: tuple[str, ...], optional: tuple[str, ...] = ()
-) -> dict[str, Any]:
-    """Return a mapping as a dict. Raises UserError unless it has exactly the fields it should."""
-    if not isinstance(fields, Mapping):
-        raise UserError(
-            f'{what} is {shown(fields)}: expected an object with the fields {", ".join(required)}'
-        )
-    unknown = [name for name in fields if name not in required + optional]
-    missing = [name for name in required if name not in fields]
-    if unknown:
-        raise UserError(
-            f'{what} has the unknown field {shown(unknown[0])}: '
-            f'the fields are {", ".join(required + optional)}'
-        )
-    if missing:
-        raise UserError(
-            f'{what} lacks the field {missing[0]!r}: add it; the fields are {", ".join(required + optional)}'
-        )
-    return dict(fields)
+        return cls(**jsonfile.object_fields('genotype', fields, required=names))
 
 
 def _entries(what: str, entries: Any) -> tuple[Entry, ...]:

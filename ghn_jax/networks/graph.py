@@ -15,7 +15,7 @@ import jraph
 import numpy as np
 
 from ghn_jax.base.errors import UserError
-from ghn_jax.networks.operations import forward_pass
+from ghn_jax.networks.forward_pass import forward_pass
 from ghn_jax.networks.ops import LAYERS, PASS, PRIMITIVES, ForwardPass
 from ghn_jax.networks.spec import NetworkSpec
 
@@ -25,11 +25,14 @@ _INDEX = {primitive: i for i, primitive in enumerate(PRIMITIVES)}
 
 
 class Node(NamedTuple):
-    """primitive: one of PRIMITIVES.   name: of the parameter, or the primitive for nodes without.
+    """A node of a graph: a parameter or an operation.
 
-    shape: convolutions (out, in / groups, height, width), linear (out, in), 1-D (channels,), positional
-    encoding (1, channels, 11, 11), pools (1, 1, 3, 3), None for the other nodes without parameter.
-    cell: which cell; for nodes without parameter that of the parameter before.
+    Attributes:
+      primitive: one of PRIMITIVES.
+      name: of the parameter, or the primitive for nodes without.
+      shape: convolutions (out, in / groups, height, width), linear (out, in), 1-D (channels,), positional
+        encoding (1, channels, 11, 11), pools (1, 1, 3, 3), None for the other nodes without parameter.
+      cell: which cell; for nodes without parameter that of the parameter before.
     """
 
     primitive: str
@@ -51,14 +54,15 @@ class Parameter(NamedTuple):
 class Graph:
     """A network as a hypernetwork sees it, be it made from a spec or traced from a model.
 
-    nodes: [N] in topological order.
-    distance: uint8 [N, N], strictly upper triangular.
-    parameters: every tensor that influences the logits, in the order of the forward pass.
-    name: of the network, for messages.
-    class_weight, class_bias: nodes of the layer that makes the logits, counted from the end where negative;
-    class_bias is None where it has no bias.
-    weight_bits, activation_bits: int32 [N], what a policy says of each node (`hypernet.policy_features`), 0
-    for nothing; None without a policy.
+    Attributes:
+      nodes: [N] in topological order.
+      distance: uint8 [N, N], strictly upper triangular.
+      parameters: every tensor that influences the logits, in the order of the forward pass.
+      name: of the network, for messages.
+      class_weight, class_bias: nodes of the layer that makes the logits, counted from the end where negative;
+        class_bias is None where it has no bias.
+      weight_bits, activation_bits: int32 [N], what a policy says of each node (`hypernet.policy_features`), 0
+        for nothing; None without a policy.
     """
 
     nodes: tuple[Node, ...]
@@ -85,9 +89,10 @@ class NetworkGraph(Graph):
 
 
 def build_graph(spec: NetworkSpec) -> NetworkGraph:
-    """Build a network's graph, in the published node order: depth-first numbers, then Kahn's sort by stack.
+    """Build the graph of a network, as a hypernetwork reads it.
 
-    1 to 3 ms for a network of 160 nodes, up to 10 ms for the deepest.
+    The order of nodes is the published one: depth-first numbers, then Kahn's topological sort with a stack.
+    It takes 1 to 3 ms for a network of 160 nodes, up to 10 ms for the deepest.
     """
     nodes, distance, parameters = reduce_to_nodes(*forward_pass(spec))
     return NetworkGraph(nodes=nodes, distance=distance, parameters=parameters, name=spec.name, spec=spec)
@@ -141,12 +146,16 @@ def to_graphs_tuple(graph: Graph) -> jraph.GraphsTuple:
 class GraphBatch(NamedTuple):
     """A meta-batch of graphs as the hypernetwork reads it. The real nodes of a graph are a prefix of its row.
 
-    primitive: int32 [B, N], 0 in padding.   shape: int32 [B, N, 4], 0 in padding and for nodes without shape.
-    distance: uint8 [B, N, N]; distance[b, u, v] is the length of the path u -> v, 0 for none and in padding.
-    waves: int32 [W, B, V]; waves[k, b] are nodes of graph b that can be updated together once waves 0..k-1
-      are done (going back: once the later ones are done); N fills up.
-    n_waves: int32 [], how many of the W are in use.   n_node: int32 [B].
-    weight_bits, activation_bits: int32 [B, N], 0 in padding and where nothing is said.
+    Attributes:
+      primitive: int32 [B, N], 0 in padding.
+      shape: int32 [B, N, 4], 0 in padding and for nodes without shape.
+      distance: uint8 [B, N, N]; distance[b, u, v] is the length of the path u -> v, 0 for none and in
+        padding.
+      waves: int32 [W, B, V]; waves[k, b] are nodes of graph b that can be updated together once waves 0..k-1
+        are done (going back: once the later ones are done); N fills up.
+      n_waves: int32 [], how many of the W are in use.
+      n_node: int32 [B].
+      weight_bits, activation_bits: int32 [B, N], 0 in padding and where nothing is said.
     """
 
     # Arrays of numpy on the host, of JAX on the device.

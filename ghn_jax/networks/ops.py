@@ -97,7 +97,9 @@ class ForwardPass:
 class Place(NamedTuple):
     """Where a layer stands: the name its parameters begin with, the channels it maps, and its surroundings.
 
-    strided: the layer's operation halves the resolution.   norm: the network has batch normalisation.
+    Attributes:
+      strided: the layer's operation halves the resolution.
+      norm: the network has batch normalisation.
     """
 
     name: str
@@ -220,9 +222,11 @@ class TransformerBlock(Layer):
 class Operation:
     """One operation of a genotype, from C channels to C. Without layers it gives nothing: `none`.
 
-    layers: in order. Several are numbered as in a PyTorch Sequential (`op.1.weight`); a single one names its
-    parameters itself.   spaces: the named spaces that draw it; others ask for it by its name.
-    large: a cell of a sampled network has at most one of these.
+    Attributes:
+      layers: in order. Several are numbered as in a PyTorch Sequential (`op.1.weight`); a single one names
+        its parameters itself.
+      spaces: the named spaces that draw it; others ask for it by its name.
+      large: a cell of a sampled network has at most one of these.
 
     Raises ValueError on construction for a row of layers that cannot be run.
     """

@@ -29,23 +29,30 @@ _LISTS = {'deep_cells': (0, 512), 'channels': (2, 1024), 'fc_dims': (1, 65536)}
 class Rules:
     """What the networks of a space may be, and the choices that leaves, each uniform.
 
-    name: part of what a network depends on.   ops: what cells are made of.
-    redrawn_ops: drawn like the others, but a network that has one is drawn again (which favours small cells).
-    cells: fewest and most cells.   min_steps, max_steps: intermediate states of a cell.
-    deep_cells: the threshold, drawn for each network, beyond which it is deep; deep networks have at most
-      max_steps_deep steps and always a global average before the head.
-    pool_only_share: of reduction cells without trainable op.   flat_head_share: of flattened heads, where
-      they may be.
-    norms: the choices for networks of the fewest cells or one more, and at most max_steps_deep steps; others
-      have 'bnorm' (None if that is no choice).   ks, stem_types, C_mults, fc_layers: choices.
-    channels, fc_dims: choices. None is DeepNets-1M's rule: training networks are widened by its loader, small
-      ones more (C 32..128, fc_dim 64..512); the other splits have C 32, fc_dim 256.
-    max_params: at 32 channels and fc_dim 256 where those are left to the rule, else at the widths drawn. Ten
-      times as many in the splits deep and dense; wide networks are measured before they are widened.
-    deep_split_cells, dense_split_steps: cells of the split deep, steps of the split dense.
-    num_train, num_eval: networks in train and in each other split.   num_classes: of all networks.
+    Attributes:
+      name: of the space; networks depend on it.
+      ops: what cells are made of.
+      redrawn_ops: drawn like the others, but a network that has one is drawn again (which favours small
+        cells).
+      cells: fewest and most cells.
+      min_steps, max_steps: intermediate states of a cell.
+      deep_cells: the threshold, drawn for each network, beyond which it is deep; deep networks have at most
+        max_steps_deep steps and always a global average before the head.
+      pool_only_share: of reduction cells without a trainable op.
+      flat_head_share: of flattened heads, where they may be.
+      norms: the choices for networks of the fewest cells or one more, and at most max_steps_deep steps;
+        others have 'bnorm' (None if that is no choice).
+      ks, stem_types, C_mults, fc_layers: choices for the fields of `NetworkSpec`.
+      channels, fc_dims: choices. None is DeepNets-1M's rule: training networks are widened by its loader,
+        small ones more (C 32..128, fc_dim 64..512); the other splits have C 32, fc_dim 256.
+      max_params: at 32 channels and fc_dim 256 where those are left to the rule, else at the widths drawn.
+        Ten times as many in the splits deep and dense; wide networks are measured before they are widened.
+      deep_split_cells, dense_split_steps: cells of the split deep, steps of the split dense.
+      num_train, num_eval: networks in train and in each other split.
+      num_classes: of all networks.
 
-    Raises FieldError on construction where a field is of no use.
+    Raises:
+      FieldError: a field that is of no use.
     """
 
     name: str

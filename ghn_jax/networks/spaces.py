@@ -30,8 +30,14 @@ class Space(Rules):
     def sample(self, split: str, seed: int, index: int) -> NetworkSpec:
         """Return network `index` of a split, always the same one. Its name is space-split-index.
 
-        Raises UserError for an unknown split, a negative seed, an index outside the split, and if the
-        rules of the space reject (nearly) everything.
+        Args:
+          split: one of SPLITS.
+          seed: of the split's networks, 0 or more.
+          index: of the network, below `size(split)`.
+
+        Raises:
+          UserError: an unknown split, a negative seed, an index outside the split; rules that reject (nearly)
+            every network.
         """
         if not is_int(index) or not 0 <= index < self.size(split):
             raise UserError(
@@ -75,11 +81,20 @@ SPACES = {
 
 
 def make_space(base: str, /, **overrides: Any) -> Space:
-    """Return a named space with other rules, e.g. make_space('convnets250k', cells=(4, 6), channels=(16,)).
+    """Return a named space, with other rules where they are given.
 
-    Lists do for tuples. Ops given anew are all there is: nothing is redrawn unless redrawn_ops says so.
+    Args:
+      base: the name of the space.
+      **overrides: fields of `Space`; lists do for tuples. Where `ops` are given, networks have no others:
+        nothing is redrawn unless `redrawn_ops` says so.
 
-    Raises FieldError for an unknown space or field, or a value of no use.
+    Raises:
+      FieldError: an unknown space or field, or a value of no use.
+
+    Example:
+      >>> space = make_space('convnets250k', cells=(4, 6), channels=(16,))
+      >>> space.sample('test', 0, 3).C
+      16
     """
     if not isinstance(base, str) or base not in SPACES:
         raise FieldError('name', f'={shown(base)} is unknown: choose one of {", ".join(SPACES)}')

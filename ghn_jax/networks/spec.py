@@ -16,7 +16,7 @@ import numpy as np
 from ghn_jax.base import jsonfile
 from ghn_jax.base.errors import UserError, shown
 from ghn_jax.base.numbers import is_int
-from ghn_jax.networks.genotype import Genotype, check_fields
+from ghn_jax.networks.genotype import Genotype
 from ghn_jax.networks.ops import has_attention
 
 IMAGE_SIZE = 32  # pixels on a side; only flattened heads (glob_avg=False) have shapes that depend on it
@@ -39,16 +39,25 @@ _ADVICE = {
 class NetworkSpec:
     """One network of DeepNets-1M's family (arXiv 2110.13100).
 
-    C: channels of the first cells, even (a multiple of 8 with msa).   n_cells: number of cells.
-    ks: kernel size of the first convolution, 3, 5 or 7.   stem_type: 0 (one convolution) or 1 (three).
-    stem_pool: max pooling after a stem of type 0.   norm: 'bnorm' or None (no normalisation).
-    preproc: cells start with 1x1 convolutions; without them every cell must be as wide as what enters it.
-    C_mult: factor on the width at reduction cells, 1 or 2.   fc_layers: linear layers of the head, 1 or 2.
-    fc_dim: width between two of them.   glob_avg: global average pooling before the head, else flattening.
-    name: a label, no part of the network; printable.
+    Attributes:
+      C: channels of the first cells, even (a multiple of 8 with msa).
+      n_cells: number of cells.
+      ks: kernel size of the first convolution, 3, 5 or 7.
+      stem_type: 0 (one convolution) or 1 (three).
+      stem_pool: whether max pooling follows a stem of type 0.
+      norm: 'bnorm', or None for no normalisation.
+      preproc: whether cells start with 1x1 convolutions; without them every cell must be as wide as what
+        enters it.
+      C_mult: factor on the width at reduction cells, 1 or 2.
+      fc_layers: linear layers of the head, 1 or 2.
+      fc_dim: width between two of them.
+      glob_avg: whether the head reads the mean over all pixels, else each pixel.
+      genotype: the cells.
+      num_classes: how many logits there are.
+      name: a label, printable; no part of the network.
 
-    Raises UserError on construction for wrong types, impossible values, shapes that do not fit and networks
-    whose logits the image does not reach.
+    Raises:
+      UserError: wrong types, impossible values, shapes that do not fit, logits that the image does not reach.
     """
 
     C: int
@@ -99,7 +108,7 @@ class NetworkSpec:
 
     @property
     def is_vit(self) -> bool:
-        """Networks with self-attention have a stem of their own and keep one resolution."""
+        """Whether the network has self-attention: then it has a stem of its own and keeps one resolution."""
         return has_attention(self.genotype.ops)
 
     def is_reduction(self, cell: int) -> bool:
@@ -169,7 +178,7 @@ class NetworkSpec:
         """Read what to_dict writes. Raises UserError on unknown or missing fields and on bad values."""
         defaults = ('num_classes', 'name')
         required = tuple(field.name for field in dataclasses.fields(cls) if field.name not in defaults)
-        checked = check_fields('network', fields, required=required, optional=defaults)
+        checked = jsonfile.object_fields('network', fields, required=required, optional=defaults)
         checked['genotype'] = Genotype.from_dict(checked['genotype'])
         return cls(**checked)
 

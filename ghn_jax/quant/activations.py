@@ -38,7 +38,14 @@ def quantize_activation(
 def clip_range(
     lo: Array, hi: Array, size: tuple[Array, Array] | None, bits: Array, scheme: Scheme
 ) -> tuple[Array, Array]:
-    """Cut a range (lo, hi) of all values as the scheme says. size: `ranges.power`, for 'sigma'."""
+    """Narrow the range from the least to the largest value as the scheme says.
+
+    Args:
+      lo, hi: the least and the largest value.
+      size: `ranges.power` of the values, for the range 'sigma'.
+      bits: of the tensor.
+      scheme: how tensors are quantized.
+    """
     if scheme.activation_range == 'minmax':
         clip = scheme.activation_clip
         return (lo, hi) if clip == 1 else (clip * lo, clip * hi)

@@ -67,7 +67,8 @@ def fake_quantize(
         x: float32 or float64, any shape.
         lo, hi: the range, lo <= 0 <= hi (`ranges.min_max`); scalars or arrays that broadcast to x.
         bits: integers in 1..16, or 32 and more for "leave x as it is"; scalar or broadcasting to x.
-        mode, key: see `quantize`. symmetric: static; then -lo = hi.
+        mode, key: see `quantize`.
+        symmetric: whether the zero point is 0, one level fewer; static. Then -lo = hi.
 
     A range too narrow for its levels to be normal numbers (all zeros, subnormal) becomes 0 with gradient 1.
 

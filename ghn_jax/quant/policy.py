@@ -33,7 +33,6 @@ from typing import Any
 
 from ghn_jax.base import jsonfile
 from ghn_jax.base.errors import FieldError, UserError, shown
-from ghn_jax.networks.genotype import check_fields
 from ghn_jax.quant.pattern import check_pattern
 
 FLOAT_BITS = 32
@@ -49,11 +48,14 @@ NamedWidths = Mapping[str, Widths]  # of each weight of a network, by name
 class Policy:
     """Bits of weights and activations; 32 means not quantized.
 
-    rules: (regex, weight_bits, activation_bits), ...; a regex matches whole names; the first match wins.
-    layers: (name, weight_bits, activation_bits), ..., of single layers; these come before the rules.
-    edges: (weight_bits, activation_bits) of the first and the last layer, where no layer or rule names them,
-      of what would be quantized there at all; None: like the others.
-    network: the name of the one network the policy is for; '' for any.   name: what to call the policy.
+    Attributes:
+        weight_bits, activation_bits: of all layers but the exceptions.
+        rules: (regex, weight_bits, activation_bits), ...; a regex matches whole names; the first match wins.
+        layers: (name, weight_bits, activation_bits), ..., of single layers; these come before the rules.
+        edges: (weight_bits, activation_bits) of the first and the last layer, where no layer or rule names
+          them, of what would be quantized there at all; None: like the others.
+        network: the name of the one network the policy is for; '' for any.
+        name: what to call the policy.
 
     Raises:
         UserError: a bit-width outside 1..16 and 32 (and TERNARY, of weights), a rule that is no such triple,
@@ -96,7 +98,7 @@ class Policy:
         return self.name or ' '.join([name_of(self.weight_bits, self.activation_bits), *rules, *edges])
 
     def to_dict(self) -> dict[str, Any]:
-        """In JSON's types, as a policy file; exceptions that there are none of are left out."""
+        """Return the fields as a policy file has them, without those of exceptions that there are none of."""
         fields: dict[str, Any] = {
             'weight_bits': self.weight_bits,
             'activation_bits': self.activation_bits,
@@ -189,10 +191,19 @@ def check_policy(policy: object) -> None:
 
 
 def parse_bits(text: str) -> Policy:
-    """`w4a8` -> 4-bit weights, 8-bit activations; `wta2`, `w32a32`, `float`: see the top of this file.
+    """Return the policy of one name, the same bits for all layers.
+
+    Args:
+        text: w<bits>a<bits> with bits of weights and activations, 32 for those that are not rounded, or `wt`
+            for ternary weights; or `float`.
 
     Raises:
         UserError: anything else.
+
+    Example:
+        >>> policy = parse_bits('w4a8')
+        >>> policy.weight_bits, policy.activation_bits
+        (4, 8)
     """
     lowered = text.strip().lower() if isinstance(text, str) else ''
     if lowered == 'float':
@@ -213,10 +224,13 @@ def name_of(weight_bits: int, activation_bits: int) -> str:
 
 
 def load_policy(path: str | os.PathLike) -> Policy:
-    """Read the policy of a JSON file; the format is at the top.
+    """Read the policy of a JSON file, whose format is at the top of this module.
+
+    Args:
+        path: the file; its name without the ending names the policy.
 
     Raises:
-        UserError: a file that cannot be read or is no such object: says what is wrong with it.
+        UserError: a file that cannot be read or is no such object, and what is wrong with it.
     """
     path = os.fspath(path)
     fields = jsonfile.read(path, 'policy', 'give a JSON file with weight_bits and activation_bits')
@@ -242,7 +256,7 @@ def read_policy(bits: str | None, file: str | None) -> Policy:
 def policy_from_dict(fields: Any, name: str) -> Policy:
     """Make the policy of a policy file's object, as `Policy.to_dict` writes it. Raises UserError."""
     required, optional = ('weight_bits', 'activation_bits'), ('rules', 'layers', 'edges', 'network')
-    fields = check_fields('it', fields, required=required, optional=optional)
+    fields = jsonfile.object_fields('it', fields, required=required, optional=optional)
     if 'layers' in fields:
         fields['layers'] = _listed(fields['layers'])
     return Policy(**fields, name=name)

@@ -31,8 +31,12 @@ def min_max(
 ) -> tuple[Array, Array]:
     """Return (min(0, min x), max(0, max x)) over `axis` (default: the whole tensor), in the dtype of x.
 
-    No gradient flows through a range. An empty tensor has the range (0, 0). across: a mesh axis whose devices
-    each hold a part of the tensor (`ghn_jax.base.collectives`).
+    No gradient flows through a range. An empty tensor has the range (0, 0).
+
+    Args:
+      x: the tensor.
+      axis: the axes that the range is taken over; None: all.
+      across: a mesh axis whose devices each hold a part of the tensor (`ghn_jax.base.collectives`).
     """
     x = jax.lax.stop_gradient(x)
     lo, hi = jnp.min(x, axis=axis, initial=0.0), jnp.max(x, axis=axis, initial=0.0)

@@ -20,17 +20,23 @@ _CALIBRATED = ('percentile', 'mse', 'moving_average')  # of activations: they ne
 
 @dataclasses.dataclass(frozen=True)
 class Scheme:
-    """The defaults are the papers': per tensor, asymmetric, over [min(0, min x), max(0, max x)].
+    """How tensors are quantized.
 
-    mode: 'float' quantizes nothing. 'qat' rounds, straight-through. 'noise' adds noise in place of rounding
-      (up to half a step, to each side).
-    granularity: of weights: one grid for the tensor, or for each output channel.
-    symmetric: grids of weights reach equally far on both sides: zero point 0, one level fewer.
-    weight_range: 'minmax'; 'percentile', 'mse': the fraction of it that leaves 100 - `percentile` percent of
-      the weights outside, or that has the least squared error; 'sigma': `weight_sigmas` standard deviations
-      to each side, no further than min and max.
-    activation_range: of the batch: 'minmax', times `activation_clip`; or 'sigma', as for weights.
-    *_sigmas: 0 is the best for a normal distribution at the tensor's bits (`ranges.sigma_range`).
+    The defaults are the papers': per tensor, asymmetric, over [min(0, min x), max(0, max x)].
+
+    Attributes:
+      mode: 'float' quantizes nothing; 'qat' rounds, with straight-through gradients; 'noise' adds noise in
+        place of rounding, up to half a step to each side.
+      granularity: of the grids of weights: one for the 'tensor', or one for each output 'channel'.
+      symmetric: whether grids of weights reach equally far on both sides: zero point 0, one level fewer.
+      weight_range: 'minmax'; 'percentile' or 'mse', the fraction of it that leaves 100 - `percentile` percent
+        of the weights outside, or that has the least squared error; 'sigma', `weight_sigmas` standard
+        deviations to each side, no further than min and max.
+      percentile: of weights within their range, for 'percentile'.
+      activation_range: of a batch: 'minmax', times `activation_clip`; or 'sigma', as for weights.
+      activation_clip: the fraction of 'minmax' that activations are rounded within.
+      weight_sigmas, activation_sigmas: standard deviations for 'sigma'; 0 is the best number for a normal
+        distribution at the tensor's bits (`ranges.sigma_range`).
 
     Raises:
       FieldError: unknown names, numbers out of range.

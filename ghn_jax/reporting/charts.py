@@ -160,7 +160,7 @@ def _mark_places(panel: Any, places: Sequence[str]) -> None:
 
 
 def weight_histograms(layers: Sequence[Layer]) -> bytes:
-    """Weights before and after rounding: shares of a layer's weights, a panel for each layer."""
+    """Draw weights before and after rounding: shares of a layer's weights, a panel for each layer."""
 
     def draw(panel: Any, layer: Layer) -> None:
         bins = np.histogram_bin_edges(layer.weights, 48)
@@ -180,7 +180,7 @@ def weight_histograms(layers: Sequence[Layer]) -> bytes:
 
 
 def activation_histograms(layers: Sequence[Layer]) -> bytes:
-    """Activations that enter layers, before they are rounded, zeros left out: a panel for each layer."""
+    """Draw activations that enter layers, before they are rounded, zeros left out: a panel for each."""
 
     def draw(panel: Any, layer: Layer) -> None:
         total = layer.counts.sum()
@@ -220,7 +220,7 @@ def _by_layer(layers: Sequence[Layer], which: int, draw: Any, x: str, y: str) ->
 
 
 def training_curves(rows: Iterable[Row]) -> bytes | None:
-    """Loss and accuracy of training and top-1 of validation against the step; None without any of them.
+    """Draw loss and accuracy of training and top-1 of validation by the step; None without any of them.
 
     rows: of metrics.jsonl. What is no finite number is left out.
     """

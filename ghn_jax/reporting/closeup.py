@@ -12,7 +12,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from ghn_jax.assembly.mesh import first, make_workspaces
+from ghn_jax.assembly.mesh import local_mesh, make_workspaces
 from ghn_jax.assembly.network_batch import place
 from ghn_jax.base.errors import FieldError, UserError
 from ghn_jax.cnn.deploy import calibration, observer
@@ -24,9 +24,9 @@ from ghn_jax.evaluation.score import predict_network
 from ghn_jax.evaluation.selection import Selection, image_batches, room_for, select_given, select_split
 from ghn_jax.hypernet.policy_features import resolve
 from ghn_jax.networks.spec import NetworkSpec
-from ghn_jax.quant.bit_schedule import strategy_of
-from ghn_jax.quant.export import round_to
 from ghn_jax.quant.policy import quantizable
+from ghn_jax.quant.rounding import round_to
+from ghn_jax.quant.strategy import strategy_of
 from ghn_jax.reporting.evaluation import Evaluation
 from ghn_jax.runs.run import Run
 from ghn_jax.runs.task import load_data, make_space_of
@@ -37,10 +37,14 @@ BINS = 64
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Layer:
-    """name: of its weight. bits: of the weight, and of the activation that enters the layer.
+    """A layer of a network, as it is rounded.
 
-    weights, rounded: every value, [n]. counts [B], edges [B + 1]: a histogram of the activation before it is
-    rounded, zeros left out. decibels: SQNR of weight and activation, not a number where nothing is rounded.
+    Attributes:
+      name: of its weight.
+      bits: of the weight, and of the activation that enters the layer.
+      weights, rounded: every value before and after rounding, [n].
+      counts, edges: [B] and [B + 1], a histogram of the activation before it is rounded, zeros left out.
+      decibels: SQNR of weight and activation, not a number where nothing is rounded.
     """
 
     name: str
@@ -91,7 +95,7 @@ def look(run: Run, evaluation: Evaluation, selection: Selection, num_devices: in
     """
     graph, p = selection.graphs[evaluation.best], evaluation.result['protocol']
     program = next(program for program, members in selection.groups if evaluation.best in members)
-    mesh = first(num_devices)
+    mesh = local_mesh(num_devices)
     strategy = strategy_of(run.config)
     used, scheme = strategy.used(evaluation.policies[evaluation.closeup]), strategy.scheme.when_used()
     dataset = load_data(run.config)
@@ -99,7 +103,7 @@ def look(run: Run, evaluation: Evaluation, selection: Selection, num_devices: in
     images = image_batches(dataset, dataset.train, batch_size=p['batch_size'], num_images=count)
     measure = make_measure(program, mesh, images, scheme)
     placed, widths = place(program, graph), resolve(used, graph)
-    layout, bits = placed.layout, program.bit_table(placed.layout, widths)
+    layout = placed.layout
 
     workspace = make_workspaces(mesh, program, p['batch_size'], train=False)
     network, _ = predict_network(
@@ -107,12 +111,12 @@ def look(run: Run, evaluation: Evaluation, selection: Selection, num_devices: in
         jnp.zeros(program.capacity.blocks * BLOCK), max_nodes=room_for([graph]),
         mesh=mesh,
     )  # fmt: skip
-    how = evaluation.protocol
+    network, how = network._replace(bits=program.bit_table(layout, widths)), evaluation.protocol
     moments, workspace = protocol.statistics(how, measure, layout, network, workspace)
-    network, _, workspace = protocol.prepare(how, measure, layout, network, moments, bits, workspace)
+    network, _, workspace = protocol.prepare(how, measure, layout, network, moments, workspace)
     wanted = observer.make_wanted(program, activations=True, noise=True)
-    measured, workspace = measure(layout, network, bits, wanted, workspace)
-    seen, bounds, _ = protocol.histograms(measure, layout, network, bits, measured.activations, workspace)
+    measured, workspace = measure(layout, network, wanted, workspace)
+    seen, bounds, _ = protocol.histograms(measure, layout, network, measured.activations, workspace)
 
     shapes = {parameter.name: parameter.shape for parameter in graph.parameters}
     weights = program.unpack(layout, np.asarray(jax.device_get(network.weights)), shapes)

@@ -37,7 +37,7 @@ def sections(
     metrics: Sequence[Mapping[str, Any]] | None,
     about: Mapping[str, Any],
 ) -> list[Section]:
-    """All of the page.
+    """Return all sections of the page.
 
     specs: 'best' and, of several networks, 'worst'. layers: of the best. metrics: rows of metrics.jsonl, None
     where there is no such file. about: how the report came about, what is to be said of it; 'command' of it

@@ -30,12 +30,16 @@ _BY_LAYER = ('sqnr_weights_by_layer', 'sqnr_activations_by_layer')  # of a score
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Evaluation:
-    """result: as `ghn_jax.evaluate` makes it, its rows with the differences to `other` where there is one.
+    """A result, and what a report looks at more closely.
 
-    policies: by the names in the result. closeup: the name of the policy of the closer look. best, worst:
-    places among the networks of the first split, of the extreme top-1 at that policy. protocol: what
-    normalisations and ranges of the scored networks went by. predicted_for: the policy that the weights were
-    predicted for, if not the one that was run.
+    Attributes:
+      result: as `ghn_jax.evaluate` makes it, its rows with the differences to `other` where there is one.
+      other: that of another run on the same networks.
+      policies: by the names in the result.
+      closeup: the name of the policy of the closer look.
+      best, worst: places among the networks of the first split, of the extreme top-1 at that policy.
+      protocol: what normalisations and ranges of the scored networks went by.
+      predicted_for: the policy that the weights were predicted for, if not the one that was run.
     """
 
     result: Result

@@ -41,9 +41,12 @@ _KINDS = {
 
 @dataclasses.dataclass(frozen=True)
 class Drawing:
-    """layer: int [N], from 0, the first at the top; every edge goes to a later one. x: float [N].
+    """Where the nodes of a graph are drawn, and the edges between them.
 
-    paths: edge (sender, receiver) -> points (x, layer) [L, 2] from the one to the other, in every layer.
+    Attributes:
+      layer: int [N], from 0, the first at the top; every edge goes to a later one.
+      x: float [N], the place in its layer.
+      paths: edge (sender, receiver) -> points (x, layer) [L, 2] from the one to the other, in every layer.
     """
 
     layer: np.ndarray
@@ -52,20 +55,20 @@ class Drawing:
 
 
 def place(name: str) -> str:
-    """Where in its network a parameter is: 'stem', '0' (the number of a cell) or 'head'."""
+    """Return where in its network a parameter is: 'stem', '0' (the number of a cell) or 'head'."""
     if match := re.match(r'cells\.(\d+)\.', name):
         return match[1]
     return 'head' if name.startswith('classifier') else 'stem'
 
 
 def count_kinds(graph: NetworkGraph) -> dict[str, int]:
-    """What the legend calls the nodes -> how many there are of them."""
+    """Count the nodes by what the legend calls them."""
     primitives = [node.primitive for node in graph.nodes]
     return {label: primitives.count(p) for p, (label, *_) in _KINDS.items() if p in primitives}
 
 
 def lay_out(graph: NetworkGraph) -> Drawing:
-    """Places for the nodes: as late as what reads them allows, so that cells follow one another."""
+    """Place the nodes: as late as what reads them allows, so that cells follow one another."""
     edges = graph.distance == 1
     behind = levels(edges[::-1, ::-1].T)[::-1]  # edges on the longest path to the end
     layer = behind.max() - behind
@@ -107,7 +110,7 @@ def _spread(height: np.ndarray, n: int, links: list[tuple[int, int]]) -> np.ndar
 
 
 def draw(graph: NetworkGraph) -> bytes:
-    """A PNG of the graph, with the cells along the left side."""
+    """Draw a PNG of the graph, with the cells along the left side."""
     from matplotlib.collections import LineCollection
 
     drawing, plt = lay_out(graph), plotting.pyplot()

@@ -15,7 +15,14 @@ INDEX = 'index.html'
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Figure:
-    """A PNG. name: of its file, without suffix. alt: what it shows. caption: how to read it."""
+    """A picture.
+
+    Attributes:
+      name: of its file, without suffix.
+      png: the contents of that file.
+      alt: what it shows.
+      caption: how to read it.
+    """
 
     name: str
     png: bytes
@@ -30,7 +37,13 @@ class Figure:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Table:
-    """lines: as many cells each as there are headers, shown by str(). caption: read before the table."""
+    """A table.
+
+    Attributes:
+      caption: read before the table.
+      headers: of the columns.
+      lines: as many cells each as there are headers, shown by str().
+    """
 
     caption: str
     headers: Sequence[str]
@@ -39,7 +52,7 @@ class Table:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Section:
-    """title, then paragraphs, tables, code and figures, in this order."""
+    """A title, then paragraphs, tables, code and figures, in this order."""
 
     title: str
     paragraphs: Sequence[str] = ()
@@ -54,7 +67,7 @@ class Section:
 
 
 def render(title: str, lead: str, sections: Sequence[Section]) -> str:
-    """The HTML of a page. All text is escaped: names in it may be anybody's."""
+    """Return the HTML of a page. All text is escaped: names in it may be anybody's."""
     environment = jinja2.Environment(
         loader=jinja2.PackageLoader('ghn_jax.reporting'),
         autoescape=True,
@@ -66,7 +79,7 @@ def render(title: str, lead: str, sections: Sequence[Section]) -> str:
 
 
 def write(folder: Place, html: str, figures: Iterable[Figure], names: Iterable[str] = ()) -> Place:
-    """Writes the figures, then the page that has them too; its path. Files there are replaced, each whole.
+    """Write the figures, then the page that has them too, each file whole; return the path of the page.
 
     names: of all figures that a page may have; those that this one has not are removed, for they are older.
 

@@ -25,7 +25,7 @@ def pyplot() -> Any:
 
 
 def encoded(fig: Any, suffix: str = '.png', *, dpi: int = 130) -> bytes:
-    """A figure as the content of a file with this suffix; the figure is closed."""
+    """Return a figure as the content of a file with this suffix; the figure is closed."""
     out = io.BytesIO()
     try:
         fig.savefig(out, format=suffix.removeprefix('.'), dpi=dpi)
@@ -35,7 +35,7 @@ def encoded(fig: Any, suffix: str = '.png', *, dpi: int = 130) -> bytes:
 
 
 def accuracy_picture(result: Result, other: Result | None = None, *, suffix: str = '.png') -> bytes:
-    """A panel for each split: the networks' top-1 at every bit-width, as points and boxes, for both runs."""
+    """Draw the networks' top-1 at every bit-width, as points and boxes, a panel for each split."""
     protocol = result['protocol']
     splits, bits = list(dict.fromkeys(r['split'] for r in result['rows'])), protocol['bits']
     runs = [r for r in (result, other) if r is not None]

@@ -9,7 +9,7 @@ from ghn_jax.evaluation.results import MEANS, Result
 
 
 def labels(result: Result, other: Result | None = None) -> tuple[str, ...]:
-    """What to call the run, and the other one: how they were trained; where they lie, if that is the same."""
+    """Return what to call both runs: how they were trained, and where they lie if that is the same."""
     protocols = [r['protocol'] for r in (result, other) if r is not None]
     names = [p['training'] for p in protocols]
     if len(set(names)) < len(names):
@@ -18,7 +18,7 @@ def labels(result: Result, other: Result | None = None) -> tuple[str, ...]:
 
 
 def text(result: Result, other: Result | None = None) -> str:
-    """The table, with notes under it: how top-1 goes with size and depth, and the protocol."""
+    """Return the table, with notes under it: how top-1 goes with size and depth, and the protocol."""
     headers, lines = table(result, other)
     shown = tabulate(lines, headers, tablefmt='github', disable_numparse=True)
     return '\n'.join([shown, '', *notes(result, other)])
@@ -45,7 +45,7 @@ def table(result: Result, other: Result | None = None) -> tuple[list[str], list[
 
 
 def notes(result: Result, other: Result | None = None) -> list[str]:
-    """What is to be said under the table: what was scored and how, correlations, the note on the data."""
+    """Return the lines under the table: what was scored and how, correlations, the note on the data."""
     p, rows = result['protocol'], result['rows']
     initial = p.get('parameters') == 'initial'
     return [
@@ -107,5 +107,5 @@ def _mean(row: Mapping[str, Any], prefix: str) -> str:
 
 
 def bits_label(bits: str) -> str:
-    """The name of a policy as figures show it: `w4a8` is W4/A8."""
+    """Return the name of a policy as figures show it: `w4a8` is W4/A8."""
     return 'float' if bits == 'w32a32' else bits.upper().replace('A', '/A')

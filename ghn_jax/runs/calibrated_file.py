@@ -19,12 +19,11 @@ from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
-from safetensors import SafetensorError, safe_open
 
 from ghn_jax.base import files, paths
 from ghn_jax.base.errors import UserError, shown
 from ghn_jax.base.paths import Place
-from ghn_jax.models.folded_program import Fixed
+from ghn_jax.models.folded_program import NormForm
 from ghn_jax.models.folding import Calibrated
 from ghn_jax.models.loading import load_model
 from ghn_jax.models.model import Model
@@ -34,10 +33,11 @@ from ghn_jax.models.tracing import trace
 from ghn_jax.networks.spec import NetworkSpec
 from ghn_jax.quant.policy import Policy, policy_from_dict
 from ghn_jax.quant.scheme import Scheme
-from ghn_jax.runs.weight_files import write_weights
+from ghn_jax.runs.weight_files import read_safetensors, write_weights
 
 FILE = 'network.safetensors'
 UNFINISHED = 'unfinished'  # in the metadata: JSON {'key': what is being done, 'blocks': how many are}
+_ADVICE = 'give a folder that ghn_jax.quantize has written'
 _REQUIRED = ('input_shape', 'policy', 'scheme')
 
 
@@ -100,12 +100,12 @@ def load(folder: str | os.PathLike) -> QuantizedNetwork:
       UserError: there is none, it is damaged, or its model can no longer be made or is another one by now.
     """
     path = paths.place(folder, 'quantized') / FILE
-    arrays, metadata = _read(path)
+    arrays, metadata = read_safetensors(path, _ADVICE)
     if UNFINISHED in metadata:
         raise UserError(f'{path} is not finished: run the same ghn_jax.quantize again, which goes on there')
     source = {key: metadata[key] for key in ('arch', 'model') if key in metadata}
     if len(source) != 1 or any(key not in metadata for key in _REQUIRED):
-        raise UserError(f'{path} is no quantized network: give a folder that ghn_jax.quantize has written')
+        raise UserError(f'{path} is no quantized network: {_ADVICE}')
     try:
         shape = tuple(json.loads(metadata['input_shape']))
         fields = json.loads(metadata['policy'])
@@ -129,24 +129,13 @@ def load_unfinished(folder: Place, model: Model, key: str) -> tuple[int, Calibra
       None where the folder has none, or another one than `key` says.
     """
     try:
-        arrays, metadata = _read(folder / FILE)
+        arrays, metadata = read_safetensors(folder / FILE, _ADVICE)
         done = json.loads(metadata.get(UNFINISHED, '{}'))
         if done.get('key') == key:
             return done['blocks'], _calibrated(model, arrays, str(folder))
     except (UserError, ValueError, KeyError):
         pass  # it is written anew
     return None
-
-
-def _read(path: Place) -> tuple[dict[str, np.ndarray], dict[str, str]]:
-    try:
-        with safe_open(path, 'np') as file:
-            return {name: file.get_tensor(name) for name in file.keys()}, file.metadata() or {}
-    except (OSError, SafetensorError) as e:
-        reason = ' '.join(str(e).split())[:120]
-        raise UserError(
-            f'{path} is no quantized network ({reason}): give a folder that ghn_jax.quantize has written'
-        ) from None
 
 
 def _calibrated(model: Model, arrays: Mapping[str, np.ndarray], path: str) -> Calibrated:
@@ -160,7 +149,7 @@ def _calibrated(model: Model, arrays: Mapping[str, np.ndarray], path: str) -> Ca
             f'{path} has {len(weights)} layers that are not the {len(shapes)} of model {model.name!r}: the '
             'model has changed since, quantize it again'
         )
-    norms: dict[int, Fixed] = {}
+    norms: dict[int, NormForm] = {}
     scales, params = of('norms'), of('params')
     for name in scales:
         k, _, what = name.partition('.')

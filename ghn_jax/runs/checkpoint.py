@@ -23,7 +23,7 @@ from absl import logging
 
 from ghn_jax.base import files, paths, processes
 from ghn_jax.base.digests import array_digests, check_arrays, check_types, json_digest
-from ghn_jax.base.errors import UserError
+from ghn_jax.base.errors import UserError, one_line
 from ghn_jax.base.paths import Place
 
 _FORMAT = 'ghn_jax checkpoint 1'  # counts up when an old checkpoint can no longer be read
@@ -66,7 +66,7 @@ class Checkpoints:
         self.close()
 
     def steps(self) -> list[int]:
-        """The steps with a finished checkpoint, ascending; [] where there is none."""
+        """Return the steps with a finished checkpoint, ascending."""
         before = []
         for _ in range(_ATTEMPTS):
             names = [name for name in files.names(self.folder) if name.isdecimal()]
@@ -77,14 +77,14 @@ class Checkpoints:
         return []
 
     def latest_step(self) -> int | None:
-        """The newest finished step, or None."""
+        """Return the newest finished step; None where there is none."""
         return max(self.steps(), default=None)
 
     def save(self, step: int, state: Any, meta: dict, *, best: int | None = None, wait: bool = False) -> None:
-        """Saves in the background; on return `state` may be donated or overwritten.
+        """Save a checkpoint in the background; on return `state` may be donated or overwritten.
 
-        A step that is saved already stays as it is. `meta` is JSON; strings belong there. best: a step whose
-        checkpoint stays, however many come after it.
+        A step that is saved already stays as it is. meta: JSON; strings belong there. best: a step whose
+        checkpoint stays, however many come after it. wait: return only when all is on disk.
 
         Raises:
           UserError: it cannot be written, or the one before could not.
@@ -104,7 +104,7 @@ class Checkpoints:
             self.wait()
 
     def should_preserve(self, checkpoints: Sequence[Any], *, context: Any = None) -> list[bool]:
-        """Which checkpoints stay: as an Orbax `PreservationPolicy`."""
+        """Return which checkpoints stay, as an Orbax `PreservationPolicy` does."""
         newest = [info.step for info in checkpoints][-self.keep :]
         return [
             info.step in newest
@@ -114,7 +114,7 @@ class Checkpoints:
         ]
 
     def restore(self, like: Any, *, step: int | None = None) -> tuple[Any, dict]:
-        """(state, meta) of the newest step that can be read, on the devices and in the shardings of `like`.
+        """Return (state, meta) of the newest step that can be read, placed on devices as `like` is.
 
         `like` is a state of the same structure: arrays or ShapeDtypeStructs. step: of this one, and of no
         other.
@@ -136,22 +136,22 @@ class Checkpoints:
         return self._newest(read, step)
 
     def restore_meta(self) -> dict:
-        """The meta of the newest step that can be read; UserError as for `restore`."""
+        """Return the meta of the newest step that can be read. Raises UserError as `restore`."""
         return self.restore_record()[0]
 
     def restore_record(self) -> tuple[dict, int]:
-        """(meta, a digest of it and of every array) of the newest step whose record can be read.
+        """Return meta, and a digest of it and of every array, of the newest step whose record can be read.
 
-        Two checkpoints have one digest only if they are the same. UserError as for `restore`.
+        Two checkpoints have one digest only if they are the same. Raises UserError as `restore`.
         """
         record = self._newest(self._record)
         return record['meta'], _record_digest(record)
 
     def restore_params(self, *keys: str, step: int | None = None) -> tuple[Any, dict]:
-        """(a part of the state as nested dicts of numpy arrays, meta), and nothing else of it is read.
+        """Return a part of the state, as nested dicts of NumPy arrays, and meta; nothing else is read.
 
         keys: of the part, the first that the state has; by default 'params'. step: of this one, and of no
-        other. Raises as `restore`.
+        other. Raises UserError as `restore`.
         """
 
         def read(step: int, manager: Any) -> tuple[Any, dict]:
@@ -175,13 +175,13 @@ class Checkpoints:
         return self._newest(read, step)
 
     def wait(self) -> None:
-        """Returns when the last save is on disk; UserError as for `save`."""
+        """Return when the last save is on disk. Raises UserError as `save`."""
         if self._writer is not None:
             with self._writing():
                 self._writer.wait_until_finished()
 
     def close(self) -> None:
-        """Waits, and lets the background threads go; a later `save` starts them again."""
+        """Wait for the last save, and end the background threads; a later `save` starts them again."""
         if self._writer is not None:
             writer, self._writer = self._writer, None
             with self._writing():
@@ -343,7 +343,7 @@ def _reason(error: Exception) -> str:
     for cause in ('No space left on device', 'Read-only file system', 'Permission denied'):
         if cause in str(error):  # in the middle of many lines
             return cause
-    return ' '.join(str(error).split())[:200] or type(error).__name__
+    return one_line(error) or type(error).__name__
 
 
 def _record_digest(record: dict) -> int:

@@ -15,9 +15,9 @@ from ghn_jax.models.weights import predict_model, unknown_parameters
 from ghn_jax.networks.ops import primitives_of
 from ghn_jax.networks.spaces import Space
 from ghn_jax.networks.spec import NetworkSpec
-from ghn_jax.quant.bit_schedule import Strategy, strategy_of
 from ghn_jax.quant.policy import Policy, check_policy
 from ghn_jax.quant.scheme import Scheme
+from ghn_jax.quant.strategy import Strategy, strategy_of
 from ghn_jax.runs.run import Run, load_run
 from ghn_jax.runs.task import load_data, make_space_of
 
@@ -98,7 +98,7 @@ class Hypernetwork:
         return predict_weights(ghn, params, network, used)
 
     def unpredicted(self, model: Model) -> dict[str, str]:
-        """Return the parameters of a model that this hypernetwork predicts nothing for, and why not."""
+        """Return the parameters of a model that this hypernetwork predicts nothing for: {name: why not}."""
         return model.kept | unknown_parameters(model, primitives_of(self.space.ops))
 
     def load_data(self) -> Dataset:

@@ -11,13 +11,12 @@ from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
-from safetensors import SafetensorError, safe_open
 
 from ghn_jax.base.errors import UserError
 from ghn_jax.base.paths import Place
 from ghn_jax.models.model import Model
 from ghn_jax.models.names import map_named, named_leaves, variable_names
-from ghn_jax.runs.weight_files import unpack, write_weights
+from ghn_jax.runs.weight_files import read_safetensors, unpack, write_weights
 
 
 def read_params(model: Model, path: str | os.PathLike) -> Any:
@@ -34,7 +33,9 @@ def read_params(model: Model, path: str | os.PathLike) -> Any:
       UserError: no such file, or parameters of another model.
     """
     where = os.fspath(path)
-    arrays, metadata = _read(path)
+    arrays, metadata = read_safetensors(path, 'give a file of parameters')
+    if 'packed' in metadata:
+        arrays = unpack(path)
     if metadata.get('layout') == 'jax':
         raise UserError(f'{where} is in the layout jax: predict it with the layout pytorch')
     if unknown := sorted(set(arrays) - set(variable_names(model.params))):
@@ -69,17 +70,3 @@ def write_params(path: Place, model: Model, params: Any, metadata: Mapping[str, 
     weights = {name: np.asarray(leaf) for name, leaf in named_leaves(params).items()}
     about = {'model': model.name, 'input_shape': json.dumps(model.input_shape), 'layout': 'model'}
     write_weights(path, weights, about | dict(metadata), 'safetensors')
-
-
-def _read(path: str | os.PathLike) -> tuple[dict[str, np.ndarray], dict[str, str]]:
-    try:
-        with safe_open(path, 'np') as file:
-            metadata = file.metadata() or {}
-            if 'packed' not in metadata:
-                return {name: file.get_tensor(name) for name in file.keys()}, metadata
-    except (OSError, SafetensorError) as e:
-        reason = ' '.join(str(e).split())[:120]
-        raise UserError(
-            f'{os.fspath(path)} is no safetensors file ({reason}): give a file of parameters'
-        ) from None
-    return unpack(path), metadata

@@ -13,8 +13,8 @@ from ghn_jax.models.model import Model
 from ghn_jax.models.names import named_leaves
 from ghn_jax.models.weights import predict_model
 from ghn_jax.networks.ops import primitives_of
-from ghn_jax.quant.bit_schedule import strategy_of
 from ghn_jax.quant.policy import Policy
+from ghn_jax.quant.strategy import strategy_of
 from ghn_jax.runs.prediction import about_prediction
 from ghn_jax.runs.run import Run
 from ghn_jax.runs.task import make_space_of

@@ -19,7 +19,7 @@ from safetensors.numpy import load, save
 
 from ghn_jax.base import files, paths
 from ghn_jax.base.digests import leaf_name
-from ghn_jax.base.errors import FieldError, shown
+from ghn_jax.base.errors import FieldError, one_line, shown
 
 MAX_BYTES = 2**30
 """Of a pack when it is read, before and after decompression."""
@@ -31,8 +31,10 @@ _RECORDS = re.compile(r'[a-z_]+\.jsonl')
 class Pack(NamedTuple):
     """What a pack holds.
 
-    arrays: of the state, by the names that `digests.leaf_types` gives. meta: of `run.run_meta`. records: text
-    of the .jsonl files of the run directory, by their names.
+    Attributes:
+      arrays: of the state, by the names that `digests.leaf_types` gives.
+      meta: of `run.run_meta`.
+      records: text of the .jsonl files of the run directory, by their names.
     """
 
     arrays: dict[str, np.ndarray]
@@ -87,7 +89,7 @@ def read_pack(path: str | os.PathLike) -> Pack:
     except (OSError, EOFError, zlib.error, ValueError) as e:
         if isinstance(e, FieldError):
             raise
-        raise refuse(' '.join(str(e).split())) from None
+        raise refuse(one_line(e)) from None
     if len(data) > MAX_BYTES:
         raise refuse(f'it has more than {MAX_BYTES:,} bytes')
     try:

@@ -22,9 +22,9 @@ from ghn_jax.hypernet.policy_features import check_policies, resolve
 from ghn_jax.hypernet.predict import Weights, check_network, predict_from_graph
 from ghn_jax.networks.graph import build_graph
 from ghn_jax.networks.spec import NetworkSpec
-from ghn_jax.quant.bit_schedule import strategy_of
-from ghn_jax.quant.export import round_to
 from ghn_jax.quant.policy import Policy
+from ghn_jax.quant.rounding import round_to
+from ghn_jax.quant.strategy import strategy_of
 from ghn_jax.runs import weight_files
 from ghn_jax.runs.run import Run
 

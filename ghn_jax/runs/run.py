@@ -78,12 +78,12 @@ def read_meta(meta: Any, workdir: str | os.PathLike) -> tuple[RunConfig, GHNConf
         raise UserError(f'the checkpoint in {workdir} lacks {e}: train again with this version') from None
 
 
-def validated(config: RunConfig) -> str:
+def validation_metric(config: RunConfig) -> str:
     """Return the name of the metric by which validations are compared: top-1 in the bits trained in."""
     return f'val/top1_{parse_bits("float" if config.quant.mode == "float" else config.quant.bits)}'
 
 
-def best(validations: Iterable[tuple[int, float]]) -> tuple[int, float] | None:
+def best_validation(validations: Iterable[tuple[int, float]]) -> tuple[int, float] | None:
     """Return the (step, value) with the largest value, the first of equal ones; None of none."""
     return max(validations, key=lambda v: (v[1], -v[0]), default=None)
 
@@ -113,9 +113,9 @@ def _restore_best(workdir: Place, checkpoints: Checkpoints) -> tuple[Any, dict]:
 
 
 def _best_step(workdir: Place, checkpoints: Checkpoints) -> int:
-    name = validated(configs.from_json(checkpoints.restore_meta()['config']))
+    name = validation_metric(configs.from_json(checkpoints.restore_meta()['config']))
     rows = read_jsonl(workdir / 'metrics.jsonl')
-    found = best((row['step'], row[name]) for row in rows if row.get(name) is not None)
+    found = best_validation((row['step'], row[name]) for row in rows if row.get(name) is not None)
     if found is None:
         raise FieldError('step', f'=best: {workdir} has no validation yet ({name}): take latest')
     return found[0]

@@ -47,11 +47,11 @@ class Events:
         self._write(event_pb2.Event(summary=summary.scalar(name, value), step=step))
 
     def image(self, step: int, name: str, image: np.ndarray) -> None:
-        """uint8 [H, W, 3]."""
+        """Write an image, uint8 [H, W, 3]."""
         self._write(event_pb2.Event(summary=summary.image(name, image, dataformats='HWC'), step=step))
 
     def flush(self) -> None:
-        """Hands everything to the system: a killed process loses nothing of it."""
+        """Hand everything to the system: a killed process loses nothing of it."""
         with files.writing(self._folder):
             self._writer.flush()
 

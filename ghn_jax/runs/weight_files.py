@@ -15,7 +15,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save
 
 from ghn_jax.base import cli, files
-from ghn_jax.base.errors import FieldError, UserError
+from ghn_jax.base.errors import FieldError, UserError, one_line
 from ghn_jax.base.paths import Place
 from ghn_jax.quant.packed import pack_weights, unpack_weights
 from ghn_jax.quant.policy import FLOAT_BITS, NamedWidths
@@ -46,6 +46,23 @@ def write_weights(path: Place, weights: Weights, metadata: Mapping[str, str], fo
         files.write(
             path, save({name: np.asarray(w, order='C') for name, w in weights.items()}, dict(metadata))
         )
+
+
+def read_safetensors(path: str | os.PathLike, advice: str) -> tuple[Weights, dict[str, str]]:
+    """Read the arrays of a safetensors file by name, and its metadata.
+
+    Args:
+      path: the file.
+      advice: what to give instead, for messages.
+
+    Raises:
+      UserError: no such file, or one that is not safetensors or not whole.
+    """
+    try:
+        with safe_open(path, 'np') as file:
+            return {name: file.get_tensor(name) for name in file.keys()}, file.metadata() or {}
+    except (OSError, SafetensorError) as e:
+        raise UserError(f'{os.fspath(path)} is no safetensors file ({one_line(e)}): {advice}') from None
 
 
 def check_place(path: str | os.PathLike, format: str) -> Place:
@@ -104,15 +121,7 @@ def unpack(path: str | os.PathLike) -> Weights:
     Raises:
       UserError: no such file, or one that is not packed or not whole.
     """
-    try:
-        with safe_open(path, 'np') as file:
-            metadata = file.metadata() or {}
-            arrays = {name: file.get_tensor(name) for name in file.keys()}
-    except (OSError, SafetensorError) as e:
-        reason = ' '.join(str(e).split())[:120]
-        raise UserError(
-            f'{os.fspath(path)} is no safetensors file ({reason}): give a file of packed weights'
-        ) from None
+    arrays, metadata = read_safetensors(path, 'give a file of packed weights')
     if 'packed' not in metadata:
         raise UserError(f'{os.fspath(path)} is not packed: read it with safetensors')
     try:

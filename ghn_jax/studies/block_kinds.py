@@ -19,12 +19,13 @@ ROLES = ('stem', 'regular', 'depthwise', 'pointwise', 'expand', 'project', 'line
 class Kind:
     """A kind of block.
 
-    convolution: 'regular', 3x3; or 'separable', 3x3 of each channel by itself (depthwise), then 1x1
-      (pointwise).
-    norm: a batch norm after every convolution; without, a bias.
-    block: 'plain', two convolutions; 'residual', two and a sum (arXiv 1512.03385); 'inverted', an inverted
-      bottleneck, from few channels to many and back (arXiv 1801.04381), of regular convolutions the fused one
-      (arXiv 2104.00298).
+    Attributes:
+      convolution: 'regular', 3x3; or 'separable', 3x3 of each channel by itself (depthwise), then 1x1
+        (pointwise).
+      norm: a batch norm after every convolution; without, a bias.
+      block: 'plain', two convolutions; 'residual', two and a sum (arXiv 1512.03385); 'inverted', an inverted
+        bottleneck, from few channels to many and back (arXiv 1801.04381), of regular convolutions the fused
+        one (arXiv 2104.00298).
     """
 
     convolution: str
@@ -52,8 +53,12 @@ class BlockNet(nn.Module):
     Every activation is a relu, and so no range is clipped before it is measured. The last convolution of an
     inverted bottleneck has none, that of a residual block has it after the sum.
 
-    kind: of the blocks, and of what is between two stages.   channels: of each stage.
-    blocks: of each stage.   expansion: of inverted bottlenecks.   classes: outputs.
+    Attributes:
+      kind: of the blocks, and of what is between two stages.
+      channels: of each stage.
+      blocks: of each stage.
+      expansion: of inverted bottlenecks.
+      classes: outputs.
     """
 
     kind: Kind

@@ -30,9 +30,9 @@ from ghn_jax.datasets.load import Dataset, load
 from ghn_jax.models.folding import Calibrated, fold
 from ghn_jax.models.model import Model
 from ghn_jax.models.tracing import trace
-from ghn_jax.runs.metrics import Progress
 from ghn_jax.runs.model_parameters import read_params, write_params
-from ghn_jax.studies.study_arguments import taken
+from ghn_jax.runs.progress import Progress
+from ghn_jax.studies.study_arguments import provenance
 from ghn_jax.tuning.fixed_point import MOST_BITS, to_network
 from ghn_jax.tuning.fixed_point_network import labelled, saved
 from ghn_jax.tuning.fixed_point_search import (
@@ -218,7 +218,7 @@ def about(names: list[str]) -> dict[str, Any]:
         'saved': 'against 8 bits everywhere',
         'integers': f'logits of {CHECKED} test images agree to the bit',
     }
-    return taken('python -m ghn_jax.studies.fixed_point', said)
+    return provenance('python -m ghn_jax.studies.fixed_point', said)
 
 
 def main(names: str = 'digits,cifar10', workdir: str = 'runs/fixed_point') -> None:

@@ -32,12 +32,12 @@ from ghn_jax.models.tracing import trace
 from ghn_jax.quant.policy import Policy
 from ghn_jax.runs.hypernetwork import Hypernetwork
 from ghn_jax.runs.hypernetwork import load as load_hypernetwork
-from ghn_jax.runs.metrics import Progress
+from ghn_jax.runs.progress import Progress
 from ghn_jax.studies.block_kinds import KINDS, BlockNet, Kind
 from ghn_jax.studies.initialization_picture import picture
 from ghn_jax.studies.initialization_tables import make_tables
 from ghn_jax.studies.layer_statistics import BITS, observe, summarized
-from ghn_jax.studies.study_arguments import command_line, make_parser, taken, training_of
+from ghn_jax.studies.study_arguments import command_line, make_parser, provenance, training_of
 from ghn_jax.tuning import comparison
 from ghn_jax.tuning.initialization import PREDICTED, RANDOM, Start, parse_starts
 from ghn_jax.tuning.loop import fit
@@ -134,7 +134,8 @@ class _Images:
 class _Task:
     """One kind: what its trainings have in common, compiled once for all initialisations and seeds.
 
-    policy: that parameters are predicted for: float, as the hypernetwork has it.
+    Attributes:
+      policy: that parameters are predicted for: float, as the hypernetwork has it.
     """
 
     kind: Kind
@@ -216,7 +217,7 @@ def about(dataset: Dataset, spec: StudySpec, command: str) -> dict[str, Any]:
         'calibration': f'{spec.calibration_images} training images',
         'test images': len(dataset.test.labels) // spec.batch_size * spec.batch_size,
     }
-    return taken(command, said)
+    return provenance(command, said)
 
 
 def parser() -> argparse.ArgumentParser:

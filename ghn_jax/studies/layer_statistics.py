@@ -26,9 +26,11 @@ DIGITS = 4  # significant ones, of what is written
 class Statistics(NamedTuple):
     """Of one tensor.
 
-    range: of all its values, with 0: what a grid has to cover.   channel_range: the mean over channels of
-    each one's own.   noise: [len(BITS)], the mean square of what rounding to the nearest level of an
-    asymmetric min-max grid adds, as a share of that of the values.
+    Attributes:
+      range: of all its values, with 0: what a grid has to cover.
+      channel_range: the mean over channels of each one's own.
+      noise: [len(BITS)], the mean square of what rounding to the nearest level of an asymmetric min-max grid
+        adds, as a share of that of the values.
     """
 
     range: Any

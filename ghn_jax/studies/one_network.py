@@ -24,7 +24,7 @@ from typing import Any
 from ghn_jax.base import cli, files, jsonfile
 from ghn_jax.base.errors import UserError
 from ghn_jax.runs import hypernetwork as hypernetworks
-from ghn_jax.studies.study_arguments import taken
+from ghn_jax.studies.study_arguments import provenance
 
 WORKDIR = 'zoo:digits-bits'
 NETWORK = 12  # place in the test split
@@ -178,7 +178,7 @@ def about() -> dict[str, Any]:
         'edges': 'first and last layer at W8/A8',
         'seed': 0,
     }
-    return taken('python -m ghn_jax.studies.one_network', said)
+    return provenance('python -m ghn_jax.studies.one_network', said)
 
 
 def main(workdir: str = 'runs/one_network') -> None:

@@ -38,7 +38,7 @@ from ghn_jax.networks.spec import NetworkSpec
 from ghn_jax.quant.policy import parse_bits
 from ghn_jax.runs import hypernetwork as hypernetworks
 from ghn_jax.runs.hypernetwork import Hypernetwork
-from ghn_jax.studies.study_arguments import Parser, taken
+from ghn_jax.studies.study_arguments import Parser, provenance
 from ghn_jax.tuning.comparison import mean_of
 from ghn_jax.tuning.correction import norm_statistics
 from ghn_jax.tuning.pd_quant import pd_quant
@@ -203,7 +203,9 @@ def about(dataset: Dataset, plan: Plan) -> dict[str, Any]:
         'edges': 'first and last layer at W8/A8',
         'error': 'standard error over networks',
     }
-    return taken('python -m ghn_jax.studies.post_training' + ('' if name == 'digits' else f' {name}'), said)
+    return provenance(
+        'python -m ghn_jax.studies.post_training' + ('' if name == 'digits' else f' {name}'), said
+    )
 
 
 def parser() -> argparse.ArgumentParser:

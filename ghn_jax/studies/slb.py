@@ -34,13 +34,13 @@ from ghn_jax.quant.scheme import Scheme
 from ghn_jax.runs.hypernetwork import Hypernetwork
 from ghn_jax.runs.hypernetwork import load as load_hypernetwork
 from ghn_jax.runs.prediction import with_names
-from ghn_jax.studies.study_arguments import command_line, make_parser, taken, training_of
+from ghn_jax.studies.study_arguments import command_line, make_parser, provenance, training_of
 from ghn_jax.tuning import slb
 from ghn_jax.tuning.comparison import mean_of
 from ghn_jax.tuning.finetune import FinetuneSpec, finetune
 from ghn_jax.tuning.initialization import parse_starts
-from ghn_jax.tuning.search import searched_names
 from ghn_jax.tuning.slb import SearchSpec
+from ghn_jax.tuning.slb_method import searched_names
 
 BITS = ('w1a8', 'w2a8', 'w4a8', 'w1a4', 'w2a4', 'w4a4')
 EDGES = (8, 8)
@@ -152,7 +152,7 @@ def about(dataset: Dataset, models: Sequence[Model], spec: FinetuneSpec, command
         f'all passes, learning rate of the logits {search.rate:g}, logits: {search.logits}',
         'edges': f'first and last layer at W{EDGES[0]}/A{EDGES[1]}',
     }
-    return taken(command, said)
+    return provenance(command, said)
 
 
 def parser() -> argparse.ArgumentParser:

@@ -28,11 +28,11 @@ from ghn_jax.evaluation import results, sensitivity
 from ghn_jax.evaluation.evaluate import evaluate
 from ghn_jax.evaluation.evaluation_spec import EvaluationSpec
 from ghn_jax.evaluation.selection import image_batches, select_split
-from ghn_jax.quant.bit_schedule import scheme_of
 from ghn_jax.quant.policy import Policy
+from ghn_jax.quant.strategy import scheme_of
 from ghn_jax.runs.checkpoint import Checkpoints
 from ghn_jax.runs.config_changes import FREE_KEYS, differing_keys
-from ghn_jax.runs.run import Run, load_run, read_meta, validated
+from ghn_jax.runs.run import Run, load_run, read_meta, validation_metric
 from ghn_jax.runs.task import load_data, make_space_of
 from ghn_jax.studies import study_tables
 from ghn_jax.studies.study_runs import StudyRun, make_runs, seed_of
@@ -239,7 +239,7 @@ def _score(folder: Place, spec: StudySpec, dataset: Dataset | None) -> dict[str,
 
 def _validations(folder: Place, config: RunConfig) -> list[dict[str, float]]:
     """The validations of a run while it trained: networks seen until then, and top-1 in percent."""
-    name, meta_batch = validated(config), config.train.meta_batch
+    name, meta_batch = validation_metric(config), config.train.meta_batch
     file = folder / 'metrics.jsonl'
     rows = [row for row in (read_jsonl(file) if file.is_file() else []) if row.get(name) is not None]
     return [{'networks': row['step'] * meta_batch, 'top1': 100 * row[name]} for row in rows]

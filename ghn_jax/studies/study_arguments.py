@@ -2,6 +2,7 @@
 
 import argparse
 import datetime
+import os
 import shlex
 import sys
 from collections.abc import Mapping, Sequence
@@ -56,7 +57,8 @@ def command_line(parser: argparse.ArgumentParser, arguments: Sequence[str] | Non
     return f'{parser.prog} {shlex.join(arguments or sys.argv[1:])}'
 
 
-def taken(command: str, said: Mapping[str, Any]) -> dict[str, Any]:
+def provenance(command: str, said: Mapping[str, Any]) -> dict[str, Any]:
     """Return the `about` of a table: when, where and by which command its figures were taken, and `said`."""
-    device = f'{jax.devices()[0].device_kind}, one of 2 shared cores'
+    cpus = len(os.sched_getaffinity(0)) if hasattr(os, 'sched_getaffinity') else os.cpu_count()
+    device = f'{jax.devices()[0].device_kind}, {cpus} of {os.cpu_count()} CPU cores'
     return {'date': datetime.date.today().isoformat(), 'device': device, **said, 'command': command}

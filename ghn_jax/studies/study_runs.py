@@ -12,7 +12,7 @@ from ghn_jax import config as configs
 from ghn_jax.base import jsonfile, paths
 from ghn_jax.base.errors import FieldError, UserError, of_field, shown
 from ghn_jax.config import RunConfig
-from ghn_jax.quant.bit_schedule import strategy_of
+from ghn_jax.quant.strategy import strategy_of
 
 _MAX_SEED = 2**31 - 1
 _TASK = (

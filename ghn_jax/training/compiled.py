@@ -28,7 +28,10 @@ from ghn_jax.training.step import TrainState, train_step
 class ImageStream(NamedTuple):
     """The training images, on each device for the whole run.
 
-    images: uint8 [n, H, H, 3]. labels: int32 [n]. mean, std: float32 [3], in units of 0..1.
+    Attributes:
+      images: uint8 [n, H, H, 3].
+      labels: int32 [n].
+      mean, std: float32 [3], in units of 0..1.
     """
 
     images: Array
@@ -47,9 +50,15 @@ def make_stream(dataset: Dataset, mesh: Mesh | None) -> ImageStream:
 class StepSettings:
     """All that is static in a step but the program of its networks: each combination is compiled once.
 
-    scheme: how networks are quantized. augment: whether images are cropped at random, and with `flip`
-    mirrored. mesh: devices that share the step; None is one device. refinements: what else a step does. The
-    text of the settings leaves out the optimizer, whose functions have no text that lasts.
+    Its text leaves out the optimizer, whose functions have no text that lasts.
+
+    Attributes:
+      ghn: the hypernetwork.
+      optimizer: of its parameters.
+      scheme: how networks are quantized.
+      augment: whether images are cropped at random, and with `flip` mirrored.
+      mesh: devices that share the step; None is one device.
+      refinements: what else a step does.
     """
 
     ghn: GHN

@@ -24,7 +24,7 @@ def training_line(
     networks_per_sec: float | None = None,
     seconds_left: float | None = None,
 ) -> str:
-    """Says how training goes since the line before; of faults only where there are any.
+    """Return a line that says how training went since the line before; of faults only if there are any.
 
     Args:
       step: how many steps are done, of `steps`.
@@ -49,7 +49,7 @@ def training_line(
 
 
 def validation_line(step: int, steps: int, values: Mapping[str, float]) -> str:
-    """Says what a validation gave. values: shares, by `VALIDATION` and the name of the bits."""
+    """Return a line that says what a validation gave. values: shares, by `VALIDATION` and the bits."""
     named = [(name.removeprefix(VALIDATION), value) for name, value in values.items()]
     shown = [f'{100 * value:.1f} % in {_bits(name)}' for name, value in named]
     return f'{_step(step, steps)}   validation: {", ".join(shown)}'

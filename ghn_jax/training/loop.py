@@ -9,14 +9,14 @@ from typing import Any
 import jax
 
 from ghn_jax.assembly.memory import KNOBS, is_out_of_memory
-from ghn_jax.assembly.mesh import local
+from ghn_jax.assembly.mesh import to_local
 from ghn_jax.assembly.network_batch import Networks
 from ghn_jax.base import processes
 from ghn_jax.base.errors import NotFinite, Stopped, UserError
 from ghn_jax.cnn.program import Program
 from ghn_jax.config import RunConfig
 from ghn_jax.runs.checkpoint import Checkpoints
-from ghn_jax.runs.run import best, validated
+from ghn_jax.runs.run import best_validation, validation_metric
 from ghn_jax.training.preemption import Stopping
 from ghn_jax.training.run_logger import BAD_NETWORKS, RunLogger
 from ghn_jax.training.running_means import RunningMeans
@@ -30,9 +30,12 @@ from ghn_jax.training.stepper import Stepper
 class LoopParts:
     """What a loop drives.
 
-    validate: parameters of the GHN -> values by name. meta: (step, window=the means under way) -> what a
-    checkpoint says about itself. stopping: whether a signal has come. pack: (what a checkpoint holds, its
-    meta) -> nothing; it writes them, with the run's records, into one file.
+    Attributes:
+      validate: parameters of the GHN -> values by name.
+      meta: (step, window=the means under way) -> what a checkpoint says about itself.
+      stopping: whether a signal has come.
+      pack: (what a checkpoint holds, its meta) -> nothing; it writes them, with the run's records, into one
+        file.
     """
 
     config: RunConfig
@@ -70,7 +73,7 @@ class Loop:
         """
         p, c = self._parts, self._parts.config
         validations = processes.from_first(p.logger.validations)
-        self._best = best((step, value) for step, value in validations)
+        self._best = best_validation((step, value) for step, value in validations)
         if start:
             self._pack(start, state)
         if self._validates(start) and start not in dict(validations):  # the run before was stopped in it
@@ -147,7 +150,7 @@ class Loop:
     def _pack(self, done: int, state: TrainState) -> None:
         if self._parts.pack:
             self._parts.logger.flush()
-            self._parts.pack(saved_part(local(state)), self._parts.meta(done, window=self._means.saved()))
+            self._parts.pack(saved_part(to_local(state)), self._parts.meta(done, window=self._means.saved()))
 
     def _validates(self, done: int) -> bool:
         every = self._parts.config.eval.every_steps
@@ -158,10 +161,10 @@ class Loop:
         p.checkpoints.wait()
         p.stepper.give_back()  # networks of all families are validated
         with p.stopping.at_once(), naming_memory():
-            values = p.validate(local(state.used))
+            values = p.validate(to_local(state.used))
         p.logger.validation(done, values)
-        new = (done, values[validated(p.config)])
-        self._best = best([new] if self._best is None else [self._best, new])
+        new = (done, values[validation_metric(p.config)])
+        self._best = best_validation([new] if self._best is None else [self._best, new])
         self._pack(done, state)
 
 

@@ -24,9 +24,9 @@ from ghn_jax.datasets.load import batch_indices
 from ghn_jax.hypernet.predict import predict_weights
 from ghn_jax.networks.graph import build_graph
 from ghn_jax.networks.spec import NetworkSpec
-from ghn_jax.quant.bit_schedule import strategy_of
 from ghn_jax.quant.policy import Policy
 from ghn_jax.quant.scheme import QAT, Scheme
+from ghn_jax.quant.strategy import strategy_of
 from ghn_jax.runs.checkpoint import Checkpoints
 from ghn_jax.runs.task import load_data, make_ghn, make_space_of
 from ghn_jax.training.optimizer import make_optimizer

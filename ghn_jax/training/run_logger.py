@@ -17,7 +17,8 @@ from ghn_jax.config import RunConfig
 from ghn_jax.networks.spaces import Space
 from ghn_jax.networks.spec import NetworkSpec
 from ghn_jax.quant.policy import Policy
-from ghn_jax.runs.metrics import Metrics, Progress
+from ghn_jax.runs.metrics import Metrics
+from ghn_jax.runs.progress import Progress
 from ghn_jax.training.log_lines import training_line, validation_line
 from ghn_jax.training.running_means import RunningMeans
 from ghn_jax.training.sampling import networks_of
@@ -67,13 +68,13 @@ class RunLogger(Protocol):
 class FileLogger:
     """The files of a run, from `start` on; see `jsonlines` for what a run before has written beyond it.
 
-    validated: the name of the value by which validations are compared.
+    metric: the name of the value by which validations are compared.
     """
 
     def __init__(
-        self, workdir: str | os.PathLike, config: RunConfig, space: Space, start: int, *, validated: str
+        self, workdir: str | os.PathLike, config: RunConfig, space: Space, start: int, *, metric: str
     ):
-        self.config, self.space, self.validated = config, space, validated
+        self.config, self.space, self.metric = config, space, metric
         self._files = contextlib.ExitStack()
         workdir = paths.place(workdir, 'workdir')
         self._metrics = self._files.enter_context(Metrics(workdir, start))
@@ -82,7 +83,7 @@ class FileLogger:
         self._progress = self._files.enter_context(
             Progress(config.train.steps, initial=start, desc='train', marks=2)
         )
-        self._rows = [row for row in read_jsonl(workdir / 'metrics.jsonl') if validated in row]
+        self._rows = [row for row in read_jsonl(workdir / 'metrics.jsonl') if metric in row]
 
     def __enter__(self) -> 'FileLogger':
         return self
@@ -91,7 +92,7 @@ class FileLogger:
         self._files.close()
 
     def validations(self) -> list[tuple[int, float]]:
-        return [(row['step'], row[self.validated]) for row in self._rows if row[self.validated] is not None]
+        return [(row['step'], row[self.metric]) for row in self._rows if row[self.metric] is not None]
 
     def step(self, done: int, shown: dict[str, float]) -> None:
         networks = self.config.train.meta_batch

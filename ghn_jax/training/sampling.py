@@ -19,8 +19,8 @@ from ghn_jax.hypernet.policy_features import resolve
 from ghn_jax.networks.graph import build_graph
 from ghn_jax.networks.spaces import Space
 from ghn_jax.networks.spec import NetworkSpec
-from ghn_jax.quant.bit_schedule import Strategy
 from ghn_jax.quant.policy import Policy
+from ghn_jax.quant.strategy import Strategy
 
 _AHEAD = 4  # steps whose networks are made ready while the device works
 

@@ -24,17 +24,10 @@ from ghn_jax.training.running_means import RunningMeans
 from ghn_jax.training.step import TrainState
 
 
-def first_state(params: Any, optimizer: optax.GradientTransformation, *, averaged: bool) -> TrainState:
+def make_state(params: Any, optimizer: optax.GradientTransformation, *, averaged: bool = False) -> TrainState:
     """Make the state of step 0 with these parameters. averaged: whether it has a moving average of them."""
     ema = jax.tree.map(jnp.copy, params) if averaged else None  # a step overwrites both
     return TrainState(jnp.zeros((), jnp.int32), params, optimizer.init(params), ema)
-
-
-def state_of(
-    params: Any, optimizer: optax.GradientTransformation, mesh: Mesh | None, *, averaged: bool = False
-) -> TrainState:
-    """Make the state of step 0 with these parameters of a hypernetwork, on all devices; see `first_state`."""
-    return replicate(mesh, first_state(params, optimizer, averaged=averaged))
 
 
 def initial_state(
@@ -48,7 +41,7 @@ def initial_state(
     params = init_params(ghn.config, jax.random.key(config.seed))
     if config.init_from:
         params = params_of(config.init_from, ghn, params)
-    return state_of(params, optimizer, mesh, averaged=config.train.ema > 0)
+    return replicate(mesh, make_state(params, optimizer, averaged=config.train.ema > 0))
 
 
 def restore_or_init(
@@ -133,7 +126,7 @@ def saved_part(state: TrainState) -> dict[str, Any]:
 def _like(config: RunConfig, ghn: GHN, optimizer: optax.GradientTransformation, mesh: Mesh | None) -> Any:
     """A tree of what a checkpoint holds, with the types and places of this run."""
     params = init_params(ghn.config, jax.random.key(config.seed))
-    return saved_part(state_of(params, optimizer, mesh, averaged=config.train.ema > 0))
+    return saved_part(replicate(mesh, make_state(params, optimizer, averaged=config.train.ema > 0)))
 
 
 def _check_config(before: RunConfig, config: RunConfig, where: str | os.PathLike) -> None:

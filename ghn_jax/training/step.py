@@ -38,10 +38,13 @@ DROPOUT = 0.5  # of the hidden layer of two-layer heads, in training; as publish
 
 
 class TrainState(struct.PyTreeNode):
-    """All that a run needs to go on: number of steps done, GHN parameters, optimizer state. Keys derive from
-    step.
+    """All that a run needs to go on; keys derive from the step.
 
-    ema: the moving average of the parameters, where the refinements have one.
+    Attributes:
+      step: int32 [], how many steps are done.
+      params: of the hypernetwork.
+      opt_state: of the optimizer.
+      ema: the moving average of the parameters, where the refinements have one.
     """
 
     step: Array

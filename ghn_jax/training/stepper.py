@@ -16,8 +16,8 @@ from ghn_jax.cnn.program import Program
 from ghn_jax.config import RunConfig, TrainConfig
 from ghn_jax.datasets.load import Dataset, batch_indices
 from ghn_jax.hypernet.ghn import GHN
-from ghn_jax.quant.bit_schedule import scheme_of
 from ghn_jax.quant.scheme import Scheme
+from ghn_jax.quant.strategy import scheme_of
 from ghn_jax.training.compiled import StepSettings, make_stream, training_step
 from ghn_jax.training.optimizer import make_optimizer
 from ghn_jax.training.refinements import refinements_of
@@ -128,7 +128,7 @@ class Stepper:
         arguments = state, networks, self.stream, indices, self.key, workspace
         if self.is_new(program):
             recipe = recipe_of(program, self.settings, self.config.train)
-            self.compiled[program] = executables.kept(recipe, arguments)
+            self.compiled[program] = executables.find_or_compile(recipe, arguments)
         state, values, self.workspaces[program] = self.compiled[program](*arguments)
         return state, values
 

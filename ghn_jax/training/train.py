@@ -13,10 +13,10 @@ from ghn_jax.assembly.mesh import about_exchanges, make_mesh
 from ghn_jax.base import lock, processes
 from ghn_jax.config import RunConfig
 from ghn_jax.networks.spaces import Space
-from ghn_jax.quant.bit_schedule import strategy_of
+from ghn_jax.quant.strategy import strategy_of
 from ghn_jax.runs.checkpoint import Checkpoints
 from ghn_jax.runs.pack import write_pack
-from ghn_jax.runs.run import run_meta, validated
+from ghn_jax.runs.run import run_meta, validation_metric
 from ghn_jax.runs.task import load_data, make_ghn, make_space_of
 from ghn_jax.training.loop import Loop, LoopParts
 from ghn_jax.training.optimizer import make_optimizer
@@ -104,4 +104,4 @@ def _logger(
 ) -> FileLogger | SilentLogger:
     if not processes.is_first():
         return SilentLogger()
-    return FileLogger(workdir, config, space, start, validated=validated(config))
+    return FileLogger(workdir, config, space, start, metric=validation_metric(config))

@@ -15,8 +15,8 @@ from ghn_jax.evaluation.score import score_networks
 from ghn_jax.evaluation.selection import image_batches, select_split
 from ghn_jax.hypernet.ghn import GHN
 from ghn_jax.networks.spaces import Space
-from ghn_jax.quant.bit_schedule import strategy_of
 from ghn_jax.quant.policy import parse_bits
+from ghn_jax.quant.strategy import strategy_of
 
 
 def make_validation(

@@ -32,8 +32,10 @@ RATE = 1e-3  # of Adam, in the beginning; it falls along a cosine
 class NormStatistics(NamedTuple):
     """What a batch norm knows, float32, in the norm's shape with 1 for what is averaged.
 
-    mean, deviation: of what it reads.
-    scale, shift: of x, what the norm reads, the folded model has scale x + shift; 1, 0: it is not folded.
+    Attributes:
+      mean, deviation: of x, what the norm reads.
+      scale, shift: where the float model has x, the folded one has scale x + shift; 1 and 0 if it is not
+        folded.
     """
 
     mean: Any

@@ -29,14 +29,14 @@ from ghn_jax.models.model import Model
 from ghn_jax.models.names import named_leaves
 from ghn_jax.quant.policy import Policy
 from ghn_jax.quant.scheme import QAT, Scheme
-from ghn_jax.runs.metrics import Progress
+from ghn_jax.runs.progress import Progress
 from ghn_jax.tuning import comparison
 from ghn_jax.tuning.initialization import Start
 from ghn_jax.tuning.loop import fit
 from ghn_jax.tuning.records import Record
-from ghn_jax.tuning.search import Search, searched_names
 from ghn_jax.tuning.setup import Method, Setup, TuningImages
 from ghn_jax.tuning.slb import SearchSpec
+from ghn_jax.tuning.slb_method import Slb, searched_names
 from ghn_jax.tuning.straight_through import StraightThrough
 from ghn_jax.tuning.training import TrainingSpec
 
@@ -61,7 +61,7 @@ class FinetuneSpec:
       eval_batch_size: test images of a batch, whose statistics batch norms use.
       num_images: test images; 0: all.
       calibration_batches: of training images, the first ones, of eval_batch_size.
-      search: weights of few bits are searched (`search`) as this says; None: all are rounded
+      search: weights of few bits are searched (`slb_method`) as this says; None: all are rounded
         straight-through.
       marks: passes after which networks are scored beside those of the table.
 
@@ -186,7 +186,8 @@ def check_models(models: Sequence[Model], dataset: Dataset) -> None:
 class _Task:
     """One network at one bit-width, trained by a method.
 
-    settings: all that a result depends on beside the start and the seed, in JSON's types.
+    Attributes:
+      settings: all that a result depends on beside the start and the seed, in JSON's types.
     """
 
     model: Model
@@ -261,7 +262,7 @@ def _methods(
     scheme: Scheme,
     policies: Mapping[str, Policy],
     source: Mapping[str, str] | None,
-) -> Sequence[StraightThrough | Search]:
+) -> Sequence[StraightThrough | Slb]:
     setup = Setup(
         model=model,
         images=images,
@@ -272,7 +273,7 @@ def _methods(
     )
     if spec.search is None:
         return StraightThrough.of_each(setup, policies)
-    return Search.of_each(setup, policies, spec.search)
+    return Slb.of_each(setup, policies, spec.search)
 
 
 def _images(dataset: Dataset, spec: FinetuneSpec) -> TuningImages:

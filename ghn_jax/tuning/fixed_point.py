@@ -38,9 +38,12 @@ NAME = 'fixed_point'
 class Tensor(NamedTuple):
     """A tensor that has a format.
 
-    kind: 'activation', 'weight' or 'bias'.   name: `Site.reader` of an activation, else the layer's name.
-    layer: number of the layer that is the first to use it.   parameter: whose name `Policy` has bits for.
-    reader: name of the activation that enters that layer.
+    Attributes:
+      kind: 'activation', 'weight' or 'bias'.
+      name: `Site.reader` of an activation, else the layer's name.
+      layer: number of the layer that is the first to use it.
+      parameter: whose name `Policy` has bits for.
+      reader: name of the activation that enters that layer.
     """
 
     kind: str
@@ -197,8 +200,10 @@ def by_name(tensors: Sequence[Tensor], formats: np.ndarray) -> dict[str, dict[st
 class Costs(NamedTuple):
     """What a network in fixed point takes, in bits and bit operations.
 
-    parameters: of all weights and biases.   activations: of all that enters layers, of one image.
-    multiplications: sum over layers of MACs x weight bits x activation bits, for one image.
+    Attributes:
+      parameters: bits of all weights and biases.
+      activations: bits of all that enters layers, of one image.
+      multiplications: sum over layers of MACs x weight bits x activation bits, for one image.
     """
 
     parameters: int

@@ -49,7 +49,12 @@ _BESIDE = (0, -1, 1)  # points that are tried: the one with the least squared er
 
 
 class Score(NamedTuple):
-    """correct: images that are classified rightly.   loss: cross-entropy in nats, summed over the images."""
+    """How well formats do on some images.
+
+    Attributes:
+      correct: images that are classified rightly.
+      loss: cross-entropy in nats, summed over the images.
+    """
 
     correct: int
     loss: float
@@ -59,8 +64,9 @@ class Score(NamedTuple):
 class Search:
     """A network, and the images that formats are scored on.
 
-    batches: images [B, ...] and labels int32 [B]; all have one size.
-    scores: of formats that were scored before, by their bytes.
+    Attributes:
+      batches: images [B, ...] and labels int32 [B]; all have one size.
+      scores: of formats that were scored before, by their bytes.
     """
 
     calibrated: Calibrated

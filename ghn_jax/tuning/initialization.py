@@ -90,9 +90,10 @@ def random_params(model: Model, initializer: Initializer, seed: int) -> Any:
 class Start:
     """An initialisation.
 
-    name: what tables and files call it.
-    about: what tells it from another of that name.
-    params: (model, policy as it is used, seed) -> a pytree as `model.params`.
+    Attributes:
+      name: what tables and files call it.
+      about: what tells it from another of that name.
+      params: (model, policy as it is used, seed) -> a pytree as `model.params`.
     """
 
     name: str

@@ -7,7 +7,7 @@ from typing import Any
 
 from ghn_jax.base import files
 from ghn_jax.base.paths import Place
-from ghn_jax.runs.metrics import Progress
+from ghn_jax.runs.progress import Progress
 from ghn_jax.tuning.records import check_settings
 from ghn_jax.tuning.state_file import read_state, write_state
 from ghn_jax.tuning.training import Trainer, TrainingImages, TrainingState

@@ -23,7 +23,7 @@ from ghn_jax.base.errors import FieldError
 from ghn_jax.models.folding import Calibrated
 from ghn_jax.quant.grid import make_grid
 from ghn_jax.quant.policy import NamedWidths
-from ghn_jax.tuning import rounding
+from ghn_jax.tuning import adaround
 from ghn_jax.tuning.blocks import Block, Values, blocks_of
 from ghn_jax.tuning.correction import NormStatistics, corrected
 from ghn_jax.tuning.ranges import FixedRanges, check_bits, layer_bits, round_nearest
@@ -102,8 +102,9 @@ def count_chunks(setting: tuple[Any, Options]) -> int:
 class _Way:
     """A network on its way to be quantized.
 
-    network: with rounded weights; those of the blocks so far, and their ranges, are learned.
-    quantized: what enters the next block in it, [K, B, ...].
+    Attributes:
+      network: with rounded weights; those of the blocks so far, and their ranges, are learned.
+      quantized: what enters the next block in it, [K, B, ...].
     """
 
     network: Calibrated
@@ -178,7 +179,7 @@ class _Way:
         weights, ranges = dict(self.network.weights), dict(self.network.ranges)
         for name, v in learned.rounding.items():
             w = jnp.asarray(calibrated.weights[name])
-            weights[name] = np.asarray(rounding.hard(w, v, grids.weights[name]))
+            weights[name] = np.asarray(adaround.hard(w, v, grids.weights[name]))
         for name, log_step in learned.steps.items():
             grid, step = grids.activations[name], jnp.exp(log_step)
             ranges[name] = np.float32(-grid.zero * step), np.float32((grid.top - grid.zero) * step)

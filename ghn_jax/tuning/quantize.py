@@ -40,7 +40,10 @@ _SCORED = 1000  # test images that are run at once: an image's logits do not dep
 class Network:
     """A network in float, and the images that it is quantized with.
 
-    calibrated: folded.   params: that it is made of.   batches: calibration images [K, B, ...].
+    Attributes:
+      calibrated: the network, folded.
+      params: of the model, that it is made of.
+      batches: calibration images [K, B, ...].
     """
 
     calibrated: Calibrated
@@ -78,8 +81,10 @@ def calibration_images(dataset: Dataset, count: int) -> np.ndarray:
 class Watch:
     """Who is told of a long method, and what was done of it before.
 
-    done: is called `count_parts` times.   keep: is given how many blocks are done, and the network so far.
-    begun: the last that `keep` was given; None: nothing.
+    Attributes:
+      done: is called `count_parts` times.
+      keep: is given how many blocks are done, and the network so far.
+      begun: the last that `keep` was given; None: nothing.
     """
 
     done: Callable[[], None] = lambda: None

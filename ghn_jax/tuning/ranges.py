@@ -146,7 +146,8 @@ class _Search:
 class FixedRanges:
     """A quantizer of activations alone, whose ranges and bits are arrays: one program serves all of them.
 
-    ranges: by `Site.reader`, (lo, hi, bits).
+    Attributes:
+      ranges: by `Site.reader`, (lo, hi, bits).
     """
 
     ranges: Mapping[str, tuple[Any, Any, Any]]

@@ -8,7 +8,7 @@ the input in the quantized network, with equal chance, and inside of the block e
 rounded with a chance of one half (QDrop, arXiv 2203.05740). f are the float network's logits; f~ those when
 this block runs on its input in the quantized network, and all behind it in float.
 
-Adam moves the v of `rounding` and the logarithm of each activation's step (the published code the step
+Adam moves the v of `adaround` and the logarithm of each activation's step (the published code the step
 itself, which a few hundred longer moves could lead beyond 0).
 """
 
@@ -25,7 +25,7 @@ from jax import Array, lax
 from ghn_jax.base.errors import FieldError
 from ghn_jax.models.folding import Calibrated
 from ghn_jax.quant.grid import Grid, fake_quantize
-from ghn_jax.tuning import rounding
+from ghn_jax.tuning import adaround
 from ghn_jax.tuning.blocks import Block, Values, blocks_of
 from ghn_jax.tuning.correction import squared_error
 from ghn_jax.tuning.repeating import repeat
@@ -83,8 +83,10 @@ class Learned(NamedTuple):
 class Grids(NamedTuple):
     """Grids of a block, of what is rounded in it.
 
-    weights: by layer, parts [out].   activations: by reader.
-    known: by reader, (lo, hi, bits) of activations that an earlier block has learned.
+    Attributes:
+      weights: layer's name -> the grid of its weight, each part [out].
+      activations: `Site.reader` -> the grid of the activation.
+      known: `Site.reader` -> (lo, hi, bits) of an activation whose range an earlier block has learned.
     """
 
     weights: dict[str, Grid]
@@ -95,8 +97,11 @@ class Grids(NamedTuple):
 class Images(NamedTuple):
     """Calibration images where they enter and leave a block, [N, ...] each.
 
-    quantized: what enters in the quantized network.   entering: in the float network, corrected or not.
-    made: what the block makes of that in float.   logits: of the float network.
+    Attributes:
+      quantized: what enters the block in the quantized network.
+      entering: what enters it in the float network, corrected or not.
+      made: what the block makes of `entering` in float.
+      logits: of the float network.
     """
 
     quantized: Values
@@ -107,7 +112,7 @@ class Images(NamedTuple):
 
 def start(calibrated: Calibrated, grids: Grids) -> Learned:
     """Return what learning begins with: weights as in float, steps as they were found."""
-    v = {name: rounding.start(jnp.asarray(calibrated.weights[name]), g) for name, g in grids.weights.items()}
+    v = {name: adaround.start(jnp.asarray(calibrated.weights[name]), g) for name, g in grids.weights.items()}
     steps = {name: jnp.log(grid.scale) for name, grid in grids.activations.items()}
     return Learned(v, steps)
 
@@ -204,9 +209,9 @@ def _loss(
     for block in rest:
         values = block.run(values)
     loss += terms.prediction * divergence(batch.logits, values[0], terms.temperature) / DIFFERENCE
-    beta = rounding.beta_at(progress)
-    regularizer = sum((rounding.regularizer(v, beta) for v in learned.rounding.values()), jnp.zeros(()))
-    return loss + jnp.where(progress < rounding.WARM_UP, 0, terms.rounding_weight) * regularizer
+    beta = adaround.beta_at(progress)
+    regularizer = sum((adaround.regularizer(v, beta) for v in learned.rounding.values()), jnp.zeros(()))
+    return loss + jnp.where(progress < adaround.WARM_UP, 0, terms.rounding_weight) * regularizer
 
 
 def divergence(logits: Array, others: Array, temperature: Array | float) -> Array:
@@ -239,7 +244,7 @@ class _Soft:
 
     def weight(self, name: str, w: Array) -> Array:
         grid = self.grids.weights.get(name)
-        return w if grid is None else rounding.soft(w, self.learned.rounding[name], grid)
+        return w if grid is None else adaround.soft(w, self.learned.rounding[name], grid)
 
     def activation(self, name: str, x: Array, whole: Array) -> Array:
         if name in self.grids.known:

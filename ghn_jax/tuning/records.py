@@ -13,8 +13,10 @@ from ghn_jax.base.paths import Place
 class Record:
     """The record NAME.json of a training, and NAME.state.npz, where the training is.
 
-    folder: of both; it exists.   name: of the training.
-    settings: all that its result depends on, in JSON's types.
+    Attributes:
+      folder: of both; it exists.
+      name: of the training.
+      settings: all that its result depends on, in JSON's types.
     """
 
     folder: Place

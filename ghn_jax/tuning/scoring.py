@@ -11,6 +11,7 @@ import jax.numpy as jnp
 from jax import Array
 
 from ghn_jax.datasets.augment import normalize
+from ghn_jax.evaluation.device import judge
 from ghn_jax.evaluation.selection import ImageBatches
 from ghn_jax.models.activation_ranges import find_ranges
 from ghn_jax.models.folding import Calibrated, fold
@@ -106,14 +107,9 @@ class CalibratedScorer:
 
 
 def count_correct(logits: Array, labels: Array) -> Array:
-    """Count the images whose label has the largest logit: [B, classes], int32 [B] -> int32 [].
-
-    Ties count against the label, so that equal logits are no prediction, and nor are those that are no
-    numbers.
-    """
-    logits = jnp.where(jnp.isnan(logits), -jnp.inf, logits)
-    own = jnp.take_along_axis(logits, labels[:, None], 1)
-    return jnp.sum(jnp.sum(logits >= own, 1) == 1)
+    """Count the images whose label is the prediction (`judge`): [B, classes], int32 [B] -> int32 []."""
+    rank, _ = judge(logits, labels)
+    return jnp.sum(rank == 0)
 
 
 def normalized(batches: ImageBatches) -> list[Array]:

@@ -24,7 +24,8 @@ from ghn_jax.tuning.training import Trainer, TrainingImages, TrainingSpec, Train
 class TuningImages:
     """What is trained on, scored, and calibrated with.
 
-    calibration: batches [B, H, H, 3], normalised; none where statistics are those of each batch.
+    Attributes:
+      calibration: batches [B, H, H, 3], normalised; none where statistics are those of each batch.
     """
 
     dataset: Dataset

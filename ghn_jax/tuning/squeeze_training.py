@@ -21,8 +21,8 @@ from ghn_jax.base.paths import Place
 from ghn_jax.evaluation.evaluation_spec import BATCH_SIZE
 from ghn_jax.evaluation.selection import ImageBatches
 from ghn_jax.quant.policy import Policy
-from ghn_jax.runs.metrics import Progress
 from ghn_jax.runs.model_parameters import write_params
+from ghn_jax.runs.progress import Progress
 from ghn_jax.tuning import comparison
 from ghn_jax.tuning.initialization import Start
 from ghn_jax.tuning.loop import fit
@@ -83,8 +83,11 @@ class SqueezeSpec:
 class Squeezing(NamedTuple):
     """What a squeezing knows beside what is trained (`TrainingState.fixed`).
 
-    alive: bool [channels + 1].   masks: as the parameters, of those.   penalty: float32 [].
-    costs: float32 [passes], BOPs during each pass so far.
+    Attributes:
+      alive: bool [channels + 1], the channels that are left.
+      masks: a pytree as the parameters, 1 for what is left and 0 for what is removed.
+      penalty: float32 [], of this pass (`SqueezeSpec.penalty`).
+      costs: float32 [passes], BOPs during each pass so far.
     """
 
     alive: Any
@@ -97,9 +100,16 @@ class Squeezing(NamedTuple):
 class SqueezeTask:
     """One network at one bit-width, of one kind.
 
-    bits: what the policy is called.   policy: as it is used.   most: BOPs of what is left in the end.
-    original: BOPs of the original.   score: parameters -> top-1.
-    settings: all that a result depends on beside the start and the seed, in JSON's types.
+    Attributes:
+      name: of the network.
+      kind: one of `KINDS`.
+      bits: what the policy is called.
+      policy: as it is used.
+      removal: takes channels off the wide network.
+      original: BOPs of the original network.
+      most: BOPs of what is left in the end.
+      score: parameters -> top-1.
+      settings: all that a result depends on beside the start and the seed, in JSON's types.
     """
 
     name: str

@@ -29,7 +29,7 @@ from ghn_jax.evaluation.selection import ImageBatches, image_batches
 from ghn_jax.hypernet.policy_features import resolve
 from ghn_jax.quant.policy import Policy
 from ghn_jax.quant.scheme import QAT, Scheme
-from ghn_jax.runs.metrics import Progress
+from ghn_jax.runs.progress import Progress
 from ghn_jax.tuning import comparison
 from ghn_jax.tuning.finetune import check_models
 from ghn_jax.tuning.initialization import Start

@@ -26,9 +26,11 @@ from ghn_jax.tuning.training import Trainer, TrainingState, loss_of, make_traine
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class StraightThrough(AtBits):
-    """A `setup.Method`.
+    """Training through rounding with straight-through gradients: a `setup.Method`.
 
-    trainer, batch: of all policies.   batch: (parameters, bits as data) -> the score by batch statistics.
+    Attributes:
+      trainer: of all policies.
+      batch: (parameters, bits as data) -> the score by batch statistics.
     """
 
     trainer: Trainer
@@ -56,18 +58,18 @@ class StraightThrough(AtBits):
 
     @property
     def suffix(self) -> str:
-        """As of `Method`."""
+        """See `Method`."""
         return '' if self._is_fixed else '.safetensors'
 
     def begin(self, params: Any, seed: int) -> TrainingState:
-        """As of `Method`."""
+        """See `Method`."""
         if self._is_fixed:
             model, quantizer = self.setup.model, self.setup.model.quantizer(self.policy, self.setup.scheme)
             params = correct(model, params, self.setup.images.calibration, quantizer)
         return self.trainer.begin(params, seed, as_data(self.widths))
 
     def score(self, scored: Any) -> dict[str, Any]:
-        """As of `Method`: of the average of the parameters."""
+        """See `Method`: of the average of the parameters."""
         scores: dict[str, Any] = {}
         if not self._is_fixed:
             each = {FLOAT: unrounded(self.widths), self.bits: as_data(self.widths)}
@@ -82,7 +84,7 @@ class StraightThrough(AtBits):
         return scores
 
     def keep(self, place: Place, state: TrainingState, metadata: Mapping[str, str]) -> None:
-        """As of `Method`: the average of the parameters."""
+        """See `Method`: the average of the parameters."""
         params, setup = jax.device_get(state.average), self.setup
         if not self._is_fixed:
             return write_params(place, setup.model, params, metadata)

@@ -93,10 +93,14 @@ class TrainingImages(NamedTuple):
 class TrainingState(NamedTuple):
     """All that a training is, between two steps.
 
-    step: int32 [], steps done.   seed: uint32 [], of the order of images and their augmentation.
-    params: what is trained.   average: of them, exponential, as `refinements.average`.
-    optimizer: of optax.   loss: float32 [], the sum over the steps of this pass so far.
-    fixed: arrays that are not trained and tell one training of a program from another, such as bits.
+    Attributes:
+      step: int32 [], steps done.
+      seed: uint32 [], of the order of images and their augmentation.
+      params: what is trained.
+      average: of them, exponential, as `refinements.average`.
+      optimizer: of optax.
+      loss: float32 [], the sum over the steps of this pass so far.
+      fixed: arrays that are not trained and tell one training of a program from another, such as bits.
     """
 
     step: Array
@@ -111,11 +115,12 @@ class TrainingState(NamedTuple):
 class Trainer(NamedTuple):
     """A training, compiled.
 
-    begin: (params, seed, fixed=()) -> the first state.
-    step: (state, order, images) -> the next state; the state given is used up.
-    order: (seed, epoch) -> int32 [T], the images in the order of that pass.
-    epochs, steps_per_epoch, batch_size: passes, batches of a pass, images of a batch.
-    scored: state -> what of it is scored.
+    Attributes:
+      begin: (params, seed, fixed=()) -> the first state.
+      step: (state, order, images) -> the next state; the state given is used up.
+      order: (seed, epoch) -> int32 [T], the images in the order of that pass.
+      epochs, steps_per_epoch, batch_size: passes, batches of a pass, images of a batch.
+      scored: state -> what of it is scored.
     """
 
     begin: Callable[..., TrainingState]

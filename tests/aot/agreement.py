@@ -14,19 +14,19 @@ import numpy as np
 
 from ghn_jax import config as configs
 from ghn_jax.aot import programs
-from ghn_jax.assembly.mesh import make_mesh, mesh_of
+from ghn_jax.assembly.mesh import make_mesh, mesh_of, replicate
 from ghn_jax.base import executables, recipes
-from ghn_jax.evaluation import protocol, score
+from ghn_jax.evaluation import compiled, score
 from ghn_jax.evaluation.evaluation_spec import EvaluationSpec
 from ghn_jax.evaluation.protocol import Protocol
 from ghn_jax.evaluation.selection import image_batches, select_split
 from ghn_jax.hypernet.ghn import init_params
-from ghn_jax.quant.bit_schedule import strategy_of
 from ghn_jax.quant.policy import Policy
+from ghn_jax.quant.strategy import strategy_of
 from ghn_jax.runs.task import load_data, make_ghn, make_space_of
 from ghn_jax.training.optimizer import make_optimizer
 from ghn_jax.training.sampling import Preparation
-from ghn_jax.training.state import state_of
+from ghn_jax.training.state import make_state
 from ghn_jax.training.stepper import Stepper
 from ghn_jax.training.validation import make_validation
 from tests.small_run import small_config
@@ -45,20 +45,19 @@ def asked(config):
     """The facts of the programs that a step, a validation and an evaluation of SCORED ask for."""
     facts = []
 
-    def kept(recipe, arguments):
+    def find(recipe, arguments):
         facts.append(recipes.facts_of(recipe, arguments, recipes.devices_of(arguments)))
-        if recipe.function is score.predict:
+        if recipe.function is compiled.predict:
             return lambda params, networks, out: out
-        if recipe.function is protocol.measure:
+        if recipe.function is compiled.measure:
             measured, _ = jax.eval_shape(functools.partial(recipe.function, **recipe.static), *arguments)
             zeros = jax.tree.map(lambda s: np.zeros(s.shape, s.dtype), measured)
             return lambda *arguments: (zeros, arguments[-1])
         raise Asked
 
     def run(function, *arguments, **options):
-        score.predictor.cache_clear()
-        score.scorer.cache_clear()
-        protocol.measurer.cache_clear()
+        compiled.predictor.cache_clear()
+        compiled.runner.cache_clear()
         try:
             function(*arguments, **options)
         except Asked:
@@ -70,10 +69,10 @@ def asked(config):
     shapes = jax.eval_shape(lambda: init_params(ghn.config, jax.random.key(0)))
     params = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), shapes)
     strategy = strategy_of(config)
-    with mock.patch.object(executables, 'kept', kept):
+    with mock.patch.object(executables, 'find_or_compile', find):
         program, networks = Preparation(config, space, strategy, mesh).step(0)
         stepper = Stepper(config, ghn, optimizer, data, mesh)
-        run(stepper, program, state_of(params, optimizer, mesh), networks, 0)
+        run(stepper, program, replicate(mesh, make_state(params, optimizer)), networks, 0)
         run(make_validation(config, ghn, space, data), params)
         selection = select_split(space, 'test', seed=0, count=2, image_size=config.image_size)
         images = image_batches(data, data.test, batch_size=6, num_images=48)

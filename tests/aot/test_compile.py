@@ -12,7 +12,7 @@ from ghn_jax import config as configs
 from ghn_jax.aot import programs, targets
 from ghn_jax.aot.compiling import compile_job
 from ghn_jax.base import executables
-from ghn_jax.evaluation import protocol, score
+from ghn_jax.evaluation import compiled
 from tests.aot import agreement
 from tests.small_run import ROOT, command, is_one_error_line, small_config, write_run
 
@@ -52,9 +52,8 @@ def loaded(monkeypatch):
         'deserialize_and_load',
         lambda *a, **k: (calls.append(1), load(*a, **k))[1],
     )
-    score.predictor.cache_clear()  # what this process has found for other tests
-    score.scorer.cache_clear()
-    protocol.measurer.cache_clear()
+    compiled.predictor.cache_clear()  # what this process has found for other tests
+    compiled.runner.cache_clear()
     yield calls
     executables.read_from(None)
 
@@ -168,6 +167,9 @@ def small(**changes):
     return configs.freeze(c)
 
 
+ALL_HEADS = {'image_size': 32, 'space.flat_head_share': 0.1}  # pooled, and flattened, which want 32 pixels
+
+
 def step_for(name, config):
     """The figures of a config's training step, compiled for a target; skipped without its compiler."""
     target = targets.load(name)
@@ -181,7 +183,7 @@ def step_for(name, config):
 @pytest.mark.slow
 @pytest.mark.parametrize('name', ['h100', 'tpu-v5e'])
 def test_the_small_step_for_an_accelerator_fits_and_copies_no_tape_in_a_loop_or_branch(name):
-    row = step_for(name, small())
+    row = step_for(name, small(**ALL_HEADS))
     assert row['fits'] and row['collectives'] == []
     assert row['tape_copies']['inside'] == 0, [c for c in row['copies'] if any(c['place'].values())]
 

@@ -12,7 +12,7 @@ from ghn_jax.benchmarks.benchmark import benchmark
 from ghn_jax.benchmarks.options import Options
 from ghn_jax.evaluation.evaluation_spec import EvaluationSpec
 from ghn_jax.evaluation.protocol import Protocol
-from ghn_jax.quant.bit_schedule import strategy_of
+from ghn_jax.quant.strategy import strategy_of
 from ghn_jax.runs.run import load_run
 from ghn_jax.runs.task import make_ghn, make_space_of
 from ghn_jax.studies.study import StudySpec

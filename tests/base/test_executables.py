@@ -48,7 +48,7 @@ def call(n=3, *, factor=2, named='a', made_by=()):
     before = len(TRACED)
     arguments = lambda: (np.arange(float(n)), jnp.ones(n))
     recipe = Recipe(function=scaled, static={'factor': factor}, named=named, made_by=made_by)
-    function = executables.kept(recipe, arguments())
+    function = executables.find_or_compile(recipe, arguments())
     results = [jax.device_get(function(*arguments())) for _ in range(2)]
     jax.tree.map(np.testing.assert_array_equal, *results)
     np.testing.assert_array_equal(results[0]['sum'], factor * np.arange(n) + 1)
@@ -166,7 +166,7 @@ def test_nor_is_it_by_a_later_run_of_the_same_process(folder, monkeypatch):
     call()
     monkeypatch.undo()
     arguments = np.arange(3.0), jnp.ones(3)
-    executables.kept(Recipe(function=scaled, static={'factor': 2}, named='a'), arguments)
+    executables.find_or_compile(Recipe(function=scaled, static={'factor': 2}, named='a'), arguments)
     assert not list(folder.glob('scaled-*.executable'))
 
 
@@ -192,7 +192,7 @@ def double(x):
 for count in (1, 2, 3, 4):
     mesh = devices.mesh_of(jax.devices()[:count], 1)
     x = devices.replicate(mesh, np.arange(3.0))
-    y = executables.kept(Recipe(function=jax.jit(double), static={}, named='double'), (x,))(x)
+    y = executables.find_or_compile(Recipe(function=jax.jit(double), static={}, named='double'), (x,))(x)
     assert y.tolist() == [0, 2, 4] and len(y.sharding.device_set) == count
 print(len(traced))
 """

@@ -28,11 +28,11 @@ CODE = """
     processes.barrier('written')
     executables.read_from(folder)
     own = jax.make_array_from_process_local_data(over, np.full(2, process + 1, np.float32), (4,))
-    found = executables.kept(recipe, (own,))
+    found = executables.find_or_compile(recipe, (own,))
     assert isinstance(found, jax.stages.Compiled)
     assert float(found(own).addressable_data(0)) == 6
     other = jax.make_array_from_process_local_data(over, np.ones(1, np.float32), (2,))
-    assert float(executables.kept(recipe, (other,))(other).addressable_data(0)) == 2
+    assert float(executables.find_or_compile(recipe, (other,))(other).addressable_data(0)) == 2
     print('loaded')
 """
 

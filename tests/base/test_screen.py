@@ -11,7 +11,8 @@ import pytest
 
 from ghn_jax.base import screen
 from ghn_jax.base.errors import UserError
-from ghn_jax.runs.metrics import Metrics, Progress
+from ghn_jax.runs.metrics import Metrics
+from ghn_jax.runs.progress import Progress
 from ghn_jax.training import preemption
 from tests.small_run import ROOT
 from tests.streams import Ascii, full, without_reader

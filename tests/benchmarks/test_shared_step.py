@@ -9,7 +9,7 @@ from ghn_jax.benchmarks import images, profile, programs
 from ghn_jax.benchmarks.options import Options
 from ghn_jax.datasets.load import load
 from ghn_jax.datasets.sizes import SIZES
-from ghn_jax.quant.bit_schedule import strategy_of
+from ghn_jax.quant.strategy import strategy_of
 from ghn_jax.runs.task import load_data, make_ghn, make_space_of
 from ghn_jax.training.compiled import training_step
 from ghn_jax.training.optimizer import make_optimizer
@@ -31,10 +31,10 @@ def types(tree):
 def compiled(monkeypatch):
     """compiled(step): the function, arguments and static arguments that a step would compile."""
 
-    def kept(recipe, arguments):
+    def find(recipe, arguments):
         raise Compiles(recipe.function, arguments, recipe.static)
 
-    monkeypatch.setattr(executables, 'kept', kept)
+    monkeypatch.setattr(executables, 'find_or_compile', find)
 
     def catch(step):
         with pytest.raises(Compiles) as error:

@@ -13,7 +13,7 @@ from ghn_jax.benchmarks import benchmark, cells, picture, profile, programs
 from ghn_jax.benchmarks.options import Options
 from ghn_jax.cnn.covering import family
 from ghn_jax.networks.spaces import make_space
-from ghn_jax.quant.bit_schedule import Strategy
+from ghn_jax.quant.strategy import Strategy
 from ghn_jax.runs.task import make_space_of
 from tests.pictures import check_picture, drawn, lengths_of_bars, texts
 from tests.small_run import command, is_one_error_line, small_config

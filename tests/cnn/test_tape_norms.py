@@ -14,10 +14,10 @@ from ghn_jax.cnn.batch_norm import batch_norm
 from ghn_jax.cnn.branches import Run
 from ghn_jax.cnn.building import build_program
 from ghn_jax.cnn.capacity import Segment
+from ghn_jax.cnn.dispatch import read_weights
 from ghn_jax.cnn.instructions import Norm
 from ghn_jax.cnn.packing import BLOCK
 from ghn_jax.cnn.quantizer import Quantization, with_sizes
-from ghn_jax.cnn.slots import read_weights
 from ghn_jax.cnn.tables import ACCUMULATE, DST, G_DST, G_SRC, SEEN, SRC, WEIGHTS
 from ghn_jax.quant.policy import Policy
 from ghn_jax.quant.scheme import Scheme

@@ -19,11 +19,13 @@ from ghn_jax.cnn.reference import apply_reference
 from ghn_jax.datasets.augment import normalize
 from ghn_jax.datasets.load import load
 from ghn_jax.evaluation import results
-from ghn_jax.evaluation.evaluate import evaluate, in_percent
+from ghn_jax.evaluation.compiled import predictor
+from ghn_jax.evaluation.descriptions import in_percent
+from ghn_jax.evaluation.evaluate import evaluate
 from ghn_jax.evaluation.evaluation_flags import parse_policies
 from ghn_jax.evaluation.evaluation_spec import EvaluationSpec
 from ghn_jax.evaluation.protocol import Protocol
-from ghn_jax.evaluation.score import predictor, score_in_full, score_networks
+from ghn_jax.evaluation.score import score_in_full, score_networks
 from ghn_jax.evaluation.selection import Selection, image_batches, select_split
 from ghn_jax.hypernet.predict import predict_weights
 from ghn_jax.networks.files import load_networks, save_networks

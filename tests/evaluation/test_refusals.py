@@ -5,12 +5,13 @@ import dataclasses
 import pytest
 
 from ghn_jax.base.errors import UserError
-from ghn_jax.evaluation.evaluate import about_run, evaluate
+from ghn_jax.evaluation.descriptions import about_run
+from ghn_jax.evaluation.evaluate import evaluate
 from ghn_jax.evaluation.evaluation_flags import EvaluationFlags, parse_policies, parse_splits
 from ghn_jax.evaluation.evaluation_spec import EvaluationSpec
 from ghn_jax.evaluation.protocol import Protocol
-from ghn_jax.quant.bit_schedule import strategy_of
 from ghn_jax.quant.policy import parse_bits
+from ghn_jax.quant.strategy import strategy_of
 from ghn_jax.runs.scheme_flags import FIELDS
 from tests.evaluation.helpers import FLAGS, INTEGER
 from tests.hypernet.helpers import small_spec

@@ -16,8 +16,8 @@ from ghn_jax.hypernet.predict import check_network, predict_weights
 from ghn_jax.hypernet.tiles import count_items
 from ghn_jax.networks import counts
 from ghn_jax.networks.counts import count_parameters
+from ghn_jax.networks.forward_pass import forward_pass
 from ghn_jax.networks.graph import build_graph
-from ghn_jax.networks.operations import forward_pass
 from ghn_jax.networks.spec import NetworkSpec
 from tests.fuzz import architectures, states
 

@@ -12,15 +12,16 @@ import pytest
 from ghn_jax.assembly.memory import check_scoring
 from ghn_jax.base import jsonfile
 from ghn_jax.base.errors import UserError, shown
+from ghn_jax.base.jsonlines import read_jsonl
 from ghn_jax.cnn.building import build_program
 from ghn_jax.evaluation import results
 from ghn_jax.hypernet.ghn import GHNConfig
-from ghn_jax.hypernet.published import load_state
+from ghn_jax.hypernet.statefile import load_state
 from ghn_jax.networks.files import load_networks
 from ghn_jax.networks.genotype import Genotype
 from ghn_jax.networks.spec import NetworkSpec
 from ghn_jax.quant.policy import Policy
-from ghn_jax.runs import metrics
+from ghn_jax.runs.metrics import Metrics
 from tests.fuzz import states
 from tests.small_run import command, is_one_error_line, write_run
 
@@ -209,16 +210,16 @@ def test_metrics_of_an_older_run_are_read_past_whatever_is_in_them(tmp_path):
     ]
     lines = [good[0], *odd, good[1], good[2]]
     path.write_bytes('\n'.join(lines).encode() + b'\n\xff\xfe{"step": 9}')
-    assert [row['step'] for row in metrics.read_jsonl(path)] == [1, 2, 3]
+    assert [row['step'] for row in read_jsonl(path)] == [1, 2, 3]
     (tmp_path / 'metrics.jsonl.part').symlink_to(outside)
-    with metrics.Metrics(tmp_path, 2) as resumed:
+    with Metrics(tmp_path, 2) as resumed:
         resumed.write(3, {'train/loss': 2.0})
     assert path.read_text().splitlines() == [*good[:2], '{"step": 3, "train/loss": 2.0}']
     assert not outside.exists()
     path.unlink()
     path.mkdir()
     with pytest.raises(UserError, match='metrics.jsonl is no file: move it away'):
-        metrics.Metrics(tmp_path, 0)
+        Metrics(tmp_path, 0)
 
 
 def test_a_result_is_taken_only_with_all_that_is_read_from_it(tmp_path):

@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from ghn_jax.hypernet import GHNConfig, init_params
+from ghn_jax.hypernet.ghn import GHNConfig, init_params
 from ghn_jax.networks.graph import (
     PRIMITIVES,
     NetworkGraph,

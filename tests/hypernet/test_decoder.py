@@ -7,9 +7,16 @@ import pytest
 
 from ghn_jax.base.errors import UserError
 from ghn_jax.base.numbers import round_up
-from ghn_jax.hypernet import count_items, decoder_table, tile_parameters
 from ghn_jax.hypernet.decoder import decode, init_decoder, predict_tensors
-from ghn_jax.hypernet.tiles import DENSE_CHUNK, DEPTH_CHUNK, Tiles, fan_in_scale
+from ghn_jax.hypernet.tiles import (
+    DENSE_CHUNK,
+    DEPTH_CHUNK,
+    Tiles,
+    count_items,
+    decoder_table,
+    fan_in_scale,
+    tile_parameters,
+)
 from ghn_jax.networks.graph import build_graph
 from tests.cnn.comparison import QUICK
 from tests.hypernet.helpers import SMALL, small_graphs, small_spec

@@ -8,8 +8,9 @@ import numpy as np
 import pytest
 
 from ghn_jax.base.errors import UserError
-from ghn_jax.hypernet import GHN, GHNConfig, decoder_table, init_params, predict_parameters, tile_parameters
+from ghn_jax.hypernet.ghn import GHN, GHNConfig, init_params, predict_parameters
 from ghn_jax.hypernet.gnn import gated_gnn
+from ghn_jax.hypernet.tiles import decoder_table, tile_parameters
 from ghn_jax.networks.graph import build_graph
 from tests.cnn.comparison import QUICK
 from tests.hypernet.helpers import SMALL, batch, random_params, small_graphs, small_spec

@@ -6,8 +6,9 @@ import numpy as np
 import pytest
 
 from ghn_jax.cnn.reference import apply_reference
-from ghn_jax.hypernet import GHN, Tiles, decoder_table, load_published, predict_parameters, tile_parameters
-from ghn_jax.hypernet.published import published_state
+from ghn_jax.hypernet.ghn import GHN, predict_parameters
+from ghn_jax.hypernet.published import load_published, published_state
+from ghn_jax.hypernet.tiles import Tiles, decoder_table, tile_parameters
 from tests.cnn.comparison import QUICK
 from tests.hypernet.helpers import Golden, batch, relative, to_float64
 

@@ -10,11 +10,11 @@ import pytest
 from scipy.special import erf
 
 from ghn_jax.base.errors import UserError
-from ghn_jax.hypernet import GHN, GHNConfig, decoder_table, init_params, tile_parameters
 from ghn_jax.hypernet.decoder import predict_tensors
+from ghn_jax.hypernet.ghn import GHN, GHNConfig, init_params
 from ghn_jax.hypernet.graphormer import graphormer
 from ghn_jax.hypernet.published import published_state
-from ghn_jax.hypernet.tiles import kind_of
+from ghn_jax.hypernet.tiles import decoder_table, kind_of, tile_parameters
 from tests.cnn.comparison import QUICK
 from tests.hypernet.helpers import (
     SMALL,

@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 
 from ghn_jax.base.errors import UserError
-from ghn_jax.hypernet import GHN, decoder_table, init_params, predict_parameters, tile_parameters
 from ghn_jax.hypernet import ghn as ghns
+from ghn_jax.hypernet.ghn import GHN, init_params, predict_parameters
 from ghn_jax.hypernet.policy_features import (
     FLOAT_FROM,
     WIDTHS,
@@ -21,6 +21,7 @@ from ghn_jax.hypernet.policy_features import (
     weight_names,
     with_bits,
 )
+from ghn_jax.hypernet.tiles import decoder_table, tile_parameters
 from ghn_jax.networks.graph import batch_graphs, build_graph, to_graphs_tuple
 from ghn_jax.quant import Policy
 from tests.hypernet.helpers import SMALL, batch, random_params, small_graphs, small_spec

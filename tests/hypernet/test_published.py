@@ -10,8 +10,8 @@ import pytest
 from safetensors.numpy import save_file
 
 from ghn_jax.base.errors import UserError
-from ghn_jax.hypernet import load_published
-from ghn_jax.hypernet.published import convert_state, load_state, published_state
+from ghn_jax.hypernet.published import convert_state, load_published, published_state
+from ghn_jax.hypernet.statefile import load_state
 from tests.hypernet.helpers import SMALL, random_params
 from tests.hypernet.torch_files import dumped_file, torch_file
 

@@ -64,7 +64,7 @@ class Executor:
         network = RunnableNetwork(self.program.pack(layout, params), layout.tables, bits)
         if how.calibrates:
             moments, workspace = protocol.statistics(how, self.measure, layout, network, self.workspace())
-            network, _, _ = protocol.prepare(how, self.measure, layout, network, moments, bits, workspace)
+            network, _, _ = protocol.prepare(how, self.measure, layout, network, moments, workspace)
         return np.concatenate([self._forward(network, x) for x in normalised(self.images)])
 
 

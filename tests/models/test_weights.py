@@ -10,7 +10,7 @@ from flax import linen as nn
 from safetensors.numpy import load_file
 
 import ghn_jax
-from ghn_jax.hypernet import GHN, init_params
+from ghn_jax.hypernet.ghn import GHN, init_params
 from ghn_jax.hypernet.predict import predict_weights
 from ghn_jax.models.tracing import trace
 from ghn_jax.models.weights import predict_model, unknown_parameters

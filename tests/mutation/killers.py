@@ -22,6 +22,7 @@ KILLERS = {
     'training/optimizer': (),
     'base/jsonlines': ('runs/test_metrics.py',),
     'runs/metrics': (),
+    'runs/progress': (),
     'runs/checkpoint': (),
     'evaluation/protocol': ('cnn/deploy/test_calibration.py',),
     'evaluation/*': ('evaluation/test_*.py', 'reporting/test_*.py'),

@@ -11,8 +11,8 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as arrays
 
 from ghn_jax.quant import Policy, Scheme, fake_quantize, min_max, oracle
-from ghn_jax.quant.export import round_weights
 from ghn_jax.quant.policy import TERNARY
+from ghn_jax.quant.rounding import round_weights
 from tests.quant.grids import BITS, activation
 
 LARGEST = float(np.finfo('float32').max)

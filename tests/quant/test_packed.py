@@ -7,9 +7,9 @@ import pytest
 
 from ghn_jax.base.errors import UserError
 from ghn_jax.quant import Policy, Scheme
-from ghn_jax.quant.export import round_weights
 from ghn_jax.quant.packed import SCALE, ZERO_POINT, pack_bits, pack_weights, unpack_bits, unpack_weights
 from ghn_jax.quant.policy import TERNARY
+from ghn_jax.quant.rounding import round_weights
 
 SHAPES = {'a.weight': (6, 5, 3, 3), 'linear.weight': (7, 11), 'norm.weight': (8,)}
 

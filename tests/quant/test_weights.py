@@ -11,8 +11,8 @@ from ghn_jax.base import backends
 from ghn_jax.cnn.building import build_program
 from ghn_jax.cnn.weights import quantize_weights, quantize_weights_backward
 from ghn_jax.quant import Policy, Scheme, oracle
-from ghn_jax.quant.export import round_weights
 from ghn_jax.quant.policy import TERNARY
+from ghn_jax.quant.rounding import round_weights
 from tests.cnn.networks import quantized_names, random_parameters, small_network
 
 # Kernels dense and depthwise, weights cut into parts of a concatenation and into panels, 10 classes in 16.

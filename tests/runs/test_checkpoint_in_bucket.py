@@ -14,7 +14,7 @@ import pytest
 from ghn_jax.base import files, paths
 from ghn_jax.base.errors import UserError
 from ghn_jax.runs.checkpoint import Checkpoints
-from tests.runs.test_checkpoint import assert_same, make_state
+from tests.runs.states import assert_same, make_state
 from tests.small_run import ROOT
 
 pytestmark = pytest.mark.filterwarnings(
@@ -121,7 +121,7 @@ def test_killing_a_save_leaves_a_whole_checkpoint_and_the_step_can_be_saved_agai
     code = """
         import os, sys, threading
         from ghn_jax.runs.checkpoint import Checkpoints
-        from tests.runs.test_checkpoint import make_state
+        from tests.runs.states import make_state
         from orbax.checkpoint._src.path import atomicity
         async def die(self):
             os._exit(9)

@@ -10,7 +10,7 @@ import pytest
 from safetensors.numpy import load_file, save_file
 
 from ghn_jax.base.errors import UserError
-from ghn_jax.hypernet import init_params
+from ghn_jax.hypernet.ghn import init_params
 from ghn_jax.hypernet.predict import predict_weights
 from ghn_jax.hypernet.published import published_state
 from ghn_jax.networks.files import save_networks

@@ -9,7 +9,7 @@ from safetensors.numpy import load_file
 import ghn_jax
 from ghn_jax.base.errors import UserError
 from ghn_jax.config import QuantConfig, RunConfig
-from ghn_jax.hypernet import GHN, init_params
+from ghn_jax.hypernet.ghn import GHN, init_params
 from ghn_jax.models.tracing import trace
 from ghn_jax.quant.policy import Policy
 from ghn_jax.runs.model_prediction import write_model

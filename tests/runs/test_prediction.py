@@ -15,13 +15,13 @@ from safetensors import safe_open
 from safetensors.numpy import load_file, save_file
 
 from ghn_jax.base.errors import UserError
-from ghn_jax.hypernet import GHN, init_params, predict_parameters
+from ghn_jax.hypernet.ghn import GHN, init_params, predict_parameters
 from ghn_jax.hypernet.predict import predict_weights
 from ghn_jax.networks.files import save_networks
 from ghn_jax.networks.graph import build_graph
 from ghn_jax.quant import load_policy, parse_bits
-from ghn_jax.quant.export import round_weights
 from ghn_jax.quant.policy import quantizable
+from ghn_jax.quant.rounding import round_weights
 from ghn_jax.runs.prediction import output_files, predict, to_jax_layout
 from ghn_jax.runs.run import load_run
 from ghn_jax.runs.weight_files import METADATA, unpack

@@ -8,7 +8,7 @@ import pytest
 from ghn_jax.base.errors import UserError
 from ghn_jax.hypernet.ghn import GHNConfig
 from ghn_jax.runs.checkpoint import Checkpoints, Vanished
-from ghn_jax.runs.run import load_run, run_meta, validated
+from ghn_jax.runs.run import load_run, run_meta, validation_metric
 from tests.small_run import small_config
 
 
@@ -17,7 +17,7 @@ def save(workdir, step: int, top1: float) -> None:
     meta = run_meta(small_config(), GHNConfig(), step, kind='train')
     with Checkpoints(workdir) as checkpoints:
         checkpoints.save(step, {'params': {'w': np.full(3, step)}}, meta)
-    row = {'step': step, validated(small_config()): top1}
+    row = {'step': step, validation_metric(small_config()): top1}
     with open(workdir / 'metrics.jsonl', 'a') as file:
         file.write(json.dumps(row) + '\n')
 

@@ -170,7 +170,7 @@ def test_validations_of_a_run_are_in_the_tables_and_on_the_page(tmp_path, quick,
         (folder / 'metrics.jsonl').write_text(''.join(json.dumps(row) + '\n' for row in rows))
 
     monkeypatch.setattr(study, 'train', train)
-    monkeypatch.setattr(study, 'validated', lambda config: 'val/top1_float')
+    monkeypatch.setattr(study, 'validation_metric', lambda config: 'val/top1_float')
     tables = run(tmp_path, seeds=(0, 5))
     meta_batch = config().train.meta_batch
     curve = [(p['networks'], p['top1']) for p in tables['curves'] if p['strategy'] == 'drawn']

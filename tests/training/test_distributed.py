@@ -12,8 +12,8 @@ import jax
 import numpy as np
 import pytest
 
+from ghn_jax.base.jsonlines import read_jsonl
 from ghn_jax.runs.checkpoint import Checkpoints
-from ghn_jax.runs.metrics import read_jsonl
 from tests.small_run import ROOT, command, is_one_error_line
 from tests.trainers import trainers
 

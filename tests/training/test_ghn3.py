@@ -5,9 +5,9 @@ import numpy as np
 import pytest
 
 import ghn_jax
-from ghn_jax.hypernet import init_params
+from ghn_jax.base.jsonlines import read_jsonl
+from ghn_jax.hypernet.ghn import init_params
 from ghn_jax.runs import task
-from ghn_jax.runs.metrics import read_jsonl
 from ghn_jax.training.train import train
 from tests.small_run import small_config
 

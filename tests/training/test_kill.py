@@ -15,8 +15,8 @@ import jax
 import numpy as np
 import pytest
 
+from ghn_jax.base.jsonlines import read_jsonl
 from ghn_jax.runs.checkpoint import Checkpoints
-from ghn_jax.runs.metrics import read_jsonl
 from tests.runs.test_metrics import events
 from tests.small_run import ROOT, is_one_error_line
 from tests.streams import full, without_reader

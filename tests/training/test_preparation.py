@@ -6,7 +6,7 @@ from ghn_jax.base.errors import FieldError
 from ghn_jax.cnn.lowering import lower
 from ghn_jax.config import RunConfig, replace
 from ghn_jax.networks.graph import build_graph
-from ghn_jax.quant.bit_schedule import strategy_of
+from ghn_jax.quant.strategy import strategy_of
 from ghn_jax.runs.task import make_space_of
 from ghn_jax.training.train import Preparation
 from tests.small_run import small_config

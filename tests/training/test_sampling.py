@@ -6,7 +6,7 @@ from ghn_jax import config as configs
 from ghn_jax.cnn.covering import family
 from ghn_jax.networks.graph import build_graph
 from ghn_jax.networks.spaces import make_space
-from ghn_jax.quant.bit_schedule import strategy_of
+from ghn_jax.quant.strategy import strategy_of
 from ghn_jax.runs import task
 from ghn_jax.training.sampling import Preparation, draw, networks_of
 from tests.small_run import small_config

@@ -16,7 +16,7 @@ from ghn_jax.cnn.building import build_program
 from ghn_jax.cnn.covering import Family, program_for
 from ghn_jax.cnn.packing import BLOCK
 from ghn_jax.cnn.reference import apply_reference
-from ghn_jax.evaluation.device import RunnableNetwork, predict_weights, score
+from ghn_jax.evaluation.device import RunnableNetwork, predict_buffer, score
 from ghn_jax.evaluation.selection import ImageBatches
 from ghn_jax.hypernet.ghn import GHN, GHNConfig, init_params, predict_parameters
 from ghn_jax.hypernet.published import load_published, published_state
@@ -311,7 +311,7 @@ def test_a_network_that_does_not_fit_is_a_user_error(program):
 
 
 def test_predicted_weights_are_those_of_the_slow_way_in_their_places(program, params):
-    run = jax.jit(functools.partial(predict_weights, GHN_), compiler_options=QUICK)
+    run = jax.jit(functools.partial(predict_buffer, GHN_), compiler_options=QUICK)
     slow = lambda params, spec: predict_parameters(GHN_, params, build_graph(spec))
     slow = jax.jit(slow, static_argnums=1, compiler_options=QUICK)
     for spec in SPECS:

@@ -12,16 +12,16 @@ import pytest
 
 from ghn_jax.base import lock
 from ghn_jax.base.errors import NotFinite, Stopped, UserError
+from ghn_jax.base.jsonlines import read_jsonl
 from ghn_jax.datasets.load import batch_indices
 from ghn_jax.hypernet.ghn import init_params
 from ghn_jax.hypernet.predict import predict_weights
 from ghn_jax.networks.graph import build_graph
 from ghn_jax.quant import parse_bits
-from ghn_jax.quant.bit_schedule import strategy_of
+from ghn_jax.quant.strategy import strategy_of
 from ghn_jax.runs import run as runs
 from ghn_jax.runs import task
 from ghn_jax.runs.checkpoint import Checkpoints
-from ghn_jax.runs.metrics import read_jsonl
 from ghn_jax.runs.pack import read_pack
 from ghn_jax.training import train as training
 from ghn_jax.training.compiled import training_step
@@ -284,7 +284,7 @@ def fake_validation(monkeypatch):
             if fails:
                 raise fails.pop()
             # Steps are told by the newest checkpoint, which is made before each validation.
-            return {runs.validated(config): {2: 3.0, 4: 1.0, 6: 2.0}[step_of()]}
+            return {runs.validation_metric(config): {2: 3.0, 4: 1.0, 6: 2.0}[step_of()]}
 
         return validate
 

@@ -1,7 +1,5 @@
 """The training of one network: the compiled step, its images, and that stopping changes nothing."""
 
-import types
-
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -15,6 +13,7 @@ from ghn_jax.tuning import loop
 from ghn_jax.tuning.initialization import RANDOM, random_params
 from ghn_jax.tuning.state_file import read_state, write_state
 from ghn_jax.tuning.training import TrainingImages, TrainingSpec, make_trainer
+from tests.tuning.killed import Killed, dying_progress
 from tests.tuning.nets import Net, small_data, traced
 
 DATA = small_data()
@@ -120,22 +119,6 @@ def test_one_program_serves_all_steps(trainer, count_compiles):
         for order in orders:
             state = trainer.step(state, order, IMAGES)
     assert counted.n == 0
-
-
-class Killed(Exception):
-    pass
-
-
-def dying_progress(updates: int):
-    """A progress bar in whose n-th update the process dies."""
-    left = [updates]
-
-    def update(*args, **values):
-        left[0] -= 1
-        if left[0] < 0:
-            raise Killed
-
-    return types.SimpleNamespace(update=update)
 
 
 @pytest.mark.parametrize('updates', [2, 4])  # within a pass and between two

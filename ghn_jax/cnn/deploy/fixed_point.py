@@ -42,7 +42,7 @@ class Fixed(NamedTuple):
 
 
 def make_factor(x: np.ndarray | float) -> Factor:
-    """The nearest factor to x, |x| < 2^30."""
+    """Return the nearest factor to x, |x| < 2^30."""
     x = np.asarray(x, np.float64)
     shift = np.clip(31 - np.frexp(x)[1], 1, 62).astype(np.int64)
     multiplier = np.round(np.ldexp(x, shift)).astype(np.int64)
@@ -51,13 +51,13 @@ def make_factor(x: np.ndarray | float) -> Factor:
 
 
 def rescale(x: np.ndarray, factor: Factor) -> np.ndarray:
-    """x * factor to the nearest integer, int64, halves upward: a 32 x 32 bit product and a rounding shift."""
+    """Return x * factor rounded to integers, int64, halves upward: by a 32 x 32 bit product and a shift."""
     half = np.left_shift(np.int64(1), factor.shift - 1)
     return (x.astype(np.int64) * factor.multiplier + half) >> factor.shift
 
 
 def int32(x: np.ndarray) -> np.ndarray:
-    """The same numbers in int32.
+    """Return the same numbers in int32.
 
     Raises:
       OverflowError: one does not fit, which bounds are there to rule out.
@@ -68,19 +68,19 @@ def int32(x: np.ndarray) -> np.ndarray:
 
 
 def point_for(bound: float) -> int:
-    """Bits after the point that values of up to `bound` leave."""
+    """Return how many bits after the point values of up to `bound` leave room for."""
     return 30 - math.frexp(bound)[1] if bound > 0 else 30
 
 
 def moved(v: Fixed, point: int) -> Fixed:
-    """The same with the point elsewhere, rounded."""
+    """Return the same value with another number of bits after the point, rounded."""
     return Fixed(int32(rescale(v.x, make_factor(2.0 ** (point - v.point)))), point, v.bound)
 
 
 def rescaled(
     sums: np.ndarray, scale: np.ndarray, bound: np.ndarray, shift: np.ndarray | None = None
 ) -> Fixed:
-    """sums * scale + shift as fixed point; |sums| <= bound; scale, bound and shift [C]."""
+    """Return sums * scale + shift in fixed point; |sums| <= bound; scale, bound and shift [C]."""
     shift = np.zeros(1) if shift is None else shift
     largest = float(np.max(np.abs(scale) * bound + np.abs(shift)))
     point = point_for(largest)
@@ -90,14 +90,14 @@ def rescaled(
 
 
 def added(a: Fixed, b: Fixed) -> Fixed:
-    """a + b."""
+    """Return a + b."""
     bound = a.bound + b.bound
     point = point_for(bound)
     return Fixed(int32(moved(a, point).x.astype(np.int64) + moved(b, point).x), point, bound)
 
 
 def averaged(x: Fixed, add: Callable[[np.ndarray], np.ndarray], counts: np.ndarray | int) -> Fixed:
-    """The mean of what `add` sums up: `counts` elements, one number or one for each sum."""
+    """Return the mean of what `add` sums up: of `counts` elements, one number or one for each sum."""
     room = int(np.max(counts)).bit_length()
     sums = int32(add(moved(x, x.point - room).x.astype(np.int64)))
     return x._replace(x=int32(rescale(sums, make_factor(2.0**room / counts))))

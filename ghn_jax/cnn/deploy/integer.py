@@ -72,12 +72,20 @@ def logits(
     *,
     scheme: Scheme = QAT,
 ) -> Fixed:
-    """Logits [N, L] of a network whose normalisations are fixed (`cnn.calibration`).
-
-    flat: its weights [F], float. images: uint8 [N, H, W, 3]; mean, std [3] in units of 0..1. scheme: of the
-    weights. On the host.
+    """Compute the logits of a network whose normalisations are fixed (`cnn.deploy.calibration`), on the host.
 
     The network and the policy must pass `check`.
+
+    Args:
+      program, spec, layout: the network, and where it lies in its program.
+      flat: its weights, float [F].
+      bits, ranges: of its tensors.
+      images: uint8 [N, H, W, 3].
+      mean, std: of the images, [3], in units of 0..1.
+      scheme: how weights are quantized.
+
+    Returns:
+      The logits, [N, L].
 
     Raises:
       UserError: sums that may leave int32.
@@ -86,7 +94,7 @@ def logits(
 
 
 def check(specs: Iterable[NetworkSpec], policies: Iterable[Policy]) -> None:
-    """Raises UserError for networks and policies that this arithmetic does not serve; float is let be."""
+    """Raise UserError for networks and policies that this arithmetic does not serve; float is let be."""
     for policy in policies:
         exceptions = (bits for rule in (*policy.rules, *policy.layers) for bits in rule[1:])
         widths = policy.weight_bits, policy.activation_bits, *exceptions, *(policy.edges or ())
@@ -264,7 +272,7 @@ def _fit(flat: Array, tables: Tables, bits: Array, scheme: Scheme) -> Grid:
 
 
 def to_levels(x: Fixed, ends: np.ndarray, bits: int) -> Levels:
-    """Quantizes x on the grid of `bits` bits for the range `ends`, (lo, hi)."""
+    """Quantize x on the grid of `bits` bits for the range `ends`, (lo, hi)."""
     lo, hi = ends
     grid = make_grid(lo, hi, int(bits), np.float32)
     s, z = float(grid.scale), int(grid.zero)

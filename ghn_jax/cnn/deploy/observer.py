@@ -21,12 +21,12 @@ from jax.typing import DTypeLike
 from ghn_jax.cnn import executor, head, ops
 from ghn_jax.cnn.branches import Run
 from ghn_jax.cnn.capacity import Segment
+from ghn_jax.cnn.dispatch import read_weights, switch
 from ghn_jax.cnn.executor import Tapes
 from ghn_jax.cnn.instructions import Kind, Norm, Nothing
 from ghn_jax.cnn.packing import TapeShape
 from ghn_jax.cnn.program import Layout, Program
 from ghn_jax.cnn.quantizer import Quantization, Quantizer
-from ghn_jax.cnn.slots import read_weights, switch
 from ghn_jax.cnn.tables import OP, SRC, WEIGHTS, ArrayOrNumpy, Bits, Ranges, Tables
 from ghn_jax.cnn.tape_layout import grouped_like, ungrouped
 from ghn_jax.cnn.weights import get_page, pages
@@ -63,11 +63,15 @@ class Wanted(NamedTuple):
 
 
 class Activations(NamedTuple):
-    """Of one batch, each [T]: range, sum of squares, sum of squares of the rounding error.
+    """What enters the layers of a network in one batch, [T] each.
 
-    count: of values other than 0.
-    histogram: [T, B], of values other than 0, over bins that divide the bounds evenly; what lies beyond
-    counts in the outermost.
+    Attributes:
+      lo, hi: the range.
+      signal: the sum of squares.
+      noise: the sum of squares of the rounding error.
+      count: of values other than 0.
+      histogram: [T, B], of values other than 0, over bins that divide the bounds evenly; what lies beyond
+        counts in the outermost.
     """
 
     lo: ArrayOrNumpy
@@ -147,7 +151,7 @@ class _Notes:
 
 
 def describe(x: Array, rounded: Array, bounds: Array) -> tuple[Array, ...]:
-    """The fields of `Activations` for one tensor."""
+    """Return the fields of `Activations` for one tensor."""
     return _fields(_size(x), _noise(x, rounded), _histogram(x, bounds))
 
 

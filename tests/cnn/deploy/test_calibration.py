@@ -100,12 +100,12 @@ class Runner:
         floats = jnp.zeros(program.capacity.blocks * 256)
         self.workspace = Workspace(buffers, jnp.zeros(1), floats)
 
-    def measure(self, layout, network, bits, wanted, workspace=None, images=None):
+    def measure(self, layout, network, wanted, workspace=None, images=None):
         index = observer.make_index(self.program, layout)
         wanted = wanted._replace(bounds=np.float32(wanted.bounds))  # of one type: nothing compiles anew
         images = pixels(1) if images is None else images
         measured, _ = self._measure(
-            network._replace(bits=bits), ImageBatches(images, None, MEAN, STD), index, wanted, self.workspace
+            network, ImageBatches(images, None, MEAN, STD), index, wanted, self.workspace
         )
         return jax.device_get(measured), workspace
 
@@ -124,10 +124,11 @@ def quick(function):
     return jax.jit(function, compiler_options=QUICK)
 
 
-def predicted(program, spec):
-    """(layout, network with parameters, parameters by name)."""
+def predicted(program, spec, policy=None):
+    """(layout, network with parameters and the bits of a policy, parameters by name)."""
     layout, params = program.layout(spec), parameters(spec)
-    return layout, RunnableNetwork(program.pack(layout, params, np.float64), layout.tables, None), params
+    flat, bits = program.pack(layout, params, np.float64), program.bits(layout, policy or Policy())
+    return layout, RunnableNetwork(flat, layout.tables, bits), params
 
 
 def everything(program, bounds=None):
@@ -140,9 +141,8 @@ def norm_name(instruction):
 
 @pytest.mark.parametrize('spec', SPECS, ids=lambda s: s.name)
 def test_what_is_measured_is_what_the_reference_sees(runner, spec):
-    layout, network, params = predicted(runner.program, spec)
-    bits = runner.program.bits(layout, ACTIVATIONS)
-    measured, _ = runner.measure(layout, network, bits, everything(runner.program))
+    layout, network, params = predicted(runner.program, spec, ACTIVATIONS)
+    measured, _ = runner.measure(layout, network, everything(runner.program))
     observe = quick(functools.partial(observe_reference, spec, policy=ACTIVATIONS))
     for k, x in enumerate(pixels(1)[:2]):
         statistics, ranges = observe(params, normalised(x))
@@ -227,10 +227,9 @@ def test_so_is_one_of_another_scheme(program, other_runner):
 
 
 def test_what_is_wanted_is_as_if_all_were_and_what_is_not_is_0(runner):
-    layout, network, _ = predicted(runner.program, SPECS[0])
-    bits = runner.program.bits(layout, ACTIVATIONS)
+    layout, network, _ = predicted(runner.program, SPECS[0], ACTIVATIONS)
     bounds = np.tile([-2, 2.0], (runner.program.capacity.tensors, 1))
-    all_of_it, _ = runner.measure(layout, network, bits, everything(runner.program, bounds))
+    all_of_it, _ = runner.measure(layout, network, everything(runner.program, bounds))
     noted = {**all_of_it.activations._asdict(), **all_of_it.moments._asdict()}
     assert all(np.any(values != 0) for values in noted.values())
     size = {'lo', 'hi', 'signal', 'count'}
@@ -242,7 +241,7 @@ def test_what_is_wanted_is_as_if_all_were_and_what_is_not_is_0(runner):
         ({'activations': True, 'bounds': bounds}, size | {'histogram'}),
     ):
         wanted = observer.make_wanted(runner.program, **wish)
-        measured, _ = runner.measure(layout, network, bits, wanted)
+        measured, _ = runner.measure(layout, network, wanted)
         for name, values in {**measured.activations._asdict(), **measured.moments._asdict()}.items():
             expected = noted[name] if name in fields else np.zeros_like(noted[name])
             np.testing.assert_array_equal(values, expected, f'{name} of {sorted(wish)}')
@@ -254,8 +253,8 @@ class Wasteful:
     def __init__(self, runner):
         self.runner, self.program, self.scheme = runner, runner.program, runner.scheme
 
-    def __call__(self, layout, network, bits, wanted, workspace):
-        return self.runner(layout, network, bits, everything(self.program, wanted.bounds), workspace)
+    def __call__(self, layout, network, wanted, workspace):
+        return self.runner(layout, network, everything(self.program, wanted.bounds), workspace)
 
 
 @pytest.mark.parametrize(
@@ -269,12 +268,11 @@ class Wasteful:
     ids=lambda fields: '-'.join(map(str, fields.values())),
 )
 def test_a_protocol_wants_all_that_it_uses(runner, fields):
-    layout, network, _ = predicted(runner.program, SPECS[0])
-    bits, how = runner.program.bits(layout, Policy(4, 4)), protocol.Protocol(**fields)
-    both = []
+    layout, network, _ = predicted(runner.program, SPECS[0], Policy(4, 4))
+    how, both = protocol.Protocol(**fields), []
     for measure in (runner, Wasteful(runner)):
         moments, _ = protocol.statistics(how, measure, layout, network, None)
-        fixed, sqnr, _ = protocol.prepare(how, measure, layout, network, moments, bits, None)
+        fixed, sqnr, _ = protocol.prepare(how, measure, layout, network, moments, None)
         both.append((moments, fixed, sqnr))
     jax.tree.map(np.testing.assert_array_equal, *both)
 
@@ -282,11 +280,11 @@ def test_a_protocol_wants_all_that_it_uses(runner, fields):
 @pytest.mark.parametrize('spec', SPECS[::2], ids=lambda s: s.name)
 def test_normalisations_fixed_by_a_batch_are_those_of_the_batch(runner, spec):
     layout, network, _ = predicted(runner.program, spec)
-    bits, images = runner.program.bits(layout, Policy()), pixels(4, 1)
+    bits, images = network.bits, pixels(4, 1)
     x = normalised(images[0])
     expected = runner.logits(network, bits, x)
     measured, _ = runner.measure(
-        layout, network, bits, everything(runner.program), images=np.repeat(images, BATCHES, 0)
+        layout, network, everything(runner.program), images=np.repeat(images, BATCHES, 0)
     )
     moments = calibration.pooled(measured.moments)
     for fixed in (calibration.fix, calibration.fold):
@@ -301,8 +299,7 @@ def test_normalisations_fixed_by_a_batch_are_those_of_the_batch(runner, spec):
 def test_correcting_brings_the_rounded_network_nearer_to_its_statistics(runner):
     """The mean and variance of what leaves the first normalisation, which rounding its weights had moved."""
     spec = SPECS[0]
-    layout, network, _ = predicted(runner.program, spec)
-    bits = runner.program.bits(layout, Policy(4, 32))
+    layout, network, _ = predicted(runner.program, spec, Policy(4, 32))
     moments, _ = protocol.statistics(
         protocol.Protocol(batch_norm='calibrated'), runner, layout, network, None
     )
@@ -311,9 +308,9 @@ def test_correcting_brings_the_rounded_network_nearer_to_its_statistics(runner):
     off = {}
     for how in ('calibrated', 'corrected'):
         fixed, _, _ = protocol.prepare(
-            protocol.Protocol(batch_norm=how), runner, layout, network, moments, bits, None
+            protocol.Protocol(batch_norm=how), runner, layout, network, moments, None
         )
-        measured, _ = runner.measure(layout, fixed, bits, everything(runner.program))
+        measured, _ = runner.measure(layout, fixed, everything(runner.program))
         seen = calibration.pooled(measured.moments)
         block = calibration._views(layout, fixed.weights, row)
         scale, shift = (view[0, 0] for view in block)
@@ -329,10 +326,9 @@ def test_correcting_brings_the_rounded_network_nearer_to_its_statistics(runner):
 
 def test_noise_is_that_of_rounding_layer_by_layer(runner):
     spec, policy = SPECS[0], Policy(3, 3)
-    layout, network, params = predicted(runner.program, spec)
-    bits = runner.program.bits(layout, policy)
+    layout, network, params = predicted(runner.program, spec, policy)
     how = protocol.Protocol(sqnr=True)
-    _, sqnr, _ = protocol.prepare(how, runner, layout, network, None, bits, None)
+    _, sqnr, _ = protocol.prepare(how, runner, layout, network, None, None)
     assert sqnr.keys() == layout.tensors.keys()
 
     def decibels(x, rounded):
@@ -348,9 +344,8 @@ def test_noise_is_that_of_rounding_layer_by_layer(runner):
     rounded = np.stack([fake_quantize(jnp.asarray(b), b.min(), b.max(), 3) for b in x])
     assert sqnr['stem0.0.weight'][1] == pytest.approx(decibels(x, rounded), abs=0.006)
     # Where nothing is rounded there is no noise.
-    _, one_sided, _ = protocol.prepare(
-        how, runner, layout, network, None, runner.program.bits(layout, Policy(3, 32)), None
-    )
+    network = network._replace(bits=runner.program.bits(layout, Policy(3, 32)))
+    _, one_sided, _ = protocol.prepare(how, runner, layout, network, None, None)
     assert all(a is None and w is not None for w, a in one_sided.values())
 
 
@@ -358,11 +353,8 @@ def test_noise_is_that_of_rounding_layer_by_layer(runner):
 def test_so_is_that_of_another_scheme(program, other_runner, monkeypatch):
     """Its ranges are those of standard deviations; what the reference's layers read, and make of it."""
     spec, policy = SPECS[0], Policy(32, 3)
-    layout, network, params = predicted(program, spec)
-    bits = program.bits(layout, policy)
-    _, sqnr, _ = protocol.prepare(
-        protocol.Protocol(sqnr=True), other_runner, layout, network, None, bits, None
-    )
+    layout, network, params = predicted(program, spec, policy)
+    _, sqnr, _ = protocol.prepare(protocol.Protocol(sqnr=True), other_runner, layout, network, None, None)
     squares = {}
     quantize = reference.Layers.quantize_activation
 
@@ -392,14 +384,14 @@ def test_pooled_moments_are_those_of_all_images_together():
 @pytest.mark.slow
 def test_ranges_of_one_batch_round_it_as_its_own_do(program, other_runner):
     spec, runner = SPECS[0], other_runner
-    layout, network, _ = predicted(program, spec)
-    bits, batch = program.bits(layout, Policy(32, 2)), pixels(4, 1)
+    layout, network, _ = predicted(program, spec, Policy(32, 2))
+    bits, batch = network.bits, pixels(4, 1)
 
     def measure(*given):
         return runner.measure(*given, images=np.repeat(batch, BATCHES, 0))
 
     measure.program, measure.scheme = program, OTHER
     how = protocol.Protocol(ranges='calibrated')
-    fixed, _, _ = protocol.prepare(how, measure, layout, network, None, bits, None)
+    fixed, _, _ = protocol.prepare(how, measure, layout, network, None, None)
     x = normalised(batch[0])
     assert relative_error(runner.logits(fixed, bits, x), runner.logits(network, bits, x)) < 1e-5

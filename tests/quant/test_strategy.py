@@ -12,9 +12,9 @@ from ghn_jax.cnn.building import build_program
 from ghn_jax.networks.graph import build_graph
 from ghn_jax.networks.spaces import make_space
 from ghn_jax.quant import Policy, Scheme
-from ghn_jax.quant.bit_schedule import describe_bits, edges_of, scheme_of, strategy_of
 from ghn_jax.quant.policy import quantizable
 from ghn_jax.quant.scheme import FIELDS
+from ghn_jax.quant.strategy import describe_bits, edges_of, scheme_of, strategy_of
 from tests.cnn.networks import quantized_names, shapes, small_network
 
 NETWORK = small_network([('sep_conv_3x3', 0), ('skip_connect', 1)], C=16)

@@ -1,7 +1,5 @@
 """Networks whose weights are searched: one program for all bits, resume, and what is kept in the end."""
 
-import types
-
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -16,11 +14,12 @@ from ghn_jax.runs.calibrated_file import load
 from ghn_jax.tuning import loop
 from ghn_jax.tuning.finetune import FinetuneSpec
 from ghn_jax.tuning.initialization import RANDOM, random_params
-from ghn_jax.tuning.search import Search, searched_names
 from ghn_jax.tuning.setup import Setup, TuningImages
 from ghn_jax.tuning.slb import SearchSpec, hard_weights, values_of
+from ghn_jax.tuning.slb_method import Slb, searched_names
 from ghn_jax.tuning.straight_through import StraightThrough
 from ghn_jax.tuning.training import TrainingSpec
+from tests.tuning.killed import Killed, dying_progress
 from tests.tuning.nets import Net, small_data, traced
 
 DATA = small_data()
@@ -43,7 +42,7 @@ SETUP = Setup(
 
 @pytest.fixture(scope='module')
 def searches(quick_reference):
-    return {search.bits: search for search in Search.of_each(SETUP, POLICIES, SPEC)}
+    return {search.bits: search for search in Slb.of_each(SETUP, POLICIES, SPEC)}
 
 
 def trained(method, steps: int):
@@ -97,21 +96,6 @@ def test_one_program_serves_all_bits(searches, states, count_compiles):
             search.trainer.step(fresh[bits], order, IMAGES.train)
         plain[1].score(plain[1].trainer.step(begun, order, IMAGES.train).average)
     assert counted.n == 0
-
-
-class Killed(Exception):
-    pass
-
-
-def dying_progress(updates: int):
-    left = [updates]
-
-    def update(*args, **values):
-        left[0] -= 1
-        if left[0] < 0:
-            raise Killed
-
-    return types.SimpleNamespace(update=update)
 
 
 def test_a_search_that_is_killed_and_taken_up_ends_in_the_same_bits(searches, states, tmp_path, monkeypatch):

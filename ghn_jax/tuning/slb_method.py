@@ -31,16 +31,19 @@ from ghn_jax.runs.calibrated_file import QuantizedNetwork, save
 from ghn_jax.tuning import slb
 from ghn_jax.tuning.comparison import FLOAT
 from ghn_jax.tuning.ranges import nearest
-from ghn_jax.tuning.search_programs import Fixed, Programs, Searched
 from ghn_jax.tuning.setup import AtBits, Setup, as_data, unrounded
 from ghn_jax.tuning.slb import SearchSpec
+from ghn_jax.tuning.slb_programs import Programs, Searched, Untrained
 from ghn_jax.tuning.training import Trainer, TrainingState
 
 
 class Rounded(NamedTuple):
     """A network with its weights on their levels.
 
-    params: as `Model.params`.   weights: those that are rounded, by name.   grids: theirs, each part [O].
+    Attributes:
+      params: a pytree as `Model.params`.
+      weights: the rounded weights, by name.
+      grids: of these weights, by name, each part [O].
     """
 
     params: Any
@@ -66,8 +69,12 @@ def searched_names(policy: Policy, model: Model) -> tuple[str, ...]:
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Search(AtBits):
-    """A `setup.Method`. programs: compiled for all policies."""
+class Slb(AtBits):
+    """Searching for low-bit weights (SLB): a `setup.Method`.
+
+    Attributes:
+      programs: compiled for all policies.
+    """
 
     programs: Programs
 
@@ -94,22 +101,22 @@ class Search(AtBits):
 
     @property
     def trainer(self) -> Trainer:
-        """As of `Method`."""
+        """See `Method`."""
         return self.programs.trainer
 
     @property
     def suffix(self) -> str:
-        """As of `Method`."""
+        """See `Method`."""
         return ''
 
     def begin(self, params: Any, seed: int) -> TrainingState:
-        """As of `Method`."""
+        """See `Method`."""
         widths = as_data(self.widths)
         logits, grids = self.programs.begin(params, widths, jnp.uint32(seed), names=self.names)
-        return self.trainer.begin(Searched(params, logits), seed, Fixed(widths, grids))
+        return self.trainer.begin(Searched(params, logits), seed, Untrained(widths, grids))
 
     def score(self, scored: TrainingState) -> dict[str, Any]:
-        """As of `Method`: of hard weights and, by statistics of batches, of 'soft' ones as in training."""
+        """See `Method`: of hard weights and, by statistics of batches, of 'soft' ones as in training."""
         rounded, fixed = self.rounded(scored), scored.fixed
         each = {FLOAT: unrounded(self.widths), self.bits: fixed.widths}
         hard = {name: self.programs.hard((rounded.params, widths)) for name, widths in each.items()}
@@ -125,7 +132,7 @@ class Search(AtBits):
         return scores
 
     def keep(self, place: Place, state: TrainingState, metadata: Mapping[str, str]) -> None:
-        """As of `Method`: a quantized network."""
+        """See `Method`: a quantized network."""
         folded, setup = self._folded(self.rounded(state)), self.setup
         quantizer = _activations_of(self.policy, setup)
         ranges = find_ranges(setup.model, Calibrated.apply, folded, setup.images.calibration, quantizer)

@@ -22,11 +22,15 @@ _STREAM = 0x71  # of random numbers: another than that of the networks themselve
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Strategy:
-    """scheme: of training. policy: the bits that training aims at.
+    """How a training quantizes: by which scheme, and in which bits at which step.
 
-    schedule: (until step, policy), ...: what applies before. choices: policies to draw from, in place of
-    `policy`. per: one draw for a 'network', one for each 'layer', or a toss between the two for 'either'.
-    seed: of the draws.
+    Attributes:
+      scheme: of training.
+      policy: the bits that training aims at.
+      schedule: (until step, policy), ...: what applies before.
+      choices: policies to draw from, in place of `policy`.
+      per: one draw for a 'network', one for each 'layer', or a toss between the two for 'either'.
+      seed: of the draws.
     """
 
     scheme: Scheme = FLOAT
@@ -37,7 +41,7 @@ class Strategy:
     seed: int = 0
 
     def policy_of(self, step: int, index: int, graph: NetworkGraph) -> Policy:
-        """The policy of network `index` of a step, whose graph this is."""
+        """Return the policy of network `index` of a step, whose graph this is."""
         for until, policy in self.schedule:
             if step < until:
                 return policy
@@ -60,7 +64,7 @@ class Strategy:
 
 
 def strategy_of(config: Any) -> Strategy:
-    """The strategy of a run's config (`ghn_jax.config`).
+    """Return the strategy of a run's config (`ghn_jax.config`).
 
     Raises:
       UserError: what is not possible in `config.quant`, key by key.
@@ -93,7 +97,7 @@ def describe_bits(quant: Any) -> str:
 
 
 def scheme_of(quant: Any) -> Scheme:
-    """The scheme of `config.quant`. Raises UserError as `Scheme`."""
+    """Return the scheme of `config.quant`. Raises UserError as `Scheme`."""
     with prefixed('quant.'):
         return Scheme(**{field: getattr(quant, field) for field in FIELDS})
 

@@ -8,8 +8,8 @@ import pytest
 
 from ghn_jax.base.errors import UserError
 from ghn_jax.quant import Policy, Scheme, fake_quantize, min_max
-from ghn_jax.quant.export import round_weights
 from ghn_jax.quant.policy import TERNARY
+from ghn_jax.quant.rounding import round_weights
 
 WEIGHTS = {
     'a.weight': (8, 4, 3, 3),

@@ -1,4 +1,4 @@
-"""The programs of a search for low-bit weights (`search`), each compiled once for all bits.
+"""The programs of a search for low-bit weights (`slb_method`), each compiled once for all bits.
 
 Bits and grids are data, and a layer with fewer values than K leaves out the last ones.
 
@@ -26,18 +26,21 @@ from ghn_jax.tuning.training import TrainingSpec, TrainingState, loss_of, make_o
 class Searched(NamedTuple):
     """What is trained.
 
-    params: a pytree as `Model.params`; the searched weights among them are of no account.
-    logits: of these, by name, float32 [O, ..., K].
+    Attributes:
+      params: a pytree as `Model.params`; the searched weights among them are of no account.
+      logits: of these, by name, float32 [O, ..., K].
     """
 
     params: Any
     logits: dict[str, Array]
 
 
-class Fixed(NamedTuple):
+class Untrained(NamedTuple):
     """What is not trained.
 
-    widths: bits of all weights and activations, as data.   grids: of the weights that are searched.
+    Attributes:
+      widths: bits of all weights and activations, as data.
+      grids: of the weights that are searched.
     """
 
     widths: dict[str, tuple[Array, Array]]
@@ -82,11 +85,11 @@ class Programs:
             key = lambda i: jax.random.fold_in(jax.random.key(seed), i)
             draw = lambda i, name: slb.random_logits(key(i), weights[name].shape, self._most)
             return {name: draw(i, name) for i, name in enumerate(names)}, grids
-        fixed = Fixed(widths, grids)
+        fixed = Untrained(widths, grids)
         return {name: slb.logits_of(weights[name], *self._values(fixed, name)) for name in names}, grids
 
     def _round(
-        self, searched: Searched, fixed: Fixed, *, names: tuple[str, ...], others: tuple[str, ...]
+        self, searched: Searched, fixed: Untrained, *, names: tuple[str, ...], others: tuple[str, ...]
     ) -> tuple[dict[str, Array], dict[str, Grid]]:
         """Return the weights on their levels, and their grids: those that are searched, and others."""
         weights, rounding = self._weights(searched.params), self._by_channel(fixed.widths)
@@ -102,7 +105,7 @@ class Programs:
         apply = lambda searched, x, quantizer: self._apply(searched, state.fixed, tau, x)
         return loss_of(apply, None, searched, x, labels)
 
-    def _apply(self, searched: Searched, fixed: Fixed, tau: Array, x: Array) -> Array:
+    def _apply(self, searched: Searched, fixed: Untrained, tau: Array, x: Array) -> Array:
         weights = {
             name: slb.soft_weights(logits, *self._values(fixed, name), tau)
             for name, logits in searched.logits.items()
@@ -114,7 +117,7 @@ class Programs:
         params, widths = network
         return self._model.apply(params, x, FakeQuantizer(widths, self._scheme, rounded=True))
 
-    def _values(self, fixed: Fixed, name: str) -> tuple[Array, Array]:
+    def _values(self, fixed: Untrained, name: str) -> tuple[Array, Array]:
         bits, _ = fixed.widths[name]
         return slb.values_of(fixed.grids[name], bits, self._most), slb.count_values(bits)
 
