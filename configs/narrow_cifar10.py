@@ -7,7 +7,7 @@
 
 The first is told the bits of every network, which are drawn from float to two bits; the second, trained in
 float and scored on the papers' grids, is what it is compared with. Images are of 16 pixels for the first
-8,000 of 9,000 steps. The optimizer's settings are those of `zoo:digits-low-bits`.
+8,000 of 9,000 steps. The optimizer's settings are those of `zoo:digits-bits`.
 Result: `zoo:cifar10-narrow-bits` and `zoo:cifar10-narrow-float`, 110 minutes of one core each, with their
 scores in the README and the claims of GHN-QAT in docs/results.md.
 """
