@@ -108,9 +108,9 @@ def test_commands_read_the_zoo_and_write_nothing_to_it(tmp_path, monkeypatch):
     for words, message in (
         (
             ('ghn_jax.predict', '--workdir=zoo:digits', '--arch=net.json', '--out=a'),
-            'zoo:digits-bits, ',
+            'zoo:digits-bits',
         ),
-        (('ghn_jax.evaluate', '--workdir=zoo:digits'), 'zoo:digits-bits, '),
+        (('ghn_jax.evaluate', '--workdir=zoo:digits'), 'zoo:digits-bits'),
         (('ghn_jax.report', '--workdir=zoo:digits-bits'), '--out is missing'),
         (('ghn_jax.replay', '--workdir=zoo:digits-bits'), 'there are no bad networks'),
         (('ghn_jax.train', '--config=test', '--workdir=zoo:digits-bits'), 'is only read: give a directory'),
