@@ -3,12 +3,15 @@
 import contextlib
 import dataclasses
 import json
+from unittest import mock
 
 import jax
 import numpy as np
 import pytest
 
+from ghn_jax.base.errors import UserError
 from ghn_jax.evaluation import evaluate as evaluation
+from ghn_jax.evaluation import partial
 from ghn_jax.evaluation.evaluate import evaluate
 from ghn_jax.evaluation.evaluation_spec import EvaluationSpec
 from ghn_jax.evaluation.partial import files_of
@@ -109,6 +112,30 @@ def test_two_runs_that_are_compared_have_a_file_each(run, dataset, spec, scored,
     found, again = evaluate(run, spec, dataset=dataset)
     assert len(scored) == 2
     assert found['rows'] == never['rows'] and again['networks'] == other['networks']
+
+
+def test_without_room_for_it_an_evaluation_goes_on_and_says_so(run, dataset, spec, whole, capsys):
+    def fails_after(written, calls=0):
+        def write(self, row):
+            nonlocal calls
+            calls += 1
+            if calls > written:
+                raise UserError('no space left')
+            return real(self, row)
+
+        return write
+
+    real = partial.Records.write
+    for written in (0, 1):
+        with mock.patch.object(partial.Records, 'write', fails_after(written)):
+            found, _ = evaluate(run, spec, dataset=dataset)
+        assert found['networks'] == whole['networks']
+        said = capsys.readouterr().err
+        assert said.count('warning: a stop will lose what is scored: no space left') == 1
+        spec.partial.unlink()
+    spec.partial.mkdir()  # what is no file is let be
+    assert evaluate(run, spec, dataset=dataset)[0]['networks'] == whole['networks']
+    assert 'is no file' in capsys.readouterr().err and not list(spec.partial.iterdir())
 
 
 def test_the_command_leaves_the_result_only(workdir, tmp_path):
