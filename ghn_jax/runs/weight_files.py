@@ -61,6 +61,8 @@ def read_safetensors(path: str | os.PathLike, advice: str) -> tuple[Weights, dic
     try:
         with safe_open(path, 'np') as file:
             return {name: file.get_tensor(name) for name in file.keys()}, file.metadata() or {}
+    except FileNotFoundError:
+        raise UserError(f'{os.fspath(path)} does not exist: {advice}') from None
     except (OSError, SafetensorError) as e:
         raise UserError(f'{os.fspath(path)} is no safetensors file ({one_line(e)}): {advice}') from None
 

@@ -214,7 +214,7 @@ def test_a_format_that_cannot_be_is_one_line_and_leaves_no_file(workdir, tmp_pat
 
 
 def test_what_is_no_packed_file_is_one_line(workdir, tmp_path):
-    with pytest.raises(UserError, match='absent.st is no safetensors file'):
+    with pytest.raises(UserError, match='absent.st does not exist'):
         unpack(tmp_path / 'absent.st')
     (tmp_path / 'text.st').write_text('weights')
     with pytest.raises(UserError, match='text.st is no safetensors file'):

@@ -65,10 +65,10 @@ def test_a_file_for_another_runtime_has_the_levels_of_the_weights_as_they_were_l
 
 def test_a_folder_without_a_quantized_network_of_this_model_is_told(quantized, tmp_path):
     network, _ = quantized
-    with pytest.raises(UserError, match='no quantized network'):
+    with pytest.raises(UserError, match='does not exist: give a folder that ghn_jax.quantize has written'):
         load(tmp_path)
     (tmp_path / FILE).write_bytes(b'{}')
-    with pytest.raises(UserError, match='no quantized network'):
+    with pytest.raises(UserError, match='no safetensors file .*: give a folder that ghn_jax.quantize'):
         load(tmp_path)
     other = QuantizedNetwork(
         network.calibrated, POLICY, SCHEME, {'model': 'tests.models.linen_models:Vgg'}, {}
