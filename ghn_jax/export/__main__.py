@@ -1,7 +1,7 @@
 """Writes a network with predicted or given parameters as one file that another runtime executes.
 
 python -m ghn_jax.export --workdir=runs/quickstart/qat --arch=net.json --bits=w8a8 --out=net.stablehlo
-python -m ghn_jax.export --workdir=zoo:digits-bits --model=nets:net --bits=w4a8 --format=onnx --out=net.onnx
+python -m ghn_jax.export --workdir=zoo:digits-adam --model=nets:net --bits=w4a8 --format=onnx --out=net.onnx
 python -m ghn_jax.export --workdir=DIR --arch=net.json --params=net.safetensors --out=net.stablehlo
 python -m ghn_jax.export --workdir=DIR --quantized=DIR --format=onnx --out=net.onnx
 
