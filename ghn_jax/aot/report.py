@@ -53,8 +53,11 @@ def tapes_of(job: Job) -> list[jax.ShapeDtypeStruct]:
 def is_tape(shape: hlo.Shape, tapes: Sequence[jax.ShapeDtypeStruct]) -> bool:
     """Tell whether an array is a whole tape, whatever the order of its dimensions.
 
-    It has as many values as one. Where a slot of another tape has, too, the dimensions decide.
+    It has as many values as one, and they are floats: images are integers. Where a slot of another tape has as
+    many, too, the dimensions decide.
     """
+    if not shape.type.startswith(('f', 'bf')):
+        return False
     plain = lambda dims: sorted(d for d in dims if d != 1)
     same = [tape for tape in tapes if tape.size == shape.size]
     if any(tape.size == shape.size * math.prod(tape.shape[:-4]) for tape in tapes):

@@ -117,6 +117,12 @@ def test_a_slot_of_one_tape_is_not_taken_for_a_whole_one_of_as_many_values():
     assert found == [False, True, True, True, False]
 
 
+def test_images_of_as_many_values_as_a_tape_are_none():
+    tape = jax.ShapeDtypeStruct((4, 64, 8, 8, 16), jnp.float32)
+    types = 'f32', 'bf16', 'u8', 's32'
+    assert [is_tape(hlo.Shape(kind, tape.shape), [tape]) for kind in types] == [True, True, False, False]
+
+
 def test_collectives_are_read_with_bytes_shapes_groups_and_those_in_fusions():
     assert hlo.collectives(hlo.read(EXCHANGING)) == [
         Collective('all-reduce', 4000, 'f32[2,500]', 4),
