@@ -53,8 +53,8 @@ def tapes_of(job: Job) -> list[jax.ShapeDtypeStruct]:
 def is_tape(shape: hlo.Shape, tapes: Sequence[jax.ShapeDtypeStruct]) -> bool:
     """Tell whether an array is a whole tape, whatever the order of its dimensions.
 
-    It has as many values as one, and they are floats: images are integers. Where a slot of another tape has as
-    many, too, the dimensions decide.
+    It has as many values as one, and they are floats: images are integers. Where a slot of another tape has
+    as many, too, the dimensions decide.
     """
     if not shape.type.startswith(('f', 'bf')):
         return False
