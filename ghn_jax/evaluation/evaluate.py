@@ -137,7 +137,7 @@ class _Task:
         known = Partial(kept, self._digest(run, about))
         for split, selection in self.selections.items():
             scores = known.of_split(split)
-            for place, of_network in self._score_split(run, split, selection, scores.keys()):
+            for place, of_network in self._score_split(run, split, selection, set(scores)):
                 scores[place] = in_percent(bits, self.spec.policies, of_network)
                 known.add(split, place, scores[place], time.perf_counter() - begin)
             scored += [scores[place] for place in range(len(selection.graphs))]
