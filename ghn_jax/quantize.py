@@ -26,8 +26,8 @@ from ghn_jax.runs.model_flags import check_given, read_model
 from ghn_jax.runs.model_parameters import read_params
 from ghn_jax.runs.progress import Progress
 from ghn_jax.runs.run import load_run
+from ghn_jax.tuning import fixed_point_budget, quantize
 from ghn_jax.tuning import fixed_point_network as fixed_point
-from ghn_jax.tuning import quantize
 from ghn_jax.tuning.fixed_point import MOST_BITS
 from ghn_jax.tuning.fixed_point_search import BUDGET
 from ghn_jax.tuning.reconstruction import Options
@@ -41,14 +41,14 @@ _METHOD = flags.DEFINE_string('method', 'pd_quant', f'One of {", ".join(_METHODS
 _BITS = flags.DEFINE_string('bits', 'w4a4', 'Bits of weights and activations.')
 _EDGES = flags.DEFINE_string('edge_bits', 'w8a8', 'Bits of the first and the last layer.')
 _OUT = flags.DEFINE_string('out', None, 'Directory of the quantized network.')
-_IMAGES = bounds.define_integer('images', 1024, 'Calibration images, the first training images.')
+_IMAGES = bounds.define_integer(
+    'images', 1024, 'Calibration images: the first for training; of fixed_point, for validation.'
+)
 _ITERATIONS = bounds.define_integer('iterations', 1000, 'Steps of pd_quant for a block; published: 20,000.')
 _PREDICTION = flags.DEFINE_bool('prediction', True, 'The prediction difference is in the loss.')
 _CORRECTION = flags.DEFINE_bool('correction', True, 'The float inputs of blocks are corrected.')
 _DROP = flags.DEFINE_bool('drop', True, 'Activations are rounded with a chance of one half while learning.')
-_BUDGET = bounds.define_number(
-    'budget', BUDGET, 'Points of accuracy that fixed_point may lose on --images images.', 0, 100
-)
+_BUDGET = bounds.define_number('budget', BUDGET, 'Points of accuracy that fixed_point may lose.', 0, 100)
 _SEED = bounds.define_integer('seed', 0, 'Of the order of images, and of chances.')
 _OF_OTHERS = ('bits', 'edge_bits', 'iterations', 'prediction', 'correction', 'drop', 'seed')
 _OUTPUTS = outputs.define_flags()
@@ -72,8 +72,9 @@ def main() -> None:
     test = data.normalized('test'), data.test.labels
     command = {'command': cli.command_line('quantize')}
     if _METHOD.value == fixed_point.NAME:
-        scored = fixed_point.labelled(data, _IMAGES.value)
-        with Progress(len(model.layers), desc=fixed_point.NAME, unit='layer') as progress:
+        scored = fixed_point_budget.labelled(data, _IMAGES.value)
+        parts = fixed_point_budget.count_parts(len(model.layers))
+        with Progress(parts, desc=fixed_point.NAME, unit='layer') as progress:
             result = fixed_point.fixed_point_into(
                 out, network.calibrated, scored, test, source, _BUDGET.value, progress.update
             )
@@ -93,7 +94,7 @@ def _check_method() -> None:
     for name in _OF_OTHERS if finds_widths else ('budget',):
         if flags.FLAGS[name].present:
             raise UserError(f'--{name} is not for --method={_METHOD.value}: leave it out')
-    fixed_point.check_budget(_BUDGET.value)
+    fixed_point_budget.check_budget(_BUDGET.value)
 
 
 def _policy() -> Policy:

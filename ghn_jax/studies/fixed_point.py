@@ -4,8 +4,9 @@
     python -m ghn_jax.studies.fixed_point digits,cifar10 WORKDIR
 
 Two small networks, a plain and a residual one, are trained in float on each data set at 16 pixels. Their
-formats are found on 1,024 images, validation images first (of digits there are 300), under a budget of 1
-point of accuracy; what they lose on the test images is the result, and what they save in memory and in
+formats are found under a budget of 1 point of accuracy on images that choose them, and the last row's
+on others that check them, too (`fixed_point_budget`; of digits there are 300 validation images, and training
+images choose). What they lose on the test images is the result, and what they save in memory and in
 multiplications against 8 bits everywhere. Each result is checked with integers and shifts alone.
 
 What is done stands in WORKDIR; a study that was stopped goes on there. Its table is written anew after each
@@ -34,7 +35,8 @@ from ghn_jax.runs.model_parameters import read_params, write_params
 from ghn_jax.runs.progress import Progress
 from ghn_jax.studies.study_arguments import provenance
 from ghn_jax.tuning.fixed_point import MOST_BITS, to_network
-from ghn_jax.tuning.fixed_point_network import labelled, saved
+from ghn_jax.tuning.fixed_point_budget import labelled, within_budget
+from ghn_jax.tuning.fixed_point_network import lost, saved
 from ghn_jax.tuning.fixed_point_search import (
     BUDGET,
     Search,
@@ -49,16 +51,16 @@ from ghn_jax.tuning.loop import fit
 from ghn_jax.tuning.quantize import top1
 from ghn_jax.tuning.training import TrainingImages, TrainingSpec, make_trainer
 
-EPOCHS = {'digits': 30, 'cifar10': 2}
-PIXELS, IMAGES = 16, 1024  # of images, and how many of them formats are found on, at most
+EPOCHS = {'digits': 30, 'cifar10': 20}
+PIXELS, IMAGES = 16, 5000  # of images, and how many of them choose and check formats, at most
 FOLDED, CHECKED = 256, 64  # images that fix statistics, and that are run with integers
 RESULT = pathlib.Path('docs/results/fixed_point.json')
-METHODS: dict[str, Callable[[Search], np.ndarray]] = {
-    '8 bits everywhere': lambda search: uniform(search, MOST_BITS),
-    'one width for all': lambda search: network_wise(search, BUDGET),
-    'layer after layer': lambda search: layer_wise(search, BUDGET),
-    'each tensor alone': lambda search: each_alone(search, BUDGET),
-    'layer after layer, a quarter of the budget': lambda search: layer_wise(search, BUDGET / 4),
+METHODS: dict[str, Callable[[Search, Search], np.ndarray]] = {
+    '8 bits everywhere': lambda choose, check: uniform(choose, MOST_BITS),
+    'one width for all': lambda choose, check: network_wise(choose, BUDGET),
+    'each tensor alone': lambda choose, check: each_alone(choose, BUDGET),
+    'layer after layer, not checked': lambda choose, check: layer_wise(choose, BUDGET),
+    'layer after layer': lambda choose, check: within_budget(choose, check, BUDGET)[0],
 }
 
 
@@ -112,11 +114,11 @@ def study(dataset: Dataset, workdir: pathlib.Path) -> Iterator[list[dict[str, An
 
 
 class _Trained:
-    """A folded network, its search, and the test images."""
+    """A folded network, its searches on the images that choose and that check, and the test images."""
 
     def __init__(self, calibrated: Calibrated, dataset: Dataset):
         self.calibrated = calibrated
-        self.search = Search.of(calibrated, *labelled(dataset, IMAGES))
+        self.choose, self.check = (Search.of(calibrated, *part) for part in labelled(dataset, IMAGES))
         self.test = jnp.asarray(dataset.normalized('test')), dataset.test.labels
 
     @classmethod
@@ -128,21 +130,23 @@ class _Trained:
         images = jnp.asarray(dataset.normalized('train', FOLDED)).reshape(4, -1, PIXELS, PIXELS, 3)
         return cls(fold(model, read_params(model, path), list(images)), dataset)
 
-    def quantized(self, find: Callable[[Search], np.ndarray]) -> dict[str, Any]:
+    def quantized(self, find: Callable[[Search, Search], np.ndarray]) -> dict[str, Any]:
         """Find formats, and what they lose and save; nothing of it depends on the methods before."""
+        for search in (self.choose, self.check):
+            search.scores.clear()
         begin = time.process_time()
-        formats = find(self.search)
+        formats = find(self.choose, self.check)
         cpu_seconds = time.process_time() - begin
-        search, tensors = self.search, self.search.tensors
+        tensors = self.choose.tensors
         network, policy = to_network(self.calibrated, tensors, formats)
-        float_correct, correct = (search.score(f).correct for f in (search.float_formats(), formats))
         kinds = np.array([tensor.kind for tensor in tensors])
         return {
             'float': top1(self.calibrated, *self.test),
             'top1': top1(network, *self.test, policy),
-            'lost_in_calibration': 100 * (float_correct - correct) / search.images,
-            'calibration_images': search.images,
-            'saved': {what: 100 * share for what, share in saved(search, formats).items()},
+            'lost_in_choice': lost(self.choose, formats),
+            'lost_in_check': lost(self.check, formats),
+            'images': [self.choose.images, self.check.images],
+            'saved': {what: 100 * share for what, share in saved(self.choose, formats).items()},
             'mean_bits': {
                 kind: float(formats[kinds == kind, 0].mean()) for kind in dict.fromkeys(kinds.tolist())
             },
@@ -184,15 +188,16 @@ def table(found: list[dict[str, Any]], about: Mapping[str, Any]) -> dict[str, An
     """Return the table of the study, as `reporting.docs_tables` has them."""
     rows = []
     for one in found:
-        lost, shares, bits = one['float'] - one['top1'], one['saved'], one['mean_bits']
+        points, shares, bits = one['float'] - one['top1'], one['saved'], one['mean_bits']
         width = '/'.join(f'{bits[kind]:.1f}' for kind in ('weight', 'activation', 'bias'))
-        accuracy = [one['float'], one['top1'], lost, one['lost_in_calibration']]
+        accuracy = [one['float'], one['top1'], points, one['lost_in_choice'], one['lost_in_check']]
         figures = [*(round(x, 2) for x in accuracy), *(round(shares[what], 1) for what in SAVED)]
         rows.append([one['dataset'], one['network'], one['method'], width, *figures, one['cpu_seconds']])
     columns = ['data', 'network', 'widths', 'mean bits: weight/activation/bias', 'float', 'fixed point']
     columns += [
         'points lost',
-        'points lost in calibration',
+        'lost where it was chosen',
+        'lost where it was checked',
         *(f'{what} saved, %' for what in SAVED),
         'CPU seconds',
     ]
@@ -212,7 +217,8 @@ def about(names: list[str]) -> dict[str, Any]:
     epochs = ' and '.join(f'{EPOCHS[name]} passes over {name}' for name in names)
     said = {
         'seed': 0,
-        'images': f'{PIXELS} pixels, all test images; at most {IMAGES:,} others for formats',
+        'images': f'{PIXELS} pixels, all test images; at most {IMAGES:,} others, half of them to choose '
+        'formats, half to check them',
         'training': f'{epochs} in float, from random weights',
         'budget': f'{BUDGET:g} point of accuracy on the latter',
         'saved': 'against 8 bits everywhere',

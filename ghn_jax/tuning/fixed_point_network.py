@@ -7,61 +7,44 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 import numpy as np
-from jax import Array
 
 import ghn_jax
 from ghn_jax.base import files, jsonfile
 from ghn_jax.base.digests import array_digests, json_digest
-from ghn_jax.base.errors import FieldError, UserError
+from ghn_jax.base.errors import UserError
 from ghn_jax.base.paths import Place
-from ghn_jax.datasets.load import Dataset
 from ghn_jax.models.folding import Calibrated
 from ghn_jax.quant.scheme import Scheme
 from ghn_jax.runs.calibrated_file import QuantizedNetwork, save
 from ghn_jax.tuning.fixed_point import MOST_BITS, NAME, by_name, costs_of, to_network
-from ghn_jax.tuning.fixed_point_search import BUDGET, Search, layer_wise, uniform
+from ghn_jax.tuning.fixed_point_budget import Attempt, Labelled, check_budget, within_budget
+from ghn_jax.tuning.fixed_point_search import BUDGET, Search, uniform
 from ghn_jax.tuning.quantize import top1
 
 SCHEME = Scheme('qat')
 STATE = 'formats.json'
-"""In the folder while a search goes on: {'key': of what, 'layers': how many are done, 'formats': so far}."""
-
-Labelled = tuple[Array | np.ndarray, np.ndarray]
-
-
-def check_budget(budget: float) -> None:
-    """Raise FieldError for a budget that is no number from 0 to 100."""
-    if not 0 <= budget <= 100:
-        raise FieldError('budget', f'={budget:g}: expected points of accuracy, from 0 to 100')
-
-
-def labelled(dataset: Dataset, count: int) -> Labelled:
-    """Return at most so many images and labels: validation images come first, then training images."""
-    rest = max(count - len(dataset.val.labels), 0)
-    parts = (('val', count), ('train', rest)) if rest else (('val', count),)
-    images = np.concatenate([dataset.normalized(split, n) for split, n in parts])
-    return images, np.concatenate([getattr(dataset, split).labels[:n] for split, n in parts])
+"""In the folder while a search goes on: 'key', of what, and the fields of `Attempt`."""
 
 
 def fixed_point_into(
     folder: Place,
     calibrated: Calibrated,
-    scored: Labelled,
+    scored: tuple[Labelled, Labelled],
     test: Labelled,
     source: Mapping[str, str],
     budget: float = BUDGET,
     done: Callable[[], None] = lambda: None,
 ) -> dict[str, Any]:
-    """Find formats layer after layer, and write the network in them to a folder.
+    """Find formats within a budget, and write the network in them to a folder.
 
     Args:
       folder: where the search goes on if it was stopped there.
       calibrated: folded, in float.
-      scored: images and labels that formats are found on, such as `labelled`.
+      scored: images and labels that choose formats, and those that check them, such as `labelled`.
       test: images and labels that the network is scored on.
       source: how its model is made (`calibrated_file`).
-      budget: points of accuracy that may be lost on the former.
-      done: is called after each layer.
+      budget: points of accuracy that may be lost on the former, on those that choose and on those that check.
+      done: is called `count_parts` times.
 
     Returns:
       What there is to say of it, ready for JSON.
@@ -71,46 +54,52 @@ def fixed_point_into(
       UserError: a folder that cannot be written.
     """
     check_budget(budget)
-    begin, search = time.perf_counter(), Search.of(calibrated, *scored)
-    about = _about(search, budget)
-    key = f'{json_digest([about, array_digests([calibrated, search.batches])]):08x}'
+    begin = time.perf_counter()
+    search, check = (Search.of(calibrated, *part) for part in scored)
+    about = _about(search, check, budget)
+    key = f'{json_digest([about, array_digests([calibrated, search.batches, check.batches])]):08x}'
     state = folder / STATE
     begun = _begun(state, key, len(search.tensors))
-    formats = layer_wise(search, budget, done, begun, functools.partial(_keep, state, key))
+    formats, share = within_budget(search, check, budget, done, begun, functools.partial(_keep, state, key))
     network, policy = to_network(calibrated, search.tensors, formats)
-    about |= {'formats': by_name(search.tensors, formats), 'saved': saved(search, formats)}
+    about |= {
+        'share_of_budget': share,
+        'formats': by_name(search.tensors, formats),
+        'saved': saved(search, formats),
+    }
     strings = {name: value if isinstance(value, str) else json.dumps(value) for name, value in about.items()}
     file = save(folder, QuantizedNetwork(network, policy, SCHEME, source, strings))
     state.unlink(missing_ok=True)
-    counts = [search.score(each).correct for each in (search.float_formats(), formats)]
     return about | {
         'file': str(file),
         'bits': str(policy),
-        'layers_from_before': begun[0] if begun else 0,
+        'parts_from_before': begun.number * search.layers + begun.layers if begun else 0,
         'seconds': round(time.perf_counter() - begin, 1),
-        'lost_in_calibration': 100 * (counts[0] - counts[1]) / search.images,
+        'lost_in_choice': lost(search, formats),
+        'lost_in_check': lost(check, formats),
         'test_images': len(test[1]),
         'float_top1': top1(calibrated, *test),
         'top1': top1(network, *test, policy),
     }
 
 
-def _about(search: Search, budget: float) -> dict[str, Any]:
+def _about(search: Search, check: Search, budget: float) -> dict[str, Any]:
     """What the formats depend on, beside the network and the images."""
     return {
         'network': search.calibrated.model.name,
         'method': NAME,
         'budget': budget,
-        'calibration_images': search.images,
+        'images_that_choose': search.images,
+        'images_that_check': check.images,
         'ghn_jax': ghn_jax.__version__,
     }
 
 
-def _keep(state: Place, key: str, layers: int, formats: np.ndarray) -> None:
+def _keep(state: Place, key: str, attempt: Attempt) -> None:
     """Write what is done of a search."""
     with files.writing(state):
         state.parent.mkdir(parents=True, exist_ok=True)
-    files.write_json(state, {'key': key, 'layers': layers, 'formats': formats.tolist()})
+    files.write_json(state, {'key': key} | attempt._asdict() | {'formats': attempt.formats.tolist()})
 
 
 def saved(search: Search, formats: np.ndarray) -> dict[str, float]:
@@ -124,15 +113,21 @@ def saved(search: Search, formats: np.ndarray) -> dict[str, float]:
     }
 
 
-def _begun(state: Place, key: str, tensors: int) -> tuple[int, np.ndarray] | None:
-    """Return layers and formats of a search that was stopped; None: there was none, or another one."""
+def lost(search: Search, formats: np.ndarray) -> float:
+    """Return how many points of accuracy formats lose on the images of a search."""
+    whole, left = (search.score(each).correct for each in (search.float_formats(), formats))
+    return 100 * (whole - left) / search.images
+
+
+def _begun(state: Place, key: str, tensors: int) -> Attempt | None:
+    """Return how far a search was that was stopped; None: there was none, or another one."""
     if not files.exists(state):
         return None
     try:
         found = jsonfile.read(state, 'state', 'delete it')
         formats = np.array(found['formats'], np.int32)
         if found['key'] == key and formats.shape == (tensors, 2):
-            return int(found['layers']), formats
+            return Attempt(int(found['number']), int(found['layers']), formats)
     except (UserError, ValueError, KeyError, TypeError):
         pass  # it is written anew
     return None

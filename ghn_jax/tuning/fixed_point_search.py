@@ -8,7 +8,8 @@ error or one beside it, whichever has the least cross-entropy. So every network 
 budget, the last one too. (arXiv 2102.02147 chooses width and point layer after layer, given those already
 chosen; when it stops is our reading.)
 
-The budget is spent evenly: behind layer k of K, at most k / K of what 8 bits everywhere leave of it.
+The budget is spent evenly: behind layer k of K, at most k / K of what 8 bits everywhere leave of it, or of a
+share of that. `fixed_point_budget` keeps it on other images, too.
 
 Axes: T tensors | K batches | B images of a batch.
 """
@@ -166,7 +167,7 @@ def network_wise(search: Search, budget: float) -> np.ndarray:
     Raises:
       FieldError: 8 bits are too few.
     """
-    found = _widest(search, budget)
+    found = widest(search, budget)
     for bits in range(MOST_BITS - 1, LEAST_BITS - 1, -1):
         formats = uniform(search, bits)
         if not search.meets(formats, search.least_correct(budget)):
@@ -178,6 +179,7 @@ def network_wise(search: Search, budget: float) -> np.ndarray:
 def layer_wise(
     search: Search,
     budget: float,
+    share: float = 1.0,
     done: Callable[[], None] = lambda: None,
     begun: tuple[int, np.ndarray] | None = None,
     keep: Callable[[int, np.ndarray], object] = lambda layers, formats: None,
@@ -187,6 +189,7 @@ def layer_wise(
     Args:
       search: the network and its images.
       budget: points of accuracy that may be lost on them.
+      share: of what 8 bits everywhere leave of the budget, from 0 to 1: how much of it is spent.
       done: is called after each layer.
       begun: the last that `keep` was given, to go on from; None: nothing.
       keep: is given how many layers are done, and the formats so far.
@@ -197,12 +200,12 @@ def layer_wise(
     Raises:
       FieldError: even 8 bits everywhere are not within the budget.
     """
-    widest = _widest(search, budget)
-    first, formats = begun or (0, widest)
-    most, least = search.score(widest).correct, search.least_correct(budget)
+    eight = widest(search, budget)
+    first, formats = begun or (0, eight)
+    most, least = search.score(eight).correct, search.least_correct(budget)
     for k in range(search.layers):
         if k >= first:
-            allowed = math.ceil(most + (least - most) * (k + 1) / search.layers)
+            allowed = math.ceil(most + share * (least - most) * (k + 1) / search.layers)
             for i in (i for i, tensor in enumerate(search.tensors) if tensor.layer == k):
                 formats = narrowed(search, formats, i, allowed)
             keep(k + 1, formats)
@@ -244,8 +247,15 @@ def narrowed(search: Search, formats: np.ndarray, i: int, least: int) -> np.ndar
     return min(passing or [formats], key=lambda candidate: search.score(candidate).loss)
 
 
-def _widest(search: Search, budget: float) -> np.ndarray:
-    formats = uniform(search, MOST_BITS)
+def widest(search: Search, budget: float, formats: np.ndarray | None = None) -> np.ndarray:
+    """Return the formats of 8 bits everywhere.
+
+    formats: these, if they are known; None: they are found on the images of the search.
+
+    Raises:
+      FieldError: they are not within the budget.
+    """
+    formats = uniform(search, MOST_BITS) if formats is None else formats
     correct, count = (search.score(each).correct for each in (formats, search.float_formats()))
     if correct < search.least_correct(budget):
         lost = 100 * (count - correct) / search.images

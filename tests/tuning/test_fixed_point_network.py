@@ -24,11 +24,17 @@ def labelled(network, x):
     return x, np.argmax(network.apply(x), 1)
 
 
+def halves(network, x):
+    """Images that choose formats, and images that check them."""
+    (x, y), half = labelled(network, x), len(x) // 2
+    return (x[:half], y[:half]), (x[half:], y[half:])
+
+
 def test_a_search_that_is_stopped_goes_on_and_its_network_comes_back_to_the_bit(tmp_path):
-    network, x = calibrated(Plain(), 32)
-    scored, test = labelled(network, x), labelled(network, images(16, seed=1))
+    network, x = calibrated(Plain(), 64)
+    scored, test = halves(network, x), labelled(network, images(16, seed=1))
     result = fixed_point_into(tmp_path / 'whole', network, scored, test, SOURCE, 60)
-    assert result['lost_in_calibration'] <= 60 and result['saved']['memory'] > 0
+    assert max(result['lost_in_choice'], result['lost_in_check']) <= 60 and result['saved']['memory'] > 0
     assert 'less memory' in in_words(result) and '\n' not in in_words(result)
 
     def stop() -> None:
@@ -39,7 +45,7 @@ def test_a_search_that_is_stopped_goes_on_and_its_network_comes_back_to_the_bit(
         fixed_point_into(folder, network, scored, test, SOURCE, 60, stop)
     assert (folder / STATE).is_file()
     again = fixed_point_into(folder, network, scored, test, SOURCE, 60)
-    assert again['layers_from_before'] == 1 and not (folder / STATE).is_file()
+    assert again['parts_from_before'] == 1 and not (folder / STATE).is_file()
     assert again['formats'] == result['formats']
 
     found = load(folder)
@@ -53,8 +59,8 @@ def test_a_search_that_is_stopped_goes_on_and_its_network_comes_back_to_the_bit(
 @pytest.mark.slow
 def test_a_file_for_another_runtime_has_powers_of_two_and_gives_the_same_logits(tmp_path):
     network, x = calibrated(Branches(), 64)
-    scored, source = labelled(network, x), {'model': 'tests.tuning.test_integer_run:Branches'}
-    fixed_point_into(tmp_path, network, scored, scored, source, 60)
+    source = {'model': 'tests.tuning.test_integer_run:Branches'}
+    fixed_point_into(tmp_path, network, halves(network, x), labelled(network, x), source, 60)
     found = load(tmp_path)
     integers = to_integers(found.calibrated, found.quantizer())
     for name, w in integers.weights.items():
@@ -90,6 +96,7 @@ def test_bad_input_is_one_line(workdir, arch, tmp_path):  # noqa: F811
         ({'budget': -1}, 'expected points of accuracy, from 0 to 100'),
         ({'budget': 'nan'}, 'expected points of accuracy'),
         ({'budget': 'much'}, 'budget'),
+        ({'images': 1}, 'half of them choose formats and half check them: give 2 or more'),
         ({'bits': 'w4a4'}, '--bits is not for --method=fixed_point: leave it out'),
         ({'iterations': 5}, '--iterations is not for --method=fixed_point'),
         ({'budget': 1, 'method': 'mse'}, '--budget is not for --method=mse'),
