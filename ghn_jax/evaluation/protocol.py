@@ -34,8 +34,8 @@ class Protocol:
 
     Attributes:
       batch_norm: 'batch', the statistics of each batch (the papers'); 'calibrated', those of calibration
-        images, in float, folded into the weights; 'corrected', then taken again with folded weights and
-        activations rounded.
+        images, in float, folded into the weights; 'corrected', those of these images with weights and
+        activations rounded, beside the weights.
       ranges: of activations, of each batch or of calibration images.
       range_rule: how ranges are found on calibration images (`calibration.RULES`).
       sqnr: whether the signal-to-quantization-noise ratio of each layer is measured.
@@ -109,9 +109,9 @@ def statistics(
     """Measure what enters the normalisations of a network in float, over the calibration images.
 
     Returns:
-      the moments, None if normalisations go by each batch or there are none; workspace.
+      the moments, None if normalisations go by others or there are none; workspace.
     """
-    if protocol.batch_norm == 'batch' or not layout.tables.has_norm:
+    if protocol.batch_norm != 'calibrated' or not layout.tables.has_norm:
         return None, workspace
     in_float = network._replace(bits=measure.program.bits(layout, Policy()))
     measured, workspace = measure(layout, in_float, make_wanted(measure.program, moments=True), workspace)
@@ -139,8 +139,11 @@ def prepare(
     Returns:
       the network as it runs; the SQNR of its layers if wanted; workspace.
     """
-    if moments is not None:
-        network, workspace = _fix_statistics(protocol, measure, layout, network, moments, workspace)
+    if protocol.batch_norm == 'corrected' and layout.tables.has_norm:
+        network, workspace = _correct(measure, layout, network, workspace)
+    elif moments is not None:
+        flat, tables = calibration.fold(layout, np.asarray(network.weights), moments)
+        network = network._replace(weights=flat, tables=tables)
     if protocol.ranges == 'calibrated':
         network, workspace = _fix_ranges(protocol, measure, layout, network, workspace)
     if not protocol.sqnr or not observer.any_rounded(network.bits):
@@ -148,17 +151,12 @@ def prepare(
     return network, *_layer_sqnr(measure, layout, network, workspace)
 
 
-def _fix_statistics(protocol, measure, layout, network, moments, workspace):
-    """Return the network with the statistics of `moments` folded, taken again if they are to be corrected."""
-    own = np.asarray(network.weights)
-    flat, tables = calibration.fold(layout, own, moments)
-    if protocol.batch_norm == 'corrected' and observer.any_rounded(network.bits):
-        flat = calibration.unfixed(layout, flat, own)
-        unfixed = network._replace(weights=flat)
-        wanted = make_wanted(measure.program, moments=True)
-        measured, workspace = measure(layout, unfixed, wanted, workspace)
-        flat, tables = calibration.fix(layout, flat, calibration.pooled(measured.moments))
-    return network._replace(weights=flat, tables=tables, ranges=None), workspace
+def _correct(measure, layout, network, workspace):
+    """Return the network with the statistics that it has on the calibration images at its bits."""
+    wanted = make_wanted(measure.program, moments=True)
+    measured, workspace = measure(layout, network, wanted, workspace)
+    flat, tables = calibration.fix(layout, np.asarray(network.weights), calibration.pooled(measured.moments))
+    return network._replace(weights=flat, tables=tables), workspace
 
 
 def _fix_ranges(protocol, measure, layout, network, workspace):

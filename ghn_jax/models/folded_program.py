@@ -33,19 +33,12 @@ class FoldedProgram:
     sources: tuple[int, ...]
 
 
+@jax.tree_util.register_static
 @dataclasses.dataclass(frozen=True)
 class Own:
-    """A batch norm that stays as the model has it, and takes the statistics of each batch.
-
-    Attributes:
-      signs: -1 or 1 for each channel, which what it reads is multiplied by; None: by nothing. Where the
-        weights before it are multiplied by gains, the signs undo those of the gains.
-    """
-
-    signs: Any
+    """A batch norm that stays as the model has it, and takes the statistics of each batch."""
 
 
-jax.tree_util.register_dataclass(Own, data_fields=['signs'], meta_fields=[])
 NormForm = tuple[Any, Any] | Own | None
 """What has become of a batch norm: a (scale, shift) in its place, the norm itself, or None: it is folded."""
 
@@ -77,9 +70,6 @@ def fold_program(
             writer.norm(step, *norm_at[k])
         elif step.outputs[0] not in writer.instead:
             writer.write(step)
-        for norm, fixed in zip(structure.norms, norms):
-            if isinstance(fixed, Own) and fixed.signs is not None and norm.source in step.outputs:
-                writer.flip(norm.source, fixed.signs)
     return writer.finish()
 
 
@@ -142,9 +132,6 @@ class _Writer:
             slot = self.constant(bias.reshape(shape).astype(self.structure.aval(out).dtype))
             self.biases[slot] = name
             self.instead[out] = self.compute(lambda y, b: y + b, out, slot)
-
-    def flip(self, slot: int, signs: Any) -> None:
-        self.instead[slot] = self.compute(lambda x, s: x * s.astype(x.dtype), slot, self.constant(signs))
 
     def norm(self, step: Step, norm: BatchNorm, fixed: NormForm) -> None:
         source, dtype = norm.source, self.structure.aval(norm.result).dtype

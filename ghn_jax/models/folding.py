@@ -130,13 +130,13 @@ def calibrate(
       params: a pytree as `model.params`.
       images: batches of one size [N, ...], as the model takes them. Statistics are those of all batches, in
         float.
-      policy: the bits. Ranges are those of the folded network at these bits; None: no ranges.
+      policy: the bits. Ranges are those of the network with fixed statistics at these bits; None: no ranges.
       scheme: how tensors are quantized.
       rule: how ranges are found (`cnn.deploy.calibration.RULES`).
-      corrected: whether statistics are then taken again with folded and rounded weights (`correct`).
+      corrected: whether statistics are those of the rounded network, and norms stay (`correct`).
 
     Returns:
-      The model with fixed statistics; its weights are folded, and not rounded.
+      The model with fixed statistics; its weights are not rounded.
 
     Raises:
       UserError: no images, batches of several sizes, a policy of another model.
@@ -153,11 +153,12 @@ def calibrate(
 
 def fold(model: Model, params: Any, batches: Sequence[Array]) -> Calibrated:
     """Fix the statistics of batch norms and fold them, as `calibrate`; without ranges."""
-    found = _find(model, params, batches)
-    weights, biases = _layers(model, found, params, shifted=True)
+    found = _find(model, batches)
+    affines = affines_of(model, found.traced, params, measure(model, params, batches))
+    weights, biases = _layers(model, found, params, affines)
     norms = tuple(
         (scale.astype(found.dtype), shift.astype(found.dtype)) if layers is None else None
-        for layers, (scale, shift) in zip(found.traced.structure.folds, found.affines)
+        for layers, (scale, shift) in zip(found.traced.structure.folds, affines)
     )
     calibrated = Calibrated(model, params, weights, biases, norms, {})
     _check_independent(found.traced, calibrated)
@@ -165,52 +166,41 @@ def fold(model: Model, params: Any, batches: Sequence[Array]) -> Calibrated:
 
 
 def correct(model: Model, params: Any, batches: Sequence[Array], quantizer: FakeQuantizer) -> Calibrated:
-    """Fix the statistics of batch norms as they are with folded and rounded weights and rounded activations.
+    """Fix the statistics of batch norms as they are with rounded weights and activations.
 
-    Layers have folded weights; each norm stays as a scale and a shift for each channel: a device multiplies
-    every channel by a factor of its own anyway when it rescales an accumulator. Arguments as of `fold`.
+    Nothing is folded: weights are rounded on the grids that they were trained on, and each norm stays as a
+    scale and a shift for each channel. A device multiplies every channel by a factor of its own anyway when
+    it rescales an accumulator. Arguments as of `fold`.
 
     quantizer: its ranges are those of each batch.
     """
-    found = _find(model, params, batches)
-    weights, biases = _layers(model, found, params, shifted=False)
-    signs = [
-        None if layers is None else np.where(scale < 0, -1, 1).astype(found.dtype)
-        for layers, (scale, _) in zip(found.traced.structure.folds, found.affines)
-    ]
-    unfixed = Calibrated(model, params, weights, biases, tuple(map(Own, signs)), {})
+    found = _find(model, batches)
+    weights, biases = _layers(model, found, params)
+    own = Calibrated(model, params, weights, biases, [Own()] * len(found.traced.structure.norms), {})
     observe = model.compiled(_observe, found.traced)
-    each_batch = [jax.device_get(observe(unfixed, x, quantizer)) for x in batches]
+    each_batch = [jax.device_get(observe(own, x, quantizer)) for x in batches]
     affines = affines_of(model, found.traced, params, [pooled(each) for each in zip(*each_batch)])
-    norms = tuple(
-        ((scale * (1 if sign is None else sign)).astype(found.dtype), shift.astype(found.dtype))
-        for sign, (scale, shift) in zip(signs, affines)
-    )
-    calibrated = dataclasses.replace(unfixed, norms=norms)
+    norms = tuple((scale.astype(found.dtype), shift.astype(found.dtype)) for scale, shift in affines)
+    calibrated = dataclasses.replace(own, norms=norms)
     _check_independent(found.traced, calibrated)
     return calibrated
 
 
-def _observe(traced: Traced, unfixed: Calibrated, x: Array, quantizer: FakeQuantizer) -> list[Moments]:
-    _, given = unfixed.model.prepared(unfixed.params, x)
-    folded = unfixed.program(x.shape, x.dtype)
+def _observe(traced: Traced, own: Calibrated, x: Array, quantizer: FakeQuantizer) -> list[Moments]:
+    _, given = own.model.prepared(own.params, x)
+    folded = own.program(x.shape, x.dtype)
     axes = [norm.axes for norm in traced.structure.norms]
     return observed(folded.program, given, folded.sources, axes, rewriter(folded.sites, quantizer))
 
 
 class _Found(NamedTuple):
-    """What is found of a model: its program for two images, and scale and shift of each of its norms.
-
-    Attributes:
-      dtype: of what is folded.
-    """
+    """What is found of a model: its program for two images, and the dtype of what is folded."""
 
     traced: Traced
     dtype: Any
-    affines: list[tuple[np.ndarray, np.ndarray]]
 
 
-def _find(model: Model, params: Any, batches: Sequence[Array]) -> _Found:
+def _find(model: Model, batches: Sequence[Array]) -> _Found:
     if not batches:
         raise UserError('there are no calibration images: give at least one batch')
     sizes = sorted({len(x) for x in batches})
@@ -218,27 +208,25 @@ def _find(model: Model, params: Any, batches: Sequence[Array]) -> _Found:
         raise UserError(f'the batches have {shown(sizes)} images: give batches of one size')
     of_images = jnp.asarray(batches[0]).dtype
     traced = model.traced((2, *model.input_shape[1:]), of_images)
-    affines = affines_of(model, traced, params, measure(model, params, batches))
-    return _Found(traced, jnp.promote_types(of_images, jnp.float32), affines)
+    return _Found(traced, jnp.promote_types(of_images, jnp.float32))
 
 
 def _layers(
-    model: Model, found: _Found, params: Any, *, shifted: bool
+    model: Model, found: _Found, params: Any, affines: Sequence[tuple[np.ndarray, np.ndarray]] | None = None
 ) -> tuple[dict[str, Any], dict[str, Any]]:
-    """Return weights and biases of the layers, multiplied by the scales of the norms, and shifted or not."""
-    traced, dtype, affines = found
+    """Return weights and biases of the layers, with scales and shifts of the norms folded in, if given."""
+    traced, dtype = found
     structure, read = traced.structure, _parameters(model, traced, params)
     weights, biases = {}, {}
     for k, end in structure.ends.items():
         site = traced.recorder.sites[k]
         w = np.asarray(read(traced.program.steps[k].inputs[site.weight]), np.float64)
         weights[k], biases[k] = site.layout.to_tensor(w), _bias(end, site.layer.shape[0], read)
-    for layers, (scale, shift) in zip(structure.folds, affines, strict=True):
+    for layers, (scale, shift) in zip(structure.folds, affines, strict=True) if affines else ():
         ends = np.cumsum([len(weights[k]) for k in layers or ()])[:-1]
         for k, g, b in zip(layers or (), np.split(scale.ravel(), ends), np.split(shift.ravel(), ends)):
             weights[k] = weights[k] * g.reshape(-1, *[1] * (weights[k].ndim - 1))
-            scaled = None if biases[k] is None else g * biases[k]
-            biases[k] = scaled if not shifted else b if scaled is None else scaled + b
+            biases[k] = b if biases[k] is None else g * biases[k] + b
     name_of = {k: site.layer.name for k, site in traced.recorder.sites.items()}
     cast = lambda of: {name_of[k]: None if a is None else a.astype(dtype) for k, a in of.items()}
     return cast(weights), cast(biases)

@@ -154,12 +154,17 @@ def test_corrected_statistics_are_those_of_the_rounded_model():
     assert off['corrected'] < 1e-4 < 1e-2 < off['calibrated'], off
 
 
-def test_corrected_statistics_of_what_is_not_rounded_are_those_of_the_batch(quick_reference):
-    """But for epsilon, which folding has added to the variance once already: here it is nearly 0."""
+@pytest.mark.parametrize('bits', ['w32a32', 'w2a32', 'w2a2'])
+def test_with_corrected_statistics_of_a_batch_a_rounded_model_is_what_it_is_by_that_batch(bits):
+    """Weights are on the grids that they have in training, also those of one grid for all channels."""
     with jax.enable_x64(True):
-        model, params, x = in_float64('norms_without_epsilon')
-        corrected = correct(model, params, [x], model.quantizer(parse_bits('w32a32')))
-        assert_close(apply(corrected, x), jax.jit(model.apply)(params, x), 1e-9)
+        model, params, x = in_float64('norms')
+        quantizer = model.quantizer(parse_bits(bits))
+        assert quantizer.scheme.granularity == 'tensor'
+        corrected = correct(model, params, [x], quantizer)
+        by_batch = jax.jit(model.apply)(params, x, quantizer)
+        fixed = jax.jit(lambda calibrated, x: calibrated.apply(x, quantizer))(corrected, x)
+        assert_close(fixed, by_batch, 1e-9)
 
 
 def first_layer(calibrated, quantizer, x):

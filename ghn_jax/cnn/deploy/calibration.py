@@ -5,9 +5,10 @@ of its activations. Every normalisation of a network follows one convolution (of
 concatenation) and nothing else reads what is between, so all of them fold. A folded network is the same
 program with other weights and `has_norm` 0: its normalisations only add their shift.
 
-Rounding the folded weights moves the mean and the variance of every channel. `corrected` statistics are taken
-again in the folded and rounded network, and stay beside the convolution as a factor and a shift for each
-channel: a device multiplies every channel by a factor of its own anyway when it rescales an accumulator.
+Folding changes the weights that are rounded, and rounding moves the mean and the variance of every channel.
+`corrected` statistics are those of the rounded network, with weights on the grids that they were trained on.
+They stay beside the convolution as a factor and a shift for each channel (`fix`): a device multiplies every
+channel by a factor of its own anyway when it rescales an accumulator.
 
 Axes: K calibration batches | R instructions | T tensors | B bins | C channels | F floats of the buffer.
 """
@@ -81,20 +82,6 @@ def fix(layout: Layout, flat: np.ndarray, moments: Moments) -> tuple[np.ndarray,
         scale /= np.sqrt(moments.variance[r, : len(scale)] + EPSILON)
         shift -= moments.mean[r, : len(scale)] * scale
     return flat, layout.tables._replace(has_norm=np.float32(0))
-
-
-def unfixed(layout: Layout, folded: np.ndarray, flat: np.ndarray) -> np.ndarray:
-    """Join the convolutions of `folded` and the normalisations of `flat`, from which it was made.
-
-    By the statistics of a batch this is the network `flat`, but for rounding. The sign of a scale is in the
-    convolution now.
-    """
-    out = np.array(folded)
-    if layout.tables.has_norm:
-        for r, _ in _norms(layout):
-            (scale, shift), (flat_scale, flat_shift) = _views(layout, out, r), _views(layout, flat, r)
-            scale[:], shift[:] = np.abs(flat_scale), flat_shift
-    return out
 
 
 def _norms(layout: Layout) -> list[tuple[int, Instruction]]:
