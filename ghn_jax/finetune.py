@@ -53,7 +53,9 @@ _SEARCH = {
     'logits': flags.DEFINE_string('slb_logits', 'distance', 'Where they begin: distance or random.'),
 }
 _OUT = flags.DEFINE_string('out', None, 'Folder of the trained parameters.')
-_BN = flags.DEFINE_enum('bn', 'batch', STATISTICS, 'Statistics of batch norms: docs/fine-tuning.md.')
+_BN = flags.DEFINE_enum(
+    'bn', 'batch', STATISTICS, 'Statistics of batch norms; fixed ones want --learning_rate=3e-5.'
+)
 _TRAINING = training_flags.define_flags()
 _OUTPUTS = outputs.define_flags()
 

@@ -186,6 +186,30 @@ def correct(model: Model, params: Any, batches: Sequence[Array], quantizer: Fake
     return calibrated
 
 
+def balance(calibrated: Calibrated) -> Calibrated:
+    """Move powers of two from scales of norms into the layers before them, to be trained.
+
+    A scale is as large as what it reads is small, and steps of one size are too long for weights that are
+    multiplied by a thousand. Rounding commutes with powers of two: the logits stay the same, to the bit.
+
+    calibrated: of `correct`.
+    """
+    traced = calibrated.model.traced((2, *calibrated.model.input_shape[1:]), jnp.dtype(jnp.float32))
+    sites, folds = traced.recorder.sites, traced.structure.folds
+    weights, biases, norms = dict(calibrated.weights), dict(calibrated.biases), list(calibrated.norms)
+    for i, layers in enumerate(folds):
+        if layers is None or not isinstance(norm := norms[i], tuple):
+            continue
+        scale, shift = norm
+        size = np.sqrt(np.mean(np.square(scale)))
+        factor = np.exp2(np.round(np.log2(size))).astype(scale.dtype) if size > 0 else scale.dtype.type(1)
+        norms[i] = scale / factor, shift
+        for name in (sites[k].layer.name for k in layers):
+            weights[name] = weights[name] * factor
+            biases[name] = None if biases[name] is None else biases[name] * factor
+    return dataclasses.replace(calibrated, weights=weights, biases=biases, norms=tuple(norms))
+
+
 def _observe(traced: Traced, own: Calibrated, x: Array, quantizer: FakeQuantizer) -> list[Moments]:
     _, given = own.model.prepared(own.params, x)
     folded = own.program(x.shape, x.dtype)

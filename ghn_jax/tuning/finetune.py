@@ -124,8 +124,7 @@ def finetune(
       spec: what is trained.
       out: the folder of the trained parameters.
       dataset: its training images are trained on, its test images scored.
-      scheme: how tensors are quantized. With fixed statistics weights have a grid for each channel: what one
-        grid for the tensor is becomes that where a norm is folded into it.
+      scheme: how tensors are quantized.
       used: a policy -> the one that is used for it, as `Hypernetwork.used`.
       sources: by the name of a model how it is made (`calibrated_file`), for fixed statistics.
 
@@ -137,8 +136,6 @@ def finetune(
     """
     check_models(models, dataset)
     sources = sources or {}
-    if spec.batch_norm == 'fixed':
-        scheme = dataclasses.replace(scheme, granularity='channel')
     for model in models:
         if spec.keeps_calibrated and model.name not in sources:
             raise FieldError('sources', f' has no {model.name!r}: say how it is made, to keep it folded')

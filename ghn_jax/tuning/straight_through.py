@@ -13,7 +13,7 @@ from jax import Array
 
 from ghn_jax.base.paths import Place
 from ghn_jax.models.activation_ranges import find_ranges
-from ghn_jax.models.folding import Calibrated, correct
+from ghn_jax.models.folding import Calibrated, balance, correct
 from ghn_jax.models.quantizer import FakeQuantizer
 from ghn_jax.quant.policy import Policy
 from ghn_jax.runs.calibrated_file import QuantizedNetwork, save
@@ -65,7 +65,7 @@ class StraightThrough(AtBits):
         """See `Method`."""
         if self._is_fixed:
             model, quantizer = self.setup.model, self.setup.model.quantizer(self.policy, self.setup.scheme)
-            params = correct(model, params, self.setup.images.calibration, quantizer)
+            params = balance(correct(model, params, self.setup.images.calibration, quantizer))
         return self.trainer.begin(params, seed, as_data(self.widths))
 
     def score(self, scored: Any) -> dict[str, Any]:

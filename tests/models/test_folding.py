@@ -10,7 +10,7 @@ from flax import linen as nn
 
 import ghn_jax
 from ghn_jax.cnn.reference import apply_reference, observe_reference
-from ghn_jax.models.folding import calibrate, correct
+from ghn_jax.models.folding import balance, calibrate, correct
 from ghn_jax.models.norm_statistics import measure
 from ghn_jax.models.tracing import trace
 from ghn_jax.quant.policy import FLOAT_BITS, Policy, parse_bits
@@ -165,6 +165,19 @@ def test_with_corrected_statistics_of_a_batch_a_rounded_model_is_what_it_is_by_t
         by_batch = jax.jit(model.apply)(params, x, quantizer)
         fixed = jax.jit(lambda calibrated, x: calibrated.apply(x, quantizer))(corrected, x)
         assert_close(fixed, by_batch, 1e-9)
+
+
+def test_balanced_scales_are_near_one_and_the_logits_are_the_same_to_the_bit():
+    model, x = linen('norms'), images(0, size=16)
+    params = jax.tree.map(lambda a: a * 1e-3 if a.ndim > 1 else a, parameters(model))
+    quantizer = model.quantizer(parse_bits('w2a32'))
+    corrected = correct(model, params, [x], quantizer)
+    balanced = balance(corrected)
+    sizes = lambda calibrated: [np.sqrt(np.mean(np.square(scale))) for scale, _ in calibrated.norms]
+    after = [size for size, folds in zip(sizes(balanced), FOLDED) if folds]
+    assert max(sizes(corrected)) > 100 and 0.7 < min(after) and max(after) < 1.5
+    logits = jax.jit(lambda calibrated, x: calibrated.apply(x, quantizer))
+    np.testing.assert_array_equal(logits(balanced, x), logits(corrected, x))
 
 
 def first_layer(calibrated, quantizer, x):

@@ -2,6 +2,7 @@
 
 import jax
 import numpy as np
+import pytest
 
 from ghn_jax.models.folding import Calibrated
 from ghn_jax.quant.policy import Policy
@@ -13,9 +14,12 @@ from ghn_jax.tuning.training import TrainingSpec
 from tests.tuning.nets import small_data, traced
 
 
-def test_a_folded_network_begins_as_the_one_that_takes_its_statistics_from_the_calibration_batch():
-    """At 2 bits statistics of the network in float are others, and training began, and stayed, at chance."""
-    model, policy, scheme = traced(), Policy(2, 2), Scheme('qat', granularity='channel')
+@pytest.mark.parametrize('granularity', ['tensor', 'channel'])
+def test_with_fixed_statistics_it_begins_as_the_network_that_takes_them_from_the_calibration_batch(
+    granularity,
+):
+    """At 2 bits statistics of the network in float are others, and so are the grids of folded weights."""
+    model, policy, scheme = traced(), Policy(2, 2), Scheme('qat', granularity=granularity)
     images = TuningImages.of(small_data(), batch_size=32, num_images=32, calibration_batches=1)
     setup = Setup(
         model=model,
