@@ -1,6 +1,7 @@
 """From nothing to one network of few bits: what each way comes to, and how many minutes of a CPU it takes.
 
-    python -m ghn_jax.studies.one_network runs/one_network
+    python -m ghn_jax.studies.one_network
+    python -m ghn_jax.studies.one_network cifar10 runs/one_network
 
 One architecture that the hypernetwork has not seen gets weights for W2/A2, W4/A4 and W8/A8, with its first
 and last layer at W8/A8: predicted, predicted and quantized after training, predicted and trained through
@@ -22,20 +23,12 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from ghn_jax.base import cli, files, jsonfile
-from ghn_jax.base.errors import UserError
+from ghn_jax.base.errors import UserError, shown
 from ghn_jax.runs import hypernetwork as hypernetworks
 from ghn_jax.studies.study_arguments import provenance
 
-WORKDIR = 'zoo:digits-bits'
-NETWORK = 12  # place in the test split
 BITS = ('w2a2', 'w4a4', 'w8a8')
 BUDGETS = (5, 30, 120)  # minutes
-BATCH = 60  # test images, and calibration images, of a batch
-SCORE = (
-    f'ghn_jax.evaluate --workdir={WORKDIR} --archs=ARCH --batch_size={BATCH} --bn=corrected '
-    '--ranges=calibrated --calibration_batches=4'
-)
-RESULT = pathlib.Path('docs/results/one_network.json')
 
 
 @dataclasses.dataclass(frozen=True)
@@ -52,39 +45,101 @@ class Way:
     commands: tuple[str, ...]
 
 
-def quantized(name: str, how: str, each: Sequence[str] = BITS) -> Way:
-    """Return a way that predicts weights and quantizes them, for each bit-width in turn."""
-    begin = f'ghn_jax.quantize --workdir={WORKDIR} --arch=ARCH {how}'
-    return Way(name, tuple(f'{begin} --bits={b} --out=DIR/{b} --json=DIR/{b}.json' for b in each))
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Case:
+    """A hypernetwork, a network that it has not seen, and the ways to it.
+
+    Attributes:
+      workdir: of the hypernetwork.
+      network: place in its test split.
+      passes: over the training images; each is a way of its own, from predicted and from random weights.
+      fixed_passes: those with statistics that are fixed before.
+      batch: test images, and calibration images, of a batch.
+      num_images: of the test split; 0 takes all.
+      iterations: of PD-Quant.
+      images: what is said of them.
+    """
+
+    workdir: str
+    network: int
+    passes: tuple[int, ...]
+    fixed_passes: tuple[int, ...]
+    batch: int
+    num_images: int
+    iterations: int
+    images: str
+
+    @property
+    def ways(self) -> list[Way]:
+        """All ways, the short ones first."""
+        return [
+            Way('predicted', (f'{self._score} --bits={",".join(BITS)} --json=DIR/all.json',)),
+            self._quantized('predicted, ranges of the least error', '--method=mse', BITS),
+            self._quantized(
+                'predicted, PD-Quant',
+                f'--method=pd_quant --images=256 --iterations={self.iterations}',
+                BITS[:1],
+            ),
+            *(self._trained(init, passes) for passes in self.passes for init in ('predicted', 'he')),
+            *(self._fixed('predicted', passes) for passes in self.fixed_passes),
+        ]
+
+    @property
+    def _score(self) -> str:
+        how = '--bn=corrected --ranges=calibrated --calibration_batches=4'
+        return (
+            f'ghn_jax.evaluate --workdir={self.workdir} --archs=ARCH --batch_size={self.batch} '
+            f'--num_images={self.num_images} {how}'
+        )
+
+    def _quantized(self, name: str, how: str, each: Sequence[str]) -> Way:
+        """Return a way that predicts weights and quantizes them, for each bit-width in turn."""
+        begin = f'ghn_jax.quantize --workdir={self.workdir} --arch=ARCH {how}'
+        return Way(name, tuple(f'{begin} --bits={b} --out=DIR/{b} --json=DIR/{b}.json' for b in each))
+
+    def _training(self, init: str, passes: int) -> str:
+        return (
+            f'ghn_jax.finetune --workdir={self.workdir} --arch=ARCH --init={init} --bits={",".join(BITS)} '
+            f'--epochs={passes} --eval_batch_size={self.batch} --num_images={self.num_images}'
+        )
+
+    def _trained(self, init: str, passes: int) -> Way:
+        """Return a way that trains through rounding, with statistics of each batch, which are then fixed."""
+        begin = 'predicted, fine-tuned' if init == 'predicted' else f'random ({init}), trained'
+        score = (
+            f'{self._score} --bits={b} --params=DIR/net.{b}.{init}.seed0.safetensors --json=DIR/{b}.json'
+            for b in BITS
+        )
+        return Way(f'{begin}: {_count(passes)}', (f'{self._training(init, passes)} --out=DIR', *score))
+
+    def _fixed(self, init: str, passes: int) -> Way:
+        """Return a way that trains through rounding with statistics that are fixed before."""
+        how = '--bn=fixed --learning_rate=3e-5 --out=DIR/nets --json=DIR/all.json'
+        name = f'{init}, statistics fixed, fine-tuned: {_count(passes)}'
+        return Way(name, (f'{self._training(init, passes)} {how}',))
 
 
-def trained(init: str, passes: int) -> Way:
-    """Return a way that trains through rounding, with statistics of each batch, which are then fixed."""
-    begin = 'predicted, fine-tuned' if init == 'predicted' else f'random ({init}), trained'
-    train = f'ghn_jax.finetune --workdir={WORKDIR} --arch=ARCH --init={init} --bits={",".join(BITS)}'
-    score = (
-        f'{SCORE} --bits={b} --params=DIR/net.{b}.{init}.seed0.safetensors --json=DIR/{b}.json' for b in BITS
-    )
-    how = f'--epochs={passes} --eval_batch_size={BATCH} --out=DIR'
-    return Way(f'{begin}: {passes} passes', (f'{train} {how}', *score))
+def _count(passes: int) -> str:
+    return f'{passes} pass{"es" if passes > 1 else ""}'
 
 
-def folded(init: str, passes: int) -> Way:
-    """Return a way that trains through rounding with statistics that are fixed, and folded, before."""
-    train = f'ghn_jax.finetune --workdir={WORKDIR} --arch=ARCH --init={init} --bits={",".join(BITS)}'
-    train += f' --bn=fixed --learning_rate=3e-4 --epochs={passes} --eval_batch_size={BATCH}'
-    how = '--out=DIR/nets --json=DIR/all.json'
-    return Way(f'{init}, folded, fine-tuned: {passes} passes', (f'{train} {how}',))
+CASES = {
+    'digits': Case(
+        workdir='zoo:digits-bits', network=12, passes=(10, 50), fixed_passes=(10,), batch=60, num_images=300,
+        iterations=200, images='digits, 16 pixels: 1,197 for training, 300 for testing in batches of 60',
+    ),
+    'cifar10': Case(
+        workdir='zoo:cifar10-narrow-bits', network=17, passes=(1, 6), fixed_passes=(), batch=100,
+        num_images=2000, iterations=100,
+        images='cifar10, 32 pixels: 45,000 for training, 2,000 for testing in batches of 100',
+    ),
+}  # fmt: skip
 
 
-WAYS = (
-    Way('predicted', (f'{SCORE} --bits={",".join(BITS)} --json=DIR/all.json',)),
-    quantized('predicted, ranges of the least error', '--method=mse'),
-    trained('predicted', 10),
-    trained('he', 10),
-    folded('predicted', 10),
-    quantized('predicted, PD-Quant', '--method=pd_quant --images=256 --iterations=200', BITS[:1]),
-)
+def write_network(case: Case, out: pathlib.Path) -> None:
+    """Write the architecture file of a case."""
+    spec = hypernetworks.load(case.workdir).space.sample('test', 0, case.network)
+    files.write(out / 'net.json', dataclasses.replace(spec, name='net').to_json().encode())
 
 
 def study(ways: Sequence[Way], out: pathlib.Path) -> Iterator[list[dict[str, Any]]]:
@@ -94,9 +149,6 @@ def study(ways: Sequence[Way], out: pathlib.Path) -> Iterator[list[dict[str, Any
       UserError: a command that fails.
     """
     arch = out / 'net.json'
-    if not arch.is_file():
-        spec = hypernetworks.load(WORKDIR).space.sample('test', 0, NETWORK)
-        files.write(arch, dataclasses.replace(spec, name='net').to_json().encode())
     found = []
     for way in ways:
         folder = out / re.sub(r'\W+', '-', way.name)
@@ -166,28 +218,38 @@ def table(found: Sequence[Mapping[str, Any]], about: Mapping[str, Any]) -> dict[
     return {'title': title, 'about': dict(about), 'columns': columns, 'rows': rows, 'notes': notes}
 
 
-def about() -> dict[str, Any]:
-    """Return how the figures are taken."""
+def about(name: str) -> dict[str, Any]:
+    """Return how the figures of a case are taken."""
+    case = CASES[name]
+    count = 4 * case.batch
     said = {
-        'hypernetwork': WORKDIR,
-        'network': f'place {NETWORK} of the test split',
-        'images': f'digits, 16 pixels: 1,197 for training, 300 for testing in batches of {BATCH}',
-        'statistics and ranges': 'fixed by 240 training images, and taken again with rounded weights and '
-        'activations; with PD-Quant by 256, with ranges of the least error by 1,024, in float',
-        'PD-Quant': '200 steps a block, W2/A2 alone',
+        'hypernetwork': case.workdir,
+        'network': f'place {case.network} of the test split',
+        'images': case.images,
+        'statistics and ranges': f'fixed by {count} training images with rounded weights and activations; '
+        'with PD-Quant by 256, with ranges of the least error by 1,024, in float, on all test images',
+        'PD-Quant': f'{case.iterations} steps a block, W2/A2 alone',
         'edges': 'first and last layer at W8/A8',
         'seed': 0,
     }
-    return provenance('python -m ghn_jax.studies.one_network', said)
+    return provenance(f'python -m ghn_jax.studies.one_network {name}', said)
 
 
-def main(workdir: str = 'runs/one_network') -> None:
-    """Run the study."""
+def result_of(name: str) -> pathlib.Path:
+    """Return the file of a case's table."""
+    return pathlib.Path('docs/results') / f'one_network{"" if name == "digits" else f"_{name}"}.json'
+
+
+def main(name: str = 'digits', workdir: str = 'runs/one_network') -> None:
+    """Run the study of a case."""
     try:
-        cli.check_folder(workdir, 'out')
-        pathlib.Path(workdir).mkdir(parents=True, exist_ok=True)
-        for found in study(WAYS, pathlib.Path(workdir)):
-            files.write_json(RESULT, table(found, about()))
+        if name not in CASES:
+            raise UserError(f'case {shown(name)} is not one of {", ".join(CASES)}')
+        out = pathlib.Path(str(cli.check_folder(workdir, 'out'))) / name
+        out.mkdir(parents=True, exist_ok=True)
+        write_network(CASES[name], out)
+        for found in study(CASES[name].ways, out):
+            files.write_json(result_of(name), table(found, about(name)))
     except UserError as e:
         cli.fail(e)
 

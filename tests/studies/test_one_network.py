@@ -6,7 +6,7 @@ import re
 import pytest
 
 from ghn_jax.base.errors import UserError
-from ghn_jax.studies.one_network import BITS, WAYS, WORKDIR, Way, go, scores, study, table
+from ghn_jax.studies.one_network import BITS, CASES, Way, go, scores, study, table
 
 TOP1 = {'w2a2': 50.0, 'w4a4': 60.0, 'w8a8': 70.0}
 
@@ -21,14 +21,15 @@ def test_what_each_command_writes_comes_to_the_same_scores():
     assert scores({'bits': 'w4a4 edges=w8a8', 'top1': 60.0}) == {'w4a4': 60.0}
 
 
-def test_each_way_makes_and_scores_its_networks_with_files_of_its_own():
-    for way in WAYS:
+@pytest.mark.parametrize('case', CASES.values(), ids=list(CASES))
+def test_each_way_makes_and_scores_its_networks_with_files_of_its_own(case):
+    for way in case.ways:
         results = re.findall(r'--json=(\S+)', ' '.join(way.commands))
         assert len(set(results)) == len(results) and all(file.startswith('DIR/') for file in results)
-        assert all('ARCH' in command and WORKDIR in command for command in way.commands)
+        assert all('ARCH' in command and case.workdir in command for command in way.commands)
         for bits in BITS[:1] if 'PD-Quant' in way.name else BITS:
             assert any('--json' in command and bits in command for command in way.commands)
-    assert len({way.name for way in WAYS}) == len(WAYS)
+    assert len({way.name for way in case.ways}) == len(case.ways)
 
 
 def test_a_row_has_the_least_budget_that_it_keeps_to_and_longer_ones_are_said_to_be_unneeded():

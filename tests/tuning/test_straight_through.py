@@ -15,7 +15,7 @@ from tests.tuning.nets import small_data, traced
 
 
 @pytest.mark.parametrize('granularity', ['tensor', 'channel'])
-def test_with_fixed_statistics_it_begins_as_the_network_that_takes_them_from_the_calibration_batch(
+def test_with_fixed_statistics_it_begins_as_the_network_with_those_of_the_calibration_batch(
     granularity,
 ):
     """At 2 bits statistics of the network in float are others, and so are the grids of folded weights."""
