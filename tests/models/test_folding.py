@@ -29,11 +29,9 @@ from tests.tuning.models import parameters
 class Norms(nn.Module):
     """Norms of all kinds: of a biased layer, of a sum, without scale, without shift, of features."""
 
-    epsilon: float = 1e-5
-
     @nn.compact
     def __call__(self, x, train: bool = True):
-        norm = partial(nn.BatchNorm, use_running_average=not train, epsilon=self.epsilon)
+        norm = partial(nn.BatchNorm, use_running_average=not train)
         x = nn.relu(norm()(nn.Conv(8, (3, 3))(x)))
         y = norm(use_scale=False)(nn.Conv(8, (3, 3), use_bias=False)(x))
         x = nn.relu(norm(use_bias=False, use_fast_variance=False)(x + y))
@@ -61,7 +59,6 @@ def assert_close(found, expected, atol=1e-5):
 def linen(name, dtype=jnp.float32):
     module = {
         'norms': Norms(),
-        'norms_without_epsilon': Norms(1e-14),
         'densenet': linen_models.DenseNet((1, 1)),
         'inception': linen_models.Inception(),
         **{name: make() for name, make in linen_models.MODELS.items() if name.startswith('mobilenet')},
