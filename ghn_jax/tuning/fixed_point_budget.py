@@ -2,10 +2,12 @@
 
 Every width of `layer_wise` is the least that suits the images it is chosen on, some of them by chance, so a
 budget that is spent to its end there is overdrawn on all others. Here some images choose and others check:
-where the network loses more than the budget on the latter, the search is done again with a smaller share of
-the budget, at last with none: then no image may be lost that 8 bits everywhere classify rightly.
+where the network loses more than the budget on the latter, less a standard error, the search is done again
+with a smaller share of the budget, at last with none: then no image may be lost that 8 bits everywhere
+classify rightly.
 """
 
+import math
 from collections.abc import Callable
 from typing import NamedTuple
 
@@ -74,7 +76,7 @@ def within_budget(
 
     Args:
       choose, check: one network, with the images that choose and the images that check.
-      budget: points of accuracy that may be lost, on these and on those.
+      budget: points of accuracy that may be lost, on these and, with a standard error to spare, on those.
       done: is called `count_parts` times.
       begun: the last that `keep` was given, to go on from; None: nothing.
       keep: is given how far it is after each layer.
@@ -95,10 +97,16 @@ def within_budget(
         here = (begun.layers, begun.formats) if begun and number == begun.number else None
         keep_here = lambda layers, formats, number=number: keep(Attempt(number, layers, formats))
         formats = layer_wise(choose, budget, share, done, here, keep_here)
-        if check.meets(formats, check.least_correct(budget)):
+        if check.meets(formats, check.score(check.float_formats()).correct - spared(check.images, budget)):
             _times(done, choose.layers * (len(SHARES) - number - 1))
             return formats, share
     return eight, 0.0
+
+
+def spared(images: int, budget: float) -> int:
+    """Return the most images that may be lost: with its standard error, sqrt(k), k is within the budget."""
+    allowed = images * budget / 100 + 1e-9
+    return max(k for k in range(int(allowed) + 1) if k + math.sqrt(k) <= allowed)
 
 
 def count_parts(layers: int) -> int:
