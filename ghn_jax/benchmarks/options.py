@@ -55,7 +55,7 @@ class Options:
     workdir: str = 'zoo:digits-bits'
     agreement: tuple[str, ...] = ()
     epochs: int | None = None
-    batch_norm: str = 'calibrated'
+    batch_norm: str = 'corrected'
     scheme: Mapping[str, str] = dataclasses.field(default_factory=dict)
 
 

@@ -6,9 +6,9 @@ python -m ghn_jax.export --workdir=DIR --arch=net.json --params=net.safetensors 
 python -m ghn_jax.export --workdir=DIR --quantized=DIR --format=onnx --out=net.onnx
 
 The statistics of batch norms, and the ranges of activations where --bits rounds them, are those of the first
---calibration_images training images of the run; with --bn=corrected, statistics of the rounded network, which
-networks of 2 bits need. The file takes any number of images, normalised as the run's
-(`Dataset.normalized`), and judges each by itself.
+--calibration_images training images of the run. Statistics are those of the rounded network; with
+--bn=calibrated, of the network in float, and norms are folded before weights are rounded. The file takes any
+number of images, normalised as the run's (`Dataset.normalized`), and judges each by itself.
 
 --format=stablehlo: for CPUs, GPUs and TPUs, read by `jax.export.deserialize`. Weights and activations are
 rounded in it, and held as float. --format=onnx: for onnxruntime and others. Weights, activations and biases
@@ -57,7 +57,7 @@ _IMAGES = bounds.define_integer(
     'calibration_images', CALIBRATION_IMAGES, 'Training images that statistics and ranges are taken from.'
 )
 _BN = flags.DEFINE_enum(
-    'bn', BATCH_NORMS[0], BATCH_NORMS, 'Statistics of batch norms: in float, or of the rounded network.'
+    'bn', BATCH_NORMS[0], BATCH_NORMS, 'Statistics of batch norms: of the rounded network, or in float.'
 )
 _RANGE_RULE = flags.DEFINE_enum(
     'range_rule',

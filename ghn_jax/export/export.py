@@ -35,7 +35,7 @@ from ghn_jax.runs.calibrated_file import QuantizedNetwork
 from ghn_jax.runs.hypernetwork import Hypernetwork
 
 FORMATS = ('stablehlo', 'onnx')
-BATCH_NORMS = ('calibrated', 'corrected')
+BATCH_NORMS = ('corrected', 'calibrated')
 CALIBRATION_IMAGES = 256
 _NOT_FOLDED = 'not_folded'  # in the metadata: why batch norms are not
 _BATCH = 64  # calibration images at a time, as in evaluation
@@ -50,8 +50,8 @@ class ExportSpec:
       format: one of FORMATS.
       calibration_images: how many of the first training images statistics and ranges are those of.
       range_rule: how ranges of activations are found (`cnn.deploy.calibration.RULES`).
-      batch_norm: one of BATCH_NORMS, as of `evaluation.protocol.Protocol`: statistics in float, or taken
-        again with folded and rounded weights.
+      batch_norm: one of BATCH_NORMS, as of `evaluation.protocol.Protocol`: statistics of the rounded network,
+        or in float. Where nothing is rounded the two are one.
       scheme: fields of the run's `Scheme` that are others than in training, such as granularity='channel'.
     """
 
@@ -81,10 +81,6 @@ def check_spec(spec: ExportSpec, compared: int | None = None) -> None:
         raise FieldError(
             'range_rule',
             f'={spec.range_rule} with bits={spec.policy}: nothing is rounded; give bits such as w8a8',
-        )
-    if spec.batch_norm == 'corrected' and spec.policy.is_float:
-        raise FieldError(
-            'bn', f'=corrected with bits={spec.policy}: nothing is rounded; give bits such as w2a2'
         )
     if spec.scheme and spec.policy.is_float:
         name, value = min(spec.scheme.items())
@@ -217,7 +213,7 @@ def _network(
             corrected=spec.batch_norm == 'corrected',
         )  # fmt: skip
     except DependsOnBatch as e:
-        if spec.of_integers or spec.range_rule != RANGE_RULE or spec.batch_norm == 'corrected':
+        if spec.of_integers or spec.range_rule != RANGE_RULE:
             raise
         quantizer = None if policy.is_float else model.quantizer(policy, scheme)
         frozen = freeze(lambda x: model.apply(params, x, quantizer), images)

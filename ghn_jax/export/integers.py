@@ -9,7 +9,7 @@ import numpy as np
 from jax import Array
 
 from ghn_jax.export.levels import Constant, Grid, width_of
-from ghn_jax.models.folding import Calibrated
+from ghn_jax.models.folding import Calibrated, absorb
 from ghn_jax.models.quantizer import FakeQuantizer, range_of
 from ghn_jax.quant.grid import Grid as FittedGrid
 from ghn_jax.quant.grid import make_grid
@@ -39,6 +39,9 @@ class Integers:
 def to_integers(calibrated: Calibrated, quantizer: FakeQuantizer) -> Integers:
     """Put weights, biases and the grids of activations of a calibrated model into integers.
 
+    A norm that has stayed behind a layer is taken in by the scales of the layer's rounded weights, one for
+    each output channel, and by its bias (`folding.absorb`).
+
     Args:
       calibrated: with the ranges of all activations that are rounded; its weights may be on their grids.
       quantizer: of `calibrated.quantizer`.
@@ -61,19 +64,20 @@ def to_integers(calibrated: Calibrated, quantizer: FakeQuantizer) -> Integers:
     else:
         parameters = {name: layers[name].layer.parameter for name in of_integers}
         rounded, found = _rounded(of_integers, parameters, quantizer)
+    absorbed, gains = absorb(calibrated)
     weights, biases = {}, {}
     of_2_bits = any(grid.width == 2 for grid in grids.values())
     of_2_bits |= any(_width(widths[name][0]) == 2 for name in found)
     for name, fitted in found.items():
-        scale, zero = np.asarray(fitted.scale), np.asarray(fitted.zero, np.int32)
-        grid, bias, bits = grids.get(layers[name].reader), calibrated.biases[name], widths[name][0]
-        w, unit = rounded[name], 0.0
+        grid, bias, bits = grids.get(layers[name].reader), absorbed.biases[name], widths[name][0]
+        w, own_scale, zero = _multiplied(rounded[name], fitted, bits, gains.get(name))
+        scale, unit = own_scale, 0.0
         if grid is not None and bias is not None and grid.scale:
             # With 2-bit integers in a file no layer of it is computed with integers (`runtime.options_for`).
             exact = not of_2_bits and grid.width == _width(bits) == 8
             unit = grid.scale if exact else _fine_unit(bias, grid.scale, scale)
             scale = np.maximum(scale, _least_scale(bias, unit, scale.size))
-            w = w if np.all(scale == fitted.scale) else calibrated.weights[name]
+            w = w if np.all(scale == own_scale) else absorbed.weights[name]
         weights[name] = _weight(w, scale, zero, bits, quantizer.scheme)
         if bias is not None and unit:
             biases[name] = _bias(bias, np.float32(unit) * weights[name].scale.ravel())
@@ -92,6 +96,20 @@ def _rounded(
 
     found = jax.device_get(each(dict(weights)))
     return {name: w for name, (w, _) in found.items()}, {name: grid for name, (_, grid) in found.items()}
+
+
+def _multiplied(
+    w: np.ndarray, grid: FittedGrid, bits: int, gain: np.ndarray | None
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Return a rounded weight, scale and zero of its grid, multiplied by a gain for each output channel."""
+    scale, zero = np.asarray(grid.scale), np.asarray(grid.zero, np.int32)
+    if gain is None:
+        return w, scale, zero
+    mirrored = (
+        np.asarray(grid.top, np.int32) - zero if bits >= 2 else zero
+    )  # the zero of signs is their middle
+    w = w * gain.reshape(-1, *[1] * (w.ndim - 1))
+    return w, scale * np.abs(gain), np.where(gain < 0, mirrored, zero)
 
 
 def _grid(lo: np.ndarray, hi: np.ndarray, bits: int) -> Grid:

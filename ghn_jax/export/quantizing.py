@@ -1,6 +1,5 @@
 """A calibrated model with integers for what is rounded: as a function of images, and as a file."""
 
-import dataclasses
 import json
 from collections.abc import Callable, Mapping
 from typing import Any
@@ -14,7 +13,7 @@ from ghn_jax.export.freezing import freeze
 from ghn_jax.export.integers import Integers, to_integers
 from ghn_jax.export.onnx_file import to_onnx
 from ghn_jax.export.runtime import OPTIONS, options_for
-from ghn_jax.models.folding import Calibrated
+from ghn_jax.models.folding import Calibrated, absorb, with_biases
 from ghn_jax.models.program import run
 from ghn_jax.models.quantizer import FakeQuantizer
 
@@ -51,13 +50,12 @@ def to_quantized_onnx(
 
 
 def with_integer_biases(calibrated: Calibrated, quantizer: FakeQuantizer) -> Calibrated:
-    """Return the network with the biases that its file has. Arguments as of `to_quantized_onnx`."""
+    """Return the network with the biases that its file has. Arguments as of `to_quantized_onnx`.
+
+    Where a norm has stayed behind a layer, its shift makes up for what rounding does to their sum.
+    """
     rounded = to_integers(calibrated, quantizer).biases
-    biases = {
-        name: rounded[name].real.astype(bias.dtype) if name in rounded else bias
-        for name, bias in calibrated.biases.items()
-    }
-    return dataclasses.replace(calibrated, biases=biases)
+    return with_biases(calibrated, {name: bias.real for name, bias in rounded.items()})
 
 
 def marked(calibrated: Calibrated, integers: Integers) -> Callable[[Array], Array]:
@@ -66,10 +64,11 @@ def marked(calibrated: Calibrated, integers: Integers) -> Callable[[Array], Arra
     It computes `calibrated.apply(x, quantizer)`, but for the biases, which are rounded, too. Weights,
     activations that enter layers, and biases pass through the operations of `levels`.
     """
+    absorbed, _ = absorb(calibrated)
 
     def function(x: Array) -> Array:
-        _, given = calibrated.model.prepared(calibrated.params, x)
-        folded = calibrated.program(x.shape, x.dtype)
+        _, given = absorbed.model.prepared(absorbed.params, x)
+        folded = absorbed.program(x.shape, x.dtype)
         steps, known = folded.program.steps, {}
 
         def rewrite(k: int, operands: list[Any], values: dict[int, Any]) -> list[Any]:

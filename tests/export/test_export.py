@@ -76,7 +76,7 @@ def test_grids_of_weights_are_those_that_are_asked_for_in_place_of_the_run_s():
     params, scheme = drawn(model), {'granularity': 'channel', 'weight_range': 'mse'}
     file = export_model(HYPERNETWORK, model, ExportSpec(policy, 'onnx', 12, scheme=scheme), params=params)
     chosen = dataclasses.replace(QAT, **scheme)
-    network = calibrate(model, params, [x], policy, scheme=chosen)
+    network = calibrate(model, params, [x], policy, scheme=chosen, corrected=True)
     assert file == to_quantized_onnx(network, network.quantizer(policy, chosen), metadata_of(file))
     assert scheme.items() <= metadata_of(file).items()
     assert file != export_model(HYPERNETWORK, model, ExportSpec(policy, 'onnx', 12), params=params)

@@ -17,7 +17,7 @@ from ghn_jax.export.comparison import compare
 from ghn_jax.export.integers import to_integers
 from ghn_jax.export.quantizing import marked, with_integer_biases
 from ghn_jax.export.runtime import OPTIONS, run_onnx, session_options
-from ghn_jax.models.folding import Calibrated, calibrate
+from ghn_jax.models.folding import Calibrated, absorb, calibrate
 from ghn_jax.models.tracing import trace
 from ghn_jax.quant.policy import Policy, parse_bits
 from ghn_jax.quant.scheme import QAT, Scheme
@@ -31,8 +31,8 @@ BY_CHANNEL = Scheme('qat', granularity='channel', symmetric=True)
 class Written:
     """A calibrated model: what it computes, its integers, and its file."""
 
-    def __init__(self, model, params, x, policy, scheme=QAT):
-        self.calibrated = calibrate(model, params, [x], policy, scheme=scheme)
+    def __init__(self, model, params, x, policy, scheme=QAT, corrected=False):
+        self.calibrated = calibrate(model, params, [x], policy, scheme=scheme, corrected=corrected)
         self.quantizer = self.calibrated.quantizer(policy, scheme)
         self.integers = to_integers(self.calibrated, self.quantizer)
         self.frozen = freeze(marked(self.calibrated, self.integers), x)
@@ -56,9 +56,11 @@ class Written:
 
 
 @functools.cache
-def written(bits: str, scheme: Scheme = QAT) -> Written:
+def written(bits: str, scheme: Scheme = QAT, corrected: bool = False) -> Written:
     model = trace(Net(), (1, 16, 16, 3))
-    return Written(model, drawn(model), images(64), parse_bits(bits), scheme)
+    params = drawn(model)
+    params['BatchNorm_0']['scale'] = params['BatchNorm_0']['scale'] * np.where(np.arange(8) % 3, 1, -1)
+    return Written(model, params, images(64), parse_bits(bits), scheme, corrected)
 
 
 def check(network: Written, x, agreement: float = 0.99, tolerance: float = 1e-5) -> None:
@@ -101,6 +103,33 @@ def test_with_the_biases_of_its_file_a_network_gives_the_logits_of_its_file():
     largest, found = np.abs(here).max(), run_onnx(network.file, x)
     np.testing.assert_allclose(here, found, atol=1e-5 * largest)
     assert np.abs(network.expected - found).max() > 1e-3 * largest  # float biases: other levels behind them
+
+
+@pytest.mark.parametrize(
+    'bits, scheme',
+    [
+        ('w8a8', QAT),
+        *(pytest.param(b, QAT, marks=pytest.mark.slow) for b in ('w4a8', 'w2a2', 'w1a2', 'wta2', 'w2a32')),
+        *(pytest.param(b, BY_CHANNEL, marks=pytest.mark.slow) for b in ('w8a8', 'w4a4', 'wta8')),
+    ],
+)
+def test_norms_that_have_stayed_behind_layers_are_in_the_scales_of_their_weights(bits, scheme):
+    """The file has the operations of one whose norms are folded, and levels that weights have in training."""
+    network, folded = written(bits, scheme, True), written(bits, scheme)
+    assert all(norm is not None for norm in network.calibrated.norms)
+    assert any(np.any(scale < 0) for scale, _ in network.calibrated.norms)
+    check(network, images(64), 0.98)
+    kinds = lambda of: collections.Counter(node.op_type for node in of.graph.node)
+    assert kinds(network) == kinds(folded)
+    rounded, (_, gains) = jax.jit(network.quantizer.weight, static_argnums=0), absorb(network.calibrated)
+    assert len(gains) == 2
+    for name, gain in gains.items():
+        expected = np.asarray(rounded(name, network.calibrated.weights[name])) * gain.reshape(-1, 1, 1, 1)
+        np.testing.assert_allclose(network.integers.weights[name].real, expected, rtol=1e-5, atol=1e-9)
+    as_written = with_integer_biases(network.calibrated, network.quantizer)
+    here = np.asarray(jax.jit(lambda c, x: c.apply(x, network.quantizer))(as_written, images(64)))
+    found = run_onnx(network.file, images(64))
+    assert np.mean(np.abs(here - found).max(1) < 1e-4 * np.abs(here).max()) > 0.9  # others lie on borders
 
 
 @pytest.mark.slow

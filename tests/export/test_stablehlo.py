@@ -184,7 +184,6 @@ def test_what_is_not_installed_is_named(tmp_path, monkeypatch, format, package):
         (['--arch=a', '--model=b', '--out={folder}/a.stablehlo'], ['--arch and --model are both given']),
         (['--arch=a', '--compare=9', '--out={folder}/a.stablehlo'], ['--compare=9', 'not run']),
         (['--arch=a', '--range_rule=mse', '--out={folder}/a.stablehlo'], ['=mse', 'bits such as']),
-        (['--arch=a', '--bn=corrected', '--out={folder}/a.stablehlo'], ['--bn=corrected', 'bits such as']),
         (['--arch=a', '--granularity=channel', '--out={folder}/a.stablehlo'], ['=channel', 'bits such as']),
         (['--arch=a', '--calibration_images=1', '--out={folder}/a.stablehlo'], ['calibration_images']),
     ],
