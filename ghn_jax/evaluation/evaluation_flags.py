@@ -186,8 +186,8 @@ def define_protocol_flags(sqnr: bool) -> Callable[[], tuple[Protocol, int]]:
     """
     bn = flags.DEFINE_enum(
         'bn', 'batch', BATCH_NORMS,
-        'BatchNorm statistics: of each batch; of training images, folded into the weights before these are '
-        'rounded; or taken again after that (corrected).',
+        'BatchNorm statistics: of each batch; of training images in the rounded network (corrected); or in '
+        'the one in float, folded into the weights before these are rounded (calibrated).',
     )  # fmt: skip
     ranges = flags.DEFINE_enum('ranges', 'batch', RANGES, 'Ranges of activations: of each batch, or fixed.')
     range_rule = flags.DEFINE_enum(
@@ -205,7 +205,7 @@ def define_protocol_flags(sqnr: bool) -> Callable[[], tuple[Protocol, int]]:
         if integer.value and 'batch' in (bn.value, ranges.value):
             raise UserError(
                 f'--integer={integer.value} is for networks that do not depend on their batch: give '
-                '--bn=calibrated (or corrected) and --ranges=calibrated, too'
+                '--bn=corrected (or calibrated) and --ranges=calibrated, too'
             )
         protocol = Protocol(
             batch_norm=bn.value,

@@ -62,7 +62,7 @@ class Protocol:
             raise FieldError(
                 'integer',
                 f'={self.integer}: a network runs in integer arithmetic only where nothing depends on its '
-                'batch: take batch_norm=calibrated (or corrected) and ranges=calibrated',
+                'batch: take batch_norm=corrected (or calibrated) and ranges=calibrated',
             )
 
     @property

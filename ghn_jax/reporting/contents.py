@@ -144,7 +144,8 @@ def _noise(evaluation: Evaluation, specs: Mapping[str, NetworkSpec]) -> Section:
 
 def _histograms(evaluation: Evaluation, spec: NetworkSpec, layers: Sequence[Layer]) -> Section:
     at, names = tables.bits_label(evaluation.closeup), ', '.join(layer.name for layer in layers)
-    folded = '' if evaluation.protocol.batch_norm == 'batch' else ' with the normalisations folded into them'
+    is_folded = evaluation.protocol.batch_norm == 'calibrated'
+    folded = ' with the normalisations folded into them' if is_folded else ''
     weights = Figure(
         name='weights',
         png=charts.weight_histograms(layers),

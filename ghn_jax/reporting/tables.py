@@ -73,7 +73,7 @@ def _how(protocol: Mapping[str, Any]) -> str:
     norm_text = {
         'batch': f'BatchNorm of each batch of {batch}',
         'calibrated': f'BatchNorm of {images}, folded',
-        'corrected': f'BatchNorm of {images}, folded and corrected after rounding',
+        'corrected': f'BatchNorm of {images} in the rounded network',
     }[norms]
     of_images = images if norms == 'batch' else 'these'
     rule = str(protocol['range_rule']).replace('_', ' ')

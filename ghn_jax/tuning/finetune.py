@@ -57,7 +57,7 @@ class FinetuneSpec:
       seeds: of random parameters, and of the order of the images.
       batch_norm: statistics are those of each batch ('batch'); and scores by calibrated statistics and ranges
         stand beside ('calibrated'); or statistics are calibrated before training, with rounded weights and
-        activations, and the folded network is trained and scored with these ('fixed').
+        activations, and the network is trained and scored with these ('fixed').
       eval_batch_size: test images of a batch, whose statistics batch norms use.
       num_images: test images; 0: all.
       calibration_batches: of training images, the first ones, of eval_batch_size.

@@ -14,7 +14,7 @@ from ghn_jax.datasets.augment import normalize
 from ghn_jax.evaluation.device import judge
 from ghn_jax.evaluation.selection import ImageBatches
 from ghn_jax.models.activation_ranges import find_ranges
-from ghn_jax.models.folding import Calibrated, fold
+from ghn_jax.models.folding import Calibrated, correct
 from ghn_jax.models.model import Model
 from ghn_jax.models.quantizer import FakeQuantizer
 from ghn_jax.tuning.training import Apply
@@ -68,7 +68,7 @@ class Scorer:
 
 
 class CalibratedScorer:
-    """Scores a network as a device runs it: statistics and ranges are fixed, by calibration images.
+    """Scores a network as a device runs it: with the statistics and ranges of the rounded network, fixed.
 
     What it compiles serves all parameters and all bits.
     """
@@ -96,13 +96,13 @@ class CalibratedScorer:
           params: of the model, or a `Calibrated` one, whose statistics stay.
           quantizers: what the network is rounded by, by the name of its score.
         """
-        folded = params
-        if not isinstance(params, Calibrated):
-            folded = fold(self._model, params, self._calibration)
         scores = {}
         for name, quantizer in quantizers.items():
-            ranges = find_ranges(self._model, Calibrated.apply, folded, self._calibration, quantizer)
-            scores[name] = self._accuracy((folded, quantizer.with_ranges(ranges)))
+            network = params
+            if not isinstance(params, Calibrated):
+                network = correct(self._model, params, self._calibration, quantizer)
+            ranges = find_ranges(self._model, Calibrated.apply, network, self._calibration, quantizer)
+            scores[name] = self._accuracy((network, quantizer.with_ranges(ranges)))
         return scores
 
 

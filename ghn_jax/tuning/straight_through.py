@@ -1,7 +1,7 @@
 """Training through rounding: weights are rounded wherever they are used, and gradients pass straight through.
 
 The plain method (arXiv 1308.3432). What is kept are the weights as they are before rounding or, with fixed
-statistics, a folded network with the ranges of its activations.
+statistics, a calibrated network with the ranges of its activations.
 """
 
 import dataclasses
