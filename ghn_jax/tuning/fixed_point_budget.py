@@ -2,9 +2,12 @@
 
 Every width of `layer_wise` is the least that suits the images it is chosen on, some of them by chance, so a
 budget that is spent to its end there is overdrawn on all others. Here some images choose and others check:
-where the network loses more than the budget on the latter, less a standard error, the search is done again
-with a smaller share of the budget, at last with none: then no image may be lost that 8 bits everywhere
-classify rightly.
+where the network may lose more than the budget by the latter, the search is done again with a smaller share
+of the budget, at last with none: then no image may be lost that 8 bits everywhere classify rightly.
+
+What may be lost is the upper end of a one-sided interval of 95 % for the difference of two networks on the
+same images: with b images that only the first one classifies rightly and c that only the second one does, of
+n, (b - c) / n + 1.64 sqrt(b + c) / n.
 """
 
 import math
@@ -20,6 +23,8 @@ from ghn_jax.tuning.fixed_point_search import Search, layer_wise, widest
 
 SHARES = (1.0, 0.5, 0.25, 0.0)
 """Of the budget, in the order in which they are tried."""
+
+_ONE_SIDED = 1.64  # standard errors
 
 Labelled = tuple[Array | np.ndarray, np.ndarray]
 """Images [N, ...] and labels [N]."""
@@ -76,7 +81,7 @@ def within_budget(
 
     Args:
       choose, check: one network, with the images that choose and the images that check.
-      budget: points of accuracy that may be lost, on these and, with a standard error to spare, on those.
+      budget: points of accuracy that may be lost, on these and by those.
       done: is called `count_parts` times.
       begun: the last that `keep` was given, to go on from; None: nothing.
       keep: is given how far it is after each layer.
@@ -97,16 +102,17 @@ def within_budget(
         here = (begun.layers, begun.formats) if begun and number == begun.number else None
         keep_here = lambda layers, formats, number=number: keep(Attempt(number, layers, formats))
         formats = layer_wise(choose, budget, share, done, here, keep_here)
-        if check.meets(formats, check.score(check.float_formats()).correct - spared(check.images, budget)):
+        if may_lose(check, formats) <= budget:
             _times(done, choose.layers * (len(SHARES) - number - 1))
             return formats, share
     return eight, 0.0
 
 
-def spared(images: int, budget: float) -> int:
-    """Return the most images that may be lost: with its standard error, sqrt(k), k is within the budget."""
-    allowed = images * budget / 100 + 1e-9
-    return max(k for k in range(int(allowed) + 1) if k + math.sqrt(k) <= allowed)
+def may_lose(search: Search, formats: np.ndarray) -> float:
+    """Return the points of accuracy that formats may lose against float, by the images of a search."""
+    before, after = (search.score(each).right for each in (search.float_formats(), formats))
+    lost, won = int(np.sum(before & ~after)), int(np.sum(~before & after))
+    return 100 * (lost - won + _ONE_SIDED * math.sqrt(lost + won)) / search.images
 
 
 def count_parts(layers: int) -> int:
