@@ -9,7 +9,8 @@ import numpy as np
 from jax import Array
 
 from ghn_jax.export.levels import Constant, Grid, width_of
-from ghn_jax.models.folding import Calibrated, absorb
+from ghn_jax.models.folding import Calibrated
+from ghn_jax.models.kept_norms import absorb
 from ghn_jax.models.quantizer import FakeQuantizer, range_of
 from ghn_jax.quant.grid import Grid as FittedGrid
 from ghn_jax.quant.grid import make_grid
@@ -40,7 +41,7 @@ def to_integers(calibrated: Calibrated, quantizer: FakeQuantizer) -> Integers:
     """Put weights, biases and the grids of activations of a calibrated model into integers.
 
     A norm that has stayed behind a layer is taken in by the scales of the layer's rounded weights, one for
-    each output channel, and by its bias (`folding.absorb`).
+    each output channel, and by its bias (`kept_norms.absorb`).
 
     Args:
       calibrated: with the ranges of all activations that are rounded; its weights may be on their grids.

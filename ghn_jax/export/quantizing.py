@@ -13,7 +13,8 @@ from ghn_jax.export.freezing import freeze
 from ghn_jax.export.integers import Integers, to_integers
 from ghn_jax.export.onnx_file import to_onnx
 from ghn_jax.export.runtime import OPTIONS, options_for
-from ghn_jax.models.folding import Calibrated, absorb, with_biases
+from ghn_jax.models.folding import Calibrated
+from ghn_jax.models.kept_norms import absorb, with_biases
 from ghn_jax.models.program import run
 from ghn_jax.models.quantizer import FakeQuantizer
 

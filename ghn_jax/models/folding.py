@@ -1,9 +1,12 @@
-"""A model that no longer depends on its batch: calibration images give folded weights and ranges.
+"""A model that no longer depends on its batch: calibration images give statistics, and ranges.
 
 The statistics of its batch norms are fixed, and a norm that directly follows convolutions or linear layers is
 folded into them: with g = scale / sqrt(variance + eps), weights are multiplied by g for each output channel,
 and the bias becomes g bias + shift - g mean (arXiv 1712.05877, eq. 14). Other batch norms stay, as a scale
 and a shift for each channel; norms of single images stay as they are.
+
+With few bits folded weights are on other levels than in training, and rounding moves what norms have seen.
+`correct` therefore leaves weights as they are, and norms beside them, by the statistics of the rounded model.
 
 A norm's g and shift are found without knowing how the norm is written: see `norm_statistics`.
 """
@@ -184,83 +187,6 @@ def correct(model: Model, params: Any, batches: Sequence[Array], quantizer: Fake
     calibrated = dataclasses.replace(own, norms=norms)
     _check_independent(found.traced, calibrated)
     return calibrated
-
-
-def balance(calibrated: Calibrated) -> Calibrated:
-    """Move powers of two from scales of norms into the layers before them, to be trained.
-
-    A scale is as large as what it reads is small, and steps of one size are too long for weights that are
-    multiplied by a thousand. Rounding commutes with powers of two: the logits stay the same, to the bit.
-
-    calibrated: of `correct`.
-    """
-    weights, biases, norms = dict(calibrated.weights), dict(calibrated.biases), list(calibrated.norms)
-    for behind in _behind_layers(calibrated):
-        scale, shift = behind.affine
-        size = np.sqrt(np.mean(np.square(scale)))
-        factor = np.exp2(np.round(np.log2(size))).astype(scale.dtype) if size > 0 else scale.dtype.type(1)
-        norms[behind.norm] = scale / factor, shift
-        for name, _, _ in behind.layers:
-            weights[name] = weights[name] * factor
-            biases[name] = None if biases[name] is None else biases[name] * factor
-    return dataclasses.replace(calibrated, weights=weights, biases=biases, norms=tuple(norms))
-
-
-class _Behind(NamedTuple):
-    """A norm that has stayed behind layers and could be folded into them.
-
-    Attributes:
-      norm: its number.
-      affine: its scale and shift.
-      layers: (name, scale [out], shift [out]) of each.
-    """
-
-    norm: int
-    affine: tuple[Any, Any]
-    layers: list[tuple[str, np.ndarray, np.ndarray]]
-
-
-def _behind_layers(calibrated: Calibrated) -> list[_Behind]:
-    traced = calibrated.model.traced((2, *calibrated.model.input_shape[1:]), jnp.dtype(jnp.float32))
-    found = []
-    for i, (layers, norm) in enumerate(zip(traced.structure.folds, calibrated.norms, strict=True)):
-        if layers is not None and isinstance(norm, tuple):
-            names = [traced.recorder.sites[k].layer.name for k in layers]
-            ends = np.cumsum([len(calibrated.weights[name]) for name in names])[:-1]
-            parts = (np.split(np.ravel(part), ends) for part in norm)
-            found.append(_Behind(i, norm, list(zip(names, *parts))))
-    return found
-
-
-def absorb(calibrated: Calibrated) -> tuple[Calibrated, dict[str, np.ndarray]]:
-    """Fold the norms of `correct` into the layers before them, whose weights are then on other grids.
-
-    Returns:
-      The network with other weights and biases, and what each channel of a weight is multiplied by, by the
-      layer's name, [out].
-    """
-    weights, biases, norms, gains = dict(calibrated.weights), dict(calibrated.biases), [*calibrated.norms], {}
-    for behind in _behind_layers(calibrated):
-        norms[behind.norm] = None
-        for name, scale, shift in behind.layers:
-            gains[name], bias = scale, biases[name]
-            weights[name] = weights[name] * scale.reshape(-1, *[1] * (np.ndim(weights[name]) - 1))
-            biases[name] = shift if bias is None else scale * bias + shift
-    return dataclasses.replace(calibrated, weights=weights, biases=biases, norms=tuple(norms)), gains
-
-
-def with_biases(calibrated: Calibrated, wanted: Mapping[str, np.ndarray]) -> Calibrated:
-    """Return the network with other biases, by the layer's name, [out], of the layers that `absorb` makes."""
-    biases, norms, left = dict(calibrated.biases), [*calibrated.norms], dict(wanted)
-    for behind in _behind_layers(calibrated):
-        shifts = []
-        for name, scale, shift in behind.layers:
-            own = 0 if biases[name] is None else scale * biases[name]
-            shifts.append(left.pop(name) - own if name in left else shift)
-        scale, shift = behind.affine
-        norms[behind.norm] = scale, np.concatenate(shifts).reshape(np.shape(shift)).astype(shift.dtype)
-    biases |= {name: bias.astype(biases[name].dtype) for name, bias in left.items()}
-    return dataclasses.replace(calibrated, biases=biases, norms=tuple(norms))
 
 
 def _observe(traced: Traced, own: Calibrated, x: Array, quantizer: FakeQuantizer) -> list[Moments]:

@@ -13,7 +13,8 @@ from jax import Array
 
 from ghn_jax.base.paths import Place
 from ghn_jax.models.activation_ranges import find_ranges
-from ghn_jax.models.folding import Calibrated, balance, correct
+from ghn_jax.models.folding import Calibrated, correct
+from ghn_jax.models.kept_norms import balance
 from ghn_jax.models.quantizer import FakeQuantizer
 from ghn_jax.quant.policy import Policy
 from ghn_jax.runs.calibrated_file import QuantizedNetwork, save

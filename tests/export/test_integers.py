@@ -17,7 +17,8 @@ from ghn_jax.export.comparison import compare
 from ghn_jax.export.integers import to_integers
 from ghn_jax.export.quantizing import marked, with_integer_biases
 from ghn_jax.export.runtime import OPTIONS, run_onnx, session_options
-from ghn_jax.models.folding import Calibrated, absorb, calibrate
+from ghn_jax.models.folding import Calibrated, calibrate
+from ghn_jax.models.kept_norms import absorb
 from ghn_jax.models.tracing import trace
 from ghn_jax.quant.policy import Policy, parse_bits
 from ghn_jax.quant.scheme import QAT, Scheme

@@ -10,7 +10,8 @@ from flax import linen as nn
 
 import ghn_jax
 from ghn_jax.cnn.reference import apply_reference, observe_reference
-from ghn_jax.models.folding import balance, calibrate, correct
+from ghn_jax.models.folding import calibrate, correct
+from ghn_jax.models.kept_norms import balance
 from ghn_jax.models.norm_statistics import measure
 from ghn_jax.models.tracing import trace
 from ghn_jax.quant.policy import FLOAT_BITS, Policy, parse_bits
