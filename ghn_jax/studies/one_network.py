@@ -12,6 +12,7 @@ network is scored as it would run on a device, with statistics and ranges that t
 What is done stands in the folder, and the study goes on with the next way where it was stopped.
 """
 
+import argparse
 import dataclasses
 import pathlib
 import re
@@ -23,9 +24,9 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from ghn_jax.base import cli, files, jsonfile
-from ghn_jax.base.errors import UserError, shown
+from ghn_jax.base.errors import UserError
 from ghn_jax.runs import hypernetwork as hypernetworks
-from ghn_jax.studies.study_arguments import provenance
+from ghn_jax.studies.study_arguments import Parser, provenance
 
 BITS = ('w2a2', 'w4a4', 'w8a8')
 BUDGETS = (5, 30, 120)  # minutes
@@ -240,19 +241,27 @@ def result_of(name: str) -> pathlib.Path:
     return pathlib.Path('docs/results') / f'one_network{"" if name == "digits" else f"_{name}"}.json'
 
 
-def main(name: str = 'digits', workdir: str = 'runs/one_network') -> None:
+def parser() -> argparse.ArgumentParser:
+    """Return what reads the command line."""
+    made = Parser(prog='python -m ghn_jax.studies.one_network', description=__doc__)
+    made.add_argument('case', nargs='?', default='digits', choices=list(CASES))
+    made.add_argument('workdir', metavar='WORKDIR', nargs='?', default='runs/one_network')
+    return made
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
     """Run the study of a case."""
+    given = parser().parse_args(arguments)
+    name, case = given.case, CASES[given.case]
     try:
-        if name not in CASES:
-            raise UserError(f'case {shown(name)} is not one of {", ".join(CASES)}')
-        out = pathlib.Path(str(cli.check_folder(workdir, 'out'))) / name
+        out = pathlib.Path(str(cli.check_folder(given.workdir, 'out'))) / name
         out.mkdir(parents=True, exist_ok=True)
-        write_network(CASES[name], out)
-        for found in study(CASES[name].ways, out):
+        write_network(case, out)
+        for found in study(case.ways, out):
             files.write_json(result_of(name), table(found, about(name)))
     except UserError as e:
         cli.fail(e)
 
 
 if __name__ == '__main__':
-    main(*sys.argv[1:])
+    main()
