@@ -92,7 +92,7 @@ def test_bad_values_are_refused_before_any_work(run, dataset, changes, message):
         (['--range_rule=mse'], ['--range_rule=mse is for --ranges=calibrated']),
         (['--calibration_batches=2'], ['--calibration_batches=2: nothing is calibrated', '--sqnr']),
         (['--integer=8', '--bn=calibrated'], ['--integer=8', '--ranges=calibrated']),
-        (['--integer=8', '--ranges=calibrated'], ['--integer=8', '--bn=calibrated']),
+        (['--integer=8', '--ranges=calibrated'], ['--integer=8', '--bn=corrected']),
         (['--ranges=fixed'], ['fixed', 'calibrated']),
         (['--bn=running'], ['running', 'batch']),
         (['--json=absent/x.json'], ['--json=absent/x.json', 'does not exist']),
