@@ -5,9 +5,9 @@ budget that is spent to its end there is overdrawn on all others. Here some imag
 where the network may lose more than the budget by the latter, the search is done again with a smaller share
 of the budget, at last with none: then no image may be lost that 8 bits everywhere classify rightly.
 
-What may be lost is the upper end of a one-sided interval of 95 % for the difference of two networks on the
-same images: with b images that only the first one classifies rightly and c that only the second one does, of
-n, (b - c) / n + 1.64 sqrt(b + c) / n.
+What may be lost is the difference of two networks on the same images and one standard error of it: with b
+images that only the first one classifies rightly and c that only the second one does, of n, (b - c) / n +
+sqrt(b + c) / n.
 """
 
 import math
@@ -23,8 +23,6 @@ from ghn_jax.tuning.fixed_point_search import Search, layer_wise, widest
 
 SHARES = (1.0, 0.5, 0.25, 0.0)
 """Of the budget, in the order in which they are tried."""
-
-_ONE_SIDED = 1.64  # standard errors
 
 Labelled = tuple[Array | np.ndarray, np.ndarray]
 """Images [N, ...] and labels [N]."""
@@ -112,7 +110,7 @@ def may_lose(search: Search, formats: np.ndarray) -> float:
     """Return the points of accuracy that formats may lose against float, by the images of a search."""
     before, after = (search.score(each).right for each in (search.float_formats(), formats))
     lost, won = int(np.sum(before & ~after)), int(np.sum(~before & after))
-    return 100 * (lost - won + _ONE_SIDED * math.sqrt(lost + won)) / search.images
+    return 100 * (lost - won + math.sqrt(lost + won)) / search.images
 
 
 def count_parts(layers: int) -> int:
