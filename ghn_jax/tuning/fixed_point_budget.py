@@ -2,15 +2,10 @@
 
 Every width of `layer_wise` is the least that suits the images it is chosen on, some of them by chance, so a
 budget that is spent to its end there is overdrawn on all others. Here some images choose and others check:
-where the network may lose more than the budget by the latter, the search is done again with a smaller share
-of the budget, at last with none: then no image may be lost that 8 bits everywhere classify rightly.
-
-What may be lost is the difference of two networks on the same images and one standard error of it: with b
-images that only the first one classifies rightly and c that only the second one does, of n, (b - c) / n +
-sqrt(b + c) / n.
+where the network loses more than the budget on the latter, the search is done again with a smaller share of
+the budget, at last with none: then no image may be lost that 8 bits everywhere classify rightly.
 """
 
-import math
 from collections.abc import Callable
 from typing import NamedTuple
 
@@ -79,7 +74,7 @@ def within_budget(
 
     Args:
       choose, check: one network, with the images that choose and the images that check.
-      budget: points of accuracy that may be lost, on these and by those.
+      budget: points of accuracy that may be lost, on these and on those.
       done: is called `count_parts` times.
       begun: the last that `keep` was given, to go on from; None: nothing.
       keep: is given how far it is after each layer.
@@ -100,17 +95,10 @@ def within_budget(
         here = (begun.layers, begun.formats) if begun and number == begun.number else None
         keep_here = lambda layers, formats, number=number: keep(Attempt(number, layers, formats))
         formats = layer_wise(choose, budget, share, done, here, keep_here)
-        if may_lose(check, formats) <= budget:
+        if check.meets(formats, check.least_correct(budget)):
             _times(done, choose.layers * (len(SHARES) - number - 1))
             return formats, share
     return eight, 0.0
-
-
-def may_lose(search: Search, formats: np.ndarray) -> float:
-    """Return the points of accuracy that formats may lose against float, by the images of a search."""
-    before, after = (search.score(each).right for each in (search.float_formats(), formats))
-    lost, won = int(np.sum(before & ~after)), int(np.sum(~before & after))
-    return 100 * (lost - won + math.sqrt(lost + won)) / search.images
 
 
 def count_parts(layers: int) -> int:

@@ -27,7 +27,6 @@ import optax
 from jax import Array
 
 from ghn_jax.base.errors import FieldError
-from ghn_jax.evaluation.device import judge
 from ghn_jax.models.folding import Calibrated
 from ghn_jax.quant.policy import FLOAT_BITS
 from ghn_jax.tuning.fixed_point import (
@@ -43,6 +42,7 @@ from ghn_jax.tuning.fixed_point import (
     with_rounded,
 )
 from ghn_jax.tuning.ranges import sample
+from ghn_jax.tuning.scoring import count_correct
 
 BUDGET = 1.0  # points of accuracy
 _BATCH = 64  # images that pass through the network together
@@ -53,17 +53,12 @@ class Score(NamedTuple):
     """How well formats do on some images.
 
     Attributes:
-      right: which images are classified rightly, bool [N].
+      correct: images that are classified rightly.
       loss: cross-entropy in nats, summed over the images.
     """
 
-    right: np.ndarray
+    correct: int
     loss: float
-
-    @property
-    def correct(self) -> int:
-        """How many images are classified rightly."""
-        return int(np.sum(self.right))
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -133,14 +128,13 @@ class Search:
         """Return whether `least` images are classified rightly; no more are run than it takes to say no."""
         key = formats.tobytes()
         if key not in self.scores:
-            parts, total, left = [], 0.0, self.images
+            score, left = Score(0, 0.0), self.images
             for x, y in self.batches:
-                right, loss, _ = self._run(formats, x, y)
-                parts.append(np.asarray(right))
-                total, left = total + float(loss), left - int(np.sum(~parts[-1]))
-                if left < least:
+                correct, loss, _ = self._run(formats, x, y)
+                score, left = Score(score.correct + int(correct), score.loss + float(loss)), left - len(y)
+                if score.correct + left < least:
                     return False
-            self.scores[key] = Score(np.concatenate(parts), total)
+            self.scores[key] = score
         return self.scores[key].correct >= least
 
     def values(self, formats: np.ndarray, tensor: Tensor) -> np.ndarray:
@@ -296,12 +290,11 @@ def _with_format(search: Search, formats: np.ndarray, i: int, bits: int, point: 
 def _run(
     calibrated: Calibrated, formats: Array, x: Array, y: Array, *, tensors: tuple[Tensor, ...]
 ) -> tuple[Array, Array, dict[str, Array]]:
-    """Find which images are classified rightly, sum the cross-entropy, and sample the activations."""
+    """Count the images that are classified rightly, sum the cross-entropy, and sample the activations."""
     notes = _Notes(FixedPoint(activation_formats(tensors, formats)), {})
     logits = with_rounded(calibrated, tensors, formats).apply(x, notes).astype(jnp.float32)
     loss = jnp.sum(optax.softmax_cross_entropy_with_integer_labels(logits, y))
-    rank, _ = judge(logits, y)
-    return rank == 0, loss, {name: jnp.concatenate(each) for name, each in notes.seen.items()}
+    return count_correct(logits, y), loss, {name: jnp.concatenate(each) for name, each in notes.seen.items()}
 
 
 @dataclasses.dataclass(frozen=True)

@@ -1,18 +1,17 @@
 """The budget is kept on images that had no part in the choice of formats."""
 
 import dataclasses
-import types
 
 import numpy as np
 import pytest
 
 from ghn_jax.base.errors import UserError
 from ghn_jax.tuning.fixed_point import MOST_BITS, to_network
-from ghn_jax.tuning.fixed_point_budget import SHARES, count_parts, labelled, may_lose, within_budget
-from ghn_jax.tuning.fixed_point_search import Score, Search, layer_wise, uniform
+from ghn_jax.tuning.fixed_point_budget import SHARES, count_parts, labelled, within_budget
+from ghn_jax.tuning.fixed_point_search import Search, layer_wise, uniform
 from tests.tuning.models import Plain, calibrated, images
 
-BUDGET = 25
+BUDGET = 12.5
 
 
 @pytest.fixture(scope='module')
@@ -39,13 +38,12 @@ def lost(search: Search, formats: np.ndarray) -> float:
 
 
 def is_kept(search: Search, formats: np.ndarray) -> bool:
-    """Whether the budget has room for what is lost and its error; in float nothing is lost."""
-    count = search.images - search.score(formats).correct
-    return count + np.sqrt(count) <= BUDGET * search.images / 100
+    """Whether the budget has room for what is lost; in float nothing is lost."""
+    return lost(search, formats) <= BUDGET
 
 
 def test_the_largest_share_that_keeps_the_budget_where_it_is_checked_is_spent(network, check):
-    choose = searched(network, images(64, seed=3))
+    choose = searched(network, images(64, seed=5))
     parts, kept = [], []
     found, share = within_budget(choose, check, BUDGET, lambda: parts.append(1), None, kept.append)
     assert lost(choose, found) <= BUDGET and is_kept(check, found)
@@ -82,20 +80,6 @@ def test_a_budget_that_8_bits_do_not_meet_where_it_is_checked_is_told(network):
     assert 0 < wrong < BUDGET and only_wrong.images < 64
     with pytest.raises(UserError, match=rf'loses 100\.00 points on {only_wrong.images} calibration images'):
         within_budget(choose, only_wrong, BUDGET)
-
-
-def test_what_may_be_lost_has_the_standard_error_of_pairs_of_images():
-    before, after = (
-        np.array([1] * 60 + [0] * 40, bool),
-        np.array([1] * 51 + [0] * 9 + [1] * 7 + [0] * 33, bool),
-    )
-    search = types.SimpleNamespace(
-        images=100,
-        float_formats=lambda: 'float',
-        score=lambda formats: Score(before if formats == 'float' else after, 0.0),
-    )
-    assert may_lose(search, 'rounded') == pytest.approx(2 + 4)  # 9 are lost and 7 are won
-    assert may_lose(search, 'float') == 0
 
 
 def test_images_that_check_are_validation_images_and_no_image_does_both():
