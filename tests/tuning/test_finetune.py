@@ -54,7 +54,7 @@ def test_evaluate_finds_the_scores_of_the_table_and_export_writes_the_parameters
     params = f'--params={out / run["file"]}'
     for kind, flags in (
         ('batch', ()),
-        ('calibrated', ('--bn=calibrated', '--ranges=calibrated', '--calibration_batches=4')),
+        ('calibrated', ('--bn=corrected', '--ranges=calibrated', '--calibration_batches=4')),
     ):
         how = '--bits=w32a32,w4a4', params, *flags, f'--json={tmp_path}/b.json'
         code, said, error = command('ghn_jax.evaluate', *model, *how)

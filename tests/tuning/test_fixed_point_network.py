@@ -93,8 +93,8 @@ def test_the_command_writes_a_network_that_evaluate_scores_the_same(workdir, arc
 def test_bad_input_is_one_line(workdir, arch, tmp_path):  # noqa: F811
     good = {'workdir': workdir, 'arch': arch, 'out': tmp_path / 'q', 'method': 'fixed_point', 'images': 64}
     for changes, said in (
-        ({'budget': -1}, 'expected points of accuracy, from 0 to 100'),
-        ({'budget': 'nan'}, 'expected points of accuracy'),
+        ({'budget': -1}, '--budget=-1'),
+        ({'budget': 'nan'}, 'budget'),
         ({'budget': 'much'}, 'budget'),
         ({'images': 1}, 'half of them choose formats and half check them: give 2 or more'),
         ({'bits': 'w4a4'}, '--bits is not for --method=fixed_point: leave it out'),
