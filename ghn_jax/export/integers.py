@@ -106,9 +106,8 @@ def _multiplied(
     scale, zero = np.asarray(grid.scale), np.asarray(grid.zero, np.int32)
     if gain is None:
         return w, scale, zero
-    mirrored = (
-        np.asarray(grid.top, np.int32) - zero if bits >= 2 else zero
-    )  # the zero of signs is their middle
+    top = np.asarray(grid.top, np.int32)
+    mirrored = top - zero if bits >= 2 else zero  # that of signs is their middle
     w = w * gain.reshape(-1, *[1] * (w.ndim - 1))
     return w, scale * np.abs(gain), np.where(gain < 0, mirrored, zero)
 
