@@ -13,6 +13,7 @@ What is done stands in WORKDIR; a study that was stopped goes on there. Its tabl
 network.
 """
 
+import dataclasses
 import pathlib
 import sys
 import time
@@ -132,21 +133,20 @@ class _Trained:
 
     def quantized(self, find: Callable[[Search, Search], np.ndarray]) -> dict[str, Any]:
         """Find formats, and what they lose and save; nothing of it depends on the methods before."""
-        for search in (self.choose, self.check):
-            search.scores.clear()
+        choose, check = (dataclasses.replace(search, scores={}) for search in (self.choose, self.check))
         begin = time.process_time()
-        formats = find(self.choose, self.check)
+        formats = find(choose, check)
         cpu_seconds = time.process_time() - begin
-        tensors = self.choose.tensors
+        tensors = choose.tensors
         network, policy = to_network(self.calibrated, tensors, formats)
         kinds = np.array([tensor.kind for tensor in tensors])
         return {
             'float': top1(self.calibrated, *self.test),
             'top1': top1(network, *self.test, policy),
-            'lost_in_choice': lost(self.choose, formats),
-            'lost_in_check': lost(self.check, formats),
-            'images': [self.choose.images, self.check.images],
-            'saved': {what: 100 * share for what, share in saved(self.choose, formats).items()},
+            'lost_in_choice': lost(choose, formats),
+            'lost_in_check': lost(check, formats),
+            'images': [choose.images, check.images],
+            'saved': {what: 100 * share for what, share in saved(choose, formats).items()},
             'mean_bits': {
                 kind: float(formats[kinds == kind, 0].mean()) for kind in dict.fromkeys(kinds.tolist())
             },

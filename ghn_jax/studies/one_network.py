@@ -26,7 +26,7 @@ from typing import Any
 from ghn_jax.base import cli, files, jsonfile
 from ghn_jax.base.errors import UserError
 from ghn_jax.runs import hypernetwork as hypernetworks
-from ghn_jax.studies.study_arguments import Parser, provenance
+from ghn_jax.studies.study_arguments import case_parser, provenance
 
 BITS = ('w2a2', 'w4a4', 'w8a8')
 BUDGETS = (5, 30, 120)  # minutes
@@ -243,10 +243,7 @@ def result_of(name: str) -> pathlib.Path:
 
 def parser() -> argparse.ArgumentParser:
     """Return what reads the command line."""
-    made = Parser(prog='python -m ghn_jax.studies.one_network', description=__doc__)
-    made.add_argument('case', nargs='?', default='digits', choices=list(CASES))
-    made.add_argument('workdir', metavar='WORKDIR', nargs='?', default='runs/one_network')
-    return made
+    return case_parser('ghn_jax.studies.one_network', __doc__, list(CASES))
 
 
 def main(arguments: Sequence[str] | None = None) -> None:

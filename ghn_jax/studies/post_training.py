@@ -38,7 +38,7 @@ from ghn_jax.networks.spec import NetworkSpec
 from ghn_jax.quant.policy import parse_bits
 from ghn_jax.runs import hypernetwork as hypernetworks
 from ghn_jax.runs.hypernetwork import Hypernetwork
-from ghn_jax.studies.study_arguments import Parser, provenance
+from ghn_jax.studies.study_arguments import case_parser, provenance
 from ghn_jax.tuning.comparison import mean_of
 from ghn_jax.tuning.correction import norm_statistics
 from ghn_jax.tuning.pd_quant import pd_quant
@@ -210,10 +210,7 @@ def about(dataset: Dataset, plan: Plan) -> dict[str, Any]:
 
 def parser() -> argparse.ArgumentParser:
     """Return what reads the command line."""
-    made = Parser(prog='python -m ghn_jax.studies.post_training', description=__doc__)
-    made.add_argument('dataset', nargs='?', default='digits', choices=list(PLANS))
-    made.add_argument('workdir', metavar='WORKDIR', nargs='?', default='runs/post_training')
-    return made
+    return case_parser('ghn_jax.studies.post_training', __doc__, list(PLANS))
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -221,7 +218,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     given = parser().parse_args(arguments)
     start()
     pathlib.Path(given.workdir).mkdir(parents=True, exist_ok=True)
-    name, plan = given.dataset, PLANS[given.dataset]
+    name, plan = given.case, PLANS[given.case]
     dataset = load(name, image_size=SIZE)
     result = RESULT / ('pd_quant.json' if name == 'digits' else f'pd_quant_{name}.json')
     for found in study(dataset, plan, pathlib.Path(given.workdir)):

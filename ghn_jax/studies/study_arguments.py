@@ -25,6 +25,14 @@ class Parser(argparse.ArgumentParser):
         cli.fail(message)
 
 
+def case_parser(module: str, description: str | None, cases: Sequence[str]) -> argparse.ArgumentParser:
+    """Return what reads the command line of a study of one of some cases: its name, and a folder."""
+    made = Parser(prog=f'python -m {module}', description=description)
+    made.add_argument('case', nargs='?', default=cases[0], choices=list(cases))
+    made.add_argument('workdir', metavar='WORKDIR', nargs='?', default=f'runs/{module.split(".")[-1]}')
+    return made
+
+
 def make_parser(
     module: str, description: str | None, *, epochs: int, batch_size: int, seeds: str
 ) -> argparse.ArgumentParser:

@@ -14,7 +14,7 @@ from jax import Array
 
 from ghn_jax.base.errors import FieldError
 from ghn_jax.datasets.load import Dataset
-from ghn_jax.tuning.fixed_point_search import Search, layer_wise, widest
+from ghn_jax.tuning.fixed_point_search import Search, check_eight_bits, layer_wise
 
 SHARES = (1.0, 0.5, 0.25, 0.0)
 """Of the budget, in the order in which they are tried."""
@@ -86,8 +86,9 @@ def within_budget(
     Raises:
       FieldError: 8 bits everywhere are not within the budget, on these or on those.
     """
-    eight = widest(choose, budget)
-    widest(check, budget, eight)
+    eight = choose.eight_bits
+    for search in (choose, check):
+        check_eight_bits(search, budget, eight)
     for number, share in enumerate(SHARES):
         if begun and number < begun.number:
             _times(done, choose.layers)

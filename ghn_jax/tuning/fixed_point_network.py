@@ -18,7 +18,7 @@ from ghn_jax.quant.scheme import Scheme
 from ghn_jax.runs.calibrated_file import QuantizedNetwork, save
 from ghn_jax.tuning.fixed_point import MOST_BITS, NAME, by_name, costs_of, to_network
 from ghn_jax.tuning.fixed_point_budget import Attempt, Labelled, check_budget, within_budget
-from ghn_jax.tuning.fixed_point_search import BUDGET, Search, uniform
+from ghn_jax.tuning.fixed_point_search import BUDGET, Search
 from ghn_jax.tuning.quantize import top1
 
 SCHEME = Scheme('qat')
@@ -104,9 +104,7 @@ def _keep(state: Place, key: str, attempt: Attempt) -> None:
 
 def saved(search: Search, formats: np.ndarray) -> dict[str, float]:
     """Return what formats save against 8 bits everywhere, as shares from 0 to 1, by the names of `Costs`."""
-    cost, widest = (
-        costs_of(search.calibrated, search.tensors, f) for f in (formats, uniform(search, MOST_BITS))
-    )
+    cost, widest = (costs_of(search.calibrated, search.tensors, f) for f in (formats, search.eight_bits))
     return {
         what: round(1 - getattr(cost, what) / getattr(widest, what), 4)
         for what in ('memory', 'parameters', 'activations', 'multiplications')

@@ -115,6 +115,11 @@ class Search:
         """How many layers there are."""
         return max(tensor.layer for tensor in self.tensors) + 1
 
+    @functools.cached_property
+    def eight_bits(self) -> np.ndarray:
+        """The formats of 8 bits everywhere (`uniform`)."""
+        return uniform(self, MOST_BITS)
+
     def float_formats(self) -> np.ndarray:
         """Return the formats of a network in float, int32 [T, 2]."""
         return np.array([[FLOAT_BITS, 0]] * len(self.tensors), np.int32)
@@ -167,7 +172,8 @@ def network_wise(search: Search, budget: float) -> np.ndarray:
     Raises:
       FieldError: 8 bits are too few.
     """
-    found = widest(search, budget)
+    found = search.eight_bits
+    check_eight_bits(search, budget, found)
     for bits in range(MOST_BITS - 1, LEAST_BITS - 1, -1):
         formats = uniform(search, bits)
         if not search.meets(formats, search.least_correct(budget)):
@@ -200,7 +206,8 @@ def layer_wise(
     Raises:
       FieldError: even 8 bits everywhere are not within the budget.
     """
-    eight = widest(search, budget)
+    eight = search.eight_bits
+    check_eight_bits(search, budget, eight)
     first, formats = begun or (0, eight)
     most, least = search.score(eight).correct, search.least_correct(budget)
     for k in range(search.layers):
@@ -247,15 +254,8 @@ def narrowed(search: Search, formats: np.ndarray, i: int, least: int) -> np.ndar
     return min(passing or [formats], key=lambda candidate: search.score(candidate).loss)
 
 
-def widest(search: Search, budget: float, formats: np.ndarray | None = None) -> np.ndarray:
-    """Return the formats of 8 bits everywhere.
-
-    formats: these, if they are known; None: they are found on the images of the search.
-
-    Raises:
-      FieldError: they are not within the budget.
-    """
-    formats = uniform(search, MOST_BITS) if formats is None else formats
+def check_eight_bits(search: Search, budget: float, formats: np.ndarray) -> None:
+    """Raise FieldError where formats of 8 bits everywhere are not within a budget."""
     correct, count = (search.score(each).correct for each in (formats, search.float_formats()))
     if correct < search.least_correct(budget):
         lost = 100 * (count - correct) / search.images
@@ -264,7 +264,6 @@ def widest(search: Search, budget: float, formats: np.ndarray | None = None) -> 
             f'={budget:g}: with {MOST_BITS} bits everywhere the network loses {lost:.2f} points on '
             f'{search.images} calibration images, and no format has more bits: give at least as much',
         )
-    return formats
 
 
 def _with_format(search: Search, formats: np.ndarray, i: int, bits: int, point: int) -> np.ndarray:
