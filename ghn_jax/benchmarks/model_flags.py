@@ -6,7 +6,7 @@ from typing import Any
 from absl import flags
 
 from ghn_jax.base import bounds
-from ghn_jax.export.export import BATCH_NORMS
+from ghn_jax.models.folding import BATCH_NORMS
 from ghn_jax.runs import scheme_flags
 
 flags.disclaim_key_flags()  # --help shows them as the flags of the command that defines them

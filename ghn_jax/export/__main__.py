@@ -26,7 +26,6 @@ from ghn_jax.base.paths import Place
 from ghn_jax.base.start import start
 from ghn_jax.cnn.deploy import calibration
 from ghn_jax.export.export import (
-    BATCH_NORMS,
     CALIBRATION_IMAGES,
     FORMATS,
     ExportSpec,
@@ -34,6 +33,7 @@ from ghn_jax.export.export import (
     check_spec,
     write_export,
 )
+from ghn_jax.models.folding import BATCH_NORMS
 from ghn_jax.quant.policy import read_policy
 from ghn_jax.runs import scheme_flags
 from ghn_jax.runs.calibrated_file import load

@@ -25,7 +25,7 @@ from ghn_jax.export.quantizing import to_quantized_onnx, with_integer_biases
 from ghn_jax.export.runtime import check_onnxruntime, session_options
 from ghn_jax.export.stablehlo import check_stablehlo, to_stablehlo
 from ghn_jax.hypernet.policy_features import resolve
-from ghn_jax.models.folding import Calibrated, calibrate
+from ghn_jax.models.folding import BATCH_NORMS, Calibrated, calibrate
 from ghn_jax.models.model import Model
 from ghn_jax.models.norms import DependsOnBatch
 from ghn_jax.models.quantizer import FakeQuantizer
@@ -35,7 +35,6 @@ from ghn_jax.runs.calibrated_file import QuantizedNetwork
 from ghn_jax.runs.hypernetwork import Hypernetwork
 
 FORMATS = ('stablehlo', 'onnx')
-BATCH_NORMS = ('corrected', 'calibrated')
 CALIBRATION_IMAGES = 256
 _NOT_FOLDED = 'not_folded'  # in the metadata: why batch norms are not
 _BATCH = 64  # calibration images at a time, as in evaluation
@@ -210,7 +209,7 @@ def _network(
     try:
         calibrated = calibrate(
             model, params, batches, None if policy.is_float else policy, scheme=scheme, rule=spec.range_rule,
-            corrected=spec.batch_norm == 'corrected',
+            batch_norm=spec.batch_norm,
         )  # fmt: skip
     except DependsOnBatch as e:
         if spec.of_integers or spec.range_rule != RANGE_RULE:

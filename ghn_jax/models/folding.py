@@ -35,6 +35,8 @@ from ghn_jax.models.quantizer import FakeQuantizer, Quantizer
 from ghn_jax.quant.policy import Policy
 from ghn_jax.quant.scheme import QAT, Scheme
 
+BATCH_NORMS = ('corrected', 'calibrated')
+
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Calibrated:
@@ -124,32 +126,38 @@ def calibrate(
     *,
     scheme: Scheme = QAT,
     rule: str = RANGE_RULE,
-    corrected: bool = False,
+    batch_norm: str = BATCH_NORMS[0],
 ) -> Calibrated:
-    """Fix the statistics of batch norms, fold them, and find the ranges of activations.
+    """Fix the statistics of batch norms, and find the ranges of activations.
 
     Args:
       model: traced.
       params: a pytree as `model.params`.
-      images: batches of one size [N, ...], as the model takes them. Statistics are those of all batches, in
-        float.
+      images: batches of one size [N, ...], as the model takes them. Statistics are those of all batches.
       policy: the bits. Ranges are those of the network with fixed statistics at these bits; None: no ranges.
       scheme: how tensors are quantized.
       rule: how ranges are found (`cnn.deploy.calibration.RULES`).
-      corrected: whether statistics are those of the rounded network, and norms stay (`correct`).
+      batch_norm: 'corrected': statistics of the rounded network, whose norms stay beside its weights
+        (`correct`); 'calibrated': of the network in float, folded into them (`fold`), as always where the
+        policy rounds nothing.
 
     Returns:
       The model with fixed statistics; its weights are not rounded.
 
     Raises:
-      UserError: no images, batches of several sizes, a policy of another model.
+      UserError: no images, batches of several sizes, a policy of another model, another `batch_norm`.
       DependsOnBatch: a batch norm of an unknown form, another sum over the images.
     """
+    if batch_norm not in BATCH_NORMS:
+        raise UserError(f'batch_norm={batch_norm!r} is unknown: expected one of {", ".join(BATCH_NORMS)}')
     batches = list(images)
     if policy is None:
         return fold(model, params, batches)
     quantizer = model.quantizer(policy, scheme)
-    calibrated = correct(model, params, batches, quantizer) if corrected else fold(model, params, batches)
+    if batch_norm == 'corrected' and quantizer.rounds:
+        calibrated = correct(model, params, batches, quantizer)
+    else:
+        calibrated = fold(model, params, batches)
     ranges = find_ranges(model, Calibrated.apply, calibrated, batches, quantizer, rule)
     return dataclasses.replace(calibrated, ranges=ranges)
 

@@ -84,7 +84,7 @@ def trained(shared):
 def test_on_4000_test_images_onnxruntime_is_as_good_as_the_calibrated_evaluation(trained, bits):
     policy, of = parse_bits(bits), trained.of_2_bits if bits == 'w2a2' else trained.of_float
     batches = [jnp.asarray(x) for x, _ in trained.batches[:4]]
-    calibrated = calibrate(trained.model, of, batches, policy)
+    calibrated = calibrate(trained.model, of, batches, policy, batch_norm='calibrated')
     quantizer = calibrated.quantizer(policy)
     apply = functools.partial(jax.jit(lambda arrays, x: arrays.apply(x, quantizer)), calibrated)
     # Of 1,000, the four that are in another class may all be right in one of the two: 0.4 points.

@@ -15,10 +15,10 @@ from flax import linen as nn
 
 import ghn_jax
 from ghn_jax.export import run_onnx
-from ghn_jax.export.export import BATCH_NORMS, ExportSpec, export_model, write_export
+from ghn_jax.export.export import ExportSpec, export_model, write_export
 from ghn_jax.export.quantizing import to_quantized_onnx
 from ghn_jax.export.runtime import OPTIONS
-from ghn_jax.models.folding import calibrate
+from ghn_jax.models.folding import BATCH_NORMS, calibrate
 from ghn_jax.models.tracing import trace
 from ghn_jax.quant.policy import Policy
 from ghn_jax.quant.scheme import QAT
@@ -65,7 +65,7 @@ def test_a_file_has_the_statistics_of_the_rounded_network_where_that_is_asked_fo
         logits[how] = (
             run_onnx(file, x) if format == 'onnx' else jax.export.deserialize(bytearray(file)).call(x)
         )
-    network = calibrate(model, params, [x], policy, corrected=True)
+    network = calibrate(model, params, [x], policy)
     expected = np.asarray(network.apply(x, network.quantizer(policy, QAT)))
     off = {how: np.abs(found - expected).max() / np.abs(expected).max() for how, found in logits.items()}
     assert off['corrected'] < 0.03 and off['calibrated'] > 0.1, off
@@ -76,7 +76,7 @@ def test_grids_of_weights_are_those_that_are_asked_for_in_place_of_the_run_s():
     params, scheme = drawn(model), {'granularity': 'channel', 'weight_range': 'mse'}
     file = export_model(HYPERNETWORK, model, ExportSpec(policy, 'onnx', 12, scheme=scheme), params=params)
     chosen = dataclasses.replace(QAT, **scheme)
-    network = calibrate(model, params, [x], policy, scheme=chosen, corrected=True)
+    network = calibrate(model, params, [x], policy, scheme=chosen)
     assert file == to_quantized_onnx(network, network.quantizer(policy, chosen), metadata_of(file))
     assert scheme.items() <= metadata_of(file).items()
     assert file != export_model(HYPERNETWORK, model, ExportSpec(policy, 'onnx', 12), params=params)

@@ -32,8 +32,8 @@ BY_CHANNEL = Scheme('qat', granularity='channel', symmetric=True)
 class Written:
     """A calibrated model: what it computes, its integers, and its file."""
 
-    def __init__(self, model, params, x, policy, scheme=QAT, corrected=False):
-        self.calibrated = calibrate(model, params, [x], policy, scheme=scheme, corrected=corrected)
+    def __init__(self, model, params, x, policy, scheme=QAT, batch_norm='corrected'):
+        self.calibrated = calibrate(model, params, [x], policy, scheme=scheme, batch_norm=batch_norm)
         self.quantizer = self.calibrated.quantizer(policy, scheme)
         self.integers = to_integers(self.calibrated, self.quantizer)
         self.frozen = freeze(marked(self.calibrated, self.integers), x)
@@ -57,11 +57,11 @@ class Written:
 
 
 @functools.cache
-def written(bits: str, scheme: Scheme = QAT, corrected: bool = False) -> Written:
+def written(bits: str, scheme: Scheme = QAT, batch_norm: str = 'corrected') -> Written:
     model = trace(Net(), (1, 16, 16, 3))
     params = drawn(model)
     params['BatchNorm_0']['scale'] = params['BatchNorm_0']['scale'] * np.where(np.arange(8) % 3, 1, -1)
-    return Written(model, params, images(64), parse_bits(bits), scheme, corrected)
+    return Written(model, params, images(64), parse_bits(bits), scheme, batch_norm)
 
 
 def check(network: Written, x, agreement: float = 0.99, tolerance: float = 1e-5) -> None:
@@ -116,7 +116,7 @@ def test_with_the_biases_of_its_file_a_network_gives_the_logits_of_its_file():
 )
 def test_norms_that_have_stayed_behind_layers_are_in_the_scales_of_their_weights(bits, scheme):
     """The file has the operations of one whose norms are folded, and levels that weights have in training."""
-    network, folded = written(bits, scheme, True), written(bits, scheme)
+    network, folded = written(bits, scheme), written(bits, scheme, 'calibrated')
     assert all(norm is not None for norm in network.calibrated.norms)
     assert any(np.any(scale < 0) for scale, _ in network.calibrated.norms)
     check(network, images(64), 0.98)
@@ -142,7 +142,7 @@ def test_so_it_does_with_a_scale_for_each_channel(bits):
 
 
 def test_weights_activations_and_biases_are_unsigned_integers_of_their_bits_and_int32():
-    network = written('w8a8')
+    network = written('w8a8', batch_norm='calibrated')
     layers = [*network.stored('Conv'), *network.stored('Gemm')]
     assert len(layers) == 3
     for x, (codes, scale, zero), (bias, of_bias, *none) in layers:

@@ -76,7 +76,8 @@ def model_logits(spec, params, policy: Policy, how: protocol.Protocol, batches: 
     x = normalised(batches)
     model = ghn_jax.trace(spec, (1, *x[0].shape[1:]))
     if how.calibrates:
-        arrays = calibrate(model, params, x[:CALIBRATION_BATCHES], policy, scheme=scheme)
+        batches = x[:CALIBRATION_BATCHES]
+        arrays = calibrate(model, params, batches, policy, scheme=scheme, batch_norm=how.batch_norm)
         apply = lambda c, x: c.apply(x, c.quantizer(policy, scheme))
     else:
         arrays, quantizer = params, model.quantizer(policy, scheme)

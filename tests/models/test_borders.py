@@ -54,7 +54,9 @@ class Both:
         batches = list(map(jnp.asarray, np.split(data.normalized('train', 4 * BATCH), 4)))
         self.calibrated = None
         if how == 'calibrated':
-            self.calibrated = calibrate(self.model, self.params, batches, self.policy, scheme=self.scheme)
+            self.calibrated = calibrate(
+                self.model, self.params, batches, self.policy, scheme=self.scheme, batch_norm=how
+            )
         self.images = np.split(data.normalized('test', IMAGES), IMAGES // BATCH)
 
     def of_model(self, dtype: Any) -> np.ndarray:

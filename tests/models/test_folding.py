@@ -165,6 +165,19 @@ def test_with_corrected_statistics_of_a_batch_a_rounded_model_is_what_it_is_by_t
         assert_close(fixed, by_batch, 1e-9)
 
 
+def test_statistics_are_of_the_rounded_model_wherever_something_is_rounded():
+    model, x = linen('norms'), images(0, size=16)
+    params, kept = parameters(model), lambda **how: [norm is not None for norm in calibrated(**how).norms]
+    calibrated = partial(calibrate, model, params, [x])
+    folded = kept()
+    assert folded == kept(policy=parse_bits('w32a32')) == kept(policy=Policy(2, 2), batch_norm='calibrated')
+    assert folded == [not folds for folds in FOLDED]
+    expected = correct(model, params, [x], model.quantizer(Policy(2, 2))).norms
+    jax.tree.map(np.testing.assert_array_equal, calibrated(policy=Policy(2, 2)).norms, expected)
+    with pytest.raises(ghn_jax.UserError, match="batch_norm='batch' is unknown: expected one of corrected, "):
+        calibrated(batch_norm='batch')
+
+
 def test_balanced_scales_are_near_one_and_the_logits_are_the_same_to_the_bit():
     model, x = linen('norms'), images(0, size=16)
     params = jax.tree.map(lambda a: a * 1e-3 if a.ndim > 1 else a, parameters(model))
@@ -264,7 +277,7 @@ def test_a_network_of_deepnets_is_the_reference_with_the_same_statistics_and_ran
     """Both halves of a strided skip among them: two convolutions side by side, that one norm folds into."""
     model, x, params = trace(SPEC, (1, 16, 16, 3)), random_images(8, 0, size=16), random_parameters(SPEC, 0)
     policy = one_sided_policy(quantized_names(SPEC), turn=turn)
-    calibrated = calibrate(model, params, [x], policy)
+    calibrated = calibrate(model, params, [x], policy, batch_norm='calibrated')
     assert all(fixed is None for fixed in calibrated.norms)
     statistics, _ = jax.jit(partial(observe_reference, SPEC))(params, x)
     ranges = calibrated.ranges | {n: (0, 0) for n in quantized_names(SPEC) if n not in calibrated.ranges}
