@@ -2,15 +2,17 @@
 
 python -m ghn_jax.benchmark --archs=nets.json --what=predict,train,evaluate --mode=qat --meta_batch=8
 --json=FILE --plot=FILE.png
+python -m ghn_jax.benchmark --archs=nets.json --what=train,evaluate,pytorch
 python -m ghn_jax.benchmark --what=compile --config=configs/ghn_qat_cifar10.py --widths=32 --target=h100
 python -m ghn_jax.benchmark --what=cells --cells=4,12,20,28,36 --width=16 --mode=float --plot=FILE.png
 python -m ghn_jax.benchmark --what=profile --config=configs/ghn_qat_cifar10.py --mode=float,qat
 python -m ghn_jax.benchmark --what=models --models=nets:net --agreement=float,w8a8 --epochs=5
 python -m ghn_jax.benchmark --compare=before.json,after.json --plot=FILE.png
 
-`predict`, `train` and `evaluate` time networks of an architecture file; `compile` and `profile` are about the
-run of a config, with its meta-batch, batch and space; `cells` and `scaling` have networks of their own;
-`models` times tracing and prediction of models of your own (`ghn_jax.predict` says what a function returns).
+`predict`, `train` and `evaluate` time networks of an architecture file, `pytorch` the same in PyTorch, on the
+CPU; `compile` and `profile` are about the run of a config, with its meta-batch, batch and space; `cells` and
+`scaling` have networks of their own; `models` times tracing and prediction of models of your own
+(`ghn_jax.predict` says what a function returns).
 Compiled programs come from the persistent cache where it has them; GHN_JAX_CACHE= (empty) compiles all anew.
 
 Times are wall clock, of the steps that training and evaluation really run, host work that is not hidden

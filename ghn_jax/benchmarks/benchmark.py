@@ -8,7 +8,7 @@ from tabulate import tabulate
 
 from ghn_jax.base import bounds, counters
 from ghn_jax.base.errors import FieldError
-from ghn_jax.benchmarks import cells, profile, programs, scaling, tasks, timing, traced_models
+from ghn_jax.benchmarks import cells, profile, programs, pytorch, scaling, tasks, timing, traced_models
 from ghn_jax.benchmarks.options import MODES, Options, Row, config_of
 
 WHAT: Mapping[str, Callable[[Options], list[Row]]] = {
@@ -16,6 +16,7 @@ WHAT: Mapping[str, Callable[[Options], list[Row]]] = {
     'predict': tasks.measure_predict,
     'train': tasks.measure_train,
     'evaluate': tasks.measure_evaluate,
+    'pytorch': pytorch.measure,
     'compile': programs.measure,
     'cells': cells.measure,
     'profile': profile.measure,
@@ -46,6 +47,8 @@ def benchmark(what: Sequence[str], options: Options) -> dict[str, Any]:
     _check('modes', options.modes, MODES)
     for name in sorted({'compile', 'profile'} & set(what)):
         config_of(options, name)
+    if 'pytorch' in what:
+        pytorch.check()
     if 'models' in what:
         traced_models.check(options)
     counters.start_counting()
@@ -68,7 +71,7 @@ _TIMES = (
 )  # fmt: skip
 _OF_FILES = 'top1', 'top1_onnxruntime', 'agreement', 'agreement_with_biases'
 _COLUMNS = {  # of the tables; other rows are shown with all they have
-    **dict.fromkeys(DEFAULT, _TIMES),
+    **dict.fromkeys((*DEFAULT, 'pytorch_train', 'pytorch_evaluate'), _TIMES),
     'compile': (
         'function', 'mode', 'split', 'width', 'msa', 'instructions', 'branches', 'trace_s',
         'lower_s', 'compile_s', 'load_s', 'load_cpu_s', 'cached', 'temp_bytes', 'argument_bytes',

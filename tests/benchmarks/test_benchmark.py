@@ -1,6 +1,7 @@
 """The benchmark: rows of finite times for exactly the networks given, without a compilation after warm-up."""
 
 import json
+import sys
 
 import jax
 import numpy as np
@@ -40,6 +41,29 @@ def test_every_network_is_timed_and_nothing_is_compiled_after_warm_up(networks, 
         assert row['peak_rss_gib'] > 0
     assert result['machine']['probe_matmul2048_f32_s'][0] > 0
     assert 'compilations_after_warmup' in out
+
+
+def test_networks_are_timed_beside_pytorch(networks):
+    pytest.importorskip('torch')
+    options = Options(specs=tuple(networks), modes=('qat',), batch_size=2, num_images=4)
+    rows = benchmark.benchmark(['pytorch'], options)['rows']
+    assert [(row['what'], row['mode']) for row in rows] == [
+        ('pytorch_train', 'qat'),
+        ('pytorch_evaluate', 'qat'),
+    ]
+    for row in rows:
+        assert row['networks'] == 3 and 0 < row['median_s'] <= row['p95_s']
+    assert rows[1]['images'] == 4
+    assert rows[1]['mean_s_per_10k_images'] == pytest.approx(rows[1]['mean_s'] * 10_000 / 4)
+    assert 'pytorch_train' in benchmark.text({'machine': {}, 'rows': rows})
+
+
+def test_without_pytorch_one_line_says_what_to_install(networks, monkeypatch):
+    monkeypatch.setitem(sys.modules, 'torch', None)
+    with pytest.raises(
+        UserError, match='^what=pytorch needs PyTorch, which is not installed: pip install torch$'
+    ):
+        benchmark.benchmark(['pytorch'], Options(specs=tuple(networks)))
 
 
 def test_the_compilation_counter_counts_compilations_only():
