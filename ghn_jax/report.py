@@ -3,18 +3,21 @@
 python -m ghn_jax.report --workdir=runs/quickstart/qat --batch_size=60 [--splits=test,deep] [--against=FILE]
 python -m ghn_jax.report --workdir=runs/quickstart/qat --result=qat.json [--out=reports/qat]
 
-The run is evaluated first, with the flags of `ghn_jax.evaluate`; with --result an evaluation already made is
-reported, of which only the best network is run again. The page is DIR/report/index.html.
+The run is evaluated first, with the flags of `ghn_jax.evaluate`; where that was stopped it goes on. With
+--result an evaluation already made is reported, of which only the best network is run again. The page is
+DIR/report/index.html.
 """
 
 import dataclasses
+import pathlib
 
 from absl import flags
 
-from ghn_jax.base import cli, paths
+from ghn_jax.base import cli, files, outputs, paths
 from ghn_jax.base.errors import UserError
-from ghn_jax.evaluation import evaluation_flags
+from ghn_jax.evaluation import evaluation_flags, partial
 from ghn_jax.evaluation.evaluate import evaluate
+from ghn_jax.reporting import page
 from ghn_jax.reporting.evaluation import (
     WITH_RESULT,
     Evaluation,
@@ -40,13 +43,16 @@ def main() -> None:
     if not _OUT.value and paths.zoo_name(request.workdir) is not None:
         raise UserError(f'--out is missing: {request.workdir} has no directory of its own for a report')
     folder = check_folder(_OUT.value or request.workdir / 'report')
-    run, evaluation = _read_result(request) if _RESULT.value else _evaluate(request)
-    page = write_report(
+    kept = None if _RESULT.value else outputs.partial_file(folder / page.INDEX)
+    run, evaluation = _read_result(request) if _RESULT.value else _evaluate(request, kept)
+    written = write_report(
         run, evaluation, folder,
         workdir=request.spec.workdir, command=cli.command_line('report'),
         specs=request.spec.networks, num_devices=request.spec.devices,
     )  # fmt: skip
-    print(f'report: {page}')
+    if kept:
+        partial.remove(kept)
+    print(f'report: {written}')
 
 
 def _read_result(request: evaluation_flags.EvaluationFlags) -> tuple[Run, Evaluation]:
@@ -60,10 +66,14 @@ def _read_result(request: evaluation_flags.EvaluationFlags) -> tuple[Run, Evalua
     return run, evaluation
 
 
-def _evaluate(request: evaluation_flags.EvaluationFlags) -> tuple[Run, Evaluation]:
+def _evaluate(request: evaluation_flags.EvaluationFlags, kept: pathlib.Path | None) -> tuple[Run, Evaluation]:
     choose_closeup([str(policy) for policy in request.spec.policies], _CLOSEUP.value)
     run = request.load_run()
-    return run, make_evaluation(*evaluate(run, request.spec), closeup=_CLOSEUP.value)
+    if kept:
+        with files.writing(kept.parent):
+            kept.parent.mkdir(parents=True, exist_ok=True)
+    spec = dataclasses.replace(request.spec, partial=kept)
+    return run, make_evaluation(*evaluate(run, spec), closeup=_CLOSEUP.value)
 
 
 if __name__ == '__main__':

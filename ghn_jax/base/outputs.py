@@ -23,8 +23,7 @@ class Outputs:
     @property
     def partial(self) -> pathlib.Path | None:
         """The file beside `json` for what is done of a result; None where that is no file on a disk."""
-        target = files.destination(self.json) if self.json else None
-        return target and target.with_name(f'{target.name}.partial')
+        return partial_file(self.json) if self.json else None
 
     def write(
         self, result: Any, *, table: Callable[[Any], str], picture: Callable[..., bytes] | None = None
@@ -46,6 +45,12 @@ class Outputs:
             screen.show(table(result), kept=bool(self.json))
         if self.plot:
             print(f'picture: {self.plot}')
+
+
+def partial_file(path: Place) -> pathlib.Path | None:
+    """Return the file beside `path` for what is done of it; None where that is no file on a disk."""
+    target = files.destination(path)
+    return target and target.with_name(f'{target.name}.partial')
 
 
 def define_flags(pictures: Sequence[str] = ()) -> Callable[[], Outputs]:

@@ -144,3 +144,16 @@ def test_the_command_leaves_the_result_only(workdir, tmp_path):
     command('ghn_jax.evaluate', f'--workdir={workdir}', *flags, f'--json={out}')
     assert len(json.loads(out.read_text())['networks']) == 2
     assert [file.name for file in tmp_path.iterdir()] == ['result.json']
+
+
+def test_a_report_goes_on_where_its_evaluation_was_stopped(workdir, scored, tmp_path):
+    flags = (f'--workdir={workdir}', '--num_networks=2', '--num_images=16', '--batch_size=16', '--bits=w4a4')
+    flags, kept = (*flags, f'--out={tmp_path}/report'), tmp_path / 'report/index.html.partial'
+    scored.at_most = 1
+    with pytest.raises(_Stop):
+        command('ghn_jax.report', *flags)
+    assert scored == [0] and kept.exists()
+    scored.at_most = 100
+    code, _, err = command('ghn_jax.report', *flags)
+    assert code == 0, err
+    assert scored == [0, 1] and not kept.exists() and (tmp_path / 'report/index.html').exists()
