@@ -181,6 +181,17 @@ def test_tables_are_those_of_the_results_and_each_is_shown():
     assert shown == files | set(docs_tables.OF_CARDS)
 
 
+def test_a_cell_has_what_is_known_of_its_figure():
+    cells = [
+        3600,
+        None,
+        {'mean': 1.26, 'sem': 0.5, 'median': 2, 'max': 3.04},
+        {'mean': -0.04, 'difference': 4},
+    ]
+    table = docs_tables.markdown({'columns': list('abcd'), 'rows': [cells], 'about': {'seed': 0}})
+    assert '\n| 3,600 |  | 1.3 ± 0.5 (2.0, 3.0) | 0.0 (+4.0) |\n\nseed: 0.\n' in table
+
+
 def test_the_table_of_the_zoo_has_the_scores_of_the_cards():
     table = cards.compared([zoo.read_card('digits-bits')])
     (row,) = table['rows']

@@ -15,8 +15,8 @@ study, or a table:
      "columns": ["trained", "seeds", "W4/A4"],
      "rows": [["float", 3, {"mean": 56.0, "sem": 3.0, "difference": 4.3}], ...], "notes": [...]}
 
-A cell is text, a number, nothing (null), or an object: `mean` and `sem` (standard error), `difference` and
-its `interval`. `about` says how the figures were taken and stands below the table.
+A cell is text, a number, nothing (null), or an object: `mean` and `sem` (standard error), `median` and `max`,
+`difference` and its `interval`. `about` says how the figures were taken and stands below the table.
 """
 
 import pathlib
@@ -170,6 +170,8 @@ def _cell(cell: Any) -> str:
             sem = cell.get('sem')
             # Without the sign of what rounds to zero.
             parts.append(f'{round(cell["mean"], 1) + 0.0:.1f}' + ('' if sem is None else f' ± {sem:.1f}'))
+        if 'median' in cell:
+            parts.append(f'({cell["median"]:.1f}, {cell["max"]:.1f})')
         if 'difference' in cell:
             difference = f'{round(cell["difference"], 1) + 0.0:+.1f}'
             parts.append(f'({difference})' if 'mean' in cell else difference)
