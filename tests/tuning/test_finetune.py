@@ -128,6 +128,10 @@ def test_searched_weights_are_kept_as_a_quantized_network_which_evaluate_scores_
         (['--learning_rate=-1'], '--learning_rate=-1'),
         (['--batch_size=2000'], '--batch_size=2000: there are 1024 training images'),
         (['--out='], '--out is missing'),
+        (
+            ['--dataset=digits', '--bn=calibrated', '--eval_batch_size=300'],
+            'calibration_batches=4 of 300 images are more than the 1197 training images of digits',
+        ),
         (['--method=slb', '--bits=w8a8'], '--bits=w8a8: slb searches weights of at most 4 bits'),
         (['--method=slb', '--bn=fixed'], '--bn=fixed: slb estimates statistics'),
         (['--method=slb', '--slb_end=0.1'], '--slb_end=0.1: expected no less than start=0.2'),
