@@ -145,7 +145,7 @@ class SqueezeTask:
             progress=progress,
             between=self.between,
         )
-        params, alive = jax.device_get((state.average, state.fixed.alive))
+        params, alive = jax.device_get((state.averaged, state.fixed.alive))
         self._check(params, alive)
         about = {'bits': self.bits, 'kind': self.kind, 'begun_from': start.name, 'seed': str(seed)}
         write_params(parameters, model, params, about | {'ghn_jax': ghn_jax.__version__})
