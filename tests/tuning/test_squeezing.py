@@ -18,6 +18,7 @@ from ghn_jax.networks.spaces import make_space
 from ghn_jax.quant.policy import parse_bits
 from ghn_jax.tuning import loop
 from ghn_jax.tuning.initialization import parse_starts
+from ghn_jax.tuning.removal import Removal
 from ghn_jax.tuning.squeeze_training import KINDS, SqueezeSpec
 from ghn_jax.tuning.squeezing import squeeze
 from ghn_jax.tuning.training import TrainingSpec
@@ -126,6 +127,14 @@ def test_a_squeezing_that_is_killed_and_taken_up_ends_in_the_same_bits(
     found, expected = load_file(tmp_path / name), load_file(out / name)
     for key, value in expected.items():
         np.testing.assert_array_equal(found[key], value, err_msg=key)
+
+
+def test_a_cost_may_be_beyond_what_an_int32_holds(tmp_path, monkeypatch):
+    monkeypatch.setattr(Removal, 'cost', lambda removal, alive: 5_000_000_000)
+    training = TrainingSpec(epochs=2, batch_size=16)
+    spec = dataclasses.replace(SPEC, kinds=('original',), training=training)
+    (run,) = squeeze([PAIR], HE, spec, tmp_path, dataset=DATA)['runs']
+    assert run['bops'] == 5_000_000_000 and run['schedule'] == [1.0, 1.0]
 
 
 @pytest.mark.parametrize('cost', [0.001, 9.0])
