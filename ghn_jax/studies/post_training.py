@@ -124,22 +124,21 @@ def _weights(kind: str, model: Model, hypernetwork: Hypernetwork, dataset: Datas
 
 def train(model: Model, params: Any, dataset: Dataset, steps: int) -> Any:
     """Train a network in float, with batch statistics, from given parameters; return parameters."""
-    images, labels = jnp.asarray(dataset.normalized('train')), jnp.asarray(dataset.train.labels)
+    data = jnp.asarray(dataset.normalized('train')), jnp.asarray(dataset.train.labels)
     optimizer = optax.adam(optax.cosine_decay_schedule(RATE, steps))
 
-    def loss(params: Any, chosen: Array) -> Array:
-        logits = model.apply(params, images[chosen])
-        return optax.softmax_cross_entropy_with_integer_labels(logits, labels[chosen]).mean()
+    def loss(params: Any, images: Array, labels: Array) -> Array:
+        return optax.softmax_cross_entropy_with_integer_labels(model.apply(params, images), labels).mean()
 
-    @jax.jit
-    def step(i: int, params: Any, memory: Any) -> tuple[Any, Any]:
+    @jax.jit  # images are arguments: a constant would be copied into the program of each network
+    def step(i: int, params: Any, memory: Any, images: Array, labels: Array) -> tuple[Any, Any]:
         chosen = jax.random.randint(jax.random.fold_in(jax.random.key(0), i), (BATCH,), 0, len(labels))
-        updates, memory = optimizer.update(jax.grad(loss)(params, chosen), memory)
+        updates, memory = optimizer.update(jax.grad(loss)(params, images[chosen], labels[chosen]), memory)
         return optax.apply_updates(params, updates), memory
 
     memory = optimizer.init(params)
     for i in range(steps):
-        params, memory = step(i, params, memory)
+        params, memory = step(i, params, memory, *data)
     return jax.device_get(params)
 
 
