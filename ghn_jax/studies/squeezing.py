@@ -61,7 +61,6 @@ def study(spec: SqueezeSpec, out: Place) -> dict[str, Any]:
         'date': datetime.date.today().isoformat(),
         'hypernetwork': WORKDIR,
         'channels': f'C={CHANNELS}, widened by {FACTOR}',
-        'test images': f'{len(dataset.test.labels)} in batches of {spec.eval_batch_size}',
         'command': 'python -m ghn_jax.studies.squeezing',
     }
     return result

@@ -30,7 +30,9 @@ def test_it_compares_initialisations_and_keeps_the_parameters_of_each(finetuned)
         assert run['loss'][1] < run['loss'][0]
         assert (out / run['file']).is_file()
     assert not list((out / 'runs').glob('*.npz'))
-    assert {'seeds', 'epochs', 'device', 'command', 'dataset'} <= set(result['about'])
+    about = result['about']
+    assert {'seeds', 'epochs', 'device', 'command', 'dataset'} <= set(about)
+    assert about['statistics'] == 'batch' and 'calibration images' not in about and about['augmented'] == 'no'
 
 
 def test_what_is_done_is_not_done_again_and_other_settings_are_refused(finetuned, count_compiles):

@@ -80,6 +80,7 @@ def test_removed_channels_are_0_in_the_file_and_the_others_are_not(squeezed):
 def test_the_table_has_a_row_for_each_kind_and_what_is_done_is_not_done_again(squeezed, count_compiles):
     out, result = squeezed
     assert [row[:4] for row in result['rows']] == [['net', 'w2a8', kind, 1] for kind in KINDS]
+    assert result['about']['test images'] == '40 in batches of 20' and result['about']['cost'] == 1
     assert result['columns'][-1] == 'top-1, 5' and result['rows'][0][6] == '1.00'
     assert all(len(row) == len(result['columns']) for row in result['rows'])
     again = squeeze([PAIR], HE, SPEC, out, dataset=DATA)
