@@ -36,6 +36,7 @@ from ghn_jax.evaluation.score import Score, check_tiles, score_each
 from ghn_jax.evaluation.selection import (
     ImageBatches,
     Selection,
+    calibration_images,
     check_task,
     image_batches,
     select_given,
@@ -225,14 +226,7 @@ def make_batches(dataset: Dataset, spec: EvaluationSpec) -> tuple[ImageBatches, 
         )
     if not spec.protocol.measures:
         return images, None
-    wanted, available = spec.calibration_batches * size, len(dataset.train.labels)
-    if wanted > available:
-        raise FieldError(
-            'calibration_batches',
-            f'={spec.calibration_batches} of {size} images are more than the {available} training images of '
-            f'{dataset.name}: give at most {available // size}',
-        )
-    return images, image_batches(dataset, dataset.train, batch_size=size, num_images=wanted)
+    return images, calibration_images(dataset, batch_size=size, batches=spec.calibration_batches)
 
 
 def _space(run: Run, spec: EvaluationSpec) -> str | None:

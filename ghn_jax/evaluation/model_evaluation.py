@@ -30,7 +30,7 @@ from ghn_jax.evaluation.evaluation_spec import EvaluationSpec
 from ghn_jax.evaluation.protocol import Protocol
 from ghn_jax.evaluation.results import Result
 from ghn_jax.evaluation.score import Score
-from ghn_jax.evaluation.selection import ImageBatches
+from ghn_jax.evaluation.selection import ImageBatches, image_batches
 from ghn_jax.hypernet.policy_features import resolve
 from ghn_jax.models.activation_ranges import find_ranges
 from ghn_jax.models.folding import Calibrated, correct, fold
@@ -156,10 +156,10 @@ def evaluate_quantized(
     spec, begin = spec or EvaluationSpec(), time.perf_counter()
     calibrated, bits = network.calibrated, str(network.policy)
     fixed = Protocol(batch_norm='calibrated', ranges='calibrated')
-    spec = dataclasses.replace(spec, policies=(network.policy,), protocol=fixed, calibration_batches=1)
+    spec = dataclasses.replace(spec, policies=(network.policy,), protocol=fixed)
     dataset = dataset or load_data(run.config)
     _check_shape(calibrated.model, dataset)
-    images, _ = make_batches(dataset, spec)
+    images = image_batches(dataset, dataset.test, batch_size=spec.batch_size, num_images=spec.num_images)
     score = _score(_Runnable(calibrated.model, Calibrated.apply, calibrated), network.quantizer(), images)
     scored = _describe(calibrated.model) | in_percent([bits], spec.policies, [score])
     protocol = (

@@ -93,6 +93,22 @@ def image_batches(dataset: Dataset, split: Split, *, batch_size: int, num_images
     return ImageBatches(images, labels, dataset.mean, dataset.std)
 
 
+def calibration_images(dataset: Dataset, *, batch_size: int, batches: int) -> ImageBatches:
+    """Return the first training images of a data set, so many whole batches.
+
+    Raises:
+      FieldError: there are not so many.
+    """
+    available = len(dataset.train.labels)
+    if batches * batch_size > available:
+        raise FieldError(
+            'calibration_batches',
+            f'={batches} of {batch_size} images are more than the {available} training images of '
+            f'{dataset.name}: give at most {available // batch_size}, or smaller ones',
+        )
+    return image_batches(dataset, dataset.train, batch_size=batch_size, num_images=batches * batch_size)
+
+
 def spread_images(mesh: Mesh | None, images: ImageBatches) -> ImageBatches:
     """Place the batches on their devices; batches without labels fill up what the last one lacks."""
     if mesh is None:

@@ -7,7 +7,8 @@
 The first hypernetwork is trained through quantization, the second in float. The claims: (a) what one that is
 trained in float predicts survives 8 bits; (b) training through quantization gains at W4/A4; (c) at W2/A2 it
 is what keeps networks above chance. Each is a difference on every network, whose mean has the bootstrap's
-95 % interval over networks. A claim holds where the whole interval says so.
+95 % interval over networks. A claim holds where the whole interval says so; that networks are not above
+chance holds where it does not say that they are.
 """
 
 import argparse

@@ -13,11 +13,12 @@ What is done stands in WORKDIR; a study that was stopped goes on there. Its tabl
 network.
 """
 
+import argparse
 import dataclasses
+import json
 import pathlib
-import sys
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -25,8 +26,9 @@ import jax.numpy as jnp
 import numpy as np
 from flax import linen as nn
 
-from ghn_jax.base import files, jsonfile
-from ghn_jax.base.errors import FieldError
+from ghn_jax.base import cli, files
+from ghn_jax.base.errors import FieldError, UserError
+from ghn_jax.base.paths import Place
 from ghn_jax.base.start import start
 from ghn_jax.datasets.load import Dataset, load
 from ghn_jax.models.folding import Calibrated, fold
@@ -34,7 +36,7 @@ from ghn_jax.models.model import Model
 from ghn_jax.models.tracing import trace
 from ghn_jax.runs.model_parameters import read_params, write_params
 from ghn_jax.runs.progress import Progress
-from ghn_jax.studies.study_arguments import provenance
+from ghn_jax.studies.study_arguments import Parser, command_line, provenance
 from ghn_jax.tuning.fixed_point import MOST_BITS, to_network
 from ghn_jax.tuning.fixed_point_budget import labelled, within_budget
 from ghn_jax.tuning.fixed_point_network import lost, saved
@@ -50,6 +52,7 @@ from ghn_jax.tuning.initialization import RANDOM, random_params
 from ghn_jax.tuning.integer_run import integer_logits
 from ghn_jax.tuning.loop import fit
 from ghn_jax.tuning.quantize import top1
+from ghn_jax.tuning.records import Record
 from ghn_jax.tuning.training import TrainingImages, TrainingSpec, make_trainer
 
 EPOCHS = {'digits': 30, 'cifar10': 20}
@@ -94,23 +97,28 @@ class Residual(nn.Module):
         return nn.Dense(10)(x.mean((1, 2)))
 
 
-def study(dataset: Dataset, workdir: pathlib.Path) -> Iterator[list[dict[str, Any]]]:
-    """Train, quantize and score the networks; after each method give all that is found, in files or now."""
+def study(dataset: Dataset, workdir: Place) -> Iterator[list[dict[str, Any]]]:
+    """Train, quantize and score the networks; after each method give all that is found, in files or now.
+
+    Raises:
+      UserError: a folder of a study with other settings.
+    """
     found = []
+    settings = {'epochs': EPOCHS[dataset.name], 'images': [PIXELS, IMAGES, FOLDED, CHECKED], 'budget': BUDGET}
     for module in (Plain(), Residual()):
         network, name = None, type(module).__name__.lower()
         for method, find in METHODS.items():
-            path = workdir / f'{dataset.name}-{name}-{method.replace(" ", "-")}.json'
-            if not path.is_file():
+            record = Record(workdir, f'{dataset.name}-{name}-{method.replace(" ", "-")}', settings)
+            if (done := record.read()) is None:
                 network = network or _Trained.of(module, name, dataset, workdir)
                 try:
-                    result = network.quantized(find)
+                    done = {'network': name, 'method': method, **network.quantized(find)}
                 except FieldError as e:  # a budget that 8 bits do not meet: there is no such row
                     print(f'{dataset.name}, {name}, {method}: {e}', flush=True)
                     continue
-                files.write_json(path, {'network': name, 'method': method, **result})
-                print(path.read_text(encoding='utf-8'), flush=True)
-            found.append({'dataset': dataset.name, **jsonfile.read(path, 'result', 'delete it')})
+                record.write(done)
+                print(json.dumps(done, indent=1), flush=True)
+            found.append({'dataset': dataset.name, **done})
             yield found
 
 
@@ -123,11 +131,11 @@ class _Trained:
         self.test = jnp.asarray(dataset.normalized('test')), dataset.test.labels
 
     @classmethod
-    def of(cls, module: nn.Module, name: str, dataset: Dataset, workdir: pathlib.Path) -> '_Trained':
+    def of(cls, module: nn.Module, name: str, dataset: Dataset, workdir: Place) -> '_Trained':
         model = trace(module, (1, PIXELS, PIXELS, 3))
         path = workdir / f'{dataset.name}-{name}.safetensors'
-        if not path.is_file():
-            write_params(path, model, train(model, dataset, path.with_suffix('.state.npz')), {})
+        if not files.exists(path):
+            write_params(path, model, train(model, dataset, workdir / f'{dataset.name}-{name}.state.npz'), {})
         images = jnp.asarray(dataset.normalized('train', FOLDED)).reshape(4, -1, PIXELS, PIXELS, 3)
         return cls(fold(model, read_params(model, path), list(images)), dataset)
 
@@ -168,7 +176,7 @@ def _is_exact(network: Calibrated, policy: Any, images: jax.Array) -> bool:
     )
 
 
-def train(model: Model, dataset: Dataset, state: pathlib.Path) -> Any:
+def train(model: Model, dataset: Dataset, state: Place) -> Any:
     """Train a network in float from random weights (He, normal), with batch statistics; return parameters.
 
     state: the file that keeps a training that is stopped.
@@ -181,7 +189,7 @@ def train(model: Model, dataset: Dataset, state: pathlib.Path) -> Any:
         settings = {'epochs': spec.epochs, 'network': model.name, 'dataset': dataset.name}
         trained, _ = fit(trainer, TrainingImages.of(dataset), begun, settings=settings, **how)
     state.unlink(missing_ok=True)
-    return jax.device_get(trained.average)
+    return jax.device_get(trained.averaged)
 
 
 def table(found: list[dict[str, Any]], about: Mapping[str, Any]) -> dict[str, Any]:
@@ -212,11 +220,13 @@ def table(found: list[dict[str, Any]], about: Mapping[str, Any]) -> dict[str, An
     }
 
 
-def about(names: list[str]) -> dict[str, Any]:
+def about(datasets: Sequence[Dataset], command: str) -> dict[str, Any]:
     """Return how the figures are taken."""
-    epochs = ' and '.join(f'{EPOCHS[name]} passes over {name}' for name in names)
+    epochs = ' and '.join(f'{EPOCHS[data.name]} passes over {data.name}' for data in datasets)
+    note = ' '.join(f'{data.name}: {data.note}' for data in datasets if data.note)
     said = {
         'seed': 0,
+        **({'note': note} if note else {}),
         'images': f'{PIXELS} pixels, all test images; at most {IMAGES:,} others, half of them to choose '
         'formats, half to check them',
         'training': f'{epochs} in float, from random weights',
@@ -224,20 +234,36 @@ def about(names: list[str]) -> dict[str, Any]:
         'saved': 'against 8 bits everywhere',
         'integers': f'logits of {CHECKED} test images agree to the bit',
     }
-    return provenance('python -m ghn_jax.studies.fixed_point', said)
+    return provenance(command, said)
 
 
-def main(names: str = 'digits,cifar10', workdir: str = 'runs/fixed_point') -> None:
+def parser() -> argparse.ArgumentParser:
+    """Return what reads the command line."""
+    made = Parser(prog='python -m ghn_jax.studies.fixed_point', description=__doc__)
+    made.add_argument('datasets', nargs='?', default=','.join(EPOCHS), help='a list')
+    made.add_argument('workdir', metavar='WORKDIR', nargs='?', default='runs/fixed_point')
+    return made
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
     """Run the study of data sets, one after another."""
-    start()
-    pathlib.Path(workdir).mkdir(parents=True, exist_ok=True)
-    before: list[dict[str, Any]] = []
-    for name in names.split(','):
-        found: list[dict[str, Any]] = []
-        for found in study(load(name, image_size=PIXELS), pathlib.Path(workdir)):
-            files.write_json(RESULT, table(before + found, about(names.split(','))))
-        before += found
+    given = parser().parse_args(arguments)
+    try:
+        out, names = cli.check_folder(given.workdir, 'out'), given.datasets.split(',')
+        if unknown := [name for name in names if name not in EPOCHS]:
+            raise FieldError('datasets', f' has {unknown[0]!r}: expected of {", ".join(EPOCHS)}')
+        start()
+        out.mkdir(parents=True, exist_ok=True)
+        datasets = [load(name, image_size=PIXELS) for name in names]
+        said, before = about(datasets, command_line(parser(), arguments)), list[dict[str, Any]]()
+        for dataset in datasets:
+            found: list[dict[str, Any]] = []
+            for found in study(dataset, out):
+                files.write_json(RESULT, table(before + found, said))
+            before += found
+    except UserError as e:
+        cli.fail(e)
 
 
 if __name__ == '__main__':
-    main(*sys.argv[1:])
+    main()

@@ -204,13 +204,14 @@ def _scorer(model: Model, images: _Images) -> Callable[[Any], dict[str, Any]]:
     return score
 
 
-def about(dataset: Dataset, spec: StudySpec, command: str) -> dict[str, Any]:
-    """Return how the figures are taken."""
+def about(dataset: Dataset, spec: StudySpec, command: str, hypernetwork: str | None) -> dict[str, Any]:
+    """Return how the figures are taken. hypernetwork: what predicts is called; None: nothing does."""
     said = {
         'dataset': dataset.name,
         **({'note': dataset.note} if dataset.note else {}),
         'image size': dataset.train.images.shape[1],
         'networks': f'channels {", ".join(map(str, spec.channels))}, blocks in each stage: {spec.blocks}',
+        **({'hypernetwork': hypernetwork} if hypernetwork else {}),
         'seeds': ', '.join(map(str, spec.seeds)),
         'training': f'{spec.training.epochs} epochs of AdamW in float, learning rate '
         f'{spec.training.learning_rate}, batches of {spec.training.batch_size}',
@@ -249,10 +250,11 @@ def main(arguments: Sequence[str] | None = None) -> None:
         )
         start()
         dataset = load(given.dataset, data_dir=given.data_dir, image_size=given.image_size)
-        hypernetwork = load_hypernetwork(predicts) if PREDICTED in spec.starts and predicts else None
-        command = command_line(parser(), arguments)
+        predicts = predicts if PREDICTED in spec.starts else None
+        hypernetwork = load_hypernetwork(predicts) if predicts else None
+        said = about(dataset, spec, command_line(parser(), arguments), predicts)
         for runs in study(dataset, spec, out, hypernetwork):
-            for name, table in make_tables(runs, about(dataset, spec, command)).items():
+            for name, table in make_tables(runs, said).items():
                 files.write_json(out / f'{name}.json', table)
             files.write(out / 'initialization.png', picture(runs))
     except UserError as e:

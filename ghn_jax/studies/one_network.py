@@ -27,6 +27,7 @@ from ghn_jax.base import cli, files, jsonfile
 from ghn_jax.base.errors import UserError
 from ghn_jax.runs import hypernetwork as hypernetworks
 from ghn_jax.studies.study_arguments import case_parser, provenance
+from ghn_jax.tuning.records import Record
 
 BITS = ('w2a2', 'w4a4', 'w8a8')
 BUDGETS = (5, 30, 120)  # minutes
@@ -147,23 +148,23 @@ def study(ways: Sequence[Way], out: pathlib.Path) -> Iterator[list[dict[str, Any
     """Go ways; after each give what is found of all so far, in files or now.
 
     Raises:
-      UserError: a command that fails.
+      UserError: a command that fails; a folder of other commands.
     """
     arch = out / 'net.json'
     found = []
     for way in ways:
         folder = out / re.sub(r'\W+', '-', way.name)
-        record = folder / 'record.json'
-        if not record.is_file():
+        record = Record(folder, 'record', {'commands': list(way.commands)})
+        if (done := record.read()) is None:
             shutil.rmtree(folder, ignore_errors=True)  # of a way that was stopped: its time is lost
             folder.mkdir()
-            files.write_json(record, go(way, arch, folder))
-        found.append(jsonfile.read(record, 'record', 'delete it'))
+            record.write(done := go(way, arch, folder))
+        found.append(done)
         yield found
 
 
 def go(way: Way, arch: pathlib.Path, out: pathlib.Path) -> dict[str, Any]:
-    """Go one way; return its name, CPU seconds and top-1 in percent by bits.
+    """Go one way; return its name, CPU seconds, top-1 in percent by bits, and what is said of the images.
 
     Raises:
       UserError: a command that fails.
@@ -174,10 +175,12 @@ def go(way: Way, arch: pathlib.Path, out: pathlib.Path) -> dict[str, Any]:
         done = subprocess.run([sys.executable, '-m', *words], stdout=subprocess.DEVNULL)
         if done.returncode:
             raise UserError(f'python -m {" ".join(words)} failed (status {done.returncode}): see above')
-    seconds, top1 = _cpu_seconds() - before, dict[str, float]()
+    seconds, top1, note = _cpu_seconds() - before, dict[str, float](), ''
     for file in sorted(out.glob('*.json')):
-        top1 |= scores(jsonfile.read(file, 'result', 'delete it'))
-    return {'way': way.name, 'cpu_seconds': round(seconds, 1), 'top1': top1}
+        result = jsonfile.read(file, 'result', 'delete it')
+        top1 |= scores(result)
+        note = (result.get('protocol') or result.get('about') or {}).get('note') or note
+    return {'way': way.name, 'cpu_seconds': round(seconds, 1), 'top1': top1, 'note': note}
 
 
 def scores(result: Mapping[str, Any]) -> dict[str, float]:
@@ -216,7 +219,9 @@ def table(found: Sequence[Mapping[str, Any]], about: Mapping[str, Any]) -> dict[
         *(f'{b[:2].upper()}/{b[2:].upper()}' for b in BITS),
     ]
     title = 'From nothing to a network of few bits'
-    return {'title': title, 'about': dict(about), 'columns': columns, 'rows': rows, 'notes': notes}
+    note = next((one['note'] for one in found if one.get('note')), None)
+    about = {**about, **({'note': note} if note else {})}
+    return {'title': title, 'about': about, 'columns': columns, 'rows': rows, 'notes': notes}
 
 
 def about(name: str) -> dict[str, Any]:

@@ -26,7 +26,9 @@ import numpy as np
 import optax
 from jax import Array
 
-from ghn_jax.base import files, jsonfile
+from ghn_jax.base import cli, files
+from ghn_jax.base.errors import UserError
+from ghn_jax.base.paths import Place
 from ghn_jax.base.start import start
 from ghn_jax.datasets.load import Dataset, load
 from ghn_jax.hypernet.policy_features import resolve, weight_names
@@ -45,6 +47,7 @@ from ghn_jax.tuning.pd_quant import pd_quant
 from ghn_jax.tuning.quantize import Network, top1
 from ghn_jax.tuning.ranges import round_nearest
 from ghn_jax.tuning.reconstruction import Options
+from ghn_jax.tuning.records import Record
 
 BITS = ('w4a4', 'w2a4', 'w4a2', 'w2a2')
 NETWORKS, DRAWN = 5, 40  # those with the fewest layers of the ones drawn
@@ -80,21 +83,31 @@ PLANS = {
 }
 
 
-def study(dataset: Dataset, plan: Plan, workdir: pathlib.Path) -> Iterator[list[dict[str, Any]]]:
-    """Quantize and score all networks; after each give what is found of all so far, in files or now."""
+def study(dataset: Dataset, plan: Plan, workdir: Place) -> Iterator[list[dict[str, Any]]]:
+    """Quantize and score all networks; after each give what is found of all so far, in files or now.
+
+    Raises:
+      UserError: a folder of a study with other settings.
+    """
     hypernetwork = hypernetworks.load(plan.hypernetwork)
     drawn = [hypernetwork.space.sample('test', seed=0, index=i) for i in range(DRAWN)]
+    settings = {
+        'plan': dataclasses.asdict(plan),
+        'pd_quant': dataclasses.asdict(OPTIONS),
+        'images': [SIZE, IMAGES, BATCH, RATE],
+        'bits': list(BITS),
+    }
     found = []
     for spec in sorted(drawn, key=_count_layers)[:NETWORKS]:
         model = trace(spec, (1, SIZE, SIZE, 3))
         for kind in ('trained', 'predicted'):
-            path = workdir / f'{dataset.name}-{kind}-{spec.name}.json'
-            if not path.is_file():
+            record = Record(workdir, f'{dataset.name}-{kind}-{spec.name}', settings)
+            if (scored := record.read()) is None:
                 params = _weights(kind, model, hypernetwork, dataset, plan)
                 scored = {'kind': kind, 'network': spec.name, **quantized(model, params, dataset, plan)}
-                files.write_json(path, scored)
+                record.write(scored)
                 print(json.dumps(scored), flush=True)
-            found.append(jsonfile.read(path, 'score', 'delete it'))
+            found.append(scored)
             yield found
         jax.clear_caches()
 
@@ -111,22 +124,21 @@ def _weights(kind: str, model: Model, hypernetwork: Hypernetwork, dataset: Datas
 
 def train(model: Model, params: Any, dataset: Dataset, steps: int) -> Any:
     """Train a network in float, with batch statistics, from given parameters; return parameters."""
-    images, labels = jnp.asarray(dataset.normalized('train')), jnp.asarray(dataset.train.labels)
+    data = jnp.asarray(dataset.normalized('train')), jnp.asarray(dataset.train.labels)
     optimizer = optax.adam(optax.cosine_decay_schedule(RATE, steps))
 
-    def loss(params: Any, chosen: Array) -> Array:
-        logits = model.apply(params, images[chosen])
-        return optax.softmax_cross_entropy_with_integer_labels(logits, labels[chosen]).mean()
+    def loss(params: Any, images: Array, labels: Array) -> Array:
+        return optax.softmax_cross_entropy_with_integer_labels(model.apply(params, images), labels).mean()
 
-    @jax.jit
-    def step(i: int, params: Any, memory: Any) -> tuple[Any, Any]:
+    @jax.jit  # images are arguments: a constant would be copied into the program of each network
+    def step(i: int, params: Any, memory: Any, images: Array, labels: Array) -> tuple[Any, Any]:
         chosen = jax.random.randint(jax.random.fold_in(jax.random.key(0), i), (BATCH,), 0, len(labels))
-        updates, memory = optimizer.update(jax.grad(loss)(params, chosen), memory)
+        updates, memory = optimizer.update(jax.grad(loss)(params, images[chosen], labels[chosen]), memory)
         return optax.apply_updates(params, updates), memory
 
     memory = optimizer.init(params)
     for i in range(steps):
-        params, memory = step(i, params, memory)
+        params, memory = step(i, params, memory, *data)
     return jax.device_get(params)
 
 
@@ -216,13 +228,17 @@ def parser() -> argparse.ArgumentParser:
 def main(arguments: Sequence[str] | None = None) -> None:
     """Run the study of a data set."""
     given = parser().parse_args(arguments)
-    start()
-    pathlib.Path(given.workdir).mkdir(parents=True, exist_ok=True)
     name, plan = given.case, PLANS[given.case]
-    dataset = load(name, image_size=SIZE)
     result = RESULT / ('pd_quant.json' if name == 'digits' else f'pd_quant_{name}.json')
-    for found in study(dataset, plan, pathlib.Path(given.workdir)):
-        files.write_json(result, table(found, about(dataset, plan)))
+    try:
+        out = cli.check_folder(given.workdir, 'out')
+        start()
+        dataset = load(name, image_size=SIZE)
+        out.mkdir(parents=True, exist_ok=True)
+        for found in study(dataset, plan, out):
+            files.write_json(result, table(found, about(dataset, plan)))
+    except UserError as e:
+        cli.fail(e)
 
 
 if __name__ == '__main__':

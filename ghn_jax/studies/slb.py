@@ -20,7 +20,7 @@ from typing import Any
 import numpy as np
 
 from ghn_jax.base import bounds, cli, files
-from ghn_jax.base.errors import UserError
+from ghn_jax.base.errors import FieldError, UserError
 from ghn_jax.base.paths import Place
 from ghn_jax.base.start import start
 from ghn_jax.datasets.cifar10 import Split
@@ -35,8 +35,7 @@ from ghn_jax.runs.hypernetwork import Hypernetwork
 from ghn_jax.runs.hypernetwork import load as load_hypernetwork
 from ghn_jax.runs.prediction import with_names
 from ghn_jax.studies.study_arguments import command_line, make_parser, provenance, training_of
-from ghn_jax.tuning import slb
-from ghn_jax.tuning.comparison import mean_of
+from ghn_jax.tuning import comparison, slb
 from ghn_jax.tuning.finetune import FinetuneSpec, finetune
 from ghn_jax.tuning.initialization import parse_starts
 from ghn_jax.tuning.slb import SearchSpec
@@ -93,17 +92,25 @@ def study(
 def accuracies(runs: Runs) -> tuple[list[str], list[list[Any]]]:
     """Return columns and rows of accuracies in the end: by start and bits, both methods and their difference.
 
-    Errors are those over seeds; of the difference, over the differences of equal seeds.
+    Errors are those over seeds, of several networks over these (`comparison.mean`); of the difference, over
+    the differences of equal seeds.
     """
     rows = []
     for init, bits in _settings(runs):
         scores = {method: _at_end(runs[method], init, bits) for method in METHODS}
         pairs = scores['slb'].keys() & scores['straight_through'].keys()
-        change = mean_of([scores['slb'][pair] - scores['straight_through'][pair] for pair in sorted(pairs)])
+        searched, rounded = scores['slb'], scores['straight_through']
+        change = _mean({pair: searched[pair] - rounded[pair] for pair in sorted(pairs)})
         error = f' ± {change["sem"]:.1f}' if 'sem' in change else ''
-        means = [mean_of(list(scores[method].values())) for method in METHODS]
+        means = [_mean(scores[method]) for method in METHODS]
         rows.append([init, bits, len(pairs), *means, f'{change["mean"]:+.1f}{error}'])
     return ['from', 'bits', 'trainings', 'straight-through', 'SLB', 'difference'], rows
+
+
+def _mean(scores: Mapping[tuple[str, int], float]) -> dict[str, float]:
+    """Return `comparison.mean` of scores by network and seed."""
+    runs = [{'network': network, 'score': score} for (network, _), score in scores.items()]
+    return comparison.mean(runs, lambda run: run['score'])
 
 
 def gaps(runs: Runs, spec: SearchSpec, epochs: int) -> tuple[list[str], list[list[Any]]]:
@@ -142,6 +149,7 @@ def about(dataset: Dataset, models: Sequence[Model], spec: FinetuneSpec, command
     assert search is not None
     said = {
         'dataset': f'{dataset.name}, {dataset.train.images.shape[1]} pixels',
+        **({'note': dataset.note} if dataset.note else {}),
         'images': f'{len(dataset.train.labels)} for training, {spec.num_images or len(dataset.test.labels)} '
         f'for testing in batches of {spec.eval_batch_size}',
         'networks': ', '.join(model.name for model in models),
@@ -176,9 +184,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         out, spec = cli.check_folder(given.out, 'out'), _spec(given)
         start()
         dataset = load(given.dataset, data_dir=given.data_dir, image_size=given.image_size)
-        if given.train_images:
-            train = Split(*(part[: given.train_images] for part in dataset.train))
-            dataset = dataclasses.replace(dataset, train=train)
+        dataset = _first_images(dataset, given.train_images)
         inits = given.init.split(',')
         hypernetwork = load_hypernetwork(given.hypernetwork) if given.hypernetwork else None
         models, sources = _models(given)
@@ -192,6 +198,14 @@ def main(arguments: Sequence[str] | None = None) -> None:
             files.write_json(out / f'slb_{dataset.name}{name}.json', table)
     except UserError as e:
         cli.fail(e)
+
+
+def _first_images(dataset: Dataset, count: int) -> Dataset:
+    """Return the data set with its first `count` training images; 0: all."""
+    available = len(dataset.train.labels)
+    if not 0 <= count <= available:
+        raise FieldError('train_images', f'={count}: {dataset.name} has {available}; 0 takes all')
+    return dataclasses.replace(dataset, train=Split(*(part[: count or None] for part in dataset.train)))
 
 
 def _spec(given: argparse.Namespace) -> FinetuneSpec:

@@ -9,17 +9,21 @@ widened network, and one that is squeezed to the cost of the original. What is d
 the study goes on where it was stopped.
 """
 
+import argparse
 import dataclasses
 import datetime
 import pathlib
-import sys
+from collections.abc import Sequence
 from typing import Any
 
-from ghn_jax.base import files
+from ghn_jax.base import cli, files
+from ghn_jax.base.errors import UserError
+from ghn_jax.base.paths import Place
 from ghn_jax.base.start import start
 from ghn_jax.models.tracing import trace
 from ghn_jax.quant.policy import parse_bits
 from ghn_jax.runs import hypernetwork as hypernetworks
+from ghn_jax.studies.study_arguments import case_parser
 from ghn_jax.tuning.initialization import PREDICTED, parse_starts
 from ghn_jax.tuning.squeeze_training import KINDS, SqueezeSpec
 from ghn_jax.tuning.squeezing import squeeze
@@ -40,7 +44,7 @@ SPEC = SqueezeSpec(
 RESULT = pathlib.Path('docs/results/squeezing.json')
 
 
-def study(spec: SqueezeSpec, out: pathlib.Path) -> dict[str, Any]:
+def study(spec: SqueezeSpec, out: Place) -> dict[str, Any]:
     """Train all networks; return the table."""
     loaded = hypernetworks.load(WORKDIR)
     dataset = loaded.load_data()
@@ -57,19 +61,26 @@ def study(spec: SqueezeSpec, out: pathlib.Path) -> dict[str, Any]:
         'date': datetime.date.today().isoformat(),
         'hypernetwork': WORKDIR,
         'channels': f'C={CHANNELS}, widened by {FACTOR}',
-        'test images': f'{len(dataset.test.labels)} in batches of {spec.eval_batch_size}',
         'command': 'python -m ghn_jax.studies.squeezing',
     }
     return result
 
 
-def main(name: str = 'digits', workdir: str = 'runs/squeezing') -> None:
+def parser() -> argparse.ArgumentParser:
+    """Return what reads the command line."""
+    return case_parser('ghn_jax.studies.squeezing', __doc__, ['digits'])
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
     """Run the study of a data set."""
-    if name != 'digits':
-        sys.exit(f'error: there is no study of {name!r}: expected digits')
-    start()
-    files.write_json(RESULT, study(SPEC, pathlib.Path(workdir)))
+    given = parser().parse_args(arguments)
+    try:
+        out = cli.check_folder(given.workdir, 'out')
+        start()
+        files.write_json(RESULT, study(SPEC, out))
+    except UserError as e:
+        cli.fail(e)
 
 
 if __name__ == '__main__':
-    main(*sys.argv[1:])
+    main()

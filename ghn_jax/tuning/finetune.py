@@ -285,7 +285,7 @@ def _images(dataset: Dataset, spec: FinetuneSpec) -> TuningImages:
 
 def _about(models: Sequence[Model], spec: FinetuneSpec, images: TuningImages) -> dict[str, Any]:
     """What is said below a table."""
-    dataset, training = images.dataset, spec.training
+    dataset, training, calibration = images.dataset, spec.training, sum(map(len, images.calibration))
     return {
         'dataset': dataset.name,
         **({'note': dataset.note} if dataset.note else {}),
@@ -299,5 +299,8 @@ def _about(models: Sequence[Model], spec: FinetuneSpec, images: TuningImages) ->
         'batch size': training.batch_size,
         'learning rate': training.learning_rate,
         'moving average': training.ema,
+        'augmented': 'yes' if training.augment else 'no',
+        'statistics': spec.batch_norm,
+        **({'calibration images': calibration} if calibration else {}),
         'device': f'1 x {jax.devices()[0].device_kind}',
     }

@@ -97,8 +97,8 @@ def best_points(values: np.ndarray, widths: Sequence[int]) -> dict[int, int]:
     best = {}
     for bits in widths:
         unclipped = bits - 1 - exponent
-        tried = range(max(unclipped - _COARSER, -FARTHEST), min(unclipped + _FINER, FARTHEST) + 1)
-        best[bits] = min(tried or [FARTHEST], key=lambda point: _squared_error(x, bits, point))
+        tried = np.clip(range(unclipped - _COARSER, unclipped + _FINER + 1), -FARTHEST, FARTHEST).tolist()
+        best[bits] = min(tried, key=lambda point: _squared_error(x, bits, point))
     return best
 
 

@@ -28,6 +28,7 @@ from ghn_jax.tuning.correction import norm_statistics
 from ghn_jax.tuning.pd_quant import count_chunks, pd_quant
 from ghn_jax.tuning.ranges import FixedRanges, layer_bits, round_nearest
 from ghn_jax.tuning.reconstruction import Options
+from ghn_jax.tuning.scoring import count_correct
 
 SCHEME = Scheme('qat', granularity='channel')
 """Of all methods: asymmetric grids, of weights one for each output channel."""
@@ -159,23 +160,21 @@ def count_parts(network: Network, method: str, options: Options) -> int:
 def top1(
     calibrated: Calibrated, images: Array | np.ndarray, labels: np.ndarray, policy: Policy | None = None
 ) -> float:
-    """Score a network on images [N, ...]: percent of labels that are predicted.
+    """Score a network on images [N, ...]: percent of labels that are predicted (`scoring.count_correct`).
 
     policy: the bits of its activations; None: they stay float.
     """
     widths = resolve(policy or Policy(), calibrated.model.graph)
     _, bits = layer_bits(calibrated.model, widths)
     ranges = {name: (*pair, bits[name]) for name, pair in calibrated.ranges.items() if name in bits}
-    right = 0
-    for i in range(0, len(labels), _SCORED):
-        logits = _logits(calibrated, jnp.asarray(images[i : i + _SCORED]), ranges)
-        right += int(np.sum(np.argmax(logits, 1) == labels[i : i + _SCORED]))
-    return 100 * right / len(labels)
+    cuts = [slice(i, i + _SCORED) for i in range(0, len(labels), _SCORED)]
+    correct = [_count(calibrated, jnp.asarray(images[of]), jnp.asarray(labels[of]), ranges) for of in cuts]
+    return 100 * sum(map(int, correct)) / len(labels)
 
 
 @jax.jit
-def _logits(calibrated: Calibrated, images: Array, ranges: Mapping[str, Any]) -> Array:
-    return calibrated.apply(images, FixedRanges(ranges))
+def _count(calibrated: Calibrated, images: Array, labels: Array, ranges: Mapping[str, Any]) -> Array:
+    return count_correct(calibrated.apply(images, FixedRanges(ranges)), labels)
 
 
 def quantize_into(

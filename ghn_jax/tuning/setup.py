@@ -11,7 +11,7 @@ import jax.numpy as jnp
 
 from ghn_jax.base.paths import Place
 from ghn_jax.datasets.load import Dataset
-from ghn_jax.evaluation.selection import ImageBatches, image_batches
+from ghn_jax.evaluation.selection import ImageBatches, calibration_images, image_batches
 from ghn_jax.hypernet.policy_features import resolve
 from ghn_jax.models.model import Model
 from ghn_jax.quant.policy import FLOAT_BITS, NamedWidths, Policy
@@ -37,18 +37,21 @@ class TuningImages:
     def of(
         cls, dataset: Dataset, *, batch_size: int, num_images: int, calibration_batches: int
     ) -> 'TuningImages':
-        """Put the images of a data set on the device.
+        """Take the images of a data set; those to train on and to calibrate with are put on the device.
 
         Args:
           batch_size: B, of test images and of those for calibration.
           num_images: test images; 0: all.
-          calibration_batches: of training images, the first ones.
+          calibration_batches: of training images, the first ones; 0: none.
+
+        Raises:
+          FieldError: there are not so many images.
         """
-        batches = lambda split, count: image_batches(dataset, split, batch_size=batch_size, num_images=count)
+        test = image_batches(dataset, dataset.test, batch_size=batch_size, num_images=num_images)
         calibration = []
         if calibration_batches:
-            calibration = normalized(batches(dataset.train, calibration_batches * batch_size))
-        test = batches(dataset.test, num_images)
+            found = calibration_images(dataset, batch_size=batch_size, batches=calibration_batches)
+            calibration = normalized(found)
         return cls(dataset, TrainingImages.of(dataset), test, calibration)
 
     def steps(self, training: TrainingSpec) -> int:

@@ -174,7 +174,7 @@ class Slb(AtBits):
 
 
 def _kept(state: TrainingState) -> Searched:
-    return Searched(state.average.params, state.params.logits)
+    return Searched(state.averaged.params, state.params.logits)
 
 
 def _activations_of(policy: Policy, setup: Setup) -> FakeQuantizer:

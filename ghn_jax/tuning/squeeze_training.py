@@ -145,7 +145,7 @@ class SqueezeTask:
             progress=progress,
             between=self.between,
         )
-        params, alive = jax.device_get((state.average, state.fixed.alive))
+        params, alive = jax.device_get((state.averaged, state.fixed.alive))
         self._check(params, alive)
         about = {'bits': self.bits, 'kind': self.kind, 'begun_from': start.name, 'seed': str(seed)}
         write_params(parameters, model, params, about | {'ghn_jax': ghn_jax.__version__})
@@ -185,7 +185,7 @@ class SqueezeTask:
                 goal = wide * (self.most / wide) ** (epoch / removals)
                 alive = self.removal.remove(alive, np.asarray(self.removal.scales(state.average)), goal)
                 state = self._removed(state, alive)
-        costs = state.fixed.costs.at[epoch].set(self.removal.cost(alive))
+        costs = state.fixed.costs.at[epoch].set(float(self.removal.cost(alive)))  # it may be beyond int32
         return state._replace(fixed=state.fixed._replace(penalty=jnp.float32(penalty), costs=costs))
 
     def _removed(self, state: TrainingState, alive: np.ndarray) -> TrainingState:

@@ -192,18 +192,22 @@ def _check_cost(name: str, cost: float, wide: float, least: float) -> None:
 
 def _about(pairs: Sequence[Pair], spec: SqueezeSpec, dataset: Dataset, start: Start) -> dict[str, Any]:
     """What is said below a table."""
-    training = spec.training
+    training, size = spec.training, spec.eval_batch_size
     return {
         'dataset': dataset.name,
         **({'note': dataset.note} if dataset.note else {}),
         'image size': dataset.train.images.shape[1],
         'training images': len(dataset.train.labels),
+        'test images': f'{(spec.num_images or len(dataset.test.labels)) // size * size} in batches of {size}',
         'networks': ', '.join(pair.name for pair in pairs),
         'from': start.name,
         'seeds': ', '.join(map(str, spec.seeds)),
         'epochs': training.epochs,
         'batch size': training.batch_size,
         'learning rate': training.learning_rate,
+        'moving average': training.ema,
+        'augmented': 'yes' if training.augment else 'no',
+        'cost': spec.cost,
         'penalty': spec.penalty,
         'device': f'1 x {jax.devices()[0].device_kind}',
     }

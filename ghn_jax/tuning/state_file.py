@@ -47,6 +47,9 @@ def read_state(path: Place, like: Any) -> tuple[Any, dict[str, Any]]:
         with files.opened(path) as file, np.load(io.BytesIO(file.read()), allow_pickle=False) as data:
             arrays = {name: data[name] for name in data.files}
         about = json.loads(str(arrays.pop(_ABOUT)))
+        for name, leaf in zip(leaf_types(like), jax.tree.leaves(like)):
+            if name in arrays and arrays[name].dtype.kind == 'V':  # npz knows no bfloat16
+                arrays[name] = arrays[name].view(leaf.dtype)
     except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile) as e:
         raise UserError(f'{path} cannot be read ({e}): delete it, and that training begins anew') from None
     found = {name: f'{a.dtype}{list(a.shape)}' for name, a in arrays.items()}

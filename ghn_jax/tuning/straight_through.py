@@ -86,7 +86,7 @@ class StraightThrough(AtBits):
 
     def keep(self, place: Place, state: TrainingState, metadata: Mapping[str, str]) -> None:
         """See `Method`: the average of the parameters."""
-        params, setup = jax.device_get(state.average), self.setup
+        params, setup = jax.device_get(state.averaged), self.setup
         if not self._is_fixed:
             return write_params(place, setup.model, params, metadata)
         quantizer = setup.model.quantizer(self.policy, setup.scheme)

@@ -97,7 +97,8 @@ class TrainingState(NamedTuple):
       step: int32 [], steps done.
       seed: uint32 [], of the order of images and their augmentation.
       params: what is trained.
-      average: of them, exponential, as `refinements.average`.
+      average: of them, exponential, as `refinements.average`; float32 where they are narrower, for in
+        bfloat16 it would stand still.
       optimizer: of optax.
       loss: float32 [], the sum over the steps of this pass so far.
       fixed: arrays that are not trained and tell one training of a program from another, such as bits.
@@ -110,6 +111,11 @@ class TrainingState(NamedTuple):
     optimizer: Any
     loss: Array
     fixed: Any = ()
+
+    @property
+    def averaged(self) -> Any:
+        """The average in the types of the parameters: what is scored and kept."""
+        return jax.tree.map(lambda a, p: jnp.asarray(a, p.dtype), self.average, self.params)
 
 
 class Trainer(NamedTuple):
@@ -129,7 +135,7 @@ class Trainer(NamedTuple):
     epochs: int
     steps_per_epoch: int
     batch_size: int
-    scored: Callable[[TrainingState], Any] = lambda state: state.average
+    scored: Callable[[TrainingState], Any] = lambda state: state.averaged
 
 
 def make_trainer(
@@ -161,8 +167,8 @@ def make_trainer(
     optimizer = optimizer or make_optimizer(spec, per_epoch * spec.epochs)
 
     def begin(params: Any, seed: int, fixed: Any = ()) -> TrainingState:
-        own, mean = (jax.tree.map(jnp.array, params) for _ in range(2))  # a step uses up what it is given
-        fixed = jax.tree.map(jnp.array, fixed)
+        own, fixed = (jax.tree.map(jnp.array, of) for of in (params, fixed))  # a step uses them up
+        mean = jax.tree.map(lambda p: jnp.array(p, jnp.promote_types(p.dtype, jnp.float32)), params)
         moments, zero = optimizer.init(own), jnp.int32(0)
         return TrainingState(zero, jnp.uint32(seed), own, mean, moments, jnp.float32(0), fixed)
 

@@ -1,7 +1,14 @@
 """The table of the study of fixed point: a row for each network and way to find widths."""
 
+from types import SimpleNamespace
+from typing import Any, cast
+
+import pytest
+
+from ghn_jax.base.errors import UserError
 from ghn_jax.reporting.docs_tables import markdown
-from ghn_jax.studies.fixed_point import SAVED, table
+from ghn_jax.studies import fixed_point
+from ghn_jax.studies.fixed_point import METHODS, SAVED, about, study, table
 
 
 def found(method: str, top1: float, agree: bool = True) -> dict:
@@ -28,3 +35,22 @@ def test_points_lost_are_those_of_the_float_network_and_disagreeing_integers_are
     row = '| b | 5.2/4.0/6.0 | 99.0 | 60.0 | 39.0 | 0.5 | 0.7 | 50.0 | 50.0 | 50.0 | 50.0 | 4.2 |'
     assert f'| digits | plain {row}' in markdown(made)
     assert 'do not agree' in markdown(table([found('a', 98.5), found('b', 98.5, agree=False)], {'seed': 0}))
+
+
+def test_what_is_done_is_not_done_again_and_other_settings_are_refused(tmp_path, monkeypatch):
+    network, digits = SimpleNamespace(quantized=lambda find: {'top1': 98.5}), cast(Any, SimpleNamespace)
+    monkeypatch.setattr(fixed_point._Trained, 'of', lambda *args: network)
+    found = list(study(digits(name='digits'), tmp_path))[-1]
+    assert len(found) == 2 * len(METHODS)
+    monkeypatch.setattr(fixed_point._Trained, 'of', None)
+    assert list(study(digits(name='digits'), tmp_path))[-1] == found
+    monkeypatch.setattr(fixed_point, 'BUDGET', 2.0)
+    with pytest.raises(UserError, match='other settings .budget differ'):
+        list(study(digits(name='digits'), tmp_path))
+
+
+def test_what_is_said_of_the_images_stands_below_the_table():
+    data = [SimpleNamespace(name='digits', note=''), SimpleNamespace(name='cifar10', note='They are lossy.')]
+    said = about(cast(Any, data), 'python')
+    assert said['note'] == 'cifar10: They are lossy.' and '20 passes over cifar10' in said['training']
+    assert 'note' not in about(cast(Any, data[:1]), 'python')

@@ -148,6 +148,12 @@ def test_bad_input_gets_one_line(tmp_path, capsys, arguments, words):
     assert left.value.code == 2 and words in said and said.count('\n') == 1
 
 
+def test_a_table_says_which_hypernetwork_has_predicted():
+    said = initialization.about(small_data(), StudySpec(), 'command', 'zoo:digits-bits')
+    assert said['hypernetwork'] == 'zoo:digits-bits'
+    assert 'hypernetwork' not in initialization.about(small_data(), StudySpec(), 'command', None)
+
+
 # ---- tables and the picture
 
 

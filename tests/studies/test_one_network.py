@@ -38,6 +38,8 @@ def test_a_row_has_the_least_budget_that_it_keeps_to_and_longer_ones_are_said_to
     assert [row[0] for row in made['rows']] == ['5 minutes', '5 minutes', '30 minutes', '30 minutes']
     assert made['rows'][1][1:] == ['299', 5.0, 50.0, 60.0, 70.0]
     assert made['notes'] == ['The longest of these ways took 25.0 minutes. None was given 120 minutes.']
+    lossy = [*found, found[0] | {'note': 'lossy'}]
+    assert made['about'] == {} and table(lossy, {'seed': 0})['about'] == {'seed': 0, 'note': 'lossy'}
     some = [{'way': 'some', 'cpu_seconds': 1, 'top1': {'w4a4': 60.04}}]
     assert table(some, {})['rows'] == [['5 minutes', 'some', 0.0, None, 60.0, None]]
     assert table(found[:2], {})['notes'][0].endswith('None was given 30 or 120 minutes.')
@@ -74,6 +76,12 @@ def test_the_time_is_that_of_the_cpu_and_what_is_done_is_not_done_again(spinning
     assert list(study(both, spinning))[-1][0] == found[0]
     after = [record.stat().st_mtime_ns for record in records]
     assert after[0] == before[0] and after[1] != before[1]
+
+
+def test_what_other_commands_have_found_is_refused(spinning):
+    list(study([Way('a', ('spinning DIR/result.json',))], spinning))
+    with pytest.raises(UserError, match='other settings .commands differ'):
+        list(study([Way('a', ('spinning --more DIR/result.json',))], spinning))
 
 
 def test_a_command_that_fails_is_named(tmp_path, spinning):

@@ -4,10 +4,12 @@ from types import SimpleNamespace
 from typing import Any, cast
 
 import numpy as np
+import pytest
 
+from ghn_jax.base.errors import UserError
 from ghn_jax.reporting.docs_tables import markdown
 from ghn_jax.studies import post_training
-from ghn_jax.studies.post_training import BITS, PLANS, WITHOUT, table
+from ghn_jax.studies.post_training import BITS, NETWORKS, PLANS, WITHOUT, study, table
 
 
 def found(kind: str, top1: float) -> dict:
@@ -44,3 +46,19 @@ def test_training_begins_with_random_or_with_predicted_weights(monkeypatch):
         assert post_training._weights('predicted', nothing, ghn, nothing, plan) is predicted and not begun
         post_training._weights('trained', nothing, ghn, nothing, plan)
         assert begun.pop() is (predicted if plan.begin == 'predicted' else 'random')
+
+
+def test_what_is_done_is_not_done_again_and_other_settings_are_refused(tmp_path, monkeypatch):
+    space = SimpleNamespace(sample=lambda split, seed, index: SimpleNamespace(name=f'net-{index}'))
+    monkeypatch.setattr(post_training.hypernetworks, 'load', lambda name: SimpleNamespace(space=space))
+    for name in ('trace', '_weights', '_count_layers'):
+        monkeypatch.setattr(post_training, name, lambda *args: 0)
+    monkeypatch.setattr(post_training.jax, 'clear_caches', lambda: None)
+    monkeypatch.setattr(post_training, 'quantized', lambda *args: {'float': 90.0, 'scores': {}})
+    digits, plan = cast(Any, SimpleNamespace(name='digits')), PLANS['digits']
+    found = list(study(digits, plan, tmp_path))[-1]
+    assert len(found) == 2 * NETWORKS
+    monkeypatch.setattr(post_training, 'quantized', None)
+    assert list(study(digits, plan, tmp_path))[-1] == found
+    with pytest.raises(UserError, match='other settings .plan differ'):
+        list(study(digits, PLANS['cifar10'], tmp_path))

@@ -40,6 +40,15 @@ def test_accuracies_are_of_the_last_pass_and_differences_are_those_of_equal_seed
     assert '| he | w1a8 | 2 | 62.0 ± 2.0 | 66.0 ± 2.0 | +4.0 ± 0.0 |' in table
 
 
+def test_of_several_networks_the_error_is_that_of_networks_and_not_of_their_seeds():
+    several = {}
+    for method in METHODS:
+        first, second = (runs(method, 'he', 'w2a8', tops) for tops in ([60, 64], [80, 84]))
+        several[method] = first + [{**run, 'network': 'other'} for run in second]
+    ((*_, rounded, searched, change),) = accuracies(several)[1]
+    assert rounded == searched == {'mean': 72, 'sem': pytest.approx(10)} and change == '+0.0 ± 0.0'
+
+
 def test_soft_and_hard_accuracies_stand_side_by_side_under_the_temperature_of_their_pass():
     columns, rows = gaps(ALL, SearchSpec(start=0.0, end=0.9), 2)
     assert columns == ['from', 'bits', '0', '1', '2']
@@ -53,6 +62,8 @@ def test_soft_and_hard_accuracies_stand_side_by_side_under_the_temperature_of_th
         (['digits', 'DIR', '--bits=w8a8'], 'slb searches weights of at most 4 bits'),
         (['digits', 'DIR', '--init=predicted'], 'there is no hypernetwork'),
         (['digits', 'DIR', '--epochs=0'], 'epochs=0'),
+        (['digits', 'DIR', '--train_images=-5'], 'train_images=-5: digits has 1197; 0 takes all'),
+        (['digits', 'DIR', '--train_images=1198'], 'train_images=1198: digits has 1197'),
         (['mnist', 'DIR'], "invalid choice: 'mnist'"),
     ],
 )

@@ -30,7 +30,9 @@ def test_it_compares_initialisations_and_keeps_the_parameters_of_each(finetuned)
         assert run['loss'][1] < run['loss'][0]
         assert (out / run['file']).is_file()
     assert not list((out / 'runs').glob('*.npz'))
-    assert {'seeds', 'epochs', 'device', 'command', 'dataset'} <= set(result['about'])
+    about = result['about']
+    assert {'seeds', 'epochs', 'device', 'command', 'dataset'} <= set(about)
+    assert about['statistics'] == 'batch' and 'calibration images' not in about and about['augmented'] == 'no'
 
 
 def test_what_is_done_is_not_done_again_and_other_settings_are_refused(finetuned, count_compiles):
@@ -128,6 +130,10 @@ def test_searched_weights_are_kept_as_a_quantized_network_which_evaluate_scores_
         (['--learning_rate=-1'], '--learning_rate=-1'),
         (['--batch_size=2000'], '--batch_size=2000: there are 1024 training images'),
         (['--out='], '--out is missing'),
+        (
+            ['--dataset=digits', '--bn=calibrated', '--eval_batch_size=300'],
+            'calibration_batches=4 of 300 images are more than the 1197 training images of digits',
+        ),
         (['--method=slb', '--bits=w8a8'], '--bits=w8a8: slb searches weights of at most 4 bits'),
         (['--method=slb', '--bn=fixed'], '--bn=fixed: slb estimates statistics'),
         (['--method=slb', '--slb_end=0.1'], '--slb_end=0.1: expected no less than start=0.2'),

@@ -10,6 +10,7 @@ import pytest
 from ghn_jax.base.errors import UserError
 from ghn_jax.quant.grid import fake_quantize, make_grid
 from ghn_jax.tuning.fixed_point import (
+    FARTHEST,
     FixedPoint,
     activation_formats,
     best_points,
@@ -68,6 +69,11 @@ def test_the_best_point_has_the_least_squared_error_of_all():
                 for f in range(point - 8, point + 9)
             }
             assert errors[point] == min(errors.values())
+
+
+def test_a_tensor_beyond_all_points_gets_the_nearest_one():
+    assert best_points(np.array([2.0**40]), (2, 8)) == {2: -FARTHEST, 8: -FARTHEST}
+    assert best_points(np.array([2.0**-50]), (2, 8)) == {2: FARTHEST, 8: FARTHEST}
 
 
 def formats_of(tensors) -> np.ndarray:

@@ -2,6 +2,7 @@
 
 import json
 
+import jax
 import numpy as np
 import pytest
 
@@ -49,6 +50,14 @@ def test_a_quantized_network_comes_back_from_its_folder_as_it_was(quantized, tmp
     labels[-1] += 1
     monkeypatch.setattr(quantize, '_SCORED', 6)  # of 8 images: two calls, of 6 and 2
     assert top1(found.calibrated, x, labels, POLICY) == 87.5
+
+
+def test_logits_that_are_equal_or_no_numbers_predict_nothing():
+    network, x = calibrated(Residual(), 8)
+    labels = np.zeros(len(x), np.int32)  # which an argmax would give all of them
+    for value in (0, np.nan):
+        all_alike = jax.tree.map(lambda a: np.full_like(a, value), network)  # noqa: B023
+        assert top1(all_alike, x, labels) == 0
 
 
 @pytest.mark.slow

@@ -96,6 +96,11 @@ def test_random_numbers_in_the_place_of_removed_channels_change_nothing():
     REMOVAL.check(params, alive, images(4))
 
 
+def test_a_network_that_has_diverged_is_no_fault_of_removal():
+    params = jax.tree.map(lambda a: np.full(a.shape, np.nan, a.dtype), MODEL.params)
+    REMOVAL.check(params, some_of(REMOVAL), images(4))
+
+
 def test_a_tie_that_is_broken_is_noticed():
     outer = REMOVAL.channels.rows['Conv_0.kernel'][0]
     rows = REMOVAL.channels.rows['Conv_2.kernel'].copy()

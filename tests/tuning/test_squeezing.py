@@ -18,6 +18,7 @@ from ghn_jax.networks.spaces import make_space
 from ghn_jax.quant.policy import parse_bits
 from ghn_jax.tuning import loop
 from ghn_jax.tuning.initialization import parse_starts
+from ghn_jax.tuning.removal import Removal
 from ghn_jax.tuning.squeeze_training import KINDS, SqueezeSpec
 from ghn_jax.tuning.squeezing import squeeze
 from ghn_jax.tuning.training import TrainingSpec
@@ -79,6 +80,7 @@ def test_removed_channels_are_0_in_the_file_and_the_others_are_not(squeezed):
 def test_the_table_has_a_row_for_each_kind_and_what_is_done_is_not_done_again(squeezed, count_compiles):
     out, result = squeezed
     assert [row[:4] for row in result['rows']] == [['net', 'w2a8', kind, 1] for kind in KINDS]
+    assert result['about']['test images'] == '40 in batches of 20' and result['about']['cost'] == 1
     assert result['columns'][-1] == 'top-1, 5' and result['rows'][0][6] == '1.00'
     assert all(len(row) == len(result['columns']) for row in result['rows'])
     again = squeeze([PAIR], HE, SPEC, out, dataset=DATA)
@@ -126,6 +128,14 @@ def test_a_squeezing_that_is_killed_and_taken_up_ends_in_the_same_bits(
     found, expected = load_file(tmp_path / name), load_file(out / name)
     for key, value in expected.items():
         np.testing.assert_array_equal(found[key], value, err_msg=key)
+
+
+def test_a_cost_may_be_beyond_what_an_int32_holds(tmp_path, monkeypatch):
+    monkeypatch.setattr(Removal, 'cost', lambda removal, alive: 5_000_000_000)
+    training = TrainingSpec(epochs=2, batch_size=16)
+    spec = dataclasses.replace(SPEC, kinds=('original',), training=training)
+    (run,) = squeeze([PAIR], HE, spec, tmp_path, dataset=DATA)['runs']
+    assert run['bops'] == 5_000_000_000 and run['schedule'] == [1.0, 1.0]
 
 
 @pytest.mark.parametrize('cost', [0.001, 9.0])

@@ -5,9 +5,11 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
+from flax import linen as nn
 
 from ghn_jax.base.errors import UserError
 from ghn_jax.models.folding import Calibrated, fold
+from ghn_jax.models.tracing import trace
 from ghn_jax.quant.policy import Policy, parse_bits
 from ghn_jax.tuning import loop
 from ghn_jax.tuning.initialization import RANDOM, random_params
@@ -147,6 +149,42 @@ def test_a_training_that_is_killed_and_taken_up_ends_in_the_same_bits(
             trainer, IMAGES, trainer.begin(PARAMS, 3), marks=(), score=float, file=tmp_path / 'killed',
             settings={'seed': 4}, progress=dying_progress(100),
         )  # fmt: skip
+
+
+class Half(nn.Module):
+    """A network in bfloat16, parameters and all."""
+
+    @nn.compact
+    def __call__(self, x, train: bool = True):
+        half = {'dtype': jnp.bfloat16, 'param_dtype': jnp.bfloat16}
+        x = nn.relu(nn.Conv(6, (3, 3), (2, 2), **half)(x.astype(jnp.bfloat16)))
+        return nn.Dense(10, **half)(x.mean((1, 2)))
+
+
+def test_parameters_in_bfloat16_are_averaged_in_float32_scored_as_they_are_and_taken_up(
+    tmp_path, monkeypatch
+):
+    monkeypatch.setattr(loop, 'SAVE_SECONDS', -1.0)
+    monkeypatch.setattr(loop, '_SYNC', 1)
+    model = trace(Half(), (1, 8, 8, 3))
+    trainer, params = make_trainer(model.apply, None, SPEC, 40), random_params(model, RANDOM['he'], 0)
+
+    def fit(name: str, updates: int):
+        return loop.fit(
+            trainer, IMAGES, trainer.begin(params, 3), marks=(0, 3), file=tmp_path / name, settings={},
+            score=lambda params: float(jnp.sum(model.apply(params, jnp.ones((2, 8, 8, 3))))),
+            progress=dying_progress(updates),
+        )  # fmt: skip
+
+    whole, expected = fit('whole', 100)
+    assert {leaf.dtype for leaf in jax.tree.leaves(whole.params)} == {jnp.dtype(jnp.bfloat16)}
+    assert {leaf.dtype for leaf in jax.tree.leaves(whole.average)} == {jnp.dtype(jnp.float32)}
+    with pytest.raises(Killed):
+        fit('killed', 2)
+    state, history = fit('killed', 100)
+    assert history == expected and list(history['scores']) == ['0', '3']
+    for a, b in zip(jax.tree.leaves(state), jax.tree.leaves(whole)):
+        np.testing.assert_array_equal(a, b)
 
 
 def test_a_state_is_read_as_written_and_damage_gets_one_line(tmp_path):
