@@ -40,6 +40,8 @@ def test_what_is_done_is_not_done_again_and_other_settings_are_refused(finetuned
     assert code == 0, error
     assert again == said and before == {path: path.stat().st_mtime_ns for path in out.rglob('*.safetensors')}
     assert is_one_error_line(command(*HOW, f'--out={out}', '--ema=0.5'), 'other settings (training differ)')
+    edited = '--model=tests.tuning.nets:with_silu'  # the same class, with parameters of the same shapes
+    assert is_one_error_line(command(*HOW, edited, f'--out={out}'), 'other settings (model differ)')
 
 
 @pytest.mark.slow

@@ -2,6 +2,7 @@
 
 import json
 
+import jax
 import numpy as np
 import pytest
 
@@ -19,6 +20,7 @@ from ghn_jax.tuning.ranges import round_nearest
 from ghn_jax.tuning.reconstruction import Options
 from tests.cnn.networks import small_network
 from tests.small_run import command, is_one_error_line, write_run
+from tests.tuning import models
 from tests.tuning.models import Residual, calibrated, images
 
 POLICY = Policy(2, 4, edges=(8, 8))
@@ -76,6 +78,16 @@ def test_a_folder_without_a_quantized_network_of_this_model_is_told(quantized, t
     save(tmp_path, other)
     with pytest.raises(UserError):
         load(tmp_path)
+
+
+def test_a_model_whose_code_has_changed_since_is_told_unless_jax_has_too(quantized, tmp_path, monkeypatch):
+    network, _ = quantized
+    save(tmp_path, network)
+    monkeypatch.setattr(models.nn, 'relu', jax.nn.silu)  # the layers are the same
+    with pytest.raises(UserError, match="model 'Residual' computes something else than when it was quant"):
+        load(tmp_path)
+    monkeypatch.setattr(jax, '__version__', '99')  # whose operations may have other names
+    load(tmp_path)
 
 
 def test_methods_are_refused_by_name_and_without_images():
