@@ -219,7 +219,7 @@ def define_protocol_flags(sqnr: bool) -> Callable[[], tuple[Protocol, int]]:
         if calibration_batches.value and not protocol.measures:
             raise UserError(
                 f'--calibration_batches={calibration_batches.value}: nothing is calibrated; it is for '
-                '--bn=calibrated, --ranges=calibrated or --sqnr'
+                '--bn=corrected, --bn=calibrated, --ranges=calibrated or --sqnr'
             )
         return protocol, calibration_batches.value or CALIBRATION_BATCHES
 

@@ -40,7 +40,7 @@ from ghn_jax.runs.weight_files import read_safetensors, write_weights
 
 FILE = 'network.safetensors'
 UNFINISHED = 'unfinished'  # in the metadata: JSON {'key': what is being done, 'blocks': how many are}
-_ADVICE = 'give a folder that ghn_jax.quantize has written'
+_ADVICE = 'give a folder that ghn_jax.quantize has written, or one of a network that ghn_jax.finetune has'
 _REQUIRED = ('input_shape', 'policy', 'scheme')
 _COMPUTES = 'computes'
 

@@ -87,6 +87,10 @@ def test_with_fixed_statistics_a_quantized_network_is_trained_and_kept_which_eva
     assert code == 0, error
     result = json.loads((tmp_path / 'b.json').read_text())
     found = {bits: score['top1'] for bits, score in result['networks'][0]['scores'].items()}
+    assert 'its own.' in said and 'None' not in said
+    assert is_one_error_line(
+        command('ghn_jax.evaluate', model[0], how[0], '--params=a'), '--quantized and --params'
+    )
     assert found == {'w4a4': pytest.approx(run['scores']['2']['calibrated']['w4a4'])}
 
 
