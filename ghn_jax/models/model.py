@@ -21,7 +21,7 @@ from ghn_jax.models.recorder import Layer, Recorder, Site
 from ghn_jax.models.sources import Initial
 from ghn_jax.networks.graph import Graph
 from ghn_jax.quant.policy import Policy
-from ghn_jax.quant.scheme import QAT, Scheme
+from ghn_jax.quant.scheme import QAT, Scheme, check_scheme
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -150,6 +150,7 @@ class Model:
         Raises:
           UserError: the policy is of another model.
         """
+        check_scheme(scheme)
         return FakeQuantizer(resolve(policy, self.graph), scheme)
 
     def initial_params(self, seed: int = 0) -> Any:
