@@ -52,7 +52,7 @@ def evaluate(
         if not isinstance(network, NetworkSpec):
             raise UserError(
                 f'a network is {shown(network)}: expected a NetworkSpec; a traced model is scored by the '
-                'command ghn_jax.evaluate --model'
+                'command'
             )
     spec = EvaluationSpec(
         networks=None if networks is None else tuple(networks),
