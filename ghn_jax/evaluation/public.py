@@ -51,8 +51,8 @@ def evaluate(
     for network in networks or ():
         if not isinstance(network, NetworkSpec):
             raise UserError(
-                f'a network is {shown(network)}: expected a NetworkSpec; a traced model is scored by the '
-                'command'
+                f'a network is {shown(network)}: expected a NetworkSpec; score a traced model with the '
+                'command ghn_jax.evaluate'
             )
     spec = EvaluationSpec(
         networks=None if networks is None else tuple(networks),
