@@ -96,9 +96,9 @@ def _evaluate_model(request: evaluation_flags.EvaluationFlags) -> tuple[Result, 
 
 
 def _evaluate_quantized(folder: str, request: evaluation_flags.EvaluationFlags) -> tuple[Result, None]:
-    if _MODEL.value or (others := request.given & _NOT_OF_QUANTIZED):
-        other = 'model' if _MODEL.value else min(others)
-        raise UserError(f'--quantized and --{other} are both given: give one of them')
+    own = {flag.name for flag in (_MODEL, _PARAMS) if flag.value}
+    if others := own | (request.given & _NOT_OF_QUANTIZED):
+        raise UserError(f'--quantized and --{min(others)} are both given: give one of them')
     return evaluate_quantized(request.load_run(), load(folder), request.spec), None
 
 

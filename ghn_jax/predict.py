@@ -15,8 +15,8 @@ for linear weights. 'jax' is HWIO for convolutions, as `lax.conv_general_dilated
 (H, W, 1, C), with feature_group_count=C), (in, out) for linear weights, (1, H, W, C) for position encodings.
 
 --model=package.module:function is a model of your own in place of --arch: the function, without arguments,
-returns a Flax module (or a pair: a function of parameters and images, and its parameters). Its tensors have
-the names and layouts of the model's own parameters.
+returns a Flax module (or a pair: a function of parameters and images, and its parameters; or what
+`ghn_jax.trace` returns). Its tensors have the names and layouts of the model's own parameters.
 """
 
 from absl import flags

@@ -50,7 +50,8 @@ _CORRECTION = flags.DEFINE_bool('correction', True, 'The float inputs of blocks 
 _DROP = flags.DEFINE_bool('drop', True, 'Activations are rounded with a chance of one half while learning.')
 _BUDGET = bounds.define_number('budget', BUDGET, 'Points of accuracy that fixed_point may lose.', 0, 100)
 _SEED = bounds.define_integer('seed', 0, 'Of the order of images, and of chances.')
-_OF_OTHERS = ('bits', 'edge_bits', 'iterations', 'prediction', 'correction', 'drop', 'seed')
+_OF_PD_QUANT = ('iterations', 'prediction', 'correction', 'drop', 'seed')
+_NOT_OF = {fixed_point.NAME: ('bits', 'edge_bits', *_OF_PD_QUANT), 'pd_quant': ('budget',)}
 _OUTPUTS = outputs.define_flags()
 
 
@@ -90,8 +91,7 @@ def main() -> None:
 def _check_method() -> None:
     if _METHOD.value not in _METHODS:
         raise UserError(f'--method={_METHOD.value}: choose from {", ".join(_METHODS)}')
-    finds_widths = _METHOD.value == fixed_point.NAME
-    for name in _OF_OTHERS if finds_widths else ('budget',):
+    for name in _NOT_OF.get(_METHOD.value, ('budget', *_OF_PD_QUANT)):
         if flags.FLAGS[name].present:
             raise UserError(f'--{name} is not for --method={_METHOD.value}: leave it out')
     fixed_point_budget.check_budget(_BUDGET.value)

@@ -168,6 +168,11 @@ def test_the_example_of_the_api_runs_and_its_integers_are_some(run_example):
     assert names['coarse'].shape == (8, 10) and np.abs(names['exact'] - names['coarse']).max() > 0
 
 
+def trace_linear():
+    apply, params = lambda params, x: x.mean((1, 2)) @ params, np.ones((3, 10), np.float32)
+    return ghn_jax.trace(apply, (1, 16, 16, 3), params=params)
+
+
 @pytest.mark.parametrize(
     'call, words',
     [
@@ -185,6 +190,13 @@ def test_the_example_of_the_api_runs_and_its_integers_are_some(run_example):
             lambda h, w, x: ghn_jax.run(NETWORK, w, x, ghn_jax.Policy(rules=(('stern.*', 4, 4),))),
             "rule 'stern.*' matches none",
         ),
+        (lambda h, w, x: ghn_jax.run(trace_linear(), w, x), 'expected a NetworkSpec'),
+        (lambda h, w, x: ghn_jax.run(NETWORK, w, x, 'w4a4'), "policy is 'w4a4'"),
+        (lambda h, w, x: ghn_jax.run(NETWORK, w, x, scheme=None), 'scheme is None'),
+        (lambda h, w, x: ghn_jax.quantize(w, 'w4a4'), "policy is 'w4a4'"),
+        (lambda h, w, x: ghn_jax.quantize(w, ghn_jax.Policy(4), 'qat'), "scheme is 'qat'"),
+        (lambda h, w, x: ghn_jax.quantize({'a': w}, ghn_jax.Policy(4)), "weight 'a' is {"),
+        (lambda h, w, x: trace_linear().quantizer(ghn_jax.Policy(4), None), 'scheme is None'),
         (lambda h, w, x: ghn_jax.parse_bits('w4'), 'expected float, or w<bits>a<bits>'),
         (lambda h, w, x: ghn_jax.make_space('deepnets'), 'choose one of deepnets1m, convnets250k'),
     ],
@@ -209,6 +221,10 @@ def test_what_evaluate_refuses(hypernetwork):
         ({'splits': ['tests']}, 'tests'),
         ({'bits': ['w4']}, "bits 'w4'"),
         ({'batch_size': 0}, 'batch_size'),
+        ({'bits': 'w4a4'}, "bits is 'w4a4': expected a list"),
+        ({'networks': []}, r'networks is \[\]: expected a list'),
+        ({'networks': NETWORK}, 'networks is .*: expected a list'),
+        ({'networks': [trace_linear()]}, 'a network is .*: expected a NetworkSpec'),
     ):
         with pytest.raises(UserError, match=words):
             ghn_jax.evaluate(hypernetwork, **arguments)

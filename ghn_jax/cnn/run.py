@@ -21,8 +21,8 @@ from ghn_jax.cnn.weights import quantize_weights
 from ghn_jax.networks.counts import count_parameters
 from ghn_jax.networks.graph import build_graph
 from ghn_jax.networks.spec import IMAGE_SIZE, NetworkSpec
-from ghn_jax.quant.policy import Policy, quantizable
-from ghn_jax.quant.scheme import QAT, Scheme
+from ghn_jax.quant.policy import Policy, check_policy, quantizable
+from ghn_jax.quant.scheme import QAT, Scheme, check_scheme
 
 Applier = Literal['reference', 'executor']
 _LEAST_SIZE = 8  # pixels on a side, as of data sets
@@ -62,6 +62,13 @@ def run(
     """
     if applier not in get_args(Applier):
         raise UserError(f'applier={shown(applier)}: expected one of {", ".join(get_args(Applier))}')
+    if not isinstance(network, NetworkSpec):
+        raise UserError(
+            f'the network is {shown(network)}: expected a NetworkSpec; a traced model has `apply` of its own'
+        )
+    if policy is not None:
+        check_policy(policy)
+    check_scheme(scheme)
     size = _image_size(images)
     if not network.glob_avg and size != IMAGE_SIZE:
         raise UserError(

@@ -166,8 +166,7 @@ def evaluate_quantized(
         about_images(dataset, images, None, spec)
         | about_run(run, spec.workdir, None)
         | {
-            'range_rule': network.about.get('method'),
-            'calibration_images': network.about.get('calibration_images'),
+            'range_rule': None,  # how it was quantized is what it says itself
             'quantized': dict(network.about),
         }
         | about_networks(run.config, spec, {GIVEN_MODEL: 1}, space=None)

@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 from typing import Any
 
+from ghn_jax.base.errors import UserError, shown
 from ghn_jax.evaluation import evaluate as evaluation
 from ghn_jax.evaluation.evaluation_spec import BATCH_SIZE, BITS, NUM_NETWORKS, EvaluationSpec
 from ghn_jax.networks.spec import NetworkSpec
@@ -44,6 +45,15 @@ def evaluate(
     Raises:
       UserError: unknown splits or bits, numbers out of range, networks that cannot be run or predicted.
     """
+    for name, value in (('networks', networks), ('splits', splits), ('bits', bits)):
+        if value is not None and (isinstance(value, str) or not isinstance(value, Sequence) or not value):
+            raise UserError(f'{name} is {shown(value)}: expected a list with something in it')
+    for network in networks or ():
+        if not isinstance(network, NetworkSpec):
+            raise UserError(
+                f'a network is {shown(network)}: expected a NetworkSpec; score a traced model with the '
+                'command ghn_jax.evaluate'
+            )
     spec = EvaluationSpec(
         networks=None if networks is None else tuple(networks),
         splits=tuple(splits),

@@ -145,12 +145,14 @@ def calibrate(
       The model with fixed statistics; its weights are not rounded.
 
     Raises:
-      UserError: no images, batches of several sizes, a policy of another model, another `batch_norm`.
+      UserError: no images, batches of several sizes, images or parameters of other shapes or that are not
+        finite, a policy of another model, another `batch_norm`.
       DependsOnBatch: a batch norm of an unknown form, another sum over the images.
     """
     if batch_norm not in BATCH_NORMS:
         raise UserError(f'batch_norm={batch_norm!r} is unknown: expected one of {", ".join(BATCH_NORMS)}')
     batches = list(images)
+    _check_given(model, params, batches)
     if policy is None:
         return fold(model, params, batches)
     quantizer = model.quantizer(policy, scheme)
@@ -160,6 +162,23 @@ def calibrate(
         calibrated = fold(model, params, batches)
     ranges = find_ranges(model, Calibrated.apply, calibrated, batches, quantizer, rule)
     return dataclasses.replace(calibrated, ranges=ranges)
+
+
+def _check_given(model: Model, params: Any, batches: Sequence[Any]) -> None:
+    """Raise UserError for what cannot be calibrated, or gives no numbers."""
+    if not isinstance(model, Model):
+        raise UserError(f'the model is {shown(model)}: expected one of ghn_jax.trace')
+    for batch in batches:
+        if np.ndim(batch) != len(model.input_shape):
+            raise UserError(
+                f'a batch of images has the shape {np.shape(batch)}: expected a list of batches (N, '
+                f'{", ".join(map(str, model.input_shape[1:]))})'
+            )
+    if batches:
+        model.prepared(params, batches[0])
+    for what, arrays in (('params', params), ('images', batches)):
+        if not all(jnp.all(jnp.isfinite(array)) for array in jax.tree.leaves(arrays)):
+            raise UserError(f'{what} have values that are no numbers: give finite ones')
 
 
 def fold(model: Model, params: Any, batches: Sequence[Array]) -> Calibrated:

@@ -1,8 +1,11 @@
 """Models by the name that a command line has for them: `package.module:function`."""
 
 import importlib
+import sys
 from collections.abc import Sequence
 from typing import Any
+
+import jax
 
 from ghn_jax.base.errors import UserError, one_line, shown
 from ghn_jax.models.model import Model
@@ -10,7 +13,7 @@ from ghn_jax.models.tracing import trace
 
 
 def load_model(name: str, input_shape: Sequence[int], *arguments: Any) -> Model:
-    """Call a function that makes a model, and trace the model.
+    """Call a function that makes a model, and trace the model. What no bits round of it is said on stderr.
 
     Args:
       name: 'package.module:function'. The function returns a Flax module, a pair (apply, params) of a
@@ -44,6 +47,14 @@ def load_model(name: str, input_shape: Sequence[int], *arguments: Any) -> Model:
     except (Exception, SystemExit) as e:
         raise UserError(f'{name} fails: {type(e).__name__}: {one_line(e)}') from e
     if isinstance(made, Model):
-        return made
-    model, params = made if isinstance(made, tuple) and len(made) == 2 else (made, None)
-    return trace(model, input_shape, params=params)
+        traced = made
+    else:
+        model, params = made if isinstance(made, tuple) and len(made) == 2 else (made, None)
+        traced = trace(model, input_shape, params=params)
+    for parameter, why in list(traced.kept.items())[:1]:
+        print(
+            f'warning: of model {traced.name!r}, {len(traced.kept)} of {len(jax.tree.leaves(traced.params))} '
+            f'parameters are neither predicted nor rounded, whatever the bits: {parameter!r} {why}',
+            file=sys.stderr,
+        )
+    return traced

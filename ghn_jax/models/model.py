@@ -21,17 +21,21 @@ from ghn_jax.models.recorder import Layer, Recorder, Site
 from ghn_jax.models.sources import Initial
 from ghn_jax.networks.graph import Graph
 from ghn_jax.quant.policy import Policy
-from ghn_jax.quant.scheme import QAT, Scheme
+from ghn_jax.quant.scheme import QAT, Scheme, check_scheme
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Traced:
-    """A model's program for images of one shape, and what is recorded of it. logits: their operation."""
+    """A model's program for images of one shape, and what is recorded of it. logits: their operation.
+
+    digest: as `Model.digest`, for this shape.
+    """
 
     program: Program
     recorder: Recorder
     logits: int
     classes: int
+    digest: str
 
     @functools.cached_property
     def structure(self) -> Structure:
@@ -52,6 +56,8 @@ class Model:
       graph: as the hypernetwork reads it; names of parameters are their paths in `params`, joined by dots.
       keep: whether parameters that cannot be predicted stay as initialised (`unsupported='keep'`).
       kept: those for which no hypernetwork predicts anything -> why.
+      digest: 16 hexadecimal digits, others for a model that computes something else or whose parameters have
+        other names or shapes. Another version of JAX or Flax may give the same model others.
     """
 
     name: str
@@ -62,6 +68,7 @@ class Model:
     graph: Graph
     keep: bool
     kept: dict[str, str]
+    digest: str
     tensors: dict[str, Tensor] = dataclasses.field(repr=False)
     initial: Initial | None = dataclasses.field(repr=False)
     traced: Callable[[tuple[int, ...], Any], 'Traced'] = dataclasses.field(repr=False)
@@ -143,6 +150,7 @@ class Model:
         Raises:
           UserError: the policy is of another model.
         """
+        check_scheme(scheme)
         return FakeQuantizer(resolve(policy, self.graph), scheme)
 
     def initial_params(self, seed: int = 0) -> Any:
@@ -151,7 +159,7 @@ class Model:
         seed: of a Linen module's `init`. Other models came with their parameters.
 
         Raises:
-          UserError: they are not known: the model came with shapes only.
+          UserError: they are not known, as the model came with shapes only, or are not finite.
         """
         values = self.initial_values(variable_names(self.params), seed)
         return map_named(lambda name, _: values[name], self.params)
@@ -162,7 +170,14 @@ class Model:
             raise UserError(
                 f'model {self.name!r} came with the shapes of its parameters only: give initial values, too'
             )
-        return self.initial(seed, names)
+        values = self.initial(seed, names)
+        for name, value in values.items():
+            if not jnp.all(jnp.isfinite(value)):
+                raise UserError(
+                    f'parameter {name!r} of model {self.name!r} starts with values that are no numbers: give '
+                    'finite ones'
+                )
+        return values
 
 
 def rewriter(sites: Mapping[int, Site], quantizer: Quantizer | None) -> Rewrite:

@@ -2,13 +2,16 @@
 
 import contextlib
 import functools
+import hashlib
 import math
 from collections.abc import Iterator, Sequence
 from typing import Any, Literal
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from flax import linen, nnx
+from jax.extend.core import ClosedJaxpr
 from jax.typing import DTypeLike
 
 from ghn_jax.base.errors import UserError, one_line, shown
@@ -79,6 +82,7 @@ def trace(
         graph=_graph(first, source.name),
         keep=unsupported == 'keep',
         kept={leaves[leaf].name: why for leaf, why in recorder.kept.items()},
+        digest=first.digest,
         tensors={name: t for name, t in recorder.tensors.items() if t.view.leaf not in recorder.kept},
         initial=source.initial,
         traced=traced,
@@ -178,7 +182,26 @@ def _traced(source: Source, leaves: tuple[Leaf, ...], images: jax.ShapeDtypeStru
             f'model {source.name!r} has {len(recorder.forward.kind):,} operations, more than '
             f'{MAX_OPERATIONS:,}: give a smaller one'
         )
-    return Traced(program, recorder, recorder.as_flow(value).op, result.shape[1])
+    digest = _digest(leaves, closed)
+    return Traced(program, recorder, recorder.as_flow(value).op, result.shape[1], digest)
+
+
+def _digest(leaves: Sequence[Leaf], closed: ClosedJaxpr) -> str:
+    """Tell models apart by their parameters and operations, wherever these stand in the code."""
+    program = flatten(closed, derivatives=False)
+    results = [slot for step in program.steps for slot in step.outputs]
+    number = {slot: k for k, slot in enumerate([*program.inputs, *program.constants, *results])}
+    read = lambda operand: number[operand] if isinstance(operand, int) else str(operand)
+    steps = [
+        (step.primitive, str(sorted(step.eqn.params.items())), [*map(read, step.inputs)])
+        for step in program.steps
+    ]
+    types = [str(aval) for aval in closed.in_avals]
+    digest = hashlib.sha256(repr((leaves, types, steps, [*map(read, program.outputs)])).encode())
+    for constant in program.constants.values():
+        is_key = jnp.issubdtype(constant.dtype, jax.dtypes.prng_key)
+        digest.update(np.asarray(jax.random.key_data(constant) if is_key else constant).tobytes())
+    return digest.hexdigest()[:16]
 
 
 def _check_numbers(recorder: Recorder, arrays: Sequence[Any]) -> None:

@@ -13,10 +13,11 @@ import jax.numpy as jnp
 import numpy as np
 from jax import Array, lax
 
+from ghn_jax.base.errors import UserError, shown
 from ghn_jax.base.numbers import next_power_of_two
 from ghn_jax.quant.grid import Grid, quantize
-from ghn_jax.quant.policy import FLOAT_BITS, NamedWidths, Policy, quantizable
-from ghn_jax.quant.scheme import QAT, Scheme
+from ghn_jax.quant.policy import FLOAT_BITS, NamedWidths, Policy, check_policy, quantizable
+from ghn_jax.quant.scheme import QAT, Scheme, check_scheme
 from ghn_jax.quant.weight_grids import fit
 
 WIDTH = 64
@@ -44,8 +45,13 @@ def round_weights(
         scheme by channel scale and zero_point are lists.
 
     Raises:
-        UserError: a rule of the policy matches none of the weights.
+        UserError: a rule of the policy matches none of the weights; weights that are no arrays by name.
     """
+    check_policy(policy)
+    check_scheme(scheme)
+    for name, w in weights.items():
+        if not isinstance(w, np.ndarray | Array):
+            raise UserError(f'weight {name!r} is {shown(w)}: expected an array, as in a file of weights')
     names = quantizable((name, w.shape) for name, w in weights.items())
     return round_to(weights, policy.resolve(names), scheme)
 

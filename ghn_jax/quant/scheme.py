@@ -5,7 +5,7 @@ Bits are not part of it: they are data (`policy`). Every scheme serves all bit-w
 
 import dataclasses
 
-from ghn_jax.base.errors import FieldError
+from ghn_jax.base.errors import FieldError, UserError, shown
 from ghn_jax.base.fields import check_fields, choice, number
 
 MODES = ('float', 'qat', 'noise')
@@ -74,6 +74,12 @@ class Scheme:
     def when_used(self) -> 'Scheme':
         """Return what networks are run with outside of training: rounded."""
         return dataclasses.replace(self, mode='qat')
+
+
+def check_scheme(scheme: object) -> None:
+    """Raise UserError for what is no scheme."""
+    if not isinstance(scheme, Scheme):
+        raise UserError(f'scheme is {shown(scheme)}: expected a Scheme, such as that of a hypernetwork')
 
 
 FLOAT = Scheme()

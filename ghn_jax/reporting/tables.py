@@ -47,10 +47,8 @@ def table(result: Result, other: Result | None = None) -> tuple[list[str], list[
 def notes(result: Result, other: Result | None = None) -> list[str]:
     """Return the lines under the table: what was scored and how, correlations, the note on the data."""
     p, rows = result['protocol'], result['rows']
-    initial = p.get('parameters') == 'initial'
     return [
-        *(['The parameters are those that the model starts with; none are predicted.'] if initial else []),
-        f'{labels(result, other)[0]}, step {p["step"]}. Mean ± standard error over n networks, in percent; '
+        f'{_whose(p, labels(result, other)[0])} Mean ± standard error over n networks, in percent; '
         f'{p["images"]} {p["image_split"]} images of {p["dataset"]}. {_how(p)}',
         *([_correlations(rows)] if any(r.get('correlation_depth') is not None for r in rows) else []),
         *([p['note']] if p['note'] else []),
@@ -65,7 +63,24 @@ _HEADERS = {
 }
 
 
+def _whose(protocol: Mapping[str, Any], label: str) -> str:
+    """Say where the parameters come from. label: of the hypernetwork, where it predicts them."""
+    if 'quantized' in protocol:
+        return 'The network is quantized already; no parameters are predicted.'
+    words = {
+        'predicted': f'{label}, step {protocol["step"]}.',
+        'initial': 'The parameters are those that the model starts with; none are predicted.',
+        'given': 'The parameters are given; none are predicted.',
+    }
+    given = protocol.get('parameters', 'predicted')
+    return words.get(given, f'The parameters are those of {given}; none are predicted.')
+
+
 def _how(protocol: Mapping[str, Any]) -> str:
+    if 'quantized' in protocol:
+        by, images = (protocol['quantized'].get(key) for key in ('method', 'calibration_images'))
+        made = f' (method {by}{f", {images} training images" if images else ""})' if by else ''
+        return f'Bits, statistics and ranges are its own{made}.'
     norms, ranges, batch = protocol['batch_norm'], protocol['ranges'], protocol['batch_size']
     if norms == ranges == 'batch':
         return f'BatchNorm and ranges of each batch of {batch}.'

@@ -9,7 +9,8 @@ A folder holds one safetensors file, FILE. Its tensors are the arrays of `Calibr
     params.NAME                             of the parameters that are neither folded nor rounded
 
 Its metadata, strings, say how to make the model (`arch`: a network as JSON, or `model`:
-package.module:function), `input_shape`, `policy` and `scheme` as JSON, and what the method says of itself.
+package.module:function), `input_shape`, `policy` and `scheme` as JSON, `computes` (the digest of the model,
+with the versions that it is of), and what the method says of itself.
 """
 
 import dataclasses
@@ -18,6 +19,8 @@ import os
 from collections.abc import Mapping
 from typing import Any
 
+import flax
+import jax
 import numpy as np
 
 from ghn_jax.base import files, paths
@@ -37,8 +40,9 @@ from ghn_jax.runs.weight_files import read_safetensors, write_weights
 
 FILE = 'network.safetensors'
 UNFINISHED = 'unfinished'  # in the metadata: JSON {'key': what is being done, 'blocks': how many are}
-_ADVICE = 'give a folder that ghn_jax.quantize has written'
+_ADVICE = 'give a folder that ghn_jax.quantize has written, or one of a network that ghn_jax.finetune has'
 _REQUIRED = ('input_shape', 'policy', 'scheme')
+_COMPUTES = 'computes'
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -83,6 +87,7 @@ def save(folder: Place, network: QuantizedNetwork) -> Place:
         **network.about,
         **network.source,
         'input_shape': json.dumps(of.model.input_shape),
+        _COMPUTES: json.dumps(_computes(of.model)),
         'policy': json.dumps({**network.policy.to_dict(), 'name': network.policy.name}),
         'scheme': json.dumps(dataclasses.asdict(network.scheme)),
     }
@@ -113,13 +118,31 @@ def load(folder: str | os.PathLike) -> QuantizedNetwork:
         scheme = Scheme(**json.loads(metadata['scheme']))
     except (ValueError, TypeError) as e:
         raise UserError(f'{path} is damaged ({shown(str(e))}): quantize the network again') from None
-    model = (
-        trace(NetworkSpec.from_json(source['arch']), shape)
-        if 'arch' in source
-        else load_model(source['model'], shape)
-    )
-    about = {k: v for k, v in metadata.items() if k not in (*_REQUIRED, *source)}
+    if 'arch' in source:
+        model = trace(NetworkSpec.from_json(source['arch']), shape)
+    else:
+        model = load_model(source['model'], shape)
+        _check_computes(model, metadata.get(_COMPUTES), path)
+    about = {k: v for k, v in metadata.items() if k not in (*_REQUIRED, _COMPUTES, *source)}
     return QuantizedNetwork(_calibrated(model, arrays, str(path)), policy, scheme, source, about)
+
+
+def _computes(model: Model) -> dict[str, str]:
+    return {'jax': jax.__version__, 'flax': flax.__version__, 'digest': model.digest}
+
+
+def _check_computes(model: Model, written: str | None, path: Place) -> None:
+    """Raise UserError where the model's code has changed since; of other versions that cannot be told."""
+    try:
+        then = json.loads(written or '{}')
+    except ValueError:
+        raise UserError(f'{path} is damaged ({_COMPUTES}): quantize the network again') from None
+    now = _computes(model)
+    if isinstance(then, dict) and then | {'digest': model.digest} == now and then != now:
+        raise UserError(
+            f'{path}: model {model.name!r} computes something else than when it was quantized: take the code '
+            'of then, or quantize it again'
+        )
 
 
 def load_unfinished(folder: Place, model: Model, key: str) -> tuple[int, Calibrated] | None:

@@ -19,14 +19,12 @@ import jax
 
 import ghn_jax
 from ghn_jax.base import bounds, files, lock
-from ghn_jax.base.digests import json_digest
 from ghn_jax.base.errors import FieldError, UserError
 from ghn_jax.base.paths import Place
 from ghn_jax.datasets.load import Dataset
 from ghn_jax.evaluation.evaluation_spec import BATCH_SIZE
 from ghn_jax.hypernet.policy_features import resolve
 from ghn_jax.models.model import Model
-from ghn_jax.models.names import named_leaves
 from ghn_jax.quant.policy import Policy
 from ghn_jax.quant.scheme import QAT, Scheme
 from ghn_jax.runs.progress import Progress
@@ -246,9 +244,8 @@ def _tasks(
     }
     policies = {str(policy): used(policy) for policy in spec.policies}
     for model in models:
-        tensors = json_digest({name: list(leaf.shape) for name, leaf in named_leaves(model.params).items()})
         for method in _methods(model, spec, images, scheme, policies, sources.get(model.name)):
-            own = settings | {'tensors': tensors, 'bits': method.policy.to_dict()}
+            own = settings | {'model': model.digest, 'bits': method.policy.to_dict()}
             yield _Task(model, method, images, spec.scored, own)
 
 

@@ -57,7 +57,8 @@ def fixed_point_into(
     begin = time.perf_counter()
     search, check = (Search.of(calibrated, *part) for part in scored)
     about = _about(search, check, budget)
-    key = f'{json_digest([about, array_digests([calibrated, search.batches, check.batches])]):08x}'
+    arrays = array_digests([calibrated, search.batches, check.batches])
+    key = f'{json_digest([about, calibrated.model.digest, arrays]):08x}'
     state = folder / STATE
     begun = _begun(state, key, len(search.tensors))
     formats, share = within_budget(search, check, budget, done, begun, functools.partial(_keep, state, key))

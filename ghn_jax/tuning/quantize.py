@@ -211,7 +211,8 @@ def quantize_into(
     if method == 'pd_quant':
         about['options'] = dataclasses.asdict(options)
     strings = {key: value if isinstance(value, str) else json.dumps(value) for key, value in about.items()}
-    key = f'{json_digest([about, array_digests([network.calibrated, network.batches])]):08x}'
+    arrays = array_digests([network.calibrated, network.batches])
+    key = f'{json_digest([about, network.calibrated.model.digest, arrays]):08x}'
     of = lambda calibrated, **more: QuantizedNetwork(calibrated, policy, SCHEME, source, strings | more)
     keep = lambda blocks, so_far: save(
         folder, of(so_far, **{UNFINISHED: json.dumps({'key': key, 'blocks': blocks})})

@@ -142,9 +142,8 @@ def _tasks(
                 if not kinds:
                     continue
                 trainer, score = _programs(removal, policy, scheme, spec, dataset, test)
-                shapes = [list(leaf.shape) for leaf in jax.tree.leaves(removal.model.params)]
                 for kind in kinds:
-                    own = settings | {'bits': policy.to_dict(), 'tensors': shapes, 'kind': kind}
+                    own = settings | {'bits': policy.to_dict(), 'model': removal.model.digest, 'kind': kind}
                     limit = float('inf')
                     if kind == 'squeezed':
                         own |= {'squeezing': [spec.cost, spec.penalty]}

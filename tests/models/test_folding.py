@@ -257,6 +257,25 @@ def test_another_dependence_on_the_batch_is_refused():
         calibrate(model, parameters(model), [np.ones((4, 3), np.float32)])
 
 
+@pytest.mark.parametrize(
+    'changes, words',
+    [
+        ({'model': nn.Dense(10)}, 'the model is Dense'),
+        ({'params': None}, "params have other shapes than those of 'Dense'"),
+        ({'params': {'kernel': jnp.full((3, 10), jnp.nan), 'bias': jnp.ones(10)}}, 'params have values that'),
+        ({'images': [jnp.full((2, 3), jnp.inf)]}, 'images have values that are no numbers'),
+        ({'images': jnp.ones((4, 3))}, r'a batch of images has the shape \(3,\): expected a list of batches'),
+        ({'scheme': None}, 'scheme is None'),
+    ],
+)
+def test_what_would_calibrate_to_no_numbers_is_refused_in_a_line(changes, words):
+    model = trace(nn.Dense(10), (1, 3))
+    given = {'model': model, 'params': parameters(model), 'images': [jnp.ones((2, 3))]} | changes
+    with pytest.raises(ghn_jax.UserError, match=words) as caught:
+        calibrate(**given, policy=parse_bits('w4a4'))
+    assert '\n' not in str(caught.value)
+
+
 def test_without_images_or_ranges_nothing_is_calibrated():
     model = linen('norms')
     params = parameters(model)

@@ -195,6 +195,9 @@ def test_the_parameters_that_a_model_starts_with_are_those_of_its_own_init():
         trace(
             lambda p, x: x.mean((1, 2)) @ p, (1, 8, 8, 3), params=jax.ShapeDtypeStruct((3, 10), jnp.float32)
         ).initial_params()
+    params = {'w': np.full((3, 10), np.nan, np.float32)}
+    with pytest.raises(ghn_jax.UserError, match="parameter 'w' of model .* starts with .* no numbers"):
+        trace(lambda p, x: x.mean((1, 2)) @ p['w'], (1, 8, 8, 3), params=params).initial_params()
 
 
 def test_1_bit_weights_of_a_layer_are_two_levels():

@@ -295,6 +295,19 @@ def test_what_cannot_be_predicted_is_kept_and_listed_where_that_is_asked_for():
     assert [p.name for p in model.graph.parameters] == ['0', '2']
 
 
+def test_the_digest_of_a_model_says_what_it_computes_and_what_its_parameters_are_called():
+    def digest(act=jax.nn.relu, factor=None, name='w', width=8):
+        factor = np.float32([1, 2, 3]) if factor is None else factor
+        params = {name: np.ones((3, 3, 3, width), np.float32), 'head': np.ones((width, 10), np.float32)}
+        apply = lambda p, x: act(conv(x * factor, p[name])).mean((1, 2)) @ p['head']
+        return trace(apply, (2, 8, 8, 3), params=params).digest
+
+    assert digest() == digest() == digest(jax.checkpoint(lambda x: jax.nn.relu(x)))
+    key = jax.random.normal(jax.random.key(0), 3)
+    others = [dict(act=jax.nn.silu), dict(factor=np.float32([1, 2, 4])), dict(factor=key), dict(name='v')]
+    assert len({digest(), *(digest(**other) for other in [*others, dict(width=9)])}) == 6
+
+
 def test_a_weight_that_is_computed_from_a_parameter_is_named():
     standardised = lambda p, x: conv(x, (p[0] - p[0].mean()) / p[0].std()).mean((1, 2)) @ p[1]
     with pytest.raises(

@@ -171,6 +171,26 @@ def test_names_of_no_use_get_one_line(name, message, tmp_path, monkeypatch):
     assert '\n' not in str(caught.value)
 
 
+def test_what_is_neither_predicted_nor_rounded_is_said(tmp_path, monkeypatch, capsys):
+    from ghn_jax.models.loading import load_model
+
+    (tmp_path / 'nets_with_loops.py').write_text(
+        'import jax, ghn_jax\n'
+        'def net():\n'
+        "    step = lambda params, x: (x @ params['w'], None)\n"
+        "    apply = lambda p, x: jax.lax.scan(lambda y, _: step(p, y), x, None, 2)[0] @ p['v']\n"
+        '    shapes = {k: jax.ShapeDtypeStruct((3, 3), float) for k in "vw"}\n'
+        "    return ghn_jax.trace(apply, (1, 3), params=shapes, unsupported='keep')\n"
+    )
+    monkeypatch.syspath_prepend(tmp_path)
+    load_model('nets_with_loops:net', (1, 3))
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.startswith(
+        "warning: of model '<lambda>', 1 of 2 parameters are neither predicted nor rounded"
+    )
+    assert "'w' enters 'scan'" in line
+
+
 def test_what_was_not_traced_is_not_predicted():
     hypernetwork = ghn_jax.load('zoo:digits-bits')
     for network in (nn.Dense(10), 'net', None):

@@ -15,7 +15,7 @@ from ghn_jax.base.errors import UserError
 from ghn_jax.evaluation import results
 from ghn_jax.networks.graph import build_graph
 from ghn_jax.networks.spaces import make_space
-from ghn_jax.reporting import closeup, contents, graph_drawing, page
+from ghn_jax.reporting import closeup, contents, graph_drawing, page, tables
 from ghn_jax.reporting.evaluation import make_evaluation, read_evaluation
 from tests.pages import Page, check_self_contained
 from tests.reporting.examples import BITS, HOSTILE, METRICS, make_layers, make_networks, make_result
@@ -62,6 +62,19 @@ def test_the_table_has_the_numbers_of_the_result(text):
         line = [row['split'], row['bits'], str(row['n']), f'{row["top1_mean"]:.2f} ± {row["top1_sem"]:.2f}']
         assert line in [cells[i : i + 4] for i in range(len(cells))]
         assert any(cell.startswith(f'{row["difference_top1_mean"]:+.2f} [') for cell in cells)
+
+
+def test_a_table_says_whose_parameters_were_scored_and_by_which_statistics():
+    result = make_result()
+    said = lambda **more: tables.notes(result | {'protocol': result['protocol'] | more})[0]
+    assert said().startswith('qat w4a4, step 9. Mean') and 'of each batch of 16.' in said()
+    assert said(parameters='initial').startswith('The parameters are those that the model starts with; none')
+    assert said(parameters='a.safetensors').startswith('The parameters are those of a.safetensors; none are')
+    fixed = {'batch_norm': 'calibrated', 'ranges': 'calibrated', 'quantized': {'bits': 'w4a4'}}
+    assert said(**fixed).startswith('The network is quantized already; no parameters are predicted. Mean')
+    assert said(**fixed).endswith('Bits, statistics and ranges are its own.')
+    fixed['quantized'] |= {'method': 'mse', 'calibration_images': '128'}
+    assert said(**fixed).endswith('are its own (method mse, 128 training images).')
 
 
 def test_the_best_and_the_worst_are_those_of_the_first_split_at_the_bits_of_the_closer_look():

@@ -1,5 +1,8 @@
 """A small model and small data, for tests of its training."""
 
+from collections.abc import Callable
+from typing import Any
+
 import numpy as np
 from flax import linen as nn
 
@@ -14,11 +17,12 @@ SIZE = 8
 class Net(nn.Module):
     classes: int = 10
     width: int = 6
+    act: Callable[[Any], Any] = nn.relu
 
     @nn.compact
     def __call__(self, x, train: bool = True):
         x = nn.Conv(self.width, (3, 3), strides=(2, 2), use_bias=False)(x)
-        x = nn.relu(nn.BatchNorm(use_running_average=not train)(x))
+        x = self.act(nn.BatchNorm(use_running_average=not train)(x))
         x = nn.relu(nn.Conv(self.width, (3, 3), feature_group_count=self.width)(x))
         return nn.Dense(self.classes)(x.mean((1, 2)))
 
@@ -29,6 +33,10 @@ def net() -> Net:
 
 def net_of_four_classes() -> Net:
     return Net(4)
+
+
+def with_silu() -> Net:
+    return Net(act=nn.silu)
 
 
 def wider(factor: float) -> Net:

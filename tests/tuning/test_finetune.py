@@ -42,6 +42,8 @@ def test_what_is_done_is_not_done_again_and_other_settings_are_refused(finetuned
     assert code == 0, error
     assert again == said and before == {path: path.stat().st_mtime_ns for path in out.rglob('*.safetensors')}
     assert is_one_error_line(command(*HOW, f'--out={out}', '--ema=0.5'), 'other settings (training differ)')
+    edited = '--model=tests.tuning.nets:with_silu'  # the same class, with parameters of the same shapes
+    assert is_one_error_line(command(*HOW, edited, f'--out={out}'), 'other settings (model differ)')
 
 
 @pytest.mark.slow
@@ -87,6 +89,10 @@ def test_with_fixed_statistics_a_quantized_network_is_trained_and_kept_which_eva
     assert code == 0, error
     result = json.loads((tmp_path / 'b.json').read_text())
     found = {bits: score['top1'] for bits, score in result['networks'][0]['scores'].items()}
+    assert 'its own.' in said and 'None' not in said
+    assert is_one_error_line(
+        command('ghn_jax.evaluate', model[0], how[0], '--params=a'), '--quantized and --params'
+    )
     assert found == {'w4a4': pytest.approx(run['scores']['2']['calibrated']['w4a4'])}
 
 

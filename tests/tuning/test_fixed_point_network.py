@@ -100,6 +100,8 @@ def test_bad_input_is_one_line(workdir, arch, tmp_path):  # noqa: F811
         ({'bits': 'w4a4'}, '--bits is not for --method=fixed_point: leave it out'),
         ({'iterations': 5}, '--iterations is not for --method=fixed_point'),
         ({'budget': 1, 'method': 'mse'}, '--budget is not for --method=mse'),
+        ({'budget': 1, 'method': 'pd_quant'}, '--budget is not for --method=pd_quant'),
+        ({'drop': 'false', 'method': 'minmax'}, '--drop is not for --method=minmax'),
         ({'params': arch}, 'no safetensors file'),
     ):
         asked = [f'--{flag}={value}' for flag, value in (good | changes).items()]
