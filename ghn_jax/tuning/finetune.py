@@ -240,6 +240,7 @@ def _tasks(
         'search': dataclasses.asdict(spec.search) if spec.search else None,
         'scheme': dataclasses.asdict(scheme),
         'scoring': [spec.batch_norm, spec.eval_batch_size, images.test.count, len(images.calibration)],
+        'passes': list(spec.scored),
         'images': [images.dataset.name, list(data.images.shape), zlib.crc32(data.images.tobytes())],
     }
     policies = {str(policy): used(policy) for policy in spec.policies}
