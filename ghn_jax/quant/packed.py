@@ -44,11 +44,14 @@ def pack_weights(
       table. table[name] has the shape, the width of a code and, where each channel has a grid, their axis.
 
     Raises:
+      UserError: weights that are not finite.
       ValueError: weights that are not rounded as `quantization` says.
     """
     arrays, table, scales, zeros = dict(weights), {}, [], []
     for name, grid in quantization.items():
         w = weights[name]
+        if not np.isfinite(w).all():
+            raise UserError(f'the weight {name} has values that are not finite, which no code stands for')
         by_channel = isinstance(grid['scale'], list)
         scale = np.atleast_1d(np.asarray(grid['scale'], w.dtype))
         zero = np.atleast_1d(np.asarray(grid['zero_point'], np.int32))
