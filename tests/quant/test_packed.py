@@ -86,5 +86,11 @@ def test_a_damaged_table_is_one_clear_error(weights):
         unpack_weights({name: w for name, w in arrays.items() if name != 'a.weight'}, table)
     with pytest.raises(UserError, match='lack quantization.scale'):
         unpack_weights({name: w for name, w in arrays.items() if name != SCALE}, table)
-    with pytest.raises(UserError, match='have 1 grids, too few for linear.weight'):
+    with pytest.raises(UserError, match='have 2 scales and 1 zero points, expected 2'):
         unpack_weights(arrays | {ZERO_POINT: arrays[ZERO_POINT][:1]}, table)
+    more = {name: np.repeat(arrays[name], 2) for name in (SCALE, ZERO_POINT)}
+    with pytest.raises(UserError, match='have 4 scales and 4 zero points, expected 2'):
+        unpack_weights(arrays | more, table)
+    for name, dtype in ((SCALE, np.int32), (ZERO_POINT, np.float32)):
+        with pytest.raises(UserError, match='expected floats and unsigned integers'):
+            unpack_weights(arrays | {name: arrays[name].astype(dtype)}, table)
