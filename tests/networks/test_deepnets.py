@@ -156,9 +156,12 @@ def test_files_that_are_absent_or_others_are_one_clear_error(folder, tmp_path):
             load_deepnets(folder, 'test', count)
     space = published_space(folder)
     assert space.sample('test', 0, np.int64(2)) == space.sample('test', 0, 2)
-    for seed, index, message in ((-1, 0, 'seed is -1'), ('0', 0, 'seed is'), (0, 3, '0 to 2'), (0, True, '')):
-        with pytest.raises(UserError, match=message):
-            space.sample('test', seed, index)
+    for seed in (-1, '0', None):
+        with pytest.raises(UserError, match='seed is .*: expected an integer from 0'):
+            space.sample('test', seed, 0)
+    for index in (3, -1, True, '0'):
+        with pytest.raises(UserError, match='index is .*: the split test has the networks 0 to 2'):
+            space.sample('test', 0, index)
     whole = json.loads(meta.read_text())
     copies = iter(range(10))
 
