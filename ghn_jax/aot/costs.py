@@ -10,7 +10,7 @@ import re
 from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 
-from ghn_jax.aot.hlo import Computation, Instruction, Module, Shape, inside, walk
+from ghn_jax.aot.hlo import Computation, Instruction, Module, Shape, inside, results, walk
 
 _LABELS = re.compile(r'dim_labels=(?P<input>\w+)_(?P<kernel>\w+)->(?P<output>\w+)')
 _WINDOW = re.compile(r'window=\{(?P<fields>[^}]*)\}')
@@ -20,7 +20,7 @@ _CONTRACTED = re.compile(
 _TARGET = re.compile(r'custom_call_target="(?P<name>[^"]*)"')
 _FREE = (
     'parameter', 'constant', 'tuple', 'get-tuple-element', 'bitcast', 'while', 'conditional', 'call',
-    'copy-done', 'async-start', 'async-done', 'async-update', 'after-all', 'partition-id', 'opt-barrier',
+    'async-start', 'async-update', 'after-all', 'partition-id', 'replica-id', 'opt-barrier',
 )  # fmt: skip
 _SLICES = ('dynamic-slice', 'slice', 'gather')
 
@@ -105,18 +105,22 @@ def _alone(
         yield from _alone(module, i, inner)
 
 
+def is_free(each: Instruction) -> bool:
+    """Tell whether an instruction does nothing by itself, or ends what another began."""
+    return each.opcode in _FREE or each.opcode.endswith('-done')
+
+
 def moved(module: Module, each: Instruction, known: Computation) -> float:
     """Count the bytes that an instruction reads and writes. The arguments are those of `flops`."""
-    if each.opcode in _FREE:
+    if is_free(each):
         return 0
+    opcode = each.opcode.removesuffix('-start')
     read = [_bytes(known.get(name)) for name in each.operands]
-    written = sum(shape.bytes for shape in each.shapes)
-    if each.opcode in _SLICES:
+    written = sum(shape.bytes for shape in results(each))
+    if opcode in _SLICES:
         return 2 * written
-    if each.opcode == 'dynamic-update-slice':
+    if opcode == 'dynamic-update-slice':
         return 2 * (read[1] if len(read) > 1 else written)
-    if each.opcode == 'copy-start':
-        return 2 * each.shapes[0].bytes
     if each.opcode == 'fusion':
         inner = inside(module, each)
         read = _read_by(inner, read)

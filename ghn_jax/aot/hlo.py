@@ -243,13 +243,18 @@ def _collective(each: Instruction, place: Place) -> Collective | None:
     op = each.opcode.removesuffix('-start')
     if op not in _COLLECTIVES:
         return None
-    sizes = [shape.bytes for shape in each.shapes]
-    # The other asynchronous ones begin with operand and result side by side.
-    both = op != each.opcode and op != 'all-reduce'
     shape = ', '.join(map(str, each.shapes))
     groups = _GROUPS.search(each.attributes)
     group = _group_size(groups) if groups else 0
-    return Collective(op, max(sizes) if both else sum(sizes), shape, group, place)
+    return Collective(op, sum(made.bytes for made in results(each)), shape, group, place)
+
+
+def results(each: Instruction) -> tuple[Shape, ...]:
+    """Return the arrays that an instruction makes: of an asynchronous one they stand behind its operands."""
+    if not each.opcode.endswith('-start') or each.opcode == 'all-reduce-start':
+        return each.shapes
+    count = len(each.operands)
+    return each.shapes[count : 2 * count]
 
 
 def inside(module: Module, fusion: Instruction) -> Computation:

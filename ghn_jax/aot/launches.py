@@ -15,11 +15,6 @@ from ghn_jax.aot.hlo import Computation, Instruction, Module
 
 LAUNCH_S = 4e-6  # of a kernel
 TRIP_S = 20e-6  # a value from the device to the host, and the next launch
-_NO_KERNEL = (
-    'parameter', 'constant', 'tuple', 'get-tuple-element', 'bitcast', 'while', 'conditional', 'call',
-    'copy-done', 'async-start', 'async-done', 'async-update', 'after-all', 'partition-id', 'replica-id',
-    'opt-barrier',
-)  # fmt: skip
 _TURNS = re.compile(r'"known_trip_count":\{"n":"(?P<n>\d+)"\}')
 _SCOPE = re.compile(r'op_name="(?P<name>[^"]*)"')
 
@@ -74,7 +69,7 @@ def work(module: Module, turns: Turns, shares: Shares) -> Work:
         return sum((own(each, known) + called(each) for each in known.values()), start=Work())
 
     def own(each: Instruction, known: Computation) -> Work:
-        if each.opcode in _NO_KERNEL:
+        if costs.is_free(each):
             return Work()
         return Work(1, 0, costs.moved(module, each, known), costs.flops(module, each, known))
 

@@ -128,7 +128,7 @@ def _training(result: Mapping[str, Any], records: Sequence[Record]) -> list[str]
     last = result['last'] or {}
     return [
         f'until step {last.get("step")}: {result["ended"]}',
-        f'pack of {result["pack_bytes"] / 2**20:.1f} MiB',
+        f'pack of {result["pack_bytes"] / 2**20:.1f} MiB' if result['pack_bytes'] else 'no pack',
     ]
 
 

@@ -22,8 +22,7 @@ _RESERVE = 0.15
 def train_for(settings: Settings, seconds: float) -> dict[str, Any]:
     """Train until the time is nearly over or the run is done; leave the packed run and its metrics.
 
-    The pack is replaced with each checkpoint; a training that is ended while its first program is compiled
-    leaves none.
+    The pack is replaced with each checkpoint; a training that is ended before its first step leaves none.
 
     Raises:
       UserError: as `train`.
@@ -41,10 +40,11 @@ def train_for(settings: Settings, seconds: float) -> dict[str, Any]:
             train(settings.config, workdir, stopping=stopping, pack=pack, unpack=settings.unpack or None)
         except Stopped as e:
             ended = str(e)
-        timer.cancel()
+        finally:
+            timer.cancel()
         shutil.copyfile(workdir / 'metrics.jsonl', metrics)
     rows = read_jsonl(metrics)
     return {
         'ended': ended, 'metrics_rows': len(rows), 'last': rows[-1] if rows else None, 'pack': STATE,
-        'pack_bytes': pack.stat().st_size, 'seconds': time.monotonic() - start,
+        'pack_bytes': pack.stat().st_size if pack.is_file() else 0, 'seconds': time.monotonic() - start,
     }  # fmt: skip

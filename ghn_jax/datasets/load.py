@@ -15,6 +15,7 @@ from PIL import Image
 
 from ghn_jax.base import paths
 from ghn_jax.base.errors import FieldError, UserError, shown
+from ghn_jax.base.numbers import is_int
 from ghn_jax.datasets import cifar10
 from ghn_jax.datasets.augment import normalize
 from ghn_jax.datasets.cifar10 import Split
@@ -44,13 +45,15 @@ class Dataset:
     note: str = ''
 
     def normalized(self, split: str = 'test', count: int | None = None) -> np.ndarray:
-        """Return the first `count` images of a split (None: all), as networks see them: float32 [N, H, H, 3].
+        """Return the first images of a split as networks see them, at most `count`: float32 [N, H, H, 3].
 
         Raises:
-          UserError: a split other than train, val and test.
+          UserError: a split other than train, val and test, or a negative count.
         """
         if split not in ('train', 'val', 'test'):
             raise UserError(f'split {shown(split)} is not one of train, val, test')
+        if count is not None and not (is_int(count) and count >= 0):
+            raise FieldError('count', f'={shown(count)}: expected a number of images, or None for all')
         images = getattr(self, split).images[:count]
         return np.asarray(normalize(jnp.asarray(images), jnp.asarray(self.mean), jnp.asarray(self.std)))
 
@@ -70,12 +73,14 @@ def load(name: str, *, data_dir: str | None = None, image_size: int = 32, seed: 
         The images and labels of the three splits, and what images are normalised by.
 
     Raises:
-        UserError: an unknown name, too small an image size, data that are absent or damaged.
+        UserError: an unknown name, too small an image size, a negative seed, data that are absent or damaged.
     """
-    if name not in DATASETS:
-        raise UserError(f'data set {name!r} is not one of {", ".join(DATASETS)}')
-    if image_size < 8:
-        raise FieldError('image_size', f'={image_size}: expected at least 8 pixels')
+    if not isinstance(name, str) or name not in DATASETS:
+        raise UserError(f'data set {shown(name)} is not one of {", ".join(DATASETS)}')
+    if not is_int(image_size) or image_size < 8:
+        raise FieldError('image_size', f'={shown(image_size)}: expected at least 8 pixels')
+    if not is_int(seed) or seed < 0:
+        raise FieldError('seed', f'={shown(seed)}: expected an integer from 0')
     if name == 'cifar10':
         data_dir = paths.tfds_folder(data_dir)
     return DATASETS[name](data_dir=data_dir, image_size=image_size, seed=seed)

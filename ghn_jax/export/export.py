@@ -166,6 +166,8 @@ def write_export(
     )
     if why := network.metadata.get(_NOT_FOLDED):
         said += f'\nfixed as in one batch of the calibration images, for {why}'
+    if quantized is None and (used := network.metadata['calibration_images']) != str(spec.calibration_images):
+        said += f'\nstatistics are those of {used} calibration images, whole batches of {_BATCH}'
     if options := session_options(contents) if spec.of_integers else {}:
         said += f'\nonnxruntime needs {" and ".join(f"{name}={value}" for name, value in options.items())}'
     of_few_bits = min(map(min, resolve(spec.policy, model.graph).values())) < 8

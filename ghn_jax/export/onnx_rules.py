@@ -134,7 +134,8 @@ def rounded(nodes: Nodes, step: Step, inputs: list[Tensor]) -> Tensor:
     """Round, ties to even or away from zero."""
     if int(step.eqn.params['rounding_method']) == 1:
         return nodes.map('Round', inputs, step.out_shape)
-    half = constant(0.5, inputs[0].dtype)
+    dtype = inputs[0].dtype.type
+    half = constant(np.nextafter(dtype(0.5), dtype(0)))  # which added to the float below 0.5 does not give 1
     size = nodes.map('Add', [nodes.map('Abs', inputs, step.out_shape), half], step.out_shape)
     signs = nodes.map('Sign', inputs, step.out_shape)
     return nodes.map('Mul', [signs, nodes.map('Floor', [size], step.out_shape)], step.out_shape)

@@ -16,7 +16,7 @@ from typing import IO, Any
 
 import ml_dtypes
 import numpy as np
-from safetensors.numpy import load
+from safetensors import safe_open
 
 from ghn_jax.base.errors import UserError, one_line, shown
 from ghn_jax.hypernet.pickled import load_dumped, load_pickled
@@ -48,7 +48,7 @@ def load_checkpoint(path: str | os.PathLike) -> tuple[dict[str, np.ndarray], Map
     if suffix == '.npz':
         return _load_npz(path, data), None
     if suffix == '.safetensors':
-        return _load_safetensors(path, data), None
+        return _load_safetensors(path), None
     return _load_pt(path, data)
 
 
@@ -112,9 +112,10 @@ def _check_header(file: IO[bytes], size: int, name: str) -> None:
         raise ValueError(f'array {shown(name)} has not the size that its header says')
 
 
-def _load_safetensors(path: str | os.PathLike, data: bytes) -> dict[str, np.ndarray]:
+def _load_safetensors(path: str | os.PathLike) -> dict[str, np.ndarray]:
     try:
-        return load(data)
+        with safe_open(path, 'np') as file:
+            return _widened({name: file.get_tensor(name) for name in file.keys()})
     except Exception as e:  # what it raises for damage is no one class
         raise UserError(f'state {path} is no .safetensors file ({_reason(e)}): give another file') from e
 
@@ -139,14 +140,15 @@ def _load_pt(path: str | os.PathLike, data: bytes) -> tuple[dict[str, np.ndarray
             raise ValueError('no dict of named tensors')
         if (size := sum(w.nbytes for w in state.values())) > _SWELLS + 4 * len(data):
             raise ValueError(f'tensors of {size:,} bytes')
-        floats = {
-            name: w.astype(np.float32) if w.dtype == ml_dtypes.bfloat16 else w for name, w in state.items()
-        }
-        return floats, config if isinstance(config, dict) else None
+        return _widened(state), config if isinstance(config, dict) else None
     except UserError:
         raise
     except Exception as e:  # zip, zlib, pickle and numpy errors have no common base
         raise UserError(f'state {path} does not load ({_reason(e)}): give a state dict saved by torch') from e
+
+
+def _widened(state: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+    return {name: w.astype(np.float32) if w.dtype == ml_dtypes.bfloat16 else w for name, w in state.items()}
 
 
 def _reason(error: Exception) -> str:

@@ -25,6 +25,7 @@ import numpy as np
 
 from ghn_jax.base import paths
 from ghn_jax.base.errors import FieldError, UserError, one_line, shown
+from ghn_jax.base.numbers import is_int
 from ghn_jax.networks.drawing import WIDE_FACTOR, widened
 from ghn_jax.networks.graph import MAX_DISTANCE, build_graph
 from ghn_jax.networks.rules import known_split
@@ -54,16 +55,12 @@ class PublishedSpace(Space):
     def sample(self, split: str, seed: int, index: int) -> NetworkSpec:
         """Return network `index` of a split. seed: of its widths, in the split train.
 
-        Raises UserError for an unknown split, an index outside it, and an entry that is no network.
+        Raises UserError as `check_place`, and for an entry that is no network.
         """
-        nets = _split(self.folder, known_split(split))['nets']
-        if not isinstance(index, int) or not 0 <= index < len(nets):
-            raise UserError(
-                f'index is {shown(index)}: the split {split} has the networks 0 to {len(nets) - 1}'
-            )
+        self.check_place(split, seed, index)
         try:
-            return _network(self, nets[index], split, seed, index)
-        except (UserError, TypeError, KeyError) as e:
+            return _network(self, _split(self.folder, split)['nets'][index], split, seed, index)
+        except UserError as e:
             raise UserError(f'{_file(self.folder, split, "_meta.json")}, {split} {index}: {e}') from None
 
 
@@ -98,7 +95,8 @@ def load_deepnets(
       UserError: files that are absent or of another format, fewer networks, graphs that are others.
     """
     space = published_space(folder)
-    if not 0 <= count <= (size := space.size(split)):
+    size = space.size(split)
+    if not is_int(count) or not 0 <= count <= size:
         raise FieldError('count', f'={shown(count)}: the split {split} has {size} networks; 0 takes all')
     specs = [space.sample(split, seed, index) for index in range(count or size)]
     if others := differing(space, split, specs):
@@ -150,9 +148,13 @@ def _network(space: PublishedSpace, entry: Any, split: str, seed: int, index: in
         fields |= {'C': 32, 'fc_dim': 256}  # those that its parameters are counted at
     spec = dataclasses.replace(NetworkSpec.from_dict(fields), name=f'{space.name}-{split}-{index}')
     if split == 'train':
+        counted = entry.get('num_params')
+        size = counted.get('cifar10') if isinstance(counted, Mapping) else None
+        if not is_int(size):
+            raise UserError(f'num_params is {shown(counted)}: expected an object with a number for cifar10')
         entropy = np.random.SeedSequence((seed, zlib.crc32(b'deepnets1m files'), index))
         rng = np.random.Generator(np.random.Philox(entropy))
-        return widened(space, spec, entry['num_params']['cifar10'], rng)
+        return widened(space, spec, size, rng)
     return dataclasses.replace(spec, C=WIDE_FACTOR * spec.C) if split == 'wide' else spec
 
 

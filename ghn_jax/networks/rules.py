@@ -178,7 +178,7 @@ def _choices(field: str, value: Any, choices: tuple) -> tuple:
         raise FieldError(
             field, f'={shown(value)}: expected different values of {", ".join(map(str, choices))}'
         )
-    return tuple(value)
+    return tuple(choices[choices.index(v)] for v in value)  # 3.0 is 3
 
 
 def _check_together(space: Rules) -> None:

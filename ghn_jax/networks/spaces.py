@@ -39,12 +39,7 @@ class Space(Rules):
           UserError: an unknown split, a negative seed, an index outside the split; rules that reject (nearly)
             every network.
         """
-        if not is_int(index) or not 0 <= index < self.size(split):
-            raise UserError(
-                f'index is {shown(index)}: the split {split} has the networks 0 to {self.size(split) - 1}'
-            )
-        if not is_int(seed) or seed < 0:
-            raise UserError(f'seed is {shown(seed)}: expected an integer from 0')
+        self.check_place(split, seed, index)
         stream = 'test' if split == 'wide' else split
         entropy = (seed, zlib.crc32(self.name.encode()), SPLITS.index(stream), index)
         rng = np.random.Generator(np.random.Philox(np.random.SeedSequence(entropy)))
@@ -59,6 +54,14 @@ class Space(Rules):
             f'space {self.name} admits no network in {_MAX_CANDIDATES} candidates for {split} ({reasons}): '
             'widen its rules (max_params, ops, cells, channels)'
         )
+
+    def check_place(self, split: str, seed: int, index: int) -> None:
+        """Raise UserError for an unknown split, a negative seed, or an index outside the split."""
+        size = self.size(split)
+        if not is_int(index) or not 0 <= index < size:
+            raise UserError(f'index is {shown(index)}: the split {split} has the networks 0 to {size - 1}')
+        if not is_int(seed) or seed < 0:
+            raise UserError(f'seed is {shown(seed)}: expected an integer from 0')
 
     def propose(self, split: str, rng: np.random.Generator) -> NetworkSpec | str:
         """Draw one candidate: a network, or why it is rejected."""

@@ -132,7 +132,7 @@ def quantize(
 def _round(x, grid, bits):
     bits, (s, z, top, cut) = jnp.asarray(bits), grid
     q = jnp.clip(jnp.round(x / _safe(s)) + z, 0, top)
-    signs = jnp.where(jnp.abs(x) > cut, jnp.sign(x) * s, 0)
+    signs = jnp.where(jnp.abs(x) <= cut, 0, jnp.sign(x) * s)  # what is no number stays none
     return jnp.where(bits >= FLOAT_BITS, x, jnp.where(bits < 2, signs, (q - z) * s))
 
 

@@ -44,11 +44,14 @@ def pack_weights(
       table. table[name] has the shape, the width of a code and, where each channel has a grid, their axis.
 
     Raises:
+      UserError: weights that are not finite.
       ValueError: weights that are not rounded as `quantization` says.
     """
     arrays, table, scales, zeros = dict(weights), {}, [], []
     for name, grid in quantization.items():
         w = weights[name]
+        if not np.isfinite(w).all():
+            raise UserError(f'the weight {name} has values that are not finite, which no code stands for')
         by_channel = isinstance(grid['scale'], list)
         scale = np.atleast_1d(np.asarray(grid['scale'], w.dtype))
         zero = np.atleast_1d(np.asarray(grid['zero_point'], np.int32))
@@ -88,17 +91,23 @@ def unpack_weights(arrays: Mapping[str, np.ndarray], table: Mapping[str, Any]) -
         if name not in arrays or arrays[name].ndim != 1:
             raise UserError(f'the packed weights lack {name}: give a file of packed weights')
     scales, zeros = arrays[SCALE], arrays[ZERO_POINT]
+    if scales.dtype.kind != 'f' or zeros.dtype.kind != 'u':
+        raise UserError(
+            f'the packed weights have scales of {scales.dtype} and zero points of {zeros.dtype}, expected '
+            'floats and unsigned integers: give a whole file'
+        )
     weights = {name: w for name, w in arrays.items() if name not in (SCALE, ZERO_POINT)}
-    first = 0
     for name, entry in table.items():
         _check_entry(name, entry, weights)
-        grids = entry['shape'][entry['axis']] if 'axis' in entry else 1
-        grid = slice(first, first + grids)
-        first += grids
-        if first > (grids := min(len(scales), len(zeros))):
-            raise UserError(f'the packed weights have {grids} grids, too few for {name}: give a whole file')
-        weights[name] = _unpack(weights[name], entry, scales[grid], zeros[grid].astype(np.int32))
-    return weights
+    grids = [entry['shape'][entry['axis']] if 'axis' in entry else 1 for entry in table.values()]
+    if not len(scales) == len(zeros) == sum(grids):
+        raise UserError(
+            f'the packed weights have {len(scales)} scales and {len(zeros)} zero points, expected '
+            f'{sum(grids)} of each: give a whole file'
+        )
+    ends = np.cumsum(grids)[:-1]
+    of_each = zip(table.items(), np.split(scales, ends), np.split(zeros.astype(np.int32), ends))
+    return weights | {name: _unpack(weights[name], entry, *grid) for (name, entry), *grid in of_each}
 
 
 def pack_bits(codes: np.ndarray, width: int) -> np.ndarray:

@@ -51,7 +51,7 @@ def _trouble(pattern: str) -> str | None:
         kind, text = token.lastgroup, token.group()
         if kind == 'repeat':
             low, comma, high = text.strip('{}').partition(',')
-            if text.startswith('{') and not (low or high):  # {} and {,}: as they stand
+            if text == '{}':  # as it stands; {,} is any number
                 continue
             most = _NAME if text in '*+' or (comma and not high) else 1 if text == '?' else int(high or low)
             if closed and most > 1:

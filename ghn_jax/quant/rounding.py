@@ -29,14 +29,14 @@ def round_weights(
 ) -> tuple[dict[str, np.ndarray], dict[str, dict[str, Any]]]:
     """Round the weights of a network to a policy's bits, on the grids of a scheme.
 
-    A rounded weight is w = (q - zero_point) * scale in its own precision, bit for bit, and
+    A rounded weight is w = (q - zero_point) * scale in the precision of its rounding, bit for bit, and
     q = round(w / scale) + zero_point, an integer of 0 .. 2^bits - 1. With less than 2 bits zero_point is 0
     and q is a sign: -1 or 1 with 1 bit, -1, 0 or 1 of ternary weights. A weight that is exactly 0 stays 0
     with 1 bit too, as where networks run; a grid of zeros has a scale of 0.
 
     Args:
-        weights: arrays of one dtype by name, output channels first. Norms, biases and positional encodings
-            stay as they are.
+        weights: arrays by name, output channels first. What is rounded is taken as float32, or as float64 in
+            JAX's 64-bit mode. Norms, biases and positional encodings stay as they are.
         policy: the bits of each.
         scheme: says how grids are found; its mode is of no account.
 
@@ -45,7 +45,8 @@ def round_weights(
         scheme by channel scale and zero_point are lists.
 
     Raises:
-        UserError: a rule of the policy matches none of the weights; weights that are no arrays by name.
+        UserError: no policy or scheme, a rule of the policy that matches none of the weights, weights that are
+            no arrays by name.
     """
     check_policy(policy)
     check_scheme(scheme)
@@ -97,6 +98,7 @@ def _round_tiles(
 
 def _tile(w: np.ndarray, by_channel: bool) -> np.ndarray:
     """Cut a weight into [grids, rows, WIDTH], padded with zeros."""
+    w = np.asarray(w, np.promote_types(w.dtype, np.float32))  # sums of 16-bit floats would be too coarse
     groups = w.reshape(len(w) if by_channel else 1, -1)
     return np.pad(groups, ((0, 0), (0, -groups.shape[1] % WIDTH))).reshape(len(groups), -1, WIDTH)
 

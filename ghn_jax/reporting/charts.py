@@ -160,18 +160,25 @@ def _mark_places(panel: Any, places: Sequence[str]) -> None:
 
 
 def weight_histograms(layers: Sequence[Layer]) -> bytes:
-    """Draw weights before and after rounding: shares of a layer's weights, a panel for each layer."""
+    """Draw weights before and after rounding: shares of a layer's weights, a panel for each layer.
+
+    Those that are not finite are left out.
+    """
+    finite = lambda values: values[np.isfinite(values)].astype(np.float64)
 
     def draw(panel: Any, layer: Layer) -> None:
-        bins = np.histogram_bin_edges(layer.weights, 48)
-        n, width = len(layer.weights), bins[1] - bins[0]
+        weights, rounded, n = finite(layer.weights), finite(layer.rounded), len(layer.weights)
+        if not weights.size:
+            return _say_nothing(panel)
+        bins = np.histogram_bin_edges(weights, 48)
+        width = bins[1] - bins[0]
         share = lambda values: np.histogram(values, bins)[0] * 100 / n
-        panel.stairs(share(layer.weights), bins, fill=True, color=COLOURS[5], alpha=0.7, label='predicted')
-        levels, counts = np.unique(layer.rounded, return_counts=True)
-        if layer.bits[0] == 32:
+        panel.stairs(share(weights), bins, fill=True, color=COLOURS[5], alpha=0.7, label='predicted')
+        levels, counts = np.unique(rounded, return_counts=True)
+        if layer.bits[0] == 32 or not levels.size:
             return
         if len(levels) > _MANY_LEVELS:
-            panel.stairs(share(layer.rounded), bins, color=COLOURS[1], label='rounded')
+            panel.stairs(share(rounded), bins, color=COLOURS[1], label='rounded')
         else:
             panel.vlines(levels, 0, counts * 100 / n, color=COLOURS[1], linewidth=2, label='rounded')
         panel.set_xlim(min(bins[0], levels[0]) - width, max(bins[-1], levels[-1]) + width)
@@ -184,15 +191,19 @@ def activation_histograms(layers: Sequence[Layer]) -> bytes:
 
     def draw(panel: Any, layer: Layer) -> None:
         total = layer.counts.sum()
-        if total:
+        if total and np.isfinite(layer.edges).all():
             panel.stairs(layer.counts * 100 / total, layer.edges, fill=True, color=COLOURS[2], alpha=0.8)
             panel.set_yscale('log')
             panel.yaxis.set_major_formatter('{x:g}')  # the usual one writes mathematics
             panel.minorticks_off()
         else:
-            panel.text(0.5, 0.5, 'nothing to show', ha='center', transform=panel.transAxes, fontsize=9)
+            _say_nothing(panel)
 
     return _by_layer(layers, 1, draw, 'value of an activation', '% of the values')
+
+
+def _say_nothing(panel: Any) -> None:
+    panel.text(0.5, 0.5, 'nothing to show', ha='center', transform=panel.transAxes, fontsize=9)
 
 
 def _by_layer(layers: Sequence[Layer], which: int, draw: Any, x: str, y: str) -> bytes:

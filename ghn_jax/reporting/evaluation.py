@@ -141,8 +141,12 @@ def _wrong_part(result: Result) -> str | None:
     """What is missing or of the wrong kind, beyond what `results.read_result` has checked."""
     protocol, networks = result['protocol'], result['networks']
     for key, kind in _PROTOCOL.items():
-        if not isinstance(value := protocol.get(key), kind) or isinstance(value, bool):
+        if key not in protocol:
+            return f'its protocol lacks {key}'
+        if not isinstance(value := protocol[key], kind) or isinstance(value, bool):
             return f'{key} of its protocol is {shown(value)}'
+        if isinstance(value, int) and value < (key != 'seed'):  # which may be 0
+            return f'{key} of its protocol is {value}'
     bits, policies = protocol['bits'], protocol['policies']
     if not bits or not all(isinstance(name, str) and name in policies for name in bits):
         return f'its bits are {shown(bits)}, its policies {shown(policies)}'

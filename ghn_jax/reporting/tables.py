@@ -1,5 +1,6 @@
 """Results of an evaluation as text: a table, and what is to be said under it."""
 
+import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -122,5 +123,7 @@ def _mean(row: Mapping[str, Any], prefix: str) -> str:
 
 
 def bits_label(bits: str) -> str:
-    """Return the name of a policy as figures show it: `w4a8` is W4/A8."""
-    return 'float' if bits == 'w32a32' else bits.upper().replace('A', '/A')
+    """Return the name of a policy as figures show it: `w4a8` is W4/A8, that of a file is as it is."""
+    if bits == 'w32a32':
+        return 'float'
+    return bits.upper().replace('A', '/A') if re.fullmatch(r'w(\d+|t)a\d+', bits) else bits

@@ -63,7 +63,7 @@ def read_safetensors(path: str | os.PathLike, advice: str) -> tuple[Weights, dic
             return {name: file.get_tensor(name) for name in file.keys()}, file.metadata() or {}
     except FileNotFoundError:
         raise UserError(f'{os.fspath(path)} does not exist: {advice}') from None
-    except (OSError, SafetensorError) as e:
+    except (OSError, SafetensorError, AttributeError) as e:  # the last: of a type that numpy has not
         raise UserError(f'{os.fspath(path)} is no safetensors file ({one_line(e)}): {advice}') from None
 
 

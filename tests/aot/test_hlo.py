@@ -7,6 +7,7 @@ from jax import lax
 
 from ghn_jax.aot import costs, hlo
 from ghn_jax.aot.hlo import Collective, Place
+from ghn_jax.aot.launches import work
 from ghn_jax.aot.report import about_text, is_tape, text
 from ghn_jax.assembly.memory import tree_bytes
 from tests.cnn.comparison import QUICK
@@ -25,6 +26,8 @@ ENTRY %main (x: f32[8]) -> f32[8] {
   %start = bf16[64]{0:T(256)} all-reduce-start(bf16[64]{0} %x), replica_groups={}, to_apply=%add
   %done = bf16[64]{0} all-reduce-done(%start)
   %g = (f32[4]{0}, f32[16]{0}) all-gather-start(f32[4]{0} %x), replica_groups=[2,4]<=[8], dimensions={0}
+  %g.done = f32[16]{0} all-gather-done(%g)
+  %s = ((f32[32]{0}, f32[8]{0}), (f32[8]{0}, f32[2]{0})) reduce-scatter-start(%x.2, %x.3), replica_groups={}
   %fusion = f32[8]{0} fusion(%all-reduce.1), kind=kLoop, calls=%c, metadata={op_name="all-reduce(x)"}
   %scatter = f32[2]{0} fusion(%g), kind=kCustom, calls=%inside
   ROOT %get = f32[8]{0} get-tuple-element(%r), index=0
@@ -129,8 +132,29 @@ def test_collectives_are_read_with_bytes_shapes_groups_and_those_in_fusions():
         Collective('all-reduce', 36, 'f32[8], s32[]', 8),
         Collective('all-reduce', 128, 'bf16[64]', 0),
         Collective('all-gather', 64, 'f32[4], f32[16]', 4),
+        Collective('reduce-scatter', 40, 'f32[32], f32[8], f32[8], f32[2]', 0),
         Collective('reduce-scatter', 8, 'f32[2]', 2),
     ]
+
+
+@pytest.mark.parametrize(
+    ('op', 'made', 'begun'),
+    [
+        ('all-reduce', 'f32[64]', 'f32[64]'),
+        ('all-gather', 'f32[512]', '(f32[64], f32[512])'),
+        ('reduce-scatter', 'f32[8]', '((f32[64]), f32[8])'),
+        ('collective-permute', 'f32[64]', '(f32[64], f32[64], u32[], u32[])'),
+        ('copy', 'f32[64]', '(f32[64], f32[64], u32[])'),
+        ('slice', 'f32[16]', '((f32[64]), f32[16], u32[])'),
+    ],
+)
+def test_what_runs_beside_others_moves_as_much_as_by_itself(op, made, begun):
+    head = 'ENTRY %main (x: f32[64]) -> f32[64] {\n  %x = f32[64]{0} parameter(0)\n'
+    alone = f'{head}  ROOT %y = {made} {op}(%x)\n}}'
+    beside = f'{head}  %b = {begun} {op}-start(%x)\n  ROOT %y = {made} {op}-done(%b)\n}}'
+    read, never = map(hlo.read, (alone, beside)), lambda *_: None
+    one, two = (work(module, never, never) for module in read)
+    assert one == two and one.launches == 1 and one.bytes > 0
 
 
 def compiled(f, *arguments, **options):

@@ -7,11 +7,13 @@ import signal
 import subprocess
 import sys
 import time
+from unittest import mock
 
 import pytest
 
 from ghn_jax import config as configs
-from ghn_jax.bringup import parts, settings, summary
+from ghn_jax.base.errors import Stopped
+from ghn_jax.bringup import parts, settings, summary, training
 from ghn_jax.bringup.flag_sets import FLAG_SETS, environments
 from ghn_jax.bringup.runner import DONE, FAILED, LATE, Part
 from ghn_jax.bringup.settings import Settings
@@ -158,6 +160,27 @@ def test_a_first_hour_of_a_tiny_config_on_this_cpu(tmp_path):
 
 
 @pytest.mark.slow
+def test_a_training_that_is_stopped_before_its_first_step_says_so_and_has_no_pack(tmp_path, monkeypatch):
+    def train(config, workdir, **_):
+        workdir.mkdir()
+        (workdir / 'metrics.jsonl').touch()
+        raise Stopped('everything is saved')
+
+    monkeypatch.setattr(training, 'train', train)
+    monkeypatch.setattr(training, 'Stopping', mock.Mock)
+    (found,) = parts.function_of('training')(make_settings(tmp_path), 60)
+    assert found['ended'] == 'everything is saved' and found['pack_bytes'] == 0 and found['last'] is None
+    record = {
+        'part': 'training',
+        'status': DONE,
+        'seconds': 1.0,
+        'limit_s': 2.0,
+        'error': None,
+        'result': found,
+    }
+    assert 'everything is saved; no pack' in summary.text({'parts': [record | {'result': found}]})
+
+
 def test_an_hour_that_is_ended_leaves_no_process_behind(tmp_path):
     hour = subprocess.Popen(
         [sys.executable, '-m', MODULE, f'--out={tmp_path}', '--minutes=5'], cwd=ROOT, text=True,

@@ -66,6 +66,18 @@ def test_unknown_names_absent_data_and_impossible_sizes_are_one_clear_error_each
         load('mnist')
     with pytest.raises(UserError, match='image_size=4: expected at least 8'):
         load('digits', image_size=4)
+    with pytest.raises(UserError, match="image_size='8': expected at least 8"):
+        load('digits', image_size='8')  # type: ignore[arg-type]
+    for seed in (-1, 'a', 1.5):
+        with pytest.raises(UserError, match='seed=.*: expected an integer from 0'):
+            load('synthetic', image_size=8, seed=seed)  # type: ignore[arg-type]
+    with pytest.raises(UserError, match='is not one of cifar10, digits'):
+        load(['digits'])  # type: ignore[arg-type]
+    data = load('digits', image_size=8)
+    assert len(data.normalized('val', 0)) == 0 and len(data.normalized('val', 1000)) == 300
+    for count in (-1, 2.0, '3'):
+        with pytest.raises(UserError, match='count=.*: expected a number of images'):
+            data.normalized('val', count)  # type: ignore[arg-type]
     with pytest.raises(UserError, match='not prepared .* data_dir.*--prepare=cifar10'):
         load('cifar10', data_dir=str(tmp_path))
     assert not list(tmp_path.iterdir())

@@ -97,6 +97,23 @@ def test_of_few_bits_it_is_said_what_loses_less(policy, how, said, tmp_path):
     assert ('--bn=corrected loses less' in lines) == said
 
 
+def test_images_that_fill_no_batch_are_left_out_and_that_is_said(tmp_path):
+    class More(Data):
+        train = types.SimpleNamespace(labels=np.zeros(70))
+
+        def normalized(self, split, count):
+            return np.resize(images(), (count, 16, 16, 3))
+
+    hypernetwork: ghn_jax.Hypernetwork = types.SimpleNamespace(  # type: ignore[assignment]
+        **vars(HYPERNETWORK) | {'load_data': More}
+    )
+    model = trace(Net(), (1, 16, 16, 3))
+    for count, left_out in ((12, False), (64, False), (70, True)):
+        spec = ExportSpec(format='onnx', calibration_images=count)
+        lines = write_export(hypernetwork, model, tmp_path / 'net.onnx', spec, params=drawn(model))
+        assert ('statistics are those of 64 calibration images' in lines) == left_out
+
+
 def metadata_of(file):
     found = {entry.key: entry.value for entry in onnx.load_model_from_string(file).metadata_props}
     return {name: value for name, value in found.items() if name != OPTIONS}

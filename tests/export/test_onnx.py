@@ -90,6 +90,7 @@ PRIMITIVES = {
     'round': lambda x: (
         jnp.round(3 * x) + lax.round(2.5 * jnp.sign(x)) + jnp.floor(x) + jnp.ceil(x) + jnp.fmod(x, 0.3)
     ),
+    'round_near_half': lambda x: lax.round(jnp.sign(x) * np.nextafter(np.float32(0.5), np.float32(0))),
     'roots': lambda x: lax.rsqrt(jnp.abs(x) + 1) + jnp.sqrt(x * x) + (1 + x**2) ** 0.3 + 1 / (2 + x**4),
     'exponentials': lambda x: (
         jnp.exp(x) + jnp.log1p(jnp.abs(x)) + jnp.expm1(x) + jnp.exp2(x) + jnp.log(2 + x**2)

@@ -113,6 +113,7 @@ def test_values_that_fit_no_memory_are_refused_before_anything_is_compiled():
     'pattern',
     [
         '(a+)+b',
+        '(a{,}){,}b',
         '(.|.)*x',
         '(a?){50}',
         '.*' * 9,

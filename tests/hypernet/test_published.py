@@ -5,6 +5,7 @@ import json
 
 import jax
 import joblib
+import ml_dtypes
 import numpy as np
 import pytest
 from safetensors.numpy import save_file
@@ -12,6 +13,7 @@ from safetensors.numpy import save_file
 from ghn_jax.base.errors import UserError
 from ghn_jax.hypernet.published import convert_state, load_published, published_state
 from ghn_jax.hypernet.statefile import load_state
+from ghn_jax.runs.weight_files import read_safetensors
 from tests.hypernet.helpers import SMALL, random_params
 from tests.hypernet.torch_files import dumped_file, torch_file
 
@@ -99,6 +101,23 @@ def test_a_bad_state_file_is_one_clear_error(tmp_path, name, content, message):
         (tmp_path / name).write_bytes(content)
     with pytest.raises(UserError, match=message):
         load_state(tmp_path / name)
+
+
+def test_safetensors_of_bfloat16_are_read_as_float32(tmp_path):
+    save_file(
+        {'a': np.arange(3).astype(ml_dtypes.bfloat16), 'b': np.arange(2)}, tmp_path / 'state.safetensors'
+    )
+    state = load_state(tmp_path / 'state.safetensors')
+    assert state['a'].dtype == np.float32 and state['a'].tolist() == [0, 1, 2]
+    assert state['b'].tolist() == [0, 1]
+
+
+def test_safetensors_of_a_type_that_numpy_has_not_are_one_clear_error(tmp_path):
+    path = tmp_path / 'state.safetensors'
+    save_file({'a': np.ones(3, ml_dtypes.float8_e4m3fn)}, path)
+    for read in (load_state, lambda path: read_safetensors(path, 'give another')):
+        with pytest.raises(UserError, match='is no .?safetensors file .*float8'):
+            read(path)
 
 
 def test_pickled_objects_are_not_read(tmp_path):

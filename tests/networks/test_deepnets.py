@@ -79,6 +79,16 @@ def test_networks_to_train_on_are_widened_whenever_they_are_taken(tmp_path):
     assert {spec.C for spec in taken} == set(range(32, 129, 16))
     assert len({spec.fc_dim for spec in taken}) == 8
     assert all(s.C == 32 for s in taken if not s.glob_avg or s.n_cells > 12)
+    meta = tmp_path / 'deepnets1m_train_meta.json'
+    fields = json.loads(meta.read_text())
+    for i, counted in enumerate((3, {}, {'cifar10': '1'}, None)):
+        fields['train']['nets'][i]['num_params'] = counted
+    other = tmp_path / 'other'
+    other.mkdir()
+    (other / meta.name).write_text(json.dumps(fields))
+    for i in range(4):
+        with pytest.raises(UserError, match=f'train {i}: num_params is .*expected an object'):
+            published_space(other).sample('train', 0, i)
 
 
 def test_the_order_of_nodes_in_a_file_does_not_matter_and_another_graph_is_told(folder):
@@ -141,8 +151,17 @@ def test_files_that_are_absent_or_others_are_one_clear_error(folder, tmp_path):
             load_deepnets(folder, split)
     with pytest.raises(UserError, match='deepnets=.*absent is no directory'):
         load_deepnets(folder / 'absent', 'test')
-    with pytest.raises(UserError, match='the split test has 3 networks'):
-        load_deepnets(folder, 'test', 4)
+    for count in (4, -1, '3', True):
+        with pytest.raises(UserError, match='the split test has 3 networks'):
+            load_deepnets(folder, 'test', count)
+    space = published_space(folder)
+    assert space.sample('test', 0, np.int64(2)) == space.sample('test', 0, 2)
+    for seed in (-1, '0', None):
+        with pytest.raises(UserError, match='seed is .*: expected an integer from 0'):
+            space.sample('test', seed, 0)
+    for index in (3, -1, True, '0'):
+        with pytest.raises(UserError, match='index is .*: the split test has the networks 0 to 2'):
+            space.sample('test', 0, index)
     whole = json.loads(meta.read_text())
     copies = iter(range(10))
 

@@ -203,6 +203,12 @@ def test_choices_of_one_leave_nothing_else():
         assert s.glob_avg and s.num_classes == 7 and s.genotype.steps == 1
 
 
+def test_numbers_that_equal_a_choice_are_that_choice():
+    space = make_space('convnets250k', ks=[3.0], stem_types=(np.int64(1),))
+    assert space.ks == (3,) and type(space.ks[0]) is type(space.stem_types[0]) is int
+    assert space.sample('train', 0, 0).ks == 3
+
+
 def test_ops_without_pooling_make_reduction_cells_like_normal_ones():
     space = make_space('convnets250k', ops=('conv_1x1', 'conv_3x3'))
     assert {op for s in sample(space, 'train', 20) for op in s.genotype.ops} == {'conv_1x1', 'conv_3x3'}

@@ -8,6 +8,7 @@ from scipy import stats
 
 from ghn_jax.base.errors import UserError
 from ghn_jax.quant import fake_quantize, min_max
+from ghn_jax.quant.policy import TERNARY
 from tests.quant.grids import BITS, TENSORS, values_and_gradient
 
 DEGENERATE = {
@@ -106,6 +107,14 @@ def test_a_one_sided_tensor_spends_all_levels_on_its_side(sign):
     x = sign * jnp.linspace(0, 3, 1000)
     y = fake_quantize(x, *min_max(x), 2)
     np.testing.assert_allclose(np.unique(y), np.sort(sign * np.arange(4.0)))
+
+
+@pytest.mark.parametrize('mode', ['qat', 'noise'])
+@pytest.mark.parametrize('bits', [TERNARY, *BITS, 32])
+def test_what_is_no_number_stays_none(bits, mode):
+    x = jnp.array([-1.0, jnp.nan, 2.0])
+    y = fake_quantize(x, *min_max(x), bits, mode=mode, key=jax.random.key(0))
+    assert np.isnan(y[1])
 
 
 @pytest.mark.parametrize('mode', ['qat', 'noise'])

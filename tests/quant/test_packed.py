@@ -64,6 +64,15 @@ def test_weights_that_lie_on_no_such_grid_are_not_packed(weights):
         pack_weights(weights, how)
 
 
+@pytest.mark.parametrize('bits', [1, 4])
+@pytest.mark.parametrize('value', [np.nan, np.inf])
+def test_weights_that_are_not_finite_are_refused_in_one_line(bits, value):
+    w = np.ones((2, 3), np.float32)
+    w[1, 1] = value
+    with pytest.raises(UserError, match='the weight a.weight has values that are not finite'):
+        pack_weights({'a.weight': w}, {'a.weight': {'bits': bits, 'scale': 1.0, 'zero_point': 0}})
+
+
 def test_a_damaged_table_is_one_clear_error(weights):
     rounded, how = round_weights(weights, Policy(4, 4))
     arrays, table = pack_weights(rounded, how)
@@ -77,5 +86,11 @@ def test_a_damaged_table_is_one_clear_error(weights):
         unpack_weights({name: w for name, w in arrays.items() if name != 'a.weight'}, table)
     with pytest.raises(UserError, match='lack quantization.scale'):
         unpack_weights({name: w for name, w in arrays.items() if name != SCALE}, table)
-    with pytest.raises(UserError, match='have 1 grids, too few for linear.weight'):
+    with pytest.raises(UserError, match='have 2 scales and 1 zero points, expected 2'):
         unpack_weights(arrays | {ZERO_POINT: arrays[ZERO_POINT][:1]}, table)
+    more = {name: np.repeat(arrays[name], 2) for name in (SCALE, ZERO_POINT)}
+    with pytest.raises(UserError, match='have 4 scales and 4 zero points, expected 2'):
+        unpack_weights(arrays | more, table)
+    for name, dtype in ((SCALE, np.int32), (ZERO_POINT, np.float32)):
+        with pytest.raises(UserError, match='expected floats and unsigned integers'):
+            unpack_weights(arrays | {name: arrays[name].astype(dtype)}, table)

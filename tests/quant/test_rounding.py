@@ -3,6 +3,7 @@
 import json
 
 import jax
+import ml_dtypes
 import numpy as np
 import pytest
 
@@ -109,3 +110,19 @@ def test_networks_of_all_shapes_share_a_program(weights, count_compiles):
             {'b.weight': weights['wide.weight'], 'c.weight': np.ones((9, 9), np.float32)}, Policy(TERNARY, 4)
         )
     assert compiles.n == 0
+
+
+@pytest.mark.parametrize('dtype', [ml_dtypes.bfloat16, np.float16, np.float32])
+@pytest.mark.parametrize('bits', [TERNARY, 1, 4])
+def test_weights_of_16_bits_are_rounded_as_the_same_numbers_in_32(bits, dtype):
+    w = np.random.default_rng(0).choice([-2.0, -0.5, 1.0], (4, 20_000)).astype(dtype)
+    w[0, 0] = 40_000  # many of which have a sum beyond float16
+    rounded, how = round_weights({'a.weight': w}, Policy(bits, 32))
+    expected = round_weights({'a.weight': w.astype(np.float32)}, Policy(bits, 32))
+    np.testing.assert_array_equal(rounded['a.weight'], expected[0]['a.weight'])
+    assert how == expected[1] and rounded['a.weight'].dtype == np.float32
+
+
+def test_what_is_no_policy_is_one_clear_error(weights):
+    with pytest.raises(UserError, match="policy is 'w4a4': expected"):
+        round_weights(weights, 'w4a4')  # type: ignore[arg-type]

@@ -1,10 +1,12 @@
 """The charts of a report: the numbers of its evaluation are what is drawn."""
 
+import dataclasses
+
 import numpy as np
 import pytest
 
 from ghn_jax.evaluation import results
-from ghn_jax.reporting import charts, plotting
+from ghn_jax.reporting import charts, plotting, tables
 from ghn_jax.reporting.evaluation import make_evaluation
 from tests.pictures import check_picture, drawn, texts
 from tests.reporting.examples import BITS, METRICS, make_layers, make_networks, make_result
@@ -99,3 +101,26 @@ def test_training_is_drawn_as_curves_of_loss_and_accuracies_in_percent():
     loss, accuracy = draw(charts.training_curves, METRICS).axes
     assert loss.lines[0].get_xydata().tolist() == [[row['step'], row['train/loss']] for row in METRICS]
     assert [line.get_ydata().tolist() for line in accuracy.lines] == [[10.0] * 3, [20.0] * 3]
+
+
+def test_what_is_not_finite_is_left_out_of_histograms():
+    layer = make_layers()[0]
+    weights = np.array([1, np.nan, 2, 3], np.float32)
+    some = dataclasses.replace(layer, weights=weights, rounded=weights)
+    none = dataclasses.replace(layer, weights=weights[1:2], rounded=weights[1:2], edges=layer.edges * np.nan)
+    drawn_some, drawn_none = draw(charts.weight_histograms, [some, none]).axes
+    assert drawn_some.patches[0].get_data().values.sum() == pytest.approx(75)
+    assert [text.get_text() for text in drawn_none.texts] == ['nothing to show']
+    _, drawn_none = draw(charts.activation_histograms, [layer, none]).axes
+    assert [text.get_text() for text in drawn_none.texts] == ['nothing to show']
+    largest = np.array([-1, 1], np.float32) * np.finfo(np.float32).max
+    draw(charts.weight_histograms, [dataclasses.replace(layer, weights=largest, rounded=largest)])
+
+
+@pytest.mark.parametrize(
+    ('bits', 'label'),
+    [('w32a32', 'float'), ('w4a8', 'W4/A8'), ('wta2', 'WT/A2'), ('layerwise', 'layerwise'),
+     ('w4a4 stem.*=w8a8', 'w4a4 stem.*=w8a8')],
+)  # fmt: skip
+def test_policies_of_files_keep_their_names(bits, label):
+    assert tables.bits_label(bits) == label

@@ -132,7 +132,11 @@ def test_files_are_replaced_whole_and_older_figures_removed(tmp_path, sections, 
 @pytest.mark.parametrize(
     ('change', 'words'),
     [
-        (lambda r: r['protocol'].pop('num_classes'), 'num_classes of its protocol is None'),
+        (lambda r: r['protocol'].pop('range_rule'), 'its protocol lacks range_rule'),
+        (lambda r: r['protocol'].update(num_classes=None), 'num_classes of its protocol is None'),
+        (lambda r: r['protocol'].update(num_classes=0), 'num_classes of its protocol is 0'),
+        (lambda r: r['protocol'].update(seed=-1), 'seed of its protocol is -1'),
+        (lambda r: r['protocol'].update(calibration_images=0), 'calibration_images of its protocol is 0'),
         (lambda r: r['protocol'].update(seed=True), 'seed of its protocol is True'),
         (lambda r: r['protocol'].update(bits=[]), 'its bits are'),
         (lambda r: r['protocol'].update(bits=['w3a3']), 'its bits are'),
