@@ -45,8 +45,8 @@ def round_weights(
         scheme by channel scale and zero_point are lists.
 
     Raises:
-        UserError: no policy or scheme, a rule of the policy that matches none of the weights, weights that are
-            no arrays by name.
+        UserError: no policy or scheme, a rule of the policy that matches no weight, weights that are no
+            arrays by name.
     """
     check_policy(policy)
     check_scheme(scheme)
