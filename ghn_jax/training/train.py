@@ -74,8 +74,7 @@ def train(
             unpack_run(unpack, checkpoints, config, ghn, optimizer, mesh)
         processes.check_agreement({'the newest checkpoint': str(checkpoints.latest_step())})
         state, means = restore_or_init(checkpoints, config, ghn, optimizer, mesh)
-        start, steps = int(state.step), config.train.steps
-        stop = steps if stop_at is None else min(steps, stop_at)
+        start, stop = int(state.step), min(config.train.steps, stop_at or config.train.steps)
         parts = LoopParts(
             config=config,
             stepper=Stepper(config, ghn, optimizer, dataset, mesh),
