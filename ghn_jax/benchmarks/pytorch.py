@@ -20,6 +20,7 @@ from ghn_jax.benchmarks.options import Options, Row
 from ghn_jax.hypernet.ghn import GHN, GHNConfig, init_params
 from ghn_jax.hypernet.predict import predict_weights
 from ghn_jax.networks.spec import NetworkSpec
+from ghn_jax.quant.policy import NamedWidths, quantizable
 
 
 def check() -> None:
@@ -62,18 +63,19 @@ def _seconds(what: str, mode: str, options: Options, repeats: int = 1) -> Iterat
     policy, ghn = tasks.policy_of(mode), GHN(GHNConfig(num_classes=options.specs[0].num_classes))
     of_ghn = init_params(ghn.config, jax.random.key(0))
 
-    def run(spec: NetworkSpec, params: Mapping[str, torch.Tensor]) -> None:
+    def run(spec: NetworkSpec, params: Mapping[str, torch.Tensor], widths: NamedWidths) -> None:
         if what == 'train':
-            cross_entropy(logits(spec, params, images, policy), labels).backward()
+            cross_entropy(logits(spec, params, images, widths), labels).backward()
         else:
             with torch.no_grad():
-                (logits(spec, params, images, policy).argmax(1) == labels).sum().item()
+                (logits(spec, params, images, widths).argmax(1) == labels).sum().item()
 
     for spec in options.specs:
         weights = predict_weights(ghn, of_ghn, spec)
         params = {name: torch.tensor(w, requires_grad=True) for name, w in weights.items()}
-        run(spec, params)
+        widths = policy.resolve(quantizable((name, w.shape) for name, w in weights.items()))
+        run(spec, params, widths)
         start = time.perf_counter()
         for _ in range(repeats):
-            run(spec, params)
+            run(spec, params, widths)
         yield (time.perf_counter() - start) / repeats

@@ -19,21 +19,22 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from ghn_jax.networks.spec import NetworkSpec
-from ghn_jax.quant.policy import FLOAT_BITS, Policy
+from ghn_jax.quant.policy import FLOAT_BITS, NamedWidths
 
 _HEADS = 8
 
 
-def logits(spec: NetworkSpec, params: Mapping[str, Tensor], images: Tensor, policy: Policy) -> Tensor:
+def logits(spec: NetworkSpec, params: Mapping[str, Tensor], images: Tensor, widths: NamedWidths) -> Tensor:
     """Compute the logits [N, num_classes] of a connected network, with the statistics of the batch.
 
     Args:
       spec: without dropout in its head.
       params: DeepNets-1M's names and layouts.
       images: normalised, float32 [N, 3, H, W].
-      policy: bits of weights and activations; gradients are straight through.
+      widths: bits of each weight and of what enters its layer (`Policy.resolve`); gradients are straight
+        through.
     """
-    layers = _Layers(params, spec, policy)
+    layers = _Layers(params, widths, norms=spec.norm is not None)
     outputs: dict[int, Tensor | None] = dict(zip((-2, -1), _stem(layers, spec, images), strict=True))
 
     def output(cell: int) -> Tensor | None:  # what nothing reads is not run, and may have no weights
@@ -73,16 +74,11 @@ class _Rounded(torch.autograd.Function):
 
 @dataclasses.dataclass(frozen=True)
 class _Layers:
-    """The layers with parameters, called by name, rounded as the policy says."""
+    """The layers with parameters, called by name."""
 
     params: Mapping[str, Tensor]
-    spec: NetworkSpec
-    policy: Policy
-
-    def bits(self, name: str) -> tuple[int, int]:
-        first = 'stem0' if self.spec.is_vit else 'stem.0' if self.spec.stem_type == 0 else 'stem0.0'
-        last = 'classifier.0' if self.spec.fc_layers == 1 else 'classifier.3'
-        return self.policy.widths(f'{name}.weight', edge=name in (first, last))
+    widths: NamedWidths
+    norms: bool
 
     def conv(
         self,
@@ -94,7 +90,7 @@ class _Layers:
         dilation: int = 1,
         rounded: bool = False,
     ) -> Tensor:
-        of_weight, of_activation = self.bits(name)
+        of_weight, of_activation = self.widths[f'{name}.weight']
         w = self.params[f'{name}.weight']
         padding = (w.shape[2] // 2, w.shape[3] // 2) if padding is None else padding
         x = x if rounded else fake_quantize(x, of_activation)
@@ -102,13 +98,13 @@ class _Layers:
         return F.conv2d(x, fake_quantize(w, of_weight), None, stride, padding, dilation, groups)
 
     def linear(self, name: str, x: Tensor) -> Tensor:
-        of_weight, of_activation = self.bits(name)
+        of_weight, of_activation = self.widths[f'{name}.weight']
         bias = None if name.endswith('to_qkv') else self.params[f'{name}.bias']
         w = fake_quantize(self.params[f'{name}.weight'], of_weight)
         return F.linear(fake_quantize(x, of_activation), w, bias)
 
     def norm(self, name: str, x: Tensor) -> Tensor:
-        if self.spec.norm is None:
+        if not self.norms:
             return x
         weight, bias = self.params[f'{name}.weight'], self.params[f'{name}.bias']
         return F.batch_norm(x, None, None, weight, bias, training=True)
@@ -194,7 +190,7 @@ def _op(layers: _Layers, name: str, op: str, x: Tensor, stride: int) -> Tensor:
 
 
 def _factorized_reduce(layers: _Layers, name: str, x: Tensor) -> Tensor:
-    x = fake_quantize(F.relu(x), layers.bits(f'{name}.conv_1')[1])  # one tensor enters both
+    x = fake_quantize(F.relu(x), layers.widths[f'{name}.conv_1.weight'][1])  # one tensor enters both
     parts = [
         layers.conv(f'{name}.conv_1', x, stride=2, rounded=True),
         layers.conv(f'{name}.conv_2', x[:, :, 1:, 1:], stride=2, rounded=True),

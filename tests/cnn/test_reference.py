@@ -354,7 +354,7 @@ def test_logits_and_gradients_equal_those_of_torch(spec, turn):
         loss, gradients = loss_and_gradients(spec, params, images, policy=policy)
         tensors = {name: torch.tensor(w, requires_grad=True) for name, w in params.items()}
         x = torch.tensor(images.transpose(0, 3, 1, 2))
-        logits = pytorch_networks.logits(spec, tensors, x, policy)
+        logits = pytorch_networks.logits(spec, tensors, x, policy.resolve(quantized_names(spec)))
         expected = (logits * torch.tensor(loss_weights(images))).sum()
         expected.backward()
         np.testing.assert_allclose(loss, expected.item(), rtol=1e-10)
