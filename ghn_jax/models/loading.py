@@ -51,7 +51,8 @@ def load_model(name: str, input_shape: Sequence[int], *arguments: Any) -> Model:
     else:
         model, params = made if isinstance(made, tuple) and len(made) == 2 else (made, None)
         traced = trace(model, input_shape, params=params)
-    for parameter, why in list(traced.kept.items())[:1]:
+    if traced.kept:
+        parameter, why = next(iter(traced.kept.items()))
         print(
             f'warning: of model {traced.name!r}, {len(traced.kept)} of {len(jax.tree.leaves(traced.params))} '
             f'parameters are neither predicted nor rounded, whatever the bits: {parameter!r} {why}',
