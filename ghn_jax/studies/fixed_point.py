@@ -135,7 +135,10 @@ class _Trained:
         model = trace(module, (1, PIXELS, PIXELS, 3))
         path = workdir / f'{dataset.name}-{name}.safetensors'
         if not files.exists(path):
-            write_params(path, model, train(model, dataset, workdir / f'{dataset.name}-{name}.state.npz'), {})
+            settings = {'epochs': EPOCHS[dataset.name], 'network': model.name, 'dataset': dataset.name}
+            record = Record(workdir, f'{dataset.name}-{name}', settings)
+            write_params(path, model, train(model, dataset, record), {})
+            record.state.unlink(missing_ok=True)
         images = jnp.asarray(dataset.normalized('train', FOLDED)).reshape(4, -1, PIXELS, PIXELS, 3)
         return cls(fold(model, read_params(model, path), list(images)), dataset)
 
@@ -176,19 +179,14 @@ def _is_exact(network: Calibrated, policy: Any, images: jax.Array) -> bool:
     )
 
 
-def train(model: Model, dataset: Dataset, state: Place) -> Any:
-    """Train a network in float from random weights (He, normal), with batch statistics; return parameters.
-
-    state: the file that keeps a training that is stopped.
-    """
+def train(model: Model, dataset: Dataset, record: Record) -> Any:
+    """Train a network in float from random weights (He, normal), with batch statistics; return parameters."""
     spec = TrainingSpec(epochs=EPOCHS[dataset.name], augment=True)
     trainer = make_trainer(model.apply, None, spec, len(dataset.train.labels), flip=dataset.flip)
     begun = trainer.begin(random_params(model, RANDOM['he'], 0), 0)
-    with Progress(trainer.steps_per_epoch * spec.epochs, desc=model.name) as progress:
-        how: dict[str, Any] = {'marks': (), 'score': lambda params: None, 'file': state, 'progress': progress}
-        settings = {'epochs': spec.epochs, 'network': model.name, 'dataset': dataset.name}
-        trained, _ = fit(trainer, TrainingImages.of(dataset), begun, settings=settings, **how)
-    state.unlink(missing_ok=True)
+    images = TrainingImages.of(dataset)
+    with Progress(trainer.steps, desc=model.name) as progress:
+        trained, _ = fit(trainer, images, begun, record, marks=(), score=lambda _: None, progress=progress)
     return jax.device_get(trained.averaged)
 
 

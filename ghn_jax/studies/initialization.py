@@ -42,7 +42,7 @@ from ghn_jax.tuning import comparison
 from ghn_jax.tuning.initialization import PREDICTED, RANDOM, Start, parse_starts
 from ghn_jax.tuning.loop import fit
 from ghn_jax.tuning.records import Record
-from ghn_jax.tuning.scoring import Scorer, normalized
+from ghn_jax.tuning.scoring import Accuracy, normalized
 from ghn_jax.tuning.training import Trainer, TrainingImages, TrainingSpec, make_trainer
 
 HYPERNETWORKS = {'digits': 'zoo:digits-bits'}
@@ -164,17 +164,16 @@ class _Task:
         name = f'{self.kind.name}.{start.name}.seed{seed}'
         record = Record(out, name, {**self.settings, 'seed': seed, 'from': start.about})
         if done := record.read():
-            progress.update(self.trainer.steps_per_epoch * self.trainer.epochs)
+            progress.update(self.trainer.steps)
             return done
         params = start.params(self.model, self.policy, seed)
         _, history = fit(
             self.trainer,
             self.images.train,
             self.trainer.begin(params, seed),
+            record,
             marks=comparison.marks(self.trainer.epochs),
-            score=self.score,
-            file=record.state,
-            settings=record.settings,
+            score=lambda state: self.score(state.averaged),
             progress=progress,
         )
         done = {'kind': self.kind.name, 'init': start.name, 'seed': seed, **history}
@@ -187,19 +186,25 @@ def _scorer(model: Model, images: _Images) -> Callable[[Any], dict[str, Any]]:
     policies = {comparison.FLOAT: Policy(), **{f'w{b}a{b}': Policy(b, b) for b in BITS}}
     seen = jax.jit(observe)
 
-    def apply(network: Calibrated, x: jax.Array, quantizer: Any) -> jax.Array:
-        return network.apply(x, dataclasses.replace(quantizer, ranges=network.ranges))
+    def accuracy(policy: Policy) -> Accuracy:
+        quantizer = model.quantizer(policy)
 
-    scorer = Scorer(apply, {bits: model.quantizer(policy) for bits, policy in policies.items()}, images.test)
+        def apply(network: Calibrated, x: jax.Array) -> jax.Array:
+            return network.apply(x, dataclasses.replace(quantizer, ranges=network.ranges))
+
+        return Accuracy(apply, images.test)
+
+    accuracies = {bits: accuracy(policy) for bits, policy in policies.items()}
 
     def score(params: Any) -> dict[str, Any]:
         network = fold(model, params, [images.calibration])
         found = jax.device_get(seen(network, images.calibration))
-        top1 = scorer(dataclasses.replace(network, ranges=found.ranges))
+        network = dataclasses.replace(network, ranges=found.ranges)
+        top1 = {bits: round(of(network), 2) for bits, of in accuracies.items()}
         names = [layer.name for layer in model.layers]  # JAX has sorted them
         in_order = lambda of: summarized({name: of[name] for name in names})
         layers = {'weights': in_order(found.weights), 'activations': in_order(found.activations)}
-        return {'top1': {bits: round(value, 2) for bits, value in top1.items()}, **layers}
+        return {'top1': top1, **layers}
 
     return score
 

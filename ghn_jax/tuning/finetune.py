@@ -198,16 +198,15 @@ class _Task:
         kept, trainer = out / f'{name}{self.method.suffix}', self.method.trainer
         record = Record(out / 'runs', name, {**self.settings, 'seed': seed, 'from': start.about})
         if (done := record.read()) and files.exists(kept):
-            progress.update(trainer.steps_per_epoch * trainer.epochs)
+            progress.update(trainer.steps)
             return done
         state, history = fit(
             trainer,
             self.images.train,
             self.method.begin(start.params(self.model, policy, seed), seed),
+            record,
             marks=self.marks,
             score=self.method.score,
-            file=record.state,
-            settings=record.settings,
             progress=progress,
         )
         metadata = {

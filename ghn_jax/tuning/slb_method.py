@@ -115,15 +115,15 @@ class Slb(AtBits):
         logits, grids = self.programs.begin(params, widths, jnp.uint32(seed), names=self.names)
         return self.trainer.begin(Searched(params, logits), seed, Untrained(widths, grids))
 
-    def score(self, scored: TrainingState) -> dict[str, Any]:
+    def score(self, state: TrainingState) -> dict[str, Any]:
         """See `Method`: of hard weights and, by statistics of batches, of 'soft' ones as in training."""
-        rounded, fixed = self.rounded(scored), scored.fixed
+        rounded, fixed = self.rounded(state), state.fixed
         each = {FLOAT: unrounded(self.widths), self.bits: fixed.widths}
         hard = {name: self.programs.hard((rounded.params, widths)) for name, widths in each.items()}
-        tau = self.programs.temperature(scored.step)
+        tau = self.programs.temperature(state.step)
         scores: dict[str, Any] = {
             'batch': hard,
-            'soft': {self.bits: self.programs.soft((_kept(scored), fixed, tau))},
+            'soft': {self.bits: self.programs.soft((_kept(state), fixed, tau))},
         }
         if self.calibrated is not None:
             policies = {FLOAT: Policy(), self.bits: self.policy}

@@ -64,7 +64,7 @@ class Programs:
             flip=data.flip,
             loss=self._loss,
             optimizer=self._optimizer(setup.training),
-        )._replace(scored=lambda state: state)
+        )
         soft = lambda network, x: self._apply(network[0], network[1], network[2], x)
         self.soft = Accuracy(soft, setup.images.test)
         self.hard = Accuracy(self._apply_hard, setup.images.test)

@@ -132,16 +132,15 @@ class SqueezeTask:
         parameters = out / f'{name}.safetensors'
         record = Record(out / 'runs', name, {**self.settings, 'seed': seed, 'from': start.about})
         if (done := record.read()) and files.exists(parameters):
-            progress.update(self.trainer.steps_per_epoch * self.trainer.epochs)
+            progress.update(self.trainer.steps)
             return done
         state, history = fit(
             self.trainer,
             self.images,
             self.begin(start.params(model, self.policy, seed), seed),
+            record,
             marks=comparison.marks(self.trainer.epochs),
-            score=self.score,
-            file=record.state,
-            settings=record.settings,
+            score=lambda state: self.score(state.averaged),
             progress=progress,
             between=self.between,
         )

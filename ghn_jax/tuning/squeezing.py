@@ -34,7 +34,7 @@ from ghn_jax.tuning import comparison
 from ghn_jax.tuning.finetune import check_models
 from ghn_jax.tuning.initialization import Start
 from ghn_jax.tuning.removal import Removal, least_cost
-from ghn_jax.tuning.scoring import Scorer
+from ghn_jax.tuning.scoring import Accuracy
 from ghn_jax.tuning.squeeze_training import SqueezeSpec, SqueezeTask, Squeezing
 from ghn_jax.tuning.training import Trainer, TrainingImages, TrainingState, loss_of, make_trainer
 from ghn_jax.tuning.widening import Pair
@@ -75,7 +75,7 @@ def squeeze(
         check_models(models, dataset)
     begin = time.perf_counter()
     tasks = list(_tasks(pairs, spec, dataset, scheme, used))
-    total = sum(task.trainer.steps_per_epoch * task.trainer.epochs * len(spec.seeds) for task in tasks)
+    total = sum(task.trainer.steps * len(spec.seeds) for task in tasks)
     with lock.holding(out), Progress(total, desc='squeeze') as progress:
         (out / 'runs').mkdir(exist_ok=True)
         for pair in pairs:
@@ -176,8 +176,7 @@ def _programs(
     trainer = make_trainer(
         model.apply, quantizer, spec.training, len(dataset.train.labels), flip=dataset.flip, loss=loss
     )
-    scorer = Scorer(model.apply, {'top1': quantizer}, test)
-    return trainer, lambda params: scorer(params)['top1']
+    return trainer, Accuracy(lambda params, x: model.apply(params, x, quantizer), test)
 
 
 def _check_cost(name: str, cost: float, wide: float, least: float) -> None:

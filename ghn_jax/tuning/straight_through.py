@@ -69,19 +69,19 @@ class StraightThrough(AtBits):
             params = balance(correct(model, params, self.setup.images.calibration, quantizer))
         return self.trainer.begin(params, seed, as_data(self.widths))
 
-    def score(self, scored: Any) -> dict[str, Any]:
+    def score(self, state: TrainingState) -> dict[str, Any]:
         """See `Method`: of the average of the parameters."""
-        scores: dict[str, Any] = {}
+        params, scores = state.averaged, dict[str, Any]()
         if not self._is_fixed:
             each = {FLOAT: unrounded(self.widths), self.bits: as_data(self.widths)}
-            scores['batch'] = {name: self.batch((scored, widths)) for name, widths in each.items()}
+            scores['batch'] = {name: self.batch((params, widths)) for name, widths in each.items()}
         if self.calibrated is not None:
             policies = {FLOAT: Policy(), self.bits: self.policy}
             quantizers = {
                 name: self.setup.model.quantizer(policy, self.setup.scheme)
                 for name, policy in policies.items()
             }
-            scores['calibrated'] = self.calibrated(scored, quantizers)
+            scores['calibrated'] = self.calibrated(params, quantizers)
         return scores
 
     def keep(self, place: Place, state: TrainingState, metadata: Mapping[str, str]) -> None:

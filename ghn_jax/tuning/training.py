@@ -126,7 +126,6 @@ class Trainer(NamedTuple):
       step: (state, order, images) -> the next state; the state given is used up.
       order: (seed, epoch) -> int32 [T], the images in the order of that pass.
       epochs, steps_per_epoch, batch_size: passes, batches of a pass, images of a batch.
-      scored: state -> what of it is scored.
     """
 
     begin: Callable[..., TrainingState]
@@ -135,7 +134,11 @@ class Trainer(NamedTuple):
     epochs: int
     steps_per_epoch: int
     batch_size: int
-    scored: Callable[[TrainingState], Any] = lambda state: state.averaged
+
+    @property
+    def steps(self) -> int:
+        """Of all passes."""
+        return self.epochs * self.steps_per_epoch
 
 
 def make_trainer(
