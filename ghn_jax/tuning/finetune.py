@@ -185,28 +185,27 @@ class _Task:
       settings: all that a result depends on beside the start and the seed, in JSON's types.
     """
 
-    model: Model
     method: Method
-    images: TuningImages
-    marks: tuple[int, ...]
+    spec: FinetuneSpec
     settings: Mapping[str, Any]
 
     def run(self, start: Start, seed: int, out: Place, progress: Progress) -> dict[str, Any]:
         """Do a training, or what is left of it, and keep its parameters; return its record."""
-        bits, policy = self.method.bits, self.method.policy
-        name = f'{self.model.name}.{bits}.{start.name}.seed{seed}'
-        kept, trainer = out / f'{name}{self.method.suffix}', self.method.trainer
+        method, bits, model = self.method, self.method.bits, self.method.setup.model
+        images, trainer = method.setup.images, method.trainer
+        name = f'{model.name}.{bits}.{start.name}.seed{seed}'
+        kept = out / (name if self.spec.keeps_calibrated else f'{name}.safetensors')
         record = Record(out / 'runs', name, {**self.settings, 'seed': seed, 'from': start.about})
         if (done := record.read()) and files.exists(kept):
             progress.update(trainer.steps)
             return done
         state, history = fit(
             trainer,
-            self.images.train,
-            self.method.begin(start.params(self.model, policy, seed), seed),
+            images.train,
+            method.begin(start.params(model, method.policy, seed), seed),
             record,
-            marks=self.marks,
-            score=self.method.score,
+            marks=self.spec.scored,
+            score=method.score,
             progress=progress,
         )
         metadata = {
@@ -214,11 +213,11 @@ class _Task:
             'finetuned_from': start.name,
             'seed': str(seed),
             'epochs': str(trainer.epochs),
-            'dataset': self.images.dataset.name,
+            'dataset': images.dataset.name,
             'ghn_jax': ghn_jax.__version__,
         }
-        self.method.keep(kept, state, metadata)
-        done = {'network': self.model.name, 'bits': bits, 'init': start.name, 'seed': seed}
+        method.keep(kept, state, metadata)
+        done = {'network': model.name, 'bits': bits, 'init': start.name, 'seed': seed}
         done |= {'file': kept.name, **history}
         record.write(done)
         return done
@@ -244,30 +243,22 @@ def _tasks(
     }
     policies = {str(policy): used(policy) for policy in spec.policies}
     for model in models:
-        for method in _methods(model, spec, images, scheme, policies, sources.get(model.name)):
+        setup = Setup(
+            model=model,
+            images=images,
+            training=spec.training,
+            scheme=scheme,
+            statistics=spec.batch_norm,
+            source=sources.get(model.name),
+        )
+        methods: Sequence[Method] = (
+            Slb.of_each(setup, policies, spec.search)
+            if spec.search
+            else StraightThrough.of_each(setup, policies)
+        )
+        for method in methods:
             own = settings | {'model': model.digest, 'bits': method.policy.to_dict()}
-            yield _Task(model, method, images, spec.scored, own)
-
-
-def _methods(
-    model: Model,
-    spec: FinetuneSpec,
-    images: TuningImages,
-    scheme: Scheme,
-    policies: Mapping[str, Policy],
-    source: Mapping[str, str] | None,
-) -> Sequence[StraightThrough | Slb]:
-    setup = Setup(
-        model=model,
-        images=images,
-        training=spec.training,
-        scheme=scheme,
-        statistics=spec.batch_norm,
-        source=source,
-    )
-    if spec.search is None:
-        return StraightThrough.of_each(setup, policies)
-    return Slb.of_each(setup, policies, spec.search)
+            yield _Task(method, spec, own)
 
 
 def _images(dataset: Dataset, spec: FinetuneSpec) -> TuningImages:

@@ -3,9 +3,10 @@
 Axes: T training images | B images of a batch | H pixels on a side.
 """
 
+import abc
 import dataclasses
 from collections.abc import Mapping, Sequence
-from typing import Any, Protocol, Self
+from typing import Any, Self
 
 import jax.numpy as jnp
 
@@ -13,9 +14,13 @@ from ghn_jax.base.paths import Place
 from ghn_jax.datasets.load import Dataset
 from ghn_jax.evaluation.selection import ImageBatches, calibration_images, image_batches
 from ghn_jax.hypernet.policy_features import resolve
+from ghn_jax.models.activation_ranges import find_ranges
+from ghn_jax.models.folding import Calibrated
 from ghn_jax.models.model import Model
+from ghn_jax.models.quantizer import FakeQuantizer
 from ghn_jax.quant.policy import FLOAT_BITS, NamedWidths, Policy
 from ghn_jax.quant.scheme import Scheme
+from ghn_jax.runs.calibrated_file import QuantizedNetwork, save
 from ghn_jax.tuning.scoring import CalibratedScorer, normalized
 from ghn_jax.tuning.training import Trainer, TrainingImages, TrainingSpec, TrainingState
 
@@ -80,57 +85,35 @@ class Setup:
     source: Mapping[str, str] | None
 
 
-class Method(Protocol):
-    """How a network at one bit-width is trained, scored and kept."""
-
-    @property
-    def bits(self) -> str:
-        """What the policy is called."""
-        ...
-
-    @property
-    def policy(self) -> Policy:
-        """The policy, as it is used."""
-        ...
-
-    @property
-    def trainer(self) -> Trainer:
-        """The training, compiled; the bits are among the data of its states."""
-        ...
-
-    @property
-    def suffix(self) -> str:
-        """What the name of a kept network ends in; '' for a folder."""
-        ...
-
-    def begin(self, params: Any, seed: int) -> TrainingState:
-        """Return the first state of a training from parameters of the model."""
-        ...
-
-    def score(self, scored: Any) -> dict[str, Any]:
-        """Return scores in percent, by kind of statistics and by bits, of `Trainer.scored`."""
-        ...
-
-    def keep(self, place: Place, state: TrainingState, metadata: Mapping[str, str]) -> None:
-        """Write the trained network to a file or folder, whole or not at all."""
-        ...
-
-
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class AtBits:
-    """What every `Method` has: a network at one bit-width.
+class Method(abc.ABC):
+    """How a network at one bit-width is trained, scored and kept.
 
     Attributes:
       setup: of all bit-widths.
       bits: what the policy is called.
       policy: as it is used.
+      trainer: compiled for all bits, which are among the data of its states.
       calibrated: scores a network with fixed statistics; None where they are those of each batch.
     """
 
     setup: Setup
     bits: str
     policy: Policy
+    trainer: Trainer
     calibrated: CalibratedScorer | None
+
+    @abc.abstractmethod
+    def begin(self, params: Any, seed: int) -> TrainingState:
+        """Return the first state of a training from parameters of the model."""
+
+    @abc.abstractmethod
+    def score(self, state: TrainingState) -> dict[str, Any]:
+        """Score a state: kind of statistics -> bits -> top-1 in percent."""
+
+    @abc.abstractmethod
+    def keep(self, place: Place, state: TrainingState, metadata: Mapping[str, str]) -> None:
+        """Write the network of the last state."""
 
     @classmethod
     def at_each(cls, setup: Setup, policies: Mapping[str, Policy], **programs: Any) -> list[Self]:
@@ -151,6 +134,21 @@ class AtBits:
     def widths(self) -> NamedWidths:
         """Bits by the weight's name."""
         return resolve(self.policy, self.setup.model.graph)
+
+    def save_calibrated(
+        self,
+        folder: Place,
+        network: Calibrated,
+        quantizer: FakeQuantizer,
+        scheme: Scheme,
+        metadata: Mapping[str, str],
+    ) -> None:
+        """Write a quantized network with the ranges that it has on the calibration images."""
+        setup = self.setup
+        ranges = find_ranges(setup.model, Calibrated.apply, network, setup.images.calibration, quantizer)
+        network = dataclasses.replace(network, ranges=ranges)
+        assert setup.source is not None
+        save(folder, QuantizedNetwork(network, self.policy, scheme, setup.source, metadata))
 
 
 def as_data(widths: NamedWidths) -> dict[str, Any]:
