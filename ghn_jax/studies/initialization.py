@@ -25,7 +25,7 @@ from ghn_jax.base.errors import FieldError, UserError
 from ghn_jax.base.paths import Place
 from ghn_jax.base.start import start
 from ghn_jax.datasets.load import Dataset, load
-from ghn_jax.evaluation.selection import ImageBatches, image_batches
+from ghn_jax.evaluation.selection import image_batches
 from ghn_jax.models.folding import Calibrated, fold
 from ghn_jax.models.model import Model
 from ghn_jax.models.tracing import trace
@@ -43,6 +43,7 @@ from ghn_jax.tuning.initialization import PREDICTED, RANDOM, Start, parse_starts
 from ghn_jax.tuning.loop import fit
 from ghn_jax.tuning.records import Record
 from ghn_jax.tuning.scoring import Accuracy, normalized
+from ghn_jax.tuning.setup import TuningImages
 from ghn_jax.tuning.training import Trainer, TrainingImages, TrainingSpec, make_trainer
 
 HYPERNETWORKS = {'digits': 'zoo:digits-bits'}
@@ -99,9 +100,8 @@ def study(
     Raises:
       UserError: an unknown initialisation, a folder of a study with other settings.
     """
-    images = _Images.of(dataset, spec)
-    each = spec.training.steps_per_epoch(len(dataset.train.labels)) * spec.training.epochs
-    total = each * len(spec.kinds) * len(spec.starts) * len(spec.seeds)
+    images = _images(dataset, spec)
+    total = images.steps(spec.training) * len(spec.kinds) * len(spec.starts) * len(spec.seeds)
     policy = hypernetwork.used(Policy()) if hypernetwork else Policy()
     runs: list[dict[str, Any]] = []
     with lock.holding(out), Progress(total, desc='initialization') as progress:
@@ -113,21 +113,12 @@ def study(
             yield runs
 
 
-@dataclasses.dataclass(frozen=True)
-class _Images:
-    """What is trained on, scored, and calibrated with (one batch, normalised)."""
-
-    dataset: Dataset
-    train: TrainingImages
-    test: ImageBatches
-    calibration: jax.Array
-
-    @classmethod
-    def of(cls, dataset: Dataset, spec: StudySpec) -> '_Images':
-        count = spec.calibration_images
-        test = image_batches(dataset, dataset.test, batch_size=spec.batch_size)
-        calibration = image_batches(dataset, dataset.train, batch_size=count, num_images=count)
-        return cls(dataset, TrainingImages.of(dataset), test, normalized(calibration)[0])
+def _images(dataset: Dataset, spec: StudySpec) -> TuningImages:
+    """Return the images; those to calibrate with are one batch."""
+    count = spec.calibration_images
+    test = image_batches(dataset, dataset.test, batch_size=spec.batch_size)
+    calibration = image_batches(dataset, dataset.train, batch_size=count, num_images=count)
+    return TuningImages(dataset, TrainingImages.of(dataset), test, normalized(calibration))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -141,13 +132,13 @@ class _Task:
     kind: Kind
     model: Model
     policy: Policy
-    images: _Images
+    images: TuningImages
     trainer: Trainer
     score: Callable[[Any], dict[str, Any]]
     settings: Mapping[str, Any]
 
     @classmethod
-    def of(cls, kind: Kind, spec: StudySpec, images: _Images, policy: Policy) -> '_Task':
+    def of(cls, kind: Kind, spec: StudySpec, images: TuningImages, policy: Policy) -> '_Task':
         data = images.dataset
         net = BlockNet(kind, spec.channels, spec.blocks, spec.expansion, data.num_classes)
         model = trace(net, (1, *data.train.images.shape[1:]))
@@ -155,7 +146,7 @@ class _Task:
         settings = {
             'net': [kind.name, list(spec.channels), spec.blocks, spec.expansion],
             'training': dataclasses.asdict(spec.training),
-            'images': [data.name, list(data.train.images.shape), images.test.count, len(images.calibration)],
+            'images': [data.name, list(data.train.images.shape), images.test.count, spec.calibration_images],
         }
         return cls(kind, model, policy, images, trainer, _scorer(model, images), settings)
 
@@ -181,7 +172,7 @@ class _Task:
         return done
 
 
-def _scorer(model: Model, images: _Images) -> Callable[[Any], dict[str, Any]]:
+def _scorer(model: Model, images: TuningImages) -> Callable[[Any], dict[str, Any]]:
     """Return what takes parameters to top-1 in percent by bits, and to the statistics of each layer."""
     policies = {comparison.FLOAT: Policy(), **{f'w{b}a{b}': Policy(b, b) for b in BITS}}
     seen = jax.jit(observe)
@@ -197,8 +188,8 @@ def _scorer(model: Model, images: _Images) -> Callable[[Any], dict[str, Any]]:
     accuracies = {bits: accuracy(policy) for bits, policy in policies.items()}
 
     def score(params: Any) -> dict[str, Any]:
-        network = fold(model, params, [images.calibration])
-        found = jax.device_get(seen(network, images.calibration))
+        network = fold(model, params, images.calibration)
+        found = jax.device_get(seen(network, images.calibration[0]))
         network = dataclasses.replace(network, ranges=found.ranges)
         top1 = {bits: round(of(network), 2) for bits, of in accuracies.items()}
         names = [layer.name for layer in model.layers]  # JAX has sorted them

@@ -11,11 +11,8 @@ A training is one network, at one bit-width, from one initialisation, with one s
 
 import dataclasses
 import time
-import zlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
-
-import jax
 
 import ghn_jax
 from ghn_jax.base import bounds, files, lock
@@ -232,14 +229,13 @@ def _tasks(
     sources: Mapping[str, Mapping[str, str]],
 ) -> Iterator[_Task]:
     """Yield each network at each bit-width."""
-    data = images.dataset.train
     settings = {
         'training': dataclasses.asdict(spec.training),
         'search': dataclasses.asdict(spec.search) if spec.search else None,
         'scheme': dataclasses.asdict(scheme),
         'scoring': [spec.batch_norm, spec.eval_batch_size, images.test.count, len(images.calibration)],
         'passes': list(spec.scored),
-        'images': [images.dataset.name, list(data.images.shape), zlib.crc32(data.images.tobytes())],
+        'images': images.identity,
     }
     policies = {str(policy): used(policy) for policy in spec.policies}
     for model in models:
@@ -272,23 +268,8 @@ def _images(dataset: Dataset, spec: FinetuneSpec) -> TuningImages:
 
 
 def _about(models: Sequence[Model], spec: FinetuneSpec, images: TuningImages) -> dict[str, Any]:
-    """What is said below a table."""
-    dataset, training, calibration = images.dataset, spec.training, sum(map(len, images.calibration))
-    return {
-        'dataset': dataset.name,
-        **({'note': dataset.note} if dataset.note else {}),
-        'image size': dataset.train.images.shape[1],
-        'training images': len(dataset.train.labels),
-        'test images': f'{images.test.count} in batches of {spec.eval_batch_size}',
-        'networks': ', '.join(model.name for model in models),
-        **({'search': dataclasses.asdict(spec.search)} if spec.search else {}),
-        'seeds': ', '.join(map(str, spec.seeds)),
-        'epochs': training.epochs,
-        'batch size': training.batch_size,
-        'learning rate': training.learning_rate,
-        'moving average': training.ema,
-        'augmented': 'yes' if training.augment else 'no',
-        'statistics': spec.batch_norm,
-        **({'calibration images': calibration} if calibration else {}),
-        'device': f'1 x {jax.devices()[0].device_kind}',
-    }
+    calibration = sum(map(len, images.calibration))
+    networks = {'networks': ', '.join(model.name for model in models)}
+    search = {'search': dataclasses.asdict(spec.search)} if spec.search else {}
+    how = {'statistics': spec.batch_norm} | ({'calibration images': calibration} if calibration else {})
+    return images.about(spec.training, spec.seeds, what=networks | search, how=how)

@@ -5,9 +5,11 @@ Axes: T training images | B images of a batch | H pixels on a side.
 
 import abc
 import dataclasses
+import zlib
 from collections.abc import Mapping, Sequence
 from typing import Any, Self
 
+import jax
 import jax.numpy as jnp
 
 from ghn_jax.base.paths import Place
@@ -40,7 +42,7 @@ class TuningImages:
 
     @classmethod
     def of(
-        cls, dataset: Dataset, *, batch_size: int, num_images: int, calibration_batches: int
+        cls, dataset: Dataset, *, batch_size: int, num_images: int, calibration_batches: int = 0
     ) -> 'TuningImages':
         """Take the images of a data set; those to train on and to calibrate with are put on the device.
 
@@ -62,6 +64,41 @@ class TuningImages:
     def steps(self, training: TrainingSpec) -> int:
         """Return the steps of one training."""
         return training.steps_per_epoch(len(self.dataset.train.labels)) * training.epochs
+
+    @property
+    def identity(self) -> list[Any]:
+        """What tells the training images from others, in JSON's types."""
+        images = self.dataset.train.images
+        return [self.dataset.name, list(images.shape), zlib.crc32(images.tobytes())]
+
+    def about(
+        self, training: TrainingSpec, seeds: Sequence[int], *, what: Mapping[str, Any], how: Mapping[str, Any]
+    ) -> dict[str, Any]:
+        """Return what is said below a table of trainings on these images.
+
+        Args:
+          training: the budget of each.
+          seeds: of which each is done.
+          what: is trained, to be said before them.
+          how: it is trained besides, to be said behind them.
+        """
+        dataset, labels = self.dataset, self.test.labels
+        return {
+            'dataset': dataset.name,
+            **({'note': dataset.note} if dataset.note else {}),
+            'image size': dataset.train.images.shape[1],
+            'training images': len(dataset.train.labels),
+            'test images': f'{labels.size} in batches of {labels.shape[1]}',
+            **what,
+            'seeds': ', '.join(map(str, seeds)),
+            'epochs': training.epochs,
+            'batch size': training.batch_size,
+            'learning rate': training.learning_rate,
+            'moving average': training.ema,
+            'augmented': 'yes' if training.augment else 'no',
+            **how,
+            'device': f'1 x {jax.devices()[0].device_kind}',
+        }
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
