@@ -15,7 +15,8 @@ stopped goes on where it was.
 
 import argparse
 import dataclasses
-from collections.abc import Callable, Iterator, Mapping, Sequence
+import itertools
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import jax
@@ -39,12 +40,12 @@ from ghn_jax.studies.initialization_tables import make_tables
 from ghn_jax.studies.layer_statistics import BITS, observe, summarized
 from ghn_jax.studies.study_arguments import command_line, make_parser, provenance, training_of
 from ghn_jax.tuning import comparison
-from ghn_jax.tuning.initialization import PREDICTED, RANDOM, Start, parse_starts
+from ghn_jax.tuning.initialization import PREDICTED, RANDOM, parse_starts
 from ghn_jax.tuning.loop import fit
 from ghn_jax.tuning.records import Record
 from ghn_jax.tuning.scoring import Accuracy, normalized
 from ghn_jax.tuning.setup import TuningImages
-from ghn_jax.tuning.training import Trainer, TrainingImages, TrainingSpec, make_trainer
+from ghn_jax.tuning.training import TrainingImages, TrainingSpec, TrainingState, make_trainer
 
 HYPERNETWORKS = {'digits': 'zoo:digits-bits'}
 """Which one predicts networks for a data set, where none is given."""
@@ -102,14 +103,11 @@ def study(
     """
     images = _images(dataset, spec)
     total = images.steps(spec.training) * len(spec.kinds) * len(spec.starts) * len(spec.seeds)
-    policy = hypernetwork.used(Policy()) if hypernetwork else Policy()
     runs: list[dict[str, Any]] = []
     with lock.holding(out), Progress(total, desc='initialization') as progress:
         (out / 'runs').mkdir(parents=True, exist_ok=True)
         for name in spec.kinds:
-            task = _Task.of(KINDS[name], spec, images, policy)
-            starts = parse_starts(spec.starts, [task.model], hypernetwork)
-            runs += [task.run(start, seed, out / 'runs', progress) for start in starts for seed in spec.seeds]
+            runs += _train(KINDS[name], spec, images, hypernetwork, out / 'runs', progress)
             yield runs
 
 
@@ -121,59 +119,45 @@ def _images(dataset: Dataset, spec: StudySpec) -> TuningImages:
     return TuningImages(dataset, TrainingImages.of(dataset), test, normalized(calibration))
 
 
-@dataclasses.dataclass(frozen=True)
-class _Task:
-    """One kind: what its trainings have in common, compiled once for all initialisations and seeds.
-
-    Attributes:
-      policy: that parameters are predicted for: float, as the hypernetwork has it.
-    """
-
-    kind: Kind
-    model: Model
-    policy: Policy
-    images: TuningImages
-    trainer: Trainer
-    score: Callable[[Any], dict[str, Any]]
-    settings: Mapping[str, Any]
-
-    @classmethod
-    def of(cls, kind: Kind, spec: StudySpec, images: TuningImages, policy: Policy) -> '_Task':
-        data = images.dataset
-        net = BlockNet(kind, spec.channels, spec.blocks, spec.expansion, data.num_classes)
-        model = trace(net, (1, *data.train.images.shape[1:]))
-        trainer = make_trainer(model.apply, None, spec.training, len(data.train.labels), flip=data.flip)
-        settings = {
-            'net': [kind.name, list(spec.channels), spec.blocks, spec.expansion],
-            'training': dataclasses.asdict(spec.training),
-            'images': [data.name, list(data.train.images.shape), images.test.count, spec.calibration_images],
-        }
-        return cls(kind, model, policy, images, trainer, _scorer(model, images), settings)
-
-    def run(self, start: Start, seed: int, out: Place, progress: Progress) -> dict[str, Any]:
-        """Do a training, or what is left of it, and write its record; return it."""
-        name = f'{self.kind.name}.{start.name}.seed{seed}'
-        record = Record(out, name, {**self.settings, 'seed': seed, 'from': start.about})
+def _train(
+    kind: Kind,
+    spec: StudySpec,
+    images: TuningImages,
+    hypernetwork: Hypernetwork | None,
+    out: Place,
+    progress: Progress,
+) -> Iterator[dict[str, Any]]:
+    """Do the trainings of a kind, or what is left of them, by one program; yield their records."""
+    data = images.dataset
+    net = BlockNet(kind, spec.channels, spec.blocks, spec.expansion, data.num_classes)
+    model = trace(net, (1, *data.train.images.shape[1:]))
+    trainer = make_trainer(model.apply, None, spec.training, len(data.train.labels), flip=data.flip)
+    score = _scorer(model, images)
+    policy = hypernetwork.used(Policy()) if hypernetwork else Policy()  # that parameters are predicted for
+    settings = {
+        'net': [kind.name, list(spec.channels), spec.blocks, spec.expansion],
+        'training': dataclasses.asdict(spec.training),
+        'images': [data.name, list(data.train.images.shape), images.test.count, spec.calibration_images],
+    }
+    starts = parse_starts(spec.starts, [model], hypernetwork)
+    for origin, seed in itertools.product(starts, spec.seeds):
+        own = {**settings, 'seed': seed, 'from': origin.about}
+        record = Record(out, f'{kind.name}.{origin.name}.seed{seed}', own)
         if done := record.read():
-            progress.update(self.trainer.steps)
-            return done
-        params = start.params(self.model, self.policy, seed)
-        _, history = fit(
-            self.trainer,
-            self.images.train,
-            self.trainer.begin(params, seed),
-            record,
-            marks=comparison.marks(self.trainer.epochs),
-            score=lambda state: self.score(state.averaged),
-            progress=progress,
-        )
-        done = {'kind': self.kind.name, 'init': start.name, 'seed': seed, **history}
-        record.write(done)
-        return done
+            progress.update(trainer.steps)
+        else:
+            begun = trainer.begin(origin.params(model, policy, seed), seed)
+            marks = comparison.marks(spec.training.epochs)
+            _, history = fit(
+                trainer, images.train, begun, record, marks=marks, score=score, progress=progress
+            )
+            done = {'kind': kind.name, 'init': origin.name, 'seed': seed, **history}
+            record.write(done)
+        yield done
 
 
-def _scorer(model: Model, images: TuningImages) -> Callable[[Any], dict[str, Any]]:
-    """Return what takes parameters to top-1 in percent by bits, and to the statistics of each layer."""
+def _scorer(model: Model, images: TuningImages) -> Callable[[TrainingState], dict[str, Any]]:
+    """Return what takes a state to top-1 in percent by bits, and to the statistics of each layer."""
     policies = {comparison.FLOAT: Policy(), **{f'w{b}a{b}': Policy(b, b) for b in BITS}}
     seen = jax.jit(observe)
 
@@ -187,8 +171,8 @@ def _scorer(model: Model, images: TuningImages) -> Callable[[Any], dict[str, Any
 
     accuracies = {bits: accuracy(policy) for bits, policy in policies.items()}
 
-    def score(params: Any) -> dict[str, Any]:
-        network = fold(model, params, images.calibration)
+    def score(state: TrainingState) -> dict[str, Any]:
+        network = fold(model, state.averaged, images.calibration)
         found = jax.device_get(seen(network, images.calibration[0]))
         network = dataclasses.replace(network, ranges=found.ranges)
         top1 = {bits: round(of(network), 2) for bits, of in accuracies.items()}
