@@ -39,7 +39,7 @@ from ghn_jax.runs.progress import Progress
 from ghn_jax.studies.study_arguments import Parser, command_line, provenance
 from ghn_jax.tuning.fixed_point import MOST_BITS, to_network
 from ghn_jax.tuning.fixed_point_budget import labelled, within_budget
-from ghn_jax.tuning.fixed_point_network import lost, saved
+from ghn_jax.tuning.fixed_point_network import SAVED, lost, saved
 from ghn_jax.tuning.fixed_point_search import (
     BUDGET,
     Search,
@@ -165,9 +165,6 @@ class _Trained:
             'formats': {f'{t.kind} {t.name}': row for t, row in zip(tensors, formats.tolist())},
             'cpu_seconds': round(cpu_seconds, 1),
         }
-
-
-SAVED = ('memory', 'parameters', 'activations', 'multiplications')
 
 
 def _is_exact(network: Calibrated, policy: Any, images: jax.Array) -> bool:

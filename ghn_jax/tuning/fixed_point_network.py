@@ -22,6 +22,7 @@ from ghn_jax.tuning.fixed_point_search import BUDGET, Search
 from ghn_jax.tuning.quantize import top1
 
 SCHEME = Scheme('qat')
+SAVED = ('memory', 'parameters', 'activations', 'multiplications')  # of `Costs`
 STATE = 'formats.json'
 """In the folder while a search goes on: 'key', of what, and the fields of `Attempt`."""
 
@@ -104,12 +105,9 @@ def _keep(state: Place, key: str, attempt: Attempt) -> None:
 
 
 def saved(search: Search, formats: np.ndarray) -> dict[str, float]:
-    """Return what formats save against 8 bits everywhere, as shares from 0 to 1, by the names of `Costs`."""
+    """Return what formats save against 8 bits everywhere, as shares from 0 to 1, by the names in `SAVED`."""
     cost, widest = (costs_of(search.calibrated, search.tensors, f) for f in (formats, search.eight_bits))
-    return {
-        what: round(1 - getattr(cost, what) / getattr(widest, what), 4)
-        for what in ('memory', 'parameters', 'activations', 'multiplications')
-    }
+    return {what: round(1 - getattr(cost, what) / getattr(widest, what), 4) for what in SAVED}
 
 
 def lost(search: Search, formats: np.ndarray) -> float:

@@ -27,7 +27,7 @@ from ghn_jax.tuning import adaround
 from ghn_jax.tuning.blocks import Block, Values, blocks_of
 from ghn_jax.tuning.correction import NormStatistics, corrected
 from ghn_jax.tuning.ranges import FixedRanges, check_bits, layer_bits, round_nearest
-from ghn_jax.tuning.reconstruction import Grids, Images, Learned, Options, Terms, learn, make_optimizer, start
+from ghn_jax.tuning.reconstruction import Grids, Images, Learned, Options, Terms, learn, start
 from ghn_jax.tuning.repeating import steps_at_once
 
 CHUNK = 100  # steps of a block between two signs of life
@@ -137,8 +137,7 @@ class _Way:
     ) -> '_Way':
         """Learn block k. seen: readers of blocks before, whose ranges stay."""
         grids, options = self._grids(block, seen), self.options
-        learned = start(calibrated, grids)
-        memory = make_optimizer().init(learned)  # pyright: ignore[reportArgumentType]
+        learned, memory = start(calibrated, grids)
         numbers, most = Terms.of(options), steps_at_once(CHUNK)
         for first in range(0, options.iterations, CHUNK):
             last = min(first + CHUNK, options.iterations)

@@ -1,7 +1,6 @@
 """One network quantized after training, by a method of choice, and what that costs in accuracy."""
 
 import dataclasses
-import functools
 import json
 import time
 from collections.abc import Callable, Mapping
@@ -20,7 +19,7 @@ from ghn_jax.datasets.load import Dataset
 from ghn_jax.hypernet.policy_features import resolve
 from ghn_jax.models.folding import Calibrated, fold
 from ghn_jax.models.model import Model
-from ghn_jax.quant.policy import NamedWidths, Policy
+from ghn_jax.quant.policy import Policy
 from ghn_jax.quant.scheme import Scheme
 from ghn_jax.runs.calibrated_file import UNFINISHED, QuantizedNetwork, load_unfinished, save
 from ghn_jax.tuning.blocks import blocks_of
@@ -93,32 +92,7 @@ class Watch:
     begun: tuple[int, Calibrated] | None = None
 
 
-Method = Callable[[Network, NamedWidths, Options, Watch], Calibrated]
-
-
-def _nearest(rule: str, network: Network, widths: NamedWidths, options: Options, watch: Watch) -> Calibrated:
-    return round_nearest(network.calibrated, network.images, widths, rule)
-
-
-def _pd_quant(network: Network, widths: NamedWidths, options: Options, watch: Watch) -> Calibrated:
-    statistics = norm_statistics(network.calibrated.model, network.params, list(network.batches))
-    (found,) = pd_quant(
-        network.calibrated,
-        network.images,
-        [(widths, options)],
-        statistics,
-        watch.done,
-        (watch.begun[0], [watch.begun[1]]) if watch.begun else (0, ()),
-        lambda blocks, networks: watch.keep(blocks, networks[0]),
-    )
-    return found
-
-
-METHODS: Mapping[str, Method] = {
-    'minmax': functools.partial(_nearest, 'minmax'),
-    'mse': functools.partial(_nearest, 'mse'),
-    'pd_quant': _pd_quant,
-}
+METHODS = ('minmax', 'mse', 'pd_quant')
 
 
 def quantize(
@@ -147,7 +121,19 @@ def quantize(
     if method not in METHODS:
         raise UserError(f'method {shown(method)} is not one of {", ".join(METHODS)}')
     widths = resolve(policy, network.calibrated.model.graph)
-    return METHODS[method](network, widths, options or Options(), watch or Watch())
+    if method != 'pd_quant':
+        return round_nearest(network.calibrated, network.images, widths, method)
+    watch = watch or Watch()
+    (found,) = pd_quant(
+        network.calibrated,
+        network.images,
+        [(widths, options or Options())],
+        norm_statistics(network.calibrated.model, network.params, list(network.batches)),
+        watch.done,
+        (watch.begun[0], [watch.begun[1]]) if watch.begun else (0, ()),
+        lambda blocks, networks: watch.keep(blocks, networks[0]),
+    )
+    return found
 
 
 def count_parts(network: Network, method: str, options: Options) -> int:
