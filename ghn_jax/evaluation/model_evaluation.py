@@ -25,7 +25,7 @@ from ghn_jax.datasets.load import Dataset
 from ghn_jax.evaluation import results
 from ghn_jax.evaluation.descriptions import about_images, about_networks, about_run, in_percent
 from ghn_jax.evaluation.device import judge
-from ghn_jax.evaluation.evaluate import Against, check_same_task, make_batches
+from ghn_jax.evaluation.evaluate import Against, make_batches
 from ghn_jax.evaluation.evaluation_spec import EvaluationSpec
 from ghn_jax.evaluation.protocol import Protocol
 from ghn_jax.evaluation.results import Result
@@ -54,7 +54,6 @@ def evaluate_model(
     model: Model,
     spec: EvaluationSpec | None = None,
     *,
-    dataset: Dataset | None = None,
     params: Any = None,
 ) -> tuple[Result, Result | None]:
     """Score a model with the parameters that a run's hypernetwork predicts, or given ones, on test images.
@@ -63,7 +62,6 @@ def evaluate_model(
       run: from `load_run`.
       model: of as many classes as the data have, traced for its images.
       spec: images and bits; its networks and splits are of no account. None: the defaults.
-      dataset: the run's; None: it is read.
       params: a pytree as `model.params`; None: they are predicted.
 
     Returns:
@@ -76,11 +74,8 @@ def evaluate_model(
     """
     spec = spec or EvaluationSpec()
     _check_spec(spec, params)
-    against = Against.of(spec.against)
-    if against.run:
-        check_same_task(run, against.run, against.path)
-    dataset = dataset or load_data(run.config)
-    _check_shape(model, dataset)
+    against, dataset = Against.of(spec.against, run), load_data(run.config)
+    check_images(model, dataset)
     task = _Task(model, spec, dataset, *make_batches(dataset, spec))
     if against.result is not None:
         protocol = task.protocol(run, spec.workdir)
@@ -107,7 +102,7 @@ class _Task:
         strategy, met = strategy_of(run.config), primitives_of(make_space_of(run.config).ops)
         widths = [resolve(strategy.used(policy), model.graph) for policy in spec.policies]
         told = resolve(strategy.used(spec.predicted_for), model.graph) if spec.predicted_for else None
-        observed, given = _normalized(self.calibration), params is not None
+        observed, given = self.calibration.normalized() if self.calibration else [], params is not None
         scores, runnable = [], None
         for each in widths:
             quantizer = FakeQuantizer(each, strategy.scheme.when_used())
@@ -132,20 +127,13 @@ class _Task:
         return of_images | about_run(run, workdir, self.spec.predicted_for) | of_networks
 
 
-def evaluate_quantized(
-    run: Run,
-    network: QuantizedNetwork,
-    spec: EvaluationSpec | None = None,
-    *,
-    dataset: Dataset | None = None,
-) -> Result:
+def evaluate_quantized(run: Run, network: QuantizedNetwork, spec: EvaluationSpec) -> Result:
     """Score a network that is quantized already, at its own bits, on the test images of a run.
 
     Args:
       run: from `load_run`; its images are taken.
       network: of `calibrated_file.load`.
       spec: which images; what else it says is of no account.
-      dataset: the run's; None: it is read.
 
     Returns:
       As `evaluate_model`: one row.
@@ -153,12 +141,12 @@ def evaluate_quantized(
     Raises:
       UserError: images that the network is not for.
     """
-    spec, begin = spec or EvaluationSpec(), time.perf_counter()
+    begin = time.perf_counter()
     calibrated, bits = network.calibrated, str(network.policy)
     fixed = Protocol(batch_norm='calibrated', ranges='calibrated')
     spec = dataclasses.replace(spec, policies=(network.policy,), protocol=fixed)
-    dataset = dataset or load_data(run.config)
-    _check_shape(calibrated.model, dataset)
+    dataset = load_data(run.config)
+    check_images(calibrated.model, dataset)
     images = image_batches(dataset, dataset.test, batch_size=spec.batch_size, num_images=spec.num_images)
     score = _score(_Runnable(calibrated.model, Calibrated.apply, calibrated), network.quantizer(), images)
     scored = _describe(calibrated.model) | in_percent([bits], spec.policies, [score])
@@ -175,7 +163,8 @@ def evaluate_quantized(
     return {'rows': results.make_rows([scored], [bits]), 'networks': [scored], 'protocol': protocol}
 
 
-def _check_shape(model: Model, dataset: Dataset) -> None:
+def check_images(model: Model, dataset: Dataset) -> None:
+    """Raise UserError unless a model is traced for images of the size that a data set has."""
     shape = dataset.test.images.shape[1:]
     if model.input_shape[1:] != shape:
         raise UserError(
@@ -212,11 +201,6 @@ def _check_spec(spec: EvaluationSpec, params: Any) -> None:
             f'={integer}: what a model of your own computes between its layers has no integer form: leave it '
             'out, or write its integers with ghn_jax.export and compare what onnxruntime makes of them there',
         )
-
-
-def _normalized(images: ImageBatches | None) -> list[Array]:
-    """Return the batches as a model takes them."""
-    return [] if images is None else [normalize(x, images.mean, images.std) for x in images.images]
 
 
 def _describe(model: Model) -> dict[str, Any]:

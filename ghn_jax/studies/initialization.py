@@ -43,7 +43,7 @@ from ghn_jax.tuning import comparison
 from ghn_jax.tuning.initialization import PREDICTED, RANDOM, parse_starts
 from ghn_jax.tuning.loop import fit
 from ghn_jax.tuning.records import Record
-from ghn_jax.tuning.scoring import Accuracy, normalized
+from ghn_jax.tuning.scoring import Accuracy
 from ghn_jax.tuning.setup import TuningImages
 from ghn_jax.tuning.training import TrainingImages, TrainingSpec, TrainingState, make_trainer
 
@@ -116,7 +116,7 @@ def _images(dataset: Dataset, spec: StudySpec) -> TuningImages:
     count = spec.calibration_images
     test = image_batches(dataset, dataset.test, batch_size=spec.batch_size)
     calibration = image_batches(dataset, dataset.train, batch_size=count, num_images=count)
-    return TuningImages(dataset, TrainingImages.of(dataset), test, normalized(calibration))
+    return TuningImages(dataset, TrainingImages.of(dataset), test, calibration.normalized())
 
 
 def _train(

@@ -84,8 +84,3 @@ def count_correct(logits: Array, labels: Array) -> Array:
     """Count the images whose label is the prediction (`judge`): [B, classes], int32 [B] -> int32 []."""
     rank, _ = judge(logits, labels)
     return jnp.sum(rank == 0)
-
-
-def normalized(batches: ImageBatches) -> list[Array]:
-    """Return the batches as a network takes them, float32 [B, H, H, 3]."""
-    return [normalize(jnp.asarray(x), batches.mean, batches.std) for x in batches.images]

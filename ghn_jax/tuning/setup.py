@@ -23,7 +23,7 @@ from ghn_jax.models.quantizer import FakeQuantizer
 from ghn_jax.quant.policy import FLOAT_BITS, NamedWidths, Policy
 from ghn_jax.quant.scheme import Scheme
 from ghn_jax.runs.calibrated_file import QuantizedNetwork, save
-from ghn_jax.tuning.scoring import CalibratedScorer, normalized
+from ghn_jax.tuning.scoring import CalibratedScorer
 from ghn_jax.tuning.training import Trainer, TrainingImages, TrainingSpec, TrainingState
 
 
@@ -58,7 +58,7 @@ class TuningImages:
         calibration = []
         if calibration_batches:
             found = calibration_images(dataset, batch_size=batch_size, batches=calibration_batches)
-            calibration = normalized(found)
+            calibration = found.normalized()
         return cls(dataset, TrainingImages.of(dataset), test, calibration)
 
     def steps(self, training: TrainingSpec) -> int:

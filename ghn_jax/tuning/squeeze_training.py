@@ -27,7 +27,6 @@ from ghn_jax.tuning.initialization import Start
 from ghn_jax.tuning.loop import fit
 from ghn_jax.tuning.records import Record
 from ghn_jax.tuning.removal import Removal
-from ghn_jax.tuning.scoring import normalized
 from ghn_jax.tuning.setup import TuningImages
 from ghn_jax.tuning.training import Trainer, TrainingSpec, TrainingState, make_optimizer
 
@@ -203,4 +202,4 @@ class SqueezeTask:
                 f'{self.name} costs {bops / self.original:.3f} of the original with the fewest channels that '
                 'were found: give a larger cost'
             )
-        self.removal.check(params, alive, normalized(self.images.test)[0])
+        self.removal.check(params, alive, self.images.test.normalized()[0])
