@@ -221,7 +221,7 @@ def about(datasets: Sequence[Dataset], command: str) -> dict[str, Any]:
     note = ' '.join(f'{data.name}: {data.note}' for data in datasets if data.note)
     said = {
         'seed': 0,
-        **({'note': note} if note else {}),
+        'note': note,
         'images': f'{PIXELS} pixels, all test images; at most {IMAGES:,} others, half of them to choose '
         'formats, half to check them',
         'training': f'{epochs} in float, from random weights',

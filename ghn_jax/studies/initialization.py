@@ -188,10 +188,10 @@ def about(dataset: Dataset, spec: StudySpec, command: str, hypernetwork: str | N
     """Return how the figures are taken. hypernetwork: what predicts is called; None: nothing does."""
     said = {
         'dataset': dataset.name,
-        **({'note': dataset.note} if dataset.note else {}),
+        'note': dataset.note,
         'image size': dataset.train.images.shape[1],
         'networks': f'channels {", ".join(map(str, spec.channels))}, blocks in each stage: {spec.blocks}',
-        **({'hypernetwork': hypernetwork} if hypernetwork else {}),
+        'hypernetwork': hypernetwork,
         'seeds': ', '.join(map(str, spec.seeds)),
         'training': f'{spec.training.epochs} epochs of AdamW in float, learning rate '
         f'{spec.training.learning_rate}, batches of {spec.training.batch_size}',

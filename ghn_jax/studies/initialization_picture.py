@@ -7,6 +7,7 @@ import numpy as np
 
 from ghn_jax.reporting import plotting
 from ghn_jax.reporting.charts import COLOURS
+from ghn_jax.reporting.tables import bits_label
 from ghn_jax.studies.block_kinds import role_of
 from ghn_jax.studies.initialization_tables import (
     TENSORS,
@@ -52,7 +53,7 @@ def _accuracy(fig: Any, runs: Sequence[Record]) -> None:
                     colour = 'white' if top1[i, j] < 60 else 'black'
                     panel.text(j, i, f'{top1[i, j]:.0f}', ha='center', va='center', fontsize=6, color=colour)
         panel.imshow(top1, vmin=0, vmax=100, cmap='viridis', aspect='auto')
-        panel.set_title(f'{bits[:2]}/{bits[2:]}'.upper(), fontsize=8)
+        panel.set_title(bits_label(bits), fontsize=8)
         panel.set_xticks(range(len(starts)), starts, rotation=60, ha='right', rotation_mode='anchor')
         panel.set_yticks(range(len(kinds)), kinds)
         panel.tick_params(labelsize=7)

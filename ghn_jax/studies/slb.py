@@ -149,7 +149,7 @@ def about(dataset: Dataset, models: Sequence[Model], spec: FinetuneSpec, command
     assert search is not None
     said = {
         'dataset': f'{dataset.name}, {dataset.train.images.shape[1]} pixels',
-        **({'note': dataset.note} if dataset.note else {}),
+        'note': dataset.note,
         'images': f'{len(dataset.train.labels)} for training, {spec.num_images or len(dataset.test.labels)} '
         f'for testing in batches of {spec.eval_batch_size}',
         'networks': ', '.join(model.name for model in models),

@@ -88,8 +88,6 @@ def study(
     strategies: Mapping[str, Mapping[str, Any]],
     workdir: Place,
     spec: StudySpec | None = None,
-    *,
-    dataset: Dataset | None = None,
 ) -> dict[str, Any]:
     """Train and score the strategies.
 
@@ -98,7 +96,6 @@ def study(
       strategies: the changes of each, by its name (`read_strategies`).
       workdir: of the study; a run is WORKDIR/name.
       spec: seeds, what of it to do, and how it is scored; None: the defaults.
-      dataset: of the config; None: it is read.
 
     Returns:
       the tables of all runs there that are done, as JSON.
@@ -124,7 +121,7 @@ def study(
         train(study_run.config, folder)
         result = _finished(folder, study_run, spec.scoring)
         if isinstance(result, str):
-            result = _score(folder, spec, dataset)
+            result = _score(folder, spec)
         with lock.holding(workdir, _LOCK, wait=True):
             # Read again each time: other processes share the study.
             done, left_out = _collect(
@@ -223,10 +220,10 @@ def _unlike(result: Mapping[str, Any], like: Mapping[str, Any]) -> str | None:
     return None
 
 
-def _score(folder: Place, spec: StudySpec, dataset: Dataset | None) -> dict[str, Any]:
+def _score(folder: Place, spec: StudySpec) -> dict[str, Any]:
     """An evaluation, with the scores by part, written to the strategy's directory."""
     run = load_run(folder)
-    dataset = dataset or load_data(run.config)
+    dataset = load_data(run.config)
     evaluation = dataclasses.replace(spec.evaluation, workdir=str(folder))
     result, _ = evaluate(run, evaluation, dataset=dataset)
     result['validations'] = _validations(folder, run.config)
