@@ -5,10 +5,8 @@ import time
 from collections.abc import Callable, Collection
 from typing import Any
 
-from ghn_jax.base import files
 from ghn_jax.runs.progress import Progress
-from ghn_jax.tuning.records import Record, check_settings
-from ghn_jax.tuning.state_file import read_state, write_state
+from ghn_jax.tuning.records import Record
 from ghn_jax.tuning.training import Trainer, TrainingImages, TrainingState
 
 SAVE_SECONDS = 30.0
@@ -49,7 +47,7 @@ def fit(
     Raises:
       UserError: the state is of a training with other settings, or cannot be read or written.
     """
-    state, history = _taken_up(state, record)
+    state, history = record.read_state(state) or (state, {'loss': [], 'scores': {}})
     done, saved, order = int(state.step), time.monotonic(), None
     progress.update(done)
     while True:
@@ -72,14 +70,5 @@ def fit(
         done += count
         progress.update(count, images=count * trainer.batch_size, loss=float(state.loss) / (place + count))
         if time.monotonic() - saved > SAVE_SECONDS:
-            write_state(record.state, state, {'settings': dict(record.settings), 'history': history})
+            record.write_state(state, history)
             saved = time.monotonic()
-
-
-def _taken_up(state: TrainingState, record: Record) -> tuple[TrainingState, dict[str, Any]]:
-    """Return the state and the history that are kept, or the first state and none."""
-    if not files.exists(record.state):
-        return state, {'loss': [], 'scores': {}}
-    state, about = read_state(record.state, state)
-    check_settings(record.settings, about.get('settings'), record.state)
-    return state, about['history']
