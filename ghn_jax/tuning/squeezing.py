@@ -11,6 +11,7 @@ goes on, runs/NAME.state.npz; and NETWORK.widened.json, the architecture that th
 """
 
 import dataclasses
+import math
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
@@ -34,7 +35,7 @@ from ghn_jax.tuning.initialization import Start
 from ghn_jax.tuning.removal import Removal, least_cost
 from ghn_jax.tuning.scoring import Accuracy
 from ghn_jax.tuning.setup import TuningImages
-from ghn_jax.tuning.squeeze_training import SqueezeSpec, SqueezeTask, Squeezing
+from ghn_jax.tuning.squeeze_training import KINDS, SqueezeSpec, SqueezeTask, Squeezing
 from ghn_jax.tuning.training import Trainer, TrainingState, loss_of, make_trainer
 from ghn_jax.tuning.widening import Pair
 
@@ -97,13 +98,7 @@ def table(runs: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
         of_key = [run for run in runs if (run['network'], run['bits'], run['kind']) == key]
         left, bops, cost = (np.mean([run[of] for run in of_key]) for of in ('left', 'bops', 'cost'))
         channels = f'{left:.0f} of {of_key[0]["channels"]}'
-        row = [
-            *key,
-            len(of_key),
-            channels,
-            f'{bops / 1e6:.2f}',
-            f'{cost:.2f}',
-        ]
+        row = [*key, len(of_key), channels, f'{bops / 1e6:.2f}', f'{cost:.2f}']
         rows.append([*row, *(comparison.mean(of_key, lambda run, m=m: run['scores'][m]) for m in marks)])
     columns = ['network', 'bits', 'kind', 'seeds', 'channels left', 'MBOPs', 'cost']
     return {'columns': [*columns, *(f'top-1, {mark}' for mark in marks)], 'rows': rows}
@@ -132,24 +127,24 @@ def _tasks(
     for pair in pairs:
         for policy in spec.policies:
             bits, policy = str(policy), used(policy)
-            found = [Removal.of(m, resolve(policy, m.graph)) for m in (pair.original, pair.wide)]
-            original, wide = (removal.cost(removal.all()) for removal in found)
-            most = spec.cost * original
+            narrow, wide = (Removal.of(m, resolve(policy, m.graph)) for m in (pair.original, pair.wide))
+            original = narrow.cost(narrow.all())
             if 'squeezed' in spec.kinds:
-                _check_cost(pair.name, spec.cost, wide / original, least_cost(found[1]) / original)
-            for removal in found:
-                kinds = [kind for kind in spec.kinds if (kind == 'original') == (removal is found[0])]
+                whole, least = wide.cost(wide.all()) / original, least_cost(wide) / original
+                _check_cost(pair.name, spec.cost, whole, least)
+            for removal, of_kinds in ((narrow, KINDS[:1]), (wide, KINDS[1:])):
+                kinds = [kind for kind in spec.kinds if kind in of_kinds]
                 if not kinds:
                     continue
                 trainer, score = _programs(removal, policy, scheme, spec, images)
                 for kind in kinds:
                     own = settings | {'bits': policy.to_dict(), 'model': removal.model.digest, 'kind': kind}
-                    limit = float('inf')
+                    most = math.inf
                     if kind == 'squeezed':
                         own |= {'squeezing': [spec.cost, spec.penalty]}
-                        limit = most
+                        most = spec.cost * original
                     yield SqueezeTask(
-                        pair.name, kind, bits, policy, removal, original, limit, spec, images, trainer, score,
+                        pair.name, kind, bits, policy, removal, original, most, spec, images, trainer, score,
                         own,
                     )  # fmt: skip
 
