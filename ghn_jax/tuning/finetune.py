@@ -37,6 +37,7 @@ from ghn_jax.tuning.straight_through import StraightThrough
 from ghn_jax.tuning.training import TrainingSpec
 
 STATISTICS = ('batch', 'calibrated', 'fixed')
+_CALIBRATION_BATCHES = 4  # of training images, the first ones, as large as those that are scored
 _NOTE = (
     'Top-1 in percent after so many passes over the training images, run in float and at the bits of the '
     'training. Mean ± standard error over networks, each the mean of its seeds; of one network, over seeds.'
@@ -56,7 +57,6 @@ class FinetuneSpec:
         activations, and the network is trained and scored with these ('fixed').
       eval_batch_size: test images of a batch, whose statistics batch norms use.
       num_images: test images; 0: all.
-      calibration_batches: of training images, the first ones, of eval_batch_size.
       search: weights of few bits are searched (`slb_method`) as this says; None: all are rounded
         straight-through.
       marks: passes after which networks are scored beside those of the table.
@@ -71,7 +71,6 @@ class FinetuneSpec:
     batch_norm: str = 'batch'
     eval_batch_size: int = BATCH_SIZE
     num_images: int = 0
-    calibration_batches: int = 4
     search: SearchSpec | None = None
     marks: tuple[int, ...] = ()
 
@@ -86,11 +85,7 @@ class FinetuneSpec:
         return tuple(sorted({*comparison.marks(self.training.epochs), *self.marks}))
 
     def __post_init__(self) -> None:
-        bounds.check(
-            batch_size=self.eval_batch_size,
-            num_images=self.num_images,
-            calibration_batches=self.calibration_batches,
-        )
+        bounds.check(batch_size=self.eval_batch_size, num_images=self.num_images)
         if self.batch_norm not in STATISTICS:
             raise FieldError('batch_norm', f'={self.batch_norm}: expected one of {", ".join(STATISTICS)}')
         if self.search and self.batch_norm == 'fixed':
@@ -259,7 +254,7 @@ def _images(dataset: Dataset, spec: FinetuneSpec) -> TuningImages:
         dataset,
         batch_size=spec.eval_batch_size,
         num_images=spec.num_images,
-        calibration_batches=spec.calibration_batches if is_calibrated else 0,
+        calibration_batches=_CALIBRATION_BATCHES if is_calibrated else 0,
     )
 
 
