@@ -22,13 +22,7 @@ from ghn_jax.cnn.deploy import integer
 from ghn_jax.config import SpaceConfig
 from ghn_jax.datasets.load import Dataset
 from ghn_jax.evaluation import results
-from ghn_jax.evaluation.descriptions import (
-    about_images,
-    about_network,
-    about_networks,
-    about_run,
-    in_percent,
-)
+from ghn_jax.evaluation.descriptions import about_images, about_network, about_networks, about_run, in_percent
 from ghn_jax.evaluation.evaluation_spec import GIVEN, EvaluationSpec
 from ghn_jax.evaluation.partial import Partial, files_of
 from ghn_jax.evaluation.results import Result

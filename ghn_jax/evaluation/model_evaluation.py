@@ -50,11 +50,7 @@ _judge = jax.jit(judge)
 
 
 def evaluate_model(
-    run: Run,
-    model: Model,
-    spec: EvaluationSpec | None = None,
-    *,
-    params: Any = None,
+    run: Run, model: Model, spec: EvaluationSpec | None = None, *, params: Any = None
 ) -> tuple[Result, Result | None]:
     """Score a model with the parameters that a run's hypernetwork predicts, or given ones, on test images.
 

@@ -40,14 +40,7 @@ from ghn_jax.studies.study_arguments import Parser, command_line, provenance
 from ghn_jax.tuning.fixed_point import MOST_BITS, to_network
 from ghn_jax.tuning.fixed_point_budget import labelled, within_budget
 from ghn_jax.tuning.fixed_point_network import SAVED, lost, saved
-from ghn_jax.tuning.fixed_point_search import (
-    BUDGET,
-    Search,
-    each_alone,
-    layer_wise,
-    network_wise,
-    uniform,
-)
+from ghn_jax.tuning.fixed_point_search import BUDGET, Search, each_alone, layer_wise, network_wise, uniform
 from ghn_jax.tuning.initialization import RANDOM, random_params
 from ghn_jax.tuning.integer_run import integer_logits
 from ghn_jax.tuning.loop import fit

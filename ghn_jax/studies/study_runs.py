@@ -52,8 +52,7 @@ def read_strategies(path: str | os.PathLike) -> dict[str, dict[str, Any]]:
     for name, changes in strategies.items():
         if not re.fullmatch(r'\w[\w.+-]*', name):
             raise FieldError(
-                'strategies',
-                f'={path}: {shown(name)} is no name for a directory: use letters, digits, _.+-',
+                'strategies', f'={path}: {shown(name)} is no name for a directory: use letters, digits, _.+-'
             )
         if not isinstance(changes, dict):
             raise FieldError(

@@ -96,11 +96,7 @@ METHODS = ('minmax', 'mse', 'pd_quant')
 
 
 def quantize(
-    network: Network,
-    policy: Policy,
-    method: str,
-    options: Options | None = None,
-    watch: Watch | None = None,
+    network: Network, policy: Policy, method: str, options: Options | None = None, watch: Watch | None = None
 ) -> Calibrated:
     """Quantize a network.
 

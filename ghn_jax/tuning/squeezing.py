@@ -150,11 +150,7 @@ def _tasks(
 
 
 def _programs(
-    removal: Removal,
-    policy: Policy,
-    scheme: Scheme,
-    spec: SqueezeSpec,
-    images: TuningImages,
+    removal: Removal, policy: Policy, scheme: Scheme, spec: SqueezeSpec, images: TuningImages
 ) -> tuple[Trainer, Callable[[Any], float]]:
     """Return what trains a model and what scores it; masks and penalty are arguments of the program."""
     model = removal.model
