@@ -71,12 +71,9 @@ def corrected(
 
     entering: [N, ...], of one batch.   pull: lambda_c, the smaller the nearer x' stays to x.
     """
-    x, memory, first = entering, optax.scale_by_adam().init(entering), 0
-    while first < steps:
-        count = min(steps_at_once(steps), steps - first)
-        of = {'steps': count, 'k': k}
-        x, memory = _descend(calibrated, statistics, entering, pull, steps, x, memory, first, **of)
-        first += count
+    x, memory, most = entering, optax.scale_by_adam().init(entering), steps_at_once(steps)
+    for i in range(0, steps, most):
+        x, memory = _descend(calibrated, statistics, entering, pull, steps, x, memory, i, steps=most, k=k)
     return x
 
 

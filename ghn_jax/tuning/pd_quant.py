@@ -140,11 +140,12 @@ class _Way:
         learned, memory = start(calibrated, grids)
         numbers, most = Terms.of(options), steps_at_once(CHUNK)
         for first in range(0, options.iterations, CHUNK):
-            last = min(first + CHUNK, options.iterations)
-            for i in range(first, last if grids.weights or grids.activations else first, most):
-                how: Any = {'steps': min(most, last - i), 'k': k, 'batch_size': options.batch_size}
-                learned, memory = learn(calibrated, grids, images, numbers, learned, memory, i, **how)
-            jax.block_until_ready(learned)
+            if grids.weights or grids.activations:
+                last = min(first + CHUNK, options.iterations)
+                for i in range(first, last, most):
+                    how: Any = {'steps': min(most, last - i), 'k': k, 'batch_size': options.batch_size}
+                    learned, memory = learn(calibrated, grids, images, numbers, learned, memory, i, **how)
+                jax.block_until_ready(learned)
             done()
         network = self._with(calibrated, grids, learned)
         return dataclasses.replace(self, network=network).run(block, k)
@@ -207,23 +208,23 @@ def _correct(
     k: int,
     options: Options,
 ) -> Values:
-    """Correct what enters block k, batch after batch."""
+    """Correct what enters block k."""
     if not block.norms:
         return entering
     how: Any = {'k': k, 'steps': options.correction_steps, 'pull': options.pull}
-    batches = [
-        corrected(calibrated, statistics, tuple(x[i] for x in entering), **how)
-        for i in range(len(entering[0]))
-    ]
-    return tuple(map(jnp.stack, zip(*batches)))
+    return _by_batch(lambda x: corrected(calibrated, statistics, x, **how), entering)
 
 
 def _leave(calibrated: Calibrated, entering: Values, ranges: dict[str, Any], *, k: int) -> Values:
-    """Compute what leaves block k, batch after batch.
+    """Compute what leaves block k.
 
     ranges: (lo, hi, bits) of activations that are rounded, by reader.
     """
-    batches = [_run(calibrated, tuple(x[i] for x in entering), ranges, k=k) for i in range(len(entering[0]))]
+    return _by_batch(lambda x: _run(calibrated, x, ranges, k=k), entering)
+
+
+def _by_batch(function: Callable[[Values], Values], entering: Values) -> Values:
+    batches = [function(tuple(x[i] for x in entering)) for i in range(len(entering[0]))]
     return tuple(map(jnp.stack, zip(*batches)))
 
 
