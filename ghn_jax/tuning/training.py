@@ -199,7 +199,11 @@ def make_trainer(
             fixed=state.fixed,
         )
 
-    order = jax.jit(lambda seed, epoch: order_of(seed, epoch, images))
+    @jax.jit
+    def order(seed: Any, epoch: Any) -> Array:
+        key = jax.random.fold_in(jax.random.fold_in(jax.random.key(seed), 0), epoch)
+        return jax.random.permutation(key, jnp.arange(images, dtype=jnp.int32))
+
     return Trainer(begin, step, order, spec.epochs, per_epoch, spec.batch_size)
 
 
@@ -215,9 +219,3 @@ def loss_of(apply: Apply, quantizer: Quantizer | None, params: Any, x: Array, la
     """Return the cross-entropy [] in nats, the mean over a batch: images [B, H, H, 3], labels int32 [B]."""
     logits = apply(params, x, quantizer).astype(jnp.float32)
     return jnp.mean(optax.softmax_cross_entropy_with_integer_labels(logits, labels))
-
-
-def order_of(seed: Any, epoch: Any, images: int) -> Array:
-    """Return the order of a pass over the images: a permutation, int32 [images]."""
-    key = jax.random.fold_in(jax.random.fold_in(jax.random.key(seed), 0), epoch)
-    return jax.random.permutation(key, jnp.arange(images, dtype=jnp.int32))
