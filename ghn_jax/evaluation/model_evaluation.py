@@ -140,22 +140,17 @@ def evaluate_quantized(run: Run, network: QuantizedNetwork, spec: EvaluationSpec
     begin = time.perf_counter()
     calibrated, bits = network.calibrated, str(network.policy)
     fixed = Protocol(batch_norm='calibrated', ranges='calibrated')
-    spec = dataclasses.replace(spec, policies=(network.policy,), protocol=fixed)
+    spec = dataclasses.replace(spec, policies=(network.policy,), protocol=fixed, predicted_for=None)
     dataset = load_data(run.config)
     check_images(calibrated.model, dataset)
     images = image_batches(dataset, dataset.test, batch_size=spec.batch_size, num_images=spec.num_images)
     score = _score(_Runnable(calibrated.model, Calibrated.apply, calibrated), network.quantizer(), images)
     scored = _describe(calibrated.model) | in_percent([bits], spec.policies, [score])
-    protocol = (
-        about_images(dataset, images, None, spec)
-        | about_run(run, spec.workdir, None)
-        | {
-            'range_rule': None,  # how it was quantized is what it says itself
-            'quantized': dict(network.about),
-        }
-        | about_networks(run.config, spec, {GIVEN_MODEL: 1}, space=None)
-        | {'seconds': round(time.perf_counter() - begin, 1)}
-    )
+    protocol = _Task(calibrated.model, spec, dataset, images, None).protocol(run, spec.workdir) | {
+        'range_rule': None,  # how it was quantized is what it says itself
+        'quantized': dict(network.about),
+        'seconds': round(time.perf_counter() - begin, 1),
+    }
     return {'rows': results.make_rows([scored], [bits]), 'networks': [scored], 'protocol': protocol}
 
 

@@ -22,17 +22,11 @@ RESAMPLES = 10_000
 # in float, images that integer arithmetic puts into another class (percent); dB, means over layers.
 MEANS = ('agreement', 'integer_disagreement', 'sqnr_weights', 'sqnr_activations')
 _IDENTITY = ('split', 'name', 'digest')  # of a network: two runs are compared where these agree
+# Of two comparable protocols; the note says where images are not those of the data set.
 _SAME = (
-    'dataset',
-    'note',  # says where images are not those of the data set
-    'images',
-    'image_size',
-    'batch_size',
-    'batch_norm',
-    'ranges',
-    'range_rule',
+    'dataset', 'note', 'images', 'image_size', 'batch_size', 'batch_norm', 'ranges', 'range_rule',
     'calibration_images',
-)  # of two comparable protocols
+)  # fmt: skip
 
 
 def statistics(values: Sequence[float], prefix: str) -> dict[str, float | None]:

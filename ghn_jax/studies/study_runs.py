@@ -15,12 +15,7 @@ from ghn_jax.config import RunConfig
 from ghn_jax.quant.strategy import strategy_of
 
 _MAX_SEED = 2**31 - 1
-_TASK = (
-    'dataset',
-    'data_dir',
-    'image_size',
-    'space',
-)  # what says on which images and networks runs are scored
+_TASK = ('dataset', 'data_dir', 'image_size', 'space')  # on which images and networks runs are scored
 
 
 @dataclasses.dataclass(frozen=True)
