@@ -40,11 +40,11 @@ from ghn_jax.studies.initialization_tables import make_tables
 from ghn_jax.studies.layer_statistics import BITS, observe, summarized
 from ghn_jax.studies.study_arguments import command_line, make_parser, provenance, training_of
 from ghn_jax.tuning import comparison
+from ghn_jax.tuning.images import TuningImages
 from ghn_jax.tuning.initialization import PREDICTED, RANDOM, parse_starts
 from ghn_jax.tuning.loop import fit
 from ghn_jax.tuning.records import Record
 from ghn_jax.tuning.scoring import Accuracy
-from ghn_jax.tuning.setup import TuningImages
 from ghn_jax.tuning.training import TrainingImages, TrainingSpec, TrainingState, make_trainer
 
 HYPERNETWORKS = {'digits': 'zoo:digits-bits'}

@@ -27,10 +27,11 @@ from ghn_jax.quant.policy import Policy
 from ghn_jax.quant.scheme import QAT, Scheme
 from ghn_jax.runs.progress import Progress
 from ghn_jax.tuning import comparison
+from ghn_jax.tuning.images import TuningImages
 from ghn_jax.tuning.initialization import Start
 from ghn_jax.tuning.loop import fit
+from ghn_jax.tuning.method import Method, Setup
 from ghn_jax.tuning.records import Record
-from ghn_jax.tuning.setup import Method, Setup, TuningImages
 from ghn_jax.tuning.slb import SearchSpec
 from ghn_jax.tuning.slb_method import Slb, searched_names
 from ghn_jax.tuning.straight_through import StraightThrough

@@ -28,8 +28,8 @@ from ghn_jax.quant.grid import Grid
 from ghn_jax.quant.policy import FLOAT_BITS, Policy
 from ghn_jax.tuning import slb
 from ghn_jax.tuning.comparison import FLOAT
+from ghn_jax.tuning.method import Method, Setup, as_data, unrounded
 from ghn_jax.tuning.ranges import nearest
-from ghn_jax.tuning.setup import Method, Setup, as_data, unrounded
 from ghn_jax.tuning.slb import SearchSpec
 from ghn_jax.tuning.slb_programs import Programs, Searched, Untrained
 from ghn_jax.tuning.training import TrainingState

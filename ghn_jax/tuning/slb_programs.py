@@ -17,8 +17,8 @@ from jax import Array
 from ghn_jax.models.quantizer import FakeQuantizer
 from ghn_jax.quant.grid import Grid
 from ghn_jax.tuning import slb
+from ghn_jax.tuning.method import Setup
 from ghn_jax.tuning.scoring import Accuracy
-from ghn_jax.tuning.setup import Setup
 from ghn_jax.tuning.slb import SearchSpec
 from ghn_jax.tuning.training import TrainingSpec, TrainingState, loss_of, make_optimizer, make_trainer
 

@@ -23,11 +23,11 @@ from ghn_jax.quant.policy import Policy
 from ghn_jax.runs.model_parameters import write_params
 from ghn_jax.runs.progress import Progress
 from ghn_jax.tuning import comparison
+from ghn_jax.tuning.images import TuningImages
 from ghn_jax.tuning.initialization import Start
 from ghn_jax.tuning.loop import fit
 from ghn_jax.tuning.records import Record
 from ghn_jax.tuning.removal import Removal
-from ghn_jax.tuning.setup import TuningImages
 from ghn_jax.tuning.training import Trainer, TrainingSpec, TrainingState, make_optimizer
 
 KINDS = ('original', 'widened', 'squeezed')

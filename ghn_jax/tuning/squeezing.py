@@ -31,10 +31,10 @@ from ghn_jax.quant.scheme import QAT, Scheme
 from ghn_jax.runs.progress import Progress
 from ghn_jax.tuning import comparison
 from ghn_jax.tuning.finetune import check_models
+from ghn_jax.tuning.images import TuningImages
 from ghn_jax.tuning.initialization import Start
 from ghn_jax.tuning.removal import Removal, least_cost
 from ghn_jax.tuning.scoring import Accuracy
-from ghn_jax.tuning.setup import TuningImages
 from ghn_jax.tuning.squeeze_training import KINDS, SqueezeSpec, SqueezeTask, Squeezing
 from ghn_jax.tuning.training import Trainer, TrainingState, loss_of, make_trainer
 from ghn_jax.tuning.widening import Pair

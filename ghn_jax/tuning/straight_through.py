@@ -18,8 +18,8 @@ from ghn_jax.models.quantizer import FakeQuantizer
 from ghn_jax.quant.policy import Policy
 from ghn_jax.runs.model_parameters import write_params
 from ghn_jax.tuning.comparison import FLOAT
+from ghn_jax.tuning.method import Method, Setup, as_data, unrounded
 from ghn_jax.tuning.scoring import Accuracy
-from ghn_jax.tuning.setup import Method, Setup, as_data, unrounded
 from ghn_jax.tuning.training import TrainingState, loss_of, make_trainer
 
 

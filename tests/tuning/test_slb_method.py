@@ -13,9 +13,10 @@ from ghn_jax.quant.scheme import QAT
 from ghn_jax.runs.calibrated_file import load
 from ghn_jax.tuning import loop
 from ghn_jax.tuning.finetune import FinetuneSpec
+from ghn_jax.tuning.images import TuningImages
 from ghn_jax.tuning.initialization import RANDOM, random_params
+from ghn_jax.tuning.method import Setup
 from ghn_jax.tuning.records import Record
-from ghn_jax.tuning.setup import Setup, TuningImages
 from ghn_jax.tuning.slb import SearchSpec, hard_weights, values_of
 from ghn_jax.tuning.slb_method import Slb, searched_names
 from ghn_jax.tuning.straight_through import StraightThrough
