@@ -105,9 +105,7 @@ def accuracies(runs: Runs) -> tuple[list[str], list[list[Any]]]:
 
 
 def _mean(scores: Mapping[tuple[str, int], float]) -> dict[str, float]:
-    """Return `comparison.mean` of scores by network and seed."""
-    runs = [{'network': network, 'score': score} for (network, _), score in scores.items()]
-    return comparison.mean(runs, lambda run: run['score'])
+    return comparison.mean([(network, score) for (network, _), score in scores.items()])
 
 
 def gaps(runs: Runs, spec: SearchSpec, epochs: int) -> tuple[list[str], list[list[Any]]]:

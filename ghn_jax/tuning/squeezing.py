@@ -99,7 +99,8 @@ def table(runs: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
         left, bops, cost = (np.mean([run[of] for run in of_key]) for of in ('left', 'bops', 'cost'))
         channels = f'{left:.0f} of {of_key[0]["channels"]}'
         row = [*key, len(of_key), channels, f'{bops / 1e6:.2f}', f'{cost:.2f}']
-        rows.append([*row, *(comparison.mean(of_key, lambda run, m=m: run['scores'][m]) for m in marks)])
+        scores = [[(run['network'], run['scores'][mark]) for run in of_key] for mark in marks]
+        rows.append([*row, *map(comparison.mean, scores)])
     columns = ['network', 'bits', 'kind', 'seeds', 'channels left', 'MBOPs', 'cost']
     return {'columns': [*columns, *(f'top-1, {mark}' for mark in marks)], 'rows': rows}
 
