@@ -34,7 +34,7 @@ def fixed_point_into(
     test: Labelled,
     source: Mapping[str, str],
     budget: float = BUDGET,
-    done: Callable[[], None] = lambda: None,
+    done: Callable[[int], object] = lambda layers: None,
 ) -> dict[str, Any]:
     """Find formats within a budget, and write the network in them to a folder.
 
@@ -45,7 +45,7 @@ def fixed_point_into(
       test: images and labels that the network is scored on.
       source: how its model is made (`calibrated_file`).
       budget: points of accuracy that may be lost on the former, on those that choose and on those that check.
-      done: is called `count_parts` times.
+      done: as of `within_budget`.
 
     Returns:
       What there is to say of it, ready for JSON.

@@ -186,7 +186,7 @@ def layer_wise(
     search: Search,
     budget: float,
     share: float = 1.0,
-    done: Callable[[], None] = lambda: None,
+    done: Callable[[int], object] = lambda layers: None,
     begun: tuple[int, np.ndarray] | None = None,
     keep: Callable[[int, np.ndarray], object] = lambda layers, formats: None,
 ) -> np.ndarray:
@@ -196,7 +196,7 @@ def layer_wise(
       search: the network and its images.
       budget: points of accuracy that may be lost on them.
       share: of what 8 bits everywhere leave of the budget, from 0 to 1: how much of it is spent.
-      done: is called after each layer.
+      done: is given 1 after each layer.
       begun: the last that `keep` was given, to go on from; None: nothing.
       keep: is given how many layers are done, and the formats so far.
 
@@ -216,7 +216,7 @@ def layer_wise(
             for i in (i for i, tensor in enumerate(search.tensors) if tensor.layer == k):
                 formats = narrowed(search, formats, i, allowed)
             keep(k + 1, formats)
-        done()
+        done(1)
     return formats
 
 

@@ -38,7 +38,7 @@ def pd_quant(
     images: Array,
     settings: Sequence[tuple[NamedWidths, Options]],
     statistics: Sequence[NormStatistics],
-    done: Callable[[], None] = lambda: None,
+    done: Callable[[int], object] = lambda parts: None,
     begun: tuple[int, Sequence[Calibrated]] = (0, ()),
     keep: Callable[[int, Sequence[Calibrated]], object] = lambda blocks, networks: None,
 ) -> list[Calibrated]:
@@ -50,7 +50,7 @@ def pd_quant(
       settings: bits by the weight's name (`Policy.resolve`), and options; the batch size and what concerns
         the correction are those of the first.
       statistics: of the model's batch norms (`correction.norm_statistics`).
-      done: is called after every `CHUNK` steps, or what is left of them, of a block and a setting.
+      done: is given 1 after every `CHUNK` steps, or what is left of them, of a block and a setting.
       begun, keep: to go on with `keep`'s last arguments; it is called with how many blocks are done, and the
         network of each setting so far. The result is the same.
 
@@ -75,8 +75,7 @@ def pd_quant(
     for k, block in enumerate(blocks):
         if k < blocks_before:
             ways, entering = [way.run(block, k) for way in ways], _leave(calibrated, entering, {}, k=k)
-            for _ in range(sum(map(count_chunks, settings))):
-                done()
+            done(sum(map(count_chunks, settings)))
             continue
         seen = {name for before in blocks[:k] for name in before.readers}
         entered = {False: entering}
@@ -94,7 +93,7 @@ def pd_quant(
 
 
 def count_chunks(setting: tuple[Any, Options]) -> int:
-    """Return how often `pd_quant` calls `done` for a block of a setting."""
+    """Return how many parts `pd_quant` tells of for a block of a setting."""
     return -(-setting[1].iterations // CHUNK)
 
 
@@ -133,7 +132,7 @@ class _Way:
         k: int,
         seen: set[str],
         images: Images,
-        done: Callable[[], None],
+        done: Callable[[int], object],
     ) -> '_Way':
         """Learn block k. seen: readers of blocks before, whose ranges stay."""
         grids, options = self._grids(block, seen), self.options
@@ -146,7 +145,7 @@ class _Way:
                     how: Any = {'steps': min(most, last - i), 'k': k, 'batch_size': options.batch_size}
                     learned, memory = learn(calibrated, grids, images, numbers, learned, memory, i, **how)
                 jax.block_until_ready(learned)
-            done()
+            done(1)
         network = self._with(calibrated, grids, learned)
         return dataclasses.replace(self, network=network).run(block, k)
 

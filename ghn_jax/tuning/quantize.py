@@ -82,12 +82,12 @@ class Watch:
     """Who is told of a long method, and what was done of it before.
 
     Attributes:
-      done: is called `count_parts` times.
+      done: is given how many parts are done since the last call, `count_parts` in all.
       keep: is given how many blocks are done, and the network so far.
       begun: the last that `keep` was given; None: nothing.
     """
 
-    done: Callable[[], None] = lambda: None
+    done: Callable[[int], object] = lambda parts: None
     keep: Callable[[int, Calibrated], object] = lambda blocks, network: None
     begun: tuple[int, Calibrated] | None = None
 
@@ -167,7 +167,7 @@ def quantize_into(
     options: Options,
     source: Mapping[str, str],
     test: tuple[Array | np.ndarray, np.ndarray],
-    done: Callable[[], None],
+    done: Callable[[int], object],
 ) -> dict[str, Any]:
     """Quantize a network and write it to a folder; go on there where the same was stopped before.
 
