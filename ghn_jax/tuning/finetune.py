@@ -141,8 +141,8 @@ def finetune(
     with lock.holding(out), Progress(total, desc='finetune') as progress:
         (out / 'runs').mkdir(exist_ok=True)
         runs = [
-            task.run(start, seed, out, progress)
-            for task in _tasks(models, spec, images, scheme, used, sources)
+            _train(method, start, seed, spec, out, progress)
+            for method in _methods(models, spec, images, scheme, used, sources)
             for start in starts
             for seed in spec.seeds
         ]
@@ -166,69 +166,15 @@ def check_models(models: Sequence[Model], dataset: Dataset) -> None:
             raise UserError(f'network {name!r} has no name for files of its own: give it another')
 
 
-@dataclasses.dataclass(frozen=True)
-class _Task:
-    """One network at one bit-width, trained by a method.
-
-    Attributes:
-      settings: all that a result depends on beside the start and the seed, in JSON's types.
-    """
-
-    method: Method
-    spec: FinetuneSpec
-    settings: Mapping[str, Any]
-
-    def run(self, start: Start, seed: int, out: Place, progress: Progress) -> dict[str, Any]:
-        """Do a training, or what is left of it, and keep its parameters; return its record."""
-        method, bits, model = self.method, self.method.bits, self.method.setup.model
-        images, trainer = method.setup.images, method.trainer
-        name = f'{model.name}.{bits}.{start.name}.seed{seed}'
-        kept = out / (name if self.spec.keeps_calibrated else f'{name}.safetensors')
-        record = Record(out / 'runs', name, {**self.settings, 'seed': seed, 'from': start.about})
-        if (done := record.read()) and files.exists(kept):
-            progress.update(trainer.steps)
-            return done
-        state, history = fit(
-            trainer,
-            images.train,
-            method.begin(start.params(model, method.policy, seed), seed),
-            record,
-            marks=self.spec.scored,
-            score=method.score,
-            progress=progress,
-        )
-        metadata = {
-            'bits': bits,
-            'finetuned_from': start.name,
-            'seed': str(seed),
-            'epochs': str(trainer.epochs),
-            'dataset': images.dataset.name,
-            'ghn_jax': ghn_jax.__version__,
-        }
-        method.keep(kept, state, metadata)
-        done = {'network': model.name, 'bits': bits, 'init': start.name, 'seed': seed}
-        done |= {'file': kept.name, **history}
-        record.write(done)
-        return done
-
-
-def _tasks(
+def _methods(
     models: Sequence[Model],
     spec: FinetuneSpec,
     images: TuningImages,
     scheme: Scheme,
     used: Callable[[Policy], Policy],
     sources: Mapping[str, Mapping[str, str]],
-) -> Iterator[_Task]:
-    """Yield each network at each bit-width."""
-    settings = {
-        'training': dataclasses.asdict(spec.training),
-        'search': dataclasses.asdict(spec.search) if spec.search else None,
-        'scheme': dataclasses.asdict(scheme),
-        'scoring': [spec.batch_norm, spec.eval_batch_size, images.test.count, len(images.calibration)],
-        'passes': list(spec.scored),
-        'images': images.identity,
-    }
+) -> Iterator[Method]:
+    """Yield the method for each network at each bit-width."""
     policies = {str(policy): used(policy) for policy in spec.policies}
     for model in models:
         setup = Setup(
@@ -239,14 +185,61 @@ def _tasks(
             statistics=spec.batch_norm,
             source=sources.get(model.name),
         )
-        methods: Sequence[Method] = (
-            Slb.of_each(setup, policies, spec.search)
-            if spec.search
-            else StraightThrough.of_each(setup, policies)
-        )
-        for method in methods:
-            own = settings | {'model': model.digest, 'bits': method.policy.to_dict()}
-            yield _Task(method, spec, own)
+        if spec.search:
+            yield from Slb.of_each(setup, policies, spec.search)
+        else:
+            yield from StraightThrough.of_each(setup, policies)
+
+
+def _train(
+    method: Method, start: Start, seed: int, spec: FinetuneSpec, out: Place, progress: Progress
+) -> dict[str, Any]:
+    """Do a training, or what is left of it, and keep its parameters; return its record."""
+    bits, model, images, trainer = method.bits, method.setup.model, method.setup.images, method.trainer
+    name = f'{model.name}.{bits}.{start.name}.seed{seed}'
+    kept = out / (name if spec.keeps_calibrated else f'{name}.safetensors')
+    settings = _settings(method, spec) | {'seed': seed, 'from': start.about}
+    record = Record(out / 'runs', name, settings)
+    if (done := record.read()) and files.exists(kept):
+        progress.update(trainer.steps)
+        return done
+    state, history = fit(
+        trainer,
+        images.train,
+        method.begin(start.params(model, method.policy, seed), seed),
+        record,
+        marks=spec.scored,
+        score=method.score,
+        progress=progress,
+    )
+    metadata = {
+        'bits': bits,
+        'finetuned_from': start.name,
+        'seed': str(seed),
+        'epochs': str(trainer.epochs),
+        'dataset': images.dataset.name,
+        'ghn_jax': ghn_jax.__version__,
+    }
+    method.keep(kept, state, metadata)
+    done = {'network': model.name, 'bits': bits, 'init': start.name, 'seed': seed}
+    done |= {'file': kept.name, **history}
+    record.write(done)
+    return done
+
+
+def _settings(method: Method, spec: FinetuneSpec) -> dict[str, Any]:
+    """Return all that a result depends on beside the start and the seed, in JSON's types."""
+    images = method.setup.images
+    return {
+        'training': dataclasses.asdict(spec.training),
+        'search': dataclasses.asdict(spec.search) if spec.search else None,
+        'scheme': dataclasses.asdict(method.setup.scheme),
+        'scoring': [spec.batch_norm, spec.eval_batch_size, images.test.count, len(images.calibration)],
+        'passes': list(spec.scored),
+        'images': images.identity,
+        'model': method.setup.model.digest,
+        'bits': method.policy.to_dict(),
+    }
 
 
 def _images(dataset: Dataset, spec: FinetuneSpec) -> TuningImages:

@@ -4,6 +4,7 @@ Axes: B images of a batch | H pixels on a side.
 """
 
 import dataclasses
+import functools
 import zlib
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -53,7 +54,7 @@ class TuningImages:
         """Return the steps of one training."""
         return training.steps_per_epoch(len(self.dataset.train.labels)) * training.epochs
 
-    @property
+    @functools.cached_property
     def identity(self) -> list[Any]:
         """What tells the training images from others, in JSON's types."""
         images = self.dataset.train.images
