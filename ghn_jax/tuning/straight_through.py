@@ -53,8 +53,8 @@ class StraightThrough(Method):
 
     def begin(self, params: Any, seed: int) -> TrainingState:
         if self._is_fixed:
-            model, quantizer = self.setup.model, self.setup.model.quantizer(self.policy, self.setup.scheme)
-            params = balance(correct(model, params, self.setup.images.calibration, quantizer))
+            images, quantizer = self.setup.images.calibration, self._quantizer(self.policy)
+            params = balance(correct(self.setup.model, params, images, quantizer))
         return self.trainer.begin(params, seed, as_data(self.widths))
 
     def score(self, state: TrainingState) -> dict[str, Any]:
@@ -64,21 +64,19 @@ class StraightThrough(Method):
             each = {FLOAT: unrounded(self.widths), self.bits: as_data(self.widths)}
             scores['batch'] = {name: self.batch((params, widths)) for name, widths in each.items()}
         if self.calibrated is not None:
-            policies = {FLOAT: Policy(), self.bits: self.policy}
-            quantizers = {
-                name: self.setup.model.quantizer(policy, self.setup.scheme)
-                for name, policy in policies.items()
-            }
+            quantizers = {FLOAT: self._quantizer(Policy()), self.bits: self._quantizer(self.policy)}
             scores['calibrated'] = self.calibrated(params, quantizers)
         return scores
 
     def keep(self, place: Place, state: TrainingState, metadata: Mapping[str, str]) -> None:
         """Write the average of the parameters."""
-        params, setup = jax.device_get(state.averaged), self.setup
+        params = jax.device_get(state.averaged)
         if not self._is_fixed:
-            return write_params(place, setup.model, params, metadata)
-        quantizer = setup.model.quantizer(self.policy, setup.scheme)
-        self.save_calibrated(place, params, quantizer, setup.scheme, metadata)
+            return write_params(place, self.setup.model, params, metadata)
+        self.save_calibrated(place, params, self._quantizer(self.policy), self.setup.scheme, metadata)
+
+    def _quantizer(self, policy: Policy) -> FakeQuantizer:
+        return self.setup.model.quantizer(policy, self.setup.scheme)
 
     @property
     def _is_fixed(self) -> bool:
