@@ -219,8 +219,8 @@ def _score_in_full(
 ) -> Score:
     """Fix the ranges if they are to be, score, and measure the noise of rounding if wanted."""
     if how.ranges == 'calibrated':
-        of = runnable.model, runnable.apply, runnable.arrays
-        ranges = find_ranges(*of, observed, quantizer, how.range_rule)
+        network = runnable.model, runnable.apply, runnable.arrays
+        ranges = find_ranges(*network, observed, quantizer, how.range_rule)
         quantizer = quantizer.with_ranges(ranges)
     score = _score(runnable, quantizer, images)
     if not how.sqnr or not quantizer.rounds:

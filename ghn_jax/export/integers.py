@@ -51,10 +51,10 @@ def to_integers(calibrated: Calibrated, quantizer: FakeQuantizer) -> Integers:
     """
     sites = calibrated.program(calibrated.model.input_shape).sites.values()
     layers = {site.layer.name: site for site in sites}
-    of = lambda name: quantizer.widths.get(name, (FLOAT_BITS, FLOAT_BITS))
-    widths: dict[str, Widths] = {name: of(site.layer.parameter) for name, site in layers.items()}
+    bits_of = lambda name: quantizer.widths.get(name, (FLOAT_BITS, FLOAT_BITS))
+    widths: dict[str, Widths] = {name: bits_of(site.layer.parameter) for name, site in layers.items()}
     readers = {site.reader for site in layers.values()}
-    read = {name: of(name)[1] for name in readers if of(name)[1] < FLOAT_BITS}
+    read = {name: bits_of(name)[1] for name in readers if bits_of(name)[1] < FLOAT_BITS}
     grids = {name: _grid(*range_of(calibrated.ranges, name), bits) for name, bits in read.items()}
     of_integers = {name: w for name, w in calibrated.weights.items() if widths[name][0] < FLOAT_BITS}
     if calibrated.weight_ranges:

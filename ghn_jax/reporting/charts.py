@@ -238,13 +238,15 @@ def training_curves(rows: Iterable[Row]) -> bytes | None:
         'loss': {'training': _curve(rows, 'train/loss')},
         'accuracy, %': {label: _curve(rows, name, 100) for label, name in accuracies.items()},
     }
-    curves = {y: {label: curve for label, curve in of.items() if len(curve)} for y, of in curves.items()}
-    curves = {y: of for y, of in curves.items() if of}
+    curves = {
+        y: {label: curve for label, curve in lines.items() if len(curve)} for y, lines in curves.items()
+    }
+    curves = {y: lines for y, lines in curves.items() if lines}
     if not curves:
         return None
     fig, panels = _subplots(len(curves), 1, 2.4, sharex=True)
-    for panel, (y, of) in zip(panels.flat, curves.items()):
-        for k, (label, curve) in enumerate(of.items()):
+    for panel, (y, lines) in zip(panels.flat, curves.items()):
+        for k, (label, curve) in enumerate(lines.items()):
             marker = _MARKERS[k % len(_MARKERS)] if len(curve) < 30 else None
             colour = COLOURS[k % len(COLOURS)]
             panel.plot(*curve.T, color=colour, label=label, linewidth=1.3, marker=marker, markersize=4)

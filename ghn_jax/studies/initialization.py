@@ -175,9 +175,9 @@ def _scorer(model: Model, images: TuningImages) -> Callable[[TrainingState], dic
         network = fold(model, state.averaged, images.calibration)
         found = jax.device_get(seen(network, images.calibration[0]))
         network = dataclasses.replace(network, ranges=found.ranges)
-        top1 = {bits: round(of(network), 2) for bits, of in accuracies.items()}
+        top1 = {bits: round(score_of(network), 2) for bits, score_of in accuracies.items()}
         names = [layer.name for layer in model.layers]  # JAX has sorted them
-        in_order = lambda of: summarized({name: of[name] for name in names})
+        in_order = lambda tensors: summarized({name: tensors[name] for name in names})
         layers = {'weights': in_order(found.weights), 'activations': in_order(found.activations)}
         return {'top1': top1, **layers}
 

@@ -118,7 +118,9 @@ def gaps(runs: Runs, spec: SearchSpec, epochs: int) -> tuple[list[str], list[lis
         scores = [run['scores'] for run in runs['slb'] if (run['init'], run['bits']) == (init, bits)]
         cells = []
         for done in map(str, passes):
-            soft, hard = (np.mean([of[done][kind][bits] for of in scores]) for kind in ('soft', 'batch'))
+            soft, hard = (
+                np.mean([by_pass[done][kind][bits] for by_pass in scores]) for kind in ('soft', 'batch')
+            )
             cells.append(f'{soft:.1f} / {hard:.1f}')
         rows.append([init, bits, *cells])
     return ['from', 'bits', *map(str, passes)], rows

@@ -49,12 +49,12 @@ def norm_statistics(model: Model, params: Any, batches: Sequence[Array]) -> tupl
     moments = measure(model, params, batches)
     traced = model.traced((2, *model.input_shape[1:]), jnp.asarray(batches[0]).dtype)
     found = []
-    for of, layers, (scale, shift) in zip(
+    for read, layers, (scale, shift) in zip(
         moments, traced.structure.folds, affines_of(model, traced, params, moments), strict=True
     ):
         if layers is None:
             scale, shift = np.ones_like(scale), np.zeros_like(shift)
-        found.append(NormStatistics(*map(np.float32, (of.mean, np.sqrt(of.variance), scale, shift))))
+        found.append(NormStatistics(*map(np.float32, (read.mean, np.sqrt(read.variance), scale, shift))))
     return tuple(found)
 
 

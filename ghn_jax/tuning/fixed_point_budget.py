@@ -57,7 +57,7 @@ def labelled(dataset: Dataset, count: int) -> tuple[Labelled, Labelled]:
     validation = dataset.normalized('val', count), dataset.val.labels[:count]
     more = max(count - len(validation[1]), 0)
     training = dataset.normalized('train', more), dataset.train.labels[:more]
-    first, rest = ([part[of] for part in validation] for of in (slice(checking), slice(checking, None)))
+    first, rest = zip(*((part[:checking], part[checking:]) for part in validation))
     choose = [np.concatenate(parts) for parts in zip(rest, training)]
     return (choose[0], choose[1]), (first[0], first[1])
 

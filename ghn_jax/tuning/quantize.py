@@ -150,7 +150,7 @@ def top1(
     _, bits = layer_bits(calibrated.model, widths)
     ranges = {name: (*pair, bits[name]) for name, pair in calibrated.ranges.items() if name in bits}
     cuts = [slice(i, i + _SCORED) for i in range(0, len(labels), _SCORED)]
-    correct = [_count(calibrated, jnp.asarray(images[of]), jnp.asarray(labels[of]), ranges) for of in cuts]
+    correct = [_count(calibrated, jnp.asarray(images[cut]), jnp.asarray(labels[cut]), ranges) for cut in cuts]
     return 100 * sum(map(int, correct)) / len(labels)
 
 
@@ -195,14 +195,15 @@ def quantize_into(
     strings = {key: value if isinstance(value, str) else json.dumps(value) for key, value in about.items()}
     arrays = array_digests([network.calibrated, network.batches])
     key = f'{json_digest([about, network.calibrated.model.digest, arrays]):08x}'
-    of = lambda calibrated, **more: QuantizedNetwork(calibrated, policy, SCHEME, source, strings | more)
-    keep = lambda blocks, so_far: save(
-        folder, of(so_far, **{UNFINISHED: json.dumps({'key': key, 'blocks': blocks})})
-    )
+
+    def write(calibrated: Calibrated, **more: str) -> Place:
+        return save(folder, QuantizedNetwork(calibrated, policy, SCHEME, source, strings | more))
+
+    keep = lambda blocks, so_far: write(so_far, **{UNFINISHED: json.dumps({'key': key, 'blocks': blocks})})
     begun = load_unfinished(folder, network.calibrated.model, key)
     made = quantize(network, policy, method, options, Watch(done, keep, begun))
     return about | {
-        'file': str(save(folder, of(made))),
+        'file': str(write(made)),
         'blocks_from_before': begun[0] if begun else 0,
         'seconds': round(time.perf_counter() - begin, 1),
         'test_images': len(test[1]),

@@ -169,8 +169,8 @@ def learn(
         updates, memory = _ADAM.update(grads, memory)
         rates = longer * ROUNDING_RATE, longer * STEP_RATE * (1 + jnp.cos(math.pi * progress)) / 2
         moved = (
-            {name: x - rate * u[name] for name, x in of.items()}
-            for rate, of, u in zip(rates, learned, updates)
+            {name: x - rate * u[name] for name, x in part.items()}
+            for rate, part, u in zip(rates, learned, updates)
         )
         return Learned(*moved), memory
 

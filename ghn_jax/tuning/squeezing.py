@@ -95,11 +95,11 @@ def table(runs: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
     marks = list(runs[0]['scores'])
     rows: list[list[Any]] = []
     for key in dict.fromkeys((run['network'], run['bits'], run['kind']) for run in runs):
-        of_key = [run for run in runs if (run['network'], run['bits'], run['kind']) == key]
-        left, bops, cost = (np.mean([run[of] for run in of_key]) for of in ('left', 'bops', 'cost'))
-        channels = f'{left:.0f} of {of_key[0]["channels"]}'
-        row = [*key, len(of_key), channels, f'{bops / 1e6:.2f}', f'{cost:.2f}']
-        scores = [[(run['network'], run['scores'][mark]) for run in of_key] for mark in marks]
+        members = [run for run in runs if (run['network'], run['bits'], run['kind']) == key]
+        left, bops, cost = (np.mean([run[what] for run in members]) for what in ('left', 'bops', 'cost'))
+        channels = f'{left:.0f} of {members[0]["channels"]}'
+        row = [*key, len(members), channels, f'{bops / 1e6:.2f}', f'{cost:.2f}']
+        scores = [[(run['network'], run['scores'][mark]) for run in members] for mark in marks]
         rows.append([*row, *map(comparison.mean, scores)])
     columns = ['network', 'bits', 'kind', 'seeds', 'channels left', 'MBOPs', 'cost']
     return {'columns': [*columns, *(f'top-1, {mark}' for mark in marks)], 'rows': rows}

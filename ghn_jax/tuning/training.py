@@ -170,7 +170,7 @@ def make_trainer(
     optimizer = optimizer or make_optimizer(spec, per_epoch * spec.epochs)
 
     def begin(params: Any, seed: int, fixed: Any = ()) -> TrainingState:
-        own, fixed = (jax.tree.map(jnp.array, of) for of in (params, fixed))  # a step uses them up
+        own, fixed = jax.tree.map(jnp.array, (params, fixed))  # a step uses them up
         mean = jax.tree.map(lambda p: jnp.array(p, jnp.promote_types(p.dtype, jnp.float32)), params)
         moments, zero = optimizer.init(own), jnp.int32(0)
         return TrainingState(zero, jnp.uint32(seed), own, mean, moments, jnp.float32(0), fixed)

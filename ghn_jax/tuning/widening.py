@@ -68,7 +68,7 @@ def pairs_of_model(name: str, factor: float, size: int) -> list[Pair]:
       UserError: no such function (`load_model`), or one whose model is no wider then.
     """
     check_factor(factor)
-    original, wide = (load_model(name, (1, size, size, 3), of) for of in (1.0, factor))
+    original, wide = (load_model(name, (1, size, size, 3), times) for times in (1.0, factor))
     counts = [count_parameters(model.params) for model in (original, wide)]
     if factor > 1 and counts[1] <= counts[0]:
         raise UserError(
