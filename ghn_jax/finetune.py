@@ -20,14 +20,8 @@ from absl import flags
 from ghn_jax.base import bounds, cli, outputs
 from ghn_jax.base.errors import UserError, prefixed
 from ghn_jax.evaluation.evaluation_flags import parse_policies
-from ghn_jax.hypernet.predict import check_head
-from ghn_jax.models.loading import load_model
-from ghn_jax.models.model import Model
-from ghn_jax.models.tracing import trace
-from ghn_jax.networks.files import load_networks
 from ghn_jax.quant.scheme import QAT
-from ghn_jax.runs.model_flags import check_given
-from ghn_jax.runs.prediction import with_names
+from ghn_jax.runs.model_flags import check_given, read_models
 from ghn_jax.tuning import comparison, training_flags
 from ghn_jax.tuning.finetune import STATISTICS, FinetuneSpec, finetune
 from ghn_jax.tuning.initialization import parse_starts
@@ -76,7 +70,8 @@ def main() -> None:
         raise UserError('--out is missing: give a folder, such as --out=runs/finetune')
     out, written = cli.check_folder(_OUT.value, 'out'), _OUTPUTS()
     loaded, dataset = given.load()
-    models, sources = _models(dataset.train.images.shape[1])
+    check_given(_ARCH.value, _MODEL.value)
+    models, sources = read_models(_ARCH.value, _MODEL.value, dataset.train.images.shape[1])
     result = finetune(
         models,
         parse_starts(_INIT.value, models, loaded),
@@ -98,18 +93,6 @@ def _search() -> SearchSpec | None:
     if given := [flag.name for flag in _SEARCH.values() if flag.present]:
         raise UserError(f'--{given[0]} is of --method=slb, which is not given: give it, or leave this out')
     return None
-
-
-def _models(size: int) -> tuple[list[Model], dict[str, dict[str, str]]]:
-    check_given(_ARCH.value, _MODEL.value)
-    if _MODEL.value:
-        model = load_model(_MODEL.value, (1, size, size, 3))
-        return [model], {model.name: {'model': _MODEL.value}}
-    specs = with_names(load_networks(_ARCH.value or ''))
-    for spec in specs:
-        check_head(spec, size)
-    sources = {spec.name: {'arch': spec.to_json()} for spec in specs}
-    return [trace(spec, (1, size, size, 3)) for spec in specs], sources
 
 
 if __name__ == '__main__':

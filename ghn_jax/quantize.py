@@ -94,7 +94,6 @@ def _check_method() -> None:
     for name in _NOT_OF.get(_METHOD.value, ('budget', *_OF_PD_QUANT)):
         if flags.FLAGS[name].present:
             raise UserError(f'--{name} is not for --method={_METHOD.value}: leave it out')
-    fixed_point_budget.check_budget(_BUDGET.value)
 
 
 def _policy() -> Policy:

@@ -22,13 +22,7 @@ from ghn_jax.cnn.deploy import integer
 from ghn_jax.config import SpaceConfig
 from ghn_jax.datasets.load import Dataset
 from ghn_jax.evaluation import results
-from ghn_jax.evaluation.descriptions import (
-    about_images,
-    about_network,
-    about_networks,
-    about_run,
-    in_percent,
-)
+from ghn_jax.evaluation.descriptions import about_images, about_network, about_networks, about_run, in_percent
 from ghn_jax.evaluation.evaluation_spec import GIVEN, EvaluationSpec
 from ghn_jax.evaluation.partial import Partial, files_of
 from ghn_jax.evaluation.results import Result
@@ -68,10 +62,8 @@ def evaluate(
       UserError: bad values, networks that cannot be run, a file or run to compare with that does not fit.
     """
     spec = spec or EvaluationSpec()
-    against = Against.of(spec.against)
+    against = Against.of(spec.against, run)
     runs = [run, *([against.run] if against.run else [])]
-    if against.run:
-        check_same_task(run, against.run, against.path)
     mesh = local_mesh(spec.devices)
     selections = _select(run.config, spec)
     _check_networks(runs, spec, selections, mesh)  # before the data are read, which may take half a minute
@@ -102,16 +94,17 @@ class Against:
     result: Result | None = None
 
     @classmethod
-    def of(cls, path: str | os.PathLike | None) -> 'Against':
-        """Read the run or the result at this path."""
+    def of(cls, path: str | os.PathLike | None, ours: Run) -> 'Against':
+        """Read the run or the result at this path; raise UserError for a run of other images than ours."""
         if not path:
             return cls()
-        if paths.zoo_name(path) is not None:
-            return cls(os.fspath(path), run=load_run(path))
-        place = paths.place(path, 'against')
-        if files.is_folder(place):
-            return cls(str(place), run=load_run(place))
-        return cls(str(place), result=results.read_result(place))
+        if paths.zoo_name(path) is None:
+            path = paths.place(path, 'against')
+            if not files.is_folder(path):
+                return cls(str(path), result=results.read_result(path))
+        run = load_run(path)
+        _check_same_images(ours, run, str(path))
+        return cls(str(path), run=run)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -236,8 +229,7 @@ def _space(run: Run, spec: EvaluationSpec) -> str | None:
     return "deepnets1m's files" if spec.deepnets or run.config.space.folder else run.config.space.name
 
 
-def check_same_task(run: Run, other: Run, against: str) -> None:
-    """Raise UserError where two runs are not of the same images."""
+def _check_same_images(run: Run, other: Run, against: str) -> None:
     for key in ('dataset', 'image_size', *(['seed'] if run.config.dataset == 'synthetic' else [])):
         ours, theirs = (getattr(each.config, key) for each in (run, other))
         if ours != theirs:

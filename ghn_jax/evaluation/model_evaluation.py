@@ -25,7 +25,7 @@ from ghn_jax.datasets.load import Dataset
 from ghn_jax.evaluation import results
 from ghn_jax.evaluation.descriptions import about_images, about_networks, about_run, in_percent
 from ghn_jax.evaluation.device import judge
-from ghn_jax.evaluation.evaluate import Against, check_same_task, make_batches
+from ghn_jax.evaluation.evaluate import Against, make_batches
 from ghn_jax.evaluation.evaluation_spec import EvaluationSpec
 from ghn_jax.evaluation.protocol import Protocol
 from ghn_jax.evaluation.results import Result
@@ -50,12 +50,7 @@ _judge = jax.jit(judge)
 
 
 def evaluate_model(
-    run: Run,
-    model: Model,
-    spec: EvaluationSpec | None = None,
-    *,
-    dataset: Dataset | None = None,
-    params: Any = None,
+    run: Run, model: Model, spec: EvaluationSpec | None = None, *, params: Any = None
 ) -> tuple[Result, Result | None]:
     """Score a model with the parameters that a run's hypernetwork predicts, or given ones, on test images.
 
@@ -63,7 +58,6 @@ def evaluate_model(
       run: from `load_run`.
       model: of as many classes as the data have, traced for its images.
       spec: images and bits; its networks and splits are of no account. None: the defaults.
-      dataset: the run's; None: it is read.
       params: a pytree as `model.params`; None: they are predicted.
 
     Returns:
@@ -76,11 +70,8 @@ def evaluate_model(
     """
     spec = spec or EvaluationSpec()
     _check_spec(spec, params)
-    against = Against.of(spec.against)
-    if against.run:
-        check_same_task(run, against.run, against.path)
-    dataset = dataset or load_data(run.config)
-    _check_shape(model, dataset)
+    against, dataset = Against.of(spec.against, run), load_data(run.config)
+    check_images(model, dataset)
     task = _Task(model, spec, dataset, *make_batches(dataset, spec))
     if against.result is not None:
         protocol = task.protocol(run, spec.workdir)
@@ -107,7 +98,7 @@ class _Task:
         strategy, met = strategy_of(run.config), primitives_of(make_space_of(run.config).ops)
         widths = [resolve(strategy.used(policy), model.graph) for policy in spec.policies]
         told = resolve(strategy.used(spec.predicted_for), model.graph) if spec.predicted_for else None
-        observed, given = _normalized(self.calibration), params is not None
+        observed, given = self.calibration.normalized() if self.calibration else [], params is not None
         scores, runnable = [], None
         for each in widths:
             quantizer = FakeQuantizer(each, strategy.scheme.when_used())
@@ -132,20 +123,13 @@ class _Task:
         return of_images | about_run(run, workdir, self.spec.predicted_for) | of_networks
 
 
-def evaluate_quantized(
-    run: Run,
-    network: QuantizedNetwork,
-    spec: EvaluationSpec | None = None,
-    *,
-    dataset: Dataset | None = None,
-) -> Result:
+def evaluate_quantized(run: Run, network: QuantizedNetwork, spec: EvaluationSpec) -> Result:
     """Score a network that is quantized already, at its own bits, on the test images of a run.
 
     Args:
       run: from `load_run`; its images are taken.
       network: of `calibrated_file.load`.
       spec: which images; what else it says is of no account.
-      dataset: the run's; None: it is read.
 
     Returns:
       As `evaluate_model`: one row.
@@ -153,29 +137,25 @@ def evaluate_quantized(
     Raises:
       UserError: images that the network is not for.
     """
-    spec, begin = spec or EvaluationSpec(), time.perf_counter()
+    begin = time.perf_counter()
     calibrated, bits = network.calibrated, str(network.policy)
     fixed = Protocol(batch_norm='calibrated', ranges='calibrated')
-    spec = dataclasses.replace(spec, policies=(network.policy,), protocol=fixed)
-    dataset = dataset or load_data(run.config)
-    _check_shape(calibrated.model, dataset)
+    spec = dataclasses.replace(spec, policies=(network.policy,), protocol=fixed, predicted_for=None)
+    dataset = load_data(run.config)
+    check_images(calibrated.model, dataset)
     images = image_batches(dataset, dataset.test, batch_size=spec.batch_size, num_images=spec.num_images)
     score = _score(_Runnable(calibrated.model, Calibrated.apply, calibrated), network.quantizer(), images)
     scored = _describe(calibrated.model) | in_percent([bits], spec.policies, [score])
-    protocol = (
-        about_images(dataset, images, None, spec)
-        | about_run(run, spec.workdir, None)
-        | {
-            'range_rule': None,  # how it was quantized is what it says itself
-            'quantized': dict(network.about),
-        }
-        | about_networks(run.config, spec, {GIVEN_MODEL: 1}, space=None)
-        | {'seconds': round(time.perf_counter() - begin, 1)}
-    )
+    protocol = _Task(calibrated.model, spec, dataset, images, None).protocol(run, spec.workdir) | {
+        'range_rule': None,  # how it was quantized is what it says itself
+        'quantized': dict(network.about),
+        'seconds': round(time.perf_counter() - begin, 1),
+    }
     return {'rows': results.make_rows([scored], [bits]), 'networks': [scored], 'protocol': protocol}
 
 
-def _check_shape(model: Model, dataset: Dataset) -> None:
+def check_images(model: Model, dataset: Dataset) -> None:
+    """Raise UserError unless a model is traced for images of the size that a data set has."""
     shape = dataset.test.images.shape[1:]
     if model.input_shape[1:] != shape:
         raise UserError(
@@ -214,11 +194,6 @@ def _check_spec(spec: EvaluationSpec, params: Any) -> None:
         )
 
 
-def _normalized(images: ImageBatches | None) -> list[Array]:
-    """Return the batches as a model takes them."""
-    return [] if images is None else [normalize(x, images.mean, images.std) for x in images.images]
-
-
 def _describe(model: Model) -> dict[str, Any]:
     return {
         'split': GIVEN_MODEL,
@@ -244,8 +219,8 @@ def _score_in_full(
 ) -> Score:
     """Fix the ranges if they are to be, score, and measure the noise of rounding if wanted."""
     if how.ranges == 'calibrated':
-        of = runnable.model, runnable.apply, runnable.arrays
-        ranges = find_ranges(*of, observed, quantizer, how.range_rule)
+        network = runnable.model, runnable.apply, runnable.arrays
+        ranges = find_ranges(*network, observed, quantizer, how.range_rule)
         quantizer = quantizer.with_ranges(ranges)
     score = _score(runnable, quantizer, images)
     if not how.sqnr or not quantizer.rounds:

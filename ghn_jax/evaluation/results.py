@@ -22,17 +22,11 @@ RESAMPLES = 10_000
 # in float, images that integer arithmetic puts into another class (percent); dB, means over layers.
 MEANS = ('agreement', 'integer_disagreement', 'sqnr_weights', 'sqnr_activations')
 _IDENTITY = ('split', 'name', 'digest')  # of a network: two runs are compared where these agree
+# Of two comparable protocols; the note says where images are not those of the data set.
 _SAME = (
-    'dataset',
-    'note',  # says where images are not those of the data set
-    'images',
-    'image_size',
-    'batch_size',
-    'batch_norm',
-    'ranges',
-    'range_rule',
+    'dataset', 'note', 'images', 'image_size', 'batch_size', 'batch_norm', 'ranges', 'range_rule',
     'calibration_images',
-)  # of two comparable protocols
+)  # fmt: skip
 
 
 def statistics(values: Sequence[float], prefix: str) -> dict[str, float | None]:
@@ -164,6 +158,7 @@ def compare(result: Result, other: Result) -> Result:
 
     The difference has the bootstrap's 95 % interval over the networks.
     """
+    kept = ('against_top1_mean', 'against_top1_sem', 'difference_top1_mean', 'difference_top1_sem')
     rows = []
     for row in result['rows']:
         pairs = [
@@ -171,14 +166,10 @@ def compare(result: Result, other: Result) -> Result:
             for a, b in zip(result['networks'], other['networks'], strict=True)
             if a['split'] == row['split']
         ]
-        theirs = statistics([b for _, b in pairs], 'against_top1')
         differences = [a - b for a, b in pairs]
-        numbers = theirs | statistics(differences, 'difference_top1')
-        numbers['difference_top1_low'], numbers['difference_top1_high'] = bootstrap_interval(differences) or (
-            None,
-            None,
-        )
-        keep = ('against_top1_mean', 'against_top1_sem', *(k for k in numbers if k.startswith('difference')))
-        drop = ('difference_top1_median', 'difference_top1_max')
-        rows.append(row | {k: v for k, v in numbers.items() if k in keep and k not in drop})
+        numbers = statistics([b for _, b in pairs], 'against_top1')
+        numbers |= statistics(differences, 'difference_top1')
+        low, high = bootstrap_interval(differences) or (None, None)
+        interval = {'difference_top1_low': low, 'difference_top1_high': high}
+        rows.append(row | {key: numbers[key] for key in kept} | interval)
     return {**result, 'rows': rows, 'against': other['protocol']}

@@ -61,30 +61,6 @@ class Score(NamedTuple):
     integer: float | None = None
 
 
-def score_networks(
-    ghn: GHN,
-    params: Any,
-    selection: Selection,
-    images: ImageBatches,
-    policies: Sequence[Policy],
-    *,
-    predicted_for: Policy | None = None,
-    scheme: Scheme = QAT,
-    mesh: Mesh | None = None,
-) -> np.ndarray:
-    """Return the shares of images whose label is the first, and among the first five, prediction.
-
-    By the papers' protocol; the arguments are those of `score_each`.
-
-    Returns:
-      float64 [M, P, 2].
-    """
-    scores = score_in_full(
-        ghn, params, selection, images, policies, predicted_for=predicted_for, scheme=scheme, mesh=mesh
-    )
-    return np.array([[(s.top1, s.top5) for s in network] for network in scores])
-
-
 def check_tiles(ghn: GHN) -> None:
     """Raise UserError for a hypernetwork whose tiles are not those that the executor reads."""
     C, _, K, _ = ghn.config.max_shape
@@ -100,6 +76,12 @@ def score_in_full(ghn: GHN, params: Any, selection: Selection, *args: Any, **how
     """Return what `score_each` yields for these arguments, in the order of the networks."""
     scores = dict(score_each(ghn, params, selection, *args, **how))
     return [scores[i] for i in range(len(selection.graphs))]
+
+
+def score_networks(ghn: GHN, params: Any, selection: Selection, *args: Any, **how: Any) -> np.ndarray:
+    """Return `top1` and `top5` of `score_in_full`, float64 [M, P, 2]."""
+    scores = score_in_full(ghn, params, selection, *args, **how)
+    return np.array([[(s.top1, s.top5) for s in network] for network in scores])
 
 
 def score_each(

@@ -9,6 +9,7 @@ from typing import Any, NamedTuple
 
 import jax.numpy as jnp
 import numpy as np
+from jax import Array
 from jax.sharding import Mesh
 
 from ghn_jax.assembly.mesh import OVER_DEVICES, replicate
@@ -18,6 +19,7 @@ from ghn_jax.cnn.building import build_program
 from ghn_jax.cnn.covering import Family, family, program_for
 from ghn_jax.cnn.lowering import check_lowerable
 from ghn_jax.cnn.program import Program
+from ghn_jax.datasets.augment import normalize
 from ghn_jax.datasets.load import Dataset, Split
 from ghn_jax.hypernet.ghn import GHN, check_classes
 from ghn_jax.hypernet.predict import check_head
@@ -47,6 +49,10 @@ class ImageBatches(NamedTuple):
     def count(self) -> int:
         """Images in all batches."""
         return self.labels.size
+
+    def normalized(self) -> list[Array]:
+        """Return the batches as a network takes them, float32 [N, H, H, 3]."""
+        return [normalize(jnp.asarray(x), self.mean, self.std) for x in self.images]
 
 
 @dataclasses.dataclass(frozen=True)

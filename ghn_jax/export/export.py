@@ -95,16 +95,17 @@ def check_spec(spec: ExportSpec, compared: int | None = None) -> None:
     check_onnx() if spec.format == 'onnx' else check_stablehlo()
 
 
-class _Network(NamedTuple):
-    """A network as it is written. write: from the file's metadata to its contents.
+class _File(NamedTuple):
+    """The file of a network.
 
     Attributes:
-      apply: its evaluation here, from images to logits, compiled.
-      metadata: its own.
-      with_biases: the same with biases that are rounded as in the file, where these are integers.
+      contents: of the file.
+      apply: the evaluation of the network here, from images to logits, compiled.
+      metadata: in the contents.
+      with_biases: as `apply` with biases that are rounded as in the file, where these are integers.
     """
 
-    write: Callable[[dict[str, str]], bytes]
+    contents: bytes
     apply: Callable[[Array], Array]
     metadata: dict[str, str]
     with_biases: Callable[[Array], Array] | None = None
@@ -131,9 +132,7 @@ def export_model(hypernetwork: Hypernetwork, model: Model, spec: ExportSpec, *, 
       UserError: as `check_spec`, `Hypernetwork.predict`, `freeze`, `calibrate` and `to_onnx`.
     """
     check_spec(spec)
-    data = hypernetwork.load_data()
-    network = _network(hypernetwork, model, spec, data, params)
-    return network.write(_metadata(hypernetwork, model, spec, data) | network.metadata)
+    return _file(hypernetwork, model, spec, hypernetwork.load_data(), params).contents
 
 
 def write_export(
@@ -153,28 +152,23 @@ def write_export(
     """
     check_spec(spec, compared)
     data = hypernetwork.load_data()
-    network = (
-        _network(hypernetwork, model, spec, data, params)
-        if quantized is None
-        else _quantized_network(quantized, spec)
-    )
-    contents = network.write(_metadata(hypernetwork, model, spec, data) | network.metadata)
-    files.write(out, contents)
+    file = _file(hypernetwork, model, spec, data, params, quantized)
+    files.write(out, file.contents)
     said = (
-        f'{out}: {model.name}, {spec.policy}, {len(contents):,} bytes; images '
+        f'{out}: {model.name}, {spec.policy}, {len(file.contents):,} bytes; images '
         f'[N, {", ".join(map(str, model.input_shape[1:]))}] to logits [N, {model.classes}]'
     )
-    if why := network.metadata.get(_NOT_FOLDED):
+    if why := file.metadata.get(_NOT_FOLDED):
         said += f'\nfixed as in one batch of the calibration images, for {why}'
-    if quantized is None and (used := network.metadata['calibration_images']) != str(spec.calibration_images):
+    if quantized is None and (used := file.metadata['calibration_images']) != str(spec.calibration_images):
         said += f'\nstatistics are those of {used} calibration images, whole batches of {_BATCH}'
-    if options := session_options(contents) if spec.of_integers else {}:
+    if options := session_options(file.contents) if spec.of_integers else {}:
         said += f'\nonnxruntime needs {" and ".join(f"{name}={value}" for name, value in options.items())}'
     of_few_bits = min(map(min, resolve(spec.policy, model.graph).values())) < 8
-    if of_few_bits and network.metadata.get('batch_norm') == 'calibrated':
+    if of_few_bits and file.metadata.get('batch_norm') == 'calibrated':
         said += '\nstatistics of batch norms are those in float: with few bits --bn=corrected loses less'
     if compared is not None:
-        said += f'\n{compare(contents, network.apply, data, compared, network.with_biases)}'
+        said += f'\n{compare(file.contents, file.apply, data, compared, file.with_biases)}'
     return said
 
 
@@ -187,14 +181,29 @@ def compare_export(
     """
     check_spec(spec, count)
     data = hypernetwork.load_data()
-    network = _network(hypernetwork, model, spec, data, params)
-    contents = network.write(_metadata(hypernetwork, model, spec, data) | network.metadata)
-    return compare(contents, network.apply, data, count, network.with_biases)
+    file = _file(hypernetwork, model, spec, data, params)
+    return compare(file.contents, file.apply, data, count, file.with_biases)
 
 
-def _network(
-    hypernetwork: Hypernetwork, model: Model, spec: ExportSpec, data: Dataset, params: Any
-) -> _Network:
+def _file(
+    hypernetwork: Hypernetwork,
+    model: Model,
+    spec: ExportSpec,
+    data: Dataset,
+    params: Any,
+    quantized: QuantizedNetwork | None = None,
+) -> _File:
+    metadata = {
+        'model': model.name,
+        'bits': str(spec.policy),
+        'step': str(hypernetwork.step),
+        'mean': json.dumps(np.ravel(data.mean).tolist()),
+        'std': json.dumps(np.ravel(data.std).tolist()),
+        'ghn_jax': ghn_jax.__version__,
+    }
+    if quantized is not None:
+        metadata |= quantized.about
+        return _calibrated_file(quantized.calibrated, quantized.quantizer(), spec, metadata)
     policy, available = hypernetwork.used(spec.policy), len(data.train.labels)
     scheme = dataclasses.replace(hypernetwork.scheme, **spec.scheme)
     if spec.calibration_images > available:
@@ -207,7 +216,7 @@ def _network(
     size = min(_BATCH, len(images))
     images = images[: len(images) // size * size]
     batches = list(map(jnp.asarray, images.reshape(-1, size, *images.shape[1:])))
-    metadata = {'calibration_images': str(len(images))}
+    metadata['calibration_images'] = str(len(images))
     try:
         calibrated = calibrate(
             model, params, batches, None if policy.is_float else policy, scheme=scheme, rule=spec.range_rule,
@@ -218,21 +227,17 @@ def _network(
             raise
         quantizer = None if policy.is_float else model.quantizer(policy, scheme)
         frozen = freeze(lambda x: model.apply(params, x, quantizer), images)
-        return _frozen_network(frozen, spec, metadata | {_NOT_FOLDED: str(e)})
+        return _frozen_file(frozen, spec, metadata | {_NOT_FOLDED: str(e)})
     fixed = None if policy.is_float else calibrated.quantizer(policy, scheme)
     if fixed is not None:
         metadata |= {'range_rule': spec.range_rule, 'batch_norm': spec.batch_norm}
         metadata |= {name: str(getattr(scheme, name)) for name in scheme_flags.FIELDS}
-    return _calibrated_network(calibrated, fixed, spec, metadata)
+    return _calibrated_file(calibrated, fixed, spec, metadata)
 
 
-def _quantized_network(quantized: QuantizedNetwork, spec: ExportSpec) -> _Network:
-    return _calibrated_network(quantized.calibrated, quantized.quantizer(), spec, dict(quantized.about))
-
-
-def _calibrated_network(
+def _calibrated_file(
     calibrated: Calibrated, quantizer: FakeQuantizer | None, spec: ExportSpec, metadata: dict[str, str]
-) -> _Network:
+) -> _File:
     # Arrays are arguments: with constants XLA would compute while it compiles, one number after another.
     logits_of = calibrated.model.compiled(Calibrated.apply)  # the same for all bits
     fixed = None if quantizer is None else quantizer.with_ranges(calibrated.ranges)
@@ -241,24 +246,12 @@ def _calibrated_network(
         written = jax.jit(lambda arrays, x: arrays.apply(x, quantizer, as_written=True))
         images = jnp.zeros((2, *calibrated.model.input_shape[1:]))  # of which nothing is measured
         frozen = freeze(functools.partial(written, calibrated), images)
-        return _frozen_network(frozen, spec, metadata)._replace(apply=apply)
-    write = lambda about: to_quantized_onnx(calibrated, quantizer, about)
+        return _frozen_file(frozen, spec, metadata)._replace(apply=apply)
+    contents = to_quantized_onnx(calibrated, quantizer, metadata)
     as_written = functools.cache(lambda: with_integer_biases(calibrated, quantizer))
-    return _Network(write, apply, metadata, lambda x: logits_of(as_written(), x, fixed))
+    return _File(contents, apply, metadata, lambda x: logits_of(as_written(), x, fixed))
 
 
-def _frozen_network(frozen: Frozen, spec: ExportSpec, metadata: dict[str, str]) -> _Network:
-    to_file = lambda about: to_onnx(frozen, about)
-    write = to_file if spec.format == 'onnx' else lambda about: to_stablehlo(frozen)
-    return _Network(write, frozen.apply, metadata)
-
-
-def _metadata(hypernetwork: Hypernetwork, model: Model, spec: ExportSpec, data: Dataset) -> dict[str, str]:
-    return {
-        'model': model.name,
-        'bits': str(spec.policy),
-        'step': str(hypernetwork.step),
-        'mean': json.dumps(np.ravel(data.mean).tolist()),
-        'std': json.dumps(np.ravel(data.std).tolist()),
-        'ghn_jax': ghn_jax.__version__,
-    }
+def _frozen_file(frozen: Frozen, spec: ExportSpec, metadata: dict[str, str]) -> _File:
+    contents = to_onnx(frozen, metadata) if spec.format == 'onnx' else to_stablehlo(frozen)
+    return _File(contents, frozen.apply, metadata)

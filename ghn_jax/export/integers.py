@@ -8,12 +8,11 @@ import jax.numpy as jnp
 import numpy as np
 from jax import Array
 
-from ghn_jax.export.levels import Constant, Grid, width_of
+from ghn_jax.export.levels import ActivationGrid, Constant, width_of
 from ghn_jax.models.folding import Calibrated
 from ghn_jax.models.kept_norms import absorb
 from ghn_jax.models.quantizer import FakeQuantizer, range_of
-from ghn_jax.quant.grid import Grid as FittedGrid
-from ghn_jax.quant.grid import make_grid
+from ghn_jax.quant.grid import Grid, make_grid
 from ghn_jax.quant.policy import FLOAT_BITS, TERNARY, Widths
 from ghn_jax.quant.scheme import Scheme
 
@@ -33,7 +32,7 @@ class Integers:
 
     weights: Mapping[str, Constant]
     biases: Mapping[str, Constant]
-    activations: Mapping[str, Grid]
+    activations: Mapping[str, ActivationGrid]
     float_activations: bool
 
 
@@ -52,10 +51,10 @@ def to_integers(calibrated: Calibrated, quantizer: FakeQuantizer) -> Integers:
     """
     sites = calibrated.program(calibrated.model.input_shape).sites.values()
     layers = {site.layer.name: site for site in sites}
-    of = lambda name: quantizer.widths.get(name, (FLOAT_BITS, FLOAT_BITS))
-    widths: dict[str, Widths] = {name: of(site.layer.parameter) for name, site in layers.items()}
+    bits_of = lambda name: quantizer.widths.get(name, (FLOAT_BITS, FLOAT_BITS))
+    widths: dict[str, Widths] = {name: bits_of(site.layer.parameter) for name, site in layers.items()}
     readers = {site.reader for site in layers.values()}
-    read = {name: of(name)[1] for name in readers if of(name)[1] < FLOAT_BITS}
+    read = {name: bits_of(name)[1] for name in readers if bits_of(name)[1] < FLOAT_BITS}
     grids = {name: _grid(*range_of(calibrated.ranges, name), bits) for name, bits in read.items()}
     of_integers = {name: w for name, w in calibrated.weights.items() if widths[name][0] < FLOAT_BITS}
     if calibrated.weight_ranges:
@@ -88,11 +87,11 @@ def to_integers(calibrated: Calibrated, quantizer: FakeQuantizer) -> Integers:
 
 def _rounded(
     weights: Mapping[str, np.ndarray], parameters: Mapping[str, str], quantizer: FakeQuantizer
-) -> tuple[dict[str, np.ndarray], dict[str, FittedGrid]]:
+) -> tuple[dict[str, np.ndarray], dict[str, Grid]]:
     """Round weights as where the model runs: other sums, and a weight between two levels takes the other."""
 
     @jax.jit
-    def each(weights: Mapping[str, Array]) -> dict[str, tuple[Array, FittedGrid]]:
+    def each(weights: Mapping[str, Array]) -> dict[str, tuple[Array, Grid]]:
         return {name: quantizer.weight_and_grid(parameters[name], w) for name, w in weights.items()}
 
     found = jax.device_get(each(dict(weights)))
@@ -100,7 +99,7 @@ def _rounded(
 
 
 def _multiplied(
-    w: np.ndarray, grid: FittedGrid, bits: int, gain: np.ndarray | None
+    w: np.ndarray, grid: Grid, bits: int, gain: np.ndarray | None
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Return a rounded weight, scale and zero of its grid, multiplied by a gain for each output channel."""
     scale, zero = np.asarray(grid.scale), np.asarray(grid.zero, np.int32)
@@ -112,15 +111,15 @@ def _multiplied(
     return w, scale * np.abs(gain), np.where(gain < 0, mirrored, zero)
 
 
-def _grid(lo: np.ndarray, hi: np.ndarray, bits: int) -> Grid:
+def _grid(lo: np.ndarray, hi: np.ndarray, bits: int) -> ActivationGrid:
     """Return the grid that `quant.grid.fake_quantize` rounds to, over a range."""
     signs = bits == 1 and bool(lo < 0 < hi)
     made = make_grid(lo, hi, bits, jnp.float32)
     scale = float(made.scale)
     if bits > 1:
-        return Grid(scale, int(made.zero), int(made.top))
+        return ActivationGrid(scale, int(made.zero), int(made.top))
     # Of one bit on one side of 0: 0 and the farthest value.
-    return Grid(scale, 1, 2, signs) if signs else Grid(scale, int(lo < 0), 1)
+    return ActivationGrid(scale, 1, 2, signs) if signs else ActivationGrid(scale, int(lo < 0), 1)
 
 
 def _width(bits: int) -> int:

@@ -55,7 +55,7 @@ class Constant:
 
 
 @dataclasses.dataclass(frozen=True)
-class Grid:
+class ActivationGrid:
     """The grid of an activation: levels 0 .. top, static.
 
     Attributes:
@@ -84,7 +84,7 @@ def width_of(top: int) -> int:
     return next(width for width in WIDTHS if top < 2**width)
 
 
-def rounded(x: Array, grid: Grid) -> Array:
+def rounded(x: Array, grid: ActivationGrid) -> Array:
     """Put x on the levels of a grid: float, of x's shape and dtype."""
     return _ROUND.bind(x, grid=grid)
 
@@ -104,7 +104,7 @@ def _narrowed(array: np.ndarray) -> np.ndarray:
     return array
 
 
-def _round(x: Array, *, grid: Grid) -> Array:
+def _round(x: Array, *, grid: ActivationGrid) -> Array:
     if not grid.scale:
         return jnp.zeros_like(x)
     scale = jnp.asarray(grid.scale, x.dtype)

@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Sequence
+from typing import Any
 
 from ghn_jax.export.onnx_nodes import Nodes, Tensor, constant, refuse, result
 from ghn_jax.export.onnx_rules import writes
@@ -60,7 +61,7 @@ def product(nodes: Nodes, step: Step, inputs: list[Tensor]) -> Tensor:
 def pool(nodes: Nodes, step: Step, inputs: list[Tensor]) -> Tensor:
     """Pool over windows; a sum is a mean, zeros outside counted, times the size of the window."""
     x, params = nodes.full(inputs[0]), step.eqn.params
-    window, strides, padding = (params[f'{k}'] for k in ('window_dimensions', 'window_strides', 'padding'))
+    window, strides, padding = (params[k] for k in ('window_dimensions', 'window_strides', 'padding'))
     still = [
         axis for axis in range(len(window)) if window[axis] == strides[axis] == 1 and padding[axis] == (0, 0)
     ]
@@ -69,9 +70,13 @@ def pool(nodes: Nodes, step: Step, inputs: list[Tensor]) -> Tensor:
     order = x.order
     if order[0] not in still or order[1] not in still:
         order = (still[0], still[-1], *(a for a in range(len(window)) if a not in (still[0], still[-1])))
-    of = lambda values: [values[axis] for axis in order[2:]]
-    attributes = {'kernel_shape': of(window), 'strides': of(strides), 'pads': _sides(of(padding))}
-    attributes['dilations'] = of(params['window_dilation'])
+    pooled_axes = lambda values: [values[axis] for axis in order[2:]]
+    attributes: dict[str, Any] = {
+        'kernel_shape': pooled_axes(window),
+        'strides': pooled_axes(strides),
+        'pads': _sides(pooled_axes(padding)),
+        'dilations': pooled_axes(params['window_dilation']),
+    }
     kind = 'MaxPool' if step.primitive == 'reduce_window_max' else 'AveragePool'
     if kind == 'AveragePool':
         attributes['count_include_pad'] = 1

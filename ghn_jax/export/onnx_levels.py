@@ -2,7 +2,7 @@
 
 import numpy as np
 
-from ghn_jax.export.levels import Constant, Grid
+from ghn_jax.export.levels import ActivationGrid, Constant
 from ghn_jax.export.onnx_nodes import INTEGERS, Nodes, Tensor, constant
 from ghn_jax.export.onnx_rules import writes
 from ghn_jax.models.program import Step
@@ -16,7 +16,7 @@ def round_to_levels(nodes: Nodes, step: Step, inputs: list[Tensor]) -> Tensor:
     beyond; those of one bit on both sides of 0 are made of signs.
     """
     (x,), grid, shape = inputs, step.eqn.params['grid'], step.out_shape
-    assert isinstance(grid, Grid)
+    assert isinstance(grid, ActivationGrid)
     scale, zero = constant(grid.scale, np.float32), constant(grid.zero, INTEGERS[grid.width])
     if not grid.scale:
         return nodes.map('Mul', [x, scale], shape)

@@ -82,19 +82,10 @@ def select(nodes: Nodes, step: Step, inputs: list[Tensor]) -> Tensor:
     return nodes.map('Where', [which, cases[1], cases[0]], step.out_shape, _dtype(step))
 
 
-def _composed(*kinds: str) -> Rule:
-    """A rule for one operation after the other on a single value."""
-
-    def rule(nodes: Nodes, step: Step, inputs: list[Tensor]) -> Tensor:
-        x = inputs[0]
-        for kind in kinds:
-            x = nodes.map(kind, [x], step.out_shape, _dtype(step) if kind == 'Not' else None)
-        return x
-
-    return rule
-
-
-writes('rsqrt')(_composed('Sqrt', 'Reciprocal'))
+@writes('rsqrt')
+def reciprocal_root(nodes: Nodes, step: Step, inputs: list[Tensor]) -> Tensor:
+    """Divide 1 by the root."""
+    return nodes.map('Reciprocal', [nodes.map('Sqrt', inputs, step.out_shape)], step.out_shape)
 
 
 @writes('ne')

@@ -95,7 +95,7 @@ def marked(calibrated: Calibrated, integers: Integers) -> Callable[[Array], Arra
     return function
 
 
-def _rounded(x: Array, grid: levels.Grid) -> Array:
+def _rounded(x: Array, grid: levels.ActivationGrid) -> Array:
     return levels.rounded(x.astype(jnp.promote_types(x.dtype, jnp.float32)), grid).astype(x.dtype)
 
 

@@ -41,15 +41,7 @@ def _chance(panel: Any, evaluation: Evaluation) -> None:
 
 def distributions(evaluation: Evaluation, split: str) -> bytes:
     """Top-1 of every network of a split at every bit-width, with boxes; both runs, if there are two."""
-    part = lambda result: (
-        result
-        and {
-            **result,
-            'networks': [n for n in result['networks'] if n['split'] == split],
-            'rows': [row for row in result['rows'] if row['split'] == split],
-        }
-    )
-    return plotting.accuracy_picture(part(evaluation.result), part(evaluation.other))
+    return plotting.accuracy_picture(evaluation.result, evaluation.other, splits=[split])
 
 
 def accuracy_by_bits(evaluation: Evaluation) -> bytes:
@@ -246,22 +238,18 @@ def training_curves(rows: Iterable[Row]) -> bytes | None:
         'loss': {'training': _curve(rows, 'train/loss')},
         'accuracy, %': {label: _curve(rows, name, 100) for label, name in accuracies.items()},
     }
-    curves = {y: {label: curve for label, curve in of.items() if len(curve)} for y, of in curves.items()}
-    curves = {y: of for y, of in curves.items() if of}
+    curves = {
+        y: {label: curve for label, curve in lines.items() if len(curve)} for y, lines in curves.items()
+    }
+    curves = {y: lines for y, lines in curves.items() if lines}
     if not curves:
         return None
     fig, panels = _subplots(len(curves), 1, 2.4, sharex=True)
-    for panel, (y, of) in zip(panels.flat, curves.items()):
-        for k, (label, curve) in enumerate(of.items()):
+    for panel, (y, lines) in zip(panels.flat, curves.items()):
+        for k, (label, curve) in enumerate(lines.items()):
             marker = _MARKERS[k % len(_MARKERS)] if len(curve) < 30 else None
-            panel.plot(
-                *curve.T,
-                color=COLOURS[k % len(COLOURS)],
-                label=label,
-                linewidth=1.3,
-                marker=marker,
-                markersize=4,
-            )
+            colour = COLOURS[k % len(COLOURS)]
+            panel.plot(*curve.T, color=colour, label=label, linewidth=1.3, marker=marker, markersize=4)
         panel.set_ylabel(y)
         panel.grid(alpha=0.3)
         panel.legend(fontsize=8, frameon=False)

@@ -91,10 +91,12 @@ def _of_evaluation(result: Mapping[str, Any]) -> tuple[list[str], list[list[Any]
         of_split = [cells[split, b] for b in bits]
         means = [{'mean': r['top1_mean'], 'sem': r['top1_sem']} for r in of_split]
         rows.append([split, of_split[0]['n'], *means])
-    protocol = result['protocol']
     wanted = ('date', 'commit', 'device', 'dataset', 'note', 'step', 'images', 'batch_norm', 'ranges', 'seed')
-    about = {key: protocol[key] for key in (*wanted, 'command') if protocol.get(key) not in (None, '')}
-    return ['split', 'networks', *bits], rows, about
+    return ['split', 'networks', *bits], rows, _present(result['protocol'], (*wanted, 'command'))
+
+
+def _present(protocol: Mapping[str, Any], keys: Sequence[str]) -> dict[str, Any]:
+    return {key: protocol[key] for key in keys if protocol.get(key) not in (None, '')}
 
 
 _COLUMNS_OF_MODELS = {
@@ -140,19 +142,8 @@ def _of_study(result: Mapping[str, Any]) -> tuple[list[str], list[list[Any]], di
         rows.append([*line, *([reached['networks'].get(strategy) or 'never'] if reached else [])])
     columns = ['strategy', 'changes', 'seeds', *(f'{split} {bits}' for split, bits in scored)]
     columns += [f'networks to {reached["top1"]:.1f} % in validation'] if reached else []
-    protocol = result['protocol']
-    wanted = (
-        'date',
-        'commit',
-        'device',
-        'dataset',
-        'note',
-        'images',
-        'num_networks',
-        'batch_size',
-        'command',
-    )
-    about = {key: protocol[key] for key in wanted if protocol.get(key) not in (None, '')}
+    wanted = ('date', 'commit', 'device', 'dataset', 'note', 'images', 'num_networks', 'batch_size')
+    about = _present(result['protocol'], (*wanted, 'command'))
     return columns, rows, {'baseline': result['baseline'], **about}
 
 

@@ -2,6 +2,7 @@
 
 import io
 import textwrap
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -34,10 +35,15 @@ def encoded(fig: Any, suffix: str = '.png', *, dpi: int = 130) -> bytes:
     return out.getvalue()
 
 
-def accuracy_picture(result: Result, other: Result | None = None, *, suffix: str = '.png') -> bytes:
-    """Draw the networks' top-1 at every bit-width, as points and boxes, a panel for each split."""
+def accuracy_picture(
+    result: Result, other: Result | None, *, splits: Sequence[str] = (), suffix: str = '.png'
+) -> bytes:
+    """Draw the networks' top-1 at every bit-width, as points and boxes, a panel for each split.
+
+    splits: those that are shown; (): all.
+    """
     protocol = result['protocol']
-    splits, bits = list(dict.fromkeys(r['split'] for r in result['rows'])), protocol['bits']
+    splits, bits = splits or list(dict.fromkeys(r['split'] for r in result['rows'])), protocol['bits']
     runs = [r for r in (result, other) if r is not None]
     columns = min(len(splits), 3 if other is None else 2)
     rows = -(-len(splits) // columns)

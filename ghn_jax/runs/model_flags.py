@@ -1,12 +1,13 @@
-"""--arch and --model: the one network that a command is about."""
+"""--arch and --model: the networks that a command is about."""
 
 from ghn_jax.base.errors import UserError
-from ghn_jax.hypernet.predict import check_network
+from ghn_jax.hypernet.predict import check_head, check_network
 from ghn_jax.models.loading import load_model
 from ghn_jax.models.model import Model
 from ghn_jax.models.tracing import trace
 from ghn_jax.networks.files import load_networks
 from ghn_jax.runs.hypernetwork import Hypernetwork
+from ghn_jax.runs.prediction import with_names
 
 
 def check_given(arch: str | None, model: str | None) -> None:
@@ -14,6 +15,29 @@ def check_given(arch: str | None, model: str | None) -> None:
     if bool(arch) == bool(model):
         given = 'both given' if arch else 'missing'
         raise UserError(f'--arch and --model are {given}: give one of them')
+
+
+def read_models(
+    arch: str | None, model: str | None, size: int
+) -> tuple[list[Model], dict[str, dict[str, str]]]:
+    """Return the networks, and by the name of each how it is made (as `calibrated_file` keeps it).
+
+    Args:
+      arch: architecture file.
+      model: package.module:function; one of the two is given.
+      size: of the images, in pixels.
+
+    Raises:
+      UserError: a file of networks that are not for such images; a model that cannot be imported or traced.
+    """
+    shape = 1, size, size, 3
+    if model:
+        loaded = load_model(model, shape)
+        return [loaded], {loaded.name: {'model': model}}
+    specs = with_names(load_networks(arch or ''))
+    for spec in specs:
+        check_head(spec, size)
+    return [trace(spec, shape) for spec in specs], {spec.name: {'arch': spec.to_json()} for spec in specs}
 
 
 def read_model(

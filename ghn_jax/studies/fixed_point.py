@@ -39,15 +39,8 @@ from ghn_jax.runs.progress import Progress
 from ghn_jax.studies.study_arguments import Parser, command_line, provenance
 from ghn_jax.tuning.fixed_point import MOST_BITS, to_network
 from ghn_jax.tuning.fixed_point_budget import labelled, within_budget
-from ghn_jax.tuning.fixed_point_network import lost, saved
-from ghn_jax.tuning.fixed_point_search import (
-    BUDGET,
-    Search,
-    each_alone,
-    layer_wise,
-    network_wise,
-    uniform,
-)
+from ghn_jax.tuning.fixed_point_network import SAVED, lost, saved
+from ghn_jax.tuning.fixed_point_search import BUDGET, Search, each_alone, layer_wise, network_wise, uniform
 from ghn_jax.tuning.initialization import RANDOM, random_params
 from ghn_jax.tuning.integer_run import integer_logits
 from ghn_jax.tuning.loop import fit
@@ -135,7 +128,10 @@ class _Trained:
         model = trace(module, (1, PIXELS, PIXELS, 3))
         path = workdir / f'{dataset.name}-{name}.safetensors'
         if not files.exists(path):
-            write_params(path, model, train(model, dataset, workdir / f'{dataset.name}-{name}.state.npz'), {})
+            settings = {'epochs': EPOCHS[dataset.name], 'network': model.name, 'dataset': dataset.name}
+            record = Record(workdir, f'{dataset.name}-{name}', settings)
+            write_params(path, model, train(model, dataset, record), {})
+            record.state.unlink(missing_ok=True)
         images = jnp.asarray(dataset.normalized('train', FOLDED)).reshape(4, -1, PIXELS, PIXELS, 3)
         return cls(fold(model, read_params(model, path), list(images)), dataset)
 
@@ -164,9 +160,6 @@ class _Trained:
         }
 
 
-SAVED = ('memory', 'parameters', 'activations', 'multiplications')
-
-
 def _is_exact(network: Calibrated, policy: Any, images: jax.Array) -> bool:
     """Whether integers and shifts give the same logits to the bit."""
     quantizer = network.quantizer(policy)
@@ -176,19 +169,14 @@ def _is_exact(network: Calibrated, policy: Any, images: jax.Array) -> bool:
     )
 
 
-def train(model: Model, dataset: Dataset, state: Place) -> Any:
-    """Train a network in float from random weights (He, normal), with batch statistics; return parameters.
-
-    state: the file that keeps a training that is stopped.
-    """
+def train(model: Model, dataset: Dataset, record: Record) -> Any:
+    """Train a network in float from random weights (He, normal), with batch statistics; return parameters."""
     spec = TrainingSpec(epochs=EPOCHS[dataset.name], augment=True)
     trainer = make_trainer(model.apply, None, spec, len(dataset.train.labels), flip=dataset.flip)
     begun = trainer.begin(random_params(model, RANDOM['he'], 0), 0)
-    with Progress(trainer.steps_per_epoch * spec.epochs, desc=model.name) as progress:
-        how: dict[str, Any] = {'marks': (), 'score': lambda params: None, 'file': state, 'progress': progress}
-        settings = {'epochs': spec.epochs, 'network': model.name, 'dataset': dataset.name}
-        trained, _ = fit(trainer, TrainingImages.of(dataset), begun, settings=settings, **how)
-    state.unlink(missing_ok=True)
+    images = TrainingImages.of(dataset)
+    with Progress(trainer.steps, desc=model.name) as progress:
+        trained, _ = fit(trainer, images, begun, record, marks=(), score=lambda _: None, progress=progress)
     return jax.device_get(trained.averaged)
 
 
@@ -226,7 +214,7 @@ def about(datasets: Sequence[Dataset], command: str) -> dict[str, Any]:
     note = ' '.join(f'{data.name}: {data.note}' for data in datasets if data.note)
     said = {
         'seed': 0,
-        **({'note': note} if note else {}),
+        'note': note,
         'images': f'{PIXELS} pixels, all test images; at most {IMAGES:,} others, half of them to choose '
         'formats, half to check them',
         'training': f'{epochs} in float, from random weights',

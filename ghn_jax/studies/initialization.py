@@ -15,7 +15,8 @@ stopped goes on where it was.
 
 import argparse
 import dataclasses
-from collections.abc import Callable, Iterator, Mapping, Sequence
+import itertools
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import jax
@@ -25,7 +26,7 @@ from ghn_jax.base.errors import FieldError, UserError
 from ghn_jax.base.paths import Place
 from ghn_jax.base.start import start
 from ghn_jax.datasets.load import Dataset, load
-from ghn_jax.evaluation.selection import ImageBatches, image_batches
+from ghn_jax.evaluation.selection import image_batches
 from ghn_jax.models.folding import Calibrated, fold
 from ghn_jax.models.model import Model
 from ghn_jax.models.tracing import trace
@@ -39,11 +40,12 @@ from ghn_jax.studies.initialization_tables import make_tables
 from ghn_jax.studies.layer_statistics import BITS, observe, summarized
 from ghn_jax.studies.study_arguments import command_line, make_parser, provenance, training_of
 from ghn_jax.tuning import comparison
-from ghn_jax.tuning.initialization import PREDICTED, RANDOM, Start, parse_starts
+from ghn_jax.tuning.images import TuningImages
+from ghn_jax.tuning.initialization import PREDICTED, RANDOM, parse_starts
 from ghn_jax.tuning.loop import fit
 from ghn_jax.tuning.records import Record
-from ghn_jax.tuning.scoring import Scorer, normalized
-from ghn_jax.tuning.training import Trainer, TrainingImages, TrainingSpec, make_trainer
+from ghn_jax.tuning.scoring import Accuracy
+from ghn_jax.tuning.training import TrainingImages, TrainingSpec, TrainingState, make_trainer
 
 HYPERNETWORKS = {'digits': 'zoo:digits-bits'}
 """Which one predicts networks for a data set, where none is given."""
@@ -99,107 +101,85 @@ def study(
     Raises:
       UserError: an unknown initialisation, a folder of a study with other settings.
     """
-    images = _Images.of(dataset, spec)
-    each = spec.training.steps_per_epoch(len(dataset.train.labels)) * spec.training.epochs
-    total = each * len(spec.kinds) * len(spec.starts) * len(spec.seeds)
-    policy = hypernetwork.used(Policy()) if hypernetwork else Policy()
+    images = _images(dataset, spec)
+    total = images.steps(spec.training) * len(spec.kinds) * len(spec.starts) * len(spec.seeds)
     runs: list[dict[str, Any]] = []
     with lock.holding(out), Progress(total, desc='initialization') as progress:
         (out / 'runs').mkdir(parents=True, exist_ok=True)
         for name in spec.kinds:
-            task = _Task.of(KINDS[name], spec, images, policy)
-            starts = parse_starts(spec.starts, [task.model], hypernetwork)
-            runs += [task.run(start, seed, out / 'runs', progress) for start in starts for seed in spec.seeds]
+            runs += _train(KINDS[name], spec, images, hypernetwork, out / 'runs', progress)
             yield runs
 
 
-@dataclasses.dataclass(frozen=True)
-class _Images:
-    """What is trained on, scored, and calibrated with (one batch, normalised)."""
-
-    dataset: Dataset
-    train: TrainingImages
-    test: ImageBatches
-    calibration: jax.Array
-
-    @classmethod
-    def of(cls, dataset: Dataset, spec: StudySpec) -> '_Images':
-        count = spec.calibration_images
-        test = image_batches(dataset, dataset.test, batch_size=spec.batch_size)
-        calibration = image_batches(dataset, dataset.train, batch_size=count, num_images=count)
-        return cls(dataset, TrainingImages.of(dataset), test, normalized(calibration)[0])
+def _images(dataset: Dataset, spec: StudySpec) -> TuningImages:
+    """Return the images; those to calibrate with are one batch."""
+    count = spec.calibration_images
+    test = image_batches(dataset, dataset.test, batch_size=spec.batch_size)
+    calibration = image_batches(dataset, dataset.train, batch_size=count, num_images=count)
+    return TuningImages(dataset, TrainingImages.of(dataset), test, calibration.normalized())
 
 
-@dataclasses.dataclass(frozen=True)
-class _Task:
-    """One kind: what its trainings have in common, compiled once for all initialisations and seeds.
-
-    Attributes:
-      policy: that parameters are predicted for: float, as the hypernetwork has it.
-    """
-
-    kind: Kind
-    model: Model
-    policy: Policy
-    images: _Images
-    trainer: Trainer
-    score: Callable[[Any], dict[str, Any]]
-    settings: Mapping[str, Any]
-
-    @classmethod
-    def of(cls, kind: Kind, spec: StudySpec, images: _Images, policy: Policy) -> '_Task':
-        data = images.dataset
-        net = BlockNet(kind, spec.channels, spec.blocks, spec.expansion, data.num_classes)
-        model = trace(net, (1, *data.train.images.shape[1:]))
-        trainer = make_trainer(model.apply, None, spec.training, len(data.train.labels), flip=data.flip)
-        settings = {
-            'net': [kind.name, list(spec.channels), spec.blocks, spec.expansion],
-            'training': dataclasses.asdict(spec.training),
-            'images': [data.name, list(data.train.images.shape), images.test.count, len(images.calibration)],
-        }
-        return cls(kind, model, policy, images, trainer, _scorer(model, images), settings)
-
-    def run(self, start: Start, seed: int, out: Place, progress: Progress) -> dict[str, Any]:
-        """Do a training, or what is left of it, and write its record; return it."""
-        name = f'{self.kind.name}.{start.name}.seed{seed}'
-        record = Record(out, name, {**self.settings, 'seed': seed, 'from': start.about})
+def _train(
+    kind: Kind,
+    spec: StudySpec,
+    images: TuningImages,
+    hypernetwork: Hypernetwork | None,
+    out: Place,
+    progress: Progress,
+) -> Iterator[dict[str, Any]]:
+    """Do the trainings of a kind, or what is left of them, by one program; yield their records."""
+    data = images.dataset
+    net = BlockNet(kind, spec.channels, spec.blocks, spec.expansion, data.num_classes)
+    model = trace(net, (1, *data.train.images.shape[1:]))
+    trainer = make_trainer(model.apply, None, spec.training, len(data.train.labels), flip=data.flip)
+    score = _scorer(model, images)
+    policy = hypernetwork.used(Policy()) if hypernetwork else Policy()  # that parameters are predicted for
+    settings = {
+        'net': [kind.name, list(spec.channels), spec.blocks, spec.expansion],
+        'training': dataclasses.asdict(spec.training),
+        'images': [data.name, list(data.train.images.shape), images.test.count, spec.calibration_images],
+    }
+    starts = parse_starts(spec.starts, [model], hypernetwork)
+    for origin, seed in itertools.product(starts, spec.seeds):
+        own = {**settings, 'seed': seed, 'from': origin.about}
+        record = Record(out, f'{kind.name}.{origin.name}.seed{seed}', own)
         if done := record.read():
-            progress.update(self.trainer.steps_per_epoch * self.trainer.epochs)
-            return done
-        params = start.params(self.model, self.policy, seed)
-        _, history = fit(
-            self.trainer,
-            self.images.train,
-            self.trainer.begin(params, seed),
-            marks=comparison.marks(self.trainer.epochs),
-            score=self.score,
-            file=record.state,
-            settings=record.settings,
-            progress=progress,
-        )
-        done = {'kind': self.kind.name, 'init': start.name, 'seed': seed, **history}
-        record.write(done)
-        return done
+            progress.update(trainer.steps)
+        else:
+            begun = trainer.begin(origin.params(model, policy, seed), seed)
+            marks = comparison.marks(spec.training.epochs)
+            _, history = fit(
+                trainer, images.train, begun, record, marks=marks, score=score, progress=progress
+            )
+            done = {'kind': kind.name, 'init': origin.name, 'seed': seed, **history}
+            record.write(done)
+        yield done
 
 
-def _scorer(model: Model, images: _Images) -> Callable[[Any], dict[str, Any]]:
-    """Return what takes parameters to top-1 in percent by bits, and to the statistics of each layer."""
+def _scorer(model: Model, images: TuningImages) -> Callable[[TrainingState], dict[str, Any]]:
+    """Return what takes a state to top-1 in percent by bits, and to the statistics of each layer."""
     policies = {comparison.FLOAT: Policy(), **{f'w{b}a{b}': Policy(b, b) for b in BITS}}
     seen = jax.jit(observe)
 
-    def apply(network: Calibrated, x: jax.Array, quantizer: Any) -> jax.Array:
-        return network.apply(x, dataclasses.replace(quantizer, ranges=network.ranges))
+    def accuracy(policy: Policy) -> Accuracy:
+        quantizer = model.quantizer(policy)
 
-    scorer = Scorer(apply, {bits: model.quantizer(policy) for bits, policy in policies.items()}, images.test)
+        def apply(network: Calibrated, x: jax.Array) -> jax.Array:
+            return network.apply(x, dataclasses.replace(quantizer, ranges=network.ranges))
 
-    def score(params: Any) -> dict[str, Any]:
-        network = fold(model, params, [images.calibration])
-        found = jax.device_get(seen(network, images.calibration))
-        top1 = scorer(dataclasses.replace(network, ranges=found.ranges))
+        return Accuracy(apply, images.test)
+
+    accuracies = {bits: accuracy(policy) for bits, policy in policies.items()}
+
+    def score(state: TrainingState) -> dict[str, Any]:
+        network = fold(model, state.averaged, images.calibration)
+        found = jax.device_get(seen(network, images.calibration[0]))
+        network = dataclasses.replace(network, ranges=found.ranges)
+        top1 = {bits: round(score_of(network), 2) for bits, score_of in accuracies.items()}
         names = [layer.name for layer in model.layers]  # JAX has sorted them
-        in_order = lambda of: summarized({name: of[name] for name in names})
+        in_order = lambda tensors: summarized({name: tensors[name] for name in names})
         layers = {'weights': in_order(found.weights), 'activations': in_order(found.activations)}
-        return {'top1': {bits: round(value, 2) for bits, value in top1.items()}, **layers}
+        return {'top1': top1, **layers}
 
     return score
 
@@ -208,10 +188,10 @@ def about(dataset: Dataset, spec: StudySpec, command: str, hypernetwork: str | N
     """Return how the figures are taken. hypernetwork: what predicts is called; None: nothing does."""
     said = {
         'dataset': dataset.name,
-        **({'note': dataset.note} if dataset.note else {}),
+        'note': dataset.note,
         'image size': dataset.train.images.shape[1],
         'networks': f'channels {", ".join(map(str, spec.channels))}, blocks in each stage: {spec.blocks}',
-        **({'hypernetwork': hypernetwork} if hypernetwork else {}),
+        'hypernetwork': hypernetwork,
         'seeds': ', '.join(map(str, spec.seeds)),
         'training': f'{spec.training.epochs} epochs of AdamW in float, learning rate '
         f'{spec.training.learning_rate}, batches of {spec.training.batch_size}',

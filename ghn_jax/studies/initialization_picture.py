@@ -7,6 +7,7 @@ import numpy as np
 
 from ghn_jax.reporting import plotting
 from ghn_jax.reporting.charts import COLOURS
+from ghn_jax.reporting.tables import bits_label
 from ghn_jax.studies.block_kinds import role_of
 from ghn_jax.studies.initialization_tables import (
     TENSORS,
@@ -46,13 +47,13 @@ def _accuracy(fig: Any, runs: Sequence[Record]) -> None:
         top1 = np.full((len(kinds), len(starts)), np.nan)
         for i, kind in enumerate(kinds):
             for j, start in enumerate(starts):
-                of = [run for run in runs if (run['kind'], run['init']) == (kind, start)]
-                if of:
-                    top1[i, j] = np.mean([last(run)['top1'][bits] for run in of])
+                members = [run for run in runs if (run['kind'], run['init']) == (kind, start)]
+                if members:
+                    top1[i, j] = np.mean([last(run)['top1'][bits] for run in members])
                     colour = 'white' if top1[i, j] < 60 else 'black'
                     panel.text(j, i, f'{top1[i, j]:.0f}', ha='center', va='center', fontsize=6, color=colour)
         panel.imshow(top1, vmin=0, vmax=100, cmap='viridis', aspect='auto')
-        panel.set_title(f'{bits[:2]}/{bits[2:]}'.upper(), fontsize=8)
+        panel.set_title(bits_label(bits), fontsize=8)
         panel.set_xticks(range(len(starts)), starts, rotation=60, ha='right', rotation_mode='anchor')
         panel.set_yticks(range(len(kinds)), kinds)
         panel.tick_params(labelsize=7)
@@ -95,9 +96,9 @@ def _training(fig: Any, runs: Sequence[Record]) -> None:
     panels = fig.subplots(1, 2, sharey=True)
     for panel, norm in zip(panels, _NORMS, strict=True):
         for k, start in enumerate(starts):
-            of = [run for run in runs if run['init'] == start and norm_of(run) == norm and learned(run)]
+            good = [run for run in runs if run['init'] == start and norm_of(run) == norm and learned(run)]
             ratios = [
-                mean_of_layers([run['scores'][mark] for run in of], 'weights', 'ratio') for mark in marks
+                mean_of_layers([run['scores'][mark] for run in good], 'weights', 'ratio') for mark in marks
             ]
             if _present(ratios):
                 style = _STYLES[k // len(COLOURS)]

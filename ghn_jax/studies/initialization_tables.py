@@ -36,10 +36,10 @@ def make_tables(runs: Sequence[Record], about: Mapping[str, Any]) -> dict[str, d
     """
     common = {'about': dict(about), 'notes': [_NOTE]}
     by_start = [
-        [norm, init, *_row(of)]
-        for (norm, init), of in _grouped(runs, lambda run: (norm_of(run), run['init']))
+        [norm, init, *_row(members)]
+        for (norm, init), members in _grouped(runs, lambda run: (norm_of(run), run['init']))
     ]
-    by_kind = [[kind, *_row(of)] for kind, of in _grouped(runs, lambda run: run['kind'])]
+    by_kind = [[kind, *_row(members)] for kind, members in _grouped(runs, lambda run: run['kind'])]
     return {
         'initialization': {
             'title': 'Initialisations',
@@ -131,10 +131,10 @@ def _by_layer(runs: Sequence[Record]) -> dict[str, Any]:
 
 def _short(run: Record) -> dict[str, Any]:
     scores = {}
-    for mark, of in run['scores'].items():
-        scores[mark] = dict(of['top1'])
+    for mark, found in run['scores'].items():
+        scores[mark] = dict(found['top1'])
         for tensor, key in itertools.product(TENSORS, ('ratio', 'sqnr8')):
-            scores[mark][f'{tensor} {key}'] = _rounded(mean_of_layers([of], tensor, key), 2)
+            scores[mark][f'{tensor} {key}'] = _rounded(mean_of_layers([found], tensor, key), 2)
     return {key: run[key] for key in ('kind', 'init', 'seed')} | {'scores': scores}
 
 

@@ -25,6 +25,7 @@ from typing import Any
 
 from ghn_jax.base import cli, files, jsonfile
 from ghn_jax.base.errors import UserError
+from ghn_jax.reporting.tables import bits_label
 from ghn_jax.runs import hypernetwork as hypernetworks
 from ghn_jax.studies.study_arguments import case_parser, provenance
 from ghn_jax.tuning.records import Record
@@ -212,12 +213,7 @@ def table(found: Sequence[Mapping[str, Any]], about: Mapping[str, Any]) -> dict[
     notes = [f'The longest of these ways took {longest:.1f} minutes.']
     if unneeded := [str(budget) for budget in BUDGETS if budget >= longest][1:]:
         notes[0] += f' None was given {" or ".join(unneeded)} minutes.'
-    columns = [
-        'within',
-        'way',
-        'CPU minutes, all together',
-        *(f'{b[:2].upper()}/{b[2:].upper()}' for b in BITS),
-    ]
+    columns = ['within', 'way', 'CPU minutes, all together', *map(bits_label, BITS)]
     title = 'From nothing to a network of few bits'
     note = next((one['note'] for one in found if one.get('note')), None)
     about = {**about, **({'note': note} if note else {})}

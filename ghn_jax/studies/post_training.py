@@ -38,6 +38,7 @@ from ghn_jax.models.tracing import trace
 from ghn_jax.networks.graph import build_graph
 from ghn_jax.networks.spec import NetworkSpec
 from ghn_jax.quant.policy import parse_bits
+from ghn_jax.reporting.tables import bits_label
 from ghn_jax.runs import hypernetwork as hypernetworks
 from ghn_jax.runs.hypernetwork import Hypernetwork
 from ghn_jax.studies.study_arguments import case_parser, provenance
@@ -193,7 +194,7 @@ def table(found: list[dict[str, Any]], about: Mapping[str, Any]) -> dict[str, An
                 for bits in BITS
             ]
             rows.append([kind, len(of_kind), name, mean_of([one['float'] for one in of_kind], 2), *cells])
-    columns = ['weights', 'networks', 'method', 'float', *(f'{b[:2].upper()}/{b[2:].upper()}' for b in BITS)]
+    columns = ['weights', 'networks', 'method', 'float', *map(bits_label, BITS)]
     return {'title': 'Post-training quantization', 'about': dict(about), 'columns': columns, 'rows': rows}
 
 
@@ -206,7 +207,7 @@ def about(dataset: Dataset, plan: Plan) -> dict[str, Any]:
     said = {
         'seed': 0,
         'dataset': f'{name}, {SIZE} pixels',
-        **({'note': dataset.note} if dataset.note else {}),
+        'note': dataset.note,
         'hypernetwork': plan.hypernetwork,
         'networks': f'those with the fewest layers of the first {DRAWN} in the test split',
         'training': f'{plan.steps} steps of Adam on {BATCH} images, from {plan.begin} weights',

@@ -25,15 +25,12 @@ from ghn_jax.base.paths import Place
 from ghn_jax.base.start import start
 from ghn_jax.datasets.cifar10 import Split
 from ghn_jax.datasets.load import Dataset, load
-from ghn_jax.models.loading import load_model
 from ghn_jax.models.model import Model
-from ghn_jax.models.tracing import trace
-from ghn_jax.networks.files import load_networks
 from ghn_jax.quant.policy import parse_bits
 from ghn_jax.quant.scheme import Scheme
 from ghn_jax.runs.hypernetwork import Hypernetwork
 from ghn_jax.runs.hypernetwork import load as load_hypernetwork
-from ghn_jax.runs.prediction import with_names
+from ghn_jax.runs.model_flags import read_models
 from ghn_jax.studies.study_arguments import command_line, make_parser, provenance, training_of
 from ghn_jax.tuning import comparison, slb
 from ghn_jax.tuning.finetune import FinetuneSpec, finetune
@@ -108,9 +105,7 @@ def accuracies(runs: Runs) -> tuple[list[str], list[list[Any]]]:
 
 
 def _mean(scores: Mapping[tuple[str, int], float]) -> dict[str, float]:
-    """Return `comparison.mean` of scores by network and seed."""
-    runs = [{'network': network, 'score': score} for (network, _), score in scores.items()]
-    return comparison.mean(runs, lambda run: run['score'])
+    return comparison.mean([(network, score) for (network, _), score in scores.items()])
 
 
 def gaps(runs: Runs, spec: SearchSpec, epochs: int) -> tuple[list[str], list[list[Any]]]:
@@ -123,7 +118,9 @@ def gaps(runs: Runs, spec: SearchSpec, epochs: int) -> tuple[list[str], list[lis
         scores = [run['scores'] for run in runs['slb'] if (run['init'], run['bits']) == (init, bits)]
         cells = []
         for done in map(str, passes):
-            soft, hard = (np.mean([of[done][kind][bits] for of in scores]) for kind in ('soft', 'batch'))
+            soft, hard = (
+                np.mean([by_pass[done][kind][bits] for by_pass in scores]) for kind in ('soft', 'batch')
+            )
             cells.append(f'{soft:.1f} / {hard:.1f}')
         rows.append([init, bits, *cells])
     return ['from', 'bits', *map(str, passes)], rows
@@ -149,7 +146,7 @@ def about(dataset: Dataset, models: Sequence[Model], spec: FinetuneSpec, command
     assert search is not None
     said = {
         'dataset': f'{dataset.name}, {dataset.train.images.shape[1]} pixels',
-        **({'note': dataset.note} if dataset.note else {}),
+        'note': dataset.note,
         'images': f'{len(dataset.train.labels)} for training, {spec.num_images or len(dataset.test.labels)} '
         f'for testing in batches of {spec.eval_batch_size}',
         'networks': ', '.join(model.name for model in models),
@@ -187,7 +184,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         dataset = _first_images(dataset, given.train_images)
         inits = given.init.split(',')
         hypernetwork = load_hypernetwork(given.hypernetwork) if given.hypernetwork else None
-        models, sources = _models(given)
+        models, sources = read_models(given.arch, None if given.arch else given.model, given.image_size)
         runs = study(models, sources, inits, spec, out, dataset, hypernetwork)
         command = command_line(parser(), arguments)
         taken = about(dataset, models, spec, command)
@@ -218,16 +215,6 @@ def _spec(given: argparse.Namespace) -> FinetuneSpec:
         search=SearchSpec(logits=given.logits),
         marks=tuple(range(given.epochs + 1)),
     )
-
-
-def _models(given: argparse.Namespace) -> tuple[list[Model], dict[str, dict[str, str]]]:
-    """Return the networks, and how each is made."""
-    shape = (1, given.image_size, given.image_size, 3)
-    if not given.arch:
-        model = load_model(given.model, shape)
-        return [model], {model.name: {'model': given.model}}
-    specs = with_names(load_networks(given.arch))
-    return [trace(spec, shape) for spec in specs], {spec.name: {'arch': spec.to_json()} for spec in specs}
 
 
 if __name__ == '__main__':

@@ -20,7 +20,6 @@ from ghn_jax.base import cli, files
 from ghn_jax.base.errors import UserError
 from ghn_jax.base.paths import Place
 from ghn_jax.base.start import start
-from ghn_jax.models.tracing import trace
 from ghn_jax.quant.policy import parse_bits
 from ghn_jax.runs import hypernetwork as hypernetworks
 from ghn_jax.studies.study_arguments import case_parser
@@ -28,7 +27,7 @@ from ghn_jax.tuning.initialization import PREDICTED, parse_starts
 from ghn_jax.tuning.squeeze_training import KINDS, SqueezeSpec
 from ghn_jax.tuning.squeezing import squeeze
 from ghn_jax.tuning.training import TrainingSpec
-from ghn_jax.tuning.widening import Pair, widen
+from ghn_jax.tuning.widening import pair_of
 
 WORKDIR = 'zoo:digits-bits'
 NETWORKS = (12,)  # places in the test split
@@ -48,12 +47,8 @@ def study(spec: SqueezeSpec, out: Place) -> dict[str, Any]:
     """Train all networks; return the table."""
     loaded = hypernetworks.load(WORKDIR)
     dataset = loaded.load_data()
-    shape = 1, *dataset.train.images.shape[1:]
-    pairs = []
-    for i in NETWORKS:
-        original = dataclasses.replace(loaded.space.sample('test', 0, i), C=CHANNELS)
-        wide = widen(original, FACTOR)
-        pairs.append(Pair(original.name, trace(original, shape), trace(wide, shape), wide.to_json()))
+    originals = [dataclasses.replace(loaded.space.sample('test', 0, i), C=CHANNELS) for i in NETWORKS]
+    pairs = [pair_of(spec, FACTOR, dataset.train.images.shape[1]) for spec in originals]
     models = [model for pair in pairs for model in (pair.original, pair.wide)]
     (begun,) = parse_starts([PREDICTED], models, loaded)
     result = squeeze(pairs, begun, spec, out, dataset=dataset, scheme=loaded.scheme, used=loaded.used)

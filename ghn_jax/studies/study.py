@@ -88,8 +88,6 @@ def study(
     strategies: Mapping[str, Mapping[str, Any]],
     workdir: Place,
     spec: StudySpec | None = None,
-    *,
-    dataset: Dataset | None = None,
 ) -> dict[str, Any]:
     """Train and score the strategies.
 
@@ -98,7 +96,6 @@ def study(
       strategies: the changes of each, by its name (`read_strategies`).
       workdir: of the study; a run is WORKDIR/name.
       spec: seeds, what of it to do, and how it is scored; None: the defaults.
-      dataset: of the config; None: it is read.
 
     Returns:
       the tables of all runs there that are done, as JSON.
@@ -122,9 +119,10 @@ def study(
             f'== {study_run.name}: {json.dumps(strategies[study_run.strategy])}', file=sys.stderr, flush=True
         )
         train(study_run.config, folder)
-        result = _finished(folder, study_run, spec.scoring)
-        if isinstance(result, str):
-            result = _score(folder, spec, dataset)
+        try:
+            result = _finished(folder, study_run, spec.scoring)
+        except UserError:
+            result = _score(folder, spec)
         with lock.holding(workdir, _LOCK, wait=True):
             # Read again each time: other processes share the study.
             done, left_out = _collect(
@@ -171,16 +169,16 @@ def _collect(
     seeds = sorted({seed for name in names if (seed := seed_of(name, strategies)) is not None})
     done: list[tuple[StudyRun, dict[str, Any]]] = []
     left_out: list[str] = []
+    networks, protocol = like['networks'], like['protocol']
     for study_run in make_runs(config, strategies, seeds if seeded else ()):
         if study_run.name in names:
             names.remove(study_run.name)
-            result = _finished(workdir / study_run.name, study_run, wanted)
-            if isinstance(result, dict) and (reason := _unlike(result, like)):
-                result = reason
-            if isinstance(result, dict):
+            try:
+                result = _finished(workdir / study_run.name, study_run, wanted)
+                results.check_comparable(result, 'it', networks, protocol['bits'], protocol)
                 done.append((study_run, result))
-            else:
-                left_out.append(f'{study_run.name} is left out of the tables: {result}')
+            except UserError as e:
+                left_out.append(f'{study_run.name} is left out of the tables: {e}')
     if names:
         which = 'with' if seeded else 'without'
         which = f'no runs of these strategies {which} seeds of their own'
@@ -188,45 +186,32 @@ def _collect(
     return done, left_out
 
 
-def _finished(folder: Place, study_run: StudyRun, wanted: dict) -> dict[str, Any] | str:
-    """The evaluation of a finished run as it lies there; or why it is not of this run, scored so."""
-    try:
-        meta, digest = Checkpoints(folder).restore_record()
-        config, _, step = read_meta(meta, folder)
-        result = results.read_result(folder / _RESULT)
-    except UserError as e:
-        return str(e)
+def _finished(folder: Place, study_run: StudyRun, wanted: dict) -> dict[str, Any]:
+    """Return the evaluation of a finished run as it lies there; raise UserError with what is wrong."""
+    meta, digest = Checkpoints(folder).restore_record()
+    config, _, step = read_meta(meta, folder)
+    result = results.read_result(folder / _RESULT)
     if differing := differing_keys(config, study_run.config, FREE_KEYS):
-        return f'it was trained with another config ({", ".join(differing)} differ)'
+        raise UserError(f'it was trained with another config ({", ".join(differing)} differ)')
     if step != config.train.steps:
-        return f'its training is at step {step} of {config.train.steps}'
+        raise UserError(f'its training is at step {step} of {config.train.steps}')
     if 'digest' not in result:
-        return 'its evaluation was not written by a study of this version'
+        raise UserError('its evaluation was not written by a study of this version')
     if result.pop('digest') != json_digest(result):
-        return 'its evaluation is not what was written'
+        raise UserError('its evaluation is not what was written')
     if result.get('checkpoint') != digest:
-        return 'its evaluation is not of its newest checkpoint'
+        raise UserError('its evaluation is not of its newest checkpoint')
     theirs = result.get('study')
     theirs = theirs if isinstance(theirs, dict) else {}
     if differing := [key for key in wanted.keys() | theirs.keys() if theirs.get(key) != wanted.get(key)]:
-        return f'it was scored in another way ({", ".join(sorted(differing))} differ)'
+        raise UserError(f'it was scored in another way ({", ".join(sorted(differing))} differ)')
     return result
 
 
-def _unlike(result: Mapping[str, Any], like: Mapping[str, Any]) -> str | None:
-    """Why the two evaluations are not of the same networks and images."""
-    protocol = like['protocol']
-    try:
-        results.check_comparable(dict(result), 'it', like['networks'], protocol['bits'], protocol)
-    except UserError as e:
-        return str(e)
-    return None
-
-
-def _score(folder: Place, spec: StudySpec, dataset: Dataset | None) -> dict[str, Any]:
+def _score(folder: Place, spec: StudySpec) -> dict[str, Any]:
     """An evaluation, with the scores by part, written to the strategy's directory."""
     run = load_run(folder)
-    dataset = dataset or load_data(run.config)
+    dataset = load_data(run.config)
     evaluation = dataclasses.replace(spec.evaluation, workdir=str(folder))
     result, _ = evaluate(run, evaluation, dataset=dataset)
     result['validations'] = _validations(folder, run.config)

@@ -66,7 +66,11 @@ def command_line(parser: argparse.ArgumentParser, arguments: Sequence[str] | Non
 
 
 def provenance(command: str, said: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the `about` of a table: when, where and by which command its figures were taken, and `said`."""
+    """Return the `about` of a table: when, where and by which command its figures were taken, and `said`.
+
+    What is None or '' in `said` is left out.
+    """
     cpus = len(os.sched_getaffinity(0)) if hasattr(os, 'sched_getaffinity') else os.cpu_count()
     device = f'{jax.devices()[0].device_kind}, {cpus} of {os.cpu_count()} CPU cores'
-    return {'date': datetime.date.today().isoformat(), 'device': device, **said, 'command': command}
+    given = {key: value for key, value in said.items() if value not in (None, '')}
+    return {'date': datetime.date.today().isoformat(), 'device': device, **given, 'command': command}

@@ -15,12 +15,7 @@ from ghn_jax.config import RunConfig
 from ghn_jax.quant.strategy import strategy_of
 
 _MAX_SEED = 2**31 - 1
-_TASK = (
-    'dataset',
-    'data_dir',
-    'image_size',
-    'space',
-)  # what says on which images and networks runs are scored
+_TASK = ('dataset', 'data_dir', 'image_size', 'space')  # on which images and networks runs are scored
 
 
 @dataclasses.dataclass(frozen=True)
@@ -52,8 +47,7 @@ def read_strategies(path: str | os.PathLike) -> dict[str, dict[str, Any]]:
     for name, changes in strategies.items():
         if not re.fullmatch(r'\w[\w.+-]*', name):
             raise FieldError(
-                'strategies',
-                f'={path}: {shown(name)} is no name for a directory: use letters, digits, _.+-',
+                'strategies', f'={path}: {shown(name)} is no name for a directory: use letters, digits, _.+-'
             )
         if not isinstance(changes, dict):
             raise FieldError(

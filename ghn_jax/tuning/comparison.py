@@ -45,18 +45,20 @@ def compare(runs: Sequence[Mapping[str, Any]], epochs: int) -> dict[str, Any]:
         row: list[Any] = [bits, init, len(networks), len(seeds)]
         for kind, rounded, mark in scored:
             name = bits if rounded else FLOAT
-            row.append(mean(members, lambda run: run['scores'][str(mark)][kind][name]))  # noqa: B023
+            row.append(mean([(run['network'], run['scores'][str(mark)][kind][name]) for run in members]))
         rows.append(row)
     return {'columns': columns, 'rows': rows}
 
 
-def mean(runs: Sequence[Mapping[str, Any]], score: Any) -> dict[str, float]:
-    """Return `mean` and, of more than one network or else seed, `sem`: its standard error."""
-    networks = dict.fromkeys(run['network'] for run in runs)
-    values = [np.mean([score(run) for run in runs if run['network'] == network]) for network in networks]
-    if len(values) == 1:
-        values = [score(run) for run in runs]
-    return mean_of(values)
+def mean(scores: Sequence[tuple[str, float]]) -> dict[str, float]:
+    """Return `mean_of` networks, of each the mean of its scores, or of one network's scores.
+
+    scores: names of networks, with a score of each seed.
+    """
+    networks = dict.fromkeys(network for network, _ in scores)
+    if len(networks) == 1:
+        return mean_of([score for _, score in scores])
+    return mean_of([np.mean([score for name, score in scores if name == network]) for network in networks])
 
 
 def mean_of(values: Sequence[Any], digits: int | None = None) -> dict[str, float]:

@@ -49,12 +49,12 @@ def norm_statistics(model: Model, params: Any, batches: Sequence[Array]) -> tupl
     moments = measure(model, params, batches)
     traced = model.traced((2, *model.input_shape[1:]), jnp.asarray(batches[0]).dtype)
     found = []
-    for of, layers, (scale, shift) in zip(
+    for read, layers, (scale, shift) in zip(
         moments, traced.structure.folds, affines_of(model, traced, params, moments), strict=True
     ):
         if layers is None:
             scale, shift = np.ones_like(scale), np.zeros_like(shift)
-        found.append(NormStatistics(*map(np.float32, (of.mean, np.sqrt(of.variance), scale, shift))))
+        found.append(NormStatistics(*map(np.float32, (read.mean, np.sqrt(read.variance), scale, shift))))
     return tuple(found)
 
 
@@ -71,12 +71,9 @@ def corrected(
 
     entering: [N, ...], of one batch.   pull: lambda_c, the smaller the nearer x' stays to x.
     """
-    x, memory, first = entering, optax.scale_by_adam().init(entering), 0
-    while first < steps:
-        count = min(steps_at_once(steps), steps - first)
-        of = {'steps': count, 'k': k}
-        x, memory = _descend(calibrated, statistics, entering, pull, steps, x, memory, first, **of)
-        first += count
+    x, memory, most = entering, optax.scale_by_adam().init(entering), steps_at_once(steps)
+    for i in range(0, steps, most):
+        x, memory = _descend(calibrated, statistics, entering, pull, steps, x, memory, i, steps=most, k=k)
     return x
 
 

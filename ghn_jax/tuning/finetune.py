@@ -11,11 +11,8 @@ A training is one network, at one bit-width, from one initialisation, with one s
 
 import dataclasses
 import time
-import zlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
-
-import jax
 
 import ghn_jax
 from ghn_jax.base import bounds, files, lock
@@ -23,22 +20,25 @@ from ghn_jax.base.errors import FieldError, UserError
 from ghn_jax.base.paths import Place
 from ghn_jax.datasets.load import Dataset
 from ghn_jax.evaluation.evaluation_spec import BATCH_SIZE
+from ghn_jax.evaluation.model_evaluation import check_images
 from ghn_jax.hypernet.policy_features import resolve
 from ghn_jax.models.model import Model
 from ghn_jax.quant.policy import Policy
 from ghn_jax.quant.scheme import QAT, Scheme
 from ghn_jax.runs.progress import Progress
 from ghn_jax.tuning import comparison
+from ghn_jax.tuning.images import TuningImages
 from ghn_jax.tuning.initialization import Start
 from ghn_jax.tuning.loop import fit
+from ghn_jax.tuning.method import Method, Setup
 from ghn_jax.tuning.records import Record
-from ghn_jax.tuning.setup import Method, Setup, TuningImages
 from ghn_jax.tuning.slb import SearchSpec
 from ghn_jax.tuning.slb_method import Slb, searched_names
 from ghn_jax.tuning.straight_through import StraightThrough
 from ghn_jax.tuning.training import TrainingSpec
 
 STATISTICS = ('batch', 'calibrated', 'fixed')
+_CALIBRATION_BATCHES = 4  # of training images, the first ones, as large as those that are scored
 _NOTE = (
     'Top-1 in percent after so many passes over the training images, run in float and at the bits of the '
     'training. Mean ± standard error over networks, each the mean of its seeds; of one network, over seeds.'
@@ -58,7 +58,6 @@ class FinetuneSpec:
         activations, and the network is trained and scored with these ('fixed').
       eval_batch_size: test images of a batch, whose statistics batch norms use.
       num_images: test images; 0: all.
-      calibration_batches: of training images, the first ones, of eval_batch_size.
       search: weights of few bits are searched (`slb_method`) as this says; None: all are rounded
         straight-through.
       marks: passes after which networks are scored beside those of the table.
@@ -73,7 +72,6 @@ class FinetuneSpec:
     batch_norm: str = 'batch'
     eval_batch_size: int = BATCH_SIZE
     num_images: int = 0
-    calibration_batches: int = 4
     search: SearchSpec | None = None
     marks: tuple[int, ...] = ()
 
@@ -88,11 +86,7 @@ class FinetuneSpec:
         return tuple(sorted({*comparison.marks(self.training.epochs), *self.marks}))
 
     def __post_init__(self) -> None:
-        bounds.check(
-            batch_size=self.eval_batch_size,
-            num_images=self.num_images,
-            calibration_batches=self.calibration_batches,
-        )
+        bounds.check(batch_size=self.eval_batch_size, num_images=self.num_images)
         if self.batch_norm not in STATISTICS:
             raise FieldError('batch_norm', f'={self.batch_norm}: expected one of {", ".join(STATISTICS)}')
         if self.search and self.batch_norm == 'fixed':
@@ -147,8 +141,8 @@ def finetune(
     with lock.holding(out), Progress(total, desc='finetune') as progress:
         (out / 'runs').mkdir(exist_ok=True)
         runs = [
-            task.run(start, seed, out, progress)
-            for task in _tasks(models, spec, images, scheme, used, sources)
+            _train(method, start, seed, spec, out, progress)
+            for method in _methods(models, spec, images, scheme, used, sources)
             for start in starts
             for seed in spec.seeds
         ]
@@ -159,116 +153,93 @@ def finetune(
 
 def check_models(models: Sequence[Model], dataset: Dataset) -> None:
     """Raise UserError for models that are not for a data set, and for names that make no files."""
-    shape = dataset.train.images.shape[1:]
     for model in models:
         if model.classes != dataset.num_classes:
             raise UserError(
                 f'model {model.name!r} has {model.classes} classes, {dataset.name} has '
                 f'{dataset.num_classes}: give a model with {dataset.num_classes} outputs'
             )
-        if model.input_shape[1:] != shape:
-            raise UserError(
-                f'model {model.name!r} is traced for images of shape {model.input_shape[1:]}, those of '
-                f'{dataset.name} have {shape}: trace it for these'
-            )
+        check_images(model, dataset)
     names = [model.name for model in models]
     for name in names:
         if not name or '/' in name or '\0' in name or name.startswith('.') or names.count(name) > 1:
             raise UserError(f'network {name!r} has no name for files of its own: give it another')
 
 
-@dataclasses.dataclass(frozen=True)
-class _Task:
-    """One network at one bit-width, trained by a method.
-
-    Attributes:
-      settings: all that a result depends on beside the start and the seed, in JSON's types.
-    """
-
-    model: Model
-    method: Method
-    images: TuningImages
-    marks: tuple[int, ...]
-    settings: Mapping[str, Any]
-
-    def run(self, start: Start, seed: int, out: Place, progress: Progress) -> dict[str, Any]:
-        """Do a training, or what is left of it, and keep its parameters; return its record."""
-        bits, policy = self.method.bits, self.method.policy
-        name = f'{self.model.name}.{bits}.{start.name}.seed{seed}'
-        kept, trainer = out / f'{name}{self.method.suffix}', self.method.trainer
-        record = Record(out / 'runs', name, {**self.settings, 'seed': seed, 'from': start.about})
-        if (done := record.read()) and files.exists(kept):
-            progress.update(trainer.steps_per_epoch * trainer.epochs)
-            return done
-        state, history = fit(
-            trainer,
-            self.images.train,
-            self.method.begin(start.params(self.model, policy, seed), seed),
-            marks=self.marks,
-            score=self.method.score,
-            file=record.state,
-            settings=record.settings,
-            progress=progress,
-        )
-        metadata = {
-            'bits': bits,
-            'finetuned_from': start.name,
-            'seed': str(seed),
-            'epochs': str(trainer.epochs),
-            'dataset': self.images.dataset.name,
-            'ghn_jax': ghn_jax.__version__,
-        }
-        self.method.keep(kept, state, metadata)
-        done = {'network': self.model.name, 'bits': bits, 'init': start.name, 'seed': seed}
-        done |= {'file': kept.name, **history}
-        record.write(done)
-        return done
-
-
-def _tasks(
+def _methods(
     models: Sequence[Model],
     spec: FinetuneSpec,
     images: TuningImages,
     scheme: Scheme,
     used: Callable[[Policy], Policy],
     sources: Mapping[str, Mapping[str, str]],
-) -> Iterator[_Task]:
-    """Yield each network at each bit-width."""
-    data = images.dataset.train
-    settings = {
-        'training': dataclasses.asdict(spec.training),
-        'search': dataclasses.asdict(spec.search) if spec.search else None,
-        'scheme': dataclasses.asdict(scheme),
-        'scoring': [spec.batch_norm, spec.eval_batch_size, images.test.count, len(images.calibration)],
-        'passes': list(spec.scored),
-        'images': [images.dataset.name, list(data.images.shape), zlib.crc32(data.images.tobytes())],
-    }
+) -> Iterator[Method]:
+    """Yield the method for each network at each bit-width."""
     policies = {str(policy): used(policy) for policy in spec.policies}
     for model in models:
-        for method in _methods(model, spec, images, scheme, policies, sources.get(model.name)):
-            own = settings | {'model': model.digest, 'bits': method.policy.to_dict()}
-            yield _Task(model, method, images, spec.scored, own)
+        setup = Setup(
+            model=model,
+            images=images,
+            training=spec.training,
+            scheme=scheme,
+            statistics=spec.batch_norm,
+            source=sources.get(model.name),
+        )
+        if spec.search:
+            yield from Slb.of_each(setup, policies, spec.search)
+        else:
+            yield from StraightThrough.of_each(setup, policies)
 
 
-def _methods(
-    model: Model,
-    spec: FinetuneSpec,
-    images: TuningImages,
-    scheme: Scheme,
-    policies: Mapping[str, Policy],
-    source: Mapping[str, str] | None,
-) -> Sequence[StraightThrough | Slb]:
-    setup = Setup(
-        model=model,
-        images=images,
-        training=spec.training,
-        scheme=scheme,
-        statistics=spec.batch_norm,
-        source=source,
+def _train(
+    method: Method, start: Start, seed: int, spec: FinetuneSpec, out: Place, progress: Progress
+) -> dict[str, Any]:
+    """Do a training, or what is left of it, and keep its parameters; return its record."""
+    bits, model, images, trainer = method.bits, method.setup.model, method.setup.images, method.trainer
+    name = f'{model.name}.{bits}.{start.name}.seed{seed}'
+    kept = out / (name if spec.keeps_calibrated else f'{name}.safetensors')
+    settings = _settings(method, spec) | {'seed': seed, 'from': start.about}
+    record = Record(out / 'runs', name, settings)
+    if (done := record.read()) and files.exists(kept):
+        progress.update(trainer.steps)
+        return done
+    state, history = fit(
+        trainer,
+        images.train,
+        method.begin(start.params(model, method.policy, seed), seed),
+        record,
+        marks=spec.scored,
+        score=method.score,
+        progress=progress,
     )
-    if spec.search is None:
-        return StraightThrough.of_each(setup, policies)
-    return Slb.of_each(setup, policies, spec.search)
+    metadata = {
+        'bits': bits,
+        'finetuned_from': start.name,
+        'seed': str(seed),
+        'epochs': str(trainer.epochs),
+        'dataset': images.dataset.name,
+        'ghn_jax': ghn_jax.__version__,
+    }
+    method.keep(kept, state, metadata)
+    done = {'network': model.name, 'bits': bits, 'init': start.name, 'seed': seed}
+    done |= {'file': kept.name, **history}
+    record.write(done)
+    return done
+
+
+def _settings(method: Method, spec: FinetuneSpec) -> dict[str, Any]:
+    """Return all that a result depends on beside the start and the seed, in JSON's types."""
+    images = method.setup.images
+    return {
+        'training': dataclasses.asdict(spec.training),
+        'search': dataclasses.asdict(spec.search) if spec.search else None,
+        'scheme': dataclasses.asdict(method.setup.scheme),
+        'scoring': [spec.batch_norm, spec.eval_batch_size, images.test.count, len(images.calibration)],
+        'passes': list(spec.scored),
+        'images': images.identity,
+        'model': method.setup.model.digest,
+        'bits': method.policy.to_dict(),
+    }
 
 
 def _images(dataset: Dataset, spec: FinetuneSpec) -> TuningImages:
@@ -277,28 +248,13 @@ def _images(dataset: Dataset, spec: FinetuneSpec) -> TuningImages:
         dataset,
         batch_size=spec.eval_batch_size,
         num_images=spec.num_images,
-        calibration_batches=spec.calibration_batches if is_calibrated else 0,
+        calibration_batches=_CALIBRATION_BATCHES if is_calibrated else 0,
     )
 
 
 def _about(models: Sequence[Model], spec: FinetuneSpec, images: TuningImages) -> dict[str, Any]:
-    """What is said below a table."""
-    dataset, training, calibration = images.dataset, spec.training, sum(map(len, images.calibration))
-    return {
-        'dataset': dataset.name,
-        **({'note': dataset.note} if dataset.note else {}),
-        'image size': dataset.train.images.shape[1],
-        'training images': len(dataset.train.labels),
-        'test images': f'{images.test.count} in batches of {spec.eval_batch_size}',
-        'networks': ', '.join(model.name for model in models),
-        **({'search': dataclasses.asdict(spec.search)} if spec.search else {}),
-        'seeds': ', '.join(map(str, spec.seeds)),
-        'epochs': training.epochs,
-        'batch size': training.batch_size,
-        'learning rate': training.learning_rate,
-        'moving average': training.ema,
-        'augmented': 'yes' if training.augment else 'no',
-        'statistics': spec.batch_norm,
-        **({'calibration images': calibration} if calibration else {}),
-        'device': f'1 x {jax.devices()[0].device_kind}',
-    }
+    calibration = sum(map(len, images.calibration))
+    networks = {'networks': ', '.join(model.name for model in models)}
+    search = {'search': dataclasses.asdict(spec.search)} if spec.search else {}
+    how = {'statistics': spec.batch_norm} | ({'calibration images': calibration} if calibration else {})
+    return images.about(spec.training, spec.seeds, what=networks | search, how=how)

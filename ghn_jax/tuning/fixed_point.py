@@ -128,8 +128,8 @@ def with_rounded(calibrated: Calibrated, tensors: Iterable[Tensor], formats: Any
     weights, biases = dict(calibrated.weights), dict(calibrated.biases)
     for tensor, (bits, point) in zip(tensors, formats):
         if tensor.kind != 'activation':
-            of = weights if tensor.kind == 'weight' else biases
-            of[tensor.name] = round_to(jnp.asarray(of[tensor.name]), bits, point)
+            arrays = weights if tensor.kind == 'weight' else biases
+            arrays[tensor.name] = round_to(jnp.asarray(arrays[tensor.name]), bits, point)
     return dataclasses.replace(calibrated, weights=weights, biases=biases)
 
 
@@ -178,7 +178,7 @@ def to_network(
         if kind != 'bias' and bits.setdefault(parameter, {}).setdefault(kind, b) != b:
             raise ValueError(f'{parameter!r} has a {kind} of {bits[parameter][kind]} bits and one of {b}')
     # What enters a layer that is not the first to read it has its bits at the first.
-    layers = tuple((name, of['weight'], of.get('activation', MOST_BITS)) for name, of in bits.items())
+    layers = tuple((name, b['weight'], b.get('activation', MOST_BITS)) for name, b in bits.items())
     made = dataclasses.replace(
         calibrated,
         weights={name: np.asarray(w) for name, w in rounded.weights.items()},
@@ -218,8 +218,8 @@ class Costs(NamedTuple):
 
 def costs_of(calibrated: Calibrated, tensors: Sequence[Tensor], formats: np.ndarray) -> Costs:
     """Return the costs of formats [T, 2]."""
-    model, of = calibrated.model, by_name(tensors, formats)
-    widths = {kind: {name: bits for name, (bits, _) in rows.items()} for kind, rows in of.items()}
+    model, named = calibrated.model, by_name(tensors, formats)
+    widths = {kind: {name: bits for name, (bits, _) in rows.items()} for kind, rows in named.items()}
     entering = {t.name: widths['activation'][t.reader] for t in tensors if t.kind == 'weight'}
     parameters = sum(calibrated.weights[name].size * bits for name, bits in widths['weight'].items())
     parameters += sum(calibrated.biases[name].size * bits for name, bits in widths['bias'].items())

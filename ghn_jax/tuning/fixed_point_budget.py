@@ -57,7 +57,7 @@ def labelled(dataset: Dataset, count: int) -> tuple[Labelled, Labelled]:
     validation = dataset.normalized('val', count), dataset.val.labels[:count]
     more = max(count - len(validation[1]), 0)
     training = dataset.normalized('train', more), dataset.train.labels[:more]
-    first, rest = ([part[of] for part in validation] for of in (slice(checking), slice(checking, None)))
+    first, rest = zip(*((part[:checking], part[checking:]) for part in validation))
     choose = [np.concatenate(parts) for parts in zip(rest, training)]
     return (choose[0], choose[1]), (first[0], first[1])
 
@@ -66,7 +66,7 @@ def within_budget(
     choose: Search,
     check: Search,
     budget: float,
-    done: Callable[[], None] = lambda: None,
+    done: Callable[[int], object] = lambda layers: None,
     begun: Attempt | None = None,
     keep: Callable[[Attempt], object] = lambda attempt: None,
 ) -> tuple[np.ndarray, float]:
@@ -75,7 +75,7 @@ def within_budget(
     Args:
       choose, check: one network, with the images that choose and the images that check.
       budget: points of accuracy that may be lost, on these and on those.
-      done: is called `count_parts` times.
+      done: is given how many layers are done since the last call, `count_parts` in all.
       begun: the last that `keep` was given, to go on from; None: nothing.
       keep: is given how far it is after each layer.
 
@@ -91,22 +91,17 @@ def within_budget(
         check_eight_bits(search, budget, eight)
     for number, share in enumerate(SHARES):
         if begun and number < begun.number:
-            _times(done, choose.layers)
+            done(choose.layers)
             continue
         here = (begun.layers, begun.formats) if begun and number == begun.number else None
         keep_here = lambda layers, formats, number=number: keep(Attempt(number, layers, formats))
         formats = layer_wise(choose, budget, share, done, here, keep_here)
         if check.meets(formats, check.least_correct(budget)):
-            _times(done, choose.layers * (len(SHARES) - number - 1))
+            done(choose.layers * (len(SHARES) - number - 1))
             return formats, share
     return eight, 0.0
 
 
 def count_parts(layers: int) -> int:
-    """Return how many parts `within_budget` tells of, for a network of so many layers."""
+    """Return how many layers `within_budget` tells of, for a network of so many: those of each search."""
     return layers * len(SHARES)
-
-
-def _times(done: Callable[[], None], times: int) -> None:
-    for _ in range(times):
-        done()

@@ -22,6 +22,7 @@ from ghn_jax.tuning.fixed_point_search import BUDGET, Search
 from ghn_jax.tuning.quantize import top1
 
 SCHEME = Scheme('qat')
+SAVED = ('memory', 'parameters', 'activations', 'multiplications')  # of `Costs`
 STATE = 'formats.json'
 """In the folder while a search goes on: 'key', of what, and the fields of `Attempt`."""
 
@@ -33,7 +34,7 @@ def fixed_point_into(
     test: Labelled,
     source: Mapping[str, str],
     budget: float = BUDGET,
-    done: Callable[[], None] = lambda: None,
+    done: Callable[[int], object] = lambda layers: None,
 ) -> dict[str, Any]:
     """Find formats within a budget, and write the network in them to a folder.
 
@@ -44,7 +45,7 @@ def fixed_point_into(
       test: images and labels that the network is scored on.
       source: how its model is made (`calibrated_file`).
       budget: points of accuracy that may be lost on the former, on those that choose and on those that check.
-      done: is called `count_parts` times.
+      done: as of `within_budget`.
 
     Returns:
       What there is to say of it, ready for JSON.
@@ -104,12 +105,9 @@ def _keep(state: Place, key: str, attempt: Attempt) -> None:
 
 
 def saved(search: Search, formats: np.ndarray) -> dict[str, float]:
-    """Return what formats save against 8 bits everywhere, as shares from 0 to 1, by the names of `Costs`."""
+    """Return what formats save against 8 bits everywhere, as shares from 0 to 1, by the names in `SAVED`."""
     cost, widest = (costs_of(search.calibrated, search.tensors, f) for f in (formats, search.eight_bits))
-    return {
-        what: round(1 - getattr(cost, what) / getattr(widest, what), 4)
-        for what in ('memory', 'parameters', 'activations', 'multiplications')
-    }
+    return {what: round(1 - getattr(cost, what) / getattr(widest, what), 4) for what in SAVED}
 
 
 def lost(search: Search, formats: np.ndarray) -> float:

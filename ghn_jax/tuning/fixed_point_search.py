@@ -91,9 +91,9 @@ class Search:
                 f': there are {have} for {count} images: method {NAME} needs images, and one for each',
             )
         size = count // -(-count // _BATCH)
-        batches = [slice(first, first + size) for first in range(0, count - size + 1, size)]
-        cut = [(jnp.asarray(images[of]), jnp.asarray(labels[of], jnp.int32)) for of in batches]
-        return cls(calibrated, tensors_of(calibrated), cut)
+        cuts = [slice(first, first + size) for first in range(0, count - size + 1, size)]
+        batches = [(jnp.asarray(images[cut]), jnp.asarray(labels[cut], jnp.int32)) for cut in cuts]
+        return cls(calibrated, tensors_of(calibrated), batches)
 
     @functools.cached_property
     def index(self) -> dict[tuple[str, str], int]:
@@ -102,8 +102,8 @@ class Search:
 
     def leader(self, i: int) -> int:
         """Return the number of the first tensor that has its width for the same parameter as tensor i."""
-        of = lambda tensor: (tensor.kind, tensor.parameter)
-        return next(j for j, tensor in enumerate(self.tensors) if of(tensor) == of(self.tensors[i]))
+        use = lambda tensor: (tensor.kind, tensor.parameter)
+        return next(j for j, tensor in enumerate(self.tensors) if use(tensor) == use(self.tensors[i]))
 
     @property
     def images(self) -> int:
@@ -146,8 +146,8 @@ class Search:
         """Return a tensor as it is rounded: in float, of an activation a sample at these formats."""
         if tensor.kind == 'activation':
             return np.concatenate([self._run(formats, x, y)[2][tensor.name] for x, y in self.batches])
-        of = self.calibrated.weights if tensor.kind == 'weight' else self.calibrated.biases
-        return np.asarray(of[tensor.name])
+        arrays = self.calibrated.weights if tensor.kind == 'weight' else self.calibrated.biases
+        return np.asarray(arrays[tensor.name])
 
     def _run(self, formats: np.ndarray, x: Array, y: Array) -> Any:
         return _run(self.calibrated, jnp.asarray(formats), x, y, tensors=self.tensors)
@@ -186,7 +186,7 @@ def layer_wise(
     search: Search,
     budget: float,
     share: float = 1.0,
-    done: Callable[[], None] = lambda: None,
+    done: Callable[[int], object] = lambda layers: None,
     begun: tuple[int, np.ndarray] | None = None,
     keep: Callable[[int, np.ndarray], object] = lambda layers, formats: None,
 ) -> np.ndarray:
@@ -196,7 +196,7 @@ def layer_wise(
       search: the network and its images.
       budget: points of accuracy that may be lost on them.
       share: of what 8 bits everywhere leave of the budget, from 0 to 1: how much of it is spent.
-      done: is called after each layer.
+      done: is given 1 after each layer.
       begun: the last that `keep` was given, to go on from; None: nothing.
       keep: is given how many layers are done, and the formats so far.
 
@@ -216,7 +216,7 @@ def layer_wise(
             for i in (i for i, tensor in enumerate(search.tensors) if tensor.layer == k):
                 formats = narrowed(search, formats, i, allowed)
             keep(k + 1, formats)
-        done()
+        done(1)
     return formats
 
 
@@ -279,9 +279,9 @@ def _with_format(search: Search, formats: np.ndarray, i: int, bits: int, point: 
             changed[j] = bits, best_points(search.values(changed, tensors[j]), [bits])[bits]
     for j, tensor in enumerate(tensors):
         if tensor.kind == 'bias':
-            of = [search.index['activation', tensor.reader], search.index['weight', tensor.name]]
-            if (changed[[j, *of], 0] < FLOAT_BITS).all():
-                changed[j, 1] = min(changed[j, 1], changed[of, 1].sum())
+            factors = [search.index['activation', tensor.reader], search.index['weight', tensor.name]]
+            if (changed[[j, *factors], 0] < FLOAT_BITS).all():
+                changed[j, 1] = min(changed[j, 1], changed[factors, 1].sum())
     return changed
 
 

@@ -2,14 +2,11 @@
 
 import math
 import time
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Collection
 from typing import Any
 
-from ghn_jax.base import files
-from ghn_jax.base.paths import Place
 from ghn_jax.runs.progress import Progress
-from ghn_jax.tuning.records import check_settings
-from ghn_jax.tuning.state_file import read_state, write_state
+from ghn_jax.tuning.records import Record
 from ghn_jax.tuning.training import Trainer, TrainingImages, TrainingState
 
 SAVE_SECONDS = 30.0
@@ -22,15 +19,14 @@ def fit(
     trainer: Trainer,
     images: TrainingImages,
     state: TrainingState,
+    record: Record,
     *,
     marks: Collection[int],
-    score: Callable[[Any], Any],
-    file: Place,
-    settings: Mapping[str, Any],
+    score: Callable[[TrainingState], Any],
     progress: Progress,
     between: Callable[[TrainingState, int], TrainingState] = lambda state, epoch: state,
 ) -> tuple[TrainingState, dict[str, Any]]:
-    """Train, from where the file says it is or from the beginning.
+    """Train, from where the record's state says it is or from the beginning.
 
     A training that is killed and taken up again ends in the same numbers, to the bit, as one that never
     stopped.
@@ -39,10 +35,9 @@ def fit(
       trainer: compiled for these images.
       images: that are trained on.
       state: the first one; it is used up.
+      record: of the training; its state is written while training goes on.
       marks: after which passes the state is scored; 0: before the first.
-      score: what `Trainer.scored` gives of a state -> its scores, in JSON's types.
-      file: of the state, while training goes on; the caller deletes it once the result is kept.
-      settings: all that the result depends on, in JSON's types.
+      score: of a state, in JSON's types.
       progress: steps are counted there.
       between: (state, number of the pass) -> the state that the pass begins with.
 
@@ -50,9 +45,9 @@ def fit(
       The last state. `loss`: of each pass the mean, None where it is no number; `scores`: by mark, a string.
 
     Raises:
-      UserError: the file is of a training with other settings, or cannot be read or written.
+      UserError: the state is of a training with other settings, or cannot be read or written.
     """
-    state, history = _taken_up(state, file, settings)
+    state, history = record.read_state(state) or (state, {'loss': [], 'scores': {}})
     done, saved, order = int(state.step), time.monotonic(), None
     progress.update(done)
     while True:
@@ -63,7 +58,7 @@ def fit(
                 loss = float(state.loss) / trainer.steps_per_epoch
                 history['loss'].append(loss if math.isfinite(loss) else None)
             if epoch in marks and str(epoch) not in history['scores']:
-                history['scores'][str(epoch)] = score(trainer.scored(state))
+                history['scores'][str(epoch)] = score(state)
         if epoch == trainer.epochs:
             return state, history
         if order is None:
@@ -75,16 +70,5 @@ def fit(
         done += count
         progress.update(count, images=count * trainer.batch_size, loss=float(state.loss) / (place + count))
         if time.monotonic() - saved > SAVE_SECONDS:
-            write_state(file, state, {'settings': dict(settings), 'history': history})
+            record.write_state(state, history)
             saved = time.monotonic()
-
-
-def _taken_up(
-    state: TrainingState, file: Place, settings: Mapping[str, Any]
-) -> tuple[TrainingState, dict[str, Any]]:
-    """Return the state and the history of a file, or the first state and none."""
-    if not files.exists(file):
-        return state, {'loss': [], 'scores': {}}
-    state, about = read_state(file, state)
-    check_settings(settings, about.get('settings'), file)
-    return state, about['history']

@@ -27,7 +27,7 @@ from ghn_jax.tuning import adaround
 from ghn_jax.tuning.blocks import Block, Values, blocks_of
 from ghn_jax.tuning.correction import NormStatistics, corrected
 from ghn_jax.tuning.ranges import FixedRanges, check_bits, layer_bits, round_nearest
-from ghn_jax.tuning.reconstruction import Grids, Images, Learned, Options, Terms, learn, make_optimizer, start
+from ghn_jax.tuning.reconstruction import Grids, Images, Learned, Options, Terms, learn, start
 from ghn_jax.tuning.repeating import steps_at_once
 
 CHUNK = 100  # steps of a block between two signs of life
@@ -38,7 +38,7 @@ def pd_quant(
     images: Array,
     settings: Sequence[tuple[NamedWidths, Options]],
     statistics: Sequence[NormStatistics],
-    done: Callable[[], None] = lambda: None,
+    done: Callable[[int], object] = lambda parts: None,
     begun: tuple[int, Sequence[Calibrated]] = (0, ()),
     keep: Callable[[int, Sequence[Calibrated]], object] = lambda blocks, networks: None,
 ) -> list[Calibrated]:
@@ -50,7 +50,7 @@ def pd_quant(
       settings: bits by the weight's name (`Policy.resolve`), and options; the batch size and what concerns
         the correction are those of the first.
       statistics: of the model's batch norms (`correction.norm_statistics`).
-      done: is called after every `CHUNK` steps, or what is left of them, of a block and a setting.
+      done: is given 1 after every `CHUNK` steps, or what is left of them, of a block and a setting.
       begun, keep: to go on with `keep`'s last arguments; it is called with how many blocks are done, and the
         network of each setting so far. The result is the same.
 
@@ -75,8 +75,7 @@ def pd_quant(
     for k, block in enumerate(blocks):
         if k < blocks_before:
             ways, entering = [way.run(block, k) for way in ways], _leave(calibrated, entering, {}, k=k)
-            for _ in range(sum(map(count_chunks, settings))):
-                done()
+            done(sum(map(count_chunks, settings)))
             continue
         seen = {name for before in blocks[:k] for name in before.readers}
         entered = {False: entering}
@@ -94,7 +93,7 @@ def pd_quant(
 
 
 def count_chunks(setting: tuple[Any, Options]) -> int:
-    """Return how often `pd_quant` calls `done` for a block of a setting."""
+    """Return how many parts `pd_quant` tells of for a block of a setting."""
     return -(-setting[1].iterations // CHUNK)
 
 
@@ -133,20 +132,20 @@ class _Way:
         k: int,
         seen: set[str],
         images: Images,
-        done: Callable[[], None],
+        done: Callable[[int], object],
     ) -> '_Way':
         """Learn block k. seen: readers of blocks before, whose ranges stay."""
         grids, options = self._grids(block, seen), self.options
-        learned = start(calibrated, grids)
-        memory = make_optimizer().init(learned)  # pyright: ignore[reportArgumentType]
+        learned, memory = start(calibrated, grids)
         numbers, most = Terms.of(options), steps_at_once(CHUNK)
         for first in range(0, options.iterations, CHUNK):
-            last = min(first + CHUNK, options.iterations)
-            for i in range(first, last if grids.weights or grids.activations else first, most):
-                how: Any = {'steps': min(most, last - i), 'k': k, 'batch_size': options.batch_size}
-                learned, memory = learn(calibrated, grids, images, numbers, learned, memory, i, **how)
-            jax.block_until_ready(learned)
-            done()
+            if grids.weights or grids.activations:
+                last = min(first + CHUNK, options.iterations)
+                for i in range(first, last, most):
+                    how: Any = {'steps': min(most, last - i), 'k': k, 'batch_size': options.batch_size}
+                    learned, memory = learn(calibrated, grids, images, numbers, learned, memory, i, **how)
+                jax.block_until_ready(learned)
+            done(1)
         network = self._with(calibrated, grids, learned)
         return dataclasses.replace(self, network=network).run(block, k)
 
@@ -208,23 +207,23 @@ def _correct(
     k: int,
     options: Options,
 ) -> Values:
-    """Correct what enters block k, batch after batch."""
+    """Correct what enters block k."""
     if not block.norms:
         return entering
     how: Any = {'k': k, 'steps': options.correction_steps, 'pull': options.pull}
-    batches = [
-        corrected(calibrated, statistics, tuple(x[i] for x in entering), **how)
-        for i in range(len(entering[0]))
-    ]
-    return tuple(map(jnp.stack, zip(*batches)))
+    return _by_batch(lambda x: corrected(calibrated, statistics, x, **how), entering)
 
 
 def _leave(calibrated: Calibrated, entering: Values, ranges: dict[str, Any], *, k: int) -> Values:
-    """Compute what leaves block k, batch after batch.
+    """Compute what leaves block k.
 
     ranges: (lo, hi, bits) of activations that are rounded, by reader.
     """
-    batches = [_run(calibrated, tuple(x[i] for x in entering), ranges, k=k) for i in range(len(entering[0]))]
+    return _by_batch(lambda x: _run(calibrated, x, ranges, k=k), entering)
+
+
+def _by_batch(function: Callable[[Values], Values], entering: Values) -> Values:
+    batches = [function(tuple(x[i] for x in entering)) for i in range(len(entering[0]))]
     return tuple(map(jnp.stack, zip(*batches)))
 
 

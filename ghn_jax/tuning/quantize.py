@@ -1,7 +1,6 @@
 """One network quantized after training, by a method of choice, and what that costs in accuracy."""
 
 import dataclasses
-import functools
 import json
 import time
 from collections.abc import Callable, Mapping
@@ -20,7 +19,7 @@ from ghn_jax.datasets.load import Dataset
 from ghn_jax.hypernet.policy_features import resolve
 from ghn_jax.models.folding import Calibrated, fold
 from ghn_jax.models.model import Model
-from ghn_jax.quant.policy import NamedWidths, Policy
+from ghn_jax.quant.policy import Policy
 from ghn_jax.quant.scheme import Scheme
 from ghn_jax.runs.calibrated_file import UNFINISHED, QuantizedNetwork, load_unfinished, save
 from ghn_jax.tuning.blocks import blocks_of
@@ -83,50 +82,21 @@ class Watch:
     """Who is told of a long method, and what was done of it before.
 
     Attributes:
-      done: is called `count_parts` times.
+      done: is given how many parts are done since the last call, `count_parts` in all.
       keep: is given how many blocks are done, and the network so far.
       begun: the last that `keep` was given; None: nothing.
     """
 
-    done: Callable[[], None] = lambda: None
+    done: Callable[[int], object] = lambda parts: None
     keep: Callable[[int, Calibrated], object] = lambda blocks, network: None
     begun: tuple[int, Calibrated] | None = None
 
 
-Method = Callable[[Network, NamedWidths, Options, Watch], Calibrated]
-
-
-def _nearest(rule: str, network: Network, widths: NamedWidths, options: Options, watch: Watch) -> Calibrated:
-    return round_nearest(network.calibrated, network.images, widths, rule)
-
-
-def _pd_quant(network: Network, widths: NamedWidths, options: Options, watch: Watch) -> Calibrated:
-    statistics = norm_statistics(network.calibrated.model, network.params, list(network.batches))
-    (found,) = pd_quant(
-        network.calibrated,
-        network.images,
-        [(widths, options)],
-        statistics,
-        watch.done,
-        (watch.begun[0], [watch.begun[1]]) if watch.begun else (0, ()),
-        lambda blocks, networks: watch.keep(blocks, networks[0]),
-    )
-    return found
-
-
-METHODS: Mapping[str, Method] = {
-    'minmax': functools.partial(_nearest, 'minmax'),
-    'mse': functools.partial(_nearest, 'mse'),
-    'pd_quant': _pd_quant,
-}
+METHODS = ('minmax', 'mse', 'pd_quant')
 
 
 def quantize(
-    network: Network,
-    policy: Policy,
-    method: str,
-    options: Options | None = None,
-    watch: Watch | None = None,
+    network: Network, policy: Policy, method: str, options: Options | None = None, watch: Watch | None = None
 ) -> Calibrated:
     """Quantize a network.
 
@@ -147,7 +117,19 @@ def quantize(
     if method not in METHODS:
         raise UserError(f'method {shown(method)} is not one of {", ".join(METHODS)}')
     widths = resolve(policy, network.calibrated.model.graph)
-    return METHODS[method](network, widths, options or Options(), watch or Watch())
+    if method != 'pd_quant':
+        return round_nearest(network.calibrated, network.images, widths, method)
+    watch = watch or Watch()
+    (found,) = pd_quant(
+        network.calibrated,
+        network.images,
+        [(widths, options or Options())],
+        norm_statistics(network.calibrated.model, network.params, list(network.batches)),
+        watch.done,
+        (watch.begun[0], [watch.begun[1]]) if watch.begun else (0, ()),
+        lambda blocks, networks: watch.keep(blocks, networks[0]),
+    )
+    return found
 
 
 def count_parts(network: Network, method: str, options: Options) -> int:
@@ -168,7 +150,7 @@ def top1(
     _, bits = layer_bits(calibrated.model, widths)
     ranges = {name: (*pair, bits[name]) for name, pair in calibrated.ranges.items() if name in bits}
     cuts = [slice(i, i + _SCORED) for i in range(0, len(labels), _SCORED)]
-    correct = [_count(calibrated, jnp.asarray(images[of]), jnp.asarray(labels[of]), ranges) for of in cuts]
+    correct = [_count(calibrated, jnp.asarray(images[cut]), jnp.asarray(labels[cut]), ranges) for cut in cuts]
     return 100 * sum(map(int, correct)) / len(labels)
 
 
@@ -185,7 +167,7 @@ def quantize_into(
     options: Options,
     source: Mapping[str, str],
     test: tuple[Array | np.ndarray, np.ndarray],
-    done: Callable[[], None],
+    done: Callable[[int], object],
 ) -> dict[str, Any]:
     """Quantize a network and write it to a folder; go on there where the same was stopped before.
 
@@ -213,14 +195,15 @@ def quantize_into(
     strings = {key: value if isinstance(value, str) else json.dumps(value) for key, value in about.items()}
     arrays = array_digests([network.calibrated, network.batches])
     key = f'{json_digest([about, network.calibrated.model.digest, arrays]):08x}'
-    of = lambda calibrated, **more: QuantizedNetwork(calibrated, policy, SCHEME, source, strings | more)
-    keep = lambda blocks, so_far: save(
-        folder, of(so_far, **{UNFINISHED: json.dumps({'key': key, 'blocks': blocks})})
-    )
+
+    def write(calibrated: Calibrated, **more: str) -> Place:
+        return save(folder, QuantizedNetwork(calibrated, policy, SCHEME, source, strings | more))
+
+    keep = lambda blocks, so_far: write(so_far, **{UNFINISHED: json.dumps({'key': key, 'blocks': blocks})})
     begun = load_unfinished(folder, network.calibrated.model, key)
     made = quantize(network, policy, method, options, Watch(done, keep, begun))
     return about | {
-        'file': str(save(folder, of(made))),
+        'file': str(write(made)),
         'blocks_from_before': begun[0] if begun else 0,
         'seconds': round(time.perf_counter() - begin, 1),
         'test_images': len(test[1]),

@@ -91,16 +91,9 @@ def sample(rows: Array) -> Array:
 RULES = {'minmax': full_range, 'mse': least_error_range}
 
 
-def find_weight_ranges(calibrated: Calibrated, bits: Bits, rule: str) -> dict[str, Range]:
-    """Find (lo, hi) [out] of each layer's weights. bits: by the layer's name."""
-    return {
-        name: _weight_range(jnp.asarray(calibrated.weights[name]), jnp.int32(b), rule)
-        for name, b in bits.items()
-    }
-
-
 @functools.partial(jax.jit, static_argnames='rule')
 def _weight_range(w: Array, bits: Array, rule: str) -> Range:
+    """Find (lo, hi) [out] of a weight [out, ...]."""
     return RULES[rule](w.reshape(len(w), -1), bits)
 
 
@@ -183,10 +176,11 @@ def round_nearest(calibrated: Calibrated, images: Array, widths: NamedWidths, ru
     """
     check_bits(widths, rule, least=1 if rule == 'minmax' else 2)
     weight_bits, activation_bits = layer_bits(calibrated.model, widths)
-    ranges = find_weight_ranges(calibrated, weight_bits, rule)
-    weights = dict(calibrated.weights)
-    for name, (lo, hi) in ranges.items():
-        weights[name] = np.asarray(nearest(jnp.asarray(weights[name]), lo, hi, weight_bits[name]))
+    weights, ranges = dict(calibrated.weights), {}
+    for name, bits in weight_bits.items():
+        w = jnp.asarray(weights[name])
+        ranges[name] = _weight_range(w, jnp.int32(bits), rule)
+        weights[name] = np.asarray(nearest(w, *ranges[name], bits))
     rounded = dataclasses.replace(calibrated, weights=weights, weight_ranges=jax.device_get(ranges))
     found = find_activation_ranges(rounded, images, activation_bits, rule) if activation_bits else {}
     return dataclasses.replace(rounded, ranges=jax.device_get(found))

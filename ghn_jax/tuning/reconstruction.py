@@ -22,7 +22,7 @@ import jax.numpy as jnp
 import optax
 from jax import Array, lax
 
-from ghn_jax.base.errors import FieldError
+from ghn_jax.base.fields import check_fields, number
 from ghn_jax.models.folding import Calibrated
 from ghn_jax.quant.grid import Grid, fake_quantize
 from ghn_jax.tuning import adaround
@@ -50,27 +50,22 @@ class Options:
       seed: of batches and chances.
 
     Raises:
-      FieldError: a number below 1, or no number above 0.
+      FieldError: a number out of its bounds.
     """
 
-    iterations: int = PUBLISHED
-    batch_size: int = 32
+    iterations: int = number(PUBLISHED, 1, 10**6)
+    batch_size: int = number(32, 1, 65_536)
     prediction: bool = True
     correction: bool = True
     drop: bool = True
-    correction_steps: int = 500
-    rounding_weight: float = 0.01
-    temperature: float = 4.0
-    pull: float = 0.02
-    seed: int = 0
+    correction_steps: int = number(500, 1, 10**6)
+    rounding_weight: float = number(0.01, 1e-9, 1e6)
+    temperature: float = number(4.0, 1e-6, 1e6)
+    pull: float = number(0.02, 1e-9, 1e6)
+    seed: int = number(0, 0, 2**31 - 1)
 
     def __post_init__(self) -> None:
-        for name in ('iterations', 'batch_size', 'correction_steps'):
-            if getattr(self, name) < 1:
-                raise FieldError(name, f'={getattr(self, name)}: expected at least 1')
-        for name in ('rounding_weight', 'temperature', 'pull'):
-            if not getattr(self, name) > 0:
-                raise FieldError(name, f'={getattr(self, name)}: expected more than 0')
+        check_fields(self)
 
 
 class Learned(NamedTuple):
@@ -110,16 +105,15 @@ class Images(NamedTuple):
     logits: Array
 
 
-def start(calibrated: Calibrated, grids: Grids) -> Learned:
-    """Return what learning begins with: weights as in float, steps as they were found."""
+_ADAM = optax.scale_by_adam()  # without a rate: `learn` has one for each part
+
+
+def start(calibrated: Calibrated, grids: Grids) -> tuple[Learned, Any]:
+    """Return what learning begins with, weights as in float and steps as found, and its memory."""
     v = {name: adaround.start(jnp.asarray(calibrated.weights[name]), g) for name, g in grids.weights.items()}
     steps = {name: jnp.log(grid.scale) for name, grid in grids.activations.items()}
-    return Learned(v, steps)
-
-
-def make_optimizer() -> optax.GradientTransformation:
-    """Return Adam without a rate: `learn` has one for each part."""
-    return optax.scale_by_adam()
+    learned: Any = Learned(v, steps)
+    return learned, _ADAM.init(learned)
 
 
 class Terms(NamedTuple):
@@ -172,11 +166,11 @@ def learn(
         batch = jax.tree.map(lambda x: x[chosen], images)
         grads = jax.grad(_loss)(learned, calibrated, grids, batch, terms, progress, key, both, rest)
         updates: Any
-        updates, memory = make_optimizer().update(grads, memory)
+        updates, memory = _ADAM.update(grads, memory)
         rates = longer * ROUNDING_RATE, longer * STEP_RATE * (1 + jnp.cos(math.pi * progress)) / 2
         moved = (
-            {name: x - rate * u[name] for name, x in of.items()}
-            for rate, of, u in zip(rates, learned, updates)
+            {name: x - rate * u[name] for name, x in part.items()}
+            for rate, part, u in zip(rates, learned, updates)
         )
         return Learned(*moved), memory
 

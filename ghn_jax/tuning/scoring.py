@@ -17,7 +17,6 @@ from ghn_jax.models.activation_ranges import find_ranges
 from ghn_jax.models.folding import Calibrated, correct
 from ghn_jax.models.model import Model
 from ghn_jax.models.quantizer import FakeQuantizer
-from ghn_jax.tuning.training import Apply
 
 
 class Accuracy:
@@ -40,31 +39,6 @@ class Accuracy:
         each = zip(self._images.images, self._images.labels)
         correct = [self._count(network, x, y) for x, y in each]
         return 100 * sum(map(int, correct)) / self._images.count
-
-
-class Scorer:
-    """Scores a network with any parameters, rounded in several ways, as `Accuracy`.
-
-    A batch norm takes the statistics, and an activation the range, of each batch.
-    """
-
-    def __init__(self, apply: Apply, quantizers: Mapping[str, Any], images: ImageBatches):
-        """Make the functions; each is compiled at its first call.
-
-        Args:
-          apply: the network.
-          quantizers: what the network is rounded by, by the name of its score; None: nothing.
-          images: that it is scored on.
-        """
-
-        def rounded(quantizer: Any) -> Accuracy:
-            return Accuracy(lambda params, x: apply(params, x, quantizer), images)
-
-        self._each = {name: rounded(quantizer) for name, quantizer in quantizers.items()}
-
-    def __call__(self, params: Any) -> dict[str, float]:
-        """Return the score of these parameters with each quantizer, in percent."""
-        return {name: accuracy(params) for name, accuracy in self._each.items()}
 
 
 class CalibratedScorer:
@@ -110,8 +84,3 @@ def count_correct(logits: Array, labels: Array) -> Array:
     """Count the images whose label is the prediction (`judge`): [B, classes], int32 [B] -> int32 []."""
     rank, _ = judge(logits, labels)
     return jnp.sum(rank == 0)
-
-
-def normalized(batches: ImageBatches) -> list[Array]:
-    """Return the batches as a network takes them, float32 [B, H, H, 3]."""
-    return [normalize(jnp.asarray(x), batches.mean, batches.std) for x in batches.images]

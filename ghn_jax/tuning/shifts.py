@@ -176,9 +176,9 @@ def _flip(step: Step, operands: Sequence[Any]) -> Fixed:
 @RULES.of('reduce_sum', 'reduce_window_sum')
 def _sum(step: Step, operands: Sequence[Any]) -> Fixed:
     params, v = step.eqn.params, operands[0]
-    of = params.get('window_dimensions') or [step.shapes[0][axis] for axis in params['axes']]
-    check(v.bound * math.prod(of), step)
-    return Fixed(bind(step, v.x), v.point, v.bound * math.prod(of))
+    count = math.prod(params.get('window_dimensions') or [step.shapes[0][axis] for axis in params['axes']])
+    check(v.bound * count, step)
+    return Fixed(bind(step, v.x), v.point, v.bound * count)
 
 
 @RULES.of('mul', 'div')

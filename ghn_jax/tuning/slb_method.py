@@ -20,21 +20,19 @@ import numpy as np
 from ghn_jax.base.errors import FieldError
 from ghn_jax.base.paths import Place
 from ghn_jax.hypernet.policy_features import resolve
-from ghn_jax.models.activation_ranges import find_ranges
 from ghn_jax.models.folding import Calibrated, fold
 from ghn_jax.models.model import Model
 from ghn_jax.models.names import map_named
 from ghn_jax.models.quantizer import FakeQuantizer
 from ghn_jax.quant.grid import Grid
 from ghn_jax.quant.policy import FLOAT_BITS, Policy
-from ghn_jax.runs.calibrated_file import QuantizedNetwork, save
 from ghn_jax.tuning import slb
 from ghn_jax.tuning.comparison import FLOAT
+from ghn_jax.tuning.method import Method, Setup, as_data, unrounded
 from ghn_jax.tuning.ranges import nearest
-from ghn_jax.tuning.setup import AtBits, Setup, as_data, unrounded
 from ghn_jax.tuning.slb import SearchSpec
 from ghn_jax.tuning.slb_programs import Programs, Searched, Untrained
-from ghn_jax.tuning.training import Trainer, TrainingState
+from ghn_jax.tuning.training import TrainingState
 
 
 class Rounded(NamedTuple):
@@ -69,8 +67,8 @@ def searched_names(policy: Policy, model: Model) -> tuple[str, ...]:
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Slb(AtBits):
-    """Searching for low-bit weights (SLB): a `setup.Method`.
+class Slb(Method):
+    """Searching for low-bit weights (SLB).
 
     Attributes:
       programs: compiled for all policies.
@@ -92,38 +90,27 @@ class Slb(AtBits):
             for name in searched_names(policy, setup.model)
         ]
         programs = Programs(setup, spec, max(counts))
-        return cls.at_each(setup, policies, programs=programs)
+        return cls.at_each(setup, policies, trainer=programs.trainer, programs=programs)
 
     @functools.cached_property
     def names(self) -> tuple[str, ...]:
         """The weights that are searched."""
         return searched_names(self.policy, self.setup.model)
 
-    @property
-    def trainer(self) -> Trainer:
-        """See `Method`."""
-        return self.programs.trainer
-
-    @property
-    def suffix(self) -> str:
-        """See `Method`."""
-        return ''
-
     def begin(self, params: Any, seed: int) -> TrainingState:
-        """See `Method`."""
         widths = as_data(self.widths)
         logits, grids = self.programs.begin(params, widths, jnp.uint32(seed), names=self.names)
         return self.trainer.begin(Searched(params, logits), seed, Untrained(widths, grids))
 
-    def score(self, scored: TrainingState) -> dict[str, Any]:
-        """See `Method`: of hard weights and, by statistics of batches, of 'soft' ones as in training."""
-        rounded, fixed = self.rounded(scored), scored.fixed
+    def score(self, state: TrainingState) -> dict[str, Any]:
+        """Score hard weights and, by statistics of batches, 'soft' ones as in training."""
+        rounded, fixed = self.rounded(state), state.fixed
         each = {FLOAT: unrounded(self.widths), self.bits: fixed.widths}
         hard = {name: self.programs.hard((rounded.params, widths)) for name, widths in each.items()}
-        tau = self.programs.temperature(scored.step)
+        tau = self.programs.temperature(state.step)
         scores: dict[str, Any] = {
             'batch': hard,
-            'soft': {self.bits: self.programs.soft((_kept(scored), fixed, tau))},
+            'soft': {self.bits: self.programs.soft((_kept(state), fixed, tau))},
         }
         if self.calibrated is not None:
             policies = {FLOAT: Policy(), self.bits: self.policy}
@@ -132,14 +119,10 @@ class Slb(AtBits):
         return scores
 
     def keep(self, place: Place, state: TrainingState, metadata: Mapping[str, str]) -> None:
-        """See `Method`: a quantized network."""
-        folded, setup = self._folded(self.rounded(state)), self.setup
-        quantizer = _activations_of(self.policy, setup)
-        ranges = find_ranges(setup.model, Calibrated.apply, folded, setup.images.calibration, quantizer)
-        network = dataclasses.replace(folded, ranges=ranges)
-        scheme = dataclasses.replace(setup.scheme, granularity='channel', symmetric=False)
-        assert setup.source is not None
-        save(place, QuantizedNetwork(network, self.policy, scheme, setup.source, metadata))
+        """Write a quantized network."""
+        folded, quantizer = self._folded(self.rounded(state)), _activations_of(self.policy, self.setup)
+        scheme = dataclasses.replace(self.setup.scheme, granularity='channel', symmetric=False)
+        self.save_calibrated(place, folded, quantizer, scheme, metadata)
 
     def rounded(self, state: TrainingState) -> Rounded:
         """Return the network of a state with its weights on their levels, whatever the temperature."""

@@ -17,8 +17,8 @@ from jax import Array
 from ghn_jax.models.quantizer import FakeQuantizer
 from ghn_jax.quant.grid import Grid
 from ghn_jax.tuning import slb
+from ghn_jax.tuning.method import Setup
 from ghn_jax.tuning.scoring import Accuracy
-from ghn_jax.tuning.setup import Setup
 from ghn_jax.tuning.slb import SearchSpec
 from ghn_jax.tuning.training import TrainingSpec, TrainingState, loss_of, make_optimizer, make_trainer
 
@@ -64,7 +64,7 @@ class Programs:
             flip=data.flip,
             loss=self._loss,
             optimizer=self._optimizer(setup.training),
-        )._replace(scored=lambda state: state)
+        )
         soft = lambda network, x: self._apply(network[0], network[1], network[2], x)
         self.soft = Accuracy(soft, setup.images.test)
         self.hard = Accuracy(self._apply_hard, setup.images.test)

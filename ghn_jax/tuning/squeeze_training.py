@@ -19,17 +19,16 @@ from ghn_jax.base import bounds, files
 from ghn_jax.base.errors import FieldError, UserError, shown
 from ghn_jax.base.paths import Place
 from ghn_jax.evaluation.evaluation_spec import BATCH_SIZE
-from ghn_jax.evaluation.selection import ImageBatches
 from ghn_jax.quant.policy import Policy
 from ghn_jax.runs.model_parameters import write_params
 from ghn_jax.runs.progress import Progress
 from ghn_jax.tuning import comparison
+from ghn_jax.tuning.images import TuningImages
 from ghn_jax.tuning.initialization import Start
 from ghn_jax.tuning.loop import fit
 from ghn_jax.tuning.records import Record
 from ghn_jax.tuning.removal import Removal
-from ghn_jax.tuning.scoring import normalized
-from ghn_jax.tuning.training import Trainer, TrainingImages, TrainingSpec, TrainingState, make_optimizer
+from ghn_jax.tuning.training import Trainer, TrainingSpec, TrainingState, make_optimizer
 
 KINDS = ('original', 'widened', 'squeezed')
 """What is trained: the network as it is, with all its channels more, with those that are left of them."""
@@ -120,8 +119,7 @@ class SqueezeTask:
     original: int
     most: float
     spec: SqueezeSpec
-    images: TrainingImages
-    test: ImageBatches
+    images: TuningImages
     trainer: Trainer
     score: Callable[[Any], float]
     settings: Mapping[str, Any]
@@ -132,16 +130,15 @@ class SqueezeTask:
         parameters = out / f'{name}.safetensors'
         record = Record(out / 'runs', name, {**self.settings, 'seed': seed, 'from': start.about})
         if (done := record.read()) and files.exists(parameters):
-            progress.update(self.trainer.steps_per_epoch * self.trainer.epochs)
+            progress.update(self.trainer.steps)
             return done
         state, history = fit(
             self.trainer,
-            self.images,
+            self.images.train,
             self.begin(start.params(model, self.policy, seed), seed),
+            record,
             marks=comparison.marks(self.trainer.epochs),
-            score=self.score,
-            file=record.state,
-            settings=record.settings,
+            score=lambda state: self.score(state.averaged),
             progress=progress,
             between=self.between,
         )
@@ -205,4 +202,4 @@ class SqueezeTask:
                 f'{self.name} costs {bops / self.original:.3f} of the original with the fewest channels that '
                 'were found: give a larger cost'
             )
-        self.removal.check(params, alive, normalized(self.test)[0])
+        self.removal.check(params, alive, self.images.test.normalized()[0])

@@ -11,8 +11,8 @@ goes on, runs/NAME.state.npz; and NETWORK.widened.json, the architecture that th
 """
 
 import dataclasses
+import math
 import time
-import zlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
@@ -25,18 +25,18 @@ from ghn_jax.base import files, lock
 from ghn_jax.base.errors import FieldError
 from ghn_jax.base.paths import Place
 from ghn_jax.datasets.load import Dataset
-from ghn_jax.evaluation.selection import ImageBatches, image_batches
 from ghn_jax.hypernet.policy_features import resolve
 from ghn_jax.quant.policy import Policy
 from ghn_jax.quant.scheme import QAT, Scheme
 from ghn_jax.runs.progress import Progress
 from ghn_jax.tuning import comparison
 from ghn_jax.tuning.finetune import check_models
+from ghn_jax.tuning.images import TuningImages
 from ghn_jax.tuning.initialization import Start
 from ghn_jax.tuning.removal import Removal, least_cost
-from ghn_jax.tuning.scoring import Scorer
-from ghn_jax.tuning.squeeze_training import SqueezeSpec, SqueezeTask, Squeezing
-from ghn_jax.tuning.training import Trainer, TrainingImages, TrainingState, loss_of, make_trainer
+from ghn_jax.tuning.scoring import Accuracy
+from ghn_jax.tuning.squeeze_training import KINDS, SqueezeSpec, SqueezeTask, Squeezing
+from ghn_jax.tuning.training import Trainer, TrainingState, loss_of, make_trainer
 from ghn_jax.tuning.widening import Pair
 
 
@@ -74,15 +74,19 @@ def squeeze(
     for models in ([pair.original for pair in pairs], [pair.wide for pair in pairs]):
         check_models(models, dataset)
     begin = time.perf_counter()
-    tasks = list(_tasks(pairs, spec, dataset, scheme, used))
-    total = sum(task.trainer.steps_per_epoch * task.trainer.epochs * len(spec.seeds) for task in tasks)
+    images = TuningImages.of(dataset, batch_size=spec.eval_batch_size, num_images=spec.num_images)
+    tasks = list(_tasks(pairs, spec, images, scheme, used))
+    total = sum(task.trainer.steps * len(spec.seeds) for task in tasks)
     with lock.holding(out), Progress(total, desc='squeeze') as progress:
         (out / 'runs').mkdir(exist_ok=True)
         for pair in pairs:
             if pair.arch is not None:
                 files.write(out / f'{pair.name}.widened.json', pair.arch.encode())
         runs = [task.run(start, seed, out, progress) for task in tasks for seed in spec.seeds]
-    about = _about(pairs, spec, dataset, start) | {'seconds': round(time.perf_counter() - begin, 1)}
+    what = {'networks': ', '.join(pair.name for pair in pairs), 'from': start.name}
+    how = {'cost': spec.cost, 'penalty': spec.penalty}
+    about = images.about(spec.training, spec.seeds, what=what, how=how)
+    about['seconds'] = round(time.perf_counter() - begin, 1)
     return {'title': 'Widening and squeezing', 'about': about, **table(runs), 'notes': [_NOTE], 'runs': runs}
 
 
@@ -91,17 +95,12 @@ def table(runs: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
     marks = list(runs[0]['scores'])
     rows: list[list[Any]] = []
     for key in dict.fromkeys((run['network'], run['bits'], run['kind']) for run in runs):
-        of_key = [run for run in runs if (run['network'], run['bits'], run['kind']) == key]
-        left, bops, cost = (np.mean([run[of] for run in of_key]) for of in ('left', 'bops', 'cost'))
-        channels = f'{left:.0f} of {of_key[0]["channels"]}'
-        row = [
-            *key,
-            len(of_key),
-            channels,
-            f'{bops / 1e6:.2f}',
-            f'{cost:.2f}',
-        ]
-        rows.append([*row, *(comparison.mean(of_key, lambda run, m=m: run['scores'][m]) for m in marks)])
+        members = [run for run in runs if (run['network'], run['bits'], run['kind']) == key]
+        left, bops, cost = (np.mean([run[what] for run in members]) for what in ('left', 'bops', 'cost'))
+        channels = f'{left:.0f} of {members[0]["channels"]}'
+        row = [*key, len(members), channels, f'{bops / 1e6:.2f}', f'{cost:.2f}']
+        scores = [[(run['network'], run['scores'][mark]) for run in members] for mark in marks]
+        rows.append([*row, *map(comparison.mean, scores)])
     columns = ['network', 'bits', 'kind', 'seeds', 'channels left', 'MBOPs', 'cost']
     return {'columns': [*columns, *(f'top-1, {mark}' for mark in marks)], 'rows': rows}
 
@@ -115,52 +114,44 @@ _NOTE = (
 def _tasks(
     pairs: Sequence[Pair],
     spec: SqueezeSpec,
-    dataset: Dataset,
+    images: TuningImages,
     scheme: Scheme,
     used: Callable[[Policy], Policy],
 ) -> Iterator[SqueezeTask]:
     """Yield each network at each bit-width, of each kind; those of one model share its programs."""
-    images = TrainingImages.of(dataset)
-    test = image_batches(dataset, dataset.test, batch_size=spec.eval_batch_size, num_images=spec.num_images)
-    shape, digest = list(dataset.train.images.shape), zlib.crc32(dataset.train.images.tobytes())
     settings = {
         'training': dataclasses.asdict(spec.training),
         'scheme': dataclasses.asdict(scheme),
-        'scoring': [spec.eval_batch_size, test.count],
-        'images': [dataset.name, shape, digest],
+        'scoring': [spec.eval_batch_size, images.test.count],
+        'images': images.identity,
     }
     for pair in pairs:
         for policy in spec.policies:
             bits, policy = str(policy), used(policy)
-            found = [Removal.of(m, resolve(policy, m.graph)) for m in (pair.original, pair.wide)]
-            original, wide = (removal.cost(removal.all()) for removal in found)
-            most = spec.cost * original
+            narrow, wide = (Removal.of(m, resolve(policy, m.graph)) for m in (pair.original, pair.wide))
+            original = narrow.cost(narrow.all())
             if 'squeezed' in spec.kinds:
-                _check_cost(pair.name, spec.cost, wide / original, least_cost(found[1]) / original)
-            for removal in found:
-                kinds = [kind for kind in spec.kinds if (kind == 'original') == (removal is found[0])]
+                whole, least = wide.cost(wide.all()) / original, least_cost(wide) / original
+                _check_cost(pair.name, spec.cost, whole, least)
+            for removal, of_kinds in ((narrow, KINDS[:1]), (wide, KINDS[1:])):
+                kinds = [kind for kind in spec.kinds if kind in of_kinds]
                 if not kinds:
                     continue
-                trainer, score = _programs(removal, policy, scheme, spec, dataset, test)
+                trainer, score = _programs(removal, policy, scheme, spec, images)
                 for kind in kinds:
                     own = settings | {'bits': policy.to_dict(), 'model': removal.model.digest, 'kind': kind}
-                    limit = float('inf')
+                    most = math.inf
                     if kind == 'squeezed':
                         own |= {'squeezing': [spec.cost, spec.penalty]}
-                        limit = most
+                        most = spec.cost * original
                     yield SqueezeTask(
-                        pair.name, kind, bits, policy, removal, original, limit, spec, images, test, trainer,
-                        score, own,
+                        pair.name, kind, bits, policy, removal, original, most, spec, images, trainer, score,
+                        own,
                     )  # fmt: skip
 
 
 def _programs(
-    removal: Removal,
-    policy: Policy,
-    scheme: Scheme,
-    spec: SqueezeSpec,
-    dataset: Dataset,
-    test: ImageBatches,
+    removal: Removal, policy: Policy, scheme: Scheme, spec: SqueezeSpec, images: TuningImages
 ) -> tuple[Trainer, Callable[[Any], float]]:
     """Return what trains a model and what scores it; masks and penalty are arguments of the program."""
     model = removal.model
@@ -173,11 +164,9 @@ def _programs(
         scales = jnp.sum(jnp.where(fixed.alive & free, removal.scales(left), 0))
         return loss_of(model.apply, quantizer, left, x, labels) + fixed.penalty * scales
 
-    trainer = make_trainer(
-        model.apply, quantizer, spec.training, len(dataset.train.labels), flip=dataset.flip, loss=loss
-    )
-    scorer = Scorer(model.apply, {'top1': quantizer}, test)
-    return trainer, lambda params: scorer(params)['top1']
+    count, flip = len(images.dataset.train.labels), images.dataset.flip
+    trainer = make_trainer(model.apply, quantizer, spec.training, count, flip=flip, loss=loss)
+    return trainer, Accuracy(lambda params, x: model.apply(params, x, quantizer), images.test)
 
 
 def _check_cost(name: str, cost: float, wide: float, least: float) -> None:
@@ -187,26 +176,3 @@ def _check_cost(name: str, cost: float, wide: float, least: float) -> None:
             f'={cost:g}: {name!r} costs {wide:.3f} of the original with all its channels and {least:.3f} '
             'with the fewest that every layer keeps: give a number between',
         )
-
-
-def _about(pairs: Sequence[Pair], spec: SqueezeSpec, dataset: Dataset, start: Start) -> dict[str, Any]:
-    """What is said below a table."""
-    training, size = spec.training, spec.eval_batch_size
-    return {
-        'dataset': dataset.name,
-        **({'note': dataset.note} if dataset.note else {}),
-        'image size': dataset.train.images.shape[1],
-        'training images': len(dataset.train.labels),
-        'test images': f'{(spec.num_images or len(dataset.test.labels)) // size * size} in batches of {size}',
-        'networks': ', '.join(pair.name for pair in pairs),
-        'from': start.name,
-        'seeds': ', '.join(map(str, spec.seeds)),
-        'epochs': training.epochs,
-        'batch size': training.batch_size,
-        'learning rate': training.learning_rate,
-        'moving average': training.ema,
-        'augmented': 'yes' if training.augment else 'no',
-        'cost': spec.cost,
-        'penalty': spec.penalty,
-        'device': f'1 x {jax.devices()[0].device_kind}',
-    }

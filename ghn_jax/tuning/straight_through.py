@@ -12,29 +12,25 @@ import jax
 from jax import Array
 
 from ghn_jax.base.paths import Place
-from ghn_jax.models.activation_ranges import find_ranges
 from ghn_jax.models.folding import Calibrated, correct
 from ghn_jax.models.kept_norms import balance
 from ghn_jax.models.quantizer import FakeQuantizer
 from ghn_jax.quant.policy import Policy
-from ghn_jax.runs.calibrated_file import QuantizedNetwork, save
 from ghn_jax.runs.model_parameters import write_params
 from ghn_jax.tuning.comparison import FLOAT
+from ghn_jax.tuning.method import Method, Setup, as_data, unrounded
 from ghn_jax.tuning.scoring import Accuracy
-from ghn_jax.tuning.setup import AtBits, Setup, as_data, unrounded
-from ghn_jax.tuning.training import Trainer, TrainingState, loss_of, make_trainer
+from ghn_jax.tuning.training import TrainingState, loss_of, make_trainer
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class StraightThrough(AtBits):
-    """Training through rounding with straight-through gradients: a `setup.Method`.
+class StraightThrough(Method):
+    """Training through rounding with straight-through gradients.
 
     Attributes:
-      trainer: of all policies.
       batch: (parameters, bits as data) -> the score by batch statistics.
     """
 
-    trainer: Trainer
     batch: Accuracy
 
     @classmethod
@@ -53,47 +49,34 @@ class StraightThrough(AtBits):
             params, widths = network
             return model.apply(params, x, FakeQuantizer(widths, setup.scheme))
 
-        batch = Accuracy(apply, images.test)
-
-        return cls.at_each(setup, policies, trainer=trainer, batch=batch)
-
-    @property
-    def suffix(self) -> str:
-        """See `Method`."""
-        return '' if self._is_fixed else '.safetensors'
+        return cls.at_each(setup, policies, trainer=trainer, batch=Accuracy(apply, images.test))
 
     def begin(self, params: Any, seed: int) -> TrainingState:
-        """See `Method`."""
         if self._is_fixed:
-            model, quantizer = self.setup.model, self.setup.model.quantizer(self.policy, self.setup.scheme)
-            params = balance(correct(model, params, self.setup.images.calibration, quantizer))
+            images, quantizer = self.setup.images.calibration, self._quantizer(self.policy)
+            params = balance(correct(self.setup.model, params, images, quantizer))
         return self.trainer.begin(params, seed, as_data(self.widths))
 
-    def score(self, scored: Any) -> dict[str, Any]:
-        """See `Method`: of the average of the parameters."""
-        scores: dict[str, Any] = {}
+    def score(self, state: TrainingState) -> dict[str, Any]:
+        """Score the average of the parameters."""
+        params, scores = state.averaged, dict[str, Any]()
         if not self._is_fixed:
             each = {FLOAT: unrounded(self.widths), self.bits: as_data(self.widths)}
-            scores['batch'] = {name: self.batch((scored, widths)) for name, widths in each.items()}
+            scores['batch'] = {name: self.batch((params, widths)) for name, widths in each.items()}
         if self.calibrated is not None:
-            policies = {FLOAT: Policy(), self.bits: self.policy}
-            quantizers = {
-                name: self.setup.model.quantizer(policy, self.setup.scheme)
-                for name, policy in policies.items()
-            }
-            scores['calibrated'] = self.calibrated(scored, quantizers)
+            quantizers = {FLOAT: self._quantizer(Policy()), self.bits: self._quantizer(self.policy)}
+            scores['calibrated'] = self.calibrated(params, quantizers)
         return scores
 
     def keep(self, place: Place, state: TrainingState, metadata: Mapping[str, str]) -> None:
-        """See `Method`: the average of the parameters."""
-        params, setup = jax.device_get(state.averaged), self.setup
+        """Write the average of the parameters."""
+        params = jax.device_get(state.averaged)
         if not self._is_fixed:
-            return write_params(place, setup.model, params, metadata)
-        quantizer = setup.model.quantizer(self.policy, setup.scheme)
-        ranges = find_ranges(setup.model, Calibrated.apply, params, setup.images.calibration, quantizer)
-        network = dataclasses.replace(params, ranges=ranges)
-        assert setup.source is not None
-        save(place, QuantizedNetwork(network, self.policy, setup.scheme, setup.source, metadata))
+            return write_params(place, self.setup.model, params, metadata)
+        self.save_calibrated(place, params, self._quantizer(self.policy), self.setup.scheme, metadata)
+
+    def _quantizer(self, policy: Policy) -> FakeQuantizer:
+        return self.setup.model.quantizer(policy, self.setup.scheme)
 
     @property
     def _is_fixed(self) -> bool:

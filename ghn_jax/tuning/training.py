@@ -126,7 +126,6 @@ class Trainer(NamedTuple):
       step: (state, order, images) -> the next state; the state given is used up.
       order: (seed, epoch) -> int32 [T], the images in the order of that pass.
       epochs, steps_per_epoch, batch_size: passes, batches of a pass, images of a batch.
-      scored: state -> what of it is scored.
     """
 
     begin: Callable[..., TrainingState]
@@ -135,7 +134,11 @@ class Trainer(NamedTuple):
     epochs: int
     steps_per_epoch: int
     batch_size: int
-    scored: Callable[[TrainingState], Any] = lambda state: state.averaged
+
+    @property
+    def steps(self) -> int:
+        """Of all passes."""
+        return self.epochs * self.steps_per_epoch
 
 
 def make_trainer(
@@ -167,7 +170,7 @@ def make_trainer(
     optimizer = optimizer or make_optimizer(spec, per_epoch * spec.epochs)
 
     def begin(params: Any, seed: int, fixed: Any = ()) -> TrainingState:
-        own, fixed = (jax.tree.map(jnp.array, of) for of in (params, fixed))  # a step uses them up
+        own, fixed = jax.tree.map(jnp.array, (params, fixed))  # a step uses them up
         mean = jax.tree.map(lambda p: jnp.array(p, jnp.promote_types(p.dtype, jnp.float32)), params)
         moments, zero = optimizer.init(own), jnp.int32(0)
         return TrainingState(zero, jnp.uint32(seed), own, mean, moments, jnp.float32(0), fixed)
@@ -196,7 +199,11 @@ def make_trainer(
             fixed=state.fixed,
         )
 
-    order = jax.jit(lambda seed, epoch: order_of(seed, epoch, images))
+    @jax.jit
+    def order(seed: Any, epoch: Any) -> Array:
+        key = jax.random.fold_in(jax.random.fold_in(jax.random.key(seed), 0), epoch)
+        return jax.random.permutation(key, jnp.arange(images, dtype=jnp.int32))
+
     return Trainer(begin, step, order, spec.epochs, per_epoch, spec.batch_size)
 
 
@@ -212,9 +219,3 @@ def loss_of(apply: Apply, quantizer: Quantizer | None, params: Any, x: Array, la
     """Return the cross-entropy [] in nats, the mean over a batch: images [B, H, H, 3], labels int32 [B]."""
     logits = apply(params, x, quantizer).astype(jnp.float32)
     return jnp.mean(optax.softmax_cross_entropy_with_integer_labels(logits, labels))
-
-
-def order_of(seed: Any, epoch: Any, images: int) -> Array:
-    """Return the order of a pass over the images: a permutation, int32 [images]."""
-    key = jax.random.fold_in(jax.random.fold_in(jax.random.key(seed), 0), epoch)
-    return jax.random.permutation(key, jnp.arange(images, dtype=jnp.int32))

@@ -39,14 +39,21 @@ def pairs_of_file(path: str, factor: float, size: int) -> list[Pair]:
     Raises:
       UserError: no such file or factor, a network that becomes too large.
     """
-    pairs = []
-    for spec in with_names(load_networks(path)):
+    specs = with_names(load_networks(path))
+    for spec in specs:
         check_head(spec, size)
-        wide = widen(spec, factor)
-        check_size(wide)
-        shape = 1, size, size, 3
-        pairs.append(Pair(spec.name, trace(spec, shape), trace(wide, shape), wide.to_json()))
-    return pairs
+    return [pair_of(spec, factor, size) for spec in specs]
+
+
+def pair_of(spec: NetworkSpec, factor: float, size: int) -> Pair:
+    """Return a network and the same widened, traced for images of `size` pixels.
+
+    Raises:
+      UserError: another factor, a network that becomes too large.
+    """
+    wide, shape = widen(spec, factor), (1, size, size, 3)
+    check_size(wide)
+    return Pair(spec.name, trace(spec, shape), trace(wide, shape), wide.to_json())
 
 
 def pairs_of_model(name: str, factor: float, size: int) -> list[Pair]:
@@ -61,7 +68,7 @@ def pairs_of_model(name: str, factor: float, size: int) -> list[Pair]:
       UserError: no such function (`load_model`), or one whose model is no wider then.
     """
     check_factor(factor)
-    original, wide = (load_model(name, (1, size, size, 3), of) for of in (1.0, factor))
+    original, wide = (load_model(name, (1, size, size, 3), times) for times in (1.0, factor))
     counts = [count_parameters(model.params) for model in (original, wide)]
     if factor > 1 and counts[1] <= counts[0]:
         raise UserError(

@@ -17,15 +17,10 @@ from ghn_jax.models.tracing import trace
 from ghn_jax.quant.policy import parse_bits
 from ghn_jax.runs.run import load_run
 from tests.cnn.networks import small_network
-from tests.small_run import command, is_one_error_line, write_run
+from tests.small_run import command, is_one_error_line
 
 SPEC = small_network([('sep_conv_3x3', 0), ('conv_1x1', 1)], C=16, n_cells=1, stem_type=1, name='net')
 POLICIES = tuple(map(parse_bits, ('float', 'w8a8')))
-
-
-@pytest.fixture(scope='module')
-def workdir(tmp_path_factory):
-    return write_run(tmp_path_factory.mktemp('run'))
 
 
 @pytest.mark.slow

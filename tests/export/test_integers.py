@@ -232,12 +232,12 @@ def test_what_has_no_range_is_zero(layer):
 
 
 GRIDS = {
-    'all levels': levels.Grid(0.5, 1, 3),
-    'fewer than the integers have': levels.Grid(0.5, 2, 6),
-    'one bit, one side': levels.Grid(1.0, 0, 1),
-    'one bit, the other side': levels.Grid(1.0, 1, 1),
-    'signs': levels.Grid(0.75, 1, 2, signs=True),
-    'no range': levels.Grid(0.0, 0, 255),
+    'all levels': levels.ActivationGrid(0.5, 1, 3),
+    'fewer than the integers have': levels.ActivationGrid(0.5, 2, 6),
+    'one bit, one side': levels.ActivationGrid(1.0, 0, 1),
+    'one bit, the other side': levels.ActivationGrid(1.0, 1, 1),
+    'signs': levels.ActivationGrid(0.75, 1, 2, signs=True),
+    'no range': levels.ActivationGrid(0.0, 0, 255),
 }  # fmt: skip
 
 

@@ -45,13 +45,13 @@ def is_kept(search: Search, formats: np.ndarray) -> bool:
 def test_the_largest_share_that_keeps_the_budget_where_it_is_checked_is_spent(network, check):
     choose = searched(network, images(64, seed=5))
     parts, kept = [], []
-    found, share = within_budget(choose, check, BUDGET, lambda: parts.append(1), None, kept.append)
+    found, share = within_budget(choose, check, BUDGET, parts.append, None, kept.append)
     assert lost(choose, found) <= BUDGET and is_kept(check, found)
     assert 0 < share < 1 and found[:, 0].min() < MOST_BITS
     for larger in SHARES[: SHARES.index(share)]:
         assert not is_kept(check, layer_wise(choose, BUDGET, larger))
     np.testing.assert_array_equal(found, layer_wise(choose, BUDGET, share))
-    assert len(parts) == count_parts(choose.layers)
+    assert sum(parts) == count_parts(choose.layers)
 
     # Stopped anywhere and taken up again, it is the same, and tells of as many parts.
     assert [(a.number, a.layers) for a in kept] == [
@@ -59,9 +59,9 @@ def test_the_largest_share_that_keeps_the_budget_where_it_is_checked_is_spent(ne
     ]
     for begun in kept:
         parts.clear()
-        again, same = within_budget(choose, check, BUDGET, lambda: parts.append(1), begun)
+        again, same = within_budget(choose, check, BUDGET, parts.append, begun)
         np.testing.assert_array_equal(again, found)
-        assert same == share and len(parts) == count_parts(choose.layers)
+        assert same == share and sum(parts) == count_parts(choose.layers)
 
 
 def test_where_no_share_is_small_enough_it_is_8_bits_everywhere(network, check):

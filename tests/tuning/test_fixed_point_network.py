@@ -37,7 +37,7 @@ def test_a_search_that_is_stopped_goes_on_and_its_network_comes_back_to_the_bit(
     assert max(result['lost_in_choice'], result['lost_in_check']) <= 60 and result['saved']['memory'] > 0
     assert 'less memory' in in_words(result) and '\n' not in in_words(result)
 
-    def stop() -> None:
+    def stop(layers: int) -> None:
         raise KeyboardInterrupt
 
     folder = tmp_path / 'stopped'

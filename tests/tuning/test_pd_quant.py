@@ -114,8 +114,8 @@ def plain():
 def test_learned_weights_lie_on_their_grids_and_logits_are_nearer_to_float(plain):
     of, x, known = plain
     widths, calls = resolve(POLICY, of.model.graph), []
-    (found,) = pd_quant(of, x, [(widths, OPTIONS)], known, done=lambda: calls.append(1))
-    assert len(calls) == 2 * -(-OPTIONS.iterations // CHUNK)
+    (found,) = pd_quant(of, x, [(widths, OPTIONS)], known, done=calls.append)
+    assert sum(calls) == 2 * -(-OPTIONS.iterations // CHUNK)
     nearest = round_nearest(of, x, widths, 'mse')
     for name, w in found.weights.items():
         lo, hi = (a.reshape(-1, *[1] * (w.ndim - 1)) for a in found.weight_ranges[name])
@@ -153,8 +153,8 @@ def test_what_was_stopped_goes_on_in_its_folder_to_the_same_network(plain, tmp_p
     calls = []
 
     def write(folder, options=options, last=99):
-        def done():
-            calls.append(1)
+        def done(parts):
+            calls.append(parts)
             if len(calls) > last:
                 raise KeyboardInterrupt
 

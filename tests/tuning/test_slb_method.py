@@ -13,8 +13,10 @@ from ghn_jax.quant.scheme import QAT
 from ghn_jax.runs.calibrated_file import load
 from ghn_jax.tuning import loop
 from ghn_jax.tuning.finetune import FinetuneSpec
+from ghn_jax.tuning.images import TuningImages
 from ghn_jax.tuning.initialization import RANDOM, random_params
-from ghn_jax.tuning.setup import Setup, TuningImages
+from ghn_jax.tuning.method import Setup
+from ghn_jax.tuning.records import Record
 from ghn_jax.tuning.slb import SearchSpec, hard_weights, values_of
 from ghn_jax.tuning.slb_method import Slb, searched_names
 from ghn_jax.tuning.straight_through import StraightThrough
@@ -87,14 +89,14 @@ def test_one_program_serves_all_bits(searches, states, count_compiles):
     """Of each function, by either method; the first bits have compiled it."""
     plain = StraightThrough.of_each(SETUP, POLICIES)
     trained(plain[0], 1)
-    plain[0].score(plain[0].begin(PARAMS, 0).params)
+    plain[0].score(plain[0].begin(PARAMS, 0))
     fresh = {bits: search.begin(PARAMS, 4) for bits, search in searches.items()}
     begun = plain[1].begin(PARAMS, 4)
     order = plain[1].trainer.order(4, 0)
     with count_compiles() as counted:
         for bits, search in searches.items():
             search.trainer.step(fresh[bits], order, IMAGES.train)
-        plain[1].score(plain[1].trainer.step(begun, order, IMAGES.train).average)
+        plain[1].score(plain[1].trainer.step(begun, order, IMAGES.train))
     assert counted.n == 0
 
 
@@ -104,8 +106,8 @@ def test_a_search_that_is_killed_and_taken_up_ends_in_the_same_bits(searches, st
 
     def fit(updates: int):
         return loop.fit(
-            search.trainer, IMAGES.train, search.begin(PARAMS, 3), marks=(1, 4), file=tmp_path / 'state',
-            score=search.score, settings={}, progress=dying_progress(updates),
+            search.trainer, IMAGES.train, search.begin(PARAMS, 3), Record(tmp_path, 'search', {}),
+            marks=(1, 4), score=search.score, progress=dying_progress(updates),
         )  # fmt: skip
 
     with pytest.raises(Killed):

@@ -1,10 +1,7 @@
 """Widening and squeezing: the cost comes down to what it may be, and stopping changes nothing."""
 
 import dataclasses
-import itertools
 import json
-import types
-from typing import Any
 
 import numpy as np
 import pytest
@@ -24,6 +21,7 @@ from ghn_jax.tuning.squeezing import squeeze
 from ghn_jax.tuning.training import TrainingSpec
 from ghn_jax.tuning.widening import Pair, beyond_training, check_predicted, pairs_of_model, widen
 from tests.small_run import command, is_one_error_line, write_run
+from tests.tuning.killed import Killed, dying_progress
 from tests.tuning.nets import small_data, wider
 
 DATA = small_data()
@@ -90,10 +88,6 @@ def test_the_table_has_a_row_for_each_kind_and_what_is_done_is_not_done_again(sq
         squeeze([PAIR], HE, other, out, dataset=DATA)
 
 
-class Killed(Exception):
-    pass
-
-
 @pytest.mark.parametrize(
     'updates',
     [pytest.param(3, marks=pytest.mark.slow), 4],  # within a pass; between two, before channels go
@@ -105,17 +99,7 @@ def test_a_squeezing_that_is_killed_and_taken_up_ends_in_the_same_bits(
     monkeypatch.setattr(loop, 'SAVE_SECONDS', -1.0)
     monkeypatch.setattr(loop, '_SYNC', 1)
     whole = loop.fit
-
-    def dying(*args, progress, **of):
-        left = itertools.count(updates, -1)
-
-        def update(*args, **values):
-            if next(left) == 0:
-                raise Killed
-
-        bar: Any = types.SimpleNamespace(update=update)
-        return whole(*args, progress=bar, **of)
-
+    dying = lambda *args, progress, **of: whole(*args, progress=dying_progress(updates), **of)
     spec = dataclasses.replace(SPEC, kinds=('squeezed',))
     with monkeypatch.context() as patched:
         patched.setattr('ghn_jax.tuning.squeeze_training.fit', dying)

@@ -7,8 +7,9 @@ import pytest
 from ghn_jax.models.folding import Calibrated
 from ghn_jax.quant.policy import Policy
 from ghn_jax.quant.scheme import Scheme
+from ghn_jax.tuning.images import TuningImages
 from ghn_jax.tuning.initialization import RANDOM, random_params
-from ghn_jax.tuning.setup import Setup, TuningImages
+from ghn_jax.tuning.method import Setup
 from ghn_jax.tuning.straight_through import StraightThrough
 from ghn_jax.tuning.training import TrainingSpec
 from tests.tuning.nets import small_data, traced

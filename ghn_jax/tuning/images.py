@@ -1,0 +1,90 @@
+"""The images of trainings: what is trained on, scored, and calibrated with.
+
+Axes: B images of a batch | H pixels on a side.
+"""
+
+import dataclasses
+import functools
+import zlib
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import jax
+
+from ghn_jax.datasets.load import Dataset
+from ghn_jax.evaluation.selection import ImageBatches, calibration_images, image_batches
+from ghn_jax.tuning.training import TrainingImages, TrainingSpec
+
+
+@dataclasses.dataclass(frozen=True)
+class TuningImages:
+    """What is trained on, scored, and calibrated with.
+
+    Attributes:
+      calibration: batches [B, H, H, 3], normalised; none where statistics are those of each batch.
+    """
+
+    dataset: Dataset
+    train: TrainingImages
+    test: ImageBatches
+    calibration: Sequence[Any]
+
+    @classmethod
+    def of(
+        cls, dataset: Dataset, *, batch_size: int, num_images: int, calibration_batches: int = 0
+    ) -> 'TuningImages':
+        """Take the images of a data set; those to train on and to calibrate with are put on the device.
+
+        Args:
+          batch_size: B, of test images and of those for calibration.
+          num_images: test images; 0: all.
+          calibration_batches: of training images, the first ones; 0: none.
+
+        Raises:
+          FieldError: there are not so many images.
+        """
+        test = image_batches(dataset, dataset.test, batch_size=batch_size, num_images=num_images)
+        calibration = []
+        if calibration_batches:
+            found = calibration_images(dataset, batch_size=batch_size, batches=calibration_batches)
+            calibration = found.normalized()
+        return cls(dataset, TrainingImages.of(dataset), test, calibration)
+
+    def steps(self, training: TrainingSpec) -> int:
+        """Return the steps of one training."""
+        return training.steps_per_epoch(len(self.dataset.train.labels)) * training.epochs
+
+    @functools.cached_property
+    def identity(self) -> list[Any]:
+        """What tells the training images from others, in JSON's types."""
+        images = self.dataset.train.images
+        return [self.dataset.name, list(images.shape), zlib.crc32(images.tobytes())]
+
+    def about(
+        self, training: TrainingSpec, seeds: Sequence[int], *, what: Mapping[str, Any], how: Mapping[str, Any]
+    ) -> dict[str, Any]:
+        """Return what is said below a table of trainings on these images.
+
+        Args:
+          training: the budget of each.
+          seeds: of which each is done.
+          what: is trained, to be said before them.
+          how: it is trained besides, to be said behind them.
+        """
+        dataset, labels = self.dataset, self.test.labels
+        return {
+            'dataset': dataset.name,
+            **({'note': dataset.note} if dataset.note else {}),
+            'image size': dataset.train.images.shape[1],
+            'training images': len(dataset.train.labels),
+            'test images': f'{labels.size} in batches of {labels.shape[1]}',
+            **what,
+            'seeds': ', '.join(map(str, seeds)),
+            'epochs': training.epochs,
+            'batch size': training.batch_size,
+            'learning rate': training.learning_rate,
+            'moving average': training.ema,
+            'augmented': 'yes' if training.augment else 'no',
+            **how,
+            'device': f'1 x {jax.devices()[0].device_kind}',
+        }

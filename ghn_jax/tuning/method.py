@@ -1,0 +1,118 @@
+"""What the trainings of one network have in common, and what a method of training it does."""
+
+import abc
+import dataclasses
+from collections.abc import Mapping
+from typing import Any, Self
+
+import jax.numpy as jnp
+
+from ghn_jax.base.paths import Place
+from ghn_jax.hypernet.policy_features import resolve
+from ghn_jax.models.activation_ranges import find_ranges
+from ghn_jax.models.folding import Calibrated
+from ghn_jax.models.model import Model
+from ghn_jax.models.quantizer import FakeQuantizer
+from ghn_jax.quant.policy import FLOAT_BITS, NamedWidths, Policy
+from ghn_jax.quant.scheme import Scheme
+from ghn_jax.runs.calibrated_file import QuantizedNetwork, save
+from ghn_jax.tuning.images import TuningImages
+from ghn_jax.tuning.scoring import CalibratedScorer
+from ghn_jax.tuning.training import Trainer, TrainingSpec, TrainingState
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Setup:
+    """A network, and how it is trained and scored, at any bits and by any method.
+
+    Attributes:
+      model: traced.
+      images: that it is trained on, scored and calibrated with.
+      training: the budget.
+      scheme: how tensors are quantized.
+      statistics: 'batch', 'calibrated' or 'fixed' (`FinetuneSpec.batch_norm`).
+      source: how the model is made, where a network is kept with its statistics (`calibrated_file`).
+    """
+
+    model: Model
+    images: TuningImages
+    training: TrainingSpec
+    scheme: Scheme
+    statistics: str
+    source: Mapping[str, str] | None
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Method(abc.ABC):
+    """How a network at one bit-width is trained, scored and kept.
+
+    Attributes:
+      setup: of all bit-widths.
+      bits: what the policy is called.
+      policy: as it is used.
+      trainer: compiled for all bits, which are among the data of its states.
+      calibrated: scores a network with fixed statistics; None where they are those of each batch.
+    """
+
+    setup: Setup
+    bits: str
+    policy: Policy
+    trainer: Trainer
+    calibrated: CalibratedScorer | None
+
+    @abc.abstractmethod
+    def begin(self, params: Any, seed: int) -> TrainingState:
+        """Return the first state of a training from parameters of the model."""
+
+    @abc.abstractmethod
+    def score(self, state: TrainingState) -> dict[str, Any]:
+        """Score a state: kind of statistics -> bits -> top-1 in percent."""
+
+    @abc.abstractmethod
+    def keep(self, place: Place, state: TrainingState, metadata: Mapping[str, str]) -> None:
+        """Write the network of the last state."""
+
+    @classmethod
+    def at_each(cls, setup: Setup, policies: Mapping[str, Policy], **programs: Any) -> list[Self]:
+        """Return the method at each of the policies.
+
+        Args:
+          setup: of all of them.
+          policies: by what they are called.
+          programs: further attributes, the same at all policies.
+        """
+        images, scorer = setup.images, None
+        if setup.statistics != 'batch':
+            scorer = CalibratedScorer(setup.model, images.test, images.calibration)
+        of: dict[str, Any] = dict(setup=setup, calibrated=scorer, **programs)
+        return [cls(bits=bits, policy=policy, **of) for bits, policy in policies.items()]
+
+    @property
+    def widths(self) -> NamedWidths:
+        """Bits by the weight's name."""
+        return resolve(self.policy, self.setup.model.graph)
+
+    def save_calibrated(
+        self,
+        folder: Place,
+        network: Calibrated,
+        quantizer: FakeQuantizer,
+        scheme: Scheme,
+        metadata: Mapping[str, str],
+    ) -> None:
+        """Write a quantized network with the ranges that it has on the calibration images."""
+        setup = self.setup
+        ranges = find_ranges(setup.model, Calibrated.apply, network, setup.images.calibration, quantizer)
+        network = dataclasses.replace(network, ranges=ranges)
+        assert setup.source is not None
+        save(folder, QuantizedNetwork(network, self.policy, scheme, setup.source, metadata))
+
+
+def as_data(widths: NamedWidths) -> dict[str, Any]:
+    """Return bits as arrays: programs that take them serve every policy."""
+    return {name: tuple(map(jnp.int32, pair)) for name, pair in widths.items()}
+
+
+def unrounded(widths: NamedWidths) -> dict[str, Any]:
+    """Return the bits of a network in float, as `as_data`."""
+    return as_data(dict.fromkeys(widths, (FLOAT_BITS, FLOAT_BITS)))
