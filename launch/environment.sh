@@ -3,20 +3,21 @@
 # It changes into the repository and puts the environment's `python` first in PATH. Needs `set -o pipefail`.
 # Of another Python it is an environment of its own: `GHN_JAX_PYTHON=3.12` takes .venv-3.12 and constraints-3.12.txt.
 
+repository="$(CDPATH='' cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)" # whatever the working directory is later
 venv=".venv${GHN_JAX_PYTHON:+-$GHN_JAX_PYTHON}"
 constraints="constraints${GHN_JAX_PYTHON:+-$GHN_JAX_PYTHON}.txt"
 
 _find_python() {
-    local candidate
-    [ -z "${GHN_JAX_PYTHON:-}" ] || local PYTHON="python$GHN_JAX_PYTHON"
-    for candidate in ${PYTHON:-python3.11 python3.12 python3.13 python3 python}; do
+    local candidate candidates=(python3.11 python3.12 python3.13 python3 python)
+    [ -z "${PYTHON:-}" ] || candidates=("$PYTHON")
+    [ -z "${GHN_JAX_PYTHON:-}" ] || candidates=("python$GHN_JAX_PYTHON")
+    for candidate in "${candidates[@]}"; do
         if "$candidate" -c 'import sys; sys.exit(sys.version_info < (3, 11))' >/dev/null 2>&1; then
             echo "$candidate"
             return
         fi
     done
-    echo "error: no Python >= 3.11 found (looked for ${PYTHON:-python3.11, python3.12, python3.13, python3}):" \
-        'install one, or set PYTHON to its path' >&2
+    echo "error: no Python >= 3.11 found (looked for ${candidates[*]}): install one, or set PYTHON to its path" >&2
     return 2
 }
 
@@ -29,7 +30,7 @@ print(hashlib.sha256(data).hexdigest(), sys.version.split()[0])' "$constraints"
 
 environment() {
     local extra="${1:-}" python stamp
-    cd "$(dirname "${BASH_SOURCE[0]}")/.." || return
+    cd "$repository" || return
     if [ ! -f "$constraints" ]; then
         echo "error: GHN_JAX_PYTHON=$GHN_JAX_PYTHON: there is no $constraints; leave it out, or give 3.12" >&2
         return 2
@@ -92,7 +93,7 @@ print(*missing, *([" or ".join(plugins)] if plugins and not any(map(there, plugi
 # $1: EXTRA. $2: a folder of wheels that are put beside what it has; '' for none, and then nothing is installed.
 environment_there() {
     local there="${PYTHON:-python3}" missing site
-    cd "$(dirname "${BASH_SOURCE[0]}")/.." || return
+    cd "$repository" || return
     if [ -n "$2" ]; then
         site="$(mktemp -d)"
         "$there" -m pip install -q --no-index --no-deps --no-compile --target "$site" "$2"/*.whl || return
