@@ -67,6 +67,12 @@ def read_safetensors(path: str | os.PathLike, advice: str) -> tuple[Weights, dic
         raise UserError(f'{os.fspath(path)} is no safetensors file ({one_line(e)}): {advice}') from None
 
 
+def format_of(path: str | os.PathLike) -> str:
+    """Return the format that the name of a file ends in; safetensors where it ends in none."""
+    suffix = os.path.splitext(path)[1].removeprefix('.')
+    return suffix if suffix in FORMATS else 'safetensors'
+
+
 def check_place(path: str | os.PathLike, format: str) -> Place:
     """Return the path of a file of weights to be written. Raises FieldError where it cannot be."""
     if not os.fspath(path):
