@@ -93,11 +93,12 @@ def _measure() -> dict[str, Any]:
     if _TARGET.value:
         if 'compile' not in _WHAT.value:
             raise UserError(f'--target={_TARGET.value} is for --what=compile: leave it out, or time compile')
-        targets.load(_TARGET.value)
         targets.prepare_process()
+        targets.check_plugin(targets.load(_TARGET.value))
+    specs = tasks.read_networks(_ARCHS.value)
     start(_DEVICES.value or parts_of_cpu())
     options = Options(
-        specs=tasks.read_networks(_ARCHS.value), modes=tuple(_MODE.value), meta_batch=_META_BATCH.value,
+        specs=specs, modes=tuple(_MODE.value), meta_batch=_META_BATCH.value,
         devices=_DEVICES.value or min(jax.local_device_count(), _META_BATCH.value),
         batch_size=_BATCH_SIZE.value, num_images=_NUM_IMAGES.value, config=_CONFIG.value,
         split=_SPLIT.value, widths=widths, target=_TARGET.value, cells=lengths, width=_WIDTH.value,

@@ -15,6 +15,8 @@ uniform_R and normal_R (R 0.005, 0.05 or 0.5), or a file of parameters.
 Images and rounding are those of the run; without --workdir, images are --dataset's.
 """
 
+from collections.abc import Sequence
+
 from absl import flags
 
 from ghn_jax.base import bounds, cli, outputs
@@ -24,13 +26,13 @@ from ghn_jax.hypernet.predict import check_head
 from ghn_jax.models.loading import load_model
 from ghn_jax.models.model import Model
 from ghn_jax.models.tracing import trace
-from ghn_jax.networks.files import load_networks
+from ghn_jax.networks.spec import NetworkSpec
 from ghn_jax.quant.scheme import QAT
-from ghn_jax.runs.model_flags import check_given
+from ghn_jax.runs.model_flags import read_networks
 from ghn_jax.runs.prediction import with_names
 from ghn_jax.tuning import comparison, training_flags
 from ghn_jax.tuning.finetune import STATISTICS, FinetuneSpec, finetune
-from ghn_jax.tuning.initialization import parse_starts
+from ghn_jax.tuning.initialization import check_starts, parse_starts
 from ghn_jax.tuning.slb import SearchSpec
 
 _ARCH = flags.DEFINE_string('arch', None, 'Architecture file: JSON of one network or a list.')
@@ -75,8 +77,10 @@ def main() -> None:
     if not _OUT.value:
         raise UserError('--out is missing: give a folder, such as --out=runs/finetune')
     out, written = cli.check_folder(_OUT.value, 'out'), _OUTPUTS()
+    specs = with_names(read_networks(_ARCH.value, _MODEL.value))
+    check_starts(_INIT.value, predicted=bool(given.workdir))
     loaded, dataset = given.load()
-    models, sources = _models(dataset.train.images.shape[1])
+    models, sources = _models(specs, dataset.train.images.shape[1])
     result = finetune(
         models,
         parse_starts(_INIT.value, models, loaded),
@@ -100,12 +104,10 @@ def _search() -> SearchSpec | None:
     return None
 
 
-def _models(size: int) -> tuple[list[Model], dict[str, dict[str, str]]]:
-    check_given(_ARCH.value, _MODEL.value)
+def _models(specs: Sequence[NetworkSpec], size: int) -> tuple[list[Model], dict[str, dict[str, str]]]:
     if _MODEL.value:
         model = load_model(_MODEL.value, (1, size, size, 3))
         return [model], {model.name: {'model': _MODEL.value}}
-    specs = with_names(load_networks(_ARCH.value or ''))
     for spec in specs:
         check_head(spec, size)
     sources = {spec.name: {'arch': spec.to_json()} for spec in specs}

@@ -46,7 +46,8 @@ mkdir -p "$workdir"
 # one on the screen, and what ends this script stops both, each with a checkpoint.
 set -m
 (
-    until [ -s "$workdir/qat/metrics.jsonl" ]; do sleep 1; done
+    # Where this script was killed, its trap did not run: nobody waits any more.
+    until [ -s "$workdir/qat/metrics.jsonl" ]; do kill -0 $$ 2>/dev/null || exit; sleep 1; done
     exec python -m ghn_jax.train --workdir="$workdir/float" "${training[@]}" --config.quant.bits=float
 ) >"$log" 2>&1 &
 float=$!
