@@ -5,7 +5,9 @@ import shlex
 import shutil
 import subprocess
 import sys
+import time
 
+import psutil
 import pytest
 
 from tests.small_run import ROOT
@@ -183,6 +185,23 @@ def test_a_training_of_the_quickstart_that_fails_ends_it_with_its_code_and_words
     done, calls = quickstart(**{f'CODE_{which}': '3'})
     assert done.returncode == 3 and done.stderr == f'error: CODE_{which}\n'
     assert len(calls) == called  # nothing is scored, and no training waits for the other for ever
+
+
+def test_a_quickstart_that_is_killed_leaves_nobody_waiting_for_its_first_training(quickstart, tmp_path):
+    """Else the training in float would begin beside that of the next start."""
+    (tmp_path / 'python').write_text('#!/usr/bin/env bash\n[[ "$*" != *train* ]] || exec sleep 60\n')
+    script = subprocess.Popen(['bash', 'launch/quickstart.sh'], cwd=tmp_path, stdout=subprocess.DEVNULL)
+    about, deadline = psutil.Process(script.pid), time.monotonic() + 30
+    while sum('sleep 60' in ' '.join(child.cmdline()) for child in about.children()) < 1:
+        assert time.monotonic() < deadline
+        time.sleep(0.1)
+    training, waiting = sorted(about.children(), key=lambda child: 'bash' in child.cmdline())
+    script.kill()
+    script.wait()
+    _, alive = psutil.wait_procs([waiting], timeout=20)
+    for process in (training, *alive):
+        process.kill()
+    assert not alive
 
 
 def test_the_bits_of_the_quickstart_are_not_to_be_set(quickstart):
