@@ -189,7 +189,8 @@ def test_the_page_about_packed_files_reads_one_without_the_package(workdir, tmp_
     )
     found: dict = {}
     exec(code[-1], found)
-    expected = unpack('net.safetensors')[found['name']]
+    monkeypatch.setenv('HOME', str(tmp_path))
+    expected = unpack('~/net.safetensors')[found['name']]
     np.testing.assert_array_equal(found['weight'].reshape(expected.shape), expected)
 
 
