@@ -35,6 +35,16 @@ environment() {
         echo "error: GHN_JAX_PYTHON=$GHN_JAX_PYTHON: there is no $constraints; leave it out, or give 3.12" >&2
         return 2
     fi
+    # One script at a time: another may be making the same environment. The lock is that of descriptor 9.
+    python="$venv/bin/python"
+    [ -x "$python" ] || python="$(_find_python)" || return
+    exec 9>"$venv.lock"
+    "$python" -c 'import fcntl
+try:
+    fcntl.flock(9, fcntl.LOCK_EX | fcntl.LOCK_NB)
+except BlockingIOError:
+    print("waiting for another script, which makes the same environment", flush=True)
+    fcntl.flock(9, fcntl.LOCK_EX)' || true # a file system without locks
     if ! "$venv/bin/python" -m pip --version >/dev/null 2>&1; then
         python="$(_find_python)" || return
         echo "making $venv with $("$python" --version)"
@@ -59,6 +69,7 @@ environment() {
         echo "$stamp" >"$venv/installed-${extra:-base}"
         echo "$stamp" >"$venv/installed-base" # every extra includes it
     fi
+    exec 9>&-
     export PATH="$PWD/$venv/bin:$PATH"
 }
 

@@ -232,6 +232,39 @@ def test_a_dry_run_of_the_first_hour_takes_paths_from_where_it_is_called():
     assert f'--config={ROOT}/configs/test.py' in hour
 
 
+MAKES = r"""#!/usr/bin/env bash
+# In the place of python: it makes environments of itself, and takes a while to install into them.
+case "$*" in
+    -c*) exec "$REAL" "$@" ;;
+    *"-m venv"*) mkdir -p "${!#}/bin" && cp "$0" "${!#}/bin/python" ;;
+    *"pip install"*) echo begins >>log; sleep 1; echo ends >>log ;;
+esac
+"""
+
+
+def test_two_scripts_at_once_make_one_environment_once(tmp_path):
+    (tmp_path / 'launch').mkdir()
+    for file in ('launch/environment.sh', 'pyproject.toml', 'constraints.txt'):
+        shutil.copy(ROOT / file, tmp_path / file)
+    python = tmp_path / 'python'
+    python.write_text(MAKES)
+    python.chmod(0o755)
+    command = [
+        'bash',
+        '-c',
+        'set -euo pipefail; source launch/environment.sh; environment; command -v python',
+    ]
+    env = os.environ | {'PYTHON': str(python), 'REAL': sys.executable}
+    both = [
+        subprocess.Popen(command, cwd=tmp_path, env=env, stdout=subprocess.PIPE, text=True) for _ in range(2)
+    ]
+    said = [script.communicate(timeout=60)[0] for script in both]
+    assert all(script.returncode == 0 for script in both)
+    assert (tmp_path / 'log').read_text().split() == ['begins', 'ends']
+    assert all(text.endswith(f'{tmp_path}/.venv/bin/python\n') for text in said)
+    assert sum('waiting for another script' in text for text in said) == 1
+
+
 @pytest.mark.parametrize('folder', ['.', 'launch', 'docs/results', '..'])
 def test_the_first_hour_may_be_started_from_anywhere(tmp_path, folder):
     """From the folder above and from one below, by the path of the script from there."""
