@@ -257,7 +257,8 @@ ARCH = ('--arch=net.json', '--out=o')
         ),
         ('study', ['--config=test', '--workdir=o', '--strategies=recipe', '--bits=x'], "bits 'x'"),
         ('study', ['--config=test', '--workdir=o', '--strategies=recipe', '--layers=3'], '--layers=3: give'),
-        ('benchmark', ['--archs=none.json'], "'none.json' cannot be read"),
+        ('benchmark', ['--what=train,models', '--archs=none.json'], "'none.json' cannot be read"),
+        ('benchmark', ['--compare=a,b'], '--workdir is for what=models: leave it out'),
         ('convert', ['--state=net.npz', '--workdir='], '--workdir is missing'),
     ],
 )
