@@ -122,20 +122,20 @@ tpu_check() {
     where=(--zone="$zone" ${project:+--project="$project"})
 }
 
-# What gcloud says of the request (--queued) or the machine: ACTIVE, READY, PREEMPTED, ...; nothing where there is none.
+# What gcloud says of the request (--queued) or the machine: ACTIVE, READY, PREEMPTED, ... It fails where there is none.
 tpu_state() {
     if [ -n "$queued" ]; then
         "$GCLOUD" compute tpus queued-resources describe "$name" "${where[@]}" --format='value(state.state)'
     else
         "$GCLOUD" compute tpus tpu-vm describe "$name" "${where[@]}" --format='value(state)'
-    fi 2>/dev/null || true
+    fi
 }
 
 # A queued resource waits until there are TPUs; without --queued the request fails where there are none. What an
 # interrupted run of the script has left is used again, or replaced where it was taken away.
 tpu_create() {
     local state=''
-    [ -n "$dry_run" ] || state="$(tpu_state)"
+    [ -n "$dry_run" ] || state="$(tpu_state 2>/dev/null)" || true
     case "$state" in
         FAILED | PREEMPTED | STOPPED | SUSPENDED | TERMINATED)
             tpu_delete
@@ -156,14 +156,16 @@ tpu_create() {
 
 tpu_wait() {
     local state
-    while state="$(tpu_state)" && [ "$state" != ACTIVE ]; do
+    while true; do
+        state="$(tpu_state)" || fail "$GCLOUD does not tell how the request for $type stands (above): start again"
         case "$state" in
+            ACTIVE) return ;;
             FAILED | SUSPEND*)
                 fail "the request for $type in $zone is $state: $GCLOUD compute tpus queued-resources describe" \
                     "$name ${where[*]} says why"
                 ;;
         esac
-        echo "waiting for $type in $zone${state:+ ($state)}"
+        echo "waiting for $type in $zone ($state)"
         sleep 60
     done
 }

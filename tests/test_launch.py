@@ -340,7 +340,7 @@ def test_a_python_without_pinned_versions_is_refused():
 GCLOUD = """#!/usr/bin/env bash
 # In the place of gcloud: the state of a TPU is what the file `state` says, until it is deleted or created.
 here="${0%/*}"
-if [[ "$*" == *describe* ]]; then cat "$here/state"; exit; fi
+if [[ "$*" == *describe* ]]; then cat "$here/$STATE"; exit; fi
 echo "$4" >>"$here/calls"
 [[ "$4" != delete ]] || rm "$here/state"
 [[ "$4" != create ]] || echo "$CREATED" >"$here/state"
@@ -372,12 +372,23 @@ def test_a_request_for_a_tpu_that_failed_is_not_waited_for(tmp_path):
     assert (tmp_path / 'calls').read_text().split() == ['create']
 
 
-def tpu_vm(folder, created, *args):
+def test_where_gcloud_fails_nobody_waits_for_ever(tmp_path):
+    done = tpu_vm(tmp_path, 'ACTIVE', '--queued', state_of='absent')
+    assert done.returncode == 2 and 'error: ' in done.stderr.splitlines()[-1]
+    assert (tmp_path / 'calls').read_text().split() == ['create']
+
+
+def tpu_vm(folder, created, *args, state_of='state'):
     """The script where gcloud is GCLOUD. created: the state of a TPU that is created."""
     (folder / 'tar').symlink_to('/bin/true')
     (folder / 'gcloud').write_text(GCLOUD)
     (folder / 'gcloud').chmod(0o755)
-    env = {'GCLOUD': str(folder / 'gcloud'), 'CREATED': created, 'PATH': f'{folder}:{os.environ["PATH"]}'}
+    env = {
+        'STATE': state_of,
+        'GCLOUD': str(folder / 'gcloud'),
+        'CREATED': created,
+        'PATH': f'{folder}:{os.environ["PATH"]}',
+    }
     return subprocess.run(
         ['bash', 'launch/tpu_vm.sh', *TPU, '--type=v4-8', *args], cwd=ROOT, env=os.environ | env,
         capture_output=True, text=True, timeout=60,
