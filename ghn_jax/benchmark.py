@@ -33,7 +33,7 @@ from ghn_jax.base.errors import UserError, of_field
 from ghn_jax.base.start import start
 from ghn_jax.benchmarks import comparison, model_flags, picture, tasks
 from ghn_jax.benchmarks.benchmark import DEFAULT, WHAT, benchmark, text
-from ghn_jax.benchmarks.options import MODES, Options, parts_of_cpu
+from ghn_jax.benchmarks.options import MODES, USED_BY, Options, check_used, parts_of_cpu
 from ghn_jax.networks.spaces import SPLITS
 from ghn_jax.reporting import plotting
 
@@ -68,6 +68,8 @@ _OUTPUTS = outputs.define_flags(plotting.PICTURES)
 def main() -> None:
     """Run the command."""
     written = _OUTPUTS()
+    what = _WHAT.value if _COMPARE.value is None else ()
+    check_used((flag for flag in USED_BY if flags.FLAGS[flag].present), what)
     if _COMPARE.value is not None:
         written.write(_compare(_COMPARE.value), table=comparison.text, picture=picture.picture_of_comparison)
     else:
@@ -91,13 +93,12 @@ def _measure() -> dict[str, Any]:
         bounds.integers('cells', _CELLS.value, 'cells'),
     )
     if _TARGET.value:
-        if 'compile' not in _WHAT.value:
-            raise UserError(f'--target={_TARGET.value} is for --what=compile: leave it out, or time compile')
-        targets.load(_TARGET.value)
         targets.prepare_process()
+        targets.check_plugin(targets.load(_TARGET.value))
+    specs = tasks.read_networks(_ARCHS.value)
     start(_DEVICES.value or parts_of_cpu())
     options = Options(
-        specs=tasks.read_networks(_ARCHS.value), modes=tuple(_MODE.value), meta_batch=_META_BATCH.value,
+        specs=specs, modes=tuple(_MODE.value), meta_batch=_META_BATCH.value,
         devices=_DEVICES.value or min(jax.local_device_count(), _META_BATCH.value),
         batch_size=_BATCH_SIZE.value, num_images=_NUM_IMAGES.value, config=_CONFIG.value,
         split=_SPLIT.value, widths=widths, target=_TARGET.value, cells=lengths, width=_WIDTH.value,

@@ -28,6 +28,7 @@ def main() -> None:
     logging.set_verbosity(logging.ERROR)  # Orbax tells everything it does
     if not _STATE.value:
         raise UserError('--state is missing: give the file, see --help')
+    cli.check_workdir(_WORKDIR.value)
     environment.start_devices()
     ghn_config = convert(_STATE.value, _CONFIG.value, _WORKDIR.value or '')
     print(f'{_WORKDIR.value}: checkpoint of step 0, {ghn_config}')

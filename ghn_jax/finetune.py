@@ -15,16 +15,18 @@ uniform_R and normal_R (R 0.005, 0.05 or 0.5), or a file of parameters.
 Images and rounding are those of the run; without --workdir, images are --dataset's.
 """
 
+
 from absl import flags
 
 from ghn_jax.base import bounds, cli, outputs
 from ghn_jax.base.errors import UserError, prefixed
 from ghn_jax.evaluation.evaluation_flags import parse_policies
 from ghn_jax.quant.scheme import QAT
-from ghn_jax.runs.model_flags import check_given, read_models
+from ghn_jax.runs.model_flags import make_models, read_networks
+from ghn_jax.runs.prediction import with_names
 from ghn_jax.tuning import comparison, training_flags
 from ghn_jax.tuning.finetune import STATISTICS, FinetuneSpec, finetune
-from ghn_jax.tuning.initialization import parse_starts
+from ghn_jax.tuning.initialization import check_starts, parse_starts
 from ghn_jax.tuning.slb import SearchSpec
 
 _ARCH = flags.DEFINE_string('arch', None, 'Architecture file: JSON of one network or a list.')
@@ -69,9 +71,10 @@ def main() -> None:
     if not _OUT.value:
         raise UserError('--out is missing: give a folder, such as --out=runs/finetune')
     out, written = cli.check_folder(_OUT.value, 'out'), _OUTPUTS()
+    specs = with_names(read_networks(_ARCH.value, _MODEL.value))
+    check_starts(_INIT.value, predicted=bool(given.workdir))
     loaded, dataset = given.load()
-    check_given(_ARCH.value, _MODEL.value)
-    models, sources = read_models(_ARCH.value, _MODEL.value, dataset.train.images.shape[1])
+    models, sources = make_models(specs, _MODEL.value, dataset.train.images.shape[1])
     result = finetune(
         models,
         parse_starts(_INIT.value, models, loaded),

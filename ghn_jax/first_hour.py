@@ -5,9 +5,9 @@ python -m ghn_jax.first_hour --out=DIR --minutes=12 --config=ghn_qat_cifar10 --u
 python -m ghn_jax.first_hour --write_references=FILE.json
 
 Each part is a process of its own with a limit of time, and one that fails does not stop the next; where one
-did, the exit code is 1. DIR gets first_hour.json, rewritten whole with every result, log.txt, a profile, and
-of a training its pack and its metrics. A config is trained only where one is given; without, ghn_qat_cifar10
-is measured, on random images.
+did, or where numbers are wrong, the exit code is 1. DIR gets first_hour.json, rewritten whole with every
+result, log.txt, a profile, and of a training its pack and its metrics. A config is trained only where one is
+given; without, ghn_qat_cifar10 is measured, on random images.
 """
 
 import pathlib
@@ -66,8 +66,12 @@ def main() -> None:
         signal.signal(signal.SIGTERM, before)
     print(summary.text(result))
     print(f'result: {out / RESULT}')
-    if bad := [r['part'] for r in result['parts'] if r['status'] != DONE]:
-        cli.fail(f'not done: {", ".join(bad)}', 1)
+    bad = {
+        'not done': [r['part'] for r in result['parts'] if r['status'] != DONE],
+        'wrong': [r['part'] for r in result['parts'] if (r['result'] or {}).get('good') is False],
+    }
+    if said := [f'{what}: {", ".join(names)}' for what, names in bad.items() if names]:
+        cli.fail('; '.join(said), 1)
 
 
 def _folder() -> pathlib.Path:

@@ -31,7 +31,7 @@ from ghn_jax.quant.policy import Policy, read_policy
 from ghn_jax.runs.model_prediction import write_model
 from ghn_jax.runs.prediction import LAYOUTS, output_files, with_names, write_predictions
 from ghn_jax.runs.run import load_run
-from ghn_jax.runs.weight_files import FORMATS, check_place
+from ghn_jax.runs.weight_files import FORMATS, check_place, format_of
 
 _WORKDIR = flags.DEFINE_string(
     'workdir', None, 'Run directory, of ghn_jax.train or ghn_jax.convert, or zoo:NAME.'
@@ -44,9 +44,10 @@ _OUT = flags.DEFINE_string(
 _LAYOUT = flags.DEFINE_enum('layout', 'pytorch', LAYOUTS, 'OIHW and (out, in), or HWIO and (in, out).')
 _FORMAT = flags.DEFINE_enum(
     'format',
-    'safetensors',
+    None,
     FORMATS,
-    'Of the file; orbax: a directory with a pytree, names cut at their dots.',
+    'Of the file; orbax: a directory with a pytree, names cut at their dots. Default: what the name of the '
+    'file ends in, else safetensors.',
 )
 _PACKED = flags.DEFINE_boolean(
     'packed', False, 'Write rounded weights as integers of just their bits, in safetensors.'
@@ -61,12 +62,13 @@ def main() -> None:
     """Run the command."""
     workdir = cli.check_workdir(_WORKDIR.value, must_exist=True)
     policy = read_policy(_BITS.value, _POLICY.value)
+    format = _FORMAT.value or format_of(_OUT.value or '')
     if _MODEL.value:
-        return _predict_model(_MODEL.value, workdir, policy)
+        return _predict_model(_MODEL.value, workdir, policy, format)
     if not _ARCH.value:
         raise UserError('--arch is missing: give an architecture file, as in --arch=net.json, or --model')
     specs = with_names(load_networks(_ARCH.value))
-    outputs = output_files(_OUT.value or '', specs, _FORMAT.value)
+    outputs = output_files(_OUT.value or '', specs, format)
     start()
     lines = write_predictions(
         load_run(workdir),
@@ -74,23 +76,23 @@ def main() -> None:
         outputs,
         layout=_LAYOUT.value,
         policy=policy,
-        format=_FORMAT.value,
+        format=format,
         packed=_PACKED.value,
     )
     for line in lines:
         print(line)
 
 
-def _predict_model(name: str, workdir: Place, policy: Policy) -> None:
+def _predict_model(name: str, workdir: Place, policy: Policy, format: str) -> None:
     for flag in ('arch', 'layout'):
         if flags.FLAGS[flag].present:
             raise UserError(f'--model and --{flag} are both given: give one of them')
-    out = check_place(_OUT.value or '', _FORMAT.value)
+    out = check_place(_OUT.value or '', format)
     start()
     run = load_run(workdir)
     size = run.config.image_size
     model = load_model(name, (1, size, size, 3))
-    print(write_model(run, model, out, policy=policy, format=_FORMAT.value, packed=_PACKED.value))
+    print(write_model(run, model, out, policy=policy, format=format, packed=_PACKED.value))
 
 
 if __name__ == '__main__':

@@ -22,7 +22,7 @@ from ghn_jax.base.errors import FieldError, UserError
 from ghn_jax.base.start import start
 from ghn_jax.quant.policy import Policy, parse_bits
 from ghn_jax.runs.hypernetwork import Hypernetwork
-from ghn_jax.runs.model_flags import check_given, read_model
+from ghn_jax.runs.model_flags import make_model, read_network
 from ghn_jax.runs.model_parameters import read_params
 from ghn_jax.runs.progress import Progress
 from ghn_jax.runs.run import load_run
@@ -63,10 +63,10 @@ def main() -> None:
     if not _OUT.value:
         raise FieldError('out', ' is missing: give a directory for the quantized network')
     out = cli.check_folder(_OUT.value, 'out')
-    check_given(_ARCH.value, _MODEL.value)
+    specs = read_network(_ARCH.value, _MODEL.value)
     start()
     hypernetwork = Hypernetwork(load_run(workdir))
-    model, source = read_model(_ARCH.value, _MODEL.value, hypernetwork)
+    model, source = make_model(specs, _MODEL.value, hypernetwork)
     params = read_params(model, _PARAMS.value) if _PARAMS.value else hypernetwork.predict(model, policy)
     data = hypernetwork.load_data()
     network = quantize.Network.of(model, params, quantize.calibration_images(data, _IMAGES.value))

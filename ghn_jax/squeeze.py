@@ -19,12 +19,13 @@ from ghn_jax.base.errors import FieldError
 from ghn_jax.evaluation.evaluation_flags import parse_policies
 from ghn_jax.quant.scheme import QAT
 from ghn_jax.runs.hypernetwork import Hypernetwork
-from ghn_jax.runs.model_flags import check_given
+from ghn_jax.runs.model_flags import read_networks
+from ghn_jax.runs.prediction import with_names
 from ghn_jax.tuning import comparison, training_flags
-from ghn_jax.tuning.initialization import PREDICTED, RANDOM, Start, parse_starts
+from ghn_jax.tuning.initialization import PREDICTED, RANDOM, Start, check_starts, parse_starts
 from ghn_jax.tuning.squeeze_training import SqueezeSpec
 from ghn_jax.tuning.squeezing import Pair, squeeze
-from ghn_jax.tuning.widening import MOST, beyond_training, check_predicted, pairs_of_file, pairs_of_model
+from ghn_jax.tuning.widening import MOST, beyond_training, check_predicted, pairs_of_model, pairs_of_specs
 
 _ARCH = flags.DEFINE_string('arch', None, 'Architecture file: JSON of one network or a list, the originals.')
 _MODEL = flags.DEFINE_string('model', None, 'Function of the factor, in place of --arch: see above.')
@@ -58,11 +59,17 @@ def main() -> None:
     )
     if not _OUT.value:
         raise FieldError('out', ' is missing: give a folder, such as --out=runs/squeeze')
-    if _INIT.value != PREDICTED and _INIT.value not in RANDOM:
+    if _INIT.value != PREDICTED and _INIT.value not in RANDOM:  # no file: it would be of one width
         raise FieldError('init', f'={_INIT.value}: expected {PREDICTED} or one of {", ".join(RANDOM)}')
     out, written = cli.check_folder(_OUT.value, 'out'), _OUTPUTS()
+    specs = with_names(read_networks(_ARCH.value, _MODEL.value))
+    check_starts([_INIT.value], predicted=bool(given.workdir))
     loaded, dataset = given.load()
-    pairs = _pairs(dataset.train.images.shape[1])
+    size = dataset.train.images.shape[1]
+    if _MODEL.value:
+        pairs = pairs_of_model(_MODEL.value, _WIDTH.value, size)
+    else:
+        pairs = pairs_of_specs(specs, _WIDTH.value, size)
     result = squeeze(
         pairs,
         _start(pairs, loaded),
@@ -76,13 +83,6 @@ def main() -> None:
         result['notes'] += beyond_training(pairs, loaded.space.channels)
     result['about']['command'] = cli.command_line('squeeze')
     written.write(result, table=comparison.text)
-
-
-def _pairs(size: int) -> list[Pair]:
-    check_given(_ARCH.value, _MODEL.value)
-    if _MODEL.value:
-        return pairs_of_model(_MODEL.value, _WIDTH.value, size)
-    return pairs_of_file(_ARCH.value or '', _WIDTH.value, size)
 
 
 def _start(pairs: list[Pair], loaded: Hypernetwork | None) -> Start:

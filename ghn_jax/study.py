@@ -50,7 +50,6 @@ def main() -> None:
     workdir = cli.check_workdir(_WORKDIR.value)
     if not _STRATEGIES.value:
         raise UserError('--strategies is missing: give a file or a name, as in --strategies=strategies')
-    start(config.devices.cpu)
     spec = StudySpec(
         seeds=parse_seeds(_SEEDS.value),
         only=tuple(_ONLY.value),
@@ -65,8 +64,10 @@ def main() -> None:
             batch_size=_BATCH_SIZE.value,
         ),
     )
+    strategies = read_strategies(_STRATEGIES.value)
+    start(config.devices.cpu)
     with config_file.named_by_flags():
-        tables = study(config, read_strategies(_STRATEGIES.value), workdir, spec)
+        tables = study(config, strategies, workdir, spec)
     print(study_tables.text(tables))
 
 

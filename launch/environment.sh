@@ -3,6 +3,7 @@
 # It changes into the repository and puts the environment's `python` first in PATH. Needs `set -o pipefail`.
 # Of another Python it is an environment of its own: `GHN_JAX_PYTHON=3.12` takes .venv-3.12 and constraints-3.12.txt.
 
+repository="$(CDPATH='' cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)" # whatever the working directory is later
 venv=".venv${GHN_JAX_PYTHON:+-$GHN_JAX_PYTHON}"
 constraints="constraints${GHN_JAX_PYTHON:+-$GHN_JAX_PYTHON}.txt"
 
@@ -33,11 +34,21 @@ print(hashlib.sha256(data).hexdigest(), sys.version.split()[0])' "$constraints"
 
 environment() {
     local extra="${1:-}" python stamp
-    cd "$(dirname "${BASH_SOURCE[0]}")/.." || return
+    cd "$repository" || return
     if [ ! -f "$constraints" ]; then
         echo "error: GHN_JAX_PYTHON=$GHN_JAX_PYTHON: there is no $constraints; leave it out, or give 3.12" >&2
         return 2
     fi
+    # One script at a time: another may be making the same environment. The lock is that of descriptor 9.
+    python="$venv/bin/python"
+    [ -x "$python" ] || python="$(_find_python)" || return
+    exec 9>"$venv.lock"
+    "$python" -c 'import fcntl
+try:
+    fcntl.flock(9, fcntl.LOCK_EX | fcntl.LOCK_NB)
+except BlockingIOError:
+    print("waiting for another script, which makes the same environment", flush=True)
+    fcntl.flock(9, fcntl.LOCK_EX)' || true # a file system without locks
     if ! "$venv/bin/python" -m pip --version >/dev/null 2>&1; then
         python="$(_find_python)" || return
         echo "making $venv with $("$python" --version)"
@@ -62,6 +73,7 @@ environment() {
         echo "$stamp" >"$venv/installed-${extra:-base}"
         echo "$stamp" >"$venv/installed-base" # every extra includes it
     fi
+    exec 9>&-
     export PATH="$PWD/$venv/bin:$PATH"
 }
 
@@ -96,7 +108,7 @@ print(*missing, *([" or ".join(plugins)] if plugins and not any(map(there, plugi
 # $1: EXTRA. $2: a folder of wheels that are put beside what it has; '' for none, and then nothing is installed.
 environment_there() {
     local there="${PYTHON:-python3}" missing site
-    cd "$(dirname "${BASH_SOURCE[0]}")/.." || return
+    cd "$repository" || return
     if [ -n "$2" ]; then
         site="$(mktemp -d)"
         "$there" -m pip install -q --no-index --no-deps --no-compile --target "$site" "$2"/*.whl || return

@@ -10,11 +10,6 @@
 # made. --wheels: packages that it lacks, for a machine that reaches no package index, are put beside what it has.
 set -euo pipefail
 source "$(dirname "${BASH_SOURCE[0]}")/remote.sh"
-source "$(dirname "${BASH_SOURCE[0]}")/environment.sh"
-
-absolute() {
-    case "$1" in /* | '~'*) echo "$1" ;; *) echo "$PWD/$1" ;; esac
-}
 
 out=runs/first_hour wheels='' golden='' arguments=()
 for arg in "$@"; do
@@ -33,8 +28,8 @@ done
 [ -n "$dry_run" ] || [ -z "$wheels" ] || compgen -G "$wheels/*.whl" >/dev/null ||
     fail "--wheels=$wheels: there are no *.whl files"
 out="$(absolute "$out")"
-[ ! -f "$config" ] || config="$(realpath "$config")"
-cd "$(dirname "${BASH_SOURCE[0]}")/.."
+config="$(absolute_config)"
+cd "$repository"
 [ -z "$config" ] || arguments+=("--config=$config")
 for candidate in shared/golden ../shared/golden; do
     [ -n "$golden" ] || [ ! -d "$candidate" ] || golden="$(realpath "$candidate")"

@@ -34,10 +34,8 @@ if [ -z "$dry_run" ] && ! command -v nvidia-smi >/dev/null; then
     fail 'nvidia-smi is not there: expected a machine with an NVIDIA GPU and its driver'
 fi
 run nvidia-smi --list-gpus
-# `environment` goes into the repository; ~ is what ghn_jax makes of it.
-case "$workdir" in /* | '~'* | gs://*) ;; *) workdir="$PWD/$workdir" ;; esac
-[ ! -f "$config" ] || config="$(realpath "$config")"
-source "$(dirname "${BASH_SOURCE[0]}")/environment.sh"
+workdir="$(absolute "$workdir")" # `environment` goes into the repository
+config="$(absolute_config)"
 run environment "$(extras cuda)"
 [ -z "$gpus" ] || run export CUDA_VISIBLE_DEVICES="$gpus"
 run python -m ghn_jax.train --config="$config" --workdir="$workdir" ${overrides[@]+"${overrides[@]}"}

@@ -19,7 +19,7 @@ for arg in "$@"; do
     esac
 done
 case "$workdir" in
-    *://*) echo "error: --workdir=$workdir: expected a directory of this machine" >&2; exit 2 ;;
+    '' | *://*) echo "error: --workdir=$workdir: expected a directory of this machine" >&2; exit 2 ;;
     /*) ;;
     '~' | '~/'*) workdir="$HOME${workdir#\~}" ;;
     *) workdir="$PWD/$workdir" ;;
@@ -46,7 +46,8 @@ mkdir -p "$workdir"
 # one on the screen, and what ends this script stops both, each with a checkpoint.
 set -m
 (
-    until [ -s "$workdir/qat/metrics.jsonl" ]; do sleep 1; done
+    # Where this script was killed, its trap did not run: nobody waits any more.
+    until [ -s "$workdir/qat/metrics.jsonl" ]; do kill -0 $$ 2>/dev/null || exit; sleep 1; done
     exec python -m ghn_jax.train --workdir="$workdir/float" "${training[@]}" --config.quant.bits=float
 ) >"$log" 2>&1 &
 float=$!
@@ -56,6 +57,10 @@ trap 'kill -- "-$float" 2>/dev/null || true; wait "$float" || true' EXIT
 echo "== training through 4-bit quantization, and in float beside it (its lines: $log)"
 echo '   the first step compiles the program of all networks: less than a minute, once'
 python -m ghn_jax.train --workdir="$workdir/qat" "${training[@]}" --config.quant.bits=w4a4
+if [ ! -s "$workdir/qat/metrics.jsonl" ]; then # the other would wait for it for ever
+    echo "error: nothing was trained: give --config.train.steps=1 or more" >&2
+    exit 2
+fi
 echo '== training in float'
 wait "$float" || { code=$?; tail -n 5 "$log" >&2; exit "$code"; }
 trap - EXIT

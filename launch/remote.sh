@@ -1,4 +1,7 @@
-# What gpu.sh, tpu_vm.sh and tpu_pod.sh share: arguments, errors, and commands that --dry_run prints. Source it.
+# What gpu.sh, tpu_vm.sh, tpu_pod.sh and first_hour.sh share: arguments, errors, and commands that --dry_run prints.
+# Source it; environment.sh comes with it.
+
+source "$(dirname "${BASH_SOURCE[0]}")/environment.sh"
 
 config='' workdir='' dry_run='' overrides=()
 
@@ -15,6 +18,20 @@ run() {
     else
         "$@"
     fi
+}
+
+# A path from the root, or one in a bucket as it is. Bash leaves the ~ of --flag=~/a to the script.
+absolute() {
+    case "$1" in
+        /* | gs://*) echo "$1" ;;
+        '~' | '~/'*) echo "$HOME${1#\~}" ;;
+        *) echo "$PWD/$1" ;;
+    esac
+}
+
+# --config as it is read in the repository: a file of the working directory from the root, a name as it is.
+absolute_config() {
+    if [ -f "$(absolute "$config")" ]; then absolute "$config"; else echo "$config"; fi
 }
 
 # An argument that all the scripts know; $2 is the script, whose first comment is its help.
@@ -35,9 +52,7 @@ required() {
     for name in "$@"; do
         [ -n "${!name}" ] || fail "--$name is missing; see --help"
     done
-    local repository
-    repository="$(dirname "${BASH_SOURCE[0]}")/.."
-    [ -f "$config" ] || [ -f "$repository/$config" ] || [ -f "$repository/configs/$config.py" ] ||
+    [ -f "$(absolute "$config")" ] || [ -f "$repository/$config" ] || [ -f "$repository/configs/$config.py" ] ||
         fail "--config=$config: there is no such file: give one, or a name, as in --config=ghn_qat_cifar10"
     case "$workdir" in
         gs://?*/?*) ;;
@@ -85,7 +100,8 @@ tpu_run() {
     tpu_create
     tpu_setup
     tpu_train "$@"
-    tpu_delete # only where all went well: `set -e` ends the script before, and the machine stays for a look
+    # Only where all went well: `set -e` ends the script before, and the machine stays for a look.
+    [ -n "$keep" ] || tpu_delete
 }
 
 tpu_check() {
@@ -106,22 +122,52 @@ tpu_check() {
     where=(--zone="$zone" ${project:+--project="$project"})
 }
 
-# A queued resource waits until there are TPUs; without --queued the request fails where there are none.
-tpu_create() {
+# What gcloud says of the request (--queued) or the machine: ACTIVE, READY, PREEMPTED, ... It fails where there is none.
+tpu_state() {
     if [ -n "$queued" ]; then
+        "$GCLOUD" compute tpus queued-resources describe "$name" "${where[@]}" --format='value(state.state)'
+    else
+        "$GCLOUD" compute tpus tpu-vm describe "$name" "${where[@]}" --format='value(state)'
+    fi
+}
+
+# A queued resource waits until there are TPUs; without --queued the request fails where there are none. What an
+# interrupted run of the script has left is used again, or replaced where it was taken away.
+tpu_create() {
+    local state=''
+    [ -n "$dry_run" ] || state="$(tpu_state 2>/dev/null)" || true
+    case "$state" in
+        FAILED | PREEMPTED | STOPPED | SUSPENDED | TERMINATED)
+            tpu_delete
+            state=''
+            ;;
+    esac
+    if [ -n "$state" ]; then
+        echo "$name is there ($state): going on with it"
+    elif [ -n "$queued" ]; then
         run "$GCLOUD" compute tpus queued-resources create "$name" --node-id="$name" "${where[@]}" \
             --accelerator-type="$type" --runtime-version="$runtime" ${spot:+--spot}
-        if [ -z "$dry_run" ]; then
-            until [ "$("$GCLOUD" compute tpus queued-resources describe "$name" "${where[@]}" \
-                --format='value(state.state)')" = ACTIVE ]; do
-                echo "waiting for $type in $zone"
-                sleep 60
-            done
-        fi
     else
         run "$GCLOUD" compute tpus tpu-vm create "$name" "${where[@]}" --accelerator-type="$type" \
             --version="$runtime" ${spot:+--spot}
     fi
+    [ -z "$queued" ] || [ -n "$dry_run" ] || tpu_wait
+}
+
+tpu_wait() {
+    local state
+    while true; do
+        state="$(tpu_state)" || fail "$GCLOUD does not tell how the request for $type stands (above): start again"
+        case "$state" in
+            ACTIVE) return ;;
+            FAILED | SUSPEND*)
+                fail "the request for $type in $zone is $state: $GCLOUD compute tpus queued-resources describe" \
+                    "$name ${where[*]} says why"
+                ;;
+        esac
+        echo "waiting for $type in $zone ($state)"
+        sleep 60
+    done
 }
 
 tpu_ssh() {
@@ -131,8 +177,7 @@ tpu_ssh() {
 # The working tree without its environment and runs, into ~/ghn_jax on every machine, and the environment there.
 tpu_setup() {
     local archive="${TMPDIR:-/tmp}/ghn_jax-$name.tar.gz"
-    run tar -czf "$archive" --exclude=./.venv --exclude=./.git --exclude=./runs \
-        -C "$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)" .
+    run tar -czf "$archive" --exclude='./.venv*' --exclude=./.git --exclude=./runs -C "$repository" .
     run "$GCLOUD" compute tpus tpu-vm scp "$archive" "$name:ghn_jax.tar.gz" "${where[@]}" --worker=all
     tpu_ssh "mkdir -p ghn_jax && tar -xzf ghn_jax.tar.gz -C ghn_jax && cd ghn_jax &&
 set -euo pipefail && source launch/environment.sh && environment $(extras tpu)"
@@ -147,7 +192,6 @@ tpu_train() {
 }
 
 tpu_delete() {
-    [ -z "$keep" ] || return 0
     if [ -n "$queued" ]; then
         run "$GCLOUD" compute tpus queued-resources delete "$name" "${where[@]}" --force --quiet
     else

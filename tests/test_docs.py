@@ -23,7 +23,7 @@ from ghn_jax.quant.policy import policy_from_dict
 from ghn_jax.reporting import docs_tables
 from ghn_jax.runs import zoo
 from ghn_jax.zoo import cards
-from tests.commands import COMMANDS
+from tests.commands import COMMANDS, flags_of
 from tests.small_run import ROOT
 
 PAGES = [ROOT / 'README.md', *sorted((ROOT / 'docs').glob('*.md'))]
@@ -132,6 +132,13 @@ def test_the_commands_are_found_and_each_is_on_the_page_of_commands():
     for command in COMMANDS:
         for page in ('README.md', 'docs/commands.md'):
             assert f'python -m {command}' in TEXTS[page], (page, command)
+
+
+@pytest.mark.parametrize('command', COMMANDS)
+def test_each_flag_of_a_command_is_on_a_page(command):
+    pages = '\n'.join(TEXTS.values())
+    names = flags_of(command).keys() - {'config'}  # with its keys: `--config.key=value`
+    assert not [name for name in names if not re.search(rf'--(no)?{name}\b', pages)]
 
 
 def test_a_section_says_what_its_commands_need():

@@ -5,7 +5,9 @@ import shlex
 import shutil
 import subprocess
 import sys
+import time
 
+import psutil
 import pytest
 
 from tests.small_run import ROOT
@@ -119,10 +121,11 @@ def test_bad_arguments_are_one_line_and_code_2(script, args, word):
     assert done.stderr.startswith('error: ') and done.stderr.count('\n') == 1 and word in done.stderr
 
 
-def test_the_quickstart_refuses_cloud_storage_before_it_makes_anything():
-    done = launch('quickstart.sh', '--workdir=gs://bucket/a')
+@pytest.mark.parametrize('workdir', ['gs://bucket/a', ''])
+def test_the_quickstart_refuses_what_is_no_directory_before_it_makes_anything(workdir):
+    done = launch('quickstart.sh', f'--workdir={workdir}')
     assert (done.returncode, done.stdout, done.stderr.count('\n')) == (2, '', 1)
-    assert done.stderr.startswith('error: --workdir=gs://bucket/a: expected a directory of this machine')
+    assert done.stderr.startswith(f'error: --workdir={workdir}: expected a directory of this machine')
 
 
 PYTHON = r"""#!/usr/bin/env bash
@@ -133,7 +136,7 @@ for arg in "$@"; do [[ "$arg" != --workdir=* ]] || workdir="${arg#--workdir=}"; 
 name="CODE_${workdir##*/}"
 if [ "${!name:-0}" != 0 ]; then echo "error: $name" >&2; exit "${!name}"; fi
 mkdir -p "$workdir"
-echo '{}' >"$workdir/metrics.jsonl"
+[[ "$*" == *train.steps=0* ]] || echo '{}' >"$workdir/metrics.jsonl"
 echo "step 250/250   of ${workdir##*/}"
 """
 
@@ -171,11 +174,34 @@ def test_the_quickstart_trains_twice_by_one_config_and_scores_both_together(quic
     assert said == ['step 250/250   of qat', 'step 250/250   of float']
 
 
+def test_a_quickstart_of_no_steps_does_not_wait_for_the_first(quickstart):
+    done, calls = quickstart('--config.train.steps=0')
+    assert done.returncode == 2 and len(calls) == 2 and done.stderr.count('\n') == 1, done.stderr
+    assert 'nothing was trained: give --config.train.steps=1 or more' in done.stderr
+
+
 @pytest.mark.parametrize(('which', 'called'), [('qat', 2), ('float', 3)])
 def test_a_training_of_the_quickstart_that_fails_ends_it_with_its_code_and_words(quickstart, which, called):
     done, calls = quickstart(**{f'CODE_{which}': '3'})
     assert done.returncode == 3 and done.stderr == f'error: CODE_{which}\n'
     assert len(calls) == called  # nothing is scored, and no training waits for the other for ever
+
+
+def test_a_quickstart_that_is_killed_leaves_nobody_waiting_for_its_first_training(quickstart, tmp_path):
+    """Else the training in float would begin beside that of the next start."""
+    (tmp_path / 'python').write_text('#!/usr/bin/env bash\n[[ "$*" != *train* ]] || exec sleep 60\n')
+    script = subprocess.Popen(['bash', 'launch/quickstart.sh'], cwd=tmp_path, stdout=subprocess.DEVNULL)
+    about, deadline = psutil.Process(script.pid), time.monotonic() + 30
+    while sum('sleep 60' in ' '.join(child.cmdline()) for child in about.children()) < 1:
+        assert time.monotonic() < deadline
+        time.sleep(0.1)
+    training, waiting = sorted(about.children(), key=lambda child: 'bash' in child.cmdline())
+    script.kill()
+    script.wait()
+    _, alive = psutil.wait_procs([waiting], timeout=20)
+    for process in (training, *alive):
+        process.kill()
+    assert not alive
 
 
 def test_the_bits_of_the_quickstart_are_not_to_be_set(quickstart):
@@ -188,9 +214,14 @@ def test_the_quick_tests_are_there():
     assert len(paths) == len(set(paths)) > 10 and all((ROOT / path).exists() for path in paths)
 
 
-def test_configs_have_names_and_home_is_left_to_the_training():
+def test_configs_have_names_and_home_is_meant_as_in_a_shell(tmp_path, monkeypatch):
+    monkeypatch.setenv('HOME', str(tmp_path))
     train = printed('gpu.sh', '--config=quickstart', '--workdir=~/runs/a')[-1]
-    assert '--config=quickstart' in train and '--workdir=~/runs/a' in train
+    assert '--config=quickstart' in train and f'--workdir={tmp_path}/runs/a' in train
+    (tmp_path / 'mine.py').touch()
+    assert f'--config={tmp_path}/mine.py' in printed('gpu.sh', '--config=~/mine.py', '--workdir=a')[-1]
+    (tmp_path / 'a.whl').touch()
+    assert ['environment_there', '', str(tmp_path)] in printed('first_hour.sh', '--wheels=~')
 
 
 def test_a_dry_run_of_the_first_hour_takes_paths_from_where_it_is_called():
@@ -199,6 +230,53 @@ def test_a_dry_run_of_the_first_hour_takes_paths_from_where_it_is_called():
     assert hour[:3] == ['python', '-m', 'ghn_jax.first_hour']
     assert {'--minutes=2', f'--out={ROOT}/a', f'--unpack={ROOT}/b.pack', OVERRIDE} <= set(hour)
     assert f'--config={ROOT}/configs/test.py' in hour
+
+
+MAKES = r"""#!/usr/bin/env bash
+# In the place of python: it makes environments of itself, and takes a while to install into them.
+case "$*" in
+    -c*) exec "$REAL" "$@" ;;
+    *"-m venv"*) mkdir -p "${!#}/bin" && cp "$0" "${!#}/bin/python" ;;
+    *"pip install"*) echo begins >>log; sleep 1; echo ends >>log ;;
+esac
+"""
+
+
+def test_two_scripts_at_once_make_one_environment_once(tmp_path):
+    (tmp_path / 'launch').mkdir()
+    for file in ('launch/environment.sh', 'pyproject.toml', 'constraints.txt'):
+        shutil.copy(ROOT / file, tmp_path / file)
+    python = tmp_path / 'python'
+    python.write_text(MAKES)
+    python.chmod(0o755)
+    command = [
+        'bash',
+        '-c',
+        'set -euo pipefail; source launch/environment.sh; environment; command -v python',
+    ]
+    env = os.environ | {'PYTHON': str(python), 'REAL': sys.executable}
+    both = [
+        subprocess.Popen(command, cwd=tmp_path, env=env, stdout=subprocess.PIPE, text=True) for _ in range(2)
+    ]
+    said = [script.communicate(timeout=60)[0] for script in both]
+    assert all(script.returncode == 0 for script in both)
+    assert (tmp_path / 'log').read_text().split() == ['begins', 'ends']
+    assert all(text.endswith(f'{tmp_path}/.venv/bin/python\n') for text in said)
+    assert sum('waiting for another script' in text for text in said) == 1
+
+
+@pytest.mark.parametrize('folder', ['.', 'launch', 'docs/results', '..'])
+def test_the_first_hour_may_be_started_from_anywhere(tmp_path, folder):
+    """From the folder above and from one below, by the path of the script from there."""
+    python = tmp_path / 'a python'
+    python.write_text('#!/usr/bin/env bash\n[[ "$*" != *ghn_jax* ]] || echo "$PWD: $*"\n')
+    python.chmod(0o755)
+    script = os.path.relpath(ROOT / 'launch/first_hour.sh', ROOT / folder)
+    done = subprocess.run(
+        ['bash', script, f'--out={tmp_path}'], cwd=ROOT / folder, env=os.environ | {'PYTHON': str(python)},
+        capture_output=True, text=True, timeout=60,
+    )  # fmt: skip
+    assert done.stdout.startswith(f'{ROOT}: -m ghn_jax.first_hour --out={tmp_path}'), done.stderr
 
 
 def environment_there(python, *args):
@@ -231,6 +309,15 @@ def test_a_python_that_has_all_packages_is_taken_as_it_is_and_wheels_are_put_bes
     monkeypatch.setenv('MISSING', 'jraph')
     code, out, err = environment_there(python, '', str(tmp_path))
     assert (code, out, err.count('\n')) == (2, '', 1) and 'still lacks jraph' in err
+
+
+def test_a_python_whose_path_has_a_space_is_found(tmp_path):
+    python = tmp_path / 'a python'
+    python.symlink_to(sys.executable)
+    script = 'source launch/environment.sh; _find_python'
+    env = os.environ | {'PYTHON': str(python)}
+    done = subprocess.run(['bash', '-c', script], cwd=ROOT, env=env, capture_output=True, text=True)
+    assert (done.returncode, done.stdout, done.stderr) == (0, f'{python}\n', '')
 
 
 def test_what_a_python_lacks_is_found_out():
@@ -271,6 +358,64 @@ def test_a_python_without_pinned_versions_is_refused():
     done = subprocess.run(['bash', '-c', script], cwd=ROOT, env=env, capture_output=True, text=True)
     assert done.returncode == 2 and done.stderr.count('\n') == 1 and 'constraints-3.99.txt' in done.stderr
     assert not (ROOT / '.venv-3.99').exists()
+
+
+GCLOUD = """#!/usr/bin/env bash
+# In the place of gcloud: the state of a TPU is what the file `state` says, until it is deleted or created.
+here="${0%/*}"
+if [[ "$*" == *describe* ]]; then cat "$here/$STATE"; exit; fi
+echo "$4" >>"$here/calls"
+[[ "$4" != delete ]] || rm "$here/state"
+[[ "$4" != create ]] || echo "$CREATED" >"$here/state"
+"""
+
+
+@pytest.mark.parametrize(
+    'state, queued, calls',
+    [
+        ('', False, 'create scp ssh ssh delete'),
+        ('READY', False, 'scp ssh ssh delete'),  # the script was interrupted: the machine is used again
+        ('PREEMPTED', False, 'delete create scp ssh ssh delete'),
+        ('', True, 'create scp ssh ssh delete'),
+        ('ACTIVE', True, 'scp ssh ssh delete'),
+        ('SUSPENDED', True, 'delete create scp ssh ssh delete'),
+    ],
+)
+def test_started_again_a_tpu_script_goes_on_with_the_machine_there_is(tmp_path, state, queued, calls):
+    if state:
+        (tmp_path / 'state').write_text(state)
+    done = tpu_vm(tmp_path, 'ACTIVE' if queued else 'READY', *['--queued'] * queued)
+    assert done.returncode == 0, done.stderr
+    assert (tmp_path / 'calls').read_text().split() == calls.split()
+
+
+def test_a_request_for_a_tpu_that_failed_is_not_waited_for(tmp_path):
+    done = tpu_vm(tmp_path, 'FAILED', '--queued')
+    assert done.returncode == 2 and done.stderr.count('\n') == 1 and 'is FAILED' in done.stderr
+    assert (tmp_path / 'calls').read_text().split() == ['create']
+
+
+def test_where_gcloud_fails_nobody_waits_for_ever(tmp_path):
+    done = tpu_vm(tmp_path, 'ACTIVE', '--queued', state_of='absent')
+    assert done.returncode == 2 and 'error: ' in done.stderr.splitlines()[-1]
+    assert (tmp_path / 'calls').read_text().split() == ['create']
+
+
+def tpu_vm(folder, created, *args, state_of='state'):
+    """The script where gcloud is GCLOUD. created: the state of a TPU that is created."""
+    (folder / 'tar').symlink_to('/bin/true')
+    (folder / 'gcloud').write_text(GCLOUD)
+    (folder / 'gcloud').chmod(0o755)
+    env = {
+        'STATE': state_of,
+        'GCLOUD': str(folder / 'gcloud'),
+        'CREATED': created,
+        'PATH': f'{folder}:{os.environ["PATH"]}',
+    }
+    return subprocess.run(
+        ['bash', 'launch/tpu_vm.sh', *TPU, '--type=v4-8', *args], cwd=ROOT, env=os.environ | env,
+        capture_output=True, text=True, timeout=60,
+    )  # fmt: skip
 
 
 def test_where_gcloud_is_missing_nothing_begins():

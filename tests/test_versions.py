@@ -1,11 +1,21 @@
 """The tests pass with the other Python and JAX, too, where that environment is there."""
 
+import fnmatch
 import os
 import subprocess
+import tomllib
 
 import pytest
 
 from tests.small_run import ROOT
+
+
+def test_the_source_distribution_has_what_makes_the_environments_of_its_tests():
+    project = tomllib.loads((ROOT / 'pyproject.toml').read_text())
+    included = project['tool']['hatch']['build']['targets']['sdist']['include']
+    for file in ROOT.glob('constraints*.txt'):
+        assert any(fnmatch.fnmatch(f'/{file.name}', pattern) for pattern in included), file.name
+
 
 PYTHON = ROOT / '.venv-3.12/bin/python'
 

@@ -76,7 +76,7 @@ class Target:
         """
         if self.platform == 'cpu':
             return jax.devices('cpu')
-        _check_plugin(self)
+        check_plugin(self)
         try:
             description = topologies.get_topology_desc(
                 topology_name=self.topology, platform=self.platform, **self.options
@@ -124,7 +124,8 @@ def missing(target: Target) -> str:
     return ''
 
 
-def _check_plugin(target: Target) -> None:
+def check_plugin(target: Target) -> None:
+    """Raise UserError where what compiles for a target is not installed."""
     if needed := missing(target):
         raise UserError(
             f'target {target.name} needs a compiler that is not installed here: pip install {needed}'

@@ -231,7 +231,7 @@ def flag_error(error: Exception) -> str:
     return str(error).removeprefix('ERROR:: ')
 
 
-def one_line(error: object) -> str:
+def message_of(error: object) -> str:
     """Return what an error says, on one line; libraries quote tracebacks, and values of any length."""
     text = str(error).replace('\\n', '\n')
     text = re.sub(
@@ -244,5 +244,5 @@ def one_line(error: object) -> str:
 
 def fail(error: object, code: int = 2) -> NoReturn:
     """Print an error on one line and leave with this exit code."""
-    print(f'error: {one_line(error)}', file=sys.stderr)
+    print(f'error: {message_of(error)}', file=sys.stderr)
     sys.exit(code)

@@ -8,6 +8,7 @@ from typing import Any
 from absl import flags
 
 from ghn_jax.base import cli, files, screen
+from ghn_jax.base.errors import FieldError
 from ghn_jax.base.paths import Place
 
 flags.disclaim_key_flags()  # --help shows them as the flags of the command that defines them
@@ -64,9 +65,12 @@ def define_flags(pictures: Sequence[str] = ()) -> Callable[[], Outputs]:
         plot = flags.DEFINE_string('plot', None, f'Picture to write ({", ".join(pictures)}).')
 
     def read() -> Outputs:
-        return Outputs(
-            json=cli.check_output(json.value, 'json') if json.value else None,
-            plot=cli.check_output(plot.value, 'plot', pictures) if plot is not None and plot.value else None,
-        )
+        result = cli.check_output(json.value, 'json') if json.value else None
+        if plot is None or not plot.value:
+            return Outputs(json=result, plot=None)
+        drawn = cli.check_output(plot.value, 'plot', pictures)
+        if drawn == result:
+            raise FieldError('plot', f'={plot.value}: the result of --json is to be there: give another file')
+        return Outputs(json=result, plot=drawn)
 
     return read

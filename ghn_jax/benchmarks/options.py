@@ -2,13 +2,14 @@
 
 import dataclasses
 import os
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from ghn_jax import config as configs
 from ghn_jax.base.errors import FieldError
 from ghn_jax.config import RunConfig
 from ghn_jax.networks.spec import NetworkSpec
+from ghn_jax.runs import scheme_flags
 
 MODES = ('float', 'qat')
 
@@ -57,6 +58,31 @@ class Options:
     epochs: int | None = None
     batch_norm: str = 'corrected'
     scheme: Mapping[str, str] = dataclasses.field(default_factory=dict)
+
+
+_ON_NETWORKS = 'train', 'evaluate', 'pytorch'
+_OF_MODELS = ('models', 'workdir', 'agreement', 'epochs', 'bn', *scheme_flags.FIELDS)
+USED_BY: Mapping[str, tuple[str, ...]] = {
+    'archs': ('predict', *_ON_NETWORKS),
+    'mode': (*_ON_NETWORKS, 'cells', 'profile'),
+    'meta_batch': ('train',),
+    'devices': ('train', 'evaluate'),
+    'batch_size': (*_ON_NETWORKS, 'cells'),
+    'num_images': ('evaluate', 'pytorch', 'models'),
+    'config': ('compile', 'profile'),
+    **dict.fromkeys(('split', 'target', 'widths'), ('compile',)),
+    **dict.fromkeys(('cells', 'width'), ('cells',)),
+    'repeats': ('cells', 'profile', 'scaling', 'models'),
+    **dict.fromkeys(_OF_MODELS, ('models',)),
+}
+"""What uses a flag of the command."""
+
+
+def check_used(given: Iterable[str], what: Sequence[str]) -> None:
+    """Raise FieldError for a flag that is used by nothing of `what`: it would change nothing."""
+    for flag in given:
+        if not set(USED_BY[flag]) & set(what):
+            raise FieldError(flag, f' is for what={",".join(USED_BY[flag])}: leave it out')
 
 
 Row = dict[str, Any]  # one measurement as JSON: 'what', 'mode', figures; see `timing.row`

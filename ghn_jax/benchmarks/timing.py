@@ -3,6 +3,7 @@
 import os
 import platform
 import resource
+import sys
 import time
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -25,9 +26,15 @@ def row(seconds: Sequence[float], compilations_after_warmup: int, **more: Any) -
         'median_s': float(np.median(seconds)),
         'p95_s': float(np.percentile(seconds, 95)),
         'compilations_after_warmup': compilations_after_warmup,
-        'peak_rss_gib': resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20,
+        'peak_rss_gib': peak_rss() / 2**30,
         **more,
     }
+
+
+def peak_rss() -> int:
+    """Give the most memory that this process has had so far, in bytes."""
+    unit = 1 if sys.platform == 'darwin' else 1024  # of what the system counts in
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
 
 
 def median(run: Callable[[], Any], repeats: int) -> float:

@@ -5,7 +5,6 @@ one width or seven makes no difference to what is measured.
 """
 
 import itertools
-import resource
 import time
 from collections.abc import Iterator, Mapping
 from typing import Any
@@ -17,6 +16,7 @@ from ghn_jax import config as configs
 from ghn_jax.aot.programs import families
 from ghn_jax.assembly.network_batch import Networks, prepare
 from ghn_jax.base.backends import kernels_are_launches
+from ghn_jax.benchmarks import timing
 from ghn_jax.benchmarks.images import random_dataset
 from ghn_jax.benchmarks.profile import OfFamily
 from ghn_jax.cnn.building import build_program
@@ -151,4 +151,4 @@ def timed(steps: Steps, *, most: int = 20, seconds: float = 8.0) -> Iterator[dic
 def peak_bytes() -> int:
     """Give the most memory that was taken so far: of the first device, on a CPU of this process."""
     stats = jax.devices()[0].memory_stats() or {}
-    return stats.get('peak_bytes_in_use') or resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 2**10
+    return stats.get('peak_bytes_in_use') or timing.peak_rss()

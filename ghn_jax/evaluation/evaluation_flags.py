@@ -162,6 +162,9 @@ def _define_network_flags() -> Callable[[], EvaluationSpec]:
     )
 
     def read() -> EvaluationSpec:
+        for flag in (splits, num_networks, deepnets):
+            if archs.value and flag.present:
+                raise UserError(f'--archs and --{flag.name} are both given: give one of them')
         widths = bits.value if bits.value is not None else () if policy.value else BITS
         return EvaluationSpec(
             splits=parse_splits(splits.value),

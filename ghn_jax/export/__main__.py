@@ -1,19 +1,20 @@
 """Writes a network with predicted or given parameters as one file that another runtime executes.
 
 python -m ghn_jax.export --workdir=runs/quickstart/qat --arch=net.json --bits=w8a8 --out=net.stablehlo
-python -m ghn_jax.export --workdir=zoo:digits-adam --model=nets:net --bits=w4a8 --format=onnx --out=net.onnx
+python -m ghn_jax.export --workdir=zoo:digits-adam --model=nets:net --bits=w4a8 --out=net.onnx
 python -m ghn_jax.export --workdir=DIR --arch=net.json --params=net.safetensors --out=net.stablehlo
-python -m ghn_jax.export --workdir=DIR --quantized=DIR --format=onnx --out=net.onnx
+python -m ghn_jax.export --workdir=DIR --quantized=DIR --out=net.onnx
 
 The statistics of batch norms, and the ranges of activations where --bits rounds them, are those of the first
 --calibration_images training images of the run. Statistics are those of the rounded network; with
 --bn=calibrated, of the network in float, and norms are folded before weights are rounded. The file takes any
 number of images, normalised as the run's (`Dataset.normalized`), and judges each by itself.
 
---format=stablehlo: for CPUs, GPUs and TPUs, read by `jax.export.deserialize`. Weights and activations are
-rounded in it, and held as float. --format=onnx: for onnxruntime and others. Weights, activations and biases
-are integers (QuantizeLinear, DequantizeLinear); without --bits all is float. Batch norms are folded.
---compare=N runs that file in onnxruntime on N test images, beside the evaluation here.
+The format is what the name of the file ends in. A .stablehlo file is for CPUs, GPUs and TPUs, read by
+`jax.export.deserialize`; weights and activations are rounded in it, and held as float. An .onnx file is for
+onnxruntime and others; weights, activations and biases are integers (QuantizeLinear, DequantizeLinear), and
+without --bits all is float. Batch norms are folded. --compare=N runs an ONNX file in onnxruntime on N test
+images, beside the evaluation here.
 
 --quantized=DIR is a network of `ghn_jax.quantize`: its bits, statistics and ranges are its own.
 """
@@ -38,7 +39,7 @@ from ghn_jax.quant.policy import read_policy
 from ghn_jax.runs import scheme_flags
 from ghn_jax.runs.calibrated_file import load
 from ghn_jax.runs.hypernetwork import Hypernetwork
-from ghn_jax.runs.model_flags import check_given, read_model
+from ghn_jax.runs.model_flags import make_model, read_network
 from ghn_jax.runs.model_parameters import read_params
 from ghn_jax.runs.run import load_run
 
@@ -50,7 +51,7 @@ _PARAMS = flags.DEFINE_string(
 )
 _QUANTIZED = flags.DEFINE_string('quantized', None, 'Directory of ghn_jax.quantize, in place of --arch.')
 _OUT = flags.DEFINE_string('out', None, 'File to write, called .stablehlo or .onnx.')
-_FORMAT = flags.DEFINE_enum('format', 'stablehlo', FORMATS, 'Of the file.')
+_FORMAT = flags.DEFINE_enum('format', None, FORMATS, 'Of the file. Default: what its name ends in.')
 _BITS = flags.DEFINE_string('bits', None, 'Bits of weights and activations, as in w4a8. Default: float.')
 _POLICY = flags.DEFINE_string('policy', None, 'Policy file, in place of --bits: JSON, bits by tensor.')
 _IMAGES = bounds.define_integer(
@@ -74,13 +75,13 @@ def main() -> None:
     if _QUANTIZED.value:
         return _export_quantized(_QUANTIZED.value, workdir)
     policy = read_policy(_BITS.value, _POLICY.value)
-    spec = ExportSpec(policy, _FORMAT.value, _IMAGES.value, _RANGE_RULE.value, _BN.value, _SCHEME())
+    out, format = check_output(_OUT.value or '', _FORMAT.value)
+    spec = ExportSpec(policy, format, _IMAGES.value, _RANGE_RULE.value, _BN.value, _SCHEME())
     check_spec(spec, _COMPARE.value)
-    out = check_output(_OUT.value or '', _FORMAT.value)
-    check_given(_ARCH.value, _MODEL.value)
+    specs = read_network(_ARCH.value, _MODEL.value)
     start()
     hypernetwork = Hypernetwork(load_run(workdir))
-    model, _ = read_model(_ARCH.value, _MODEL.value, hypernetwork)
+    model, _ = make_model(specs, _MODEL.value, hypernetwork)
     params = read_params(model, _PARAMS.value) if _PARAMS.value else None
     print(write_export(hypernetwork, model, out, spec, _COMPARE.value, params=params))
 
@@ -90,10 +91,11 @@ def _export_quantized(folder: str, workdir: Place) -> None:
     for flag in (*others, *scheme_flags.FIELDS):
         if flags.FLAGS[flag].present:
             raise UserError(f'--quantized and --{flag} are both given: give one of them')
-    out = check_output(_OUT.value or '', _FORMAT.value)
+    out, format = check_output(_OUT.value or '', _FORMAT.value)
+    check_spec(ExportSpec(format=format), _COMPARE.value)
     start()
     network = load(folder)
-    spec = ExportSpec(network.policy, _FORMAT.value)
+    spec = ExportSpec(network.policy, format)
     hypernetwork = Hypernetwork(load_run(workdir))
     model = network.calibrated.model
     print(write_export(hypernetwork, model, out, spec, _COMPARE.value, quantized=network))

@@ -67,11 +67,20 @@ class ExportSpec:
         return self.format == 'onnx' and not self.policy.is_float
 
 
-def check_output(path: str | os.PathLike, format: str) -> Place:
-    """Return the path of the file to be written. Raises FieldError where it cannot be, or is of the other."""
+def check_output(path: str | os.PathLike, format: str | None = None) -> tuple[Place, str]:
+    """Return the path of the file to be written, and its format, which its name ends in.
+
+    Args:
+      path: of the file.
+      format: one of FORMATS that it must be; None: any of them.
+
+    Raises:
+      FieldError: the file cannot be written, or its name ends otherwise.
+    """
     if not path:
-        raise FieldError('out', f' is missing: give a file, such as net.{format}')
-    return cli.check_output(path, 'out', [f'.{format}'])
+        raise FieldError('out', f' is missing: give a file, such as net.{format or " or net.".join(FORMATS)}')
+    out = cli.check_output(path, 'out', [f'.{name}' for name in FORMATS if format in (None, name)])
+    return out, out.suffix.removeprefix('.')
 
 
 def check_spec(spec: ExportSpec, compared: int | None = None) -> None:

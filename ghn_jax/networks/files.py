@@ -5,7 +5,7 @@ import os
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from ghn_jax.base import files, jsonfile
+from ghn_jax.base import files, jsonfile, paths
 from ghn_jax.base.errors import UserError, shown
 from ghn_jax.base.numbers import is_int
 from ghn_jax.networks.counts import check_size
@@ -64,7 +64,7 @@ def save_networks(path: str | os.PathLike, specs: Sequence[NetworkSpec]) -> None
     if not specs:
         raise UserError(f'no network to write to {os.fspath(path)!r}: give at least one')
     text = '[\n' + ',\n'.join(spec.to_json() for spec in specs) + '\n]\n'
-    files.write(path, text)
+    files.write(paths.place(path, 'path'), text)
 
 
 def _spec_of_entry(entry: Any) -> NetworkSpec:

@@ -14,7 +14,7 @@ import numpy as np
 from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save
 
-from ghn_jax.base import cli, files
+from ghn_jax.base import cli, files, paths
 from ghn_jax.base.errors import FieldError, UserError, one_line
 from ghn_jax.base.paths import Place
 from ghn_jax.quant.packed import pack_weights, unpack_weights
@@ -58,6 +58,7 @@ def read_safetensors(path: str | os.PathLike, advice: str) -> tuple[Weights, dic
     Raises:
       UserError: no such file, or one that is not safetensors or not whole.
     """
+    path = paths.local(path, 'file')
     try:
         with safe_open(path, 'np') as file:
             return {name: file.get_tensor(name) for name in file.keys()}, file.metadata() or {}
@@ -65,6 +66,12 @@ def read_safetensors(path: str | os.PathLike, advice: str) -> tuple[Weights, dic
         raise UserError(f'{os.fspath(path)} does not exist: {advice}') from None
     except (OSError, SafetensorError, AttributeError) as e:  # the last: of a type that numpy has not
         raise UserError(f'{os.fspath(path)} is no safetensors file ({one_line(e)}): {advice}') from None
+
+
+def format_of(path: str | os.PathLike) -> str:
+    """Return the format that the name of a file ends in; safetensors where it ends in none."""
+    suffix = os.path.splitext(path)[1].removeprefix('.')
+    return suffix if suffix in FORMATS else 'safetensors'
 
 
 def check_place(path: str | os.PathLike, format: str) -> Place:

@@ -26,11 +26,13 @@ from ghn_jax.base.start import start
 from ghn_jax.datasets.cifar10 import Split
 from ghn_jax.datasets.load import Dataset, load
 from ghn_jax.models.model import Model
+from ghn_jax.networks.files import load_networks
 from ghn_jax.quant.policy import parse_bits
 from ghn_jax.quant.scheme import Scheme
 from ghn_jax.runs.hypernetwork import Hypernetwork
 from ghn_jax.runs.hypernetwork import load as load_hypernetwork
-from ghn_jax.runs.model_flags import read_models
+from ghn_jax.runs.model_flags import make_models
+from ghn_jax.runs.prediction import with_names
 from ghn_jax.studies.study_arguments import command_line, make_parser, provenance, training_of
 from ghn_jax.tuning import comparison, slb
 from ghn_jax.tuning.finetune import FinetuneSpec, finetune
@@ -184,7 +186,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
         dataset = _first_images(dataset, given.train_images)
         inits = given.init.split(',')
         hypernetwork = load_hypernetwork(given.hypernetwork) if given.hypernetwork else None
-        models, sources = read_models(given.arch, None if given.arch else given.model, given.image_size)
+        specs = with_names(load_networks(given.arch)) if given.arch else []
+        models, sources = make_models(specs, None if given.arch else given.model, given.image_size)
         runs = study(models, sources, inits, spec, out, dataset, hypernetwork)
         command = command_line(parser(), arguments)
         taken = about(dataset, models, spec, command)

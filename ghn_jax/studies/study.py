@@ -67,6 +67,11 @@ class StudySpec:
 
     def __post_init__(self) -> None:
         bounds.check(layers=self.layers)
+        if self.layers and self.groups is None:
+            raise FieldError(
+                'layers',
+                f'={self.layers}: give groups, too: the bits of a layer, such as w2a2',
+            )
 
     @property
     def scoring(self) -> dict[str, Any]:

@@ -7,7 +7,6 @@ with scale 1 and shift 0, biases with 0.
 
 import dataclasses
 import os
-import pathlib
 import zlib
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -18,6 +17,7 @@ import numpy as np
 from jax import Array
 from jax.nn import initializers
 
+from ghn_jax.base import paths
 from ghn_jax.base.digests import array_digests, json_digest
 from ghn_jax.base.errors import FieldError
 from ghn_jax.hypernet.policy_features import resolve
@@ -101,6 +101,24 @@ class Start:
     params: Callable[[Model, Policy, int], Any]
 
 
+def check_starts(names: Sequence[str], *, predicted: bool) -> None:
+    """Raise FieldError for names of initialisations that `parse_starts` does not take.
+
+    predicted: whether there is a hypernetwork.
+    """
+    choices = f'{PREDICTED}, {", ".join(RANDOM)}'
+    if not names:
+        raise FieldError('init', f' is empty: expected of {choices}, or files')
+    for name in names:
+        if name == PREDICTED:
+            if not predicted:
+                raise FieldError(
+                    'init', f'={PREDICTED}: there is no hypernetwork: give workdir=RUN or zoo:NAME'
+                )
+        elif name not in RANDOM and not paths.local(name, 'init').is_file():
+            raise FieldError('init', f'={name}: expected {choices}, or a file of parameters')
+
+
 def parse_starts(
     names: Sequence[str], models: Sequence[Model], hypernetwork: Hypernetwork | None
 ) -> tuple[Start, ...]:
@@ -115,11 +133,10 @@ def parse_starts(
       UserError: an unknown name, 'predicted' without a hypernetwork, parameters or a hypernetwork of other
         models.
     """
-    if not names:
-        raise FieldError('init', f' is empty: expected of {PREDICTED}, {", ".join(RANDOM)}, or files')
+    check_starts(names, predicted=hypernetwork is not None)
     starts = []
     for name in dict.fromkeys(names):
-        if name == PREDICTED:
+        if name == PREDICTED and hypernetwork is not None:
             starts.append(_predicted(models, hypernetwork))
         elif name in RANDOM:
             starts.append(_random(name))
@@ -130,9 +147,7 @@ def parse_starts(
     return tuple(starts)
 
 
-def _predicted(models: Sequence[Model], hypernetwork: Hypernetwork | None) -> Start:
-    if hypernetwork is None:
-        raise FieldError('init', f'={PREDICTED}: there is no hypernetwork: give workdir=RUN or zoo:NAME')
+def _predicted(models: Sequence[Model], hypernetwork: Hypernetwork) -> Start:
     run, met = hypernetwork.run, primitives_of(hypernetwork.space.ops)
     for model in models:
         check_model(model, run.ghn, met)
@@ -149,11 +164,7 @@ def _random(name: str) -> Start:
 
 
 def _of_file(name: str, models: Sequence[Model]) -> Start:
-    path = pathlib.Path(name)
-    if not path.is_file():
-        raise FieldError(
-            'init', f'={name}: expected {PREDICTED}, {", ".join(RANDOM)}, or a file of parameters'
-        )
+    path = paths.local(name, 'init')
     if len(models) > 1:
         raise FieldError('init', f'={name} is of one network, {len(models)} are given: give one network')
     given = read_params(models[0], path)

@@ -42,13 +42,8 @@ class TrainingFlags:
         """Read the hypernetwork, if there is one, and the images.
 
         Raises:
-          UserError: not one of run and data set is given, or it cannot be read.
+          UserError: run or data set cannot be read.
         """
-        if bool(self.workdir) == bool(self.dataset):
-            given = 'both given' if self.dataset else 'missing'
-            raise UserError(
-                f'--workdir and --dataset are {given}: give a run, whose images are taken, or a data set'
-            )
         start()
         if not self.workdir:
             return None, load(self.dataset or '', data_dir=self.data_dir, image_size=self.image_size)
@@ -57,7 +52,7 @@ class TrainingFlags:
 
 
 def define_flags() -> Callable[[], TrainingFlags]:
-    """Define the flags; return what reads and checks them once they are parsed (FieldError)."""
+    """Define the flags; return what reads and checks them once they are parsed (UserError)."""
     spec = TrainingSpec
     workdir = flags.DEFINE_string('workdir', None, 'Run directory, or zoo:NAME.')
     epochs = bounds.define_integer('epochs', 10, 'Passes over the training images.')
@@ -77,6 +72,16 @@ def define_flags() -> Callable[[], TrainingFlags]:
     data_dir = flags.DEFINE_string('data_dir', None, 'Where TFDS data lie, with --dataset.')
 
     def read() -> TrainingFlags:
+        if bool(workdir.value) == bool(dataset.value):
+            given = 'both given' if dataset.value else 'missing'
+            raise UserError(
+                f'--workdir and --dataset are {given}: give a run, whose images are taken, or a data set'
+            )
+        for flag in (image_size, data_dir):
+            if workdir.value and flag.present:
+                raise UserError(
+                    f'--{flag.name} is for --dataset; images are those of --workdir: leave it out'
+                )
         return TrainingFlags(
             training=TrainingSpec(
                 epochs=epochs.value,

@@ -16,9 +16,7 @@ from ghn_jax.models.model import Model
 from ghn_jax.models.sources import count_parameters
 from ghn_jax.models.tracing import trace
 from ghn_jax.networks.counts import check_size
-from ghn_jax.networks.files import load_networks
 from ghn_jax.networks.spec import NetworkSpec
-from ghn_jax.runs.prediction import with_names
 
 MOST = 16
 """The largest factor: a slip of the pen should not ask for days."""
@@ -33,13 +31,12 @@ class Pair(NamedTuple):
     arch: str | None = None
 
 
-def pairs_of_file(path: str, factor: float, size: int) -> list[Pair]:
-    """Return the networks of an architecture file, and each widened, traced for images of `size` pixels.
+def pairs_of_specs(specs: Sequence[NetworkSpec], factor: float, size: int) -> list[Pair]:
+    """Return networks, and each widened, traced for images of `size` pixels.
 
     Raises:
-      UserError: no such file or factor, a network that becomes too large.
+      UserError: no such factor, a network that becomes too large.
     """
-    specs = with_names(load_networks(path))
     for spec in specs:
         check_head(spec, size)
     return [pair_of(spec, factor, size) for spec in specs]

@@ -13,8 +13,8 @@ import pathlib
 
 from absl import flags
 
-from ghn_jax.base import cli, files
-from ghn_jax.base.errors import UserError
+from ghn_jax.base import cli, files, paths
+from ghn_jax.base.errors import FieldError, UserError
 from ghn_jax.base.jsonlines import read_jsonl
 from ghn_jax.evaluation.results import read_result
 from ghn_jax.runs import zoo
@@ -40,16 +40,18 @@ _FOLDER = flags.DEFINE_string('folder', str(zoo.FOLDER), 'Where entries lie.')
 
 def main() -> None:
     """Run the command."""
-    folder = pathlib.Path(_FOLDER.value or '')
-    if _ADD.value is not None:
-        _add(folder)
+    folder = paths.local(_FOLDER.value or '', 'folder')
     for name in ('about', 'commit', 'limit', 'result', 'step', 'dtype'):
         if _ADD.value is None and flags.FLAGS[name].present:
             raise UserError(f'--{name} is for an entry that is made: give --add=DIR')
+    if _ADD.value is not None:
+        _add(folder)
     if _NAME.value is not None:
         print(text(zoo.read_card(_NAME.value, folder)))
+    elif not (names := zoo.names(folder)):
+        raise FieldError('folder', f'={_FOLDER.value} holds no entries: give a folder that --add has filled')
     else:
-        print(listed([zoo.read_card(name, folder) for name in zoo.names(folder)]))
+        print(listed([zoo.read_card(name, folder) for name in names]))
 
 
 def _add(folder: pathlib.Path) -> None:
@@ -75,4 +77,4 @@ def _add(folder: pathlib.Path) -> None:
 
 
 if __name__ == '__main__':
-    cli.run(main)
+    cli.run(main, {'workdir': 'add'})

@@ -52,7 +52,7 @@ def test_the_commands_have_numeric_flags():
 @pytest.mark.parametrize('flag', ['cells', 'widths'])
 @pytest.mark.parametrize('value', ['0', '-4', '2000000', '9' * 5000, '1.5', 'nan', '16,x'])
 def test_lists_of_numbers_have_bounds(flag, value):
-    result = command('ghn_jax.benchmark', '--what=cells', f'--{flag}={value}')
+    result = command('ghn_jax.benchmark', '--what=cells,compile', f'--{flag}={value}')
     assert is_one_error_line(result, f'--{flag}=', 'expected integers from')
 
 

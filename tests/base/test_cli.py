@@ -16,6 +16,8 @@ from absl import flags
 from ghn_jax import config, config_file
 from ghn_jax.base import cli
 from ghn_jax.base.errors import UserError
+from ghn_jax.networks.files import save_networks
+from ghn_jax.networks.spaces import make_space
 from tests.commands import COMMANDS, flags_of
 from tests.small_run import command, is_one_error_line
 
@@ -218,6 +220,56 @@ def test_an_output_file_is_judged_before_the_work(tmp_path):
         cli.check_output(tmp_path, 'json')
     with pytest.raises(UserError, match=r'out=.*does not exist'):
         cli.check_output(tmp_path / 'a' / 'x', 'out')
+
+
+ARCH = ('--arch=net.json', '--out=o')
+
+
+@pytest.mark.parametrize(
+    'name, args, words',
+    [
+        ('finetune', ['--out=o'], '--arch and --model are missing'),
+        ('finetune', ['--arch=none.json', '--out=o'], "'none.json' cannot be read"),
+        ('finetune', [*ARCH, '--init=he,none'], '--init=none: expected predicted, he'),
+        ('finetune', [*ARCH, '--dataset=digits'], '--workdir and --dataset are both given'),
+        ('finetune', [*ARCH, '--workdir=', '--dataset=digits'], '--init=predicted: there is no hypernetwork'),
+        ('finetune', [*ARCH, '--data_dir=d'], '--data_dir is for --dataset'),
+        ('squeeze', [*ARCH, '--image_size=8'], '--image_size is for --dataset'),
+        ('squeeze', ['--out=o'], '--arch and --model are missing'),
+        ('squeeze', ['--arch=none.json', '--out=o'], "'none.json' cannot be read"),
+        ('quantize', ['--arch=none.json', '--out=o'], "'none.json' cannot be read"),
+        ('quantize', ['--arch=two.json', '--out=o'], 'holds 2 networks: give a file of one'),
+        ('export', ['--arch=none.json', '--out=o.onnx'], "'none.json' cannot be read"),
+        ('export', ['--arch=two.json', '--out=o.onnx'], 'holds 2 networks: give a file of one'),
+        ('predict', ['--arch=none.json', '--out=o.npz'], "'none.json' cannot be read"),
+        ('evaluate', ['--archs=net.json', '--splits=test'], '--archs and --splits are both given'),
+        ('evaluate', ['--archs=net.json', '--num_networks=3'], '--archs and --num_networks are both given'),
+        ('report', ['--archs=net.json', '--deepnets=d', '--out=o'], '--archs and --deepnets are both given'),
+        (
+            'evaluate',
+            ['--json=a.png', '--plot=./a.png'],
+            '--plot=./a.png: the result of --json',
+        ),
+        (
+            'study',
+            ['--config=test', '--workdir=o', '--strategies=none'],
+            '--strategies=none: there is',
+        ),
+        ('study', ['--config=test', '--workdir=o', '--strategies=recipe', '--bits=x'], "bits 'x'"),
+        ('study', ['--config=test', '--workdir=o', '--strategies=recipe', '--layers=3'], '--layers=3: give'),
+        ('benchmark', ['--what=train,models', '--archs=none.json'], "'none.json' cannot be read"),
+        ('benchmark', ['--compare=a,b'], '--workdir is for what=models: leave it out'),
+        ('convert', ['--state=net.npz', '--workdir='], '--workdir is missing'),
+    ],
+)
+def test_a_bad_command_line_is_refused_before_devices_start(tmp_path, monkeypatch, name, args, words):
+    monkeypatch.chdir(tmp_path)
+    space = make_space('convnets250k')
+    save_networks('net.json', [space.sample('test', 0, 0)])
+    save_networks('two.json', [space.sample('test', 0, i) for i in range(2)])
+    monkeypatch.setattr('ghn_jax.base.environment.start_devices', lambda: pytest.fail('devices are started'))
+    assert is_one_error_line(command(f'ghn_jax.{name}', '--workdir=zoo:digits-bits', *args), words)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ['net.json', 'two.json']
 
 
 @pytest.mark.parametrize('flag', ['json', 'out'])

@@ -2,6 +2,7 @@
 
 import json
 import sys
+import types
 
 import jax
 import numpy as np
@@ -9,10 +10,11 @@ import pytest
 
 from ghn_jax.base import counters
 from ghn_jax.base.errors import UserError
-from ghn_jax.benchmarks import benchmark
-from ghn_jax.benchmarks.options import Options
+from ghn_jax.benchmarks import benchmark, timing
+from ghn_jax.benchmarks.options import USED_BY, Options
 from ghn_jax.networks.files import save_networks
 from ghn_jax.networks.spaces import make_space
+from tests.commands import flags_of
 from tests.small_run import command, is_one_error_line
 
 
@@ -23,6 +25,28 @@ def networks():
         max_steps=1, max_steps_deep=1, ks=(3,), stem_types=(1,), flat_head_share=0.0,
     )  # fmt: skip
     return [space.sample('train', 0, i) for i in range(3)]
+
+
+def test_a_flag_that_would_change_nothing_is_refused():
+    for args, words in (
+        (['--config=quickstart'], '--config is for what=compile,profile'),
+        (['--what=profile', '--config=quickstart', '--batch_size=9'], '--batch_size is for what=train,'),
+        (['--what=train', '--target=h100'], '--target is for what=compile'),
+        (['--compare=a,b', '--archs=c'], '--archs is for what='),
+        (['--what=predict', '--mode=qat'], '--mode is for what='),
+    ):
+        assert is_one_error_line(command('ghn_jax.benchmark', *args), words, 'leave it out')
+    others = {'what', 'compare', 'json', 'plot'}
+    assert set(USED_BY) == set(flags_of('ghn_jax.benchmark')) - others
+    assert {what for users in USED_BY.values() for what in users} == set(benchmark.WHAT)
+
+
+@pytest.mark.parametrize('platform, unit', [('linux', 1024), ('darwin', 1)])
+def test_the_memory_of_a_process_is_in_bytes_whatever_the_system_counts_in(monkeypatch, platform, unit):
+    monkeypatch.setattr(sys, 'platform', platform)
+    usage = types.SimpleNamespace(ru_maxrss=2**31 // unit)
+    monkeypatch.setattr(timing.resource, 'getrusage', lambda who: usage)
+    assert timing.peak_rss() == 2**31 and timing.row([1.0], 0)['peak_rss_gib'] == 2
 
 
 def test_every_network_is_timed_and_nothing_is_compiled_after_warm_up(networks, tmp_path):

@@ -91,13 +91,20 @@ def test_the_table_has_a_line_for_each_part_however_little_it_found():
     assert 'WRONG: w8a8' in summary.text({'parts': [record('numbers', result={'checks': checks})]})
 
 
-def test_parts_that_fail_or_hang_leave_the_results_of_the_others(tmp_path, monkeypatch):
-    def fake(name, code, weight=1.0):
-        code = f'import pathlib, sys, time; say = pathlib.Path(sys.argv[1]).write_text; {code}'
-        return Part(
-            name=name, weight=weight, command=lambda s, result: [sys.executable, '-c', code, str(result)]
-        )
+def fake(name, code, weight=1.0):
+    code = f'import pathlib, sys, time; say = pathlib.Path(sys.argv[1]).write_text; {code}'
+    return Part(name=name, weight=weight, command=lambda s, result: [sys.executable, '-c', code, str(result)])
 
+
+def test_numbers_that_are_wrong_are_no_success(tmp_path, monkeypatch):
+    monkeypatch.setattr(parts, 'first', lambda settings: fake('machine', 'say("{}")'))
+    found = 'say(\'{"good": false, "checks": [{"check": "w8a8", "good": false}]}\')'
+    monkeypatch.setattr(parts, 'others', lambda *given: [fake('numbers', found)])
+    code, out, err = command(MODULE, f'--out={tmp_path}/a', '--minutes=1')
+    assert '2 of 2 parts are done' in out and (code, err) == (1, 'error: wrong: numbers\n')
+
+
+def test_parts_that_fail_or_hang_leave_the_results_of_the_others(tmp_path, monkeypatch):
     machine = 'say(\'{"platform": "cpu"}\')'
     others = [fake('numbers', 'raise SystemExit("boom")'), fake('cost', 'say("{}"); time.sleep(99)', 0.02),
               fake('evaluation', 'say("{}")')]  # fmt: skip

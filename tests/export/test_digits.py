@@ -125,7 +125,7 @@ def test_the_command_writes_a_model_and_compares_it(tmp_path, monkeypatch):
     monkeypatch.syspath_prepend(tmp_path)
     (tmp_path / 'nets_of_integers.py').write_text(MODULE)
     out = tmp_path / 'net.onnx'
-    how = '--format=onnx', '--bits=w2a2', '--range_rule=mse', '--compare=500', f'--out={out}'
+    how = '--bits=w2a2', '--range_rule=mse', '--compare=500', f'--out={out}'
     code, said, error = command(
         'ghn_jax.export', '--workdir=zoo:digits-bits', '--model=nets_of_integers:net', *how
     )

@@ -182,7 +182,7 @@ def test_a_network_quantized_after_training_is_the_same_in_both_files(tmp_path, 
     how = '--model=nets_to_quantize:net', '--method=mse', '--bits=w4a4', '--images=128'
     run('quantize', *how, f'--out={folder}')
     run('evaluate', f'--quantized={folder}', '--batch_size=60', f'--json={tmp_path / "scores.json"}')
-    said = run('export', f'--quantized={folder}', '--format=onnx', '--compare=300', f'--out={onnx_file}')
+    said = run('export', f'--quantized={folder}', '--compare=300', f'--out={onnx_file}')
     run('export', f'--quantized={folder}', f'--out={program}')
     theirs, ours, same, _ = map(float, re.findall(r'([\d.]+)%', said))
     (row,) = json.loads((tmp_path / 'scores.json').read_text())['rows']

@@ -183,7 +183,7 @@ def test_the_command_writes_what_the_network_computes(tmp_path):
     hypernetwork = ghn_jax.load(workdir)
     spec = hypernetwork.space.sample('test', 0, 0)
     ghn_jax.save_networks(arch, [spec])
-    how = f'--workdir={workdir}', f'--arch={arch}', '--format=onnx', '--calibration_images=64', f'--out={out}'
+    how = f'--workdir={workdir}', f'--arch={arch}', '--calibration_images=64', f'--out={out}'
     code, said, error = command('ghn_jax.export', *how)
     assert code == 0 and 'net.onnx: ' in said, error
     x, weights = hypernetwork.load_data().normalized('train', 64), hypernetwork.predict(spec)

@@ -13,7 +13,7 @@ import ghn_jax
 import ghn_jax.export.export
 from ghn_jax.cnn.reference import apply_reference
 from ghn_jax.export import freeze, to_stablehlo
-from ghn_jax.export.export import ExportSpec, check_spec
+from ghn_jax.export.export import ExportSpec, check_output, check_spec
 from ghn_jax.models.tracing import trace
 from tests.cnn.networks import random_parameters, small_network
 from tests.small_run import command, is_one_error_line, write_run
@@ -175,11 +175,19 @@ def test_what_is_not_installed_is_named(tmp_path, monkeypatch, format, package):
         check_spec(ExportSpec(format=format))
 
 
+def test_the_name_of_a_file_says_its_format(tmp_path):
+    for name in ('stablehlo', 'onnx'):
+        path = tmp_path / f'net.{name}'
+        assert check_output(path) == check_output(path, name) == (path, name)
+
+
 @pytest.mark.parametrize(
     'flags, words',
     [
-        (['--arch=a.json'], ['--out is missing: give a file, such as net.stablehlo']),
-        (['--arch=a.json', '--out={folder}/a.onnx'], ['a.onnx', 'ends in .stablehlo']),
+        (['--arch=a.json'], ['--out is missing: give a file, such as net.stablehlo or net.onnx']),
+        (['--arch=a', '--out={folder}/a.bin'], ['a.bin', 'ends in .stablehlo, .onnx']),
+        (['--arch=a', '--format=stablehlo', '--out={folder}/a.onnx'], ['a.onnx', 'ends in .stablehlo']),
+        (['--quantized=q', '--compare=9', '--out={folder}/a.stablehlo'], ['--compare=9', 'not run']),
         (['--out={folder}/a.stablehlo'], ['--arch and --model are missing']),
         (['--arch=a', '--model=b', '--out={folder}/a.stablehlo'], ['--arch and --model are both given']),
         (['--arch=a', '--compare=9', '--out={folder}/a.stablehlo'], ['--compare=9', 'not run']),

@@ -203,7 +203,7 @@ def parsed(argv: list[str], values: flags.FlagValues) -> flags.FlagValues:
     """The flags, with what `cli` makes of bad ones as a UserError."""
 
     def fail(error: object) -> None:
-        raise UserError(cli.one_line(error))
+        raise UserError(cli.message_of(error))
 
     with mock.patch.object(flags, 'FLAGS', values), mock.patch.object(cli, 'fail', fail):
         cli._parse(argv)

@@ -206,6 +206,14 @@ def test_unreadable_files_are_refused(tmp_path):
             load_networks(path)
 
 
+def test_the_home_directory_is_meant_by_a_tilde_where_a_file_is_written_as_where_it_is_read(
+    tmp_path, monkeypatch
+):
+    monkeypatch.setenv('HOME', str(tmp_path))
+    save_networks('~/net.json', [spec()])
+    assert load_networks('~/net.json') == load_networks(tmp_path / 'net.json') == [spec()]
+
+
 def test_a_failed_write_leaves_the_folder_as_it_was(tmp_path):
     (tmp_path / 'taken.json').mkdir()
     for path in (tmp_path / 'taken.json', tmp_path / 'absent' / 'nets.json'):

@@ -114,9 +114,7 @@ def test_searched_weights_are_kept_as_a_quantized_network_which_evaluate_scores_
         result = json.loads((tmp_path / 'b.json').read_text())
         found = {bits: score['top1'] for bits, score in result['networks'][0]['scores'].items()}
         assert list(found.values()) == [pytest.approx(scores['calibrated'][run['bits']])]
-    code, said, error = command(
-        'ghn_jax.export', model[0], quantized, '--format=onnx', f'--out={tmp_path}/a.onnx'
-    )
+    code, said, error = command('ghn_jax.export', model[0], quantized, f'--out={tmp_path}/a.onnx')
     assert code == 0, error
     folder = f'--out={out}', '--method=straight_through'
     assert is_one_error_line(command('ghn_jax.finetune', *model, *how[1:-1], *folder), 'other settings')

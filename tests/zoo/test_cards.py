@@ -73,14 +73,15 @@ def result(tmp_path):
     return file
 
 
-def test_an_entry_is_made_of_a_run_and_listed_with_its_scores(tmp_path, result):
+def test_an_entry_is_made_of_a_run_and_listed_with_its_scores(tmp_path, monkeypatch, result):
     run, folder = write_run(tmp_path / 'run'), tmp_path / 'zoo'
     rows = [
         {'step': k, 'train/loss': 2.0 - k, 'train/accuracy': k / 8} for k in (1, 2, 3, 4)
     ]  # 4: not its own
     (run / 'metrics.jsonl').write_text(''.join(json.dumps(row) + '\n' for row in rows))
     made = '--name=some-run', '--about=for the test', '--commit=abc', '--limit=One.', '--limit=Two.'
-    where = f'--folder={folder}'
+    where = '--folder=~/zoo'  # which bash leaves as it is
+    monkeypatch.setenv('HOME', str(folder.parent))
     code, said, _ = command('ghn_jax.zoo', f'--add={run}', *made, where)
     assert code == 0 and 'results  none yet' in said
     code, said, _ = command('ghn_jax.zoo', f'--add={run}', *made, where, f'--result={result}')
@@ -105,9 +106,10 @@ def test_what_an_entry_lacks_is_one_line_and_nothing_is_written(tmp_path, result
     for words, message in (
         ((add, *whole, f'--result={result}'), '--result is of step 3, the run is of step 4'),
         ((add, *whole[1:], '--name=A b'), '--name='),
-        (('--add=/nowhere', *whole), 'does not exist'),
+        (('--add=/nowhere', *whole), '--add=/nowhere does not exist'),
         (('--about=b',), '--about is for an entry that is made'),
         (('--name=b',), 'expected none, for there are none'),
+        ((), 'holds no entries'),
     ):
         assert is_one_error_line(command('ghn_jax.zoo', where, *words), message), words
     assert not folder.exists()
