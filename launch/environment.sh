@@ -8,16 +8,20 @@ venv=".venv${GHN_JAX_PYTHON:+-$GHN_JAX_PYTHON}"
 constraints="constraints${GHN_JAX_PYTHON:+-$GHN_JAX_PYTHON}.txt"
 
 _find_python() {
-    local candidate candidates=(python3.11 python3.12 python3.13 python3 python)
+    local candidate wanted="${GHN_JAX_PYTHON:-}"
+    local candidates=(python3.11 python3.12 python3.13 python3 python)
+    [ -z "$wanted" ] || candidates=("python$wanted")
     [ -z "${PYTHON:-}" ] || candidates=("$PYTHON")
-    [ -z "${GHN_JAX_PYTHON:-}" ] || candidates=("python$GHN_JAX_PYTHON")
     for candidate in "${candidates[@]}"; do
-        if "$candidate" -c 'import sys; sys.exit(sys.version_info < (3, 11))' >/dev/null 2>&1; then
+        if "$candidate" -c 'import sys
+version, wanted = sys.version_info, sys.argv[1]
+sys.exit(wanted != "%d.%d" % version[:2] if wanted else version < (3, 11))' "$wanted" >/dev/null 2>&1; then
             echo "$candidate"
             return
         fi
     done
-    echo "error: no Python >= 3.11 found (looked for ${candidates[*]}): install one, or set PYTHON to its path" >&2
+    echo "error: no Python ${wanted:->= 3.11} found (looked for ${candidates[*]}):" \
+        'install one, or set PYTHON to its path' >&2
     return 2
 }
 

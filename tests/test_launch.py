@@ -311,15 +311,6 @@ def test_a_python_that_has_all_packages_is_taken_as_it_is_and_wheels_are_put_bes
     assert (code, out, err.count('\n')) == (2, '', 1) and 'still lacks jraph' in err
 
 
-def test_a_python_whose_path_has_a_space_is_found(tmp_path):
-    python = tmp_path / 'a python'
-    python.symlink_to(sys.executable)
-    script = 'source launch/environment.sh; _find_python'
-    env = os.environ | {'PYTHON': str(python)}
-    done = subprocess.run(['bash', '-c', script], cwd=ROOT, env=env, capture_output=True, text=True)
-    assert (done.returncode, done.stdout, done.stderr) == (0, f'{python}\n', '')
-
-
 def test_what_a_python_lacks_is_found_out():
     script = 'source launch/environment.sh; _missing "$0" "$1"'
     for extra, lacking in (('', ''), ('tpu', 'libtpu')):
@@ -327,6 +318,29 @@ def test_what_a_python_lacks_is_found_out():
         done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
         assert (done.returncode, done.stderr) == (0, '')
         assert done.stdout.strip() in {lacking, ''}  # where libtpu is installed, nothing lacks
+
+
+def found_python(tmp_path, **environment):
+    done = subprocess.run(
+        ['bash', '-c', 'source launch/environment.sh; _find_python'], cwd=ROOT,
+        env={'PATH': f'{tmp_path}:{os.environ["PATH"]}', **environment}, capture_output=True, text=True,
+    )  # fmt: skip
+    return done.stdout.strip() or done.stderr.strip()
+
+
+def test_a_python_of_another_version_than_asked_for_is_not_taken(tmp_path):
+    own = '{}.{}'.format(*sys.version_info)
+    # The one that is named is taken, also where a version is asked for and no such name is in PATH.
+    assert found_python(tmp_path, PYTHON=sys.executable) == sys.executable
+    assert found_python(tmp_path, PYTHON=sys.executable, GHN_JAX_PYTHON=own) == sys.executable
+    refused = found_python(tmp_path, PYTHON=sys.executable, GHN_JAX_PYTHON='3.99')
+    assert refused.startswith(f'error: no Python 3.99 found (looked for {sys.executable})')
+    spaced = tmp_path / 'a b'
+    spaced.symlink_to(sys.executable)
+    assert found_python(tmp_path, PYTHON=str(spaced)) == str(spaced)
+    # A name says little.
+    (tmp_path / 'python3.99').symlink_to(sys.executable)
+    assert 'no Python 3.99 found (looked for python3.99)' in found_python(tmp_path, GHN_JAX_PYTHON='3.99')
 
 
 def test_a_python_without_pinned_versions_is_refused():
