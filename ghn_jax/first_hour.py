@@ -13,6 +13,7 @@ given; without, ghn_qat_cifar10 is measured, on random images.
 import pathlib
 import signal
 import sys
+import threading
 
 from absl import flags
 
@@ -23,7 +24,7 @@ from ghn_jax.base.errors import FieldError, UserError
 from ghn_jax.base.start import define_executables
 from ghn_jax.bringup import numbers, summary
 from ghn_jax.bringup.hour import RESULT, run_hour
-from ghn_jax.bringup.runner import DONE
+from ghn_jax.bringup.runner import DONE, Ended
 from ghn_jax.bringup.settings import Settings
 from ghn_jax.config import RunConfig
 
@@ -59,9 +60,13 @@ def main() -> None:
         config=config, out=out, train=_CONFIG.value is not None, unpack=_there(_UNPACK.value, 'unpack'),
         executables=_there(flags.FLAGS.executables, 'executables'), golden=_there(_GOLDEN.value, 'golden'),
     )  # fmt: skip
-    before = signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # which ends the part under way
+    # The handler does not raise: in a callback of the garbage collector, as JAX has one, that would be lost.
+    terminated = threading.Event()
+    before = signal.signal(signal.SIGTERM, lambda *_: terminated.set())
     try:
-        result = run_hour(settings, 60 * _MINUTES.value)
+        result = run_hour(settings, 60 * _MINUTES.value, terminated.is_set)
+    except Ended:
+        sys.exit(143)
     finally:
         signal.signal(signal.SIGTERM, before)
     print(summary.text(result))

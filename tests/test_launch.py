@@ -311,15 +311,6 @@ def test_a_python_that_has_all_packages_is_taken_as_it_is_and_wheels_are_put_bes
     assert (code, out, err.count('\n')) == (2, '', 1) and 'still lacks jraph' in err
 
 
-def test_a_python_whose_path_has_a_space_is_found(tmp_path):
-    python = tmp_path / 'a python'
-    python.symlink_to(sys.executable)
-    script = 'source launch/environment.sh; _find_python'
-    env = os.environ | {'PYTHON': str(python)}
-    done = subprocess.run(['bash', '-c', script], cwd=ROOT, env=env, capture_output=True, text=True)
-    assert (done.returncode, done.stdout, done.stderr) == (0, f'{python}\n', '')
-
-
 def test_what_a_python_lacks_is_found_out():
     script = 'source launch/environment.sh; _missing "$0" "$1"'
     for extra, lacking in (('', ''), ('tpu', 'libtpu')):

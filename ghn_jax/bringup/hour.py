@@ -5,7 +5,7 @@ import os
 import pathlib
 import tempfile
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import ghn_jax
@@ -20,12 +20,13 @@ _LEAST = 15.0  # seconds of a part while there are any: JAX alone takes some to 
 _FIRST = 60.0  # of the first part, at most: where a device does not answer, no other will do better
 
 
-def run_hour(settings: Settings, seconds: float) -> dict[str, Any]:
+def run_hour(settings: Settings, seconds: float, ended: Callable[[], bool] = lambda: False) -> dict[str, Any]:
     """Run all parts. `RESULT` in the folder of results is rewritten, whole, whenever there is more.
 
     Args:
       settings: of all parts.
       seconds: for all of it.
+      ended: whether to end now.
 
     Returns:
       what `RESULT` holds at the end: {'minutes', 'config', 'parts': records of `runner.run_parts`,
@@ -33,6 +34,7 @@ def run_hour(settings: Settings, seconds: float) -> dict[str, Any]:
 
     Raises:
       UserError: the folder of results cannot be written.
+      Ended: as `ended` said.
     """
     end = time.monotonic() + seconds
     result: dict[str, Any] = {
@@ -53,7 +55,9 @@ def run_hour(settings: Settings, seconds: float) -> dict[str, Any]:
         (settings.out / LOG).unlink(missing_ok=True)
     _let_parts_import()
     with tempfile.TemporaryDirectory(prefix='first_hour-') as folder:
-        places = {'folder': pathlib.Path(folder), 'log': settings.out / LOG, 'record': record}
+        places = {
+            'folder': pathlib.Path(folder), 'log': settings.out / LOG, 'record': record, 'ended': ended,
+        }  # fmt: skip
         before.extend(
             run_parts([parts.first(settings)], seconds=min(_FIRST, seconds / 4), least=_LEAST, **places)
         )

@@ -25,6 +25,10 @@ Record = dict[str, Any]
 """Of a part: 'part', 'status', 'seconds', 'limit_s', 'error' (None unless it failed), 'result'."""
 
 
+class Ended(Exception):
+    """The parts were to end before they were done; no process of theirs is left."""
+
+
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Part:
     """One process.
@@ -50,6 +54,7 @@ def run_parts(
     log: pathlib.Path,
     record: Callable[[Sequence[Record]], None],
     least: float = 0.0,
+    ended: Callable[[], bool] = lambda: False,
 ) -> list[Record]:
     """Run the parts. What one leaves of its time, the later ones share.
 
@@ -60,9 +65,13 @@ def run_parts(
       log: a file that all they say is added to.
       record: called with the records so far whenever a part has begun, written a result, or ended.
       least: seconds that each part may have while there are any left.
+      ended: whether to end now; asked several times a second.
 
     Returns:
       a record of each part.
+
+    Raises:
+      Ended: as `ended` said.
     """
     end = time.monotonic() + seconds
     parts, records = list(parts), []
@@ -72,13 +81,18 @@ def run_parts(
         share = part.weight / sum(p.weight for p in parts[i:])
         left = max(0.0, end - time.monotonic())
         limit = min(left, max(share * left, least))
-        records.append(_run(part, limit, folder, log, lambda now: record([*records, now])))
+        records.append(_run(part, limit, folder, log, lambda now: record([*records, now]), ended))
         record(records)
     return records
 
 
 def _run(
-    part: Part, limit: float, folder: pathlib.Path, log: pathlib.Path, changed: Callable[[Record], None]
+    part: Part,
+    limit: float,
+    folder: pathlib.Path,
+    log: pathlib.Path,
+    changed: Callable[[Record], None],
+    ended: Callable[[], bool],
 ) -> Record:
     path = folder / f'{part.name}.json'
     path.unlink(missing_ok=True)
@@ -92,7 +106,7 @@ def _run(
         file.flush()
         begins = file.tell()
         try:
-            status, code = _wait(part, limit, path, file, lambda: changed(_now(about, start, path)))
+            status, code = _wait(part, limit, path, file, lambda: changed(_now(about, start, path)), ended)
         except OSError as e:  # the command is not there
             return about | {'status': FAILED, 'error': str(e), 'result': None}
     error = _error(log, begins, code) if status == FAILED else None  # what was ended has not said why
@@ -108,7 +122,12 @@ def _now(about: Record, start: float, path: pathlib.Path) -> Record:
 
 
 def _wait(
-    part: Part, limit: float, path: pathlib.Path, log: BinaryIO, changed: Callable[[], None]
+    part: Part,
+    limit: float,
+    path: pathlib.Path,
+    log: BinaryIO,
+    changed: Callable[[], None],
+    ended: Callable[[], bool],
 ) -> tuple[str, int]:
     """Run the process to its end or its limit: how it ended, and its exit code."""
     end = time.monotonic() + limit
@@ -120,6 +139,8 @@ def _wait(
     try:
         while process.poll() is None and time.monotonic() < end:
             time.sleep(_POLL)
+            if ended():
+                raise Ended
             if (found := _changed_at(path)) != seen:
                 seen = found
                 changed()
