@@ -199,11 +199,7 @@ def make_trainer(
             fixed=state.fixed,
         )
 
-    @jax.jit
-    def order(seed: Any, epoch: Any) -> Array:
-        key = jax.random.fold_in(jax.random.fold_in(jax.random.key(seed), 0), epoch)
-        return jax.random.permutation(key, jnp.arange(images, dtype=jnp.int32))
-
+    order = jax.jit(lambda seed, epoch: _order(seed, epoch, images))
     return Trainer(begin, step, order, spec.epochs, per_epoch, spec.batch_size)
 
 
@@ -219,3 +215,9 @@ def loss_of(apply: Apply, quantizer: Quantizer | None, params: Any, x: Array, la
     """Return the cross-entropy [] in nats, the mean over a batch: images [B, H, H, 3], labels int32 [B]."""
     logits = apply(params, x, quantizer).astype(jnp.float32)
     return jnp.mean(optax.softmax_cross_entropy_with_integer_labels(logits, labels))
+
+
+def _order(seed: Any, epoch: Any, images: int) -> Array:
+    """A permutation, int32 [images]."""
+    key = jax.random.fold_in(jax.random.fold_in(jax.random.key(seed), 0), epoch)
+    return jax.random.permutation(key, jnp.arange(images, dtype=jnp.int32))
