@@ -15,7 +15,6 @@ uniform_R and normal_R (R 0.005, 0.05 or 0.5), or a file of parameters.
 Images and rounding are those of the run; without --workdir, images are --dataset's.
 """
 
-
 from absl import flags
 
 from ghn_jax.base import bounds, cli, outputs
