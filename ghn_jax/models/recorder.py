@@ -147,8 +147,9 @@ class Recorder:
     def scale(self, value: Flow, view: View) -> Flow:
         """Multiply by a parameter: a norm's scale, or one that stands by itself, which counts as a norm."""
         op = value.op
+        of_pixels = value.fresh and self.forward.kind[op] == 'ln'  # a layer norm may be of more than channels
         taken = self.forward.name[op] is not None or self.forward.shift[op] is not None
-        if taken or not (self.forward.kind[op] == 'ln' and value.fresh or self._is_of_norm(value, view)):
+        if taken or not (of_pixels or self._is_of_norm(value, view)):
             op = self.add('bn', [op], channels=self.channels[op])
         self.forward.name[op], self.forward.shape[op] = self._vector(view)
         return Flow(op, fresh=True)
