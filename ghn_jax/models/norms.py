@@ -96,8 +96,9 @@ class Structure:
             source, images = common[0], self.axes.get(common[0])
             axes = tuple(sorted(set.intersection(*(set(axes) for axes, _ in sums))))
             steps, shape = self._between(source, result), self.aval(source).shape
-            if steps is not None and images in axes and shape == self.aval(result).shape:
-                return BatchNorm(source, result, shape, axes, images, steps)
+            if steps is not None and images is not None and images in axes:
+                if shape == self.aval(result).shape:
+                    return BatchNorm(source, result, shape, axes, images, steps)
         end = '' if result is None else f' that ends in {self._step_of(result)}'
         raise DependsOnBatch(
             f'the batch norm{end} is of a form that cannot be calibrated: it is no mean and variance over '
