@@ -73,6 +73,14 @@ def logic(nodes: Nodes, step: Step, inputs: list[Tensor]) -> Tensor:
     return nodes.map(step.primitive.capitalize(), inputs, step.out_shape)
 
 
+@writes('is_finite')
+def is_finite(nodes: Nodes, step: Step, inputs: list[Tensor]) -> Tensor:
+    """Tell numbers from infinities and what is no number."""
+    shape = step.out_shape
+    others = [nodes.map(kind, inputs, shape, np.bool_) for kind in ('IsInf', 'IsNaN')]
+    return nodes.map('Not', [nodes.map('Or', others, shape)], shape)
+
+
 @writes('select_n')
 def select(nodes: Nodes, step: Step, inputs: list[Tensor]) -> Tensor:
     """Choose by a condition."""
@@ -200,6 +208,37 @@ def concatenate(nodes: Nodes, step: Step, inputs: list[Tensor]) -> Tensor:
     axis = order.index(step.eqn.params['dimension'])
     (name,) = nodes.add('Concat', [nodes.stored(t, order) for t in parts], axis=axis)
     return result(step, name, order)
+
+
+@writes('stack')
+def stack(nodes: Nodes, step: Step, inputs: list[Tensor]) -> Tensor:
+    """Join along a new axis."""
+    axis = step.eqn.params['axis']
+    shape = tuple(1 if k == axis else size for k, size in enumerate(step.out_shape))
+    parts = [nodes.stored(nodes.reshaped(nodes.full(t), shape, step)) for t in inputs]
+    (name,) = nodes.add('Concat', parts, axis=axis)
+    return result(step, name, range(len(shape)))
+
+
+@writes('unstack')
+def unstack(nodes: Nodes, step: Step, inputs: list[Tensor]) -> list[Tensor]:
+    """Cut along an axis, which goes."""
+    axis, parts = step.eqn.params['axis'], len(step.outputs)
+    names = nodes.add(
+        'Split', [nodes.stored(nodes.full(inputs[0])), nodes.integers([1] * parts)], outputs=parts, axis=axis
+    )
+    places, order = nodes.integers([axis]), range(len(step.out_shape))
+    return [result(step, nodes.add('Squeeze', [name, places])[0], order) for name in names]
+
+
+@writes('tile')
+def tile(nodes: Nodes, step: Step, inputs: list[Tensor]) -> Tensor:
+    """Repeat the whole along axes."""
+    x, times = nodes.full(inputs[0]), step.eqn.params['reps']
+    if not all(isinstance(n, int) for n in times):
+        refuse(step, 'it repeats as often as there are images')
+    (name,) = nodes.add('Tile', [nodes.stored(x, x.order), nodes.integers([times[axis] for axis in x.order])])
+    return result(step, name, x.order)
 
 
 @writes('split')

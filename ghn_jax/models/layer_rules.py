@@ -61,16 +61,17 @@ def reduce(recorder: Recorder, step: Step, values: Sequence[Value]) -> Value:
     """Sum over axes: part of a norm, or a global pool."""
     (value,) = values
     axes, shape = step.eqn.params['axes'], step.shapes[0]
-    left = math.prod(step.out_shape) // (1 if 0 in axes else recorder.images)
     if isinstance(value, Statistic) and recorder.is_pool(value):
         value = replace(recorder.as_flow(value), squared=value.power)
+    (images,) = recorder.axes_of(step)
+    batch = images is None or images in axes or (isinstance(value, Statistic) and value.batch)
+    left = math.prod(step.out_shape) // (1 if batch else recorder.images)
     if isinstance(value, Statistic):
-        batch = value.batch or 0 in axes
         return replace(value, batch=batch, origin=step.outputs[0], left=left)
     if not isinstance(value, Flow):
         return Mixed(leaves_of(value), value.step if isinstance(value, Mixed) else step)
     window = None if step.primitive == 'reduce_sum' else _two(shape[axis] for axis in axes)
-    return Statistic(value.op, 0 in axes, value.squared, step.outputs[0], left, window)
+    return Statistic(value.op, batch, value.squared, step.outputs[0], left, window)
 
 
 @rule('reduce_window_sum', 'reduce_window_max', 'reduce_window_min', 'reduce_window')

@@ -7,13 +7,14 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax import Array
 
 from ghn_jax.base.errors import UserError, shown
 from ghn_jax.hypernet.policy_features import resolve
 from ghn_jax.models import small_images
 from ghn_jax.models.layout import Tensor
-from ghn_jax.models.names import map_named, variable_names
+from ghn_jax.models.names import map_named, named_leaves, variable_names
 from ghn_jax.models.norms import Structure
 from ghn_jax.models.program import Program, Rewrite, Step, run
 from ghn_jax.models.quantizer import FakeQuantizer, Quantizer
@@ -93,7 +94,7 @@ class Model:
           capture: a dict that is filled with the result of each of these layers, by the layer's name.
 
         Raises:
-          UserError: images or parameters of other shapes.
+          UserError: images of another shape, parameters of other names or shapes.
         """
         traced, given = self.prepared(params, x)
         sites = traced.recorder.sites
@@ -110,21 +111,40 @@ class Model:
         """Return the program for these images, and its inputs: parameters, what is not read, images.
 
         Raises:
-          UserError: images or parameters of other shapes.
+          UserError: images of another shape, parameters of other names or shapes.
         """
-        x = jnp.asarray(x)
+        try:
+            x = jnp.asarray(x)
+        except TypeError:
+            raise UserError(f'images are {shown(x)}: expected an array') from None
         if x.shape[1:] != self.input_shape[1:]:
             raise UserError(
                 f'images are {shown(x.shape)}, the model is traced for (N, '
                 f'{", ".join(map(str, self.input_shape[1:]))}): trace it for these, or resize them'
             )
-        expected, given = jax.tree.leaves(self.params), jax.tree.leaves(params)
-        if len(given) != len(expected) or any(a.shape != b.shape for a, b in zip(given, expected)):
-            raise UserError(
-                f'params have other shapes than those of {self.name!r}: give a pytree like its params'
-            )
-        traced = self.traced(x.shape, x.dtype)
+        if x.shape[0] == 0:  # it may be a symbol
+            raise UserError(f'there are no images in {x.shape}: give at least one')
+        traced, given = self.traced(x.shape, x.dtype), self._leaves(params)
         return traced, [*given, *[None] * (len(traced.program.inputs) - len(given) - 1), x]
+
+    def _leaves(self, params: Any) -> list[Any]:
+        """Return the leaves of a pytree that has those of `self.params` by name, in the order there."""
+        expected, given = named_leaves(self.params), named_leaves(params)
+        advice = f'give a pytree like params of model {self.name!r}'
+        for name in [*expected, *given]:
+            if name not in given:
+                raise UserError(f'params have no {name!r}, but {shown([*given])}: {advice}')
+            if name not in expected:
+                raise UserError(f'params have {name!r}, which the model has not: {advice}')
+            wanted, shape = expected[name], np.shape(given[name])
+            if shape != wanted.shape:
+                raise UserError(
+                    f'{name!r} in params has the shape {shape}, expected {wanted.shape}: {advice}'
+                )
+            dtype = jnp.result_type(given[name])
+            if dtype not in (wanted.dtype, np.float64):  # in which a model can be run to be more precise
+                raise UserError(f'{name!r} in params is {dtype}, expected {wanted.dtype}: {advice}')
+        return [given[name] for name in expected]
 
     def compiled(self, function: Callable[..., Any], *static: Any) -> Callable[..., Any]:
         """Return `function(*static, ...)`, compiled: the same whenever it is asked for, so that it is once.

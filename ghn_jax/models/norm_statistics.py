@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax import Array
+from jax import Array, lax
 
 from ghn_jax.models import small_images
 from ghn_jax.models.model import Model, Traced
@@ -86,9 +86,9 @@ def _affines(traced: Traced, params: Any, moments: Sequence[Moments]) -> list[tu
 
 
 def _affine(traced: Traced, norm: BatchNorm, given: Mapping[int, Any], of: Moments) -> tuple[Array, Array]:
-    deviation = jnp.sqrt(of.variance)
-    images = jnp.concatenate([of.mean + deviation, of.mean - deviation])
-    values = _evaluate(traced, norm, {**given, norm.source: jnp.broadcast_to(images, norm.shape)})
+    place = lax.broadcasted_iota(int, norm.shape, norm.images)
+    sign = jnp.where(2 * place < norm.shape[norm.images], 1, -1)
+    values = _evaluate(traced, norm, {**given, norm.source: of.mean + sign * jnp.sqrt(of.variance)})
     known = traced.recorder.values
     fixed = {s: v for s, v in values.items() if of_batch(known.get(s))}
     at = lambda x: _evaluate(traced, norm, {**given, **fixed, norm.source: jnp.full(norm.shape, x)})[

@@ -29,7 +29,8 @@ class BatchNorm:
     Attributes:
       source, result: slots.
       shape: of both.
-      axes: that the mean and the variance are taken over.
+      axes: that both the mean and the variance are taken over.
+      images: the one of them that images lie along, maybe with pixels.
       steps: numbers of the steps from the source (and parameters) to the result, in order.
     """
 
@@ -37,6 +38,7 @@ class BatchNorm:
     result: int
     shape: Shape
     axes: tuple[int, ...]
+    images: int
     steps: tuple[int, ...]
 
 
@@ -66,9 +68,9 @@ class Structure:
     """
 
     def __init__(self, program: Program, recorder: Recorder):
-        self.program, self.values = program, recorder.values
+        self.program, self.values, self.axes = program, recorder.values, recorder.axes
         self.made = {slot: k for k, step in enumerate(program.steps) for slot in step.outputs}
-        self.readers: dict[int, list[int]] = {}
+        self.readers: dict[int | None, list[int]] = {}
         for k, step in enumerate(program.steps):
             for slot in set(_slots(step.inputs)):
                 self.readers.setdefault(slot, []).append(k)
@@ -88,25 +90,30 @@ class Structure:
 
     def _norm(self, op: int, normalised: int) -> BatchNorm:
         result = self._result(op)
-        sources = self._sources(result, op, normalised)
-        plain = {source: axes for source, (axes, squares) in sources.items() if squares == 0}
-        if len(plain) == 1:
-            ((source, axes),) = plain.items()
-            steps = self._between(source, result)
-            shape = self.aval(source).shape
-            if steps is not None and shape == self.aval(result).shape and set(sources) == {source}:
-                return BatchNorm(source, result, shape, axes, steps)
+        sums = [] if result is None else self._sums(result, op, normalised)
+        common = [slot for slot in sums[0][1] if all(slot in path for _, path in sums)] if sums else []
+        if result is not None and common:
+            source, images = common[0], self.axes.get(common[0])
+            axes = tuple(sorted(set.intersection(*(set(axes) for axes, _ in sums))))
+            steps, shape = self._between(source, result), self.aval(source).shape
+            if steps is not None and images is not None and images in axes:
+                if shape == self.aval(result).shape:
+                    return BatchNorm(source, result, shape, axes, images, steps)
+        end = '' if result is None else f' that ends in {self._step_of(result)}'
         raise DependsOnBatch(
-            f'the batch norm that ends in {self._step_of(result)} is of a form that cannot be calibrated: it '
-            'is no mean and variance over the images, a scale and a shift; score the model by the statistics '
-            'of each batch'
+            f'the batch norm{end} is of a form that cannot be calibrated: it is no mean and variance over '
+            'the images, a scale and a shift for each channel; score the model by the statistics of each '
+            'batch'
         )
 
-    def _result(self, op: int) -> int:
-        """Follow a norm from where it divides by the deviation through its scale and its shift."""
+    def _result(self, op: int) -> int | None:
+        """Follow a norm from where it divides by the deviation through its scale and its shift.
+
+        None: it divides by the deviation times a parameter that is no scale of channels.
+        """
         is_norm = lambda v: isinstance(v, Flow) and v.op == op and v.fresh
         steps = self.program.steps
-        slot = result = next(s.outputs[0] for s in steps if is_norm(self.values.get(s.outputs[0])))
+        slot = result = next((s.outputs[0] for s in steps if is_norm(self.values.get(s.outputs[0]))), None)
         while len(readers := self.readers.get(slot, [])) == 1 and readers[0] < len(steps):
             step = steps[readers[0]]
             if step.primitive not in (*_CASTS, *_ARITHMETIC) or not is_norm(self.values[step.outputs[0]]):
@@ -115,9 +122,12 @@ class Structure:
             result = slot if step.primitive in _ARITHMETIC else result
         return result
 
-    def _sources(self, result: int, op: int, normalised: int) -> dict[int, tuple[tuple[int, ...], int]]:
-        """Find the tensors that the statistics of a norm are of: slot -> (axes, least number of squares)."""
-        found: dict[int, tuple[tuple[int, ...], int]] = {}
+    def _sums(self, result: int, op: int, normalised: int) -> list[tuple[tuple[int, ...], list[int]]]:
+        """Find the sums over images in a norm: their axes, and slots from what is summed back to the tensor.
+
+        The tensor that is normalised is the first that all sums have.
+        """
+        found = []
         ahead, seen = [result], set()
         while ahead:
             slot = ahead.pop()
@@ -125,40 +135,39 @@ class Structure:
             if slot in seen or step is None:
                 continue
             seen.add(slot)
-            operands = _slots(step.inputs)
-            statistics = [s for s in operands if of_batch(self.values[s])]
-            flows = [s for s in operands if isinstance(self.values[s], Flow)]
-            if of_batch(self.values[slot]) and flows:  # a sum over the images
-                source, squares, more = self._summed(flows[0])
-                axes = tuple(step.eqn.params.get('axes', ()))
-                before = found.get(source, (axes, squares))
-                found[source] = min((axes, squares), before, key=lambda pair: pair[1])
+            of_images = {
+                s: v for s in _slots(step.inputs) if isinstance(v := self.values[s], Flow | Statistic)
+            }
+            flows = [s for s, v in of_images.items() if not of_batch(v)]
+            # Those of the tensor that is normalised: it may be the result of a norm without scale and shift.
+            statistics = [s for s, v in of_images.items() if of_batch(v) and v.op == normalised]
+            value = self.values[slot]
+            if of_batch(value) and flows:  # a sum over the images
+                path, more = self._summed(flows[0])
+                found.append((tuple(step.eqn.params.get('axes', ())), path))
                 ahead += more
             else:
-                value = self.values[slot]
                 inside = isinstance(value, Flow) and (value.op == op or statistics)
                 ahead += statistics + (flows if inside else [])
         return found
 
-    def _summed(self, slot: int) -> tuple[int, int, list[int]]:
-        """Go back from what is summed to the tensor itself: (its slot, squares on the way, statistics)."""
-        squares, statistics = 0, []
-        while (step := self._step_of(slot)) is not None:
-            others = _slots(step.inputs)
-            if not others:
-                break
-            centres = step.primitive == 'sub' and of_batch(self.values.get(others[-1]))
-            squared = step.primitive in ('square', 'integer_pow') or (
-                step.primitive == 'mul' and step.inputs[0] == step.inputs[1]
-            )
-            if centres:
+    def _summed(self, slot: int) -> tuple[list[int], list[int]]:
+        """Go back from what is summed to the tensor itself: slots on the way but casts, and statistics."""
+        path, statistics = [], []
+        while True:
+            step = self._step_of(slot)
+            others = [] if step is None else _slots(step.inputs)
+            if step is not None and step.primitive in _CASTS and others:
+                slot = others[0]
+                continue
+            path.append(slot)
+            if step is None or not others:
+                return path, statistics
+            if step.primitive == 'sub' and of_batch(self.values.get(others[-1])):
                 statistics.append(others[-1])
-            elif squared:
-                squares += 1
-            elif step.primitive not in _CASTS:
-                break
+            elif not _is_square(step):
+                return path, statistics
             slot = others[0]
-        return slot, squares, statistics
 
     def _between(self, source: int, result: int) -> tuple[int, ...] | None:
         """Return the steps from source and parameters to result; None if more than these enter."""
@@ -238,6 +247,11 @@ def _channel_axis(step: Step, weight: int) -> int | None:
     if free != 1:
         return None
     return len(step.out_shape) - 1 if weight == 1 else 0
+
+
+def _is_square(step: Step) -> bool:
+    same = step.primitive == 'mul' and step.inputs[0] == step.inputs[1]
+    return same or step.primitive in ('square', 'integer_pow')
 
 
 def _slots(operands: Sequence[Operand]) -> list[int]:

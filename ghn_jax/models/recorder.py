@@ -69,7 +69,8 @@ class Recorder:
 
     forward: the operations; channels: of each one's result.   tensors: what is to be predicted, by name.
     sites: the steps that run a layer, by number.   layers: all, in order.   kept: parameters that nothing is
-    predicted for (number of the leaf), and why.   values: what is known of each slot.
+    predicted for (number of the leaf), and why.   values: what is known of each slot.   axes: of a slot, that
+    images lie along (`image_axes`).
     """
 
     def __init__(self, leaves: Sequence[Leaf], *, images: int, channels: int, keep: bool):
@@ -85,6 +86,7 @@ class Recorder:
         self.readers: dict[Operand, str] = {}  # a slot -> the weight of the first layer that reads it
         self.cut: dict[int, int] = {}  # a slot -> the slot that it is a cut or another shape of
         self.values: dict[int, Value] = {}
+        self.axes: dict[int, int | None] = {}
         self.step_number = 0
 
     # ---- operations
@@ -132,6 +134,10 @@ class Recorder:
             self.pools[value.origin] = self.add(kind, [value.op], channels=value.left, shape=shape)
         return Flow(self.pools[value.origin])
 
+    def axes_of(self, step: Step) -> list[int | None]:
+        """Return the axes of what a step reads that images lie along; None: there are none."""
+        return [self.axes.get(operand) if isinstance(operand, int) else None for operand in step.inputs]
+
     def is_pool(self, value: Statistic) -> bool:
         """Return whether a value has one number for each channel of each image."""
         return not value.batch and value.left == self.channels[value.op]
@@ -141,8 +147,9 @@ class Recorder:
     def scale(self, value: Flow, view: View) -> Flow:
         """Multiply by a parameter: a norm's scale, or one that stands by itself, which counts as a norm."""
         op = value.op
-        is_norm = value.fresh and self.forward.kind[op] in NORMS
-        if not is_norm or self.forward.name[op] is not None or self.forward.shift[op] is not None:
+        of_pixels = value.fresh and self.forward.kind[op] == 'ln'  # a layer norm may be of more than channels
+        taken = self.forward.name[op] is not None or self.forward.shift[op] is not None
+        if taken or not (of_pixels or self._is_of_norm(value, view)):
             op = self.add('bn', [op], channels=self.channels[op])
         self.forward.name[op], self.forward.shape[op] = self._vector(view)
         return Flow(op, fresh=True)
@@ -150,8 +157,8 @@ class Recorder:
     def shift(self, value: Flow, view: View, operand: Shape, step: Step) -> Flow:
         """Add a parameter, an operand of this shape: a norm's shift, a bias or positions."""
         op, forward, leaf = value.op, self.forward, self.leaves[view.leaf]
-        if value.fresh and forward.kind[op] in NORMS and forward.shift[op] is None:
-            forward.shift[op], forward.shape[op] = self._vector(view)
+        if forward.shift[op] is None and self._is_of_norm(value, view):
+            forward.shift[op], _ = self._vector(view)
             return value
         C = self.channels[op]
         if sum(size > 1 for size in leaf.shape) < 2 or math.prod(leaf.shape) == C:
@@ -197,10 +204,16 @@ class Recorder:
     def norm(self, value: Flow, statistic: Statistic) -> Flow:
         """Multiply by what takes a value to unit variance."""
         C = self.channels[value.op]
-        op = self.add('bn' if statistic.batch else 'ln', [value.op], channels=C, shape=(C,))
+        kind, width = ('bn', statistic.left) if statistic.batch else ('ln', C)
+        op = self.add(kind, [value.op], channels=C, shape=(width,))
         self.normalised[op] = value.op
         made = Flow(op, fresh=True)
         return made if statistic.scale is None else self.scale(made, statistic.scale)
+
+    def is_centre(self, statistic: Statistic, value: Flow) -> bool:
+        """Return whether a statistic, divided by the deviation, centres what a norm has divided by it."""
+        batch = self.forward.kind[value.op] == 'bn'
+        return self.normalised.get(value.op) == statistic.op and statistic.root and statistic.batch == batch
 
     def refuse(self, leaves: Sequence[int], step: Step, why: str) -> None:
         """Say that nothing can be predicted for some parameters: an error, or they are kept as they are."""
@@ -220,6 +233,13 @@ class Recorder:
                 self.refuse(sorted(leaves), cause, 'which is no convolution, linear layer, norm or bias')
 
     # ---- inside
+
+    def _is_of_norm(self, value: Flow, view: View) -> bool:
+        """Whether a parameter has a number for each that the norm before it has, and so is a part of it."""
+        op = value.op
+        if not value.fresh or self.forward.kind[op] not in NORMS:
+            return False
+        return self.forward.shape[op] == (math.prod(self.leaves[view.leaf].shape),)
 
     def _squeezed(self, ops: Sequence[int]) -> None:
         """Leave out the pool with which a gate begins: it is a part of squeeze-and-excitation, no node."""

@@ -60,11 +60,11 @@ def pad(recorder: Recorder, step: Step, values: Sequence[Value]) -> Value:
     return elementwise(recorder, step, values)
 
 
-@rule('gather')
-def gather(recorder: Recorder, step: Step, values: Sequence[Value]) -> Value:
-    """Cut: what JAX makes of a slice with a step where the number of images is a symbol."""
+@rule('split', 'unstack', 'dynamic_slice', 'gather')
+def cut(recorder: Recorder, step: Step, values: Sequence[Value]) -> Value:
+    """Cut; a slice with a step becomes a gather where the number of images is a symbol."""
     if isinstance(operand := step.inputs[0], int):
-        recorder.cut[step.outputs[0]] = operand
+        recorder.cut |= dict.fromkeys(step.outputs, operand)
     return elementwise(recorder, step, values)
 
 
@@ -89,10 +89,10 @@ rule(
     'erf_inv', 'erfc', 'exp', 'exp2', 'expm1', 'floor', 'ge', 'gt', 'is_finite', 'le', 'lgamma', 'log',
     'log1p', 'logistic', 'lt', 'max', 'min', 'ne', 'neg', 'nextafter', 'not', 'or', 'rem', 'round',
     'select_n', 'sign', 'sin', 'sinh', 'tan', 'tanh', 'xor', 'argmax', 'argmin', 'sort', 'top_k',
-    'scatter', 'scatter-add', 'dynamic_slice', 'dynamic_update_slice', 'reduce_and', 'reduce_or',
-    'reduce_prod', 'split', 'imag', 'fft', 'threefry2x32', 'random_bits', 'bitcast_convert_type', 'complex',
+    'scatter', 'scatter-add', 'dynamic_update_slice', 'reduce_and', 'reduce_or',
+    'reduce_prod', 'imag', 'fft', 'threefry2x32', 'random_bits', 'bitcast_convert_type', 'complex',
     'conj', 'log2', 'one_minus_square', 'population_count', 'scatter-max', 'scatter-min', 'scatter-mul',
-    'scatter-sub', 'shift_left', 'shift_right_arithmetic', 'shift_right_logical', 'tile', 'unstack',
+    'scatter-sub', 'shift_left', 'shift_right_arithmetic', 'shift_right_logical', 'tile',
 )(elementwise)  # fmt: skip
 
 
@@ -147,7 +147,7 @@ def add(recorder: Recorder, step: Step, values: Sequence[Value]) -> Value:
                 return replace(x, shift=y)
             if step.primitive == 'add' or k == 0:
                 return recorder.shift(recorder.as_flow(x), y, step.shapes[1 - k], step)
-        if isinstance(x, Flow) and isinstance(y, Statistic) and recorder.normalised.get(x.op) == y.op:
+        if isinstance(x, Flow) and isinstance(y, Statistic) and recorder.is_centre(y, x):
             return x if y.shift is None else recorder.shift(x, y.shift, step.shapes[1 - k], step)
     return elementwise(recorder, step, values)
 

@@ -116,7 +116,7 @@ def _switches(call: Callable[..., Any], given: Mapping[str, Any]) -> dict[str, A
 
 def _without_dropout(call: Callable[..., Any], args: tuple, kwargs: dict, context: Any) -> Any:
     if isinstance(context.module, linen.Dropout) and context.method_name == '__call__':
-        return args[0]
+        return args[0] if args else kwargs['inputs']
     return call(*args, **kwargs)
 
 

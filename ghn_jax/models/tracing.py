@@ -11,6 +11,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import linen, nnx
+from flax.errors import InvalidRngError
 from jax.extend.core import ClosedJaxpr
 from jax.typing import DTypeLike
 
@@ -129,6 +130,11 @@ def _own_errors(images: jax.ShapeDtypeStruct) -> Iterator[None]:
         yield
     except UserError:
         raise
+    except InvalidRngError as e:
+        raise UserError(
+            f'the model draws random numbers other than those of nn.Dropout ({one_line(e)}): give them a '
+            'rate of 0, or switch them off by an argument'
+        ) from e
     except Exception as e:
         raise UserError(
             f'the model cannot be run on images of shape {images.shape}: {type(e).__name__}: {one_line(e)}'
@@ -167,9 +173,11 @@ def _traced(source: Source, leaves: tuple[Leaf, ...], images: jax.ShapeDtypeStru
         if program.reads(slot):
             raise UserError(
                 f'model {source.name!r} reads the variable {name!r}, which is no parameter and has no value '
-                'yet: call it as in training, where a batch norm takes the statistics of the batch'
+                'here: call a batch norm as in training, where it takes the statistics of the batch; draw no '
+                'random numbers but by Dropout; write constants into the code'
             )
     recorder = Recorder(leaves, images=images.shape[0], channels=images.shape[-1], keep=keep)
+    recorder.axes[program.inputs[-1]] = 0
     views = [View(leaf) for leaf in range(len(leaves))]
     (value,) = walk(recorder, program, [*views, *[CONSTANT] * len(others), Flow(0)])
     _check_numbers(recorder, jax.tree.leaves(source.params))
@@ -234,9 +242,10 @@ def _last_layer(traced: Traced) -> tuple[str, str | None]:
     while ahead:
         op = ahead.pop()
         name, shape = forward.name[op], forward.shape[op]
-        if forward.kind[op] in LAYERS and name and shape and shape[0] == traced.classes:
-            if math.prod(shape[2:]) == 1:
+        if forward.kind[op] in LAYERS and name and shape:
+            if shape[0] == traced.classes and math.prod(shape[2:]) == 1:
                 return name, bias.get(op)
+            continue  # what is before another layer makes no logits
         if forward.kind[op] == 'bias':
             bias[forward.parents[op][0]] = name
         ahead.extend(forward.parents[op])

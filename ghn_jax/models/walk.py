@@ -3,6 +3,7 @@
 from collections.abc import Mapping, Sequence
 
 from ghn_jax.models import layer_rules as layer_rules  # registers its rules
+from ghn_jax.models.image_axes import axis_after
 from ghn_jax.models.program import WITH_DERIVATIVES, Operand, Program, Step, body, flatten
 from ghn_jax.models.recorder import Recorder, unknown
 from ghn_jax.models.rules import RULES, elementwise
@@ -20,6 +21,8 @@ def walk(recorder: Recorder, program: Program, arguments: Sequence[Value]) -> li
         recorder.step_number = number
         results = _results(recorder, step, [_known(values, operand) for operand in step.inputs])
         values |= zip(step.outputs, results, strict=True)
+        axis = axis_after(step, recorder.axes_of(step), recorder.images)
+        recorder.axes |= dict.fromkeys(step.outputs, axis)
     recorder.values |= values
     return [_known(values, operand) for operand in program.outputs]
 
@@ -32,7 +35,9 @@ def _results(recorder: Recorder, step: Step, values: list[Value]) -> list[Value]
     if all(isinstance(value, Constant) for value in values):
         return [CONSTANT] * len(step.outputs)
     if step.primitive in WITH_DERIVATIVES:
-        return walk(recorder, flatten(body(step.eqn)), values)
+        inner = flatten(body(step.eqn))
+        recorder.axes |= zip(inner.inputs, recorder.axes_of(step), strict=True)
+        return walk(recorder, inner, values)
     rule = RULES.get(step.primitive)
     if rule is None:
         if not recorder.keep:

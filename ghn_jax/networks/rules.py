@@ -9,7 +9,7 @@ import functools
 from collections.abc import Callable
 from typing import Any, TypeVar
 
-from ghn_jax.base.errors import FieldError, UserError, shown
+from ghn_jax.base.errors import FieldError, UserError, of_field, shown
 from ghn_jax.base.numbers import is_int
 from ghn_jax.networks import counts
 from ghn_jax.networks.ops import OPS, has_attention
@@ -105,17 +105,24 @@ _R = TypeVar('_R', bound=Rules)
 
 @functools.lru_cache(maxsize=64)
 def split_rules(space: _R, split: str) -> _R:
-    """Return the space with the rules of `split` in place of its own."""
+    """Return the space with the rules of `split` in place of its own.
+
+    Raises:
+      FieldError: the split's own cells or steps ask for too much.
+    """
+    ten_times = min(10 * space.max_params, _INTEGERS['max_params'][1])
     if split == 'deep':  # networks of up to 18 cells do not count as deep there
-        return dataclasses.replace(
-            space, cells=space.deep_split_cells, deep_cells=(18,), max_params=10 * space.max_params
-        )
+        with of_field('deep_split_cells'):
+            return dataclasses.replace(
+                space, cells=space.deep_split_cells, deep_cells=(18,), max_params=ten_times
+            )
     if split == 'dense':
         low, high = space.dense_split_steps
         medium = max(low, 6)
-        return dataclasses.replace(
-            space, min_steps=low, max_steps_deep=medium, max_steps=high, max_params=10 * space.max_params
-        )
+        with of_field('dense_split_steps'):
+            return dataclasses.replace(
+                space, min_steps=low, max_steps_deep=medium, max_steps=high, max_params=ten_times
+            )
     if split == 'bnfree':
         return dataclasses.replace(space, norms=(None,))
     return space

@@ -11,7 +11,7 @@ from ghn_jax.base.paths import Place
 from ghn_jax.hypernet.policy_features import resolve
 from ghn_jax.models.model import Model
 from ghn_jax.models.names import named_leaves
-from ghn_jax.models.weights import predict_model
+from ghn_jax.models.weights import predict_model, unknown_parameters
 from ghn_jax.networks.ops import primitives_of
 from ghn_jax.quant.policy import Policy
 from ghn_jax.quant.strategy import strategy_of
@@ -64,7 +64,8 @@ def write_model(
     if packed:
         weights, metadata = pack(weights, metadata, _channel_axes(model, weights, quantization))
     write_weights(file, weights, metadata, format)
-    kept = f', {len(model.kept)} of them as initialised' if model.kept else ''
+    unpredicted = len({*model.kept, *unknown_parameters(model, met)})
+    kept = f', {unpredicted} of them as initialised' if unpredicted else ''
     return f'{file}: {tensors} tensors{kept}, {size:,} parameters, {policy}, predicted in {seconds:.2f} s'
 
 

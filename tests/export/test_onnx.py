@@ -81,6 +81,12 @@ PRIMITIVES = {
         conv(x, W)[:, ::2, 1::3, 2:] + conv(x, W)[:, jnp.array([[5], [0], [5]]), jnp.array([1, 4]), :6]
     ),
     'split': lambda x: jnp.multiply(*jnp.split(conv(x, W), 2, -1)),
+    'stack': lambda x: jnp.stack(
+        [conv(x, W[..., :6]), x @ V.T, jnp.broadcast_to(V[:, 0], (x @ V.T).shape)], 2
+    ),
+    'unstack': lambda x: jnp.multiply(*jnp.unstack(conv(x, W)[..., :2], axis=3)),
+    'tile': lambda x: jnp.tile(conv(x, W), (1, 2, 1, 3)),
+    'is_finite': lambda x: jnp.where(jnp.isfinite(x / jnp.where(x > 0.3, x, 0)), x, 7),
     'reshape': lambda x: conv(x, W).reshape(x.shape[0], 6, -1),
     'transpose': lambda x: conv(x, W).transpose(0, 3, 1, 2),
     'broadcast': lambda x: jnp.broadcast_to(x[:, :1], x.shape),

@@ -261,7 +261,7 @@ def test_another_dependence_on_the_batch_is_refused():
     'changes, words',
     [
         ({'model': nn.Dense(10)}, 'the model is Dense'),
-        ({'params': None}, "params have other shapes than those of 'Dense'"),
+        ({'params': None}, "params have no 'bias', but .*: give a pytree like params of model 'Dense'"),
         ({'params': {'kernel': jnp.full((3, 10), jnp.nan), 'bias': jnp.ones(10)}}, 'params have values that'),
         ({'images': [jnp.full((2, 3), jnp.inf)]}, 'images have values that are no numbers'),
         ({'images': jnp.ones((4, 3))}, r'a batch of images has the shape \(3,\): expected a list of batches'),

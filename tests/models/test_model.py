@@ -160,6 +160,27 @@ def test_every_weight_and_activation_of_a_layer_passes_through_the_quantizer_and
     }  # fmt: skip
 
 
+CUTS = [
+    lambda x: x[:, 1:, ::2],
+    lambda x: jnp.split(x, 2, axis=-1)[1],
+    lambda x: jnp.unstack(x, axis=1)[3],
+    lambda x: jnp.take(x, jnp.array([1, 3]), axis=2),
+    lambda x: jax.lax.dynamic_slice_in_dim(x, 2, 3, axis=1),
+    lambda x: jnp.pad(x, ((0, 0), (1, 1), (0, 0), (0, 0))),
+]
+
+
+@pytest.mark.parametrize('cut', CUTS)
+def test_a_layer_that_reads_a_cut_of_a_tensor_rounds_it_over_the_range_of_the_whole(cut):
+    class Whole:
+        weight = staticmethod(lambda name, w: w)
+        activation = staticmethod(lambda name, x, whole: whole.sum() * jnp.ones_like(x))
+
+    model = trace(lambda p, x: cut(x).reshape(len(x), -1)[:, :6] @ p, (2, 8, 8, 4), params=jnp.ones((6, 10)))
+    found = model.apply(jnp.ones((6, 10)), jnp.ones((2, 8, 8, 4)), Whole())
+    np.testing.assert_array_equal(found, 6 * 2 * 8 * 8 * 4 * np.ones((2, 10)))
+
+
 def test_policies_speak_of_the_names_of_layers():
     model = trace(LINEN['densenet'], (1, 16, 16, 3))
     quantizer = model.quantizer(Policy(8, 8, rules=(('Dense_.*', 4, 2),)))
@@ -175,15 +196,36 @@ def test_the_name_of_a_policy_is_none():
         trace(nn.Dense(10), (1, 8)).quantizer('w4a4')
 
 
-def test_images_and_parameters_of_other_shapes_are_refused():
-    model = trace(LINEN['squeezenet'], (1, 16, 16, 3))
-    params = jax.tree.map(lambda a: jnp.zeros(a.shape), model.params)
-    with pytest.raises(
-        ghn_jax.UserError, match=r'images are \(2, 8, 8, 3\), the model is traced for \(N, 16'
-    ):
-        model.apply(params, images(2, 8))
-    with pytest.raises(ghn_jax.UserError, match='params have other shapes'):
-        model.apply(params['Conv_0'], images(2))
+@pytest.mark.parametrize(
+    'change, message',
+    [
+        (lambda p, x: (p, x[:, :1]), r'images are \(4, 1, 16, 3\), the model is traced for \(N, 16'),
+        (lambda p, x: (p, x[:0]), r'there are no images in \(0, 16, 16, 3\): give at least one'),
+        (lambda p, x: (p, 'x.png'), "images are 'x.png': expected an array"),
+        (lambda p, x: ({'w': p['a'], 'head': p['head']}, x), r"params have no 'a', but \['head', 'w'\]: "),
+        (lambda p, x: ({'params': p}, x), r"params have no 'a', but \['params.a', 'params.head'\]"),
+        (lambda p, x: (None, x), r"params have no 'a', but \[\]: give a pytree like params of model"),
+        (lambda p, x: (p | {'b': p['a']}, x), "params have 'b', which the model has not: give a pytree"),
+        (lambda p, x: (p | {'a': p['head']}, x), r"'a' in params has the shape \(4, 10\), expected \(3, 4\)"),
+        (lambda p, x: (p | {'a': 0.5}, x), r"'a' in params has the shape \(\), expected \(3, 4\): give"),
+        (lambda p, x: (p | {'a': p['a'].astype('bfloat16')}, x), "'a' in params is bfloat16, expected float"),
+    ],
+)  # fmt: skip
+def test_images_and_parameters_that_are_not_those_of_the_model_are_refused_in_a_line(change, message):
+    params = {'a': jnp.ones((3, 4)), 'head': jnp.ones((4, 10))}
+    model = trace(lambda p, x: x.mean((1, 2)) @ p['a'] @ p['head'], (1, 16, 16, 3), params=params)
+    with pytest.raises(ghn_jax.UserError, match=message) as caught:
+        model.apply(*change(params, images()))
+    assert '\n' not in str(caught.value)
+
+
+def test_parameters_are_known_by_their_names_whatever_holds_them():
+    """A dict has '10' before '2', a list has not."""
+    weights = [np.full((3, 10), k, np.float32) for k in range(12)]
+    weigh = lambda p, x: sum(k * (x.mean((1, 2)) @ w) for k, w in enumerate(p))
+    model = trace(weigh, (1, 8, 8, 3), params=weights)
+    found = model.apply({str(k): w for k, w in enumerate(weights)}, images(size=8))
+    np.testing.assert_array_equal(found, model.apply(weights, images(size=8)))
 
 
 def test_the_parameters_that_a_model_starts_with_are_those_of_its_own_init():

@@ -2,6 +2,7 @@
 
 import math
 from collections import Counter
+from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
@@ -246,6 +247,19 @@ def test_dilated_depthwise_and_grouped_convolutions_are_told_apart():
     assert [layer.groups for layer in model.layers] == [6, 6, 2, 1]
 
 
+def test_a_dropout_that_is_called_by_keyword_is_left_out():
+    class Dropped(nn.Module):
+        @nn.compact
+        def __call__(self, x, train: bool = True):
+            x = nn.Dropout(0.5, deterministic=not train)(inputs=x.mean((1, 2)))
+            return nn.Dense(10)(x)
+
+    model, x = trace(Dropped(), (2, 8, 8, 3)), np.ones((2, 8, 8, 3), np.float32)
+    params = model.initial_params(0)
+    expected = Dropped().apply({'params': params}, x, train=False)
+    np.testing.assert_array_equal(jax.jit(model.apply)(params, x), expected)
+
+
 class Vit(nn.Module):
     @nn.compact
     def __call__(self, x):
@@ -327,6 +341,20 @@ linear = lambda p, x: x.mean((1, 2)) @ p[0]
 RUNNING = {'use_running_average': True}
 
 
+class Other(nn.Module):
+    """An operation of a model's own."""
+
+    do: Callable
+
+    @nn.compact
+    def __call__(self, x):
+        return nn.Dense(10)(self.do(self, x).mean((1, 2)))
+
+
+drop = lambda module, x: x * jax.random.bernoulli(module.make_rng('droppath'), 0.9, (len(x), 1, 1, 1))
+buffer = lambda module, x: x * module.variable('buffers', 'scale', lambda: jnp.ones(3)).value
+
+
 class Big(nn.Module):
     @nn.compact
     def __call__(self, x):
@@ -350,6 +378,10 @@ class Big(nn.Module):
         (lambda: function(lambda p, x: p[0], (2, 10)), 'do not depend on the images'),
         (lambda: trace(Big(), (1, 8, 8, 3)), 'has 1,000,488,484 parameters, more than'),
         (lambda: trace(Normed(nn.BatchNorm, RUNNING), (1, 8, 8, 3)), "'batch_stats.*as in training"),
+        (lambda: trace(Other(drop), (1, 8, 8, 3)), "random numbers other than .*droppath.*: give them"),
+        (lambda: trace(Other(buffer), (1, 8, 8, 3)), "variable 'buffers.scale', .* write constants into the"),
+        (lambda: function(lambda p, x: conv(conv(x, p[0]), p[1], padding='VALID').reshape(2, 10),
+                          (1, 1, 3, 10), (8, 8, 10, 10)), 'no linear layer or 1x1 convolution .* 10 logits'),
         (lambda: trace(Vit(), (1, 16, 16, 3), params={}), 'params are for a function'),
         (lambda: trace(Vit(), (1, 16, 16, 3), dtype='wide'), "dtype is 'wide': expected that of"),
         (lambda: trace(Vit(), (1, 16, 16, 3), unsupported='drop'), "expected 'raise' or 'keep'"),

@@ -278,6 +278,23 @@ def test_networks_beyond_the_limit_of_operations_are_refused(fits, more, count):
 
 
 @pytest.mark.parametrize(
+    ('split', 'field', 'value'),
+    [('deep', 'deep_split_cells', (500, 512)), ('dense', 'dense_split_steps', (60, 64))],
+)
+def test_a_split_beyond_the_limit_names_its_own_field_and_the_others_are_drawn(split, field, value):
+    space = make_space('convnets250k', **{field: value})
+    assert isinstance(space.sample('test', 0, 0), NetworkSpec)
+    with pytest.raises(UserError, match=f'^{field}: cells=.* operations, more than 4,096: give fewer'):
+        space.sample(split, 0, 0)
+
+
+def test_with_the_highest_limit_of_parameters_every_split_has_networks():
+    space = make_space('convnets250k', max_params=10**12)
+    for split in SPLITS:
+        assert isinstance(space.sample(split, 0, 0), NetworkSpec)
+
+
+@pytest.mark.parametrize(
     ('field', 'least', 'most'),
     [
         ('channels', 2, 1024),

@@ -51,3 +51,10 @@ def test_parameters_of_another_precision_are_not_packed(tmp_path):
     with pytest.raises(UserError, match='packed: head of the model is bfloat16, expected float32'):
         write_model(run('tensor'), model('bfloat16'), tmp_path / 'a.st', policy=Policy(3, 8), packed=True)
     assert not list(tmp_path.iterdir())
+
+
+def test_the_line_about_a_file_says_how_many_parameters_are_not_predicted(tmp_path):
+    module = nn.Sequential([nn.Conv(4, (3, 3)), nn.LayerNorm(), lambda x: x.mean((1, 2)), nn.Dense(10)])
+    traced = trace(module, (1, 16, 16, 3), unsupported='keep')
+    line = write_model(run('tensor'), traced, tmp_path / 'a.st', policy=Policy(3, 8))
+    assert ': 6 tensors, 2 of them as initialised, ' in line
