@@ -173,6 +173,11 @@ def trace_linear():
     return ghn_jax.trace(apply, (1, 16, 16, 3), params=params)
 
 
+def run_halving(images, applier='reference'):
+    network = small_network([('skip_connect', 0), ('skip_connect', 1)], C=16, n_cells=2)
+    return ghn_jax.run(network, random_parameters(network, 0), images, applier=applier)
+
+
 @pytest.mark.parametrize(
     'call, words',
     [
@@ -181,6 +186,17 @@ def trace_linear():
         (lambda h, w, x: ghn_jax.run(NETWORK, w, x, applier='jax'), 'expected one of reference, executor'),
         (lambda h, w, x: ghn_jax.run(NETWORK, w, x[0]), 'expected [N, H, H, 3]'),
         (lambda h, w, x: ghn_jax.run(NETWORK, w, x.astype(np.uint8)), 'expected normalised floats'),
+        (lambda h, w, x: ghn_jax.run(NETWORK, w, x.tolist()), 'images are of type list: expected normalised'),
+        (lambda h, w, x: run_halving(x[:, :9, :9]), "9x9 maps enter 'cells.1._ops.0', which halves them"),
+        (
+            lambda h, w, x: run_halving(x[:, :9, :9], 'executor'),
+            '9 pixels are no multiple of 2: take images',
+        ),
+        (lambda h, w, x: ghn_jax.run(NETWORK, None, x), 'weights are None: expected arrays by name'),
+        (
+            lambda h, w, x: ghn_jax.run(NETWORK, w | {'stem.0.weight': 'w'}, x),
+            "weights have 'stem.0.weight'='w': expected an array of floats, (48, 3, 3, 3)",
+        ),
         (lambda h, w, x: ghn_jax.run(NETWORK, {}, x), "weights lack 'stem.0.weight'"),
         (
             lambda h, w, x: ghn_jax.run(NETWORK, w | {'stem.0.weight': w['stem.0.weight'].T}, x),

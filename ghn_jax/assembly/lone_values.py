@@ -10,7 +10,7 @@ from ghn_jax.base.errors import FieldError
 from ghn_jax.cnn.covering import Family, covering_networks, widths
 from ghn_jax.cnn.instructions import Norm
 from ghn_jax.cnn.lowering import lower
-from ghn_jax.config import RunConfig
+from ghn_jax.config import RunConfig, image_sizes
 from ghn_jax.networks.spaces import Space
 from ghn_jax.networks.spec import NetworkSpec
 
@@ -40,12 +40,14 @@ def warning(specs: Iterable[NetworkSpec], image_size: int, batch_size: int) -> s
 
 def check_batch_norm(config: RunConfig, space: Space) -> None:
     """Raise FieldError where networks of the space would train with BatchNorm over one value."""
-    if config.train.batch_size > 1 or config.image_size > _SMALLEST:
+    size = min(image_sizes(config))
+    if config.train.batch_size > 1 or size > _SMALLEST:
         return
     family = Family(widths(space, 'train')[0])
-    if any(has_lone_values(spec, config.image_size) for spec in covering_networks(space, 'train', family)):
+    if any(has_lone_values(spec, size) for spec in covering_networks(space, 'train', family)):
+        small = ' and train.small_images_steps' if size < config.image_size else ''
         raise FieldError(
             'train.batch_size',
-            f'=1 with image_size={config.image_size}: BatchNorm would have '
+            f'=1 with image_size={config.image_size}{small}: BatchNorm would have '
             'one value a channel, and give the same for all images: take a larger batch_size',
         )

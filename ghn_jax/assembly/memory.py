@@ -24,10 +24,15 @@ KNOBS = (
     'take a smaller train.batch_size, narrower networks (space.channels), '
     'train.dtype=bfloat16, or fewer parts of a CPU (devices.cpu=1) in the config'
 )
-_CGROUP = (  # limit and use of a container, of cgroup 2 and 1
-    ('/sys/fs/cgroup/memory.max', '/sys/fs/cgroup/memory.current'),
-    ('/sys/fs/cgroup/memory/memory.limit_in_bytes', '/sys/fs/cgroup/memory/memory.usage_in_bytes'),
-)
+# Of a container, by cgroup 2 and 1: its limit, its use, and what of that are files kept in case they are read
+# again, which Linux drops where memory is wanted.
+_CGROUPS = (
+    (pathlib.Path('/sys/fs/cgroup'), 'memory.max', 'memory.current', 'inactive_file'),
+    (
+        pathlib.Path('/sys/fs/cgroup/memory'), 'memory.limit_in_bytes', 'memory.usage_in_bytes',
+        'total_inactive_file',
+    ),
+)  # fmt: skip
 
 
 def tree_bytes(tree: Any) -> int:
@@ -103,9 +108,11 @@ def _is_own(device: jax.Device) -> bool:  # pyright: ignore[reportInvalidTypeFor
 
 
 def _container_free() -> int:
-    for limit, used in _CGROUP:
+    for folder, limit, used, kept in _CGROUPS:
         try:
-            return int(pathlib.Path(limit).read_text()) - int(pathlib.Path(used).read_text())
+            limit, used, statistics = ((folder / name).read_text() for name in (limit, used, 'memory.stat'))
+            counts = dict(line.split() for line in statistics.splitlines())
+            return int(limit) - int(used) + int(counts.get(kept, 0))
         except (OSError, ValueError):  # none, or 'max'
             continue
     return 2**62

@@ -25,7 +25,7 @@ from ghn_jax.hypernet.tiles import Items, Tiles
 
 UNIT = 8
 _UNITS = BLOCK // UNIT
-_SPAN = TILE * TILE // UNIT  # units of a tile, the most a window reaches over
+_SPAN = TILE * TILE // UNIT  # units of a tile, which a window reaches over
 
 
 class Sources(NamedTuple):
@@ -34,7 +34,7 @@ class Sources(NamedTuple):
     Attributes:
       block_piece: int32 [B], the piece each block belongs to.
       pieces: int32 [P, 13], columns below.
-      windows: int32 [W, 8]: the same from the tiles' side, columns below. Of small tiles up to n_windows[0],
+      windows: int32 [W, 9]: the same from the tiles' side, columns below. Of small tiles up to n_windows[0],
         of dense tiles from there to n_windows[1].
     """
 
@@ -50,9 +50,10 @@ class Sources(NamedTuple):
 FIRST, PAD_ROWS, PAD_COLS, ROWS, COLS, BASE, TAP_STEP, ROW_STEP, ROW, MODULO, COL, TAPS, DENSE = range(13)
 
 # Columns of Sources.windows. A window is a rectangle of one tile that a piece copies, without wrapping round:
-# the tiles' unit BASE_UNIT + i * STEP + o goes to the buffer's unit FLAT + (i - I) * FLAT_STEP + (o - O), for
-# HEIGHT rows i from I and WIDTH columns o from O.
-FLAT, FLAT_STEP, BASE_UNIT, STEP, I, HEIGHT, O, WIDTH = range(8)
+# the tile's unit i * STEP + o goes to the buffer's unit FLAT + (i - I) * FLAT_STEP + (o - O), for HEIGHT rows
+# i from I and WIDTH columns o from O. Of the tile it has the units from START on, which are the tiles' from
+# BASE_UNIT on: where there are more classes than a tile has columns, their weight takes several windows.
+FLAT, FLAT_STEP, BASE_UNIT, START, STEP, I, HEIGHT, O, WIDTH = range(9)
 
 
 class _Units(NamedTuple):
@@ -134,11 +135,12 @@ def make_sources(layout: Layout, items: Items, tiles: Tiles, capacity: Capacity)
         which = dense_windows if kind == 'dense' else windows
         for r, begin, i, height in bands:
             for c, o, width in _unwrapped(col, cols, modulo):
-                flat = first * _UNITS + r * pad_cols + c
-                which.append((flat, pad_cols, begin, max(row_step, modulo), i, height, o, width))
+                flat, step = first * _UNITS + r * pad_cols + c, max(row_step, modulo)
+                for start in range(0, (i + height - 1) * step + o + width, _SPAN):
+                    which.append((flat, pad_cols, begin + start, start, step, i, height, o, width))
     owner = np.zeros(layout.tables.block_tensor.shape, np.int32)
     owner[: sum(blocks)] = np.repeat(np.arange(len(blocks), dtype=np.int32), blocks)
-    out = np.zeros((capacity.rectangles, 8), np.int32)
+    out = np.zeros((capacity.rectangles, 9), np.int32)
     n_windows = np.cumsum([len(windows), len(dense_windows)]).astype(np.int32)
     out[: n_windows[1]] = windows + dense_windows
     return Sources(owner, table, out, n_windows)
@@ -223,7 +225,8 @@ def _window_by_window(g: Array, sources: Sources, tiles: Tiles) -> tuple[Array, 
 
     def window(k, g_units):
         w = sources.windows[k]
-        i, o = span // w[STEP] - w[I], span % w[STEP] - w[O]
+        unit = w[START] + span
+        i, o = unit // w[STEP] - w[I], unit % w[STEP] - w[O]
         used = (i >= 0) & (i < w[HEIGHT]) & (o >= 0) & (o < w[WIDTH])
         copied = jnp.where(used[:, None], g[jnp.where(used, w[FLAT] + i * w[FLAT_STEP] + o, 0)], 0)
         tile = lax.dynamic_slice_in_dim(g_units, w[BASE_UNIT], _SPAN, 0)

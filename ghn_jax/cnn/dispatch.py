@@ -1,6 +1,6 @@
 """Reading the weight buffer where the place is data, and picking an op: what a compiled loop does."""
 
-import functools
+import math
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -18,8 +18,7 @@ def read_weights(op: Kind, segment: Segment, flat: Array, block: Array) -> list[
     """Read an instruction's weights from the buffer [F], where its pieces lie in a row from `block` on."""
     offset, out = block * BLOCK, []
     for shape in op.weight_shapes(segment.src, segment.dst):
-        size = functools.reduce(lambda a, b: a * b, shape)
-        out.append(lax.dynamic_slice(flat, (offset,), (size,)).reshape(shape))
+        out.append(lax.dynamic_slice(flat, (offset,), (math.prod(shape),)).reshape(shape))
         offset = offset + block_floats(shape)
     return out
 

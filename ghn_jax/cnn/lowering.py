@@ -12,6 +12,7 @@ from collections.abc import Iterable
 from typing import Any, NamedTuple
 
 from ghn_jax.base.errors import UserError
+from ghn_jax.base.numbers import round_up
 from ghn_jax.cnn.instructions import Conv, Kind, MaxPool, Norm, Position, Reduce, Subsample, Zero, kinds_of
 from ghn_jax.cnn.packing import Piece, TapeShape, dense_piece, whole_piece
 from ghn_jax.networks.ops import tensors
@@ -54,7 +55,7 @@ class Lowered(NamedTuple):
 IMAGE = 0  # the value that holds the input images
 
 
-def lower(spec: NetworkSpec, image_size: int = 32) -> Lowered:
+def lower(spec: NetworkSpec, image_size: int = IMAGE_SIZE) -> Lowered:
     """Lower `spec` for images of image_size x image_size x 3; what the logits do not need is dropped.
 
     Raises:
@@ -67,13 +68,19 @@ def lower(spec: NetworkSpec, image_size: int = 32) -> Lowered:
 def check_lowerable(spec: NetworkSpec, image_size: int) -> None:
     """Raise UserError, with its name and the field, for a network that the executor does not run.
 
-    Its widths are no multiples of 16 (C) and 8 (fc_dim), or it has msa, and images are of another size than
-    its positional encodings are for.
+    Its widths are no multiples of 16 (C) and 8 (fc_dim), images are of another size than the positional
+    encodings of msa are for, or of one that its stem and reductions do not halve to whole pixels.
     """
     if spec.is_vit and image_size != IMAGE_SIZE:
         raise UserError(
             f'network {spec.name!r} uses msa, whose positional encodings are for images of {IMAGE_SIZE} '
             f'pixels, not {image_size}: take images of {IMAGE_SIZE} pixels, or networks without msa'
+        )
+    halvings = spec.stem_pool + spec.stem_type + sum(map(spec.is_reduction, range(spec.n_cells)))
+    if not spec.is_vit and image_size % 2**halvings:
+        raise UserError(
+            f'network {spec.name!r} halves images {halvings} times, and {image_size} pixels are no multiple '
+            f'of {2**halvings}: take images of {round_up(image_size, 2**halvings)} pixels'
         )
     if spec.C % 16:
         raise UserError(
@@ -177,10 +184,7 @@ class _Lowering:
             halve, strided = (after_reduction, reduction) if not spec.is_vit else (False, False)
             output = self.cell(i, s0, s1, width, halve, strided)
             s0, s1, after_reduction = s1, output, reduction
-        if s1 is None:
-            raise UserError(
-                f'network {spec.name!r} is disconnected: no path leads from the image to the logits'
-            )
+        assert s1 is not None  # a spec that exists is connected
         return self.finish(s1)
 
     def stem(self) -> tuple[tuple[int, ...], tuple[int, ...]]:

@@ -35,8 +35,11 @@ def wide(x: Array) -> Array:
 
 
 def relu(x: Array) -> Array:
-    """Return max(x, 0), with gradient 0 at 0 as in PyTorch (jnp.maximum would pass one half)."""
-    return jnp.where(x > 0, x, 0)
+    """Return max(x, 0), with gradient 0 at 0 as in PyTorch (jnp.maximum would pass one half).
+
+    What is no number stays none: 0 in its place would hide that a network is broken.
+    """
+    return jnp.where(x <= 0, 0, x)
 
 
 def _in_parts(pixels: int, *batches: Array) -> Any:

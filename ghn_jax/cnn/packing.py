@@ -34,7 +34,7 @@ class Piece(NamedTuple):
     @property
     def size(self) -> int:
         """Floats it takes in the buffer, a multiple of BLOCK."""
-        return -(-self.taps * self.pad_rows * self.pad_cols // BLOCK) * BLOCK
+        return block_floats((self.taps, self.pad_rows, self.pad_cols))
 
     @property
     def rectangles(self) -> int:
@@ -86,7 +86,7 @@ def linear_pieces(name: str, rows: int, cols: int, panel_cols: int) -> list[Piec
 
 def block_floats(shape: tuple[int, ...]) -> int:
     """Count the floats a weight of this shape takes in the weight buffer."""
-    return round_up(int(np.prod(shape)), BLOCK)
+    return round_up(math.prod(shape), BLOCK)
 
 
 # ---- parameters on the host

@@ -132,7 +132,8 @@ class Quantization(NamedTuple):
         total = lambda x: jnp.sum(of_parts(x))
         size = None if sizes.squares is None else (total(sizes.squares), total(sizes.count))
         scale = make_grid(*clip_range(lo, hi, size, bits[0], scheme), bits[0], dtype).scale
-        scale = jnp.where(scale > 0, scale, 1)  # of nothing but zeros: they stay zeros on any grid
+        if scheme.mode == 'qat':  # of nothing but zeros: they stay zeros on any grid. Of noise they get none.
+            scale = jnp.where(scale > 0, scale, 1)
         return Quantizer(scheme, scale, bits, key, self.axis)
 
     def no_sizes(self, slots: int, dtype: DTypeLike) -> Sizes:

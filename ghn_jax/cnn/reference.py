@@ -110,8 +110,7 @@ def _logits(layers: Layers, spec: NetworkSpec, images: Array, dropout_mask: Arra
         return outputs[cell]
 
     x = output(spec.n_cells - 1)
-    if x is None:
-        raise UserError(f'network {spec.name!r} is disconnected: `none` ops keep the image from the logits')
+    assert x is not None  # a spec that exists is connected
     return _head(layers, spec, x, dropout_mask)
 
 
@@ -213,6 +212,11 @@ def _op(layers: Layers, name: str, op: str, x: Array, stride: int) -> Array:
 
 def _factorized_reduce(layers: Layers, name: str, x: Array) -> Array:
     """Half the resolution: two strided 1x1 convolutions, one a pixel off, give half of the channels each."""
+    if x.shape[1] % 2:
+        raise UserError(
+            f'{x.shape[1]}x{x.shape[2]} maps enter {name!r}, which halves them: use images whose size is a '
+            'multiple of 8'
+        )
     x = layers.quantize_activation(f'{name}.conv_1', relu(x))  # one tensor enters both
     parts = [
         layers.conv(f'{name}.{conv}', part, stride=(2, 2), quantized=True)

@@ -160,8 +160,8 @@ def gelu(x: Array) -> Array:
 
 @jax.jit
 def relu(x: Array) -> Array:
-    """Return max(x, 0)."""
-    return jnp.where(x > 0, x, 0)  # gradient 0 at 0
+    """Return max(x, 0); what is no number stays none."""
+    return jnp.where(x <= 0, 0, x)  # gradient 0 at 0
 
 
 @functools.partial(jax.jit, static_argnums=1)

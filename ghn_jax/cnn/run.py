@@ -88,24 +88,32 @@ def run(
 
 
 def _image_size(images: np.ndarray | Array) -> int:
-    shape, kind = np.shape(images), getattr(images, 'dtype', None)
+    if not isinstance(images, np.ndarray | Array) or not jnp.issubdtype(images.dtype, jnp.floating):
+        kind = getattr(images, 'dtype', type(images).__name__)
+        raise UserError(
+            f'images are of type {kind}: expected normalised floats, an array as of Dataset.normalized'
+        )
+    shape = images.shape
     if len(shape) != 4 or shape[1] != shape[2] or shape[3] != 3 or not shape[0] or shape[1] < _LEAST_SIZE:
         raise UserError(f'images have the shape {shape}: expected [N, H, H, 3], H at least {_LEAST_SIZE}')
-    if kind is None or not jnp.issubdtype(kind, jnp.floating):
-        raise UserError(
-            f'images are of type {kind}: expected normalised floats, as Dataset.normalized returns them'
-        )
     return shape[1]
 
 
 def _check_weights(network: NetworkSpec, weights: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
     """Return the float32 tensors that the logits depend on, in the order of the network's graph."""
+    if not isinstance(weights, Mapping):
+        raise UserError(f'weights are {shown(weights)}: expected arrays by name, as of Hypernetwork.predict')
     tensors = {}
     for parameter in build_graph(network).parameters:
         name, expected = parameter.name, tuple(parameter.shape)
         if name not in weights:
             raise UserError(f'weights lack {name!r}: give all tensors of network {network.name!r}')
-        tensors[name] = np.asarray(weights[name], np.float32)
+        try:
+            tensors[name] = np.asarray(weights[name], np.float32)
+        except (TypeError, ValueError):
+            raise UserError(
+                f'weights have {name!r}={shown(weights[name])}: expected an array of floats, {expected}'
+            ) from None
         if tensors[name].shape != expected:
             raise UserError(f'weights have {name!r} of shape {tensors[name].shape}: expected {expected}')
     return tensors

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 from ghn_jax.assembly import lone_values
+from ghn_jax.base.errors import UserError
 from ghn_jax.evaluation import score as scoring
 from ghn_jax.evaluation.selection import ImageBatches, Selection
 from ghn_jax.networks.graph import build_graph
@@ -81,6 +82,9 @@ def test_training_is_refused_where_the_space_has_such_networks(tmp_path):
         config.train.batch_size = changes['batch_size']
         config.space.cells = changes.get('cells', (3, 3))
         config.image_size = changes.get('image_size', 8)
+        lone_values.check_batch_norm(config, make_space_of(config))
+    config.train.small_images_steps = 1  # of images of 8 pixels
+    with pytest.raises(UserError, match='=1 with image_size=16 and train.small_images_steps: Batch'):
         lone_values.check_batch_norm(config, make_space_of(config))
 
 

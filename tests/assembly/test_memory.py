@@ -63,3 +63,15 @@ def test_workspaces_are_kept_for_their_family_while_they_take_half_of_the_memory
     stepper.workspaces[b] = made[b]
     stepper.give_back()
     assert not stepper.workspaces
+
+
+def test_a_container_may_take_what_it_keeps_of_files(tmp_path, monkeypatch):
+    limit, used, statistics = (tmp_path / name for name in ('max', 'current', 'memory.stat'))
+    monkeypatch.setattr(memory, '_CGROUPS', ((tmp_path, limit.name, used.name, 'inactive_file'),))
+    unlimited = memory._container_free()
+    limit.write_text('1000\n')
+    used.write_text('900\n')
+    statistics.write_text('anon 200\ninactive_file 600\nactive_file 100\n')
+    assert memory._container_free() == 700
+    limit.write_text('max\n')
+    assert memory._container_free() == unlimited > 2**50

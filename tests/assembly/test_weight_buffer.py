@@ -149,3 +149,19 @@ def decoder_items(items, graph):
         if kind in listed:
             listed[kind] |= set(range(first, first + int(np.prod(p.shape[2:]))))
     return listed['dense'], listed['depth']
+
+
+@pytest.mark.parametrize('classes', [64, 65, 200, 1000])
+def test_the_way_back_reaches_the_weights_of_all_classes(classes):
+    """The last layer repeats its tile of 64 rows for 80 features, whatever the classes."""
+    spec = small_network(PLAIN, C=80, n_cells=1, num_classes=classes)
+    program = build_program([spec], image_size=8, max_params=1e6)
+    c, layout = program.capacity, program.layout(spec)
+    shapes = (c.dense_tiles, 64, 64), (c.depth_tiles, 64), (NODES, 2, 64), (64, classes), (classes,)
+    tiles = Tiles(*map(jnp.zeros, shapes))
+    _, items = decoder_table(build_graph(spec), max_dense=c.dense_tiles, max_depth=c.depth_tiles)
+    sources = jax.tree.map(jnp.asarray, make_sources(layout, items, tiles, c))
+    back = assemble_transposed(jnp.ones(c.blocks * BLOCK), sources, tiles)
+    times = np.bincount(np.arange(80) % 64)
+    np.testing.assert_array_equal(back.class_weight, np.broadcast_to(times[:, None], (64, classes)))
+    np.testing.assert_array_equal(back.class_bias, np.ones(classes))

@@ -1,7 +1,9 @@
 """Lowering: what holds for every network, on samples of the space; the instructions of small ones by hand."""
 
 import collections
+import contextlib
 
+import jax
 import numpy as np
 import pytest
 
@@ -9,9 +11,10 @@ from ghn_jax.base.errors import UserError
 from ghn_jax.cnn.instructions import AvgPool, Conv, Copy, MaxPool, Norm, Zero
 from ghn_jax.cnn.lowering import IMAGE, lower
 from ghn_jax.cnn.packing import BLOCK, linear_pieces
+from ghn_jax.cnn.reference import apply_reference
 from ghn_jax.networks.graph import build_graph
 from ghn_jax.networks.spaces import make_space
-from tests.cnn.networks import quantized_names, small_network
+from tests.cnn.networks import quantized_names, random_parameters, small_network
 
 SAMPLE = [
     space.sample(split, 0, i)
@@ -171,6 +174,27 @@ def test_sizes_halve_at_stems_and_reductions():
         for stem in ({'stem_type': 1}, {'stem_pool': True}, {}):
             net = lower(small_network([('conv_3x3', 0), ('conv_3x3', 1)], C=16, **stem), size)
             assert net.shapes[net.head.group[0]][0] == size // (8 if stem else 4)
+
+
+@pytest.mark.parametrize('stem', [{'stem_type': 1}, {'stem_pool': True}, {}], ids=str)
+def test_images_are_halved_to_whole_pixels_or_refused(stem):
+    """By the reference, too, where a FactorizedReduce cannot halve."""
+    for cells in (1, 2, 3):
+        halvings = len(stem) + cells - 1
+        spec = small_network([('conv_3x3', 0), ('skip_connect', 1)], C=16, n_cells=cells, **stem)
+        params = random_parameters(spec, 0)
+        for size in range(8, 18):
+            run = lambda x, spec=spec, params=params: apply_reference(spec, params, x)
+            image = jax.ShapeDtypeStruct((1, size, size, 3), 'float32')
+            if size % 2**halvings:
+                with pytest.raises(UserError, match=f'halves images {halvings} times, and {size} pixels'):
+                    lower(spec, size)
+                with contextlib.suppress(UserError):
+                    jax.eval_shape(run, image)
+            else:
+                net = lower(spec, size)
+                assert net.shapes[net.head.group[0]][0] == size // 2**halvings
+                assert jax.eval_shape(run, image).shape == (1, 10)
 
 
 def test_what_the_executor_cannot_run_is_a_user_error():

@@ -4,11 +4,14 @@ import dataclasses
 import re
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 
 from ghn_jax.cnn.building import build_program
-from ghn_jax.quant import Policy, Scheme
+from ghn_jax.cnn.quantizer import Quantization, with_sizes
+from ghn_jax.cnn.tables import GROUP, PARTS
+from ghn_jax.quant import Policy, Scheme, fake_quantize
 from ghn_jax.quant.scheme import FLOAT as FLOAT_SCHEME
 from tests.cnn.comparison import (
     Executor,
@@ -22,7 +25,7 @@ from tests.cnn.comparison import (
 from tests.cnn.networks import small_network
 
 pytestmark = pytest.mark.usefixtures('quick_reference')
-W4A4 = Policy(4, 4)
+W4A4, NOISE = Policy(4, 4), Scheme('noise')
 # Noise in every branch takes long to compile: few ops. The second has no preprocessing.
 SIZES = {'C': 16, 'n_cells': 2, 'stem_type': 1}
 NOISY = [
@@ -41,7 +44,7 @@ def inputs_of(spec):
 @pytest.fixture(scope='module')
 def noisy():
     with jax.enable_x64(True):
-        return Executor(build_program(NOISY, image_size=8, max_params=1e6), batch=4, scheme=Scheme('noise'))
+        return Executor(build_program(NOISY, image_size=8, max_params=1e6), batch=4, scheme=NOISE)
 
 
 def test_noise_is_a_function_of_the_key_and_vanishes_with_32_bits(noisy):
@@ -91,6 +94,22 @@ def test_the_backward_pass_sees_the_noise_of_the_forward_pass(noisy, name):
             losses.append(noisy(spec, inputs._replace(params=params), policy, 5).loss)
         np.testing.assert_allclose((losses[0] - losses[1]) / 2e-6, slope, rtol=1e-4)
         assert relative_error(result.gradients[name], noisy(spec, inputs).gradients[name]) > 1e-3
+
+
+@pytest.mark.parametrize('scheme', [Scheme('qat'), Scheme('qat', activation_clip=0.5), NOISE], ids=str)
+@pytest.mark.parametrize('size', [0.0, 1.0])
+def test_what_relus_give_is_rounded_as_any_tensor_over_its_range(scheme, size):
+    """Zeros stay zeros: where nothing passes a relu there is no range for noise to be in."""
+    key, r, slot, bits = jax.random.key(0), jnp.int32(2), 1, np.full((3, 2), 4, 'int32')
+    x = size * jnp.maximum(jax.random.normal(key, (2, 4, 4, 3)), 0)
+    quantization = Quantization(scheme, jnp.asarray(bits), 1, key)
+    sizes = with_sizes(quantization.no_sizes(3, x.dtype), x, slot, None)
+    row = jnp.zeros(10, int).at[GROUP].set(slot).at[PARTS].set(1)
+    found = quantization.quantizer(r, row, sizes).quantize_relu(x)
+    noise = jax.random.fold_in(jax.random.fold_in(key, r), 0)
+    hi = scheme.activation_clip * x.max()
+    expected = fake_quantize(x, 0, hi, 4, mode=scheme.mode, key=noise)
+    np.testing.assert_allclose(found, expected, rtol=1e-6)
 
 
 def test_dropout_masks_hidden_units_and_scales_the_others():

@@ -9,7 +9,7 @@ import pytest
 from jax import lax
 
 from ghn_jax.base import backends
-from ghn_jax.cnn import ops
+from ghn_jax.cnn import ops, reference_layers
 from ghn_jax.cnn.batch_norm import batch_norm
 from tests.cnn.comparison import QUICK
 
@@ -159,6 +159,11 @@ def test_batch_norm_of_a_constant_channel_is_the_shift():
 
 def test_relu_has_gradient_0_at_0():
     np.testing.assert_array_equal(jax.vmap(jax.grad(ops.relu))(jnp.array([-1.0, 0.0, 2.0])), [0, 0, 1])
+
+
+@pytest.mark.parametrize('relu', [ops.relu, reference_layers.relu])
+def test_relu_hides_nothing_that_is_no_number(relu):
+    np.testing.assert_array_equal(relu(jnp.array([-jnp.inf, jnp.nan, jnp.inf])), [0, np.nan, np.inf])
 
 
 def test_operations_keep_float32():

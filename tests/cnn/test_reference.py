@@ -51,6 +51,7 @@ MIXED = small_network(
 )
 ATTENTION = small_network([('msa', 0), ('conv_3x3', 1)], n_cells=1)
 EXCITE = small_network([('cse', 0), ('none', 1)], n_cells=2, fc_layers=2)
+PLAIN = small_network([('conv_1x1', 0), ('avg_pool_3x3', 1)], n_cells=1, norm=None)
 ONE_CELL = small_network([('sep_conv_3x3', 0), ('max_pool_3x3', 1)], n_cells=1)
 
 
@@ -335,6 +336,13 @@ def test_op_by_op_and_compiled_agree_to_rounding_when_quantized_one_sidedly():
         np.testing.assert_allclose(loss, expected_loss, rtol=1e-11)
         for name in params:
             assert relative_error(gradients[name], expected[name]) < 1e-9, name
+
+
+def test_a_weight_that_is_no_number_leaves_no_logits_that_are(quick_reference):
+    params, images = random_parameters(PLAIN, 0), random_images(2, 0, size=8)
+    assert np.all(np.isfinite(apply_reference(PLAIN, params, images)))
+    params['stem.0.weight'][:] = np.nan
+    assert np.all(np.isnan(apply_reference(PLAIN, params, images)))
 
 
 # ---- the same networks in PyTorch
