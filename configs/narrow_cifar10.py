@@ -3,12 +3,11 @@
     python -m ghn_jax.train --config=configs/narrow_cifar10.py --workdir=runs/narrow_bits
     python -m ghn_jax.train --config=configs/narrow_cifar10.py --workdir=runs/narrow_float \
         --config.quant.mode=float --config.ghn.bits=False \
-        --config.quant.weight_range=minmax --config.quant.activation_range=minmax \
-        --config.train.steps=9000 --config.train.small_images_steps=8000
+        --config.quant.weight_range=minmax --config.quant.activation_range=minmax
 
-The first is told the bits of every network, which are drawn from float to two bits; the second, trained in
-float and scored on the papers' grids, is what a first one of 9,000 steps was compared with. Images are of 16
-pixels until the last 1,500 steps. The optimizer's settings are those of `zoo:digits-bits`.
+The first is told the bits of every network, which are drawn from float to two bits; the second is trained in
+float and scored on the papers' grids, to compare with. Images are of 16 pixels until the last 1,500 steps.
+The optimizer's settings are those of `zoo:digits-bits`.
 Result: `zoo:cifar10-narrow-bits` and `zoo:cifar10-narrow-float`, with their scores in the README and the
 claims of GHN-QAT in docs/results.md.
 """
