@@ -1,7 +1,7 @@
 """Writes a network with predicted or given parameters as one file that another runtime executes.
 
 python -m ghn_jax.export --workdir=runs/quickstart/qat --arch=net.json --bits=w8a8 --out=net.stablehlo
-python -m ghn_jax.export --workdir=zoo:digits-adam --model=nets:net --bits=w4a8 --out=net.onnx
+python -m ghn_jax.export --workdir=zoo:digits-broad --model=nets:net --bits=w4a8 --out=net.onnx
 python -m ghn_jax.export --workdir=DIR --arch=net.json --params=net.safetensors --out=net.stablehlo
 python -m ghn_jax.export --workdir=DIR --quantized=DIR --out=net.onnx
 
