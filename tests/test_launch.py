@@ -254,7 +254,7 @@ def test_two_scripts_at_once_make_one_environment_once(tmp_path):
         '-c',
         'set -euo pipefail; source launch/environment.sh; environment; command -v python',
     ]
-    env = os.environ | {'PYTHON': str(python), 'REAL': sys.executable}
+    env = os.environ | {'PYTHON': str(python), 'REAL': sys.executable, 'GHN_JAX_PYTHON': ''}
     both = [
         subprocess.Popen(command, cwd=tmp_path, env=env, stdout=subprocess.PIPE, text=True) for _ in range(2)
     ]

@@ -22,7 +22,12 @@ _CALLS = re.compile(
     r'(?:\{(?P<several>[^}]*)\}|%?(?P<one>[\w.\-]+))'
 )
 _OPERAND = re.compile(r'%([\w.\-]+)')
-_GROUPS = re.compile(r'replica_groups=(?:\{\{(?P<listed>[\d,]+)\}|\[\d+,(?P<tiled>\d+)\])')
+# Groups of devices: a list {{0,1},{2,3}}, a table [2,2]<=[4], or axes of a mesh, mesh['a'=2,'b'=2] {'b'}.
+_GROUPS = re.compile(
+    r'replica_groups=(?:\{\{(?P<listed>[\d,]+)\}|\[\d+,(?P<tiled>\d+)\]'
+    r'|mesh\[(?P<mesh>[^\]]*)\][^{]*\{(?P<axes>[^}]*)\})'
+)
+_AXIS = re.compile(r"'(?P<name>[^']*)'(?:=(?P<size>\d+)|:\(\d+\)(?P<part>\d+))?")
 _COLLECTIVES = (
     'all-reduce', 'all-gather', 'reduce-scatter', 'all-to-all', 'collective-permute', 'collective-broadcast',
     'ragged-all-to-all',
@@ -300,4 +305,9 @@ def _calls(attributes: str) -> Iterator[tuple[str, str]]:
 
 
 def _group_size(groups: re.Match) -> int:
-    return len(groups['listed'].split(',')) if groups['listed'] else int(groups['tiled'])
+    if groups['listed']:
+        return len(groups['listed'].split(','))
+    if groups['tiled']:
+        return int(groups['tiled'])
+    sizes = {axis['name']: int(axis['size']) for axis in _AXIS.finditer(groups['mesh'])}
+    return math.prod(int(axis['part'] or sizes[axis['name']]) for axis in _AXIS.finditer(groups['axes']))

@@ -23,6 +23,8 @@ HloModule jit_step, entry_computation_layout={(f32[8]{0})->f32[8]{0}}
 ENTRY %main (x: f32[8]) -> f32[8] {
   %all-reduce.1 = f32[2,500]{1,0} all-reduce(%x), replica_groups={{0,1,2,3},{4,5,6,7}}, to_apply=%add
   %r = (f32[8]{0}, s32[]) all-reduce(%a, %b), replica_groups=[1,8]<=[8], use_global_device_ids=true
+  %m = f32[8]{0} all-reduce(%x), replica_groups=mesh['network'=4,'image'=2] {'network'}, to_apply=%add
+  %both = f32[4]{0} all-reduce(%x), replica_groups=mesh['a'=2,'b'=8] {'a','b':(1)4}, to_apply=%add
   %start = bf16[64]{0:T(256)} all-reduce-start(bf16[64]{0} %x), replica_groups={}, to_apply=%add
   %done = bf16[64]{0} all-reduce-done(%start)
   %g = (f32[4]{0}, f32[16]{0}) all-gather-start(f32[4]{0} %x), replica_groups=[2,4]<=[8], dimensions={0}
@@ -130,6 +132,8 @@ def test_collectives_are_read_with_bytes_shapes_groups_and_those_in_fusions():
     assert hlo.collectives(hlo.read(EXCHANGING)) == [
         Collective('all-reduce', 4000, 'f32[2,500]', 4),
         Collective('all-reduce', 36, 'f32[8], s32[]', 8),
+        Collective('all-reduce', 32, 'f32[8]', 4),
+        Collective('all-reduce', 16, 'f32[4]', 8),
         Collective('all-reduce', 128, 'bf16[64]', 0),
         Collective('all-gather', 64, 'f32[4], f32[16]', 4),
         Collective('reduce-scatter', 40, 'f32[32], f32[8], f32[8], f32[2]', 0),
@@ -165,7 +169,7 @@ def compiled(f, *arguments, **options):
 def walking(*, write_inside):
     """A loop over instructions, each of which squares or negates a slot of a tape, as the executor walks.
 
-    write_inside: the branches write the slot, and return the tape: XLA copies all of it.
+    write_inside: the branches write the slot, and return the tape, its slots transposed: XLA moves all of it.
     """
     write = lambda tape, y, row: lax.dynamic_update_index_in_dim(tape, y, row[2], 0)
     read = lambda tape, row: lax.dynamic_index_in_dim(tape, row[1], keepdims=False)
@@ -174,7 +178,7 @@ def walking(*, write_inside):
         def body(r, tape):
             ops = (lambda x: x @ x, lambda x: -x)
             if write_inside:
-                branches = [lambda t, row, op=op: write(t, op(read(t, row)), row) for op in ops]
+                branches = [lambda t, row, op=op: write(t, op(read(t, row)), row).mT for op in ops]
                 return lax.switch(rows[r, 0], branches, tape, rows[r])
             branches = [lambda t, row, op=op: op(read(t, row)) for op in ops]
             return write(tape, lax.switch(rows[r, 0], branches, tape, rows[r]), rows[r])
