@@ -189,13 +189,18 @@ def test_a_training_of_the_quickstart_that_fails_ends_it_with_its_code_and_words
 
 def test_a_quickstart_that_is_killed_leaves_nobody_waiting_for_its_first_training(quickstart, tmp_path):
     """Else the training in float would begin beside that of the next start."""
-    (tmp_path / 'python').write_text('#!/usr/bin/env bash\n[[ "$*" != *train* ]] || exec sleep 60\n')
+    pid = tmp_path / 'pid'
+    python = '#!/usr/bin/env bash\n[[ "$*" != *train* ]] || { echo $$ >pid; exec sleep 60; }\n'
+    (tmp_path / 'python').write_text(python)
     script = subprocess.Popen(['bash', 'launch/quickstart.sh'], cwd=tmp_path, stdout=subprocess.DEVNULL)
-    about, deadline = psutil.Process(script.pid), time.monotonic() + 30
-    while sum('sleep 60' in ' '.join(child.cmdline()) for child in about.children()) < 1:
+    deadline = time.monotonic() + 30
+    while not (pid.exists() and pid.read_text().endswith('\n')):
         assert time.monotonic() < deadline
         time.sleep(0.1)
-    training, waiting = sorted(about.children(), key=lambda child: 'bash' in child.cmdline())
+    # The script has no other child by now: what it ran before the training has ended.
+    children = {child.pid: child for child in psutil.Process(script.pid).children()}
+    training = children.pop(int(pid.read_text()))
+    (waiting,) = children.values()
     script.kill()
     script.wait()
     _, alive = psutil.wait_procs([waiting], timeout=20)
