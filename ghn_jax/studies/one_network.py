@@ -132,7 +132,7 @@ CASES = {
         iterations=200, images='digits, 16 pixels: 1,197 for training, 300 for testing in batches of 60',
     ),
     'cifar10': Case(
-        workdir='zoo:cifar10-narrow-bits', network=17, passes=(1, 3), fixed_passes=(), batch=100,
+        workdir='zoo:cifar10-narrow-bits', network=17, passes=(1, 3, 10), fixed_passes=(), batch=100,
         num_images=2000, iterations=100,
         images='cifar10, 32 pixels: 45,000 for training, 2,000 for testing in batches of 100',
     ),
