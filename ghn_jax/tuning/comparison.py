@@ -34,7 +34,8 @@ def compare(runs: Sequence[Mapping[str, Any]], epochs: int) -> dict[str, Any]:
       that of networks; of one network, it is over seeds.
     """
     kinds = [kind for kind in KINDS if all(kind in run['scores']['0'] for run in runs)]
-    scored = [(kind, rounded, mark) for kind in kinds for rounded in (False, True) for mark in marks(epochs)]
+    ways = (False, True) if any(run['bits'] != FLOAT for run in runs) else (False,)
+    scored = [(kind, rounded, mark) for kind in kinds for rounded in ways for mark in marks(epochs)]
     columns = ['bits', 'from', 'networks', 'seeds']
     for kind, rounded, mark in scored:
         columns.append(f'{KINDS[kind]}{"quantized" if rounded else "float"}, {mark}')

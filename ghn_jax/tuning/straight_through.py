@@ -39,8 +39,12 @@ class StraightThrough(Method):
         model, images = setup.model, setup.images
         trained = Calibrated.apply if setup.statistics == 'fixed' else model.apply
 
+        # A program without rounding is compiled in a third of the time, and a fifth faster.
+        is_float = all(policy.is_float for policy in policies.values())
+
         def loss(params: Any, state: TrainingState, x: Array, labels: Array) -> Array:
-            return loss_of(trained, FakeQuantizer(state.fixed, setup.scheme), params, x, labels)
+            quantizer = None if is_float else FakeQuantizer(state.fixed, setup.scheme)
+            return loss_of(trained, quantizer, params, x, labels)
 
         count, flip = len(images.dataset.train.labels), images.dataset.flip
         trainer = make_trainer(trained, None, setup.training, count, flip=flip, loss=loss)

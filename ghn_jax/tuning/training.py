@@ -28,6 +28,8 @@ from ghn_jax.datasets.load import Dataset
 from ghn_jax.models.quantizer import Quantizer
 from ghn_jax.training.refinements import average
 
+OPTIMIZERS = ('adamw', 'sgd')
+_MOMENTUM = 0.9  # of SGD
 Apply = Callable[[Any, Array, Quantizer | None], Array]
 """(params, normalised images [B, H, H, 3], quantizer) -> logits [B, classes]."""
 Loss = Callable[[Any, 'TrainingState', Array, Array], Array]
@@ -41,8 +43,9 @@ class TrainingSpec:
     Attributes:
       epochs: passes over the training images; what does not fill a batch is left out of a pass.
       batch_size: images of a batch.
-      learning_rate: of Adam at the first step; it falls to 0 along half a cosine.
-      weight_decay: of AdamW (arXiv 1711.05101), times the learning rate.
+      optimizer: 'adamw' (arXiv 1711.05101), or 'sgd' with a momentum of 0.9.
+      learning_rate: of the first step; it falls to 0 along half a cosine.
+      weight_decay: times the learning rate; part of AdamW's step, of SGD's gradient after it is clipped.
       clip_norm: the most that the norm of a gradient may be; beyond it, it is scaled down.
       ema: decay of the moving average of the parameters, which is what is scored and kept; 0: no average.
       augment: crop from 4 pixels of padding, and mirror where the data set allows it.
@@ -53,6 +56,7 @@ class TrainingSpec:
 
     epochs: int
     batch_size: int = 64
+    optimizer: str = 'adamw'
     learning_rate: float = 3e-3
     weight_decay: float = 1e-4
     clip_norm: float = 5.0
@@ -61,6 +65,10 @@ class TrainingSpec:
 
     def __post_init__(self) -> None:
         bounds.check(epochs=self.epochs, batch_size=self.batch_size)
+        if self.optimizer not in OPTIMIZERS:
+            raise FieldError(
+                'optimizer', f'={shown(self.optimizer)}: expected one of {", ".join(OPTIMIZERS)}'
+            )
         for name, least, most in (
             ('learning_rate', 0, 10), ('weight_decay', 0, 10), ('clip_norm', 1e-6, 1e6), ('ema', 0, 0.999999),
         ):  # fmt: skip
@@ -204,11 +212,13 @@ def make_trainer(
 
 
 def make_optimizer(spec: TrainingSpec, steps: int) -> optax.GradientTransformation:
-    """Return AdamW with a learning rate that falls along half a cosine, after clipping by the global norm."""
+    """Return the optimizer, whose rate falls along half a cosine, after clipping by the global norm."""
     rate = optax.cosine_decay_schedule(spec.learning_rate, steps)
-    return optax.chain(
-        optax.clip_by_global_norm(spec.clip_norm), optax.adamw(rate, weight_decay=spec.weight_decay)
-    )
+    if spec.optimizer == 'adamw':
+        parts = [optax.adamw(rate, weight_decay=spec.weight_decay)]
+    else:
+        parts = [optax.add_decayed_weights(spec.weight_decay), optax.sgd(rate, momentum=_MOMENTUM)]
+    return optax.chain(optax.clip_by_global_norm(spec.clip_norm), *parts)
 
 
 def loss_of(apply: Apply, quantizer: Quantizer | None, params: Any, x: Array, labels: Array) -> Array:

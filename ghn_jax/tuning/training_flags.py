@@ -12,7 +12,7 @@ from ghn_jax.datasets.load import DATASETS, Dataset, load
 from ghn_jax.evaluation.evaluation_spec import BATCH_SIZE
 from ghn_jax.runs import hypernetwork
 from ghn_jax.runs.hypernetwork import Hypernetwork
-from ghn_jax.tuning.training import TrainingSpec
+from ghn_jax.tuning.training import OPTIMIZERS, TrainingSpec
 
 flags.disclaim_key_flags()  # --help shows them as the flags of the command that defines them
 
@@ -65,6 +65,8 @@ def define_flags() -> Callable[[], TrainingFlags]:
     )
     num_images = bounds.define_integer('num_images', 0, 'Test images; 0 takes all.')
     rate = bounds.define_number('learning_rate', spec.learning_rate, 'Of the first step.', 0, 10)
+    optimizer = flags.DEFINE_enum('optimizer', spec.optimizer, OPTIMIZERS, 'SGD has a momentum of 0.9.')
+    decay = bounds.define_number('weight_decay', spec.weight_decay, 'Times the learning rate.', 0, 10)
     ema = bounds.define_number('ema', spec.ema, 'Decay of the average that is kept; 0: none.', 0, 0.999999)
     augment = flags.DEFINE_bool('augment', False, 'Crop and mirror training images.')
     dataset = flags.DEFINE_enum('dataset', None, list(DATASETS), 'Images, where no run has any.')
@@ -86,7 +88,9 @@ def define_flags() -> Callable[[], TrainingFlags]:
             training=TrainingSpec(
                 epochs=epochs.value,
                 batch_size=batch_size.value,
+                optimizer=optimizer.value,
                 learning_rate=rate.value,
+                weight_decay=decay.value,
                 ema=ema.value,
                 augment=augment.value,
             ),

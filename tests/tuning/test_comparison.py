@@ -39,6 +39,16 @@ def test_a_mean_is_over_networks_of_the_means_over_seeds():
     assert over_seeds[5] == {'mean': 30.0, 'sem': pytest.approx(10.0)}
 
 
+def test_trainings_in_float_have_one_score_each():
+    in_float = [
+        {**run, 'bits': 'w32a32', 'scores': {'0': {'batch': {'w32a32': 50}}, '1': {'batch': {'w32a32': 60}}}}
+        for run in RUNS[:1]
+    ]
+    result = compare(in_float, 1)
+    assert result['columns'] == ['bits', 'from', 'networks', 'seeds', 'float, 0', 'float, 1']
+    assert result['rows'] == [['w32a32', 'he', 1, 1, {'mean': 50.0}, {'mean': 60.0}]]
+
+
 def test_the_table_is_shown_and_goes_on_a_page():
     result = compare(RUNS, 2) | {'about': {'seeds': '0, 1'}, 'notes': ['Top-1.']}
     assert '50.0 ± 20.0' in text(result) and text(result).endswith('Top-1.')

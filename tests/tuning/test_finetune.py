@@ -46,6 +46,21 @@ def test_what_is_done_is_not_done_again_and_other_settings_are_refused(finetuned
     assert is_one_error_line(command(*HOW, edited, f'--out={out}'), 'other settings (model differ)')
 
 
+def test_a_training_in_float_rounds_nothing_and_is_that_beside_one_of_few_bits(tmp_path):
+    """Alone its program has no rounding in it; beside another, bits are data."""
+    results = []
+    for bits in ('float', 'float,w4a4'):
+        how = ('--init=he', '--optimizer=sgd', '--learning_rate=0.05', '--epochs=1', f'--bits={bits}')
+        code, _, error = command(*HOW, *how, f'--out={tmp_path / bits}', f'--json={tmp_path}/result.json')
+        assert code == 0, error
+        results.append(json.loads((tmp_path / 'result.json').read_text()))
+    alone, beside = results
+    assert alone['columns'] == ['bits', 'from', 'networks', 'seeds', 'float, 0', 'float, 1']
+    assert alone['about']['optimizer'] == 'sgd'
+    assert alone['runs'][0]['scores'] == beside['runs'][0]['scores']
+    assert alone['runs'][0]['loss'] == pytest.approx(beside['runs'][0]['loss'], abs=1e-5)
+
+
 @pytest.mark.slow
 def test_evaluate_finds_the_scores_of_the_table_and_export_writes_the_parameters(tmp_path):
     workdir, out = write_run(tmp_path / 'run'), tmp_path / 'out'

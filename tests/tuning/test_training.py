@@ -1,5 +1,7 @@
 """The training of one network: the compiled step, its images, and that stopping changes nothing."""
 
+import dataclasses
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -41,8 +43,21 @@ def trained(trainer, *, steps: int, params=PARAMS, seed: int = 3):
     return state
 
 
-def obvious_training(trainer, loss, *, steps: int, seed: int = 3):
-    """AdamW by its formulas (arXiv 1711.05101, algorithm 2) in NumPy, on batches cut by hand."""
+def adamw(t, g, p, m, v, rate):
+    """AdamW of one tensor (arXiv 1711.05101, algorithm 2): the next parameters and moments."""
+    m, v = 0.9 * m + 0.1 * g, 0.999 * v + 0.001 * g**2
+    step = m / (1 - 0.9 ** (t + 1)) / (np.sqrt(v / (1 - 0.999 ** (t + 1))) + 1e-8)
+    return p - rate * (step + SPEC.weight_decay * p), m, v
+
+
+def sgd(t, g, p, m, v, rate):
+    """SGD with momentum, as PyTorch has it: weight decay is part of the gradient."""
+    m = 0.9 * m + g + SPEC.weight_decay * p
+    return p - rate * m, m, v
+
+
+def obvious_training(trainer, loss, *, steps: int, seed: int = 3, optimizer=adamw):
+    """In NumPy, on batches cut by hand."""
     params = jax.tree.map(np.float64, PARAMS)
     m = v = jax.tree.map(np.zeros_like, params)
     mean, total = params, SPEC.epochs * trainer.steps_per_epoch
@@ -54,16 +69,9 @@ def obvious_training(trainer, loss, *, steps: int, seed: int = 3):
         g = jax.tree.map(np.float64, g)
         norm = np.sqrt(sum(np.sum(a**2) for a in jax.tree.leaves(g)))
         g = jax.tree.map(lambda a: a * min(1, SPEC.clip_norm / norm), g)  # noqa: B023
-        m = jax.tree.map(lambda m, a: 0.9 * m + 0.1 * a, m, g)
-        v = jax.tree.map(lambda v, a: 0.999 * v + 0.001 * a**2, v, g)
         rate = SPEC.learning_rate * (1 + np.cos(np.pi * t / total)) / 2
-        params = jax.tree.map(
-            lambda p, m, v: p - rate * (  # noqa: B023
-                m / (1 - 0.9 ** (t + 1)) / (np.sqrt(v / (1 - 0.999 ** (t + 1))) + 1e-8)  # noqa: B023
-                + SPEC.weight_decay * p
-            ),
-            params, m, v,
-        )  # fmt: skip
+        next_ = jax.tree.map(lambda *tensors: optimizer(t, *tensors, rate), g, params, m, v)  # noqa: B023
+        params, m, v = jax.tree.transpose(jax.tree.structure(g), None, next_)
         kept = min(SPEC.ema, (1 + t) / (10 + t))
         mean = jax.tree.map(lambda a, p: kept * a + (1 - kept) * p, mean, params)  # noqa: B023
     return params, mean
@@ -104,6 +112,15 @@ def test_at_32_bits_steps_are_those_of_the_model_itself_in_float():
     assert int(state.step) == 4
     for a, b in zip(jax.tree.leaves(state), jax.tree.leaves(trained(plain, steps=4))):
         np.testing.assert_array_equal(a, b)
+
+
+def test_steps_of_sgd_are_those_of_its_formulas():
+    loss = jax.jit(lambda p, x, y: cross_entropy(MODEL.apply(p, x), y))
+    trainer = make_trainer(MODEL.apply, None, dataclasses.replace(SPEC, optimizer='sgd'), 40)
+    state = trained(trainer, steps=4)
+    params, mean = obvious_training(trainer, loss, steps=4, optimizer=sgd)
+    assert_close(state.params, params, 2e-4)
+    assert_close(state.average, mean, 2e-4)
 
 
 def test_a_pass_reads_each_image_once_at_most_and_each_pass_in_another_order(trainer):
@@ -216,8 +233,12 @@ def test_with_fixed_statistics_the_folded_weights_are_trained():
 
 
 @pytest.mark.parametrize(
-    'field, value', [('epochs', 0), ('batch_size', 0), ('learning_rate', -1), ('ema', 1.0), ('clip_norm', 0)]
-)
-def test_a_number_out_of_bounds_gets_one_line(field, value):
-    with pytest.raises(UserError, match=f'^{field}={value}'):
+    'field, value',
+    [
+        ('epochs', 0), ('batch_size', 0), ('learning_rate', -1), ('ema', 1.0), ('clip_norm', 0),
+        ('optimizer', 'adam'),
+    ],
+)  # fmt: skip
+def test_a_value_out_of_bounds_gets_one_line(field, value):
+    with pytest.raises(UserError, match=f'^{field}={value!r}'):
         TrainingSpec(**{'epochs': 1, field: value})
