@@ -16,7 +16,7 @@ from ghn_jax.cnn.building import build_program
 from ghn_jax.cnn.instructions import kinds_of
 from ghn_jax.cnn.program import Program
 from ghn_jax.networks.counts import cost
-from ghn_jax.networks.drawing import LARGE
+from ghn_jax.networks.drawing import LARGE, WIDE_FACTOR
 from ghn_jax.networks.genotype import Genotype
 from ghn_jax.networks.ops import has_attention
 from ghn_jax.networks.rules import split_rules
@@ -56,8 +56,8 @@ def program_for(
     Raises:
       UserError: the space has no such networks, or the width is not a multiple of 16.
     """
-    # wide has no limit of its own: 32 channels were counted.
-    scale = (family.width / 32) ** 2 if split == 'wide' else 1
+    # Those of the split wide are counted before they are widened; parameters grow with the square at most.
+    scale = WIDE_FACTOR**2 if split == 'wide' else 1
     limit = split_rules(space, split).max_params * scale
     networks = covering_networks(space, split, family)
     return build_program(networks, image_size=image_size, max_params=limit, joins_norms=joins_norms)
@@ -69,7 +69,7 @@ def widths(space: Space, split: str) -> tuple[int, ...]:
         base = tuple(sorted(space.channels))
     else:
         base = tuple(range(32, 129, 16)) if split == 'train' else (32,)
-    return tuple(4 * c for c in base) if split == 'wide' else base
+    return tuple(WIDE_FACTOR * c for c in base) if split == 'wide' else base
 
 
 def covering_networks(space: Space, split: str, family: Family) -> Iterator[NetworkSpec]:

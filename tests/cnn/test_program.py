@@ -71,6 +71,22 @@ def test_training_networks_with_attention_fit_their_program():
         fits(program, spec)
 
 
+def test_wide_networks_fit_their_program_whatever_the_width_they_were_counted_at():
+    space = make_space(
+        'convnets250k',
+        channels=(16, 32),
+        fc_dims=(64,),
+        cells=(2, 8),
+        max_params=500_000,
+        flat_head_share=0.0,
+    )
+    program = program_for(space, 'wide', Family(64), 16)
+    own = [spec for spec in networks(5, 'wide', space) if spec.C == 64]
+    assert len(own) == 4
+    for spec in own:
+        fits(program, spec)
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize('space', ['convnets250k', 'deepnets1m'])
 @pytest.mark.parametrize('split', SPLITS)
