@@ -47,9 +47,10 @@ _INITIAL = flags.DEFINE_bool(
 _QUANTIZED = flags.DEFINE_string('quantized', None, 'Directory of ghn_jax.quantize, in place of splits.')
 _OUTPUTS = outputs.define_flags(plotting.PICTURES)
 
+_OF_NETWORKS = ('archs', 'splits', 'num_networks', 'seed', 'deepnets')
 _NOT_OF_QUANTIZED = frozenset(
-    ('archs', 'splits', 'num_networks', 'against', 'bits', 'policy', 'told', 'deepnets', 'bn', 'ranges')
-    + ('range_rule', 'calibration_batches', 'sqnr', 'integer')
+    (*_OF_NETWORKS, 'against', 'bits', 'policy', 'told', 'bn', 'ranges', 'range_rule')
+    + ('calibration_batches', 'sqnr', 'integer')
     + tuple(scheme_flags.FIELDS)
 )
 
@@ -78,8 +79,9 @@ def main() -> None:
 
 def _evaluate_model(request: evaluation_flags.EvaluationFlags) -> tuple[Result, Result | None]:
     what = 'model' if _MODEL.value else 'params'
-    for flag in ('archs', 'splits', 'num_networks'):
-        if flag in request.given and (what, flag) != ('params', 'archs'):
+    for flag in _OF_NETWORKS:
+        needed = flag == 'archs' and what == 'params' or flag == 'seed' and _INITIAL.value
+        if flag in request.given and not needed:
             raise UserError(f'--{what} and --{flag} are both given: give one of them')
     networks = list(request.spec.networks or ())
     if not _MODEL.value and len(networks) != 1:

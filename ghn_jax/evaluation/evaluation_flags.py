@@ -162,7 +162,7 @@ def _define_network_flags() -> Callable[[], EvaluationSpec]:
     )
 
     def read() -> EvaluationSpec:
-        for flag in (splits, num_networks, deepnets):
+        for flag in (splits, num_networks, seed, deepnets):
             if archs.value and flag.present:
                 raise UserError(f'--archs and --{flag.name} are both given: give one of them')
         widths = bits.value if bits.value is not None else () if policy.value else BITS

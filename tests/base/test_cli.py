@@ -244,6 +244,10 @@ ARCH = ('--arch=net.json', '--out=o')
         ('predict', ['--arch=none.json', '--out=o.npz'], "'none.json' cannot be read"),
         ('evaluate', ['--archs=net.json', '--splits=test'], '--archs and --splits are both given'),
         ('evaluate', ['--archs=net.json', '--num_networks=3'], '--archs and --num_networks are both given'),
+        ('evaluate', ['--archs=net.json', '--seed=3'], '--archs and --seed are both given'),
+        ('evaluate', ['--model=nets:net', '--seed=3'], '--model and --seed are both given'),
+        ('evaluate', ['--model=nets:net', '--deepnets=d'], '--model and --deepnets are both given'),
+        ('evaluate', ['--quantized=d', '--seed=3'], '--quantized and --seed are both given'),
         ('report', ['--archs=net.json', '--deepnets=d', '--out=o'], '--archs and --deepnets are both given'),
         (
             'evaluate',
