@@ -57,6 +57,8 @@ class Model:
       graph: as the hypernetwork reads it; names of parameters are their paths in `params`, joined by dots.
       keep: whether parameters that cannot be predicted stay as initialised (`unsupported='keep'`).
       kept: those for which no hypernetwork predicts anything -> why.
+      zeros: biases of convolutions, which are 0 where the others are predicted -> why. They are no nodes of
+        the graph: in the spaces only linear layers have a bias, and other graphs are unlike all in training.
       digest: 16 hexadecimal digits, others for a model that computes something else or whose parameters have
         other names or shapes. Another version of JAX or Flax may give the same model others.
     """
@@ -69,6 +71,7 @@ class Model:
     graph: Graph
     keep: bool
     kept: dict[str, str]
+    zeros: dict[str, str]
     digest: str
     tensors: dict[str, Tensor] = dataclasses.field(repr=False)
     initial: Initial | None = dataclasses.field(repr=False)

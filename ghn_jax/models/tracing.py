@@ -1,6 +1,7 @@
 """`trace`: from a model of the user's own to its layers, its graph and a function that quantizes it."""
 
 import contextlib
+import copy
 import functools
 import hashlib
 import math
@@ -27,8 +28,10 @@ from ghn_jax.models.values import CONSTANT, Flow, Statistic, View
 from ghn_jax.models.walk import walk
 from ghn_jax.networks.counts import MAX_OPERATIONS, MAX_PARAMETERS
 from ghn_jax.networks.graph import Graph, reduce_to_nodes
-from ghn_jax.networks.ops import LAYERS
+from ghn_jax.networks.ops import LAYERS, PASS, ForwardPass
 from ghn_jax.networks.spec import NetworkSpec
+
+_NO_BIAS = 'is a bias of a convolution, of which no hypernetwork has met any'
 
 
 def trace(
@@ -73,16 +76,18 @@ def trace(
         )
     )
     first = traced(images.shape, images.dtype)
-    recorder = first.recorder
+    recorder, graph = first.recorder, _graph(first, source.name)
+    predicted = {p.name for p in graph.parameters}
     return Model(
         name=source.name,
         input_shape=images.shape,
         classes=first.classes,
         params=source.params,
         layers=tuple(recorder.layers),
-        graph=_graph(first, source.name),
+        graph=graph,
         keep=unsupported == 'keep',
         kept={leaves[leaf].name: why for leaf, why in recorder.kept.items()},
+        zeros={name: _NO_BIAS for name in _biases(recorder.forward).values() if name not in predicted},
         digest=first.digest,
         tensors={name: t for name, t in recorder.tensors.items() if t.view.leaf not in recorder.kept},
         initial=source.initial,
@@ -223,8 +228,12 @@ def _check_numbers(recorder: Recorder, arrays: Sequence[Any]) -> None:
 
 
 def _graph(traced: Traced, name: str) -> Graph:
+    """Return the graph, without the biases of convolutions but that of the last layer."""
     forward, (weight, bias) = traced.recorder.forward, _last_layer(traced)
-    nodes, distance, parameters = reduce_to_nodes(forward, traced.logits)
+    left_out = {op for op, bias_of in _biases(forward).items() if bias_of != bias}
+    seen = copy.copy(forward)
+    seen.kind = [PASS if op in left_out else kind for op, kind in enumerate(forward.kind)]
+    nodes, distance, parameters = reduce_to_nodes(seen, traced.logits)
     node_of = {p.name: p.node for p in parameters}
     return Graph(
         nodes=nodes,
@@ -234,6 +243,16 @@ def _graph(traced: Traced, name: str) -> Graph:
         class_weight=node_of[weight],
         class_bias=None if bias is None else node_of[bias],
     )
+
+
+def _biases(forward: ForwardPass) -> dict[int, str]:
+    """Find what adds a bias to what a convolution makes: operation -> name of the bias."""
+    found = {}
+    for op, (kind, name, parents) in enumerate(zip(forward.kind, forward.name, forward.parents)):
+        if kind == 'bias' and name and forward.kind[parents[0]] in LAYERS:
+            if len(forward.shape[parents[0]] or ()) == 4:
+                found[op] = name
+    return found
 
 
 def _last_layer(traced: Traced) -> tuple[str, str | None]:

@@ -134,7 +134,8 @@ def to_params(model: Model, tensors: Mapping[str, np.ndarray], kept: Collection[
       kept: names of parameters that stay as initialised.
 
     Returns:
-      A pytree of NumPy arrays as `model.params`; 0 for parameters that the logits do not depend on.
+      A pytree of NumPy arrays as `model.params`; 0 for parameters that the graph does not have: biases of
+      convolutions, and what the logits do not depend on.
 
     Raises:
       UserError: no initial values for parameters that are kept.
@@ -144,9 +145,9 @@ def to_params(model: Model, tensors: Mapping[str, np.ndarray], kept: Collection[
     def value(name: str, leaf: Any) -> np.ndarray:
         if name in kept:
             value = np.asarray(initial[name])
-        elif name in model.tensors:
+        elif name in tensors:
             value = model.tensors[name].to_parameter(tensors[name], leaf.shape)
-        else:  # nothing depends on it
+        else:
             value = np.zeros(leaf.shape)
         return np.ascontiguousarray(value, leaf.dtype)
 

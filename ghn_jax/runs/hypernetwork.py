@@ -99,7 +99,7 @@ class Hypernetwork:
 
     def unpredicted(self, model: Model) -> dict[str, str]:
         """Return the parameters of a model that this hypernetwork predicts nothing for: {name: why not}."""
-        return model.kept | unknown_parameters(model, primitives_of(self.space.ops))
+        return model.kept | model.zeros | unknown_parameters(model, primitives_of(self.space.ops))
 
     def load_data(self) -> Dataset:
         """Read the data set of the run.

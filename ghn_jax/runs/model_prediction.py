@@ -66,7 +66,10 @@ def write_model(
     write_weights(file, weights, metadata, format)
     unpredicted = len({*model.kept, *unknown_parameters(model, met)})
     kept = f', {unpredicted} of them as initialised' if unpredicted else ''
-    return f'{file}: {tensors} tensors{kept}, {size:,} parameters, {policy}, predicted in {seconds:.2f} s'
+    zeros = f', {len(model.zeros)} biases of convolutions 0' if model.zeros else ''
+    return (
+        f'{file}: {tensors} tensors{kept}{zeros}, {size:,} parameters, {policy}, predicted in {seconds:.2f} s'
+    )
 
 
 def _channel_axes(

@@ -12,6 +12,7 @@ from flax import linen as nn
 from flax import nnx
 
 import ghn_jax
+from ghn_jax.models.names import named_leaves
 from ghn_jax.models.tracing import trace
 from ghn_jax.networks.graph import Graph, build_graph
 from ghn_jax.networks.spaces import make_space
@@ -87,6 +88,14 @@ def test_resnet50_has_the_published_layers_and_parameters():
     )
 
 
+def described(model) -> int:
+    """Numbers in the tensors of the graph and in those that are 0."""
+    leaves = named_leaves(model.params)
+    assert not {p.name for p in model.graph.parameters} & {*model.zeros}
+    zeros = sum(math.prod(leaves[name].shape) for name in model.zeros)
+    return zeros + sum(math.prod(p.shape) for p in model.graph.parameters)
+
+
 PUBLISHED = {  # parameters with 10 classes, and numbers of some nodes
     'resnet18': (11_173_962, {'bn': 20, 'sum': 8}),
     'mobilenet_v2': (2_236_682, {'sep_conv': 17, 'bn': 52, 'sum': 10}),
@@ -98,7 +107,7 @@ PUBLISHED = {  # parameters with 10 classes, and numbers of some nodes
 def test_linen_models_have_the_published_number_of_parameters(name):
     model = trace(linen_models.MODELS[name](), (2, 32, 32, 3))
     count, nodes = PUBLISHED[name]
-    assert size(model.params) == count == sum(math.prod(p.shape) for p in model.graph.parameters)
+    assert size(model.params) == count == described(model)
     assert kinds(model.graph) | nodes == kinds(model.graph)
 
 
@@ -116,14 +125,14 @@ OTHERS = {
 def test_linen_models_are_predicted_whole(name):
     model = trace(linen_models.MODELS[name](), (2, 32, 32, 3))
     assert kinds(model.graph) | OTHERS[name] == kinds(model.graph)
-    assert size(model.params) == sum(math.prod(p.shape) for p in model.graph.parameters)
+    assert size(model.params) == described(model)
     assert not model.kept
 
 
 @pytest.mark.parametrize('name', slow_but('mobilenet_v3 convnext', nnx_models.MODELS))
 def test_nnx_models_are_predicted_whole(name):
     model = trace(nnx_models.abstract(name), (2, 32, 32, 3))
-    assert size(model.params) == sum(math.prod(p.shape) for p in model.graph.parameters)
+    assert size(model.params) == described(model)
     layers = kinds(model.graph)
     assert len(model.layers) == layers['conv'] + layers['sep_conv'] + layers['dil_conv']
 
@@ -275,13 +284,47 @@ class Vit(nn.Module):
 def test_attention_and_positions_are_nodes():
     model = trace(Vit(), (2, 16, 16, 3))
     assert kinds(model.graph) == {
-        'input': 1, 'conv': 8, 'bias': 8, 'pos_enc': 1, 'ln': 3, 'msa': 1, 'sum': 3, 'glob_avg': 1,
+        'input': 1, 'conv': 8, 'bias': 7, 'pos_enc': 1, 'ln': 3, 'msa': 1, 'sum': 3, 'glob_avg': 1,
     }  # fmt: skip
     positions = next(p for p in model.graph.parameters if p.name == 'positions')
     assert positions.shape == (1, 16, 4, 4)
     value = np.arange(256.0).reshape(1, 16, 16)
     predicted = value.reshape(1, 4, 4, 16).transpose(0, 3, 1, 2)
     np.testing.assert_array_equal(model.tensors['positions'].to_parameter(predicted, (1, 16, 16)), value)
+
+
+# ---- biases
+
+
+def plain(*, use_bias: bool):
+    """Two convolutions, the second of each channel by itself; a linear layer; a 1x1 one for the logits."""
+
+    class Plain(nn.Module):
+        @nn.compact
+        def __call__(self, x):
+            x = nn.relu(nn.Conv(16, (3, 3), use_bias=use_bias)(x))
+            x = nn.Conv(16, (3, 3), feature_group_count=16, use_bias=use_bias)(x)
+            x = nn.Dense(16)(nn.relu(nn.BatchNorm(use_running_average=False)(x)))
+            return nn.Conv(10, (1, 1))(x).mean((1, 2))
+
+    return trace(Plain(), (2, 8, 8, 3))
+
+
+def test_a_bias_of_a_convolution_is_no_node_but_that_of_the_last_layer():
+    model, without = plain(use_bias=True), plain(use_bias=False)
+    assert model.zeros.keys() == {'Conv_0.bias', 'Conv_1.bias'} and not without.zeros
+    assert model.graph.nodes == without.graph.nodes and kinds(model.graph)['bias'] == 2
+    np.testing.assert_array_equal(model.graph.distance, without.graph.distance)
+    assert model.graph.nodes[model.graph.class_bias].name == 'Conv_2.bias'
+
+
+def test_no_space_has_a_bias_of_a_convolution():
+    for space in ('convnets250k', 'deepnets1m'):
+        for index in range(30):
+            graph = build_graph(make_space(space).sample('train', 0, index))
+            for v in (v for v, node in enumerate(graph.nodes) if node.primitive == 'bias'):
+                (before,) = np.flatnonzero(graph.distance[:, v] == 1)
+                assert graph.nodes[before].primitive == 'conv' and len(graph.nodes[before].shape) == 2
 
 
 # ---- what cannot be

@@ -58,6 +58,8 @@ def test_parameters_have_the_structure_the_layout_and_the_precision_of_the_model
     assert params['Conv_0']['kernel'].dtype == jnp.bfloat16
     assert np.isfinite(jax.jit(model.apply)(params, np.ones((2, 8, 8, 3), np.float32))).all()
     np.testing.assert_array_equal(params['unused'], 0)
+    np.testing.assert_array_equal(params['Conv_1']['bias'], 0)
+    assert np.all(params['Dense_0']['bias'] != 0)
 
 
 def test_rounded_weights_have_as_many_values_as_their_bits_allow(ghn):
