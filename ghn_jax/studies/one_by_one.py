@@ -79,7 +79,7 @@ class Case:
 
 CASES = {
     'digits': Case(
-        workdir='zoo:digits-bits', passes=(1, 5, 50), bits=(FLOAT, 'w4a4', 'w2a2'), batch=60, augment=False
+        workdir='zoo:digits-bits', passes=(1, 5, 20), bits=(FLOAT, 'w4a4', 'w2a2'), batch=60, augment=False
     ),
     'cifar10': Case(
         workdir='zoo:cifar10-narrow-bits', passes=(1, 5), bits=(FLOAT,), batch=64, augment=True
