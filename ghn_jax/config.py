@@ -64,6 +64,7 @@ class SpaceConfig(_Section):
     norms: tuple[str, ...] = items((), str)
     # Of flattened heads, where the space allows them; 0 unless image_size is 32.
     flat_head_share: float = number(0.1, 0, 1)
+    plain_share: float = number(0.0, 0, 1)  # of chains of one operation, which DeepNets-1M has none of
 
     def __post_init__(self) -> None:
         super().__post_init__()

@@ -16,9 +16,9 @@ from ghn_jax.cnn.building import build_program
 from ghn_jax.cnn.instructions import kinds_of
 from ghn_jax.cnn.program import Program
 from ghn_jax.networks.counts import cost
-from ghn_jax.networks.drawing import LARGE, WIDE_FACTOR
+from ghn_jax.networks.drawing import LARGE, WIDE_FACTOR, chain
 from ghn_jax.networks.genotype import Genotype
-from ghn_jax.networks.ops import has_attention
+from ghn_jax.networks.ops import has_attention, plain_ops
 from ghn_jax.networks.rules import split_rules
 from ghn_jax.networks.spaces import Space
 from ghn_jax.networks.spec import NetworkSpec
@@ -90,22 +90,31 @@ def covering_networks(space: Space, split: str, family: Family) -> Iterator[Netw
     low, high = rules.cells
     any_width = space.channels or split != 'train'  # the loader gives flattened heads 32 channels
     flat_heads = rules.flat_head_share and not vit and (any_width or width == 32)
+    plain = plain_ops(ops) if rules.plain_share and not vit else ()
     stems = [(0, False)] if vit else _stems(rules)  # transformers have one of their own
     for (stem_type, stem_pool), C_mult in itertools.product(stems, rules.C_mults):
 
         def network(
-            n_cells, genotype, ks=rules.ks[0], flat=False, stem=(stem_type, stem_pool), C_mult=C_mult
+            n_cells,
+            genotype,
+            ks=rules.ks[0],
+            flat=False,
+            stem=(stem_type, stem_pool),
+            C_mult=C_mult,
+            preproc=True,
         ):
             genotype = _with_msa(genotype) if vit else genotype
             return NetworkSpec(
                 C=width, n_cells=n_cells, ks=ks, stem_type=stem[0], stem_pool=stem[1], norm=norm,
-                preproc=True, C_mult=C_mult, fc_layers=max(rules.fc_layers),
+                preproc=preproc, C_mult=C_mult, fc_layers=max(rules.fc_layers),
                 fc_dim=_fc_dim(space, split, width, flat),
                 glob_avg=not flat, genotype=genotype, num_classes=space.num_classes,
             )  # fmt: skip
 
         for ks in rules.ks:
             yield network(low, uniform(longest, 1), ks)
+            if plain and 1 in rules.C_mults:  # whose stems are narrower
+                yield network(low, chain(plain[0], ('none', 0)), ks, preproc=False, C_mult=1)
         for n_cells in range(low, high + 1):
             shallow = n_cells <= max(rules.deep_cells)
             for steps in range(rules.min_steps, (rules.max_steps if shallow else rules.max_steps_deep) + 1):
@@ -128,6 +137,10 @@ def covering_networks(space: Space, split: str, family: Family) -> Iterator[Netw
                     yield network(n_cells, uniform(second, 2, (2, op)))
             if 'none' in rules.ops and rules.max_steps > 1:
                 yield network(n_cells, _with_absent_state(longest))
+            for op, beside in itertools.product(plain, (('none', 0), ('skip_connect', 1))):
+                yield network(n_cells, chain(op, beside))
+                if 1 in rules.C_mults:
+                    yield network(n_cells, chain(op, beside), preproc=False, C_mult=1)
 
 
 def uniform(op: str, steps: int, special: tuple[int, str] | None = None) -> Genotype:

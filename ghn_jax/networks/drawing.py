@@ -12,7 +12,7 @@ import numpy as np
 
 from ghn_jax.networks.counts import cost, count_parameters
 from ghn_jax.networks.genotype import Genotype
-from ghn_jax.networks.ops import OPERATIONS, OPS, has_attention
+from ghn_jax.networks.ops import OPERATIONS, OPS, has_attention, plain_ops
 from ghn_jax.networks.rules import Rules
 from ghn_jax.networks.spec import NetworkSpec, is_connected
 
@@ -23,12 +23,60 @@ _LOADER_WIDTHS, _LOADER_FC_DIMS = tuple(range(32, 129, 16)), tuple(range(64, 513
 WIDE_FACTOR = 4
 
 
-def propose(rules: Rules, split: str, rng: np.random.Generator) -> NetworkSpec | str:
-    """Draw one candidate by the rules of a split.
+def propose(
+    rules: Rules, split: str, rng: np.random.Generator, *, is_plain: bool = False
+) -> NetworkSpec | str:
+    """Draw one candidate by the rules of a split. is_plain: it is a `plain` network.
 
     Returns:
         The network, or why it is rejected.
     """
+    spec = plain(rules, rng) if is_plain else _mixed(rules, rng)
+    if isinstance(spec, str):
+        return spec
+    size = count_parameters(spec)
+    if size > rules.max_params:
+        return 'too many parameters'
+    if split == 'train':
+        return widened(rules, spec, size, rng)
+    return dataclasses.replace(spec, C=WIDE_FACTOR * spec.C) if split == 'wide' else spec
+
+
+def plain(rules: Rules, rng: np.random.Generator) -> NetworkSpec:
+    """Draw a plain network: each cell is one operation on what the one before has made, maybe residual.
+
+    Such are VGG, ResNet and MobileNet, but for where they widen. Half have no convolutions of 1x1 before the
+    operations, and so one width throughout. Norms are a choice for each, however deep it is.
+    """
+    op = _choice(rng, plain_ops(rules.ops))
+    beside = _choice(rng, (('none', 0), ('skip_connect', 1))[: 1 + ('skip_connect' in rules.ops)])
+    preproc = 1 not in rules.C_mults or rng.random() < 0.5
+    stem_type = _choice(rng, rules.stem_types)
+    return NetworkSpec(
+        C=_BASE_WIDTH if rules.channels is None else _choice(rng, rules.channels),
+        n_cells=int(rng.integers(rules.cells[0], rules.cells[1] + 1)),
+        ks=_choice(rng, rules.ks),
+        stem_type=stem_type,
+        stem_pool=stem_type == 0 and rng.random() > 0.5,
+        norm=_choice(rng, rules.norms),
+        preproc=preproc,
+        C_mult=_choice(rng, rules.C_mults) if preproc else 1,
+        fc_layers=_choice(rng, rules.fc_layers),
+        fc_dim=_BASE_FC_DIM if rules.fc_dims is None else _choice(rng, rules.fc_dims),
+        glob_avg=True,
+        genotype=chain(op, beside),
+        num_classes=rules.num_classes,
+    )
+
+
+def chain(op: str, beside: tuple[str, int]) -> Genotype:
+    """Return the genotype of a plain network. beside: ('none', 0), or ('skip_connect', 1): residual."""
+    cell = ((op, 1), beside)
+    return Genotype(normal=cell, normal_concat=(2,), reduce=cell, reduce_concat=(2,))
+
+
+def _mixed(rules: Rules, rng: np.random.Generator) -> NetworkSpec | str:
+    """Draw a network of DeepNets-1M's kind, or say why a candidate is rejected."""
     n_cells = int(rng.integers(rules.cells[0], rules.cells[1] + 1))
     threshold = _choice(rng, rules.deep_cells)
     deep = n_cells > threshold
@@ -44,7 +92,7 @@ def propose(rules: Rules, split: str, rng: np.random.Generator) -> NetworkSpec |
     C_mult = _choice(rng, rules.C_mults)
     stem_type = _choice(rng, rules.stem_types)
     shallow = n_cells <= rules.cells[0] + 1 and steps <= rules.max_steps_deep
-    spec = NetworkSpec(
+    return NetworkSpec(
         C=_BASE_WIDTH if rules.channels is None else _choice(rng, rules.channels),
         n_cells=n_cells,
         ks=_choice(rng, rules.ks),
@@ -60,12 +108,6 @@ def propose(rules: Rules, split: str, rng: np.random.Generator) -> NetworkSpec |
         genotype=genotype,
         num_classes=rules.num_classes,
     )
-    size = count_parameters(spec)
-    if size > rules.max_params:
-        return 'too many parameters'
-    if split == 'train':
-        return widened(rules, spec, size, rng)
-    return dataclasses.replace(spec, C=WIDE_FACTOR * spec.C) if split == 'wide' else spec
 
 
 def _genotype(rules: Rules, steps: int, rng: np.random.Generator) -> Genotype:

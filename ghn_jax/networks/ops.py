@@ -311,6 +311,11 @@ def has_attention(ops: Iterable[str]) -> bool:
     return not _ATTENTION.isdisjoint(ops)
 
 
+def plain_ops(ops: Iterable[str]) -> tuple[str, ...]:
+    """Return those of these operations that plain networks are chains of (`drawing.plain`)."""
+    return tuple(op for op in ops if OPERATIONS[op].convolves and op not in _ATTENTION)
+
+
 def primitives_of(ops: Iterable[str]) -> frozenset[str]:
     """Return the kinds of nodes that networks of these operations have, stem and head included."""
     ops = tuple(ops)

@@ -12,7 +12,7 @@ from typing import Any, TypeVar
 from ghn_jax.base.errors import FieldError, UserError, of_field, shown
 from ghn_jax.base.numbers import is_int
 from ghn_jax.networks import counts
-from ghn_jax.networks.ops import OPS, has_attention
+from ghn_jax.networks.ops import OPS, has_attention, plain_ops
 
 SPLITS = ('train', 'val', 'test', 'wide', 'deep', 'dense', 'bnfree')
 
@@ -21,7 +21,7 @@ _INTEGERS = {'min_steps': (1, 64), 'max_steps': (1, 64), 'max_steps_deep': (1, 6
 _RANGES = {'cells': (1, 512), 'deep_split_cells': (1, 512), 'dense_split_steps': (1, 64)}
 _CHOICES = {'ops': OPS, 'redrawn_ops': OPS, 'norms': ('bnorm', None), 'ks': (3, 5, 7), 'stem_types': (0, 1),
             'C_mults': (1, 2), 'fc_layers': (1, 2)}  # fmt: skip
-_SHARES = {'pool_only_share': (0, 1), 'flat_head_share': (0, 1)}
+_SHARES = {'pool_only_share': (0, 1), 'flat_head_share': (0, 1), 'plain_share': (0, 1)}
 _LISTS = {'deep_cells': (0, 512), 'channels': (2, 1024), 'fc_dims': (1, 65536)}
 
 
@@ -40,6 +40,8 @@ class Rules:
         max_steps_deep steps and always a global average before the head.
       pool_only_share: of reduction cells without a trainable op.
       flat_head_share: of flattened heads, where they may be.
+      plain_share: of plain networks (`drawing.plain`), such as people write: a chain of one operation, maybe
+        residual. DeepNets-1M has none. Wants `none` among the operations.
       norms: the choices for networks of the fewest cells or one more, and at most max_steps_deep steps;
         others have 'bnorm' (None if that is no choice).
       ks, stem_types, C_mults, fc_layers: choices for the fields of `NetworkSpec`.
@@ -65,6 +67,7 @@ class Rules:
     deep_cells: tuple[int, ...] = (7, 8, 9, 10)
     pool_only_share: float = 0.5
     flat_head_share: float = 0.1
+    plain_share: float = 0.0
     norms: tuple[str | None, ...] = ('bnorm', None)
     ks: tuple[int, ...] = (3, 5, 7)
     stem_types: tuple[int, ...] = (0, 1)
@@ -198,6 +201,12 @@ def _check_together(space: Rules) -> None:
         )
     if all(op == 'none' for op in space.ops):
         raise FieldError('ops', f'={shown(space.ops)}: expected at least one besides none')
+    if space.plain_share and ('none' not in space.ops or not plain_ops(space.ops)):
+        raise FieldError(
+            'plain_share',
+            f'={space.plain_share}: plain networks are made of none and a convolution; the space has the '
+            f'ops {", ".join(space.ops)}',
+        )
     shallow = min(space.cells[1], max(space.deep_cells))
     operations = max(
         cells * counts.operations_of_cell(steps)

@@ -43,9 +43,10 @@ class Space(Rules):
         stream = 'test' if split == 'wide' else split
         entropy = (seed, zlib.crc32(self.name.encode()), SPLITS.index(stream), index)
         rng = np.random.Generator(np.random.Philox(np.random.SeedSequence(entropy)))
+        is_plain = self.plain_share > 0 and rng.random() < self.plain_share
         rejects = collections.Counter()
         for _ in range(_MAX_CANDIDATES):
-            candidate = self.propose(split, rng)
+            candidate = self.propose(split, rng, is_plain=is_plain)
             if isinstance(candidate, NetworkSpec):
                 return dataclasses.replace(candidate, name=f'{self.name}-{split}-{index}')
             rejects[candidate] += 1
@@ -63,9 +64,9 @@ class Space(Rules):
         if not is_int(seed) or seed < 0:
             raise UserError(f'seed is {shown(seed)}: expected an integer from 0')
 
-    def propose(self, split: str, rng: np.random.Generator) -> NetworkSpec | str:
-        """Draw one candidate: a network, or why it is rejected."""
-        return drawing.propose(split_rules(self, known_split(split)), split, rng)
+    def propose(self, split: str, rng: np.random.Generator, *, is_plain: bool = False) -> NetworkSpec | str:
+        """Draw one candidate, plain (`drawing.plain`) or not: a network, or why it is rejected."""
+        return drawing.propose(split_rules(self, known_split(split)), split, rng, is_plain=is_plain)
 
 
 def _ops_of(space: str) -> tuple[str, ...]:

@@ -87,6 +87,13 @@ def test_wide_networks_fit_their_program_whatever_the_width_they_were_counted_at
         fits(program, spec)
 
 
+def test_plain_networks_fit_the_program_of_a_space_that_has_some():
+    space = make_space('convnets250k', plain_share=1.0, channels=(16,), fc_dims=(64,), cells=(2, 4))
+    program = program_for(space, 'train', Family(16), 32)
+    for spec in networks(40, 'train', space):
+        fits(program, spec)
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize('space', ['convnets250k', 'deepnets1m'])
 @pytest.mark.parametrize('split', SPLITS)

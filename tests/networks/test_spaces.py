@@ -12,6 +12,7 @@ from ghn_jax.base.errors import UserError
 from ghn_jax.networks import drawing, spaces
 from ghn_jax.networks.counts import count_parameters
 from ghn_jax.networks.genotype import OPS
+from ghn_jax.networks.ops import plain_ops
 from ghn_jax.networks.spaces import SPACES, SPLITS, make_space
 from ghn_jax.networks.spec import NetworkSpec
 
@@ -203,6 +204,24 @@ def test_choices_of_one_leave_nothing_else():
         assert s.glob_avg and s.num_classes == 7 and s.genotype.steps == 1
 
 
+def is_plain(spec) -> bool:
+    cells = spec.genotype.normal, spec.genotype.reduce
+    return cells[0] == cells[1] and cells[0][1] in (('none', 0), ('skip_connect', 1)) and cells[0][0][1] == 1
+
+
+def test_a_share_of_plain_networks_is_a_chain_of_one_operation():
+    space = make_space('convnets250k', plain_share=0.4, channels=(16, 32))
+    specs = sample(space, 'train', 300)
+    plain = [spec for spec in specs if is_plain(spec)]
+    assert 0.3 < len(plain) / len(specs) < 0.5
+    assert {spec.preproc for spec in plain} == {True, False} and all(spec.glob_avg for spec in plain)
+    assert all(spec.C_mult == 1 for spec in plain if not spec.preproc)
+    assert {spec.genotype.normal[1][0] for spec in plain} == {'none', 'skip_connect'}
+    assert {spec.genotype.normal[0][0] for spec in plain} == set(plain_ops(space.ops))
+    others = [spec for spec in specs if not is_plain(spec)]
+    assert all(spec.preproc for spec in others)
+
+
 def test_numbers_that_equal_a_choice_are_that_choice():
     space = make_space('convnets250k', ks=[3.0], stem_types=(np.int64(1),))
     assert space.ks == (3,) and type(space.ks[0]) is type(space.stem_types[0]) is int
@@ -242,6 +261,9 @@ def test_a_space_that_admits_nothing_says_so_and_ends(change, monkeypatch):
         ({'min_steps': 3}, 'min_steps=3'),
         ({'pool_only_share': 2}, 'pool_only_share=2'),
         ({'flat_head_share': float('nan')}, 'flat_head_share=nan'),
+        ({'plain_share': -0.1}, 'plain_share=-0.1'),
+        ({'plain_share': 0.5, 'ops': ('conv_1x1',)}, 'plain_share=0.5: plain networks are made of none'),
+        ({'plain_share': 0.5, 'ops': ('none', 'max_pool_3x3')}, 'and a convolution'),
         ({'norms': ('bn',)}, "norms has 'bn'"),
         ({'ks': (4,)}, 'ks has 4'),
         ({'name': ''}, 'name='),
