@@ -127,6 +127,22 @@ def test_wide_networks_and_the_mode_without_quantization_equal_the_reference(wid
     check(executor, spec, 1, [FLOAT])
 
 
+def test_plain_networks_equal_the_reference():
+    space = make_space(
+        'convnets250k', plain_share=1.0, ops=('none', 'skip_connect', 'sep_conv_3x3'), channels=(16,),
+        cells=(3, 3), stem_types=(1,), ks=(3,), C_mults=(1,), fc_dims=(64,), fc_layers=(1,),
+    )  # fmt: skip
+    pool = [spec for spec in sampled(space, 'train', 60) if not spec.preproc]
+    residual, single = (
+        next(spec for spec in pool if spec.norm and spec.genotype.normal[1][0] == beside)
+        for beside in ('skip_connect', 'none')
+    )
+    with jax.enable_x64(True):
+        executor = Executor(program_for(space, 'train', Family(16), SIZE), batch=BATCH)
+    for spec in (residual, single):
+        check(executor, spec, 0, [Policy(4, 8)])
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize('split', ['train', 'dense'])
 def test_every_branch_of_the_whole_space_equals_the_reference(split):
