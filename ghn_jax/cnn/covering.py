@@ -7,7 +7,7 @@ every instruction of millions; those of the longest op, with all states in the o
 
 import dataclasses
 import itertools
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from typing import NamedTuple
 
 from ghn_jax.base.backends import kernels_are_launches
@@ -90,19 +90,12 @@ def covering_networks(space: Space, split: str, family: Family) -> Iterator[Netw
     low, high = rules.cells
     any_width = space.channels or split != 'train'  # the loader gives flattened heads 32 channels
     flat_heads = rules.flat_head_share and not vit and (any_width or width == 32)
-    plain = plain_ops(ops) if rules.plain_share and not vit else ()
     stems = [(0, False)] if vit else _stems(rules)  # transformers have one of their own
-    for (stem_type, stem_pool), C_mult in itertools.product(stems, rules.C_mults):
+    for stem, C_mult in itertools.product(stems, rules.C_mults):
 
         def network(
-            n_cells,
-            genotype,
-            ks=rules.ks[0],
-            flat=False,
-            stem=(stem_type, stem_pool),
-            C_mult=C_mult,
-            preproc=True,
-        ):
+            n_cells, genotype, ks=rules.ks[0], flat=False, stem=stem, C_mult=C_mult, preproc=True
+        ):  # fmt: skip
             genotype = _with_msa(genotype) if vit else genotype
             return NetworkSpec(
                 C=width, n_cells=n_cells, ks=ks, stem_type=stem[0], stem_pool=stem[1], norm=norm,
@@ -113,8 +106,6 @@ def covering_networks(space: Space, split: str, family: Family) -> Iterator[Netw
 
         for ks in rules.ks:
             yield network(low, uniform(longest, 1), ks)
-            if plain and 1 in rules.C_mults:  # whose stems are narrower
-                yield network(low, chain(plain[0], ('none', 0)), ks, preproc=False, C_mult=1)
         for n_cells in range(low, high + 1):
             shallow = n_cells <= max(rules.deep_cells)
             for steps in range(rules.min_steps, (rules.max_steps if shallow else rules.max_steps_deep) + 1):
@@ -129,18 +120,32 @@ def covering_networks(space: Space, split: str, family: Family) -> Iterator[Netw
                     yield network(n_cells, uniform('msa', steps))
                 if flat_heads and shallow:
                     yield network(n_cells, uniform(longest, steps), flat=True)
-        # Where reductions stand to the stem and to each other repeats after a few cells.
-        for n_cells in sorted({*range(low, min(low + 4, high + 1)), high}):
+        for n_cells in _depths(low, high):
             for op in ops:
                 yield network(n_cells, uniform(second, 1, (0, op)))
                 if rules.max_steps > 1:
                     yield network(n_cells, uniform(second, 2, (2, op)))
             if 'none' in rules.ops and rules.max_steps > 1:
                 yield network(n_cells, _with_absent_state(longest))
-            for op, beside in itertools.product(plain, (('none', 0), ('skip_connect', 1))):
-                yield network(n_cells, chain(op, beside))
-                if 1 in rules.C_mults:
-                    yield network(n_cells, chain(op, beside), preproc=False, C_mult=1)
+        if rules.plain_share and not vit:
+            yield from _plain(network, rules, plain_ops(ops))
+
+
+def _plain(network: Callable[..., NetworkSpec], rules: Space, ops: Sequence[str]) -> Iterator[NetworkSpec]:
+    """Yield plain networks of one stem. network: (cells, genotype, kernel of the stem, ...) -> a network."""
+    low, high = rules.cells
+    narrow = {'preproc': False, 'C_mult': 1}  # as is their stem
+    fields = [{}, narrow] if 1 in rules.C_mults else [{}]
+    for ks, more in itertools.product(rules.ks, fields):
+        yield network(low, chain(ops[0], ('none', 0)), ks, **more)
+    for n_cells in _depths(low, high):
+        for op, beside, more in itertools.product(ops, (('none', 0), ('skip_connect', 1)), fields):
+            yield network(n_cells, chain(op, beside), **more)
+
+
+def _depths(low: int, high: int) -> list[int]:
+    """Return numbers of cells: where reductions stand to the stem and to each other repeats after a few."""
+    return sorted({*range(low, min(low + 4, high + 1)), high})
 
 
 def uniform(op: str, steps: int, special: tuple[int, str] | None = None) -> Genotype:
