@@ -100,7 +100,8 @@ def test_what_is_not_shown_is_not_visited():
     assert shown([1, 'a', None]) == repr([1, 'a', None])
 
 
-def test_values_that_fit_no_memory_are_refused_before_anything_is_compiled():
+def test_values_that_fit_no_memory_are_refused_before_anything_is_compiled(monkeypatch):
+    monkeypatch.setattr('ghn_jax.assembly.memory.free_bytes', lambda mesh: 8 * 2**30)  # whatever is free here
     genotype = Genotype.from_dict(cells('conv_1x1', 4))
     spec = NetworkSpec(**GOOD | {'C': 256, 'n_cells': 12, 'genotype': genotype})
     program = build_program([spec], image_size=32, max_params=10**8)
