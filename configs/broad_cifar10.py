@@ -3,8 +3,8 @@
     python -m ghn_jax.train --config=configs/broad_cifar10.py --workdir=runs/broad
 
 `configs/broad_digits.py` on CIFAR-10: all operations of the space, 2 to 8 cells of up to 4 states, 16 or 32
-channels that double at reductions or do not, some without norms, batches of 32. Images are of 16 pixels until
-the last 2,000 steps.
+channels that double at reductions or do not, some without norms, batches of 32. Two networks of five are
+plain, as people write them. Images are of 16 pixels until the last 2,000 steps.
 """
 
 from ghn_jax import config
@@ -16,6 +16,7 @@ def get_config():
     c.space.channels = (16, 32)
     c.space.fc_dims = (64,)
     c.space.max_params = 500_000
+    c.space.plain_share = 0.4
     c.space.flat_head_share = 0.0  # their weights depend on the size of images, which grows
 
     c.ghn.bits = True
