@@ -2,44 +2,22 @@
 
     python -m ghn_jax.train --config=configs/broad_cifar10.py --workdir=runs/broad
 
-`configs/broad_digits.py` on CIFAR-10: all operations of the space, 2 to 8 cells of up to 4 states, 16 or 32
-channels that double at reductions or do not, some without norms, batches of 32. Two networks of five are
-plain, as people write them. Images are of 16 pixels until the last 2,000 steps.
+The networks and the recipe of `configs/broad_digits.py`, and two networks of five are plain, as people write
+them. Images are of 16 pixels until the last 2,000 steps.
 """
 
-from ghn_jax import config
+import pathlib
+
+from ghn_jax import config_file
 
 
 def get_config():
-    c = config.default()
-    c.space.cells = (2, 8)
-    c.space.channels = (16, 32)
-    c.space.fc_dims = (64,)
-    c.space.max_params = 500_000
+    c = config_file.load(pathlib.Path(__file__).with_name('broad_digits.py'))
+    c.dataset = 'cifar10'
+    c.image_size = 32
     c.space.plain_share = 0.4
-    c.space.flat_head_share = 0.0  # their weights depend on the size of images, which grows
-
-    c.ghn.bits = True
-    c.quant.mode = 'qat'
-    c.quant.draw = ('float', 'w8a8', 'w4a4', 'w2a2')
-    c.quant.edge_bits = 'w8a8'
-    c.quant.weight_range = c.quant.activation_range = 'sigma'
-
     c.train.steps = 24_000
     c.train.small_images_steps = 22_000
-    c.train.meta_batch = 4
-    c.train.batch_size = 32
-    c.train.optimizer = 'muon'
-    c.train.learning_rate = 3e-3
-    c.train.weight_decay = 0.1
-    c.train.schedule = 'cosine'
-    c.train.warmup_steps = 200
-    c.train.network_clip_norm = 2.0
-    c.train.loss_power = 0.5
-
-    c.log_every_steps = 20
-    c.save_every_steps = 250
-    c.eval.every_steps = 0
-    c.eval.bits = ('w8a8', 'w4a4', 'w2a2')
-    c.devices.per_process = 1
+    c.train.augment = True
+    c.eval.num_images = 5_000
     return c
