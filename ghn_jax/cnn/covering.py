@@ -7,7 +7,7 @@ every instruction of millions; those of the longest op, with all states in the o
 
 import dataclasses
 import itertools
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from typing import NamedTuple
 
 from ghn_jax.base.backends import kernels_are_launches
@@ -16,7 +16,7 @@ from ghn_jax.cnn.building import build_program
 from ghn_jax.cnn.instructions import kinds_of
 from ghn_jax.cnn.program import Program
 from ghn_jax.networks.counts import cost
-from ghn_jax.networks.drawing import LARGE, WIDE_FACTOR, chain
+from ghn_jax.networks.drawing import LARGE, WIDE_FACTOR, besides, chain
 from ghn_jax.networks.genotype import Genotype
 from ghn_jax.networks.ops import has_attention, plain_ops
 from ghn_jax.networks.rules import split_rules
@@ -128,19 +128,20 @@ def covering_networks(space: Space, split: str, family: Family) -> Iterator[Netw
             if 'none' in rules.ops and rules.max_steps > 1:
                 yield network(n_cells, _with_absent_state(longest))
         if rules.plain_share and not vit:
-            yield from _plain(network, rules, plain_ops(ops))
+            yield from _plain(network, rules)
 
 
-def _plain(network: Callable[..., NetworkSpec], rules: Space, ops: Sequence[str]) -> Iterator[NetworkSpec]:
+def _plain(network: Callable[..., NetworkSpec], rules: Space) -> Iterator[NetworkSpec]:
     """Yield plain networks of one stem. network: (cells, genotype, kernel of the stem, ...) -> a network."""
     low, high = rules.cells
+    genotypes = list(itertools.starmap(chain, itertools.product(plain_ops(rules.ops), besides(rules.ops))))
     narrow = {'preproc': False, 'C_mult': 1}  # as is their stem
     fields = [{}, narrow] if 1 in rules.C_mults else [{}]
     for ks, more in itertools.product(rules.ks, fields):
-        yield network(low, chain(ops[0], ('none', 0)), ks, **more)
+        yield network(low, genotypes[0], ks, **more)
     for n_cells in _depths(low, high):
-        for op, beside, more in itertools.product(ops, (('none', 0), ('skip_connect', 1)), fields):
-            yield network(n_cells, chain(op, beside), **more)
+        for genotype, more in itertools.product(genotypes, fields):
+            yield network(n_cells, genotype, **more)
 
 
 def _depths(low: int, high: int) -> list[int]:

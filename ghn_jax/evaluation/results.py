@@ -93,6 +93,13 @@ def bootstrap_interval(values: Sequence[float], seed: int = 0) -> tuple[float, f
     return float(interval.low), float(interval.high)
 
 
+def mean_difference(values: Sequence[float]) -> dict[str, Any]:
+    """Return the mean of differences as a cell of a table: `difference`, and of several its `interval`."""
+    ends = bootstrap_interval(values)
+    found: dict[str, Any] = {'difference': float(np.mean(values))}
+    return found | ({} if ends is None else {'interval': list(ends)})
+
+
 def read_result(path: str | os.PathLike) -> Result:
     """Read a result from its JSON file. Raises UserError if it is none, naming what is wrong with it."""
     result = jsonfile.read(path, 'result', _ADVICE)

@@ -77,7 +77,8 @@ def trace(
     )
     first = traced(images.shape, images.dtype)
     recorder, graph = first.recorder, _graph(first, source.name)
-    predicted = {p.name for p in graph.parameters}
+    kept = {leaves[leaf].name: why for leaf, why in recorder.kept.items()}
+    others = {p.name for p in graph.parameters} | {*kept}
     return Model(
         name=source.name,
         input_shape=images.shape,
@@ -86,8 +87,8 @@ def trace(
         layers=tuple(recorder.layers),
         graph=graph,
         keep=unsupported == 'keep',
-        kept={leaves[leaf].name: why for leaf, why in recorder.kept.items()},
-        zeros={name: _NO_BIAS for name in _biases(recorder.forward).values() if name not in predicted},
+        kept=kept,
+        zeros={name: _NO_BIAS for name in _biases(recorder.forward).values() if name not in others},
         digest=first.digest,
         tensors={name: t for name, t in recorder.tensors.items() if t.view.leaf not in recorder.kept},
         initial=source.initial,
@@ -230,7 +231,7 @@ def _check_numbers(recorder: Recorder, arrays: Sequence[Any]) -> None:
 def _graph(traced: Traced, name: str) -> Graph:
     """Return the graph, without the biases of convolutions but that of the last layer."""
     forward, (weight, bias) = traced.recorder.forward, _last_layer(traced)
-    left_out = {op for op, bias_of in _biases(forward).items() if bias_of != bias}
+    left_out = {op for op, added in _biases(forward).items() if added != bias}
     seen = copy.copy(forward)
     seen.kind = [PASS if op in left_out else kind for op, kind in enumerate(forward.kind)]
     nodes, distance, parameters = reduce_to_nodes(seen, traced.logits)

@@ -48,8 +48,7 @@ def plain(rules: Rules, rng: np.random.Generator) -> NetworkSpec:
     Such are VGG, ResNet and MobileNet, but for where they widen. Half have no convolutions of 1x1 before the
     operations, and so one width throughout. Norms are a choice for each, however deep it is.
     """
-    op = _choice(rng, plain_ops(rules.ops))
-    beside = _choice(rng, (('none', 0), ('skip_connect', 1))[: 1 + ('skip_connect' in rules.ops)])
+    op, beside = _choice(rng, plain_ops(rules.ops)), _choice(rng, besides(rules.ops))
     preproc = 1 not in rules.C_mults or rng.random() < 0.5
     stem_type = _choice(rng, rules.stem_types)
     return NetworkSpec(
@@ -69,8 +68,13 @@ def plain(rules: Rules, rng: np.random.Generator) -> NetworkSpec:
     )
 
 
+def besides(ops: Sequence[str]) -> list[tuple[str, int]]:
+    """Return what may stand beside the operation in the cells of plain networks: nothing, or their input."""
+    return [entry for entry in (('none', 0), ('skip_connect', 1)) if entry[0] in ops]
+
+
 def chain(op: str, beside: tuple[str, int]) -> Genotype:
-    """Return the genotype of a plain network. beside: ('none', 0), or ('skip_connect', 1): residual."""
+    """Return the genotype of a plain network. beside: one of `besides`."""
     cell = ((op, 1), beside)
     return Genotype(normal=cell, normal_concat=(2,), reduce=cell, reduce_concat=(2,))
 

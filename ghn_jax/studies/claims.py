@@ -48,9 +48,8 @@ def claims(quantized: Result, floating: Result) -> list[list[Any]]:
             ('c', 'W2/A2, trained in float − chance', [s - chance for s in f[W2A2]], 0, False),
         ]
         for claim, said, differences, level, above in of_split:
-            ends = results.bootstrap_interval(differences)
-            points: dict[str, Any] = {'difference': sum(differences) / len(differences)}
-            points |= {} if ends is None else {'interval': list(ends)}
+            points = results.mean_difference(differences)
+            ends = points.get('interval')
             verdict = '' if ends is None else 'yes' if (ends[0] > level) == above else 'no'
             rows.append([split, len(differences), claim, said, points, verdict])
     return rows

@@ -5,7 +5,7 @@
 
 Networks that the hypernetwork has not seen are trained from random weights (He), for one pass over the
 training images and for more, each budget with a cosine of its own. The optimizer is the one that the authors
-of GHN-2 train networks with (arXiv 2106.13318, code): SGD with a momentum of 0.9, a rate of 0.025, weight
+of GHN-2 train networks with (arXiv 2110.13100, code): SGD with a momentum of 0.9, a rate of 0.025, weight
 decay of 3e-4, gradients clipped to a norm of 5, batches of 96. Networks of few bits are trained through
 rounding. All are scored on the same test images, by the statistics of each batch.
 
@@ -17,8 +17,6 @@ import dataclasses
 import pathlib
 from collections.abc import Mapping, Sequence
 from typing import Any
-
-import numpy as np
 
 from ghn_jax.base import cli, files
 from ghn_jax.base.errors import UserError
@@ -33,14 +31,14 @@ from ghn_jax.runs import hypernetwork as hypernetworks
 from ghn_jax.runs.hypernetwork import Hypernetwork
 from ghn_jax.runs.model_flags import make_models
 from ghn_jax.runs.prediction import with_names
-from ghn_jax.studies.study_arguments import case_parser, provenance
+from ghn_jax.studies.study_arguments import case_parser, count_passes, provenance
+from ghn_jax.tuning.comparison import FLOAT
 from ghn_jax.tuning.finetune import FinetuneSpec, finetune
 from ghn_jax.tuning.initialization import parse_starts
 from ghn_jax.tuning.records import Record
 from ghn_jax.tuning.training import TrainingSpec
 
 NETWORKS = 20
-FLOAT = 'w32a32'
 Scores = Mapping[str, Mapping[str, float]]
 """By bits and by the name of a network: top-1 in percent."""
 
@@ -152,11 +150,7 @@ def _spread(values: Sequence[float]) -> dict[str, float]:
 
 
 def _less(these: Sequence[float], those: Sequence[float]) -> dict[str, Any]:
-    """Return the mean difference of pairs, with its interval."""
-    differences = [a - b for a, b in zip(these, those, strict=True)]
-    ends = results.bootstrap_interval(differences)
-    found: dict[str, Any] = {'difference': float(np.mean(differences))}
-    return found | ({} if ends is None else {'interval': list(ends)})
+    return results.mean_difference([a - b for a, b in zip(these, those, strict=True)])
 
 
 def about(name: str, data: Dataset) -> dict[str, Any]:
@@ -202,8 +196,9 @@ def study(name: str, out: pathlib.Path) -> dict[str, Any]:
     }  # fmt: skip
     found = {'predicted': predicted(case, hypernetwork, Record(out, 'predicted', settings))}
     for passes in case.passes:
-        way = f'trained, {passes} pass{"es" if passes > 1 else ""}'
-        found[way] = trained(case, passes, models, hypernetwork, dataset, out / str(passes))
+        found[f'trained, {count_passes(passes)}'] = trained(
+            case, passes, models, hypernetwork, dataset, out / str(passes)
+        )
     return table(found, about(name, dataset))
 
 

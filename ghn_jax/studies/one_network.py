@@ -27,7 +27,7 @@ from ghn_jax.base import cli, files, jsonfile
 from ghn_jax.base.errors import UserError
 from ghn_jax.reporting.tables import bits_label
 from ghn_jax.runs import hypernetwork as hypernetworks
-from ghn_jax.studies.study_arguments import case_parser, provenance
+from ghn_jax.studies.study_arguments import case_parser, count_passes, provenance
 from ghn_jax.tuning.records import Record
 
 BITS = ('w2a2', 'w4a4', 'w8a8')
@@ -113,17 +113,13 @@ class Case:
             f'{self._score} --bits={b} --params=DIR/net.{b}.{init}.seed0.safetensors --json=DIR/{b}.json'
             for b in BITS
         )
-        return Way(f'{begin}: {_count(passes)}', (f'{self._training(init, passes)} --out=DIR', *score))
+        return Way(f'{begin}: {count_passes(passes)}', (f'{self._training(init, passes)} --out=DIR', *score))
 
     def _fixed(self, init: str, passes: int) -> Way:
         """Return a way that trains through rounding with statistics that are fixed before."""
         how = '--bn=fixed --learning_rate=3e-5 --out=DIR/nets --json=DIR/all.json'
-        name = f'{init}, statistics fixed, fine-tuned: {_count(passes)}'
+        name = f'{init}, statistics fixed, fine-tuned: {count_passes(passes)}'
         return Way(name, (f'{self._training(init, passes)} {how}',))
-
-
-def _count(passes: int) -> str:
-    return f'{passes} pass{"es" if passes > 1 else ""}'
 
 
 CASES = {

@@ -60,6 +60,11 @@ def training_of(given: argparse.Namespace, **changes: Any) -> TrainingSpec:
     return TrainingSpec(**{name: getattr(given, name) for name in names} | changes)
 
 
+def count_passes(passes: int) -> str:
+    """Return the number of passes in words of a table."""
+    return f'{passes} pass{"es" if passes > 1 else ""}'
+
+
 def command_line(parser: argparse.ArgumentParser, arguments: Sequence[str] | None) -> str:
     """Return the command as a shell takes it; arguments None: those of this process."""
     return f'{parser.prog} {shlex.join(arguments or sys.argv[1:])}'
