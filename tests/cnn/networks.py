@@ -5,6 +5,10 @@ from collections.abc import Iterable
 
 import numpy as np
 
+from ghn_jax.assembly.network_batch import tile_shapes
+from ghn_jax.assembly.weight_buffer import make_sources
+from ghn_jax.cnn.program import Program
+from ghn_jax.hypernet.tiles import decoder_table
 from ghn_jax.networks.genotype import Genotype
 from ghn_jax.networks.graph import build_graph
 from ghn_jax.networks.spec import NetworkSpec
@@ -67,3 +71,12 @@ def one_sided_policy(names: Iterable[str], *, bits: int = 4, turn: int = 0) -> P
 def quantized_names(spec: NetworkSpec) -> tuple[str, ...]:
     """Names of the spec's conv and linear weights."""
     return quantizable(shapes(spec).items())
+
+
+def fits(program: Program, spec: NetworkSpec) -> None:
+    """Raises where the network does not fit: its tables, its decoder table, its sources."""
+    layout, capacity = program.layout(spec), program.capacity
+    _, items = decoder_table(
+        build_graph(spec), max_dense=capacity.dense_tiles, max_depth=capacity.depth_tiles
+    )
+    make_sources(layout, items, tile_shapes(program, 512), capacity)
