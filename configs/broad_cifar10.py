@@ -2,8 +2,7 @@
 
     python -m ghn_jax.train --config=configs/broad_cifar10.py --workdir=runs/broad
 
-The networks and the recipe of `configs/broad_digits.py`, and two networks of five are plain, as people write
-them. Images are of 16 pixels until the last 2,000 steps.
+The networks and the recipe of `configs/broad_digits.py`. Images are of 16 pixels until the last 2,000 steps.
 """
 
 import pathlib
@@ -15,7 +14,6 @@ def get_config():
     c = config_file.load(pathlib.Path(__file__).with_name('broad_digits.py'))
     c.dataset = 'cifar10'
     c.image_size = 32
-    c.space.plain_share = 0.4
     c.train.steps = 24_000
     c.train.small_images_steps = 22_000
     c.train.augment = True

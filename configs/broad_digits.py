@@ -4,7 +4,8 @@
 
 The quickstart's networks are of one width, one size of kernel and six operations, all with norms, and what
 learns on them knows little else. These have all operations of the space, 2 to 8 cells of up to 4 states, 16
-or 32 channels that double at reductions or do not, and some no norms. It is told the bits of every network,
+or 32 channels that double at reductions or do not, and some no norms; two of five are plain, as people write
+them: chains of one operation, residual or not. It is told the bits of every network,
 which are drawn from float to two bits. The optimizer's settings are those of `zoo:digits-bits`.
 """
 
@@ -20,6 +21,7 @@ def get_config():
     c.space.channels = (16, 32)
     c.space.fc_dims = (64,)
     c.space.max_params = 500_000
+    c.space.plain_share = 0.4
     c.space.flat_head_share = 0.0  # images are smaller than 32 pixels
 
     c.ghn.bits = True

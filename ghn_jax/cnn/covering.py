@@ -16,7 +16,7 @@ from ghn_jax.cnn.building import build_program
 from ghn_jax.cnn.instructions import kinds_of
 from ghn_jax.cnn.program import Program
 from ghn_jax.networks.counts import cost
-from ghn_jax.networks.drawing import LARGE, WIDE_FACTOR, besides, chain
+from ghn_jax.networks.drawing import LARGE, WIDE_FACTOR, besides, chain, pools
 from ghn_jax.networks.genotype import Genotype
 from ghn_jax.networks.ops import has_attention, plain_ops
 from ghn_jax.networks.rules import split_rules
@@ -134,7 +134,11 @@ def covering_networks(space: Space, split: str, family: Family) -> Iterator[Netw
 def _plain(network: Callable[..., NetworkSpec], rules: Space) -> Iterator[NetworkSpec]:
     """Yield plain networks of one stem. network: (cells, genotype, kernel of the stem, ...) -> a network."""
     low, high = rules.cells
-    genotypes = list(itertools.starmap(chain, itertools.product(plain_ops(rules.ops), besides(rules.ops))))
+    genotypes = [
+        chain(op, beside, halving)
+        for op, beside in itertools.product(plain_ops(rules.ops), besides(rules.ops))
+        for halving in (op, *pools(rules.ops))
+    ]
     narrow = {'preproc': False, 'C_mult': 1}  # as is their stem
     fields = [{}, narrow] if 1 in rules.C_mults else [{}]
     for ks, more in itertools.product(rules.ks, fields):

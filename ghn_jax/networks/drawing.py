@@ -45,10 +45,12 @@ def propose(
 def plain(rules: Rules, rng: np.random.Generator) -> NetworkSpec:
     """Draw a plain network: each cell is one operation on what the one before has made, maybe residual.
 
-    Such are VGG, ResNet and MobileNet, but for where they widen. Half have no convolutions of 1x1 before the
-    operations, and so one width throughout. Norms are a choice for each, however deep it is.
+    Such are VGG, ResNet and MobileNet, but for where they widen. Resolution is halved by the operation or by
+    pooling. Half have no convolutions of 1x1 before the operations, and so one width throughout. Norms are a
+    choice for each, however deep it is.
     """
     op, beside = _choice(rng, plain_ops(rules.ops)), _choice(rng, besides(rules.ops))
+    halving = _choice(rng, [op, *pools(rules.ops)])
     preproc = 1 not in rules.C_mults or rng.random() < 0.5
     stem_type = _choice(rng, rules.stem_types)
     return NetworkSpec(
@@ -63,7 +65,7 @@ def plain(rules: Rules, rng: np.random.Generator) -> NetworkSpec:
         fc_layers=_choice(rng, rules.fc_layers),
         fc_dim=_BASE_FC_DIM if rules.fc_dims is None else _choice(rng, rules.fc_dims),
         glob_avg=True,
-        genotype=chain(op, beside),
+        genotype=chain(op, beside, halving),
         num_classes=rules.num_classes,
     )
 
@@ -73,10 +75,15 @@ def besides(ops: Sequence[str]) -> list[tuple[str, int]]:
     return [entry for entry in (('none', 0), ('skip_connect', 1)) if entry[0] in ops]
 
 
-def chain(op: str, beside: tuple[str, int]) -> Genotype:
-    """Return the genotype of a plain network. beside: one of `besides`."""
-    cell = ((op, 1), beside)
-    return Genotype(normal=cell, normal_concat=(2,), reduce=cell, reduce_concat=(2,))
+def pools(ops: Sequence[str]) -> list[str]:
+    """Return the operations of pooling among these; plain networks may halve the resolution by one."""
+    return [op for op in ops if OPERATIONS[op].pools]
+
+
+def chain(op: str, beside: tuple[str, int], halving: str) -> Genotype:
+    """Return the genotype of a plain network. beside: one of `besides`. halving: in its reduction cells."""
+    normal, reduce = (((each, 1), beside) for each in (op, halving))
+    return Genotype(normal=normal, normal_concat=(2,), reduce=reduce, reduce_concat=(2,))
 
 
 def _mixed(rules: Rules, rng: np.random.Generator) -> NetworkSpec | str:

@@ -248,6 +248,11 @@ class Operation:
         return any(isinstance(layer, (Conv, Depthwise)) for layer in self.layers)
 
     @property
+    def pools(self) -> bool:
+        """Whether it is pooling."""
+        return any(isinstance(layer, Pool) for layer in self.layers)
+
+    @property
     def attends(self) -> bool:
         """Whether it has self-attention."""
         return any(isinstance(layer, TransformerBlock) for layer in self.layers)

@@ -41,7 +41,7 @@ class Rules:
       pool_only_share: of reduction cells without a trainable op.
       flat_head_share: of flattened heads, where they may be.
       plain_share: of plain networks (`drawing.plain`), such as people write: a chain of one operation, maybe
-        residual. DeepNets-1M has none. Wants `none` among the operations.
+        residual, halved by it or by pooling. DeepNets-1M has none. Wants `none` among the operations.
       norms: the choices for networks of the fewest cells or one more, and at most max_steps_deep steps;
         others have 'bnorm' (None if that is no choice).
       ks, stem_types, C_mults, fc_layers: choices for the fields of `NetworkSpec`.
