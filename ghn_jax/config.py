@@ -65,6 +65,7 @@ class SpaceConfig(_Section):
     # Of flattened heads, where the space allows them; 0 unless image_size is 32.
     flat_head_share: float = number(0.1, 0, 1)
     plain_share: float = number(0.0, 0, 1)  # of chains of one operation, which DeepNets-1M has none of
+    num_classes: int = number(10, 1, 65536)  # of the data set
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -175,8 +176,8 @@ class RunConfig(_Section):
     """
 
     seed: int = _bounded('seed', 0)  # of everything: initial weights, images, augmentation, networks
-    dataset: str = 'cifar10'  # cifar10 | digits | synthetic
-    data_dir: str = ''  # where TFDS data lie; '' is TFDS's own place
+    dataset: str = 'cifar10'  # cifar10 | digits | synthetic | FILE.npz, images of your own
+    data_dir: str = ''  # where TFDS data lie, or FILE.npz; '' is TFDS's own place, and where FILE.npz says
     image_size: int = number(32, 8, 512)  # pixels, a multiple of 8; images of another size are resized
     init_from: str = ''  # run directory whose parameters this one begins with; '' is random ones
 

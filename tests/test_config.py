@@ -100,7 +100,7 @@ def test_a_key_that_a_config_file_changes_is_changed_in_what_it_is_frozen_to(key
 @pytest.mark.parametrize('file', sorted((ROOT / 'configs').glob('*.py')), ids=lambda file: file.stem)
 def test_a_config_that_comes_with_the_package_makes_its_hypernetwork(file):
     c = config.freeze(config_file.load(file))
-    ghn = make_ghn(c, 10).config
+    ghn = make_ghn(c).config
     if file.stem == 'ghn3_cifar10':  # as its authors train it
         assert (ghn.hypernet, ghn.hid, ghn.layers, ghn.heads) == ('graphormer', 64, 3, 8)
         t = c.train
@@ -186,7 +186,9 @@ def test_an_error_names_the_key_in_python_and_the_flag_on_the_command_line(chang
 
 def test_what_a_frozen_config_describes_is_made_of_it():
     c = config.freeze(small_config())
-    assert make_space_of(c).ops == c.space.ops and make_ghn(c, 7).config.num_classes == 7
+    assert make_space_of(c).ops == c.space.ops and make_ghn(c).config.num_classes == 10
+    other = config.replace(c, 'space.num_classes', 7)
+    assert make_ghn(other).config.num_classes == 7 == make_space_of(other).sample('train', 0, 0).num_classes
     assert make_mesh(c) is None
 
 

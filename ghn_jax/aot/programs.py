@@ -27,7 +27,6 @@ from ghn_jax.cnn.packing import BLOCK
 from ghn_jax.cnn.program import Program
 from ghn_jax.cnn.tables import Ranges
 from ghn_jax.config import RunConfig, image_sizes
-from ghn_jax.datasets.sizes import SIZES
 from ghn_jax.evaluation import compiled
 from ghn_jax.evaluation.device import RunnableNetwork
 from ghn_jax.evaluation.evaluation_spec import EvaluationSpec
@@ -37,7 +36,7 @@ from ghn_jax.networks.rules import split_rules
 from ghn_jax.networks.spaces import Space
 from ghn_jax.quant.policy import Policy
 from ghn_jax.quant.strategy import strategy_of
-from ghn_jax.runs.task import make_ghn, make_space_of
+from ghn_jax.runs.task import make_ghn, make_space_of, sizes_of
 from ghn_jax.training.compiled import ImageStream
 from ghn_jax.training.optimizer import make_optimizer
 from ghn_jax.training.state import make_state
@@ -94,10 +93,10 @@ def training_jobs(config: RunConfig, devices: Sequence[Any], wanted: Sequence[in
     Raises:
       UserError: devices that do not divide the work, a width that no training network has.
     """
-    space, sizes = make_space_of(config), _sizes(config)
+    space, sizes = make_space_of(config), sizes_of(config)
     own = of_each_process(devices, config.devices.per_process)
     placing = Placing(own, arrange(config, own))
-    ghn, optimizer = make_ghn(config, sizes.num_classes), make_optimizer(config)
+    ghn, optimizer = make_ghn(config), make_optimizer(config)
     settings = settings_of(config, ghn, optimizer, flip=sizes.flip, mesh=placing.mesh)
     M, N, H = config.train.meta_batch, config.train.batch_size, config.image_size
     state = jax.eval_shape(lambda p: make_state(p, optimizer, averaged=config.train.ema > 0), _params_of(ghn))
@@ -133,7 +132,7 @@ def validation_jobs(config: RunConfig, devices: Sequence[Any], wanted: Sequence[
     if config.eval.every_steps:
         spec = EvaluationSpec(
             num_networks=config.eval.num_networks, batch_size=config.train.batch_size, seed=config.seed,
-            num_images=min(config.eval.num_images, _sizes(config).val),
+            num_images=min(config.eval.num_images, sizes_of(config).val),
         )  # fmt: skip
         for device in of_each_process(devices, 1):
             yield from _scoring_jobs(config, [device], 'val', spec, wanted)
@@ -154,7 +153,7 @@ def evaluation_jobs(
     Raises:
       UserError: fewer images than a batch, a width that none of the networks has.
     """
-    images = spec.num_images or _sizes(config).test
+    images = spec.num_images or sizes_of(config).test
     spec = dataclasses.replace(spec, num_images=images)
     yield from _scoring_jobs(config, devices, split, spec, wanted)
 
@@ -164,7 +163,7 @@ def _scoring_jobs(
 ) -> Iterator[Job]:
     devices = [device for device in devices if device.process_index == devices[0].process_index]
     placing, first = Placing(devices, mesh_of(devices, 1)), Placing(devices[:1])
-    ghn, scheme = make_ghn(config, _sizes(config).num_classes), strategy_of(config).scheme.when_used()
+    ghn, scheme = make_ghn(config), strategy_of(config).scheme.when_used()
     params, images = _params_of(ghn), _image_shapes(placing, config, spec)
     measures = spec.protocol.measures
     start, count = time.perf_counter(), spec.num_networks
@@ -235,12 +234,6 @@ def _chosen(found: Sequence[Family], wanted: Sequence[int], split: str) -> list[
     if unknown := sorted(set(wanted) - set(known)):
         raise FieldError('widths', f'={unknown[0]}: {split} has {", ".join(map(str, known))}')
     return [each for each in found if not wanted or each.width in wanted]
-
-
-def _sizes(config: RunConfig) -> Any:
-    if config.dataset not in SIZES:
-        raise FieldError('dataset', f'={config.dataset}: expected one of {", ".join(SIZES)}')
-    return SIZES[config.dataset]
 
 
 def _params_of(ghn: GHN) -> Any:

@@ -8,12 +8,11 @@ import numpy as np
 
 from ghn_jax.datasets.cifar10 import Split
 from ghn_jax.datasets.load import Dataset
-from ghn_jax.datasets.sizes import SIZES
+from ghn_jax.datasets.sizes import Sizes
 
 
-def random_dataset(name: str, image_size: int) -> Dataset:
-    """Make random images in the shapes of the data set `name`; there are none to validate and to test on."""
-    sizes = SIZES[name]
+def random_dataset(sizes: Sizes, image_size: int) -> Dataset:
+    """Make random images in the shapes of a data set; there are none to validate and to test on."""
     rng = np.random.default_rng(0)
     shape = (image_size, image_size, 3)
     train = Split(
@@ -23,6 +22,6 @@ def random_dataset(name: str, image_size: int) -> Dataset:
     none = Split(np.zeros((0, *shape), np.uint8), np.zeros(0, np.int32))
     mean, std = np.full(3, 0.5, np.float32), np.full(3, 0.25, np.float32)
     return Dataset(
-        name=name, train=train, val=none, test=none, mean=mean, std=std, num_classes=sizes.num_classes,
+        name='random', train=train, val=none, test=none, mean=mean, std=std, num_classes=sizes.num_classes,
         flip=sizes.flip, note='random pixels',
     )  # fmt: skip

@@ -34,7 +34,7 @@ from ghn_jax.hypernet.ghn import GHN, init_params
 from ghn_jax.networks.spaces import Space
 from ghn_jax.quant.scheme import Scheme
 from ghn_jax.quant.strategy import Strategy
-from ghn_jax.runs.task import make_ghn, make_space_of
+from ghn_jax.runs.task import make_ghn, make_space_of, sizes_of
 from ghn_jax.training.optimizer import make_optimizer
 from ghn_jax.training.sampling import Preparation, draw
 from ghn_jax.training.state import make_state
@@ -136,8 +136,8 @@ class _Profile:
     def __init__(self, config: RunConfig, mode: str, repeats: int):
         self.config, self.mode, self.repeats = config, mode, repeats
         self.policy, self.space = policy_of(mode), make_space_of(config)
-        dataset = random_dataset(config.dataset, config.image_size)
-        self.ghn: GHN = make_ghn(config, dataset.num_classes)
+        dataset = random_dataset(sizes_of(config), config.image_size)
+        self.ghn: GHN = make_ghn(config)
         self.optimizer = make_optimizer(config)
         self.params = init_params(self.ghn.config, jax.random.key(config.seed))
         self.stepper = Stepper(config, self.ghn, self.optimizer, dataset, scheme=Scheme(mode))

@@ -26,6 +26,7 @@ from ghn_jax.benchmarks.images import random_dataset
 from ghn_jax.benchmarks.options import Options, Row
 from ghn_jax.cnn.covering import family, training_program
 from ghn_jax.config import RunConfig
+from ghn_jax.datasets.sizes import SIZES
 from ghn_jax.hypernet.ghn import GHN, GHNConfig, init_params
 from ghn_jax.networks.spaces import make_space
 from ghn_jax.quant.policy import parse_bits
@@ -158,7 +159,7 @@ def _measure_steps(job: _Job, count: int, ghn: GHN, params: Any) -> tuple[Row, l
     program = training_program(_SPACE, family(specs[0]), _SIZE)
     networks, _ = prepare(program, specs * count, parse_bits('w4a4'), max_nodes=_NODES)
     networks = place_networks(mesh, networks, job.networks * count)
-    optimizer, dataset = make_optimizer(RunConfig()), random_dataset('synthetic', _SIZE)
+    optimizer, dataset = make_optimizer(RunConfig()), random_dataset(SIZES['synthetic'], _SIZE)
     settings = StepSettings(
         ghn=ghn, optimizer=optimizer, scheme=QAT, augment=True, flip=dataset.flip, mesh=mesh
     )

@@ -28,6 +28,7 @@ from ghn_jax.cnn.packing import BLOCK
 from ghn_jax.cnn.program import Program
 from ghn_jax.config import RunConfig
 from ghn_jax.datasets.load import batch_indices
+from ghn_jax.datasets.sizes import SIZES
 from ghn_jax.evaluation import device
 from ghn_jax.evaluation.compiled import predict, score
 from ghn_jax.evaluation.selection import ImageBatches, check_given, group_by_family, room_for, spread_images
@@ -144,7 +145,7 @@ def _train(options: Options, mode: str) -> Row:
     ghn, params = _hypernetwork(options)
     _announce('train', mode, options)
     mesh = mesh_of(jax.local_devices()[: options.devices], 1)
-    optimizer, dataset = make_optimizer(RunConfig()), random_dataset('cifar10', IMAGE_SIZE)
+    optimizer, dataset = make_optimizer(RunConfig()), random_dataset(SIZES['cifar10'], IMAGE_SIZE)
     settings = StepSettings(
         ghn=ghn, optimizer=optimizer, scheme=Scheme(mode), augment=True, flip=dataset.flip, mesh=mesh
     )

@@ -11,7 +11,6 @@ import numpy as np
 from ghn_jax.aot.programs import families
 from ghn_jax.cnn.covering import family, program_for
 from ghn_jax.config import RunConfig
-from ghn_jax.datasets.sizes import SIZES
 from ghn_jax.evaluation.score import score_networks
 from ghn_jax.evaluation.selection import ImageBatches, Selection
 from ghn_jax.hypernet.ghn import init_params
@@ -36,15 +35,14 @@ class Scoring:
         specs = list(itertools.islice((s for s in drawn if family(s) == wanted), count))
         program = program_for(space, _SPLIT, wanted, config.image_size)
         self.selection = Selection(tuple(map(build_graph, specs)), ((program, tuple(range(len(specs)))),))
-        classes = SIZES[config.dataset].num_classes
-        self.ghn = make_ghn(config, classes)
+        self.ghn = make_ghn(config)
         self.params = init_params(self.ghn.config, jax.random.key(config.seed))
         N, H = config.train.batch_size, config.image_size
         K = max(1, min(_MOST_IMAGES, config.eval.num_images or _MOST_IMAGES) // N)
         rng = np.random.default_rng(0)
         self.images = ImageBatches(
             rng.integers(0, 256, (K, N, H, H, 3), np.uint8),
-            rng.integers(0, classes, (K, N), np.int32),
+            rng.integers(0, config.space.num_classes, (K, N), np.int32),
             np.full(3, 0.5, np.float32),
             np.full(3, 0.25, np.float32),
         )

@@ -25,7 +25,7 @@ from ghn_jax.cnn.shared_branches import count_branches
 from ghn_jax.config import RunConfig
 from ghn_jax.networks.counts import count_parameters
 from ghn_jax.quant.strategy import strategy_of
-from ghn_jax.runs.task import make_ghn, make_space_of
+from ghn_jax.runs.task import make_ghn, make_space_of, sizes_of
 from ghn_jax.training.optimizer import make_optimizer
 from ghn_jax.training.sampling import draw
 from ghn_jax.training.state import initial_state
@@ -61,8 +61,8 @@ class Steps:
         self.space, self.strategy = make_space_of(config), strategy_of(config)
         self.family = families(self.space, 'train')[0]
         optimizer = make_optimizer(config)
-        dataset = random_dataset(config.dataset, config.image_size)
-        ghn = make_ghn(config, dataset.num_classes)
+        dataset = random_dataset(sizes_of(config), config.image_size)
+        ghn = make_ghn(config)
         self.stepper = Stepper(config, ghn, optimizer, dataset)
         self.state = initial_state(config, ghn, optimizer)
         self.losses: list[float | None] = []  # None: not finite

@@ -7,6 +7,7 @@ Axes: N images | H, W pixels | 3 colours.
 
 import dataclasses
 import functools
+import pathlib
 from typing import Any
 
 import jax.numpy as jnp
@@ -16,9 +17,10 @@ from PIL import Image
 from ghn_jax.base import paths
 from ghn_jax.base.errors import FieldError, UserError, shown
 from ghn_jax.base.numbers import is_int
-from ghn_jax.datasets import cifar10
+from ghn_jax.datasets import cifar10, image_file
 from ghn_jax.datasets.augment import normalize
 from ghn_jax.datasets.cifar10 import Split
+from ghn_jax.datasets.sizes import SIZES, Sizes
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -64,8 +66,9 @@ def load(name: str, *, data_dir: str | None = None, image_size: int = 32, seed: 
     Args:
         name: cifar10, 45,000 / 5,000 / 10,000 images. digits, scikit-learn's handwritten ones, 1,197 / 300 /
             300, always the same. synthetic, patterns, one a class, under noise, 1,024 / 256 / 256; easy to
-            learn.
-        data_dir: where TFDS has cifar10; None or '': TFDS's own place.
+            learn. FILE.npz, images of your own, see `image_file`.
+        data_dir: where TFDS has cifar10, or the folder of FILE.npz; None or '': TFDS's own place, and where
+            FILE.npz says.
         image_size: pixels on a side, 8 or more.
         seed: of the synthetic images.
 
@@ -75,15 +78,31 @@ def load(name: str, *, data_dir: str | None = None, image_size: int = 32, seed: 
     Raises:
         UserError: an unknown name, too small an image size, a negative seed, data that are absent or damaged.
     """
-    if not isinstance(name, str) or name not in DATASETS:
-        raise UserError(f'data set {shown(name)} is not one of {", ".join(DATASETS)}')
+    _check_name(name)
     if not is_int(image_size) or image_size < 8:
         raise FieldError('image_size', f'={shown(image_size)}: expected at least 8 pixels')
     if not is_int(seed) or seed < 0:
         raise FieldError('seed', f'={shown(seed)}: expected an integer from 0')
+    if name.endswith(image_file.SUFFIX):
+        return _own(image_file.find(name, data_dir), image_size)
     if name == 'cifar10':
         data_dir = paths.tfds_folder(data_dir)
-    return DATASETS[name](data_dir=data_dir, image_size=image_size, seed=seed)
+    return _DATASETS[name](data_dir=data_dir, image_size=image_size, seed=seed)
+
+
+def read_sizes(name: str, *, data_dir: str | None = None) -> Sizes:
+    """Return what is known of a data set without reading its images; arguments and errors as of `load`."""
+    _check_name(name)
+    if name.endswith(image_file.SUFFIX):
+        return image_file.read_sizes(image_file.find(name, data_dir))
+    return SIZES[name]
+
+
+def _check_name(name: Any) -> None:
+    if not isinstance(name, str) or not (name in SIZES or name.endswith(image_file.SUFFIX)):
+        raise UserError(
+            f'data set {shown(name)} is not one of {", ".join(SIZES)}, nor a file of images, FILE.npz'
+        )
 
 
 def batch_indices(seed: int, step: int, batch: int, n: int) -> np.ndarray:
@@ -131,7 +150,13 @@ def _synthetic(*, data_dir: str | None, image_size: int, seed: int) -> Dataset:
     return _dataset('synthetic', *splits, num_classes=10, flip=False, note=note)
 
 
-DATASETS = {'cifar10': _cifar10, 'digits': _digits, 'synthetic': _synthetic}
+def _own(path: pathlib.Path, image_size: int) -> Dataset:
+    splits, sizes = image_file.read(path)
+    resized = {name: Split(_resize(images, image_size), labels) for name, (images, labels) in splits.items()}
+    return _dataset(path.name, **resized, num_classes=sizes.num_classes, flip=sizes.flip)
+
+
+_DATASETS = {'cifar10': _cifar10, 'digits': _digits, 'synthetic': _synthetic}
 
 
 def _dataset(name: str, train: Split, val: Split, test: Split, **fields: Any) -> Dataset:

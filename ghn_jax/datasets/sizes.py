@@ -18,4 +18,4 @@ SIZES = {
     'digits': Sizes(1_197, 300, 300),
     'synthetic': Sizes(1_024, 256, 256),
 }
-"""By name, as `datasets.load` has them."""
+"""Of the data sets that have a name; `datasets.load` gives them, too, for files of images."""

@@ -103,7 +103,9 @@ def define_flags(*, sqnr: bool = False) -> Callable[[], EvaluationFlags]:
     devices = bounds.define_integer(
         'devices', 0, 'Devices that share the images, 0: all; a CPU is divided into so many.'
     )
-    data_dir = flags.DEFINE_string('data_dir', None, 'Where TFDS data lie, if not where the run had them.')
+    data_dir = flags.DEFINE_string(
+        'data_dir', None, 'Where TFDS data or FILE.npz lie, if not where the run had them.'
+    )
     against = flags.DEFINE_string(
         'against',
         None,

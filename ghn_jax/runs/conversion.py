@@ -43,7 +43,8 @@ def convert(
     if not all(np.isfinite(a).all() for a in jax.tree.leaves(params)):
         raise UserError(f'state {state} has values beyond float32: give another file')
     section = {field.name: getattr(ghn_config, field.name) for field in fields(HypernetworkConfig)}
-    run_config = RunConfig(space=SpaceConfig(name='deepnets1m'), ghn=HypernetworkConfig(**section))
+    space = SpaceConfig(name='deepnets1m', num_classes=ghn_config.num_classes)
+    run_config = RunConfig(space=space, ghn=HypernetworkConfig(**section))
     meta = run_meta(run_config, ghn_config, 0, kind='converted')
     with Checkpoints(path) as checkpoints:
         checkpoints.save(0, {'params': params}, meta, wait=True)

@@ -4,7 +4,8 @@ import dataclasses
 
 from ghn_jax.base.errors import FieldError, prefixed
 from ghn_jax.config import HypernetworkConfig, RunConfig, SpaceConfig, image_sizes
-from ghn_jax.datasets.load import Dataset, load
+from ghn_jax.datasets.load import Dataset, load, read_sizes
+from ghn_jax.datasets.sizes import Sizes
 from ghn_jax.hypernet.ghn import GHN, GHNConfig
 from ghn_jax.networks.deepnets import published_space
 from ghn_jax.networks.spaces import Space, make_space
@@ -64,6 +65,21 @@ def _published_space(config: RunConfig) -> Space:
     return published_space(config.space.folder)
 
 
+def sizes_of(config: RunConfig) -> Sizes:
+    """Return what is known of the data set of a config without reading its images.
+
+    Raises:
+      UserError: there is no such data set, or it has another number of classes than the networks.
+    """
+    sizes = read_sizes(config.dataset, data_dir=config.data_dir or None)
+    if sizes.num_classes != config.space.num_classes:
+        raise FieldError(
+            'space.num_classes',
+            f'={config.space.num_classes}: {config.dataset} has {sizes.num_classes} classes; give these',
+        )
+    return sizes
+
+
 def load_data(config: RunConfig) -> Dataset:
     """Load the data set of a config. Raises UserError where it is absent."""
     return load(
@@ -71,8 +87,9 @@ def load_data(config: RunConfig) -> Dataset:
     )
 
 
-def make_ghn(config: RunConfig, num_classes: int) -> GHN:
+def make_ghn(config: RunConfig) -> GHN:
     """Make the hypernetwork of a config. Raises UserError for impossible fields."""
     keys = [field.name for field in dataclasses.fields(HypernetworkConfig)]
     with prefixed('ghn.'):
-        return GHN(GHNConfig(num_classes=num_classes, **{key: getattr(config.ghn, key) for key in keys}))
+        classes = config.space.num_classes
+        return GHN(GHNConfig(num_classes=classes, **{key: getattr(config.ghn, key) for key in keys}))

@@ -11,7 +11,7 @@ from typing import Any
 import jax
 
 from ghn_jax.base import cli
-from ghn_jax.datasets.load import DATASETS
+from ghn_jax.datasets.sizes import SIZES
 from ghn_jax.tuning.training import TrainingSpec
 
 
@@ -41,9 +41,9 @@ def make_parser(
     epochs, batch_size, seeds: what they are where the command line does not say.
     """
     made = Parser(prog=f'python -m {module}', description=description)
-    made.add_argument('dataset', choices=list(DATASETS))
+    made.add_argument('dataset', help=f'{", ".join(SIZES)}, or FILE.npz')
     made.add_argument('out', metavar='DIR', help='of all that is made; a study there goes on')
-    made.add_argument('--data_dir', help='where TFDS data lie')
+    made.add_argument('--data_dir', help='where TFDS data or FILE.npz lie')
     made.add_argument('--image_size', type=int, default=16, help='pixels on a side')
     made.add_argument('--hypernetwork', help='run, or zoo:NAME, that predicts')
     made.add_argument('--seeds', default=seeds, help='a list')

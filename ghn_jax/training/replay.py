@@ -58,7 +58,7 @@ def replay(workdir: Place, line: int, *, exact: bool = False) -> Iterator[str]:
     with Checkpoints(workdir) as checkpoints:
         config: Any = configs.from_json(checkpoints.restore_meta()['config'])
         dataset = load_data(config)
-        ghn, optimizer = make_ghn(config, dataset.num_classes), make_optimizer(config)
+        ghn, optimizer = make_ghn(config), make_optimizer(config)
         before = [step for step in checkpoints.steps() if step < done]
         # Without one before it: the parameters that training began with, where these are to be had exactly.
         if before or not exact:

@@ -17,7 +17,7 @@ from ghn_jax.quant.strategy import strategy_of
 from ghn_jax.runs.checkpoint import Checkpoints
 from ghn_jax.runs.pack import write_pack
 from ghn_jax.runs.run import run_meta, validation_metric
-from ghn_jax.runs.task import load_data, make_ghn, make_space_of
+from ghn_jax.runs.task import load_data, make_ghn, make_space_of, sizes_of
 from ghn_jax.training.loop import Loop, LoopParts
 from ghn_jax.training.optimizer import make_optimizer
 from ghn_jax.training.preemption import Stopping
@@ -59,12 +59,12 @@ def train(
     space = make_space_of(config)
     check_batch_norm(config, space)
     strategy = strategy_of(config)
+    sizes_of(config)  # which judges its classes
     dataset = load_data(config)
     mesh = make_mesh(config)
     if processes.is_first() and (line := about_exchanges(mesh)):
         print(line, file=sys.stderr)
-    ghn = make_ghn(config, dataset.num_classes)
-    optimizer = make_optimizer(config)
+    ghn, optimizer = make_ghn(config), make_optimizer(config)
     validate = make_validation(config, ghn, space, dataset)
     processes.check_agreement({'the config': configs.to_json(config)})
     with contextlib.ExitStack() as stack:

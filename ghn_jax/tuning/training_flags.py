@@ -8,7 +8,8 @@ from absl import flags
 from ghn_jax.base import bounds, cli
 from ghn_jax.base.errors import UserError
 from ghn_jax.base.start import start
-from ghn_jax.datasets.load import DATASETS, Dataset, load
+from ghn_jax.datasets.load import Dataset, load
+from ghn_jax.datasets.sizes import SIZES
 from ghn_jax.evaluation.evaluation_spec import BATCH_SIZE
 from ghn_jax.runs import hypernetwork
 from ghn_jax.runs.hypernetwork import Hypernetwork
@@ -69,9 +70,11 @@ def define_flags() -> Callable[[], TrainingFlags]:
     decay = bounds.define_number('weight_decay', spec.weight_decay, 'Times the learning rate.', 0, 10)
     ema = bounds.define_number('ema', spec.ema, 'Decay of the average that is kept; 0: none.', 0, 0.999999)
     augment = flags.DEFINE_bool('augment', False, 'Crop and mirror training images.')
-    dataset = flags.DEFINE_enum('dataset', None, list(DATASETS), 'Images, where no run has any.')
+    dataset = flags.DEFINE_string(
+        'dataset', None, f'Images, where no run has any: {", ".join(SIZES)}, or FILE.npz of your own.'
+    )
     image_size = flags.DEFINE_integer('image_size', 32, 'Pixels on a side, with --dataset.', 8, 1024)
-    data_dir = flags.DEFINE_string('data_dir', None, 'Where TFDS data lie, with --dataset.')
+    data_dir = flags.DEFINE_string('data_dir', None, 'Where TFDS data or FILE.npz lie, with --dataset.')
 
     def read() -> TrainingFlags:
         if bool(workdir.value) == bool(dataset.value):

@@ -65,7 +65,7 @@ def asked(config):
         raise AssertionError('nothing was asked for')
 
     space, data, mesh = make_space_of(config), load_data(config), make_mesh(config)
-    ghn, optimizer = make_ghn(config, data.num_classes), make_optimizer(config)
+    ghn, optimizer = make_ghn(config), make_optimizer(config)
     shapes = jax.eval_shape(lambda: init_params(ghn.config, jax.random.key(0)))
     params = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), shapes)
     strategy = strategy_of(config)

@@ -54,7 +54,7 @@ def test_scoring_says_in_one_line_and_once_how_many_networks_they_are(monkeypatc
     scoring._warn_once.cache_clear()
     specs = [make_spec(name='a'), make_spec(name='b', n_cells=2), make_spec(name='c', stem_type=0)]
     selection = Selection(tuple(map(build_graph, specs)), ())
-    ghn = make_ghn(small_config(), 10)
+    ghn = make_ghn(small_config())
     for batch_size in (1, 1, 2):
         images = ImageBatches(
             np.zeros((2, batch_size, 8, 8, 3)), np.zeros((2, batch_size)), np.zeros(3), np.ones(3)

@@ -43,7 +43,7 @@ def test_the_estimate_of_memory_grows_with_the_batch_and_falls_with_the_dtype():
 
 def test_workspaces_are_kept_for_their_family_while_they_take_half_of_the_memory():
     config = small_config()
-    stepper = Stepper(config, make_ghn(config, 10), make_optimizer(config), load_data(config))
+    stepper = Stepper(config, make_ghn(config), make_optimizer(config), load_data(config))
     a, b, c = programs = [
         building.build_program(
             [small_network([('skip_connect', 0), ('conv_1x1', 1)], C=C)], image_size=16, max_params=1e5

@@ -126,7 +126,7 @@ def judge(key, value):
     try:
         config.freeze(c)
         make_space_of(c)
-        make_ghn(c, 10)
+        make_ghn(c)
         strategy_of(c)
     except UserError as e:
         return str(e)

@@ -47,7 +47,7 @@ def compiled(monkeypatch):
 def test_profile_and_programs_measure_the_step_that_training_compiles(compiled, monkeypatch):
     config = small_config(mode='qat')
     config.train.dtype = 'bfloat16'  # not the default
-    ghn, optimizer = make_ghn(config, 10), make_optimizer(config)
+    ghn, optimizer = make_ghn(config), make_optimizer(config)
     stepper = Stepper(config, ghn, optimizer, load_data(config))
     program, networks = Preparation(config, make_space_of(config), strategy_of(config)).step(0)
     function, arguments, static = compiled(
@@ -71,7 +71,7 @@ def test_profile_and_programs_measure_the_step_that_training_compiles(compiled, 
 
 @pytest.mark.parametrize('name', ['digits', 'synthetic'])
 def test_random_images_have_the_shapes_of_their_data_set(name):
-    data, like = load(name, image_size=8), images.random_dataset(name, 8)
+    data, like = load(name, image_size=8), images.random_dataset(SIZES[name], 8)
     assert types(like.train) == types(data.train)
     assert (like.flip, like.num_classes) == (data.flip, data.num_classes)
     counts = (len(split.labels) for split in (data.train, data.val, data.test))

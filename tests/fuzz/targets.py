@@ -193,7 +193,7 @@ def call_config(overrides: Any, folder: pathlib.Path) -> None:
         parsed(argv, values)
         config = config_file.read_config(flag)
     space = make_space_of(config)
-    make_ghn(config, 10)
+    make_ghn(config)
     parse_bits(config.quant.bits)
     space.sample('train', config.seed, 0)
     configs.from_json(configs.to_json(config))

@@ -15,6 +15,7 @@ from ghn_jax.hypernet.predict import predict_weights
 from ghn_jax.hypernet.published import published_state
 from ghn_jax.networks.files import save_networks
 from ghn_jax.runs.run import load_run
+from ghn_jax.runs.task import make_space_of
 from tests.hypernet.helpers import SMALL, Golden, relative, small_spec
 from tests.hypernet.torch_files import torch_file
 from tests.small_run import command, is_one_error_line, write_run
@@ -77,6 +78,7 @@ def test_a_ghn3_is_converted_and_predicts(files):
     run = load_run(files / 'run')
     assert (run.ghn.config, run.config.ghn.hypernet, run.config.ghn.layers) == (config, 'graphormer', 2)
     jax.tree.map(np.testing.assert_array_equal, run.params, params)
+    assert make_space_of(run.config).sample('test', 0, 0).num_classes == 12
     spec = small_spec('conv_3x3', 'skip_connect', n_cells=1, num_classes=12, name='net')
     save_networks(files / 'nets.json', [spec])
     flags = f'--workdir={files}/run', f'--arch={files}/nets.json', f'--out={files}/net.safetensors'

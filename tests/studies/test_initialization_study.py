@@ -133,7 +133,7 @@ def test_what_is_done_is_read_and_what_is_not_is_done_again_to_the_bit(tmp_path)
 @pytest.mark.parametrize(
     'arguments, words',
     [
-        (['digit'], "invalid choice: 'digit'"),
+        (['digit'], "'digit' is not one of cifar10"),
         (['digits', '--epochs=0'], 'epochs=0: expected an integer from 1'),
         (['digits', '--kinds=plain'], "kinds has 'plain': expected of regular-bn-plain"),
         (['digits', '--seeds=x'], "seeds='x': expected integers"),

@@ -64,7 +64,7 @@ def test_soft_and_hard_accuracies_stand_side_by_side_under_the_temperature_of_th
         (['digits', 'DIR', '--epochs=0'], 'epochs=0'),
         (['digits', 'DIR', '--train_images=-5'], 'train_images=-5: digits has 1197; 0 takes all'),
         (['digits', 'DIR', '--train_images=1198'], 'train_images=1198: digits has 1197'),
-        (['mnist', 'DIR'], "invalid choice: 'mnist'"),
+        (['mnist', 'DIR'], "'mnist' is not one of cifar10"),
     ],
 )
 def test_bad_input_gets_one_line(arguments, words, tmp_path, capsys):

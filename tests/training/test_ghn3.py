@@ -20,7 +20,7 @@ def test_a_ghn3_trains_through_quantization_predicts_and_is_scored(tmp_path):
     c.log_every_steps, c.eval.every_steps = 1, 0
     state = train(c, tmp_path)
     assert all(np.isfinite(row['train/loss']) for row in read_jsonl(tmp_path / 'metrics.jsonl'))
-    start = init_params(task.make_ghn(ghn_jax.config.freeze(c), 10).config, jax.random.key(0))
+    start = init_params(task.make_ghn(ghn_jax.config.freeze(c)).config, jax.random.key(0))
     for part in ('layers', 'bias'):
         for before, after in zip(*(jax.tree.leaves(p['gnn'][part]) for p in (start, state.params))):
             assert not np.array_equal(before, after)

@@ -81,7 +81,7 @@ def test_a_run_is_used_with_the_average_of_its_parameters(whole):
 
 def test_training_changes_every_parameter_and_losses_are_finite(whole):
     state, workdir = whole
-    start = init_params(task.make_ghn(_config(), 10).config, jax.random.key(0))
+    start = init_params(task.make_ghn(_config()).config, jax.random.key(0))
     # Embeddings of primitives, sizes and bits that no network of the space has stay as they are.
     moved = jax.tree.map(lambda a, b: float(np.max(np.abs(a - b))), jax.device_get(state.params), start)
     assert all(x > 0 for x in jax.tree.leaves(moved))
@@ -164,7 +164,7 @@ def test_a_run_told_the_bits_predicts_other_weights_for_other_bits(whole):
 def test_a_run_may_begin_with_the_parameters_of_another(whole, tmp_path):
     c = _config()
     c.init_from = str(write_run(tmp_path / 'plain', seed=5))
-    ghn, optimizer = task.make_ghn(c, 10), make_optimizer(c)
+    ghn, optimizer = task.make_ghn(c), make_optimizer(c)
     with Checkpoints(tmp_path / 'run') as checkpoints:
         params = restore_or_init(checkpoints, c, ghn, optimizer)[0].params
     tables = params.pop('bits')
@@ -181,7 +181,7 @@ def test_a_run_may_begin_with_the_parameters_of_another(whole, tmp_path):
     ):
         c.init_from = str(init_from)
         c.ghn.update({'bits': True, 'hid': 8} | changes)
-        ghn = task.make_ghn(c, 10)
+        ghn = task.make_ghn(c)
         with Checkpoints(tmp_path / 'other') as checkpoints, pytest.raises(UserError, match=message):
             restore_or_init(checkpoints, c, ghn, optimizer)
 
@@ -407,7 +407,7 @@ def test_a_network_that_is_not_finite_is_left_out_written_down_and_shown_again(t
 def test_the_first_layer_that_is_not_finite_is_named():
     spec = draw(task.make_space_of(_config()), 0, 0, 1)[0]
     rng = np.random.default_rng(0)
-    ghn = task.make_ghn(_config(), 10)
+    ghn = task.make_ghn(_config())
     params = init_params(ghn.config, jax.random.key(0))
     weights = dict(predict_weights(ghn, params, spec))
     x, y = rng.normal(size=(4, 8, 8, 3)).astype(np.float32), np.arange(4)
@@ -425,7 +425,7 @@ def test_a_step_without_a_finite_network_changes_neither_parameters_nor_optimize
     config = _config()
     config.max_not_finite = 1.0
     state = train(config, tmp_path, stop_at=1)
-    ghn = task.make_ghn(config, 10)
+    ghn = task.make_ghn(config)
     start = initial_state(config, ghn, make_optimizer(config))
     assert int(state.step) == 1
     jax.tree.map(np.testing.assert_array_equal, state.params, start.params)
@@ -450,7 +450,7 @@ def test_the_seed_changes_weights_networks_images_and_keys_and_nothing_else_does
     def everything(seed):
         config = _config()
         config.seed = seed
-        ghn, dataset = task.make_ghn(config, 10), task.load_data(config)
+        ghn, dataset = task.make_ghn(config), task.load_data(config)
         optimizer = make_optimizer(config)
         stepper = Stepper(config, ghn, optimizer, dataset)
         return {
