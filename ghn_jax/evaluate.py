@@ -13,7 +13,8 @@ says what the function returns). --bn, --ranges and --against are for it, too. -
 its parameters, of `ghn_jax.finetune` or `ghn_jax.predict`, in place of predicted ones, or those of the one
 network of --archs; --initial scores a model with the parameters that it starts with, --seed says which.
 
---quantized=DIR is a network of `ghn_jax.quantize`: its bits, statistics and ranges are its own.
+--quantized=DIR is a network of `ghn_jax.quantize`: its bits, statistics and ranges are its own. For all but
+predicted parameters --dataset gives images where there is no run.
 
 Until all networks are scored, those that are lie in FILE.partial beside --json=FILE: an evaluation that was
 stopped goes on there.
@@ -36,7 +37,7 @@ from ghn_jax.runs import scheme_flags
 from ghn_jax.runs.calibrated_file import load
 from ghn_jax.runs.model_parameters import read_params
 
-_READ = evaluation_flags.define_flags()
+_READ = evaluation_flags.define_flags(images=True)
 _MODEL = flags.DEFINE_string('model', None, 'Model of your own, in place of splits: package.module:function.')
 _PARAMS = flags.DEFINE_string(
     'params', None, 'Safetensors file of the parameters of --model, or of the one network of --archs.'
@@ -60,6 +61,10 @@ def main() -> None:
     request, written = _READ(), _OUTPUTS()
     if _INITIAL.value and (_PARAMS.value or not _MODEL.value):
         raise UserError('--initial is for --model without --params: leave it out, or give --model alone')
+    if request.dataset and not (_PARAMS.value or _INITIAL.value or _QUANTIZED.value):
+        raise UserError(
+            '--dataset has no hypernetwork that predicts parameters: give --params, --initial or --quantized'
+        )
     result, other = (
         _evaluate_quantized(_QUANTIZED.value, request)
         if _QUANTIZED.value

@@ -71,7 +71,7 @@ def main() -> None:
         raise UserError('--out is missing: give a folder, such as --out=runs/finetune')
     out, written = cli.check_folder(_OUT.value, 'out'), _OUTPUTS()
     specs = with_names(read_networks(_ARCH.value, _MODEL.value))
-    check_starts(_INIT.value, predicted=bool(given.workdir))
+    check_starts(_INIT.value, predicted=given.source.workdir is not None)
     loaded, dataset = given.load()
     models, sources = make_models(specs, _MODEL.value, dataset.train.images.shape[1])
     result = finetune(

@@ -3,10 +3,11 @@
 python -m ghn_jax.quantize --workdir=zoo:digits-bits --arch=net.json --method=pd_quant --bits=w4a4 --out=DIR
 python -m ghn_jax.quantize --workdir=RUN --model=nets:net --params=FILE --method=mse --bits=w2a4 --out=DIR
 python -m ghn_jax.quantize --workdir=RUN --arch=net.json --method=fixed_point --budget=1.0 --out=DIR
+python -m ghn_jax.quantize --dataset=flowers.npz --model=nets:net --params=FILE --bits=w4a4 --out=DIR
 
-The network's parameters are predicted by the run's hypernetwork, or read from --params. The first --images
-training images of the run are the calibration images. --bits are those of all layers but the first and the
-last, which have --edge_bits.
+The network's parameters are predicted by the run's hypernetwork, or read from --params; --dataset gives
+images where there is no run. The first --images training images are the calibration images. --bits are those
+of all layers but the first and the last, which have --edge_bits.
 
 --method: minmax and mse round weights to the nearest level, over ranges of all values or with the least L2.4
 error. pd_quant learns the rounding, block by block; --noprediction, --nocorrection and --nodrop leave out a
@@ -19,20 +20,18 @@ from absl import flags
 
 from ghn_jax.base import bounds, cli, outputs
 from ghn_jax.base.errors import FieldError, UserError
-from ghn_jax.base.start import start
 from ghn_jax.quant.policy import Policy, parse_bits
-from ghn_jax.runs.hypernetwork import Hypernetwork
+from ghn_jax.runs import source_flags
 from ghn_jax.runs.model_flags import make_model, read_network
 from ghn_jax.runs.model_parameters import read_params
 from ghn_jax.runs.progress import Progress
-from ghn_jax.runs.run import load_run
 from ghn_jax.tuning import fixed_point_budget, quantize
 from ghn_jax.tuning import fixed_point_network as fixed_point
 from ghn_jax.tuning.fixed_point import MOST_BITS
 from ghn_jax.tuning.fixed_point_search import BUDGET
 from ghn_jax.tuning.reconstruction import Options
 
-_WORKDIR = flags.DEFINE_string('workdir', None, 'Run directory, or zoo:NAME.')
+_SOURCE = source_flags.define_flags()
 _ARCH = flags.DEFINE_string('arch', None, 'Architecture file: JSON of one network.')
 _MODEL = flags.DEFINE_string('model', None, 'Model of your own, in place of --arch: package.module:function.')
 _PARAMS = flags.DEFINE_string('params', None, 'Safetensors file of its parameters; none: they are predicted.')
@@ -57,16 +56,15 @@ _OUTPUTS = outputs.define_flags()
 
 def main() -> None:
     """Run the command."""
-    workdir = cli.check_workdir(_WORKDIR.value, must_exist=True)
+    source = _SOURCE()
     _check_method()
     policy, options, written = _policy(), _options(), _OUTPUTS()
     if not _OUT.value:
         raise FieldError('out', ' is missing: give a directory for the quantized network')
     out = cli.check_folder(_OUT.value, 'out')
     specs = read_network(_ARCH.value, _MODEL.value)
-    start()
-    hypernetwork = Hypernetwork(load_run(workdir))
-    model, source = make_model(specs, _MODEL.value, hypernetwork)
+    hypernetwork = source.load_hypernetwork(predicts=not _PARAMS.value)
+    model, made = make_model(specs, _MODEL.value, hypernetwork)
     params = read_params(model, _PARAMS.value) if _PARAMS.value else hypernetwork.predict(model, policy)
     data = hypernetwork.load_data()
     network = quantize.Network.of(model, params, quantize.calibration_images(data, _IMAGES.value))
@@ -77,13 +75,13 @@ def main() -> None:
         parts = fixed_point_budget.count_parts(len(model.layers))
         with Progress(parts, desc=fixed_point.NAME, unit='layer') as progress:
             result = fixed_point.fixed_point_into(
-                out, network.calibrated, scored, test, source, _BUDGET.value, progress.update
+                out, network.calibrated, scored, test, made, _BUDGET.value, progress.update
             )
         return written.write(result | command, table=fixed_point.in_words)
     parts = quantize.count_parts(network, _METHOD.value, options)
     with Progress(parts, desc=_METHOD.value, unit='part') as progress:
         result = quantize.quantize_into(
-            out, network, policy, _METHOD.value, options, source, test, progress.update
+            out, network, policy, _METHOD.value, options, made, test, progress.update
         )
     written.write(result | command, table=quantize.in_words)
 

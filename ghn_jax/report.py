@@ -40,9 +40,10 @@ _OUT = flags.DEFINE_string('out', None, 'Directory to write to. Default: WORKDIR
 def main() -> None:
     """Run the command."""
     request = _READ()
-    if not _OUT.value and paths.zoo_name(request.workdir) is not None:
-        raise UserError(f'--out is missing: {request.workdir} has no directory of its own for a report')
-    folder = check_folder(_OUT.value or request.workdir / 'report')
+    workdir = cli.check_workdir(request.spec.workdir, must_exist=True)
+    if not _OUT.value and paths.zoo_name(workdir) is not None:
+        raise UserError(f'--out is missing: {workdir} has no directory of its own for a report')
+    folder = check_folder(_OUT.value or workdir / 'report')
     kept = None if _RESULT.value else outputs.partial_file(folder / page.INDEX)
     run, evaluation = _read_result(request) if _RESULT.value else _evaluate(request, kept)
     written = write_report(

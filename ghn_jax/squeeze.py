@@ -63,7 +63,7 @@ def main() -> None:
         raise FieldError('init', f'={_INIT.value}: expected {PREDICTED} or one of {", ".join(RANDOM)}')
     out, written = cli.check_folder(_OUT.value, 'out'), _OUTPUTS()
     specs = with_names(read_networks(_ARCH.value, _MODEL.value))
-    check_starts([_INIT.value], predicted=bool(given.workdir))
+    check_starts([_INIT.value], predicted=given.source.workdir is not None)
     loaded, dataset = given.load()
     size = dataset.train.images.shape[1]
     if _MODEL.value:

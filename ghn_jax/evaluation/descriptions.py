@@ -122,6 +122,8 @@ def about_network(split: str, index: int, graph: NetworkGraph) -> dict[str, Any]
 def _training(run: Run) -> str:
     if run.meta.get('kind') == 'converted':
         return 'converted'
+    if run.params is None:
+        return 'no hypernetwork'
     config: Any = run.config
     mode = 'float' if config.quant.mode == 'float' else f'{config.quant.mode} {describe_bits(config.quant)}'
     return f'{mode}, told the bits' if run.ghn.config.bits else mode

@@ -15,7 +15,8 @@ from ghn_jax.evaluation.protocol import BATCH_NORMS, CALIBRATION_BATCHES, RANGE_
 from ghn_jax.networks.files import load_networks
 from ghn_jax.networks.spaces import SPLITS
 from ghn_jax.quant.policy import Policy, load_policy, parse_bits
-from ghn_jax.runs.run import Run, load_run
+from ghn_jax.runs import source_flags
+from ghn_jax.runs.run import Run, load_run, run_of_images
 from ghn_jax.runs.scheme_flags import define_scheme_flags
 
 flags.disclaim_key_flags()  # --help shows them as the flags of the command that defines them
@@ -30,15 +31,18 @@ class EvaluationFlags:
     """What the command line asks for.
 
     Attributes:
-      workdir, step: the checkpoint.
-      data_dir: where TFDS data lie; None: where the run had them.
+      workdir, step: the checkpoint; None: there is no run.
+      dataset, image_size: the images, where there is no run.
+      data_dir: where TFDS data or FILE.npz lie; None: where the run had them.
       spec: what is scored, and how.
       scheme: fields of the run's `Scheme` that are others than in training.
       given: the flags that were on the command line.
     """
 
-    workdir: Place
+    workdir: Place | None
     step: str
+    dataset: str | None
+    image_size: int
     data_dir: str | None
     spec: EvaluationSpec
     scheme: Mapping[str, str]
@@ -51,7 +55,10 @@ class EvaluationFlags:
           UserError: as `runs.run.load_run`.
         """
         start(self.spec.devices or 1)
-        run = load_run(self.workdir, step or self.step)
+        if self.workdir is None:
+            run = run_of_images(self.dataset or '', data_dir=self.data_dir, image_size=self.image_size)
+        else:
+            run = load_run(self.workdir, step or self.step)
         config = dataclasses.replace(run.config, quant=dataclasses.replace(run.config.quant, **self.scheme))
         if self.data_dir is not None:
             config = dataclasses.replace(config, data_dir=self.data_dir)
@@ -86,16 +93,18 @@ def parse_policies(names: Sequence[str], files: Sequence[str] = ()) -> tuple[Pol
     return tuple(policies)
 
 
-def define_flags(*, sqnr: bool = False) -> Callable[[], EvaluationFlags]:
+def define_flags(*, sqnr: bool = False, images: bool = False) -> Callable[[], EvaluationFlags]:
     """Define the flags; what is returned reads and checks them, once they are parsed (UserError).
 
     Args:
       sqnr: whether the noise of rounding is measured where nothing is said of it.
+      images: whether --dataset may stand in the place of --workdir.
     """
     before = set(flags.FLAGS)
     workdir = flags.DEFINE_string(
         'workdir', None, 'Run directory, of ghn_jax.train or ghn_jax.convert, or zoo:NAME.'
     )
+    of_images = source_flags.define_images() if images else None
     step = flags.DEFINE_string('step', 'latest', 'Checkpoint: latest, best (in validation), or a number.')
     read_networks = _define_network_flags()
     read_protocol = define_protocol_flags(sqnr)
@@ -117,7 +126,11 @@ def define_flags(*, sqnr: bool = False) -> Callable[[], EvaluationFlags]:
 
     def read() -> EvaluationFlags:
         read_executables()
-        folder = cli.check_workdir(workdir.value, must_exist=True)
+        dataset, image_size = (flag.value for flag in of_images) if of_images else (None, 32)
+        if of_images:
+            source_flags.check_one(workdir, of_images[0], of_images[1:])
+        if dataset and step.present:
+            raise UserError('--step is of a run, and --dataset has none: leave it out')
         protocol, calibration_batches = read_protocol()
         spec = dataclasses.replace(
             read_networks(),
@@ -128,8 +141,10 @@ def define_flags(*, sqnr: bool = False) -> Callable[[], EvaluationFlags]:
             devices=devices.value,
         )
         return EvaluationFlags(
-            workdir=folder,
+            workdir=None if dataset else cli.check_workdir(workdir.value, must_exist=True),
             step=step.value or '',
+            dataset=dataset,
+            image_size=image_size,
             data_dir=data_dir.value,
             spec=spec,
             scheme=read_scheme(),

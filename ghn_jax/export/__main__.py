@@ -4,11 +4,13 @@ python -m ghn_jax.export --workdir=runs/quickstart/qat --arch=net.json --bits=w8
 python -m ghn_jax.export --workdir=zoo:digits-broad --model=nets:net --bits=w4a8 --out=net.onnx
 python -m ghn_jax.export --workdir=DIR --arch=net.json --params=net.safetensors --out=net.stablehlo
 python -m ghn_jax.export --workdir=DIR --quantized=DIR --out=net.onnx
+python -m ghn_jax.export --dataset=flowers.npz --model=nets:net --params=FILE --bits=w8a8 --out=net.onnx
 
 The statistics of batch norms, and the ranges of activations where --bits rounds them, are those of the first
---calibration_images training images of the run. Statistics are those of the rounded network; with
---bn=calibrated, of the network in float, and norms are folded before weights are rounded. The file takes any
-number of images, normalised as the run's (`Dataset.normalized`), and judges each by itself.
+--calibration_images training images of the run, or of --dataset where there is none. Statistics are those of
+the rounded network; with --bn=calibrated, of the network in float, and norms are folded before weights are
+rounded. The file takes any number of images, normalised as the run's (`Dataset.normalized`), and judges each
+by itself.
 
 The format is what the name of the file ends in. A .stablehlo file is for CPUs, GPUs and TPUs, read by
 `jax.export.deserialize`; weights and activations are rounded in it, and held as float. An .onnx file is for
@@ -23,8 +25,6 @@ from absl import flags
 
 from ghn_jax.base import bounds, cli
 from ghn_jax.base.errors import UserError
-from ghn_jax.base.paths import Place
-from ghn_jax.base.start import start
 from ghn_jax.cnn.deploy import calibration
 from ghn_jax.export.export import (
     CALIBRATION_IMAGES,
@@ -36,14 +36,12 @@ from ghn_jax.export.export import (
 )
 from ghn_jax.models.folding import BATCH_NORMS
 from ghn_jax.quant.policy import read_policy
-from ghn_jax.runs import scheme_flags
+from ghn_jax.runs import scheme_flags, source_flags
 from ghn_jax.runs.calibrated_file import load
-from ghn_jax.runs.hypernetwork import Hypernetwork
 from ghn_jax.runs.model_flags import make_model, read_network
 from ghn_jax.runs.model_parameters import read_params
-from ghn_jax.runs.run import load_run
 
-_WORKDIR = flags.DEFINE_string('workdir', None, 'Run directory, or zoo:NAME.')
+_SOURCE = source_flags.define_flags()
 _ARCH = flags.DEFINE_string('arch', None, 'Architecture file: JSON of one network.')
 _MODEL = flags.DEFINE_string('model', None, 'Model of your own, in place of --arch: package.module:function.')
 _PARAMS = flags.DEFINE_string(
@@ -71,32 +69,30 @@ _COMPARE = bounds.define_integer(
 
 def main() -> None:
     """Run the command."""
-    workdir = cli.check_workdir(_WORKDIR.value, must_exist=True)
+    source = _SOURCE()
     if _QUANTIZED.value:
-        return _export_quantized(_QUANTIZED.value, workdir)
+        return _export_quantized(_QUANTIZED.value, source)
     policy = read_policy(_BITS.value, _POLICY.value)
     out, format = check_output(_OUT.value or '', _FORMAT.value)
     spec = ExportSpec(policy, format, _IMAGES.value, _RANGE_RULE.value, _BN.value, _SCHEME())
     check_spec(spec, _COMPARE.value)
     specs = read_network(_ARCH.value, _MODEL.value)
-    start()
-    hypernetwork = Hypernetwork(load_run(workdir))
+    hypernetwork = source.load_hypernetwork(predicts=not _PARAMS.value)
     model, _ = make_model(specs, _MODEL.value, hypernetwork)
     params = read_params(model, _PARAMS.value) if _PARAMS.value else None
     print(write_export(hypernetwork, model, out, spec, _COMPARE.value, params=params))
 
 
-def _export_quantized(folder: str, workdir: Place) -> None:
+def _export_quantized(folder: str, source: source_flags.Source) -> None:
     others = ('arch', 'model', 'params', 'bits', 'policy', 'calibration_images', 'range_rule', 'bn')
     for flag in (*others, *scheme_flags.FIELDS):
         if flags.FLAGS[flag].present:
             raise UserError(f'--quantized and --{flag} are both given: give one of them')
     out, format = check_output(_OUT.value or '', _FORMAT.value)
     check_spec(ExportSpec(format=format), _COMPARE.value)
-    start()
+    hypernetwork = source.load_hypernetwork(predicts=False)
     network = load(folder)
     spec = ExportSpec(network.policy, format)
-    hypernetwork = Hypernetwork(load_run(workdir))
     model = network.calibrated.model
     print(write_export(hypernetwork, model, out, spec, _COMPARE.value, quantized=network))
 

@@ -205,7 +205,7 @@ def _file(
     metadata = {
         'model': model.name,
         'bits': str(spec.policy),
-        'step': str(hypernetwork.step),
+        **({} if hypernetwork.run.params is None else {'step': str(hypernetwork.step)}),
         'mean': json.dumps(np.ravel(data.mean).tolist()),
         'std': json.dumps(np.ravel(data.std).tolist()),
         'ghn_jax': ghn_jax.__version__,

@@ -87,6 +87,8 @@ class Hypernetwork:
             another size; a policy that does not fit it.
         """
         ghn, params, used = self.run.ghn, self.run.params, self.used(policy or Policy())
+        if params is None:
+            raise UserError('there is no hypernetwork, but images alone: give parameters, or a run')
         if isinstance(network, Model):
             widths = resolve(used, network.graph)
             return predict_model(ghn, params, network, widths, primitives=primitives_of(self.space.ops))[0]

@@ -12,11 +12,13 @@ from ghn_jax.base import paths
 from ghn_jax.base.errors import FieldError, UserError, shown
 from ghn_jax.base.jsonlines import read_jsonl
 from ghn_jax.base.paths import Place
-from ghn_jax.config import RunConfig
+from ghn_jax.config import RunConfig, SpaceConfig
+from ghn_jax.datasets.load import read_sizes
 from ghn_jax.hypernet.ghn import GHN, GHNConfig
 from ghn_jax.quant.policy import parse_bits
 from ghn_jax.runs import zoo
 from ghn_jax.runs.checkpoint import Checkpoints, Vanished
+from ghn_jax.runs.task import make_ghn
 
 _USED = 'ema', 'params'  # a run is used with the average of its parameters, where it has one
 _ATTEMPTS = 10  # to read the best checkpoint while training replaces it
@@ -29,7 +31,7 @@ class Run:
     Attributes:
       config: of the run.
       ghn: the hypernetwork.
-      params: its parameters, nested dicts of arrays.
+      params: its parameters, nested dicts of arrays; None: there is no hypernetwork, but a data set alone.
       step: training steps done.
       meta: what `run_meta` gave when it was saved.
     """
@@ -61,6 +63,20 @@ def load_run(workdir: str | os.PathLike, step: str = 'latest') -> Run:
         params, meta = _restore(workdir, step)
     config, ghn, done = read_meta(meta, workdir)
     return Run(config=config, ghn=GHN(ghn), params=params, step=done, meta=meta)
+
+
+def run_of_images(dataset: str, *, data_dir: str | None, image_size: int) -> Run:
+    """Make what stands for a run where there is none: images, and default grids. Nothing is predicted by it.
+
+    Args: as of `datasets.load.load`.
+
+    Raises:
+      UserError: no such data set, or an image size that no run has.
+    """
+    classes = read_sizes(dataset, data_dir=data_dir).num_classes
+    space = SpaceConfig(num_classes=classes, flat_head_share=0.0)
+    config = RunConfig(dataset=dataset, data_dir=data_dir or '', image_size=image_size, space=space)
+    return Run(config=config, ghn=make_ghn(config), params=None, step=0, meta={'kind': 'images'})
 
 
 def read_meta(meta: Any, workdir: str | os.PathLike) -> tuple[RunConfig, GHNConfig, int]:

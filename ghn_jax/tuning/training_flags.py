@@ -5,14 +5,12 @@ from collections.abc import Callable
 
 from absl import flags
 
-from ghn_jax.base import bounds, cli
-from ghn_jax.base.errors import UserError
-from ghn_jax.base.start import start
-from ghn_jax.datasets.load import Dataset, load
-from ghn_jax.datasets.sizes import SIZES
+from ghn_jax.base import bounds
+from ghn_jax.datasets.load import Dataset
 from ghn_jax.evaluation.evaluation_spec import BATCH_SIZE
-from ghn_jax.runs import hypernetwork
+from ghn_jax.runs import source_flags
 from ghn_jax.runs.hypernetwork import Hypernetwork
+from ghn_jax.runs.source_flags import Source
 from ghn_jax.tuning.training import OPTIMIZERS, TrainingSpec
 
 flags.disclaim_key_flags()  # --help shows them as the flags of the command that defines them
@@ -26,18 +24,14 @@ class TrainingFlags:
       training: how a network is trained.
       seeds: a training for each.
       eval_batch_size, num_images: of the images that are scored; 0 images takes all.
-      workdir: run or zoo:NAME, whose images are taken; or
-      dataset, image_size, data_dir: the images, where there is no run.
+      source: of the images, and of the hypernetwork if there is one.
     """
 
     training: TrainingSpec
     seeds: tuple[int, ...]
     eval_batch_size: int
     num_images: int
-    workdir: str | None
-    dataset: str | None
-    image_size: int
-    data_dir: str | None
+    source: Source
 
     def load(self) -> tuple[Hypernetwork | None, Dataset]:
         """Read the hypernetwork, if there is one, and the images.
@@ -45,17 +39,14 @@ class TrainingFlags:
         Raises:
           UserError: run or data set cannot be read.
         """
-        start()
-        if not self.workdir:
-            return None, load(self.dataset or '', data_dir=self.data_dir, image_size=self.image_size)
-        loaded = hypernetwork.load(cli.check_workdir(self.workdir, must_exist=True))
-        return loaded, loaded.load_data()
+        loaded = self.source.load_hypernetwork(predicts=False)
+        return (None if self.source.workdir is None else loaded), loaded.load_data()
 
 
 def define_flags() -> Callable[[], TrainingFlags]:
     """Define the flags; return what reads and checks them once they are parsed (UserError)."""
     spec = TrainingSpec
-    workdir = flags.DEFINE_string('workdir', None, 'Run directory, or zoo:NAME.')
+    source = source_flags.define_flags()
     epochs = bounds.define_integer('epochs', 10, 'Passes over the training images.')
     seeds = flags.DEFINE_list(
         'seeds', ['0'], 'A training for each: of random weights, of the order of images.'
@@ -70,23 +61,8 @@ def define_flags() -> Callable[[], TrainingFlags]:
     decay = bounds.define_number('weight_decay', spec.weight_decay, 'Times the learning rate.', 0, 10)
     ema = bounds.define_number('ema', spec.ema, 'Decay of the average that is kept; 0: none.', 0, 0.999999)
     augment = flags.DEFINE_bool('augment', False, 'Crop and mirror training images.')
-    dataset = flags.DEFINE_string(
-        'dataset', None, f'Images, where no run has any: {", ".join(SIZES)}, or FILE.npz of your own.'
-    )
-    image_size = flags.DEFINE_integer('image_size', 32, 'Pixels on a side, with --dataset.', 8, 1024)
-    data_dir = flags.DEFINE_string('data_dir', None, 'Where TFDS data or FILE.npz lie, with --dataset.')
 
     def read() -> TrainingFlags:
-        if bool(workdir.value) == bool(dataset.value):
-            given = 'both given' if dataset.value else 'missing'
-            raise UserError(
-                f'--workdir and --dataset are {given}: give a run, whose images are taken, or a data set'
-            )
-        for flag in (image_size, data_dir):
-            if workdir.value and flag.present:
-                raise UserError(
-                    f'--{flag.name} is for --dataset; images are those of --workdir: leave it out'
-                )
         return TrainingFlags(
             training=TrainingSpec(
                 epochs=epochs.value,
@@ -100,10 +76,7 @@ def define_flags() -> Callable[[], TrainingFlags]:
             seeds=bounds.integers('seeds', seeds.value, 'seed'),
             eval_batch_size=eval_batch_size.value,
             num_images=num_images.value,
-            workdir=workdir.value,
-            dataset=dataset.value,
-            image_size=image_size.value,
-            data_dir=data_dir.value,
+            source=source(),
         )
 
     return read

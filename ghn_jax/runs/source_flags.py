@@ -1,0 +1,92 @@
+"""--workdir, a run with its hypernetwork and its images, or --dataset in its place, images alone."""
+
+import dataclasses
+from collections.abc import Callable, Sequence
+
+from absl import flags
+
+from ghn_jax.base import cli
+from ghn_jax.base.errors import UserError
+from ghn_jax.base.paths import Place
+from ghn_jax.base.start import start
+from ghn_jax.datasets.sizes import SIZES
+from ghn_jax.runs.hypernetwork import Hypernetwork
+from ghn_jax.runs.run import Run, load_run, run_of_images
+
+flags.disclaim_key_flags()  # --help shows them as the flags of the command that defines them
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Source:
+    """Where images come from, and the hypernetwork if there is one.
+
+    Attributes:
+      workdir: run or zoo:NAME; None where there is none.
+      dataset, image_size, data_dir: the images, where there is no run.
+    """
+
+    workdir: Place | None
+    dataset: str | None
+    image_size: int
+    data_dir: str | None
+
+    def load(self) -> Run:
+        """Open the run, or make one of the images.
+
+        Raises:
+          UserError: it cannot be read.
+        """
+        if self.workdir is not None:
+            return load_run(self.workdir)
+        return run_of_images(self.dataset or '', data_dir=self.data_dir, image_size=self.image_size)
+
+    def load_hypernetwork(self, *, predicts: bool) -> Hypernetwork:
+        """Make JAX ready, and load as `load`. predicts: whether there must be a hypernetwork.
+
+        Raises:
+          UserError: as `load`; there is none.
+        """
+        if predicts and self.workdir is None:
+            raise UserError('--params is missing: --dataset has no hypernetwork that predicts them')
+        start()
+        return Hypernetwork(self.load())
+
+
+def define_flags() -> Callable[[], Source]:
+    """Define the flags; return what reads and checks them once they are parsed (UserError)."""
+    workdir = flags.DEFINE_string('workdir', None, 'Run directory, or zoo:NAME.')
+    dataset, image_size = define_images()
+    data_dir = flags.DEFINE_string('data_dir', None, 'Where TFDS data or FILE.npz lie, with --dataset.')
+
+    def read() -> Source:
+        check_one(workdir, dataset, (image_size, data_dir))
+        return Source(
+            workdir=None if dataset.value else cli.check_workdir(workdir.value, must_exist=True),
+            dataset=dataset.value,
+            image_size=image_size.value,
+            data_dir=data_dir.value,
+        )
+
+    return read
+
+
+def define_images() -> tuple[flags.FlagHolder, flags.FlagHolder]:
+    """Define --dataset and --image_size; return both."""
+    dataset = flags.DEFINE_string(
+        'dataset', None, f'Images, in place of --workdir: {", ".join(SIZES)}, or FILE.npz of your own.'
+    )
+    return dataset, flags.DEFINE_integer('image_size', 32, 'Pixels on a side, with --dataset.', 8, 1024)
+
+
+def check_one(
+    workdir: flags.FlagHolder, dataset: flags.FlagHolder, of_images: Sequence[flags.FlagHolder]
+) -> None:
+    """Raise UserError unless one of the two is given. of_images: flags that go with --dataset alone."""
+    if bool(workdir.value) == bool(dataset.value):
+        given = 'both given' if dataset.value else 'missing'
+        raise UserError(
+            f'--workdir and --dataset are {given}: give a run, whose images are taken, or a data set'
+        )
+    for flag in of_images:
+        if workdir.value and flag.present:
+            raise UserError(f'--{flag.name} is for --dataset; images are those of --workdir: leave it out')
