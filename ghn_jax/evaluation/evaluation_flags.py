@@ -41,12 +41,12 @@ class EvaluationFlags:
 
     workdir: Place | None
     step: str
-    dataset: str | None
-    image_size: int
     data_dir: str | None
     spec: EvaluationSpec
     scheme: Mapping[str, str]
     given: frozenset[str]
+    dataset: str | None = None
+    image_size: int = 32
 
     def load_run(self, step: str | None = None) -> Run:
         """Load the run, at another step than asked for where one is given, with JAX made ready to score it.

@@ -116,7 +116,7 @@ def test_a_workdir_without_a_run_is_one_line(tmp_path):
         (tmp_path / 'file', 'file'),
     ):
         assert is_one_error_line(command('ghn_jax.evaluate', f'--workdir={workdir}'), words)
-    assert is_one_error_line(command('ghn_jax.evaluate'), '--workdir is missing')
+    assert is_one_error_line(command('ghn_jax.evaluate'), '--workdir and --dataset are missing')
 
 
 def test_lists_of_splits_and_bits_lose_repetitions():
