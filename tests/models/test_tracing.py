@@ -256,19 +256,6 @@ def test_dilated_depthwise_and_grouped_convolutions_are_told_apart():
     assert [layer.groups for layer in model.layers] == [6, 6, 2, 1]
 
 
-def test_a_dropout_that_is_called_by_keyword_is_left_out():
-    class Dropped(nn.Module):
-        @nn.compact
-        def __call__(self, x, train: bool = True):
-            x = nn.Dropout(0.5, deterministic=not train)(inputs=x.mean((1, 2)))
-            return nn.Dense(10)(x)
-
-    model, x = trace(Dropped(), (2, 8, 8, 3)), np.ones((2, 8, 8, 3), np.float32)
-    params = model.initial_params(0)
-    expected = Dropped().apply({'params': params}, x, train=False)
-    np.testing.assert_array_equal(jax.jit(model.apply)(params, x), expected)
-
-
 class Vit(nn.Module):
     @nn.compact
     def __call__(self, x):
