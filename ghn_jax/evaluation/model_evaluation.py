@@ -143,7 +143,8 @@ def evaluate_quantized(run: Run, network: QuantizedNetwork, spec: EvaluationSpec
     spec = dataclasses.replace(spec, policies=(network.policy,), protocol=fixed, predicted_for=None)
     dataset = load_data(run.config)
     check_images(calibrated.model, dataset)
-    images = image_batches(dataset, dataset.test, batch_size=spec.batch_size, num_images=spec.num_images)
+    size, count = spec.batch_size, spec.num_images
+    images = image_batches(dataset, dataset.test, batch_size=size, num_images=count, filled=True)
     score = _score(_Runnable(calibrated.model, Calibrated.apply, calibrated), network.quantizer(), images)
     scored = _describe(calibrated.model) | in_percent([bits], spec.policies, [score])
     protocol = _Task(calibrated.model, spec, dataset, images, None).protocol(run, spec.workdir) | {
@@ -238,8 +239,9 @@ def _score(runnable: _Runnable, quantizer: FakeQuantizer, images: ImageBatches) 
         rank, own = _judge(logits_of(runnable.arrays, x, images.mean, images.std, used), y)
         ranks.append(np.asarray(rank))
         predicted.append(np.asarray(own))
-    rank = np.concatenate(ranks)
-    return Score(float(np.mean(rank < 1)), float(np.mean(rank < 5)), np.concatenate(predicted))
+    counted = np.ravel(images.labels) >= 0
+    rank = np.concatenate(ranks)[counted]
+    return Score(float(np.mean(rank < 1)), float(np.mean(rank < 5)), np.concatenate(predicted)[counted])
 
 
 def _logits(

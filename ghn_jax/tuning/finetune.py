@@ -249,6 +249,7 @@ def _images(dataset: Dataset, spec: FinetuneSpec) -> TuningImages:
         batch_size=spec.eval_batch_size,
         num_images=spec.num_images,
         calibration_batches=_CALIBRATION_BATCHES if is_calibrated else 0,
+        filled=spec.batch_norm == 'fixed',
     )
 
 
