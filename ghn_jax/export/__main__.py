@@ -82,7 +82,7 @@ def main() -> None:
     start()
     hypernetwork = Hypernetwork(load_run(workdir))
     model, _ = make_model(specs, _MODEL.value, hypernetwork)
-    params = read_params(model, _PARAMS.value) if _PARAMS.value else None
+    params = read_params(model, _PARAMS.value, [policy]) if _PARAMS.value else None
     print(write_export(hypernetwork, model, out, spec, _COMPARE.value, params=params))
 
 
