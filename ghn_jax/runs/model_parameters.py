@@ -37,7 +37,7 @@ def read_params(model: Model, path: str | os.PathLike, policies: Sequence[Policy
       UserError: no such file, or parameters of another model.
     """
     where = os.fspath(path)
-    arrays, metadata = read_safetensors(path, 'give a file of parameters')
+    arrays, metadata = read_safetensors(path, 'give a safetensors file of parameters')
     if 'packed' in metadata:
         arrays = unpack(path)
     if metadata.get('layout') == 'jax':

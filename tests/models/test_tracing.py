@@ -16,6 +16,7 @@ from ghn_jax.models.names import named_leaves
 from ghn_jax.models.tracing import trace
 from ghn_jax.networks.graph import Graph, build_graph
 from ghn_jax.networks.spaces import make_space
+from ghn_jax.tuning.initialization import RANDOM, random_params
 from tests.models import linen_models, nnx_models
 
 
@@ -303,6 +304,24 @@ def test_what_cannot_be_predicted_is_kept_and_listed_where_that_is_asked_for():
     model = function(recurrent, *RECURRENT, unsupported='keep')
     assert list(model.kept) == ['1']
     assert [p.name for p in model.graph.parameters] == ['0', '2']
+
+
+class Prelu(nn.Module):
+    @nn.compact
+    def __call__(self, x):
+        return nn.Dense(10)(nn.PReLU()(nn.Dense(8)(x.mean((1, 2)))))
+
+
+def test_one_factor_for_all_channels_is_no_scale_of_a_norm_and_stays_as_initialised():
+    with pytest.raises(
+        ghn_jax.UserError, match="parameter 'PReLU_0.negative_slope' enters 'mul' .* one factor"
+    ):
+        trace(Prelu(), (2, 8, 8, 3))
+    model = trace(Prelu(), (2, 8, 8, 3), unsupported='keep')
+    assert kinds(model.graph) == {'input': 1, 'glob_avg': 1, 'conv': 2, 'bias': 2}
+    assert list(model.kept) == ['PReLU_0.negative_slope']
+    slope = random_params(model, RANDOM['he'], 0)['PReLU_0']['negative_slope']
+    np.testing.assert_allclose(slope, 0.01)  # a slope of 1 would leave the model linear
 
 
 def test_the_digest_of_a_model_says_what_it_computes_and_what_its_parameters_are_called():
