@@ -10,6 +10,7 @@ import dataclasses
 import hashlib
 import json
 import math
+import sys
 import time
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -73,6 +74,8 @@ def evaluate_model(
     against, dataset = Against.of(spec.against, run), load_data(run.config)
     check_images(model, dataset)
     task = _Task(model, spec, dataset, *make_batches(dataset, spec))
+    if spec.protocol.batch_norm == 'batch' and (why := one_value(model, spec.batch_size)):
+        print(f'warning: batch_size=1: {why}', file=sys.stderr)
     if against.result is not None:
         protocol = task.protocol(run, spec.workdir)
         found = [_describe(model)], protocol['bits'], protocol
@@ -153,6 +156,16 @@ def evaluate_quantized(run: Run, network: QuantizedNetwork, spec: EvaluationSpec
         'seconds': round(time.perf_counter() - begin, 1),
     }
     return {'rows': results.make_rows([scored], [bits]), 'networks': [scored], 'protocol': protocol}
+
+
+def one_value(model: Model, batch_size: int) -> str | None:
+    """Return why statistics of batches of so many images are of no use to a model; None if they are."""
+    if batch_size > 1 or not model.has_lone_values():
+        return None
+    return (
+        f'a batch norm of model {model.name!r} has one value a channel, and gives the same for all images: '
+        'take a larger batch_size'
+    )
 
 
 def check_images(model: Model, dataset: Dataset) -> None:

@@ -105,7 +105,7 @@ def image_batches(
         raise FieldError(
             'batch_size',
             f'={batch_size} is more than the {count} images of {dataset.name}: '
-            'BatchNorm needs full batches; give a smaller batch_size',
+            'BatchNorm needs full batches; give smaller ones',
         )
     images, labels = (a[: K * batch_size].reshape(K, batch_size, *a.shape[1:]) for a in split)
     return ImageBatches(images, labels, dataset.mean, dataset.std)

@@ -11,6 +11,7 @@ from typing import Any
 
 import jax
 
+from ghn_jax.base.errors import FieldError, prefixed
 from ghn_jax.datasets.load import Dataset
 from ghn_jax.evaluation.selection import ImageBatches, calibration_images, image_batches
 from ghn_jax.tuning.training import TrainingImages, TrainingSpec
@@ -50,11 +51,19 @@ class TuningImages:
         Raises:
           FieldError: there are not so many images.
         """
-        test = image_batches(
-            dataset, dataset.test, batch_size=batch_size, num_images=num_images, filled=filled
-        )
+        with prefixed('eval_', {'batch_size'}):  # `batch_size` is that of training
+            test = image_batches(
+                dataset, dataset.test, batch_size=batch_size, num_images=num_images, filled=filled
+            )
         calibration = []
         if calibration_batches:
+            available = len(dataset.train.labels)
+            if calibration_batches * batch_size > available:
+                raise FieldError(
+                    'eval_batch_size',
+                    f'={batch_size}: {calibration_batches} batches calibrate, and {dataset.name} has '
+                    f'{available} training images: give at most {available // calibration_batches}',
+                )
             found = calibration_images(dataset, batch_size=batch_size, batches=calibration_batches)
             calibration = found.normalized()
         return cls(dataset, TrainingImages.of(dataset), test, calibration)

@@ -13,6 +13,7 @@ from ghn_jax.evaluation.evaluation_spec import EvaluationSpec
 from ghn_jax.evaluation.model_evaluation import evaluate_model, evaluate_quantized
 from ghn_jax.evaluation.protocol import Protocol
 from ghn_jax.hypernet.ghn import GHN
+from ghn_jax.models.loading import load_model
 from ghn_jax.models.tracing import trace
 from ghn_jax.quant.policy import parse_bits
 from ghn_jax.runs.calibrated_file import QuantizedNetwork
@@ -148,3 +149,12 @@ def test_a_quantized_network_is_scored_on_all_images_whatever_the_batch(workdir)
         result = evaluate_quantized(run, QuantizedNetwork(made, policy, SCHEME, {}, {}), spec)
         assert result['rows'][0]['top1_mean'] == pytest.approx(expected, abs=0.01)
         assert result['protocol']['images'] == len(data.test.labels)
+
+
+def test_a_batch_norm_of_one_value_is_told_of_where_an_image_is_alone_in_its_batch(workdir, capsys):
+    run = load_run(workdir)
+    for name, batch_size, is_told in (('normed_head', 1, True), ('normed_head', 2, False), ('net', 1, False)):
+        model = load_model(f'tests.tuning.nets:{name}', (1, run.config.image_size, run.config.image_size, 3))
+        spec = EvaluationSpec(batch_size=batch_size, num_images=4, policies=POLICIES[:1])
+        evaluate_model(run, model, spec, params=model.initial_params())
+        assert ('has one value a channel' in capsys.readouterr().err) == is_told
