@@ -94,7 +94,7 @@ def _evaluate_model(request: evaluation_flags.EvaluationFlags) -> tuple[Result, 
     run = request.load_run()
     shape = (1, run.config.image_size, run.config.image_size, 3)
     model = load_model(_MODEL.value, shape) if _MODEL.value else trace(networks[0], shape)
-    params = read_params(model, _PARAMS.value) if _PARAMS.value else None
+    params = read_params(model, _PARAMS.value, request.spec.policies) if _PARAMS.value else None
     params = model.initial_params(request.spec.seed) if _INITIAL.value else params
     result, other = evaluate_model(run, model, request.spec, params=params)
     if params is not None:

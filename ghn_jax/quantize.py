@@ -65,7 +65,8 @@ def main() -> None:
     specs = read_network(_ARCH.value, _MODEL.value)
     hypernetwork = source.load_hypernetwork(predicts=not _PARAMS.value)
     model, made = make_model(specs, _MODEL.value, hypernetwork)
-    params = read_params(model, _PARAMS.value) if _PARAMS.value else hypernetwork.predict(model, policy)
+    file = _PARAMS.value
+    params = read_params(model, file, [policy]) if file else hypernetwork.predict(model, policy)
     data = hypernetwork.load_data()
     network = quantize.Network.of(model, params, quantize.calibration_images(data, _IMAGES.value))
     test = data.normalized('test'), data.test.labels

@@ -10,6 +10,7 @@ import dataclasses
 import hashlib
 import json
 import math
+import sys
 import time
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -73,6 +74,8 @@ def evaluate_model(
     against, dataset = Against.of(spec.against, run), load_data(run.config)
     check_images(model, dataset)
     task = _Task(model, spec, dataset, *make_batches(dataset, spec))
+    if spec.protocol.batch_norm == 'batch' and (why := one_value(model, spec.batch_size)):
+        print(f'warning: batch_size=1: {why}', file=sys.stderr)
     if against.result is not None:
         protocol = task.protocol(run, spec.workdir)
         found = [_describe(model)], protocol['bits'], protocol
@@ -143,7 +146,8 @@ def evaluate_quantized(run: Run, network: QuantizedNetwork, spec: EvaluationSpec
     spec = dataclasses.replace(spec, policies=(network.policy,), protocol=fixed, predicted_for=None)
     dataset = load_data(run.config)
     check_images(calibrated.model, dataset)
-    images = image_batches(dataset, dataset.test, batch_size=spec.batch_size, num_images=spec.num_images)
+    size, count = spec.batch_size, spec.num_images
+    images = image_batches(dataset, dataset.test, batch_size=size, num_images=count, filled=True)
     score = _score(_Runnable(calibrated.model, Calibrated.apply, calibrated), network.quantizer(), images)
     scored = _describe(calibrated.model) | in_percent([bits], spec.policies, [score])
     protocol = _Task(calibrated.model, spec, dataset, images, None).protocol(run, spec.workdir) | {
@@ -152,6 +156,16 @@ def evaluate_quantized(run: Run, network: QuantizedNetwork, spec: EvaluationSpec
         'seconds': round(time.perf_counter() - begin, 1),
     }
     return {'rows': results.make_rows([scored], [bits]), 'networks': [scored], 'protocol': protocol}
+
+
+def one_value(model: Model, batch_size: int) -> str | None:
+    """Return why statistics of batches of so many images are of no use to a model; None if they are."""
+    if batch_size > 1 or not model.has_lone_values():
+        return None
+    return (
+        f'a batch norm of model {model.name!r} has one value a channel, and gives the same for all images: '
+        'take a larger batch_size'
+    )
 
 
 def check_images(model: Model, dataset: Dataset) -> None:
@@ -238,8 +252,9 @@ def _score(runnable: _Runnable, quantizer: FakeQuantizer, images: ImageBatches) 
         rank, own = _judge(logits_of(runnable.arrays, x, images.mean, images.std, used), y)
         ranks.append(np.asarray(rank))
         predicted.append(np.asarray(own))
-    rank = np.concatenate(ranks)
-    return Score(float(np.mean(rank < 1)), float(np.mean(rank < 5)), np.concatenate(predicted))
+    counted = np.ravel(images.labels) >= 0
+    rank = np.concatenate(ranks)[counted]
+    return Score(float(np.mean(rank < 1)), float(np.mean(rank < 5)), np.concatenate(predicted)[counted])
 
 
 def _logits(

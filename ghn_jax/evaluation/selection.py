@@ -47,8 +47,8 @@ class ImageBatches(NamedTuple):
 
     @property
     def count(self) -> int:
-        """Images in all batches."""
-        return self.labels.size
+        """Images that are counted, in all batches."""
+        return int(np.sum(np.asarray(self.labels) >= 0))
 
     def normalized(self) -> list[Array]:
         """Return the batches as a network takes them, float32 [N, H, H, 3]."""
@@ -73,10 +73,14 @@ class Selection:
         return tuple(graph.spec for graph in self.graphs)
 
 
-def image_batches(dataset: Dataset, split: Split, *, batch_size: int, num_images: int = 0) -> ImageBatches:
+def image_batches(
+    dataset: Dataset, split: Split, *, batch_size: int, num_images: int = 0, filled: bool = False
+) -> ImageBatches:
     """Return the first `num_images` of a split of `dataset` (0: all) as whole batches.
 
     BatchNorm reads the statistics of a batch, so one that is not full is another protocol: it is dropped.
+
+    filled: no image depends on its batch: the last one is filled up with images that are not counted.
 
     Raises:
       UserError: more images than there are, fewer than a batch.
@@ -88,12 +92,20 @@ def image_batches(dataset: Dataset, split: Split, *, batch_size: int, num_images
         )
     if batch_size < 1:
         raise FieldError('batch_size', f'={batch_size}: expected at least 1 image')
-    K = (num_images or available) // batch_size
+    count = num_images or available
+    if filled:
+        missing = -count % min(batch_size, count)
+        split = Split(
+            np.pad(split.images[:count], [(0, missing)] + [(0, 0)] * (split.images.ndim - 1)),
+            np.pad(split.labels[:count], (0, missing), constant_values=-1),
+        )
+        count, batch_size = count + missing, min(batch_size, count)
+    K = count // batch_size
     if K == 0:
         raise FieldError(
             'batch_size',
-            f'={batch_size} is more than the {num_images or available} images of {dataset.name}: '
-            'BatchNorm needs full batches; give a smaller batch_size',
+            f'={batch_size} is more than the {count} images of {dataset.name}: '
+            'BatchNorm needs full batches; give smaller ones',
         )
     images, labels = (a[: K * batch_size].reshape(K, batch_size, *a.shape[1:]) for a in split)
     return ImageBatches(images, labels, dataset.mean, dataset.std)

@@ -79,7 +79,7 @@ def main() -> None:
     specs = read_network(_ARCH.value, _MODEL.value)
     hypernetwork = source.load_hypernetwork(predicts=not _PARAMS.value)
     model, _ = make_model(specs, _MODEL.value, hypernetwork)
-    params = read_params(model, _PARAMS.value) if _PARAMS.value else None
+    params = read_params(model, _PARAMS.value, [policy]) if _PARAMS.value else None
     print(write_export(hypernetwork, model, out, spec, _COMPARE.value, params=params))
 
 

@@ -1,6 +1,7 @@
 """Models by the name that a command line has for them: `package.module:function`."""
 
 import importlib
+import inspect
 import sys
 from collections.abc import Sequence
 from typing import Any
@@ -19,7 +20,7 @@ def load_model(name: str, input_shape: Sequence[int], *arguments: Any) -> Model:
       name: 'package.module:function'. The function returns a Flax module, a pair (apply, params) of a
         function of parameters and images and its parameters, or a `Model` that it has traced by itself.
       input_shape: of the images, as for `trace`; a `Model` has its own.
-      *arguments: what the function is given.
+      *arguments: what the function is given: nothing, or the factor of its width.
 
     Raises:
       UserError: no such module or function, one that fails (with its own error), and as `trace`.
@@ -42,6 +43,11 @@ def load_model(name: str, input_shape: Sequence[int], *arguments: Any) -> Model:
     if not callable(make):
         has = 'is no function' if hasattr(module, function_name) else 'is not there'
         raise UserError(f'{function_name!r} of module {module_name!r} {has}: give one that returns a model')
+    try:
+        inspect.signature(make).bind(*arguments)
+    except TypeError as e:
+        wanted = 'the factor of its width, such as 1.0, alone' if arguments else 'no arguments'
+        raise UserError(f'{name} has to take {wanted}: {e}') from None
     try:
         made: Any = make(*arguments)
     except (Exception, SystemExit) as e:

@@ -2,6 +2,7 @@
 
 import dataclasses
 import functools
+import math
 from collections.abc import Callable, Collection, Mapping
 from typing import Any
 
@@ -15,7 +16,7 @@ from ghn_jax.hypernet.policy_features import resolve
 from ghn_jax.models import small_images
 from ghn_jax.models.layout import Tensor
 from ghn_jax.models.names import map_named, named_leaves, variable_names
-from ghn_jax.models.norms import Structure
+from ghn_jax.models.norms import DependsOnBatch, Structure
 from ghn_jax.models.program import Program, Rewrite, Step, run
 from ghn_jax.models.quantizer import FakeQuantizer, Quantizer
 from ghn_jax.models.recorder import Layer, Recorder, Site
@@ -148,6 +149,18 @@ class Model:
             if dtype not in (wanted.dtype, np.float64):  # in which a model can be run to be more precise
                 raise UserError(f'{name!r} in params is {dtype}, expected {wanted.dtype}: {advice}')
         return [given[name] for name in expected]
+
+    def has_lone_values(self) -> bool:
+        """Return whether a batch norm has one value of each image for a channel, as behind a linear layer.
+
+        Of a batch of one image it makes its shift, whatever the image. One of an unknown form counts as none.
+        """
+        images = 2
+        try:
+            norms = self.traced((images, *self.input_shape[1:]), jnp.dtype(jnp.float32)).structure.norms
+        except DependsOnBatch:
+            return False
+        return images in (math.prod(norm.shape[axis] for axis in norm.axes) for norm in norms)
 
     def compiled(self, function: Callable[..., Any], *static: Any) -> Callable[..., Any]:
         """Return `function(*static, ...)`, compiled: the same whenever it is asked for, so that it is once.

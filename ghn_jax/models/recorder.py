@@ -144,9 +144,15 @@ class Recorder:
 
     # ---- parameters
 
-    def scale(self, value: Flow, view: View) -> Flow:
-        """Multiply by a parameter: a norm's scale, or one that stands by itself, which counts as a norm."""
+    def scale(self, value: Flow, view: View, step: Step) -> Flow:
+        """Multiply by a parameter: a norm's scale, or one that stands by itself, which counts as a norm.
+
+        One factor for all channels, such as PReLU's slope, is neither: as a norm's it would begin with 1.
+        """
         op = value.op
+        if math.prod(self.leaves[view.leaf].shape) == 1 < self.channels[op]:
+            self.refuse([view.leaf], step, 'as one factor for all channels, which is no scale of a norm')
+            return value
         of_pixels = value.fresh and self.forward.kind[op] == 'ln'  # a layer norm may be of more than channels
         taken = self.forward.name[op] is not None or self.forward.shift[op] is not None
         if taken or not (of_pixels or self._is_of_norm(value, view)):
@@ -201,14 +207,14 @@ class Recorder:
             self.add(kind, [value.op], channels=layout.shape[0], name=name, shape=layout.shape), fresh=True
         )
 
-    def norm(self, value: Flow, statistic: Statistic) -> Flow:
+    def norm(self, value: Flow, statistic: Statistic, step: Step) -> Flow:
         """Multiply by what takes a value to unit variance."""
         C = self.channels[value.op]
         kind, width = ('bn', statistic.left) if statistic.batch else ('ln', C)
         op = self.add(kind, [value.op], channels=C, shape=(width,))
         self.normalised[op] = value.op
         made = Flow(op, fresh=True)
-        return made if statistic.scale is None else self.scale(made, statistic.scale)
+        return made if statistic.scale is None else self.scale(made, statistic.scale, step)
 
     def is_centre(self, statistic: Statistic, value: Flow) -> bool:
         """Return whether a statistic, divided by the deviation, centres what a norm has divided by it."""

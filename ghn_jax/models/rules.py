@@ -125,11 +125,11 @@ def multiply(recorder: Recorder, step: Step, values: Sequence[Value]) -> Value:
             if isinstance(x, Statistic) and x.origin in recorder.pools:
                 x = recorder.as_flow(x)
             if isinstance(x, Flow) and x.op == y.op:
-                return recorder.norm(x, y)
+                return recorder.norm(x, y, step)
         if isinstance(y, View) and isinstance(x, Flow | Statistic) and step.primitive == 'mul':
             if isinstance(x, Statistic) and x.root:
                 return replace(x, scale=y)
-            return recorder.scale(recorder.as_flow(x), y)
+            return recorder.scale(recorder.as_flow(x), y, step)
     if isinstance(a, Flow | Statistic) and isinstance(b, Flow | Statistic):
         value = recorder.join('cse', [a, b])
         same = isinstance(value, Flow) and isinstance(a, Flow) and isinstance(b, Flow) and a.op == b.op

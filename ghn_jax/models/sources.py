@@ -85,6 +85,8 @@ def of_nnx(module: nnx.Module, switches: Mapping[str, Any]) -> Source:
     def call(params, others, x):
         run: Any = nnx.merge(definition, params, others)
         run.set_attributes(use_running_average=False, deterministic=True, raise_if_not_found=False)
+        # Also those whose call says that they are not deterministic.
+        run.set_attributes(nnx.Dropout, rate=0.0, raise_if_not_found=False)
         return run(x, **switches)
 
     abstract = lambda tree: jax.tree.map(lambda a: jax.ShapeDtypeStruct(a.shape, a.dtype), tree)

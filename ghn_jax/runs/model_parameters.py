@@ -7,24 +7,28 @@ other once it is traced; its tensors have DeepNets-1M's names, in PyTorch's layo
 
 import json
 import os
-from collections.abc import Mapping
+import sys
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
 
 from ghn_jax.base.errors import UserError
 from ghn_jax.base.paths import Place
+from ghn_jax.hypernet.policy_features import resolve
 from ghn_jax.models.model import Model
 from ghn_jax.models.names import map_named, named_leaves, variable_names
+from ghn_jax.quant.policy import FLOAT_BITS, Policy
 from ghn_jax.runs.weight_files import read_safetensors, unpack, write_weights
 
 
-def read_params(model: Model, path: str | os.PathLike) -> Any:
-    """Read the parameters of a model.
+def read_params(model: Model, path: str | os.PathLike, policies: Sequence[Policy] = ()) -> Any:
+    """Read the parameters of a model. Weights that would be rounded twice are told of on stderr.
 
     Args:
       model: traced.
       path: safetensors, of `ghn_jax.predict` or `ghn_jax.finetune`, or of its own parameters.
+      policies: what the parameters are to be rounded to.
 
     Returns:
       A pytree of NumPy arrays as `model.params`.
@@ -33,11 +37,18 @@ def read_params(model: Model, path: str | os.PathLike) -> Any:
       UserError: no such file, or parameters of another model.
     """
     where = os.fspath(path)
-    arrays, metadata = read_safetensors(path, 'give a file of parameters')
+    arrays, metadata = read_safetensors(path, 'give a safetensors file of parameters')
     if 'packed' in metadata:
         arrays = unpack(path)
     if metadata.get('layout') == 'jax':
         raise UserError(f'{where} is in the layout jax: predict it with the layout pytorch')
+    rounds = any(bits < FLOAT_BITS for of in policies for bits, _ in resolve(of, model.graph).values())
+    if rounds and ('packed' in metadata or 'quantization' in metadata):
+        print(
+            f'warning: the weights of {where} are rounded to {metadata.get("bits")} already, and are rounded '
+            'again, maybe to other levels: give weights 32 bits, as in w32a4, to run them as they are',
+            file=sys.stderr,
+        )
     if unknown := sorted(set(arrays) - set(variable_names(model.params))):
         raise UserError(
             f'{where} has {unknown[0]!r}, which model {model.name!r} has not: give parameters of this model'

@@ -20,7 +20,7 @@ from ghn_jax.base.errors import FieldError, UserError
 from ghn_jax.base.paths import Place
 from ghn_jax.datasets.load import Dataset
 from ghn_jax.evaluation.evaluation_spec import BATCH_SIZE
-from ghn_jax.evaluation.model_evaluation import check_images
+from ghn_jax.evaluation.model_evaluation import check_images, one_value
 from ghn_jax.hypernet.policy_features import resolve
 from ghn_jax.models.model import Model
 from ghn_jax.quant.policy import Policy
@@ -127,6 +127,8 @@ def finetune(
       UserError: models that are not for these data, a policy of another model, a folder of other trainings.
     """
     check_models(models, dataset)
+    if spec.batch_norm != 'fixed':
+        check_batches(models, batch_size=spec.training.batch_size, eval_batch_size=spec.eval_batch_size)
     sources = sources or {}
     for model in models:
         if spec.keeps_calibrated and model.name not in sources:
@@ -164,6 +166,14 @@ def check_models(models: Sequence[Model], dataset: Dataset) -> None:
     for name in names:
         if not name or '/' in name or '\0' in name or name.startswith('.') or names.count(name) > 1:
             raise UserError(f'network {name!r} has no name for files of its own: give it another')
+
+
+def check_batches(models: Sequence[Model], **sizes: int) -> None:
+    """Raise FieldError where batches of a size, by its field, leave a batch norm a single value."""
+    for model in models:
+        for field, size in sizes.items():
+            if why := one_value(model, size):
+                raise FieldError(field, f'={size}: {why}')
 
 
 def _methods(
@@ -249,6 +259,7 @@ def _images(dataset: Dataset, spec: FinetuneSpec) -> TuningImages:
         batch_size=spec.eval_batch_size,
         num_images=spec.num_images,
         calibration_batches=_CALIBRATION_BATCHES if is_calibrated else 0,
+        filled=spec.batch_norm == 'fixed',
     )
 
 

@@ -11,6 +11,7 @@ from typing import Any
 
 import jax
 
+from ghn_jax.base.errors import FieldError, prefixed
 from ghn_jax.datasets.load import Dataset
 from ghn_jax.evaluation.selection import ImageBatches, calibration_images, image_batches
 from ghn_jax.tuning.training import TrainingImages, TrainingSpec
@@ -31,7 +32,13 @@ class TuningImages:
 
     @classmethod
     def of(
-        cls, dataset: Dataset, *, batch_size: int, num_images: int, calibration_batches: int = 0
+        cls,
+        dataset: Dataset,
+        *,
+        batch_size: int,
+        num_images: int,
+        calibration_batches: int = 0,
+        filled: bool = False,
     ) -> 'TuningImages':
         """Take the images of a data set; those to train on and to calibrate with are put on the device.
 
@@ -39,13 +46,24 @@ class TuningImages:
           batch_size: B, of test images and of those for calibration.
           num_images: test images; 0: all.
           calibration_batches: of training images, the first ones; 0: none.
+          filled: as of `image_batches`, of test images.
 
         Raises:
           FieldError: there are not so many images.
         """
-        test = image_batches(dataset, dataset.test, batch_size=batch_size, num_images=num_images)
+        with prefixed('eval_', {'batch_size'}):  # `batch_size` is that of training
+            test = image_batches(
+                dataset, dataset.test, batch_size=batch_size, num_images=num_images, filled=filled
+            )
         calibration = []
         if calibration_batches:
+            available = len(dataset.train.labels)
+            if calibration_batches * batch_size > available:
+                raise FieldError(
+                    'eval_batch_size',
+                    f'={batch_size}: {calibration_batches} batches calibrate, and {dataset.name} has '
+                    f'{available} training images: give at most {available // calibration_batches}',
+                )
             found = calibration_images(dataset, batch_size=batch_size, batches=calibration_batches)
             calibration = found.normalized()
         return cls(dataset, TrainingImages.of(dataset), test, calibration)
@@ -71,13 +89,13 @@ class TuningImages:
           what: is trained, to be said before them.
           how: it is trained besides, to be said behind them.
         """
-        dataset, labels = self.dataset, self.test.labels
+        dataset, test = self.dataset, self.test
         return {
             'dataset': dataset.name,
             **({'note': dataset.note} if dataset.note else {}),
             'image size': dataset.train.images.shape[1],
             'training images': len(dataset.train.labels),
-            'test images': f'{labels.size} in batches of {labels.shape[1]}',
+            'test images': f'{test.count} in batches of {test.labels.shape[1]}',
             **what,
             'seeds': ', '.join(map(str, seeds)),
             'epochs': training.epochs,

@@ -110,17 +110,21 @@ def find_activation_ranges(calibrated: Calibrated, images: Array, bits: Bits, ru
 
     bits: by `Site.reader`; the activations before one are rounded to theirs.
     """
-    search = _Search(bits, rule, {})
+    search = _Search(bits, rule, {}, {})
     calibrated.apply(images, search)
     return search.found
 
 
 @dataclasses.dataclass(frozen=True)
 class _Search:
-    """A quantizer that finds the range of each activation when it comes, and rounds it over that range."""
+    """A quantizer that finds the range of each activation when it comes, and rounds it over that range.
+
+    Activations of one name, which the uses of one weight read, have one range: that of all values together.
+    """
 
     bits: Bits
     rule: str
+    seen: dict[str, list[Array]]
     found: dict[str, Range]
 
     def weight(self, name: str, w: Array) -> Array:
@@ -129,8 +133,11 @@ class _Search:
     def activation(self, name: str, x: Array, whole: Array) -> Array:
         if name not in self.bits:
             return x
-        if name not in self.found:
-            lo, hi = RULES[self.rule](whole.reshape(1, -1).astype(jnp.float32), self.bits[name])
+        seen = self.seen.setdefault(name, [])
+        if all(whole is not other for other in seen):  # two layers may read cuts of one tensor
+            seen.append(whole)
+            values = jnp.concatenate([x.ravel() for x in seen]).astype(jnp.float32)
+            lo, hi = RULES[self.rule](values[None], self.bits[name])
             self.found[name] = lo[0], hi[0]
         return fake_quantize(x, *self.found[name], self.bits[name])
 

@@ -81,6 +81,9 @@ class CalibratedScorer:
 
 
 def count_correct(logits: Array, labels: Array) -> Array:
-    """Count the images whose label is the prediction (`judge`): [B, classes], int32 [B] -> int32 []."""
+    """Count the images whose label is the prediction (`judge`): [B, classes], int32 [B] -> int32 [].
+
+    Those whose label is -1 are not counted.
+    """
     rank, _ = judge(logits, labels)
-    return jnp.sum(rank == 0)
+    return jnp.sum((rank == 0) & (labels >= 0))

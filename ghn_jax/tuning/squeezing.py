@@ -30,7 +30,7 @@ from ghn_jax.quant.policy import Policy
 from ghn_jax.quant.scheme import QAT, Scheme
 from ghn_jax.runs.progress import Progress
 from ghn_jax.tuning import comparison
-from ghn_jax.tuning.finetune import check_models
+from ghn_jax.tuning.finetune import check_batches, check_models
 from ghn_jax.tuning.images import TuningImages
 from ghn_jax.tuning.initialization import Start
 from ghn_jax.tuning.removal import Removal, least_cost
@@ -73,6 +73,7 @@ def squeeze(
     """
     for models in ([pair.original for pair in pairs], [pair.wide for pair in pairs]):
         check_models(models, dataset)
+        check_batches(models, batch_size=spec.training.batch_size, eval_batch_size=spec.eval_batch_size)
     begin = time.perf_counter()
     images = TuningImages.of(dataset, batch_size=spec.eval_batch_size, num_images=spec.num_images)
     tasks = list(_tasks(pairs, spec, images, scheme, used))

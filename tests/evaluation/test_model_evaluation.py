@@ -10,12 +10,16 @@ import pytest
 from ghn_jax.base.errors import UserError
 from ghn_jax.evaluation.evaluate import evaluate
 from ghn_jax.evaluation.evaluation_spec import EvaluationSpec
-from ghn_jax.evaluation.model_evaluation import evaluate_model
+from ghn_jax.evaluation.model_evaluation import evaluate_model, evaluate_quantized
 from ghn_jax.evaluation.protocol import Protocol
 from ghn_jax.hypernet.ghn import GHN
+from ghn_jax.models.loading import load_model
 from ghn_jax.models.tracing import trace
 from ghn_jax.quant.policy import parse_bits
+from ghn_jax.runs.calibrated_file import QuantizedNetwork
 from ghn_jax.runs.run import load_run
+from ghn_jax.runs.task import load_data
+from ghn_jax.tuning.quantize import SCHEME, Network, quantize, top1
 from tests.cnn.networks import small_network
 from tests.small_run import command, is_one_error_line
 
@@ -130,3 +134,27 @@ def test_a_hypernetwork_of_larger_tiles_is_for_models_only(workdir):
 def test_a_model_for_other_images_is_refused(workdir):
     with pytest.raises(UserError, match=r'is traced for images of shape \(16, 16, 3\), those of'):
         evaluate_model(load_run(workdir), trace(SPEC, (1, 16, 16, 3)))
+
+
+def test_a_quantized_network_is_scored_on_all_images_whatever_the_batch(workdir):
+    run, policy = load_run(workdir), parse_bits('w4a4')
+    data, size = load_data(run.config), run.config.image_size
+    params = {'w': np.random.default_rng(0).normal(size=(3, 10)).astype(np.float32)}
+    model = trace(lambda params, x: x.mean((1, 2)) @ params['w'], (1, size, size, 3), params=params)
+    of = Network.of(model, params, data.normalized('train', 32))
+    made = quantize(of, policy, 'minmax')
+    expected = top1(made, data.normalized('test'), data.test.labels, policy)
+    for batch_size in (48, 1000):
+        spec = EvaluationSpec(batch_size=batch_size)
+        result = evaluate_quantized(run, QuantizedNetwork(made, policy, SCHEME, {}, {}), spec)
+        assert result['rows'][0]['top1_mean'] == pytest.approx(expected, abs=0.01)
+        assert result['protocol']['images'] == len(data.test.labels)
+
+
+def test_a_batch_norm_of_one_value_is_told_of_where_an_image_is_alone_in_its_batch(workdir, capsys):
+    run = load_run(workdir)
+    for name, batch_size, is_told in (('normed_head', 1, True), ('normed_head', 2, False), ('net', 1, False)):
+        model = load_model(f'tests.tuning.nets:{name}', (1, run.config.image_size, run.config.image_size, 3))
+        spec = EvaluationSpec(batch_size=batch_size, num_images=4, policies=POLICIES[:1])
+        evaluate_model(run, model, spec, params=model.initial_params())
+        assert ('has one value a channel' in capsys.readouterr().err) == is_told

@@ -44,3 +44,12 @@ def test_partial_batches_are_dropped():
     batches = image_batches(dataset, dataset.test, batch_size=100)
     assert batches.images.shape == (2, 100, SIZE, SIZE, 3) and batches.count == 200
     np.testing.assert_array_equal(batches.labels.ravel(), dataset.test.labels[:200])
+
+
+@pytest.mark.parametrize('size, shape', [(100, (3, 100)), (256, (1, 256)), (1000, (1, 256))])
+def test_a_batch_may_be_filled_up_with_images_that_are_not_counted(size, shape):
+    dataset = load_data(small_config())
+    batches = image_batches(dataset, dataset.test, batch_size=size, filled=True)
+    assert batches.labels.shape == shape and batches.count == len(dataset.test.labels) == 256
+    np.testing.assert_array_equal(batches.labels.ravel()[:256], dataset.test.labels)
+    assert np.all(batches.labels.ravel()[256:] == -1)

@@ -16,6 +16,7 @@ from ghn_jax.models.names import named_leaves
 from ghn_jax.models.tracing import trace
 from ghn_jax.networks.graph import Graph, build_graph
 from ghn_jax.networks.spaces import make_space
+from ghn_jax.tuning.initialization import RANDOM, random_params
 from tests.models import linen_models, nnx_models
 
 
@@ -256,19 +257,6 @@ def test_dilated_depthwise_and_grouped_convolutions_are_told_apart():
     assert [layer.groups for layer in model.layers] == [6, 6, 2, 1]
 
 
-def test_a_dropout_that_is_called_by_keyword_is_left_out():
-    class Dropped(nn.Module):
-        @nn.compact
-        def __call__(self, x, train: bool = True):
-            x = nn.Dropout(0.5, deterministic=not train)(inputs=x.mean((1, 2)))
-            return nn.Dense(10)(x)
-
-    model, x = trace(Dropped(), (2, 8, 8, 3)), np.ones((2, 8, 8, 3), np.float32)
-    params = model.initial_params(0)
-    expected = Dropped().apply({'params': params}, x, train=False)
-    np.testing.assert_array_equal(jax.jit(model.apply)(params, x), expected)
-
-
 class Vit(nn.Module):
     @nn.compact
     def __call__(self, x):
@@ -316,6 +304,24 @@ def test_what_cannot_be_predicted_is_kept_and_listed_where_that_is_asked_for():
     model = function(recurrent, *RECURRENT, unsupported='keep')
     assert list(model.kept) == ['1']
     assert [p.name for p in model.graph.parameters] == ['0', '2']
+
+
+class Prelu(nn.Module):
+    @nn.compact
+    def __call__(self, x):
+        return nn.Dense(10)(nn.PReLU()(nn.Dense(8)(x.mean((1, 2)))))
+
+
+def test_one_factor_for_all_channels_is_no_scale_of_a_norm_and_stays_as_initialised():
+    with pytest.raises(
+        ghn_jax.UserError, match="parameter 'PReLU_0.negative_slope' enters 'mul' .* one factor"
+    ):
+        trace(Prelu(), (2, 8, 8, 3))
+    model = trace(Prelu(), (2, 8, 8, 3), unsupported='keep')
+    assert kinds(model.graph) == {'input': 1, 'glob_avg': 1, 'conv': 2, 'bias': 2}
+    assert list(model.kept) == ['PReLU_0.negative_slope']
+    slope = random_params(model, RANDOM['he'], 0)['PReLU_0']['negative_slope']
+    np.testing.assert_allclose(slope, 0.01)  # a slope of 1 would leave the model linear
 
 
 def test_the_digest_of_a_model_says_what_it_computes_and_what_its_parameters_are_called():

@@ -173,6 +173,23 @@ def test_names_of_no_use_get_one_line(name, message, tmp_path, monkeypatch):
     assert '\n' not in str(caught.value)
 
 
+def test_a_function_of_other_arguments_gets_one_line(tmp_path, monkeypatch):
+    from ghn_jax.models.loading import load_model
+
+    (tmp_path / 'nets_to_call.py').write_text('def none(): ...\ndef one(factor): ...\n')
+    monkeypatch.syspath_prepend(tmp_path)
+    for name, given, said in (
+        ('one', (), "nets_to_call:one has to take no arguments: missing a required argument: 'factor'"),
+        (
+            'none',
+            (2.0,),
+            'nets_to_call:none has to take the factor of its width, such as 1.0, alone: too many',
+        ),
+    ):
+        with pytest.raises(ghn_jax.UserError, match=said):
+            load_model(f'nets_to_call:{name}', (1, 8, 8, 3), *given)
+
+
 def test_what_is_neither_predicted_nor_rounded_is_said(tmp_path, monkeypatch, capsys):
     from ghn_jax.models.loading import load_model
 

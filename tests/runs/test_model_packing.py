@@ -12,6 +12,7 @@ from ghn_jax.config import QuantConfig, RunConfig
 from ghn_jax.hypernet.ghn import GHN, init_params
 from ghn_jax.models.tracing import trace
 from ghn_jax.quant.policy import Policy
+from ghn_jax.runs.model_parameters import read_params
 from ghn_jax.runs.model_prediction import write_model
 from ghn_jax.runs.run import Run
 from tests.hypernet.helpers import SMALL
@@ -44,6 +45,19 @@ def test_packed_parameters_of_a_model_are_those_that_are_not_packed(granularity,
     assert plain.keys() == back.keys() and len(np.unique(plain['head'])) > 2
     for name, w in plain.items():
         np.testing.assert_array_equal(back[name], w)
+
+
+@pytest.mark.parametrize('packed', [False, True])
+def test_weights_that_would_be_rounded_twice_are_told_of(packed, tmp_path, capsys):
+    traced, file = model(), tmp_path / 'a.st'
+    write_model(run('tensor'), traced, file, policy=Policy(3, 8), packed=packed)
+    read_params(traced, file, [Policy(32, 8)])
+    assert capsys.readouterr().err == ''
+    read_params(traced, file, [Policy(), Policy(3, 8)])
+    assert f'the weights of {file} are rounded to w3a8 already' in capsys.readouterr().err
+    write_model(run('tensor'), traced, file, policy=Policy())
+    read_params(traced, file, [Policy(3, 8)])
+    assert capsys.readouterr().err == ''
 
 
 def test_parameters_of_another_precision_are_not_packed(tmp_path):

@@ -43,6 +43,19 @@ def wider(factor: float) -> Net:
     return Net(width=round(6 * factor))
 
 
+class NormedHead(nn.Module):
+    """A batch norm of one value for each image and channel."""
+
+    @nn.compact
+    def __call__(self, x, train: bool = True):
+        x = nn.Dense(8)(nn.Conv(4, (3, 3))(x).mean((1, 2)))
+        return nn.Dense(10)(nn.relu(nn.BatchNorm(use_running_average=not train)(x)))
+
+
+def normed_head() -> NormedHead:
+    return NormedHead()
+
+
 def twice_as_wide() -> Net:
     return wider(2)
 

@@ -151,7 +151,16 @@ def test_searched_weights_are_kept_as_a_quantized_network_which_evaluate_scores_
         (['--out='], '--out is missing'),
         (
             ['--dataset=digits', '--bn=calibrated', '--eval_batch_size=300'],
-            'calibration_batches=4 of 300 images are more than the 1197 training images of digits',
+            '--eval_batch_size=300: 4 batches calibrate, and digits has 1197 training images: give at most 2',
+        ),
+        (['--eval_batch_size=2000'], '--eval_batch_size=2000 is more than the'),
+        (
+            ['--model=tests.tuning.nets:normed_head', '--batch_size=1'],
+            '--batch_size=1: a batch norm of',
+        ),
+        (
+            ['--model=tests.tuning.nets:normed_head', '--eval_batch_size=1'],
+            '--eval_batch_size=1: a batch',
         ),
         (['--method=slb', '--bits=w8a8'], '--bits=w8a8: slb searches weights of at most 4 bits'),
         (['--method=slb', '--bn=fixed'], '--bn=fixed: slb estimates statistics'),

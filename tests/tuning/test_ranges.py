@@ -7,12 +7,13 @@ import pytest
 
 from ghn_jax.base.errors import UserError
 from ghn_jax.hypernet.policy_features import resolve
-from ghn_jax.models.folding import Calibrated
+from ghn_jax.models.folding import Calibrated, calibrate
+from ghn_jax.models.tracing import trace
 from ghn_jax.quant.grid import fake_quantize, make_grid
 from ghn_jax.quant.policy import Policy
 from ghn_jax.tuning import ranges
 from ghn_jax.tuning.ranges import least_error_range, power_error, round_nearest
-from tests.tuning.models import Residual, calibrated
+from tests.tuning.models import Residual, calibrated, images
 
 
 def plain_error(x, step, zero, top):
@@ -75,6 +76,17 @@ def test_weights_lie_on_their_grids_and_the_quantizer_of_the_model_leaves_them_t
     if rule == 'minmax':
         assert (lo, hi) == (x.min(), x.max())
     assert np.isfinite(jax.jit(Calibrated.apply)(rounded, x, rounded.quantizer(policy))).all()
+
+
+def test_activations_that_one_weight_reads_have_the_range_of_all_their_values():
+    def twice(params, x):
+        return (20 * jnp.maximum(x @ params['w'], 0)) @ params['w']
+
+    params, x = {'w': jnp.eye(3)}, images(8)[:, 0, 0]
+    model = trace(twice, (1, 3), params=params)
+    of = calibrate(model, params, [x])
+    rounded = round_nearest(of, x, resolve(Policy(8, 8), model.graph), 'minmax')
+    np.testing.assert_allclose(rounded.ranges['w'], (x.min(), 20 * x.max()), rtol=0.01)
 
 
 @pytest.mark.slow
