@@ -18,12 +18,12 @@ from ghn_jax.models.recorder import Site
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class FoldedProgram:
-    """A program, and what is what in it.
+    """A program, with its layers and norms marked.
 
     Attributes:
       sites: the steps that run a layer, by number.
-      weights, biases: slot of a constant -> name of the layer that it is of.
-      sources: what each batch norm of the model reads, or its scale and shift in its place.
+      weights, biases: slot of a constant -> name of its layer.
+      sources: for each batch norm of the model, the slot that it, or what stands for it, reads.
     """
 
     program: Program
@@ -35,12 +35,12 @@ class FoldedProgram:
 
 @jax.tree_util.register_static
 @dataclasses.dataclass(frozen=True)
-class Own:
-    """A batch norm that stays as the model has it, and takes the statistics of each batch."""
+class BatchStatistics:
+    """A batch norm that stays as the model has it: it takes the statistics of each batch."""
 
 
-NormForm = tuple[Any, Any] | Own | None
-"""What has become of a batch norm: a (scale, shift) in its place, the norm itself, or None: it is folded."""
+NormForm = tuple[Any, Any] | BatchStatistics | None
+"""What stands for a batch norm: (scale, shift), the norm itself, or None where it is folded into layers."""
 
 
 def fold_program(
@@ -54,7 +54,7 @@ def fold_program(
     Args:
       traced: the model's own program, for images of the shape that is wanted.
       weights, biases: by the layer's name, as in `folding.Calibrated`.
-      norms: of each batch norm in the order of the forward pass; scale and shift, `Own`, or None: folded.
+      norms: of each batch norm in the order of the forward pass; its `NormForm`.
     """
     structure = traced.structure
     writer = _Writer(traced)
@@ -135,7 +135,7 @@ class _Writer:
 
     def norm(self, step: Step, norm: BatchNorm, fixed: NormForm) -> None:
         source, dtype = norm.source, self.structure.aval(norm.result).dtype
-        if isinstance(fixed, Own):
+        if isinstance(fixed, BatchStatistics):
             self.write(step)
         elif fixed is not None:
             scale, shift = map(self.constant, fixed)
