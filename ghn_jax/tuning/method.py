@@ -51,14 +51,14 @@ class Method(abc.ABC):
       bits: what the policy is called.
       policy: as it is used.
       trainer: compiled for all bits, which are among the data of its states.
-      calibrated: scores a network with fixed statistics; None where they are those of each batch.
+      calibrated_scorer: scores a network with fixed statistics; None where they are those of each batch.
     """
 
     setup: Setup
     bits: str
     policy: Policy
     trainer: Trainer
-    calibrated: CalibratedScorer | None
+    calibrated_scorer: CalibratedScorer | None
 
     @abc.abstractmethod
     def begin(self, params: Any, seed: int) -> TrainingState:
@@ -84,7 +84,7 @@ class Method(abc.ABC):
         images, scorer = setup.images, None
         if setup.statistics != 'batch':
             scorer = CalibratedScorer(setup.model, images.test, images.calibration)
-        of: dict[str, Any] = dict(setup=setup, calibrated=scorer, **programs)
+        of: dict[str, Any] = dict(setup=setup, calibrated_scorer=scorer, **programs)
         return [cls(bits=bits, policy=policy, **of) for bits, policy in policies.items()]
 
     @property

@@ -67,9 +67,9 @@ class StraightThrough(Method):
         if not self._is_fixed:
             each = {FLOAT: unrounded(self.widths), self.bits: as_data(self.widths)}
             scores['batch'] = {name: self.batch((params, widths)) for name, widths in each.items()}
-        if self.calibrated is not None:
+        if self.calibrated_scorer is not None:
             quantizers = {FLOAT: self._quantizer(Policy()), self.bits: self._quantizer(self.policy)}
-            scores['calibrated'] = self.calibrated(params, quantizers)
+            scores['calibrated'] = self.calibrated_scorer(params, quantizers)
         return scores
 
     def keep(self, place: Place, state: TrainingState, metadata: Mapping[str, str]) -> None:
