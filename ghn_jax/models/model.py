@@ -150,9 +150,9 @@ class Model:
         return [given[name] for name in expected]
 
     def compiled(self, function: Callable[..., Any], *static: Any) -> Callable[..., Any]:
-        """Return `function(*static, ...)`, compiled: the same whenever it is asked for, so that it is once.
+        """Return `function(*static, ...)`, compiled; the same object at every call, so it compiles once.
 
-        It is kept with this model, and goes with it.
+        It lives as long as this model.
 
         Args:
           function: of a module, or a method of the model: one that is equal at the next call.
