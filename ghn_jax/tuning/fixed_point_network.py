@@ -44,11 +44,11 @@ def fixed_point_into(
       scored: images and labels that choose formats, and those that check them, such as `labelled`.
       test: images and labels that the network is scored on.
       source: how its model is made (`calibrated_file`).
-      budget: points of accuracy that may be lost on the former, on those that choose and on those that check.
+      budget: points of accuracy that may be lost on the images that choose and on those that check.
       done: as of `within_budget`.
 
     Returns:
-      What there is to say of it, ready for JSON.
+      A description of the result, ready for JSON.
 
     Raises:
       FieldError: a budget that nothing meets; images without labels.
@@ -86,7 +86,7 @@ def fixed_point_into(
 
 
 def _about(search: Search, check: Search, budget: float) -> dict[str, Any]:
-    """What the formats depend on, beside the network and the images."""
+    """Return what the formats depend on, beside the network and the images."""
     return {
         'network': search.calibrated.model.name,
         'method': NAME,

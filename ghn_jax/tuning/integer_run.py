@@ -57,10 +57,10 @@ def integer_logits(calibrated: Calibrated, policy: Policy, images: Any) -> Fixed
 
 
 def _in_float(step: Step, operands: list[Any]) -> list[Any]:
-    """Do a step of constants now, of an image that no layer has read yet when the program runs."""
+    """Do a step in float: of constants now, of an image that no layer has read yet when the program runs."""
     known = not any(isinstance(v, Tracer) for v in operands)
     with jax.ensure_compile_time_eval() if known else contextlib.nullcontext():
-        results = shifts.bind(step, *operands)
+        results = step.compute(operands)
     return results if step.eqn.primitive.multiple_results else [results]
 
 
@@ -87,7 +87,7 @@ class _Interpreter:
             self.formats[reader] = bits, point_of(calibrated.ranges.get(reader), bits, reader)
 
     def run(self, program: Program, arguments: Sequence[Any], *, inside: bool = False) -> list[Any]:
-        """Run the steps of a program, those of layers as integers, and what comes behind these, too.
+        """Run the steps of a program; from the first layer on, values are integers.
 
         inside: the program is a part of a step, which has no layers.
         """

@@ -1,4 +1,4 @@
-"""What the trainings of one network have in common, and what a method of training it does."""
+"""A method of training one network: what it does, and the setup that all its trainings share."""
 
 import abc
 import dataclasses
@@ -47,9 +47,9 @@ class Method(abc.ABC):
     """How a network at one bit-width is trained, scored and kept.
 
     Attributes:
-      setup: of all bit-widths.
-      bits: what the policy is called.
-      policy: as it is used.
+      setup: the same for all bit-widths.
+      bits: the name of the policy.
+      policy: the bits that networks are trained with, after `used` of `finetune`.
       trainer: compiled for all bits, which are among the data of its states.
       calibrated_scorer: scores a network with fixed statistics; None where they are those of each batch.
     """

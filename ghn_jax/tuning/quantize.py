@@ -79,12 +79,12 @@ def calibration_images(dataset: Dataset, count: int) -> np.ndarray:
 
 @dataclasses.dataclass(frozen=True)
 class Watch:
-    """Who is told of a long method, and what was done of it before.
+    """What a long method reports to, and what it goes on from.
 
     Attributes:
-      done: is given how many parts are done since the last call, `count_parts` in all.
-      keep: is given how many blocks are done, and the network so far.
-      begun: the last that `keep` was given; None: nothing.
+      done: called with the number of parts done since the last call, `count_parts` in all.
+      keep: called with the number of blocks done, and the network so far.
+      begun: the last arguments of `keep`, to go on from; None: begin anew.
     """
 
     done: Callable[[int], object] = lambda parts: None
@@ -106,7 +106,7 @@ def quantize(
       method: one of METHODS: 'minmax', ranges of all values; 'mse', with the least L2.4 error, both with
         weights rounded to the nearest level (`ranges`); 'pd_quant'.
       options: of 'pd_quant'; None: the published ones.
-      watch: who is told how far it is; None: nobody.
+      watch: what progress is reported to; None: nothing.
 
     Returns:
       The network with rounded weights, and ranges of weights and activations.
@@ -133,7 +133,7 @@ def quantize(
 
 
 def count_parts(network: Network, method: str, options: Options) -> int:
-    """Return how many parts `quantize` tells of."""
+    """Return how many parts `quantize` reports in all."""
     if method != 'pd_quant':
         return 0
     return len(blocks_of(network.calibrated, 1)) * count_chunks((None, options))
@@ -177,7 +177,7 @@ def quantize_into(
       done: as of `Watch`.
 
     Returns:
-      What there is to say of it, ready for JSON.
+      A description of the result, ready for JSON.
 
     Raises:
       UserError: as `quantize`; a folder that cannot be written.

@@ -27,7 +27,7 @@ class Searched(NamedTuple):
     """What is trained.
 
     Attributes:
-      params: a pytree as `Model.params`; the searched weights among them are of no account.
+      params: a pytree as `Model.params`; the searched weights among them are not used.
       logits: of these, by name, float32 [O, ..., K].
     """
 

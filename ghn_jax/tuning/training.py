@@ -99,15 +99,15 @@ class TrainingImages(NamedTuple):
 
 
 class TrainingState(NamedTuple):
-    """All that a training is, between two steps.
+    """All of a training that lasts from one step to the next.
 
     Attributes:
       step: int32 [], steps done.
       seed: uint32 [], of the order of images and their augmentation.
       params: what is trained.
-      average: of them, exponential, as `refinements.average`; float32 where they are narrower, for in
-        bfloat16 it would stand still.
-      optimizer: of optax.
+      average: the exponential moving average of these (`refinements.average`); float32 where they are
+        narrower, for in bfloat16 it would stand still.
+      optimizer: state of the optimizer.
       loss: float32 [], the sum over the steps of this pass so far.
       fixed: arrays that are not trained and tell one training of a program from another, such as bits.
     """
@@ -145,7 +145,7 @@ class Trainer(NamedTuple):
 
     @property
     def steps(self) -> int:
-        """Of all passes."""
+        """Steps of all passes."""
         return self.epochs * self.steps_per_epoch
 
 
