@@ -126,12 +126,7 @@ EXACT = Policy(4, 4, (('stem.*', 8, 8),), ((NAMES[0], 2, 3), (NAMES[2], 32, 6)),
 
 
 def test_exact_bits_come_before_rules():
-    assert [(EXACT.weights(name), EXACT.activations(name)) for name in NAMES] == [
-        (2, 3),
-        (4, 4),
-        (32, 6),
-        (4, 4),
-    ]
+    assert [EXACT.widths(name) for name in NAMES] == [(2, 3), (4, 4), (32, 6), (4, 4)]
     assert str(EXACT) == f'w4a4 {NAMES[0]}=w2a3 {NAMES[2]}=w32a6 stem.*=w8a8'
     assert len({EXACT, Policy(4, 4, (('stem.*', 8, 8),)), Policy(4, 4)}) == 3
     assert not Policy(layers=(('a', 32, 4),)).is_float and Policy(layers=(('a', 32, 32),)).is_float
@@ -164,12 +159,12 @@ def test_the_format_in_the_documentation_is_read(tmp_path):
     text = policy.__doc__[policy.__doc__.index('{') : policy.__doc__.index('Pairs')]
     (tmp_path / 'a.json').write_text(text)
     read = load_policy(tmp_path / 'a.json')
-    assert (read.network, read.weights('stem.0.weight'), read.activations('classifier.3.weight')) == (
+    assert (read.network, read.widths('stem.0.weight')[0], read.widths('classifier.3.weight')[1]) == (
         'net-7',
         8,
         4,
     )
-    assert read.weights('cells.0._ops.1.op.1.weight') == 2
+    assert read.widths('cells.0._ops.1.op.1.weight')[0] == 2
 
 
 def fields(**changes):
