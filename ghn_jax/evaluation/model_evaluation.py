@@ -57,7 +57,7 @@ def evaluate_model(
     Args:
       run: from `load_run`.
       model: of as many classes as the data have, traced for its images.
-      spec: images and bits; its networks and splits are of no account. None: the defaults.
+      spec: images and bits; its networks and splits are not used. None: the defaults.
       params: a pytree as `model.params`; None: they are predicted.
 
     Returns:
@@ -129,7 +129,7 @@ def evaluate_quantized(run: Run, network: QuantizedNetwork, spec: EvaluationSpec
     Args:
       run: from `load_run`; its images are taken.
       network: of `calibrated_file.load`.
-      spec: which images; what else it says is of no account.
+      spec: which images; its other fields are not used.
 
     Returns:
       As `evaluate_model`: one row.
