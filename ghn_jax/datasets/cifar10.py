@@ -244,7 +244,7 @@ def _decode(builder: Any, folder: pathlib.Path, name: str) -> Split:
 
 
 def _keep(path: pathlib.Path, arrays: dict[str, np.ndarray]) -> None:
-    """Writes the arrays, if there is a place for them."""
+    """Write the arrays, if there is a place for them."""
     buffer = io.BytesIO()
     np.savez(buffer, **arrays)  # pyright: ignore[reportArgumentType]
     try:
