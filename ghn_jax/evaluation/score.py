@@ -250,7 +250,7 @@ def predict_network(
     buffer: Array,
     *,
     max_nodes: int,
-    mesh: Mesh | None = None,
+    mesh: Mesh | None,
 ) -> tuple[RunnableNetwork, Array]:
     """Predict the weights of a network.
 

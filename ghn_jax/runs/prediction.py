@@ -132,10 +132,10 @@ def write_predictions(
     specs: Sequence[NetworkSpec],
     outputs: Sequence[Place],
     *,
-    layout: str = 'pytorch',
+    layout: str,
     policy: Policy,
-    format: str = 'safetensors',
-    packed: bool = False,
+    format: str,
+    packed: bool,
 ) -> Iterator[str]:
     """Predict the weights of networks and write a file for each; yield a line about each file.
 

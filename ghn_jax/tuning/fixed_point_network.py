@@ -18,7 +18,7 @@ from ghn_jax.quant.scheme import Scheme
 from ghn_jax.runs.calibrated_file import QuantizedNetwork, save
 from ghn_jax.tuning.fixed_point import MOST_BITS, NAME, by_name, costs_of, to_network
 from ghn_jax.tuning.fixed_point_budget import Attempt, Labelled, check_budget, within_budget
-from ghn_jax.tuning.fixed_point_search import BUDGET, Search
+from ghn_jax.tuning.fixed_point_search import Search
 from ghn_jax.tuning.quantize import top1
 
 SCHEME = Scheme('qat')
@@ -33,7 +33,7 @@ def fixed_point_into(
     scored: tuple[Labelled, Labelled],
     test: Labelled,
     source: Mapping[str, str],
-    budget: float = BUDGET,
+    budget: float,
     done: Callable[[int], object] = lambda layers: None,
 ) -> dict[str, Any]:
     """Find formats within a budget, and write the network in them to a folder.
