@@ -61,8 +61,7 @@ class Scoring:
     def figures(self, seconds: float) -> dict[str, Any]:
         """Give what scoring all networks took, and what a whole evaluation would.
 
-        It counts everything as growing with the images, so it is a little too much: the prediction of the
-        weights does not.
+        All time is taken to grow with the images. That is a little too much: predicting weights does not.
         """
         networks = len(self.selection.graphs)
         whole = seconds * WHOLE['networks'] / networks * WHOLE['images'] / self.images.count
