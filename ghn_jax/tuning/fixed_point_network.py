@@ -1,7 +1,6 @@
 """A network put into fixed point, written to a folder, and scored; stopped, it goes on there."""
 
 import functools
-import json
 import time
 from collections.abc import Callable, Mapping
 from typing import Any
@@ -10,7 +9,6 @@ import numpy as np
 
 import ghn_jax
 from ghn_jax.base import files, jsonfile
-from ghn_jax.base.digests import array_digests, json_digest
 from ghn_jax.base.errors import UserError
 from ghn_jax.base.paths import Place
 from ghn_jax.models.folding import Calibrated
@@ -19,7 +17,7 @@ from ghn_jax.runs.calibrated_file import QuantizedNetwork, save
 from ghn_jax.tuning.fixed_point import MOST_BITS, NAME, by_name, costs_of, to_network
 from ghn_jax.tuning.fixed_point_budget import Attempt, Labelled, check_budget, within_budget
 from ghn_jax.tuning.fixed_point_search import Search
-from ghn_jax.tuning.quantize import top1
+from ghn_jax.tuning.quantize import key_of, strings_of, top1
 
 SCHEME = Scheme('qat')
 SAVED = ('memory', 'parameters', 'activations', 'multiplications')  # of `Costs`
@@ -58,8 +56,7 @@ def fixed_point_into(
     begin = time.perf_counter()
     search, check = (Search.of(calibrated, *part) for part in scored)
     about = _about(search, check, budget)
-    arrays = array_digests([calibrated, search.batches, check.batches])
-    key = f'{json_digest([about, calibrated.model.digest, arrays]):08x}'
+    key = key_of(about, calibrated, search.batches, check.batches)
     state = folder / STATE
     begun = _begun(state, key, len(search.tensors))
     formats, share = within_budget(search, check, budget, done, begun, functools.partial(_keep, state, key))
@@ -69,8 +66,7 @@ def fixed_point_into(
         'formats': by_name(search.tensors, formats),
         'saved': saved(search, formats),
     }
-    strings = {name: value if isinstance(value, str) else json.dumps(value) for name, value in about.items()}
-    file = save(folder, QuantizedNetwork(network, policy, SCHEME, source, strings))
+    file = save(folder, QuantizedNetwork(network, policy, SCHEME, source, strings_of(about)))
     state.unlink(missing_ok=True)
     return about | {
         'file': str(file),

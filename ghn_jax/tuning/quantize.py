@@ -192,9 +192,7 @@ def quantize_into(
     }
     if method == 'pd_quant':
         about['options'] = dataclasses.asdict(options)
-    strings = {key: value if isinstance(value, str) else json.dumps(value) for key, value in about.items()}
-    arrays = array_digests([network.calibrated, network.batches])
-    key = f'{json_digest([about, network.calibrated.model.digest, arrays]):08x}'
+    key, strings = key_of(about, network.calibrated, network.batches), strings_of(about)
 
     def write(calibrated: Calibrated, **more: str) -> Place:
         return save(folder, QuantizedNetwork(calibrated, policy, SCHEME, source, strings | more))
@@ -210,6 +208,17 @@ def quantize_into(
         'float_top1': top1(network.calibrated, *test),
         'top1': top1(made, *test, policy),
     }
+
+
+def key_of(about: Mapping[str, Any], calibrated: Calibrated, *images: Any) -> str:
+    """Return a digest of all that a result depends on, by which a stopped method finds what it had done."""
+    arrays = array_digests([calibrated, *images])
+    return f'{json_digest([about, calibrated.model.digest, arrays]):08x}'
+
+
+def strings_of(about: Mapping[str, Any]) -> dict[str, str]:
+    """Return a description as `QuantizedNetwork.about` takes it: what is no string is written as JSON."""
+    return {key: value if isinstance(value, str) else json.dumps(value) for key, value in about.items()}
 
 
 def in_words(result: Mapping[str, Any]) -> str:
