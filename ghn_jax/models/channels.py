@@ -22,7 +22,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from ghn_jax.models.model import Model, Traced
-from ghn_jax.models.program import WITH_DERIVATIVES, Operand, Program, Step, body, flatten
+from ghn_jax.models.program import WITH_DERIVATIVES, FlatProgram, Operand, Step, body, flatten
 from ghn_jax.models.recorder import Site
 
 NONE = 0  # the number of no channel
@@ -141,7 +141,7 @@ class _Walk:
         self.columns: dict[str, np.ndarray] = {}
 
     def walk(
-        self, program: Program, arguments: Sequence[np.ndarray], sites: Mapping[int, Site]
+        self, program: FlatProgram, arguments: Sequence[np.ndarray], sites: Mapping[int, Site]
     ) -> list[np.ndarray]:
         """Return the channels of a program's results."""
         values = {slot: np.zeros(np.shape(value), int) for slot, value in program.constants.items()}

@@ -12,7 +12,7 @@ import jax
 
 from ghn_jax.models.model import Traced
 from ghn_jax.models.norms import BatchNorm, LayerEnd
-from ghn_jax.models.program import Operand, Program, Step, flatten, needed, new_slot
+from ghn_jax.models.program import FlatProgram, Operand, Step, flatten, needed, new_slot
 from ghn_jax.models.recorder import Site
 
 
@@ -26,7 +26,7 @@ class FoldedProgram:
       sources: for each batch norm of the model, the slot that it, or what stands for it, reads.
     """
 
-    program: Program
+    program: FlatProgram
     sites: dict[int, Site]
     weights: dict[int, str]
     biases: dict[int, str]
@@ -152,6 +152,6 @@ class _Writer:
         wholes = [site.whole for site in self.site_of.values() if site.whole is not None]
         steps = needed(self.steps, (*outputs, *wholes))
         sites = {k: self.site_of[s.outputs[0]] for k, s in enumerate(steps) if s.outputs[0] in self.site_of}
-        program = Program(steps, old.inputs, self.constants, outputs)
+        program = FlatProgram(steps, old.inputs, self.constants, outputs)
         sources: Any = tuple(self.read(norm.source) for norm in self.structure.norms)
         return FoldedProgram(program, sites, self.weights, self.biases, sources)

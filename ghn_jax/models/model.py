@@ -16,7 +16,7 @@ from ghn_jax.models import small_images
 from ghn_jax.models.layout import Tensor
 from ghn_jax.models.names import map_named, named_leaves, variable_names
 from ghn_jax.models.norms import Structure
-from ghn_jax.models.program import Program, Rewrite, Step, run
+from ghn_jax.models.program import FlatProgram, Rewrite, Step, run
 from ghn_jax.models.quantizer import FakeQuantizer, Quantizer
 from ghn_jax.models.recorder import Layer, Recorder, Site
 from ghn_jax.models.sources import Initial
@@ -32,7 +32,7 @@ class Traced:
     digest: as `Model.digest`, for this shape.
     """
 
-    program: Program
+    program: FlatProgram
     recorder: Recorder
     logits: int
     classes: int

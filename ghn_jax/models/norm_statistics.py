@@ -12,7 +12,7 @@ from jax import Array, lax
 from ghn_jax.models import small_images
 from ghn_jax.models.model import Model, Traced
 from ghn_jax.models.norms import BatchNorm, of_batch
-from ghn_jax.models.program import Program, Rewrite, run
+from ghn_jax.models.program import FlatProgram, Rewrite, run
 
 
 class Moments(NamedTuple):
@@ -38,7 +38,7 @@ def _observe(model: Model, params: Any, x: Array) -> list[Moments]:
 
 
 def observed(
-    program: Program,
+    program: FlatProgram,
     given: Sequence[Any],
     slots: Sequence[int],
     axes: Sequence[tuple[int, ...]],

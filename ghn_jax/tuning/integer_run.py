@@ -22,7 +22,7 @@ from jax.extend.core import Literal
 from ghn_jax.base.errors import UserError
 from ghn_jax.hypernet.policy_features import resolve
 from ghn_jax.models.folding import Calibrated
-from ghn_jax.models.program import WITH_DERIVATIVES, Program, Step, body, flatten
+from ghn_jax.models.program import WITH_DERIVATIVES, FlatProgram, Step, body, flatten
 from ghn_jax.models.recorder import Site
 from ghn_jax.quant.policy import NamedWidths, Policy
 from ghn_jax.tuning import shifts
@@ -86,7 +86,7 @@ class _Interpreter:
             bits = widths[reader][1]
             self.formats[reader] = bits, point_of(calibrated.ranges.get(reader), bits, reader)
 
-    def run(self, program: Program, arguments: Sequence[Any], *, inside: bool = False) -> list[Any]:
+    def run(self, program: FlatProgram, arguments: Sequence[Any], *, inside: bool = False) -> list[Any]:
         """Run the steps of a program; from the first layer on, values are integers.
 
         inside: the program is a part of a step, which has no layers.
