@@ -37,15 +37,19 @@ _METHOD = flags.DEFINE_enum(
 )
 _SEARCH = {
     'temperature': bounds.define_number(
-        'slb_temperature', 1.0, 'Of the softmax at the beginning.', 1e-3, 100
+        'slb_temperature', SearchSpec.temperature, 'Of the softmax at the beginning.', 1e-3, 100
     ),
     'growth': bounds.define_number(
-        'slb_growth', 0.0, 'What it is multiplied by with each pass; 0: 100 in all.', 0, 100
+        'slb_growth', SearchSpec.growth, 'What it is multiplied by with each pass; 0: 100 in all.', 0, 100
     ),
-    'start': bounds.define_number('slb_start', 0.2, 'Share of all passes after which it grows.', 0, 1),
-    'end': bounds.define_number('slb_end', 0.8, 'Share of all passes after which weights are hard.', 0, 1),
-    'rate': bounds.define_number('slb_rate', 0.1, 'Learning rate of the logits.', 0, 10),
-    'logits': flags.DEFINE_string('slb_logits', 'distance', 'Where they begin: distance or random.'),
+    'start': bounds.define_number(
+        'slb_start', SearchSpec.start, 'Share of all passes after which it grows.', 0, 1
+    ),
+    'end': bounds.define_number(
+        'slb_end', SearchSpec.end, 'Share of all passes after which weights are hard.', 0, 1
+    ),
+    'rate': bounds.define_number('slb_rate', SearchSpec.rate, 'Learning rate of the logits.', 0, 10),
+    'logits': flags.DEFINE_string('slb_logits', SearchSpec.logits, 'Where they begin: distance or random.'),
 }
 _OUT = flags.DEFINE_string('out', None, 'Folder of the trained parameters.')
 _BN = flags.DEFINE_enum(

@@ -24,8 +24,8 @@ def compile_programs(
     target: Target,
     spec: EvaluationSpec,
     *,
-    widths: Sequence[int] = (),
-    out: Place | None = None,
+    widths: Sequence[int],
+    out: Place | None,
 ) -> dict[str, Any]:
     """Compile what a config needs for a target, ahead of time.
 

@@ -26,7 +26,7 @@ _SLICES = ('dynamic-slice', 'slice', 'gather')
 
 
 class Cost(NamedTuple):
-    """Of one pass through a program."""
+    """What one pass through a program costs."""
 
     flops: float = 0
     bytes: float = 0

@@ -42,8 +42,9 @@ class Shape(NamedTuple):
     Attributes:
       type: its name.
       dims: its dimensions.
-      order: of these, from the one whose values lie side by side on: `1,0`; '' where the text does not say.
-      memory: of the device, '' for the main one.
+      order: its dimensions from the one whose values lie side by side on, as in `1,0`; '' where the text does
+        not say.
+      memory: the number of the device's memory that it lies in; '' is the main one.
     """
 
     type: str
@@ -58,7 +59,7 @@ class Shape(NamedTuple):
 
     @property
     def bits(self) -> int:
-        """Of one value."""
+        """The bits of one value."""
         digits = re.search(r'\d+', self.type)
         return int(digits[0]) if digits else 8
 

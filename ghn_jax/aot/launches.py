@@ -57,10 +57,10 @@ def work(module: Module, turns: Turns, shares: Shares) -> Work:
 
     Args:
       module: the program.
-      turns: (scope of a loop) -> how often it turns, or None: where the program does not say, once. A scope
-        is the path of the JAX functions around it, as `jit(step)/while/body/cond`.
-      shares: (scope of a conditional, number of branches) -> how often each branch is taken, of once in all,
-        or None: all alike.
+      turns: (scope of a loop) -> how often it turns, asked where the program does not say; None is taken for
+        once. A scope is the path of the JAX functions around it, as `jit(step)/while/body/cond`.
+      shares: (scope of a conditional, number of branches) -> the share of the times that each branch is
+        taken; None is taken for equal shares.
     """
 
     @functools.cache

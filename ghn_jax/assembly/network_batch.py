@@ -14,6 +14,7 @@ import numpy as np
 from ghn_jax.assembly.weight_buffer import Sources, make_sources
 from ghn_jax.base.errors import UserError
 from ghn_jax.base.numbers import round_up
+from ghn_jax.cnn.packing import TILE
 from ghn_jax.cnn.program import Layout, Program
 from ghn_jax.cnn.tables import Bits, Tables
 from ghn_jax.hypernet.policy_features import resolve, with_bits
@@ -118,11 +119,13 @@ def prepare(
 @functools.cache
 def tile_shapes(program: Program, max_nodes: int) -> Tiles:
     """Return the shapes of what `GHN.decode` gives for one network of this program."""
-    c, f = program.capacity, lambda *shape: np.broadcast_to(np.float32(0), shape)
+    capacity, of_shape = program.capacity, lambda *shape: np.broadcast_to(np.float32(0), shape)
+    # As many tiles as `decoder_table` makes columns.
+    dense, depth = round_up(capacity.dense_tiles, DENSE_CHUNK), round_up(capacity.depth_tiles, DEPTH_CHUNK)
     return Tiles(
-        dense=f(round_up(c.dense_tiles, DENSE_CHUNK), 64, 64),  # as long as `decoder_table` makes its columns
-        depth=f(round_up(c.depth_tiles, DEPTH_CHUNK), 64),
-        norm=f(max_nodes, 2, 64),
-        class_weight=f(64, program.num_classes),
-        class_bias=f(program.num_classes),
+        dense=of_shape(dense, TILE, TILE),
+        depth=of_shape(depth, TILE),
+        norm=of_shape(max_nodes, 2, TILE),
+        class_weight=of_shape(TILE, program.num_classes),
+        class_bias=of_shape(program.num_classes),
     )

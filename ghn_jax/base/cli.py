@@ -181,7 +181,7 @@ def check_output(path: str | os.PathLike, name: str, suffixes: Sequence[str] = (
 
 
 def _absolute(path: str | os.PathLike, name: str) -> Place:
-    """Raises FieldError where the system could never have a file of this name, be there one or not."""
+    """The absolute path; FieldError where the system cannot have a file of such a name at all."""
     paths.check_place(path, name)
     if paths.in_bucket(path):
         return paths.place(path, name)
@@ -234,9 +234,8 @@ def flag_error(error: Exception) -> str:
 def message_of(error: object) -> str:
     """Return what an error says, on one line; libraries quote tracebacks, and values of any length."""
     text = str(error).replace('\\n', '\n')
-    text = re.sub(
-        r'Other fields present:.*\}"', '', text, flags=re.DOTALL
-    )  # ml_collections prints the config
+    # ml_collections prints the config.
+    text = re.sub(r'Other fields present:.*\}"', '', text, flags=re.DOTALL)
     head, trace, tail = text.partition('Traceback (most recent call last):')  # absl quotes whole tracebacks
     text = ' '.join((head + tail.strip().splitlines()[-1] if trace else head).split())
     return text if len(text) <= _LONGEST else text[:_LONGEST] + ' ...'

@@ -8,7 +8,8 @@ import jax
 
 _COMPILE_EVENT = '/jax/core/compile/backend_compile_duration'  # of programs from the persistent cache, too
 _HIT_EVENT = '/jax/compilation_cache/cache_hits'
-# Of a program in the cache: what compiling it took, in whole seconds, less what reading it takes; and that.
+# Of a program in the cache: the whole seconds that compiling it took, less those that reading it takes; and
+# the latter.
 _SAVED_EVENTS = (
     '/jax/compilation_cache/compile_time_saved_sec',
     '/jax/compilation_cache/cache_retrieval_time_sec',
@@ -17,7 +18,7 @@ _SAVED_EVENTS = (
 
 @dataclasses.dataclass
 class _Counts:
-    """Of this process. saved_seconds: that compiling took once, of programs read from the cache."""
+    """Counts of this process. saved_seconds: what compiling the programs read from the cache once took."""
 
     compilations: int = 0
     cache_hits: int = 0

@@ -231,7 +231,7 @@ def _write(path: Place, facts: Facts, compiled: Any) -> int:
 
 
 def _prune(folder: pathlib.Path) -> None:
-    """Removes all but the _MOST files last used."""
+    """Remove all but the _MOST files last used."""
     used = []
     for path in folder.glob('*.executable'):
         with contextlib.suppress(OSError):  # another process may be at it, too

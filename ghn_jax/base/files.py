@@ -227,7 +227,7 @@ def _stream_behind(path: pathlib.Path) -> Any:
 
 
 def _open_through(path: str | os.PathLike) -> io.BufferedWriter:
-    """Opens a pipe or a device. What was written to a standard stream before comes before."""
+    """Open a pipe or a device. What was written to a standard stream before comes before."""
     stream = _stream_behind(pathlib.Path(path))
     if stream is None:
         return open(path, 'wb')

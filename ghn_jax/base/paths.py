@@ -55,6 +55,11 @@ def check_place(path: str | os.PathLike, what: str) -> None:
         check_local(path, what)
 
 
+def is_file_name(name: str) -> bool:
+    """Return whether a file in any folder can have this name: it is no path, and not hidden."""
+    return bool(name) and not name.startswith('.') and not {'/', os.sep, '\0'} & set(name)
+
+
 ZOO = 'zoo:'
 """What a name of the zoo begins with, in the place of a run directory."""
 

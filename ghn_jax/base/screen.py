@@ -67,7 +67,7 @@ class Screen:
             pass
 
     def _discard(self) -> None:
-        """Sends what is left, and all that follows, to nowhere: what libraries of C write there, too."""
+        """Discard what is left, and all that follows: what libraries of C write there, too."""
         nowhere = open(os.devnull, 'w')
         try:
             os.dup2(nowhere.fileno(), self._stream.fileno())
@@ -111,7 +111,7 @@ def finish() -> None:
 
 
 def _occupy() -> None:
-    """Opens those of 0, 1 and 2 that are closed: the next file opened would have the number, and receive what
+    """Open those of 0, 1 and 2 that are closed: the next file opened would have the number, and receive what
     libraries print.
     """
     while (number := os.open(os.devnull, os.O_RDWR)) <= 2:

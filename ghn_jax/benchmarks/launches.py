@@ -34,8 +34,12 @@ _NAMED = re.compile(r'/(?P<name>\w+)/while$')
 
 
 class Mix(NamedTuple):
-    """What networks ask of a segment: instructions a network, how often each op is meant, how often a result
-    is added to what is there.
+    """What networks ask of a segment, in the mean.
+
+    Attributes:
+      instructions: of a network.
+      ops: the share of each op in these.
+      accumulates: the share whose result is added to what is there.
     """
 
     instructions: float
@@ -80,7 +84,7 @@ def tables_of(batches: Sequence[Networks]) -> list[Tables]:
 def turns_of(batches: Sequence[Networks]) -> dict[str, float]:
     """Return how often the loops outside of the instructions turn in the mean, by the names of their scopes.
 
-    Of `gnn`, four waves to a turn on a GPU; of `chunks`, by the function; of `head`.
+    They are in `hypernet.gnn` (WAVES_A_TURN waves to a turn), `hypernet.chunks` and `cnn.head`.
     """
     chunks = lambda count, rows: -(-np.asarray(count) // rows)
     mean = lambda of: float(np.mean(np.concatenate([np.atleast_1d(of(batch)) for batch in batches])))

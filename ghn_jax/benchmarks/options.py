@@ -26,8 +26,8 @@ class Options:
       batch_size: images in a batch.
       num_images: to score each network on.
       config: of a run, whose programs or steps are measured.
-      split: whose programs.
-      widths: only these families; () is all.
+      split: of the networks whose programs are compiled.
+      widths: only programs of these; () is all.
       target: what `compile` compiles for; '' is the device at hand.
       cells, width: lengths and width of the networks of `cells`.
       repeats: times each thing is timed there and in `profile` and `models`, after warm-up.

@@ -43,7 +43,7 @@ from ghn_jax.training.stepper import Stepper
 
 STEP = 'training step'
 REST = 'rest'
-# Beside the step or inside another part: no summands of it.
+# Beside the step or inside another part: not added to the other parts.
 BESIDE = ('of the executor: activation quantization', 'host: preparation', 'host: transfer',
           'host: wait, not hidden', 'step beside preparation')  # fmt: skip
 
@@ -76,7 +76,7 @@ def measure(options: Options) -> list[Row]:
 
 
 def rows_of(parts: Mapping[str, float], mode: str, about: Mapping[str, Any]) -> list[Row]:
-    """Make rows of the seconds of a step by part: summands, what they leave of it, itself, what is beside it.
+    """Make a row of each part of a step: those that add up to it, the rest, the step, and what is beside it.
 
     Args:
       parts: seconds of a step (all its networks) by part.

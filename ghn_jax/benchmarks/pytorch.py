@@ -1,7 +1,7 @@
 """Times the networks in PyTorch on the CPU: what `tasks` measures is compared with it, in one run.
 
-Of training it is the forward and the backward pass of each network on weights that are there: neither the
-hypernetwork nor the optimizer nor the augmentation of images, all of which `train` times as well.
+Training is timed as the forward and the backward pass of each network on given weights, without the
+hypernetwork, the optimizer and the augmentation of images, all of which `train` times as well.
 """
 
 # pyright: reportMissingImports=false

@@ -10,7 +10,6 @@ import os
 import subprocess
 import sys
 import time
-from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -45,6 +44,7 @@ LINKS = {
     '50 GB/s chip interconnect': (50e9, 1e-6),
 }
 _SIZE, _NODES = 8, 96  # pixels, nodes of a graph
+_NETWORKS, _BATCH = 2, 8  # of each device, the same networks on all, so that none waits; images
 _SPACE = make_space(  # of the networks of the steps
     'convnets250k', ops=('skip_connect', 'conv_1x1', 'sep_conv_3x3'), channels=(16,), cells=(2, 4),
     max_steps=1, max_steps_deep=1, ks=(3,), C_mults=(1,), fc_dims=(64,), flat_head_share=0.0,
@@ -86,34 +86,27 @@ def measure(options: Options) -> list[Row]:
     chips, times_faster (than the step measured here), mean_s, all_reduce_s, efficiency.
     """
     print(f'weak scaling on {", ".join(map(str, COUNTS))} simulated devices ...', file=sys.stderr, flush=True)
-    found = weak_scaling(repeats=options.repeats)
-    each = found['networks_per_device']
-    measured = [{'mean_s': row['step_s'] / each, **row} for row in found['rows']]
-    rows = [{'what': 'scaling', 'mode': 'qat', 'networks': each * row['devices'], **row} for row in measured]
-    expected = [{'mean_s': (r['step_s'] + r['all_reduce_s']) / each, **r} for r in found['expected']]
+    found = weak_scaling(options.repeats)
+    measured = [{'mean_s': row['step_s'] / _NETWORKS, **row} for row in found['rows']]
+    rows = [
+        {'what': 'scaling', 'mode': 'qat', 'networks': _NETWORKS * row['devices'], **row} for row in measured
+    ]
+    expected = [{'mean_s': (r['step_s'] + r['all_reduce_s']) / _NETWORKS, **r} for r in found['expected']]
     return rows + [{'what': 'expected', 'mode': 'qat', **row} for row in expected]
 
 
-def weak_scaling(
-    counts: Sequence[int] = COUNTS, *, networks: int = 2, batch_size: int = 8, repeats: int = 5,
-    options: dict[str, Any] | None = None,
-) -> dict[str, Any]:  # fmt: skip
+def weak_scaling(repeats: int, options: dict[str, Any] | None = None) -> dict[str, Any]:
     """Run training steps on simulated CPU devices, in another process, and compute what to expect.
 
-    networks: for each device, the same on all, so that none waits. repeats: steps timed, the median counts.
-    options: compiler options.
+    repeats: steps timed, the median counts. options: compiler options.
 
     Returns (as JSON): {'rows': [{'devices', 'step_s' (wall), 'cpu_s_per_network', 'all_reduces', 'bytes'}],
       'parameters', 'collectives' (of the largest count), 'expected': [{'link', 'times_faster', 'chips',
       'step_s', 'all_reduce_s', 'efficiency'}]}. `expected` is for the step measured on one device, and for
       steps a hundred and a thousand times as fast.
     """
-    if not counts or min(counts) < 1 or networks < 1 or batch_size < 1 or repeats < 1:
-        raise FieldError(
-            'counts', f'={tuple(counts)}, networks, batch_size, repeats: expected positive numbers'
-        )
-    job = _Job(list(counts), networks, batch_size, repeats, options or {})
-    flags = f'--xla_force_host_platform_device_count={max(counts)}'
+    job = _Job(repeats, options or {})
+    flags = f'--xla_force_host_platform_device_count={max(COUNTS)}'
     # Simulated devices wait for each other on few cores: give them the time.
     flags += ' --xla_cpu_collective_call_terminate_timeout_seconds=600'
     done = subprocess.run(
@@ -128,9 +121,6 @@ def weak_scaling(
 class _Job(NamedTuple):
     """What the measuring process is to do; see `weak_scaling`."""
 
-    counts: list[int]
-    networks: int
-    batch_size: int
     repeats: int
     options: dict[str, Any]
 
@@ -139,13 +129,12 @@ def _measure(job: _Job) -> dict[str, Any]:
     ghn = GHN(GHNConfig())
     params = init_params(ghn.config, jax.random.key(0))
     rows, found = [], []
-    for count in job.counts:
+    for count in COUNTS:
         row, found = _measure_steps(job, count, ghn, params)
         rows.append(row)
     size = rows[-1]['bytes'] or sum(x.nbytes for x in jax.tree.leaves(params))
     return {
         'rows': rows,
-        'networks_per_device': job.networks,
         'parameters': sum(x.size for x in jax.tree.leaves(params)),
         'collectives': [c._asdict() for c in found],
         'expected': _expected(rows[0]['step_s'], size),
@@ -155,18 +144,18 @@ def _measure(job: _Job) -> dict[str, Any]:
 def _measure_steps(job: _Job, count: int, ghn: GHN, params: Any) -> tuple[Row, list[Collective]]:
     """The row of so many devices, and the collectives of their program."""
     mesh = mesh_of(jax.devices()[:count], 1)
-    specs = draw(_SPACE, 0, 0, job.networks)
+    specs = draw(_SPACE, 0, 0, _NETWORKS)
     program = training_program(_SPACE, family(specs[0]), _SIZE)
     networks, _ = prepare(program, specs * count, parse_bits('w4a4'), max_nodes=_NODES)
-    networks = place_networks(mesh, networks, job.networks * count)
+    networks = place_networks(mesh, networks, _NETWORKS * count)
     optimizer, dataset = make_optimizer(RunConfig()), random_dataset(SIZES['synthetic'], _SIZE)
     settings = StepSettings(
         ghn=ghn, optimizer=optimizer, scheme=QAT, augment=True, flip=dataset.flip, mesh=mesh
     )
     stream, key = make_stream(dataset, mesh), replicate(mesh, jax.random.key(0))
-    indices = replicate(mesh, np.arange(job.batch_size, dtype=np.int32), OVER_IMAGES)
+    indices = replicate(mesh, np.arange(_BATCH, dtype=np.int32), OVER_IMAGES)
     state = replicate(mesh, make_state(jax.tree.map(jnp.copy, params), optimizer))
-    workspace = make_workspaces(mesh, program, job.batch_size)
+    workspace = make_workspaces(mesh, program, _BATCH)
     lowered = training_step.lower(
         state, networks, stream, indices, key, workspace, program=program, settings=settings
     )
@@ -182,7 +171,7 @@ def _measure_steps(job: _Job, count: int, ghn: GHN, params: Any) -> tuple[Row, l
     row = {
         'devices': count,
         'step_s': float(np.median(wall[1:])),
-        'cpu_s_per_network': float(np.median(cpu[1:])) / (job.networks * count),
+        'cpu_s_per_network': float(np.median(cpu[1:])) / (_NETWORKS * count),
         'all_reduces': sum(c.op == 'all-reduce' for c in found),
         'bytes': sum(c.bytes for c in found),
     }

@@ -21,7 +21,7 @@ from ghn_jax.assembly.network_batch import prepare
 from ghn_jax.base import counters
 from ghn_jax.base.errors import FieldError, UserError
 from ghn_jax.benchmarks import timing
-from ghn_jax.benchmarks.images import random_dataset
+from ghn_jax.benchmarks.images import random_batches, random_dataset
 from ghn_jax.benchmarks.options import Options, Row
 from ghn_jax.cnn.building import build_program
 from ghn_jax.cnn.packing import BLOCK
@@ -31,7 +31,7 @@ from ghn_jax.datasets.load import batch_indices
 from ghn_jax.datasets.sizes import SIZES
 from ghn_jax.evaluation import device
 from ghn_jax.evaluation.compiled import predict, score
-from ghn_jax.evaluation.selection import ImageBatches, check_given, group_by_family, room_for, spread_images
+from ghn_jax.evaluation.selection import check_given, group_by_family, room_for, spread_images
 from ghn_jax.hypernet.ghn import GHN, GHNConfig, init_params
 from ghn_jax.hypernet.predict import predict_weights
 from ghn_jax.networks.counts import count_parameters
@@ -193,11 +193,7 @@ def _evaluate(options: Options, mode: str) -> Row:
     _announce('evaluate', mode, options)
     mesh = local_mesh(options.devices)
     N, K = options.batch_size, max(1, options.num_images // options.batch_size)
-    images = np.random.default_rng(0).integers(0, 256, (K, N, IMAGE_SIZE, IMAGE_SIZE, 3), np.uint8)
-    data = ImageBatches(
-        images, np.zeros((K, N), np.int32), np.full(3, 0.5, np.float32), np.full(3, 0.25, np.float32)
-    )
-    data = spread_images(mesh, data)
+    data = spread_images(mesh, random_batches(K, N, IMAGE_SIZE))
     policy, nodes = policy_of(mode), max_nodes(options.specs)
     seconds: list[float] = []
     compiled = 0

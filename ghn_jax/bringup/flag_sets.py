@@ -1,7 +1,7 @@
-"""Compiler flags that are worth a try on each platform, and the variable that passes them on.
+"""Compiler flags that are worth trying on each platform, and the variable that passes them on.
 
-Each set is tried in a process of its own, for XLA reads flags once, and ends the process where it knows one
-not. They are known to jaxlib 0.10.2 and 0.11.2, and to libtpu 0.0.42.1.
+Each set is tried in a process of its own: XLA reads flags only once, and ends the process at a flag that it
+does not know. These flags are known to jaxlib 0.10.2 and 0.11.2, and to libtpu 0.0.42.1.
 """
 
 from collections.abc import Mapping

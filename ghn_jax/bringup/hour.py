@@ -20,7 +20,7 @@ _LEAST = 15.0  # seconds of a part while there are any: JAX alone takes some to 
 _FIRST = 60.0  # of the first part, at most: where a device does not answer, no other will do better
 
 
-def run_hour(settings: Settings, seconds: float, ended: Callable[[], bool] = lambda: False) -> dict[str, Any]:
+def run_hour(settings: Settings, seconds: float, ended: Callable[[], bool]) -> dict[str, Any]:
     """Run all parts. `RESULT` in the folder of results is rewritten, whole, whenever there is more.
 
     Args:

@@ -4,7 +4,7 @@ Quantities of a comparison: `loss`, the largest relative error over the networks
 median over the networks of the relative error |a - b| / |b|. Rounding makes a network chaotic: where a value
 lies on the border of two levels, its last bit decides, and what follows differs. Two programs of one CPU that
 add in another order already differ by 0.07 (W8/A8) and 0.11 (W4/A4) in the median gradient, by 0.4 and 1.1 in
-the worst; so that of float32 is held tight, worst network included, the others loosely.
+the worst. So the tolerances of float32 are tight and include the worst network; the others are loose.
 """
 
 import os

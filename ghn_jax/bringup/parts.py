@@ -72,7 +72,8 @@ def _training(settings: Settings, seconds: float) -> Results:
     yield found | ({} if found['pack_bytes'] <= LARGEST else {'note': f'the pack is over {LARGEST:,} bytes'})
 
 
-# Name -> (weight, function). Weights are of the time; what ends early leaves its own to the others.
+# Name -> (weight, function). A weight is a share of the time; a part that ends early leaves what remains of
+# its share to those after it.
 _PARTS: Mapping[str, tuple[float, Callable[[Settings, float], Results]]] = {
     MACHINE: (3, _machine),
     'programs': (18, _programs),
@@ -86,7 +87,9 @@ _PARTS: Mapping[str, tuple[float, Callable[[Settings, float], Results]]] = {
 
 
 def function_of(name: str) -> Callable[[Settings, float], Results]:
-    """Return what a part does: from settings and its seconds to what it has found, more and more of it."""
+    """Return the function of a part: called with settings and its seconds, it yields all that it has found so
+    far, again whenever that is more.
+    """
     return _PARTS[FLAGS if name.startswith(FLAGS) else name][1]
 
 

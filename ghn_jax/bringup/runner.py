@@ -1,7 +1,7 @@
 """Runs parts one after another, each in a process of its own with a time limit: none stops the next.
 
-What a part has found it writes into a file, whole, as often as it likes; what it had written when it failed
-or was ended counts.
+A part writes all that it has found into a file, as often as it likes. If it fails or is ended, what it wrote
+last counts.
 """
 
 import contextlib
@@ -26,7 +26,7 @@ Record = dict[str, Any]
 
 
 class Ended(Exception):
-    """The parts were to end before they were done; no process of theirs is left."""
+    """The parts were told to end before they were done; none of their processes is left."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -36,7 +36,7 @@ class Part:
     Attributes:
       name: its name.
       weight: its share of the time, beside those of the others.
-      command: from a time limit in seconds and the path of its result to the words of its command.
+      command: returns the words of its command, given a time limit in seconds and the path of its result.
       environment: variables that are set for it.
     """
 
@@ -129,7 +129,7 @@ def _wait(
     changed: Callable[[], None],
     ended: Callable[[], bool],
 ) -> tuple[str, int]:
-    """Run the process to its end or its limit: how it ended, and its exit code."""
+    """Run the process to its end or its limit; return how it ended, and its exit code."""
     end = time.monotonic() + limit
     process = subprocess.Popen(
         list(part.command(limit, path)), env={**os.environ, **part.environment}, stdin=subprocess.DEVNULL,

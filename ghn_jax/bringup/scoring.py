@@ -6,13 +6,13 @@ from collections.abc import Sequence
 from typing import Any
 
 import jax
-import numpy as np
 
 from ghn_jax.aot.programs import families
+from ghn_jax.benchmarks.images import random_batches
 from ghn_jax.cnn.covering import family, program_for
 from ghn_jax.config import RunConfig
 from ghn_jax.evaluation.score import score_networks
-from ghn_jax.evaluation.selection import ImageBatches, Selection
+from ghn_jax.evaluation.selection import Selection
 from ghn_jax.hypernet.ghn import init_params
 from ghn_jax.networks.graph import build_graph
 from ghn_jax.quant.policy import parse_bits
@@ -37,15 +37,9 @@ class Scoring:
         self.selection = Selection(tuple(map(build_graph, specs)), ((program, tuple(range(len(specs)))),))
         self.ghn = make_ghn(config)
         self.params = init_params(self.ghn.config, jax.random.key(config.seed))
-        N, H = config.train.batch_size, config.image_size
+        N = config.train.batch_size
         K = max(1, min(_MOST_IMAGES, config.eval.num_images or _MOST_IMAGES) // N)
-        rng = np.random.default_rng(0)
-        self.images = ImageBatches(
-            rng.integers(0, 256, (K, N, H, H, 3), np.uint8),
-            rng.integers(0, config.space.num_classes, (K, N), np.int32),
-            np.full(3, 0.5, np.float32),
-            np.full(3, 0.25, np.float32),
-        )
+        self.images = random_batches(K, N, config.image_size)
 
     def seconds(self, bits: Sequence[str] = BITS) -> float:
         """Predict and score all networks at these bit-widths: seconds, host work included.
@@ -59,8 +53,7 @@ class Scoring:
     def figures(self, seconds: float) -> dict[str, Any]:
         """Give what scoring all networks took, and what a whole evaluation would.
 
-        It counts everything as growing with the images, so it is a little too much: the prediction of the
-        weights does not.
+        All time is taken to grow with the images. That is a little too much: predicting weights does not.
         """
         networks = len(self.selection.graphs)
         whole = seconds * WHOLE['networks'] / networks * WHOLE['images'] / self.images.count

@@ -1,7 +1,7 @@
 """Six networks on a few images: what a machine computes of them, small enough for a file.
 
-Networks, images and policies are the same everywhere. Of a gradient, which has a million numbers, each tensor
-leaves its norm and some projections on random signs: the squared difference of two projections is, on
+Networks, images and policies are the same everywhere. A gradient has a million numbers, so of each tensor
+only its norm and some projections on random signs are kept: the squared difference of two projections is, on
 average, the squared difference of the tensors.
 """
 
@@ -45,7 +45,7 @@ _CHANGES = {
     'space.C_mults': (1,),
     'space.fc_dims': (64,),
 }
-_SEED = 0  # of which the networks have both stems, all heads, and one has no normalisation
+_SEED = 0  # with it the networks have both stems and all heads, and one has no normalisation
 
 Digest = dict[str, list[float]]
 """Of each tensor: its norm, then its projections."""
@@ -60,7 +60,7 @@ def space_config() -> RunConfig:
 
 
 class Outputs(NamedTuple):
-    """Of one network. loss []; gradients: digest of those of the hypernetwork."""
+    """What one network gives: its loss, and a digest of the gradients by the hypernetwork's parameters."""
 
     loss: float
     gradients: Digest
@@ -85,7 +85,7 @@ class SixNetworks:
         self.labels = (np.arange(_IMAGES) % self.ghn.config.num_classes).astype(np.int32)
 
     def inputs(self) -> Digest:
-        """Digest what everything is computed from: it must be the same to be compared."""
+        """Digest what everything is computed from: results can be compared only where it is the same."""
         return digest({'parameters': self.params, 'images': self.images})
 
     def prepared(self, bits: str) -> Iterator[Networks]:
@@ -95,7 +95,7 @@ class SixNetworks:
             yield prepare(self.program, [spec], policy, max_nodes=_NODES)[0]
 
     def training(self, dtype: str) -> 'Training':
-        """Give the compiled half of a training step. dtype: of the networks' values."""
+        """Give the losses and gradients of a training step, compiled. dtype: of the networks' values."""
         return Training(self, dtype)
 
     def logits(self, bits: str) -> list[np.ndarray]:

@@ -25,17 +25,17 @@ class Capacity:
     """Room in a program's buffers; a network that needs more is refused by `Program.layout`.
 
     Attributes:
-      slots: of each tape.
-      gradient_slots: of its gradient tape.
-      rows: of the instruction table.
-      blocks: of the weight buffer.
-      tensors: quantized weights and one.
-      channel_groups: of GROUP_CHANNELS output channels of these, and one.
-      parts: of a group.
-      hidden_panels: of BLOCK units each, of the hidden layer.
-      pieces: of the weight buffer.
-      dense_tiles, depth_tiles: what a hypernetwork decodes for a network, one for each kernel position.
-      rectangles: of tiles, that a network copies.
+      slots: values that each tape holds.
+      gradient_slots: gradients that each tape of gradients holds.
+      rows: instructions in the table.
+      blocks: blocks of BLOCK floats in the weight buffer.
+      tensors: quantized weights, and one that stands for "never quantized".
+      channel_groups: groups of GROUP_CHANNELS output channels of these, and one that stands for none.
+      parts: values that a concatenation joins at most.
+      hidden_panels: panels of BLOCK units in the hidden layer.
+      pieces: pieces that the weight buffer is filled with.
+      dense_tiles, depth_tiles: tiles that a hypernetwork decodes for a network, one for each kernel position.
+      rectangles: rectangles that a network copies out of these tiles.
     """
 
     slots: tuple[tuple[TapeShape, int], ...]

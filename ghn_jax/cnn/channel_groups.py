@@ -1,7 +1,7 @@
-"""Output channels of the quantized weights, numbered: what grids by channel are found by.
+"""Numbers for the output channels of quantized weights, by which each channel finds its own grid.
 
-A group is GROUP_CHANNELS output channels side by side, which is how they lie in the weight buffer: every
-count of channels is a multiple of it. Groups are numbered through all quantized tensors of a network.
+A group is GROUP_CHANNELS output channels, side by side in the weight buffer: every count of channels is a
+multiple of it. Groups are numbered through all quantized tensors of a network.
 """
 
 from collections.abc import Iterable, Mapping, Sequence

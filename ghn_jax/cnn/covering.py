@@ -179,7 +179,7 @@ def _values(op: str, stride: int) -> int:
 
 
 def _length(op: str) -> tuple[int, int, str]:
-    """By how much an op fills of a program; of equal ones, the last name counts as longer."""
+    """How much room an op takes in a program; of equal ones, the last name counts as longer."""
     return _values(op, 1), cost(op, _WIDTH).depth_tiles, op
 
 

@@ -68,15 +68,14 @@ def features(program: Program, table: HeadTable, values: dict[TapeShape, Array],
 def features_vjp(program: Program, table: HeadTable, values: dict[TapeShape, Array], batch: int):
     """Return `features`, and (g [N, D], gradient tapes) -> gradient tapes with the group's slots set.
 
-    The group's gradients have the first slots of their tape. Written are the first slots of every tape that
-    a head may read, harmlessly: the first gradient written to any other slot overwrites what is there.
+    The group's gradients have the first slots of their tape. The first slots of every tape that a head may
+    read are written, which does no harm: the first real gradient of a slot overwrites what is there.
     """
 
     def to_slots(g: Array, gradients: dict[TapeShape, Array]) -> dict[TapeShape, Array]:
         out = dict(gradients)
         for c in sorted({c for c, _ in program.heads}):
-            # One update per tape, outside the switch. Networks that end elsewhere write zeros to slots
-            # whose first real gradient overwrites them.
+            # One update per tape, outside the switch: networks that end on another tape write zeros.
             tape = gradients[c]
             shape = (program.capacity.parts, *tape.shape[1:])
 
@@ -120,7 +119,7 @@ def _linear(x: Array, flat: Array, block: Array, rows: Array, cols: int) -> Arra
 
 
 def _linear_backward(x, flat, block, rows, cols, g, g_x, g_flat):
-    """Adds to g_x [N, D] and sets the panels in g_flat."""
+    """Add to g_x [N, D] and set the panels in g_flat."""
 
     def step(p, carry):
         g_x, g_flat = carry

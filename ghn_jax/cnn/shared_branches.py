@@ -84,7 +84,7 @@ def branches_of(segment: Segment, numbers: Sequence[int]) -> list[Branch]:
 
 
 def count_branches(segments: Iterable[Segment]) -> int:
-    """Count the branches of all segments, each of one way."""
+    """Count the branches of all segments in one direction, forward or backward."""
     return sum(len(branches_of(segment, range(len(segment.ops)))) for segment in segments)
 
 

@@ -1,4 +1,4 @@
-"""What a batch of images goes through on the device: crops and mirror images, normalisation.
+"""What is done to a batch of images on the device: random crops and mirroring, normalisation.
 
 Axes: B images of a batch | H, W pixels | 3 colours.
 """

@@ -1,6 +1,6 @@
 """CIFAR-10: prepared from its archive as a TFDS data set, without TensorFlow, and read whole.
 
-Whatever is absent, unreadable, damaged or not CIFAR-10 is a UserError: which it is, and what to do.
+Whatever is absent, unreadable, damaged or not CIFAR-10 is a UserError that says which it is, and what to do.
 """
 
 import contextlib
@@ -159,7 +159,7 @@ def load(data_dir: str | None) -> tuple[dict[str, Split], str]:
 
 @contextlib.contextmanager
 def _readable(folder: pathlib.Path) -> Iterator[None]:
-    """Whatever fails in it is a UserError: TFDS and its readers raise exceptions of all kinds."""
+    """Turn what fails inside into a UserError: TFDS and its readers raise exceptions of all kinds."""
     try:
         yield
     except (UserError, MemoryError, ImportError):
@@ -184,7 +184,7 @@ def _reason(error: Exception) -> str:
 
 
 def _check(name: str, split: Split) -> None:
-    """Raises ValueError unless these are as many images as CIFAR-10 has, of their shape and classes."""
+    """Raise ValueError unless these are as many images as CIFAR-10 has, of their shape and classes."""
     images, labels = split
     if len(labels) != COUNTS[name]:
         raise ValueError(f'{name} has {len(labels):,} images, expected {COUNTS[name]:,}')
@@ -197,9 +197,7 @@ def _check(name: str, split: Split) -> None:
 
 
 def _decoded(builder: Any, folder: pathlib.Path) -> dict[str, Split]:
-    """The splits, decoded; the first time for these files that takes half a minute, then they come from the
-    cache.
-    """
+    """The splits, decoded. That takes half a minute; later reads of the same files find it in the cache."""
     files = sorted(folder.iterdir())
     stamps = [(str(f.absolute()), f.stat().st_size, f.stat().st_mtime_ns) for f in files]
     digest = hashlib.sha256(repr(stamps).encode()).hexdigest()[:16]
@@ -244,7 +242,7 @@ def _decode(builder: Any, folder: pathlib.Path, name: str) -> Split:
 
 
 def _keep(path: pathlib.Path, arrays: dict[str, np.ndarray]) -> None:
-    """Writes the arrays, if there is a place for them."""
+    """Write the arrays, if there is a place for them."""
     buffer = io.BytesIO()
     np.savez(buffer, **arrays)  # pyright: ignore[reportArgumentType]
     try:
@@ -306,7 +304,7 @@ def _download(url: str, path: pathlib.Path) -> None:
 
 @contextlib.contextmanager
 def _quiet() -> Iterator[None]:
-    """TFDS warns of folders it does not find; our own error says it better."""
+    """Silence TFDS, which warns of folders it does not find; our own error says it better."""
     level = logging.get_verbosity()
     logging.set_verbosity(logging.ERROR)
     try:

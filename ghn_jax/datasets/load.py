@@ -64,9 +64,10 @@ def load(name: str, *, data_dir: str | None = None, image_size: int = 32, seed: 
     """Read the data set `name`, its images resized to `image_size` pixels where they have another size.
 
     Args:
-        name: cifar10, 45,000 / 5,000 / 10,000 images. digits, scikit-learn's handwritten ones, 1,197 / 300 /
-            300, always the same. synthetic, patterns, one a class, under noise, 1,024 / 256 / 256; easy to
-            learn. FILE.npz, images of your own, see `image_file`.
+        name: 'cifar10': 45,000 images to train on, 5,000 to validate, 10,000 to test. 'digits':
+            scikit-learn's handwritten ones, 1,197 / 300 / 300, always the same. 'synthetic': a pattern for
+            each class under noise, 1,024 / 256 / 256, easy to learn. 'FILE.npz': images of your own, see
+            `image_file`.
         data_dir: where TFDS has cifar10, or the folder of FILE.npz; None or '': TFDS's own place, and where
             FILE.npz says.
         image_size: pixels on a side, 8 or more.

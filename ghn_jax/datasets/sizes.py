@@ -4,7 +4,7 @@ from typing import NamedTuple
 
 
 class Sizes(NamedTuple):
-    """Of a data set: images of each split, its classes, whether a mirrored image is one of the same class."""
+    """A data set: images of each split, its classes, whether a mirrored image is one of the same class."""
 
     train: int
     val: int

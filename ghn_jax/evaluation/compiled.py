@@ -61,7 +61,7 @@ def measure(
     scheme: Scheme,
     mesh: Mesh | None = None,
 ) -> tuple[Measured, Workspace]:
-    """Compute `device.measure`; several devices each do all of it, for it is little."""
+    """Compute `device.measure`; each of several devices does all of it, for it takes little time."""
     run = functools.partial(device.measure, program, scheme=scheme)
     inputs = (REPLICATED, REPLICATED, REPLICATED, REPLICATED, OVER_DEVICES)
     on_devices = on_each(run, mesh, inputs, (REPLICATED, OVER_DEVICES))

@@ -90,7 +90,10 @@ def in_percent(bits: Sequence[str], policies: Sequence[Policy], scores: Sequence
 
 
 def about_run(run: Run, workdir: str, predicted_for: Policy | None) -> dict[str, Any]:
-    """Return what the protocol says of a run. predicted_for: whose weights it predicts; None: each one."""
+    """Return what the protocol says of a run.
+
+    predicted_for: the policy that all weights are predicted for; None: each for its own.
+    """
     config: Any = run.config
     return {
         'workdir': workdir,

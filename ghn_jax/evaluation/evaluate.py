@@ -168,7 +168,7 @@ class _Task:
 
 
 def _select(config: Any, spec: EvaluationSpec) -> dict[str, Selection]:
-    """The networks to score, by the name of their split."""
+    """Select the networks to score, by the name of their split."""
     size = config.image_size
     if spec.networks is not None:
         return {GIVEN: select_given(spec.networks, image_size=size)}
@@ -192,7 +192,7 @@ def _select(config: Any, spec: EvaluationSpec) -> dict[str, Selection]:
 def _check_networks(
     runs: Sequence[Run], spec: EvaluationSpec, selections: Mapping[str, Selection], mesh: Mesh | None
 ) -> None:
-    """Raises UserError for what cannot be scored, as far as it is known without the data."""
+    """Raise UserError for what cannot be scored, as far as it is known without the data."""
     for run in runs:
         check_tiles(run.ghn)
     if spec.predicted_for and not runs[0].ghn.config.bits:

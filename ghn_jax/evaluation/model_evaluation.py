@@ -58,7 +58,7 @@ def evaluate_model(
     Args:
       run: from `load_run`.
       model: of as many classes as the data have, traced for its images.
-      spec: images and bits; its networks and splits are of no account. None: the defaults.
+      spec: images and bits; its networks and splits are not used. None: the defaults.
       params: a pytree as `model.params`; None: they are predicted.
 
     Returns:
@@ -132,7 +132,7 @@ def evaluate_quantized(run: Run, network: QuantizedNetwork, spec: EvaluationSpec
     Args:
       run: from `load_run`; its images are taken.
       network: of `calibrated_file.load`.
-      spec: which images; what else it says is of no account.
+      spec: which images; its other fields are not used.
 
     Returns:
       As `evaluate_model`: one row.
@@ -160,7 +160,7 @@ def evaluate_quantized(run: Run, network: QuantizedNetwork, spec: EvaluationSpec
 
 def one_value(model: Model, batch_size: int) -> str | None:
     """Return why statistics of batches of so many images are of no use to a model; None if they are."""
-    if batch_size > 1 or not model.has_lone_values():
+    if batch_size > 1 or not model.has_single_value_norms():
         return None
     return (
         f'a batch norm of model {model.name!r} has one value a channel, and gives the same for all images: '

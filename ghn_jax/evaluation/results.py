@@ -74,29 +74,33 @@ def rank_correlation(x: Sequence[float], y: Sequence[float]) -> float | None:
     return float(found.statistic)
 
 
-def bootstrap_interval(values: Sequence[float], seed: int = 0) -> tuple[float, float] | None:
+def bootstrap_interval(values: Sequence[float]) -> tuple[float, float] | None:
     """Return the 95 % interval of the mean by the percentile bootstrap (B. Efron 1979).
 
-    Args:
-      values: what the mean is of; RESAMPLES samples are drawn from them with replacement.
-      seed: of the draws, so that the same values always have the same interval.
+    RESAMPLES samples are drawn with replacement, by a fixed seed: the same values always have the same
+    interval.
 
     Returns:
-      Its ends; None for a single value.
+      The ends of the interval; None for a single value.
     """
     if len(values) < 2:
         return None
-    rng = np.random.default_rng(seed)
+    rng = np.random.default_rng(0)
     interval = scipy.stats.bootstrap(
         (np.asarray(values, np.float64),), np.mean, n_resamples=RESAMPLES, method='percentile', rng=rng
     ).confidence_interval
     return float(interval.low), float(interval.high)
 
 
-def mean_difference(values: Sequence[float]) -> dict[str, Any]:
-    """Return the mean of differences as a cell of a table: `difference`, and of several its `interval`."""
-    ends = bootstrap_interval(values)
-    found: dict[str, Any] = {'difference': float(np.mean(values))}
+def mean_difference(these: Sequence[float], those: Sequence[float]) -> dict[str, Any]:
+    """Return the mean of paired differences (these - those) as a cell of a table.
+
+    Returns:
+      `difference`, and its bootstrap `interval` where there are several pairs.
+    """
+    differences = [a - b for a, b in zip(these, those, strict=True)]
+    ends = bootstrap_interval(differences)
+    found: dict[str, Any] = {'difference': float(np.mean(differences))}
     return found | ({} if ends is None else {'interval': list(ends)})
 
 

@@ -23,7 +23,7 @@ from jax import Array
 from jax.sharding import Mesh
 from tqdm import tqdm
 
-from ghn_jax.assembly import lone_values
+from ghn_jax.assembly import single_value_norms
 from ghn_jax.assembly.mesh import make_workspaces, replicate
 from ghn_jax.assembly.network_batch import PlacedNetwork, make_networks, place
 from ghn_jax.assembly.workspace import Workspace
@@ -125,7 +125,7 @@ def score_each(
         arithmetic for a network without it.
     """
     check_tiles(ghn)
-    if text := lone_values.warning(selection.specs, images.images.shape[2], images.labels.shape[1]):
+    if text := single_value_norms.warning(selection.specs, images.images.shape[2], images.labels.shape[1]):
         _warn_once(text)
     assert (calibration is not None) == protocol.measures
     spread = spread_images(mesh, images)
@@ -250,7 +250,7 @@ def predict_network(
     buffer: Array,
     *,
     max_nodes: int,
-    mesh: Mesh | None = None,
+    mesh: Mesh | None,
 ) -> tuple[RunnableNetwork, Array]:
     """Predict the weights of a network.
 

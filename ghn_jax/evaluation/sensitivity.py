@@ -45,7 +45,7 @@ def score_policies(
 
 
 def score_layers(
-    ghn: GHN, params: Any, selection: Selection, images: ImageBatches, policy: Policy, *, scheme: Scheme = QAT
+    ghn: GHN, params: Any, selection: Selection, images: ImageBatches, policy: Policy, scheme: Scheme
 ) -> list[dict[str, float]]:
     """Return for each network the change of top-1, in percentage points, when one layer alone is quantized.
 

@@ -47,11 +47,11 @@ class ExportSpec:
     Attributes:
       policy: bits of weights and activations.
       format: one of FORMATS.
-      calibration_images: how many of the first training images statistics and ranges are those of.
+      calibration_images: statistics and ranges are those of so many training images, the first ones.
       range_rule: how ranges of activations are found (`cnn.deploy.calibration.RULES`).
       batch_norm: one of BATCH_NORMS, as of `evaluation.protocol.Protocol`: statistics of the rounded network,
         or in float. Where nothing is rounded the two are one.
-      scheme: fields of the run's `Scheme` that are others than in training, such as granularity='channel'.
+      scheme: fields of the run's `Scheme` to replace, such as granularity='channel'.
     """
 
     policy: Policy = Policy()

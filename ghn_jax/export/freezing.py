@@ -18,7 +18,7 @@ from jax.typing import ArrayLike
 
 from ghn_jax.base.errors import UserError, one_line
 from ghn_jax.export.levels import MARKS
-from ghn_jax.models.program import Program, Step, flatten, needed, run
+from ghn_jax.models.program import FlatProgram, Step, flatten, needed, run
 
 BATCH = 'batch'  # what the number of images is called, in files too
 
@@ -32,7 +32,7 @@ class Frozen:
       images: the shape of any number of images, with that symbol first.
     """
 
-    program: Program
+    program: FlatProgram
     images: jax.ShapeDtypeStruct
 
     def apply(self, x: Array) -> Array:
@@ -89,11 +89,11 @@ def freeze(function: Callable[[Array], Array], images: ArrayLike) -> Frozen:
     fixed = [slot for slot in read if slot not in made and slot not in constants]
     if fixed:
         constants |= zip(fixed, _measured(program, fixed, any_number, given))
-    return Frozen(Program(kept, program.inputs, constants, program.outputs), any_number)
+    return Frozen(FlatProgram(kept, program.inputs, constants, program.outputs), any_number)
 
 
 def _measured(
-    program: Program, slots: Sequence[int], any_number: jax.ShapeDtypeStruct, images: Array
+    program: FlatProgram, slots: Sequence[int], any_number: jax.ShapeDtypeStruct, images: Array
 ) -> list[np.ndarray]:
     """Compute what is in some slots for these images.
 
@@ -103,7 +103,7 @@ def _measured(
     steps = needed(program.steps, slots)
     read = {slot for step in steps for slot in step.inputs if isinstance(slot, int)} | {*slots}
     constants = {slot: jnp.asarray(value) for slot, value in program.constants.items() if slot in read}
-    part = Program(steps, (given, *constants), {}, tuple(slots))
+    part = FlatProgram(steps, (given, *constants), {}, tuple(slots))
     shapes = [jax.ShapeDtypeStruct(array.shape, array.dtype) for array in constants.values()]
     measure = export.export(jax.jit(lambda x, *arrays: run(part, [x, *arrays])))(any_number, *shapes)
     return [np.asarray(value) for value in measure.call(images, *constants.values())]

@@ -88,7 +88,9 @@ def to_integers(calibrated: Calibrated, quantizer: FakeQuantizer) -> Integers:
 def _rounded(
     weights: Mapping[str, np.ndarray], parameters: Mapping[str, str], quantizer: FakeQuantizer
 ) -> tuple[dict[str, np.ndarray], dict[str, Grid]]:
-    """Round weights as where the model runs: other sums, and a weight between two levels takes the other."""
+    """Round weights by the code that runs the model: after sums in another order, a weight that is halfway
+    between two levels could take the other one.
+    """
 
     @jax.jit
     def each(weights: Mapping[str, Array]) -> dict[str, tuple[Array, Grid]]:

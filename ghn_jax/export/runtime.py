@@ -19,9 +19,9 @@ _BATCH = 64
 def options_for(integers: Integers, *, pools: bool) -> dict[str, str]:
     """Return the session options without which onnxruntime (1.32) fails at a file, or is less exact.
 
-    - 2-bit integers: it makes nodes of them that it has no code for, or that compute something else.
-    - 4-bit activations and max pools: it rounds in front of a pool, which there is none of for such integers.
-    - Weights of 8 bits and less with activations that are float or of more bits: it rounds these to 8 bits.
+    - 2-bit integers: it fuses them into nodes that it has no code for, or that compute something else.
+    - 4-bit activations and max pools: it rounds before the pool, and has no pool for such integers.
+    - Weights of 8 bits or less, with activations that are float or of more bits: it rounds these to 8 bits.
 
     pools: whether there are max pools.
     """

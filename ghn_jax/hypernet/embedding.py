@@ -51,7 +51,7 @@ def init_tables(
     key: jax.Array,
     shapes: Mapping[str, tuple[int, int]],
     *,
-    narrow: bool = False,
+    narrow: bool,
     dtype: jnp.dtype = jnp.float32,
 ) -> Params:
     """Draw tables by name from (rows, width) as `init_embedding`, all in one draw."""

@@ -17,7 +17,7 @@ Params = dict[str, jax.Array]
 
 
 def init_uniform(
-    key: jax.Array, shapes: Mapping[str, tuple[tuple[int, ...], int]], dtype: jnp.dtype = jnp.float32
+    key: jax.Array, shapes: Mapping[str, tuple[tuple[int, ...], int]], dtype: jnp.dtype
 ) -> Params:
     """Draw arrays by name from (shape, fan_in): uniform on (-1/sqrt(fan_in), 1/sqrt(fan_in)).
 
@@ -45,7 +45,7 @@ def mlp(params: Params, x: jax.Array) -> jax.Array:
     return hidden @ params['kernel_1'] + params['bias_1']
 
 
-def init_gru(key: jax.Array, hid: int, dtype: jnp.dtype = jnp.float32) -> Params:
+def init_gru(key: jax.Array, hid: int, dtype: jnp.dtype) -> Params:
     """Draw a GRU cell of `hid` inputs and units; gates in PyTorch's order r, z, n along the last axis."""
     kernel, bias = ((hid, 3 * hid), hid), ((3 * hid,), hid)
     shapes = {'input_kernel': kernel, 'input_bias': bias, 'hidden_kernel': kernel, 'hidden_bias': bias}

@@ -27,11 +27,6 @@ _OLD_TORCH = b'\x80\x02\x8a\nl\xfc\x9cF\xf9 j\xa8P\x19.'  # what torch.save bega
 _SWELLS = 256 * 2**20  # bytes that an archive may unpack to beyond four times its own
 
 
-def load_state(path: str | os.PathLike) -> dict[str, np.ndarray]:
-    """Read names and arrays of a state dict. Raises UserError as `load_checkpoint`."""
-    return load_checkpoint(path)[0]
-
-
 def load_checkpoint(path: str | os.PathLike) -> tuple[dict[str, np.ndarray], Mapping[str, Any] | None]:
     """Read a state dict from a .pt, .npz or .safetensors file.
 

@@ -1,10 +1,11 @@
 """The channels of a traced model: which of them can only be removed together, and who reads and writes them.
 
-Every number that a model computes for an image belongs to a channel, or to none: the pixels of the image do,
-and what is computed from several channels without a weight. A layer makes a channel with each row of its
-weight. The numbers that a sum, a product or a gate joins are of one channel from then on, so the ends of
-a residual block are tied; a depthwise convolution goes on with the channels that it reads; concatenation and
-reshaping move channels about. All this is found by doing the model's own steps on arrays of channel numbers.
+Every number that a model computes for an image belongs to one channel or to none. The pixels of the image
+belong to none, and neither does what is computed from several channels without a weight. A layer makes a
+channel with each row of its weight. The numbers that a sum, a product or a gate joins belong to one channel
+from then on, so the ends of a residual block are tied. A depthwise convolution keeps the channels that it
+reads; concatenation and reshaping move channels about. All this is found by doing the model's own steps on
+arrays of channel numbers.
 
 What cannot be followed is kept: the channels that enter attention, a norm over channels, an unknown
 operation, and the logits.
@@ -21,7 +22,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from ghn_jax.models.model import Model, Traced
-from ghn_jax.models.program import WITH_DERIVATIVES, Operand, Program, Step, body, flatten
+from ghn_jax.models.program import WITH_DERIVATIVES, FlatProgram, Operand, Step, body, flatten
 from ghn_jax.models.recorder import Site
 
 NONE = 0  # the number of no channel
@@ -140,7 +141,7 @@ class _Walk:
         self.columns: dict[str, np.ndarray] = {}
 
     def walk(
-        self, program: Program, arguments: Sequence[np.ndarray], sites: Mapping[int, Site]
+        self, program: FlatProgram, arguments: Sequence[np.ndarray], sites: Mapping[int, Site]
     ) -> list[np.ndarray]:
         """Return the channels of a program's results."""
         values = {slot: np.zeros(np.shape(value), int) for slot, value in program.constants.items()}

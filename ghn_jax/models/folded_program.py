@@ -12,21 +12,21 @@ import jax
 
 from ghn_jax.models.model import Traced
 from ghn_jax.models.norms import BatchNorm, LayerEnd
-from ghn_jax.models.program import Operand, Program, Step, flatten, needed, new_slot
+from ghn_jax.models.program import FlatProgram, Operand, Step, flatten, needed, new_slot
 from ghn_jax.models.recorder import Site
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class FoldedProgram:
-    """A program, and what is what in it.
+    """A program, with its layers and norms marked.
 
     Attributes:
       sites: the steps that run a layer, by number.
-      weights, biases: slot of a constant -> name of the layer that it is of.
-      sources: what each batch norm of the model reads, or its scale and shift in its place.
+      weights, biases: slot of a constant -> name of its layer.
+      sources: for each batch norm of the model, the slot that it, or what stands for it, reads.
     """
 
-    program: Program
+    program: FlatProgram
     sites: dict[int, Site]
     weights: dict[int, str]
     biases: dict[int, str]
@@ -35,12 +35,12 @@ class FoldedProgram:
 
 @jax.tree_util.register_static
 @dataclasses.dataclass(frozen=True)
-class Own:
-    """A batch norm that stays as the model has it, and takes the statistics of each batch."""
+class BatchStatistics:
+    """A batch norm that stays as the model has it: it takes the statistics of each batch."""
 
 
-NormForm = tuple[Any, Any] | Own | None
-"""What has become of a batch norm: a (scale, shift) in its place, the norm itself, or None: it is folded."""
+NormForm = tuple[Any, Any] | BatchStatistics | None
+"""What stands for a batch norm: (scale, shift), the norm itself, or None where it is folded into layers."""
 
 
 def fold_program(
@@ -54,7 +54,7 @@ def fold_program(
     Args:
       traced: the model's own program, for images of the shape that is wanted.
       weights, biases: by the layer's name, as in `folding.Calibrated`.
-      norms: of each batch norm in the order of the forward pass; scale and shift, `Own`, or None: folded.
+      norms: of each batch norm in the order of the forward pass; its `NormForm`.
     """
     structure = traced.structure
     writer = _Writer(traced)
@@ -135,7 +135,7 @@ class _Writer:
 
     def norm(self, step: Step, norm: BatchNorm, fixed: NormForm) -> None:
         source, dtype = norm.source, self.structure.aval(norm.result).dtype
-        if isinstance(fixed, Own):
+        if isinstance(fixed, BatchStatistics):
             self.write(step)
         elif fixed is not None:
             scale, shift = map(self.constant, fixed)
@@ -152,6 +152,6 @@ class _Writer:
         wholes = [site.whole for site in self.site_of.values() if site.whole is not None]
         steps = needed(self.steps, (*outputs, *wholes))
         sites = {k: self.site_of[s.outputs[0]] for k, s in enumerate(steps) if s.outputs[0] in self.site_of}
-        program = Program(steps, old.inputs, self.constants, outputs)
+        program = FlatProgram(steps, old.inputs, self.constants, outputs)
         sources: Any = tuple(self.read(norm.source) for norm in self.structure.norms)
         return FoldedProgram(program, sites, self.weights, self.biases, sources)

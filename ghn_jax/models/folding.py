@@ -26,7 +26,7 @@ from ghn_jax.cnn.deploy.calibration import RANGE_RULE
 from ghn_jax.hypernet.policy_features import resolve
 from ghn_jax.models import small_images
 from ghn_jax.models.activation_ranges import find_ranges
-from ghn_jax.models.folded_program import FoldedProgram, NormForm, Own, fold_program
+from ghn_jax.models.folded_program import BatchStatistics, FoldedProgram, NormForm, fold_program
 from ghn_jax.models.model import Model, Traced, rewriter
 from ghn_jax.models.norm_statistics import Moments, affines_of, measure, observed, pooled
 from ghn_jax.models.norms import DependsOnBatch, LayerEnd, of_batch
@@ -206,19 +206,20 @@ def correct(model: Model, params: Any, batches: Sequence[Array], quantizer: Fake
     """
     found = _find(model, batches)
     weights, biases = _layers(model, found, params)
-    own = Calibrated(model, params, weights, biases, [Own()] * len(found.traced.structure.norms), {})
+    unfixed = [BatchStatistics()] * len(found.traced.structure.norms)
+    by_batch = Calibrated(model, params, weights, biases, unfixed, {})
     observe = model.compiled(_observe, found.traced)
-    each_batch = [jax.device_get(observe(own, x, quantizer)) for x in batches]
+    each_batch = [jax.device_get(observe(by_batch, x, quantizer)) for x in batches]
     affines = affines_of(model, found.traced, params, [pooled(each) for each in zip(*each_batch)])
     norms = tuple((scale.astype(found.dtype), shift.astype(found.dtype)) for scale, shift in affines)
-    calibrated = dataclasses.replace(own, norms=norms)
+    calibrated = dataclasses.replace(by_batch, norms=norms)
     _check_independent(found.traced, calibrated)
     return calibrated
 
 
-def _observe(traced: Traced, own: Calibrated, x: Array, quantizer: FakeQuantizer) -> list[Moments]:
-    _, given = own.model.prepared(own.params, x)
-    folded = own.program(x.shape, x.dtype)
+def _observe(traced: Traced, by_batch: Calibrated, x: Array, quantizer: FakeQuantizer) -> list[Moments]:
+    _, given = by_batch.model.prepared(by_batch.params, x)
+    folded = by_batch.program(x.shape, x.dtype)
     axes = [norm.axes for norm in traced.structure.norms]
     return observed(folded.program, given, folded.sources, axes, rewriter(folded.sites, quantizer))
 

@@ -14,7 +14,7 @@ from ghn_jax.models.values import Shape, View
 
 
 @dataclasses.dataclass(frozen=True)
-class Layout:
+class OperandLayout:
     """How an operand is made from a predicted tensor: reshape to `split`, then transpose by `order`.
 
     Attributes:
@@ -41,7 +41,7 @@ class Tensor:
 
     shape: Shape
     view: View
-    layout: Layout | None = None
+    layout: OperandLayout | None = None
 
     def to_parameter(self, tensor: np.ndarray, shape: Shape) -> np.ndarray:
         """Return the parameter, of this shape, from the predicted tensor."""
@@ -61,22 +61,22 @@ class Tensor:
         return None
 
 
-def of_convolution(operand: Shape, spec: tuple[int, ...]) -> Layout:
+def of_convolution(operand: Shape, spec: tuple[int, ...]) -> OperandLayout:
     """Return the layout of a kernel; spec: which of its axes are out, in, height, width (`rhs_spec`)."""
     shape = tuple(operand[axis] for axis in spec)
-    return Layout(shape, shape, tuple(spec.index(axis) for axis in range(len(spec))))
+    return OperandLayout(shape, shape, tuple(spec.index(axis) for axis in range(len(spec))))
 
 
-def of_product(operand: Shape, contracted: tuple[int, ...]) -> Layout:
+def of_product(operand: Shape, contracted: tuple[int, ...]) -> OperandLayout:
     """Return the layout of a linear layer's weight; its axes `contracted` are summed over, in this order."""
     out = [axis for axis in range(len(operand)) if axis not in contracted]
     axes = (*out, *contracted)
     split = tuple(operand[axis] for axis in axes)
     shape = math.prod(split[: len(out)]), math.prod(split[len(out) :])
-    return Layout(shape, split, tuple(axes.index(axis) for axis in range(len(operand))))
+    return OperandLayout(shape, split, tuple(axes.index(axis) for axis in range(len(operand))))
 
 
-def of_positions(operand: Shape, channels: int) -> Layout | None:
+def of_positions(operand: Shape, channels: int) -> OperandLayout | None:
     """Return the layout of position encodings of a map or of the tokens of a square one; None if neither."""
     sizes = operand[1:] if len(operand) > 2 and operand[0] == 1 else operand
     ones = (1,) * (len(operand) - len(sizes))
@@ -94,4 +94,4 @@ def of_positions(operand: Shape, channels: int) -> Layout | None:
     order = list(range(len(split)))
     order.remove(len(ones))
     order.insert(len(ones) + axis, len(ones))
-    return Layout((1, channels, height, width), split, tuple(order))
+    return OperandLayout((1, channels, height, width), split, tuple(order))

@@ -17,7 +17,7 @@ from ghn_jax.models import small_images
 from ghn_jax.models.layout import Tensor
 from ghn_jax.models.names import map_named, named_leaves, variable_names
 from ghn_jax.models.norms import DependsOnBatch, Structure
-from ghn_jax.models.program import Program, Rewrite, Step, run
+from ghn_jax.models.program import FlatProgram, Rewrite, Step, run
 from ghn_jax.models.quantizer import FakeQuantizer, Quantizer
 from ghn_jax.models.recorder import Layer, Recorder, Site
 from ghn_jax.models.sources import Initial
@@ -33,7 +33,7 @@ class Traced:
     digest: as `Model.digest`, for this shape.
     """
 
-    program: Program
+    program: FlatProgram
     recorder: Recorder
     logits: int
     classes: int
@@ -150,7 +150,7 @@ class Model:
                 raise UserError(f'{name!r} in params is {dtype}, expected {wanted.dtype}: {advice}')
         return [given[name] for name in expected]
 
-    def has_lone_values(self) -> bool:
+    def has_single_value_norms(self) -> bool:
         """Return whether a batch norm has one value of each image for a channel, as behind a linear layer.
 
         Of a batch of one image it makes its shift, whatever the image. One of an unknown form counts as none.
@@ -163,9 +163,9 @@ class Model:
         return images in (math.prod(norm.shape[axis] for axis in norm.axes) for norm in norms)
 
     def compiled(self, function: Callable[..., Any], *static: Any) -> Callable[..., Any]:
-        """Return `function(*static, ...)`, compiled: the same whenever it is asked for, so that it is once.
+        """Return `function(*static, ...)`, compiled; the same object at every call, so it compiles once.
 
-        It is kept with this model, and goes with it.
+        It lives as long as this model.
 
         Args:
           function: of a module, or a method of the model: one that is equal at the next call.

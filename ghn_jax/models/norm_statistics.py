@@ -12,7 +12,7 @@ from jax import Array, lax
 from ghn_jax.models import small_images
 from ghn_jax.models.model import Model, Traced
 from ghn_jax.models.norms import BatchNorm, of_batch
-from ghn_jax.models.program import Program, Rewrite, run
+from ghn_jax.models.program import FlatProgram, Rewrite, run
 
 
 class Moments(NamedTuple):
@@ -38,7 +38,7 @@ def _observe(model: Model, params: Any, x: Array) -> list[Moments]:
 
 
 def observed(
-    program: Program,
+    program: FlatProgram,
     given: Sequence[Any],
     slots: Sequence[int],
     axes: Sequence[tuple[int, ...]],
@@ -108,11 +108,10 @@ def _evaluate(traced: Traced, norm: BatchNorm, values: dict[int, Any]) -> dict[i
         if step.outputs[0] in values:
             continue
         operands = list(map(read, step.inputs))
-        params = step.eqn.primitive.get_bind_params(step.eqn.params)
         is_cast = step.primitive in ('convert_element_type', 'reduce_precision')
-        if is_cast and jnp.issubdtype(params.get('new_dtype', jnp.float32), jnp.floating):
+        if is_cast and jnp.issubdtype(step.eqn.params.get('new_dtype', jnp.float32), jnp.floating):
             results = [jnp.asarray(operands[0], jnp.float64)]
         else:
-            results = step.eqn.primitive.bind(*operands, **params)
+            results = step.compute(operands)
         values |= zip(step.outputs, results if isinstance(results, list | tuple) else [results])
     return values

@@ -9,7 +9,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from ghn_jax.base.errors import UserError
-from ghn_jax.models.program import Operand, Program, Step
+from ghn_jax.models.program import FlatProgram, Operand, Step
 from ghn_jax.models.recorder import Recorder
 from ghn_jax.models.values import Flow, Shape, Statistic, Value, View
 
@@ -67,7 +67,7 @@ class Structure:
       concatenated), or None.
     """
 
-    def __init__(self, program: Program, recorder: Recorder):
+    def __init__(self, program: FlatProgram, recorder: Recorder):
         self.program, self.values, self.axes = program, recorder.values, recorder.axes
         self.made = {slot: k for k, step in enumerate(program.steps) for slot in step.outputs}
         self.readers: dict[int | None, list[int]] = {}

@@ -75,7 +75,7 @@ class Step:
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
-class Program:
+class FlatProgram:
     """Steps in order. inputs: the slots of the arguments.   constants: slot -> array.   outputs: results."""
 
     steps: tuple[Step, ...]
@@ -88,7 +88,7 @@ class Program:
         return slot in self.outputs or any(slot in step.inputs for step in self.steps)
 
 
-def flatten(closed: ClosedJaxpr, *, derivatives: bool = True) -> Program:
+def flatten(closed: ClosedJaxpr, *, derivatives: bool = True) -> FlatProgram:
     """Write out the calls of a jaxpr and leave out the steps that the results do not depend on.
 
     derivatives: keep calls of functions with a derivative of their own; otherwise they are written out, too.
@@ -116,7 +116,7 @@ def flatten(closed: ClosedJaxpr, *, derivatives: bool = True) -> Program:
         return [read(v) for v in jaxpr.outvars]
 
     outputs = tuple(write(closed.jaxpr, closed.consts, inputs, ()))
-    return Program(needed(steps, outputs), inputs, constants, outputs)
+    return FlatProgram(needed(steps, outputs), inputs, constants, outputs)
 
 
 def body(eqn: JaxprEqn) -> ClosedJaxpr:
@@ -153,7 +153,7 @@ Rewrite = Callable[[int, list[Any], dict[int, Any]], list[Any]]
 
 
 def run(
-    program: Program,
+    program: FlatProgram,
     arguments: Sequence[Any],
     rewrite: Rewrite = lambda k, operands, values: operands,
     seen: Callable[[int, Any], None] = lambda k, result: None,

@@ -34,7 +34,7 @@ class Quantizer(Protocol):
 class FakeQuantizer:
     """Rounds to the bits of a policy, on the grids of a scheme, with straight-through gradients.
 
-    A pytree: bits and ranges are data where it is an argument of a compiled function, which so serves all.
+    A pytree: as an argument of a compiled function its bits and ranges are data, and one program serves all.
 
     Attributes:
       widths: bits by the name of the weight (`Policy.resolve`); other layers stay float.
@@ -109,7 +109,7 @@ def range_of(ranges: Mapping[str, tuple[Any, Any]], name: str) -> tuple[Any, Any
 
 
 def stays_float(bits: int | Array) -> bool:
-    """Return whether that is known before a program runs: of bits that are data it is not."""
+    """Return whether bits are known to be float before a program runs; those that are data are not known."""
     return isinstance(bits, int) and bits == FLOAT_BITS
 
 

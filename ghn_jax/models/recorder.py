@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from typing import Any, NoReturn
 
 from ghn_jax.base.errors import UserError
-from ghn_jax.models.layout import Layout, Tensor, of_positions
+from ghn_jax.models.layout import OperandLayout, Tensor, of_positions
 from ghn_jax.models.program import Operand, Step
 from ghn_jax.models.values import CONSTANT, Flow, Mixed, Shape, Statistic, Value, View, leaves_of
 from ghn_jax.networks.ops import PASS, ForwardPass
@@ -59,7 +59,7 @@ class Site:
     layer: Layer
     weight: int
     activation: int
-    layout: Layout
+    layout: OperandLayout
     whole: int | None
     reader: str
 
@@ -182,7 +182,7 @@ class Recorder:
         kind: str,
         value: Flow,
         view: View,
-        layout: Layout,
+        layout: OperandLayout,
         operands: tuple[int, int],
         step: Step,
         **of: Any,

@@ -4,13 +4,13 @@ from collections.abc import Mapping, Sequence
 
 from ghn_jax.models import layer_rules as layer_rules  # registers its rules
 from ghn_jax.models.image_axes import axis_after
-from ghn_jax.models.program import WITH_DERIVATIVES, Operand, Program, Step, body, flatten
+from ghn_jax.models.program import WITH_DERIVATIVES, FlatProgram, Operand, Step, body, flatten
 from ghn_jax.models.recorder import Recorder, unknown
 from ghn_jax.models.rules import RULES, elementwise
 from ghn_jax.models.values import CONSTANT, Constant, Value
 
 
-def walk(recorder: Recorder, program: Program, arguments: Sequence[Value]) -> list[Value]:
+def walk(recorder: Recorder, program: FlatProgram, arguments: Sequence[Value]) -> list[Value]:
     """Record what a program does, and return what is known of its results.
 
     arguments: what is known of its inputs.

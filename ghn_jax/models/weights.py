@@ -17,7 +17,7 @@ from ghn_jax.quant.policy import FLOAT_BITS, NamedWidths
 from ghn_jax.quant.rounding import round_to
 from ghn_jax.quant.scheme import Scheme
 
-_MUST_BE_KNOWN = ('msa', 'cse', 'ln', 'pos_enc')  # kinds of nodes that say nothing to whom has not met them
+_MUST_BE_KNOWN = ('msa', 'cse', 'ln', 'pos_enc')  # kinds of nodes that training must have had
 
 
 def unknown_parameters(model: Model, primitives: Collection[str]) -> dict[str, str]:

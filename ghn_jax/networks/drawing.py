@@ -124,8 +124,9 @@ def _mixed(rules: Rules, rng: np.random.Generator) -> NetworkSpec | str:
 def _genotype(rules: Rules, steps: int, rng: np.random.Generator) -> Genotype:
     """Draw two cells, as DARTS reads them off a softmax of tiny random weights [edges, ops].
 
-    DARTS keeps each state's two heaviest edges and each edge's heaviest op. As rows are independent and ops
-    exchangeable, that is: two sources, all ordered pairs alike, and for each any op, all alike.
+    DARTS keeps each state's two heaviest edges and each edge's heaviest op. Rows are independent and ops
+    exchangeable, so this draws two sources, every ordered pair with the same chance, and for each of them an
+    op, every op with the same chance.
     """
     ops = tuple(op for op in OPS if op in rules.ops + rules.redrawn_ops and (steps > 1 or op != 'none'))
     free = tuple(op for op in ops if op in _PARAMETER_FREE)

@@ -27,10 +27,10 @@ _LISTS = {'deep_cells': (0, 512), 'channels': (2, 1024), 'fc_dims': (1, 65536)}
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Rules:
-    """What the networks of a space may be, and the choices that leaves, each uniform.
+    """What the networks of a space may be. Where a rule leaves a choice, it is drawn uniformly.
 
     Attributes:
-      name: of the space; networks depend on it.
+      name: of the space; it is part of the seed of its networks.
       ops: what cells are made of.
       redrawn_ops: drawn like the others, but a network that has one is drawn again (which favours small
         cells).
@@ -38,10 +38,10 @@ class Rules:
       min_steps, max_steps: intermediate states of a cell.
       deep_cells: the threshold, drawn for each network, beyond which it is deep; deep networks have at most
         max_steps_deep steps and always a global average before the head.
-      pool_only_share: of reduction cells without a trainable op.
-      flat_head_share: of flattened heads, where they may be.
-      plain_share: of plain networks (`drawing.plain`), such as people write: a chain of one operation, maybe
-        residual, halved by it or by pooling. DeepNets-1M has none. Wants `none` among the operations.
+      pool_only_share: the share of reduction cells that are drawn without a trainable op.
+      flat_head_share: the share of heads that flatten their input, where they may.
+      plain_share: the share of plain networks (`drawing.plain`), such as people write: a chain of one
+        operation, maybe residual, halved by it or by pooling. DeepNets-1M has none. `ops` must have `none`.
       norms: the choices for networks of the fewest cells or one more, and at most max_steps_deep steps;
         others have 'bnorm' (None if that is no choice).
       ks, stem_types, C_mults, fc_layers: choices for the fields of `NetworkSpec`.

@@ -131,14 +131,6 @@ class Policy:
         weights, activations = (FLOAT_BITS if u == FLOAT_BITS else e for u, e in zip(usual, self.edges))
         return weights, activations
 
-    def weights(self, name: str, *, edge: bool = False) -> int:
-        """Return the first of `widths`."""
-        return self.widths(name, edge=edge)[0]
-
-    def activations(self, name: str, *, edge: bool = False) -> int:
-        """Return the second of `widths`."""
-        return self.widths(name, edge=edge)[1]
-
     def check(self, names: Iterable[str], network: str | None = None) -> None:
         """Raise UserError if the policy is not for a network of these weights (`quantizable`) and this name.
 

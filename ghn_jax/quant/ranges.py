@@ -63,7 +63,7 @@ def sigma(squares: Array, count: Array) -> Array:
 
 
 def sigma_range(
-    lo: Array, hi: Array, bits: Array, size: Array, *, sigmas: float = 0.0, symmetric: bool = False
+    lo: Array, hi: Array, bits: Array, size: Array, *, sigmas: float, symmetric: bool = False
 ) -> tuple[Array, Array]:
     """Cut [lo, hi] at `sigmas` times `size` on either side of 0.
 

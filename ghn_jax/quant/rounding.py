@@ -38,7 +38,7 @@ def round_weights(
         weights: arrays by name, output channels first. What is rounded is taken as float32, or as float64 in
             JAX's 64-bit mode. Norms, biases and positional encodings stay as they are.
         policy: the bits of each.
-        scheme: says how grids are found; its mode is of no account.
+        scheme: says how grids are found; its mode is not used.
 
     Returns:
         (weights, {name: {'bits': int, 'scale': float, 'zero_point': int}} of those that are rounded). In a

@@ -13,13 +13,13 @@ from ghn_jax.reporting import plotting, tables
 from ghn_jax.reporting.closeup import Layer
 from ghn_jax.reporting.evaluation import Evaluation
 from ghn_jax.reporting.graph_drawing import place
+from ghn_jax.runs.run import VALIDATION
 
 Row = Mapping[str, Any]
 WIDTH = 5.6  # inches
 # M. Okabe and K. Ito's, which the colour-blind tell apart; marks and lines differ in shape as well.
 COLOURS = ('#0072B2', '#D55E00', '#009E73', '#CC79A7', '#E69F00', '#56B4E9', '#000000')
 _MARKERS = 'osD^vPX'
-_VALIDATION = 'val/top1_'  # and the bits: names in metrics.jsonl
 _MANY_LEVELS = 32  # of a rounded weight: more are drawn as a histogram
 
 
@@ -229,10 +229,10 @@ def training_curves(rows: Iterable[Row]) -> bytes | None:
     """
     rows = list(rows)
     validations = [
-        name for name in dict.fromkeys(k for row in rows for k in row) if name.startswith(_VALIDATION)
+        name for name in dict.fromkeys(k for row in rows for k in row) if name.startswith(VALIDATION)
     ]
     accuracies = {'training': 'train/accuracy'} | {
-        f'validation {tables.bits_label(name.removeprefix(_VALIDATION))}': name for name in validations
+        f'validation {tables.bits_label(name.removeprefix(VALIDATION))}': name for name in validations
     }
     curves = {
         'loss': {'training': _curve(rows, 'train/loss')},

@@ -1,4 +1,4 @@
-"""The best network seen from near: weights before and after rounding, and the activations between its layers.
+"""The best network seen closely: weights before and after rounding, and the activations between its layers.
 
 The network runs as it was scored, by the same protocol, on the training images that SQNR is measured on.
 

@@ -1,4 +1,4 @@
-"""What a report says: the sections of its page, from an evaluation and what was seen from near."""
+"""What a report says: the sections of its page, from an evaluation and the closer look."""
 
 import json
 from collections.abc import Mapping, Sequence
@@ -40,8 +40,8 @@ def sections(
     """Return all sections of the page.
 
     specs: 'best' and, of several networks, 'worst'. layers: of the best. metrics: rows of metrics.jsonl, None
-    where there is no such file. about: how the report came about, what is to be said of it; 'command' of it
-    is shown as code.
+    where there is no such file. about: facts on how the report was made, of which 'command' is shown as
+    code.
     """
     return [
         _table(evaluation),

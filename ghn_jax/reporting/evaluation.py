@@ -1,4 +1,4 @@
-"""What a report is about: a result, and of its networks the two that are looked at closely."""
+"""What a report is about: a result, and which two of its networks are looked at closely."""
 
 import dataclasses
 import os
@@ -18,7 +18,7 @@ USUAL = 'w4a4'  # the bit-width of the closer look, where it was scored
 # Flags of an evaluation that go with a result already made; the others are in the result.
 WITH_RESULT = frozenset({'workdir', 'archs', 'data_dir', 'devices', 'against'})
 
-# Of a protocol, what a report reads and `results.read_result` does not check.
+# The fields of a protocol that a report reads and `results.read_result` does not check.
 _PROTOCOL: dict[str, type | tuple[type, ...]] = {
     'dataset': str, 'note': str, 'image_split': str, 'predicted_for': str, 'batch_norm': str, 'ranges': str,
     'bits': list, 'policies': dict, 'num_classes': int, 'image_size': int, 'batch_size': int, 'seed': int,
@@ -38,7 +38,7 @@ class Evaluation:
       policies: by the names in the result.
       closeup: the name of the policy of the closer look.
       best, worst: places among the networks of the first split, of the extreme top-1 at that policy.
-      protocol: what normalisations and ranges of the scored networks went by.
+      protocol: where the statistics and ranges of the scored networks came from.
       predicted_for: the policy that the weights were predicted for, if not the one that was run.
     """
 
@@ -53,11 +53,11 @@ class Evaluation:
 
     @property
     def splits(self) -> list[str]:
-        """In the order of the result."""
+        """The splits, in the order of the result."""
         return list(dict.fromkeys(network['split'] for network in self.result['networks']))
 
     def networks(self, split: str) -> list[dict[str, Any]]:
-        """Those of a split, in the order of the result."""
+        """The networks of a split, in the order of the result."""
         return [network for network in self.result['networks'] if network['split'] == split]
 
     @property

@@ -45,8 +45,8 @@ def write_report(
     *,
     workdir: str | os.PathLike,
     command: str,
-    specs: Sequence[NetworkSpec] | None = None,
-    num_devices: int = 0,
+    specs: Sequence[NetworkSpec] | None,
+    num_devices: int,
 ) -> Place:
     """Write the page and its figures; the best network is run once more for the closer look.
 

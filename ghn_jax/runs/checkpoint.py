@@ -29,7 +29,7 @@ from ghn_jax.base.paths import Place
 _FORMAT = 'ghn_jax checkpoint 1'  # counts up when an old checkpoint can no longer be read
 _COMMITTED = 'commit_success.txt'  # which Orbax writes last where it cannot rename
 _ATTEMPTS = 50  # to read while training replaces what is read
-_PATIENCE = 10  # tenths of a second that a deletion may rest
+_PATIENCE = 10  # tenths of a second to wait for the next file of a deletion
 T = TypeVar('T')
 
 
@@ -229,8 +229,7 @@ class Checkpoints:
             ) from None
 
     def _newest(self, read: Callable[[int, Any], T], only: int | None = None) -> T:
-        """What read(step, manager) gives for the newest step where it works, or for the step `only`; damaged
-        ones are reported.
+        """Return read(step, manager) for the newest step where it works, or for `only`; report damaged ones.
 
         Raises:
           UserError: there is none. Vanished: `only` is deleted meanwhile.
@@ -274,9 +273,7 @@ class Checkpoints:
         return steps if only is None else [only]
 
     def _read(self, step: int, read: Callable[[int, Any], T], newest: int | None) -> T:
-        """What read(step, manager) gives. newest: as `_is_going`. Raises Vanished where the checkpoint is
-        deleted meanwhile.
-        """
+        """Return read(step, manager). Raises Vanished where the checkpoint is deleted meanwhile."""
         try:
             with self._reader() as manager:
                 return read(step, manager)
@@ -286,16 +283,18 @@ class Checkpoints:
             with self._reader() as manager:
                 return read(step, manager)
         except Exception:
-            if not self._is_going(step, before, newest):
+            if not self._is_being_deleted(step, before, newest):
                 raise
         raise Vanished(
             f'the checkpoint of step {step} in {self.folder} was deleted while it was read: training keeps '
             f'the newest ones; choose from {self.steps()}'
         )
 
-    def _is_going(self, step: int, before: set[str], newest: int | None) -> bool:
-        """Whether a checkpoint that cannot be read is being deleted, not damaged: its files become fewer than
-        `before`, or there is one newer than `newest`, which is to be read in its place. None: none will do.
+    def _is_being_deleted(self, step: int, before: set[str], newest: int | None) -> bool:
+        """Return whether a checkpoint that cannot be read is being deleted, and not damaged.
+
+        Then its files become fewer than `before`, or there is a checkpoint newer than `newest`, which can be
+        read in its place; None: no other can.
         """
         now = lambda: files.tree(self.folder / str(step))
         if newest is not None:

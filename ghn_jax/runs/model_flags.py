@@ -67,9 +67,8 @@ def make_model(
     Raises:
       UserError: a network that is not for this hypernetwork; a model that cannot be imported or traced.
     """
-    shape = 1, hypernetwork.config.image_size, hypernetwork.config.image_size, 3
-    if model:
-        return load_model(model, shape), {'model': model}
-    (spec,) = specs
-    check_network(spec, hypernetwork.run.ghn, shape[1])
-    return trace(spec, shape), {'arch': spec.to_json()}
+    size = hypernetwork.config.image_size
+    for spec in specs:
+        check_network(spec, hypernetwork.run.ghn, size)
+    (made,), sources = make_models(specs, model, size)
+    return made, sources[made.name]

@@ -1,7 +1,7 @@
-"""A run in one small file, to go on with elsewhere: its newest state, and all that it has told.
+"""A run in one small file, to go on with elsewhere: its newest state, and its records.
 
-A pack is a safetensors file under gzip. Of every array lie the first bytes of all numbers, then the second
-bytes, and so on: exponents are alike and shrink, the rest of a float does not. The array `run` is JSON: what
+A pack is a safetensors file under gzip. Every array is stored as the first bytes of all its numbers, then
+the second bytes, and so on: exponents are alike and compress well. The array `run` is JSON: what
 the checkpoint says about itself, types of the arrays, and the text of the directory's .jsonl files.
 """
 

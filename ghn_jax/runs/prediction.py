@@ -113,7 +113,7 @@ def output_files(out: str, specs: Sequence[NetworkSpec], format: str = 'safetens
         return [weight_files.check_place(out, format)]
     names = [spec.name for spec in specs]
     for name in names:
-        if not name or name.startswith('.') or '/' in name or os.sep in name or '\0' in name:
+        if not paths.is_file_name(name):
             raise UserError(f'network {name!r} has no name for a file: give it one in the architecture file')
         if names.count(name) > 1:
             raise UserError(f'two networks are called {name!r}, so their files would be: rename one')
@@ -132,10 +132,10 @@ def write_predictions(
     specs: Sequence[NetworkSpec],
     outputs: Sequence[Place],
     *,
-    layout: str = 'pytorch',
+    layout: str,
     policy: Policy,
-    format: str = 'safetensors',
-    packed: bool = False,
+    format: str,
+    packed: bool,
 ) -> Iterator[str]:
     """Predict the weights of networks and write a file for each; yield a line about each file.
 

@@ -21,6 +21,8 @@ from ghn_jax.runs.checkpoint import Checkpoints, Vanished
 from ghn_jax.runs.task import make_ghn
 
 _USED = 'ema', 'params'  # a run is used with the average of its parameters, where it has one
+VALIDATION = 'val/top1_'
+"""Begins the name of a validation's metric; the name of the bits follows."""
 _ATTEMPTS = 10  # to read the best checkpoint while training replaces it
 
 
@@ -96,7 +98,7 @@ def read_meta(meta: Any, workdir: str | os.PathLike) -> tuple[RunConfig, GHNConf
 
 def validation_metric(config: RunConfig) -> str:
     """Return the name of the metric by which validations are compared: top-1 in the bits trained in."""
-    return f'val/top1_{parse_bits("float" if config.quant.mode == "float" else config.quant.bits)}'
+    return f'{VALIDATION}{parse_bits("float" if config.quant.mode == "float" else config.quant.bits)}'
 
 
 def best_validation(validations: Iterable[tuple[int, float]]) -> tuple[int, float] | None:

@@ -37,21 +37,21 @@ def claims(quantized: Result, floating: Result) -> list[list[Any]]:
       UserError: two evaluations that are not of the same networks, images and bits.
     """
     _check(quantized, floating)
-    chance = 100 / quantized['protocol']['num_classes']
     rows = []
     for split in dict.fromkeys(network['split'] for network in quantized['networks']):
         q, f = _scores(quantized, split), _scores(floating, split)
+        chance = [100 / quantized['protocol']['num_classes']] * len(q[W2A2])
         of_split = [
-            ('a', 'trained in float: W8/A8 − float', _less(f[W8A8], f[FLOAT]), SURVIVES, True),
-            ('b', 'W4/A4: trained through quantization − in float', _less(q[W4A4], f[W4A4]), 0, True),
-            ('c', 'W2/A2, trained through quantization − chance', [s - chance for s in q[W2A2]], 0, True),
-            ('c', 'W2/A2, trained in float − chance', [s - chance for s in f[W2A2]], 0, False),
+            ('a', 'trained in float: W8/A8 − float', f[W8A8], f[FLOAT], SURVIVES, True),
+            ('b', 'W4/A4: trained through quantization − in float', q[W4A4], f[W4A4], 0, True),
+            ('c', 'W2/A2, trained through quantization − chance', q[W2A2], chance, 0, True),
+            ('c', 'W2/A2, trained in float − chance', f[W2A2], chance, 0, False),
         ]
-        for claim, said, differences, level, above in of_split:
-            points = results.mean_difference(differences)
+        for claim, said, these, those, level, above in of_split:
+            points = results.mean_difference(these, those)
             ends = points.get('interval')
             verdict = '' if ends is None else 'yes' if (ends[0] > level) == above else 'no'
-            rows.append([split, len(differences), claim, said, points, verdict])
+            rows.append([split, len(these), claim, said, points, verdict])
     return rows
 
 
@@ -94,10 +94,6 @@ def _check(quantized: Result, floating: Result) -> None:
 def _scores(result: Result, split: str) -> dict[str, list[float]]:
     members = [network['scores'] for network in result['networks'] if network['split'] == split]
     return {bits: [scores[bits]['top1'] for scores in members] for bits in BITS}
-
-
-def _less(these: Sequence[float], those: Sequence[float]) -> list[float]:
-    return [a - b for a, b in zip(these, those, strict=True)]
 
 
 def parser() -> argparse.ArgumentParser:

@@ -91,7 +91,9 @@ class Residual(nn.Module):
 
 
 def study(dataset: Dataset, workdir: Place) -> Iterator[list[dict[str, Any]]]:
-    """Train, quantize and score the networks; after each method give all that is found, in files or now.
+    """Train, quantize and score the networks; after each method yield the records of all so far.
+
+    Records of methods that were done before come from the folder.
 
     Raises:
       UserError: a folder of a study with other settings.

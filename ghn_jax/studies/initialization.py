@@ -52,7 +52,7 @@ HYPERNETWORKS = {'digits': 'zoo:digits-bits'}
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class StudySpec:
+class InitializationSpec:
     """What is trained.
 
     Attributes:
@@ -88,9 +88,9 @@ class StudySpec:
 
 
 def study(
-    dataset: Dataset, spec: StudySpec, out: Place, hypernetwork: Hypernetwork | None = None
+    dataset: Dataset, spec: InitializationSpec, out: Place, hypernetwork: Hypernetwork | None = None
 ) -> Iterator[list[dict[str, Any]]]:
-    """Train and score; after each kind give the records of all trainings so far, from files or made now.
+    """Train and score; after each kind yield the records of all trainings so far, from files or new.
 
     Args:
       dataset: its training images are trained on, its test images scored.
@@ -111,7 +111,7 @@ def study(
             yield runs
 
 
-def _images(dataset: Dataset, spec: StudySpec) -> TuningImages:
+def _images(dataset: Dataset, spec: InitializationSpec) -> TuningImages:
     """Return the images; those to calibrate with are one batch."""
     count = spec.calibration_images
     test = image_batches(dataset, dataset.test, batch_size=spec.batch_size)
@@ -121,7 +121,7 @@ def _images(dataset: Dataset, spec: StudySpec) -> TuningImages:
 
 def _train(
     kind: Kind,
-    spec: StudySpec,
+    spec: InitializationSpec,
     images: TuningImages,
     hypernetwork: Hypernetwork | None,
     out: Place,
@@ -184,8 +184,10 @@ def _scorer(model: Model, images: TuningImages) -> Callable[[TrainingState], dic
     return score
 
 
-def about(dataset: Dataset, spec: StudySpec, command: str, hypernetwork: str | None) -> dict[str, Any]:
-    """Return how the figures are taken. hypernetwork: what predicts is called; None: nothing does."""
+def about(
+    dataset: Dataset, spec: InitializationSpec, command: str, hypernetwork: str | None
+) -> dict[str, Any]:
+    """Return how the figures are taken. hypernetwork: name of the one that predicts; None: there is none."""
     said = {
         'dataset': dataset.name,
         'note': dataset.note,
@@ -204,7 +206,7 @@ def about(dataset: Dataset, spec: StudySpec, command: str, hypernetwork: str | N
 def parser() -> argparse.ArgumentParser:
     """Return what reads the command line."""
     made = make_parser('ghn_jax.studies.initialization', __doc__, epochs=5, batch_size=32, seeds='0')
-    made.add_argument('--kinds', default=','.join(StudySpec.kinds), help='of blocks, a list')
+    made.add_argument('--kinds', default=','.join(InitializationSpec.kinds), help='of blocks, a list')
     made.add_argument('--init', help='a list: of finetune --init, without files')
     made.add_argument('--channels', default='16,32', help='of each stage, rising')
     made.add_argument('--blocks', type=int, default=1, help='of each stage')
@@ -219,7 +221,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         out = cli.check_folder(given.out, 'out')
         predicts = given.hypernetwork or HYPERNETWORKS.get(given.dataset)
         default = (*RANDOM, PREDICTED) if predicts else tuple(RANDOM)
-        spec = StudySpec(
+        spec = InitializationSpec(
             kinds=tuple(given.kinds.split(',')),
             starts=tuple(given.init.split(',')) if given.init else default,
             seeds=bounds.integers('seeds', given.seeds.split(','), 'seed'),

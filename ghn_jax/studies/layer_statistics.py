@@ -1,4 +1,4 @@
-"""What weights and activations are to a quantizer that has one grid for each tensor, layer by layer.
+"""How well weights and activations suit one grid for each tensor, layer by layer.
 
 A grid covers the range of a whole tensor. Where its channels have ranges of their own, narrower by a factor,
 few of its levels are left for each of them: the ratio of the two is what a grid for each tensor costs
@@ -19,7 +19,7 @@ from ghn_jax.quant.grid import fake_quantize
 from ghn_jax.quant.ranges import min_max
 
 BITS = (8, 4)
-"""That the error of rounding is measured at."""
+"""At which the error of rounding is measured."""
 DIGITS = 4  # significant ones, of what is written
 
 
@@ -51,7 +51,7 @@ def describe(channels: Array) -> Statistics:
 
 
 class Observed(NamedTuple):
-    """What a network shows on some images, by layer. ranges: (lo, hi) of what enters it, 0 between them."""
+    """What is measured on some images, by layer. ranges: (lo, hi) of what enters it, 0 between them."""
 
     weights: dict[str, Statistics]
     activations: dict[str, Statistics]

@@ -135,7 +135,8 @@ def table(found: Mapping[str, Scores], about: Mapping[str, Any]) -> dict[str, An
         lists = {bits: [of[name] for name in first[bits]] for bits, of in scores.items()}
         row: list[Any] = [way, *map(_spread, lists.values())]
         for bits, values in lists.items():
-            row.append(_less(values, list(first[bits].values())) if scores is not first else None)
+            predicted = list(first[bits].values())
+            row.append(results.mean_difference(values, predicted) if scores is not first else None)
         ranks = results.rank_correlation(lists[FLOAT], list(first[FLOAT].values()))
         rows.append([*row, round(ranks, 2) if ranks is not None and scores is not first else None])
     names = [bits_label(bits) for bits in first]
@@ -147,10 +148,6 @@ def table(found: Mapping[str, Scores], about: Mapping[str, Any]) -> dict[str, An
 def _spread(values: Sequence[float]) -> dict[str, float]:
     found = results.statistics(values, 'top1')
     return {key: round(found[f'top1_{key}'] or 0.0, 2) for key in ('mean', 'sem', 'median', 'max')}
-
-
-def _less(these: Sequence[float], those: Sequence[float]) -> dict[str, Any]:
-    return results.mean_difference([a - b for a, b in zip(these, those, strict=True)])
 
 
 def about(name: str, data: Dataset) -> dict[str, Any]:

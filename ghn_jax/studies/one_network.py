@@ -142,7 +142,9 @@ def write_network(case: Case, out: pathlib.Path) -> None:
 
 
 def study(ways: Sequence[Way], out: pathlib.Path) -> Iterator[list[dict[str, Any]]]:
-    """Go ways; after each give what is found of all so far, in files or now.
+    """Run the ways one after another; after each yield the records of all so far.
+
+    Records of ways that were done before come from the folder.
 
     Raises:
       UserError: a command that fails; a folder of other commands.
@@ -155,13 +157,13 @@ def study(ways: Sequence[Way], out: pathlib.Path) -> Iterator[list[dict[str, Any
         if (done := record.read()) is None:
             shutil.rmtree(folder, ignore_errors=True)  # of a way that was stopped: its time is lost
             folder.mkdir()
-            record.write(done := go(way, arch, folder))
+            record.write(done := run_way(way, arch, folder))
         found.append(done)
         yield found
 
 
-def go(way: Way, arch: pathlib.Path, out: pathlib.Path) -> dict[str, Any]:
-    """Go one way; return its name, CPU seconds, top-1 in percent by bits, and what is said of the images.
+def run_way(way: Way, arch: pathlib.Path, out: pathlib.Path) -> dict[str, Any]:
+    """Run a way's commands; return its name, CPU seconds, top-1 in percent by bits, a note on the images.
 
     Raises:
       UserError: a command that fails.

@@ -85,7 +85,9 @@ PLANS = {
 
 
 def study(dataset: Dataset, plan: Plan, workdir: Place) -> Iterator[list[dict[str, Any]]]:
-    """Quantize and score all networks; after each give what is found of all so far, in files or now.
+    """Quantize and score all networks; after each yield the records of all so far.
+
+    Records of networks that were done before come from the folder.
 
     Raises:
       UserError: a folder of a study with other settings.

@@ -145,7 +145,7 @@ def study(
 def _check_names(
     strategies: Mapping[str, Any], study_runs: Sequence[StudyRun], only: Sequence[str], baseline: str
 ) -> None:
-    """Raises FieldError for a name in `only` or `baseline` that is none of the study's."""
+    """Raise FieldError for a name in `only` or `baseline` that is none of the study's."""
     runs = {study_run.name for study_run in study_runs} - set(strategies)
     run_too = f', or a run such as {study_runs[0].name}' if runs else ''
     for field, names, known, more in (
@@ -165,8 +165,7 @@ def _collect(
     like: Mapping[str, Any],
     seeded: bool,
 ) -> tuple[list[tuple[StudyRun, dict[str, Any]]], list[str]]:
-    """(runs of the study that are done with their evaluations, whoever did them; lines that say what of the
-    directory is left out and why).
+    """Return the finished runs with their evaluations, whoever did them, and lines on what is left out.
 
     like: an evaluation that the others must be comparable with. seeded: whether runs have seeds of their own.
     """
@@ -214,7 +213,7 @@ def _finished(folder: Place, study_run: StudyRun, wanted: dict) -> dict[str, Any
 
 
 def _score(folder: Place, spec: StudySpec) -> dict[str, Any]:
-    """An evaluation, with the scores by part, written to the strategy's directory."""
+    """Evaluate a run, with the scores by part, and write the result to its directory."""
     run = load_run(folder)
     dataset = load_data(run.config)
     evaluation = dataclasses.replace(spec.evaluation, workdir=str(folder))
@@ -228,7 +227,7 @@ def _score(folder: Place, spec: StudySpec) -> dict[str, Any]:
 
 
 def _validations(folder: Place, config: RunConfig) -> list[dict[str, float]]:
-    """The validations of a run while it trained: networks seen until then, and top-1 in percent."""
+    """Return the validations of a run while it trained: networks seen until then, and top-1 in percent."""
     name, meta_batch = validation_metric(config), config.train.meta_batch
     file = folder / 'metrics.jsonl'
     rows = [row for row in (read_jsonl(file) if file.is_file() else []) if row.get(name) is not None]
@@ -238,8 +237,11 @@ def _validations(folder: Place, config: RunConfig) -> list[dict[str, float]]:
 def _score_parts(
     run: Run, groups: Policy, layers: int, evaluation: EvaluationSpec, dataset: Dataset
 ) -> dict[str, Any]:
-    """On the first of the splits, by part of the networks: 'groups', top-1 of each network with that part
-    quantized; 'layers', changes of top-1 by a single layer, of all layers of the first networks.
+    """Score parts of the networks of the first split.
+
+    Returns:
+      'groups': by part, top-1 of each network with that part quantized; 'layers': by place, the changes of
+      top-1 by a single layer, of all layers of the first networks.
     """
     space, size, split = make_space_of(run.config), run.config.image_size, evaluation.splits[0]
     select = lambda count: select_split(space, split, seed=0, count=count, image_size=size)

@@ -10,8 +10,7 @@ from collections.abc import Mapping
 
 from tqdm import tqdm
 
-VALIDATION = 'val/top1_'
-"""Before the name of the bits, in the names of a validation's values."""
+from ghn_jax.runs.run import VALIDATION
 
 
 def training_line(

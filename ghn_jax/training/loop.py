@@ -112,7 +112,7 @@ class Loop:
         return out
 
     def _finish(self, left: int) -> None:
-        """Wait for all steps begun but the last `left`, and take their values in."""
+        """Wait for all steps begun but the last `left`, and add their values to the means."""
         while len(self._begun) > left:
             done, values = self._begun.popleft()
             with naming_memory():
@@ -122,7 +122,7 @@ class Loop:
             self._parts.logger.faults(done, values['faults'], bool(values['skipped']), policies)
 
     def _log(self, done: int) -> None:
-        """Write the means down and begin new ones; end the run if too many networks were not finite."""
+        """Log the means and begin new ones; end the run if too many networks were not finite."""
         p = self._parts
         means, self._means = self._means, RunningMeans()
         p.logger.log(done, means)

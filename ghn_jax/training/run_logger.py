@@ -1,4 +1,4 @@
-"""What a run tells and leaves behind, step by step: metrics, the networks that failed, a progress bar.
+"""What a run logs, step by step: metrics, the networks that failed, a progress bar.
 
 Process 0 of a run writes the files; the others are silent. Axes: M networks of a meta-batch.
 """
@@ -31,7 +31,7 @@ _SHOWN = ('loss', 'accuracy')  # beside the progress bar
 
 
 class RunLogger(Protocol):
-    """What the loop of a run tells."""
+    """What the loop of a run reports to."""
 
     def validations(self) -> list[tuple[int, float]]:
         """Give (step, value) of all validations so far."""
@@ -137,7 +137,7 @@ class FileLogger:
 
 
 class SilentLogger:
-    """Tells nothing: another process of the run does."""
+    """Logs nothing: another process of the run does."""
 
     def __enter__(self) -> 'SilentLogger':
         return self

@@ -28,7 +28,7 @@ class RunningMeans:
         self.not_finite: int = saved.get('not_finite', 0)
 
     def add(self, values: Mapping[str, Any]) -> None:
-        """Take in one step's values, on the host: those of `step.train_step`. What is not finite has no part.
+        """Add the values of one step of `step.train_step`, on the host; what is not finite is left out.
 
         values: scalars by name; `faults`, int32 [M]; `skipped`, 0 or 1.
         """

@@ -30,7 +30,7 @@ def settings_of(
     optimizer: optax.GradientTransformation,
     *,
     flip: bool,
-    mesh: Mesh | None = None,
+    mesh: Mesh | None,
     scheme: Scheme | None = None,
 ) -> StepSettings:
     """Return what is static in the steps of a run.

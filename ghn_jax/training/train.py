@@ -8,8 +8,8 @@ import sys
 from ml_collections import ConfigDict
 
 from ghn_jax import config as configs
-from ghn_jax.assembly.lone_values import check_batch_norm
 from ghn_jax.assembly.mesh import about_exchanges, make_mesh
+from ghn_jax.assembly.single_value_norms import check_batch_norm
 from ghn_jax.base import lock, processes
 from ghn_jax.config import RunConfig
 from ghn_jax.networks.spaces import Space

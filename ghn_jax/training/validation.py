@@ -17,6 +17,7 @@ from ghn_jax.hypernet.ghn import GHN
 from ghn_jax.networks.spaces import Space
 from ghn_jax.quant.policy import parse_bits
 from ghn_jax.quant.strategy import strategy_of
+from ghn_jax.runs.run import VALIDATION
 
 
 def make_validation(
@@ -57,6 +58,6 @@ def make_validation(
     def validate(params: Any) -> dict[str, float]:
         scheme = strategy.scheme.when_used()
         shares = score_networks(ghn, params, *prepared(), policies, scheme=scheme)  # [S, P, 2]
-        return {f'val/top1_{name}': float(np.mean(shares[:, p, 0])) for p, name in enumerate(names)}
+        return {f'{VALIDATION}{name}': float(np.mean(shares[:, p, 0])) for p, name in enumerate(names)}
 
     return validate

@@ -19,7 +19,7 @@ from jax import Array
 from ghn_jax.models.folded_program import FoldedProgram
 from ghn_jax.models.folding import Calibrated
 from ghn_jax.models.model import rewriter
-from ghn_jax.models.program import Program, Step, needed, run
+from ghn_jax.models.program import FlatProgram, Step, needed, run
 from ghn_jax.models.quantizer import Quantizer
 from ghn_jax.models.recorder import Site
 
@@ -40,7 +40,7 @@ class Block:
         result where it is folded; of those that are first read here.
     """
 
-    program: Program
+    program: FlatProgram
     sites: dict[int, Site]
     made: tuple[int, ...]
     norms: dict[int, int]
@@ -94,7 +94,7 @@ def _cut(folded: FoldedProgram) -> tuple[Block, ...]:
     return tuple(blocks)
 
 
-def _flow(program: Program) -> tuple[list[Step], list[Step]]:
+def _flow(program: FlatProgram) -> tuple[list[Step], list[Step]]:
     """Return the steps that depend on the image, and the others."""
     flowing, flow, fixed = set(program.inputs), [], []
     for step in program.steps:
@@ -105,7 +105,7 @@ def _flow(program: Program) -> tuple[list[Step], list[Step]]:
     return flow, fixed
 
 
-def _crossing(program: Program, flow: Sequence[Step]) -> list[tuple[int, ...]]:
+def _crossing(program: FlatProgram, flow: Sequence[Step]) -> list[tuple[int, ...]]:
     """Return the slots that cross before each step, and behind the last; in the order they are filled."""
     order = {slot: k for k, slot in enumerate([*program.inputs, *(s for step in flow for s in step.outputs)])}
     wanted = {slot for slot in program.outputs if isinstance(slot, int)}
@@ -142,7 +142,7 @@ def _block(
 ) -> Block:
     filled = {slot for step in steps for slot in step.outputs}
     kept = needed(steps, (*leaving, *norms.values()))
-    program = Program(kept, entering, folded.program.constants, leaving)
+    program = FlatProgram(kept, entering, folded.program.constants, leaving)
     site_of = _sites_by_result(folded)
     sites = {
         k: _inside(site_of[step.outputs[0]], filled.union(entering))

@@ -17,7 +17,7 @@ from typing import Any
 import ghn_jax
 from ghn_jax.base import bounds, files, lock
 from ghn_jax.base.errors import FieldError, UserError
-from ghn_jax.base.paths import Place
+from ghn_jax.base.paths import Place, is_file_name
 from ghn_jax.datasets.load import Dataset
 from ghn_jax.evaluation.evaluation_spec import BATCH_SIZE
 from ghn_jax.evaluation.model_evaluation import check_images, one_value
@@ -164,7 +164,7 @@ def check_models(models: Sequence[Model], dataset: Dataset) -> None:
         check_images(model, dataset)
     names = [model.name for model in models]
     for name in names:
-        if not name or '/' in name or '\0' in name or name.startswith('.') or names.count(name) > 1:
+        if not is_file_name(name) or names.count(name) > 1:
             raise UserError(f'network {name!r} has no name for files of its own: give it another')
 
 

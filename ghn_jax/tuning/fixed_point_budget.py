@@ -1,9 +1,9 @@
-"""A budget of accuracy that is kept on images which had no part in the choice of formats.
+"""A budget of accuracy that holds on images which had no part in the choice of formats.
 
-Every width of `layer_wise` is the least that suits the images it is chosen on, some of them by chance, so a
-budget that is spent to its end there is overdrawn on all others. Here some images choose and others check:
-where the network loses more than the budget on the latter, the search is done again with a smaller share of
-the budget, at last with none: then no image may be lost that 8 bits everywhere classify rightly.
+Every width of `layer_wise` is the least that suits the images it is chosen on, some of them by chance. So a
+budget that is used up on these images is exceeded on others. Here some images choose and others check: where
+the network loses more than the budget on the latter, the search is done again with a smaller share of the
+budget, at last with none; then at least as many images must be right as with 8 bits everywhere.
 """
 
 from collections.abc import Callable
@@ -75,9 +75,9 @@ def within_budget(
     Args:
       choose, check: one network, with the images that choose and the images that check.
       budget: points of accuracy that may be lost, on these and on those.
-      done: is given how many layers are done since the last call, `count_parts` in all.
-      begun: the last that `keep` was given, to go on from; None: nothing.
-      keep: is given how far it is after each layer.
+      done: called with the number of layers done since the last call, `count_parts` in all.
+      begun: the last argument of `keep`, to go on from; None: begin anew.
+      keep: called after each layer with what is found so far.
 
     Returns:
       Formats, int32 [T, 2], and the share of the budget that they were chosen with. Where even the last share
@@ -103,5 +103,5 @@ def within_budget(
 
 
 def count_parts(layers: int) -> int:
-    """Return how many layers `within_budget` tells of, for a network of so many: those of each search."""
+    """Return how many layers `within_budget` reports for a network of so many: those of each search."""
     return layers * len(SHARES)

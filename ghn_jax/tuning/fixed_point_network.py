@@ -1,7 +1,6 @@
 """A network put into fixed point, written to a folder, and scored; stopped, it goes on there."""
 
 import functools
-import json
 import time
 from collections.abc import Callable, Mapping
 from typing import Any
@@ -10,7 +9,6 @@ import numpy as np
 
 import ghn_jax
 from ghn_jax.base import files, jsonfile
-from ghn_jax.base.digests import array_digests, json_digest
 from ghn_jax.base.errors import UserError
 from ghn_jax.base.paths import Place
 from ghn_jax.models.folding import Calibrated
@@ -18,8 +16,8 @@ from ghn_jax.quant.scheme import Scheme
 from ghn_jax.runs.calibrated_file import QuantizedNetwork, save
 from ghn_jax.tuning.fixed_point import MOST_BITS, NAME, by_name, costs_of, to_network
 from ghn_jax.tuning.fixed_point_budget import Attempt, Labelled, check_budget, within_budget
-from ghn_jax.tuning.fixed_point_search import BUDGET, Search
-from ghn_jax.tuning.quantize import top1
+from ghn_jax.tuning.fixed_point_search import Search
+from ghn_jax.tuning.quantize import key_of, strings_of, top1
 
 SCHEME = Scheme('qat')
 SAVED = ('memory', 'parameters', 'activations', 'multiplications')  # of `Costs`
@@ -33,7 +31,7 @@ def fixed_point_into(
     scored: tuple[Labelled, Labelled],
     test: Labelled,
     source: Mapping[str, str],
-    budget: float = BUDGET,
+    budget: float,
     done: Callable[[int], object] = lambda layers: None,
 ) -> dict[str, Any]:
     """Find formats within a budget, and write the network in them to a folder.
@@ -44,11 +42,11 @@ def fixed_point_into(
       scored: images and labels that choose formats, and those that check them, such as `labelled`.
       test: images and labels that the network is scored on.
       source: how its model is made (`calibrated_file`).
-      budget: points of accuracy that may be lost on the former, on those that choose and on those that check.
+      budget: points of accuracy that may be lost on the images that choose and on those that check.
       done: as of `within_budget`.
 
     Returns:
-      What there is to say of it, ready for JSON.
+      A description of the result, ready for JSON.
 
     Raises:
       FieldError: a budget that nothing meets; images without labels.
@@ -58,8 +56,7 @@ def fixed_point_into(
     begin = time.perf_counter()
     search, check = (Search.of(calibrated, *part) for part in scored)
     about = _about(search, check, budget)
-    arrays = array_digests([calibrated, search.batches, check.batches])
-    key = f'{json_digest([about, calibrated.model.digest, arrays]):08x}'
+    key = key_of(about, calibrated, search.batches, check.batches)
     state = folder / STATE
     begun = _begun(state, key, len(search.tensors))
     formats, share = within_budget(search, check, budget, done, begun, functools.partial(_keep, state, key))
@@ -69,8 +66,7 @@ def fixed_point_into(
         'formats': by_name(search.tensors, formats),
         'saved': saved(search, formats),
     }
-    strings = {name: value if isinstance(value, str) else json.dumps(value) for name, value in about.items()}
-    file = save(folder, QuantizedNetwork(network, policy, SCHEME, source, strings))
+    file = save(folder, QuantizedNetwork(network, policy, SCHEME, source, strings_of(about)))
     state.unlink(missing_ok=True)
     return about | {
         'file': str(file),
@@ -86,7 +82,7 @@ def fixed_point_into(
 
 
 def _about(search: Search, check: Search, budget: float) -> dict[str, Any]:
-    """What the formats depend on, beside the network and the images."""
+    """Return what the formats depend on, beside the network and the images."""
     return {
         'network': search.calibrated.model.name,
         'method': NAME,

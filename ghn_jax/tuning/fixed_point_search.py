@@ -196,9 +196,9 @@ def layer_wise(
       search: the network and its images.
       budget: points of accuracy that may be lost on them.
       share: of what 8 bits everywhere leave of the budget, from 0 to 1: how much of it is spent.
-      done: is given 1 after each layer.
-      begun: the last that `keep` was given, to go on from; None: nothing.
-      keep: is given how many layers are done, and the formats so far.
+      done: called with 1 after each layer.
+      begun: the last arguments of `keep`, to go on from; None: begin anew.
+      keep: called with the number of layers done, and the formats so far.
 
     Returns:
       Formats, int32 [T, 2].
@@ -223,7 +223,7 @@ def layer_wise(
 def each_alone(search: Search, budget: float) -> np.ndarray:
     """Find width and point of each tensor with all others in float, and put them together.
 
-    What the order of tensors does is left out: to compare with. Together they may lose any number of points.
+    For comparison: no choice depends on those before it, so together they may lose any number of points.
     """
     least, together = search.least_correct(budget), search.float_formats()
     for i in range(len(search.tensors)):

@@ -84,10 +84,10 @@ class TuningImages:
         """Return what is said below a table of trainings on these images.
 
         Args:
-          training: the budget of each.
-          seeds: of which each is done.
-          what: is trained, to be said before them.
-          how: it is trained besides, to be said behind them.
+          training: how each network is trained.
+          seeds: of the trainings.
+          what: entries that come before these, on what is trained.
+          how: entries that come after these, on what else is special about the trainings.
         """
         dataset, test = self.dataset, self.test
         return {

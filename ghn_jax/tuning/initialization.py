@@ -91,8 +91,8 @@ class Start:
     """An initialisation.
 
     Attributes:
-      name: what tables and files call it.
-      about: what tells it from another of that name.
+      name: in tables and files.
+      about: tells it from other initialisations of the same name.
       params: (model, policy as it is used, seed) -> a pytree as `model.params`.
     """
 

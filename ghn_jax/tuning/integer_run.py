@@ -22,7 +22,7 @@ from jax.extend.core import Literal
 from ghn_jax.base.errors import UserError
 from ghn_jax.hypernet.policy_features import resolve
 from ghn_jax.models.folding import Calibrated
-from ghn_jax.models.program import WITH_DERIVATIVES, Program, Step, body, flatten
+from ghn_jax.models.program import WITH_DERIVATIVES, FlatProgram, Step, body, flatten
 from ghn_jax.models.recorder import Site
 from ghn_jax.quant.policy import NamedWidths, Policy
 from ghn_jax.tuning import shifts
@@ -57,10 +57,10 @@ def integer_logits(calibrated: Calibrated, policy: Policy, images: Any) -> Fixed
 
 
 def _in_float(step: Step, operands: list[Any]) -> list[Any]:
-    """Do a step of constants now, of an image that no layer has read yet when the program runs."""
+    """Do a step in float: of constants now, of an image that no layer has read yet when the program runs."""
     known = not any(isinstance(v, Tracer) for v in operands)
     with jax.ensure_compile_time_eval() if known else contextlib.nullcontext():
-        results = shifts.bind(step, *operands)
+        results = step.compute(operands)
     return results if step.eqn.primitive.multiple_results else [results]
 
 
@@ -86,8 +86,8 @@ class _Interpreter:
             bits = widths[reader][1]
             self.formats[reader] = bits, point_of(calibrated.ranges.get(reader), bits, reader)
 
-    def run(self, program: Program, arguments: Sequence[Any], *, inside: bool = False) -> list[Any]:
-        """Run the steps of a program, those of layers as integers, and what comes behind these, too.
+    def run(self, program: FlatProgram, arguments: Sequence[Any], *, inside: bool = False) -> list[Any]:
+        """Run the steps of a program; from the first layer on, values are integers.
 
         inside: the program is a part of a step, which has no layers.
         """

@@ -38,11 +38,12 @@ def fit(
       record: of the training; its state is written while training goes on.
       marks: after which passes the state is scored; 0: before the first.
       score: of a state, in JSON's types.
-      progress: steps are counted there.
+      progress: counts the steps.
       between: (state, number of the pass) -> the state that the pass begins with.
 
     Returns:
-      The last state. `loss`: of each pass the mean, None where it is no number; `scores`: by mark, a string.
+      The last state, and a history: `loss`, the mean of each pass, None where it is not finite; `scores`, by
+      mark as a string.
 
     Raises:
       UserError: the state is of a training with other settings, or cannot be read or written.

@@ -1,4 +1,4 @@
-"""What the trainings of one network have in common, and what a method of training it does."""
+"""A method of training one network: what it does, and the setup that all its trainings share."""
 
 import abc
 import dataclasses
@@ -47,18 +47,18 @@ class Method(abc.ABC):
     """How a network at one bit-width is trained, scored and kept.
 
     Attributes:
-      setup: of all bit-widths.
-      bits: what the policy is called.
-      policy: as it is used.
+      setup: the same for all bit-widths.
+      bits: the name of the policy.
+      policy: the bits that networks are trained with, after `used` of `finetune`.
       trainer: compiled for all bits, which are among the data of its states.
-      calibrated: scores a network with fixed statistics; None where they are those of each batch.
+      calibrated_scorer: scores a network with fixed statistics; None where they are those of each batch.
     """
 
     setup: Setup
     bits: str
     policy: Policy
     trainer: Trainer
-    calibrated: CalibratedScorer | None
+    calibrated_scorer: CalibratedScorer | None
 
     @abc.abstractmethod
     def begin(self, params: Any, seed: int) -> TrainingState:
@@ -84,7 +84,7 @@ class Method(abc.ABC):
         images, scorer = setup.images, None
         if setup.statistics != 'batch':
             scorer = CalibratedScorer(setup.model, images.test, images.calibration)
-        of: dict[str, Any] = dict(setup=setup, calibrated=scorer, **programs)
+        of: dict[str, Any] = dict(setup=setup, calibrated_scorer=scorer, **programs)
         return [cls(bits=bits, policy=policy, **of) for bits, policy in policies.items()]
 
     @property

@@ -30,7 +30,7 @@ from ghn_jax.tuning.ranges import FixedRanges, check_bits, layer_bits, round_nea
 from ghn_jax.tuning.reconstruction import Grids, Images, Learned, Options, Terms, learn, start
 from ghn_jax.tuning.repeating import steps_at_once
 
-CHUNK = 100  # steps of a block between two signs of life
+CHUNK = 100  # steps of a block between two reports of progress
 
 
 def pd_quant(
@@ -50,9 +50,9 @@ def pd_quant(
       settings: bits by the weight's name (`Policy.resolve`), and options; the batch size and what concerns
         the correction are those of the first.
       statistics: of the model's batch norms (`correction.norm_statistics`).
-      done: is given 1 after every `CHUNK` steps, or what is left of them, of a block and a setting.
-      begun, keep: to go on with `keep`'s last arguments; it is called with how many blocks are done, and the
-        network of each setting so far. The result is the same.
+      done: called with 1 after every `CHUNK` steps, or the rest of them, of a block and a setting.
+      keep: called after each block with the number of blocks done, and the network of each setting so far.
+      begun: the last arguments of `keep`, to go on from; the result is the same.
 
     Returns:
       A network for each setting, with rounded weights, and ranges of weights and activations.
@@ -93,7 +93,7 @@ def pd_quant(
 
 
 def count_chunks(setting: tuple[Any, Options]) -> int:
-    """Return how many parts `pd_quant` tells of for a block of a setting."""
+    """Return how many parts `pd_quant` reports for a block of a setting."""
     return -(-setting[1].iterations // CHUNK)
 
 
@@ -174,7 +174,7 @@ class _Way:
         return Grids(weights, activations, known)
 
     def _with(self, calibrated: Calibrated, grids: Grids, learned: Learned) -> Calibrated:
-        """The network with what is learned in it."""
+        """Return the network with the learned weights and ranges of a block."""
         weights, ranges = dict(self.network.weights), dict(self.network.ranges)
         for name, v in learned.rounding.items():
             w = jnp.asarray(calibrated.weights[name])

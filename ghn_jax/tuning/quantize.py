@@ -79,12 +79,12 @@ def calibration_images(dataset: Dataset, count: int) -> np.ndarray:
 
 @dataclasses.dataclass(frozen=True)
 class Watch:
-    """Who is told of a long method, and what was done of it before.
+    """What a long method reports to, and what it goes on from.
 
     Attributes:
-      done: is given how many parts are done since the last call, `count_parts` in all.
-      keep: is given how many blocks are done, and the network so far.
-      begun: the last that `keep` was given; None: nothing.
+      done: called with the number of parts done since the last call, `count_parts` in all.
+      keep: called with the number of blocks done, and the network so far.
+      begun: the last arguments of `keep`, to go on from; None: begin anew.
     """
 
     done: Callable[[int], object] = lambda parts: None
@@ -106,7 +106,7 @@ def quantize(
       method: one of METHODS: 'minmax', ranges of all values; 'mse', with the least L2.4 error, both with
         weights rounded to the nearest level (`ranges`); 'pd_quant'.
       options: of 'pd_quant'; None: the published ones.
-      watch: who is told how far it is; None: nobody.
+      watch: what progress is reported to; None: nothing.
 
     Returns:
       The network with rounded weights, and ranges of weights and activations.
@@ -133,7 +133,7 @@ def quantize(
 
 
 def count_parts(network: Network, method: str, options: Options) -> int:
-    """Return how many parts `quantize` tells of."""
+    """Return how many parts `quantize` reports in all."""
     if method != 'pd_quant':
         return 0
     return len(blocks_of(network.calibrated, 1)) * count_chunks((None, options))
@@ -177,7 +177,7 @@ def quantize_into(
       done: as of `Watch`.
 
     Returns:
-      What there is to say of it, ready for JSON.
+      A description of the result, ready for JSON.
 
     Raises:
       UserError: as `quantize`; a folder that cannot be written.
@@ -192,9 +192,7 @@ def quantize_into(
     }
     if method == 'pd_quant':
         about['options'] = dataclasses.asdict(options)
-    strings = {key: value if isinstance(value, str) else json.dumps(value) for key, value in about.items()}
-    arrays = array_digests([network.calibrated, network.batches])
-    key = f'{json_digest([about, network.calibrated.model.digest, arrays]):08x}'
+    key, strings = key_of(about, network.calibrated, network.batches), strings_of(about)
 
     def write(calibrated: Calibrated, **more: str) -> Place:
         return save(folder, QuantizedNetwork(calibrated, policy, SCHEME, source, strings | more))
@@ -210,6 +208,17 @@ def quantize_into(
         'float_top1': top1(network.calibrated, *test),
         'top1': top1(made, *test, policy),
     }
+
+
+def key_of(about: Mapping[str, Any], calibrated: Calibrated, *images: Any) -> str:
+    """Return a digest of all that a result depends on, by which a stopped method finds what it had done."""
+    arrays = array_digests([calibrated, *images])
+    return f'{json_digest([about, calibrated.model.digest, arrays]):08x}'
+
+
+def strings_of(about: Mapping[str, Any]) -> dict[str, str]:
+    """Return a description as `QuantizedNetwork.about` takes it: what is no string is written as JSON."""
+    return {key: value if isinstance(value, str) else json.dumps(value) for key, value in about.items()}
 
 
 def in_words(result: Mapping[str, Any]) -> str:

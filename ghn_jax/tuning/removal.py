@@ -70,7 +70,7 @@ class Removal:
         return cls(model, find_channels(model), count_macs(model), weights, activations)
 
     def all(self) -> np.ndarray:
-        """Return what says that all channels are there."""
+        """Return `alive` with all channels left."""
         return np.ones(self.channels.count + 1, bool)
 
     def remaining_macs(self, alive: np.ndarray) -> dict[str, int]:
@@ -109,7 +109,7 @@ class Removal:
     def masks(self, alive: np.ndarray, reading: np.ndarray | None = None) -> Any:
         """Return a pytree as the model's parameters, 1 for what is left and 0 for what is removed.
 
-        reading: channels whose columns are left, where these are others than `alive`, whose rows are.
+        reading: the channels whose columns are left; None: those of `alive`, whose rows are left.
         """
         reading, values = alive if reading is None else reading, dict[str, np.ndarray]()
         for name, ids in self.channels.others.items():

@@ -92,7 +92,7 @@ def values_of(grid: Grid, bits: ArrayLike, most: int) -> Array:
     Args:
       grid: each part [O].
       bits: of all of them, an integer [].
-      most: K; values beyond `count_values(bits)` are of no account.
+      most: K; values beyond the first `count_values(bits)` are not used.
     """
     k, bits = jnp.arange(most, dtype=grid.scale.dtype), jnp.asarray(bits)
     apart = jnp.where(bits == 1, 2, 1)  # signs are two scales apart
@@ -117,7 +117,7 @@ def logits_of(w: Array, values: Array, count: ArrayLike) -> Array:
     Args:
       w: [O, ...].
       values: [O, K].
-      count: of the first values that there are.
+      count: how many of the values are used, the first ones.
 
     Returns:
       [O, ..., K].
@@ -140,7 +140,7 @@ def soft_weights(logits: Array, values: Array, count: ArrayLike, tau: ArrayLike)
     Args:
       logits: A, [O, ..., K].
       values: v, [O, K].
-      count: of the first values that there are; an integer [].
+      count: how many of the values are used, the first ones; an integer [].
       tau: [].
 
     Returns:
@@ -148,20 +148,20 @@ def soft_weights(logits: Array, values: Array, count: ArrayLike, tau: ArrayLike)
     """
     is_hard = jnp.isinf(tau)
     scaled = logits * jnp.where(is_hard, 1, tau)
-    shares = jax.nn.softmax(jnp.where(_there(logits, count), scaled, -jnp.inf))
+    shares = jax.nn.softmax(jnp.where(_is_used(logits, count), scaled, -jnp.inf))
     soft = jnp.sum(shares * _beside(values, logits.ndim - 1), -1)
     return jnp.where(is_hard, hard_weights(logits, values, count), soft)
 
 
 def hard_weights(logits: Array, values: Array, count: ArrayLike) -> Array:
     """Return of each weight the value with the largest logit, the first of several; as `soft_weights`."""
-    chosen = jnp.argmax(jnp.where(_there(logits, count), logits, -jnp.inf), -1)
+    chosen = jnp.argmax(jnp.where(_is_used(logits, count), logits, -jnp.inf), -1)
     shape = (*logits.shape[:-1], values.shape[-1])
     each = jnp.broadcast_to(_beside(values, logits.ndim - 1), shape)
     return jnp.take_along_axis(each, chosen[..., None], -1)[..., 0]
 
 
-def _there(logits: Array, count: ArrayLike) -> Array:
+def _is_used(logits: Array, count: ArrayLike) -> Array:
     return jnp.arange(logits.shape[-1]) < count
 
 

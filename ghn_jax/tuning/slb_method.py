@@ -112,10 +112,10 @@ class Slb(Method):
             'batch': hard,
             'soft': {self.bits: self.programs.soft((_kept(state), fixed, tau))},
         }
-        if self.calibrated is not None:
+        if self.calibrated_scorer is not None:
             policies = {FLOAT: Policy(), self.bits: self.policy}
             quantizers = {name: _activations_of(policy, self.setup) for name, policy in policies.items()}
-            scores['calibrated'] = self.calibrated(self._folded(rounded), quantizers)
+            scores['calibrated'] = self.calibrated_scorer(self._folded(rounded), quantizers)
         return scores
 
     def keep(self, place: Place, state: TrainingState, metadata: Mapping[str, str]) -> None:

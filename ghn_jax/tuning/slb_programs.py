@@ -20,14 +20,14 @@ from ghn_jax.tuning import slb
 from ghn_jax.tuning.method import Setup
 from ghn_jax.tuning.scoring import Accuracy
 from ghn_jax.tuning.slb import SearchSpec
-from ghn_jax.tuning.training import TrainingSpec, TrainingState, loss_of, make_optimizer, make_trainer
+from ghn_jax.tuning.training import TrainingSpec, TrainingState, loss_of, make_optimizer, trainer_of_loss
 
 
 class Searched(NamedTuple):
     """What is trained.
 
     Attributes:
-      params: a pytree as `Model.params`; the searched weights among them are of no account.
+      params: a pytree as `Model.params`; the searched weights among them are not used.
       logits: of these, by name, float32 [O, ..., K].
     """
 
@@ -56,15 +56,10 @@ class Programs:
         self._spec, self._most, self._epochs = spec, most, setup.training.epochs
         data = setup.images.dataset
         self._per_epoch = setup.training.steps_per_epoch(len(data.train.labels))
-        self.trainer = make_trainer(
-            self._model.apply,
-            None,
-            setup.training,
-            len(data.train.labels),
-            flip=data.flip,
-            loss=self._loss,
+        self.trainer = trainer_of_loss(
+            self._loss, setup.training, len(data.train.labels), flip=data.flip,
             optimizer=self._optimizer(setup.training),
-        )
+        )  # fmt: skip
         soft = lambda network, x: self._apply(network[0], network[1], network[2], x)
         self.soft = Accuracy(soft, setup.images.test)
         self.hard = Accuracy(self._apply_hard, setup.images.test)

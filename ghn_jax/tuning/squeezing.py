@@ -36,7 +36,7 @@ from ghn_jax.tuning.initialization import Start
 from ghn_jax.tuning.removal import Removal, least_cost
 from ghn_jax.tuning.scoring import Accuracy
 from ghn_jax.tuning.squeeze_training import KINDS, SqueezeSpec, SqueezeTask, Squeezing
-from ghn_jax.tuning.training import Trainer, TrainingState, loss_of, make_trainer
+from ghn_jax.tuning.training import Trainer, TrainingState, loss_of, trainer_of_loss
 from ghn_jax.tuning.widening import Pair
 
 
@@ -166,7 +166,7 @@ def _programs(
         return loss_of(model.apply, quantizer, left, x, labels) + fixed.penalty * scales
 
     count, flip = len(images.dataset.train.labels), images.dataset.flip
-    trainer = make_trainer(model.apply, quantizer, spec.training, count, flip=flip, loss=loss)
+    trainer = trainer_of_loss(loss, spec.training, count, flip=flip)
     return trainer, Accuracy(lambda params, x: model.apply(params, x, quantizer), images.test)
 
 

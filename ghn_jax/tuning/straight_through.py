@@ -20,7 +20,7 @@ from ghn_jax.runs.model_parameters import write_params
 from ghn_jax.tuning.comparison import FLOAT
 from ghn_jax.tuning.method import Method, Setup, as_data, unrounded
 from ghn_jax.tuning.scoring import Accuracy
-from ghn_jax.tuning.training import TrainingState, loss_of, make_trainer
+from ghn_jax.tuning.training import TrainingState, loss_of, trainer_of_loss
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -47,7 +47,7 @@ class StraightThrough(Method):
             return loss_of(trained, quantizer, params, x, labels)
 
         count, flip = len(images.dataset.train.labels), images.dataset.flip
-        trainer = make_trainer(trained, None, setup.training, count, flip=flip, loss=loss)
+        trainer = trainer_of_loss(loss, setup.training, count, flip=flip)
 
         def apply(network: tuple[Any, Any], x: Array) -> Array:
             params, widths = network
@@ -67,9 +67,9 @@ class StraightThrough(Method):
         if not self._is_fixed:
             each = {FLOAT: unrounded(self.widths), self.bits: as_data(self.widths)}
             scores['batch'] = {name: self.batch((params, widths)) for name, widths in each.items()}
-        if self.calibrated is not None:
+        if self.calibrated_scorer is not None:
             quantizers = {FLOAT: self._quantizer(Policy()), self.bits: self._quantizer(self.policy)}
-            scores['calibrated'] = self.calibrated(params, quantizers)
+            scores['calibrated'] = self.calibrated_scorer(params, quantizers)
         return scores
 
     def keep(self, place: Place, state: TrainingState, metadata: Mapping[str, str]) -> None:

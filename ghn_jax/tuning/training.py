@@ -99,15 +99,15 @@ class TrainingImages(NamedTuple):
 
 
 class TrainingState(NamedTuple):
-    """All that a training is, between two steps.
+    """All of a training that lasts from one step to the next.
 
     Attributes:
       step: int32 [], steps done.
       seed: uint32 [], of the order of images and their augmentation.
       params: what is trained.
-      average: of them, exponential, as `refinements.average`; float32 where they are narrower, for in
-        bfloat16 it would stand still.
-      optimizer: of optax.
+      average: the exponential moving average of these (`refinements.average`); float32 where they are
+        narrower, for in bfloat16 it would stand still.
+      optimizer: state of the optimizer.
       loss: float32 [], the sum over the steps of this pass so far.
       fixed: arrays that are not trained and tell one training of a program from another, such as bits.
     """
@@ -145,7 +145,7 @@ class Trainer(NamedTuple):
 
     @property
     def steps(self) -> int:
-        """Of all passes."""
+        """Steps of all passes."""
         return self.epochs * self.steps_per_epoch
 
 
@@ -156,24 +156,41 @@ def make_trainer(
     images: int,
     *,
     flip: bool = False,
-    optimizer: optax.GradientTransformation | None = None,
-    loss: Loss | None = None,
 ) -> Trainer:
-    """Return the functions of a training; each is compiled at its first call, and once.
+    """Return the functions that train a network by its cross-entropy (`loss_of`).
 
     Args:
       apply: the network, such as `model.apply`.
       quantizer: what rounds it; None: it is trained in float.
-      spec: how it is trained.
-      images: T.
-      flip: whether a mirrored image is one of the same class, for `spec.augment`.
-      optimizer: None: `make_optimizer`.
-      loss: in place of the cross-entropy of the network (`loss_of`); apply and quantizer are then not read.
+      spec, images, flip: as for `trainer_of_loss`.
 
     Raises:
       FieldError: fewer images than a batch.
     """
-    of_loss = loss or (lambda params, state, x, labels: loss_of(apply, quantizer, params, x, labels))
+    loss = lambda params, state, x, labels: loss_of(apply, quantizer, params, x, labels)
+    return trainer_of_loss(loss, spec, images, flip=flip)
+
+
+def trainer_of_loss(
+    loss: Loss,
+    spec: TrainingSpec,
+    images: int,
+    *,
+    flip: bool,
+    optimizer: optax.GradientTransformation | None = None,
+) -> Trainer:
+    """Return the functions of a training; each is compiled at its first call, and once.
+
+    Args:
+      loss: what training lowers.
+      spec: how it is trained.
+      images: T.
+      flip: whether a mirrored image is one of the same class, for `spec.augment`.
+      optimizer: None: `make_optimizer`.
+
+    Raises:
+      FieldError: fewer images than a batch.
+    """
     per_epoch = spec.steps_per_epoch(images)
     optimizer = optimizer or make_optimizer(spec, per_epoch * spec.epochs)
 
@@ -194,7 +211,7 @@ def make_trainer(
             key = jax.random.fold_in(jax.random.fold_in(jax.random.key(state.seed), 1), state.step)
             x = crop_and_flip(key, x, flip=flip)
         x = normalize(x, data.mean, data.std)
-        value, gradients = jax.value_and_grad(of_loss)(state.params, state, x, data.labels[chosen])
+        value, gradients = jax.value_and_grad(loss)(state.params, state, x, data.labels[chosen])
         updates, moments = optimizer.update(gradients, state.optimizer, state.params)
         params = optax.apply_updates(state.params, updates)
         return TrainingState(

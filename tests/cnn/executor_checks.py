@@ -31,7 +31,7 @@ def quantized_policy(spec, k, weights=4, activations=4) -> Policy:
     policy = one_sided_policy([name for name in names if 'conv_2.' not in name], bits=4, turn=k % 2)
     # Both convolutions of a FactorizedReduce read what the policy says for the first: one kind for both.
     rest = [name for name in names if 'conv_2.' in name]
-    rules = [(re.escape(name), policy.weights(name.replace('conv_2', 'conv_1')), 32) for name in rest]
+    rules = [(re.escape(name), policy.widths(name.replace('conv_2', 'conv_1'))[0], 32) for name in rest]
     return Policy(rules=(*policy.rules, *rules))
 
 

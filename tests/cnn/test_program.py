@@ -171,12 +171,12 @@ def test_bits_follow_the_names_of_weights(program):
     )
     bits = program.bits(layout, policy)
     for name, index in layout.tensors.items():
-        assert bits.weights[index] == policy.weights(name)
+        assert bits.weights[index] == policy.widths(name)[0]
     assert np.all(bits.weights[len(layout.tensors) :] == 32)
     assert list(bits.head) == [8, 9]
     for r, i in enumerate(layout.instructions):
         for k, name in enumerate(i.quantized):
-            assert bits.activations[r, k] == policy.activations(name)
+            assert bits.activations[r, k] == policy.widths(name)[1]
     assert {2, 4, 5, 7} < set(bits.weights) and {3, 6, 8} <= set(bits.activations.ravel())
 
 

@@ -136,7 +136,7 @@ def call_policy(value: Any, folder: pathlib.Path) -> None:
     policy = Policy(weights, activations, rules)
     policy.check(_names())
     for name in _names():
-        policy.weights(name)
+        policy.widths(name)
     str(policy), hash(policy)
     parse_bits(text)
 

@@ -16,7 +16,7 @@ from ghn_jax.base.jsonlines import read_jsonl
 from ghn_jax.cnn.building import build_program
 from ghn_jax.evaluation import results
 from ghn_jax.hypernet.ghn import GHNConfig
-from ghn_jax.hypernet.statefile import load_state
+from ghn_jax.hypernet.statefile import load_checkpoint
 from ghn_jax.networks.files import load_networks
 from ghn_jax.networks.genotype import Genotype
 from ghn_jax.networks.spec import NetworkSpec
@@ -148,19 +148,19 @@ def test_an_archive_that_swells_or_lies_is_not_unpacked(tmp_path):
     path = tmp_path / 'state.npz'
     path.write_bytes(states.bomb(300))
     with pytest.raises(UserError, match='bytes unpacked, more than'):
-        load_state(path)
+        load_checkpoint(path)
     for shape in ((10**12,), (2**40, 2**40), (-2, -3)):
         out = io.BytesIO()
         with zipfile.ZipFile(out, 'w') as archive:
             archive.writestr('a.npy', states.npy(states.header(shape), bytes(16)))
         path.write_bytes(out.getvalue())
         with pytest.raises(UserError, match='not the size that its header says'):
-            load_state(path)
+            load_checkpoint(path)
     with zipfile.ZipFile(path, 'w') as archive:
         for i in range(10_001):
             archive.writestr(f'{i}', b'')
     with pytest.raises(UserError, match='10,001 entries'):
-        load_state(path)
+        load_checkpoint(path)
 
 
 def test_a_hypernetwork_of_terabytes_is_refused_by_its_config():
@@ -187,13 +187,13 @@ def test_state_files_of_torch_are_read_without_running_what_is_in_them(tmp_path)
     ):
         torch.save(value, path)
         with pytest.raises(UserError, match=told):
-            load_state(path)
+            load_checkpoint(path)
     assert not (tmp_path / 'made').exists()
     torch.save({'a': torch.zeros(2)}, path, _use_new_zipfile_serialization=False)
     with pytest.raises(UserError, match='neither a zip archive'):
-        load_state(path)
+        load_checkpoint(path)
     torch.save({'a': torch.nn.Parameter(torch.ones(2))}, path)
-    np.testing.assert_array_equal(load_state(path)['a'], [1, 1])
+    np.testing.assert_array_equal(load_checkpoint(path)[0]['a'], [1, 1])
 
 
 # ---- files of older runs

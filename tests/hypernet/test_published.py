@@ -12,7 +12,7 @@ from safetensors.numpy import save_file
 
 from ghn_jax.base.errors import UserError
 from ghn_jax.hypernet.published import convert_state, load_published, published_state
-from ghn_jax.hypernet.statefile import load_state
+from ghn_jax.hypernet.statefile import load_checkpoint
 from ghn_jax.runs.weight_files import read_safetensors
 from tests.hypernet.helpers import SMALL, random_params
 from tests.hypernet.torch_files import dumped_file, torch_file
@@ -100,14 +100,14 @@ def test_a_bad_state_file_is_one_clear_error(tmp_path, name, content, message):
     if content is not None:
         (tmp_path / name).write_bytes(content)
     with pytest.raises(UserError, match=message):
-        load_state(tmp_path / name)
+        load_checkpoint(tmp_path / name)
 
 
 def test_safetensors_of_bfloat16_are_read_as_float32(tmp_path):
     save_file(
         {'a': np.arange(3).astype(ml_dtypes.bfloat16), 'b': np.arange(2)}, tmp_path / 'state.safetensors'
     )
-    state = load_state(tmp_path / 'state.safetensors')
+    state, _ = load_checkpoint(tmp_path / 'state.safetensors')
     assert state['a'].dtype == np.float32 and state['a'].tolist() == [0, 1, 2]
     assert state['b'].tolist() == [0, 1]
 
@@ -115,7 +115,7 @@ def test_safetensors_of_bfloat16_are_read_as_float32(tmp_path):
 def test_safetensors_of_a_type_that_numpy_has_not_are_one_clear_error(tmp_path):
     path = tmp_path / 'state.safetensors'
     save_file({'a': np.ones(3, ml_dtypes.float8_e4m3fn)}, path)
-    for read in (load_state, lambda path: read_safetensors(path, 'give another')):
+    for read in (load_checkpoint, lambda path: read_safetensors(path, 'give another')):
         with pytest.raises(UserError, match='is no .?safetensors file .*float8'):
             read(path)
 
@@ -123,7 +123,7 @@ def test_safetensors_of_a_type_that_numpy_has_not_are_one_clear_error(tmp_path):
 def test_pickled_objects_are_not_read(tmp_path):
     np.savez(tmp_path / 'state.npz', a=np.array([{}], object))
     with pytest.raises(UserError, match='no .npz file of arrays'):
-        load_state(tmp_path / 'state.npz')
+        load_checkpoint(tmp_path / 'state.npz')
 
 
 @pytest.mark.parametrize(
@@ -158,7 +158,7 @@ def ghn3():
 def test_a_file_of_torch_without_ptloader_says_what_to_do(tmp_path):
     (tmp_path / 'state.pt').write_bytes(torch_file({}))
     with pytest.raises(UserError, match=r'need ptloader, which is not installed: pip install'):
-        load_state(tmp_path / 'state.pt')
+        load_checkpoint(tmp_path / 'state.pt')
 
 
 def test_a_file_that_torch_wrote_holds_the_same(tmp_path, state, ptloader):
@@ -166,7 +166,7 @@ def test_a_file_that_torch_wrote_holds_the_same(tmp_path, state, ptloader):
     tensors = {name: torch.from_numpy(np.array(value)) for name, value in state.items()}
     for value in (tensors, {'state_dict': tensors, 'epoch': 3, 'args': argparse.Namespace(lr=0.1)}):
         torch.save(value, tmp_path / 'state.pt')
-        jax.tree.map(np.testing.assert_array_equal, load_state(tmp_path / 'state.pt'), state)
+        jax.tree.map(np.testing.assert_array_equal, load_checkpoint(tmp_path / 'state.pt')[0], state)
 
 
 def test_a_checkpoint_brings_its_config(tmp_path, state, ptloader):
@@ -202,14 +202,14 @@ def test_a_published_ghn3_is_a_dump_of_joblib(tmp_path, ghn3):
     )
     (tmp_path / 'ghn3.pt').write_bytes(hostile)
     with pytest.raises(UserError, match="does not load .AttributeError: '_Unread'"):
-        load_state(tmp_path / 'ghn3.pt')
+        load_checkpoint(tmp_path / 'ghn3.pt')
 
 
 def test_what_joblib_wrote_with_torch_is_read_without(tmp_path, ghn3):
     torch = pytest.importorskip('torch', reason='torch is not installed')
     tensors = {name: torch.tensor(w) for name, w in ghn3[2].items()}
     joblib.dump(tensors | {'half': torch.ones(3, 2).bfloat16().T}, tmp_path / 'ghn3.pt')
-    back = load_state(tmp_path / 'ghn3.pt')
+    back, _ = load_checkpoint(tmp_path / 'ghn3.pt')
     np.testing.assert_array_equal(back.pop('half'), np.ones((2, 3)))
     jax.tree.map(np.testing.assert_array_equal, back, ghn3[2])
 
@@ -234,7 +234,7 @@ def test_a_ghn2_whose_decoder_is_of_linear_layers_is_the_same(state):
 
 def test_bfloat16_becomes_float32(tmp_path, ptloader):
     (tmp_path / 'state.pt').write_bytes(torch_file({'a': np.array([0x3FC0, 0xC000], np.uint16)}))
-    a = load_state(tmp_path / 'state.pt')['a']
+    a = load_checkpoint(tmp_path / 'state.pt')[0]['a']
     assert a.dtype == np.float32 and a.tolist() == [1.5, -2]
 
 
@@ -268,7 +268,7 @@ def test_a_bad_file_of_torch_is_one_clear_error(tmp_path, monkeypatch, ptloader,
     monkeypatch.chdir(tmp_path)
     (tmp_path / 'state.pt').write_bytes(data)
     with pytest.raises(UserError, match=message) as error:
-        load_state(tmp_path / 'state.pt')
+        load_checkpoint(tmp_path / 'state.pt')
     assert '\n' not in str(error.value) and not (tmp_path / 'made').exists()
 
 
@@ -276,7 +276,7 @@ def test_a_tensor_is_no_larger_than_its_numbers(tmp_path, ptloader):
     """A stride of 0 makes gigabytes of one number."""
     (tmp_path / 'state.pt').write_bytes(torch_file({'a': np.broadcast_to(np.float32(1), (2**30,))}))
     with pytest.raises(UserError, match='tensors of 4,294,967,296 bytes'):
-        load_state(tmp_path / 'state.pt')
+        load_checkpoint(tmp_path / 'state.pt')
 
 
 def test_a_checkpoint_without_a_config_says_so(tmp_path, state, ghn3):

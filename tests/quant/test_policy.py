@@ -13,18 +13,17 @@ NAMES = ('stem.0.weight', 'cells.1._ops.0.op.1.weight', 'cells.11._ops.0.op.1.we
 
 def test_without_rules_every_name_gets_the_same_bits():
     policy = Policy(4, 8)
-    assert all((policy.weights(name), policy.activations(name)) == (4, 8) for name in NAMES)
+    assert all(policy.widths(name) == (4, 8) for name in NAMES)
 
 
 def test_the_first_rule_that_matches_wins():
     policy = Policy(4, 4, (('stem.*', 8, 8), (r'.*\.0\.weight', 6, 32), (r'stem\.0\.weight', 2, 2)))
-    assert [policy.weights(name) for name in NAMES] == [8, 4, 4, 6]
-    assert [policy.activations(name) for name in NAMES] == [8, 4, 4, 32]
+    assert [policy.widths(name) for name in NAMES] == [(8, 8), (4, 4), (4, 4), (6, 32)]
 
 
 def test_a_rule_matches_whole_names_only():
     policy = Policy(4, 4, (('cells.1', 8, 8), (r'cells\.1\..*', 16, 16)))
-    assert [policy.weights(name) for name in NAMES] == [4, 16, 4, 4]
+    assert [policy.widths(name)[0] for name in NAMES] == [4, 16, 4, 4]
 
 
 def test_a_rule_that_matches_nothing_is_an_error_that_names_it():
@@ -127,12 +126,7 @@ EXACT = Policy(4, 4, (('stem.*', 8, 8),), ((NAMES[0], 2, 3), (NAMES[2], 32, 6)),
 
 
 def test_exact_bits_come_before_rules():
-    assert [(EXACT.weights(name), EXACT.activations(name)) for name in NAMES] == [
-        (2, 3),
-        (4, 4),
-        (32, 6),
-        (4, 4),
-    ]
+    assert [EXACT.widths(name) for name in NAMES] == [(2, 3), (4, 4), (32, 6), (4, 4)]
     assert str(EXACT) == f'w4a4 {NAMES[0]}=w2a3 {NAMES[2]}=w32a6 stem.*=w8a8'
     assert len({EXACT, Policy(4, 4, (('stem.*', 8, 8),)), Policy(4, 4)}) == 3
     assert not Policy(layers=(('a', 32, 4),)).is_float and Policy(layers=(('a', 32, 32),)).is_float
@@ -165,12 +159,12 @@ def test_the_format_in_the_documentation_is_read(tmp_path):
     text = policy.__doc__[policy.__doc__.index('{') : policy.__doc__.index('Pairs')]
     (tmp_path / 'a.json').write_text(text)
     read = load_policy(tmp_path / 'a.json')
-    assert (read.network, read.weights('stem.0.weight'), read.activations('classifier.3.weight')) == (
+    assert (read.network, read.widths('stem.0.weight')[0], read.widths('classifier.3.weight')[1]) == (
         'net-7',
         8,
         4,
     )
-    assert read.weights('cells.0._ops.1.op.1.weight') == 2
+    assert read.widths('cells.0._ops.1.op.1.weight')[0] == 2
 
 
 def fields(**changes):
@@ -254,5 +248,5 @@ def test_impossible_edges_are_user_errors(edges):
 
 def test_a_layer_is_no_edge_unless_it_is_said_to_be():
     policy = Policy(2, 3, edges=(8, 6))
-    assert (policy.weights('x'), policy.activations('x'), policy.widths('x')) == (2, 3, (2, 3))
+    assert policy.widths('x') == (2, 3)
     assert policy.widths('x', edge=True) == (8, 6)

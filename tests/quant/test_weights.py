@@ -125,11 +125,11 @@ def test_the_executor_the_file_and_the_plain_version_agree_whatever_the_signs(pl
                 if w.ndim == 1:
                     expected, g = w, cotangents[name]
                 else:
-                    expected, g = plain_version(w, cotangents[name], policy.weights(name), scheme)
+                    expected, g = plain_version(w, cotangents[name], policy.widths(name)[0], scheme)
                 close(values[name], expected, err_msg=name)
                 close(in_file[name], expected, err_msg=name)
                 close(gradients[name], g, err_msg=name)
-                check_mirror(w, values[name], mirrored[name], policy.weights(name), scheme)
+                check_mirror(w, values[name], mirrored[name], policy.widths(name)[0], scheme)
 
 
 def plain_version(w, cotangent, bits, scheme):

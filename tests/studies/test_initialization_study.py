@@ -14,7 +14,7 @@ from ghn_jax.models.tracing import trace
 from ghn_jax.reporting.docs_tables import markdown
 from ghn_jax.studies import initialization
 from ghn_jax.studies.block_kinds import KINDS, ROLES, BlockNet, role_of
-from ghn_jax.studies.initialization import StudySpec, study
+from ghn_jax.studies.initialization import InitializationSpec, study
 from ghn_jax.studies.initialization_picture import picture
 from ghn_jax.studies.initialization_tables import make_tables
 from ghn_jax.studies.layer_statistics import describe, observe, summarized
@@ -107,7 +107,7 @@ def test_weights_are_measured_folded_and_ranges_are_of_what_enters_a_layer():
 
 # ---- the study
 
-SPEC = StudySpec(
+SPEC = InitializationSpec(
     kinds=('regular-none-plain',), starts=('he', 'uniform_0.5'), channels=(4,), batch_size=20,
     calibration_images=20, training=TrainingSpec(epochs=1, batch_size=20, ema=0.0),
 )  # fmt: skip
@@ -149,9 +149,9 @@ def test_bad_input_gets_one_line(tmp_path, capsys, arguments, words):
 
 
 def test_a_table_says_which_hypernetwork_has_predicted():
-    said = initialization.about(small_data(), StudySpec(), 'command', 'zoo:digits-bits')
+    said = initialization.about(small_data(), InitializationSpec(), 'command', 'zoo:digits-bits')
     assert said['hypernetwork'] == 'zoo:digits-bits'
-    assert 'hypernetwork' not in initialization.about(small_data(), StudySpec(), 'command', None)
+    assert 'hypernetwork' not in initialization.about(small_data(), InitializationSpec(), 'command', None)
 
 
 # ---- tables and the picture

@@ -6,7 +6,7 @@ import re
 import pytest
 
 from ghn_jax.base.errors import UserError
-from ghn_jax.studies.one_network import BITS, CASES, Way, go, scores, study, table
+from ghn_jax.studies.one_network import BITS, CASES, Way, run_way, scores, study, table
 
 TOP1 = {'w2a2': 50.0, 'w4a4': 60.0, 'w8a8': 70.0}
 
@@ -86,4 +86,4 @@ def test_what_other_commands_have_found_is_refused(spinning):
 
 def test_a_command_that_fails_is_named(tmp_path, spinning):
     with pytest.raises(UserError, match=r'python -m spinning .*--fail.* failed \(status 1\)'):
-        go(Way('a', ('spinning --fail DIR/result.json',)), pathlib.Path('net.json'), tmp_path)
+        run_way(Way('a', ('spinning --fail DIR/result.json',)), pathlib.Path('net.json'), tmp_path)

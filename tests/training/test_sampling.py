@@ -49,7 +49,7 @@ def test_what_the_graphs_say_is_what_the_networks_run_at():
     _, networks = Preparation(c, space, strategy).step(7)
     specs = draw(space, 0, 7, 2)
     expected = [
-        strategy.policy_of(7, m, build_graph(specs[m])).weights('classifier.0.weight') for m in range(2)
+        strategy.policy_of(7, m, build_graph(specs[m])).widths('classifier.0.weight')[0] for m in range(2)
     ]
     for m in range(2):
         told, run = networks.graphs.weight_bits[m], networks.bits.weights[m]

@@ -70,9 +70,9 @@ def fold(layout: Layout, flat: np.ndarray, moments: Moments) -> tuple[np.ndarray
 
 
 def fix(layout: Layout, flat: np.ndarray, moments: Moments) -> tuple[np.ndarray, Tables]:
-    """Make normalisations by `moments` [R, C] what they then are, a factor and a shift for each channel.
+    """Replace normalisations by what they are with fixed `moments` [R, C]: a factor and a shift by channel.
 
-    Returns the weights [F], and tables, of that network.
+    Returns the weights [F] and the tables of that network.
     """
     flat = np.array(flat)
     if not layout.tables.has_norm:

@@ -94,7 +94,7 @@ def logits(
 
 
 def check(specs: Iterable[NetworkSpec], policies: Iterable[Policy]) -> None:
-    """Raise UserError for networks and policies that this arithmetic does not serve; float is let be."""
+    """Raise UserError for networks and policies that integer arithmetic does not cover; float passes."""
     for policy in policies:
         exceptions = (bits for rule in (*policy.rules, *policy.layers) for bits in rule[1:])
         widths = policy.weight_bits, policy.activation_bits, *exceptions, *(policy.edges or ())
@@ -283,7 +283,7 @@ def to_levels(x: Fixed, ends: np.ndarray, bits: int) -> Levels:
 
 
 def _weight_levels(w: np.ndarray, grid: Grid) -> Levels:
-    """A weight [O, ..] to levels. grid: of all output channels, [1], or of each and of padding."""
+    """Quantize a weight [O, ..]. grid: one for all output channels, [1], or one for each and for padding."""
     s, z, top, _ = (np.resize(part, (len(w), *[1] * (w.ndim - 1))) for part in grid)
     q = np.clip(np.round(w / np.where(s > 0, s, 1)) + z, 0, top)
     return Levels(q.astype(np.uint8), z.astype(np.int32), s.ravel().astype(np.float64))

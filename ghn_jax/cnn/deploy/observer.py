@@ -1,9 +1,9 @@
 """What a network's layers see: statistics of everything that is normalised or quantized, for one batch.
 
-After the executor's forward pass every value lies in its slot, so this is a second walk over the table of
-instructions that only reads, with a quantizer that takes notes. What is wanted is data: one program serves
-all wishes, and what is not wanted is not computed. Tensors are numbered as their layers' weights are
-(`Layout.tensors`): parts of a concatenation share a number, and with it one range and one histogram.
+After the executor's forward pass every value lies in its slot. So this is a second walk over the table of
+instructions; it only reads, with a quantizer that records what passes through it. Which statistics are
+computed is data (`Wanted`), so one program serves every choice. Tensors are numbered as their layers' weights
+are (`Layout.tensors`): parts of a concatenation share a number, and with it one range and one histogram.
 
 Axes: R instructions | T tensors | B bins | C channels, of the widest tape | N images.
 """
@@ -47,13 +47,13 @@ class Index(NamedTuple):
 
 
 class Wanted(NamedTuple):
-    """What is noted: bool [] each, and the bounds of histograms. What is not wanted is 0.
+    """Which statistics are computed: bool [] each, and the bounds of histograms. All others are 0.
 
     Attributes:
       moments: of what is normalised.
-      activations: ranges of what is quantized and its sums of squares; with them, the two that follow.
+      activations: ranges and sums of squares of what is quantized; without them, neither of the next two.
       noise: the sums of squares of the rounding error.
-      bounds: float [T, 2]; of a tensor whose two bounds are equal no histogram is needed.
+      bounds: float [T, 2], of histograms; a tensor whose two bounds are equal has none.
     """
 
     moments: ArrayOrNumpy
@@ -97,7 +97,7 @@ def make_wanted(
     noise: bool = False,
     bounds: np.ndarray | None = None,
 ) -> Wanted:
-    """Say what is noted of the networks of a program; no histograms without their bounds [T, 2]."""
+    """Choose the statistics for networks of a program; without bounds [T, 2], there are no histograms."""
     if bounds is None:
         bounds = np.zeros((program.capacity.tensors, 2), np.float32)
     return Wanted(np.asarray(moments), np.asarray(activations), np.asarray(noise), bounds)
@@ -134,7 +134,7 @@ def any_rounded(bits: Bits) -> bool:
 
 
 class _Notes:
-    """Stands in for a `Quantizer` and remembers what it was asked to quantize, and what it made of it."""
+    """Stands in for a `Quantizer`, and keeps each tensor that it quantizes, before and after."""
 
     def __init__(self, quantizer: Quantizer):
         self.quantizer = quantizer
@@ -185,12 +185,12 @@ def _histogram(x: Array, bounds: Array) -> Array:
 def _notes_on(
     seen: Callable[[], list[tuple[Array, Array]]], wanted: Wanted, bounds: Array, dtype: DTypeLike
 ) -> tuple[Array, ...]:
-    """The fields of `Activations` for two tensors, [2, ...] each; of noise and histograms, what is wanted.
+    """Return the fields of `Activations` for two tensors, [2, ...] each; noise and histograms where wanted.
 
     Args:
-      seen: -> (tensor, rounded), of one tensor or two. It is called wherever these are used: a tensor that is
-        given to a conditional is computed, and copied, whether its branch reads it or not.
-      wanted: of which the bounds are not read.
+      seen: returns (tensor, rounded) of one tensor or two. It is called inside each branch that reads them: a
+        tensor that is passed to a conditional is computed, and copied, whether its branch reads it or not.
+      wanted: its bounds are not read.
       bounds: [2, 2], of the histograms.
       dtype: of the notes.
     """
@@ -200,9 +200,9 @@ def _notes_on(
     def noted(note: Callable[[int, Array, Array], Any]) -> Any:
         return stacked([note(k, *pair) for k, pair in enumerate([*seen(), (empty, empty)][:2])])
 
-    def where(wish: Array, note: Callable[[int, Array, Array], Any]) -> Any:
+    def where(condition: Array, note: Callable[[int, Array, Array], Any]) -> Any:
         nothing = jax.tree.map(lambda n: jnp.zeros(n.shape, n.dtype), jax.eval_shape(lambda: noted(note)))
-        return lax.cond(wish, lambda: noted(note), lambda: nothing)
+        return lax.cond(condition, lambda: noted(note), lambda: nothing)
 
     size = noted(lambda _, x, rounded: _size(x))
     noise = where(wanted.noise, lambda _, x, rounded: _noise(x, rounded))
@@ -215,7 +215,7 @@ def _zeros(n: int, dtype: DTypeLike) -> tuple[Array, ...]:
 
 
 def _note(total: tuple[Array, ...], which: Array, notes: tuple[Array, ...]) -> tuple[Array, ...]:
-    """Adds the notes on tensors `which` [K] to `total`."""
+    """Add the notes on tensors `which` [K] to `total`."""
     lo, hi, *sums = total
     added = (t.at[which].add(n) for t, n in zip(sums, notes[2:], strict=True))
     return (lo.at[which].min(notes[0]), hi.at[which].max(notes[1]), *added)
@@ -234,15 +234,15 @@ def observe(
     scheme: Scheme,
     ranges: Ranges | None,
 ) -> tuple[Activations, Moments, Tapes]:
-    """Run one network as `executor.forward` does, and take notes.
+    """Run one network as `executor.forward` does, and compute statistics.
 
     Args:
       program, weights, tables, bits, images, tapes, scheme, ranges: as for `executor.forward`, in mode 'qat'.
       index: of the network's tensors.
-      wanted: what is noted.
+      wanted: which statistics.
 
     Returns:
-      the notes; the tapes, with the values that they are of.
+      The statistics; the tapes, with the network's values.
     """
     rows, of_head = (None, None) if ranges is None else ranges
     quantization = Quantization(scheme, bits.activations, program.capacity.parts, ranges=rows)
@@ -274,7 +274,7 @@ def observe(
 def _notes_on_head(
     run: Run, bits: Bits, values: dict[TapeShape, Array], wanted: Wanted, index: Index, ranges: Array | None
 ) -> tuple[Array, ...]:
-    """The fields of `Activations` for what the linear layers read, [2, ...] each."""
+    """Return the fields of `Activations` for what the linear layers read, [2, ...] each."""
     program, scheme, dtype, table = run.program, run.quantization.scheme, run.weights.dtype, run.tables.head
     features = head.features(program, table, values, run.images.shape[0])
     _, residuals = head.logits(
@@ -289,9 +289,9 @@ def _notes_on_head(
 
 def _branches_of(segment: Segment, kinds: Sequence[Kind], wanted: Wanted) -> Array:
     """Return the branch of each op: that of its observed kind, or that of `Nothing` where none is wanted."""
-    wishes = jnp.stack([wanted.moments if kind == Norm() else wanted.activations for kind in kinds])
+    is_wanted = jnp.stack([wanted.moments if kind == Norm() else wanted.activations for kind in kinds])
     which = np.array([kinds.index(op.observed) for op in segment.ops])
-    return jnp.where(wishes[which], which, kinds.index(Nothing()))
+    return jnp.where(is_wanted[which], which, kinds.index(Nothing()))
 
 
 def _observer_of(kind: Kind, run: Run, segment: Segment, wanted: Wanted, channels: int) -> Callable:

@@ -1,7 +1,7 @@
-"""BatchNorm over one value: the mean is that value, and what comes out is the shift, whatever the image.
+"""BatchNorm over a single value: the mean is that value, so the result is the shift, whatever the image.
 
-That is so where a batch has one image and feature maps have one pixel. A network of which all paths are
-normalised so gives all images one class, and nothing fails.
+This happens where a batch has one image and the feature maps have one pixel. A network with such a norm on
+all its paths gives all images one class, and nothing fails.
 """
 
 from collections.abc import Iterable
@@ -17,7 +17,7 @@ from ghn_jax.networks.spec import NetworkSpec
 _SMALLEST = 8  # pixels of images that a stem and two reductions leave one of
 
 
-def has_lone_values(spec: NetworkSpec, image_size: int) -> bool:
+def has_single_value_norm(spec: NetworkSpec, image_size: int) -> bool:
     """Return whether a BatchNorm of the network reads feature maps of one pixel."""
     lowered = lower(spec, image_size)
     return lowered.has_norm and any(
@@ -29,11 +29,11 @@ def warning(specs: Iterable[NetworkSpec], image_size: int, batch_size: int) -> s
     """Return what to say before networks are scored on batches of this size, or None for nothing."""
     if batch_size > 1:
         return None
-    lone = [has_lone_values(spec, image_size) for spec in specs]
-    if not any(lone):
+    found = [has_single_value_norm(spec, image_size) for spec in specs]
+    if not any(found):
         return None
     return (
-        f'batch_size=1 and image_size={image_size}: in {sum(lone)} of the {len(lone)} networks a BatchNorm '
+        f'batch_size=1 and image_size={image_size}: in {sum(found)} of the {len(found)} networks a BatchNorm '
         'has one value a channel, and gives the same for all images: take a larger batch_size'
     )
 
@@ -44,7 +44,7 @@ def check_batch_norm(config: RunConfig, space: Space) -> None:
     if config.train.batch_size > 1 or size > _SMALLEST:
         return
     family = Family(widths(space, 'train')[0])
-    if any(has_lone_values(spec, size) for spec in covering_networks(space, 'train', family)):
+    if any(has_single_value_norm(spec, size) for spec in covering_networks(space, 'train', family)):
         small = ' and train.small_images_steps' if size < config.image_size else ''
         raise FieldError(
             'train.batch_size',

@@ -5,7 +5,7 @@ import dataclasses
 import numpy as np
 import pytest
 
-from ghn_jax.assembly import lone_values
+from ghn_jax.assembly import single_value_norms
 from ghn_jax.base.errors import UserError
 from ghn_jax.evaluation import score as scoring
 from ghn_jax.evaluation.selection import ImageBatches, Selection
@@ -25,7 +25,7 @@ def make_spec(**changes):
 
 
 @pytest.mark.parametrize(
-    ('changes', 'size', 'lone'),
+    ('changes', 'size', 'expected'),
     [
         ({}, 8, True),
         ({'stem_type': 0, 'stem_pool': True}, 8, True),
@@ -36,11 +36,11 @@ def make_spec(**changes):
         ({}, 32, False),
     ],
 )
-def test_feature_maps_of_one_pixel_are_found(changes, size, lone):
+def test_feature_maps_of_one_pixel_are_found(changes, size, expected):
     spec = make_spec(**changes)
-    assert lone_values.has_lone_values(spec, size) == lone
-    assert (lone_values.warning([spec], size, 1) is not None) == lone
-    assert lone_values.warning([spec], size, 2) is None
+    assert single_value_norms.has_single_value_norm(spec, size) == expected
+    assert (single_value_norms.warning([spec], size, 1) is not None) == expected
+    assert single_value_norms.warning([spec], size, 2) is None
 
 
 def test_scoring_says_in_one_line_and_once_how_many_networks_they_are(monkeypatch, capsys):
@@ -82,10 +82,10 @@ def test_training_is_refused_where_the_space_has_such_networks(tmp_path):
         config.train.batch_size = changes['batch_size']
         config.space.cells = changes.get('cells', (3, 3))
         config.image_size = changes.get('image_size', 8)
-        lone_values.check_batch_norm(config, make_space_of(config))
+        single_value_norms.check_batch_norm(config, make_space_of(config))
     config.train.small_images_steps = 1  # of images of 8 pixels
     with pytest.raises(UserError, match='=1 with image_size=16 and train.small_images_steps: Batch'):
-        lone_values.check_batch_norm(config, make_space_of(config))
+        single_value_norms.check_batch_norm(config, make_space_of(config))
 
 
 def test_images_larger_than_the_smallest_leave_more_than_a_pixel():
@@ -93,4 +93,4 @@ def test_images_larger_than_the_smallest_leave_more_than_a_pixel():
         space = make_space(name, channels=(16,))
         for split in ('test', 'deep'):
             for index in range(5):
-                assert not lone_values.has_lone_values(space.sample(split, 0, index), 32)
+                assert not single_value_norms.has_single_value_norm(space.sample(split, 0, index), 32)
