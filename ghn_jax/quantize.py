@@ -20,6 +20,7 @@ from absl import flags
 
 from ghn_jax.base import bounds, cli, outputs
 from ghn_jax.base.errors import FieldError, UserError
+from ghn_jax.evaluation.model_evaluation import check_data
 from ghn_jax.quant.policy import Policy, parse_bits
 from ghn_jax.runs import source_flags
 from ghn_jax.runs.model_flags import make_model, read_network
@@ -65,12 +66,11 @@ def main() -> None:
     specs = read_network(_ARCH.value, _MODEL.value)
     hypernetwork = source.load_hypernetwork(predicts=not _PARAMS.value)
     model, made = make_model(specs, _MODEL.value, hypernetwork)
-    file = _PARAMS.value
+    data, file = hypernetwork.load_data(), _PARAMS.value
+    check_data(model, data)
     params = read_params(model, file, [policy]) if file else hypernetwork.predict(model, policy)
-    data = hypernetwork.load_data()
     network = quantize.Network.of(model, params, quantize.calibration_images(data, _IMAGES.value))
-    test = data.normalized('test'), data.test.labels
-    command = {'command': cli.command_line('quantize')}
+    test, command = (data.normalized('test'), data.test.labels), {'command': cli.command_line('quantize')}
     if _METHOD.value == fixed_point.NAME:
         scored = fixed_point_budget.labelled(data, _IMAGES.value)
         parts = fixed_point_budget.count_parts(len(model.layers))

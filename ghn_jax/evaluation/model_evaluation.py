@@ -72,7 +72,7 @@ def evaluate_model(
     spec = spec or EvaluationSpec()
     _check_spec(spec, params)
     against, dataset = Against.of(spec.against, run), load_data(run.config)
-    check_images(model, dataset)
+    check_data(model, dataset)
     task = _Task(model, spec, dataset, *make_batches(dataset, spec))
     if spec.protocol.batch_norm == 'batch' and (why := one_value(model, spec.batch_size)):
         print(f'warning: batch_size=1: {why}', file=sys.stderr)
@@ -145,7 +145,7 @@ def evaluate_quantized(run: Run, network: QuantizedNetwork, spec: EvaluationSpec
     fixed = Protocol(batch_norm='calibrated', ranges='calibrated')
     spec = dataclasses.replace(spec, policies=(network.policy,), protocol=fixed, predicted_for=None)
     dataset = load_data(run.config)
-    check_images(calibrated.model, dataset)
+    check_data(calibrated.model, dataset)
     size, count = spec.batch_size, spec.num_images
     images = image_batches(dataset, dataset.test, batch_size=size, num_images=count, filled=True)
     score = _score(_Runnable(calibrated.model, Calibrated.apply, calibrated), network.quantizer(), images)
@@ -168,8 +168,13 @@ def one_value(model: Model, batch_size: int) -> str | None:
     )
 
 
-def check_images(model: Model, dataset: Dataset) -> None:
-    """Raise UserError unless a model is traced for images of the size that a data set has."""
+def check_data(model: Model, dataset: Dataset) -> None:
+    """Raise UserError unless a model is for the classes of a data set, and traced for its images."""
+    if model.classes != dataset.num_classes:
+        raise UserError(
+            f'model {model.name!r} has {model.classes} classes, {dataset.name} has {dataset.num_classes}: '
+            f'give a model with {dataset.num_classes} outputs'
+        )
     shape = dataset.test.images.shape[1:]
     if model.input_shape[1:] != shape:
         raise UserError(

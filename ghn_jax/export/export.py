@@ -18,6 +18,7 @@ from ghn_jax.base.errors import FieldError
 from ghn_jax.base.paths import Place
 from ghn_jax.cnn.deploy.calibration import RANGE_RULE
 from ghn_jax.datasets.load import Dataset
+from ghn_jax.evaluation.model_evaluation import check_data
 from ghn_jax.export.comparison import Comparison, compare
 from ghn_jax.export.freezing import Frozen, freeze
 from ghn_jax.export.onnx_file import check_onnx, to_onnx
@@ -161,6 +162,8 @@ def write_export(
     """
     check_spec(spec, compared)
     data = hypernetwork.load_data()
+    if compared is not None:
+        check_data(model, data)
     file = _file(hypernetwork, model, spec, data, params, quantized)
     files.write(out, file.contents)
     said = (

@@ -20,7 +20,7 @@ from ghn_jax.base.errors import FieldError, UserError
 from ghn_jax.base.paths import Place, is_file_name
 from ghn_jax.datasets.load import Dataset
 from ghn_jax.evaluation.evaluation_spec import BATCH_SIZE
-from ghn_jax.evaluation.model_evaluation import check_images, one_value
+from ghn_jax.evaluation.model_evaluation import check_data, one_value
 from ghn_jax.hypernet.policy_features import resolve
 from ghn_jax.models.model import Model
 from ghn_jax.quant.policy import Policy
@@ -156,12 +156,7 @@ def finetune(
 def check_models(models: Sequence[Model], dataset: Dataset) -> None:
     """Raise UserError for models that are not for a data set, and for names that make no files."""
     for model in models:
-        if model.classes != dataset.num_classes:
-            raise UserError(
-                f'model {model.name!r} has {model.classes} classes, {dataset.name} has '
-                f'{dataset.num_classes}: give a model with {dataset.num_classes} outputs'
-            )
-        check_images(model, dataset)
+        check_data(model, dataset)
     names = [model.name for model in models]
     for name in names:
         if not is_file_name(name) or names.count(name) > 1:

@@ -158,3 +158,13 @@ def test_a_batch_norm_of_one_value_is_told_of_where_an_image_is_alone_in_its_bat
         spec = EvaluationSpec(batch_size=batch_size, num_images=4, policies=POLICIES[:1])
         evaluate_model(run, model, spec, params=model.initial_params())
         assert ('has one value a channel' in capsys.readouterr().err) == is_told
+
+
+@pytest.mark.parametrize('classes', [4, 100])
+def test_a_model_of_other_classes_than_the_data_is_refused_with_parameters_of_its_own(workdir, classes):
+    run = load_run(workdir)
+    size = run.config.image_size
+    params = {'w': np.ones((3, classes), np.float32)}
+    model = trace(lambda params, x: x.mean((1, 2)) @ params['w'], (1, size, size, 3), params=params)
+    with pytest.raises(UserError, match=f"'<lambda>' has {classes} classes, synthetic has 10: give a model"):
+        evaluate_model(run, model, EvaluationSpec(), params=params)

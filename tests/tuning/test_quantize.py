@@ -149,6 +149,10 @@ def test_bad_input_is_one_line(workdir, arch, tmp_path):
         ({'model': 'tests.tuning.models:residual'}, 'give one of them'),
         ({'out': ''}, '--out is missing'),
         ({'params': arch}, 'no safetensors file'),
+        (
+            {'arch': '', 'model': 'tests.tuning.nets:net_of_four_classes'},
+            "'Net' has 4 classes, synthetic has 10",
+        ),
     ):
         asked = [f'--{flag}={value}' for flag, value in (good | changes).items()]
         assert is_one_error_line(command('ghn_jax.quantize', *asked), said), changes
