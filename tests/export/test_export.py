@@ -41,7 +41,7 @@ class Data:
 
 
 HYPERNETWORK: ghn_jax.Hypernetwork = types.SimpleNamespace(  # type: ignore[assignment]
-    used=lambda policy: policy, scheme=QAT, step=0, load_data=Data
+    used=lambda policy: policy, scheme=QAT, step=0, load_data=Data, run=types.SimpleNamespace(params={})
 )
 FLOAT = ExportSpec(format='onnx', calibration_images=12)
 
