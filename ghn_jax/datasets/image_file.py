@@ -28,7 +28,7 @@ _UNREADABLE = (
     OSError, ValueError, TypeError, EOFError, MemoryError, NotImplementedError,
     zipfile.BadZipFile, zlib.error,
 )  # fmt: skip
-_HOW = 'expected a file of numpy.savez, see docs/configs.md'
+_HOW = 'expected a file of numpy.savez (docs/configs.md); data_dir is its folder, where that is another'
 
 
 def find(name: str, data_dir: str | None) -> pathlib.Path:
