@@ -200,8 +200,7 @@ class RunConfig(_Section):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if self.image_size % 8:  # a stem and two reductions may each halve it
-            raise FieldError('image_size', f'={self.image_size}: expected a multiple of 8')
+        self._check_image_size()
         if self.train.network_clip_norm and self.devices.images > 1:
             raise FieldError(
                 'train.network_clip_norm',
@@ -219,6 +218,20 @@ class RunConfig(_Section):
             (paths.check_place if key == 'init_from' else paths.check_local)(path, key)
             if '\0' in path:
                 raise FieldError(key, f'={shown(path)}: expected a directory')
+
+    def _check_image_size(self) -> None:
+        if self.image_size % 8:  # a stem and two reductions may each halve it
+            raise FieldError('image_size', f'={self.image_size}: expected a multiple of 8')
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class ImagesConfig(RunConfig):
+    """What stands for the config of a run where there are images alone, of any size that a model takes."""
+
+    image_size: int = number(32, 8, 1024)
+
+    def _check_image_size(self) -> None:
+        pass
 
 
 def image_sizes(config: RunConfig) -> tuple[int, ...]:

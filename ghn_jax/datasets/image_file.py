@@ -50,13 +50,15 @@ def read(path: pathlib.Path) -> tuple[dict[str, Split], Sizes]:
     with _opened(path) as file:
         labels, sizes = _labels(path, file)
         images = {name: _images(path, file, name, len(labels[name])) for name in labels}
-    if (found := {each.shape[1:] for each in images.values()}) and len(found) > 1:
-        raise _bad(path, f'images of several sizes: {", ".join(sorted(map(str, found)))}', 'one')
+    shapes = {each.shape[1:] for each in images.values()}
+    if len(shapes) > 1:
+        raise _bad(path, f'images of several sizes: {", ".join(sorted(map(str, shapes)))}', 'one')
     if not np.ptp(images['train'], axis=(0, 1, 2)).all():
         raise _bad(path, 'train_images with the same value in every pixel', 'images that differ')
     if 'val' not in images:
+        kept = _kept(sizes)
         for arrays in (images, labels):
-            arrays['train'], arrays['val'] = arrays['train'][_kept(sizes)], arrays['train'][~_kept(sizes)]
+            arrays['train'], arrays['val'] = arrays['train'][kept], arrays['train'][~kept]
     return {name: Split(images[name], labels[name]) for name in images}, sizes
 
 

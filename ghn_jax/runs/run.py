@@ -12,7 +12,7 @@ from ghn_jax.base import paths
 from ghn_jax.base.errors import FieldError, UserError, shown
 from ghn_jax.base.jsonlines import read_jsonl
 from ghn_jax.base.paths import Place
-from ghn_jax.config import RunConfig, SpaceConfig
+from ghn_jax.config import ImagesConfig, RunConfig, SpaceConfig
 from ghn_jax.datasets.load import read_sizes
 from ghn_jax.hypernet.ghn import GHN, GHNConfig
 from ghn_jax.quant.policy import parse_bits
@@ -73,11 +73,11 @@ def run_of_images(dataset: str, *, data_dir: str | None, image_size: int) -> Run
     Args: as of `datasets.load.load`.
 
     Raises:
-      UserError: no such data set, or an image size that no run has.
+      UserError: no such data set, or an image size that is too small or too large.
     """
     classes = read_sizes(dataset, data_dir=data_dir).num_classes
     space = SpaceConfig(num_classes=classes, flat_head_share=0.0)
-    config = RunConfig(dataset=dataset, data_dir=data_dir or '', image_size=image_size, space=space)
+    config = ImagesConfig(dataset=dataset, data_dir=data_dir or '', image_size=image_size, space=space)
     return Run(config=config, ghn=make_ghn(config), params=None, step=0, meta={'kind': 'images'})
 
 

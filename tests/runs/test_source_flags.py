@@ -1,5 +1,6 @@
 """Images without a run: a network whose parameters are given needs no hypernetwork."""
 
+import dataclasses
 import json
 
 import numpy as np
@@ -12,6 +13,7 @@ from ghn_jax.quant.scheme import QAT
 from ghn_jax.runs.hypernetwork import Hypernetwork
 from ghn_jax.runs.model_parameters import write_params
 from ghn_jax.runs.run import run_of_images
+from ghn_jax.runs.task import load_data
 from tests.small_run import command
 from tests.tuning.nets import net_of_four_classes
 
@@ -38,6 +40,17 @@ def test_what_stands_for_a_run_has_the_images_and_default_grids_and_predicts_not
         found.predict(trace(net_of_four_classes(), SHAPE))
     moved = run_of_images('elsewhere/own.npz', data_dir=str(file.parent), image_size=8)
     np.testing.assert_array_equal(Hypernetwork(moved).load_data().train.images, data.train.images)
+
+
+@pytest.mark.parametrize('size', [8, 20, 28, 1024])
+def test_images_have_any_size_that_a_model_takes(file, size):
+    config = run_of_images(str(file), data_dir=None, image_size=size).config
+    assert config.image_size == size
+    for small_or_large in (7, 1025):
+        with pytest.raises(UserError, match=f'image_size={small_or_large}'):
+            dataclasses.replace(config, image_size=small_or_large)
+    if size == 28:
+        assert load_data(config).test.images.shape[1:] == (28, 28, 3)
 
 
 def test_a_network_is_scored_and_quantized_on_images_of_ones_own(file, tmp_path):
