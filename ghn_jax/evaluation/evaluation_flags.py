@@ -16,8 +16,9 @@ from ghn_jax.networks.files import load_networks
 from ghn_jax.networks.spaces import SPLITS
 from ghn_jax.quant.policy import Policy, load_policy, parse_bits
 from ghn_jax.runs import source_flags
-from ghn_jax.runs.run import Run, load_run, run_of_images
+from ghn_jax.runs.run import Run
 from ghn_jax.runs.scheme_flags import define_scheme_flags
+from ghn_jax.runs.source_flags import Source
 
 flags.disclaim_key_flags()  # --help shows them as the flags of the command that defines them
 
@@ -55,10 +56,10 @@ class EvaluationFlags:
           UserError: as `runs.run.load_run`.
         """
         start(self.spec.devices or 1)
-        if self.workdir is None:
-            run = run_of_images(self.dataset or '', data_dir=self.data_dir, image_size=self.image_size)
-        else:
-            run = load_run(self.workdir, step or self.step)
+        source = Source(
+            workdir=self.workdir, dataset=self.dataset, image_size=self.image_size, data_dir=self.data_dir
+        )
+        run = source.load(step or self.step)
         config = dataclasses.replace(run.config, quant=dataclasses.replace(run.config.quant, **self.scheme))
         if self.data_dir is not None:
             config = dataclasses.replace(config, data_dir=self.data_dir)

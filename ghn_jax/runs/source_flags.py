@@ -30,14 +30,14 @@ class Source:
     image_size: int
     data_dir: str | None
 
-    def load(self) -> Run:
-        """Open the run, or make one of the images.
+    def load(self, step: str = 'latest') -> Run:
+        """Open the run at a step, or make one of the images.
 
         Raises:
           UserError: it cannot be read.
         """
         if self.workdir is not None:
-            return load_run(self.workdir)
+            return load_run(self.workdir, step)
         return run_of_images(self.dataset or '', data_dir=self.data_dir, image_size=self.image_size)
 
     def load_hypernetwork(self, *, predicts: bool) -> Hypernetwork:
