@@ -11,7 +11,7 @@ import ghn_jax
 from ghn_jax.models.folding import calibrate
 from ghn_jax.models.tracing import trace
 from ghn_jax.models.weights import to_params
-from tests.models.test_tracing import conv
+from tests.models.traced import conv
 from tests.tuning.models import images, parameters
 
 
