@@ -5,9 +5,9 @@
 
 Two small networks, a plain and a residual one, are trained in float on each data set at 16 pixels, from
 three seeds each. Their formats are found under a budget of 1 point of accuracy on images that choose them,
-and the last row's on others that check them, too (`fixed_point_budget`): validation images check, training images
-choose. What they lose on the test images is the result, and what they save in memory and in multiplications
-against 8 bits everywhere. Each result is checked with integers and shifts alone.
+and the last row's on others that check them, too (`fixed_point_budget`): training images choose, validation
+images check. What they lose on the test images is the result, and what they save in memory and in
+multiplications against 8 bits everywhere. Each result is checked with integers and shifts alone.
 
 What is done stands in WORKDIR; a study that was stopped goes on there. Its table is written anew after each
 network.
