@@ -63,7 +63,7 @@ def replay(workdir: Place, line: int, *, exact: bool = False) -> Iterator[str]:
         # Without one before it: the parameters that training began with, where these are to be had exactly.
         if before or not exact:
             step = max(before, default=min(checkpoints.steps()))
-            state, _ = restore_or_init(checkpoints, config, ghn, optimizer, step=step)
+            state, _ = restore_or_init(checkpoints, config, ghn, optimizer, images=dataset.digest, step=step)
         else:
             state = initial_state(config, ghn, optimizer)
     space = make_space_of(config)
