@@ -11,19 +11,21 @@ from absl import flags
 
 from ghn_jax.base import bounds, cli, screen
 from ghn_jax.base.start import start
+from ghn_jax.runs import source_flags
 from ghn_jax.training.replay import replay
 from ghn_jax.training.run_logger import BAD_NETWORKS
 
 _WORKDIR = flags.DEFINE_string('workdir', None, 'Run directory, of ghn_jax.train.')
 _LINE = bounds.define_integer('line', 1, f'Which line of {BAD_NETWORKS}, from 1.')
 _EXACT = flags.DEFINE_bool('exact', False, 'Train from the checkpoint to the step first.')
+_DATA_DIR = source_flags.define_data_dir()
 
 
 def main() -> None:
     """Run the command."""
     workdir = cli.check_workdir(_WORKDIR.value, must_exist=True)
     start()
-    for text in replay(workdir, _LINE.value, exact=_EXACT.value):
+    for text in replay(workdir, _LINE.value, exact=_EXACT.value, data_dir=_DATA_DIR.value):
         screen.show(text, kept=False)
 
 
