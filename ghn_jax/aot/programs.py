@@ -32,7 +32,7 @@ from ghn_jax.evaluation.device import RunnableNetwork
 from ghn_jax.evaluation.evaluation_spec import EvaluationSpec
 from ghn_jax.evaluation.selection import ImageBatches, room_for, select_split
 from ghn_jax.hypernet.ghn import GHN, init_params
-from ghn_jax.networks.rules import split_rules
+from ghn_jax.networks.space_rules import split_rules
 from ghn_jax.networks.spaces import Space
 from ghn_jax.quant.policy import Policy
 from ghn_jax.quant.strategy import strategy_of

@@ -20,7 +20,7 @@ from ghn_jax.assembly.memory import tree_bytes
 from ghn_jax.base import counters
 from ghn_jax.base.errors import FieldError
 from ghn_jax.benchmarks import timing
-from ghn_jax.benchmarks.options import Options, Row
+from ghn_jax.benchmarks.options import BenchmarkOptions, Row
 from ghn_jax.benchmarks.tasks import policy_of, random_images
 from ghn_jax.cnn import executor
 from ghn_jax.cnn.building import build_program
@@ -60,7 +60,7 @@ def used_bytes(spec: NetworkSpec, layout: Layout, batch: int) -> int:
     return 4 * (floats + int(layout.tables.n_blocks) * BLOCK)
 
 
-def measure(options: Options) -> list[Row]:
+def measure(options: BenchmarkOptions) -> list[Row]:
     """Time networks by number of cells, mode and room (cells of the longest network of the program).
 
     mean_s, median_s: of loss and gradients of a batch. us_per_instruction: median microseconds. Bytes:
@@ -80,7 +80,7 @@ def measure(options: Options) -> list[Row]:
     return sorted(rows, key=lambda row: (row['mode'], row['room'] == longest, row['cells']))
 
 
-def _measure(options: Options, mode: str, room: int, members: Sequence[int]) -> list[Row]:
+def _measure(options: BenchmarkOptions, mode: str, room: int, members: Sequence[int]) -> list[Row]:
     print(f'cells, {mode}: program of {room} cells ...', file=sys.stderr, flush=True)
     specs = [network(n, options.width) for n in members]
     size = max(map(count_parameters, specs))

@@ -15,7 +15,7 @@ MODES = ('float', 'qat')
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Options:
+class BenchmarkOptions:
     """Everything a measurement may ask for; each takes what it needs.
 
     Attributes:
@@ -88,7 +88,7 @@ def check_used(given: Iterable[str], what: Sequence[str]) -> None:
 Row = dict[str, Any]  # one measurement as JSON: 'what', 'mode', figures; see `timing.row`
 
 
-def config_of(options: Options, what: str) -> RunConfig:
+def config_of(options: BenchmarkOptions, what: str) -> RunConfig:
     """Check the config and give it. Raises FieldError if there is none, or a bad one."""
     if options.config is None:
         raise FieldError('config', f' is missing, which {what} is about: give one, such as ghn_qat_cifar10')

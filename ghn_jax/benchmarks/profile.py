@@ -22,12 +22,12 @@ from ghn_jax.assembly.weight_buffer import assemble, assemble_transposed
 from ghn_jax.assembly.workspace import make_workspace
 from ghn_jax.benchmarks import timing
 from ghn_jax.benchmarks.images import random_dataset
-from ghn_jax.benchmarks.options import Options, Row, config_of
+from ghn_jax.benchmarks.options import BenchmarkOptions, Row, config_of
 from ghn_jax.benchmarks.tasks import policy_of
 from ghn_jax.cnn import executor
 from ghn_jax.cnn.covering import Family, family
 from ghn_jax.cnn.program import Program
-from ghn_jax.cnn.weights import pages, quantize_weights, quantize_weights_backward
+from ghn_jax.cnn.weight_quantization import pages, quantize_weights, quantize_weights_backward
 from ghn_jax.config import RunConfig
 from ghn_jax.datasets.augment import halved_to, normalize
 from ghn_jax.hypernet.ghn import GHN, init_params
@@ -48,7 +48,7 @@ BESIDE = ('of the executor: activation quantization', 'host: preparation', 'host
           'host: wait, not hidden', 'step beside preparation')  # fmt: skip
 
 
-def measure(options: Options) -> list[Row]:
+def measure(options: BenchmarkOptions) -> list[Row]:
     """Measure the parts of a training step in each mode.
 
     The networks are those of the first step of a run of `options.config`; steps of the same family follow.

@@ -32,12 +32,12 @@ from jax.typing import DTypeLike
 from ghn_jax.base import collectives
 from ghn_jax.base.backends import kernels_are_launches
 from ghn_jax.cnn import head, tape_norms
-from ghn_jax.cnn.branches import Run, backward_of, forward_of, padding_groups
+from ghn_jax.cnn.branches import NetworkRun, backward_of, forward_of, padding_groups
 from ghn_jax.cnn.capacity import Segment
 from ghn_jax.cnn.dispatch import switch, visit_one
 from ghn_jax.cnn.packing import BLOCK, TapeShape
 from ghn_jax.cnn.program import Program
-from ghn_jax.cnn.quantizer import Quantization, Sizes, with_sizes
+from ghn_jax.cnn.quantizer import Quantization, ValueSizes, with_sizes
 from ghn_jax.cnn.shared_branches import branches_of
 from ghn_jax.cnn.tables import ACCUMULATE, DST, G_DST, G_SRC, SEEN, SRC, WEIGHTS, Bits, Ranges, Tables
 from ghn_jax.cnn.tape_layout import add_to_slot, grouped_like, layout_of, read_slot, set_slot, ungrouped
@@ -97,7 +97,7 @@ def forward(
     """
     rows, of_head = (None, None) if ranges is None else ranges
     quantization = Quantization(scheme, bits.activations, program.capacity.parts, key, axis, rows)
-    run = Run(program, weights, tables, images, quantization)
+    run = NetworkRun(program, weights, tables, images, quantization)
     values, _, _ = run_forward(run, ungrouped(tapes.values))
     features = head.features(program, tables.head, values, images.shape[0])
     logits, _ = head.logits(
@@ -138,7 +138,7 @@ def loss_and_gradients(
     quantization = Quantization(
         scheme, bits.activations, program.capacity.parts, collectives.own_key(key, axis), axis
     )
-    run = Run(program, weights, tables, images, quantization)
+    run = NetworkRun(program, weights, tables, images, quantization)
     values, sizes, kept = run_forward(run, ungrouped(tapes.values))
 
     features, to_slots = head.features_vjp(program, tables.head, values, images.shape[0])
@@ -171,8 +171,8 @@ def _in_switch_and_apart(segment: Segment) -> tuple[list[int], list[int]]:
 
 
 def run_forward(
-    run: Run, values: dict[TapeShape, Array]
-) -> tuple[dict[TapeShape, Array], dict[TapeShape, Sizes], Array | None]:
+    run: NetworkRun, values: dict[TapeShape, Array]
+) -> tuple[dict[TapeShape, Array], dict[TapeShape, ValueSizes], Array | None]:
     """Fill the value tapes. Returns them with the sizes of their values (given ranges, none is measured), and
     what `tape_norms` keeps of each norm. values: tapes, not grouped.
     """
@@ -227,7 +227,7 @@ def _sum(tape: Array, y: Array, row: Array) -> Array:
 
 
 def _run_backward(
-    run: Run, number: int, sizes: dict[TapeShape, Sizes], kept: Array | None, tapes: Tapes
+    run: NetworkRun, number: int, sizes: dict[TapeShape, ValueSizes], kept: Array | None, tapes: Tapes
 ) -> Tapes:
     """Walk a segment in reverse. Returns the tapes with its gradients, of values and of weights."""
     segment, tables = run.program.segments[number], run.tables

@@ -17,7 +17,7 @@ from ghn_jax.cnn.building import build_program
 from ghn_jax.cnn.executor import forward, make_tapes
 from ghn_jax.cnn.program import Program
 from ghn_jax.cnn.reference import apply_reference
-from ghn_jax.cnn.weights import quantize_weights
+from ghn_jax.cnn.weight_quantization import quantize_weights
 from ghn_jax.networks.counts import count_parameters
 from ghn_jax.networks.graph import build_graph
 from ghn_jax.networks.spec import IMAGE_SIZE, NetworkSpec

@@ -17,10 +17,10 @@ from ghn_jax.assembly.workspace import Workspace
 from ghn_jax.base import collectives as mesh_axes
 from ghn_jax.base.collectives import Axes
 from ghn_jax.cnn import executor
-from ghn_jax.cnn.deploy.observer import Activations, Index, Moments, Wanted, observe, weight_noise
+from ghn_jax.cnn.deploy.observer import Activations, Index, RowMoments, Wanted, observe, weight_noise
 from ghn_jax.cnn.program import Program
 from ghn_jax.cnn.tables import ArrayOrNumpy, Bits, Ranges, Tables
-from ghn_jax.cnn.weights import pages, quantize_weights
+from ghn_jax.cnn.weight_quantization import pages, quantize_weights
 from ghn_jax.datasets.augment import normalize
 from ghn_jax.evaluation.selection import ImageBatches
 from ghn_jax.hypernet.ghn import GHN
@@ -120,7 +120,7 @@ class Measured(NamedTuple):
     """
 
     activations: Activations
-    moments: Moments
+    moments: RowMoments
     weights: tuple[ArrayOrNumpy, ArrayOrNumpy]
 
 

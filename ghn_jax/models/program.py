@@ -178,7 +178,7 @@ def run(
     return [read(output) for output in program.outputs]
 
 
-class Rules(dict[str, Rule]):
+class RuleTable(dict[str, Rule]):
     """What is done with a step, by the name of its primitive."""
 
     def of(self, *primitives: str) -> Callable[[Rule], Rule]:

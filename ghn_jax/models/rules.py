@@ -10,12 +10,12 @@ from dataclasses import replace
 
 from jax.extend.core import Literal
 
-from ghn_jax.models.program import Rules, Step
+from ghn_jax.models.program import RuleTable, Step
 from ghn_jax.models.recorder import Recorder
 from ghn_jax.models.values import Flow, Mixed, Statistic, Value, View, leaves_of
 
 Rule = Callable[[Recorder, Step, Sequence[Value]], Value | list[Value]]
-RULES = Rules[Rule]()
+RULES = RuleTable[Rule]()
 rule = RULES.of
 
 

@@ -45,7 +45,7 @@ from ghn_jax.tuning.initialization import RANDOM, random_params
 from ghn_jax.tuning.integer_run import integer_logits
 from ghn_jax.tuning.loop import fit
 from ghn_jax.tuning.quantize import top1
-from ghn_jax.tuning.records import Record
+from ghn_jax.tuning.records import TrainingRecord
 from ghn_jax.tuning.training import TrainingImages, TrainingSpec, make_trainer
 
 EPOCHS = {'digits': 30, 'cifar10': 20}
@@ -103,7 +103,7 @@ def study(dataset: Dataset, workdir: Place) -> Iterator[list[dict[str, Any]]]:
     for module in (Plain(), Residual()):
         network, name = None, type(module).__name__.lower()
         for method, find in METHODS.items():
-            record = Record(workdir, f'{dataset.name}-{name}-{method.replace(" ", "-")}', settings)
+            record = TrainingRecord(workdir, f'{dataset.name}-{name}-{method.replace(" ", "-")}', settings)
             if (done := record.read()) is None:
                 network = network or _Trained.of(module, name, dataset, workdir)
                 try:
@@ -131,7 +131,7 @@ class _Trained:
         path = workdir / f'{dataset.name}-{name}.safetensors'
         if not files.exists(path):
             settings = {'epochs': EPOCHS[dataset.name], 'network': model.name, 'dataset': dataset.name}
-            record = Record(workdir, f'{dataset.name}-{name}', settings)
+            record = TrainingRecord(workdir, f'{dataset.name}-{name}', settings)
             write_params(path, model, train(model, dataset, record), {})
             record.state.unlink(missing_ok=True)
         images = jnp.asarray(dataset.normalized('train', FOLDED)).reshape(4, -1, PIXELS, PIXELS, 3)
@@ -171,7 +171,7 @@ def _is_exact(network: Calibrated, policy: Any, images: jax.Array) -> bool:
     )
 
 
-def train(model: Model, dataset: Dataset, record: Record) -> Any:
+def train(model: Model, dataset: Dataset, record: TrainingRecord) -> Any:
     """Train a network in float from random weights (He, normal), with batch statistics; return parameters."""
     spec = TrainingSpec(epochs=EPOCHS[dataset.name], augment=True)
     trainer = make_trainer(model.apply, None, spec, len(dataset.train.labels), flip=dataset.flip)

@@ -26,7 +26,12 @@ from ghn_jax.base.collectives import Axes
 from ghn_jax.cnn import executor
 from ghn_jax.cnn.program import Program
 from ghn_jax.cnn.tables import Bits, Tables
-from ghn_jax.cnn.weights import add_norm_gradient, pages, quantize_weights, quantize_weights_backward
+from ghn_jax.cnn.weight_quantization import (
+    add_norm_gradient,
+    pages,
+    quantize_weights,
+    quantize_weights_backward,
+)
 from ghn_jax.hypernet.ghn import GHN
 from ghn_jax.hypernet.tiles import DecoderTable, Tiles
 from ghn_jax.quant.scheme import Scheme

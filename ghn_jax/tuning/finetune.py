@@ -26,12 +26,12 @@ from ghn_jax.models.model import Model
 from ghn_jax.quant.policy import Policy
 from ghn_jax.quant.scheme import QAT, Scheme
 from ghn_jax.runs.progress import Progress
-from ghn_jax.tuning import comparison
+from ghn_jax.tuning import comparison_table
 from ghn_jax.tuning.images import TuningImages
 from ghn_jax.tuning.initialization import Start
 from ghn_jax.tuning.loop import fit
 from ghn_jax.tuning.method import Method, Setup
-from ghn_jax.tuning.records import Record
+from ghn_jax.tuning.records import TrainingRecord
 from ghn_jax.tuning.slb import SearchSpec
 from ghn_jax.tuning.slb_method import Slb, searched_names
 from ghn_jax.tuning.straight_through import StraightThrough
@@ -83,7 +83,7 @@ class FinetuneSpec:
     @property
     def scored(self) -> tuple[int, ...]:
         """After which passes networks are scored."""
-        return tuple(sorted({*comparison.marks(self.training.epochs), *self.marks}))
+        return tuple(sorted({*comparison_table.marks(self.training.epochs), *self.marks}))
 
     def __post_init__(self) -> None:
         bounds.check(batch_size=self.eval_batch_size, num_images=self.num_images)
@@ -150,7 +150,7 @@ def finetune(
         ]
     about = _about(models, spec, images) | {'seconds': round(time.perf_counter() - begin, 1)}
     result = {'title': 'Fine-tuning through quantization', 'about': about}
-    return result | comparison.compare(runs, spec.training.epochs) | {'notes': [_NOTE], 'runs': runs}
+    return result | comparison_table.compare(runs, spec.training.epochs) | {'notes': [_NOTE], 'runs': runs}
 
 
 def check_models(models: Sequence[Model], dataset: Dataset) -> None:
@@ -204,7 +204,7 @@ def _train(
     name = f'{model.name}.{bits}.{start.name}.seed{seed}'
     kept = out / (name if spec.keeps_calibrated else f'{name}.safetensors')
     settings = _settings(method, spec) | {'seed': seed, 'from': start.about}
-    record = Record(out / 'runs', name, settings)
+    record = TrainingRecord(out / 'runs', name, settings)
     if (done := record.read()) and files.exists(kept):
         progress.update(trainer.steps)
         return done

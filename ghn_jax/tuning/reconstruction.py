@@ -36,7 +36,7 @@ DIFFERENCE = 0.1  # what the prediction difference is divided by
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Options:
+class ReconstructionOptions:
     """How a network is learned; the defaults are the published ones, of ResNets.
 
     Attributes:
@@ -127,7 +127,7 @@ class Terms(NamedTuple):
     seed: Any
 
     @classmethod
-    def of(cls, options: Options) -> 'Terms':
+    def of(cls, options: ReconstructionOptions) -> 'Terms':
         """Take them from options."""
         return cls(*(jnp.asarray(getattr(options, name)) for name in cls._fields))
 

@@ -22,11 +22,11 @@ from ghn_jax.evaluation.evaluation_spec import BATCH_SIZE
 from ghn_jax.quant.policy import Policy
 from ghn_jax.runs.model_parameters import write_params
 from ghn_jax.runs.progress import Progress
-from ghn_jax.tuning import comparison
+from ghn_jax.tuning import comparison_table
 from ghn_jax.tuning.images import TuningImages
 from ghn_jax.tuning.initialization import Start
 from ghn_jax.tuning.loop import fit
-from ghn_jax.tuning.records import Record
+from ghn_jax.tuning.records import TrainingRecord
 from ghn_jax.tuning.removal import Removal
 from ghn_jax.tuning.training import Trainer, TrainingSpec, TrainingState, make_optimizer
 
@@ -128,7 +128,7 @@ class SqueezeTask:
         """Do a training, or what is left of it, and keep its parameters; return its record."""
         name, model = f'{self.name}.{self.bits}.{self.kind}.seed{seed}', self.removal.model
         parameters = out / f'{name}.safetensors'
-        record = Record(out / 'runs', name, {**self.settings, 'seed': seed, 'from': start.about})
+        record = TrainingRecord(out / 'runs', name, {**self.settings, 'seed': seed, 'from': start.about})
         if (done := record.read()) and files.exists(parameters):
             progress.update(self.trainer.steps)
             return done
@@ -137,7 +137,7 @@ class SqueezeTask:
             self.images.train,
             self.begin(start.params(model, self.policy, seed), seed),
             record,
-            marks=comparison.marks(self.trainer.epochs),
+            marks=comparison_table.marks(self.trainer.epochs),
             score=lambda state: self.score(state.averaged),
             progress=progress,
             between=self.between,

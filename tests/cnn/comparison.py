@@ -16,7 +16,7 @@ from ghn_jax.cnn.instructions import Kind
 from ghn_jax.cnn.program import Program
 from ghn_jax.cnn.reference import apply_reference
 from ghn_jax.cnn.tables import ACCUMULATE, OP, PARTS, SEEN
-from ghn_jax.cnn.weights import quantize_weights, quantize_weights_backward
+from ghn_jax.cnn.weight_quantization import quantize_weights, quantize_weights_backward
 from ghn_jax.networks.spec import IMAGE_SIZE, NetworkSpec
 from ghn_jax.quant.policy import Policy
 from ghn_jax.quant.scheme import QAT, Scheme

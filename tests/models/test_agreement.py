@@ -14,7 +14,7 @@ from ghn_jax.assembly.workspace import Workspace
 from ghn_jax.cnn import executor
 from ghn_jax.cnn.building import build_program
 from ghn_jax.cnn.packing import BLOCK
-from ghn_jax.cnn.weights import quantize_weights
+from ghn_jax.cnn.weight_quantization import quantize_weights
 from ghn_jax.datasets.augment import normalize
 from ghn_jax.evaluation import protocol
 from ghn_jax.evaluation.device import RunnableNetwork

@@ -22,7 +22,7 @@ from ghn_jax.cnn.deploy import observer
 from ghn_jax.cnn.instructions import Norm
 from ghn_jax.cnn.program import Layout
 from ghn_jax.cnn.reference import apply_reference
-from ghn_jax.cnn.weights import quantize_weights
+from ghn_jax.cnn.weight_quantization import quantize_weights
 from ghn_jax.models.folding import Calibrated, calibrate
 from ghn_jax.networks.counts import count_parameters
 

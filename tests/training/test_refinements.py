@@ -13,7 +13,7 @@ from ghn_jax.assembly.network_batch import prepare
 from ghn_jax.cnn import executor
 from ghn_jax.cnn.building import build_program
 from ghn_jax.cnn.reference import apply_reference
-from ghn_jax.cnn.weights import add_norm_gradient
+from ghn_jax.cnn.weight_quantization import add_norm_gradient
 from ghn_jax.hypernet.ghn import GHN, GHNConfig, init_params, predict_parameters
 from ghn_jax.networks.graph import build_graph
 from ghn_jax.quant import Policy

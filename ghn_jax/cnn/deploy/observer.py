@@ -19,7 +19,7 @@ from jax import Array, lax
 from jax.typing import DTypeLike
 
 from ghn_jax.cnn import executor, head, ops
-from ghn_jax.cnn.branches import Run
+from ghn_jax.cnn.branches import NetworkRun
 from ghn_jax.cnn.capacity import Segment
 from ghn_jax.cnn.dispatch import read_weights, switch
 from ghn_jax.cnn.executor import Tapes
@@ -29,7 +29,7 @@ from ghn_jax.cnn.program import Layout, Program
 from ghn_jax.cnn.quantizer import Quantization, Quantizer
 from ghn_jax.cnn.tables import OP, SRC, WEIGHTS, ArrayOrNumpy, Bits, Ranges, Tables
 from ghn_jax.cnn.tape_layout import grouped_like, ungrouped
-from ghn_jax.cnn.weights import get_page, pages
+from ghn_jax.cnn.weight_quantization import get_page, pages
 from ghn_jax.quant.activations import quantize_activation
 from ghn_jax.quant.policy import FLOAT_BITS
 from ghn_jax.quant.ranges import min_max, power
@@ -82,7 +82,7 @@ class Activations(NamedTuple):
     histogram: ArrayOrNumpy
 
 
-class Moments(NamedTuple):
+class RowMoments(NamedTuple):
     """What enters each normalisation: mean and (biased) variance of every channel, [R, C]."""
 
     mean: ArrayOrNumpy
@@ -233,7 +233,7 @@ def observe(
     *,
     scheme: Scheme,
     ranges: Ranges | None,
-) -> tuple[Activations, Moments, Tapes]:
+) -> tuple[Activations, RowMoments, Tapes]:
     """Run one network as `executor.forward` does, and compute statistics.
 
     Args:
@@ -246,7 +246,7 @@ def observe(
     """
     rows, of_head = (None, None) if ranges is None else ranges
     quantization = Quantization(scheme, bits.activations, program.capacity.parts, ranges=rows)
-    run = Run(program, weights, tables, images, quantization)
+    run = NetworkRun(program, weights, tables, images, quantization)
     values, sizes, _ = executor.run_forward(run, ungrouped(tapes.values))
     read = {**values, program.image_shape: run.image_tape(values)}
     channels = max(c for _, c in program.tape_shapes)
@@ -268,11 +268,16 @@ def observe(
         total, moments = lax.fori_loop(tables.bounds[k], tables.bounds[k + 1], body, (total, moments))
     total = _note(total, index.head, _notes_on_head(run, bits, values, wanted, index, of_head))
     tapes = tapes._replace(values=grouped_like(values, tapes.values))
-    return Activations(*total), Moments(moments[:, 0], moments[:, 1]), tapes
+    return Activations(*total), RowMoments(moments[:, 0], moments[:, 1]), tapes
 
 
 def _notes_on_head(
-    run: Run, bits: Bits, values: dict[TapeShape, Array], wanted: Wanted, index: Index, ranges: Array | None
+    run: NetworkRun,
+    bits: Bits,
+    values: dict[TapeShape, Array],
+    wanted: Wanted,
+    index: Index,
+    ranges: Array | None,
 ) -> tuple[Array, ...]:
     """Return the fields of `Activations` for what the linear layers read, [2, ...] each."""
     program, scheme, dtype, table = run.program, run.quantization.scheme, run.weights.dtype, run.tables.head
@@ -294,7 +299,7 @@ def _branches_of(segment: Segment, kinds: Sequence[Kind], wanted: Wanted) -> Arr
     return jnp.where(is_wanted[which], which, kinds.index(Nothing()))
 
 
-def _observer_of(kind: Kind, run: Run, segment: Segment, wanted: Wanted, channels: int) -> Callable:
+def _observer_of(kind: Kind, run: NetworkRun, segment: Segment, wanted: Wanted, channels: int) -> Callable:
     """Make the function that describes what one kind of instruction reads.
 
     It gives the notes on the two tensors that the kind may quantize, stacked, and moments [2, channels].

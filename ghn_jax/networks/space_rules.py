@@ -10,7 +10,7 @@ from collections.abc import Callable
 from typing import Any, TypeVar
 
 from ghn_jax.base.errors import FieldError, UserError, of_field, shown
-from ghn_jax.base.numbers import is_int
+from ghn_jax.base.whole_numbers import is_int
 from ghn_jax.networks import counts
 from ghn_jax.networks.ops import OPS, has_attention, plain_ops
 
@@ -26,7 +26,7 @@ _LISTS = {'deep_cells': (0, 512), 'channels': (2, 1024), 'fc_dims': (1, 65536)}
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Rules:
+class SpaceRules:
     """What the networks of a space may be. Where a rule leaves a choice, it is drawn uniformly.
 
     Attributes:
@@ -103,7 +103,7 @@ class Rules:
         return self.num_train if known_split(split) == 'train' else self.num_eval
 
 
-_R = TypeVar('_R', bound=Rules)
+_R = TypeVar('_R', bound=SpaceRules)
 
 
 @functools.lru_cache(maxsize=64)
@@ -191,7 +191,7 @@ def _choices(field: str, value: Any, choices: tuple) -> tuple:
     return tuple(choices[choices.index(v)] for v in value)  # 3.0 is 3
 
 
-def _check_together(space: Rules) -> None:
+def _check_together(space: SpaceRules) -> None:
     """Raise FieldError where fields that are good each by itself ask for no network, or for too much."""
     if space.min_steps > space.max_steps_deep:
         raise FieldError(
