@@ -25,10 +25,9 @@ from ghn_jax.cnn.covering import Family, covering_networks, family, training_pro
 from ghn_jax.cnn.deploy.observer import Index, Wanted
 from ghn_jax.cnn.packing import BLOCK
 from ghn_jax.cnn.program import Program
-from ghn_jax.cnn.tables import Ranges
+from ghn_jax.cnn.tables import Ranges, RunnableNetwork
 from ghn_jax.config import RunConfig, image_sizes
 from ghn_jax.evaluation import compiled
-from ghn_jax.evaluation.device import RunnableNetwork
 from ghn_jax.evaluation.evaluation_spec import EvaluationSpec
 from ghn_jax.evaluation.selection import ImageBatches, room_for, select_split
 from ghn_jax.hypernet.ghn import GHN, init_params

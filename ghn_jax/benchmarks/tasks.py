@@ -26,10 +26,10 @@ from ghn_jax.benchmarks.options import BenchmarkOptions, Row
 from ghn_jax.cnn.building import build_program
 from ghn_jax.cnn.packing import BLOCK
 from ghn_jax.cnn.program import Program
+from ghn_jax.cnn.tables import RunnableNetwork
 from ghn_jax.config import RunConfig
 from ghn_jax.datasets.load import batch_indices
 from ghn_jax.datasets.sizes import SIZES
-from ghn_jax.evaluation import device
 from ghn_jax.evaluation.compiled import predict, score
 from ghn_jax.evaluation.selection import check_given, group_by_family, room_for, spread_images
 from ghn_jax.hypernet.ghn import GHN, GHNConfig, init_params
@@ -208,7 +208,7 @@ def _evaluate(options: BenchmarkOptions, mode: str) -> Row:
                 tables, bits = (jax.tree.map(lambda a: a[0], t) for t in (networks.tables, networks.bits))
                 placed = replicate(mesh, weights) if mesh else weights
                 jax.block_until_ready(placed)
-                network = device.RunnableNetwork(placed, tables, bits)
+                network = RunnableNetwork(placed, tables, bits)
                 start = time.perf_counter()
                 top1, *_, workspace = score(network, data, workspace, program=program, scheme=QAT, mesh=mesh)
                 jax.block_until_ready(top1)

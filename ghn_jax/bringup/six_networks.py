@@ -21,6 +21,7 @@ from ghn_jax.base.backends import kernels_are_launches
 from ghn_jax.cnn import executor
 from ghn_jax.cnn.building import build_program
 from ghn_jax.cnn.packing import BLOCK
+from ghn_jax.cnn.tables import RunnableNetwork
 from ghn_jax.cnn.weight_quantization import quantize_weights
 from ghn_jax.config import RunConfig
 from ghn_jax.evaluation.device import predict_buffer
@@ -111,7 +112,8 @@ class SixNetworks:
             tables, bits = (jax.tree.map(lambda a: a[0], t) for t in (networks.tables, networks.bits))
             rounded, _ = quantize_weights(weights, tables, bits.weights, jnp.zeros(floats), scheme=QAT)
             tapes = executor.make_tapes(program, _IMAGES, train=False)
-            return executor.forward(program, rounded, tables, bits, images, tapes, scheme=QAT)[0]
+            network = RunnableNetwork(rounded, tables, bits)
+            return executor.forward(program, network, images, tapes, scheme=QAT)[0]
 
         return jax.jit(run)
 

@@ -17,8 +17,9 @@ from ghn_jax.cnn.deploy import calibration, observer
 from ghn_jax.cnn.deploy.calibration import RANGE_RULE
 from ghn_jax.cnn.deploy.observer import Activations, RowMoments, Wanted, make_wanted
 from ghn_jax.cnn.program import Layout, Program
+from ghn_jax.cnn.tables import RunnableNetwork
 from ghn_jax.evaluation import compiled
-from ghn_jax.evaluation.device import Measured, RunnableNetwork
+from ghn_jax.evaluation.device import Measured
 from ghn_jax.evaluation.selection import ImageBatches
 from ghn_jax.quant.policy import Policy
 from ghn_jax.quant.scheme import QAT, Scheme

@@ -136,17 +136,17 @@ class _Way:
     ) -> '_Way':
         """Learn block k. seen: readers of blocks before, whose ranges stay."""
         grids, options = self._grids(block, seen), self.options
-        learned, memory = start(calibrated, grids)
+        state = start(calibrated, grids)
         numbers, most = Terms.of(options), steps_at_once(CHUNK)
         for first in range(0, options.iterations, CHUNK):
             if grids.weights or grids.activations:
                 last = min(first + CHUNK, options.iterations)
                 for i in range(first, last, most):
                     how: Any = {'steps': min(most, last - i), 'k': k, 'batch_size': options.batch_size}
-                    learned, memory = learn(calibrated, grids, images, numbers, learned, memory, i, **how)
-                jax.block_until_ready(learned)
+                    state = learn(calibrated, grids, images, numbers, state, i, **how)
+                jax.block_until_ready(state)
             done(1)
-        network = self._with(calibrated, grids, learned)
+        network = self._with(calibrated, grids, state[0])
         return dataclasses.replace(self, network=network).run(block, k)
 
     def run(self, block: Block, k: int) -> '_Way':

@@ -12,6 +12,7 @@ from ghn_jax.cnn.deploy import calibration, integer, observer
 from ghn_jax.cnn.deploy.observer import RowMoments
 from ghn_jax.cnn.instructions import Norm
 from ghn_jax.cnn.reference import observe_reference
+from ghn_jax.cnn.tables import RunnableNetwork
 from ghn_jax.export import run_onnx, to_quantized_onnx
 from ghn_jax.export.integers import to_integers
 from ghn_jax.export.quantizing import marked
@@ -98,10 +99,10 @@ def integer_logits(spec, params, calibrated, policy, images, data, scheme):
         lo[layout.tensors[name]], hi[layout.tensors[name]] = pair
     flat, _ = calibration.fold(layout, program.pack(layout, named), moments)
     ranges = observer.make_ranges(observer.make_index(program, layout), lo, hi)
+    network = RunnableNetwork(flat, layout.tables, program.bits(layout, policy), ranges)
     found = integer.logits(
-        program, spec, layout, flat, program.bits(layout, policy), ranges,
-        data.test.images[:256], data.mean, data.std, scheme=scheme,
-    )  # fmt: skip
+        program, spec, layout, network, data.test.images[:256], data.mean, data.std, scheme=scheme
+    )
     return found.real
 
 

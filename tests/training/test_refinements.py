@@ -125,7 +125,7 @@ def test_the_gradient_is_that_of_the_smoothed_distilled_and_penalised_loss_of_ea
         networks, _ = prepare(program, specs, (BITS, BITS), max_nodes=96)
         gradients, _, _ = jax.jit(run, compiler_options=QUICK)(
             double(params), in_float64(program, networks, specs), images, labels,
-            float64_workspace(program), jax.random.key(0),
+            workspace=float64_workspace(program), key=jax.random.key(0),
         )  # fmt: skip
     assert min(norms) < clip < max(norms)
     off = {name: e for name, e in gradient_errors(gradients, expected).items() if not e < 1e-9}

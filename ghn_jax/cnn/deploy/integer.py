@@ -39,7 +39,7 @@ from ghn_jax.cnn.deploy.int32_arithmetic import (
 from ghn_jax.cnn.lowering import IMAGE, Instruction
 from ghn_jax.cnn.packing import Piece, piece_part
 from ghn_jax.cnn.program import Layout, Program
-from ghn_jax.cnn.tables import Bits, Ranges, Tables
+from ghn_jax.cnn.tables import RunnableNetwork, Tables
 from ghn_jax.cnn.weight_quantization import quantize_weights
 from ghn_jax.networks.graph import build_graph
 from ghn_jax.networks.spec import NetworkSpec
@@ -71,9 +71,7 @@ def logits(
     program: Program,
     spec: NetworkSpec,
     layout: Layout,
-    flat: np.ndarray,
-    bits: Bits,
-    ranges: Ranges,
+    network: RunnableNetwork,
     images: np.ndarray,
     mean: np.ndarray,
     std: np.ndarray,
@@ -86,8 +84,7 @@ def logits(
 
     Args:
       program, spec, layout: the network, and where it lies in its program.
-      flat: its weights, float [F].
-      bits, ranges: of its tensors.
+      network: its weights not rounded, with ranges; arrays of numpy.
       images: uint8 [N, H, W, 3].
       mean, std: of the images, [3], in units of 0..1.
       scheme: how weights are quantized.
@@ -98,7 +95,7 @@ def logits(
     Raises:
       UserError: sums that may leave int32.
     """
-    return _Interpreter(program, spec, layout, flat, bits, ranges, scheme).run(images, mean, std)
+    return _Interpreter(program, spec, layout, network, scheme).run(images, mean, std)
 
 
 def check(specs: Iterable[NetworkSpec], policies: Iterable[Policy]) -> None:
@@ -150,15 +147,19 @@ def _check_int32(bound: np.ndarray) -> None:
 
 
 class _Interpreter:
-    def __init__(self, program, spec, layout, flat, bits, ranges, scheme=QAT):
-        self.layout, self.bits, self.ranges = layout, bits, ranges
+    def __init__(
+        self, program: Program, spec: NetworkSpec, layout: Layout, network: RunnableNetwork, scheme: Scheme
+    ):
+        flat, tables, self.bits, ranges = network
+        assert ranges is not None  # there are no integers without
+        self.layout, self.ranges = layout, ranges
         shapes = {p.name: p.shape for p in build_graph(spec).parameters}
         self.params = program.unpack(layout, np.asarray(flat), shapes)
-        _, self.pooled = program.heads[int(layout.tables.head.variant)]
+        _, self.pooled = program.heads[int(tables.head.variant)]
         self.weights: dict[str, Levels] = {}
-        grid = jax.device_get(_fit(flat, layout.tables, bits.weights, scheme))
+        grid = jax.device_get(_fit(flat, tables, self.bits.weights, scheme))
         for name, t in layout.tensors.items():
-            its_grids = layout.tables.channel_group_tensor == t if scheme.granularity == 'channel' else t
+            its_grids = tables.channel_group_tensor == t if scheme.granularity == 'channel' else t
             self.weights[name] = _weight_levels(
                 self.params[name], Grid(*(part[its_grids].ravel() for part in grid))
             )

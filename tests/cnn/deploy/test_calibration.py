@@ -17,9 +17,9 @@ from ghn_jax.cnn.deploy import calibration, observer
 from ghn_jax.cnn.deploy.observer import RowMoments
 from ghn_jax.cnn.instructions import Norm
 from ghn_jax.cnn.reference import apply_reference, observe_reference
+from ghn_jax.cnn.tables import RunnableNetwork
 from ghn_jax.cnn.weight_quantization import quantize_weights
 from ghn_jax.evaluation import device, protocol
-from ghn_jax.evaluation.device import RunnableNetwork
 from ghn_jax.evaluation.selection import ImageBatches
 from ghn_jax.quant import Policy, Scheme
 from ghn_jax.quant.grid import fake_quantize
@@ -91,9 +91,8 @@ class Runner:
         def logits(flat, tables, bits, x, workspace, ranges):
             quantized, _ = quantize_weights(flat, tables, bits.weights, workspace.quantized, scheme=scheme)
             buffers = workspace.executor
-            return executor.forward(
-                program, quantized, tables, bits, x, buffers, scheme=scheme, ranges=ranges
-            )[0]
+            network = RunnableNetwork(quantized, tables, bits, ranges)
+            return executor.forward(program, network, x, buffers, scheme=scheme)[0]
 
         self._logits = logits
         buffers = executor.make_tapes(program, BATCH, jnp.float64, train=False)

@@ -10,6 +10,7 @@ from ghn_jax.cnn.deploy.int32_arithmetic import FixedReal
 from ghn_jax.cnn.deploy.observer import RowMoments
 from ghn_jax.cnn.instructions import Norm
 from ghn_jax.cnn.reference import apply_reference, observe_reference
+from ghn_jax.cnn.tables import RunnableNetwork
 from ghn_jax.quant import Policy, Scheme
 from ghn_jax.quant.scheme import QAT
 from tests.cnn.networks import random_images, random_parameters, small_network
@@ -59,7 +60,8 @@ def both(program, spec, policy, factor=1, scheme=QAT):
     fixed = observer.make_ranges(
         observer.make_index(program, layout), lo.astype('float32'), hi.astype('float32')
     )
-    runner = integer._Interpreter(program, spec, layout, flat, program.bits(layout, policy), fixed, scheme)
+    network = RunnableNetwork(flat, layout.tables, program.bits(layout, policy), fixed)
+    runner = integer._Interpreter(program, spec, layout, network, scheme)
     images = pixels(2)
     logits = runner.run(images, MEAN, STD)
     x = (images / np.float32(255) - MEAN) / STD
