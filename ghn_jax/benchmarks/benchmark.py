@@ -6,7 +6,7 @@ from typing import Any
 
 from tabulate import tabulate
 
-from ghn_jax.base import bounds, counters
+from ghn_jax.base import counters
 from ghn_jax.base.errors import FieldError
 from ghn_jax.benchmarks import cells, profile, programs, pytorch, scaling, tasks, timing, traced_models
 from ghn_jax.benchmarks.options import MODES, BenchmarkOptions, Row, config_of
@@ -39,10 +39,6 @@ def benchmark(what: Sequence[str], options: BenchmarkOptions) -> dict[str, Any]:
     Raises:
       UserError: an unknown thing to time or mode, or a network that the executor does not run.
     """
-    numbers = ('meta_batch', 'devices', 'batch_size', 'num_images', 'width', 'repeats')
-    bounds.check(**{name: getattr(options, name) for name in numbers})
-    if options.epochs is not None:
-        bounds.check(epochs=options.epochs)
     _check('what', what, WHAT)
     _check('modes', options.modes, MODES)
     for name in sorted({'compile', 'profile'} & set(what)):

@@ -9,6 +9,7 @@ import functools
 from collections.abc import Callable
 from typing import Any, TypeVar
 
+from ghn_jax.base.bounds import check_number
 from ghn_jax.base.errors import FieldError, UserError, of_field, shown
 from ghn_jax.base.whole_numbers import is_int
 from ghn_jax.networks import counts
@@ -142,17 +143,11 @@ def known_split(split: str) -> str:
 
 
 def _integer(field: str, value: Any, bounds: tuple[int, int]) -> int:
-    low, high = bounds
-    if not is_int(value) or not low <= value <= high:
-        raise FieldError(field, f'={shown(value)}: expected an integer from {low} to {high}')
-    return value
+    return check_number(field, value, int, *bounds)
 
 
 def _share(field: str, value: Any, bounds: tuple[int, int]) -> float:
-    low, high = bounds
-    if isinstance(value, bool) or not isinstance(value, (int, float)) or not low <= value <= high:
-        raise FieldError(field, f'={shown(value)}: expected a number from {low} to {high}')
-    return value
+    return check_number(field, value, float, *bounds)
 
 
 def _are_integers(values: Any, low: int, high: int) -> bool:

@@ -23,6 +23,7 @@ import jax
 
 from ghn_jax.base import bounds, cli, files, lock
 from ghn_jax.base.errors import FieldError, UserError
+from ghn_jax.base.fields import bounded, check_declared
 from ghn_jax.base.paths import Place
 from ghn_jax.base.start import start
 from ghn_jax.datasets.load import Dataset, load
@@ -72,17 +73,16 @@ class InitializationSpec:
     starts: tuple[str, ...] = (*RANDOM, PREDICTED)
     seeds: tuple[int, ...] = (0,)
     channels: tuple[int, ...] = (16, 32)
-    blocks: int = 1
-    expansion: int = 4
+    blocks: int = bounded('blocks', 1)
+    expansion: int = bounded('expansion', 4)
     training: TrainingSpec = dataclasses.field(
         default_factory=lambda: TrainingSpec(epochs=5, batch_size=32, ema=0.0)
     )
-    batch_size: int = 100
-    calibration_images: int = 256
+    batch_size: int = bounded('batch_size', 100)
+    calibration_images: int = bounded('calibration_images', 256)
 
     def __post_init__(self) -> None:
-        bounds.check(batch_size=self.batch_size, calibration_images=self.calibration_images)
-        bounds.check(blocks=self.blocks, expansion=self.expansion)
+        check_declared(self)
         if unknown := [kind for kind in self.kinds if kind not in KINDS]:
             raise FieldError('kinds', f' has {unknown[0]!r}: expected of {", ".join(KINDS)}')
 

@@ -15,8 +15,9 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import ghn_jax
-from ghn_jax.base import bounds, files, lock
+from ghn_jax.base import files, lock
 from ghn_jax.base.errors import FieldError, UserError
+from ghn_jax.base.fields import bounded, check_declared
 from ghn_jax.base.paths import Place, is_file_name
 from ghn_jax.datasets.load import Dataset
 from ghn_jax.evaluation.evaluation_spec import BATCH_SIZE
@@ -70,8 +71,8 @@ class FinetuneSpec:
     training: TrainingSpec
     seeds: tuple[int, ...] = (0,)
     batch_norm: str = 'batch'
-    eval_batch_size: int = BATCH_SIZE
-    num_images: int = 0
+    eval_batch_size: int = bounded('batch_size', BATCH_SIZE)
+    num_images: int = bounded('num_images', 0)
     search: SearchSpec | None = None
     marks: tuple[int, ...] = ()
 
@@ -86,7 +87,7 @@ class FinetuneSpec:
         return tuple(sorted({*comparison_table.marks(self.training.epochs), *self.marks}))
 
     def __post_init__(self) -> None:
-        bounds.check(batch_size=self.eval_batch_size, num_images=self.num_images)
+        check_declared(self)
         if self.batch_norm not in STATISTICS:
             raise FieldError('batch_norm', f'={self.batch_norm}: expected one of {", ".join(STATISTICS)}')
         if self.search and self.batch_norm == 'fixed':

@@ -110,7 +110,7 @@ def test_methods_are_refused_by_name_and_without_images():
         Network.of(model, of.params, images(0))
     with pytest.raises(UserError, match="'gptq' is not one of minmax, mse, pd_quant"):
         quantize.quantize(Network(of, of.params, x[None]), POLICY, 'gptq')
-    with pytest.raises(UserError, match='iterations=0: expected 1 to 1,000,000'):
+    with pytest.raises(UserError, match='iterations=0: expected an integer from 1 to 1,000,000'):
         ReconstructionOptions(iterations=0)
 
 
