@@ -10,7 +10,7 @@ from collections.abc import Callable
 import numpy as np
 
 from ghn_jax.export.onnx_nodes import Nodes, OnnxTensor, constant, is_scalar, refuse, result, stored_dtype
-from ghn_jax.models.program import RuleTable, Step
+from ghn_jax.models.program import PASSED_ON, RuleTable, Step
 
 Rule = Callable[[Nodes, Step, list[OnnxTensor]], OnnxTensor | list[OnnxTensor]]
 RULES = RuleTable[Rule]()
@@ -155,9 +155,7 @@ def convert(nodes: Nodes, step: Step, inputs: list[OnnxTensor]) -> OnnxTensor:
     return nodes.map('Cast', [x], step.out_shape, dtype, to=dtype)
 
 
-@writes(
-    'copy', 'copy_p', 'device_put', 'name', 'optimization_barrier', 'sharding_constraint', 'stop_gradient'
-)
+@writes(*PASSED_ON)
 def same(nodes: Nodes, step: Step, inputs: list[OnnxTensor]) -> list[OnnxTensor]:
     """Pass on what comes in."""
     return inputs

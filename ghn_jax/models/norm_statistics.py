@@ -12,7 +12,7 @@ from jax import Array, lax
 from ghn_jax.models import small_images
 from ghn_jax.models.model import Model, Traced
 from ghn_jax.models.norms import BatchNorm, of_batch
-from ghn_jax.models.program import FlatProgram, Rewrite, run
+from ghn_jax.models.program import CASTS, FlatProgram, Rewrite, run
 
 
 class NormMoments(NamedTuple):
@@ -110,8 +110,9 @@ def _evaluate(traced: Traced, norm: BatchNorm, values: dict[int, Any]) -> dict[i
         if step.outputs[0] in values:
             continue
         operands = list(map(read, step.inputs))
-        is_cast = step.primitive in ('convert_element_type', 'reduce_precision')
-        if is_cast and jnp.issubdtype(step.eqn.params.get('new_dtype', jnp.float32), jnp.floating):
+        if step.primitive in CASTS and jnp.issubdtype(
+            step.eqn.params.get('new_dtype', jnp.float32), jnp.floating
+        ):
             results = [jnp.asarray(operands[0], jnp.float64)]
         else:
             results = step.compute(operands)

@@ -17,7 +17,7 @@ from jax import Array
 from jax.core import Tracer
 
 from ghn_jax.base.errors import UserError
-from ghn_jax.models.program import RuleTable, Step
+from ghn_jax.models.program import PASSED_ON, RuleTable, Step
 
 INT32_MAX = 2**31 - 1
 _FINEST = 48  # bits behind the point of a constant
@@ -127,9 +127,14 @@ def bind(step: Step, *operands: Any, **changes: Any) -> Any:
     )
 
 
+@RULES.of(*PASSED_ON)
+def _same(step: Step, operands: Sequence[Any]) -> Any:
+    return operands if step.eqn.primitive.multiple_results else operands[0]
+
+
 @RULES.of(
-    'reshape', 'transpose', 'broadcast_in_dim', 'slice', 'squeeze', 'expand_dims', 'rev', 'copy', 'copy_p',
-    'reduce_max', 'reduce_min', 'reduce_window_max', 'reduce_window_min', 'dynamic_slice', 'stop_gradient',
+    'reshape', 'transpose', 'broadcast_in_dim', 'slice', 'squeeze', 'expand_dims', 'rev', 'reduce_max',
+    'reduce_min', 'reduce_window_max', 'reduce_window_min', 'dynamic_slice',
 )  # fmt: skip
 def _same_values(step: Step, operands: Sequence[Any]) -> ScaledInteger:
     v, *others = operands
