@@ -31,9 +31,9 @@ from ghn_jax.aot import targets
 from ghn_jax.base import bounds, cli, outputs
 from ghn_jax.base.errors import UserError, of_field
 from ghn_jax.base.start import start
-from ghn_jax.benchmarks import comparison, model_flags, picture, tasks
+from ghn_jax.benchmarks import model_flags, picture, ratios, tasks
 from ghn_jax.benchmarks.benchmark import DEFAULT, WHAT, benchmark, text
-from ghn_jax.benchmarks.options import MODES, USED_BY, Options, check_used, parts_of_cpu
+from ghn_jax.benchmarks.options import MODES, USED_BY, BenchmarkOptions, check_used, parts_of_cpu
 from ghn_jax.networks.spaces import SPLITS
 from ghn_jax.reporting import plotting
 
@@ -71,7 +71,7 @@ def main() -> None:
     what = _WHAT.value if _COMPARE.value is None else ()
     check_used((flag for flag in USED_BY if flags.FLAGS[flag].present), what)
     if _COMPARE.value is not None:
-        written.write(_compare(_COMPARE.value), table=comparison.text, picture=picture.picture_of_comparison)
+        written.write(_compare(_COMPARE.value), table=ratios.text, picture=picture.picture_of_comparison)
     else:
         about = {'command': cli.command_line('benchmark'), 'date': datetime.date.today().isoformat()}
         written.write(_measure() | about, table=text, picture=picture.picture)
@@ -83,8 +83,8 @@ def _compare(names: list[str]) -> dict[str, Any]:
     if len(names) != 2:
         raise UserError(f'--compare={",".join(names)}: expected two files, as in A.json,B.json')
     with of_field('compare'):
-        a, b = map(comparison.read_figures, names)
-        return comparison.compare(a, b, names)
+        a, b = map(ratios.read_figures, names)
+        return ratios.compare(a, b, names)
 
 
 def _measure() -> dict[str, Any]:
@@ -97,7 +97,7 @@ def _measure() -> dict[str, Any]:
         targets.check_plugin(targets.load(_TARGET.value))
     specs = tasks.read_networks(_ARCHS.value)
     start(_DEVICES.value or parts_of_cpu())
-    options = Options(
+    options = BenchmarkOptions(
         specs=specs, modes=tuple(_MODE.value), meta_batch=_META_BATCH.value,
         devices=_DEVICES.value or min(jax.local_device_count(), _META_BATCH.value),
         batch_size=_BATCH_SIZE.value, num_images=_NUM_IMAGES.value, config=_CONFIG.value,

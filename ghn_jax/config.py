@@ -16,7 +16,7 @@ from ml_collections import ConfigDict
 from ghn_jax.base import paths
 from ghn_jax.base.bounds import BOUNDS
 from ghn_jax.base.errors import FieldError, UserError, one_line, prefixed, shown
-from ghn_jax.base.fields import check_fields, choice, items, number
+from ghn_jax.base.fields import bounded, check_fields, choice, items, number
 from ghn_jax.hypernet.ghn import GHNConfig
 from ghn_jax.networks.counts import MAX_OPERATIONS
 from ghn_jax.networks.genotype import MAX_STEPS
@@ -32,11 +32,6 @@ _MOST_STEPS = 2**31 - 2  # counted by an int32
 
 def _steps(default: int, *, least: int = 0) -> int:
     return number(default, least, _MOST_STEPS)
-
-
-def _bounded(name: str, default: int) -> int:
-    """A number with the bounds of the flags and arguments of this name."""
-    return number(default, *BOUNDS[name])
 
 
 class _Section:
@@ -113,8 +108,8 @@ class TrainConfig(_Section):
     """Training steps and the optimizer."""
 
     steps: int = _steps(210_900)  # 300 epochs of 703 steps: 45,000 images in batches of 64
-    meta_batch: int = _bounded('meta_batch', 8)  # networks per step; all see the same images
-    batch_size: int = _bounded('batch_size', 64)  # images per step
+    meta_batch: int = bounded('meta_batch', 8)  # networks per step; all see the same images
+    batch_size: int = bounded('batch_size', 64)  # images per step
     # adam: with L2 in the gradient, as GHN-2. adamw: decay apart from it. muon: of kernels, with AdamW.
     optimizer: str = choice('adam', OPTIMIZERS)
     learning_rate: float = number(1e-3, 1e-30, 1e6)
@@ -144,8 +139,8 @@ class EvalConfig(_Section):
     """Validation during training."""
 
     every_steps: int = _steps(7_030)  # 10 epochs; 0 is never
-    num_networks: int = _bounded('num_networks', 20)  # of the val split
-    num_images: int = _bounded('num_images', 5_000)  # of the validation images
+    num_networks: int = bounded('num_networks', 20)  # of the val split
+    num_images: int = bounded('num_images', 5_000)  # of the validation images
     bits: tuple[str, ...] = items((), str)  # beside float, as in ('w8a8', 'w4a4'); () is quant.bits
 
 
@@ -175,7 +170,7 @@ class RunConfig(_Section):
       FieldError: a field that is not what it may be, in this class and in the sections.
     """
 
-    seed: int = _bounded('seed', 0)  # of everything: initial weights, images, augmentation, networks
+    seed: int = bounded('seed', 0)  # of everything: initial weights, images, augmentation, networks
     dataset: str = 'cifar10'  # cifar10 | digits | synthetic | FILE.npz, images of your own
     data_dir: str = ''  # where TFDS data lie, or FILE.npz; '' is TFDS's own place, and where FILE.npz says
     image_size: int = number(32, 8, 512)  # pixels, a multiple of 8; images of another size are resized

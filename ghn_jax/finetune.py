@@ -23,7 +23,7 @@ from ghn_jax.evaluation.evaluation_flags import parse_policies
 from ghn_jax.quant.scheme import QAT
 from ghn_jax.runs.model_flags import make_models, read_networks
 from ghn_jax.runs.prediction import with_names
-from ghn_jax.tuning import comparison, training_flags
+from ghn_jax.tuning import comparison_table, training_flags
 from ghn_jax.tuning.finetune import STATISTICS, FinetuneSpec, finetune
 from ghn_jax.tuning.initialization import check_starts, parse_starts
 from ghn_jax.tuning.slb import SearchSpec
@@ -89,7 +89,7 @@ def main() -> None:
         **({'used': loaded.used} if loaded else {}),
     )
     result['about']['command'] = cli.command_line('finetune')
-    written.write(result, table=comparison.text)
+    written.write(result, table=comparison_table.text)
 
 
 def _search() -> SearchSpec | None:

@@ -30,7 +30,7 @@ from ghn_jax.tuning import fixed_point_budget, quantize
 from ghn_jax.tuning import fixed_point_network as fixed_point
 from ghn_jax.tuning.fixed_point import MOST_BITS
 from ghn_jax.tuning.fixed_point_search import BUDGET
-from ghn_jax.tuning.reconstruction import Options
+from ghn_jax.tuning.reconstruction import ReconstructionOptions
 
 _SOURCE = source_flags.define_flags()
 _ARCH = flags.DEFINE_string('arch', None, 'Architecture file: JSON of one network.')
@@ -102,10 +102,10 @@ def _policy() -> Policy:
     return dataclasses.replace(parse_bits(_BITS.value), edges=(edges.weight_bits, edges.activation_bits))
 
 
-def _options() -> Options:
-    return Options(
+def _options() -> ReconstructionOptions:
+    return ReconstructionOptions(
         iterations=_ITERATIONS.value,
-        correction_steps=min(Options.correction_steps, -(-_ITERATIONS.value // 10)),
+        correction_steps=min(ReconstructionOptions.correction_steps, -(-_ITERATIONS.value // 10)),
         prediction=_PREDICTION.value,
         correction=_CORRECTION.value,
         drop=_DROP.value,

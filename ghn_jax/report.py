@@ -18,14 +18,14 @@ from ghn_jax.base.errors import UserError
 from ghn_jax.evaluation import evaluation_flags, partial
 from ghn_jax.evaluation.evaluate import evaluate
 from ghn_jax.reporting import page
-from ghn_jax.reporting.evaluation import (
-    WITH_RESULT,
-    Evaluation,
-    choose_closeup,
-    make_evaluation,
-    read_evaluation,
-)
 from ghn_jax.reporting.report import check_folder, write_report
+from ghn_jax.reporting.report_subject import (
+    WITH_RESULT,
+    ReportSubject,
+    choose_closeup,
+    make_subject,
+    read_subject,
+)
 from ghn_jax.runs import scheme_flags
 from ghn_jax.runs.run import Run
 
@@ -45,9 +45,9 @@ def main() -> None:
         raise UserError(f'--out is missing: {workdir} has no directory of its own for a report')
     folder = check_folder(_OUT.value or workdir / 'report')
     kept = None if _RESULT.value else outputs.partial_file(folder / page.INDEX)
-    run, evaluation = _read_result(request) if _RESULT.value else _evaluate(request, kept)
+    run, subject = _read_result(request) if _RESULT.value else _evaluate(request, kept)
     written = write_report(
-        run, evaluation, folder,
+        run, subject, folder,
         workdir=request.spec.workdir, command=cli.command_line('report'),
         specs=request.spec.networks, num_devices=request.spec.devices,
     )  # fmt: skip
@@ -56,25 +56,27 @@ def main() -> None:
     print(f'report: {written}')
 
 
-def _read_result(request: evaluation_flags.EvaluationFlags) -> tuple[Run, Evaluation]:
+def _read_result(request: evaluation_flags.EvaluationFlags) -> tuple[Run, ReportSubject]:
     if wrong := sorted(request.given - WITH_RESULT):
         raise UserError(f'--{wrong[0]} is for an evaluation, --result is one already made: give one of them')
-    evaluation = read_evaluation(_RESULT.value or '', request.spec.against, closeup=_CLOSEUP.value)
-    protocol = evaluation.result['protocol']
+    subject = read_subject(_RESULT.value or '', request.spec.against, closeup=_CLOSEUP.value)
+    protocol = subject.result['protocol']
     used = protocol.get('quantization', {})
     rounded = {name: used[name] for name in scheme_flags.FIELDS if name in used}
     run = dataclasses.replace(request, scheme=rounded).load_run(str(protocol['step']))
-    return run, evaluation
+    return run, subject
 
 
-def _evaluate(request: evaluation_flags.EvaluationFlags, kept: pathlib.Path | None) -> tuple[Run, Evaluation]:
+def _evaluate(
+    request: evaluation_flags.EvaluationFlags, kept: pathlib.Path | None
+) -> tuple[Run, ReportSubject]:
     choose_closeup([str(policy) for policy in request.spec.policies], _CLOSEUP.value)
     run = request.load_run()
     if kept:
         with files.writing(kept.parent):
             kept.parent.mkdir(parents=True, exist_ok=True)
     spec = dataclasses.replace(request.spec, partial=kept)
-    return run, make_evaluation(*evaluate(run, spec), closeup=_CLOSEUP.value)
+    return run, make_subject(*evaluate(run, spec), closeup=_CLOSEUP.value)
 
 
 if __name__ == '__main__':

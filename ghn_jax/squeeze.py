@@ -21,7 +21,7 @@ from ghn_jax.quant.scheme import QAT
 from ghn_jax.runs.hypernetwork import Hypernetwork
 from ghn_jax.runs.model_flags import read_networks
 from ghn_jax.runs.prediction import with_names
-from ghn_jax.tuning import comparison, training_flags
+from ghn_jax.tuning import comparison_table, training_flags
 from ghn_jax.tuning.initialization import PREDICTED, RANDOM, Start, check_starts, parse_starts
 from ghn_jax.tuning.squeeze_training import SqueezeSpec
 from ghn_jax.tuning.squeezing import Pair, squeeze
@@ -82,7 +82,7 @@ def main() -> None:
     if loaded is not None and _INIT.value == PREDICTED:
         result['notes'] += beyond_training(pairs, loaded.space.channels)
     result['about']['command'] = cli.command_line('squeeze')
-    written.write(result, table=comparison.text)
+    written.write(result, table=comparison_table.text)
 
 
 def _start(pairs: list[Pair], loaded: Hypernetwork | None) -> Start:

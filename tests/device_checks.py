@@ -98,7 +98,13 @@ def gradients(chosen):
     def compiled(mode, mesh):
         # With dropout: its masks, too, must be one device's.
         axes = axes_of(mesh)
-        step = functools.partial(train_step, program, GHN_, KEEP, scheme=Scheme(mode), axes=axes)
+
+        def step(state, networks, images, labels, workspace, key):
+            return train_step(
+                program, GHN_, KEEP, state, networks, images, labels, workspace=workspace, key=key,
+                scheme=Scheme(mode), axes=axes,
+            )  # fmt: skip
+
         layout = (OVER_IMAGES, OVER_IMAGES, OVER_DEVICES, REPLICATED)
         return jax.jit(spread(step, mesh, layout)).lower(*inputs(mesh, Policy())).compile()
 

@@ -127,10 +127,10 @@ def test_lists_become_tuples_and_integers_the_floats_that_were_declared():
 @pytest.mark.parametrize(
     ('make', 'message'),
     [
-        (lambda: config.TrainConfig(batch_size=-3), 'batch_size=-3: expected 1 to 65,536'),
-        (lambda: config.TrainConfig(steps=1.5), 'steps=1.5: expected a value of type int'),
+        (lambda: config.TrainConfig(batch_size=-3), 'batch_size=-3: expected an integer from 1 to 65,536'),
+        (lambda: config.TrainConfig(steps=1.5), 'steps=1.5: expected an integer from'),
         (lambda: config.TrainConfig(augment=1), 'augment=1: expected a value of type bool'),
-        (lambda: config.EvalConfig(num_images=True), 'num_images=True: expected a value of type int'),
+        (lambda: config.EvalConfig(num_images=True), 'num_images=True: expected an integer from'),
         (lambda: config.SpaceConfig(cells=(3,)), 'cells=(3,): expected (fewest, most)'),
         (lambda: config.SpaceConfig(channels=('a',)), "channels=('a',): expected a tuple of int"),
         (lambda: config.HypernetworkConfig(hid=30), 'hid=30: expected a positive multiple of 4'),
@@ -141,7 +141,7 @@ def test_lists_become_tuples_and_integers_the_floats_that_were_declared():
         (lambda: config.RunConfig(train=3), 'train=3: expected a value of type TrainConfig'),
         (lambda: config.RunConfig(init_from='s3://b'), 'init_from=s3://b: addresses'),
         (lambda: Scheme(activation_range='mse'), 'activation_range=mse: one batch does not tell'),
-        (lambda: Scheme(activation_clip=0.0), 'activation_clip=0.0: expected 0.01 to 1'),
+        (lambda: Scheme(activation_clip=0.0), 'activation_clip=0.0: expected a number from 0.01 to 1'),
         (
             lambda: Scheme(weight_sigmas=1e-50),
             'weight_sigmas=1e-50: expected 0, for the best, or a number from',

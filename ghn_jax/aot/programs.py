@@ -25,14 +25,13 @@ from ghn_jax.cnn.covering import Family, covering_networks, family, training_pro
 from ghn_jax.cnn.deploy.observer import Index, Wanted
 from ghn_jax.cnn.packing import BLOCK
 from ghn_jax.cnn.program import Program
-from ghn_jax.cnn.tables import Ranges
+from ghn_jax.cnn.tables import Ranges, RunnableNetwork
 from ghn_jax.config import RunConfig, image_sizes
 from ghn_jax.evaluation import compiled
-from ghn_jax.evaluation.device import RunnableNetwork
 from ghn_jax.evaluation.evaluation_spec import EvaluationSpec
 from ghn_jax.evaluation.selection import ImageBatches, room_for, select_split
 from ghn_jax.hypernet.ghn import GHN, init_params
-from ghn_jax.networks.rules import split_rules
+from ghn_jax.networks.space_rules import split_rules
 from ghn_jax.networks.spaces import Space
 from ghn_jax.quant.policy import Policy
 from ghn_jax.quant.strategy import strategy_of

@@ -8,7 +8,7 @@ from typing import Any
 import jax
 from tabulate import tabulate
 
-from ghn_jax.aot import costs, hlo
+from ghn_jax.aot import hlo, program_costs
 from ghn_jax.aot.programs import Job
 from ghn_jax.aot.targets import Target
 from ghn_jax.assembly.memory import tree_bytes
@@ -76,7 +76,7 @@ def about_text(text: str, tapes: Sequence[jax.ShapeDtypeStruct]) -> Row:
       {'loops', 'branches'}: how deep it lies in each.
     """
     module = hlo.read(text)
-    counts, cost = hlo.counts(module), costs.cost(module)
+    counts, cost = hlo.counts(module), program_costs.cost(module)
     copies = hlo.copies(module, min((tape.size * tape.dtype.itemsize for tape in tapes), default=2**20))
     whole = Counter()
     for copy in copies:
@@ -90,7 +90,7 @@ def about_text(text: str, tapes: Sequence[jax.ShapeDtypeStruct]) -> Row:
         'tape_copies': {name: whole[name] for name in ('inside', 'outside')},
         'flops': cost.flops,
         'bytes_moved': cost.bytes,
-        'operands': costs.operand_types(module),
+        'operands': program_costs.operand_types(module),
     }
 
 

@@ -13,7 +13,7 @@ import numpy as np
 
 from ghn_jax.assembly.weight_buffer import Sources, make_sources
 from ghn_jax.base.errors import UserError
-from ghn_jax.base.numbers import round_up
+from ghn_jax.base.whole_numbers import round_up
 from ghn_jax.cnn.packing import TILE
 from ghn_jax.cnn.program import Layout, Program
 from ghn_jax.cnn.tables import Bits, Tables

@@ -15,12 +15,12 @@ import numpy as np
 from jax import Array, lax
 
 from ghn_jax.base import backends
-from ghn_jax.base.numbers import round_up
+from ghn_jax.base.whole_numbers import round_up
 from ghn_jax.cnn.capacity import Capacity
 from ghn_jax.cnn.packing import BLOCK, TILE
 from ghn_jax.cnn.program import Layout
 from ghn_jax.cnn.tables import ArrayOrNumpy
-from ghn_jax.cnn.weights import get_page, set_page
+from ghn_jax.cnn.weight_quantization import get_page, set_page
 from ghn_jax.hypernet.tiles import Items, Tiles
 
 UNIT = 8

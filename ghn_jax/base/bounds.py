@@ -5,13 +5,14 @@ has is judged where it is known.
 """
 
 import math
-import operator
 from collections.abc import Sequence
 from typing import Any
 
+import numpy as np
 from absl import flags
 
 from ghn_jax.base.errors import FieldError, shown
+from ghn_jax.base.whole_numbers import is_int
 
 flags.disclaim_key_flags()  # --help shows them as the flags of the command that defines them
 
@@ -84,10 +85,20 @@ def integers(name: str, texts: Sequence[str], bounds: str) -> tuple[int, ...]:
 def check(**values: Any) -> None:
     """Raise FieldError for the first of the values that is no integer within the bounds of its name."""
     for name, value in values.items():
-        least, most = BOUNDS[name]
-        try:
-            fits = not isinstance(value, bool) and least <= operator.index(value) <= most
-        except TypeError:
-            fits = False
-        if not fits:
-            raise FieldError(name, f'={shown(value)}: expected an integer from {least:,} to {most:,}')
+        check_number(name, value, int, *BOUNDS[name])
+
+
+def check_number(name: str, value: Any, kind: type, least: float, most: float) -> Any:
+    """Return a number as the int or float that it is to be; `kind` is int or float.
+
+    Raises:
+      FieldError: no number, an int where one is expected and none given, or out of bounds.
+    """
+    fits = is_int(value) or (kind is float and isinstance(value, float | np.floating))
+    if not fits or not least <= value <= most:  # NaN is not
+        ends = ' to '.join(f'{end:,}' if isinstance(end, int) else f'{end:g}' for end in (least, most))
+        raise FieldError(name, f'={shown(value)}: expected {_KINDS[kind]} from {ends}')
+    return kind(value)
+
+
+_KINDS = {int: 'an integer', float: 'a number'}

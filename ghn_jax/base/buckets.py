@@ -20,7 +20,7 @@ from typing import Any
 
 from ghn_jax.base.errors import FieldError
 
-SCHEME = 'gs://'
+URL_PREFIX = 'gs://'
 _FOLDERS = r'(?:[^/\x00-\x1f*?\[\]#\\]+/)*'  # without what gcsfs takes for a pattern or a generation
 _NAME = re.compile(rf'gs://[a-z0-9][a-z0-9._-]{{1,220}}[a-z0-9]/{_FOLDERS}[^/\x00-\x1f*?\[\]#\\]+/?')
 _LIBRARIES = ('gcsfs', 'fsspec', 'aiohttp', 'google.api_core', 'google.auth', 'google.cloud')
@@ -50,7 +50,7 @@ def path(address: str, what: str) -> Any:
     check(address, what)
     if not _installed():
         raise FieldError(what, f"={address}: cloud storage needs the extra gcs: pip install 'ghn-jax[gcs]'")
-    if problem := _problem(address.removeprefix(SCHEME).split('/')[0]):
+    if problem := _problem(address.removeprefix(URL_PREFIX).split('/')[0]):
         raise FieldError(what, f'={address} cannot be used: {problem}')
     return _epath()(address)
 
@@ -131,9 +131,9 @@ def tree(folder: Any) -> set[str]:
 def move(folder: Any, to: Any) -> None:
     """Copy all objects of a folder, then delete it: an end in between leaves both. Raises OSError."""
     with system_errors():
-        start = os.fspath(folder).removeprefix(SCHEME)
+        start = os.fspath(folder).removeprefix(URL_PREFIX)
         for where, _, names in list(folder.walk()):
-            within = os.path.relpath(os.fspath(where).removeprefix(SCHEME), start)
+            within = os.path.relpath(os.fspath(where).removeprefix(URL_PREFIX), start)
             for name in names:
                 (folder / within / name).copy(to / within / name, overwrite=True)
         folder.rmtree()
@@ -171,7 +171,7 @@ class Growing:
 
 def blob(path: Any) -> Any:
     """Return a google-cloud-storage `Blob` of an object, with a client of its own."""
-    bucket, _, name = os.fspath(path).removeprefix(SCHEME).partition('/')
+    bucket, _, name = os.fspath(path).removeprefix(URL_PREFIX).partition('/')
     return _client().bucket(bucket).blob(name)
 
 

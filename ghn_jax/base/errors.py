@@ -15,7 +15,7 @@ class UserError(ValueError):
 
 
 class FieldError(UserError):
-    """A field, argument or key with a value that it may not have: `batch_size=-3: expected 1 to 65,536`.
+    """A field, argument or key with a value that it may not have: `seed=-3: expected an integer from 0`.
 
     Whoever raises it knows the name that Python has for the field. Whoever built the object from something
     else, a section of a config or a command line, puts the name that it has there in its place: `prefixed`.

@@ -15,6 +15,7 @@ import dataclasses
 from collections.abc import Iterator, Sequence
 from typing import Any, TypeVar
 
+from ghn_jax.base.bounds import BOUNDS, check_number
 from ghn_jax.base.errors import FieldError, shown
 
 N = TypeVar('N', int, float)
@@ -23,6 +24,11 @@ N = TypeVar('N', int, float)
 def number(default: N, least: float, most: float) -> N:
     """Declare a number with the least and the most that it may be."""
     return dataclasses.field(default=default, metadata={'least': least, 'most': most})
+
+
+def bounded(name: str, default: int) -> int:
+    """Declare a number with the bounds of the flags and arguments of this name."""
+    return number(default, *BOUNDS[name])
 
 
 def choice(default: str, choices: Sequence[str]) -> str:
@@ -48,6 +54,13 @@ def check_fields(instance: Any) -> None:
         object.__setattr__(instance, field.name, value)
 
 
+def check_declared(instance: Any) -> None:
+    """Judge the fields that are declared here, as `check_fields` does, and leave all others as they are."""
+    for field in dataclasses.fields(instance):
+        if field.metadata:
+            object.__setattr__(instance, field.name, _checked(field, as_tuple(getattr(instance, field.name))))
+
+
 def as_tuple(value: Any) -> Any:
     """Return lists, as they come from JSON, as tuples, however deep; other values as they are."""
     return tuple(map(as_tuple, value)) if isinstance(value, (list, tuple)) else value
@@ -59,10 +72,10 @@ def _checked(field: dataclasses.Field[Any], value: Any) -> Any:
     def refuse(expected: str) -> FieldError:
         return FieldError(field.name, f'={shown(value)}: {expected}')
 
-    if type(value) not in ((float, int) if wanted is float else (wanted,)):
+    if 'least' in rules:
+        return check_number(field.name, value, wanted, rules['least'], rules['most'])
+    if type(value) is not wanted:
         raise refuse(f'expected a value of type {wanted.__name__}')
-    if 'least' in rules and not rules['least'] <= value <= rules['most']:  # NaN is not
-        raise refuse(f'expected {rules["least"]} to {rules["most"]:,}')
     if 'choices' in rules and value not in rules['choices']:
         raise refuse(f'expected one of {", ".join(rules["choices"])}')
     if 'kind' in rules and not all(type(item) is rules['kind'] for item in value):
@@ -70,7 +83,7 @@ def _checked(field: dataclasses.Field[Any], value: Any) -> Any:
     for text in _texts(value):
         if text != text.strip():  # it would be another name in results, and another run
             raise FieldError(field.name, f'={text!r}: remove the white space at its ends')
-    return float(value) if wanted is float else value
+    return value
 
 
 def _texts(value: Any) -> Iterator[str]:

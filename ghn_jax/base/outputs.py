@@ -15,7 +15,7 @@ flags.disclaim_key_flags()  # --help shows them as the flags of the command that
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Outputs:
+class OutputFiles:
     """The files to write, None for none. They can be written, as far as can be told before."""
 
     json: Place | None
@@ -54,7 +54,7 @@ def partial_file(path: Place) -> pathlib.Path | None:
     return target and target.with_name(f'{target.name}.partial')
 
 
-def define_flags(pictures: Sequence[str] = ()) -> Callable[[], Outputs]:
+def define_flags(pictures: Sequence[str] = ()) -> Callable[[], OutputFiles]:
     """Define --json and --plot; return what reads and checks them once they are parsed (FieldError).
 
     pictures: what the name of a picture may end in; () is for a command that draws none and has no --plot.
@@ -64,13 +64,13 @@ def define_flags(pictures: Sequence[str] = ()) -> Callable[[], Outputs]:
     if pictures:
         plot = flags.DEFINE_string('plot', None, f'Picture to write ({", ".join(pictures)}).')
 
-    def read() -> Outputs:
+    def read() -> OutputFiles:
         result = cli.check_output(json.value, 'json') if json.value else None
         if plot is None or not plot.value:
-            return Outputs(json=result, plot=None)
+            return OutputFiles(json=result, plot=None)
         drawn = cli.check_output(plot.value, 'plot', pictures)
         if drawn == result:
             raise FieldError('plot', f'={plot.value}: the result of --json is to be there: give another file')
-        return Outputs(json=result, plot=drawn)
+        return OutputFiles(json=result, plot=drawn)
 
     return read

@@ -44,7 +44,7 @@ def absolute(path: str | os.PathLike, what: str) -> Place:
 
 def in_bucket(path: str | os.PathLike) -> bool:
     """Return whether this is the address of something in a bucket."""
-    return os.fspath(path).startswith(buckets.SCHEME)
+    return os.fspath(path).startswith(buckets.URL_PREFIX)
 
 
 def check_place(path: str | os.PathLike, what: str) -> None:

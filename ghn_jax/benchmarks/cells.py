@@ -20,7 +20,7 @@ from ghn_jax.assembly.memory import tree_bytes
 from ghn_jax.base import counters
 from ghn_jax.base.errors import FieldError
 from ghn_jax.benchmarks import timing
-from ghn_jax.benchmarks.options import Options, Row
+from ghn_jax.benchmarks.options import BenchmarkOptions, Row
 from ghn_jax.benchmarks.tasks import policy_of, random_images
 from ghn_jax.cnn import executor
 from ghn_jax.cnn.building import build_program
@@ -28,6 +28,7 @@ from ghn_jax.cnn.gradient_slots import place_gradients
 from ghn_jax.cnn.lowering import IMAGE, lower
 from ghn_jax.cnn.packing import BLOCK
 from ghn_jax.cnn.program import Layout
+from ghn_jax.cnn.tables import RunnableNetwork
 from ghn_jax.networks.counts import count_parameters
 from ghn_jax.networks.genotype import Genotype
 from ghn_jax.networks.spec import IMAGE_SIZE, NetworkSpec
@@ -60,7 +61,7 @@ def used_bytes(spec: NetworkSpec, layout: Layout, batch: int) -> int:
     return 4 * (floats + int(layout.tables.n_blocks) * BLOCK)
 
 
-def measure(options: Options) -> list[Row]:
+def measure(options: BenchmarkOptions) -> list[Row]:
     """Time networks by number of cells, mode and room (cells of the longest network of the program).
 
     mean_s, median_s: of loss and gradients of a batch. us_per_instruction: median microseconds. Bytes:
@@ -80,7 +81,7 @@ def measure(options: Options) -> list[Row]:
     return sorted(rows, key=lambda row: (row['mode'], row['room'] == longest, row['cells']))
 
 
-def _measure(options: Options, mode: str, room: int, members: Sequence[int]) -> list[Row]:
+def _measure(options: BenchmarkOptions, mode: str, room: int, members: Sequence[int]) -> list[Row]:
     print(f'cells, {mode}: program of {room} cells ...', file=sys.stderr, flush=True)
     specs = [network(n, options.width) for n in members]
     size = max(map(count_parameters, specs))
@@ -89,19 +90,25 @@ def _measure(options: Options, mode: str, room: int, members: Sequence[int]) -> 
     weights = 0.05 * jax.random.normal(jax.random.key(0), (program.capacity.blocks * BLOCK,))
     workspace = executor.make_tapes(program, options.batch_size)
     layouts = [program.layout(spec) for spec in specs]
-    inputs = [jax.tree.map(jnp.asarray, (x.tables, program.bits(x, policy_of(mode)))) for x in layouts]
+    networks = [
+        RunnableNetwork(weights, *jax.tree.map(jnp.asarray, (x.tables, program.bits(x, policy_of(mode)))))
+        for x in layouts
+    ]
     step = jax.jit(
-        executor.loss_and_gradients, static_argnums=0, static_argnames=('scheme', 'dropout'), donate_argnums=6
+        executor.loss_and_gradients,
+        static_argnums=0,
+        static_argnames=('scheme', 'dropout'),
+        donate_argnames='tapes',
     )
     compiled, figures = compiled_figures(
-        lambda: step.trace(program, weights, *inputs[0], images, labels, workspace, scheme=Scheme(mode))
+        lambda: step.trace(program, networks[0], images, labels, workspace, scheme=Scheme(mode))
     )
     rows = []
-    for n, spec, layout, network_inputs in zip(members, specs, layouts, inputs):
+    for n, spec, layout, runnable in zip(members, specs, layouts, networks):
         seconds, compiled_before = [], 0
         for repeat in range(options.repeats + 1):
             start = time.perf_counter()
-            loss, _, _, workspace = compiled(weights, *network_inputs, images, labels, workspace)
+            loss, _, _, workspace = compiled(runnable, images, labels, workspace)
             jax.block_until_ready((loss, workspace))
             if repeat:  # the first is the warm-up
                 seconds.append(time.perf_counter() - start)

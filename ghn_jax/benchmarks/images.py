@@ -8,13 +8,13 @@ import numpy as np
 
 from ghn_jax.datasets.cifar10 import Split
 from ghn_jax.datasets.load import Dataset
-from ghn_jax.datasets.sizes import Sizes
+from ghn_jax.datasets.sizes import DatasetSizes
 from ghn_jax.evaluation.selection import ImageBatches
 
 _MEAN, _STD = np.full(3, 0.5, np.float32), np.full(3, 0.25, np.float32)
 
 
-def random_dataset(sizes: Sizes, image_size: int) -> Dataset:
+def random_dataset(sizes: DatasetSizes, image_size: int) -> Dataset:
     """Make random images in the shapes of a data set; there are none to validate and to test on."""
     rng = np.random.default_rng(0)
     shape = (image_size, image_size, 3)

@@ -14,7 +14,7 @@ import jax
 import numpy as np
 
 from ghn_jax.aot import hlo
-from ghn_jax.aot.launches import Work, work
+from ghn_jax.aot.gpu_time import Work, work
 from ghn_jax.assembly.network_batch import Networks, prepare
 from ghn_jax.benchmarks.options import Row
 from ghn_jax.cnn.covering import Family, family

@@ -6,7 +6,9 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from ghn_jax import config as configs
+from ghn_jax.base import bounds
 from ghn_jax.base.errors import FieldError
+from ghn_jax.base.fields import bounded, check_declared
 from ghn_jax.config import RunConfig
 from ghn_jax.networks.spec import NetworkSpec
 from ghn_jax.runs import scheme_flags
@@ -15,7 +17,7 @@ MODES = ('float', 'qat')
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Options:
+class BenchmarkOptions:
     """Everything a measurement may ask for; each takes what it needs.
 
     Attributes:
@@ -37,27 +39,35 @@ class Options:
       epochs: passes over the training images that they are trained for before that, in float, from their
         predicted parameters; None: they are not.
       scheme, batch_norm: of what is rounded in them, as in `export.export.ExportSpec`.
+
+    Raises:
+      FieldError: a number out of its bounds.
     """
 
     specs: tuple[NetworkSpec, ...] = ()
     modes: tuple[str, ...] = MODES
-    meta_batch: int = 8
-    devices: int = 1
-    batch_size: int = 64
-    num_images: int = 1024
+    meta_batch: int = bounded('meta_batch', 8)
+    devices: int = bounded('devices', 1)
+    batch_size: int = bounded('batch_size', 64)
+    num_images: int = bounded('num_images', 1024)
     config: RunConfig | None = None
     split: str = 'train'
     widths: tuple[int, ...] = ()
     target: str = ''
     cells: tuple[int, ...] = (4, 12, 20, 28, 36)
-    width: int = 16
-    repeats: int = 5
+    width: int = bounded('width', 16)
+    repeats: int = bounded('repeats', 5)
     models: tuple[str, ...] = ()
     workdir: str = 'zoo:digits-bits'
     agreement: tuple[str, ...] = ()
     epochs: int | None = None
     batch_norm: str = 'corrected'
     scheme: Mapping[str, str] = dataclasses.field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        check_declared(self)
+        if self.epochs is not None:
+            bounds.check(epochs=self.epochs)
 
 
 _ON_NETWORKS = 'train', 'evaluate', 'pytorch'
@@ -88,7 +98,7 @@ def check_used(given: Iterable[str], what: Sequence[str]) -> None:
 Row = dict[str, Any]  # one measurement as JSON: 'what', 'mode', figures; see `timing.row`
 
 
-def config_of(options: Options, what: str) -> RunConfig:
+def config_of(options: BenchmarkOptions, what: str) -> RunConfig:
     """Check the config and give it. Raises FieldError if there is none, or a bad one."""
     if options.config is None:
         raise FieldError('config', f' is missing, which {what} is about: give one, such as ghn_qat_cifar10')

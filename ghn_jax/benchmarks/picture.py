@@ -4,7 +4,7 @@ import functools
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-from ghn_jax.benchmarks import comparison
+from ghn_jax.benchmarks import ratios
 from ghn_jax.benchmarks.options import Row
 from ghn_jax.reporting import plotting
 
@@ -51,7 +51,7 @@ def picture_of_comparison(result: Mapping[str, Any], *, suffix: str = '.png') ->
             bars = panel.barh(places, known, 0.36, color=colour, label=name)
             panel.bar_label(bars, [f'{v:.2f}' for v in known], padding=3, fontsize=8)
         panel.axvline(1, color='black', linewidth=1)
-        panel.set_yticks(range(len(rows)), [f'{comparison.label(row)}: {row["figure"]}' for row in rows])
+        panel.set_yticks(range(len(rows)), [f'{ratios.label(row)}: {row["figure"]}' for row in rows])
         panel.tick_params(axis='y', labelsize=8)
         panel.invert_yaxis()
         panel.margins(x=0.12)
@@ -93,7 +93,7 @@ def _bars(panel, names: Sequence[str], values: Sequence[float], colours, title: 
 def _seconds(panel, rows: Sequence[Row]) -> None:
     """Mean seconds of each row; scores for 10,000 images."""
     values = [row.get('mean_s_per_10k_images', row['mean_s']) for row in rows]
-    names = [comparison.label(row).split(', ', 1)[-1] for row in rows]
+    names = [ratios.label(row).split(', ', 1)[-1] for row in rows]
     colours = [_COLOURS.get(row.get('mode', ''), _OTHER) for row in rows]
     what = rows[0]['what']
     _bars(panel, names, values, colours, _TITLES.get(what, f'{what}: seconds for each network'))

@@ -22,12 +22,13 @@ from ghn_jax.assembly.weight_buffer import assemble, assemble_transposed
 from ghn_jax.assembly.workspace import make_workspace
 from ghn_jax.benchmarks import timing
 from ghn_jax.benchmarks.images import random_dataset
-from ghn_jax.benchmarks.options import Options, Row, config_of
+from ghn_jax.benchmarks.options import BenchmarkOptions, Row, config_of
 from ghn_jax.benchmarks.tasks import policy_of
 from ghn_jax.cnn import executor
 from ghn_jax.cnn.covering import Family, family
 from ghn_jax.cnn.program import Program
-from ghn_jax.cnn.weights import pages, quantize_weights, quantize_weights_backward
+from ghn_jax.cnn.tables import RunnableNetwork
+from ghn_jax.cnn.weight_quantization import pages, quantize_weights, quantize_weights_backward
 from ghn_jax.config import RunConfig
 from ghn_jax.datasets.augment import halved_to, normalize
 from ghn_jax.hypernet.ghn import GHN, init_params
@@ -48,7 +49,7 @@ BESIDE = ('of the executor: activation quantization', 'host: preparation', 'host
           'host: wait, not hidden', 'step beside preparation')  # fmt: skip
 
 
-def measure(options: Options) -> list[Row]:
+def measure(options: BenchmarkOptions) -> list[Row]:
     """Measure the parts of a training step in each mode.
 
     The networks are those of the first step of a run of `options.config`; steps of the same family follow.
@@ -262,27 +263,26 @@ class _Profile:
     def executor_parts(self, each: list, weights: list, workspace: executor.Tapes) -> dict[str, float]:
         """Time the networks on the images. workspace: taken."""
         program, scheme, key = self.program, Scheme(self.mode), self.key
-        run = jax.jit(executor.forward, static_argnums=0, static_argnames='scheme', donate_argnums=5)
+        run = jax.jit(executor.forward, static_argnums=0, static_argnames='scheme', donate_argnames='tapes')
         gradients = jax.jit(
             executor.loss_and_gradients,
             static_argnums=0,
             static_argnames=('scheme', 'dropout'),
-            donate_argnums=6,
+            donate_argnames='tapes',
         )
+        networks = [RunnableNetwork(w, tables, bits) for w, (_, _, tables, bits) in zip(weights, each)]
 
         def forward_pass():
             nonlocal workspace
-            for w, (_, _, tables, bits) in zip(weights, each):
-                logits, workspace = run(
-                    program, w, tables, bits, self.images, workspace, scheme=scheme, key=key
-                )
+            for network in networks:
+                logits, workspace = run(program, network, self.images, workspace, scheme=scheme, key=key)
             return logits, workspace
 
         def both_passes():
             nonlocal workspace
-            for w, (_, _, tables, bits) in zip(weights, each):
+            for network in networks:
                 loss, _, g, workspace = gradients(
-                    program, w, tables, bits, self.images, self.labels, workspace, scheme=scheme, key=key,
+                    program, network, self.images, self.labels, workspace, scheme=scheme, key=key,
                     dropout=DROPOUT,
                 )  # fmt: skip
                 workspace = workspace._replace(weights=g)

@@ -15,13 +15,13 @@ from ghn_jax.aot.programs import Job
 from ghn_jax.aot.targets import Target
 from ghn_jax.base import backends
 from ghn_jax.benchmarks import launches
-from ghn_jax.benchmarks.options import Options, Row, config_of
+from ghn_jax.benchmarks.options import BenchmarkOptions, Row, config_of
 from ghn_jax.config import RunConfig
 from ghn_jax.evaluation.evaluation_spec import EvaluationSpec
 from ghn_jax.runs.task import make_space_of
 
 
-def measure(options: Options) -> list[Row]:
+def measure(options: BenchmarkOptions) -> list[Row]:
     """Compile what `options.config` needs for `options.split`: a row for each program and function.
 
     Figures: those of `report.about_program` and `compiled_figures`; rows of `launches` after them.
@@ -37,7 +37,7 @@ def measure(options: Options) -> list[Row]:
     return [row for job in jobs for row in _compiled(config, job, target)]
 
 
-def _jobs(config: RunConfig, options: Options, target: Target | None) -> Iterator[Job]:
+def _jobs(config: RunConfig, options: BenchmarkOptions, target: Target | None) -> Iterator[Job]:
     devices = (target.devices() if target else jax.local_devices())[:1]
     if options.split == 'train':
         return programs.training_jobs(config, devices, options.widths)

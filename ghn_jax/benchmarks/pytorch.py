@@ -16,7 +16,7 @@ import numpy as np
 
 from ghn_jax.base.errors import UserError
 from ghn_jax.benchmarks import tasks, timing
-from ghn_jax.benchmarks.options import Options, Row
+from ghn_jax.benchmarks.options import BenchmarkOptions, Row
 from ghn_jax.hypernet.ghn import GHN, GHNConfig, init_params
 from ghn_jax.hypernet.predict import predict_weights
 from ghn_jax.networks.spec import NetworkSpec
@@ -29,7 +29,7 @@ def check() -> None:
         raise UserError('what=pytorch needs PyTorch, which is not installed: pip install torch')
 
 
-def measure(options: Options) -> list[Row]:
+def measure(options: BenchmarkOptions) -> list[Row]:
     """Time a training step and scoring of each network in each mode, after a first run of it.
 
     Returns:
@@ -50,7 +50,7 @@ def measure(options: Options) -> list[Row]:
     return rows
 
 
-def _seconds(what: str, mode: str, options: Options, repeats: int = 1) -> Iterator[float]:
+def _seconds(what: str, mode: str, options: BenchmarkOptions, repeats: int = 1) -> Iterator[float]:
     """The mean seconds that each network takes for a batch, after the first."""
     import torch
     from torch.nn.functional import cross_entropy

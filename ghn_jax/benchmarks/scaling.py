@@ -22,7 +22,7 @@ from ghn_jax.assembly.network_batch import prepare
 from ghn_jax.base.errors import FieldError
 from ghn_jax.base.start import enable_compilation_cache
 from ghn_jax.benchmarks.images import random_dataset
-from ghn_jax.benchmarks.options import Options, Row
+from ghn_jax.benchmarks.options import BenchmarkOptions, Row
 from ghn_jax.cnn.covering import family, training_program
 from ghn_jax.config import RunConfig
 from ghn_jax.datasets.sizes import SIZES
@@ -79,7 +79,7 @@ def expected_efficiency(
     return step_seconds / (step_seconds + all_reduce_seconds(size, count, bandwidth, latency))
 
 
-def measure(options: Options) -> list[Row]:
+def measure(options: BenchmarkOptions) -> list[Row]:
     """Measure weak scaling on simulated devices, with rows named 'expected' of what to expect elsewhere.
 
     devices, mean_s (wall seconds for each network of a device), cpu_s_per_network, all_reduces, bytes; link,

@@ -22,14 +22,14 @@ from ghn_jax.base import counters
 from ghn_jax.base.errors import FieldError, UserError
 from ghn_jax.benchmarks import timing
 from ghn_jax.benchmarks.images import random_batches, random_dataset
-from ghn_jax.benchmarks.options import Options, Row
+from ghn_jax.benchmarks.options import BenchmarkOptions, Row
 from ghn_jax.cnn.building import build_program
 from ghn_jax.cnn.packing import BLOCK
 from ghn_jax.cnn.program import Program
+from ghn_jax.cnn.tables import RunnableNetwork
 from ghn_jax.config import RunConfig
 from ghn_jax.datasets.load import batch_indices
 from ghn_jax.datasets.sizes import SIZES
-from ghn_jax.evaluation import device
 from ghn_jax.evaluation.compiled import predict, score
 from ghn_jax.evaluation.selection import check_given, group_by_family, room_for, spread_images
 from ghn_jax.hypernet.ghn import GHN, GHNConfig, init_params
@@ -102,7 +102,7 @@ def random_images(batch_size: int, image_size: int = IMAGE_SIZE) -> tuple[jax.Ar
     return images, jnp.arange(batch_size, dtype=jnp.int32) % 10
 
 
-def measure_predict(options: Options) -> list[Row]:
+def measure_predict(options: BenchmarkOptions) -> list[Row]:
     """Time prediction network by network: graph, hypernetwork, and decoding to named arrays."""
     ghn, params = _hypernetwork(options)
     _announce('predict', 'float', options)
@@ -122,7 +122,7 @@ def measure_predict(options: Options) -> list[Row]:
     return [{'what': 'predict', 'mode': 'float', **figures}]
 
 
-def measure_train(options: Options) -> list[Row]:
+def measure_train(options: BenchmarkOptions) -> list[Row]:
     """Time training steps through the networks, `meta_batch` at a time.
 
     A family with fewer networks has fewer in a step, but at least one for each device. The step is the one
@@ -141,7 +141,7 @@ def measure_train(options: Options) -> list[Row]:
     return [_train(options, mode) for mode in options.modes]
 
 
-def _train(options: Options, mode: str) -> Row:
+def _train(options: BenchmarkOptions, mode: str) -> Row:
     ghn, params = _hypernetwork(options)
     _announce('train', mode, options)
     mesh = mesh_of(jax.local_devices()[: options.devices], 1)
@@ -176,19 +176,19 @@ def _train(options: Options, mode: str) -> Row:
     return {'what': 'train', 'mode': mode, **timing.row(seconds, compiled, **more)}
 
 
-def _chunks(members: Sequence[NetworkSpec], options: Options) -> list[list[NetworkSpec]]:
+def _chunks(members: Sequence[NetworkSpec], options: BenchmarkOptions) -> list[list[NetworkSpec]]:
     """The meta-batches of a family; the last is filled up with networks from the beginning."""
     each = -(-min(options.meta_batch, len(members)) // options.devices)  # of a device
     count = each * options.devices
     return [[members[(i + k) % len(members)] for k in range(count)] for i in range(0, len(members), count)]
 
 
-def measure_evaluate(options: Options) -> list[Row]:
+def measure_evaluate(options: BenchmarkOptions) -> list[Row]:
     """Time scoring each network on num_images images, and for 10,000; its weights are predicted before."""
     return [_evaluate(options, mode) for mode in options.modes]
 
 
-def _evaluate(options: Options, mode: str) -> Row:
+def _evaluate(options: BenchmarkOptions, mode: str) -> Row:
     ghn, params = _hypernetwork(options)
     _announce('evaluate', mode, options)
     mesh = local_mesh(options.devices)
@@ -208,7 +208,7 @@ def _evaluate(options: Options, mode: str) -> Row:
                 tables, bits = (jax.tree.map(lambda a: a[0], t) for t in (networks.tables, networks.bits))
                 placed = replicate(mesh, weights) if mesh else weights
                 jax.block_until_ready(placed)
-                network = device.RunnableNetwork(placed, tables, bits)
+                network = RunnableNetwork(placed, tables, bits)
                 start = time.perf_counter()
                 top1, *_, workspace = score(network, data, workspace, program=program, scheme=QAT, mesh=mesh)
                 jax.block_until_ready(top1)
@@ -226,10 +226,10 @@ def _evaluate(options: Options, mode: str) -> Row:
     return {'what': 'evaluate', 'mode': mode, **timing.row(seconds, compiled, **more)}
 
 
-def _hypernetwork(options: Options) -> tuple[GHN, Any]:
+def _hypernetwork(options: BenchmarkOptions) -> tuple[GHN, Any]:
     ghn = GHN(GHNConfig(num_classes=options.specs[0].num_classes))
     return ghn, init_params(ghn.config, jax.random.key(0))
 
 
-def _announce(what: str, mode: str, options: Options) -> None:
+def _announce(what: str, mode: str, options: BenchmarkOptions) -> None:
     print(f'{what}, {mode}: {len(options.specs)} networks ...', file=sys.stderr, flush=True)

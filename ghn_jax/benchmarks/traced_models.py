@@ -13,7 +13,7 @@ import numpy as np
 from ghn_jax.base import counters
 from ghn_jax.base.errors import FieldError
 from ghn_jax.benchmarks import timing
-from ghn_jax.benchmarks.options import Options, Row
+from ghn_jax.benchmarks.options import BenchmarkOptions, Row
 from ghn_jax.export.export import ExportSpec, check_spec, compare_export
 from ghn_jax.models.loading import load_model
 from ghn_jax.models.model import Model
@@ -27,7 +27,7 @@ PACKED = ('w8a8', 'w4a4', 'w2a2')
 COMPARED = ('float', 'w8a8', 'w4a8', 'w4a4', 'w2a2')
 
 
-def check(options: Options) -> None:
+def check(options: BenchmarkOptions) -> None:
     """Raise UserError where there are no models, bits that are none, or no onnxruntime where it is needed."""
     if not options.models:
         raise FieldError('models', ' is empty: give functions that return one, as in nets:net,nets:other')
@@ -35,7 +35,7 @@ def check(options: Options) -> None:
         check_spec(_spec(bits, options), options.num_images)
 
 
-def measure(options: Options) -> list[Row]:
+def measure(options: BenchmarkOptions) -> list[Row]:
     """Trace each of `options.models` and predict its parameters, with the hypernetwork of `options.workdir`.
 
     trace_s: median seconds from calling the user's function to the graph, over `options.repeats`.
@@ -56,7 +56,7 @@ def measure(options: Options) -> list[Row]:
     return [_measure(hypernetwork, name, options) for name in options.models]
 
 
-def _measure(hypernetwork: Hypernetwork, name: str, options: Options) -> Row:
+def _measure(hypernetwork: Hypernetwork, name: str, options: BenchmarkOptions) -> Row:
     print(f'models, {name} ...', file=sys.stderr, flush=True)
     size, repeats = hypernetwork.config.image_size, options.repeats
     model = load_model(name, (1, size, size, 3))
@@ -82,7 +82,7 @@ def _seconds(run: Callable[[], Any]) -> tuple[float, float]:
     return time.perf_counter() - start, time.process_time() - cpu
 
 
-def _agreement(hypernetwork: Hypernetwork, model: Model, options: Options) -> dict[str, Any]:
+def _agreement(hypernetwork: Hypernetwork, model: Model, options: BenchmarkOptions) -> dict[str, Any]:
     if not options.agreement:
         return {}
     found: dict[str, Any] = {'images': options.num_images}
@@ -102,7 +102,7 @@ def _agreement(hypernetwork: Hypernetwork, model: Model, options: Options) -> di
     return found
 
 
-def _spec(bits: str, options: Options) -> ExportSpec:
+def _spec(bits: str, options: BenchmarkOptions) -> ExportSpec:
     policy = parse_bits(bits)
     if policy.is_float:
         return ExportSpec(policy, 'onnx')

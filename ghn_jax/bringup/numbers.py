@@ -17,7 +17,7 @@ import numpy as np
 
 from ghn_jax.base import files, jsonfile
 from ghn_jax.base.backends import kernels_are_launches
-from ghn_jax.bringup.six_networks import Outputs, SixNetworks, difference
+from ghn_jax.bringup.six_networks import NetworkOutputs, SixNetworks, difference
 from ghn_jax.cnn.run import run
 from ghn_jax.hypernet.ghn import GHN
 from ghn_jax.hypernet.predict import predict_weights
@@ -41,7 +41,7 @@ _BITS = {'float32': 'float', 'w8a8': 'w8a8', 'w4a4': 'w4a4'}  # of one program
 _GOLDEN = ('convnets-06', 'convnets-09', 'convnets-16')  # published networks that are run
 
 
-def compare(name: str, outputs: Sequence[Outputs], reference: Mapping[str, Any]) -> dict[str, Any]:
+def compare(name: str, outputs: Sequence[NetworkOutputs], reference: Mapping[str, Any]) -> dict[str, Any]:
     """Compare losses and gradients of the networks with references, by the tolerances of `name`."""
     losses = [abs(o.loss / loss - 1) for o, loss in zip(outputs, reference['loss'], strict=True)]
     gradients = [difference(o.gradients, g) for o, g in zip(outputs, reference['gradients'], strict=True)]

@@ -21,7 +21,8 @@ from ghn_jax.base.backends import kernels_are_launches
 from ghn_jax.cnn import executor
 from ghn_jax.cnn.building import build_program
 from ghn_jax.cnn.packing import BLOCK
-from ghn_jax.cnn.weights import quantize_weights
+from ghn_jax.cnn.tables import RunnableNetwork
+from ghn_jax.cnn.weight_quantization import quantize_weights
 from ghn_jax.config import RunConfig
 from ghn_jax.evaluation.device import predict_buffer
 from ghn_jax.hypernet.ghn import GHN, GHNConfig, init_params
@@ -59,7 +60,7 @@ def space_config() -> RunConfig:
     return config
 
 
-class Outputs(NamedTuple):
+class NetworkOutputs(NamedTuple):
     """What one network gives: its loss, and a digest of the gradients by the hypernetwork's parameters."""
 
     loss: float
@@ -111,7 +112,8 @@ class SixNetworks:
             tables, bits = (jax.tree.map(lambda a: a[0], t) for t in (networks.tables, networks.bits))
             rounded, _ = quantize_weights(weights, tables, bits.weights, jnp.zeros(floats), scheme=QAT)
             tapes = executor.make_tapes(program, _IMAGES, train=False)
-            return executor.forward(program, rounded, tables, bits, images, tapes, scheme=QAT)[0]
+            network = RunnableNetwork(rounded, tables, bits)
+            return executor.forward(program, network, images, tapes, scheme=QAT)[0]
 
         return jax.jit(run)
 
@@ -133,10 +135,10 @@ class Training:
         )  # fmt: skip
         return float(metrics['loss'][0]), jax.device_get(gradients)
 
-    def outputs(self, bits: str) -> list[Outputs]:
+    def outputs(self, bits: str) -> list[NetworkOutputs]:
         """Give what each network computes at these bits."""
         computed = map(self, self.six.prepared(bits))
-        return [Outputs(loss, digest(gradients)) for loss, gradients in computed]
+        return [NetworkOutputs(loss, digest(gradients)) for loss, gradients in computed]
 
     def repeats_itself(self, bits: str) -> bool:
         """Compute the first network twice: whether all numbers are the same to the bit."""

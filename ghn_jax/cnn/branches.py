@@ -19,7 +19,7 @@ from ghn_jax.base.backends import kernels_are_launches, on_cpu
 from ghn_jax.cnn.capacity import Segment
 from ghn_jax.cnn.packing import TapeShape
 from ghn_jax.cnn.program import Program
-from ghn_jax.cnn.quantizer import Quantization, Quantizer, Sizes
+from ghn_jax.cnn.quantizer import Quantization, Quantizer, ValueSizes
 from ghn_jax.cnn.shared_branches import Branch
 from ghn_jax.cnn.tables import G_DST, SRC, Tables
 from ghn_jax.cnn.tape_layout import TapeLayout, layout_of, read_slot
@@ -31,7 +31,7 @@ def _dtype(values: dict[TapeShape, Array]) -> DTypeLike:
     return next(iter(values.values())).dtype
 
 
-class Run(NamedTuple):
+class NetworkRun(NamedTuple):
     """What stays the same while one network runs over one batch.
 
     Attributes:
@@ -60,12 +60,12 @@ class Run(NamedTuple):
         """Return 1.0 where the network has normalisations, else 0.0; []."""
         return self.tables.has_norm.astype(self.weights.dtype)
 
-    def at(self, r: Array, sizes: Sizes) -> tuple[Array, Quantizer]:
+    def at(self, r: Array, sizes: ValueSizes) -> tuple[Array, Quantizer]:
         """Return row r of the table, and the quantizer of its instruction, which reads what has `sizes`."""
         row = self.tables.rows[r]
         return row, self.quantization.quantizer(r, row, sizes)
 
-    def for_branches(self, r: Array, sizes: Sizes) -> tuple:
+    def for_branches(self, r: Array, sizes: ValueSizes) -> tuple:
         """Return what the branches of a switch are given of instruction r; they read it by `in_branch`."""
         if kernels_are_launches():
             return r, sizes
@@ -103,7 +103,7 @@ def padding_groups(segment: Segment, ops: Sequence[int]) -> list[tuple[int, list
     return groups
 
 
-def forward_of(run: Run, segment: Segment, branch: Branch, has_norm: Array) -> Callable:
+def forward_of(run: NetworkRun, segment: Segment, branch: Branch, has_norm: Array) -> Callable:
     """Make the function that reads a slot and computes an op of it."""
     src, dst = run.layout(segment.src), run.layout(segment.dst)
 
@@ -115,7 +115,7 @@ def forward_of(run: Run, segment: Segment, branch: Branch, has_norm: Array) -> C
     return forward
 
 
-def backward_of(run: Run, segment: Segment, branch: Branch, padded: int, has_norm: Array) -> Callable:
+def backward_of(run: NetworkRun, segment: Segment, branch: Branch, padded: int, has_norm: Array) -> Callable:
     """Make the function that recomputes an op from its taped input and differentiates it.
 
     It gives the gradient to the weights, padded to `padded` floats, and to the input (None for images).

@@ -2,7 +2,7 @@
 
 from collections.abc import Iterable
 
-from ghn_jax.base.numbers import round_up
+from ghn_jax.base.whole_numbers import round_up
 from ghn_jax.cnn.capacity import Capacity, Segment
 from ghn_jax.cnn.channel_groups import count_channel_groups
 from ghn_jax.cnn.gradient_slots import place_gradients

@@ -19,7 +19,7 @@ from ghn_jax.networks.counts import cost
 from ghn_jax.networks.drawing import LARGE, WIDE_FACTOR, besides, chain, pools
 from ghn_jax.networks.genotype import Genotype
 from ghn_jax.networks.ops import has_attention, plain_ops
-from ghn_jax.networks.rules import split_rules
+from ghn_jax.networks.space_rules import split_rules
 from ghn_jax.networks.spaces import Space
 from ghn_jax.networks.spec import NetworkSpec
 

@@ -32,14 +32,23 @@ from jax.typing import DTypeLike
 from ghn_jax.base import collectives
 from ghn_jax.base.backends import kernels_are_launches
 from ghn_jax.cnn import head, tape_norms
-from ghn_jax.cnn.branches import Run, backward_of, forward_of, padding_groups
+from ghn_jax.cnn.branches import NetworkRun, backward_of, forward_of, padding_groups
 from ghn_jax.cnn.capacity import Segment
 from ghn_jax.cnn.dispatch import switch, visit_one
 from ghn_jax.cnn.packing import BLOCK, TapeShape
 from ghn_jax.cnn.program import Program
-from ghn_jax.cnn.quantizer import Quantization, Sizes, with_sizes
+from ghn_jax.cnn.quantizer import Quantization, ValueSizes, with_sizes
 from ghn_jax.cnn.shared_branches import branches_of
-from ghn_jax.cnn.tables import ACCUMULATE, DST, G_DST, G_SRC, SEEN, SRC, WEIGHTS, Bits, Ranges, Tables
+from ghn_jax.cnn.tables import (
+    ACCUMULATE,
+    DST,
+    G_DST,
+    G_SRC,
+    SEEN,
+    SRC,
+    WEIGHTS,
+    RunnableNetwork,
+)
 from ghn_jax.cnn.tape_layout import add_to_slot, grouped_like, layout_of, read_slot, set_slot, ungrouped
 from ghn_jax.quant.scheme import FLOAT, Scheme
 
@@ -71,46 +80,53 @@ def make_tapes(program: Program, batch: int, dtype: DTypeLike = jnp.float32, *, 
     return Tapes(zeros(program.slots), zeros(program.gradient_slots) if train else {}, weights)
 
 
+def start(
+    program: Program,
+    network: RunnableNetwork,
+    images: Array,
+    *,
+    scheme: Scheme,
+    key: Array | None = None,
+    axis: str | None = None,
+) -> tuple[NetworkRun, head.HeadQuantization]:
+    """Return what stays the same in one run, and how the head quantizes; for the arguments see `forward`."""
+    bits = network.bits
+    rows, of_head = (None, None) if network.ranges is None else network.ranges
+    quantization = Quantization(scheme, bits.activations, program.capacity.parts, key, axis, rows)
+    run = NetworkRun(program, network.weights, network.tables, images, quantization)
+    return run, head.HeadQuantization(scheme, bits.head, key, axis, of_head)
+
+
 def forward(
     program: Program,
-    weights: Array,
-    tables: Tables,
-    bits: Bits,
+    network: RunnableNetwork,
     images: Array,
     tapes: Tapes,
     *,
     scheme: Scheme = FLOAT,
     key: Array | None = None,
-    ranges: Ranges | None = None,
     axis: str | None = None,
 ) -> tuple[Array, Tapes]:
     """Run one network: logits [N, L], and the tapes with its values.
 
     Args:
-      weights: [F], laid out by `Program.layout`, already quantized (`quantize_weights`).
+      network: its weights already quantized (`quantize_weights`).
       images: [N, H, H, 3], normalised.
       tapes: written over.
       scheme: static; bits matter in its modes 'qat' and 'noise' only.
       key: for 'noise'.
-      ranges: of activations, in place of those of this batch by the scheme; values beyond are clipped.
       axis: a mesh axis whose devices run this network together, each on its part of the batch.
     """
-    rows, of_head = (None, None) if ranges is None else ranges
-    quantization = Quantization(scheme, bits.activations, program.capacity.parts, key, axis, rows)
-    run = Run(program, weights, tables, images, quantization)
+    run, of_head = start(program, network, images, scheme=scheme, key=key, axis=axis)
     values, _, _ = run_forward(run, ungrouped(tapes.values))
-    features = head.features(program, tables.head, values, images.shape[0])
-    logits, _ = head.logits(
-        program, weights, tables.head, bits.head, features, scheme=scheme, key=key, axis=axis, ranges=of_head
-    )
+    features = head.features(program, run.tables.head, values, images.shape[0])
+    logits, _ = head.logits(program, run.weights, run.tables.head, features, of_head)
     return logits, tapes._replace(values=grouped_like(values, tapes.values))
 
 
 def loss_and_gradients(
     program: Program,
-    weights: Array,
-    tables: Tables,
-    bits: Bits,
+    network: RunnableNetwork,
     images: Array,
     labels: Array,
     tapes: Tapes,
@@ -125,7 +141,8 @@ def loss_and_gradients(
     Gradient elements outside the network's pieces are arbitrary.
 
     Args:
-      weights, images, tapes, scheme: see `forward`.
+      network: as for `forward`, without ranges.
+      images, tapes, scheme: see `forward`.
       labels: int32 [N], or [N, L] the probability of each class.
       key: for noise and dropout.
       dropout: rate after the hidden layer of two-layer heads.
@@ -135,19 +152,16 @@ def loss_and_gradients(
     Returns:
       Mean cross-entropy [] in nats, logits [N, L], gradient [F] of the loss to `weights`, tapes.
     """
-    quantization = Quantization(
-        scheme, bits.activations, program.capacity.parts, collectives.own_key(key, axis), axis
-    )
-    run = Run(program, weights, tables, images, quantization)
+    run, of_head = start(program, network, images, scheme=scheme, key=key, axis=axis)
+    own_key = collectives.own_key(key, axis)
+    run = run._replace(quantization=run.quantization._replace(key=own_key))
     values, sizes, kept = run_forward(run, ungrouped(tapes.values))
 
-    features, to_slots = head.features_vjp(program, tables.head, values, images.shape[0])
-    of_head = program, weights, tables.head, bits.head
-    logits, residuals = head.logits(*of_head, features, scheme=scheme, key=key, dropout=dropout, axis=axis)
+    classifier = program, network.weights, network.tables.head
+    features, to_slots = head.features_vjp(program, network.tables.head, values, images.shape[0])
+    logits, residuals = head.logits(*classifier, features, of_head, dropout=dropout)
     loss, g_logits = jax.value_and_grad(_cross_entropy)(logits, labels, axis)
-    g_features, g_weights = head.logits_backward(
-        *of_head, residuals, g_logits, tapes.weights, scheme=scheme, key=key, axis=axis
-    )
+    g_features, g_weights = head.logits_backward(*classifier, residuals, of_head, g_logits, tapes.weights)
     running = Tapes(values, to_slots(g_features, ungrouped(tapes.gradients)), g_weights)
     for segment in reversed(range(len(program.segments))):
         running = _run_backward(run, segment, sizes, kept, running)
@@ -171,8 +185,8 @@ def _in_switch_and_apart(segment: Segment) -> tuple[list[int], list[int]]:
 
 
 def run_forward(
-    run: Run, values: dict[TapeShape, Array]
-) -> tuple[dict[TapeShape, Array], dict[TapeShape, Sizes], Array | None]:
+    run: NetworkRun, values: dict[TapeShape, Array]
+) -> tuple[dict[TapeShape, Array], dict[TapeShape, ValueSizes], Array | None]:
     """Fill the value tapes. Returns them with the sizes of their values (given ranges, none is measured), and
     what `tape_norms` keeps of each norm. values: tapes, not grouped.
     """
@@ -227,7 +241,7 @@ def _sum(tape: Array, y: Array, row: Array) -> Array:
 
 
 def _run_backward(
-    run: Run, number: int, sizes: dict[TapeShape, Sizes], kept: Array | None, tapes: Tapes
+    run: NetworkRun, number: int, sizes: dict[TapeShape, ValueSizes], kept: Array | None, tapes: Tapes
 ) -> Tapes:
     """Walk a segment in reverse. Returns the tapes with its gradients, of values and of weights."""
     segment, tables = run.program.segments[number], run.tables

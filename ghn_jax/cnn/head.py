@@ -11,6 +11,7 @@ from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax import Array, lax
 
 from ghn_jax.base import collectives
@@ -32,6 +33,32 @@ class Residuals(NamedTuple):
     features: Array
     hidden: Array
     mask: Array
+
+
+class HeadQuantization(NamedTuple):
+    """How one run of a network quantizes what enters the first and the second layer of its head.
+
+    Attributes:
+      bits: int32 [2].
+      key: for noise, and for dropout.
+      axis: as in `Quantization`.
+      ranges: [2, 2], in place of those of this batch, or None.
+    """
+
+    scheme: Scheme
+    bits: Array | np.ndarray
+    key: Array | None = None
+    axis: str | None = None
+    ranges: Array | np.ndarray | None = None
+
+    def quantize(self, x: Array, which: int) -> Array:
+        """Quantize the input of a layer. Padding does not widen its range, which includes 0."""
+        if self.scheme.mode == 'float':
+            return x
+        key = None if self.key is None else jax.random.fold_in(self.key, _KEYS + which)
+        key = None if key is None else collectives.own_key(key, self.axis)
+        ends = None if self.ranges is None else self.ranges[which]
+        return quantize_activation(x, self.bits[which], self.scheme, ends=ends, key=key, across=self.axis)
 
 
 # ---- features
@@ -137,17 +164,6 @@ def _bias(flat: Array, block: Array, cols: int) -> Array:
     return lax.dynamic_slice(flat, (block * BLOCK,), (cols,))
 
 
-def _quantize(x, bits, scheme, key, which, axis, ranges=None):
-    """Quantize by the tensor's own range, or that of `ranges` [2, 2]; the zeros beyond its features do not
-    widen it, as it includes 0.
-    """
-    if scheme.mode == 'float':
-        return x
-    key = None if key is None else collectives.own_key(jax.random.fold_in(key, _KEYS + which), axis)
-    ends = None if ranges is None else ranges[which]
-    return quantize_activation(x, bits, scheme, ends=ends, key=key, across=axis)
-
-
 def _hidden_size(program: Program) -> int:
     return program.capacity.hidden_panels * BLOCK
 
@@ -157,12 +173,14 @@ def activate(residuals: Residuals) -> Array:
     return ops.relu(residuals.hidden) * residuals.mask
 
 
-def _final_input(program, table, bits, residuals: Residuals, scheme, key, axis, ranges=None) -> Array:
+def _final_input(
+    program: Program, table: HeadTable, residuals: Residuals, quantization: HeadQuantization
+) -> Array:
     """What enters the last linear layer, [N, max(D, D')]: hidden activations or the features themselves."""
     width = max(program.features, _hidden_size(program))
     widen = lambda x: jnp.pad(x, ((0, 0), (0, width - x.shape[1])))
-    hidden = _quantize(activate(residuals), bits[1], scheme, key, 1, axis, ranges)
-    features = _quantize(residuals.features, bits[0], scheme, key, 0, axis, ranges)
+    hidden = quantization.quantize(activate(residuals), 1)
+    features = quantization.quantize(residuals.features, 0)
     return jnp.where(table.two_layers > 0, widen(hidden), widen(features))
 
 
@@ -170,22 +188,15 @@ def logits(
     program: Program,
     flat: Array,
     table: HeadTable,
-    bits: Array,
     features: Array,
+    quantization: HeadQuantization,
     *,
-    scheme: Scheme,
-    key: Array | None,
     dropout: float = 0.0,
-    axis: str | None = None,
-    ranges: Array | None = None,
 ) -> tuple[Array, Residuals]:
-    """Compute logits [N, L], and residuals.
-
-    bits: int32 [2], of the inputs of the first and of the second layer. ranges: [2, 2], of these inputs; the
-    batch's if None. axis: as for `executor.loss_and_gradients`.
-    """
+    """Compute logits [N, L], and residuals."""
     n, width = features.shape[0], _hidden_size(program)
-    x = _quantize(features, bits[0], scheme, key, 0, axis, ranges)
+    key, axis = quantization.key, quantization.axis
+    x = quantization.quantize(features, 0)
 
     def panel(c, hidden):
         weights = table.hidden_weights + c * table.hidden_rows * BLOCK
@@ -201,7 +212,7 @@ def logits(
         keep = jax.random.bernoulli(jax.random.fold_in(key, _KEYS + 2), 1 - dropout, shape)
         mask = collectives.own_rows(keep, axis).astype(features.dtype) / (1 - dropout)
     residuals = Residuals(features, hidden, mask)
-    x = _final_input(program, table, bits, residuals, scheme, key, axis, ranges)
+    x = _final_input(program, table, residuals, quantization)
     cols = padded_classes(program.num_classes)
     out = _linear(x, flat, table.final_weights, table.final_rows, cols) + _bias(flat, table.final_bias, cols)
     return out[:, : program.num_classes], residuals
@@ -211,27 +222,22 @@ def logits_backward(
     program: Program,
     flat: Array,
     table: HeadTable,
-    bits: Array,
     residuals: Residuals,
+    quantization: HeadQuantization,
     g: Array,
     g_flat: Array,
-    *,
-    scheme: Scheme,
-    key: Array | None,
-    axis: str | None = None,
 ) -> tuple[Array, Array]:
     """Return the gradient to the features [N, D], and g_flat with the head's weights set, from g [N, L]."""
     cols = padded_classes(program.num_classes)
     g = jnp.pad(g, ((0, 0), (0, cols - g.shape[1])))
-    x, to_residuals = jax.vjp(lambda r: _final_input(program, table, bits, r, scheme, key, axis), residuals)
+    x, to_residuals = jax.vjp(lambda r: _final_input(program, table, r, quantization), residuals)
     g_flat = lax.dynamic_update_slice(g_flat, jnp.sum(g, 0), (table.final_bias * BLOCK,))
     g_x, g_flat = _linear_backward(
         x, flat, table.final_weights, table.final_rows, cols, g, jnp.zeros_like(x), g_flat
     )
     (g_residuals,) = to_residuals(g_x)
 
-    quantize = lambda x: _quantize(x, bits[0], scheme, key, 0, axis)
-    x, to_features = jax.vjp(quantize, residuals.features)
+    x, to_features = jax.vjp(lambda x: quantization.quantize(x, 0), residuals.features)
 
     def panel(c, carry):
         g_x, g_flat = carry

@@ -2,7 +2,7 @@
 
 from typing import NamedTuple
 
-from ghn_jax.base.numbers import round_up
+from ghn_jax.base.whole_numbers import round_up
 from ghn_jax.cnn.lowering import Head
 from ghn_jax.cnn.packing import BLOCK, Piece, linear_pieces, vector_piece
 

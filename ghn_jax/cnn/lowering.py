@@ -12,7 +12,7 @@ from collections.abc import Iterable
 from typing import Any, NamedTuple
 
 from ghn_jax.base.errors import UserError
-from ghn_jax.base.numbers import round_up
+from ghn_jax.base.whole_numbers import round_up
 from ghn_jax.cnn.instructions import Conv, Kind, MaxPool, Norm, Position, Reduce, Subsample, Zero, kinds_of
 from ghn_jax.cnn.packing import Piece, TapeShape, dense_piece, whole_piece
 from ghn_jax.networks.ops import tensors

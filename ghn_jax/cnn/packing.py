@@ -5,7 +5,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from ghn_jax.base.numbers import round_up
+from ghn_jax.base.whole_numbers import round_up
 
 BLOCK = 256  # floats; every piece of the weight buffer starts at a multiple of it
 TILE = 64  # channels of a hypernetwork's tiles

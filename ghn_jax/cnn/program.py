@@ -20,7 +20,7 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import DTypeLike
 
-from ghn_jax.base.numbers import round_up
+from ghn_jax.base.whole_numbers import round_up
 from ghn_jax.cnn.capacity import Capacity, Segment
 from ghn_jax.cnn.channel_groups import channel_group_tables, count_channel_groups
 from ghn_jax.cnn.gradient_slots import place_gradients

@@ -64,7 +64,7 @@ class Quantizer(NamedTuple):
         return y.astype(x.dtype)
 
 
-class Sizes(NamedTuple):
+class ValueSizes(NamedTuple):
     """How large the values in each slot of a tape are, [S] each.
 
     Attributes:
@@ -114,7 +114,7 @@ class Quantization(NamedTuple):
         """Whether the sizes of values are needed, for ranges of this batch."""
         return self.scheme.mode != 'float' and self.ranges is None
 
-    def quantizer(self, r: Array, row: Array, sizes: Sizes) -> Quantizer:
+    def quantizer(self, r: Array, row: Array, sizes: ValueSizes) -> Quantizer:
         """Make the quantizer of instruction r, which reads what has `sizes`; row: r's in the table.
 
         The key is derived from r, so that the backward pass draws the same noise.
@@ -136,45 +136,45 @@ class Quantization(NamedTuple):
             scale = jnp.where(scale > 0, scale, 1)
         return Quantizer(scheme, scale, bits, key, self.axis)
 
-    def no_sizes(self, slots: int, dtype: DTypeLike) -> Sizes:
+    def no_sizes(self, slots: int, dtype: DTypeLike) -> ValueSizes:
         """Return the sizes of a tape of so many slots that nothing is written to yet."""
         zeros = jnp.zeros(max(slots, self.parts), dtype)
         squares = zeros if self.scheme.activation_range == 'sigma' and self.scheme.mode != 'float' else None
-        return Sizes(zeros, squares, squares)
+        return ValueSizes(zeros, squares, squares)
 
 
-def with_sizes(sizes: Sizes, y: Array, slot: Array, axis: str | None) -> Sizes:
+def with_sizes(sizes: ValueSizes, y: Array, slot: Array, axis: str | None) -> ValueSizes:
     """Return the sizes with those of y [N, H, H, C], which was written to a slot."""
     return with_size(sizes, size_of(y, sizes), slot, axis)
 
 
-def size_of(y: Array, sizes: Sizes) -> Sizes:
+def size_of(y: Array, sizes: ValueSizes) -> ValueSizes:
     """Return the size of y [N, H, H, C], or of some of its images, [] each; of what `sizes` has."""
     dtype = sizes.largest.dtype
     largest = jnp.max(y).astype(dtype)
     if sizes.squares is None:
-        return Sizes(largest, None, None)
-    return Sizes(largest, *power(ops.relu(ops.wide(y)).astype(dtype)))
+        return ValueSizes(largest, None, None)
+    return ValueSizes(largest, *power(ops.relu(ops.wide(y)).astype(dtype)))
 
 
-def no_size(sizes: Sizes) -> Sizes:
+def no_size(sizes: ValueSizes) -> ValueSizes:
     """Return the size of no values; of what `sizes` has."""
     zero = None if sizes.squares is None else jnp.zeros((), sizes.largest.dtype)
-    return Sizes(jnp.full((), -jnp.inf, sizes.largest.dtype), zero, zero)
+    return ValueSizes(jnp.full((), -jnp.inf, sizes.largest.dtype), zero, zero)
 
 
-def joined_size(a: Sizes, b: Sizes) -> Sizes:
+def joined_size(a: ValueSizes, b: ValueSizes) -> ValueSizes:
     """Return the size of two parts of a value together."""
     largest = jnp.maximum(a.largest, b.largest)
     if a.squares is None or b.squares is None or a.count is None or b.count is None:
-        return Sizes(largest, None, None)
-    return Sizes(largest, a.squares + b.squares, a.count + b.count)
+        return ValueSizes(largest, None, None)
+    return ValueSizes(largest, a.squares + b.squares, a.count + b.count)
 
 
-def with_size(sizes: Sizes, size: Sizes, slot: Array, axis: str | None) -> Sizes:
+def with_size(sizes: ValueSizes, size: ValueSizes, slot: Array, axis: str | None) -> ValueSizes:
     """Return the sizes with one of a value [] each, which was written to a slot."""
     largest = sizes.largest.at[slot].set(collectives.largest(size.largest, axis))
     if sizes.squares is None or sizes.count is None:
         return sizes._replace(largest=largest)
     squares, count = collectives.total((size.squares, size.count), axis)
-    return Sizes(largest, sizes.squares.at[slot].set(squares), sizes.count.at[slot].set(count))
+    return ValueSizes(largest, sizes.squares.at[slot].set(squares), sizes.count.at[slot].set(count))

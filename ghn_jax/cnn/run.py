@@ -17,7 +17,8 @@ from ghn_jax.cnn.building import build_program
 from ghn_jax.cnn.executor import forward, make_tapes
 from ghn_jax.cnn.program import Program
 from ghn_jax.cnn.reference import apply_reference
-from ghn_jax.cnn.weights import quantize_weights
+from ghn_jax.cnn.tables import RunnableNetwork
+from ghn_jax.cnn.weight_quantization import quantize_weights
 from ghn_jax.networks.counts import count_parameters
 from ghn_jax.networks.graph import build_graph
 from ghn_jax.networks.spec import IMAGE_SIZE, NetworkSpec
@@ -130,6 +131,6 @@ def _run_reference(
 def _run_executor(
     program: Program, scheme: Scheme, flat: Array, tables: Any, bits: Any, images: Array
 ) -> Array:
-    workspace = make_tapes(program, images.shape[0], train=False)
+    tapes = make_tapes(program, images.shape[0], train=False)
     rounded, _ = quantize_weights(flat, tables, bits.weights, jnp.zeros_like(flat), scheme=scheme)
-    return forward(program, rounded, tables, bits, images, workspace, scheme=scheme)[0]
+    return forward(program, RunnableNetwork(rounded, tables, bits), images, tapes, scheme=scheme)[0]

@@ -72,3 +72,19 @@ class Ranges(NamedTuple):
 
     rows: ArrayOrNumpy
     head: ArrayOrNumpy
+
+
+class RunnableNetwork(NamedTuple):
+    """One network as the executor runs it.
+
+    Attributes:
+      weights: float [F], laid out by `Program.layout`.
+      tables: integers that make the program run it.
+      bits: of its tensors, of any policy, float included.
+      ranges: of its activations, to which values are clipped; None for those of each batch.
+    """
+
+    weights: ArrayOrNumpy
+    tables: Tables
+    bits: Bits
+    ranges: Ranges | None = None

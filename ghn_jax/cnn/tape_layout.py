@@ -20,7 +20,7 @@ from jax.experimental.layout import Layout, with_layout_constraint
 from jax.typing import DTypeLike
 
 from ghn_jax.base import backends
-from ghn_jax.base.numbers import round_up
+from ghn_jax.base.whole_numbers import round_up
 from ghn_jax.cnn.packing import TapeShape
 
 _LANES, _SUBLANES = 128, 8  # of a TPU's vectors

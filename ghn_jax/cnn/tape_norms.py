@@ -26,13 +26,13 @@ from ghn_jax.cnn.batch_norm import (
     normalizer,
     weight_gradients,
 )
-from ghn_jax.cnn.branches import Run
+from ghn_jax.cnn.branches import NetworkRun
 from ghn_jax.cnn.capacity import Segment
 from ghn_jax.cnn.dispatch import read_weights
 from ghn_jax.cnn.instructions import Kind, Norm
 from ghn_jax.cnn.packing import BLOCK, block_floats
 from ghn_jax.cnn.program import Program
-from ghn_jax.cnn.quantizer import Sizes, joined_size, no_size, size_of, with_size
+from ghn_jax.cnn.quantizer import ValueSizes, joined_size, no_size, size_of, with_size
 from ghn_jax.cnn.tables import ACCUMULATE, DST, G_DST, G_SRC, SEEN, SRC, WEIGHTS
 
 _PART = 32_768  # floats of a value that are read, computed and written at a time: they stay in cache
@@ -54,8 +54,8 @@ def no_normalizers(program: Program, dtype: DTypeLike) -> Array | None:
 
 
 def normalize(
-    run: Run, segment: Segment, r: Array, tape: Array, sizes: Sizes, kept: Array
-) -> tuple[Array, Sizes, Array]:
+    run: NetworkRun, segment: Segment, r: Array, tape: Array, sizes: ValueSizes, kept: Array
+) -> tuple[Array, ValueSizes, Array]:
     """Run instruction r, a norm: on the tape [S, N, H, H, C], its sizes, and the normalizers [R, 2, C]."""
     row, quantization, parts = run.tables.rows[r], run.quantization, _parts_of(tape)
     scale, shift = read_weights(Norm(), segment, run.weights, row[WEIGHTS])
@@ -80,7 +80,7 @@ def normalize(
 
 
 def differentiate(
-    run: Run, segment: Segment, r: Array, values: Array, kept: Array, gradients: Array, flat: Array
+    run: NetworkRun, segment: Segment, r: Array, values: Array, kept: Array, gradients: Array, flat: Array
 ) -> tuple[Array, Array]:
     """Differentiate instruction r, a norm: write to the tape of gradients, and to those of weights [F].
 

@@ -19,7 +19,7 @@ import numpy as np
 from ghn_jax.base import paths
 from ghn_jax.base.errors import FieldError, one_line, shown
 from ghn_jax.datasets.cifar10 import Split
-from ghn_jax.datasets.sizes import Sizes
+from ghn_jax.datasets.sizes import DatasetSizes
 
 SUFFIX = '.npz'
 _NEEDED = ('train_images', 'train_labels', 'test_images', 'test_labels')
@@ -41,7 +41,7 @@ def find(name: str, data_dir: str | None) -> pathlib.Path:
     return paths.local(data_dir, 'data_dir') / path.name if data_dir else path
 
 
-def read(path: pathlib.Path) -> tuple[dict[str, Split], Sizes]:
+def read(path: pathlib.Path) -> tuple[dict[str, Split], DatasetSizes]:
     """Read the splits train, val and test, in three colours and of any one size, and what `read_sizes` reads.
 
     Raises:
@@ -62,13 +62,13 @@ def read(path: pathlib.Path) -> tuple[dict[str, Split], Sizes]:
     return {name: Split(images[name], labels[name]) for name in images}, sizes
 
 
-def read_sizes(path: pathlib.Path) -> Sizes:
+def read_sizes(path: pathlib.Path) -> DatasetSizes:
     """Read what is known without the images. Raises FieldError as `read`."""
     with _opened(path) as file:
         return _labels(path, file)[1]
 
 
-def _labels(path: pathlib.Path, file: np.lib.npyio.NpzFile) -> tuple[dict[str, np.ndarray], Sizes]:
+def _labels(path: pathlib.Path, file: np.lib.npyio.NpzFile) -> tuple[dict[str, np.ndarray], DatasetSizes]:
     """Read the labels of the splits that are there, and count images, classes and what is put aside."""
     labels = {}
     for split in ('train', 'val', 'test'):
@@ -94,7 +94,7 @@ def _labels(path: pathlib.Path, file: np.lib.npyio.NpzFile) -> tuple[dict[str, n
             raise _bad(path, 'one training image', 'two or more, for some are put aside for validation')
         aside = max(1, train // 10)
         train -= aside
-    return labels, Sizes(train, aside, len(labels['test']), classes, bool(flip))
+    return labels, DatasetSizes(train, aside, len(labels['test']), classes, bool(flip))
 
 
 def _images(path: pathlib.Path, file: np.lib.npyio.NpzFile, split: str, count: int) -> np.ndarray:
@@ -114,7 +114,7 @@ def _images(path: pathlib.Path, file: np.lib.npyio.NpzFile, split: str, count: i
     return np.broadcast_to(images[..., None] if grey else images, (*images.shape[:3], 3))
 
 
-def _kept(sizes: Sizes) -> np.ndarray:
+def _kept(sizes: DatasetSizes) -> np.ndarray:
     """Which of the training images are not put aside, in a file that may be sorted by class: bool [N]."""
     kept = np.ones(sizes.train + sizes.val, bool)
     kept[np.random.default_rng(0).permutation(len(kept))[: sizes.val]] = False

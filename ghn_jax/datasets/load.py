@@ -17,11 +17,11 @@ from PIL import Image
 
 from ghn_jax.base import paths
 from ghn_jax.base.errors import FieldError, UserError, shown
-from ghn_jax.base.numbers import is_int
+from ghn_jax.base.whole_numbers import is_int
 from ghn_jax.datasets import cifar10, image_file
 from ghn_jax.datasets.augment import normalize
 from ghn_jax.datasets.cifar10 import Split
-from ghn_jax.datasets.sizes import SIZES, Sizes
+from ghn_jax.datasets.sizes import SIZES, DatasetSizes
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -101,7 +101,7 @@ def load(name: str, *, data_dir: str | None = None, image_size: int = 32, seed: 
     return _DATASETS[name](data_dir=data_dir, image_size=image_size, seed=seed)
 
 
-def read_sizes(name: str, *, data_dir: str | None = None) -> Sizes:
+def read_sizes(name: str, *, data_dir: str | None = None) -> DatasetSizes:
     """Return what is known of a data set without reading its images; arguments and errors as of `load`."""
     _check_name(name)
     if name.endswith(image_file.SUFFIX):

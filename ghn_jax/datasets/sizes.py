@@ -3,7 +3,7 @@
 from typing import NamedTuple
 
 
-class Sizes(NamedTuple):
+class DatasetSizes(NamedTuple):
     """A data set: images of each split, its classes, whether a mirrored image is one of the same class."""
 
     train: int
@@ -14,8 +14,8 @@ class Sizes(NamedTuple):
 
 
 SIZES = {
-    'cifar10': Sizes(45_000, 5_000, 10_000, flip=True),
-    'digits': Sizes(1_197, 300, 300),
-    'synthetic': Sizes(1_024, 256, 256),
+    'cifar10': DatasetSizes(45_000, 5_000, 10_000, flip=True),
+    'digits': DatasetSizes(1_197, 300, 300),
+    'synthetic': DatasetSizes(1_024, 256, 256),
 }
 """Of the data sets that have a name; `datasets.load` gives them, too, for files of images."""

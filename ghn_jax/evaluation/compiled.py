@@ -18,8 +18,9 @@ from ghn_jax.base.executables import KeptFunction
 from ghn_jax.base.recipes import Recipe
 from ghn_jax.cnn.deploy.observer import Index, Wanted
 from ghn_jax.cnn.program import Program
+from ghn_jax.cnn.tables import RunnableNetwork
 from ghn_jax.evaluation import device
-from ghn_jax.evaluation.device import Measured, RunnableNetwork
+from ghn_jax.evaluation.device import Measured
 from ghn_jax.evaluation.selection import ImageBatches
 from ghn_jax.hypernet.ghn import GHN
 from ghn_jax.quant.scheme import Scheme

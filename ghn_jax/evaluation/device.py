@@ -17,10 +17,10 @@ from ghn_jax.assembly.workspace import Workspace
 from ghn_jax.base import collectives as mesh_axes
 from ghn_jax.base.collectives import Axes
 from ghn_jax.cnn import executor
-from ghn_jax.cnn.deploy.observer import Activations, Index, Moments, Wanted, observe, weight_noise
+from ghn_jax.cnn.deploy.observer import Activations, Index, RowMoments, Wanted, observe, weight_noise
 from ghn_jax.cnn.program import Program
-from ghn_jax.cnn.tables import ArrayOrNumpy, Bits, Ranges, Tables
-from ghn_jax.cnn.weights import pages, quantize_weights
+from ghn_jax.cnn.tables import ArrayOrNumpy, RunnableNetwork
+from ghn_jax.cnn.weight_quantization import pages, quantize_weights
 from ghn_jax.datasets.augment import normalize
 from ghn_jax.evaluation.selection import ImageBatches
 from ghn_jax.hypernet.ghn import GHN
@@ -33,22 +33,6 @@ def predict_buffer(ghn: GHN, params: Any, networks: Networks, out: Array) -> Arr
     decoder, sources, tables, _ = jax.tree.map(lambda a: a[0], networks[1:])
     tiles: Any = ghn.apply({'params': params}, x, decoder, method='decode')
     return assemble(tiles, sources, pages(tables), out)
-
-
-class RunnableNetwork(NamedTuple):
-    """One network as the executor runs it.
-
-    Attributes:
-      weights: float [F], not rounded.
-      tables: integers that make the program run it.
-      bits: of its tensors, of any policy, float included.
-      ranges: of its activations; None for those of each batch.
-    """
-
-    weights: Any
-    tables: Tables
-    bits: Bits
-    ranges: Ranges | None = None
 
 
 def score(
@@ -67,7 +51,7 @@ def score(
 
     Args:
       program: what runs the network.
-      network: with its bits and ranges.
+      network: its weights not rounded.
       images: batches, normalised here.
       workspace: for batches of as many images, without gradients.
       scheme: how networks are quantized, of mode 'qat'.
@@ -76,22 +60,26 @@ def score(
     Returns:
       correct predictions, top 1 and top 5, int32 [] each; predicted classes, int32 [K, N]; workspace.
     """
-    weights, tables, bits, ranges = network
-    quantized, _ = quantize_weights(weights, tables, bits.weights, workspace.quantized, scheme=scheme)
+    rounded = _rounded(network, workspace, scheme)
 
     def batch(buffers, inputs):
         x, y = inputs
-        x = normalize(x, images.mean, images.std, weights.dtype)
-        logits, buffers = executor.forward(
-            program, quantized, tables, bits, x, buffers, scheme=scheme, ranges=ranges
-        )
+        x = normalize(x, images.mean, images.std, network.weights.dtype)
+        logits, buffers = executor.forward(program, rounded, x, buffers, scheme=scheme)
         rank, predicted = judge(logits, y)
         rank = jnp.where(y < 0, 5, rank)  # images without a label fill up the last batch
         return buffers, (jnp.sum(rank < 1), jnp.sum(rank < 5), predicted)
 
     buffers, (top1, top5, predicted) = lax.scan(batch, workspace.executor, (images.images, images.labels))
     top1, top5 = mesh_axes.total((jnp.sum(top1), jnp.sum(top5)), axes and axes.names)
-    return top1, top5, predicted, Workspace(buffers, workspace.weights, quantized)
+    return top1, top5, predicted, Workspace(buffers, workspace.weights, rounded.weights)
+
+
+def _rounded(network: RunnableNetwork, workspace: Workspace, scheme: Scheme) -> RunnableNetwork:
+    """Round the weights of a network, into the workspace."""
+    weights, tables, bits, _ = network
+    quantized, _ = quantize_weights(weights, tables, bits.weights, workspace.quantized, scheme=scheme)
+    return network._replace(weights=quantized)
 
 
 def judge(logits: Array, labels: Array) -> tuple[Array, Array]:
@@ -120,7 +108,7 @@ class Measured(NamedTuple):
     """
 
     activations: Activations
-    moments: Moments
+    moments: RowMoments
     weights: tuple[ArrayOrNumpy, ArrayOrNumpy]
 
 
@@ -138,23 +126,20 @@ def measure(
 
     Args:
       program: what runs the network.
-      network: with its bits and ranges.
+      network: its weights not rounded.
       images: batches, normalised here; no use is made of their labels.
       index: of the network's tensors (`observer.make_index`).
       wanted: what is measured of activations and moments.
       workspace: as for `score`.
       scheme: how networks are quantized, of mode 'qat'.
     """
-    weights, tables, bits, ranges = network
-    quantized, _ = quantize_weights(weights, tables, bits.weights, workspace.quantized, scheme=scheme)
+    rounded = _rounded(network, workspace, scheme)
 
     def batch(buffers, x):
-        x = normalize(x, images.mean, images.std, weights.dtype)
-        activations, moments, buffers = observe(
-            program, quantized, tables, bits, x, buffers, index, wanted, scheme=scheme, ranges=ranges
-        )
+        x = normalize(x, images.mean, images.std, network.weights.dtype)
+        activations, moments, buffers = observe(program, rounded, x, buffers, index, wanted, scheme=scheme)
         return buffers, (activations, moments)
 
     buffers, (activations, moments) = lax.scan(batch, workspace.executor, images.images)
-    noise = weight_noise(weights, quantized, tables, bits.weights.shape[0])
-    return Measured(activations, moments, noise), Workspace(buffers, workspace.weights, quantized)
+    noise = weight_noise(network, rounded.weights)
+    return Measured(activations, moments, noise), Workspace(buffers, workspace.weights, rounded.weights)

@@ -208,7 +208,7 @@ def define_protocol_flags(sqnr: bool) -> Callable[[], tuple[Protocol, int]]:
     )  # fmt: skip
     ranges = flags.DEFINE_enum('ranges', 'batch', RANGES, 'Ranges of activations: of each batch, or fixed.')
     range_rule = flags.DEFINE_enum(
-        'range_rule', None, calibration.RULES, f'Of calibrated ranges. Default: {RANGE_RULE}.'
+        'range_rule', None, calibration.RANGE_RULES, f'Of calibrated ranges. Default: {RANGE_RULE}.'
     )
     calibration_batches = bounds.define_integer(
         'calibration_batches', None, f'Of training images. Default: {CALIBRATION_BATCHES}.'

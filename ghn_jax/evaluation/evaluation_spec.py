@@ -4,6 +4,7 @@ import dataclasses
 import pathlib
 
 from ghn_jax.base import bounds
+from ghn_jax.base.fields import bounded, check_declared
 from ghn_jax.evaluation.protocol import CALIBRATION_BATCHES, PAPERS, Protocol
 from ghn_jax.networks.spec import NetworkSpec
 from ghn_jax.quant.policy import Policy, parse_bits
@@ -43,23 +44,23 @@ class EvaluationSpec:
 
     splits: tuple[str, ...] = ('test',)
     policies: tuple[Policy, ...] = tuple(map(parse_bits, BITS))
-    num_networks: int = NUM_NETWORKS
-    num_images: int = 0
-    batch_size: int = BATCH_SIZE
-    seed: int = 0
+    num_networks: int = bounded('num_networks', NUM_NETWORKS)
+    num_images: int = bounded('num_images', 0)
+    batch_size: int = bounded('batch_size', BATCH_SIZE)
+    seed: int = bounded('seed', 0)
     networks: tuple[NetworkSpec, ...] | None = None
     deepnets: str = ''
     protocol: Protocol = PAPERS
-    calibration_batches: int = CALIBRATION_BATCHES
+    calibration_batches: int = bounded('calibration_batches', CALIBRATION_BATCHES)
     against: str | None = None
     workdir: str = ''
-    devices: int = 1
+    devices: int = bounded('devices', 1)
     predicted_for: Policy | None = None
     partial: pathlib.Path | None = None
 
     def __post_init__(self) -> None:
-        numbers = ('num_networks', 'num_images', 'batch_size', 'seed', 'calibration_batches', 'devices')
-        bounds.check(**{name: getattr(self, name) for name in numbers}, integer=self.protocol.integer)
+        check_declared(self)
+        bounds.check(integer=self.protocol.integer)
         for name in ('splits', 'policies', 'networks'):  # lists become tuples: a spec does not change
             if (values := getattr(self, name)) is not None:
                 object.__setattr__(self, name, tuple(values))

@@ -15,10 +15,11 @@ from ghn_jax.assembly.workspace import Workspace
 from ghn_jax.base.errors import FieldError
 from ghn_jax.cnn.deploy import calibration, observer
 from ghn_jax.cnn.deploy.calibration import RANGE_RULE
-from ghn_jax.cnn.deploy.observer import Activations, Moments, Wanted, make_wanted
+from ghn_jax.cnn.deploy.observer import Activations, RowMoments, Wanted, make_wanted
 from ghn_jax.cnn.program import Layout, Program
+from ghn_jax.cnn.tables import RunnableNetwork
 from ghn_jax.evaluation import compiled
-from ghn_jax.evaluation.device import Measured, RunnableNetwork
+from ghn_jax.evaluation.device import Measured
 from ghn_jax.evaluation.selection import ImageBatches
 from ghn_jax.quant.policy import Policy
 from ghn_jax.quant.scheme import QAT, Scheme
@@ -37,7 +38,7 @@ class Protocol:
         images, in float, folded into the weights; 'corrected', those of these images with weights and
         activations rounded, beside the weights.
       ranges: of activations, of each batch or of calibration images.
-      range_rule: how ranges are found on calibration images (`calibration.RULES`).
+      range_rule: how ranges are found on calibration images (`calibration.RANGE_RULES`).
       sqnr: whether the signal-to-quantization-noise ratio of each layer is measured.
       integer: images that are run in integer arithmetic, too.
 
@@ -52,7 +53,7 @@ class Protocol:
     integer: int = 0
 
     def __post_init__(self) -> None:
-        known = {'batch_norm': BATCH_NORMS, 'ranges': RANGES, 'range_rule': calibration.RULES}
+        known = {'batch_norm': BATCH_NORMS, 'ranges': RANGES, 'range_rule': calibration.RANGE_RULES}
         for field, words in known.items():
             if (word := getattr(self, field)) not in words:
                 raise FieldError(field, f'={word!r}: expected one of {", ".join(words)}')
@@ -105,7 +106,7 @@ def make_measure(program: Program, mesh: Mesh | None, images: ImageBatches, sche
 
 def statistics(
     protocol: Protocol, measure: Measure, layout: Layout, network: RunnableNetwork, workspace: Workspace
-) -> tuple[Moments | None, Workspace]:
+) -> tuple[RowMoments | None, Workspace]:
     """Measure what enters the normalisations of a network in float, over the calibration images.
 
     Returns:
@@ -123,7 +124,7 @@ def prepare(
     measure: Measure,
     layout: Layout,
     network: RunnableNetwork,
-    moments: Moments | None,
+    moments: RowMoments | None,
     workspace: Workspace,
 ) -> tuple[RunnableNetwork, dict[str, tuple[float | None, float | None]] | None, Workspace]:
     """Fix what a protocol fixes in a network at its bits.

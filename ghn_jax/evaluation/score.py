@@ -31,9 +31,9 @@ from ghn_jax.base.errors import UserError
 from ghn_jax.cnn.deploy import integer
 from ghn_jax.cnn.packing import BLOCK
 from ghn_jax.cnn.program import Program
+from ghn_jax.cnn.tables import RunnableNetwork
 from ghn_jax.evaluation import compiled
 from ghn_jax.evaluation import protocol as protocols
-from ghn_jax.evaluation.device import RunnableNetwork
 from ghn_jax.evaluation.protocol import PAPERS, Measure, Protocol, make_measure
 from ghn_jax.evaluation.selection import ImageBatches, Selection, room_for, spread_images
 from ghn_jax.hypernet.ghn import GHN, GHNConfig
@@ -228,9 +228,9 @@ class _Scorer:
         """Return the share of the first images that integer arithmetic puts into another class."""
         images = self.given
         x = images.images.reshape(-1, *images.images.shape[2:])[: self.protocol.integer]
-        flat, bits, ranges = jax.device_get((network.weights, network.bits, network.ranges))
+        network = jax.device_get(network)
         logits = integer.logits(
-            self.program, placed.graph.spec, placed.layout, flat, bits, ranges, x, images.mean, images.std,
+            self.program, placed.graph.spec, placed.layout, network, x, images.mean, images.std,
             scheme=self.scheme,
         )  # fmt: skip
         return float(np.mean(logits.x.argmax(1) != predicted[: len(x)]))

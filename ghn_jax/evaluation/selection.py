@@ -14,7 +14,7 @@ from jax.sharding import Mesh
 
 from ghn_jax.assembly.mesh import OVER_DEVICES, replicate
 from ghn_jax.base.errors import FieldError, UserError
-from ghn_jax.base.numbers import round_up
+from ghn_jax.base.whole_numbers import round_up
 from ghn_jax.cnn.building import build_program
 from ghn_jax.cnn.covering import Family, family, program_for
 from ghn_jax.cnn.lowering import check_lowerable

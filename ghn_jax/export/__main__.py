@@ -59,7 +59,7 @@ _BN = flags.DEFINE_enum(
     'bn', BATCH_NORMS[0], BATCH_NORMS, 'Statistics of batch norms: of the rounded network, or in float.'
 )
 _RANGE_RULE = flags.DEFINE_enum(
-    'range_rule', calibration.RANGE_RULE, calibration.RULES, 'Of ranges, where activations are rounded.'
+    'range_rule', calibration.RANGE_RULE, calibration.RANGE_RULES, 'Of ranges, where activations are rounded.'
 )
 _SCHEME = scheme_flags.define_scheme_flags()
 _COMPARE = bounds.define_integer(

@@ -19,11 +19,11 @@ from ghn_jax.base.paths import Place
 from ghn_jax.cnn.deploy.calibration import RANGE_RULE
 from ghn_jax.datasets.load import Dataset
 from ghn_jax.evaluation.model_evaluation import check_data
-from ghn_jax.export.comparison import Comparison, compare
 from ghn_jax.export.freezing import Frozen, freeze
 from ghn_jax.export.onnx_file import check_onnx, to_onnx
 from ghn_jax.export.quantizing import to_quantized_onnx, with_integer_biases
 from ghn_jax.export.runtime import check_onnxruntime, session_options
+from ghn_jax.export.runtime_comparison import Comparison, compare
 from ghn_jax.export.stablehlo import check_stablehlo, to_stablehlo
 from ghn_jax.hypernet.policy_features import resolve
 from ghn_jax.models.folding import BATCH_NORMS, Calibrated, calibrate
@@ -49,7 +49,7 @@ class ExportSpec:
       policy: bits of weights and activations.
       format: one of FORMATS.
       calibration_images: statistics and ranges are those of so many training images, the first ones.
-      range_rule: how ranges of activations are found (`cnn.deploy.calibration.RULES`).
+      range_rule: how ranges of activations are found (`cnn.deploy.calibration.RANGE_RULES`).
       batch_norm: one of BATCH_NORMS, as of `evaluation.protocol.Protocol`: statistics of the rounded network,
         or in float. Where nothing is rounded the two are one.
       scheme: fields of the run's `Scheme` to replace, such as granularity='channel'.

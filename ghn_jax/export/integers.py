@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax import Array
 
-from ghn_jax.export.levels import ActivationGrid, Constant, width_of
+from ghn_jax.export.levels import ActivationGrid, ConstantLevels, width_of
 from ghn_jax.models.folding import Calibrated
 from ghn_jax.models.kept_norms import absorb
 from ghn_jax.models.quantizer import FakeQuantizer, range_of
@@ -30,8 +30,8 @@ class Integers:
       float_activations: whether others stay float.
     """
 
-    weights: Mapping[str, Constant]
-    biases: Mapping[str, Constant]
+    weights: Mapping[str, ConstantLevels]
+    biases: Mapping[str, ConstantLevels]
     activations: Mapping[str, ActivationGrid]
     float_activations: bool
 
@@ -145,7 +145,7 @@ def _least_scale(bias: np.ndarray, unit: float, scales: int) -> np.ndarray:
     return least if scales > 1 else least.max(keepdims=True)
 
 
-def _weight(w: np.ndarray, scale: np.ndarray, zero: np.ndarray, bits: int, scheme: Scheme) -> Constant:
+def _weight(w: np.ndarray, scale: np.ndarray, zero: np.ndarray, bits: int, scheme: Scheme) -> ConstantLevels:
     """Return the levels of a rounded weight; of signs, -1, 0 and 1 are 0, 1 and 2."""
     signs = bits in (TERNARY, 1)
     along = (-1, *[1] * (w.ndim - 1))
@@ -153,10 +153,10 @@ def _weight(w: np.ndarray, scale: np.ndarray, zero: np.ndarray, bits: int, schem
     top = 2 if signs else 2**bits - (2 if scheme.symmetric else 1)
     quotient = np.divide(w, scale, out=np.zeros(w.shape), where=scale > 0, dtype=np.float64)
     codes = np.clip(np.rint(quotient).astype(np.int32) + zero, 0, top)
-    return Constant(codes, np.where(scale > 0, scale, 1).astype(np.float32), zero, width_of(top))
+    return ConstantLevels(codes, np.where(scale > 0, scale, 1).astype(np.float32), zero, width_of(top))
 
 
-def _bias(bias: np.ndarray, scale: np.ndarray) -> Constant:
+def _bias(bias: np.ndarray, scale: np.ndarray) -> ConstantLevels:
     scale = np.broadcast_to(scale, bias.shape).astype(np.float32)
     codes = np.rint(bias.astype(np.float64) / scale).astype(np.int32)
-    return Constant(codes, scale, np.zeros(bias.shape, np.int32), 32)
+    return ConstantLevels(codes, scale, np.zeros(bias.shape, np.int32), 32)

@@ -19,7 +19,7 @@ WIDTHS = (2, 4, 8, 16, 32)  # bits of the integers that files have
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
-class Constant:
+class ConstantLevels:
     """Integers known beforehand: levels of a weight or a bias.
 
     Attributes:
@@ -38,7 +38,7 @@ class Constant:
         """What the codes stand for, float32."""
         return (self.codes - self.zero).astype(np.float32) * self.scale
 
-    def transposed(self, order: Any) -> 'Constant':
+    def transposed(self, order: Any) -> 'ConstantLevels':
         """Return the same with its axes in another order."""
         return dataclasses.replace(
             self,
@@ -47,7 +47,7 @@ class Constant:
             zero=self.zero.transpose(order),
         )
 
-    def reshaped(self, shape: Any) -> 'Constant':
+    def reshaped(self, shape: Any) -> 'ConstantLevels':
         """Return the same in another shape."""
         whole = [np.broadcast_to(part, self.codes.shape).reshape(shape) for part in (self.scale, self.zero)]
         scale, zero = map(_narrowed, whole)
@@ -89,7 +89,7 @@ def rounded(x: Array, grid: ActivationGrid) -> Array:
     return _ROUND.bind(x, grid=grid)
 
 
-def read(constant: Constant) -> Array:
+def read(constant: ConstantLevels) -> Array:
     """Return what a constant's integers stand for, float32."""
     dtype = np.int32 if constant.width == 32 else np.uint16
     parts = (constant.codes.astype(dtype), constant.scale, constant.zero.astype(np.int32))

@@ -11,7 +11,7 @@ from ghn_jax.export import onnx_indexing as onnx_indexing  # registers its rules
 from ghn_jax.export import onnx_layers as onnx_layers  # registers its rules
 from ghn_jax.export import onnx_levels as onnx_levels  # registers its rules
 from ghn_jax.export.freezing import BATCH, Frozen
-from ghn_jax.export.onnx_nodes import IMAGES, INTEGERS, Nodes, Tensor, constant, of_literal, refuse
+from ghn_jax.export.onnx_nodes import IMAGES, INTEGERS, Nodes, OnnxTensor, constant, of_literal, refuse
 from ghn_jax.export.onnx_rules import RULES
 
 LOGITS = 'logits'  # the output of the graph
@@ -46,8 +46,10 @@ def to_onnx(frozen: Frozen, metadata: Mapping[str, str] | None = None) -> bytes:
     check_onnx()
     nodes = Nodes()
     shape = frozen.images.shape
-    images = Tensor(shape, shape, np.dtype(frozen.images.dtype), IMAGES, tuple(range(len(shape))))
-    values: dict[int, Tensor] = {slot: constant(array) for slot, array in frozen.program.constants.items()}
+    images = OnnxTensor(shape, shape, np.dtype(frozen.images.dtype), IMAGES, tuple(range(len(shape))))
+    values: dict[int, OnnxTensor] = {
+        slot: constant(array) for slot, array in frozen.program.constants.items()
+    }
     values[frozen.program.inputs[0]] = images
     read = lambda operand: values[operand] if isinstance(operand, int) else of_literal(operand)
     for step in frozen.program.steps:
@@ -72,17 +74,17 @@ def _check_size(nodes: Nodes) -> None:
         )
 
 
-def _logits(nodes: Nodes, tensor: Tensor) -> Tensor:
+def _logits(nodes: Nodes, tensor: OnnxTensor) -> OnnxTensor:
     tensor = nodes.full(tensor)
     nodes.nodes.append(('Identity', [nodes.stored(tensor)], [LOGITS], {}))
     return tensor
 
 
-def _serialized(nodes: Nodes, images: Tensor, logits: Tensor, metadata: Mapping[str, str]) -> bytes:
+def _serialized(nodes: Nodes, images: OnnxTensor, logits: OnnxTensor, metadata: Mapping[str, str]) -> bytes:
     import onnx  # pyright: ignore[reportMissingImports]
     from onnx import helper, numpy_helper  # pyright: ignore[reportMissingImports]
 
-    def told(name: str, tensor: Tensor) -> Any:
+    def told(name: str, tensor: OnnxTensor) -> Any:
         kind = helper.np_dtype_to_tensor_dtype(tensor.dtype)
         return helper.make_tensor_value_info(name, kind, [BATCH, *tensor.shape[1:]])
 

@@ -5,13 +5,13 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from ghn_jax.export.onnx_nodes import Nodes, Tensor, refuse
+from ghn_jax.export.onnx_nodes import Nodes, OnnxTensor, refuse
 from ghn_jax.export.onnx_rules import writes
 from ghn_jax.models.program import Step
 
 
 @writes('slice')
-def cut(nodes: Nodes, step: Step, inputs: list[Tensor]) -> Tensor:
+def cut(nodes: Nodes, step: Step, inputs: list[OnnxTensor]) -> OnnxTensor:
     """Cut out, maybe every other number."""
     x, params = nodes.full(inputs[0]), step.eqn.params
     strides = params['strides'] or (1,) * len(x.shape)
@@ -20,7 +20,7 @@ def cut(nodes: Nodes, step: Step, inputs: list[Tensor]) -> Tensor:
 
 
 @writes('rev')
-def reverse(nodes: Nodes, step: Step, inputs: list[Tensor]) -> Tensor:
+def reverse(nodes: Nodes, step: Step, inputs: list[OnnxTensor]) -> OnnxTensor:
     """Turn around."""
     return _cut(
         nodes,
@@ -31,7 +31,7 @@ def reverse(nodes: Nodes, step: Step, inputs: list[Tensor]) -> Tensor:
 
 
 @writes('gather')
-def gather(nodes: Nodes, step: Step, inputs: list[Tensor]) -> Tensor:
+def gather(nodes: Nodes, step: Step, inputs: list[OnnxTensor]) -> OnnxTensor:
     """Cut out at one place, or pick several along axes, each by itself; other gathers have no form here.
 
     `x[:, 1]` is one where the number of images is a symbol, and so is `x[:, ::2, ::2]`.
@@ -81,7 +81,9 @@ def _check_order(step: Step, rank: int, picked: dict[int, int], batch: Sequence[
         refuse(step, 'it puts what it picks along another axis')
 
 
-def _cut(nodes: Nodes, step: Step, x: Tensor, cuts: Sequence[tuple[int, tuple[int, int, int]]]) -> Tensor:
+def _cut(
+    nodes: Nodes, step: Step, x: OnnxTensor, cuts: Sequence[tuple[int, tuple[int, int, int]]]
+) -> OnnxTensor:
     """Cut along axes: (axis, (start, end, stride))."""
     cuts = [(axis, part) for axis, part in cuts if part != (0, x.shape[axis], 1)]
     if not all(isinstance(number, int) for _, part in cuts for number in part):

@@ -4,13 +4,13 @@ import math
 from collections.abc import Sequence
 from typing import Any
 
-from ghn_jax.export.onnx_nodes import Nodes, Tensor, constant, refuse, result
+from ghn_jax.export.onnx_nodes import Nodes, OnnxTensor, constant, refuse, result
 from ghn_jax.export.onnx_rules import writes
 from ghn_jax.models.program import Step
 
 
 @writes('conv_general_dilated')
-def convolve(nodes: Nodes, step: Step, inputs: list[Tensor]) -> Tensor:
+def convolve(nodes: Nodes, step: Step, inputs: list[OnnxTensor]) -> OnnxTensor:
     """Convolve, with groups, strides and dilation."""
     params, numbers = step.eqn.params, step.eqn.params['dimension_numbers']
     if params['batch_group_count'] != 1 or max(params['lhs_dilation']) > 1:
@@ -32,7 +32,7 @@ def convolve(nodes: Nodes, step: Step, inputs: list[Tensor]) -> Tensor:
 
 
 @writes('dot_general')
-def product(nodes: Nodes, step: Step, inputs: list[Tensor]) -> Tensor:
+def product(nodes: Nodes, step: Step, inputs: list[OnnxTensor]) -> OnnxTensor:
     """Multiply: a matrix product where it is one, a sum of products over any axes otherwise."""
     (of_x, of_w), (batch_x, batch_w) = step.eqn.params['dimension_numbers']
     x, w = map(nodes.full, inputs)
@@ -58,7 +58,7 @@ def product(nodes: Nodes, step: Step, inputs: list[Tensor]) -> Tensor:
 
 
 @writes('reduce_window_max', 'reduce_window_sum')
-def pool(nodes: Nodes, step: Step, inputs: list[Tensor]) -> Tensor:
+def pool(nodes: Nodes, step: Step, inputs: list[OnnxTensor]) -> OnnxTensor:
     """Pool over windows; a sum is a mean, zeros outside counted, times the size of the window."""
     x, params = nodes.full(inputs[0]), step.eqn.params
     window, strides, padding = (params[k] for k in ('window_dimensions', 'window_strides', 'padding'))

@@ -2,14 +2,14 @@
 
 import numpy as np
 
-from ghn_jax.export.levels import ActivationGrid, Constant
-from ghn_jax.export.onnx_nodes import INTEGERS, Nodes, Tensor, constant
+from ghn_jax.export.levels import ActivationGrid, ConstantLevels
+from ghn_jax.export.onnx_nodes import INTEGERS, Nodes, OnnxTensor, constant
 from ghn_jax.export.onnx_rules import writes
 from ghn_jax.models.program import Step
 
 
 @writes('round_to_levels')
-def round_to_levels(nodes: Nodes, step: Step, inputs: list[Tensor]) -> Tensor:
+def round_to_levels(nodes: Nodes, step: Step, inputs: list[OnnxTensor]) -> OnnxTensor:
     """Quantize and dequantize.
 
     Levels that are fewer than those of the integers that hold them are kept to by cutting off what lies
@@ -30,9 +30,9 @@ def round_to_levels(nodes: Nodes, step: Step, inputs: list[Tensor]) -> Tensor:
 
 
 @writes('read_levels')
-def read_levels(nodes: Nodes, step: Step, inputs: list[Tensor]) -> Tensor:
+def read_levels(nodes: Nodes, step: Step, inputs: list[OnnxTensor]) -> OnnxTensor:
     """Keep integers with the numbers that they stand for; `Nodes.stored` writes them."""
     codes, scale, zero = (t.array for t in inputs)
     assert codes is not None and scale is not None and zero is not None
-    levels = Constant(codes.astype(np.int32), scale, zero.astype(np.int32), step.eqn.params['width'])
+    levels = ConstantLevels(codes.astype(np.int32), scale, zero.astype(np.int32), step.eqn.params['width'])
     return constant(levels.real, levels=levels)

@@ -16,7 +16,7 @@ import numpy as np
 from jax.extend.core import Literal
 
 from ghn_jax.base.errors import UserError
-from ghn_jax.export.levels import Constant
+from ghn_jax.export.levels import ConstantLevels
 from ghn_jax.models.program import Step
 
 IMAGES = 'images'  # the input of the graph
@@ -33,7 +33,7 @@ Sizes = tuple[Any, ...]  # integers, and a symbol for the number of images
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
-class Tensor:
+class OnnxTensor:
     """A value of the program.
 
     Attributes:
@@ -52,7 +52,7 @@ class Tensor:
     name: str
     order: tuple[int, ...]
     array: np.ndarray | None = None
-    levels: Constant | None = None
+    levels: ConstantLevels | None = None
 
 
 def stored_dtype(dtype: Any) -> np.dtype:
@@ -60,19 +60,19 @@ def stored_dtype(dtype: Any) -> np.dtype:
     return np.dtype(np.float32) if np.dtype(dtype) in _WIDENED else np.dtype(dtype)
 
 
-def constant(value: Any, dtype: Any = None, levels: Constant | None = None) -> Tensor:
+def constant(value: Any, dtype: Any = None, levels: ConstantLevels | None = None) -> OnnxTensor:
     """Return a constant."""
     array = np.asarray(value, dtype)
     array = array.astype(stored_dtype(array.dtype))
-    return Tensor(array.shape, array.shape, array.dtype, '', tuple(range(array.ndim)), array, levels)
+    return OnnxTensor(array.shape, array.shape, array.dtype, '', tuple(range(array.ndim)), array, levels)
 
 
-def of_literal(literal: Literal) -> Tensor:
+def of_literal(literal: Literal) -> OnnxTensor:
     """Return a constant of the program."""
     return constant(literal.val, literal.aval.dtype)  # pyright: ignore[reportAttributeAccessIssue]
 
 
-def is_scalar(tensor: Tensor, value: float | None = None) -> bool:
+def is_scalar(tensor: OnnxTensor, value: float | None = None) -> bool:
     """Return whether a tensor is one constant number, and this one if it is given."""
     known = tensor.array is not None and tensor.array.ndim == 0
     return known and (value is None or tensor.array == value)
@@ -109,7 +109,7 @@ class Nodes:
         """Return the name of a constant: a list of integers, such as a shape or axes."""
         return self.constant(np.array(values, np.int64))
 
-    def stored(self, tensor: Tensor, order: Sequence[int] | None = None) -> str:
+    def stored(self, tensor: OnnxTensor, order: Sequence[int] | None = None) -> str:
         """Return the name of a value with its axes in this order; None: its own."""
         order = tuple(range(len(tensor.shape))) if order is None else tuple(order)
         if tensor.levels is not None:
@@ -124,7 +124,7 @@ class Nodes:
             (self._known[key],) = self.add('Transpose', [tensor.name], perm=perm)
         return self._known[key]
 
-    def biased(self, tensor: Tensor, bias: Tensor) -> bool:
+    def biased(self, tensor: OnnxTensor, bias: OnnxTensor) -> bool:
         """Put an integer bias into the convolution or product that was written last, if that is what has it.
 
         Runtimes compute these with integers when the bias is in them. Returns whether it is done.
@@ -139,7 +139,7 @@ class Nodes:
         self.nodes.append(node)
         return True
 
-    def _dequantized(self, levels: Constant) -> str:
+    def _dequantized(self, levels: ConstantLevels) -> str:
         """Return the name of what integers stand for; one scale for all, or along one axis."""
         axes = [axis for axis, size in enumerate(levels.scale.shape) if size > 1]
         if len(axes) > 1:  # of a product with several axes of channels
@@ -163,7 +163,7 @@ class Nodes:
             (self._known[key],) = self.add('DequantizeLinear', inputs, **attributes)
         return self._known[key]
 
-    def full(self, tensor: Tensor) -> Tensor:
+    def full(self, tensor: OnnxTensor) -> OnnxTensor:
         """Return a value as it is once repeated along its axes."""
         pairs = list(zip(tensor.dims, tensor.shape))
         if all(have == want for have, want in pairs):
@@ -179,7 +179,7 @@ class Nodes:
         (name,) = self.add('Expand', [name, shape])
         return dataclasses.replace(tensor, dims=tensor.shape, name=name, array=None, levels=None)
 
-    def reshaped(self, tensor: Tensor, shape: Sizes, step: Step) -> Tensor:
+    def reshaped(self, tensor: OnnxTensor, shape: Sizes, step: Step) -> OnnxTensor:
         """Return the same numbers in another shape."""
         if tensor.array is not None:
             levels = tensor.levels and tensor.levels.reshaped(shape)
@@ -188,11 +188,11 @@ class Nodes:
             refuse(step, f'two sizes of the shape {shape} depend on the number of images')
         sizes = self.integers([size if isinstance(size, int) else -1 for size in shape])
         (name,) = self.add('Reshape', [self.stored(tensor), sizes])
-        return Tensor(shape, shape, tensor.dtype, name, tuple(range(len(shape))))
+        return OnnxTensor(shape, shape, tensor.dtype, name, tuple(range(len(shape))))
 
     def map(
-        self, kind: str, inputs: Sequence[Tensor], shape: Sizes, dtype: Any = None, **attributes: Any
-    ) -> Tensor:
+        self, kind: str, inputs: Sequence[OnnxTensor], shape: Sizes, dtype: Any = None, **attributes: Any
+    ) -> OnnxTensor:
         """Compute number by number, with what is repeated repeated by the operation itself.
 
         dtype: of the result; None: that of the first input.
@@ -203,10 +203,10 @@ class Nodes:
         names = [self.stored(t, order if len(t.shape) == rank else None) for t in inputs]
         dims = tuple(next((t.dims[k] for t in whole if t.dims[k] != 1), 1) for k in range(rank))
         dtype = inputs[0].dtype if dtype is None else stored_dtype(dtype)
-        return Tensor(shape, dims, dtype, self.add(kind, names, **attributes)[0], order)
+        return OnnxTensor(shape, dims, dtype, self.add(kind, names, **attributes)[0], order)
 
 
-def result(step: Step, name: str, order: Sequence[int]) -> Tensor:
+def result(step: Step, name: str, order: Sequence[int]) -> OnnxTensor:
     """Return a step's first result, stored in full."""
     dtype = stored_dtype(step.eqn.outvars[0].aval.dtype)  # pyright: ignore[reportAttributeAccessIssue]
-    return Tensor(step.out_shape, step.out_shape, dtype, name, tuple(order))
+    return OnnxTensor(step.out_shape, step.out_shape, dtype, name, tuple(order))

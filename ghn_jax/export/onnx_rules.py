@@ -9,11 +9,11 @@ from collections.abc import Callable
 
 import numpy as np
 
-from ghn_jax.export.onnx_nodes import Nodes, Tensor, constant, is_scalar, refuse, result, stored_dtype
-from ghn_jax.models.program import Rules, Step
+from ghn_jax.export.onnx_nodes import Nodes, OnnxTensor, constant, is_scalar, refuse, result, stored_dtype
+from ghn_jax.models.program import PASSED_ON, RuleTable, Step
 
-Rule = Callable[[Nodes, Step, list[Tensor]], Tensor | list[Tensor]]
-RULES = Rules[Rule]()
+Rule = Callable[[Nodes, Step, list[OnnxTensor]], OnnxTensor | list[OnnxTensor]]
+RULES = RuleTable[Rule]()
 writes = RULES.of
 
 
@@ -29,7 +29,7 @@ _ALIKE = {
 
 
 @writes(*_ALIKE)
-def alike(nodes: Nodes, step: Step, inputs: list[Tensor]) -> Tensor:
+def alike(nodes: Nodes, step: Step, inputs: list[OnnxTensor]) -> OnnxTensor:
     """Write an operation that ONNX has; an integer bias goes into what it is added to."""
     if step.primitive == 'add':
         for x, y in (inputs, inputs[::-1]):
@@ -39,7 +39,7 @@ def alike(nodes: Nodes, step: Step, inputs: list[Tensor]) -> Tensor:
 
 
 @writes('sub')
-def subtract(nodes: Nodes, step: Step, inputs: list[Tensor]) -> Tensor:
+def subtract(nodes: Nodes, step: Step, inputs: list[OnnxTensor]) -> OnnxTensor:
     """Subtract; a constant is added, which runtimes fold into a convolution."""
     x, y = inputs
     if y.array is not None and y.array.dtype.kind == 'f':
@@ -48,7 +48,7 @@ def subtract(nodes: Nodes, step: Step, inputs: list[Tensor]) -> Tensor:
 
 
 @writes('max')
-def maximum(nodes: Nodes, step: Step, inputs: list[Tensor]) -> Tensor:
+def maximum(nodes: Nodes, step: Step, inputs: list[OnnxTensor]) -> OnnxTensor:
     """Take the larger one: with 0 a relu."""
     for x, y in (inputs, inputs[::-1]):
         if is_scalar(y, 0) and x.dtype.kind == 'f':
@@ -57,7 +57,7 @@ def maximum(nodes: Nodes, step: Step, inputs: list[Tensor]) -> Tensor:
 
 
 @writes('clamp')
-def clamp(nodes: Nodes, step: Step, inputs: list[Tensor]) -> Tensor:
+def clamp(nodes: Nodes, step: Step, inputs: list[OnnxTensor]) -> OnnxTensor:
     """Keep between two bounds."""
     lo, x, hi = inputs
     if is_scalar(lo) and is_scalar(hi):
@@ -66,7 +66,7 @@ def clamp(nodes: Nodes, step: Step, inputs: list[Tensor]) -> Tensor:
 
 
 @writes('and', 'or', 'xor', 'not')
-def logic(nodes: Nodes, step: Step, inputs: list[Tensor]) -> Tensor:
+def logic(nodes: Nodes, step: Step, inputs: list[OnnxTensor]) -> OnnxTensor:
     """Combine truth values."""
     if inputs[0].dtype != np.bool_:
         refuse(step, 'it is of integers')
@@ -74,7 +74,7 @@ def logic(nodes: Nodes, step: Step, inputs: list[Tensor]) -> Tensor:
 
 
 @writes('is_finite')
-def is_finite(nodes: Nodes, step: Step, inputs: list[Tensor]) -> Tensor:
+def is_finite(nodes: Nodes, step: Step, inputs: list[OnnxTensor]) -> OnnxTensor:
     """Tell numbers from infinities and what is no number."""
     shape = step.out_shape
     others = [nodes.map(kind, inputs, shape, np.bool_) for kind in ('IsInf', 'IsNaN')]
@@ -82,7 +82,7 @@ def is_finite(nodes: Nodes, step: Step, inputs: list[Tensor]) -> Tensor:
 
 
 @writes('select_n')
-def select(nodes: Nodes, step: Step, inputs: list[Tensor]) -> Tensor:
+def select(nodes: Nodes, step: Step, inputs: list[OnnxTensor]) -> OnnxTensor:
     """Choose by a condition."""
     which, *cases = inputs
     if which.dtype != np.bool_ or len(cases) != 2:
@@ -91,19 +91,19 @@ def select(nodes: Nodes, step: Step, inputs: list[Tensor]) -> Tensor:
 
 
 @writes('rsqrt')
-def reciprocal_root(nodes: Nodes, step: Step, inputs: list[Tensor]) -> Tensor:
+def reciprocal_root(nodes: Nodes, step: Step, inputs: list[OnnxTensor]) -> OnnxTensor:
     """Divide 1 by the root."""
     return nodes.map('Reciprocal', [nodes.map('Sqrt', inputs, step.out_shape)], step.out_shape)
 
 
 @writes('ne')
-def differs(nodes: Nodes, step: Step, inputs: list[Tensor]) -> Tensor:
+def differs(nodes: Nodes, step: Step, inputs: list[OnnxTensor]) -> OnnxTensor:
     """Compare."""
     return nodes.map('Not', [nodes.map('Equal', inputs, step.out_shape, np.bool_)], step.out_shape)
 
 
 @writes('square', 'integer_pow')
-def power(nodes: Nodes, step: Step, inputs: list[Tensor]) -> Tensor:
+def power(nodes: Nodes, step: Step, inputs: list[OnnxTensor]) -> OnnxTensor:
     """Take a power."""
     (x,), exponent = inputs, step.eqn.params.get('y', 2)
     if exponent == 2:
@@ -112,13 +112,13 @@ def power(nodes: Nodes, step: Step, inputs: list[Tensor]) -> Tensor:
 
 
 @writes('exp2')
-def power_of_two(nodes: Nodes, step: Step, inputs: list[Tensor]) -> Tensor:
+def power_of_two(nodes: Nodes, step: Step, inputs: list[OnnxTensor]) -> OnnxTensor:
     """Take a power of 2."""
     return nodes.map('Pow', [constant(2, inputs[0].dtype), *inputs], step.out_shape)
 
 
 @writes('log1p', 'expm1', 'erfc')
-def around_one(nodes: Nodes, step: Step, inputs: list[Tensor]) -> Tensor:
+def around_one(nodes: Nodes, step: Step, inputs: list[OnnxTensor]) -> OnnxTensor:
     """Compute log(1 + x), exp(x) - 1 or 1 - erf(x)."""
     one, shape = constant(1, inputs[0].dtype), step.out_shape
     if step.primitive == 'log1p':
@@ -129,7 +129,7 @@ def around_one(nodes: Nodes, step: Step, inputs: list[Tensor]) -> Tensor:
 
 
 @writes('round')
-def rounded(nodes: Nodes, step: Step, inputs: list[Tensor]) -> Tensor:
+def rounded(nodes: Nodes, step: Step, inputs: list[OnnxTensor]) -> OnnxTensor:
     """Round, ties to even or away from zero."""
     if int(step.eqn.params['rounding_method']) == 1:
         return nodes.map('Round', inputs, step.out_shape)
@@ -141,13 +141,13 @@ def rounded(nodes: Nodes, step: Step, inputs: list[Tensor]) -> Tensor:
 
 
 @writes('rem')
-def remainder(nodes: Nodes, step: Step, inputs: list[Tensor]) -> Tensor:
+def remainder(nodes: Nodes, step: Step, inputs: list[OnnxTensor]) -> OnnxTensor:
     """Take the remainder, with the sign of the first."""
     return nodes.map('Mod', inputs, step.out_shape, fmod=1)
 
 
 @writes('convert_element_type')
-def convert(nodes: Nodes, step: Step, inputs: list[Tensor]) -> Tensor:
+def convert(nodes: Nodes, step: Step, inputs: list[OnnxTensor]) -> OnnxTensor:
     """Convert; no node where the file has one dtype for both."""
     (x,), dtype = inputs, stored_dtype(_dtype(step))
     if x.dtype == dtype:
@@ -155,10 +155,8 @@ def convert(nodes: Nodes, step: Step, inputs: list[Tensor]) -> Tensor:
     return nodes.map('Cast', [x], step.out_shape, dtype, to=dtype)
 
 
-@writes(
-    'copy', 'copy_p', 'device_put', 'name', 'optimization_barrier', 'sharding_constraint', 'stop_gradient'
-)
-def same(nodes: Nodes, step: Step, inputs: list[Tensor]) -> list[Tensor]:
+@writes(*PASSED_ON)
+def same(nodes: Nodes, step: Step, inputs: list[OnnxTensor]) -> list[OnnxTensor]:
     """Pass on what comes in."""
     return inputs
 
@@ -171,7 +169,7 @@ def _dtype(step: Step) -> np.dtype:
 
 
 @writes('transpose')
-def transpose(nodes: Nodes, step: Step, inputs: list[Tensor]) -> Tensor:
+def transpose(nodes: Nodes, step: Step, inputs: list[OnnxTensor]) -> OnnxTensor:
     """Transpose: the same numbers as stored."""
     (x,), permutation = inputs, step.eqn.params['permutation']
     dims = tuple(x.dims[axis] for axis in permutation)
@@ -184,13 +182,13 @@ def transpose(nodes: Nodes, step: Step, inputs: list[Tensor]) -> Tensor:
 
 
 @writes('reshape', 'squeeze', 'expand_dims')
-def reshape(nodes: Nodes, step: Step, inputs: list[Tensor]) -> Tensor:
+def reshape(nodes: Nodes, step: Step, inputs: list[OnnxTensor]) -> OnnxTensor:
     """Reshape."""
     return nodes.reshaped(nodes.full(inputs[0]), step.out_shape, step)
 
 
 @writes('broadcast_in_dim')
-def broadcast(nodes: Nodes, step: Step, inputs: list[Tensor]) -> Tensor:
+def broadcast(nodes: Nodes, step: Step, inputs: list[OnnxTensor]) -> OnnxTensor:
     """Repeat along axes, when it has to be."""
     x, dims = inputs[0], [1] * len(step.out_shape)
     for axis, target in enumerate(step.eqn.params['broadcast_dimensions']):
@@ -201,7 +199,7 @@ def broadcast(nodes: Nodes, step: Step, inputs: list[Tensor]) -> Tensor:
 
 
 @writes('concatenate')
-def concatenate(nodes: Nodes, step: Step, inputs: list[Tensor]) -> Tensor:
+def concatenate(nodes: Nodes, step: Step, inputs: list[OnnxTensor]) -> OnnxTensor:
     """Join along an axis."""
     parts = list(map(nodes.full, inputs))
     order = next(t.order for t in parts if t.array is None)
@@ -211,7 +209,7 @@ def concatenate(nodes: Nodes, step: Step, inputs: list[Tensor]) -> Tensor:
 
 
 @writes('stack')
-def stack(nodes: Nodes, step: Step, inputs: list[Tensor]) -> Tensor:
+def stack(nodes: Nodes, step: Step, inputs: list[OnnxTensor]) -> OnnxTensor:
     """Join along a new axis."""
     axis = step.eqn.params['axis']
     shape = tuple(1 if k == axis else size for k, size in enumerate(step.out_shape))
@@ -221,7 +219,7 @@ def stack(nodes: Nodes, step: Step, inputs: list[Tensor]) -> Tensor:
 
 
 @writes('unstack')
-def unstack(nodes: Nodes, step: Step, inputs: list[Tensor]) -> list[Tensor]:
+def unstack(nodes: Nodes, step: Step, inputs: list[OnnxTensor]) -> list[OnnxTensor]:
     """Cut along an axis, which goes."""
     axis, parts = step.eqn.params['axis'], len(step.outputs)
     names = nodes.add(
@@ -232,7 +230,7 @@ def unstack(nodes: Nodes, step: Step, inputs: list[Tensor]) -> list[Tensor]:
 
 
 @writes('tile')
-def tile(nodes: Nodes, step: Step, inputs: list[Tensor]) -> Tensor:
+def tile(nodes: Nodes, step: Step, inputs: list[OnnxTensor]) -> OnnxTensor:
     """Repeat the whole along axes."""
     x, times = nodes.full(inputs[0]), step.eqn.params['reps']
     if not all(isinstance(n, int) for n in times):
@@ -242,7 +240,7 @@ def tile(nodes: Nodes, step: Step, inputs: list[Tensor]) -> Tensor:
 
 
 @writes('split')
-def split(nodes: Nodes, step: Step, inputs: list[Tensor]) -> list[Tensor]:
+def split(nodes: Nodes, step: Step, inputs: list[OnnxTensor]) -> list[OnnxTensor]:
     """Cut along an axis, into all parts."""
     x, sizes = nodes.full(inputs[0]), step.eqn.params['sizes']
     axis = x.order.index(step.eqn.params['axis'])
@@ -252,7 +250,7 @@ def split(nodes: Nodes, step: Step, inputs: list[Tensor]) -> list[Tensor]:
 
 
 @writes('pad')
-def pad(nodes: Nodes, step: Step, inputs: list[Tensor]) -> Tensor:
+def pad(nodes: Nodes, step: Step, inputs: list[OnnxTensor]) -> OnnxTensor:
     """Surround by a constant, or cut off where the width is negative."""
     x, config = nodes.full(inputs[0]), step.eqn.params['padding_config']
     if any(interior for _, _, interior in config):
@@ -263,7 +261,7 @@ def pad(nodes: Nodes, step: Step, inputs: list[Tensor]) -> Tensor:
 
 
 @writes('reduce_sum', 'reduce_max', 'reduce_min', 'reduce_prod')
-def reduce(nodes: Nodes, step: Step, inputs: list[Tensor]) -> Tensor:
+def reduce(nodes: Nodes, step: Step, inputs: list[OnnxTensor]) -> OnnxTensor:
     """Sum over axes, or find the extremes along them."""
     x, axes = nodes.full(inputs[0]), step.eqn.params['axes']
     kind = 'Reduce' + step.primitive.removeprefix('reduce_').capitalize()
@@ -274,7 +272,7 @@ def reduce(nodes: Nodes, step: Step, inputs: list[Tensor]) -> Tensor:
 
 
 @writes('cumsum')
-def cumulate(nodes: Nodes, step: Step, inputs: list[Tensor]) -> Tensor:
+def cumulate(nodes: Nodes, step: Step, inputs: list[OnnxTensor]) -> OnnxTensor:
     """Add up along an axis."""
     x, params = nodes.full(inputs[0]), step.eqn.params
     axis = nodes.constant(np.array(x.order.index(params['axis']), np.int64))

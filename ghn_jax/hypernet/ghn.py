@@ -28,7 +28,7 @@ from ghn_jax.networks.spec import NetworkSpec
 
 _CHOICES = {'hypernet': ('gatedgnn', 'graphormer', 'mlp'), 'decoder': ('conv',)}
 _FLAGS = ('weight_norm', 've', 'layernorm', 'bits')
-MAX_PARAMETERS = 2**30  # of a hypernetwork: 4 GiB; the largest published one has 654 million
+MAX_GHN_PARAMETERS = 2**30  # of a hypernetwork: 4 GiB; the largest published one has 654 million
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -93,11 +93,11 @@ class GHNConfig:
         C, _, K, _ = shape
         size = 4 * (self.hid * K) ** 2 + 32 * self.hid**2 + 8 * self.hid * C**2 + 2 * C * self.num_classes
         size += self.is_graphormer * 12 * self.layers * self.hid**2
-        if size > MAX_PARAMETERS:
+        if size > MAX_GHN_PARAMETERS:
             raise FieldError(
                 'hid',
                 f'={shown(self.hid)}, max_shape={shown(list(shape))} and num_classes='
-                f'{shown(self.num_classes)} make {shown(size)} parameters, more than {MAX_PARAMETERS:,}: '
+                f'{shown(self.num_classes)} make {shown(size)} parameters, more than {MAX_GHN_PARAMETERS:,}: '
                 'give smaller ones',
             )
         for field, allowed in _CHOICES.items():

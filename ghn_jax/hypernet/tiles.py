@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from ghn_jax.base.errors import UserError
-from ghn_jax.base.numbers import round_up
+from ghn_jax.base.whole_numbers import round_up
 from ghn_jax.networks.graph import Graph, Parameter
 
 # Items at a time: larger chunks waste more on the last one, smaller ones add up gradients more often.

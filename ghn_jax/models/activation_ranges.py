@@ -44,8 +44,8 @@ def find_ranges(
     Raises:
       UserError: an unknown rule.
     """
-    if rule not in calibration.RULES:
-        raise UserError(f'range rule {rule!r}: expected one of {", ".join(calibration.RULES)}')
+    if rule not in calibration.RANGE_RULES:
+        raise UserError(f'range rule {rule!r}: expected one of {", ".join(calibration.RANGE_RULES)}')
 
     if all(bits == FLOAT_BITS for _, bits in quantizer.widths.values()):
         return {}

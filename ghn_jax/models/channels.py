@@ -22,15 +22,20 @@ import jax.numpy as jnp
 import numpy as np
 
 from ghn_jax.models.model import Model, Traced
-from ghn_jax.models.program import WITH_DERIVATIVES, FlatProgram, Operand, Step, body, flatten
+from ghn_jax.models.program import (
+    CASTS,
+    PASSED_ON,
+    WITH_DERIVATIVES,
+    FlatProgram,
+    Operand,
+    Step,
+    body,
+    flatten,
+)
 from ghn_jax.models.recorder import Site
 
 NONE = 0  # the number of no channel
 
-_SAME = (
-    'convert_element_type', 'copy', 'copy_p', 'stop_gradient', 'reduce_precision', 'optimization_barrier',
-    'sharding_constraint', 'name', 'device_put',
-)  # fmt: skip
 _NUMBER_BY_NUMBER = (
     'abs', 'add', 'add_any', 'and', 'atan', 'ceil', 'clamp', 'cos', 'div', 'eq', 'erf', 'erfc', 'exp', 'exp2',
     'expm1', 'floor', 'ge', 'gt', 'integer_pow', 'is_finite', 'le', 'log', 'log1p', 'logistic', 'lt', 'max',
@@ -166,7 +171,7 @@ class _Walk:
         if any(a.any() for a in x):
             if kind in WITH_DERIVATIVES:
                 return self.walk(flatten(body(step.eqn)), x, {})
-            if kind in _SAME:
+            if kind in (*PASSED_ON, *CASTS):
                 return x
             if kind in _MOVES:
                 return [_MOVES[kind](step.eqn.params, x)]

@@ -28,7 +28,7 @@ from ghn_jax.models import small_images
 from ghn_jax.models.activation_ranges import find_ranges
 from ghn_jax.models.folded_program import BatchStatistics, FoldedProgram, NormForm, fold_program
 from ghn_jax.models.model import Model, Traced, rewriter
-from ghn_jax.models.norm_statistics import Moments, affines_of, measure, observed, pooled
+from ghn_jax.models.norm_statistics import NormMoments, affines_of, measure, observed, pooled
 from ghn_jax.models.norms import DependsOnBatch, LayerEnd, of_batch
 from ghn_jax.models.program import Operand, Step, needed, run
 from ghn_jax.models.quantizer import FakeQuantizer, Quantizer
@@ -136,7 +136,7 @@ def calibrate(
       images: batches of one size [N, ...], as the model takes them. Statistics are those of all batches.
       policy: the bits. Ranges are those of the network with fixed statistics at these bits; None: no ranges.
       scheme: how tensors are quantized.
-      rule: how ranges are found (`cnn.deploy.calibration.RULES`).
+      rule: how ranges are found (`cnn.deploy.calibration.RANGE_RULES`).
       batch_norm: 'corrected': statistics of the rounded network, whose norms stay beside its weights
         (`correct`); 'calibrated': of the network in float, folded into them (`fold`), as always where the
         policy rounds nothing.
@@ -217,7 +217,7 @@ def correct(model: Model, params: Any, batches: Sequence[Array], quantizer: Fake
     return calibrated
 
 
-def _observe(traced: Traced, by_batch: Calibrated, x: Array, quantizer: FakeQuantizer) -> list[Moments]:
+def _observe(traced: Traced, by_batch: Calibrated, x: Array, quantizer: FakeQuantizer) -> list[NormMoments]:
     _, given = by_batch.model.prepared(by_batch.params, x)
     folded = by_batch.program(x.shape, x.dtype)
     axes = [norm.axes for norm in traced.structure.norms]

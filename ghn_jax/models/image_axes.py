@@ -4,10 +4,10 @@ import math
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from ghn_jax.models.program import Rules, Step
+from ghn_jax.models.program import RuleTable, Step
 
 Rule = Callable[[Step, int, int], int | None]
-_MOVES = Rules[Rule]()
+_MOVES = RuleTable[Rule]()
 moves = _MOVES.of
 
 

@@ -36,7 +36,7 @@ class OperandLayout:
 
 
 @dataclasses.dataclass(frozen=True)
-class Tensor:
+class PredictedTensor:
     """A tensor that is predicted, and the view of a parameter that it is for. layout: None for 1-D ones."""
 
     shape: Shape

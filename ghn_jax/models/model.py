@@ -14,7 +14,7 @@ from jax import Array
 from ghn_jax.base.errors import UserError, shown
 from ghn_jax.hypernet.policy_features import resolve
 from ghn_jax.models import small_images
-from ghn_jax.models.layout import Tensor
+from ghn_jax.models.layout import PredictedTensor
 from ghn_jax.models.names import map_named, named_leaves, variable_names
 from ghn_jax.models.norms import DependsOnBatch, Structure
 from ghn_jax.models.program import FlatProgram, Rewrite, Step, run
@@ -74,7 +74,7 @@ class Model:
     kept: dict[str, str]
     zeros: dict[str, str]
     digest: str
-    tensors: dict[str, Tensor] = dataclasses.field(repr=False)
+    tensors: dict[str, PredictedTensor] = dataclasses.field(repr=False)
     initial: Initial | None = dataclasses.field(repr=False)
     traced: Callable[[tuple[int, ...], Any], 'Traced'] = dataclasses.field(repr=False)
     _compiled: dict[Any, Callable[..., Any]] = dataclasses.field(default_factory=dict, init=False, repr=False)

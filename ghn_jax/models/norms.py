@@ -9,7 +9,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from ghn_jax.base.errors import UserError
-from ghn_jax.models.program import FlatProgram, Operand, Step
+from ghn_jax.models.program import CASTS, PASSED_ON, FlatProgram, Operand, Step
 from ghn_jax.models.recorder import Recorder
 from ghn_jax.models.values import Flow, Shape, Statistic, Value, View
 
@@ -18,7 +18,7 @@ class DependsOnBatch(UserError):
     """A model that depends on the other images of its batch by something that is no known batch norm."""
 
 
-_CASTS = ('convert_element_type', 'copy', 'stop_gradient', 'reduce_precision')
+_SAME = (*PASSED_ON, *CASTS)
 _ARITHMETIC = ('mul', 'div', 'add', 'sub')
 
 
@@ -116,7 +116,7 @@ class Structure:
         slot = result = next((s.outputs[0] for s in steps if is_norm(self.values.get(s.outputs[0]))), None)
         while len(readers := self.readers.get(slot, [])) == 1 and readers[0] < len(steps):
             step = steps[readers[0]]
-            if step.primitive not in (*_CASTS, *_ARITHMETIC) or not is_norm(self.values[step.outputs[0]]):
+            if step.primitive not in (*_SAME, *_ARITHMETIC) or not is_norm(self.values[step.outputs[0]]):
                 break
             slot = step.outputs[0]
             result = slot if step.primitive in _ARITHMETIC else result
@@ -157,7 +157,7 @@ class Structure:
         while True:
             step = self._step_of(slot)
             others = [] if step is None else _slots(step.inputs)
-            if step is not None and step.primitive in _CASTS and others:
+            if step is not None and step.primitive in _SAME and len(others) == 1:
                 slot = others[0]
                 continue
             path.append(slot)

@@ -17,6 +17,12 @@ from jax.extend.source_info_util import SourceInfo
 
 _CALLS = ('jit', 'pjit', 'closed_call', 'core_call', 'checkpoint', 'remat', 'remat2')
 WITH_DERIVATIVES = ('custom_jvp_call', 'custom_vjp_call', 'custom_vjp_call_jaxpr')
+PASSED_ON = (
+    'copy', 'copy_p', 'device_put', 'name', 'optimization_barrier', 'sharding_constraint', 'stop_gradient',
+)  # fmt: skip
+"""Primitives whose results are their operands."""
+CASTS = ('convert_element_type', 'reduce_precision')
+"""Primitives whose result is their operand in another precision."""
 _STRUCTURE = ('conv_general_dilated', 'dot_general', 'reduce_window_max', 'reduce_window_sum')
 
 _NUMBERS = itertools.count()  # of slots: no two programs share one
@@ -178,7 +184,7 @@ def run(
     return [read(output) for output in program.outputs]
 
 
-class Rules(dict[str, Rule]):
+class RuleTable(dict[str, Rule]):
     """What is done with a step, by the name of its primitive."""
 
     def of(self, *primitives: str) -> Callable[[Rule], Rule]:

@@ -114,7 +114,7 @@ def stays_float(bits: int | Array) -> bool:
 
 
 class _Rows(NamedTuple):
-    """Weights [G, n], a grid for each row, as `weight_grids.Weights`."""
+    """Weights [G, n], a grid for each row, as `weight_grids.GridWeights`."""
 
     rows: Array
 

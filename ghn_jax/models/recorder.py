@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from typing import Any, NoReturn
 
 from ghn_jax.base.errors import UserError
-from ghn_jax.models.layout import OperandLayout, Tensor, of_positions
+from ghn_jax.models.layout import OperandLayout, PredictedTensor, of_positions
 from ghn_jax.models.program import Operand, Step
 from ghn_jax.models.values import CONSTANT, Flow, Mixed, Shape, Statistic, Value, View, leaves_of
 from ghn_jax.networks.ops import PASS, ForwardPass
@@ -77,7 +77,7 @@ class Recorder:
         self.leaves, self.images, self.keep = leaves, images, keep
         self.forward = ForwardPass()
         self.channels = [channels]
-        self.tensors: dict[str, Tensor] = {}
+        self.tensors: dict[str, PredictedTensor] = {}
         self.sites: dict[int, Site] = {}
         self.layers: list[Layer] = []
         self.kept: dict[int, str] = {}
@@ -174,7 +174,7 @@ class Recorder:
         if view.repeated or layout is None:
             self.refuse([view.leaf], step, 'which adds it neither to channels nor to the pixels of a map')
             return Flow(op)
-        self.tensors.setdefault(leaf.name, Tensor(layout.shape, view, layout))
+        self.tensors.setdefault(leaf.name, PredictedTensor(layout.shape, view, layout))
         return Flow(self.add('pos_enc', [op], channels=C, name=leaf.name, shape=layout.shape))
 
     def layer(
@@ -193,7 +193,7 @@ class Recorder:
         """
         activation, weight = operands
         name = self.leaves[view.leaf].name
-        self.tensors.setdefault(name, Tensor(layout.shape, view, layout))
+        self.tensors.setdefault(name, PredictedTensor(layout.shape, view, layout))
         uses = sum(layer.parameter == name for layer in self.layers)
         full_name = f'{name}#{uses + 1}' if uses else name
         of_kind = 'linear' if len(layout.shape) == 2 else 'conv'
@@ -259,7 +259,7 @@ class Recorder:
     def _vector(self, view: View) -> tuple[str, Shape]:
         leaf = self.leaves[view.leaf]
         shape = (math.prod(leaf.shape),)
-        self.tensors.setdefault(leaf.name, Tensor(shape, view))
+        self.tensors.setdefault(leaf.name, PredictedTensor(shape, view))
         return leaf.name, shape
 
     def _whole(self, slot: object) -> int | None:

@@ -10,22 +10,19 @@ from dataclasses import replace
 
 from jax.extend.core import Literal
 
-from ghn_jax.models.program import Rules, Step
+from ghn_jax.models.program import CASTS, PASSED_ON, RuleTable, Step
 from ghn_jax.models.recorder import Recorder
 from ghn_jax.models.values import Flow, Mixed, Statistic, Value, View, leaves_of
 
 Rule = Callable[[Recorder, Step, Sequence[Value]], Value | list[Value]]
-RULES = Rules[Rule]()
+RULES = RuleTable[Rule]()
 rule = RULES.of
 
 
 # ---- the same numbers in another shape
 
 
-@rule(
-    'convert_element_type', 'copy', 'copy_p', 'device_put', 'sharding_constraint', 'reduce_precision', 'name',
-    'real', 'stop_gradient', 'optimization_barrier',
-)  # fmt: skip
+@rule(*PASSED_ON, *CASTS, 'real')
 def same(recorder: Recorder, step: Step, values: Sequence[Value]) -> list[Value]:
     """Pass on what comes in: a parameter is the same one in another precision."""
     return list(values)

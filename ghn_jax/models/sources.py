@@ -1,6 +1,6 @@
 """What a model may be: a Flax Linen module, an NNX module, a function of parameters and images, a spec.
 
-Each becomes a `Source`: one function of parameters, of variables that are no parameters, and of images.
+Each becomes a `ModelSource`: one function of parameters, of variables that are no parameters, and of images.
 Modules are run as in training, where a batch norm takes the statistics of the batch, but without dropout.
 """
 
@@ -30,7 +30,7 @@ Initial = Callable[[int, Collection[str]], dict[str, Any]]
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
-class Source:
+class ModelSource:
     """A model as a function.
 
     Attributes:
@@ -48,13 +48,13 @@ class Source:
     name: str
 
 
-def of_spec(spec: NetworkSpec) -> Source:
+def of_spec(spec: NetworkSpec) -> ModelSource:
     """Return a DeepNets-1M network, run by the plain reference."""
     params = {p.name: jax.ShapeDtypeStruct(p.shape, jnp.float32) for p in build_graph(spec).parameters}
-    return Source(lambda params, _, x: apply_reference(spec, params, x), params, {}, None, spec.name)
+    return ModelSource(lambda params, _, x: apply_reference(spec, params, x), params, {}, None, spec.name)
 
 
-def of_linen(module: linen.Module, images: jax.ShapeDtypeStruct, switches: Mapping[str, Any]) -> Source:
+def of_linen(module: linen.Module, images: jax.ShapeDtypeStruct, switches: Mapping[str, Any]) -> ModelSource:
     """Return a Linen module; its parameters are those of the collection `params`."""
     switches = _switches(module.__call__, switches)
 
@@ -74,10 +74,10 @@ def of_linen(module: linen.Module, images: jax.ShapeDtypeStruct, switches: Mappi
         wanted = jax.jit(lambda key: _by_name(initial(key)['params'], names))  # compiles nothing else
         return wanted(jax.random.key(seed))
 
-    return Source(call, params, variables, start, type(module).__name__)
+    return ModelSource(call, params, variables, start, type(module).__name__)
 
 
-def of_nnx(module: nnx.Module, switches: Mapping[str, Any]) -> Source:
+def of_nnx(module: nnx.Module, switches: Mapping[str, Any]) -> ModelSource:
     """Return an NNX module; its parameters are its `nnx.Param`s, its weights may be abstract."""
     definition, params, others = nnx.split(module, nnx.Param, ...)
     switches = _switches(module.__call__, switches)  # pyright: ignore[reportAttributeAccessIssue]
@@ -90,10 +90,10 @@ def of_nnx(module: nnx.Module, switches: Mapping[str, Any]) -> Source:
         return run(x, **switches)
 
     abstract = lambda tree: jax.tree.map(lambda a: jax.ShapeDtypeStruct(a.shape, a.dtype), tree)
-    return Source(call, abstract(params), abstract(others), _held(params), type(module).__name__)
+    return ModelSource(call, abstract(params), abstract(others), _held(params), type(module).__name__)
 
 
-def of_function(apply: Callable[[Any, Any], Any], params: Any) -> Source:
+def of_function(apply: Callable[[Any, Any], Any], params: Any) -> ModelSource:
     """Return a function `apply(params, images)`; params may be arrays or `jax.ShapeDtypeStruct`s."""
     try:
         abstract = jax.tree.map(lambda a: jax.ShapeDtypeStruct(a.shape, a.dtype), params)
@@ -102,7 +102,7 @@ def of_function(apply: Callable[[Any, Any], Any], params: Any) -> Source:
             f'params is {shown(params)}: expected a pytree of arrays or of jax.ShapeDtypeStruct'
         ) from None
     name = getattr(apply, '__name__', type(apply).__name__)
-    return Source(lambda params, _, x: apply(params, x), abstract, {}, _held(params), name)
+    return ModelSource(lambda params, _, x: apply(params, x), abstract, {}, _held(params), name)
 
 
 def _held(params: Any) -> Initial | None:

@@ -17,13 +17,13 @@ from jax.extend.core import ClosedJaxpr
 from jax.typing import DTypeLike
 
 from ghn_jax.base.errors import UserError, one_line, shown
-from ghn_jax.base.numbers import is_int
+from ghn_jax.base.whole_numbers import is_int
 from ghn_jax.models import sources
 from ghn_jax.models.model import Model, Traced
 from ghn_jax.models.names import variable_names
 from ghn_jax.models.program import flatten
 from ghn_jax.models.recorder import Leaf, Recorder
-from ghn_jax.models.sources import Source
+from ghn_jax.models.sources import ModelSource
 from ghn_jax.models.values import CONSTANT, Flow, Statistic, View
 from ghn_jax.models.walk import walk
 from ghn_jax.networks.counts import MAX_OPERATIONS, MAX_PARAMETERS
@@ -109,7 +109,7 @@ def _images(input_shape: Any, dtype: Any) -> jax.ShapeDtypeStruct:
         raise UserError(f'dtype is {shown(dtype)}: expected that of the images, such as float32') from None
 
 
-def _source(model: Any, images: jax.ShapeDtypeStruct, params: Any, switches: dict[str, Any]) -> Source:
+def _source(model: Any, images: jax.ShapeDtypeStruct, params: Any, switches: dict[str, Any]) -> ModelSource:
     if params is not None and isinstance(model, NetworkSpec | linen.Module | nnx.Module):
         raise UserError('params are for a function, a module or a network has its own: leave them out')
     if isinstance(model, NetworkSpec):
@@ -147,7 +147,7 @@ def _own_errors(images: jax.ShapeDtypeStruct) -> Iterator[None]:
         ) from e
 
 
-def _leaves(source: Source) -> tuple[Leaf, ...]:
+def _leaves(source: ModelSource) -> tuple[Leaf, ...]:
     names, arrays = variable_names(source.params), jax.tree.leaves(source.params)
     if not arrays:
         raise UserError(f'model {source.name!r} has no parameters: there is nothing to predict')
@@ -164,7 +164,9 @@ def _leaves(source: Source) -> tuple[Leaf, ...]:
     return tuple(Leaf(name, tuple(a.shape)) for name, a in zip(names, arrays))
 
 
-def _traced(source: Source, leaves: tuple[Leaf, ...], images: jax.ShapeDtypeStruct, keep: bool) -> Traced:
+def _traced(
+    source: ModelSource, leaves: tuple[Leaf, ...], images: jax.ShapeDtypeStruct, keep: bool
+) -> Traced:
     with _own_errors(images):
         closed, result = jax.make_jaxpr(source.call, return_shape=True)(source.params, source.others, images)
     if not hasattr(result, 'shape') or len(result.shape) != 2 or result.shape[0] != images.shape[0]:

@@ -53,7 +53,7 @@ def count_parameters(spec: NetworkSpec) -> int:
     return total + sum((n_in + 1) * n_out for n_in, n_out in zip([features, *hidden], outs, strict=True))
 
 
-class Cost(NamedTuple):
+class OperationCost(NamedTuple):
     """What an operation takes.
 
     Attributes:
@@ -73,7 +73,7 @@ class Cost(NamedTuple):
 
 
 @functools.lru_cache(maxsize=4096)
-def cost(op: str, width: int, *, strided: bool = False, norm: bool = True) -> Cost:
+def cost(op: str, width: int, *, strided: bool = False, norm: bool = True) -> OperationCost:
     """Count what an operation on `width` channels takes; width, as all of an operation's, even."""
     net = alone(op, width, strided=strided, norm=norm)
     shapes = [shape for i in range(len(net.kind)) for _, shape in net.tensors(i)]
@@ -81,7 +81,7 @@ def cost(op: str, width: int, *, strided: bool = False, norm: bool = True) -> Co
     depthwise = [shape for shape in weights if len(shape) == 4 and shape[1] == 1]
     scalars = lambda shapes: sum(map(math.prod, shapes))
     tiles = lambda shapes: sum(math.prod(shape[2:]) for shape in shapes)
-    return Cost(
+    return OperationCost(
         parameters=scalars(shapes),
         dense=scalars(weights) - scalars(depthwise),
         operations=len(net.kind) - 1,  # without the input

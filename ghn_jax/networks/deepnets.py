@@ -25,10 +25,10 @@ import numpy as np
 
 from ghn_jax.base import paths
 from ghn_jax.base.errors import FieldError, UserError, one_line, shown
-from ghn_jax.base.numbers import is_int
+from ghn_jax.base.whole_numbers import is_int
 from ghn_jax.networks.drawing import WIDE_FACTOR, widened
 from ghn_jax.networks.graph import MAX_DISTANCE, build_graph
-from ghn_jax.networks.rules import known_split
+from ghn_jax.networks.space_rules import known_split
 from ghn_jax.networks.spaces import SPACES, Space
 from ghn_jax.networks.spec import NetworkSpec
 

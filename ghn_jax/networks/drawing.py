@@ -13,7 +13,7 @@ import numpy as np
 from ghn_jax.networks.counts import cost, count_parameters
 from ghn_jax.networks.genotype import Genotype
 from ghn_jax.networks.ops import OPERATIONS, OPS, has_attention, plain_ops
-from ghn_jax.networks.rules import Rules
+from ghn_jax.networks.space_rules import SpaceRules
 from ghn_jax.networks.spec import NetworkSpec, is_connected
 
 LARGE = tuple(name for name, op in OPERATIONS.items() if op.large)  # at most one of them in a cell
@@ -24,7 +24,7 @@ WIDE_FACTOR = 4
 
 
 def propose(
-    rules: Rules, split: str, rng: np.random.Generator, *, is_plain: bool = False
+    rules: SpaceRules, split: str, rng: np.random.Generator, *, is_plain: bool = False
 ) -> NetworkSpec | str:
     """Draw one candidate by the rules of a split. is_plain: it is a `plain` network.
 
@@ -42,7 +42,7 @@ def propose(
     return dataclasses.replace(spec, C=WIDE_FACTOR * spec.C) if split == 'wide' else spec
 
 
-def plain(rules: Rules, rng: np.random.Generator) -> NetworkSpec:
+def plain(rules: SpaceRules, rng: np.random.Generator) -> NetworkSpec:
     """Draw a plain network: each cell is one operation on what the one before has made, maybe residual.
 
     Such are VGG, ResNet and MobileNet, but for where they widen. Resolution is halved by the operation or by
@@ -86,7 +86,7 @@ def chain(op: str, beside: tuple[str, int], halving: str) -> Genotype:
     return Genotype(normal=normal, normal_concat=(2,), reduce=reduce, reduce_concat=(2,))
 
 
-def _mixed(rules: Rules, rng: np.random.Generator) -> NetworkSpec | str:
+def _mixed(rules: SpaceRules, rng: np.random.Generator) -> NetworkSpec | str:
     """Draw a network of DeepNets-1M's kind, or say why a candidate is rejected."""
     n_cells = int(rng.integers(rules.cells[0], rules.cells[1] + 1))
     threshold = _choice(rng, rules.deep_cells)
@@ -121,7 +121,7 @@ def _mixed(rules: Rules, rng: np.random.Generator) -> NetworkSpec | str:
     )
 
 
-def _genotype(rules: Rules, steps: int, rng: np.random.Generator) -> Genotype:
+def _genotype(rules: SpaceRules, steps: int, rng: np.random.Generator) -> Genotype:
     """Draw two cells, as DARTS reads them off a softmax of tiny random weights [edges, ops].
 
     DARTS keeps each state's two heaviest edges and each edge's heaviest op. Rows are independent and ops
@@ -147,7 +147,7 @@ def _genotype(rules: Rules, steps: int, rng: np.random.Generator) -> Genotype:
     )
 
 
-def _objection(rules: Rules, genotype: Genotype) -> str | None:
+def _objection(rules: SpaceRules, genotype: Genotype) -> str | None:
     """Say what speaks against a genotype: hard to train, heavy on memory, or nothing to train."""
     normal, reduce = ([op for op, _ in cell] for cell in (genotype.normal, genotype.reduce))
     both = normal + reduce
@@ -164,7 +164,7 @@ def _objection(rules: Rules, genotype: Genotype) -> str | None:
     return None
 
 
-def widened(rules: Rules, spec: NetworkSpec, size: int, rng: np.random.Generator) -> NetworkSpec:
+def widened(rules: SpaceRules, spec: NetworkSpec, size: int, rng: np.random.Generator) -> NetworkSpec:
     """Draw the widths of a training network where the space leaves them to DeepNets-1M's loader.
 
     The larger a network is (size: its parameters before), the fewer widths it may have.

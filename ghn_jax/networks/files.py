@@ -7,7 +7,7 @@ from typing import Any
 
 from ghn_jax.base import files, jsonfile, paths
 from ghn_jax.base.errors import UserError, shown
-from ghn_jax.base.numbers import is_int
+from ghn_jax.base.whole_numbers import is_int
 from ghn_jax.networks.counts import check_size
 from ghn_jax.networks.spec import NetworkSpec
 

@@ -11,7 +11,7 @@ from typing import Any
 
 from ghn_jax.base import jsonfile
 from ghn_jax.base.errors import UserError, shown
-from ghn_jax.base.numbers import is_int
+from ghn_jax.base.whole_numbers import is_int
 from ghn_jax.networks.ops import OPS
 
 MAX_STEPS = 64  # intermediate states of a cell; the spaces have at most 10

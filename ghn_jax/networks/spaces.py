@@ -15,17 +15,17 @@ from typing import Any
 import numpy as np
 
 from ghn_jax.base.errors import FieldError, UserError, shown
-from ghn_jax.base.numbers import is_int
+from ghn_jax.base.whole_numbers import is_int
 from ghn_jax.networks import drawing
 from ghn_jax.networks.ops import OPERATIONS
-from ghn_jax.networks.rules import SPLITS, Rules, known_split, split_rules
+from ghn_jax.networks.space_rules import SPLITS, SpaceRules, known_split, split_rules
 from ghn_jax.networks.spec import NetworkSpec
 
 _MAX_CANDIDATES = 5000  # for one network; the two spaces reject 18 % and 43 %, the dense splits 53 % and 76 %
 
 
-class Space(Rules):
-    """A distribution over networks: rules (its fields, see `rules.Rules`) that are drawn by."""
+class Space(SpaceRules):
+    """A distribution over networks: rules (its fields, see `rules.SpaceRules`) that are drawn by."""
 
     def sample(self, split: str, seed: int, index: int) -> NetworkSpec:
         """Return network `index` of a split, always the same one. Its name is space-split-index.

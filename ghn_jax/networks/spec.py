@@ -15,7 +15,7 @@ import numpy as np
 
 from ghn_jax.base import jsonfile
 from ghn_jax.base.errors import UserError, shown
-from ghn_jax.base.numbers import is_int
+from ghn_jax.base.whole_numbers import is_int
 from ghn_jax.networks.genotype import Genotype
 from ghn_jax.networks.ops import has_attention
 

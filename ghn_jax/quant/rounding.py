@@ -14,7 +14,7 @@ import numpy as np
 from jax import Array, lax
 
 from ghn_jax.base.errors import UserError, shown
-from ghn_jax.base.numbers import next_power_of_two
+from ghn_jax.base.whole_numbers import next_power_of_two
 from ghn_jax.quant.grid import Grid, quantize
 from ghn_jax.quant.policy import FLOAT_BITS, NamedWidths, Policy, check_policy, quantizable
 from ghn_jax.quant.scheme import QAT, Scheme, check_scheme
@@ -108,7 +108,7 @@ def _room(n: int, least: int) -> int:
 
 
 class _Rows(NamedTuple):
-    """Weights [R, WIDTH] as `weight_grids.Weights`. index: int32 [R], the grid of each row, of `grids`."""
+    """Weights [R, WIDTH] as `GridWeights`. index: int32 [R], the grid of each row, of `grids`."""
 
     rows: Array
     index: Array

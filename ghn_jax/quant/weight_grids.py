@@ -1,7 +1,8 @@
 """The grids of weights: one for each tensor or output channel, fitted to its weights as the scheme says.
 
 This is the one definition, wherever the weights lie: in the executor's buffer (`cnn.weights`) or by name, for
-a file (`quant.rounding`). They are only read through `Weights`. Zeros, padding among them, count in no sum.
+a file (`quant.rounding`). They are only read through `GridWeights`. Zeros, padding among them, count in no
+sum.
 
 Sums of magnitudes and of squares are taken of weights divided by a power of two near the farthest: that is
 exact, and they stay finite up to the largest float.
@@ -22,7 +23,7 @@ TERNARY_CUT = 0.7  # times the mean magnitude (arXiv 1605.04711, eq. 6)
 PERCENTILE_STEPS, MSE_STEPS, MSE_LEAST = 256, 16, 3  # fractions of a range that are tried: k / steps
 
 
-class Weights(Protocol):
+class GridWeights(Protocol):
     """Weights, each of which belongs to a grid. Arrays of all grids have one shape, which is their own."""
 
     def extremes(self) -> tuple[Array, Array]:
@@ -40,7 +41,7 @@ class Weights(Protocol):
         ...
 
 
-def fit(weights: Weights, bits: Array, scheme: Scheme) -> Grid:
+def fit(weights: GridWeights, bits: Array, scheme: Scheme) -> Grid:
     """Fit the grid of every tensor or channel. bits: broadcasts to arrays of all grids."""
     lo, hi = weights.extremes()
     bits = jnp.broadcast_to(bits, lo.shape)
@@ -70,7 +71,7 @@ def _power_of_two(x: Array) -> Array:
     return jnp.where(power > 0, power, 1)
 
 
-def _signs(weights: Weights, unit: Array, bits: Array) -> tuple[Array, Array]:
+def _signs(weights: GridWeights, unit: Array, bits: Array) -> tuple[Array, Array]:
     """Find (scale, cut) of 1 bit (arXiv 1603.05279, eq. 6) and of ternary weights (arXiv 1605.04711).
 
     The scale is the mean magnitude of the weights beyond the cut: 0, or TERNARY_CUT mean magnitudes.
@@ -89,7 +90,7 @@ def _signs(weights: Weights, unit: Array, bits: Array) -> tuple[Array, Array]:
     return jnp.minimum(scale, largest_level(scale.dtype)), cut
 
 
-def _percentile_fraction(weights: Weights, lo: Array, hi: Array, percentile: float) -> Array:
+def _percentile_fraction(weights: GridWeights, lo: Array, hi: Array, percentile: float) -> Array:
     """Bisect for the least k / 256 of a range outside of which lie no more than 100 - percentile percent."""
     outside = lambda w, low, high: ((w < low) | (w > high), w != 0)
 
@@ -108,7 +109,7 @@ def _percentile_fraction(weights: Weights, lo: Array, hi: Array, percentile: flo
 
 
 def _mse_fraction(
-    weights: Weights, lo: Array, hi: Array, unit: Array, bits: Array, grid_of: Callable
+    weights: GridWeights, lo: Array, hi: Array, unit: Array, bits: Array, grid_of: Callable
 ) -> Array:
     """Find the k / 16 of a range with the least squared error of rounding; of equal ones the largest."""
 

@@ -10,9 +10,9 @@ from ghn_jax.networks.graph import build_graph
 from ghn_jax.networks.spec import NetworkSpec
 from ghn_jax.quant.policy import quantizable
 from ghn_jax.reporting import plotting, tables
-from ghn_jax.reporting.closeup import Layer
-from ghn_jax.reporting.evaluation import Evaluation
+from ghn_jax.reporting.closeup import RoundedLayer
 from ghn_jax.reporting.graph_drawing import place
+from ghn_jax.reporting.report_subject import ReportSubject
 from ghn_jax.runs.run import VALIDATION
 
 Row = Mapping[str, Any]
@@ -34,24 +34,24 @@ def _encoded(fig: Any) -> bytes:
     return plotting.encoded(fig, dpi=160)
 
 
-def _chance(panel: Any, evaluation: Evaluation) -> None:
-    chance = 100 / evaluation.result['protocol']['num_classes']
+def _chance(panel: Any, subject: ReportSubject) -> None:
+    chance = 100 / subject.result['protocol']['num_classes']
     panel.axhline(chance, color='gray', linestyle=':', linewidth=1.2, label='chance')
 
 
-def distributions(evaluation: Evaluation, split: str) -> bytes:
+def distributions(subject: ReportSubject, split: str) -> bytes:
     """Top-1 of every network of a split at every bit-width, with boxes; both runs, if there are two."""
-    return plotting.accuracy_picture(evaluation.result, evaluation.other, splits=[split])
+    return plotting.accuracy_picture(subject.result, subject.other, splits=[split])
 
 
-def accuracy_by_bits(evaluation: Evaluation) -> bytes:
+def accuracy_by_bits(subject: ReportSubject) -> bytes:
     """Mean top-1 with its standard error against the bit-width, a line for each split and run."""
     fig, ((panel,),) = _subplots(1, 1, 3.8)
-    bits = evaluation.result['protocol']['bits']
-    names = tables.labels(evaluation.result, evaluation.other)
-    keys = (('top1', '-', names[0]), *([('against_top1', '--', names[1])] if evaluation.other else []))
-    for k, split in enumerate(evaluation.splits):
-        rows = [row for row in evaluation.result['rows'] if row['split'] == split]
+    bits = subject.result['protocol']['bits']
+    names = tables.labels(subject.result, subject.other)
+    keys = (('top1', '-', names[0]), *([('against_top1', '--', names[1])] if subject.other else []))
+    for k, split in enumerate(subject.splits):
+        rows = [row for row in subject.result['rows'] if row['split'] == split]
         for key, style, name in keys:
             panel.errorbar(
                 range(len(bits)), [row[f'{key}_mean'] for row in rows],
@@ -59,7 +59,7 @@ def accuracy_by_bits(evaluation: Evaluation) -> bytes:
                 label=f'{split}: {name}', color=COLOURS[k % len(COLOURS)], marker=_MARKERS[k % len(_MARKERS)],
                 linestyle=style, markersize=5, capsize=3,
             )  # fmt: skip
-    _chance(panel, evaluation)
+    _chance(panel, subject)
     panel.set_xticks(range(len(bits)), [tables.bits_label(b) for b in bits])
     panel.set_ylabel('mean top-1 accuracy, %')
     panel.grid(axis='y', alpha=0.3)
@@ -69,15 +69,15 @@ def accuracy_by_bits(evaluation: Evaluation) -> bytes:
     return _encoded(fig)
 
 
-def float_against_quantized(evaluation: Evaluation) -> bytes:
+def float_against_quantized(subject: ReportSubject) -> bytes:
     """Top-1 of every network in float and quantized, a panel for each bit-width. There must be both."""
-    exact = evaluation.float_bits
-    others = [name for name, policy in evaluation.policies.items() if not policy.is_float]
+    exact = subject.float_bits
+    others = [name for name, policy in subject.policies.items() if not policy.is_float]
     columns = min(2, len(others))
     fig, panels = _subplots(-(-len(others) // columns), columns, 2.9, sharex=True, sharey=True)
     for panel, bits in zip(panels.flat, others):
-        for k, split in enumerate(evaluation.splits):
-            scores = [network['scores'] for network in evaluation.networks(split)]
+        for k, split in enumerate(subject.splits):
+            scores = [network['scores'] for network in subject.networks(split)]
             panel.plot(
                 [s[exact]['top1'] for s in scores], [s[bits]['top1'] for s in scores],
                 _MARKERS[k % len(_MARKERS)], color=COLOURS[k % len(COLOURS)], label=split, alpha=0.6,
@@ -88,7 +88,7 @@ def float_against_quantized(evaluation: Evaluation) -> bytes:
         panel.grid(alpha=0.3)
     for panel in panels.flat[len(others) :]:
         panel.set_axis_off()
-    _limit_to_data(panels.flat[0], evaluation, [exact, *others])
+    _limit_to_data(panels.flat[0], subject, [exact, *others])
     fig.supxlabel('top-1 in float, %', fontsize=10)
     fig.supylabel('top-1 quantized, %', fontsize=10)
     entries = panels.flat[0].get_legend_handles_labels()
@@ -96,23 +96,23 @@ def float_against_quantized(evaluation: Evaluation) -> bytes:
     return _encoded(fig)
 
 
-def _limit_to_data(panel: Any, evaluation: Evaluation, bits: Sequence[str | None]) -> None:
+def _limit_to_data(panel: Any, subject: ReportSubject, bits: Sequence[str | None]) -> None:
     """One range for both axes, so that the line of equal accuracy is the diagonal."""
-    values = [network['scores'][b]['top1'] for network in evaluation.result['networks'] for b in bits]
+    values = [network['scores'][b]['top1'] for network in subject.result['networks'] for b in bits]
     margin = max(1.0, 0.05 * (max(values) - min(values)))
     limits = min(values) - margin, max(values) + margin
     panel.set_xlim(limits)
     panel.set_ylim(limits)
 
 
-def noise_by_layer(evaluation: Evaluation, specs: Mapping[str, NetworkSpec]) -> bytes | None:
+def noise_by_layer(subject: ReportSubject, specs: Mapping[str, NetworkSpec]) -> bytes | None:
     """SQNR of weights and activations in every layer at the bit-width of the closer look, a panel for each of
     `specs` ('best', 'worst'). None where it was not measured.
     """
     measured = {}
     for which, spec in specs.items():
-        network = evaluation.networks(evaluation.splits[0])[evaluation.extremes[which]]
-        score = network['scores'][evaluation.closeup]
+        network = subject.networks(subject.splits[0])[subject.extremes[which]]
+        score = network['scores'][subject.closeup]
         if 'sqnr_weights_by_layer' in score and 'sqnr_activations_by_layer' in score:
             values = zip(score['sqnr_weights_by_layer'], score['sqnr_activations_by_layer'])
             measured[which] = spec, dict(zip(network['layers'], values))
@@ -151,14 +151,14 @@ def _mark_places(panel: Any, places: Sequence[str]) -> None:
     panel.set_xlim(-0.5, len(places) - 0.5)
 
 
-def weight_histograms(layers: Sequence[Layer]) -> bytes:
+def weight_histograms(layers: Sequence[RoundedLayer]) -> bytes:
     """Draw weights before and after rounding: shares of a layer's weights, a panel for each layer.
 
     Those that are not finite are left out.
     """
     finite = lambda values: values[np.isfinite(values)].astype(np.float64)
 
-    def draw(panel: Any, layer: Layer) -> None:
+    def draw(panel: Any, layer: RoundedLayer) -> None:
         weights, rounded, n = finite(layer.weights), finite(layer.rounded), len(layer.weights)
         if not weights.size:
             return _say_nothing(panel)
@@ -178,10 +178,10 @@ def weight_histograms(layers: Sequence[Layer]) -> bytes:
     return _by_layer(layers, 0, draw, 'value of a weight', '% of the weights')
 
 
-def activation_histograms(layers: Sequence[Layer]) -> bytes:
+def activation_histograms(layers: Sequence[RoundedLayer]) -> bytes:
     """Draw activations that enter layers, before they are rounded, zeros left out: a panel for each."""
 
-    def draw(panel: Any, layer: Layer) -> None:
+    def draw(panel: Any, layer: RoundedLayer) -> None:
         total = layer.counts.sum()
         if total and np.isfinite(layer.edges).all():
             panel.stairs(layer.counts * 100 / total, layer.edges, fill=True, color=COLOURS[2], alpha=0.8)
@@ -198,7 +198,7 @@ def _say_nothing(panel: Any) -> None:
     panel.text(0.5, 0.5, 'nothing to show', ha='center', transform=panel.transAxes, fontsize=9)
 
 
-def _by_layer(layers: Sequence[Layer], which: int, draw: Any, x: str, y: str) -> bytes:
+def _by_layer(layers: Sequence[RoundedLayer], which: int, draw: Any, x: str, y: str) -> bytes:
     """which: 0 for weights, 1 for activations."""
     from matplotlib.ticker import MaxNLocator
 

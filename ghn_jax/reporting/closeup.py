@@ -27,7 +27,7 @@ from ghn_jax.networks.spec import NetworkSpec
 from ghn_jax.quant.policy import quantizable
 from ghn_jax.quant.rounding import round_to
 from ghn_jax.quant.strategy import strategy_of
-from ghn_jax.reporting.evaluation import Evaluation
+from ghn_jax.reporting.report_subject import ReportSubject
 from ghn_jax.runs.run import Run
 from ghn_jax.runs.task import load_data, make_space_of
 
@@ -36,7 +36,7 @@ BINS = 64
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Layer:
+class RoundedLayer:
     """A layer of a network, as it is rounded.
 
     Attributes:
@@ -56,7 +56,7 @@ class Layer:
     decibels: tuple[float, float]
 
 
-def select(run: Run, evaluation: Evaluation, specs: Sequence[NetworkSpec] | None = None) -> Selection:
+def select(run: Run, subject: ReportSubject, specs: Sequence[NetworkSpec] | None = None) -> Selection:
     """Select the networks of the first split, as they were scored.
 
     specs: those of the architecture file, if it was these.
@@ -64,9 +64,9 @@ def select(run: Run, evaluation: Evaluation, specs: Sequence[NetworkSpec] | None
     Raises:
       UserError: they are not the networks of the result.
     """
-    split, p = evaluation.splits[0], evaluation.result['protocol']
+    split, p = subject.splits[0], subject.result['protocol']
     config = run.config
-    digests = [network['digest'] for network in evaluation.networks(split)]
+    digests = [network['digest'] for network in subject.networks(split)]
     if split != GIVEN:
         selection = select_split(
             make_space_of(config), split, seed=p['seed'], count=len(digests),
@@ -81,23 +81,23 @@ def select(run: Run, evaluation: Evaluation, specs: Sequence[NetworkSpec] | None
     return selection
 
 
-def look(run: Run, evaluation: Evaluation, selection: Selection, num_devices: int = 1) -> list[Layer]:
+def look(run: Run, subject: ReportSubject, selection: Selection, num_devices: int = 1) -> list[RoundedLayer]:
     """Look at LAYERS layers of the best network, in the order of the forward pass.
 
     Args:
       run: that the evaluation is of.
-      evaluation: what was scored, and how.
+      subject: what was scored, and how.
       selection: from `select`.
       num_devices: as for `evaluate`, which has compiled what is needed for as many.
 
     Raises:
       UserError: data that are not there, or are too few.
     """
-    graph, p = selection.graphs[evaluation.best], evaluation.result['protocol']
-    program = next(program for program, members in selection.groups if evaluation.best in members)
+    graph, p = selection.graphs[subject.best], subject.result['protocol']
+    program = next(program for program, members in selection.groups if subject.best in members)
     mesh = local_mesh(num_devices)
     strategy = strategy_of(run.config)
-    used, scheme = strategy.used(evaluation.policies[evaluation.closeup]), strategy.scheme.when_used()
+    used, scheme = strategy.used(subject.policies[subject.closeup]), strategy.scheme.when_used()
     dataset = load_data(run.config)
     count = p['calibration_images'] or p['sqnr_images'] or CALIBRATION_BATCHES * p['batch_size']
     images = image_batches(dataset, dataset.train, batch_size=p['batch_size'], num_images=count)
@@ -107,11 +107,11 @@ def look(run: Run, evaluation: Evaluation, selection: Selection, num_devices: in
 
     workspace = make_workspaces(mesh, program, p['batch_size'], train=False)
     network, _ = predict_network(
-        run.ghn, run.params, program, placed, resolve(evaluation.predicted_for or used, graph),
+        run.ghn, run.params, program, placed, resolve(subject.predicted_for or used, graph),
         jnp.zeros(program.capacity.blocks * BLOCK), max_nodes=room_for([graph]),
         mesh=mesh,
     )  # fmt: skip
-    network, how = network._replace(bits=program.bit_table(layout, widths)), evaluation.protocol
+    network, how = network._replace(bits=program.bit_table(layout, widths)), subject.protocol
     moments, workspace = protocol.statistics(how, measure, layout, network, workspace)
     network, _, workspace = protocol.prepare(how, measure, layout, network, moments, workspace)
     wanted = observer.make_wanted(program, activations=True, noise=True)
@@ -129,7 +129,7 @@ def look(run: Run, evaluation: Evaluation, selection: Selection, num_devices: in
     for name in evenly(quantizable(shapes.items()), LAYERS):
         t = layout.tensors[name]
         layers.append(
-            Layer(
+            RoundedLayer(
                 name=name,
                 bits=widths[name],
                 weights=weights[name].ravel(),

@@ -8,9 +8,9 @@ from ghn_jax.networks.graph import build_graph
 from ghn_jax.networks.spaces import SPLITS
 from ghn_jax.networks.spec import NetworkSpec
 from ghn_jax.reporting import charts, graph_drawing, tables
-from ghn_jax.reporting.closeup import Layer
-from ghn_jax.reporting.evaluation import GIVEN, Evaluation
+from ghn_jax.reporting.closeup import RoundedLayer
 from ghn_jax.reporting.page import Figure, Section, Table
+from ghn_jax.reporting.report_subject import GIVEN, ReportSubject
 
 NAMES = frozenset(
     ['accuracy', 'scatter', 'sqnr', 'weights', 'activations', 'architecture', 'training']
@@ -19,10 +19,10 @@ NAMES = frozenset(
 """Of all figures that a report may have."""
 
 
-def lead(evaluation: Evaluation) -> str:
+def lead(subject: ReportSubject) -> str:
     """One sentence on the whole."""
-    p, row = evaluation.result['protocol'], evaluation.result['rows'][0]
-    count = len(evaluation.result['networks'])
+    p, row = subject.result['protocol'], subject.result['rows'][0]
+    count = len(subject.result['networks'])
     return (
         f'{count} networks with predicted weights on {p["images"]} images of {p["dataset"]}. A hypernetwork '
         f'trained in {p["training"]} for {p["step"]} steps; split {row["split"]} at '
@@ -31,9 +31,9 @@ def lead(evaluation: Evaluation) -> str:
 
 
 def sections(
-    evaluation: Evaluation,
+    subject: ReportSubject,
     specs: Mapping[str, NetworkSpec],
-    layers: Sequence[Layer],
+    layers: Sequence[RoundedLayer],
     metrics: Sequence[Mapping[str, Any]] | None,
     about: Mapping[str, Any],
 ) -> list[Section]:
@@ -44,35 +44,33 @@ def sections(
     code.
     """
     return [
-        _table(evaluation),
-        _distributions(evaluation),
-        _bits(evaluation),
-        _scatter(evaluation),
-        _noise(evaluation, specs),
-        _histograms(evaluation, specs['best'], layers),
+        _table(subject),
+        _distributions(subject),
+        _bits(subject),
+        _scatter(subject),
+        _noise(subject, specs),
+        _histograms(subject, specs['best'], layers),
         _architecture(specs['best']),
         _training(metrics),
-        _protocol(evaluation, about),
+        _protocol(subject, about),
     ]
 
 
-def _table(evaluation: Evaluation) -> Section:
-    headers, lines = tables.table(evaluation.result, evaluation.other)
+def _table(subject: ReportSubject) -> Section:
+    headers, lines = tables.table(subject.result, subject.other)
     table = Table(caption='Accuracy by split and bit-width', headers=headers, lines=lines)
-    return Section(
-        title='Results', paragraphs=tables.notes(evaluation.result, evaluation.other), tables=[table]
-    )
+    return Section(title='Results', paragraphs=tables.notes(subject.result, subject.other), tables=[table])
 
 
-def _distributions(evaluation: Evaluation) -> Section:
+def _distributions(subject: ReportSubject) -> Section:
     figures = []
-    for split in evaluation.splits:
-        rows = [row for row in evaluation.result['rows'] if row['split'] == split]
+    for split in subject.splits:
+        rows = [row for row in subject.result['rows'] if row['split'] == split]
         medians = ', '.join(f'{tables.bits_label(r["bits"])} {r["top1_median"]:.1f} %' for r in rows)
         figures.append(
             Figure(
                 name=f'distribution-{split}',
-                png=charts.distributions(evaluation, split),
+                png=charts.distributions(subject, split),
                 alt=f'Box plots of the top-1 accuracy of networks of split {split}. Medians: {medians}.',
                 caption=f'Split {split}: a point for each network, beside boxes of median and quartiles. '
                 'Dotted: chance.',
@@ -81,28 +79,28 @@ def _distributions(evaluation: Evaluation) -> Section:
     return Section(title='Distribution of accuracy', figures=figures)
 
 
-def _bits(evaluation: Evaluation) -> Section:
+def _bits(subject: ReportSubject) -> Section:
     means = '; '.join(
         f'{row["split"]} {tables.bits_label(row["bits"])} {row["top1_mean"]:.1f} %'
-        for row in evaluation.result['rows']
+        for row in subject.result['rows']
     )
     figure = Figure(
         name='accuracy',
-        png=charts.accuracy_by_bits(evaluation),
+        png=charts.accuracy_by_bits(subject),
         alt=f'Lines of mean top-1 accuracy against bit-width. {means}.',
         caption='Mean top-1 over the networks of a split; bars are standard errors.'
-        + (' Dashed: the other run on the same networks.' if evaluation.other else ''),
+        + (' Dashed: the other run on the same networks.' if subject.other else ''),
     )
     return Section(title='Accuracy against bits', figures=[figure])
 
 
-def _scatter(evaluation: Evaluation) -> Section:
+def _scatter(subject: ReportSubject) -> Section:
     title = 'Float against quantized'
-    if evaluation.float_bits is None or all(policy.is_float for policy in evaluation.policies.values()):
+    if subject.float_bits is None or all(policy.is_float for policy in subject.policies.values()):
         return Section(title=title, paragraphs=['Not shown: needs networks scored in float and quantized.'])
     figure = Figure(
         name='scatter',
-        png=charts.float_against_quantized(evaluation),
+        png=charts.float_against_quantized(subject),
         alt='Scatter plots of the top-1 accuracy of each network quantized against that in float, '
         'a panel for each bit-width.',
         caption='A point for each network; what lies under the dotted diagonal is lost by rounding.',
@@ -110,10 +108,10 @@ def _scatter(evaluation: Evaluation) -> Section:
     return Section(title=title, figures=[figure])
 
 
-def _noise(evaluation: Evaluation, specs: Mapping[str, NetworkSpec]) -> Section:
-    at = tables.bits_label(evaluation.closeup)
-    paragraphs = [f'The extremes of split {evaluation.splits[0]} by top-1 at {at}.']
-    png = charts.noise_by_layer(evaluation, specs)
+def _noise(subject: ReportSubject, specs: Mapping[str, NetworkSpec]) -> Section:
+    at = tables.bits_label(subject.closeup)
+    paragraphs = [f'The extremes of split {subject.splits[0]} by top-1 at {at}.']
+    png = charts.noise_by_layer(subject, specs)
     if png is None:
         paragraphs.append(
             f'Rounding noise is not shown: nothing is rounded at {at}, or it was not measured (--sqnr).'
@@ -126,11 +124,11 @@ def _noise(evaluation: Evaluation, specs: Mapping[str, NetworkSpec]) -> Section:
         caption=f'Signal-to-quantization-noise ratio at {at}: of the weight of a layer and of the activation '
         'that enters it. 6 dB are a bit. Vertical lines are borders of cells.',
     )
-    bits = evaluation.result['protocol']['bits']
+    bits = subject.result['protocol']['bits']
     headers = ['', 'network', 'cells', 'C', 'parameters', 'depth', *map(tables.bits_label, bits)]
     lines = []
-    for which, place in evaluation.extremes.items():
-        n = evaluation.networks(evaluation.splits[0])[place]
+    for which, place in subject.extremes.items():
+        n = subject.networks(subject.splits[0])[place]
         top1 = [f'{n["scores"][b]["top1"]:.2f}' for b in bits]
         lines.append([which, n['name'], n['n_cells'], n['C'], f'{n["parameters"]:,}', n['depth'], *top1])
     table = Table(caption='Top-1 in percent', headers=headers, lines=lines)
@@ -142,9 +140,9 @@ def _noise(evaluation: Evaluation, specs: Mapping[str, NetworkSpec]) -> Section:
     )
 
 
-def _histograms(evaluation: Evaluation, spec: NetworkSpec, layers: Sequence[Layer]) -> Section:
-    at, names = tables.bits_label(evaluation.closeup), ', '.join(layer.name for layer in layers)
-    is_folded = evaluation.protocol.batch_norm == 'calibrated'
+def _histograms(subject: ReportSubject, spec: NetworkSpec, layers: Sequence[RoundedLayer]) -> Section:
+    at, names = tables.bits_label(subject.closeup), ', '.join(layer.name for layer in layers)
+    is_folded = subject.protocol.batch_norm == 'calibrated'
     folded = ' with the normalisations folded into them' if is_folded else ''
     weights = Figure(
         name='weights',
@@ -198,10 +196,10 @@ def _training(metrics: Sequence[Mapping[str, Any]] | None) -> Section:
     return Section(title=title, figures=[figure])
 
 
-def _protocol(evaluation: Evaluation, about: Mapping[str, Any]) -> Section:
-    shown = {'Protocol': evaluation.result['protocol']}
-    if evaluation.other:
-        shown['Protocol of the other run'] = evaluation.other['protocol']
+def _protocol(subject: ReportSubject, about: Mapping[str, Any]) -> Section:
+    shown = {'Protocol': subject.result['protocol']}
+    if subject.other:
+        shown['Protocol of the other run'] = subject.other['protocol']
     shown['This report'] = about
     tables = [
         Table(

@@ -12,7 +12,7 @@ from ghn_jax.base.jsonlines import read_jsonl
 from ghn_jax.base.paths import Place
 from ghn_jax.networks.spec import NetworkSpec
 from ghn_jax.reporting import closeup, contents, page
-from ghn_jax.reporting.evaluation import Evaluation
+from ghn_jax.reporting.report_subject import ReportSubject
 from ghn_jax.runs import zoo
 from ghn_jax.runs.run import Run
 
@@ -40,7 +40,7 @@ def _metrics(workdir: str | os.PathLike) -> Sequence[Mapping[str, Any]] | None:
 
 def write_report(
     run: Run,
-    evaluation: Evaluation,
+    subject: ReportSubject,
     folder: Place,
     *,
     workdir: str | os.PathLike,
@@ -52,7 +52,7 @@ def write_report(
 
     Args:
       run: The run that was evaluated, at that step.
-      evaluation: What is reported.
+      subject: What is reported.
       folder: Where to write, from `check_folder`.
       workdir: The directory of the run, as the page names it; its metrics are drawn where it has some.
       command: How to make this report again, for a shell.
@@ -66,9 +66,9 @@ def write_report(
       UserError: networks or data that are not those of the evaluation, or a folder that cannot be written.
     """
     rows = _metrics(workdir)
-    selection = closeup.select(run, evaluation, specs)
-    extremes = {which: selection.specs[place] for which, place in evaluation.extremes.items()}
-    layers = closeup.look(run, evaluation, selection, num_devices)
+    selection = closeup.select(run, subject, specs)
+    extremes = {which: selection.specs[place] for which, place in subject.extremes.items()}
+    layers = closeup.look(run, subject, selection, num_devices)
     about = {
         'date': datetime.date.today().isoformat(),
         'ghn_jax': ghn_jax.__version__,
@@ -76,7 +76,7 @@ def write_report(
         'system': f'{platform.system()} {platform.machine()}',
         'command': command,
     }
-    sections = contents.sections(evaluation, extremes, layers, rows, about)
-    html = page.render(f'Report on {workdir}', contents.lead(evaluation), sections)
+    sections = contents.sections(subject, extremes, layers, rows, about)
+    html = page.render(f'Report on {workdir}', contents.lead(subject), sections)
     figures = [figure for section in sections for figure in section.figures]
     return page.write(folder, html, figures, contents.NAMES)

@@ -5,7 +5,7 @@ import dataclasses
 from ghn_jax.base.errors import FieldError, prefixed
 from ghn_jax.config import HypernetworkConfig, RunConfig, SpaceConfig, image_sizes
 from ghn_jax.datasets.load import Dataset, load, read_sizes
-from ghn_jax.datasets.sizes import Sizes
+from ghn_jax.datasets.sizes import DatasetSizes
 from ghn_jax.hypernet.ghn import GHN, GHNConfig
 from ghn_jax.networks.deepnets import published_space
 from ghn_jax.networks.spaces import Space, make_space
@@ -65,7 +65,7 @@ def _published_space(config: RunConfig) -> Space:
     return published_space(config.space.folder)
 
 
-def sizes_of(config: RunConfig) -> Sizes:
+def sizes_of(config: RunConfig) -> DatasetSizes:
     """Return what is known of the data set of a config without reading its images.
 
     Raises:

@@ -47,7 +47,7 @@ from ghn_jax.tuning.initialization import RANDOM, random_params
 from ghn_jax.tuning.integer_run import integer_logits
 from ghn_jax.tuning.loop import fit
 from ghn_jax.tuning.quantize import top1
-from ghn_jax.tuning.records import Record
+from ghn_jax.tuning.records import TrainingRecord
 from ghn_jax.tuning.training import TrainingImages, TrainingSpec, make_trainer
 
 EPOCHS = {'digits': 30, 'cifar10': 20}
@@ -108,7 +108,7 @@ def study(dataset: Dataset, workdir: Place) -> Iterator[list[dict[str, Any]]]:
         network, name = None, type(module).__name__.lower()
         for method, find in METHODS.items():
             what = f'{dataset.name}-{name}-{method.replace(" ", "-")}.seed{seed}'
-            record = Record(workdir, what, {**settings, 'seed': seed})
+            record = TrainingRecord(workdir, what, {**settings, 'seed': seed})
             if (done := record.read()) is None:
                 network = network or _Trained.of(module, name, seed, dataset, workdir)
                 try:
@@ -136,7 +136,7 @@ class _Trained:
         path = workdir / f'{dataset.name}-{name}.seed{seed}.safetensors'
         if not files.exists(path):
             settings = {'epochs': EPOCHS[dataset.name], 'network': model.name, 'dataset': dataset.name}
-            record = Record(workdir, path.stem, {**settings, 'seed': seed})
+            record = TrainingRecord(workdir, path.stem, {**settings, 'seed': seed})
             write_params(path, model, train(model, dataset, record, seed), {})
             record.state.unlink(missing_ok=True)
         images = jnp.asarray(dataset.normalized('train', FOLDED)).reshape(4, -1, PIXELS, PIXELS, 3)
@@ -176,7 +176,7 @@ def _is_exact(network: Calibrated, policy: Any, images: jax.Array) -> bool:
     )
 
 
-def train(model: Model, dataset: Dataset, record: Record, seed: int) -> Any:
+def train(model: Model, dataset: Dataset, record: TrainingRecord, seed: int) -> Any:
     """Train a network in float from random weights (He, normal), with batch statistics; return parameters."""
     spec = TrainingSpec(epochs=EPOCHS[dataset.name], augment=True)
     trainer = make_trainer(model.apply, None, spec, len(dataset.train.labels), flip=dataset.flip)

@@ -23,6 +23,7 @@ import jax
 
 from ghn_jax.base import bounds, cli, files, lock
 from ghn_jax.base.errors import FieldError, UserError
+from ghn_jax.base.fields import bounded, check_declared
 from ghn_jax.base.paths import Place
 from ghn_jax.base.start import start
 from ghn_jax.datasets.load import Dataset, load
@@ -39,11 +40,11 @@ from ghn_jax.studies.initialization_picture import picture
 from ghn_jax.studies.initialization_tables import make_tables
 from ghn_jax.studies.layer_statistics import BITS, observe, summarized
 from ghn_jax.studies.study_arguments import command_line, make_parser, provenance, training_of
-from ghn_jax.tuning import comparison
+from ghn_jax.tuning import comparison_table
 from ghn_jax.tuning.images import TuningImages
 from ghn_jax.tuning.initialization import PREDICTED, RANDOM, parse_starts
 from ghn_jax.tuning.loop import fit
-from ghn_jax.tuning.records import Record
+from ghn_jax.tuning.records import TrainingRecord
 from ghn_jax.tuning.scoring import Accuracy
 from ghn_jax.tuning.training import TrainingImages, TrainingSpec, TrainingState, make_trainer
 
@@ -72,17 +73,16 @@ class InitializationSpec:
     starts: tuple[str, ...] = (*RANDOM, PREDICTED)
     seeds: tuple[int, ...] = (0,)
     channels: tuple[int, ...] = (16, 32)
-    blocks: int = 1
-    expansion: int = 4
+    blocks: int = bounded('blocks', 1)
+    expansion: int = bounded('expansion', 4)
     training: TrainingSpec = dataclasses.field(
         default_factory=lambda: TrainingSpec(epochs=5, batch_size=32, ema=0.0)
     )
-    batch_size: int = 100
-    calibration_images: int = 256
+    batch_size: int = bounded('batch_size', 100)
+    calibration_images: int = bounded('calibration_images', 256)
 
     def __post_init__(self) -> None:
-        bounds.check(batch_size=self.batch_size, calibration_images=self.calibration_images)
-        bounds.check(blocks=self.blocks, expansion=self.expansion)
+        check_declared(self)
         if unknown := [kind for kind in self.kinds if kind not in KINDS]:
             raise FieldError('kinds', f' has {unknown[0]!r}: expected of {", ".join(KINDS)}')
 
@@ -142,12 +142,12 @@ def _train(
     starts = parse_starts(spec.starts, [model], hypernetwork)
     for origin, seed in itertools.product(starts, spec.seeds):
         own = {**settings, 'seed': seed, 'from': origin.about}
-        record = Record(out, f'{kind.name}.{origin.name}.seed{seed}', own)
+        record = TrainingRecord(out, f'{kind.name}.{origin.name}.seed{seed}', own)
         if done := record.read():
             progress.update(trainer.steps)
         else:
             begun = trainer.begin(origin.params(model, policy, seed), seed)
-            marks = comparison.marks(spec.training.epochs)
+            marks = comparison_table.marks(spec.training.epochs)
             _, history = fit(
                 trainer, images.train, begun, record, marks=marks, score=score, progress=progress
             )
@@ -158,7 +158,7 @@ def _train(
 
 def _scorer(model: Model, images: TuningImages) -> Callable[[TrainingState], dict[str, Any]]:
     """Return what takes a state to top-1 in percent by bits, and to the statistics of each layer."""
-    policies = {comparison.FLOAT: Policy(), **{f'w{b}a{b}': Policy(b, b) for b in BITS}}
+    policies = {comparison_table.FLOAT_NAME: Policy(), **{f'w{b}a{b}': Policy(b, b) for b in BITS}}
     seen = jax.jit(observe)
 
     def accuracy(policy: Policy) -> Accuracy:

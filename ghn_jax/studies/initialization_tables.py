@@ -11,12 +11,12 @@ from typing import Any
 import numpy as np
 
 from ghn_jax.studies.block_kinds import KINDS, ROLES, role_of
-from ghn_jax.tuning.comparison import FLOAT, mean_of
+from ghn_jax.tuning.comparison_table import FLOAT_NAME, mean_of
 
 Record = Mapping[str, Any]
 LEARNED = 50.0  # percent in float at the end: a network that did not learn has no accuracy to lose
 TENSORS = ('weights', 'activations')
-_BITS = {FLOAT: 'float', 'w8a8': 'W8/A8', 'w4a4': 'W4/A4'}
+_BITS = {FLOAT_NAME: 'float', 'w8a8': 'W8/A8', 'w4a4': 'W4/A4'}
 _COLUMNS = [
     'trainings', 'learned', *_BITS.values(), 'lost at W8/A8', 'lost at W4/A4', 'weights, dB at 8',
     'activations, dB at 8', 'range ratio of weights', 'of activations',
@@ -67,7 +67,7 @@ def marks_of(runs: Sequence[Record]) -> list[str]:
 
 def learned(run: Record) -> bool:
     """Return whether a network is better than `LEARNED` in float at the end."""
-    return last(run)['top1'][FLOAT] >= LEARNED
+    return last(run)['top1'][FLOAT_NAME] >= LEARNED
 
 
 def last(run: Record) -> Mapping[str, Any]:
@@ -104,7 +104,7 @@ def _grouped(runs: Sequence[Record], key: Callable[[Record], Any]) -> list[tuple
 
 def _row(runs: Sequence[Record]) -> list[Any]:
     good = [last(run) for run in runs if learned(run)]
-    lost = [[s['top1'][FLOAT] - s['top1'][bits] for s in good] for bits in list(_BITS)[1:]]
+    lost = [[s['top1'][FLOAT_NAME] - s['top1'][bits] for s in good] for bits in list(_BITS)[1:]]
     cells = [mean_of([last(run)['top1'][bits] for run in runs], 2) for bits in _BITS]
     cells += [mean_of(values, 2) if values else None for values in lost]
     statistics = [mean_of_layers(good, tensor, 'sqnr8') for tensor in TENSORS]

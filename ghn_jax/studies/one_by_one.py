@@ -32,10 +32,10 @@ from ghn_jax.runs.hypernetwork import Hypernetwork
 from ghn_jax.runs.model_flags import make_models
 from ghn_jax.runs.prediction import with_names
 from ghn_jax.studies.study_arguments import case_parser, count_passes, provenance
-from ghn_jax.tuning.comparison import FLOAT
+from ghn_jax.tuning.comparison_table import FLOAT_NAME
 from ghn_jax.tuning.finetune import FinetuneSpec, finetune
 from ghn_jax.tuning.initialization import parse_starts
-from ghn_jax.tuning.records import Record
+from ghn_jax.tuning.records import TrainingRecord
 from ghn_jax.tuning.training import TrainingSpec
 
 NETWORKS = 20
@@ -77,15 +77,16 @@ class Case:
 
 CASES = {
     'digits': Case(
-        workdir='zoo:digits-bits', passes=(1, 5, 20), bits=(FLOAT, 'w4a4', 'w2a2'), batch=60, augment=False
+        workdir='zoo:digits-bits', passes=(1, 5, 20), bits=(FLOAT_NAME, 'w4a4', 'w2a2'), batch=60,
+        augment=False,
     ),
     'cifar10': Case(
-        workdir='zoo:cifar10-narrow-bits', passes=(1, 5), bits=(FLOAT,), batch=64, augment=True
+        workdir='zoo:cifar10-narrow-bits', passes=(1, 5), bits=(FLOAT_NAME,), batch=64, augment=True
     ),
 }  # fmt: skip
 
 
-def predicted(case: Case, hypernetwork: Hypernetwork, record: Record) -> Scores:
+def predicted(case: Case, hypernetwork: Hypernetwork, record: TrainingRecord) -> Scores:
     """Return the scores of the networks with predicted weights."""
     if done := record.read():
         return done
@@ -137,7 +138,7 @@ def table(found: Mapping[str, Scores], about: Mapping[str, Any]) -> dict[str, An
         for bits, values in lists.items():
             predicted = list(first[bits].values())
             row.append(results.mean_difference(values, predicted) if scores is not first else None)
-        ranks = results.rank_correlation(lists[FLOAT], list(first[FLOAT].values()))
+        ranks = results.rank_correlation(lists[FLOAT_NAME], list(first[FLOAT_NAME].values()))
         rows.append([*row, round(ranks, 2) if ranks is not None and scores is not first else None])
     names = [bits_label(bits) for bits in first]
     columns = ['weights', *names, *(f'{name}, to the prediction' for name in names)]
@@ -191,7 +192,7 @@ def study(name: str, out: pathlib.Path) -> dict[str, Any]:
     settings = {
         'workdir': case.workdir, 'bits': list(case.bits), 'batch': case.batch, 'networks': NETWORKS
     }  # fmt: skip
-    found = {'predicted': predicted(case, hypernetwork, Record(out, 'predicted', settings))}
+    found = {'predicted': predicted(case, hypernetwork, TrainingRecord(out, 'predicted', settings))}
     for passes in case.passes:
         found[f'trained, {count_passes(passes)}'] = trained(
             case, passes, models, hypernetwork, dataset, out / str(passes)

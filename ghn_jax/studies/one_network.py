@@ -28,7 +28,7 @@ from ghn_jax.base.errors import UserError
 from ghn_jax.reporting.tables import bits_label
 from ghn_jax.runs import hypernetwork as hypernetworks
 from ghn_jax.studies.study_arguments import case_parser, count_passes, provenance
-from ghn_jax.tuning.records import Record
+from ghn_jax.tuning.records import TrainingRecord
 
 BITS = ('w2a2', 'w4a4', 'w8a8')
 BUDGETS = (5, 30, 120)  # minutes
@@ -153,7 +153,7 @@ def study(ways: Sequence[Way], out: pathlib.Path) -> Iterator[list[dict[str, Any
     found = []
     for way in ways:
         folder = out / re.sub(r'\W+', '-', way.name)
-        record = Record(folder, 'record', {'commands': list(way.commands)})
+        record = TrainingRecord(folder, 'record', {'commands': list(way.commands)})
         if (done := record.read()) is None:
             shutil.rmtree(folder, ignore_errors=True)  # of a way that was stopped: its time is lost
             folder.mkdir()

@@ -42,18 +42,18 @@ from ghn_jax.reporting.tables import bits_label
 from ghn_jax.runs import hypernetwork as hypernetworks
 from ghn_jax.runs.hypernetwork import Hypernetwork
 from ghn_jax.studies.study_arguments import case_parser, provenance
-from ghn_jax.tuning.comparison import mean_of
+from ghn_jax.tuning.comparison_table import mean_of
 from ghn_jax.tuning.correction import norm_statistics
 from ghn_jax.tuning.pd_quant import pd_quant
 from ghn_jax.tuning.quantize import Network, top1
 from ghn_jax.tuning.ranges import round_nearest
-from ghn_jax.tuning.reconstruction import Options
-from ghn_jax.tuning.records import Record
+from ghn_jax.tuning.reconstruction import ReconstructionOptions
+from ghn_jax.tuning.records import TrainingRecord
 
 BITS = ('w4a4', 'w2a4', 'w4a2', 'w2a2')
 NETWORKS, DRAWN = 5, 40  # those with the fewest layers of the ones drawn
 IMAGES, BATCH, RATE = 256, 64, 2e-3
-OPTIONS = Options(iterations=100, correction_steps=50)
+OPTIONS = ReconstructionOptions(iterations=100, correction_steps=50)
 WITHOUT = {'prediction': 'prediction difference', 'correction': 'distribution correction', 'drop': 'drop'}
 RESULT = pathlib.Path('docs/results')
 SIZE = 16  # pixels on a side
@@ -104,7 +104,7 @@ def study(dataset: Dataset, plan: Plan, workdir: Place) -> Iterator[list[dict[st
     for spec in sorted(drawn, key=_count_layers)[:NETWORKS]:
         model = trace(spec, (1, SIZE, SIZE, 3))
         for kind in ('trained', 'predicted'):
-            record = Record(workdir, f'{dataset.name}-{kind}-{spec.name}', settings)
+            record = TrainingRecord(workdir, f'{dataset.name}-{kind}-{spec.name}', settings)
             if (scored := record.read()) is None:
                 params = _weights(kind, model, hypernetwork, dataset, plan)
                 scored = {'kind': kind, 'network': spec.name, **quantized(model, params, dataset, plan)}

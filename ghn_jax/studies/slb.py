@@ -34,7 +34,7 @@ from ghn_jax.runs.hypernetwork import load as load_hypernetwork
 from ghn_jax.runs.model_flags import make_models
 from ghn_jax.runs.prediction import with_names
 from ghn_jax.studies.study_arguments import command_line, make_parser, provenance, training_of
-from ghn_jax.tuning import comparison, slb
+from ghn_jax.tuning import comparison_table, slb
 from ghn_jax.tuning.finetune import FinetuneSpec, finetune
 from ghn_jax.tuning.initialization import parse_starts
 from ghn_jax.tuning.slb import SearchSpec
@@ -42,7 +42,7 @@ from ghn_jax.tuning.slb_method import searched_names
 
 BITS = ('w1a8', 'w2a8', 'w4a8', 'w1a4', 'w2a4', 'w4a4')
 EDGES = (8, 8)
-SCHEME = Scheme('qat', granularity='channel', weight_range='sigma', activation_range='sigma')
+SLB_SCHEME = Scheme('qat', granularity='channel', weight_range='sigma', activation_range='sigma')
 METHODS = ('straight_through', 'slb')
 Runs = Mapping[str, Sequence[Mapping[str, Any]]]
 """By method, its trainings, as `finetune` returns them."""
@@ -80,7 +80,7 @@ def study(
             spec if method == 'slb' else dataclasses.replace(spec, search=None),
             out / method,
             dataset=dataset,
-            scheme=SCHEME,
+            scheme=SLB_SCHEME,
             used=lambda policy: dataclasses.replace(policy, edges=EDGES),
             sources=sources,
         )['runs']
@@ -107,7 +107,7 @@ def accuracies(runs: Runs) -> tuple[list[str], list[list[Any]]]:
 
 
 def _mean(scores: Mapping[tuple[str, int], float]) -> dict[str, float]:
-    return comparison.mean([(network, score) for (network, _), score in scores.items()])
+    return comparison_table.mean([(network, score) for (network, _), score in scores.items()])
 
 
 def gaps(runs: Runs, spec: SearchSpec, epochs: int) -> tuple[list[str], list[list[Any]]]:

@@ -17,9 +17,10 @@ from typing import Any
 
 from ml_collections import ConfigDict
 
-from ghn_jax.base import bounds, files, lock, paths
+from ghn_jax.base import files, lock, paths
 from ghn_jax.base.digests import json_digest
 from ghn_jax.base.errors import FieldError, UserError
+from ghn_jax.base.fields import bounded, check_declared
 from ghn_jax.base.jsonlines import read_jsonl
 from ghn_jax.base.paths import Place
 from ghn_jax.config import RunConfig, freeze
@@ -62,11 +63,11 @@ class StudySpec:
     only: tuple[str, ...] = ()
     baseline: str = ''
     groups: Policy | None = None
-    layers: int = 0
+    layers: int = bounded('layers', 0)
     evaluation: EvaluationSpec = EvaluationSpec()
 
     def __post_init__(self) -> None:
-        bounds.check(layers=self.layers)
+        check_declared(self)
         if self.layers and self.groups is None:
             raise FieldError(
                 'layers',

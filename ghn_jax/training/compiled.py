@@ -107,8 +107,9 @@ def training_step(
         images = halved_to(program.image_size, normalize(images, stream.mean, stream.std))
         labels = stream.labels[indices]
         return train_step(
-            program, settings.ghn, settings.optimizer, state, networks, images, labels, workspace, k_step,
-            scheme=settings.scheme, refinements=settings.refinements, axes=axes,
+            program, settings.ghn, settings.optimizer, state, networks, images, labels,
+            workspace=workspace, key=k_step, scheme=settings.scheme,
+            refinements=settings.refinements, axes=axes,
         )  # fmt: skip
 
     specs = (REPLICATED, OVER_IMAGES, REPLICATED, OVER_DEVICES)

@@ -24,15 +24,21 @@ def make_optimizer(config: 'RunConfig') -> optax.GradientTransformation:
     config: of a run; `config.train` says all. Equal settings give the same object.
     """
     t = config.train
-    rates = t.decoder_rate, t.gnn_rate, t.embedding_rate
     return _optimizer(
-        t.optimizer, t.schedule, t.steps, t.warmup_steps, t.learning_rate, t.weight_decay, t.clip_norm, rates
+        name=t.optimizer,
+        schedule=t.schedule,
+        steps=t.steps,
+        warmup_steps=t.warmup_steps,
+        learning_rate=t.learning_rate,
+        weight_decay=t.weight_decay,
+        clip_norm=t.clip_norm,
+        rates=(t.decoder_rate, t.gnn_rate, t.embedding_rate),
     )
 
 
 @functools.cache  # one object for equal settings, so that compiled steps are found again
 def _optimizer(
-    name: str, schedule: str, steps: int, warmup_steps: int, learning_rate: float, weight_decay: float,
+    *, name: str, schedule: str, steps: int, warmup_steps: int, learning_rate: float, weight_decay: float,
     clip_norm: float, rates: tuple[float, float, float],
 ) -> optax.GradientTransformation:  # fmt: skip
     parts: list[optax.GradientTransformation]

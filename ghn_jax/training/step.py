@@ -25,8 +25,13 @@ from ghn_jax.base import collectives as mesh_axes
 from ghn_jax.base.collectives import Axes
 from ghn_jax.cnn import executor
 from ghn_jax.cnn.program import Program
-from ghn_jax.cnn.tables import Bits, Tables
-from ghn_jax.cnn.weights import add_norm_gradient, pages, quantize_weights, quantize_weights_backward
+from ghn_jax.cnn.tables import RunnableNetwork
+from ghn_jax.cnn.weight_quantization import (
+    add_norm_gradient,
+    pages,
+    quantize_weights,
+    quantize_weights_backward,
+)
 from ghn_jax.hypernet.ghn import GHN
 from ghn_jax.hypernet.tiles import DecoderTable, Tiles
 from ghn_jax.quant.scheme import Scheme
@@ -65,9 +70,9 @@ def meta_gradients(
     networks: Networks,
     images: Array,
     labels: Array,
+    *,
     workspace: Workspace,
     key: Array,
-    *,
     scheme: Scheme,
     dropout: float = DROPOUT,
     refinements: Refinements = AS_PUBLISHED,
@@ -105,8 +110,8 @@ def meta_gradients(
         tiles, pull = jax.vjp(lambda p, x: _decode(ghn, p, x, decoder), params, x)
         weights = assemble(tiles, sources, pages(tables), workspace.weights)
         loss, accuracy, g, workspace = _weight_gradients(
-            program, weights, tables, bits, images, labels, workspace, k_net,
-            scheme=scheme, dropout=dropout, refinements=refinements, axis=over_images,
+            program, RunnableNetwork(weights, tables, bits), images, labels, workspace, k_net, scheme=scheme,
+            dropout=dropout, refinements=refinements, axis=over_images,
         )  # fmt: skip
         gradient = pull(assemble_transposed(g, sources, tiles))
         (g_params, g_x), finite = _share_of_mean(gradient, loss, count, refinements, over_images)
@@ -144,29 +149,29 @@ def _decode(ghn: GHN, params: Any, x: Array, table: DecoderTable) -> Tiles:
 
 
 def _weight_gradients(
-    program: Program, weights: Array, tables: Tables, bits: Bits, images: Array, labels: Array,
-    workspace: Workspace, key: Array, *, scheme: Scheme, dropout: float, refinements: Refinements,
-    axis: str | None,
+    program: Program, network: RunnableNetwork, images: Array, labels: Array, workspace: Workspace,
+    key: Array, *, scheme: Scheme, dropout: float, refinements: Refinements, axis: str | None,
 ) -> tuple[Array, Array, Array, Workspace]:  # fmt: skip
-    """Run a network with its weights [F] rounded, and differentiate its loss by them.
+    """Run a network with its weights rounded, and differentiate its loss by them.
 
     Returns:
       loss and accuracy, [] each, the device's shares of them; gradient of the weights before rounding [F];
       workspace, which holds weights and gradient.
     """
     k_weights, k_net = jax.random.split(key)
+    weights, tables, bits, _ = network
     quantized, grid, tapes = workspace.quantized, None, workspace.executor
     goals = targets(labels, program.num_classes, refinements.label_smoothing)
     if refinements.distillation and scheme.mode != 'float':
-        teacher, tapes = executor.forward(program, weights, tables, bits, images, tapes, axis=axis)
+        teacher, tapes = executor.forward(program, network, images, tapes, axis=axis)
         goals = distilled(goals, teacher, refinements.distillation)
     if scheme.mode != 'float':
         quantized, grid = quantize_weights(
             weights, tables, bits.weights, quantized, scheme=scheme, key=k_weights
         )
     loss, logits, g, buffers = executor.loss_and_gradients(
-        program, weights if grid is None else quantized, tables, bits, images, goals, tapes, scheme=scheme,
-        key=k_net, dropout=dropout, axis=axis,
+        program, network if grid is None else network._replace(weights=quantized), images, goals, tapes,
+        scheme=scheme, key=k_net, dropout=dropout, axis=axis,
     )  # fmt: skip
     if grid is not None:
         g = quantize_weights_backward(weights, tables, bits.weights, g, grid, scheme=scheme, key=k_weights)
@@ -187,9 +192,9 @@ def train_step(
     networks: Networks,
     images: Array,
     labels: Array,
+    *,
     workspace: Workspace,
     key: Array,
-    *,
     scheme: Scheme,
     refinements: Refinements = AS_PUBLISHED,
     axes: Axes | None = None,
@@ -207,8 +212,8 @@ def train_step(
     """
     over_networks, over_images = axes or (None, None)
     gradients, per_network, workspace = meta_gradients(
-        program, ghn, state.params, networks, images, labels, workspace, key, scheme=scheme,
-        refinements=refinements, axes=axes,
+        program, ghn, state.params, networks, images, labels, workspace=workspace, key=key,
+        scheme=scheme, refinements=refinements, axes=axes,
     )  # fmt: skip
     finite = per_network['finite']
     faults = jnp.where(finite, FINE, jnp.where(jnp.isfinite(per_network['loss']), BAD_GRADIENT, BAD_LOSS))

@@ -71,10 +71,12 @@ def corrected(
 
     entering: [N, ...], of one batch.   pull: lambda_c, the smaller the nearer x' stays to x.
     """
-    x, memory, most = entering, optax.scale_by_adam().init(entering), steps_at_once(steps)
+    state, most = (entering, optax.scale_by_adam().init(entering)), steps_at_once(steps)
     for i in range(0, steps, most):
-        x, memory = _descend(calibrated, statistics, entering, pull, steps, x, memory, i, steps=most, k=k)
-    return x
+        state = _descend(
+            calibrated, statistics, entering, state, i, pull=pull, all_steps=steps, steps=most, k=k
+        )
+    return state[0]
 
 
 @functools.partial(jax.jit, static_argnames=('steps', 'k'))
@@ -82,15 +84,15 @@ def _descend(
     calibrated: Calibrated,
     statistics: Sequence[NormStatistics],
     entering: Values,
-    pull: Array,
-    all_steps: Array,
-    x: Values,
-    memory: Any,
-    first: Array,
+    state: tuple[Values, Any],
+    first: Array | int,
     *,
+    pull: Array | float,
+    all_steps: Array | int,
     steps: int,
     k: int,
 ) -> tuple[Values, Any]:
+    """Do `steps` of all steps, from `first` on. state: x' and the optimizer's memory."""
     block = blocks_of(calibrated, len(entering[0]))[k]
 
     def loss(x: Values) -> Array:
@@ -104,7 +106,7 @@ def _descend(
         rate = RATE * (1 + jnp.cos(math.pi * i / all_steps)) / 2
         return tuple(a - rate * u for a, u in zip(x, updates)), memory
 
-    return repeat(step, first, steps, (x, memory))
+    return repeat(step, first, steps, state)
 
 
 def mismatch(

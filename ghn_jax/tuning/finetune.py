@@ -15,8 +15,9 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import ghn_jax
-from ghn_jax.base import bounds, files, lock
+from ghn_jax.base import files, lock
 from ghn_jax.base.errors import FieldError, UserError
+from ghn_jax.base.fields import bounded, check_declared
 from ghn_jax.base.paths import Place, is_file_name
 from ghn_jax.datasets.load import Dataset
 from ghn_jax.evaluation.evaluation_spec import BATCH_SIZE
@@ -26,12 +27,12 @@ from ghn_jax.models.model import Model
 from ghn_jax.quant.policy import Policy
 from ghn_jax.quant.scheme import QAT, Scheme
 from ghn_jax.runs.progress import Progress
-from ghn_jax.tuning import comparison
+from ghn_jax.tuning import comparison_table
 from ghn_jax.tuning.images import TuningImages
 from ghn_jax.tuning.initialization import Start
 from ghn_jax.tuning.loop import fit
 from ghn_jax.tuning.method import Method, Setup
-from ghn_jax.tuning.records import Record
+from ghn_jax.tuning.records import TrainingRecord
 from ghn_jax.tuning.slb import SearchSpec
 from ghn_jax.tuning.slb_method import Slb, searched_names
 from ghn_jax.tuning.straight_through import StraightThrough
@@ -70,8 +71,8 @@ class FinetuneSpec:
     training: TrainingSpec
     seeds: tuple[int, ...] = (0,)
     batch_norm: str = 'batch'
-    eval_batch_size: int = BATCH_SIZE
-    num_images: int = 0
+    eval_batch_size: int = bounded('batch_size', BATCH_SIZE)
+    num_images: int = bounded('num_images', 0)
     search: SearchSpec | None = None
     marks: tuple[int, ...] = ()
 
@@ -83,10 +84,10 @@ class FinetuneSpec:
     @property
     def scored(self) -> tuple[int, ...]:
         """After which passes networks are scored."""
-        return tuple(sorted({*comparison.marks(self.training.epochs), *self.marks}))
+        return tuple(sorted({*comparison_table.marks(self.training.epochs), *self.marks}))
 
     def __post_init__(self) -> None:
-        bounds.check(batch_size=self.eval_batch_size, num_images=self.num_images)
+        check_declared(self)
         if self.batch_norm not in STATISTICS:
             raise FieldError('batch_norm', f'={self.batch_norm}: expected one of {", ".join(STATISTICS)}')
         if self.search and self.batch_norm == 'fixed':
@@ -150,7 +151,7 @@ def finetune(
         ]
     about = _about(models, spec, images) | {'seconds': round(time.perf_counter() - begin, 1)}
     result = {'title': 'Fine-tuning through quantization', 'about': about}
-    return result | comparison.compare(runs, spec.training.epochs) | {'notes': [_NOTE], 'runs': runs}
+    return result | comparison_table.compare(runs, spec.training.epochs) | {'notes': [_NOTE], 'runs': runs}
 
 
 def check_models(models: Sequence[Model], dataset: Dataset) -> None:
@@ -204,7 +205,7 @@ def _train(
     name = f'{model.name}.{bits}.{start.name}.seed{seed}'
     kept = out / (name if spec.keeps_calibrated else f'{name}.safetensors')
     settings = _settings(method, spec) | {'seed': seed, 'from': start.about}
-    record = Record(out / 'runs', name, settings)
+    record = TrainingRecord(out / 'runs', name, settings)
     if (done := record.read()) and files.exists(kept):
         progress.update(trainer.steps)
         return done

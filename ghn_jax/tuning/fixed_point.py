@@ -35,7 +35,7 @@ _COARSER, _FINER = 1, 4  # points that are tried around the one at which nothing
 NAME = 'fixed_point'
 
 
-class Tensor(NamedTuple):
+class FormatTensor(NamedTuple):
     """A tensor that has a format.
 
     Attributes:
@@ -53,16 +53,16 @@ class Tensor(NamedTuple):
     reader: str
 
 
-def tensors_of(calibrated: Calibrated) -> tuple[Tensor, ...]:
+def tensors_of(calibrated: Calibrated) -> tuple[FormatTensor, ...]:
     """Return the tensors that get formats, layer by layer: what enters it, its weight, its bias if any."""
-    found = dict[tuple[str, str], Tensor]()
+    found = dict[tuple[str, str], FormatTensor]()
     for k, site in enumerate(calibrated.program(calibrated.model.input_shape).sites.values()):
         name, parameter = site.layer.name, site.layer.parameter
-        activation = Tensor('activation', site.reader, k, site.reader, site.reader)
+        activation = FormatTensor('activation', site.reader, k, site.reader, site.reader)
         found.setdefault(('activation', site.reader), activation)
-        found['weight', name] = Tensor('weight', name, k, parameter, site.reader)
+        found['weight', name] = FormatTensor('weight', name, k, parameter, site.reader)
         if calibrated.biases[name] is not None:
-            found['bias', name] = Tensor('bias', name, k, name, site.reader)
+            found['bias', name] = FormatTensor('bias', name, k, name, site.reader)
     return tuple(found.values())
 
 
@@ -123,7 +123,7 @@ class FixedPoint:
         return round_to(x, *self.formats[name]) if name in self.formats else x
 
 
-def with_rounded(calibrated: Calibrated, tensors: Iterable[Tensor], formats: Any) -> Calibrated:
+def with_rounded(calibrated: Calibrated, tensors: Iterable[FormatTensor], formats: Any) -> Calibrated:
     """Round weights and biases. formats: int32 [T, 2], bits and points; traced, if inside of `jax.jit`."""
     weights, biases = dict(calibrated.weights), dict(calibrated.biases)
     for tensor, (bits, point) in zip(tensors, formats):
@@ -133,7 +133,7 @@ def with_rounded(calibrated: Calibrated, tensors: Iterable[Tensor], formats: Any
     return dataclasses.replace(calibrated, weights=weights, biases=biases)
 
 
-def activation_formats(tensors: Iterable[Tensor], formats: Any) -> dict[str, tuple[Any, Any]]:
+def activation_formats(tensors: Iterable[FormatTensor], formats: Any) -> dict[str, tuple[Any, Any]]:
     """Return (bits, point) of activations, by `Site.reader`. formats: as of `with_rounded`."""
     return {t.name: (row[0], row[1]) for t, row in zip(tensors, formats) if t.kind == 'activation'}
 
@@ -160,7 +160,7 @@ def point_of(ends: tuple[Any, Any] | None, bits: int, name: str) -> int:
 
 
 def to_network(
-    calibrated: Calibrated, tensors: Sequence[Tensor], formats: np.ndarray
+    calibrated: Calibrated, tensors: Sequence[FormatTensor], formats: np.ndarray
 ) -> tuple[Calibrated, Policy]:
     """Return a model in formats of at most 16 bits, [T, 2], as a quantized network has it, and its bits.
 
@@ -189,7 +189,7 @@ def to_network(
     return made, Policy(MOST_BITS, MOST_BITS, layers=layers, name=NAME)
 
 
-def by_name(tensors: Sequence[Tensor], formats: np.ndarray) -> dict[str, dict[str, list[int]]]:
+def by_name(tensors: Sequence[FormatTensor], formats: np.ndarray) -> dict[str, dict[str, list[int]]]:
     """Return formats for JSON: {'weight': {name: [bits, point]}, 'bias': .., 'activation': ..}."""
     named: dict[str, dict[str, list[int]]] = {'weight': {}, 'bias': {}, 'activation': {}}
     for tensor, row in zip(tensors, formats.tolist()):
@@ -216,7 +216,7 @@ class Costs(NamedTuple):
         return self.parameters + self.activations
 
 
-def costs_of(calibrated: Calibrated, tensors: Sequence[Tensor], formats: np.ndarray) -> Costs:
+def costs_of(calibrated: Calibrated, tensors: Sequence[FormatTensor], formats: np.ndarray) -> Costs:
     """Return the costs of formats [T, 2]."""
     model, named = calibrated.model, by_name(tensors, formats)
     widths = {kind: {name: bits for name, (bits, _) in rows.items()} for kind, rows in named.items()}

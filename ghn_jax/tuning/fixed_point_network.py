@@ -19,7 +19,7 @@ from ghn_jax.tuning.fixed_point_budget import Attempt, Labelled, check_budget, w
 from ghn_jax.tuning.fixed_point_search import Search
 from ghn_jax.tuning.quantize import key_of, strings_of, top1
 
-SCHEME = Scheme('qat')
+FIXED_POINT_SCHEME = Scheme('qat')
 SAVED = ('memory', 'parameters', 'activations', 'multiplications')  # of `Costs`
 STATE = 'formats.json'
 """In the folder while a search goes on: 'key', of what, and the fields of `Attempt`."""
@@ -66,7 +66,7 @@ def fixed_point_into(
         'formats': by_name(search.tensors, formats),
         'saved': saved(search, formats),
     }
-    file = save(folder, QuantizedNetwork(network, policy, SCHEME, source, strings_of(about)))
+    file = save(folder, QuantizedNetwork(network, policy, FIXED_POINT_SCHEME, source, strings_of(about)))
     state.unlink(missing_ok=True)
     return about | {
         'file': str(file),

@@ -35,7 +35,7 @@ from ghn_jax.tuning.fixed_point import (
     MOST_BITS,
     NAME,
     FixedPoint,
-    Tensor,
+    FormatTensor,
     activation_formats,
     best_points,
     tensors_of,
@@ -49,7 +49,7 @@ _BATCH = 64  # images that pass through the network together
 _BESIDE = (0, -1, 1)  # points that are tried: the one with the least squared error, coarser, finer
 
 
-class Score(NamedTuple):
+class FormatScore(NamedTuple):
     """How well formats do on some images.
 
     Attributes:
@@ -71,9 +71,9 @@ class Search:
     """
 
     calibrated: Calibrated
-    tensors: tuple[Tensor, ...]
+    tensors: tuple[FormatTensor, ...]
     batches: Sequence[tuple[Array, Array]]
-    scores: dict[bytes, Score] = dataclasses.field(default_factory=dict, repr=False)
+    scores: dict[bytes, FormatScore] = dataclasses.field(default_factory=dict, repr=False)
 
     @classmethod
     def of(
@@ -124,7 +124,7 @@ class Search:
         """Return the formats of a network in float, int32 [T, 2]."""
         return np.array([[FLOAT_BITS, 0]] * len(self.tensors), np.int32)
 
-    def score(self, formats: np.ndarray) -> Score:
+    def score(self, formats: np.ndarray) -> FormatScore:
         """Score formats [T, 2]."""
         self.meets(formats, 0)
         return self.scores[formats.tobytes()]
@@ -133,16 +133,19 @@ class Search:
         """Return whether `least` images are classified rightly; no more are run than it takes to say no."""
         key = formats.tobytes()
         if key not in self.scores:
-            score, left = Score(0, 0.0), self.images
+            score, left = FormatScore(0, 0.0), self.images
             for x, y in self.batches:
                 correct, loss, _ = self._run(formats, x, y)
-                score, left = Score(score.correct + int(correct), score.loss + float(loss)), left - len(y)
+                score, left = (
+                    FormatScore(score.correct + int(correct), score.loss + float(loss)),
+                    left - len(y),
+                )
                 if score.correct + left < least:
                     return False
             self.scores[key] = score
         return self.scores[key].correct >= least
 
-    def values(self, formats: np.ndarray, tensor: Tensor) -> np.ndarray:
+    def values(self, formats: np.ndarray, tensor: FormatTensor) -> np.ndarray:
         """Return a tensor as it is rounded: in float, of an activation a sample at these formats."""
         if tensor.kind == 'activation':
             return np.concatenate([self._run(formats, x, y)[2][tensor.name] for x, y in self.batches])
@@ -287,7 +290,7 @@ def _with_format(search: Search, formats: np.ndarray, i: int, bits: int, point: 
 
 @functools.partial(jax.jit, static_argnames='tensors')
 def _run(
-    calibrated: Calibrated, formats: Array, x: Array, y: Array, *, tensors: tuple[Tensor, ...]
+    calibrated: Calibrated, formats: Array, x: Array, y: Array, *, tensors: tuple[FormatTensor, ...]
 ) -> tuple[Array, Array, dict[str, Array]]:
     """Count the images that are classified rightly, sum the cross-entropy, and sample the activations."""
     notes = _Notes(FixedPoint(activation_formats(tensors, formats)), {})

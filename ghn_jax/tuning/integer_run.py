@@ -27,10 +27,10 @@ from ghn_jax.models.recorder import Site
 from ghn_jax.quant.policy import NamedWidths, Policy
 from ghn_jax.tuning import shifts
 from ghn_jax.tuning.fixed_point import point_of, round_to
-from ghn_jax.tuning.shifts import Fixed
+from ghn_jax.tuning.shifts import ScaledInteger
 
 
-def integer_logits(calibrated: Calibrated, policy: Policy, images: Any) -> Fixed:
+def integer_logits(calibrated: Calibrated, policy: Policy, images: Any) -> ScaledInteger:
     """Compute the logits of a network in fixed point with integers and shifts.
 
     Args:
@@ -47,7 +47,7 @@ def integer_logits(calibrated: Calibrated, policy: Policy, images: Any) -> Fixed
     widths = resolve(policy, calibrated.model.graph)
 
     @jax.jit
-    def run(images: Array) -> Fixed:
+    def run(images: Array) -> ScaledInteger:
         _, given = calibrated.model.prepared(calibrated.params, images)
         folded = calibrated.program(images.shape, images.dtype)
         (logits,) = _Interpreter(calibrated, widths, folded.sites).run(folded.program, given)
@@ -97,7 +97,7 @@ class _Interpreter:
             operands, site = list(map(read, step.inputs)), None if inside else self.sites.get(k)
             if site is not None:
                 results = [self.layer(step, site, operands)]
-            elif not any(isinstance(v, Fixed) for v in operands):
+            elif not any(isinstance(v, ScaledInteger) for v in operands):
                 results = _in_float(step, operands)
             elif step.primitive in WITH_DERIVATIVES:
                 results = self.run(flatten(body(step.eqn), derivatives=False), operands, inside=True)
@@ -106,17 +106,17 @@ class _Interpreter:
             values |= zip(step.outputs, results, strict=True)
         return [read(output) for output in program.outputs]
 
-    def layer(self, step: Step, site: Site, operands: list[Any]) -> Fixed:
+    def layer(self, step: Step, site: Site, operands: list[Any]) -> ScaledInteger:
         """Run a convolution or a product on integers."""
         x, (bits, point) = operands[site.activation], self.formats[site.reader]
-        if isinstance(x, Fixed):
+        if isinstance(x, ScaledInteger):
             x = shifts.to_format(x, bits, point)
         else:  # of the image
             levels = (round_to(x, bits, point) * 2.0**point).astype(jnp.int32)
-            x = Fixed(levels, point, 2 ** (bits - 1))
+            x = ScaledInteger(levels, point, 2 ** (bits - 1))
         w, weight_point = self.weights[site.layer.name]
         bound = int(np.abs(w.astype(np.int64)).sum(tuple(range(1, w.ndim))).max()) * x.bound
         shifts.check(bound, step)
         operands[site.activation], operands[site.weight] = x.x, jnp.asarray(site.layout.to_operand(w))
         sums = shifts.bind(step, *operands, preferred_element_type=jnp.int32)
-        return Fixed(sums, x.point + weight_point, bound)
+        return ScaledInteger(sums, x.point + weight_point, bound)

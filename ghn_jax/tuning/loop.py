@@ -6,7 +6,7 @@ from collections.abc import Callable, Collection
 from typing import Any
 
 from ghn_jax.runs.progress import Progress
-from ghn_jax.tuning.records import Record
+from ghn_jax.tuning.records import TrainingRecord
 from ghn_jax.tuning.training import Trainer, TrainingImages, TrainingState
 
 SAVE_SECONDS = 30.0
@@ -19,7 +19,7 @@ def fit(
     trainer: Trainer,
     images: TrainingImages,
     state: TrainingState,
-    record: Record,
+    record: TrainingRecord,
     *,
     marks: Collection[int],
     score: Callable[[TrainingState], Any],

@@ -27,7 +27,7 @@ from ghn_jax.tuning import adaround
 from ghn_jax.tuning.blocks import Block, Values, blocks_of
 from ghn_jax.tuning.correction import NormStatistics, corrected
 from ghn_jax.tuning.ranges import FixedRanges, check_bits, layer_bits, round_nearest
-from ghn_jax.tuning.reconstruction import Grids, Images, Learned, Options, Terms, learn, start
+from ghn_jax.tuning.reconstruction import Grids, Images, Learned, ReconstructionOptions, Terms, learn, start
 from ghn_jax.tuning.repeating import steps_at_once
 
 CHUNK = 100  # steps of a block between two reports of progress
@@ -36,7 +36,7 @@ CHUNK = 100  # steps of a block between two reports of progress
 def pd_quant(
     calibrated: Calibrated,
     images: Array,
-    settings: Sequence[tuple[NamedWidths, Options]],
+    settings: Sequence[tuple[NamedWidths, ReconstructionOptions]],
     statistics: Sequence[NormStatistics],
     done: Callable[[int], object] = lambda parts: None,
     begun: tuple[int, Sequence[Calibrated]] = (0, ()),
@@ -92,7 +92,7 @@ def pd_quant(
     return [way.network for way in ways]
 
 
-def count_chunks(setting: tuple[Any, Options]) -> int:
+def count_chunks(setting: tuple[Any, ReconstructionOptions]) -> int:
     """Return how many parts `pd_quant` reports for a block of a setting."""
     return -(-setting[1].iterations // CHUNK)
 
@@ -109,7 +109,7 @@ class _Way:
     network: Calibrated
     weight_bits: dict[str, int]
     activation_bits: dict[str, int]
-    options: Options
+    options: ReconstructionOptions
     quantized: Values
 
     @classmethod
@@ -117,7 +117,7 @@ class _Way:
         cls,
         calibrated: Calibrated,
         batches: Array,
-        setting: tuple[NamedWidths, Options],
+        setting: tuple[NamedWidths, ReconstructionOptions],
         network: Calibrated | None,
     ) -> '_Way':
         widths, options = setting
@@ -136,17 +136,17 @@ class _Way:
     ) -> '_Way':
         """Learn block k. seen: readers of blocks before, whose ranges stay."""
         grids, options = self._grids(block, seen), self.options
-        learned, memory = start(calibrated, grids)
+        state = start(calibrated, grids)
         numbers, most = Terms.of(options), steps_at_once(CHUNK)
         for first in range(0, options.iterations, CHUNK):
             if grids.weights or grids.activations:
                 last = min(first + CHUNK, options.iterations)
                 for i in range(first, last, most):
                     how: Any = {'steps': min(most, last - i), 'k': k, 'batch_size': options.batch_size}
-                    learned, memory = learn(calibrated, grids, images, numbers, learned, memory, i, **how)
-                jax.block_until_ready(learned)
+                    state = learn(calibrated, grids, images, numbers, state, i, **how)
+                jax.block_until_ready(state)
             done(1)
-        network = self._with(calibrated, grids, learned)
+        network = self._with(calibrated, grids, state[0])
         return dataclasses.replace(self, network=network).run(block, k)
 
     def run(self, block: Block, k: int) -> '_Way':
@@ -205,7 +205,7 @@ def _correct(
     entering: Values,
     block: Block,
     k: int,
-    options: Options,
+    options: ReconstructionOptions,
 ) -> Values:
     """Correct what enters block k."""
     if not block.norms:

@@ -26,10 +26,10 @@ from ghn_jax.tuning.blocks import blocks_of
 from ghn_jax.tuning.correction import norm_statistics
 from ghn_jax.tuning.pd_quant import count_chunks, pd_quant
 from ghn_jax.tuning.ranges import FixedRanges, layer_bits, round_nearest
-from ghn_jax.tuning.reconstruction import Options
+from ghn_jax.tuning.reconstruction import ReconstructionOptions
 from ghn_jax.tuning.scoring import count_correct
 
-SCHEME = Scheme('qat', granularity='channel')
+DEFAULT_SCHEME = Scheme('qat', granularity='channel')
 """Of all methods: asymmetric grids, of weights one for each output channel."""
 
 _BATCH = 64  # images of a batch whose statistics norms go by, as in training
@@ -96,7 +96,11 @@ METHODS = ('minmax', 'mse', 'pd_quant')
 
 
 def quantize(
-    network: Network, policy: Policy, method: str, options: Options | None = None, watch: Watch | None = None
+    network: Network,
+    policy: Policy,
+    method: str,
+    options: ReconstructionOptions | None = None,
+    watch: Watch | None = None,
 ) -> Calibrated:
     """Quantize a network.
 
@@ -123,7 +127,7 @@ def quantize(
     (found,) = pd_quant(
         network.calibrated,
         network.images,
-        [(widths, options or Options())],
+        [(widths, options or ReconstructionOptions())],
         norm_statistics(network.calibrated.model, network.params, list(network.batches)),
         watch.done,
         (watch.begun[0], [watch.begun[1]]) if watch.begun else (0, ()),
@@ -132,7 +136,7 @@ def quantize(
     return found
 
 
-def count_parts(network: Network, method: str, options: Options) -> int:
+def count_parts(network: Network, method: str, options: ReconstructionOptions) -> int:
     """Return how many parts `quantize` reports in all."""
     if method != 'pd_quant':
         return 0
@@ -164,7 +168,7 @@ def quantize_into(
     network: Network,
     policy: Policy,
     method: str,
-    options: Options,
+    options: ReconstructionOptions,
     source: Mapping[str, str],
     test: tuple[Array | np.ndarray, np.ndarray],
     done: Callable[[int], object],
@@ -195,7 +199,7 @@ def quantize_into(
     key, strings = key_of(about, network.calibrated, network.batches), strings_of(about)
 
     def write(calibrated: Calibrated, **more: str) -> Place:
-        return save(folder, QuantizedNetwork(calibrated, policy, SCHEME, source, strings | more))
+        return save(folder, QuantizedNetwork(calibrated, policy, DEFAULT_SCHEME, source, strings | more))
 
     keep = lambda blocks, so_far: write(so_far, **{UNFINISHED: json.dumps({'key': key, 'blocks': blocks})})
     begun = load_unfinished(folder, network.calibrated.model, key)

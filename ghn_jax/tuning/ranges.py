@@ -88,13 +88,13 @@ def sample(rows: Array) -> Array:
     return rows[:, ::step]
 
 
-RULES = {'minmax': full_range, 'mse': least_error_range}
+RANGE_FUNCTIONS = {'minmax': full_range, 'mse': least_error_range}
 
 
 @functools.partial(jax.jit, static_argnames='rule')
 def _weight_range(w: Array, bits: Array, rule: str) -> Range:
     """Find (lo, hi) [out] of a weight [out, ...]."""
-    return RULES[rule](w.reshape(len(w), -1), bits)
+    return RANGE_FUNCTIONS[rule](w.reshape(len(w), -1), bits)
 
 
 @jax.jit
@@ -137,7 +137,7 @@ class _Search:
         if all(whole is not other for other in seen):  # two layers may read cuts of one tensor
             seen.append(whole)
             values = jnp.concatenate([x.ravel() for x in seen]).astype(jnp.float32)
-            lo, hi = RULES[self.rule](values[None], self.bits[name])
+            lo, hi = RANGE_FUNCTIONS[self.rule](values[None], self.bits[name])
             self.found[name] = lo[0], hi[0]
         return fake_quantize(x, *self.found[name], self.bits[name])
 
@@ -176,7 +176,7 @@ def round_nearest(calibrated: Calibrated, images: Array, widths: NamedWidths, ru
       calibrated: folded, not rounded.
       images: [N, ...], calibration images as the model takes them; they pass through it all at once.
       widths: bits of weight and activation, by the weight's name (`Policy.resolve`).
-      rule: of `RULES`.
+      rule: of `RANGE_FUNCTIONS`.
 
     Raises:
       UserError: bits that the rule has no grid for.

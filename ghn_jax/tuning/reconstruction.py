@@ -36,7 +36,7 @@ DIFFERENCE = 0.1  # what the prediction difference is divided by
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Options:
+class ReconstructionOptions:
     """How a network is learned; the defaults are the published ones, of ResNets.
 
     Attributes:
@@ -127,7 +127,7 @@ class Terms(NamedTuple):
     seed: Any
 
     @classmethod
-    def of(cls, options: Options) -> 'Terms':
+    def of(cls, options: ReconstructionOptions) -> 'Terms':
         """Take them from options."""
         return cls(*(jnp.asarray(getattr(options, name)) for name in cls._fields))
 
@@ -138,8 +138,7 @@ def learn(
     grids: Grids,
     images: Images,
     terms: Terms,
-    learned: Learned,
-    memory: Any,
+    state: tuple[Learned, Any],
     first: Array | int,
     *,
     steps: int,
@@ -150,10 +149,10 @@ def learn(
 
     Args:
       calibrated: float.
-      learned, memory: so far; memory: of the optimizer.
+      state: what is learned so far, and the optimizer's memory.
 
     Returns:
-      Both after these steps.
+      The state after these steps.
     """
     both, rest = blocks_of(calibrated, 2 * batch_size)[k], blocks_of(calibrated, batch_size)[k + 1 :]
     seed = jax.random.fold_in(jax.random.key(terms.seed), k)
@@ -164,7 +163,9 @@ def learn(
         key, progress = jax.random.fold_in(seed, i), i / terms.iterations
         chosen = jax.random.permutation(key, len(images.logits))[:batch_size]
         batch = jax.tree.map(lambda x: x[chosen], images)
-        grads = jax.grad(_loss)(learned, calibrated, grids, batch, terms, progress, key, both, rest)
+        grads = jax.grad(_loss)(
+            learned, grids, batch, terms, progress=progress, key=key, both=both, rest=rest
+        )
         updates: Any
         updates, memory = _ADAM.update(grads, memory)
         rates = longer * ROUNDING_RATE, longer * STEP_RATE * (1 + jnp.cos(math.pi * progress)) / 2
@@ -174,15 +175,15 @@ def learn(
         )
         return Learned(*moved), memory
 
-    return repeat(step, first, steps, (learned, memory))
+    return repeat(step, first, steps, state)
 
 
 def _loss(
     learned: Learned,
-    calibrated: Calibrated,
     grids: Grids,
     batch: Images,
     terms: Terms,
+    *,
     progress: Array,
     key: Array,
     both: Block,

@@ -20,7 +20,7 @@ _ABOUT = '__about__'  # the array with what is said of a state
 
 
 @dataclasses.dataclass(frozen=True)
-class Record:
+class TrainingRecord:
     """The record NAME.json of a training, and NAME.state.npz, where the training is.
 
     Attributes:

@@ -27,7 +27,7 @@ from ghn_jax.models.quantizer import FakeQuantizer
 from ghn_jax.quant.grid import Grid
 from ghn_jax.quant.policy import FLOAT_BITS, Policy
 from ghn_jax.tuning import slb
-from ghn_jax.tuning.comparison import FLOAT
+from ghn_jax.tuning.comparison_table import FLOAT_NAME
 from ghn_jax.tuning.method import Method, Setup, as_data, unrounded
 from ghn_jax.tuning.ranges import nearest
 from ghn_jax.tuning.slb import SearchSpec
@@ -105,7 +105,7 @@ class Slb(Method):
     def score(self, state: TrainingState) -> dict[str, Any]:
         """Score hard weights and, by statistics of batches, 'soft' ones as in training."""
         rounded, fixed = self.rounded(state), state.fixed
-        each = {FLOAT: unrounded(self.widths), self.bits: fixed.widths}
+        each = {FLOAT_NAME: unrounded(self.widths), self.bits: fixed.widths}
         hard = {name: self.programs.hard((rounded.params, widths)) for name, widths in each.items()}
         tau = self.programs.temperature(state.step)
         scores: dict[str, Any] = {
@@ -113,7 +113,7 @@ class Slb(Method):
             'soft': {self.bits: self.programs.soft((_kept(state), fixed, tau))},
         }
         if self.calibrated_scorer is not None:
-            policies = {FLOAT: Policy(), self.bits: self.policy}
+            policies = {FLOAT_NAME: Policy(), self.bits: self.policy}
             quantizers = {name: _activations_of(policy, self.setup) for name, policy in policies.items()}
             scores['calibrated'] = self.calibrated_scorer(self._folded(rounded), quantizers)
         return scores

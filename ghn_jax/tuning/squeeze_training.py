@@ -15,18 +15,19 @@ import numpy as np
 import optax
 
 import ghn_jax
-from ghn_jax.base import bounds, files
-from ghn_jax.base.errors import FieldError, UserError, shown
+from ghn_jax.base import files
+from ghn_jax.base.errors import FieldError, UserError
+from ghn_jax.base.fields import bounded, check_declared, number
 from ghn_jax.base.paths import Place
 from ghn_jax.evaluation.evaluation_spec import BATCH_SIZE
 from ghn_jax.quant.policy import Policy
 from ghn_jax.runs.model_parameters import write_params
 from ghn_jax.runs.progress import Progress
-from ghn_jax.tuning import comparison
+from ghn_jax.tuning import comparison_table
 from ghn_jax.tuning.images import TuningImages
 from ghn_jax.tuning.initialization import Start
 from ghn_jax.tuning.loop import fit
-from ghn_jax.tuning.records import Record
+from ghn_jax.tuning.records import TrainingRecord
 from ghn_jax.tuning.removal import Removal
 from ghn_jax.tuning.training import Trainer, TrainingSpec, TrainingState, make_optimizer
 
@@ -55,19 +56,15 @@ class SqueezeSpec:
 
     policies: tuple[Policy, ...]
     training: TrainingSpec
-    cost: float = 1.0
-    penalty: float = 1e-3
+    cost: float = number(1.0, 1e-3, 300)
+    penalty: float = number(1e-3, 0, 100)
     seeds: tuple[int, ...] = (0,)
     kinds: tuple[str, ...] = KINDS[2:]
-    eval_batch_size: int = BATCH_SIZE
-    num_images: int = 0
+    eval_batch_size: int = bounded('batch_size', BATCH_SIZE)
+    num_images: int = bounded('num_images', 0)
 
     def __post_init__(self) -> None:
-        bounds.check(batch_size=self.eval_batch_size, num_images=self.num_images)
-        for name, least, most in (('cost', 1e-3, 300), ('penalty', 0, 100)):
-            value = getattr(self, name)
-            if not isinstance(value, int | float) or not least <= value <= most:
-                raise FieldError(name, f'={shown(value)}: expected a number from {least:g} to {most:g}')
+        check_declared(self)
         if not self.kinds or not set(self.kinds) <= set(KINDS):
             raise FieldError('kinds', f'={",".join(self.kinds)}: expected of {", ".join(KINDS)}')
         if self.training.epochs < 2 and 'squeezed' in self.kinds:
@@ -128,7 +125,7 @@ class SqueezeTask:
         """Do a training, or what is left of it, and keep its parameters; return its record."""
         name, model = f'{self.name}.{self.bits}.{self.kind}.seed{seed}', self.removal.model
         parameters = out / f'{name}.safetensors'
-        record = Record(out / 'runs', name, {**self.settings, 'seed': seed, 'from': start.about})
+        record = TrainingRecord(out / 'runs', name, {**self.settings, 'seed': seed, 'from': start.about})
         if (done := record.read()) and files.exists(parameters):
             progress.update(self.trainer.steps)
             return done
@@ -137,7 +134,7 @@ class SqueezeTask:
             self.images.train,
             self.begin(start.params(model, self.policy, seed), seed),
             record,
-            marks=comparison.marks(self.trainer.epochs),
+            marks=comparison_table.marks(self.trainer.epochs),
             score=lambda state: self.score(state.averaged),
             progress=progress,
             between=self.between,

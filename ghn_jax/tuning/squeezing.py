@@ -29,7 +29,7 @@ from ghn_jax.hypernet.policy_features import resolve
 from ghn_jax.quant.policy import Policy
 from ghn_jax.quant.scheme import QAT, Scheme
 from ghn_jax.runs.progress import Progress
-from ghn_jax.tuning import comparison
+from ghn_jax.tuning import comparison_table
 from ghn_jax.tuning.finetune import check_batches, check_models
 from ghn_jax.tuning.images import TuningImages
 from ghn_jax.tuning.initialization import Start
@@ -101,7 +101,7 @@ def table(runs: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
         channels = f'{left:.0f} of {members[0]["channels"]}'
         row = [*key, len(members), channels, f'{bops / 1e6:.2f}', f'{cost:.2f}']
         scores = [[(run['network'], run['scores'][mark]) for run in members] for mark in marks]
-        rows.append([*row, *map(comparison.mean, scores)])
+        rows.append([*row, *map(comparison_table.mean, scores)])
     columns = ['network', 'bits', 'kind', 'seeds', 'channels left', 'MBOPs', 'cost']
     return {'columns': [*columns, *(f'top-1, {mark}' for mark in marks)], 'rows': rows}
 

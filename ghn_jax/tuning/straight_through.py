@@ -17,7 +17,7 @@ from ghn_jax.models.kept_norms import balance
 from ghn_jax.models.quantizer import FakeQuantizer
 from ghn_jax.quant.policy import Policy
 from ghn_jax.runs.model_parameters import write_params
-from ghn_jax.tuning.comparison import FLOAT
+from ghn_jax.tuning.comparison_table import FLOAT_NAME
 from ghn_jax.tuning.method import Method, Setup, as_data, unrounded
 from ghn_jax.tuning.scoring import Accuracy
 from ghn_jax.tuning.training import TrainingState, loss_of, trainer_of_loss
@@ -65,10 +65,10 @@ class StraightThrough(Method):
         """Score the average of the parameters."""
         params, scores = state.averaged, dict[str, Any]()
         if not self._is_fixed:
-            each = {FLOAT: unrounded(self.widths), self.bits: as_data(self.widths)}
+            each = {FLOAT_NAME: unrounded(self.widths), self.bits: as_data(self.widths)}
             scores['batch'] = {name: self.batch((params, widths)) for name, widths in each.items()}
         if self.calibrated_scorer is not None:
-            quantizers = {FLOAT: self._quantizer(Policy()), self.bits: self._quantizer(self.policy)}
+            quantizers = {FLOAT_NAME: self._quantizer(Policy()), self.bits: self._quantizer(self.policy)}
             scores['calibrated'] = self.calibrated_scorer(params, quantizers)
         return scores
 

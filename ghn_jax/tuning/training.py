@@ -21,8 +21,8 @@ import jax.numpy as jnp
 import optax
 from jax import Array, lax
 
-from ghn_jax.base import bounds
-from ghn_jax.base.errors import FieldError, shown
+from ghn_jax.base.errors import FieldError
+from ghn_jax.base.fields import bounded, check_fields, choice, number
 from ghn_jax.datasets.augment import crop_and_flip, normalize
 from ghn_jax.datasets.load import Dataset
 from ghn_jax.models.quantizer import Quantizer
@@ -54,27 +54,17 @@ class TrainingSpec:
       FieldError: a number out of its bounds.
     """
 
-    epochs: int
-    batch_size: int = 64
-    optimizer: str = 'adamw'
-    learning_rate: float = 3e-3
-    weight_decay: float = 1e-4
-    clip_norm: float = 5.0
-    ema: float = 0.99
+    epochs: int = bounded('epochs', 10)
+    batch_size: int = bounded('batch_size', 64)
+    optimizer: str = choice('adamw', OPTIMIZERS)
+    learning_rate: float = number(3e-3, 0, 10)
+    weight_decay: float = number(1e-4, 0, 10)
+    clip_norm: float = number(5.0, 1e-6, 1e6)
+    ema: float = number(0.99, 0, 0.999999)
     augment: bool = False
 
     def __post_init__(self) -> None:
-        bounds.check(epochs=self.epochs, batch_size=self.batch_size)
-        if self.optimizer not in OPTIMIZERS:
-            raise FieldError(
-                'optimizer', f'={shown(self.optimizer)}: expected one of {", ".join(OPTIMIZERS)}'
-            )
-        for name, least, most in (
-            ('learning_rate', 0, 10), ('weight_decay', 0, 10), ('clip_norm', 1e-6, 1e6), ('ema', 0, 0.999999),
-        ):  # fmt: skip
-            value = getattr(self, name)
-            if not isinstance(value, int | float) or not least <= value <= most:
-                raise FieldError(name, f'={shown(value)}: expected a number from {least} to {most:g}')
+        check_fields(self)
 
     def steps_per_epoch(self, images: int) -> int:
         """Return how many batches a pass has. Raises FieldError where there are fewer images than a batch."""

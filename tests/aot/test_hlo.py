@@ -5,9 +5,9 @@ import jax.numpy as jnp
 import pytest
 from jax import lax
 
-from ghn_jax.aot import costs, hlo
+from ghn_jax.aot import hlo, program_costs
+from ghn_jax.aot.gpu_time import work
 from ghn_jax.aot.hlo import Collective, Place
-from ghn_jax.aot.launches import work
 from ghn_jax.aot.report import about_text, is_tape, text
 from ghn_jax.assembly.memory import tree_bytes
 from tests.cnn.comparison import QUICK
@@ -213,7 +213,7 @@ def test_flops_of_convolutions_leave_out_padding_and_agree_with_those_of_the_def
         )  # fmt: skip
 
     met = float(jnp.sum(convolve(x, w)))  # each product is of two ones, or of padding
-    assert costs.cost(compiled(convolve, x, w)).flops == 2 * met
+    assert program_costs.cost(compiled(convolve, x, w)).flops == 2 * met
 
 
 # A matrix unit is given bfloat16 by a convolution of a branch and by a product in a fusion, two thirds
@@ -252,7 +252,7 @@ ENTRY %main (i.0: s32[], x.0: bf16[1,8,8,16]) -> f32[1,8,8,16] {
 
 def test_operations_are_told_apart_by_the_wider_type_of_what_they_multiply():
     each = 2 * 64 * 16 * 16
-    assert costs.operand_types(hlo.read(MULTIPLYING)) == {'bf16': 2 * each, 'f32': each}
+    assert program_costs.operand_types(hlo.read(MULTIPLYING)) == {'bf16': 2 * each, 'f32': each}
     row = about_text(MULTIPLYING, [TAPE])
     assert row['operands'] == {'bf16': 2 * each, 'f32': each}
     assert 'bf16 67%, f32 33%' in table_of(row)
@@ -272,7 +272,7 @@ def test_the_cost_of_a_program_is_that_of_a_pass_with_the_dearest_branches():
         branches = (lambda x: x @ x, lambda x: (x @ w) @ w.T)
         return lax.fori_loop(0, 7, lambda _, x: lax.switch(i, branches, x @ x), x)
 
-    cost = costs.cost(compiled(step, jnp.ones((n, n)), jnp.ones((n, 512)), 0))
+    cost = program_costs.cost(compiled(step, jnp.ones((n, n)), jnp.ones((n, 512)), 0))
     assert cost.flops == square + 2 * wide
 
 
@@ -282,5 +282,5 @@ def test_bytes_of_a_slot_that_is_written_in_place_are_those_of_the_slot():
     def write(tape, x):
         return lax.fori_loop(0, 5, lambda i, t: lax.dynamic_update_index_in_dim(t, x * 2, i, 0), tape)
 
-    moved = costs.cost(compiled(write, tape, jnp.ones(256))).bytes
+    moved = program_costs.cost(compiled(write, tape, jnp.ones(256))).bytes
     assert slot < moved < 2 * tape.size * 4 + 10 * slot  # the tape is copied once, where the loop begins

@@ -10,7 +10,7 @@ from ghn_jax.base import backends
 from ghn_jax.cnn.building import build_program
 from ghn_jax.cnn.packing import BLOCK
 from ghn_jax.cnn.tables import PAGE_BLOCKS
-from ghn_jax.cnn.weights import pages
+from ghn_jax.cnn.weight_quantization import pages
 from ghn_jax.hypernet.tiles import Tiles, decoder_table, tile_parameters
 from ghn_jax.networks.graph import build_graph
 from tests.cnn.comparison import QUICK

@@ -9,7 +9,7 @@ from ghn_jax import config
 from ghn_jax.base import bounds
 from ghn_jax.base.errors import UserError
 from ghn_jax.benchmarks.benchmark import benchmark
-from ghn_jax.benchmarks.options import Options
+from ghn_jax.benchmarks.options import BenchmarkOptions
 from ghn_jax.evaluation.evaluation_spec import EvaluationSpec
 from ghn_jax.evaluation.protocol import Protocol
 from ghn_jax.quant.strategy import strategy_of
@@ -79,7 +79,7 @@ def test_functions_have_the_bounds_of_the_flags(values):
 def test_so_have_those_that_measure_and_compare(tmp_path):
     for name in ('batch_size', 'meta_batch', 'num_images', 'repeats', 'width', 'devices'):
         with pytest.raises(UserError, match=f'{name}=-3: expected an integer from'):
-            benchmark(['probe'], Options(**{name: -3}))
+            benchmark(['probe'], BenchmarkOptions(**{name: -3}))
     with pytest.raises(UserError, match='layers=-1'):
         StudySpec(layers=-1)
 

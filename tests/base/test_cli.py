@@ -177,9 +177,9 @@ def test_overrides_reach_nested_keys_and_keep_types():
         ('quant.bits=w4a4\r', 'remove the white space'),
         ("eval.bits=('w8a8', ' w4a4')", 'remove the white space'),
         ("space.channels=('a',)", 'space.channels=.*expected a tuple of int'),
-        ('train.meta_batch=0', 'expected 1 to 4,096'),
-        ('train.steps=-1', 'expected 0 to'),
-        ('train.learning_rate=nan', 'learning_rate=nan: expected 1e-30 to'),
+        ('train.meta_batch=0', 'expected an integer from 1 to 4,096'),
+        ('train.steps=-1', 'expected an integer from 0 to'),
+        ('train.learning_rate=nan', 'learning_rate=nan: expected a number from 1e-30 to'),
         ('train.schedule=linear', 'expected one of step, cosine, constant'),
     ],
 )

@@ -11,7 +11,7 @@ import pytest
 from ghn_jax.base import counters
 from ghn_jax.base.errors import UserError
 from ghn_jax.benchmarks import benchmark, timing
-from ghn_jax.benchmarks.options import USED_BY, Options
+from ghn_jax.benchmarks.options import USED_BY, BenchmarkOptions
 from ghn_jax.networks.files import save_networks
 from ghn_jax.networks.spaces import make_space
 from tests.commands import flags_of
@@ -69,7 +69,7 @@ def test_every_network_is_timed_and_nothing_is_compiled_after_warm_up(networks, 
 
 def test_networks_are_timed_beside_pytorch(networks):
     pytest.importorskip('torch')
-    options = Options(specs=tuple(networks), modes=('qat',), batch_size=2, num_images=4)
+    options = BenchmarkOptions(specs=tuple(networks), modes=('qat',), batch_size=2, num_images=4)
     rows = benchmark.benchmark(['pytorch'], options)['rows']
     assert [(row['what'], row['mode']) for row in rows] == [
         ('pytorch_train', 'qat'),
@@ -87,7 +87,7 @@ def test_without_pytorch_one_line_says_what_to_install(networks, monkeypatch):
     with pytest.raises(
         UserError, match='^what=pytorch needs PyTorch, which is not installed: pip install torch$'
     ):
-        benchmark.benchmark(['pytorch'], Options(specs=tuple(networks)))
+        benchmark.benchmark(['pytorch'], BenchmarkOptions(specs=tuple(networks)))
 
 
 def test_the_compilation_counter_counts_compilations_only():
@@ -109,7 +109,7 @@ def test_the_compilation_counter_counts_compilations_only():
 )
 def test_an_unknown_name_is_refused(networks, what, mode, message):
     with pytest.raises(UserError, match=f'^{message}'):
-        benchmark.benchmark([what], Options(specs=tuple(networks), modes=(mode,)))
+        benchmark.benchmark([what], BenchmarkOptions(specs=tuple(networks), modes=(mode,)))
 
 
 def test_a_field_whose_flag_has_another_name_is_named_by_its_flag():

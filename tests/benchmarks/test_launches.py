@@ -8,7 +8,7 @@ import pytest
 from ghn_jax.aot import targets
 from ghn_jax.benchmarks import launches, programs
 from ghn_jax.benchmarks.launches import Mix
-from ghn_jax.benchmarks.options import Options
+from ghn_jax.benchmarks.options import BenchmarkOptions
 from ghn_jax.cnn.building import build_program
 from ghn_jax.cnn.covering import Family, training_program
 from ghn_jax.cnn.tables import ACCUMULATE
@@ -105,7 +105,7 @@ def test_a_compiled_step_is_modelled_and_its_instructions_are_most_of_it(monkeyp
     speed = {'bytes': 3e12, 'float32': 67e12}
     target = dataclasses.replace(targets.load('cpu'), speed=speed)
     monkeypatch.setattr(targets, 'load', lambda name: target)
-    rows = programs.measure(Options(config=small_config(), target='cpu', widths=(16,)))
+    rows = programs.measure(BenchmarkOptions(config=small_config(), target='cpu', widths=(16,)))
     parts = {row['part']: row for row in rows if row['what'] == 'launches'}
     assert list(parts) == ['step', 'instructions', 'instruction forward', 'instruction backward']
     assert parts['step']['launches'] > parts['instructions']['launches'] > 0

@@ -6,7 +6,7 @@ import pytest
 
 from ghn_jax.base import executables
 from ghn_jax.benchmarks import images, profile, programs
-from ghn_jax.benchmarks.options import Options
+from ghn_jax.benchmarks.options import BenchmarkOptions
 from ghn_jax.datasets.load import load
 from ghn_jax.datasets.sizes import SIZES
 from ghn_jax.quant.strategy import strategy_of
@@ -63,7 +63,7 @@ def test_profile_and_programs_measure_the_step_that_training_compiles(compiled, 
 
     traced = []
     monkeypatch.setattr(programs, 'compiled_figures', lambda trace: (traced.append(trace()), {}))
-    rows = programs.measure(Options(config=config, split='train'))
+    rows = programs.measure(BenchmarkOptions(config=config, split='train'))
     assert [row['function'] for row in rows] == ['training_step']
     expected = training_step.trace(*arguments, **static)
     assert [str(each.jaxpr) for each in traced] == [str(expected.jaxpr)]

@@ -10,7 +10,7 @@ from ghn_jax.aot.compiling import compiled_figures
 from ghn_jax.aot.programs import families
 from ghn_jax.base.errors import UserError
 from ghn_jax.benchmarks import benchmark, cells, picture, profile, programs
-from ghn_jax.benchmarks.options import Options
+from ghn_jax.benchmarks.options import BenchmarkOptions
 from ghn_jax.cnn.covering import family
 from ghn_jax.networks.spaces import make_space
 from ghn_jax.quant.strategy import Strategy
@@ -46,7 +46,7 @@ def test_every_network_of_a_split_is_of_a_family_that_is_counted(name, split):
 def test_every_function_that_a_split_needs_is_compiled(config, quick_reference, split, functions):
     config = config.copy_and_resolve_references()  # of few ops: they take long to compile
     config.quant.mode, config.space.ops, config.space.cells = 'float', ('skip_connect', 'conv_1x1'), (1, 1)
-    rows = programs.measure(Options(config=config, split=split))
+    rows = programs.measure(BenchmarkOptions(config=config, split=split))
     assert [row['function'] for row in rows] == functions
     for row in rows:
         assert (row['width'], row['msa'], row['split']) == (16, False, split)
@@ -71,7 +71,7 @@ def test_figures_of_a_compiled_function():
 
 def test_a_width_that_a_split_does_not_have_is_refused(config):
     with pytest.raises(UserError, match='train has 16'):
-        programs.measure(Options(config=config, widths=(48,)))
+        programs.measure(BenchmarkOptions(config=config, widths=(48,)))
 
 
 @pytest.mark.parametrize('what', ['compile', 'profile'])
@@ -89,7 +89,7 @@ def test_lists_of_numbers_are_checked():
 
 
 def test_each_length_has_a_program_of_its_own_and_that_of_the_longest(quick_reference):
-    options = Options(cells=(1, 2), modes=('float',), batch_size=2, repeats=2)
+    options = BenchmarkOptions(cells=(1, 2), modes=('float',), batch_size=2, repeats=2)
     rows = cells.measure(options)
     assert sorted((r['cells'], r['room']) for r in rows) == [(1, 1), (1, 2), (2, 2)]
     memory = {(r['cells'], r['room']): r for r in rows}
@@ -166,7 +166,7 @@ def test_the_prepared_steps_are_of_one_family(config):
 
 @pytest.mark.slow
 def test_the_profile_of_a_small_step(config):
-    rows = profile.measure(Options(config=config, modes=('float', 'qat'), repeats=1))
+    rows = profile.measure(BenchmarkOptions(config=config, modes=('float', 'qat'), repeats=1))
     parts = {(row['mode'], row['part']) for row in rows}
     assert ('qat', 'weight quantization forward') in parts
     assert ('float', 'weight quantization forward') not in parts

@@ -6,7 +6,7 @@ import pytest
 
 from ghn_jax.base.errors import UserError
 from ghn_jax.benchmarks.benchmark import benchmark
-from ghn_jax.benchmarks.options import Options
+from ghn_jax.benchmarks.options import BenchmarkOptions
 from ghn_jax.reporting import docs_tables
 from tests.small_run import command
 
@@ -24,7 +24,7 @@ RESULT = {
 
 def test_without_models_nothing_is_timed():
     with pytest.raises(UserError, match='^models is empty: give functions that return one'):
-        benchmark(['models'], Options())
+        benchmark(['models'], BenchmarkOptions())
 
 
 def test_a_page_shows_a_row_for_each_model_and_agreement_where_it_was_measured():
@@ -47,7 +47,7 @@ def test_a_model_is_trained_before_its_file_is_run_and_then_classifies():
     pytest.importorskip('onnxruntime')
     models = ('tests.models.digits_models:small_resnet',)
     of = dict(models=models, agreement=('float', 'w8a8'), num_images=300, repeats=1)
-    (row,) = benchmark(['models'], Options(**of, epochs=5))['rows']
+    (row,) = benchmark(['models'], BenchmarkOptions(**of, epochs=5))['rows']
     assert row['epochs'] == 5 and row['float_top1'] > 80 and row['float_agreement'] == 100
     assert row['w8a8_top1'] > 75 and row['w8a8_agreement'] >= 99
 

@@ -8,7 +8,7 @@ import pytest
 
 from ghn_jax.bringup import numbers
 from ghn_jax.bringup.numbers import TOLERANCES, compare, compare_logits, judged, read_references
-from ghn_jax.bringup.six_networks import COUNT, Outputs, difference, digest
+from ghn_jax.bringup.six_networks import COUNT, NetworkOutputs, difference, digest
 
 
 @pytest.fixture(scope='module')
@@ -18,7 +18,7 @@ def references():
 
 def outputs(references, name):
     each = references['training'][name]
-    return [Outputs(*one) for one in zip(each['loss'], each['gradients'], strict=True)]
+    return [NetworkOutputs(*one) for one in zip(each['loss'], each['gradients'], strict=True)]
 
 
 def test_a_digest_estimates_how_far_two_trees_are_apart():

@@ -15,8 +15,8 @@ from ghn_jax.cnn import executor
 from ghn_jax.cnn.instructions import Kind
 from ghn_jax.cnn.program import Program
 from ghn_jax.cnn.reference import apply_reference
-from ghn_jax.cnn.tables import ACCUMULATE, OP, PARTS, SEEN
-from ghn_jax.cnn.weights import quantize_weights, quantize_weights_backward
+from ghn_jax.cnn.tables import ACCUMULATE, OP, PARTS, SEEN, RunnableNetwork
+from ghn_jax.cnn.weight_quantization import quantize_weights, quantize_weights_backward
 from ghn_jax.networks.spec import IMAGE_SIZE, NetworkSpec
 from ghn_jax.quant.policy import Policy
 from ghn_jax.quant.scheme import QAT, Scheme
@@ -69,8 +69,8 @@ class Executor:
                     flat, tables, bits.weights, quantized, scheme=scheme, key=key
                 )
             loss, logits, g, workspace = executor.loss_and_gradients(
-                program, flat if grid is None else quantized, tables, bits, images, labels, workspace,
-                scheme=scheme, key=key, dropout=dropout,
+                program, RunnableNetwork(flat if grid is None else quantized, tables, bits), images, labels,
+                workspace, scheme=scheme, key=key, dropout=dropout,
             )  # fmt: skip
             if grid is not None:
                 g = quantize_weights_backward(flat, tables, bits.weights, g, grid, scheme=scheme, key=key)

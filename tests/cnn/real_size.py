@@ -14,8 +14,8 @@ from ghn_jax.cnn import executor
 from ghn_jax.cnn.building import build_program
 from ghn_jax.cnn.deploy import observer
 from ghn_jax.cnn.packing import BLOCK
+from ghn_jax.cnn.tables import RunnableNetwork
 from ghn_jax.evaluation import device
-from ghn_jax.evaluation.device import RunnableNetwork
 from ghn_jax.evaluation.selection import ImageBatches
 from ghn_jax.networks.counts import count_parameters
 from tests.cnn.comparison import FLOAT, Executor, Inputs

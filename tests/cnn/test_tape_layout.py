@@ -15,6 +15,7 @@ from ghn_jax.cnn import tape_layout
 from ghn_jax.cnn.building import build_program
 from ghn_jax.cnn.deploy import observer
 from ghn_jax.cnn.executor import make_tapes
+from ghn_jax.cnn.tables import RunnableNetwork
 from ghn_jax.quant import Policy
 from ghn_jax.quant.scheme import QAT
 from tests.cnn.comparison import FLOAT, QUICK, Executor, assert_close, make_inputs, reference
@@ -121,8 +122,8 @@ def test_what_is_observed_on_the_tapes_of_a_tpu_is_what_is_observed_elsewhere():
     @functools.partial(jax.jit, compiler_options=QUICK)
     def observed(flat, tables, bits, images, index, wanted):
         tapes = make_tapes(program, IMAGES, flat.dtype, train=False)
-        run = program, flat, tables, bits, images
-        return observer.observe(*run, tapes, index, wanted, scheme=QAT, ranges=None)[:2]
+        network = RunnableNetwork(flat, tables, bits)
+        return observer.observe(program, network, images, tapes, index, wanted, scheme=QAT)[:2]
 
     flat, bits = program.pack(layout, inputs.params, np.float64), program.bits(layout, Policy(4, 4))
     with jax.enable_x64(True):

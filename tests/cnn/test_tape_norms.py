@@ -11,7 +11,7 @@ from jax import Array
 
 from ghn_jax.cnn import tape_norms
 from ghn_jax.cnn.batch_norm import batch_norm
-from ghn_jax.cnn.branches import Run
+from ghn_jax.cnn.branches import NetworkRun
 from ghn_jax.cnn.building import build_program
 from ghn_jax.cnn.capacity import Segment
 from ghn_jax.cnn.dispatch import read_weights
@@ -42,7 +42,7 @@ def parts(request, monkeypatch):
 
 
 class Case(NamedTuple):
-    run: Run
+    run: NetworkRun
     segment: Segment
     r: int
     row: np.ndarray
@@ -67,7 +67,7 @@ def make_case(scheme: Scheme, accumulate: int, on: float = 1.0, seen: int = 0) -
         gradients = gradients.at[rows[r, G_SRC]].set(jnp.nan)
     tables = layout.tables._replace(rows=rows, has_norm=np.float64(on))
     bits = program.bits(layout, Policy(4, 4)).activations
-    run = Run(
+    run = NetworkRun(
         program, draw(program.capacity.blocks * BLOCK), jax.tree.map(jnp.asarray, tables),
         draw(BATCH, SIZE, SIZE, 3), Quantization(scheme, jnp.asarray(bits), program.capacity.parts),
     )  # fmt: skip

@@ -19,7 +19,7 @@ from ghn_jax.quant.policy import parse_bits
 from ghn_jax.runs.calibrated_file import QuantizedNetwork
 from ghn_jax.runs.run import load_run
 from ghn_jax.runs.task import load_data
-from ghn_jax.tuning.quantize import SCHEME, Network, quantize, top1
+from ghn_jax.tuning.quantize import DEFAULT_SCHEME, Network, quantize, top1
 from tests.cnn.networks import small_network
 from tests.small_run import command, is_one_error_line
 
@@ -146,7 +146,7 @@ def test_a_quantized_network_is_scored_on_all_images_whatever_the_batch(workdir)
     expected = top1(made, data.normalized('test'), data.test.labels, policy)
     for batch_size in (48, 1000):
         spec = EvaluationSpec(batch_size=batch_size)
-        result = evaluate_quantized(run, QuantizedNetwork(made, policy, SCHEME, {}, {}), spec)
+        result = evaluate_quantized(run, QuantizedNetwork(made, policy, DEFAULT_SCHEME, {}, {}), spec)
         assert result['rows'][0]['top1_mean'] == pytest.approx(expected, abs=0.01)
         assert result['protocol']['images'] == len(data.test.labels)
 

@@ -11,7 +11,7 @@ from flax import linen as nn
 
 from ghn_jax.datasets import load as data
 from ghn_jax.export import to_quantized_onnx
-from ghn_jax.export.comparison import compare
+from ghn_jax.export.runtime_comparison import compare
 from ghn_jax.models.folding import calibrate
 from ghn_jax.models.tracing import trace
 from ghn_jax.quant.policy import parse_bits

@@ -9,13 +9,14 @@ import pytest
 import ghn_jax
 from ghn_jax.cnn.building import build_program
 from ghn_jax.cnn.deploy import calibration, integer, observer
-from ghn_jax.cnn.deploy.observer import Moments
+from ghn_jax.cnn.deploy.observer import RowMoments
 from ghn_jax.cnn.instructions import Norm
 from ghn_jax.cnn.reference import observe_reference
+from ghn_jax.cnn.tables import RunnableNetwork
 from ghn_jax.export import run_onnx, to_quantized_onnx
-from ghn_jax.export.comparison import compare
 from ghn_jax.export.integers import to_integers
 from ghn_jax.export.quantizing import marked
+from ghn_jax.export.runtime_comparison import compare
 from ghn_jax.models.folding import calibrate
 from ghn_jax.models.tracing import trace
 from ghn_jax.quant.policy import Policy
@@ -86,7 +87,7 @@ def integer_logits(spec, params, calibrated, policy, images, data, scheme):
     named = {name: np.asarray(value) for name, value in params.items()}
     statistics, _ = observe_reference(spec, named, images)
     width = max(len(value) for value in named.values() if value.ndim == 1)
-    moments = Moments(np.zeros((capacity.rows, width)), np.ones((capacity.rows, width)))
+    moments = RowMoments(np.zeros((capacity.rows, width)), np.ones((capacity.rows, width)))
     for r, instruction in enumerate(layout.instructions):
         if instruction.op == Norm() and spec.norm:
             norm = instruction.pieces[0].name
@@ -98,10 +99,10 @@ def integer_logits(spec, params, calibrated, policy, images, data, scheme):
         lo[layout.tensors[name]], hi[layout.tensors[name]] = pair
     flat, _ = calibration.fold(layout, program.pack(layout, named), moments)
     ranges = observer.make_ranges(observer.make_index(program, layout), lo, hi)
+    network = RunnableNetwork(flat, layout.tables, program.bits(layout, policy), ranges)
     found = integer.logits(
-        program, spec, layout, flat, program.bits(layout, policy), ranges,
-        data.test.images[:256], data.mean, data.std, scheme=scheme,
-    )  # fmt: skip
+        program, spec, layout, network, data.test.images[:256], data.mean, data.std, scheme=scheme
+    )
     return found.real
 
 

@@ -13,10 +13,10 @@ from flax import linen as nn
 import ghn_jax
 from ghn_jax.base.errors import FieldError
 from ghn_jax.export import freeze, levels, onnx_file, to_onnx, to_quantized_onnx
-from ghn_jax.export.comparison import compare
 from ghn_jax.export.integers import to_integers
 from ghn_jax.export.quantizing import marked, with_integer_biases
 from ghn_jax.export.runtime import OPTIONS, run_onnx, session_options
+from ghn_jax.export.runtime_comparison import compare
 from ghn_jax.models.folding import Calibrated, calibrate
 from ghn_jax.models.kept_norms import absorb
 from ghn_jax.models.tracing import trace

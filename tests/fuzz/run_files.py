@@ -8,7 +8,7 @@ from typing import Any
 
 from ghn_jax import config as configs
 from ghn_jax.base.jsonlines import Records, read_jsonl
-from ghn_jax.benchmarks import comparison
+from ghn_jax.benchmarks import ratios
 from ghn_jax.evaluation import results
 from ghn_jax.hypernet.ghn import GHNConfig
 from ghn_jax.hypernet.published import load_published
@@ -168,9 +168,7 @@ def make_figures(rng: random.Random) -> tuple[bytes, bytes]:
 
 def call_figures(value: Any, folder: pathlib.Path) -> None:
     """As benchmark --compare does."""
-    a, b = (
-        comparison.read_figures(written(data, folder / f'{name}.json')) for name, data in zip('ab', value)
-    )
-    compared = comparison.compare(a, b)
-    comparison.text(compared)
+    a, b = (ratios.read_figures(written(data, folder / f'{name}.json')) for name, data in zip('ab', value))
+    compared = ratios.compare(a, b)
+    ratios.text(compared)
     json.dumps(compared, allow_nan=False)

@@ -17,7 +17,7 @@ from ghn_jax import config_file
 from ghn_jax.base import cli
 from ghn_jax.base.errors import UserError
 from ghn_jax.base.jsonlines import read_jsonl
-from ghn_jax.benchmarks import comparison, tasks
+from ghn_jax.benchmarks import ratios, tasks
 from ghn_jax.evaluation import results
 from ghn_jax.evaluation.selection import check_given
 from ghn_jax.hypernet.ghn import GHN, GHNConfig
@@ -220,7 +220,7 @@ def call_path(name: Any, folder: pathlib.Path) -> None:
         os.mkfifo(fifo)
         os.symlink('link', link)
     path = name if name.startswith('/') else f'{folder}/{name}'
-    loaders = (load_networks, results.read_result, comparison.read_figures, read_jsonl)
+    loaders = (load_networks, results.read_result, ratios.read_figures, read_jsonl)
     for load in (*loaders, lambda p: load_published(p, p)):
         try:
             load(path)

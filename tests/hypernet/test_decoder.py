@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from ghn_jax.base.errors import UserError
-from ghn_jax.base.numbers import round_up
+from ghn_jax.base.whole_numbers import round_up
 from ghn_jax.hypernet.decoder import decode, init_decoder, predict_tensors
 from ghn_jax.hypernet.tiles import (
     DENSE_CHUNK,

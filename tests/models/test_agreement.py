@@ -14,10 +14,10 @@ from ghn_jax.assembly.workspace import Workspace
 from ghn_jax.cnn import executor
 from ghn_jax.cnn.building import build_program
 from ghn_jax.cnn.packing import BLOCK
-from ghn_jax.cnn.weights import quantize_weights
+from ghn_jax.cnn.tables import RunnableNetwork
+from ghn_jax.cnn.weight_quantization import quantize_weights
 from ghn_jax.datasets.augment import normalize
 from ghn_jax.evaluation import protocol
-from ghn_jax.evaluation.device import RunnableNetwork
 from ghn_jax.evaluation.selection import ImageBatches
 from ghn_jax.models.folding import calibrate
 from ghn_jax.models.quantizer import FakeQuantizer
@@ -47,13 +47,13 @@ class Executor:
 
         @jax.jit
         def forward(network, x):
-            weights, tables, bits, ranges = network
+            weights, tables, bits, _ = network
             rounded, _ = quantize_weights(
                 weights, tables, bits.weights, jnp.zeros_like(weights), scheme=scheme
             )
-            return executor.forward(
-                self.program, rounded, tables, bits, x, tapes, scheme=scheme, ranges=ranges
-            )[0]
+            return executor.forward(self.program, network._replace(weights=rounded), x, tapes, scheme=scheme)[
+                0
+            ]
 
         self._forward = forward
 

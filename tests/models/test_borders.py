@@ -22,7 +22,8 @@ from ghn_jax.cnn.deploy import observer
 from ghn_jax.cnn.instructions import Norm
 from ghn_jax.cnn.program import Layout
 from ghn_jax.cnn.reference import apply_reference
-from ghn_jax.cnn.weights import quantize_weights
+from ghn_jax.cnn.tables import RunnableNetwork
+from ghn_jax.cnn.weight_quantization import quantize_weights
 from ghn_jax.models.folding import Calibrated, calibrate
 from ghn_jax.networks.counts import count_parameters
 
@@ -93,9 +94,8 @@ class Both:
             rounded, _ = quantize_weights(
                 weights, tables, bits.weights, jnp.zeros_like(weights), scheme=self.scheme
             )
-            return executor.forward(
-                program, rounded, tables, bits, x, tapes, scheme=self.scheme, ranges=ranges
-            )[0]
+            network = RunnableNetwork(rounded, tables, bits, ranges)
+            return executor.forward(program, network, x, tapes, scheme=self.scheme)[0]
 
         of = lambda x: forward(weights, tables, bits, x.astype(dtype), tapes, ranges)
         return np.concatenate([of(x) for x in self.images])

@@ -9,7 +9,7 @@ import pytest
 
 from ghn_jax.base import backends
 from ghn_jax.cnn.building import build_program
-from ghn_jax.cnn.weights import quantize_weights, quantize_weights_backward
+from ghn_jax.cnn.weight_quantization import quantize_weights, quantize_weights_backward
 from ghn_jax.quant import Policy, Scheme, oracle
 from ghn_jax.quant.policy import TERNARY
 from ghn_jax.quant.rounding import round_weights

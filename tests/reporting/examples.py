@@ -54,10 +54,10 @@ def make_result(seed: int = 0):
     return {'rows': results.make_rows(networks, BITS), 'networks': networks, 'protocol': protocol}
 
 
-def make_layers() -> list[closeup.Layer]:
+def make_layers() -> list[closeup.RoundedLayer]:
     """A layer rounded to 4 bits, and the same in float whose activations are all zero."""
     rng = np.random.default_rng(0)
-    layer = closeup.Layer(
+    layer = closeup.RoundedLayer(
         name='stem.0.weight', bits=(4, 4), weights=rng.normal(size=90), rounded=rng.integers(-8, 8, 90) / 4,
         counts=np.ones(closeup.BINS), edges=np.linspace(0, 1, closeup.BINS + 1), decibels=(20.0, math.nan),
     )  # fmt: skip

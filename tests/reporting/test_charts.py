@@ -7,7 +7,7 @@ import pytest
 
 from ghn_jax.evaluation import results
 from ghn_jax.reporting import charts, plotting, tables
-from ghn_jax.reporting.evaluation import make_evaluation
+from ghn_jax.reporting.report_subject import make_subject
 from tests.pictures import check_picture, drawn, texts
 from tests.reporting.examples import BITS, METRICS, make_layers, make_networks, make_result
 
@@ -15,8 +15,8 @@ SPLITS = ('test', 'val')
 
 
 @pytest.fixture(scope='module')
-def evaluation():
-    return make_evaluation(make_result(), make_result(seed=1))
+def subject():
+    return make_subject(make_result(), make_result(seed=1))
 
 
 def draw(chart, *arguments):
@@ -31,11 +31,11 @@ def top1(result, split, bits):
     return [n['scores'][bits]['top1'] for n in result['networks'] if n['split'] == split]
 
 
-def test_accuracies_are_drawn_as_a_point_for_each_network_about_a_box(evaluation):
-    figure = draw(plotting.accuracy_picture, evaluation.result, evaluation.other)
+def test_accuracies_are_drawn_as_a_point_for_each_network_about_a_box(subject):
+    figure = draw(plotting.accuracy_picture, subject.result, subject.other)
     for split, panel in zip(SPLITS, figure.axes, strict=True):
         points = [line.get_ydata().tolist() for line in panel.lines if line.get_marker() == '.']
-        runs = evaluation.result, evaluation.other
+        runs = subject.result, subject.other
         assert points == [top1(run, split, bits) for run in runs for bits in BITS]
         drawn_lines = [np.asarray(line.get_ydata(), float) for line in panel.lines]
         for run in runs:
@@ -46,8 +46,8 @@ def test_accuracies_are_drawn_as_a_point_for_each_network_about_a_box(evaluation
     assert 'chance' in texts(figure)
 
 
-def test_accuracy_against_bits_is_the_mean_of_each_row_for_both_runs(evaluation):
-    (panel,) = draw(charts.accuracy_by_bits, evaluation).axes
+def test_accuracy_against_bits_is_the_mean_of_each_row_for_both_runs(subject):
+    (panel,) = draw(charts.accuracy_by_bits, subject).axes
     curves = [line.get_ydata().tolist() for line in panel.lines if len(line.get_ydata()) == len(BITS)]
     rows = results.compare(make_result(), make_result(seed=1))['rows']
     for split in SPLITS:
@@ -55,21 +55,21 @@ def test_accuracy_against_bits_is_the_mean_of_each_row_for_both_runs(evaluation)
             assert [row[key] for row in rows if row['split'] == split] in curves
 
 
-def test_float_is_drawn_against_each_quantized_bit_width(evaluation):
-    figure = draw(charts.float_against_quantized, evaluation)
+def test_float_is_drawn_against_each_quantized_bit_width(subject):
+    figure = draw(charts.float_against_quantized, subject)
     for bits, panel in zip(BITS[1:], figure.axes, strict=True):
         for split, line in zip(SPLITS, panel.lines):
-            assert line.get_xdata().tolist() == top1(evaluation.result, split, 'w32a32')
-            assert line.get_ydata().tolist() == top1(evaluation.result, split, bits)
+            assert line.get_xdata().tolist() == top1(subject.result, split, 'w32a32')
+            assert line.get_ydata().tolist() == top1(subject.result, split, bits)
 
 
-def test_noise_is_drawn_for_the_layers_of_the_best_and_the_worst(evaluation):
+def test_noise_is_drawn_for_the_layers_of_the_best_and_the_worst(subject):
     specs, networks = make_networks()
-    chosen = {which: specs[i] for which, i in evaluation.extremes.items()}
-    figure = draw(charts.noise_by_layer, evaluation, chosen)
+    chosen = {which: specs[i] for which, i in subject.extremes.items()}
+    figure = draw(charts.noise_by_layer, subject, chosen)
     for (which, spec), panel in zip(chosen.items(), figure.axes, strict=True):
-        network = networks[evaluation.extremes[which]]
-        score = network['scores'][evaluation.closeup]
+        network = networks[subject.extremes[which]]
+        score = network['scores'][subject.closeup]
         for line, values in zip(
             panel.lines, (score['sqnr_weights_by_layer'], score['sqnr_activations_by_layer'])
         ):

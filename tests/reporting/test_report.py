@@ -16,7 +16,7 @@ from ghn_jax.evaluation import results
 from ghn_jax.networks.graph import build_graph
 from ghn_jax.networks.spaces import make_space
 from ghn_jax.reporting import closeup, contents, graph_drawing, page, tables
-from ghn_jax.reporting.evaluation import make_evaluation, read_evaluation
+from ghn_jax.reporting.report_subject import make_subject, read_subject
 from tests.pages import Page, check_self_contained
 from tests.reporting.examples import BITS, HOSTILE, METRICS, make_layers, make_networks, make_result
 from tests.small_run import command, is_one_error_line, write_run
@@ -28,15 +28,15 @@ TITLES = (
 ABOUT = {'date': '2026-01-02', 'command': f'python -m ghn_jax.report --workdir={HOSTILE}'}
 
 
-def make_sections(evaluation, metrics=METRICS):
+def make_sections(subject, metrics=METRICS):
     specs, _ = make_networks()
-    chosen = {which: specs[i] for which, i in evaluation.extremes.items()}
-    return contents.sections(evaluation, chosen, make_layers(), metrics, ABOUT)
+    chosen = {which: specs[i] for which, i in subject.extremes.items()}
+    return contents.sections(subject, chosen, make_layers(), metrics, ABOUT)
 
 
 @pytest.fixture(scope='module')
 def sections():
-    return make_sections(make_evaluation(make_result(), make_result(seed=1)))
+    return make_sections(make_subject(make_result(), make_result(seed=1)))
 
 
 @pytest.fixture(scope='module')
@@ -80,12 +80,12 @@ def test_a_table_says_whose_parameters_were_scored_and_by_which_statistics():
 def test_the_best_and_the_worst_are_those_of_the_first_split_at_the_bits_of_the_closer_look():
     result = make_result()
     for bits in BITS:
-        evaluation = make_evaluation(result, closeup=bits)
+        subject = make_subject(result, closeup=bits)
         top1 = [network['scores'][bits]['top1'] for network in result['networks'][:3]]
-        assert evaluation.extremes == {'best': int(np.argmax(top1)), 'worst': int(np.argmin(top1))}
-    assert make_evaluation(result).closeup == 'w4a4'
+        assert subject.extremes == {'best': int(np.argmax(top1)), 'worst': int(np.argmin(top1))}
+    assert make_subject(result).closeup == 'w4a4'
     with pytest.raises(UserError, match='^closeup=w2a2 is none of .*w32a32, w8a8, w4a4'):
-        make_evaluation(result, closeup='w2a2')
+        make_subject(result, closeup='w2a2')
 
 
 def test_hostile_names_are_text(text):
@@ -97,7 +97,7 @@ def test_hostile_names_are_text(text):
 def test_a_run_without_metrics_and_one_of_float_only_say_what_is_missing():
     result = make_result()
     result['protocol'] |= {'bits': ['w32a32']}
-    found = make_sections(make_evaluation(result), metrics=None)
+    found = make_sections(make_subject(result), metrics=None)
     missing = [section.title for section in found if not section.figures]
     assert missing == [
         'Results', 'Float against quantized', 'Best and worst network', 'Training', 'Protocol and command'
@@ -106,7 +106,7 @@ def test_a_run_without_metrics_and_one_of_float_only_say_what_is_missing():
     assert 'no metrics' in said and 'needs networks scored in float and quantized' in said
     assert 'Rounding noise is not shown' in said
     check_self_contained(page.render('a', 'b', found))
-    empty = make_sections(make_evaluation(result), metrics=[{'step': 1, 'train/loss': None}])
+    empty = make_sections(make_subject(result), metrics=[{'step': 1, 'train/loss': None}])
     assert 'have no values' in ' '.join(empty[-2].paragraphs)
 
 
@@ -157,16 +157,16 @@ def test_a_result_that_cannot_be_reported_is_refused(tmp_path, change, words):
     change(result)
     (tmp_path / 'a.json').write_text(json.dumps(result))
     with pytest.raises(UserError, match=words):
-        read_evaluation(tmp_path / 'a.json')
+        read_subject(tmp_path / 'a.json')
 
 
 def test_a_file_is_compared_with_a_file(tmp_path):
     for name, seed in (('a', 0), ('b', 1)):
         (tmp_path / f'{name}.json').write_text(json.dumps(make_result(seed)))
-    evaluation = read_evaluation(tmp_path / 'a.json', str(tmp_path / 'b.json'))
-    assert evaluation.result['rows'] == results.compare(make_result(), make_result(1))['rows']
+    subject = read_subject(tmp_path / 'a.json', str(tmp_path / 'b.json'))
+    assert subject.result['rows'] == results.compare(make_result(), make_result(1))['rows']
     with pytest.raises(UserError, match='is a directory'):
-        read_evaluation(tmp_path / 'a.json', str(tmp_path))
+        read_subject(tmp_path / 'a.json', str(tmp_path))
 
 
 @pytest.mark.parametrize('index', range(4))

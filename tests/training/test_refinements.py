@@ -13,7 +13,7 @@ from ghn_jax.assembly.network_batch import prepare
 from ghn_jax.cnn import executor
 from ghn_jax.cnn.building import build_program
 from ghn_jax.cnn.reference import apply_reference
-from ghn_jax.cnn.weights import add_norm_gradient
+from ghn_jax.cnn.weight_quantization import add_norm_gradient
 from ghn_jax.hypernet.ghn import GHN, GHNConfig, init_params, predict_parameters
 from ghn_jax.networks.graph import build_graph
 from ghn_jax.quant import Policy
@@ -125,7 +125,7 @@ def test_the_gradient_is_that_of_the_smoothed_distilled_and_penalised_loss_of_ea
         networks, _ = prepare(program, specs, (BITS, BITS), max_nodes=96)
         gradients, _, _ = jax.jit(run, compiler_options=QUICK)(
             double(params), in_float64(program, networks, specs), images, labels,
-            float64_workspace(program), jax.random.key(0),
+            workspace=float64_workspace(program), key=jax.random.key(0),
         )  # fmt: skip
     assert min(norms) < clip < max(norms)
     off = {name: e for name, e in gradient_errors(gradients, expected).items() if not e < 1e-9}

@@ -16,7 +16,8 @@ from ghn_jax.cnn.building import build_program
 from ghn_jax.cnn.covering import Family, program_for
 from ghn_jax.cnn.packing import BLOCK
 from ghn_jax.cnn.reference import apply_reference
-from ghn_jax.evaluation.device import RunnableNetwork, predict_buffer, score
+from ghn_jax.cnn.tables import RunnableNetwork
+from ghn_jax.evaluation.device import predict_buffer, score
 from ghn_jax.evaluation.selection import ImageBatches
 from ghn_jax.hypernet.ghn import GHN, GHNConfig, init_params, predict_parameters
 from ghn_jax.hypernet.published import load_published, published_state
@@ -130,8 +131,8 @@ def test_gradients_of_the_hypernetwork_equal_autodiff_through_prediction_and_ref
             double(params),
             in_float64(program, networks),
             *data(),
-            float64_workspace(program),
-            jax.random.key(0),
+            workspace=float64_workspace(program),
+            key=jax.random.key(0),
         )
         each, losses = slow_gradients(policies)
         expected = jax.tree.map(lambda *g: sum(g) / len(g), *each)
@@ -147,7 +148,7 @@ def test_a_network_that_is_not_finite_contributes_nothing(program, params, quant
         networks = in_float64(program, networks)
         networks.decoder.dense_scale[1] = np.nan
         gradients, metrics, workspace = quantized(
-            double(params), networks, *data(), float64_workspace(program), jax.random.key(0)
+            double(params), networks, *data(), workspace=float64_workspace(program), key=jax.random.key(0)
         )
         each, _ = slow_gradients(POLICIES)
         expected = jax.tree.map(lambda a, _, c: (a + c) / 3, *each)
@@ -156,7 +157,7 @@ def test_a_network_that_is_not_finite_contributes_nothing(program, params, quant
         # Nor does what it left in the workspace matter to the networks after it.
         networks, _ = prepare(program, SPECS, POLICIES, max_nodes=NODES)
         again, _, _ = quantized(
-            double(params), in_float64(program, networks), *data(), workspace, jax.random.key(0)
+            double(params), in_float64(program, networks), *data(), workspace=workspace, key=jax.random.key(0)
         )
         expected = jax.tree.map(lambda *g: sum(g) / 3, *each)
         assert max(gradient_errors(again, expected).values()) < 1e-9
@@ -184,7 +185,7 @@ def test_gradients_of_published_networks_equal_the_golden_ones(golden, name):
         networks, _ = prepare(program, [spec], Policy(), max_nodes=384)
         gradients, metrics, _ = jax.jit(run, compiler_options=QUICK)(
             double(params), in_float64(program, networks, [spec]), images, labels,
-            float64_workspace(program, len(images)), jax.random.key(0),
+            workspace=float64_workspace(program, len(images)), key=jax.random.key(0),
         )  # fmt: skip
         gradients = published_state(config, jax.tree.map(np.asarray, gradients))
     np.testing.assert_allclose(metrics['loss'], ref['loss_float64'], rtol=1e-10)
@@ -217,7 +218,7 @@ def trainer():
         params = init_params(CONFIG, jax.random.key(0))
         return TrainState(jnp.int32(0), params, optimizer.init(params)), make_workspace(program, BATCH)
 
-    return program, jax.jit(step, donate_argnums=(0, 4), compiler_options=QUICK), start
+    return program, jax.jit(step, donate_argnames=('state', 'workspace'), compiler_options=QUICK), start
 
 
 def batch(program, index, policy=W4A4):
@@ -232,7 +233,7 @@ def test_nothing_is_compiled_for_200_unseen_networks(trainer, count_compiles):
     state, workspace = start()
     keys = list(jax.random.split(jax.random.key(0), 28))
     for i in range(3):
-        state, metrics, workspace = step(state, *batch(program, i), workspace, keys[i])
+        state, metrics, workspace = step(state, *batch(program, i), workspace=workspace, key=keys[i])
     types = lambda arrays: jax.tree.map(lambda x: (x.shape, x.dtype), arrays)
     expected, specs = types(batch(program, 0)), set()
     for i in range(3, 103):
@@ -243,7 +244,9 @@ def test_nothing_is_compiled_for_200_unseen_networks(trainer, count_compiles):
     with count_compiles() as compiles:
         for i in range(3, 28):
             networks, images, labels = batch(program, i, BITS[i % 4])
-            state, metrics, workspace = step(state, networks, images, labels, workspace, keys[i])
+            state, metrics, workspace = step(
+                state, networks, images, labels, workspace=workspace, key=keys[i]
+            )
             losses.append(float(metrics['loss']))
             finite += not np.asarray(metrics['faults']).any()
     assert compiles.n == 0
@@ -265,7 +268,7 @@ def test_a_step_with_a_network_that_is_not_finite_is_adams_on_the_gradient_of_th
         state, workspace = start()
         networks.decoder.class_scale[1] *= scale
         labels = np.full(len(images), label, 'int32')
-        new, metrics, _ = step(state, networks, images, labels, workspace, jax.random.key(1))
+        new, metrics, _ = step(state, networks, images, labels, workspace=workspace, key=jax.random.key(1))
         return jax.tree.map(np.asarray, (new, metrics))
 
     both = [run(label) for label in range(10)]
@@ -291,7 +294,9 @@ def test_training_on_one_batch_brings_the_loss_down_and_repeats_exactly(trainer)
         state, workspace = start()
         losses = []
         for i in range(12):
-            state, metrics, workspace = step(state, *batch(program, 0), workspace, jax.random.key(i))
+            state, metrics, workspace = step(
+                state, *batch(program, 0), workspace=workspace, key=jax.random.key(i)
+            )
             losses.append(float(metrics['loss']))
         runs.append((losses, state))
     jax.tree.map(np.testing.assert_array_equal, *runs)

@@ -28,8 +28,8 @@ def step_with(monkeypatch):
             None,
             None,
             None,
-            None,
-            None,
+            workspace=None,
+            key=None,
             scheme=Scheme('float'),
             refinements=refinements,
         )

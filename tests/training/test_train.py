@@ -147,7 +147,7 @@ def test_a_finished_run_does_nothing_more(whole):
         ('save_every_steps', 0, 'save_every_steps'),
         ('max_not_finite', 1.5, 'max_not_finite'),
         ('train.optimizer', 'soap', 'expected one of adam, adamw, muon'),
-        ('train.ema', 1.5, 'expected 0 to 1'),
+        ('train.ema', 1.5, 'expected a number from 0 to 1'),
         ('devices.images', 2, 'network_clip_norm=5.0 with devices.images=2'),
     ],
 )

@@ -16,7 +16,7 @@ from ghn_jax.models.folding import fold
 from ghn_jax.models.tracing import trace
 from ghn_jax.tuning.fixed_point import best_points, tensors_of, to_network
 from ghn_jax.tuning.integer_run import integer_logits
-from ghn_jax.tuning.shifts import INT32_MAX, Fixed, shift_right, to_format
+from ghn_jax.tuning.shifts import INT32_MAX, ScaledInteger, shift_right, to_format
 from tests.cnn.networks import small_network
 from tests.tuning.models import Plain, images, parameters
 
@@ -86,7 +86,7 @@ def test_shifts_round_as_exact_fractions_do_and_stay_within_int32():
         expected = [round(Fraction(int(v), 2**places)) for v in x]  # half to even
         np.testing.assert_array_equal(shift_right(jnp.asarray(x), places), expected)
     for bits, point in ((8, 3), (2, 10), (5, 12), (4, 40)):  # of values with 10 bits behind the point
-        found = to_format(Fixed(jnp.asarray(x), 10, 2**31), bits, point)
+        found = to_format(ScaledInteger(jnp.asarray(x), 10, 2**31), bits, point)
         exact = [round(Fraction(int(v)) * Fraction(2) ** (point - 10)) for v in x]
         np.testing.assert_array_equal(found.x, np.clip(exact, -(2 ** (bits - 1)), 2 ** (bits - 1) - 1))
         assert found.point == point and found.bound == 2 ** (bits - 1)

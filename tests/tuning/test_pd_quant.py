@@ -20,10 +20,10 @@ from ghn_jax.tuning.correction import corrected, mismatch, norm_statistics
 from ghn_jax.tuning.pd_quant import CHUNK, pd_quant
 from ghn_jax.tuning.quantize import Network, quantize_into
 from ghn_jax.tuning.ranges import round_nearest
-from ghn_jax.tuning.reconstruction import Grids, Learned, Options, divergence, round_by_step
+from ghn_jax.tuning.reconstruction import Grids, Learned, ReconstructionOptions, divergence, round_by_step
 from tests.tuning.models import Plain, Residual, calibrated, images
 
-OPTIONS = Options(iterations=150, batch_size=8, correction_steps=5)
+OPTIONS = ReconstructionOptions(iterations=150, batch_size=8, correction_steps=5)
 POLICY = Policy(2, 2, edges=(2, 2))
 
 

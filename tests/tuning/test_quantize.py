@@ -15,9 +15,9 @@ from ghn_jax.networks.files import save_networks
 from ghn_jax.quant.policy import Policy
 from ghn_jax.runs.calibrated_file import FILE, QuantizedNetwork, load, save
 from ghn_jax.tuning import quantize
-from ghn_jax.tuning.quantize import SCHEME, Network, top1
+from ghn_jax.tuning.quantize import DEFAULT_SCHEME, Network, top1
 from ghn_jax.tuning.ranges import round_nearest
-from ghn_jax.tuning.reconstruction import Options
+from ghn_jax.tuning.reconstruction import ReconstructionOptions
 from tests.cnn.networks import small_network
 from tests.small_run import command, is_one_error_line, write_run
 from tests.tuning import models
@@ -34,7 +34,7 @@ def quantized():
     return QuantizedNetwork(
         round_nearest(of, x, resolve(POLICY, of.model.graph), 'mse'),
         POLICY,
-        SCHEME,
+        DEFAULT_SCHEME,
         SOURCE,
         {'method': 'mse'},
     ), x
@@ -44,7 +44,12 @@ def test_a_quantized_network_comes_back_from_its_folder_as_it_was(quantized, tmp
     network, x = quantized
     assert save(tmp_path / 'made' / 'here', network) == tmp_path / 'made' / 'here' / FILE
     found = load(tmp_path / 'made' / 'here')
-    assert (found.policy, found.scheme, found.source, found.about) == (POLICY, SCHEME, SOURCE, network.about)
+    assert (found.policy, found.scheme, found.source, found.about) == (
+        POLICY,
+        DEFAULT_SCHEME,
+        SOURCE,
+        network.about,
+    )
     expected = network.calibrated.apply(x, network.quantizer())
     np.testing.assert_array_equal(found.calibrated.apply(x, found.quantizer()), expected)
     labels = np.asarray(expected).argmax(1)
@@ -81,7 +86,7 @@ def test_a_folder_without_a_quantized_network_of_this_model_is_told(quantized, t
     with pytest.raises(UserError, match='no safetensors file .*: give a folder that ghn_jax.quantize'):
         load(tmp_path)
     other = QuantizedNetwork(
-        network.calibrated, POLICY, SCHEME, {'model': 'tests.models.linen_models:Vgg'}, {}
+        network.calibrated, POLICY, DEFAULT_SCHEME, {'model': 'tests.models.linen_models:Vgg'}, {}
     )
     save(tmp_path, other)
     with pytest.raises(UserError):
@@ -105,8 +110,8 @@ def test_methods_are_refused_by_name_and_without_images():
         Network.of(model, of.params, images(0))
     with pytest.raises(UserError, match="'gptq' is not one of minmax, mse, pd_quant"):
         quantize.quantize(Network(of, of.params, x[None]), POLICY, 'gptq')
-    with pytest.raises(UserError, match='iterations=0: expected 1 to 1,000,000'):
-        Options(iterations=0)
+    with pytest.raises(UserError, match='iterations=0: expected an integer from 1 to 1,000,000'):
+        ReconstructionOptions(iterations=0)
 
 
 @pytest.fixture(scope='module')

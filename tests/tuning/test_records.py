@@ -5,12 +5,12 @@ import dataclasses
 import pytest
 
 from ghn_jax.base.errors import UserError
-from ghn_jax.tuning.records import Record
+from ghn_jax.tuning.records import TrainingRecord
 
 
 @pytest.fixture
 def record(tmp_path):
-    return Record(tmp_path, 'net.w4a4.he.seed0', {'training': {'epochs': 2}, 'seed': 0})
+    return TrainingRecord(tmp_path, 'net.w4a4.he.seed0', {'training': {'epochs': 2}, 'seed': 0})
 
 
 def test_a_training_is_done_once_its_record_is_written_and_its_state_is_gone(record):

@@ -16,7 +16,7 @@ from ghn_jax.tuning.finetune import FinetuneSpec
 from ghn_jax.tuning.images import TuningImages
 from ghn_jax.tuning.initialization import RANDOM, random_params
 from ghn_jax.tuning.method import Setup
-from ghn_jax.tuning.records import Record
+from ghn_jax.tuning.records import TrainingRecord
 from ghn_jax.tuning.slb import SearchSpec, hard_weights, values_of
 from ghn_jax.tuning.slb_method import Slb, searched_names
 from ghn_jax.tuning.straight_through import StraightThrough
@@ -106,7 +106,7 @@ def test_a_search_that_is_killed_and_taken_up_ends_in_the_same_bits(searches, st
 
     def fit(updates: int):
         return loop.fit(
-            search.trainer, IMAGES.train, search.begin(PARAMS, 3), Record(tmp_path, 'search', {}),
+            search.trainer, IMAGES.train, search.begin(PARAMS, 3), TrainingRecord(tmp_path, 'search', {}),
             marks=(1, 4), score=search.score, progress=dying_progress(updates),
         )  # fmt: skip
 

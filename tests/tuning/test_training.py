@@ -15,7 +15,7 @@ from ghn_jax.models.tracing import trace
 from ghn_jax.quant.policy import Policy, parse_bits
 from ghn_jax.tuning import loop
 from ghn_jax.tuning.initialization import RANDOM, random_params
-from ghn_jax.tuning.records import Record
+from ghn_jax.tuning.records import TrainingRecord
 from ghn_jax.tuning.training import TrainingImages, TrainingSpec, make_trainer
 from tests.tuning.killed import Killed, dying_progress
 from tests.tuning.nets import Net, small_data, traced
@@ -149,7 +149,8 @@ def test_a_training_that_is_killed_and_taken_up_ends_in_the_same_bits(
 
     def fit(name: str, updates: int):
         return loop.fit(
-            trainer, IMAGES, trainer.begin(PARAMS, 3), Record(tmp_path, name, {'seed': 3}), marks=(0, 1, 3),
+            trainer, IMAGES, trainer.begin(PARAMS, 3), TrainingRecord(tmp_path, name, {'seed': 3}),
+            marks=(0, 1, 3),
             score=lambda state: float(jnp.sum(state.averaged['Dense_0']['kernel'])),
             progress=dying_progress(updates),
         )  # fmt: skip
@@ -163,8 +164,8 @@ def test_a_training_that_is_killed_and_taken_up_ends_in_the_same_bits(
         np.testing.assert_array_equal(a, b)
     with pytest.raises(UserError, match='other settings .seed differ'):
         loop.fit(
-            trainer, IMAGES, trainer.begin(PARAMS, 3), Record(tmp_path, 'killed', {'seed': 4}), marks=(),
-            score=float, progress=dying_progress(100),
+            trainer, IMAGES, trainer.begin(PARAMS, 3), TrainingRecord(tmp_path, 'killed', {'seed': 4}),
+            marks=(), score=float, progress=dying_progress(100),
         )  # fmt: skip
 
 
@@ -188,7 +189,7 @@ def test_parameters_in_bfloat16_are_averaged_in_float32_scored_as_they_are_and_t
 
     def fit(name: str, updates: int):
         return loop.fit(
-            trainer, IMAGES, trainer.begin(params, 3), Record(tmp_path, name, {}), marks=(0, 3),
+            trainer, IMAGES, trainer.begin(params, 3), TrainingRecord(tmp_path, name, {}), marks=(0, 3),
             score=lambda state: float(jnp.sum(model.apply(state.averaged, jnp.ones((2, 8, 8, 3))))),
             progress=dying_progress(updates),
         )  # fmt: skip
@@ -206,7 +207,7 @@ def test_parameters_in_bfloat16_are_averaged_in_float32_scored_as_they_are_and_t
 
 def test_a_state_is_read_as_written_and_damage_gets_one_line(tmp_path):
     state = {'a.b': jnp.arange(3.0), 'c': (jnp.int32(2), None)}
-    record = Record(tmp_path, 'net', {})
+    record = TrainingRecord(tmp_path, 'net', {})
     assert record.read_state(state) is None
     record.write_state(state, {'loss': [1, None]})
     read, history = record.read_state(jax.eval_shape(lambda: state))

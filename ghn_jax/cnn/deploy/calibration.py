@@ -19,7 +19,7 @@ import numpy as np
 from jax import Array
 
 from ghn_jax.cnn.batch_norm import EPSILON
-from ghn_jax.cnn.deploy.observer import BINS, Activations, Moments
+from ghn_jax.cnn.deploy.observer import BINS, Activations, RowMoments
 from ghn_jax.cnn.instructions import Norm
 from ghn_jax.cnn.lowering import Instruction
 from ghn_jax.cnn.packing import BLOCK, piece_view
@@ -31,21 +31,21 @@ from ghn_jax.quant.policy import FLOAT_BITS
 from ghn_jax.quant.scheme import QAT, Scheme
 
 RANGE_RULE = 'moving_average'
-RULES = ('min_max', 'moving_average', 'percentile', 'mse')
+RANGE_RULES = ('min_max', 'moving_average', 'percentile', 'mse')
 HISTOGRAM_RULES = ('percentile', 'mse')
 MOMENTUM = 0.9  # of moving_average: the share of the ranges of the batches before
 PERCENTILE = 99.9  # of an activation's non-zero values, that lie inside of its range
 _CLIPS = np.linspace(1, 0.05, 39)  # shares of the range of all values that mse tries
 
 
-def pooled(moments: Moments) -> Moments:
+def pooled(moments: RowMoments) -> RowMoments:
     """Join the moments [R, C] of all batches from those of each, [K, R, C]; exact for batches of one size."""
     mean = np.mean(moments.mean, 0, dtype=np.float64)
     between = np.mean(np.square(moments.mean - mean), 0)
-    return Moments(mean, np.mean(moments.variance, 0, dtype=np.float64) + between)
+    return RowMoments(mean, np.mean(moments.variance, 0, dtype=np.float64) + between)
 
 
-def fold(layout: Layout, flat: np.ndarray, moments: Moments) -> tuple[np.ndarray, Tables]:
+def fold(layout: Layout, flat: np.ndarray, moments: RowMoments) -> tuple[np.ndarray, Tables]:
     """Fold normalisations by `moments` [R, C] into a network: its weights [F], and tables.
 
     With m, v, scale and shift of a normalisation and g = scale / sqrt(v + eps): the weights of the
@@ -69,7 +69,7 @@ def fold(layout: Layout, flat: np.ndarray, moments: Moments) -> tuple[np.ndarray
     return flat, tables
 
 
-def fix(layout: Layout, flat: np.ndarray, moments: Moments) -> tuple[np.ndarray, Tables]:
+def fix(layout: Layout, flat: np.ndarray, moments: RowMoments) -> tuple[np.ndarray, Tables]:
     """Replace normalisations by what they are with fixed `moments` [R, C]: a factor and a shift by channel.
 
     Returns the weights [F] and the tables of that network.

@@ -4,9 +4,9 @@ It follows arXiv 1712.05877 and gemmlowp. Every weight, and every activation tha
 linear layer, is q in 0 .. 2^b - 1 (2 <= b <= 8) with a scale s and a zero point z, as in `quant.grid`;
 weights on the grids that the fake-quantized network has, one for the tensor or for each output channel.
 Layers multiply and sum (q - z), in int32. What lies between the layers (accumulators after their rescaling,
-shifts, sums, pools, means, logits) is int32 fixed point (`Fixed`). Where its point lies is known before any
-image is: from the largest sum that a layer's weights allow, so that nothing can overflow; a value that does
-not fit is an error, never cut off. Factors, such as s_x s_w 2^point, are an int32 multiplier and a shift
+shifts, sums, pools, means, logits) is int32 fixed point (`FixedReal`). Where its point lies is known before
+any image is: from the largest sum that a layer's weights allow, so that nothing can overflow; a value that
+does not fit is an error, never cut off. Factors, such as s_x s_w 2^point, are an int32 multiplier and a shift
 (`Factor`); a factor for each channel takes in the one of a `corrected` normalisation.
 
 The only differences to the fake-quantized form are these roundings: each value between layers to 31 bits, of
@@ -27,12 +27,20 @@ from jax import Array, lax
 
 from ghn_jax.base.errors import FieldError, UserError
 from ghn_jax.cnn import instructions as kinds
-from ghn_jax.cnn.deploy.fixed_point import Fixed, added, averaged, make_factor, moved, rescale, rescaled
+from ghn_jax.cnn.deploy.int32_arithmetic import (
+    FixedReal,
+    added,
+    averaged,
+    make_factor,
+    moved,
+    rescale,
+    rescaled,
+)
 from ghn_jax.cnn.lowering import IMAGE, Instruction
 from ghn_jax.cnn.packing import Piece, piece_part
 from ghn_jax.cnn.program import Layout, Program
-from ghn_jax.cnn.tables import Bits, Ranges, Tables
-from ghn_jax.cnn.weights import quantize_weights
+from ghn_jax.cnn.tables import RunnableNetwork, Tables
+from ghn_jax.cnn.weight_quantization import quantize_weights
 from ghn_jax.networks.graph import build_graph
 from ghn_jax.networks.spec import NetworkSpec
 from ghn_jax.quant.grid import Grid, make_grid
@@ -63,23 +71,20 @@ def logits(
     program: Program,
     spec: NetworkSpec,
     layout: Layout,
-    flat: np.ndarray,
-    bits: Bits,
-    ranges: Ranges,
+    network: RunnableNetwork,
     images: np.ndarray,
     mean: np.ndarray,
     std: np.ndarray,
     *,
     scheme: Scheme = QAT,
-) -> Fixed:
+) -> FixedReal:
     """Compute the logits of a network whose normalisations are fixed (`cnn.deploy.calibration`), on the host.
 
     The network and the policy must pass `check`.
 
     Args:
       program, spec, layout: the network, and where it lies in its program.
-      flat: its weights, float [F].
-      bits, ranges: of its tensors.
+      network: its weights not rounded, with ranges; arrays of numpy.
       images: uint8 [N, H, W, 3].
       mean, std: of the images, [3], in units of 0..1.
       scheme: how weights are quantized.
@@ -90,7 +95,7 @@ def logits(
     Raises:
       UserError: sums that may leave int32.
     """
-    return _Interpreter(program, spec, layout, flat, bits, ranges, scheme).run(images, mean, std)
+    return _Interpreter(program, spec, layout, network, scheme).run(images, mean, std)
 
 
 def check(specs: Iterable[NetworkSpec], policies: Iterable[Policy]) -> None:
@@ -142,22 +147,26 @@ def _check_int32(bound: np.ndarray) -> None:
 
 
 class _Interpreter:
-    def __init__(self, program, spec, layout, flat, bits, ranges, scheme=QAT):
-        self.layout, self.bits, self.ranges = layout, bits, ranges
+    def __init__(
+        self, program: Program, spec: NetworkSpec, layout: Layout, network: RunnableNetwork, scheme: Scheme
+    ):
+        flat, tables, self.bits, ranges = network
+        assert ranges is not None  # there are no integers without
+        self.layout, self.ranges = layout, ranges
         shapes = {p.name: p.shape for p in build_graph(spec).parameters}
         self.params = program.unpack(layout, np.asarray(flat), shapes)
-        _, self.pooled = program.heads[int(layout.tables.head.variant)]
+        _, self.pooled = program.heads[int(tables.head.variant)]
         self.weights: dict[str, Levels] = {}
-        grid = jax.device_get(_fit(flat, layout.tables, bits.weights, scheme))
+        grid = jax.device_get(_fit(flat, tables, self.bits.weights, scheme))
         for name, t in layout.tensors.items():
-            its_grids = layout.tables.channel_group_tensor == t if scheme.granularity == 'channel' else t
+            its_grids = tables.channel_group_tensor == t if scheme.granularity == 'channel' else t
             self.weights[name] = _weight_levels(
                 self.params[name], Grid(*(part[its_grids].ravel() for part in grid))
             )
-        self.values: dict[int, Fixed] = {}
+        self.values: dict[int, FixedReal] = {}
         self.sums: dict[int, Sums] = {}  # values that are not rescaled yet
 
-    def run(self, images: np.ndarray, mean: np.ndarray, std: np.ndarray) -> Fixed:
+    def run(self, images: np.ndarray, mean: np.ndarray, std: np.ndarray) -> FixedReal:
         mean, std = np.asarray(mean, np.float64), np.asarray(std, np.float64)
         self.values[IMAGE] = rescaled(images, 1 / (255 * std), np.full(3, 255.0), -mean / std)
         for r, instruction in enumerate(self.layout.instructions):
@@ -206,14 +215,14 @@ class _Interpreter:
                 self._add(dst, _relu(x) if rectify else x)
             case kinds.Zero():
                 x = self._read(src)
-                self._add(dst, Fixed(np.zeros_like(x.x), x.point, 0.0))
+                self._add(dst, FixedReal(np.zeros_like(x.x), x.point, 0.0))
             case _:
                 raise AssertionError(f'no such op: {op}')
 
-    def _classify(self) -> Fixed:
+    def _classify(self) -> FixedReal:
         parts = [self._read(v) for v in self.layout.head_group]
         point, bound = min(p.point for p in parts), max(p.bound for p in parts)
-        x = Fixed(np.stack([moved(p, point).x for p in parts], 1), point, bound)  # [N, K, H, W, C]
+        x = FixedReal(np.stack([moved(p, point).x for p in parts], 1), point, bound)  # [N, K, H, W, C]
         if self.pooled:
             for _ in ('rows', 'columns'):  # one after the other: that takes less room than all at once
                 x = averaged(x, lambda v: v.sum(2), x.x.shape[2])
@@ -230,12 +239,12 @@ class _Interpreter:
 
     # -- values
 
-    def _read(self, value: int) -> Fixed:
+    def _read(self, value: int) -> FixedReal:
         if value in self.sums:
             self.values[value] = rescaled(*self.sums.pop(value))
         return self.values[value]
 
-    def _add(self, value: int, term: Fixed) -> None:
+    def _add(self, value: int, term: FixedReal) -> None:
         before = self.values.get(value)
         self.values[value] = term if before is None else added(before, term)
 
@@ -243,7 +252,7 @@ class _Interpreter:
         before = self.sums.get(value)
         self.sums[value] = sums if before is None else accumulated(before, sums)
 
-    def _quantized(self, r: int, which: int, x: Fixed, rectify: bool) -> Levels:
+    def _quantized(self, r: int, which: int, x: FixedReal, rectify: bool) -> Levels:
         bits = self.bits.activations[r, which]
         return to_levels(_relu(x) if rectify else x, self.ranges.rows[r, which], bits)
 
@@ -262,7 +271,7 @@ class _Interpreter:
         return _multiplied(x, part, w.scale[piece.col : piece.col + piece.cols], convolve, (0, 1, 2))
 
 
-def _relu(x: Fixed) -> Fixed:
+def _relu(x: FixedReal) -> FixedReal:
     return x._replace(x=np.maximum(x.x, 0))
 
 
@@ -271,7 +280,7 @@ def _fit(flat: Array, tables: Tables, bits: Array, scheme: Scheme) -> Grid:
     return quantize_weights(flat, tables, bits, flat, scheme=scheme)[1]
 
 
-def to_levels(x: Fixed, ends: np.ndarray, bits: int) -> Levels:
+def to_levels(x: FixedReal, ends: np.ndarray, bits: int) -> Levels:
     """Quantize x on the grid of `bits` bits for the range `ends`, (lo, hi)."""
     lo, hi = ends
     grid = make_grid(lo, hi, int(bits), np.float32)

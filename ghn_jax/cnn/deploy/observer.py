@@ -19,18 +19,18 @@ from jax import Array, lax
 from jax.typing import DTypeLike
 
 from ghn_jax.cnn import executor, head, ops
-from ghn_jax.cnn.branches import Run
+from ghn_jax.cnn.branches import NetworkRun
 from ghn_jax.cnn.capacity import Segment
 from ghn_jax.cnn.dispatch import read_weights, switch
 from ghn_jax.cnn.executor import Tapes
+from ghn_jax.cnn.head import HeadQuantization
 from ghn_jax.cnn.instructions import Kind, Norm, Nothing
 from ghn_jax.cnn.packing import TapeShape
 from ghn_jax.cnn.program import Layout, Program
-from ghn_jax.cnn.quantizer import Quantization, Quantizer
-from ghn_jax.cnn.tables import OP, SRC, WEIGHTS, ArrayOrNumpy, Bits, Ranges, Tables
+from ghn_jax.cnn.quantizer import Quantizer
+from ghn_jax.cnn.tables import OP, SRC, WEIGHTS, ArrayOrNumpy, Bits, Ranges, RunnableNetwork
 from ghn_jax.cnn.tape_layout import grouped_like, ungrouped
-from ghn_jax.cnn.weights import get_page, pages
-from ghn_jax.quant.activations import quantize_activation
+from ghn_jax.cnn.weight_quantization import get_page, pages
 from ghn_jax.quant.policy import FLOAT_BITS
 from ghn_jax.quant.ranges import min_max, power
 from ghn_jax.quant.scheme import Scheme
@@ -82,7 +82,7 @@ class Activations(NamedTuple):
     histogram: ArrayOrNumpy
 
 
-class Moments(NamedTuple):
+class RowMoments(NamedTuple):
     """What enters each normalisation: mean and (biased) variance of every channel, [R, C]."""
 
     mean: ArrayOrNumpy
@@ -223,30 +223,26 @@ def _note(total: tuple[Array, ...], which: Array, notes: tuple[Array, ...]) -> t
 
 def observe(
     program: Program,
-    weights: Array,
-    tables: Tables,
-    bits: Bits,
+    network: RunnableNetwork,
     images: Array,
     tapes: Tapes,
     index: Index,
     wanted: Wanted,
     *,
     scheme: Scheme,
-    ranges: Ranges | None,
-) -> tuple[Activations, Moments, Tapes]:
+) -> tuple[Activations, RowMoments, Tapes]:
     """Run one network as `executor.forward` does, and compute statistics.
 
     Args:
-      program, weights, tables, bits, images, tapes, scheme, ranges: as for `executor.forward`, in mode 'qat'.
+      program, network, images, tapes, scheme: as for `executor.forward`, in mode 'qat'.
       index: of the network's tensors.
       wanted: which statistics.
 
     Returns:
       The statistics; the tapes, with the network's values.
     """
-    rows, of_head = (None, None) if ranges is None else ranges
-    quantization = Quantization(scheme, bits.activations, program.capacity.parts, ranges=rows)
-    run = Run(program, weights, tables, images, quantization)
+    run, of_head = executor.start(program, network, images, scheme=scheme)
+    weights, tables = network.weights, network.tables
     values, sizes, _ = executor.run_forward(run, ungrouped(tapes.values))
     read = {**values, program.image_shape: run.image_tape(values)}
     channels = max(c for _, c in program.tape_shapes)
@@ -266,23 +262,24 @@ def observe(
             return _note(total, index.rows[r], notes), moments.at[r].set(of_row)
 
         total, moments = lax.fori_loop(tables.bounds[k], tables.bounds[k + 1], body, (total, moments))
-    total = _note(total, index.head, _notes_on_head(run, bits, values, wanted, index, of_head))
+    total = _note(total, index.head, _notes_on_head(run, of_head, values, wanted, index))
     tapes = tapes._replace(values=grouped_like(values, tapes.values))
-    return Activations(*total), Moments(moments[:, 0], moments[:, 1]), tapes
+    return Activations(*total), RowMoments(moments[:, 0], moments[:, 1]), tapes
 
 
 def _notes_on_head(
-    run: Run, bits: Bits, values: dict[TapeShape, Array], wanted: Wanted, index: Index, ranges: Array | None
+    run: NetworkRun,
+    quantization: HeadQuantization,
+    values: dict[TapeShape, Array],
+    wanted: Wanted,
+    index: Index,
 ) -> tuple[Array, ...]:
     """Return the fields of `Activations` for what the linear layers read, [2, ...] each."""
-    program, scheme, dtype, table = run.program, run.quantization.scheme, run.weights.dtype, run.tables.head
+    program, dtype, table = run.program, run.weights.dtype, run.tables.head
     features = head.features(program, table, values, run.images.shape[0])
-    _, residuals = head.logits(
-        program, run.weights, table, bits.head, features, scheme=scheme, key=None, ranges=ranges
-    )
-    inputs, ends = (features, head.activate(residuals)), (None, None) if ranges is None else ranges
-    rounded = lambda x, k: quantize_activation(x, bits.head[k], scheme, ends=ends[k])
-    seen = lambda: [(x, rounded(x, k)) for k, x in enumerate(inputs)]
+    _, residuals = head.logits(program, run.weights, table, features, quantization)
+    inputs = features, head.activate(residuals)
+    seen = lambda: [(x, quantization.quantize(x, k)) for k, x in enumerate(inputs)]
     notes = lambda: _notes_on(seen, wanted, wanted.bounds[index.head], dtype)
     return lax.cond(wanted.activations, notes, lambda: _zeros(2, dtype))
 
@@ -294,7 +291,7 @@ def _branches_of(segment: Segment, kinds: Sequence[Kind], wanted: Wanted) -> Arr
     return jnp.where(is_wanted[which], which, kinds.index(Nothing()))
 
 
-def _observer_of(kind: Kind, run: Run, segment: Segment, wanted: Wanted, channels: int) -> Callable:
+def _observer_of(kind: Kind, run: NetworkRun, segment: Segment, wanted: Wanted, channels: int) -> Callable:
     """Make the function that describes what one kind of instruction reads.
 
     It gives the notes on the two tensors that the kind may quantize, stacked, and moments [2, channels].
@@ -324,13 +321,17 @@ def _observer_of(kind: Kind, run: Run, segment: Segment, wanted: Wanted, channel
     return observed
 
 
-def weight_noise(flat: Array, quantized: Array, tables: Tables, n_tensors: int) -> tuple[Array, Array]:
-    """Sum the squares of every weight tensor and of its rounding error, [T] each."""
+def weight_noise(network: RunnableNetwork, quantized: Array) -> tuple[Array, Array]:
+    """Sum the squares of every weight tensor and of its rounding error, [T] each.
+
+    quantized: [F], the network's weights when they are rounded.
+    """
+    flat, tables = network.weights, network.tables
 
     def page(p, sums):
         tensor, w, q = get_page(tables.block_tensor, p), get_page(flat, p), get_page(quantized, p)
         squares = jnp.sum(w * w, 1), jnp.sum(jnp.square(q - w), 1)
         return tuple(s.at[tensor].add(x) for s, x in zip(sums, squares, strict=True))
 
-    zeros = jnp.zeros(n_tensors, flat.dtype)
+    zeros = jnp.zeros(len(network.bits.weights), flat.dtype)
     return lax.fori_loop(0, pages(tables), page, (zeros, zeros))

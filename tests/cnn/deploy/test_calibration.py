@@ -14,12 +14,12 @@ from ghn_jax.assembly.workspace import Workspace
 from ghn_jax.cnn import executor, reference
 from ghn_jax.cnn.building import build_program
 from ghn_jax.cnn.deploy import calibration, observer
-from ghn_jax.cnn.deploy.observer import Moments
+from ghn_jax.cnn.deploy.observer import RowMoments
 from ghn_jax.cnn.instructions import Norm
 from ghn_jax.cnn.reference import apply_reference, observe_reference
-from ghn_jax.cnn.weights import quantize_weights
+from ghn_jax.cnn.tables import RunnableNetwork
+from ghn_jax.cnn.weight_quantization import quantize_weights
 from ghn_jax.evaluation import device, protocol
-from ghn_jax.evaluation.device import RunnableNetwork
 from ghn_jax.evaluation.selection import ImageBatches
 from ghn_jax.quant import Policy, Scheme
 from ghn_jax.quant.grid import fake_quantize
@@ -91,9 +91,8 @@ class Runner:
         def logits(flat, tables, bits, x, workspace, ranges):
             quantized, _ = quantize_weights(flat, tables, bits.weights, workspace.quantized, scheme=scheme)
             buffers = workspace.executor
-            return executor.forward(
-                program, quantized, tables, bits, x, buffers, scheme=scheme, ranges=ranges
-            )[0]
+            network = RunnableNetwork(quantized, tables, bits, ranges)
+            return executor.forward(program, network, x, buffers, scheme=scheme)[0]
 
         self._logits = logits
         buffers = executor.make_tapes(program, BATCH, jnp.float64, train=False)
@@ -163,7 +162,7 @@ def test_what_is_measured_is_what_the_reference_sees(runner, spec):
 def given(layout, statistics, ranges):
     """Moments and ranges as the executor's tables have them."""
     rows, tensors = len(layout.tables.rows), 64
-    moments = Moments(np.zeros((rows, 128)), np.ones((rows, 128)))
+    moments = RowMoments(np.zeros((rows, 128)), np.ones((rows, 128)))
     for r, instruction in enumerate(layout.instructions):
         if instruction.op == Norm() and statistics:
             for field, values in zip(moments, statistics[norm_name(instruction)]):
@@ -364,7 +363,7 @@ def test_so_is_that_of_another_scheme(program, other_runner, monkeypatch):
 
 def test_pooled_moments_are_those_of_all_images_together():
     x = np.random.default_rng(0).normal(size=(5, 40, 2, 3)) * [1, 2, 3] + np.arange(5)[:, None, None, None]
-    pooled = calibration.pooled(Moments(x.mean(1), x.var(1)))
+    pooled = calibration.pooled(RowMoments(x.mean(1), x.var(1)))
     np.testing.assert_allclose(pooled.mean, x.mean((0, 1)))
     np.testing.assert_allclose(pooled.variance, x.var((0, 1)))
 

@@ -6,10 +6,11 @@ import pytest
 from ghn_jax.base.errors import UserError
 from ghn_jax.cnn.building import build_program
 from ghn_jax.cnn.deploy import calibration, integer, observer
-from ghn_jax.cnn.deploy.fixed_point import Fixed
-from ghn_jax.cnn.deploy.observer import Moments
+from ghn_jax.cnn.deploy.int32_arithmetic import FixedReal
+from ghn_jax.cnn.deploy.observer import RowMoments
 from ghn_jax.cnn.instructions import Norm
 from ghn_jax.cnn.reference import apply_reference, observe_reference
+from ghn_jax.cnn.tables import RunnableNetwork
 from ghn_jax.quant import Policy, Scheme
 from ghn_jax.quant.scheme import QAT
 from tests.cnn.networks import random_images, random_parameters, small_network
@@ -48,7 +49,7 @@ def both(program, spec, policy, factor=1, scheme=QAT):
     x = (pixels(1) / np.float32(255) - MEAN) / STD
     statistics, ranges = observe_reference(spec, params, x, scheme=scheme)
     rows, tensors = program.capacity.rows, program.capacity.tensors
-    moments, lo, hi = Moments(*np.zeros((2, rows, 64))), np.zeros(tensors), np.zeros(tensors)
+    moments, lo, hi = RowMoments(*np.zeros((2, rows, 64))), np.zeros(tensors), np.zeros(tensors)
     for r, instruction in enumerate(layout.instructions):
         if instruction.op == Norm() and spec.norm:
             for field, values in zip(moments, statistics[instruction.pieces[0].name[: -len('.weight')]]):
@@ -59,7 +60,8 @@ def both(program, spec, policy, factor=1, scheme=QAT):
     fixed = observer.make_ranges(
         observer.make_index(program, layout), lo.astype('float32'), hi.astype('float32')
     )
-    runner = integer._Interpreter(program, spec, layout, flat, program.bits(layout, policy), fixed, scheme)
+    network = RunnableNetwork(flat, layout.tables, program.bits(layout, policy), fixed)
+    runner = integer._Interpreter(program, spec, layout, network, scheme)
     images = pixels(2)
     logits = runner.run(images, MEAN, STD)
     x = (images / np.float32(255) - MEAN) / STD
@@ -156,7 +158,7 @@ def test_sums_of_a_concatenation_may_reach_the_largest_int32_and_no_more(sign):
 
 def test_values_beyond_a_range_however_small_take_its_last_levels():
     for hi in (1.0, 1e-3, 1e-12, 1e-30):
-        x = Fixed(np.array([0, 1, 2**30, -1, -(2**30)], np.int32), 0, 2.0**30)
+        x = FixedReal(np.array([0, 1, 2**30, -1, -(2**30)], np.int32), 0, 2.0**30)
         levels = integer.to_levels(x, np.array([0, hi], 'float32'), 8)
         np.testing.assert_array_equal(levels.q, [0, 255, 255, 0, 0])
 

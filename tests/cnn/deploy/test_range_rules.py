@@ -81,6 +81,6 @@ def test_mse_ranges_have_the_least_error_of_all_narrower_ones(bits):
 
 
 def test_all_rules_serve_tensors_of_nothing():
-    for rule in calibration.RULES:
+    for rule in calibration.RANGE_RULES:
         assert ranges_of(rule, np.zeros((2, 10))) == (0, 0)
         assert ranges_of(rule, np.ones((2, 10)), bits=32) == (0, pytest.approx(1, abs=1 / BINS))

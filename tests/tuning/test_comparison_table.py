@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 
 from ghn_jax.reporting.docs_tables import markdown
-from ghn_jax.tuning.comparison import compare, marks, text
+from ghn_jax.tuning.comparison_table import compare, marks, text
 from ghn_jax.tuning.scoring import count_correct
 
 

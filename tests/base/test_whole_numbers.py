@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from ghn_jax.base.numbers import is_int, next_power_of_two, round_up
+from ghn_jax.base.whole_numbers import is_int, next_power_of_two, round_up
 
 
 @pytest.mark.parametrize('value', [0, -3, 10**30, np.int32(4), np.uint8(0)])

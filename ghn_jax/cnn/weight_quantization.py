@@ -151,7 +151,7 @@ def _by_channel(tables: Tables, p: Array) -> _Unit:
 
 
 class _Buffer(NamedTuple):
-    """The weights as `quant.weight_grids.Weights`: what they have in common is added up page by page."""
+    """The weights as `quant.weight_grids.GridWeights`: what they have in common is added up page by page."""
 
     flat: Array
     tables: Tables

@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import pytest
 
 from ghn_jax.aot import hlo, targets
-from ghn_jax.aot.launches import LAUNCH_S, TRIP_S, Work, work
+from ghn_jax.aot.gpu_time import LAUNCH_S, TRIP_S, Work, work
 
 LOOP = """HloModule m
 

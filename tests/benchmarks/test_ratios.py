@@ -6,7 +6,7 @@ import pathlib
 
 import pytest
 
-from ghn_jax.benchmarks import comparison
+from ghn_jax.benchmarks import ratios
 from tests.pictures import check_picture, drawn, lengths_of_bars
 from tests.small_run import command, is_one_error_line
 
@@ -20,42 +20,42 @@ def figures(probe=0.1, **changes):
     return {'machine': {'probe_matmul2048_f32_s': [probe, probe]}, 'rows': [train | changes, score]}
 
 
-def ratios(a, b, key='ratio'):
-    return {(r['what'], r['figure']): r[key] for r in comparison.compare(a, b)['rows']}
+def ratios_of(a, b, key='ratio'):
+    return {(r['what'], r['figure']): r[key] for r in ratios.compare(a, b)['rows']}
 
 
 def test_a_file_compared_with_itself_has_ratios_of_one():
     for key in ('ratio', 'scaled_ratio'):
-        assert set(ratios(figures(), figures(), key).values()) == {1.0, None}  # None: no compilations
+        assert set(ratios_of(figures(), figures(), key).values()) == {1.0, None}  # None: no compilations
 
 
 def test_ratios_are_b_over_a():
     a, b = figures(), figures(mean_s=3.0, peak_rss_gib=2.0)
-    assert ratios(a, b)['train', 'mean_s'] == 1.5
-    assert ratios(a, b)['train', 'peak_rss_gib'] == 0.5
-    assert ratios(b, a)['train', 'mean_s'] == pytest.approx(1 / 1.5)
+    assert ratios_of(a, b)['train', 'mean_s'] == 1.5
+    assert ratios_of(a, b)['train', 'peak_rss_gib'] == 0.5
+    assert ratios_of(b, a)['train', 'mean_s'] == pytest.approx(1 / 1.5)
 
 
 def test_a_machine_of_half_the_speed_scales_times_and_rates_but_not_memory():
     a, b = figures(probe=0.1), figures(probe=0.2, mean_s=4.0)
     b['rows'][1] |= {'images_per_s': 100.0, 'mean_s_per_10k_images': 100.0}
-    scaled = ratios(a, b, 'scaled_ratio')
+    scaled = ratios_of(a, b, 'scaled_ratio')
     assert scaled['train', 'mean_s'] == scaled['evaluate', 'images_per_s'] == 1.0
     assert scaled['evaluate', 'mean_s_per_10k_images'] == scaled['train', 'peak_rss_gib'] == 1.0
-    assert ratios(a, b)['train', 'mean_s'] == 2.0
+    assert ratios_of(a, b)['train', 'mean_s'] == 2.0
 
 
 def test_without_a_probe_times_are_not_scaled():
     b = figures()
     del b['machine']['probe_matmul2048_f32_s']
-    scaled = ratios(figures(), b, 'scaled_ratio')
+    scaled = ratios_of(figures(), b, 'scaled_ratio')
     assert scaled['train', 'mean_s'] is None
     assert scaled['train', 'peak_rss_gib'] == 1.0
 
 
 def test_rows_of_other_settings_are_not_paired():
     a, b = figures(), figures(meta_batch=4)
-    both = comparison.compare(a, b)
+    both = ratios.compare(a, b)
     assert {r['what'] for r in both['rows']} == {'evaluate'}
     assert 'meta_batch=8' in both['only_a'][0]
     assert 'meta_batch=4' in both['only_b'][0]
@@ -64,7 +64,7 @@ def test_rows_of_other_settings_are_not_paired():
 def test_scores_on_other_numbers_of_images_compare_by_10000_images():
     a, b = figures(), figures()
     b['rows'][1] |= {'images': 2000, 'median_s': 8.0, 'mean_s': 10.0}
-    found = ratios(a, b)
+    found = ratios_of(a, b)
     assert found['evaluate', 'median_s_per_10k_images'] == 1.0
     assert ('evaluate', 'mean_s') not in found
 
@@ -107,7 +107,7 @@ def test_the_peers_figures_stand_for_ours(files, tmp_path):
 
 def test_every_figure_of_the_real_peer_file_is_read(shared):
     peer = json.loads((shared / 'peer/perf.json').read_text())
-    rows = comparison.read_figures(shared / 'peer/perf.json')['rows']
+    rows = ratios.read_figures(shared / 'peer/perf.json')['rows']
     steps = sum('train:' in k for k in peer)
     assert len(rows) == 1 + steps + len(peer['evaluate_10k_images_median_s'])
     assert all(v is not None for row in rows for v in row.values())

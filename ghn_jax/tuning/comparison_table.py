@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 from tabulate import tabulate
 
-FLOAT = 'w32a32'
+FLOAT_NAME = 'w32a32'
 KINDS = {'batch': '', 'calibrated': 'calibrated '}
 """What the statistics of a score may be, and what a column says of it."""
 
@@ -34,7 +34,7 @@ def compare(runs: Sequence[Mapping[str, Any]], epochs: int) -> dict[str, Any]:
       that of networks; of one network, it is over seeds.
     """
     kinds = [kind for kind in KINDS if all(kind in run['scores']['0'] for run in runs)]
-    ways = (False, True) if any(run['bits'] != FLOAT for run in runs) else (False,)
+    ways = (False, True) if any(run['bits'] != FLOAT_NAME for run in runs) else (False,)
     scored = [(kind, rounded, mark) for kind in kinds for rounded in ways for mark in marks(epochs)]
     columns = ['bits', 'from', 'networks', 'seeds']
     for kind, rounded, mark in scored:
@@ -45,7 +45,7 @@ def compare(runs: Sequence[Mapping[str, Any]], epochs: int) -> dict[str, Any]:
         networks, seeds = ({run[key] for run in members} for key in ('network', 'seed'))
         row: list[Any] = [bits, init, len(networks), len(seeds)]
         for kind, rounded, mark in scored:
-            name = bits if rounded else FLOAT
+            name = bits if rounded else FLOAT_NAME
             row.append(mean([(run['network'], run['scores'][str(mark)][kind][name]) for run in members]))
         rows.append(row)
     return {'columns': columns, 'rows': rows}

@@ -9,8 +9,9 @@ import functools
 from collections.abc import Callable
 from typing import Any, TypeVar
 
+from ghn_jax.base.bounds import check_number
 from ghn_jax.base.errors import FieldError, UserError, of_field, shown
-from ghn_jax.base.numbers import is_int
+from ghn_jax.base.whole_numbers import is_int
 from ghn_jax.networks import counts
 from ghn_jax.networks.ops import OPS, has_attention, plain_ops
 
@@ -26,7 +27,7 @@ _LISTS = {'deep_cells': (0, 512), 'channels': (2, 1024), 'fc_dims': (1, 65536)}
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Rules:
+class SpaceRules:
     """What the networks of a space may be. Where a rule leaves a choice, it is drawn uniformly.
 
     Attributes:
@@ -103,7 +104,7 @@ class Rules:
         return self.num_train if known_split(split) == 'train' else self.num_eval
 
 
-_R = TypeVar('_R', bound=Rules)
+_R = TypeVar('_R', bound=SpaceRules)
 
 
 @functools.lru_cache(maxsize=64)
@@ -142,17 +143,11 @@ def known_split(split: str) -> str:
 
 
 def _integer(field: str, value: Any, bounds: tuple[int, int]) -> int:
-    low, high = bounds
-    if not is_int(value) or not low <= value <= high:
-        raise FieldError(field, f'={shown(value)}: expected an integer from {low} to {high}')
-    return value
+    return check_number(field, value, int, *bounds)
 
 
 def _share(field: str, value: Any, bounds: tuple[int, int]) -> float:
-    low, high = bounds
-    if isinstance(value, bool) or not isinstance(value, (int, float)) or not low <= value <= high:
-        raise FieldError(field, f'={shown(value)}: expected a number from {low} to {high}')
-    return value
+    return check_number(field, value, float, *bounds)
 
 
 def _are_integers(values: Any, low: int, high: int) -> bool:
@@ -191,7 +186,7 @@ def _choices(field: str, value: Any, choices: tuple) -> tuple:
     return tuple(choices[choices.index(v)] for v in value)  # 3.0 is 3
 
 
-def _check_together(space: Rules) -> None:
+def _check_together(space: SpaceRules) -> None:
     """Raise FieldError where fields that are good each by itself ask for no network, or for too much."""
     if space.min_steps > space.max_steps_deep:
         raise FieldError(

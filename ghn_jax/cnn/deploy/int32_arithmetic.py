@@ -1,8 +1,8 @@
 """Fixed point: real numbers as int32, and the arithmetic of devices that have no other.
 
-A value is x * 2^-point (`Fixed`), a real factor an int32 multiplier and a shift (`Factor`): arXiv 1712.05877,
-2.2. A bound on every value is known before the value is, and leaves room for all that is done to it: sums
-that do not fit int32 are errors, never cut off.
+A value is x * 2^-point (`FixedReal`), a real factor an int32 multiplier and a shift (`Factor`): arXiv
+1712.05877, 2.2. A bound on every value is known before the value is, and leaves room for all that is done to
+it: sums that do not fit int32 are errors, never cut off.
 
 Axes: C channels.
 """
@@ -25,7 +25,7 @@ class Factor(NamedTuple):
     shift: np.ndarray
 
 
-class Fixed(NamedTuple):
+class FixedReal(NamedTuple):
     """int32 x, stands for x * 2^-point, at most `bound` in magnitude whatever the image, but for roundings.
 
     Without these, |x| <= 2^30: point <= point_for(bound). They have the other half of int32 to themselves.
@@ -72,31 +72,31 @@ def point_for(bound: float) -> int:
     return 30 - math.frexp(bound)[1] if bound > 0 else 30
 
 
-def moved(v: Fixed, point: int) -> Fixed:
+def moved(v: FixedReal, point: int) -> FixedReal:
     """Return the same value with another number of bits after the point, rounded."""
-    return Fixed(int32(rescale(v.x, make_factor(2.0 ** (point - v.point)))), point, v.bound)
+    return FixedReal(int32(rescale(v.x, make_factor(2.0 ** (point - v.point)))), point, v.bound)
 
 
 def rescaled(
     sums: np.ndarray, scale: np.ndarray, bound: np.ndarray, shift: np.ndarray | None = None
-) -> Fixed:
+) -> FixedReal:
     """Return sums * scale + shift in fixed point; |sums| <= bound; scale, bound and shift [C]."""
     shift = np.zeros(1) if shift is None else shift
     largest = float(np.max(np.abs(scale) * bound + np.abs(shift)))
     point = point_for(largest)
     factor = make_factor(np.where(bound > 0, scale, 0) * 2.0**point)  # of zeros, the scale may be anything
     shifts = np.floor(shift * 2.0**point + 0.5).astype(np.int64)
-    return Fixed(int32(rescale(sums, factor) + shifts), point, largest)
+    return FixedReal(int32(rescale(sums, factor) + shifts), point, largest)
 
 
-def added(a: Fixed, b: Fixed) -> Fixed:
+def added(a: FixedReal, b: FixedReal) -> FixedReal:
     """Return a + b."""
     bound = a.bound + b.bound
     point = point_for(bound)
-    return Fixed(int32(moved(a, point).x.astype(np.int64) + moved(b, point).x), point, bound)
+    return FixedReal(int32(moved(a, point).x.astype(np.int64) + moved(b, point).x), point, bound)
 
 
-def averaged(x: Fixed, add: Callable[[np.ndarray], np.ndarray], counts: np.ndarray | int) -> Fixed:
+def averaged(x: FixedReal, add: Callable[[np.ndarray], np.ndarray], counts: np.ndarray | int) -> FixedReal:
     """Return the mean of what `add` sums up: of `counts` elements, one number or one for each sum."""
     room = int(np.max(counts)).bit_length()
     sums = int32(add(moved(x, x.point - room).x.astype(np.int64)))

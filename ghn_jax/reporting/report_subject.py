@@ -29,7 +29,7 @@ _BY_LAYER = ('sqnr_weights_by_layer', 'sqnr_activations_by_layer')  # of a score
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Evaluation:
+class ReportSubject:
     """A result, and what a report looks at more closely.
 
     Attributes:
@@ -71,7 +71,7 @@ class Evaluation:
         return next((name for name, policy in self.policies.items() if policy.is_float), None)
 
 
-def make_evaluation(result: Result, other: Result | None = None, *, closeup: str | None = None) -> Evaluation:
+def make_subject(result: Result, other: Result | None = None, *, closeup: str | None = None) -> ReportSubject:
     """Make what a report is about of a result, fresh or read from a file.
 
     closeup: the name of a policy; None: USUAL, else the last.
@@ -91,7 +91,7 @@ def make_evaluation(result: Result, other: Result | None = None, *, closeup: str
     top1 = [n['scores'][closeup]['top1'] for n in networks if n['split'] == networks[0]['split']]
     p = result['protocol']
     rule = p['range_rule'] or RANGE_RULE
-    return Evaluation(
+    return ReportSubject(
         result=result,
         other=other,
         policies=policies,
@@ -114,18 +114,18 @@ def choose_closeup(bits: Sequence[str], wanted: str | None) -> str:
     return wanted
 
 
-def read_evaluation(
+def read_subject(
     path: str | os.PathLike, against: str | None = None, *, closeup: str | None = None
-) -> Evaluation:
+) -> ReportSubject:
     """Read the JSON file that `ghn_jax.evaluate --json` wrote. against: that of another run.
 
     Raises:
-      UserError: as `results.read_result`, `results.check_comparable` and `make_evaluation`.
+      UserError: as `results.read_result`, `results.check_comparable` and `make_subject`.
     """
     result = results.read_result(path)
-    evaluation = make_evaluation(result, closeup=closeup)
+    subject = make_subject(result, closeup=closeup)
     if against is None:
-        return evaluation
+        return subject
     if files.is_folder(paths.place(against, 'against')):
         raise FieldError(
             'against',
@@ -134,7 +134,7 @@ def read_evaluation(
         )
     other, p = results.read_result(against), result['protocol']
     results.check_comparable(other, against, result['networks'], p['bits'], p)
-    return make_evaluation(result, other, closeup=closeup)
+    return make_subject(result, other, closeup=closeup)
 
 
 def _wrong_part(result: Result) -> str | None:

@@ -9,8 +9,8 @@ from fractions import Fraction
 import numpy as np
 import pytest
 
-from ghn_jax.cnn.deploy.fixed_point import (
-    Fixed,
+from ghn_jax.cnn.deploy.int32_arithmetic import (
+    FixedReal,
     added,
     averaged,
     int32,
@@ -26,7 +26,7 @@ BOUND = 4 - 2.0**-28  # its values are 2^30 - 1 at most
 
 def at_bound(*shape, signs=1):
     """BOUND everywhere, with the signs given."""
-    x = Fixed(np.full(shape, 2**30 - 1, np.int32) * np.int32(signs), 28, BOUND)
+    x = FixedReal(np.full(shape, 2**30 - 1, np.int32) * np.int32(signs), 28, BOUND)
     assert point_for(BOUND) == x.point and np.all(np.abs(x.real) == BOUND)
     return x
 
@@ -57,7 +57,7 @@ def test_what_does_not_fit_is_an_error():
 
 def test_points_leave_room_for_bounds():
     assert [point_for(b) for b in (0, 0.9, 1, 3, 4, 1e-6)] == [30, 30, 29, 28, 27, 49]
-    np.testing.assert_array_equal(moved(Fixed(np.array([2**30, -3]), 28, 4.0), 26).x, [2**28, -1])
+    np.testing.assert_array_equal(moved(FixedReal(np.array([2**30, -3]), 28, 4.0), 26).x, [2**28, -1])
 
 
 @pytest.mark.parametrize('sign', [1, -1])
@@ -74,7 +74,7 @@ def test_means_are_as_exact_as_their_room_allows_and_of_their_own_counts():
     values = r.integers(-(2**30) + 1, 2**30, (50, 9)).astype(np.int32)
     counts = r.integers(1, 10, 50)
     of = np.arange(9) < counts[:, None]
-    x = averaged(Fixed(values, 28, BOUND), lambda v: (v * of).sum(1), counts)
+    x = averaged(FixedReal(values, 28, BOUND), lambda v: (v * of).sum(1), counts)
     expected = (values * of).sum(1) / counts
     assert np.abs(x.x - expected).max() <= 2**4 / 2 + 2**3 + 1
 
@@ -98,7 +98,7 @@ def test_sums_of_values_at_the_bound_are_exact_and_the_sum_of_the_bounds_bounds_
 
 
 def test_terms_of_unlike_sizes_add_up():
-    large, small = at_bound(1), Fixed(np.array([-(2**30) + 1], np.int32), 40, BOUND * 2**-12)
+    large, small = at_bound(1), FixedReal(np.array([-(2**30) + 1], np.int32), 40, BOUND * 2**-12)
     for a, b in ((large, small), (small, large)):
         np.testing.assert_allclose(added(a, b).real, BOUND * (1 - 2**-12), rtol=2.0**-28)
 

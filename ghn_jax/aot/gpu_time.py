@@ -10,7 +10,7 @@ import functools
 import re
 from collections.abc import Callable, Mapping, Sequence
 
-from ghn_jax.aot import costs
+from ghn_jax.aot import program_costs
 from ghn_jax.aot.hlo import Computation, Instruction, Module
 
 LAUNCH_S = 4e-6  # of a kernel
@@ -69,9 +69,9 @@ def work(module: Module, turns: Turns, shares: Shares) -> Work:
         return sum((own(each, known) + called(each) for each in known.values()), start=Work())
 
     def own(each: Instruction, known: Computation) -> Work:
-        if costs.is_free(each):
+        if program_costs.is_free(each):
             return Work()
-        return Work(1, 0, costs.moved(module, each, known), costs.flops(module, each, known))
+        return Work(1, 0, program_costs.moved(module, each, known), program_costs.flops(module, each, known))
 
     def called(each: Instruction) -> Work:
         calls = dict(each.calls)

@@ -25,24 +25,24 @@ _FREE = (
 _SLICES = ('dynamic-slice', 'slice', 'gather')
 
 
-class Cost(NamedTuple):
+class ProgramCost(NamedTuple):
     """What one pass through a program costs."""
 
     flops: float = 0
     bytes: float = 0
 
 
-def cost(module: Module) -> Cost:
+def cost(module: Module) -> ProgramCost:
     """Return the cost of a pass: each loop turns once, each conditional takes its dearest branch."""
 
     @functools.cache
-    def of(name: str) -> Cost:
-        known, total = module.computations.get(name, {}), Cost()
+    def of(name: str) -> ProgramCost:
+        known, total = module.computations.get(name, {}), ProgramCost()
         for each in known.values():
             called = [of(callee) for how, callee in each.calls if _runs(each, how)]
             if each.opcode == 'conditional':
-                called = [Cost(*map(max, zip(*called)))] if called else []
-            own = Cost(flops(module, each, known), moved(module, each, known))
+                called = [ProgramCost(*map(max, zip(*called)))] if called else []
+            own = ProgramCost(flops(module, each, known), moved(module, each, known))
             total = _sum([total, own, *called])
         return total
 
@@ -134,8 +134,8 @@ def _runs(each: Instruction, how: str) -> bool:
     )
 
 
-def _sum(costs: Sequence[Cost]) -> Cost:
-    return Cost(*(sum(each) for each in zip(*costs)))
+def _sum(costs: Sequence[ProgramCost]) -> ProgramCost:
+    return ProgramCost(*(sum(each) for each in zip(*costs)))
 
 
 def _shape(each: Instruction | None) -> Shape:
