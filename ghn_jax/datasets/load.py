@@ -53,7 +53,7 @@ class Dataset:
         arrays = [array for split in (self.train, self.val, self.test) for array in split]
         crc = int(self.flip)
         for array in arrays:
-            crc = zlib.crc32(np.ascontiguousarray(array), crc)
+            crc = zlib.crc32(np.ascontiguousarray(array).data, crc)
         return crc
 
     def normalized(self, split: str = 'test', count: int | None = None) -> np.ndarray:

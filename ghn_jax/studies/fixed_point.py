@@ -38,7 +38,7 @@ from ghn_jax.models.tracing import trace
 from ghn_jax.runs.model_parameters import read_params, write_params
 from ghn_jax.runs.progress import Progress
 from ghn_jax.studies.study_arguments import Parser, command_line, provenance
-from ghn_jax.tuning.comparison import mean_of
+from ghn_jax.tuning.comparison_table import mean_of
 from ghn_jax.tuning.fixed_point import MOST_BITS, to_network
 from ghn_jax.tuning.fixed_point_budget import labelled, within_budget
 from ghn_jax.tuning.fixed_point_network import SAVED, lost, saved
