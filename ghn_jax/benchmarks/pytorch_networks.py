@@ -181,6 +181,10 @@ def _op(layers: _Layers, name: str, op: str, x: Tensor, stride: int) -> Tensor:
     if op.startswith('dil_conv'):
         x = layers.conv(f'{name}.op.1', F.relu(x), stride=stride, padding=int(op[-1]) - 1, dilation=2)
         return layers.norm(f'{name}.op.3', layers.conv(f'{name}.op.2', x))
+    if op == 'mbconv_3x3':
+        x = F.relu(layers.norm(f'{name}.op.1', layers.conv(f'{name}.op.0', x)))
+        x = F.relu(layers.norm(f'{name}.op.4', layers.conv(f'{name}.op.3', x, stride=stride)))
+        return layers.norm(f'{name}.op.7', layers.conv(f'{name}.op.6', x))
     if op == 'cse':
         y = F.relu(layers.linear(f'{name}.fc1', x.mean((2, 3))))
         return (x * F.hardswish(layers.linear(f'{name}.fc2', y))[:, :, None, None])[:, :, ::stride, ::stride]

@@ -13,11 +13,11 @@ from typing import NamedTuple
 from ghn_jax.base.backends import kernels_are_launches
 from ghn_jax.base.errors import UserError
 from ghn_jax.cnn.building import build_program
-from ghn_jax.cnn.instructions import kinds_of
 from ghn_jax.cnn.program import Program
+from ghn_jax.cnn.stages import stages_of
 from ghn_jax.networks.counts import cost
 from ghn_jax.networks.drawing import LARGE, WIDE_FACTOR, besides, chain, pools
-from ghn_jax.networks.genotype import Genotype
+from ghn_jax.networks.genotype import Entry, Genotype
 from ghn_jax.networks.ops import has_attention, plain_ops
 from ghn_jax.networks.space_rules import split_rules
 from ghn_jax.networks.spaces import Space
@@ -83,7 +83,9 @@ def covering_networks(space: Space, split: str, family: Family) -> Iterator[Netw
             f'{"with" if vit else "without"} msa'
         )
     # Of attention there are networks of their own below.
-    longest = max([op for op in ops if not has_attention([op])] or ops, key=_length)
+    repeated = [op for op in ops if not has_attention([op]) and op not in LARGE]
+    longest = max(repeated or ops, key=_length)
+    longest_once = max((op for op in ops if op in LARGE), key=_length, default=longest)
     largest = max(ops, key=_taps)
     second = max((op for op in ops if op not in LARGE), key=_taps, default=largest)
     norm = 'bnorm' if 'bnorm' in rules.norms else None
@@ -112,6 +114,9 @@ def covering_networks(space: Space, split: str, family: Family) -> Iterator[Netw
                 yield network(n_cells, uniform(longest, steps))
                 yield network(n_cells, from_inputs(longest, steps))
                 yield network(n_cells, uniform(second, steps, (0, largest)))
+                if _length(longest_once) > _length(longest):
+                    for make, entry in itertools.product((uniform, from_inputs), (0, 2)[:steps]):
+                        yield network(n_cells, make(longest, steps, (entry, longest_once)))
                 for op in ops:
                     if _values(op, 1) < _values(op, 2) >= _values(longest, 1):  # longest where it is strided
                         reduce = uniform(op, steps).reduce
@@ -159,23 +164,24 @@ def uniform(op: str, steps: int, special: tuple[int, str] | None = None) -> Geno
     special: (entry, op), the one entry with another op. Entry 0 reads a cell input, entry 2 an inner state.
     """
     sources = [(0, 1), *((step + 1, 0) for step in range(1, steps))]
-    entries = [(op, s) for pair in sources for s in pair]
+    return _of_entries([(op, s) for pair in sources for s in pair], special)
+
+
+def from_inputs(op: str, steps: int, special: tuple[int, str] | None = None) -> Genotype:
+    """Return one like `uniform`, but made from the cell's inputs alone: the most gradients live at a time."""
+    return _of_entries([(op, 0), (op, 1)] * steps, special)
+
+
+def _of_entries(entries: list[Entry], special: tuple[int, str] | None) -> Genotype:
     if special:
         entries[special[0]] = (special[1], entries[special[0]][1])
-    concat = tuple(range(2, steps + 2))
+    concat = tuple(range(2, len(entries) // 2 + 2))
     return Genotype(normal=tuple(entries), normal_concat=concat, reduce=tuple(entries), reduce_concat=concat)
-
-
-def from_inputs(op: str, steps: int) -> Genotype:
-    """Return one like `uniform`, but made from the cell's inputs alone: the most gradients live at a time."""
-    entries = ((op, 0), (op, 1)) * steps
-    concat = tuple(range(2, steps + 2))
-    return Genotype(normal=entries, normal_concat=concat, reduce=entries, reduce_concat=concat)
 
 
 def _values(op: str, stride: int) -> int:
     """Values an op takes on the tapes."""
-    return len(kinds_of(op, stride))
+    return sum(stage.parts for stage in stages_of(op, stride))
 
 
 def _length(op: str) -> tuple[int, int, str]:

@@ -1,4 +1,6 @@
-"""What an executor can do to a value: kinds of instructions, and which of them a layer becomes.
+"""What an executor can do to a value: kinds of instructions.
+
+`stages` says which of them the layers of an operation become.
 
 A kind is a frozen dataclass: the shapes of its weights, its result, what it quantizes, what is observed of
 it, whether integer arithmetic covers it. Kinds are static: equal ones share a branch, sorted by their text.
@@ -8,7 +10,6 @@ rounding, goes with what follows it) and because each kind of each pair of tapes
 """
 
 import dataclasses
-import functools
 from typing import Any, ClassVar
 
 import jax.numpy as jnp
@@ -16,7 +17,6 @@ from jax import Array
 
 from ghn_jax.cnn import batch_norm, blocks, ops
 from ghn_jax.cnn.packing import TapeShape, block_floats
-from ghn_jax.networks import ops as layers
 
 Shape = tuple[int, ...]
 
@@ -300,51 +300,3 @@ class Nothing(Kind):
 
     def apply(self, x, w, q, has_norm, shape):
         return x
-
-
-# ---- from layers to instructions
-
-
-@functools.cache
-def kinds_of(op: str, stride: int) -> tuple[Kind, ...]:
-    """Return the instructions that run an operation in a row, each reading what the one before gives.
-
-    Together they take the operation's parameters, in order. Only the first changes the resolution.
-    """
-    operation, kinds, rectify = layers.OPERATIONS[op], [], False
-    for i, layer in enumerate(operation.layers):
-        its_stride = stride if i in operation.strided_layers else 1
-        kinds += _kinds_of_layer(layer, its_stride, rectify)
-        rectify = isinstance(layer, layers.Relu)
-    match kinds:
-        case [Conv(1, width, over, True, 1), Conv(height, 1, dilation=1), *rest] if (
-            over > 1 and width == height
-        ):
-            kinds = [Split(over, width), *rest]
-    if any(isinstance(kind, Conv) and len(set(kind.strides)) > 1 for kind in kinds):
-        raise TypeError(f'no instruction runs the strided op {op}: between {kinds} height and width differ')
-    return tuple(kinds)
-
-
-def _kinds_of_layer(layer: layers.Layer, stride: int, rectify: bool) -> tuple[Kind, ...]:
-    """rectify: a relu stands before the layer."""
-    match layer:
-        case layers.Relu():
-            return ()
-        case layers.Conv((height, width), dilation):
-            return (Conv(height, width, stride, rectify, dilation),)
-        case layers.Depthwise(size, dilation):
-            return (Depthwise(size, dilation, stride, rectify),)
-        case layers.Norm():
-            return (Norm(),)
-        case layers.Pool('max'):
-            return (MaxPool(stride),)
-        case layers.Pool('avg'):
-            return (AvgPool(stride),)
-        case layers.Skip():
-            return (Copy(),) if stride == 1 else (Reduce(), Norm())
-        case layers.Gate():
-            return (Excite(stride),)
-        case layers.TransformerBlock():
-            return Attention(), Mlp()
-    raise TypeError(f'no instruction runs the layer {layer}: add one to _kinds_of_layer')

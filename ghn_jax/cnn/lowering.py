@@ -13,8 +13,9 @@ from typing import Any, NamedTuple
 
 from ghn_jax.base.errors import UserError
 from ghn_jax.base.whole_numbers import round_up
-from ghn_jax.cnn.instructions import Conv, Kind, MaxPool, Norm, Position, Reduce, Subsample, Zero, kinds_of
-from ghn_jax.cnn.packing import Piece, TapeShape, dense_piece, whole_piece
+from ghn_jax.cnn.instructions import Conv, Kind, MaxPool, Norm, Position, Reduce, Subsample, Zero
+from ghn_jax.cnn.packing import Piece, TapeShape, cut_piece, dense_piece, whole_piece
+from ghn_jax.cnn.stages import Stage, stages_of
 from ghn_jax.networks.ops import tensors
 from ghn_jax.networks.spec import IMAGE_SIZE, VIT_SIZE, NetworkSpec
 
@@ -129,23 +130,45 @@ class _Lowering:
 
     def operation(self, name: str, src: int, dst: int, stride: int, prefix: str):
         """Emit an operation of a genotype; the names of its parameters begin with `prefix`."""
-        channels = self.shapes[dst][1]
+        (size, _), (out_size, channels) = self.shapes[src], self.shapes[dst]
         steps, tensor = [], iter(tensors(name, channels, strided=stride > 1))
-        for kind in kinds_of(name, stride):
-            parameters = [next(tensor) for _ in kind.weight_shapes(self.shapes[src], self.shapes[dst])]
-            if isinstance(kind, Norm):
-                pieces = self.norm_pieces(prefix + parameters[0][0].removesuffix('.weight'), channels)
+        for stage in stages_of(name, stride):
+            parameters = [next(tensor) for _ in stage.kind.weight_shapes(self.shapes[src], self.shapes[dst])]
+            if isinstance(stage.kind, Norm):
+                pieces = self.norm_pieces(
+                    prefix + parameters[0][0].removesuffix('.weight'), stage.parts * channels
+                )
             else:
                 pieces = tuple(whole_piece(prefix + suffix, shape) for suffix, shape in parameters)
-            steps.append((kind, pieces))
+            steps.append((stage, pieces))
+
+        def values(stage: Stage) -> tuple[int, ...]:
+            shape = out_size if stage.strided else size, channels
+            return tuple(self.value(*shape) for _ in range(stage.parts))
+
         # A value that a normalisation completes is numbered before those that it is made from.
+        parts = (src,)
         while steps:
-            size = next((k + 1 for k, (kind, _) in enumerate(steps) if isinstance(kind, Norm)), len(steps))
-            (*inner, (last, pieces)), steps = steps[:size], steps[size:]
-            out = self.value(*self.shapes[dst]) if steps else dst
-            for kind, pieces_of_kind in inner:
-                src = self.emit(kind, src, self.value(*self.shapes[dst]), pieces_of_kind)
-            src = self.emit(last, src, out, pieces)
+            is_norm = (isinstance(stage.kind, Norm) for stage, _ in steps)
+            count = next((k + 1 for k, found in enumerate(is_norm) if found), len(steps))
+            (*inner, (last, pieces)), steps = steps[:count], steps[count:]
+            out = values(last) if steps else (dst,)
+            for stage, pieces_of_stage in inner:
+                parts = self.emit_parts(stage.kind, parts, values(stage), pieces_of_stage)
+            parts = self.emit_parts(last.kind, parts, out, pieces)
+            if len(parts) > 1:
+                self.groups.append(parts)
+
+    def emit_parts(
+        self, op: Kind, src: tuple[int, ...], dst: tuple[int, ...], pieces: tuple[Piece, ...]
+    ) -> tuple[int, ...]:
+        """Emit op for the parts of what it reads and makes, with the rows and columns of its weights."""
+        dense = isinstance(op, Conv)
+        for j, out in enumerate(dst):
+            for k, part in enumerate(src) if dense else [(0, src[j])]:
+                cut = [cut_piece(piece, len(src) if dense else 1, k, len(dst), j) for piece in pieces]
+                self.emit(op, part, out, cut, src if op.quantizes else None)
+        return dst
 
     def point_group(self, parts: tuple[int, ...], channels: int, name: str) -> int:
         """Emit relu, conv 1x1, norm over a concatenation."""

@@ -66,6 +66,14 @@ def whole_piece(name: str, shape: tuple[int, ...]) -> Piece:
     return dense_piece(name, taps, c_in, c_out)
 
 
+def cut_piece(piece: Piece, rows: int, row: int, cols: int, col: int) -> Piece:
+    """Return one part of a whole parameter's piece that is cut into so many parts of rows and of columns."""
+    height, width = piece.rows // rows, piece.cols // cols
+    return piece._replace(
+        rows=height, cols=width, pad_rows=height, pad_cols=width, row=row * height, col=col * width
+    )
+
+
 def vector_piece(name: str, col: int, cols: int, pad_cols: int) -> Piece:
     """Cut a piece of a vector, from entry `col` on."""
     return Piece(name, 1, 1, cols, 1, pad_cols, col=col)

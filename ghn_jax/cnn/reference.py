@@ -203,6 +203,10 @@ def _op(layers: Layers, name: str, op: str, x: Array, stride: int) -> Array:
         k = int(size[-1])
         x = layers.conv(f'{name}.op.1', relu(x), stride=both, padding=(k - 1, k - 1), dilation=2)
         return layers.norm(f'{name}.op.3', layers.conv(f'{name}.op.2', x))
+    if op == 'mbconv_3x3':
+        x = relu(layers.norm(f'{name}.op.1', layers.conv(f'{name}.op.0', x)))
+        x = relu(layers.norm(f'{name}.op.4', layers.conv(f'{name}.op.3', x, stride=both)))
+        return layers.norm(f'{name}.op.7', layers.conv(f'{name}.op.6', x))
     if op == 'msa':
         return _attention(layers, name, x)[:, ::stride, ::stride]
     if op == 'cse':

@@ -16,7 +16,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from ghn_jax.hypernet.layers import Params
-from ghn_jax.networks.ops import PRIMITIVES
+from ghn_jax.networks.layers import PRIMITIVES
 
 
 class Vocabulary(NamedTuple):

@@ -28,7 +28,7 @@ import numpy as np
 from ghn_jax.base.errors import UserError
 from ghn_jax.hypernet.layers import Params
 from ghn_jax.networks.graph import Graph
-from ghn_jax.networks.ops import LAYERS
+from ghn_jax.networks.layers import LAYERS
 from ghn_jax.quant.policy import TERNARY, NamedWidths, Policy, Widths, check_policy
 
 WIDTHS = np.array([1, 2, 3, 4, 6, 8])

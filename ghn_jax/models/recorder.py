@@ -12,7 +12,7 @@ from ghn_jax.base.errors import UserError
 from ghn_jax.models.layout import OperandLayout, PredictedTensor, of_positions
 from ghn_jax.models.program import Operand, Step
 from ghn_jax.models.values import CONSTANT, Flow, Mixed, Shape, Statistic, Value, View, leaves_of
-from ghn_jax.networks.ops import PASS, ForwardPass
+from ghn_jax.networks.layers import PASS, ForwardPass
 
 NORMS = ('bn', 'ln')
 

@@ -28,7 +28,7 @@ from ghn_jax.models.values import CONSTANT, Flow, Statistic, View
 from ghn_jax.models.walk import walk
 from ghn_jax.networks.counts import MAX_OPERATIONS, MAX_PARAMETERS
 from ghn_jax.networks.graph import Graph, reduce_to_nodes
-from ghn_jax.networks.ops import LAYERS, PASS, ForwardPass
+from ghn_jax.networks.layers import LAYERS, PASS, ForwardPass
 from ghn_jax.networks.spec import NetworkSpec
 
 _NO_BIAS = 'is a bias of a convolution, of which no hypernetwork has met any'

@@ -12,7 +12,7 @@ from ghn_jax.hypernet.predict import predict_from_graph
 from ghn_jax.models.model import Model
 from ghn_jax.models.names import map_named
 from ghn_jax.networks.counts import MAX_TILES
-from ghn_jax.networks.ops import LAYERS
+from ghn_jax.networks.layers import LAYERS
 from ghn_jax.quant.policy import FLOAT_BITS, NamedWidths
 from ghn_jax.quant.rounding import round_to
 from ghn_jax.quant.scheme import Scheme

@@ -4,7 +4,8 @@ What `graph` makes its nodes from. The structure of the networks (stem, cells, o
 nothing is computed. Parameters are named as in DeepNets-1M.
 """
 
-from ghn_jax.networks.ops import OPERATIONS, POINTWISE, POOL_SHAPE, FactorizedReduce, ForwardPass, Place
+from ghn_jax.networks.layers import POOL_SHAPE, FactorizedReduce, ForwardPass, Place
+from ghn_jax.networks.ops import OPERATIONS, POINTWISE
 from ghn_jax.networks.spec import IMAGE_SIZE, VIT_SIZE, NetworkSpec
 
 

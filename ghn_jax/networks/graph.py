@@ -16,7 +16,7 @@ import numpy as np
 
 from ghn_jax.base.errors import UserError
 from ghn_jax.networks.forward_pass import forward_pass
-from ghn_jax.networks.ops import LAYERS, PASS, PRIMITIVES, ForwardPass
+from ghn_jax.networks.layers import LAYERS, PASS, PRIMITIVES, ForwardPass
 from ghn_jax.networks.spec import NetworkSpec
 
 MAX_DISTANCE = 50

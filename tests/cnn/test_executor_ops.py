@@ -13,7 +13,7 @@ from ghn_jax.cnn.building import build_program
 from ghn_jax.cnn.covering import Family, covering_networks
 from ghn_jax.cnn.instructions import Subsample
 from ghn_jax.cnn.lowering import lower
-from ghn_jax.networks.spaces import make_space
+from ghn_jax.networks.spaces import SPACES, make_space
 from ghn_jax.quant import Policy
 from tests.cnn.comparison import (
     Executor,
@@ -54,6 +54,7 @@ SMALL = [
     ),
     two_cells([('dil_conv_5x5', 0), ('conv_7x7', 1)], glob_avg=False, name='d'),
     small_network([('skip_connect', 0), ('avg_pool_3x3', 1)], C=16, stem_type=1, preproc=False, name='e'),
+    two_cells([('mbconv_3x3', 1), ('skip_connect', 0)], [('mbconv_3x3', 0), ('mbconv_3x3', 1)], name='f'),
 ]  # fmt: skip
 
 
@@ -64,7 +65,8 @@ def small():
 
 
 def test_the_small_networks_have_each_op_there_is_but_those_of_attention(small):
-    spaces = make_space('convnets250k'), make_space('deepnets1m', channels=(32,))
+    ops = SPACES['convnets250k'].ops + ('mbconv_3x3',)
+    spaces = make_space('convnets250k', ops=ops), make_space('deepnets1m', channels=(32,))
     every = {
         i.op
         for space in spaces

@@ -14,7 +14,8 @@ from ghn_jax.hypernet.ghn import GHN, init_params
 from ghn_jax.hypernet.predict import predict_weights
 from ghn_jax.models.tracing import trace
 from ghn_jax.models.weights import predict_model, unknown_parameters
-from ghn_jax.networks.ops import PRIMITIVES, primitives_of
+from ghn_jax.networks.layers import PRIMITIVES
+from ghn_jax.networks.ops import primitives_of
 from ghn_jax.quant.policy import parse_bits
 from ghn_jax.quant.scheme import QAT
 from tests.hypernet.helpers import SMALL, small_spec

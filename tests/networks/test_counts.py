@@ -18,6 +18,7 @@ COSTS = {
     'dil_conv_3x3': (4, 9 + 1), 'dil_conv_5x5': (4, 25 + 1),
     'conv_1x1': (3, 1), 'conv_3x3': (3, 9), 'conv_5x5': (3, 25), 'conv_7x7': (3, 49),
     'conv_7x1_1x7': (4, 7 + 7), 'msa': (14, 4), 'cse': (9, 2),
+    'mbconv_3x3': (8, 1 + 9 + 1),
 }  # fmt: skip
 
 

@@ -6,24 +6,14 @@ import jax
 import numpy as np
 import pytest
 
-from ghn_jax.cnn.instructions import kinds_of
+from ghn_jax.cnn import instructions as kinds
 from ghn_jax.cnn.reference import apply_reference
+from ghn_jax.cnn.stages import stages_of
 from ghn_jax.networks import counts
 from ghn_jax.networks.counts import cost, count_parameters
 from ghn_jax.networks.genotype import Genotype
-from ghn_jax.networks.ops import (
-    OPERATIONS,
-    OPS,
-    PASS,
-    PRIMITIVES,
-    Conv,
-    Norm,
-    Operation,
-    Pool,
-    Relu,
-    alone,
-    tensors,
-)
+from ghn_jax.networks.layers import PASS, PRIMITIVES, Conv, Norm, Pool, Relu
+from ghn_jax.networks.ops import OPERATIONS, OPS, Operation, alone, tensors
 from ghn_jax.networks.spaces import SPACES
 from ghn_jax.reporting import graph_drawing
 from tests.cnn.networks import shapes, small_network
@@ -94,6 +84,7 @@ def test_parameters_of_every_operation_counted_by_hand():
         'conv_5x5': 25 * linear + norm, 'conv_7x7': 49 * linear + norm,
         'msa': (norm + 3 * linear + linear + C) + (norm + 2 * (linear + C)),
         'cse': (C * gate + gate) + (gate * C + C),
+        'mbconv_3x3': 4 * linear + 4 * norm + 9 * 4 * C + 4 * norm + 4 * linear + norm,
     }  # fmt: skip
     assert {op: cost(op, C).parameters for op in OPS} == expected
     assert cost('skip_connect', C, strided=True).parameters == linear + norm
@@ -102,10 +93,14 @@ def test_parameters_of_every_operation_counted_by_hand():
 @pytest.mark.parametrize('op', RUN)
 @pytest.mark.parametrize('stride', [1, 2])
 def test_the_instructions_of_an_operation_take_its_tensors_in_order(op, stride):
-    shape = (8, C), (8 // stride, C)
-    taken = [own for kind in kinds_of(op, stride) for own in kind.weight_shapes(*shape)]
-    own = tensors(op, C, strided=stride > 1)
-    assert [math.prod(shape) for shape in taken] == [math.prod(shape) for _, shape in own]
+    taken, parts = [], 1
+    for stage in stages_of(op, stride):
+        times = parts * stage.parts if isinstance(stage.kind, kinds.Conv) else stage.parts
+        shapes = stage.kind.weight_shapes((8, C), (8 // stride, C))
+        taken += [times * math.prod(shape) for shape in shapes]
+        parts = stage.parts
+    assert parts == 1
+    assert taken == [math.prod(shape) for _, shape in tensors(op, C, strided=stride > 1)]
 
 
 def test_every_node_of_an_operation_is_a_primitive_that_the_report_can_draw():

@@ -39,6 +39,7 @@ from ghn_jax.cnn.deploy.int32_arithmetic import (
 from ghn_jax.cnn.lowering import IMAGE, Instruction
 from ghn_jax.cnn.packing import Piece, piece_part
 from ghn_jax.cnn.program import Layout, Program
+from ghn_jax.cnn.stages import stages_of
 from ghn_jax.cnn.tables import RunnableNetwork, Tables
 from ghn_jax.cnn.weight_quantization import quantize_weights
 from ghn_jax.networks.graph import build_graph
@@ -121,7 +122,7 @@ def check(specs: Iterable[NetworkSpec], policies: Iterable[Policy]) -> None:
 
 
 def _covers(op: str) -> bool:
-    return all(kind.integer for stride in (1, 2) for kind in kinds.kinds_of(op, stride))
+    return all(stage.kind.integer for stride in (1, 2) for stage in stages_of(op, stride))
 
 
 class Sums(NamedTuple):
