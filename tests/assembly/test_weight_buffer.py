@@ -29,6 +29,7 @@ SPECS = [
         [('conv_1x1', 0), ('dil_conv_3x3', 1), ('avg_pool_3x3', 2), ('none', 0)],
         C=48, norm=None, ks=7, **BOTH, name='without BatchNorm',
     ),
+    small_network([('mbconv_3x3', 0), ('none', 1)], C=32, name='wide inside'),
     small_network(PLAIN, C=16, glob_avg=False, fc_layers=2, fc_dim=40, name='flat'),
     small_network(PLAIN, C=16, glob_avg=False, stem_pool=True, name='flat, one layer'),
 ]  # fmt: skip

@@ -70,6 +70,16 @@ def test_plain_networks_fit_the_program_of_a_space_that_has_some():
     assert missing > 0  # the others are not covered by chance
 
 
+def test_networks_with_inverted_bottlenecks_fit_their_program():
+    ops = (*SPACE.ops, 'mbconv_3x3')
+    space = make_space('convnets250k', ops=ops, plain_share=0.4, channels=(16,), fc_dims=(64,), cells=(2, 6))
+    program = program_for(space, 'train', Family(16), 32)
+    some = [spec for spec in networks(space, 'train', 150) if 'mbconv_3x3' in spec.genotype.ops]
+    assert {spec.preproc for spec in some} == {True, False} and len(some) > 20
+    for spec in some:
+        fits(program, spec)
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize('space', ['convnets250k', 'deepnets1m'])
 @pytest.mark.parametrize('split', SPLITS)

@@ -39,6 +39,7 @@ SPECS = [
     ),
     small_network([('conv_3x3', 0), ('avg_pool_3x3', 1)], C=16, norm=None, stem_type=1, name='b'),
     small_network([('max_pool_3x3', 0), ('conv_3x3', 1)], C=16, stem_pool=True, glob_avg=False, name='c'),
+    small_network([('mbconv_3x3', 0), ('none', 1)], C=16, name='d'),
 ]  # fmt: skip
 ACTIVATIONS, WEIGHTS = Policy(32, 3), Policy(3, 32)
 MEAN, STD = np.array([0.4, 0.5, 0.6]), np.array([0.2, 0.25, 0.3])

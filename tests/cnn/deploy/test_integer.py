@@ -25,6 +25,7 @@ SPECS = [
     ),
     small_network([('conv_3x3', 0), ('skip_connect', 1)], C=16, norm=None, stem_pool=True, name='b'),
     small_network([('skip_connect', 0), ('max_pool_3x3', 1)], C=16, stem_type=1, preproc=False, name='c'),
+    small_network([('mbconv_3x3', 0), ('none', 1)], C=16, name='d'),
 ]  # fmt: skip
 MEAN, STD = np.float32([0.4, 0.5, 0.6]), np.float32([0.2, 0.25, 0.3])
 
@@ -52,8 +53,9 @@ def both(program, spec, policy, factor=1, scheme=QAT):
     moments, lo, hi = RowMoments(*np.zeros((2, rows, 64))), np.zeros(tensors), np.zeros(tensors)
     for r, instruction in enumerate(layout.instructions):
         if instruction.op == Norm() and spec.norm:
-            for field, values in zip(moments, statistics[instruction.pieces[0].name[: -len('.weight')]]):
-                field[r, : len(values)] = values
+            scale = instruction.pieces[0]
+            for field, values in zip(moments, statistics[scale.name[: -len('.weight')]]):
+                field[r, : scale.cols] = values[scale.col :][: scale.cols]
     for name, pair in ranges.items():
         lo[layout.tensors[name]], hi[layout.tensors[name]] = pair
     flat, _ = calibration.fold(layout, program.pack(layout, params), moments)
