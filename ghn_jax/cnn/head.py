@@ -55,10 +55,11 @@ class HeadQuantization(NamedTuple):
         """Quantize the input of a layer. Padding does not widen its range, which includes 0."""
         if self.scheme.mode == 'float':
             return x
+        bits = self.bits[which]
         key = None if self.key is None else jax.random.fold_in(self.key, _KEYS + which)
         key = None if key is None else collectives.own_key(key, self.axis)
         ends = None if self.ranges is None else self.ranges[which]
-        return quantize_activation(x, self.bits[which], self.scheme, ends=ends, key=key, across=self.axis)
+        return quantize_activation(x, bits, self.scheme, ends=ends, key=key, across=self.axis)
 
 
 # ---- features
