@@ -76,7 +76,7 @@ def _cell(
                 place = at._replace(name=f'{at.name}_ops.{i}', strided=at.strided and source < 2)
                 terms.append(OPERATIONS[op].add_to(net, x, place))
         states.append(net.add('sum', tuple(terms)) if len(terms) == 2 else terms[0] if terms else None)
-    present = tuple(x for i in concat if (x := states[i]) is not None)
+    present = tuple(state for state in map(states.__getitem__, concat) if state is not None)
     return net.add('concat', present) if present else None
 
 
