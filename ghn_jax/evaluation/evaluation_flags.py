@@ -106,15 +106,11 @@ def define_flags(*, sqnr: bool = False, images: bool = False) -> Callable[[], Ev
         'workdir', None, 'Run to score: a directory of ghn_jax.train or ghn_jax.convert, or zoo:NAME.'
     )
     of_images = source_flags.define_images() if images else None
-    step = flags.DEFINE_string(
-        'step', 'latest', 'Checkpoint that is scored: latest, best (in validation), or its step.'
-    )
+    step = flags.DEFINE_string('step', 'latest', 'Checkpoint: latest, best (in validation), or a step.')
     read_networks = _define_network_flags()
     read_protocol = define_protocol_flags(sqnr)
     read_scheme = define_scheme_flags()
-    devices = bounds.define_integer(
-        'devices', 0, 'How many devices share the images, or parts of a CPU. 0: all.'
-    )
+    devices = bounds.define_integer('devices', 0, 'Devices, or parts of a CPU, that share images. 0: all.')
     data_dir = flags.DEFINE_string(
         'data_dir', None, 'Read TFDS data or FILE.npz from here. Default: where the run had them.'
     )

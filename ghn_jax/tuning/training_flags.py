@@ -1,6 +1,7 @@
 """Flags of the commands that train networks one by one: how, on which images, from which hypernetwork."""
 
 import dataclasses
+import functools
 from collections.abc import Callable
 
 from absl import flags
@@ -45,44 +46,31 @@ class TrainingFlags:
 
 def define_flags() -> Callable[[], TrainingFlags]:
     """Define the flags; return what reads and checks them once they are parsed (UserError)."""
-    spec = TrainingSpec
+    number = functools.partial(bounds.define_number_of, TrainingSpec)
     source = source_flags.define_flags()
-    epochs = bounds.define_integer('epochs', 10, 'How many passes over the training images a training has.')
+    epochs = number('epochs', 'How many passes over the training images a training has.')
     seeds = flags.DEFINE_list(
         'seeds',
         ['0'],
-        'Train once with each of these, as in 0,1,2: seeds of random weights and of the order of images.',
+        'Train with each of these seeds, of weights and of the order of images, as in 0,1,2.',
     )
-    batch_size = bounds.define_integer('batch_size', spec.batch_size, 'Images of a training step.')
+    batch_size = number('batch_size', 'Images of a training step.')
     eval_batch_size = flags.DEFINE_integer(
         'eval_batch_size',
         BATCH_SIZE,
         'Images of a batch in scoring, whose statistics batch norms use.',
         *bounds.BOUNDS['batch_size'],
     )
-    num_images = bounds.define_integer(
-        'num_images', 0, 'How many test images networks are scored on. 0: all.'
-    )
-    rate = bounds.define_number(
-        'learning_rate',
-        spec.learning_rate,
-        'Learning rate of the first step; it falls to 0 along half a cosine.',
-        0,
-        10,
-    )
+    num_images = bounds.define_integer('num_images', 0, 'How many test images score a network. 0: all.')
+    rate = number('learning_rate', 'Learning rate of the first step; it falls to 0 along half a cosine.')
     optimizer = flags.DEFINE_enum(
-        'optimizer', spec.optimizer, OPTIMIZERS, 'Optimizer of the training; sgd has a momentum of 0.9.'
+        'optimizer',
+        TrainingSpec.optimizer,
+        OPTIMIZERS,
+        'Optimizer of the training; sgd has a momentum of 0.9.',
     )
-    decay = bounds.define_number(
-        'weight_decay', spec.weight_decay, 'Weight decay, which is multiplied by the learning rate.', 0, 10
-    )
-    ema = bounds.define_number(
-        'ema',
-        spec.ema,
-        'Decay of the moving average of the parameters, which is what is kept. 0: no average.',
-        0,
-        0.999999,
-    )
+    decay = number('weight_decay', 'Weight decay, which is multiplied by the learning rate.')
+    ema = number('ema', 'Decay of the moving average of the parameters, which is kept. 0: no average.')
     augment = flags.DEFINE_bool(
         'augment', False, 'Crop training images at random, and mirror them where the data set allows it.'
     )
