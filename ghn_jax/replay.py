@@ -11,6 +11,7 @@ from absl import flags
 
 from ghn_jax.base import bounds, cli, screen
 from ghn_jax.base.start import start
+from ghn_jax.runs import source_flags
 from ghn_jax.training.replay import replay
 from ghn_jax.training.run_logger import BAD_NETWORKS
 
@@ -23,13 +24,14 @@ _EXACT = flags.DEFINE_bool(
     False,
     'First train from the checkpoint before the step up to it, so that all numbers are those of the run.',
 )
+_DATA_DIR = source_flags.define_data_dir()
 
 
 def main() -> None:
     """Run the command."""
     workdir = cli.check_workdir(_WORKDIR.value, must_exist=True)
     start()
-    for text in replay(workdir, _LINE.value, exact=_EXACT.value):
+    for text in replay(workdir, _LINE.value, exact=_EXACT.value, data_dir=_DATA_DIR.value):
         screen.show(text, kept=False)
 
 

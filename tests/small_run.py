@@ -35,7 +35,13 @@ def small_config(**quant):
 
 
 def write_run(
-    workdir: pathlib.Path, *, seed: int = 0, step: int = 3, bits: bool = False, **quant
+    workdir: pathlib.Path,
+    *,
+    seed: int = 0,
+    step: int = 3,
+    bits: bool = False,
+    dataset: str = 'synthetic',
+    **quant,
 ) -> pathlib.Path:
     """A run directory as training leaves it, with random parameters. bits: of a GHN that is told the bits.
 
@@ -43,7 +49,7 @@ def write_run(
     so do classes. With random shifts a network says the same class to all images.
     """
     c = small_config(**quant)
-    c.ghn.bits = bits
+    c.ghn.bits, c.dataset = bits, dataset
     ghn = GHNConfig(hid=c.ghn.hid, bits=bits)
     meta = run_meta(c, ghn, step, kind='train')
     params = init_params(ghn, jax.random.key(seed))

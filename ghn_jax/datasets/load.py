@@ -8,6 +8,7 @@ Axes: N images | H, W pixels | 3 colours.
 import dataclasses
 import functools
 import pathlib
+import zlib
 from typing import Any
 
 import jax.numpy as jnp
@@ -45,6 +46,15 @@ class Dataset:
     num_classes: int
     flip: bool
     note: str = ''
+
+    @functools.cached_property
+    def digest(self) -> int:
+        """What tells these images and labels from others of the same name and number."""
+        arrays = [array for split in (self.train, self.val, self.test) for array in split]
+        crc = int(self.flip)
+        for array in arrays:
+            crc = zlib.crc32(np.ascontiguousarray(array).data, crc)
+        return crc
 
     def normalized(self, split: str = 'test', count: int | None = None) -> np.ndarray:
         """Return the first images of a split as networks see them, at most `count`: float32 [N, H, H, 3].

@@ -78,7 +78,7 @@ def evaluate(
     protocol |= about_networks(run.config, spec, counts, _space(run, spec), mesh.size if mesh else 1)
     if against.result is not None:
         results.check_comparable(against.result, against.path, networks, protocol['bits'], protocol)
-    task = _Task(spec, selections, images, calibration, mesh, networks, protocol)
+    task = _Task(spec, selections, dataset, images, calibration, mesh, networks, protocol)
     kept = files_of(spec.partial)
     result = task.result_of(run, spec.workdir, kept[0])
     other = task.result_of(against.run, against.path, kept[1]) if against.run else against.result
@@ -118,6 +118,7 @@ class _Task:
 
     spec: EvaluationSpec
     selections: Mapping[str, Selection]
+    dataset: Dataset
     images: ImageBatches
     calibration: ImageBatches | None
     mesh: Mesh | None
@@ -143,7 +144,9 @@ class _Task:
         """A digest of all that the scores depend on."""
         how = {key: value for key, value in about.items() if key != 'workdir'}  # or what it is called
         networks = [network['digest'] for network in self.networks]
-        return json_digest([how, networks, repr(run.ghn.config), array_digests(run.params)])
+        return json_digest(
+            [how, self.dataset.digest, networks, repr(run.ghn.config), array_digests(run.params)]
+        )
 
     def _score_split(
         self, run: Run, split: str, selection: Selection, skip: Collection[int]

@@ -34,7 +34,7 @@ class EvaluationFlags:
     Attributes:
       workdir, step: the checkpoint; None: there is no run.
       dataset, image_size: the images, where there is no run.
-      data_dir: where TFDS data or FILE.npz lie; None: where the run had them.
+      data_dir: the folder of the images; None: where the run or `dataset` has them.
       spec: what is scored, and how.
       scheme: fields of the run's `Scheme` that are others than in training.
       given: the flags that were on the command line.
@@ -61,8 +61,6 @@ class EvaluationFlags:
         )
         run = source.load(step or self.step)
         config = dataclasses.replace(run.config, quant=dataclasses.replace(run.config.quant, **self.scheme))
-        if self.data_dir is not None:
-            config = dataclasses.replace(config, data_dir=self.data_dir)
         return dataclasses.replace(run, config=config)
 
 
@@ -111,9 +109,7 @@ def define_flags(*, sqnr: bool = False, images: bool = False) -> Callable[[], Ev
     read_protocol = define_protocol_flags(sqnr)
     read_scheme = define_scheme_flags()
     devices = bounds.define_integer('devices', 0, 'Devices, or parts of a CPU, that share images. 0: all.')
-    data_dir = flags.DEFINE_string(
-        'data_dir', None, 'Read TFDS data or FILE.npz from here. Default: where the run had them.'
-    )
+    data_dir = source_flags.define_data_dir()
     against = flags.DEFINE_string(
         'against',
         None,
@@ -127,7 +123,7 @@ def define_flags(*, sqnr: bool = False, images: bool = False) -> Callable[[], Ev
         read_executables()
         dataset, image_size = (flag.value for flag in of_images) if of_images else (None, 32)
         if of_images:
-            source_flags.check_one(workdir, of_images[0], of_images[1:])
+            source_flags.check_one(workdir, *of_images)
         if dataset and step.present:
             raise UserError('--step is of a run, and --dataset has none: leave it out')
         protocol, calibration_batches = read_protocol()

@@ -116,15 +116,18 @@ class Hypernetwork:
         return strategy_of(self.run.config)
 
 
-def load(workdir: str | os.PathLike, step: str | int = 'latest') -> Hypernetwork:
+def load(
+    workdir: str | os.PathLike, step: str | int = 'latest', *, data_dir: str | None = None
+) -> Hypernetwork:
     """Load a hypernetwork from a run directory, of `ghn_jax.train` or `ghn_jax.convert`, or from the zoo.
 
     Args:
       workdir: the directory; training may go on in it meanwhile. `zoo:NAME` is a hypernetwork that comes with
         the package: `python -m ghn_jax.zoo` lists them.
       step: 'latest', the newest checkpoint that can be read; 'best', the one that validated best; a number.
+      data_dir: the folder of its images (`load_dataset`); None: where training found them.
 
     Raises:
       UserError: no such checkpoint, or one of another version.
     """
-    return Hypernetwork(load_run(workdir, str(step)))
+    return Hypernetwork(load_run(workdir, str(step), data_dir=data_dir))

@@ -45,13 +45,14 @@ class Run:
     meta: dict
 
 
-def load_run(workdir: str | os.PathLike, step: str = 'latest') -> Run:
+def load_run(workdir: str | os.PathLike, step: str = 'latest', *, data_dir: str | None = None) -> Run:
     """Load a checkpoint of a run directory, of `train` or `convert`, or one that comes with the package.
 
     Args:
       workdir: the run directory, or `zoo:NAME`.
       step: 'latest' is the newest that can be read; 'best' that which validated best; or a number. The zoo
         has one of each run.
+      data_dir: the folder of its images (`datasets.load.load`); None: where training found them.
 
     Raises:
       UserError: no such checkpoint, or one that is not ours; that of a number was deleted meanwhile.
@@ -64,6 +65,8 @@ def load_run(workdir: str | os.PathLike, step: str = 'latest') -> Run:
         workdir = paths.place(workdir, 'workdir')
         params, meta = _restore(workdir, step)
     config, ghn, done = read_meta(meta, workdir)
+    if data_dir is not None:
+        config = dataclasses.replace(config, data_dir=data_dir)
     return Run(config=config, ghn=GHN(ghn), params=params, step=done, meta=meta)
 
 

@@ -1,7 +1,7 @@
 """--workdir, a run with its hypernetwork and its images, or --dataset in its place, images alone."""
 
 import dataclasses
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 
 from absl import flags
 
@@ -22,7 +22,8 @@ class Source:
 
     Attributes:
       workdir: run or zoo:NAME; None where there is none.
-      dataset, image_size, data_dir: the images, where there is no run.
+      dataset, image_size: the images, where there is no run.
+      data_dir: their folder, or that of the run's images; None: where these say.
     """
 
     workdir: Place | None
@@ -37,7 +38,7 @@ class Source:
           UserError: it cannot be read.
         """
         if self.workdir is not None:
-            return load_run(self.workdir, step)
+            return load_run(self.workdir, step, data_dir=self.data_dir)
         return run_of_images(self.dataset or '', data_dir=self.data_dir, image_size=self.image_size)
 
     def load_hypernetwork(self, *, predicts: bool) -> Hypernetwork:
@@ -56,10 +57,10 @@ def define_flags() -> Callable[[], Source]:
     """Define the flags; return what reads and checks them once they are parsed (UserError)."""
     workdir = flags.DEFINE_string('workdir', None, 'Run directory, or zoo:NAME.')
     dataset, image_size = define_images()
-    data_dir = flags.DEFINE_string('data_dir', None, 'Where TFDS data or FILE.npz lie, with --dataset.')
+    data_dir = define_data_dir()
 
     def read() -> Source:
-        check_one(workdir, dataset, (image_size, data_dir))
+        check_one(workdir, dataset, image_size)
         return Source(
             workdir=None if dataset.value else cli.check_workdir(workdir.value, must_exist=True),
             dataset=dataset.value,
@@ -78,15 +79,21 @@ def define_images() -> tuple[flags.FlagHolder, flags.FlagHolder]:
     return dataset, flags.DEFINE_integer('image_size', 32, 'Pixels on a side, with --dataset.', 8, 1024)
 
 
-def check_one(
-    workdir: flags.FlagHolder, dataset: flags.FlagHolder, of_images: Sequence[flags.FlagHolder]
-) -> None:
-    """Raise UserError unless one of the two is given. of_images: flags that go with --dataset alone."""
+def define_data_dir() -> flags.FlagHolder:
+    """Define --data_dir, of every command that reads the images of a run."""
+    return flags.DEFINE_string(
+        'data_dir',
+        None,
+        'Folder of the images, TFDS data or FILE.npz, where the run or --dataset has another.',
+    )
+
+
+def check_one(workdir: flags.FlagHolder, dataset: flags.FlagHolder, image_size: flags.FlagHolder) -> None:
+    """Raise UserError unless one of the first two is given, or where the third is, and no data set."""
     if bool(workdir.value) == bool(dataset.value):
         given = 'both given' if dataset.value else 'missing'
         raise UserError(
             f'--workdir and --dataset are {given}: give a run, whose images are taken, or a data set'
         )
-    for flag in of_images:
-        if workdir.value and flag.present:
-            raise UserError(f'--{flag.name} is for --dataset; images are those of --workdir: leave it out')
+    if workdir.value and image_size.present:
+        raise UserError('--image_size is for --dataset; images are those of --workdir: leave it out')

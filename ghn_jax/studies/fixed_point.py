@@ -3,10 +3,10 @@
     python -m ghn_jax.studies.fixed_point
     python -m ghn_jax.studies.fixed_point digits,cifar10 WORKDIR
 
-Two small networks, a plain and a residual one, are trained in float on each data set at 16 pixels. Their
-formats are found under a budget of 1 point of accuracy on images that choose them, and the last row's
-on others that check them, too (`fixed_point_budget`; of digits there are 300 validation images, and training
-images choose). What they lose on the test images is the result, and what they save in memory and in
+Two small networks, a plain and a residual one, are trained in float on each data set at 16 pixels, from
+three seeds each. Their formats are found under a budget of 1 point of accuracy on images that choose them,
+and the last row's on others that check them, too (`fixed_point_budget`): training images choose, validation
+images check. What they lose on the test images is the result, and what they save in memory and in
 multiplications against 8 bits everywhere. Each result is checked with integers and shifts alone.
 
 What is done stands in WORKDIR; a study that was stopped goes on there. Its table is written anew after each
@@ -15,6 +15,7 @@ network.
 
 import argparse
 import dataclasses
+import itertools
 import json
 import pathlib
 import time
@@ -37,6 +38,7 @@ from ghn_jax.models.tracing import trace
 from ghn_jax.runs.model_parameters import read_params, write_params
 from ghn_jax.runs.progress import Progress
 from ghn_jax.studies.study_arguments import Parser, command_line, provenance
+from ghn_jax.tuning.comparison_table import mean_of
 from ghn_jax.tuning.fixed_point import MOST_BITS, to_network
 from ghn_jax.tuning.fixed_point_budget import labelled, within_budget
 from ghn_jax.tuning.fixed_point_network import SAVED, lost, saved
@@ -49,8 +51,10 @@ from ghn_jax.tuning.records import TrainingRecord
 from ghn_jax.tuning.training import TrainingImages, TrainingSpec, make_trainer
 
 EPOCHS = {'digits': 30, 'cifar10': 20}
-PIXELS, IMAGES = 16, 5000  # of images, and how many of them choose and check formats, at most
+SEEDS = (0, 1, 2)
+PIXELS, IMAGES = 16, 10_000  # of images, and how many of them choose and check formats, at most
 FOLDED, CHECKED = 256, 64  # images that fix statistics, and that are run with integers
+KINDS = ('weight', 'activation', 'bias')
 RESULT = pathlib.Path('docs/results/fixed_point.json')
 METHODS: dict[str, Callable[[Search, Search], np.ndarray]] = {
     '8 bits everywhere': lambda choose, check: uniform(choose, MOST_BITS),
@@ -100,16 +104,17 @@ def study(dataset: Dataset, workdir: Place) -> Iterator[list[dict[str, Any]]]:
     """
     found = []
     settings = {'epochs': EPOCHS[dataset.name], 'images': [PIXELS, IMAGES, FOLDED, CHECKED], 'budget': BUDGET}
-    for module in (Plain(), Residual()):
+    for seed, module in itertools.product(SEEDS, (Plain(), Residual())):
         network, name = None, type(module).__name__.lower()
         for method, find in METHODS.items():
-            record = TrainingRecord(workdir, f'{dataset.name}-{name}-{method.replace(" ", "-")}', settings)
+            what = f'{dataset.name}-{name}-{method.replace(" ", "-")}.seed{seed}'
+            record = TrainingRecord(workdir, what, {**settings, 'seed': seed})
             if (done := record.read()) is None:
-                network = network or _Trained.of(module, name, dataset, workdir)
+                network = network or _Trained.of(module, name, seed, dataset, workdir)
                 try:
-                    done = {'network': name, 'method': method, **network.quantized(find)}
+                    done = {'network': name, 'seed': seed, 'method': method, **network.quantized(find)}
                 except FieldError as e:  # a budget that 8 bits do not meet: there is no such row
-                    print(f'{dataset.name}, {name}, {method}: {e}', flush=True)
+                    print(f'{what}: {e}', flush=True)
                     continue
                 record.write(done)
                 print(json.dumps(done, indent=1), flush=True)
@@ -126,13 +131,13 @@ class _Trained:
         self.test = jnp.asarray(dataset.normalized('test')), dataset.test.labels
 
     @classmethod
-    def of(cls, module: nn.Module, name: str, dataset: Dataset, workdir: Place) -> '_Trained':
+    def of(cls, module: nn.Module, name: str, seed: int, dataset: Dataset, workdir: Place) -> '_Trained':
         model = trace(module, (1, PIXELS, PIXELS, 3))
-        path = workdir / f'{dataset.name}-{name}.safetensors'
+        path = workdir / f'{dataset.name}-{name}.seed{seed}.safetensors'
         if not files.exists(path):
             settings = {'epochs': EPOCHS[dataset.name], 'network': model.name, 'dataset': dataset.name}
-            record = TrainingRecord(workdir, f'{dataset.name}-{name}', settings)
-            write_params(path, model, train(model, dataset, record), {})
+            record = TrainingRecord(workdir, path.stem, {**settings, 'seed': seed})
+            write_params(path, model, train(model, dataset, record, seed), {})
             record.state.unlink(missing_ok=True)
         images = jnp.asarray(dataset.normalized('train', FOLDED)).reshape(4, -1, PIXELS, PIXELS, 3)
         return cls(fold(model, read_params(model, path), list(images)), dataset)
@@ -171,34 +176,28 @@ def _is_exact(network: Calibrated, policy: Any, images: jax.Array) -> bool:
     )
 
 
-def train(model: Model, dataset: Dataset, record: TrainingRecord) -> Any:
+def train(model: Model, dataset: Dataset, record: TrainingRecord, seed: int) -> Any:
     """Train a network in float from random weights (He, normal), with batch statistics; return parameters."""
     spec = TrainingSpec(epochs=EPOCHS[dataset.name], augment=True)
     trainer = make_trainer(model.apply, None, spec, len(dataset.train.labels), flip=dataset.flip)
-    begun = trainer.begin(random_params(model, RANDOM['he'], 0), 0)
+    begun = trainer.begin(random_params(model, RANDOM['he'], seed), seed)
     images = TrainingImages.of(dataset)
     with Progress(trainer.steps, desc=model.name) as progress:
         trained, _ = fit(trainer, images, begun, record, marks=(), score=lambda _: None, progress=progress)
     return jax.device_get(trained.averaged)
 
 
-def table(found: list[dict[str, Any]], about: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the table of the study, as `reporting.docs_tables` has them."""
-    rows = []
+def table(found: Sequence[Mapping[str, Any]], about: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the table of the study, means over seeds, as `reporting.docs_tables` has them."""
+    seeds_of: dict[tuple[str, ...], list[Mapping[str, Any]]] = {}
     for one in found:
-        points, shares, bits = one['float'] - one['top1'], one['saved'], one['mean_bits']
-        width = '/'.join(f'{bits[kind]:.1f}' for kind in ('weight', 'activation', 'bias'))
-        accuracy = [one['float'], one['top1'], points, one['lost_in_choice'], one['lost_in_check']]
-        figures = [*(round(x, 2) for x in accuracy), *(round(shares[what], 1) for what in SAVED)]
-        rows.append([one['dataset'], one['network'], one['method'], width, *figures, one['cpu_seconds']])
-    columns = ['data', 'network', 'widths', 'mean bits: weight/activation/bias', 'float', 'fixed point']
-    columns += [
-        'points lost',
-        'lost where it was chosen',
-        'lost where it was checked',
-        *(f'{what} saved, %' for what in SAVED),
-        'CPU seconds',
-    ]
+        seeds_of.setdefault((one['dataset'], one['network'], one['method']), []).append(one)
+    rows = []
+    for key, seeds in seeds_of.items():
+        bits = [np.mean([one['mean_bits'][kind] for one in seeds]) for kind in KINDS]
+        figures = zip(*(_figures(one).values() for one in seeds))
+        rows.append([*key, '/'.join(f'{mean:.1f}' for mean in bits), *map(mean_of, figures)])
+    columns = ['data', 'network', 'widths', f'mean bits: {"/".join(KINDS)}', *_figures(found[0])]
     notes = [] if all(one['integers_agree'] for one in found) else ['Integers and shifts do not agree.']
     return {
         'title': 'Fixed point by layer',
@@ -206,7 +205,19 @@ def table(found: list[dict[str, Any]], about: Mapping[str, Any]) -> dict[str, An
         'columns': columns,
         'rows': rows,
         'notes': notes,
-        'found': found,
+        'found': list(found),
+    }
+
+
+def _figures(one: Mapping[str, Any]) -> dict[str, float]:
+    return {
+        'float': one['float'],
+        'fixed point': one['top1'],
+        'points lost': one['float'] - one['top1'],
+        'lost where it was chosen': one['lost_in_choice'],
+        'lost where it was checked': one['lost_in_check'],
+        **{f'{what} saved, %': one['saved'][what] for what in SAVED},
+        'CPU seconds': one['cpu_seconds'],
     }
 
 
@@ -215,7 +226,8 @@ def about(datasets: Sequence[Dataset], command: str) -> dict[str, Any]:
     epochs = ' and '.join(f'{EPOCHS[data.name]} passes over {data.name}' for data in datasets)
     note = ' '.join(f'{data.name}: {data.note}' for data in datasets if data.note)
     said = {
-        'seed': 0,
+        'seeds': ', '.join(map(str, SEEDS)),
+        'cells': 'mean ± standard error over seeds, each with weights of its own',
         'note': note,
         'images': f'{PIXELS} pixels, all test images; at most {IMAGES:,} others, half of them to choose '
         'formats, half to check them',

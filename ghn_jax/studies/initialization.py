@@ -137,7 +137,7 @@ def _train(
     settings = {
         'net': [kind.name, list(spec.channels), spec.blocks, spec.expansion],
         'training': dataclasses.asdict(spec.training),
-        'images': [data.name, list(data.train.images.shape), images.test.count, spec.calibration_images],
+        'images': [*images.identity, images.test.count, spec.calibration_images],
     }
     starts = parse_starts(spec.starts, [model], hypernetwork)
     for origin, seed in itertools.product(starts, spec.seeds):

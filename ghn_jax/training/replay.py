@@ -5,6 +5,7 @@ before it; `exact` trains from there up to it first. Then the network runs by it
 plain reference: without dropout, and in mode noise without noise. On one device.
 """
 
+import dataclasses
 from collections.abc import Iterator, Mapping
 from typing import Any
 
@@ -39,16 +40,17 @@ from ghn_jax.training.stepper import Stepper
 _FAULTS = {FINE: 'finite', BAD_GRADIENT: 'gradient not finite', BAD_LOSS: 'loss not finite'}
 
 
-def replay(workdir: Place, line: int, *, exact: bool = False) -> Iterator[str]:
+def replay(workdir: Place, line: int, *, exact: bool = False, data_dir: str | None = None) -> Iterator[str]:
     """Do the step of a network that was not finite again; yield what there is to say, as lines of text.
 
     Args:
       workdir: of the run.
       line: of `bad_networks.jsonl`, from 1.
       exact: whether to train from the checkpoint before it up to the step first.
+      data_dir: the folder of the images; None: where training found them.
 
     Raises:
-      UserError: no such line, no checkpoint, or a row that is not of this run.
+      UserError: no such line, no checkpoint, images or a row that are not of this run.
     """
     rows = read_jsonl(workdir / BAD_NETWORKS, 'bad networks')
     if not 1 <= line <= len(rows):
@@ -57,13 +59,15 @@ def replay(workdir: Place, line: int, *, exact: bool = False) -> Iterator[str]:
     done, index = row['step'], row['network']
     with Checkpoints(workdir) as checkpoints:
         config: Any = configs.from_json(checkpoints.restore_meta()['config'])
+        if data_dir is not None:
+            config = dataclasses.replace(config, data_dir=data_dir)
         dataset = load_data(config)
         ghn, optimizer = make_ghn(config), make_optimizer(config)
         before = [step for step in checkpoints.steps() if step < done]
         # Without one before it: the parameters that training began with, where these are to be had exactly.
         if before or not exact:
             step = max(before, default=min(checkpoints.steps()))
-            state, _ = restore_or_init(checkpoints, config, ghn, optimizer, step=step)
+            state, _ = restore_or_init(checkpoints, config, ghn, optimizer, images=dataset.digest, step=step)
         else:
             state = initial_state(config, ghn, optimizer)
     space = make_space_of(config)

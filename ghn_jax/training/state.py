@@ -51,6 +51,7 @@ def restore_or_init(
     optimizer: optax.GradientTransformation,
     mesh: Mesh | None = None,
     *,
+    images: int | None = None,
     step: int | None = None,
 ) -> tuple[TrainState, RunningMeans]:
     """Restore the newest checkpoint, or make a fresh state where there is none.
@@ -61,17 +62,20 @@ def restore_or_init(
       ghn: the hypernetwork that is trained.
       optimizer: of `make_optimizer`.
       mesh: devices that the state is put on, whole on each; None is one device.
+      images: the digest of those that it goes on with; None: whatever they are.
       step: of the checkpoint to take; None is the newest.
 
     Returns:
       the state, and the means that were under way.
 
     Raises:
-      UserError: the checkpoint is of a run with another config; as `run.params_of`.
+      UserError: the checkpoint is of a run with another config, or on other images; as `run.params_of`.
     """
     if checkpoints.latest_step() is None:
         return initial_state(config, ghn, optimizer, mesh), RunningMeans()
-    _check_config(configs.from_json(checkpoints.restore_meta()['config']), config, checkpoints.workdir)
+    newest = checkpoints.restore_meta()
+    _check_config(configs.from_json(newest['config']), config, checkpoints.workdir)
+    _check_images(newest, images, config, checkpoints.workdir)
     restored, meta = checkpoints.restore(_like(config, ghn, optimizer, mesh), step=step)
     state = TrainState(jnp.asarray(meta['step'], jnp.int32), **restored)
     for what, now in (('jax', jax.__version__), ('devices', mesh.size if mesh else 1)):
@@ -91,13 +95,16 @@ def unpack(
     ghn: GHN,
     optimizer: optax.GradientTransformation,
     mesh: Mesh | None = None,
+    *,
+    images: int | None = None,
 ) -> None:
     """Put a packed run into a run directory without one; the checkpoint comes last, and makes it a run.
 
     For the arguments see `restore_or_init`, which then finds what it would have found where the run was.
 
     Raises:
-      UserError: no pack, one of a run with another config, or a directory that holds a run already.
+      UserError: no pack, one of a run with another config or on other images, or a directory that holds a run
+        already.
     """
     if (step := checkpoints.latest_step()) is not None:
         raise FieldError(
@@ -108,6 +115,7 @@ def unpack(
     pack = read_pack(path)
     before, _, step = read_meta(pack.meta, path)
     _check_config(before, config, path)
+    _check_images(pack.meta, images, config, path)
     like = _like(config, ghn, optimizer, mesh)
     check_types(pack.arrays, like, path)
     state = jax.tree_util.tree_map_with_path(lambda name, _: pack.arrays[leaf_name(name)], like)
@@ -136,4 +144,15 @@ def _check_config(before: RunConfig, config: RunConfig, where: str | os.PathLike
             differing[0],
             f' is another one in the run that {where} holds ({", ".join(differing)} differ): '
             'set it as it was, or take another workdir',
+        )
+
+
+def _check_images(meta: dict, images: int | None, config: RunConfig, where: str | os.PathLike) -> None:
+    """Raise FieldError where a run was trained on other images; runs from before there were digests pass."""
+    before = meta.get('dataset', {}).get('digest')
+    if None not in (before, images) and before != images:
+        raise FieldError(
+            'dataset',
+            f'={config.dataset} has other images or labels than the run in {where} was trained on: put '
+            'those back, say with data_dir where they are, or take another workdir',
         )

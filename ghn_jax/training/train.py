@@ -66,14 +66,14 @@ def train(
         print(line, file=sys.stderr)
     ghn, optimizer = make_ghn(config), make_optimizer(config)
     validate = make_validation(config, ghn, space, dataset)
-    processes.check_agreement({'the config': configs.to_json(config)})
+    processes.check_agreement({'the config': configs.to_json(config), 'the images': str(dataset.digest)})
     with contextlib.ExitStack() as stack:
         processes.from_first(lambda: stack.enter_context(lock.holding(workdir)))
         checkpoints = stack.enter_context(_checkpoints(config, workdir))
         if unpack:
-            unpack_run(unpack, checkpoints, config, ghn, optimizer, mesh)
+            unpack_run(unpack, checkpoints, config, ghn, optimizer, mesh, images=dataset.digest)
         processes.check_agreement({'the newest checkpoint': str(checkpoints.latest_step())})
-        state, means = restore_or_init(checkpoints, config, ghn, optimizer, mesh)
+        state, means = restore_or_init(checkpoints, config, ghn, optimizer, mesh, images=dataset.digest)
         start, stop = int(state.step), min(config.train.steps, stop_at or config.train.steps)
         parts = LoopParts(
             config=config,
@@ -84,7 +84,7 @@ def train(
             logger=stack.enter_context(_logger(config, workdir, space, start)),
             meta=functools.partial(
                 run_meta, config, ghn.config, kind='train', num_devices=mesh.size if mesh else 1,
-                dataset={'name': dataset.name, 'note': dataset.note},
+                dataset={'name': dataset.name, 'note': dataset.note, 'digest': dataset.digest},
             ),
             stopping=stopping or Stopping(),
             pack=functools.partial(write_pack, pack, workdir) if pack and processes.is_first() else None,

@@ -4,8 +4,6 @@ Axes: B images of a batch | H pixels on a side.
 """
 
 import dataclasses
-import functools
-import zlib
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -72,11 +70,10 @@ class TuningImages:
         """Return the steps of one training."""
         return training.steps_per_epoch(len(self.dataset.train.labels)) * training.epochs
 
-    @functools.cached_property
+    @property
     def identity(self) -> list[Any]:
-        """What tells the training images from others, in JSON's types."""
-        images = self.dataset.train.images
-        return [self.dataset.name, list(images.shape), zlib.crc32(images.tobytes())]
+        """What tells the images from others, in JSON's types."""
+        return [self.dataset.name, list(self.dataset.train.images.shape), self.dataset.digest]
 
     def about(
         self, training: TrainingSpec, seeds: Sequence[int], *, what: Mapping[str, Any], how: Mapping[str, Any]

@@ -233,7 +233,6 @@ ARCH = ('--arch=net.json', '--out=o')
         ('finetune', [*ARCH, '--init=he,none'], '--init=none: expected predicted, he'),
         ('finetune', [*ARCH, '--dataset=digits'], '--workdir and --dataset are both given'),
         ('finetune', [*ARCH, '--workdir=', '--dataset=digits'], '--init=predicted: there is no hypernetwork'),
-        ('finetune', [*ARCH, '--data_dir=d'], '--data_dir is for --dataset'),
         ('squeeze', [*ARCH, '--image_size=8'], '--image_size is for --dataset'),
         ('quantize', [*ARCH, '--dataset=digits'], '--workdir and --dataset are both given'),
         (

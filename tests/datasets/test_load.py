@@ -1,5 +1,6 @@
 """Images: every data set keeps its promises, and a batch is a function of (seed, step)."""
 
+import dataclasses
 import hashlib
 
 import numpy as np
@@ -8,6 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from ghn_jax.base.errors import UserError
+from ghn_jax.datasets.cifar10 import Split
 from ghn_jax.datasets.load import _permutation, batch_indices, load
 
 
@@ -21,6 +23,22 @@ def test_a_data_set_is_three_splits_of_uint8_images_and_int32_labels(name, size)
         assert set(split.labels) == set(range(d.num_classes))
     np.testing.assert_allclose(d.mean, (d.train.images / 255).mean((0, 1, 2)), atol=1e-6)
     np.testing.assert_allclose(d.std, (d.train.images / 255).std((0, 1, 2)), atol=1e-6)
+
+
+@pytest.mark.parametrize('split', ['train', 'val', 'test'])
+def test_a_digest_tells_images_and_labels_from_others_and_is_the_same_for_the_same(split):
+    d, again = (load('digits', image_size=8) for _ in range(2))
+    images, labels = getattr(d, split)
+    pixel = images.copy()
+    pixel[-1, -1, -1, -1] ^= 1
+    swapped = labels.copy()
+    swapped[[0, np.argmax(labels != labels[0])]] = swapped[[np.argmax(labels != labels[0]), 0]]
+    changed = [Split(pixel, labels), Split(images, swapped), Split(images[:-1], labels[:-1])]
+    others = [dataclasses.replace(d, **{split: other}) for other in changed] + [
+        dataclasses.replace(d, flip=True)
+    ]
+    assert d.digest == again.digest
+    assert len({d.digest, *(other.digest for other in others)}) == 5
 
 
 def test_digits_are_split_the_same_whatever_the_seed_and_no_image_is_in_two_splits():

@@ -103,6 +103,13 @@ def test_scores_of_another_evaluation_are_not_taken(run, dataset, spec, scored, 
     )
 
 
+def test_scores_on_other_labels_are_not_taken(run, dataset, spec, scored, capsys):
+    stopped(run, spec, dataset, scored, after=2)
+    labels = dataset.test.labels[::-1]
+    evaluate(run, spec, dataset=dataclasses.replace(dataset, test=dataset.test._replace(labels=labels)))
+    assert len(scored) == 3 and 'of another evaluation: this one begins anew' in capsys.readouterr().err
+
+
 def test_two_runs_that_are_compared_have_a_file_each(run, dataset, spec, scored, tmp_path):
     spec = dataclasses.replace(spec, against=str(write_run(tmp_path / 'other', seed=1)))
     never, other = evaluate(run, dataclasses.replace(spec, partial=None), dataset=dataset)

@@ -10,14 +10,17 @@ from ghn_jax.base.errors import UserError
 from ghn_jax.datasets.load import load
 from ghn_jax.models.tracing import trace
 from ghn_jax.quant.scheme import QAT
+from ghn_jax.runs import hypernetwork
 from ghn_jax.runs.hypernetwork import Hypernetwork
 from ghn_jax.runs.model_parameters import write_params
 from ghn_jax.runs.run import run_of_images
 from ghn_jax.runs.task import load_data
-from tests.small_run import command
-from tests.tuning.nets import net_of_four_classes
+from tests.commands import COMMANDS, flags_of
+from tests.small_run import command, is_one_error_line, write_run
+from tests.tuning.nets import net, net_of_four_classes
 
 SHAPE = (1, 8, 8, 3)
+SPLITS, PARTS = ('train', 'val', 'test'), ('images', 'labels')
 
 
 @pytest.fixture
@@ -51,6 +54,38 @@ def test_images_have_any_size_that_a_model_takes(file, size):
             dataclasses.replace(config, image_size=small_or_large)
     if size == 28:
         assert load_data(config).test.images.shape[1:] == (28, 28, 3)
+
+
+def test_every_command_that_reads_the_images_of_a_run_takes_the_folder_that_they_are_in():
+    reading = {'evaluate', 'report', 'finetune', 'squeeze', 'quantize', 'export', 'replay'}
+    taking = {name for name in COMMANDS if {'workdir', 'data_dir'} <= flags_of(name).keys()}
+    assert taking == {f'ghn_jax.{name}' for name in reading}
+
+
+def test_the_images_of_a_run_are_found_where_they_were_moved_to(tmp_path):
+    """Also with parameters of one's own, and from Python; a training says where they are by its config."""
+    data, before, now = (
+        load('digits', image_size=8),
+        tmp_path / 'before.d/own.npz',
+        tmp_path / 'now.d/own.npz',
+    )
+    now.parent.mkdir()
+    splits = {f'{split}_{what}': getattr(getattr(data, split), what) for split in SPLITS for what in PARTS}
+    np.savez(now, **splits)
+    run = write_run(tmp_path / 'run', dataset=str(before))
+    model = trace(net(), SHAPE)
+    write_params(tmp_path / 'net.safetensors', model, model.initial_params(0), {})
+    flags = (
+        f'--workdir={run}', '--model=tests.tuning.nets:net', f'--params={tmp_path / "net.safetensors"}',
+        '--method=minmax', '--images=64', f'--out={tmp_path / "q"}',
+    )  # fmt: skip
+    assert is_one_error_line(
+        command('ghn_jax.quantize', *flags), f'--dataset={before} cannot be read', 'data_dir'
+    )
+    code, _, err = command('ghn_jax.quantize', *flags, f'--data_dir={now.parent}')
+    assert code == 0, err
+    found = hypernetwork.load(run, data_dir=str(now.parent)).load_data()
+    np.testing.assert_array_equal(found.train.images, data.train.images)
 
 
 def test_a_network_is_scored_and_quantized_on_images_of_ones_own(file, tmp_path):

@@ -93,6 +93,25 @@ def test_another_config_in_the_same_workdir_is_refused_by_the_key_that_differs(w
         train(_config(learning_rate=0.5), whole[1])
 
 
+def test_a_run_goes_on_with_the_images_and_labels_that_it_was_begun_with_only(whole, tmp_path, monkeypatch):
+    train(_config(), whole[1], pack=tmp_path / 'pack')
+    data = training.load_data(_config())
+    other = dataclasses.replace(data, train=data.train._replace(labels=data.train.labels[::-1]))
+    monkeypatch.setattr(training, 'load_data', lambda config: other)
+    before = sorted(whole[1].rglob('*'))
+    for workdir, unpack in ((whole[1], None), (tmp_path / 'run', tmp_path / 'pack')):
+        with pytest.raises(
+            UserError, match='dataset=synthetic has other images or labels than the run in'
+        ) as e:
+            train(_config(), workdir, unpack=unpack)
+        assert '\n' not in str(e.value)
+    assert sorted(whole[1].rglob('*')) == before and not list((tmp_path / 'run').glob('*.jsonl'))
+    with monkeypatch.context() as older:  # a checkpoint from before there were digests
+        meta = Checkpoints(whole[1]).restore_meta() | {'dataset': {'name': 'synthetic', 'note': ''}}
+        older.setattr(Checkpoints, 'restore_meta', lambda self: meta)
+        assert int(train(_config(), whole[1]).step) == 6
+
+
 def test_a_checkpoint_of_another_version_of_jax_is_taken_and_said(whole, monkeypatch, capsys):
     version = jax.__version__
     monkeypatch.setattr(jax, '__version__', '0.1.2')

@@ -1,9 +1,13 @@
 """`finetune`: what it leaves, that it is scored and exported, and bad input."""
 
+import dataclasses
 import json
 
 import pytest
 
+from ghn_jax.datasets.cifar10 import Split
+from ghn_jax.datasets.load import load
+from ghn_jax.runs.hypernetwork import Hypernetwork
 from tests.small_run import command, is_one_error_line, write_run
 
 HOW = (
@@ -44,6 +48,16 @@ def test_what_is_done_is_not_done_again_and_other_settings_are_refused(finetuned
     assert is_one_error_line(command(*HOW, f'--out={out}', '--ema=0.5'), 'other settings (training differ)')
     edited = '--model=tests.tuning.nets:with_silu'  # the same class, with parameters of the same shapes
     assert is_one_error_line(command(*HOW, edited, f'--out={out}'), 'other settings (model differ)')
+
+
+@pytest.mark.parametrize('split', ['train', 'test'])
+def test_other_labels_in_the_folder_of_a_training_are_refused(finetuned, monkeypatch, split):
+    out, _ = finetuned
+    data = load('synthetic', image_size=8)
+    images, labels = getattr(data, split)
+    other = dataclasses.replace(data, **{split: Split(images, labels[::-1])})
+    monkeypatch.setattr(Hypernetwork, 'load_data', lambda self: other)
+    assert is_one_error_line(command(*HOW, f'--out={out}'), 'other settings (images differ)')
 
 
 def test_a_training_in_float_rounds_nothing_and_is_that_beside_one_of_few_bits(tmp_path):
