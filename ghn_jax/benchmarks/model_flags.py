@@ -13,7 +13,7 @@ flags.disclaim_key_flags()  # --help shows them as the flags of the command that
 
 
 def define_flags() -> Callable[[], dict[str, Any]]:
-    """Define the flags; what is returned reads the fields of `Options` that they are, once parsed."""
+    """Define the flags; what is returned reads them, once parsed, as fields of `BenchmarkOptions`."""
     models = flags.DEFINE_list(
         'models', [], 'Your own models, for `models`: a list of PACKAGE.MODULE:FUNCTION.'
     )
