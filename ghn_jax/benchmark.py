@@ -38,30 +38,36 @@ from ghn_jax.networks.spaces import SPLITS
 from ghn_jax.reporting import plotting
 
 _ARCHS = flags.DEFINE_string(
-    'archs', None, f'Architecture file; default: {tasks.NUM_NETWORKS} networks of convnets250k, test split.'
+    'archs', None, f'Time this architecture file; default: {tasks.NUM_NETWORKS} of convnets250k, split test.'
 )
-_WHAT = flags.DEFINE_list('what', list(DEFAULT), f'What to time, of {", ".join(WHAT)}.')
-_MODE = flags.DEFINE_list('mode', list(MODES), 'float, qat (W4/A4) or both; compile: the config says.')
-_META_BATCH = bounds.define_integer('meta_batch', 8, 'Networks in a training step, for train.')
+_WHAT = flags.DEFINE_list('what', list(DEFAULT), f'What to time, a list of {", ".join(WHAT)}.')
+_MODE = flags.DEFINE_list(
+    'mode', list(MODES), 'Time in float, in qat (W4/A4) or in both; for `compile` the config says.'
+)
+_META_BATCH = bounds.define_integer('meta_batch', 8, 'How many networks a training step of `train` has.')
 _DEVICES = bounds.define_integer(
-    'devices', 0, 'That train and evaluate use; a CPU is divided into so many. 0: all, two of a CPU.'
+    'devices', 0, 'How many devices `train` and `evaluate` use, or parts of a CPU. 0: all, or two of a CPU.'
 )
-_BATCH_SIZE = bounds.define_integer('batch_size', 64, 'Images in a batch; compile, profile: the config says.')
+_BATCH_SIZE = bounds.define_integer('batch_size', 64, 'Images of a batch; compile, profile: the config says.')
 _CONFIG = config_file.define_config(
-    'Config file, or the name of one of ghn_jax, then --config.key=value: the run that compile and profile '
-    'are about.'
+    'Run that `compile` and `profile` are about: a config file, or a name such as quickstart, then '
+    '--config.KEY=VALUE.'
 )
-_SPLIT = flags.DEFINE_enum('split', 'train', SPLITS, 'Networks whose programs `compile` is about.')
+_SPLIT = flags.DEFINE_enum('split', 'train', SPLITS, 'Compile the programs of this split.')
 _TARGET = flags.DEFINE_string(
-    'target', '', 'What `compile` compiles for, as ghn_jax.compile has it, and models a step of (GPUs).'
+    'target', '', 'Device that `compile` compiles for, such as h100. Empty: the one here.'
 )
-_WIDTHS = flags.DEFINE_list('widths', [], 'Only programs of these widths, as in 32,48.')
-_CELLS = flags.DEFINE_list('cells', ['4', '12', '20', '28', '36'], 'Lengths of networks, for `cells`.')
-_WIDTH = bounds.define_integer('width', 16, 'Channels of the networks of `cells`.')
-_REPEATS = bounds.define_integer('repeats', 5, 'Times `cells`, `profile` and `models` time each thing.')
+_WIDTHS = flags.DEFINE_list(
+    'widths', [], 'Compile only programs of these numbers of channels, as in 32,48. Empty: all.'
+)
+_CELLS = flags.DEFINE_list('cells', ['4', '12', '20', '28', '36'], 'Cells of each network of `cells`.')
+_WIDTH = bounds.define_integer('width', 16, 'How many channels the networks of `cells` have.')
+_REPEATS = bounds.define_integer('repeats', 5, 'How often `cells`, `profile` and `models` time each thing.')
 _OF_MODELS = model_flags.define_flags()
-_NUM_IMAGES = bounds.define_integer('num_images', 1024, 'Images to score each network on.')
-_COMPARE = flags.DEFINE_list('compare', None, 'Two --json files, A.json,B.json: ratios B / A; times nothing.')
+_NUM_IMAGES = bounds.define_integer('num_images', 1024, 'How many images each network is scored on.')
+_COMPARE = flags.DEFINE_list(
+    'compare', None, 'Time nothing; show the ratios B / A of two --json files, A.json,B.json.'
+)
 _OUTPUTS = outputs.define_flags(plotting.PICTURES)
 
 

@@ -27,17 +27,24 @@ from ghn_jax.evaluation.evaluation_spec import BATCH_SIZE, NUM_NETWORKS, Evaluat
 from ghn_jax.networks.spaces import SPLITS
 
 _CONFIG = config_file.define_config()
-_TARGET = flags.DEFINE_string('target', None, f'What to compile for, of {", ".join(targets.NAMES)}.')
-_OUT = flags.DEFINE_string('out', None, 'Folder to write the compiled programs to, for --executables.')
+_TARGET = flags.DEFINE_string('target', None, f'Device to compile for, one of {", ".join(targets.NAMES)}.')
+_OUT = flags.DEFINE_string(
+    'out', None, 'Write the compiled programs to this folder, for --executables of the other commands.'
+)
 _SPLITS = flags.DEFINE_list(
     'splits', ['train', 'val', 'test'],
-    f'Whose programs: train, the step; val, of validations; as evaluated: of {", ".join(SPLITS)}.',
+    f'Compile the programs of: train, the training step; val, validation; and the evaluation of any of '
+    f'{", ".join(SPLITS)}.',
 )  # fmt: skip
-_WIDTHS = flags.DEFINE_list('widths', [], 'Only programs of these widths, as in 32,48.')
-_NUM_NETWORKS = bounds.define_integer('num_networks', NUM_NETWORKS, 'Of each split evaluated; 0 takes all.')
-_NUM_IMAGES = bounds.define_integer('num_images', 0, 'Test images of an evaluation; 0 takes all.')
-_BATCH_SIZE = bounds.define_integer('batch_size', BATCH_SIZE, 'Images of a batch of an evaluation.')
-_SEED = bounds.define_integer('seed', 0, 'Which networks the splits evaluated have.')
+_WIDTHS = flags.DEFINE_list(
+    'widths', [], 'Compile only programs of these numbers of channels, as in 32,48. Empty: all.'
+)
+_NUM_NETWORKS = bounds.define_integer(
+    'num_networks', NUM_NETWORKS, 'How many networks of each split are evaluated. 0: all.'
+)
+_NUM_IMAGES = bounds.define_integer('num_images', 0, 'How many test images an evaluation has. 0: all.')
+_BATCH_SIZE = bounds.define_integer('batch_size', BATCH_SIZE, 'Images of a batch in an evaluation.')
+_SEED = bounds.define_integer('seed', 0, 'Seed that the networks of the splits are drawn by.')
 _PROTOCOL = define_protocol_flags(sqnr=False)
 _OUTPUTS = outputs.define_flags()
 

@@ -28,7 +28,10 @@ def define(help_string: str, flag_values: flags.FlagValues = flags.FLAGS) -> fla
 
 
 def define_config(
-    help_string: str = 'Config file, or the name of one of ghn_jax; then --config.key=value.',
+    help_string: str = (
+        'Configuration of the run: a Python file, or a name that ghn_jax has, such as quickstart. '
+        '--config.KEY=VALUE changes a key, as in --config.train.steps=1000.'
+    ),
 ) -> flags.FlagHolder:
     """Define --config for a command, as `define`; leave with code 2 where --flagfile cannot be read."""
     try:

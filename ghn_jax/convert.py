@@ -15,12 +15,12 @@ from ghn_jax.base.errors import UserError
 from ghn_jax.runs.conversion import convert
 
 _STATE = flags.DEFINE_string(
-    'state', None, 'Checkpoint or state dict of the published GHN: .pt, .npz or .safetensors.'
+    'state', None, 'File of the published GHN, a checkpoint or a state dict: .pt, .npz or .safetensors.'
 )
 _CONFIG = flags.DEFINE_string(
-    'config', None, 'Its configuration, where the file has none: JSON, the fields of GHNConfig.'
+    'config', None, 'JSON file with the fields of GHNConfig, where --state has no configuration.'
 )
-_WORKDIR = flags.DEFINE_string('workdir', None, 'Run directory to make.')
+_WORKDIR = flags.DEFINE_string('workdir', None, 'Make this run directory.')
 
 
 def main() -> None:

@@ -12,11 +12,11 @@ from ghn_jax.base import cli, paths
 from ghn_jax.base.errors import UserError
 from ghn_jax.datasets import cifar10
 
-_PREPARE = flags.DEFINE_enum('prepare', None, ['cifar10'], 'The data set to prepare.')
+_PREPARE = flags.DEFINE_enum('prepare', None, ['cifar10'], 'Prepare this data set.')
 _ARCHIVE = flags.DEFINE_string(
-    'archive', None, f'The official archive, if it is here already ({cifar10.URL}).'
+    'archive', None, f'Official archive, where it is here already; else it is downloaded from {cifar10.URL}.'
 )
-_DATA_DIR = flags.DEFINE_string('data_dir', None, "Where to write (default: TFDS's own place).")
+_DATA_DIR = flags.DEFINE_string('data_dir', None, "Write to this directory. Default: TFDS's own place.")
 
 
 def main() -> None:

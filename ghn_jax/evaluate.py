@@ -38,14 +38,18 @@ from ghn_jax.runs.calibrated_file import load
 from ghn_jax.runs.model_parameters import read_params
 
 _READ = evaluation_flags.define_flags(images=True)
-_MODEL = flags.DEFINE_string('model', None, 'Model of your own, in place of splits: package.module:function.')
+_MODEL = flags.DEFINE_string(
+    'model', None, 'Score your own model, in place of splits: its function, PACKAGE.MODULE:FUNCTION.'
+)
 _PARAMS = flags.DEFINE_string(
-    'params', None, 'Safetensors file of the parameters of --model, or of the one network of --archs.'
+    'params', None, 'Safetensors file with the parameters of --model, or of the one network of --archs.'
 )
 _INITIAL = flags.DEFINE_bool(
     'initial', False, 'Score --model with the parameters that it starts with, not with predicted ones.'
 )
-_QUANTIZED = flags.DEFINE_string('quantized', None, 'Directory of ghn_jax.quantize, in place of splits.')
+_QUANTIZED = flags.DEFINE_string(
+    'quantized', None, 'Score the network that ghn_jax.quantize wrote to this directory, in place of splits.'
+)
 _OUTPUTS = outputs.define_flags(plotting.PICTURES)
 
 _OF_NETWORKS = ('archs', 'splits', 'num_networks', 'seed', 'deepnets')

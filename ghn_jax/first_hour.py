@@ -31,19 +31,19 @@ from ghn_jax.config import RunConfig
 _DEFAULT = 'ghn_qat_cifar10'
 
 _CONFIG = config_file.define_config(
-    f'Config to measure and train, file or name; default: {_DEFAULT}, not trained.'
+    f'Run to measure and to train: a config file, or a name. Default: {_DEFAULT}, which is not trained.'
 )
-_OUT = flags.DEFINE_string('out', 'runs/first_hour', 'Directory of the results.')
-_MINUTES = bounds.define_integer('minutes', 12, 'For all of it.')
-_UNPACK = flags.DEFINE_string(
-    'unpack', None, 'Packed run (ghn_jax.train --pack) that the training goes on with.'
-)
+_OUT = flags.DEFINE_string('out', 'runs/first_hour', 'Write the results to this directory.')
+_MINUTES = bounds.define_integer('minutes', 12, 'How many minutes all of it may take.')
+_UNPACK = flags.DEFINE_string('unpack', None, 'Train on from this file of ghn_jax.train --pack.')
 _READ_EXECUTABLES = define_executables()
 _GOLDEN = flags.DEFINE_string(
-    'golden', None, 'Folder of the numbers of the published GHN-2, to be checked, too.'
+    'golden', None, 'Also check against the numbers of the published GHN-2 in this folder.'
 )
 _WRITE = flags.DEFINE_string(
-    'write_references', None, 'Only computes the numbers that devices are checked against, on this CPU.'
+    'write_references',
+    None,
+    'Only compute the numbers that devices are checked against, on this CPU, and write them to this file.',
 )
 
 

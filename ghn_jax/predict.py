@@ -34,28 +34,42 @@ from ghn_jax.runs.run import load_run
 from ghn_jax.runs.weight_files import FORMATS, check_place, format_of
 
 _WORKDIR = flags.DEFINE_string(
-    'workdir', None, 'Run directory, of ghn_jax.train or ghn_jax.convert, or zoo:NAME.'
+    'workdir',
+    None,
+    'Run whose hypernetwork predicts: a directory of ghn_jax.train or ghn_jax.convert, or zoo:NAME.',
 )
-_ARCH = flags.DEFINE_string('arch', None, 'Architecture file: JSON of one network or a list.')
-_MODEL = flags.DEFINE_string('model', None, 'Model of your own, in place of --arch: package.module:function.')
+_ARCH = flags.DEFINE_string(
+    'arch', None, 'Architecture file of what to predict: JSON of one network, or of a list.'
+)
+_MODEL = flags.DEFINE_string(
+    'model',
+    None,
+    'Your own model, in place of --arch: the function that makes it, as PACKAGE.MODULE:FUNCTION.',
+)
 _OUT = flags.DEFINE_string(
-    'out', None, 'File to write; for several networks a directory, or a name with {name}.'
+    'out', None, 'Write to this file; for several networks, a directory or a file name with {name} in it.'
 )
-_LAYOUT = flags.DEFINE_enum('layout', 'pytorch', LAYOUTS, 'OIHW and (out, in), or HWIO and (in, out).')
+_LAYOUT = flags.DEFINE_enum(
+    'layout', 'pytorch', LAYOUTS, 'Order of axes: pytorch has OIHW and (out, in), jax has HWIO and (in, out).'
+)
 _FORMAT = flags.DEFINE_enum(
     'format',
     None,
     FORMATS,
-    'Of the file; orbax: a directory with a pytree, names cut at their dots. Default: what the name of the '
-    'file ends in, else safetensors.',
+    'Format of the file. orbax makes a directory with a pytree, names cut at their dots. By default it is '
+    'what the name of the file ends in, else safetensors.',
 )
 _PACKED = flags.DEFINE_boolean(
     'packed', False, 'Write rounded weights as integers of just their bits, in safetensors.'
 )
 _BITS = flags.DEFINE_string(
-    'bits', None, 'Round the weights, as in w4a4; the activations are not in the file. Default: float.'
+    'bits',
+    None,
+    'Round the weights to these bits, as in w4a4; the file has no activations. Default: float.',
 )
-_POLICY = flags.DEFINE_string('policy', None, 'Policy file, in place of --bits: JSON, bits by tensor.')
+_POLICY = flags.DEFINE_string(
+    'policy', None, 'Policy file in place of --bits: JSON with the bits of each tensor.'
+)
 
 
 def main() -> None:

@@ -15,9 +15,15 @@ from ghn_jax.runs import source_flags
 from ghn_jax.training.replay import replay
 from ghn_jax.training.run_logger import BAD_NETWORKS
 
-_WORKDIR = flags.DEFINE_string('workdir', None, 'Run directory, of ghn_jax.train.')
-_LINE = bounds.define_integer('line', 1, f'Which line of {BAD_NETWORKS}, from 1.')
-_EXACT = flags.DEFINE_bool('exact', False, 'Train from the checkpoint to the step first.')
+_WORKDIR = flags.DEFINE_string(
+    'workdir', None, 'Run directory, of ghn_jax.train, that the network failed in.'
+)
+_LINE = bounds.define_integer('line', 1, f'Line of {BAD_NETWORKS} that the network is in, counted from 1.')
+_EXACT = flags.DEFINE_bool(
+    'exact',
+    False,
+    'First train from the checkpoint before the step up to it, so that all numbers are those of the run.',
+)
 _DATA_DIR = source_flags.define_data_dir()
 
 

@@ -30,11 +30,15 @@ from ghn_jax.runs import scheme_flags
 from ghn_jax.runs.run import Run
 
 _READ = evaluation_flags.define_flags(sqnr=True)
-_RESULT = flags.DEFINE_string('result', None, 'Evaluation already made: the --json file of ghn_jax.evaluate.')
-_CLOSEUP = flags.DEFINE_string(
-    'closeup', None, 'Bit-width of the closer look, of --bits. Default: w4a4 or, without it, the last.'
+_RESULT = flags.DEFINE_string(
+    'result', None, 'Report on this --json file of ghn_jax.evaluate, in place of evaluating.'
 )
-_OUT = flags.DEFINE_string('out', None, 'Directory to write to. Default: WORKDIR/report.')
+_CLOSEUP = flags.DEFINE_string(
+    'closeup',
+    None,
+    'Which of --bits the closer look is at. Default: w4a4, or the last where it is not there.',
+)
+_OUT = flags.DEFINE_string('out', None, 'Write the page to this directory. Default: WORKDIR/report.')
 
 
 def main() -> None:

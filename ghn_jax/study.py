@@ -28,20 +28,37 @@ from ghn_jax.studies.study import StudySpec, study
 from ghn_jax.studies.study_runs import parse_seeds, read_strategies
 
 _CONFIG = config_file.define_config()
-_WORKDIR = flags.DEFINE_string('workdir', None, 'Directory of the study: a run for each strategy.')
-_STRATEGIES = flags.DEFINE_string(
-    'strategies', None, 'JSON file, or the name of one of ghn_jax: {"name": {"mode": "qat", ..}, ..}.'
+_WORKDIR = flags.DEFINE_string(
+    'workdir', None, 'Directory of the study, with a run directory for each strategy.'
 )
-_SEEDS = flags.DEFINE_list('seeds', [], 'Train every strategy with each of these seeds, such as 0,1,2.')
-_ONLY = flags.DEFINE_list('only', [], 'Train and score only these strategies, or runs such as mixed.seed1.')
-_BASELINE = flags.DEFINE_string('baseline', '', 'The strategy to compare with, if not the first.')
-_SPLITS = flags.DEFINE_list('splits', ['test'], 'Networks to score, as for evaluate.')
-_BITS = flags.DEFINE_list('bits', ['w32a32', 'w8a8', 'w4a4', 'w2a2'], 'As for evaluate.')
-_GROUPS = flags.DEFINE_string('groups', '', 'Bits, such as w2a2, to score parts of the networks at.')
-_LAYERS = bounds.define_integer('layers', 0, 'Networks to score layer by layer, with --groups.')
-_NUM_NETWORKS = bounds.define_integer('num_networks', 50, 'Networks of each split; 0 takes all.')
-_NUM_IMAGES = bounds.define_integer('num_images', 0, 'Test images; 0 takes all.')
-_BATCH_SIZE = bounds.define_integer('batch_size', 64, 'Images of a batch.')
+_STRATEGIES = flags.DEFINE_string(
+    'strategies',
+    None,
+    'Strategies to compare: a JSON file, {"NAME": {"mode": "qat", ..}, ..}, or a name that ghn_jax has, such '
+    'as recipe.',
+)
+_SEEDS = flags.DEFINE_list(
+    'seeds', [], "Train every strategy with each of these seeds, as in 0,1,2. Empty: the config's."
+)
+_ONLY = flags.DEFINE_list(
+    'only', [], 'Train and score only these strategies, or runs such as mixed.seed1. Empty: all.'
+)
+_BASELINE = flags.DEFINE_string(
+    'baseline', '', 'Strategy that the others are compared with. Empty: the first.'
+)
+_SPLITS = flags.DEFINE_list('splits', ['test'], 'Score networks of these splits, as in ghn_jax.evaluate.')
+_BITS = flags.DEFINE_list(
+    'bits', ['w32a32', 'w8a8', 'w4a4', 'w2a2'], 'Bits to score at, a list of w<bits>a<bits>; w32a32 is float.'
+)
+_GROUPS = flags.DEFINE_string(
+    'groups', '', 'Also score with one part of each network at these bits, as in w2a2, the rest in float.'
+)
+_LAYERS = bounds.define_integer('layers', 0, 'With --groups, score so many networks layer by layer.')
+_NUM_NETWORKS = bounds.define_integer(
+    'num_networks', 50, 'How many networks of each split are scored. 0: all.'
+)
+_NUM_IMAGES = bounds.define_integer('num_images', 0, 'How many test images they are scored on. 0: all.')
+_BATCH_SIZE = bounds.define_integer('batch_size', 64, 'Images of a batch, whose statistics batch norms use.')
 
 
 def main() -> None:

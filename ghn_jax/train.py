@@ -25,18 +25,29 @@ from ghn_jax.training.preemption import Stopping
 from ghn_jax.training.train import train
 
 _CONFIG = config_file.define_config()
-_WORKDIR = flags.DEFINE_string('workdir', None, 'Directory of the run: checkpoints, metrics, TensorBoard.')
+_WORKDIR = flags.DEFINE_string(
+    'workdir',
+    None,
+    'Directory of the run, which training creates or goes on in: checkpoints, metrics, TensorBoard.',
+)
 _PACK = flags.DEFINE_string(
-    'pack', None, 'File that is replaced with each checkpoint: all that the run needs to go on elsewhere.'
+    'pack',
+    None,
+    'Keep in this file all that the run needs to go on elsewhere; replaced with each checkpoint.',
 )
-_UNPACK = flags.DEFINE_string('unpack', None, 'Such a file, to go on with in a workdir without a run.')
+_UNPACK = flags.DEFINE_string('unpack', None, 'Go on from this file of --pack, in a workdir without a run.')
 _COORDINATOR = flags.DEFINE_string(
-    'coordinator', '', 'HOST:PORT of process 0, where several processes train one run; or auto.'
+    'coordinator',
+    '',
+    'Address of process 0 as HOST:PORT, where several processes train one run; auto on TPUs and clusters. '
+    'Empty: one process.',
 )
-_NUM_PROCESSES = define_integer('num_processes', None, 'How many, with --coordinator.')
-_PROCESS_ID = define_integer('process_id', None, 'Which of them this is, from 0.')
+_NUM_PROCESSES = define_integer(
+    'num_processes', None, 'How many processes train the run; needs --coordinator.'
+)
+_PROCESS_ID = define_integer('process_id', None, 'Which of the processes this one is, counted from 0.')
 _TIMEOUT = define_integer(
-    'distributed_timeout', processes.TIMEOUT, 'Seconds to wait for the other processes.'
+    'distributed_timeout', processes.TIMEOUT, 'How many seconds to wait for the other processes at the start.'
 )
 _READ_EXECUTABLES = define_executables()
 

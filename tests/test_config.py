@@ -133,7 +133,7 @@ def test_lists_become_tuples_and_integers_the_floats_that_were_declared():
         (lambda: config.EvalConfig(num_images=True), 'num_images=True: expected an integer from'),
         (lambda: config.SpaceConfig(cells=(3,)), 'cells=(3,): expected (fewest, most)'),
         (lambda: config.SpaceConfig(channels=('a',)), "channels=('a',): expected a tuple of int"),
-        (lambda: config.HypernetworkConfig(hid=30), 'hid=30: expected a positive multiple of 4'),
+        (lambda: config.HypernetworkConfig(hid=30), 'hid=30: expected a multiple of 4'),
         (lambda: config.HypernetworkConfig(decoder='mlp'), "decoder='mlp': expected one of conv"),
         (lambda: config.QuantConfig(mode='int'), "mode='int': expected one of float, qat, noise"),
         (lambda: config.QuantConfig(draw_per='image'), "draw_per='image': expected one of"),

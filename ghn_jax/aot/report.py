@@ -71,9 +71,9 @@ def about_text(text: str, tapes: Sequence[jax.ShapeDtypeStruct]) -> Row:
     Returns:
       conditionals, loops: how many stand in it, by place; collectives; copies: those of at least as many
       bytes as the smallest tape; tape_copies: of these, the ones of as many values as a tape, in a loop or a
-      branch and elsewhere; flops, bytes_moved: of one pass (`costs.cost`); operands: the operations of
-      convolutions and products by the type of what they multiply (`costs.operand_types`). A place is
-      {'loops', 'branches'}: how deep it lies in each.
+      branch and elsewhere; flops, bytes_moved: of one pass (`program_costs.cost`); operands: the operations
+      of convolutions and products by the type of what they multiply (`program_costs.operand_types`). A place
+      is {'loops', 'branches'}: how deep it lies in each.
     """
     module = hlo.read(text)
     counts, cost = hlo.counts(module), program_costs.cost(module)

@@ -7,6 +7,7 @@ neighbouring floats of a tile: index arithmetic on a handful of integers for eac
 Axes: F floats of the weight buffer | B blocks of BLOCK floats | U units of 8 floats of the tiles | P pieces.
 """
 
+from collections.abc import Iterator
 from typing import NamedTuple
 
 import jax
@@ -17,7 +18,7 @@ from jax import Array, lax
 from ghn_jax.base import backends
 from ghn_jax.base.whole_numbers import round_up
 from ghn_jax.cnn.capacity import Capacity
-from ghn_jax.cnn.packing import BLOCK, TILE
+from ghn_jax.cnn.packing import BLOCK, TILE, Piece
 from ghn_jax.cnn.program import Layout
 from ghn_jax.cnn.tables import ArrayOrNumpy
 from ghn_jax.cnn.weight_quantization import get_page, set_page
@@ -94,56 +95,76 @@ def make_sources(layout: Layout, items: Items, tiles: Tiles, capacity: Capacity)
       tiles: their shapes.
       capacity: of the program.
     """
-    units, channels = _units(tiles), tiles.depth.shape[1] // UNIT
-    classes = round_up(tiles.class_bias.shape[0], UNIT) // UNIT
     table = np.zeros((capacity.pieces, 13), np.int32)
     blocks, windows, dense_windows = [], [], []
     for k, (first, piece) in enumerate(layout.pieces):
         kind, item = items[piece.name] if piece.name else ('constant', int(piece.constant == 0))
-        tap_step, row_step, modulo = 0, 0, channels
-        if kind == 'dense':
-            base = item * TILE * channels
-            tap_step, row_step = TILE * channels, channels
-        elif kind == 'depth':
-            base, tap_step = units.depth + item * channels, channels
-        elif kind == 'norm':
-            base = units.norm + item * channels
-        elif kind == 'class':
-            base, row_step, modulo = (units.class_bias if item else units.class_weight), classes, classes
-        else:
-            base, modulo = units.one + item, 1
-        pad_cols, cols, col = -(-piece.pad_cols // UNIT), -(-piece.cols // UNIT), piece.col // UNIT
+        origin, (pad_cols, cols, col) = _origin(kind, item, tiles), _columns(piece)
         table[k] = (
-            first, piece.pad_rows, pad_cols, piece.rows, cols, base, tap_step, row_step, piece.row, modulo,
-            col, piece.taps, kind == 'dense',
+            first, piece.pad_rows, pad_cols, piece.rows, cols, origin.base, origin.tap_step, origin.row_step,
+            piece.row, origin.modulo, col, piece.taps, kind == 'dense',
         )  # fmt: skip
         blocks.append(piece.size // BLOCK)
-        if kind == 'constant':
-            continue
-        # Rows of windows: (row of the piece, first unit of the tile, first row in it, rows).
-        if kind == 'depth':  # taps are rows, of a window as many as a tile has
-            bands = [
-                (tap, base + tap * channels, 0, min(TILE, piece.taps - tap))
-                for tap in range(0, piece.taps, TILE)
-            ]
-        else:
-            bands = [
-                (tap * piece.pad_rows + r, base + tap * tap_step, i, height)
-                for tap in range(piece.taps)
-                for r, i, height in _unwrapped(piece.row, piece.rows, TILE)
-            ]
-        which = dense_windows if kind == 'dense' else windows
-        for r, begin, i, height in bands:
-            for c, o, width in _unwrapped(col, cols, modulo):
-                flat, step = first * _UNITS + r * pad_cols + c, max(row_step, modulo)
-                for start in range(0, (i + height - 1) * step + o + width, _SPAN):
-                    which.append((flat, pad_cols, begin + start, start, step, i, height, o, width))
+        if kind != 'constant':
+            (dense_windows if kind == 'dense' else windows).extend(_windows(first, piece, kind, origin))
     owner = np.zeros(layout.tables.block_tensor.shape, np.int32)
     owner[: sum(blocks)] = np.repeat(np.arange(len(blocks), dtype=np.int32), blocks)
     out = np.zeros((capacity.rectangles, 9), np.int32)
     n_windows = np.cumsum([len(windows), len(dense_windows)]).astype(np.int32)
     out[: n_windows[1]] = windows + dense_windows
     return Sources(owner, table, out, n_windows)
+
+
+class _Origin(NamedTuple):
+    """Where a piece comes from, in units of the tiles: the columns of Sources.pieces with these names."""
+
+    base: int
+    tap_step: int
+    row_step: int
+    modulo: int
+
+
+def _origin(kind: str, item: int, tiles: Tiles) -> _Origin:
+    """Say where a tensor lies by its item in the decoder's table; of constants, 0 is one and 1 zero."""
+    units, channels = _units(tiles), tiles.depth.shape[1] // UNIT
+    if kind == 'dense':
+        return _Origin(item * TILE * channels, TILE * channels, channels, channels)
+    if kind == 'depth':
+        return _Origin(units.depth + item * channels, channels, 0, channels)
+    if kind == 'norm':
+        return _Origin(units.norm + item * channels, 0, 0, channels)
+    if kind == 'class':
+        classes = round_up(tiles.class_bias.shape[0], UNIT) // UNIT
+        return _Origin(units.class_bias if item else units.class_weight, 0, classes, classes)
+    return _Origin(units.one + item, 0, 0, 1)
+
+
+def _columns(piece: Piece) -> tuple[int, int, int]:
+    """Return a piece's padded columns, its columns, and its first column in the tensor, in units."""
+    return -(-piece.pad_cols // UNIT), -(-piece.cols // UNIT), piece.col // UNIT
+
+
+def _windows(first: int, piece: Piece, kind: str, origin: _Origin) -> Iterator[tuple[int, ...]]:
+    """Yield the windows of a piece that begins at block `first`: rows of Sources.windows."""
+    pad_cols, cols, col = _columns(piece)
+    # Bands are rows of windows: (row of the piece, first unit of the tile, first row in it, rows).
+    if kind == 'depth':  # taps are rows, of a window as many as a tile has
+        bands = [
+            (tap, origin.base + tap * origin.tap_step, 0, min(TILE, piece.taps - tap))
+            for tap in range(0, piece.taps, TILE)
+        ]
+    else:
+        bands = [
+            (tap * piece.pad_rows + r, origin.base + tap * origin.tap_step, i, height)
+            for tap in range(piece.taps)
+            for r, i, height in _unwrapped(piece.row, piece.rows, TILE)
+        ]
+    step = max(origin.row_step, origin.modulo)
+    for r, begin, i, height in bands:
+        for c, o, width in _unwrapped(col, cols, origin.modulo):
+            flat = first * _UNITS + r * pad_cols + c
+            for start in range(0, (i + height - 1) * step + o + width, _SPAN):
+                yield flat, pad_cols, begin + start, start, step, i, height, o, width
 
 
 def _unwrapped(start: int, count: int, modulo: int) -> list[tuple[int, int, int]]:

@@ -4,6 +4,7 @@ The most is what keeps a slip of the pen from asking for terabytes or for years;
 has is judged where it is known.
 """
 
+import dataclasses
 import math
 from collections.abc import Sequence
 from typing import Any
@@ -64,6 +65,14 @@ def define_number(
     """Define the flag --name, a float from `least` to `most`."""
     parser = _NumberParser(least, most)
     return flags.DEFINE(parser, name, default, help_string, serializer=flags.ArgumentSerializer())
+
+
+def define_number_of(owner: type, field: str, help_string: str) -> flags.FlagHolder:
+    """Define the flag --field of a number that a dataclass declares, with its default and its bounds."""
+    (declared,) = (f for f in dataclasses.fields(owner) if f.name == field)
+    default, least, most = declared.default, declared.metadata['least'], declared.metadata['most']
+    define = flags.DEFINE_integer if isinstance(default, int) else define_number
+    return define(field, default, help_string, least, most)
 
 
 def integers(name: str, texts: Sequence[str], bounds: str) -> tuple[int, ...]:

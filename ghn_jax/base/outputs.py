@@ -59,10 +59,12 @@ def define_flags(pictures: Sequence[str] = ()) -> Callable[[], OutputFiles]:
 
     pictures: what the name of a picture may end in; () is for a command that draws none and has no --plot.
     """
-    json = flags.DEFINE_string('json', None, 'File to write the result to.')
+    json = flags.DEFINE_string('json', None, 'Write the result to this file, as JSON.')
     plot = None
     if pictures:
-        plot = flags.DEFINE_string('plot', None, f'Picture to write ({", ".join(pictures)}).')
+        plot = flags.DEFINE_string(
+            'plot', None, f'Draw the result into this file, whose name ends in {", ".join(pictures)}.'
+        )
 
     def read() -> OutputFiles:
         result = cli.check_output(json.value, 'json') if json.value else None

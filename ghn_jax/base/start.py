@@ -28,7 +28,9 @@ def define_executables() -> Callable[[], None]:
       FieldError: it holds no programs.
     """
     folder = flags.DEFINE_string(
-        'executables', None, 'Folder of programs that ghn_jax.compile --out wrote for this device.'
+        'executables',
+        None,
+        'Load compiled programs from this folder, which ghn_jax.compile --out wrote for this device.',
     )
     return lambda: executables.read_from(folder.value)
 

@@ -1,6 +1,6 @@
 """How long a training step would take on a GPU that is not here, by a walk over the tables of real networks.
 
-`aot.launches` says what each part of the compiled step costs; the tables of networks as a run draws them say
+`aot.gpu_time` says what each part of the compiled step costs; the tables of networks as a run draws them say
 how often each part runs. A network's instructions are told from the rest of the step by the names that the
 executor gives its loops. A loop whose length neither the program nor its name tells counts as one turn.
 """

@@ -13,21 +13,30 @@ flags.disclaim_key_flags()  # --help shows them as the flags of the command that
 
 
 def define_flags() -> Callable[[], dict[str, Any]]:
-    """Define the flags; what is returned reads the fields of `Options` that they are, once parsed."""
-    models = flags.DEFINE_list('models', [], 'Models of your own, for `models`: package.module:function,...')
+    """Define the flags; what is returned reads them, once parsed, as fields of `BenchmarkOptions`."""
+    models = flags.DEFINE_list(
+        'models', [], 'Your own models, for `models`: a list of PACKAGE.MODULE:FUNCTION.'
+    )
     workdir = flags.DEFINE_string(
-        'workdir', 'zoo:digits-bits', 'Run whose hypernetwork predicts their parameters, or zoo:NAME.'
+        'workdir',
+        'zoo:digits-bits',
+        'Run whose hypernetwork predicts the parameters of --models: a directory, or zoo:NAME.',
     )
     agreement = flags.DEFINE_list(
-        'agreement', [], 'Bits, as in float,w8a8, at which `models` runs ONNX files in onnxruntime, too.'
+        'agreement',
+        [],
+        'Also run the ONNX files of --models in onnxruntime, at these bits, as in float,w8a8.',
     )
     epochs = bounds.define_integer(
         'epochs',
         None,
-        'Passes over the training images that --agreement trains a model for, in float, at first.',
+        'Before --agreement, train each model in float for so many passes over the training images.',
     )
     batch_norm = flags.DEFINE_enum(
-        'bn', BATCH_NORMS[0], BATCH_NORMS, 'Statistics of batch norms in these files, as of ghn_jax.export.'
+        'bn',
+        BATCH_NORMS[0],
+        BATCH_NORMS,
+        'Statistics of batch norms in the files of --agreement, as in ghn_jax.export.',
     )
     scheme = scheme_flags.define_scheme_flags()
     return lambda: {

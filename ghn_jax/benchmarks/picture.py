@@ -37,7 +37,7 @@ def picture(result: Mapping[str, Any], *, suffix: str = '.png') -> bytes:
 
 
 def picture_of_comparison(result: Mapping[str, Any], *, suffix: str = '.png') -> bytes:
-    """Draw a bar for each ratio of `comparison.compare`: as measured, and at equal speed of the machines."""
+    """Draw a bar for each ratio of `ratios.compare`: as measured, and at equal speed of the machines."""
     rows = [row for row in result['rows'] if row['ratio'] is not None][:MAX_BARS]
 
     def draw(panel):

@@ -55,10 +55,11 @@ class HeadQuantization(NamedTuple):
         """Quantize the input of a layer. Padding does not widen its range, which includes 0."""
         if self.scheme.mode == 'float':
             return x
+        bits = self.bits[which]
         key = None if self.key is None else jax.random.fold_in(self.key, _KEYS + which)
         key = None if key is None else collectives.own_key(key, self.axis)
         ends = None if self.ranges is None else self.ranges[which]
-        return quantize_activation(x, self.bits[which], self.scheme, ends=ends, key=key, across=self.axis)
+        return quantize_activation(x, bits, self.scheme, ends=ends, key=key, across=self.axis)
 
 
 # ---- features
@@ -135,29 +136,50 @@ def _panel(flat: Array, block: Array, cols: int) -> Array:
     return lax.dynamic_slice(flat, (block * BLOCK,), (BLOCK * cols,)).reshape(BLOCK, cols)
 
 
-def _linear(x: Array, flat: Array, block: Array, rows: Array, cols: int) -> Array:
-    """x [N, D] times the weight whose `rows` panels [BLOCK, cols] start at `block` -> [N, cols]."""
+class _Weight(NamedTuple):
+    """The weight of a linear layer: so many panels [BLOCK, cols] of the buffer, from block `first` on."""
+
+    first: Array
+    panels: Array
+    cols: int
+
+
+def _hidden_weight(table: HeadTable, c: Array) -> _Weight:
+    """Return the weight of part c of the hidden layer, BLOCK units."""
+    return _Weight(table.hidden_weights + c * table.hidden_rows * BLOCK, table.hidden_rows, BLOCK)
+
+
+def _final_weight(program: Program, table: HeadTable) -> _Weight:
+    return _Weight(table.final_weights, table.final_rows, padded_classes(program.num_classes))
+
+
+def _linear(x: Array, flat: Array, weight: _Weight) -> Array:
+    """x [N, D] times the weight -> [N, cols]."""
+    first, panels, cols = weight
 
     def step(p, y):
-        return y + _rows(x, p) @ _panel(flat, block + p * cols, cols)
+        return y + _rows(x, p) @ _panel(flat, first + p * cols, cols)
 
     with jax.named_scope('panels'):
-        return lax.fori_loop(0, rows, step, jnp.zeros((x.shape[0], cols), x.dtype))
+        return lax.fori_loop(0, panels, step, jnp.zeros((x.shape[0], cols), x.dtype))
 
 
-def _linear_backward(x, flat, block, rows, cols, g, g_x, g_flat):
-    """Add to g_x [N, D] and set the panels in g_flat."""
+def _linear_backward(
+    x: Array, flat: Array, weight: _Weight, g: Array, g_x: Array, g_flat: Array
+) -> tuple[Array, Array]:
+    """Add to g_x [N, D] and set the panels in g_flat, from g [N, cols]."""
+    first, panels, cols = weight
 
     def step(p, carry):
         g_x, g_flat = carry
-        panel = block + p * cols
+        panel = first + p * cols
         g_panel = (_rows(x, p).T @ g).ravel()
         g_rows = _rows(g_x, p) + g @ _panel(flat, panel, cols).T
         g_x = lax.dynamic_update_slice_in_dim(g_x, g_rows, p * BLOCK, 1)
         return g_x, lax.dynamic_update_slice(g_flat, g_panel, (panel * BLOCK,))
 
     with jax.named_scope('panels'):
-        return lax.fori_loop(0, rows, step, (g_x, g_flat))
+        return lax.fori_loop(0, panels, step, (g_x, g_flat))
 
 
 def _bias(flat: Array, block: Array, cols: int) -> Array:
@@ -199,8 +221,7 @@ def logits(
     x = quantization.quantize(features, 0)
 
     def panel(c, hidden):
-        weights = table.hidden_weights + c * table.hidden_rows * BLOCK
-        y = _linear(x, flat, weights, table.hidden_rows, BLOCK) + _bias(flat, table.hidden_bias + c, BLOCK)
+        y = _linear(x, flat, _hidden_weight(table, c)) + _bias(flat, table.hidden_bias + c, BLOCK)
         return lax.dynamic_update_slice_in_dim(hidden, y, c * BLOCK, 1)
 
     with jax.named_scope('hidden'):
@@ -213,8 +234,8 @@ def logits(
         mask = collectives.own_rows(keep, axis).astype(features.dtype) / (1 - dropout)
     residuals = Residuals(features, hidden, mask)
     x = _final_input(program, table, residuals, quantization)
-    cols = padded_classes(program.num_classes)
-    out = _linear(x, flat, table.final_weights, table.final_rows, cols) + _bias(flat, table.final_bias, cols)
+    weight = _final_weight(program, table)
+    out = _linear(x, flat, weight) + _bias(flat, table.final_bias, weight.cols)
     return out[:, : program.num_classes], residuals
 
 
@@ -228,13 +249,11 @@ def logits_backward(
     g_flat: Array,
 ) -> tuple[Array, Array]:
     """Return the gradient to the features [N, D], and g_flat with the head's weights set, from g [N, L]."""
-    cols = padded_classes(program.num_classes)
-    g = jnp.pad(g, ((0, 0), (0, cols - g.shape[1])))
+    weight = _final_weight(program, table)
+    g = jnp.pad(g, ((0, 0), (0, weight.cols - g.shape[1])))
     x, to_residuals = jax.vjp(lambda r: _final_input(program, table, r, quantization), residuals)
     g_flat = lax.dynamic_update_slice(g_flat, jnp.sum(g, 0), (table.final_bias * BLOCK,))
-    g_x, g_flat = _linear_backward(
-        x, flat, table.final_weights, table.final_rows, cols, g, jnp.zeros_like(x), g_flat
-    )
+    g_x, g_flat = _linear_backward(x, flat, weight, g, jnp.zeros_like(x), g_flat)
     (g_residuals,) = to_residuals(g_x)
 
     x, to_features = jax.vjp(lambda x: quantization.quantize(x, 0), residuals.features)
@@ -242,9 +261,9 @@ def logits_backward(
     def panel(c, carry):
         g_x, g_flat = carry
         g = lax.dynamic_slice_in_dim(g_residuals.hidden, c * BLOCK, BLOCK, 1)
-        weights = table.hidden_weights + c * table.hidden_rows * BLOCK
+        weight = _hidden_weight(table, c)
         g_flat = lax.dynamic_update_slice(g_flat, jnp.sum(g, 0), ((table.hidden_bias + c) * BLOCK,))
-        return _linear_backward(x, flat, weights, table.hidden_rows, BLOCK, g, g_x, g_flat)
+        return _linear_backward(x, flat, weight, g, g_x, g_flat)
 
     with jax.named_scope('hidden'):
         g_x, g_flat = lax.fori_loop(0, table.hidden_cols, panel, (jnp.zeros_like(x), g_flat))

@@ -54,6 +54,7 @@ class Lowered(NamedTuple):
 
 
 IMAGE = 0  # the value that holds the input images
+Parts = tuple[int, ...]  # values that are concatenated
 
 
 def lower(spec: NetworkSpec, image_size: int = IMAGE_SIZE) -> Lowered:
@@ -102,7 +103,7 @@ class _Lowering:
         self.shapes = {IMAGE: (image_size, 3)}
         self.instructions: list[Instruction] = []
         self.groups: list[tuple[int, ...]] = []
-        self.unrectified: tuple[int, ...] | None = None  # output of the stem's second part
+        self.unrectified: Parts | None = None  # output of the stem's second part
 
     # -- values and instructions
 
@@ -128,7 +129,7 @@ class _Lowering:
 
     # -- layers: each adds its result to value `dst`
 
-    def operation(self, name: str, src: int, dst: int, stride: int, prefix: str):
+    def operation(self, name: str, src: int, dst: int, stride: int, prefix: str) -> None:
         """Emit an operation of a genotype; the names of its parameters begin with `prefix`."""
         (size, _), (out_size, channels) = self.shapes[src], self.shapes[dst]
         steps, tensor = [], iter(tensors(name, channels, strided=stride > 1))
@@ -170,19 +171,19 @@ class _Lowering:
                 self.emit(op, part, out, cut, src if op.quantizes else None)
         return dst
 
-    def point_group(self, parts: tuple[int, ...], channels: int, name: str) -> int:
+    def point_group(self, parts: Parts, channels: int, name: str) -> int:
         """Emit relu, conv 1x1, norm over a concatenation."""
         size, _ = self.shapes[parts[0]]
         return self.group(Conv(1, 1, 1, True), parts, size, channels, (f'{name}.op.1',), f'{name}.op.2')
 
-    def reduce_group(self, parts: tuple[int, ...], channels: int, name: str) -> int:
+    def reduce_group(self, parts: Parts, channels: int, name: str) -> int:
         """Emit a FactorizedReduce over a concatenation: strided convolutions, the second shifted; norm."""
         size, _ = self.shapes[parts[0]]
         layers = f'{name}.conv_1', f'{name}.conv_2'
         return self.group(Reduce(), parts, size // 2, channels, layers, f'{name}.bn')
 
     def group(
-        self, op: Kind, parts: tuple[int, ...], size: int, channels: int, layers: tuple[str, ...], norm: str
+        self, op: Kind, parts: Parts, size: int, channels: int, layers: tuple[str, ...], norm: str
     ) -> int:
         """Emit convolutions of the parts of a concatenation, summed, then the norm."""
         dst, raw = self.value(size, channels), self.value(size, channels)
@@ -198,6 +199,8 @@ class _Lowering:
 
     def lower(self) -> Lowered:
         spec = self.spec
+        s0: Parts | None
+        s1: Parts | None
         s0, s1 = self.stem()
         width, after_reduction = spec.C, spec.stem_type == 1
         for i in range(spec.n_cells):
@@ -205,12 +208,13 @@ class _Lowering:
             width *= spec.C_mult if reduction else 1
             # Transformer networks never change their resolution.
             halve, strided = (after_reduction, reduction) if not spec.is_vit else (False, False)
-            output = self.cell(i, s0, s1, width, halve, strided)
+            output = self.cell(i, (s0, s1), width, halve=halve, strided=strided)
             s0, s1, after_reduction = s1, output, reduction
         assert s1 is not None  # a spec that exists is connected
         return self.finish(s1)
 
-    def stem(self) -> tuple[tuple[int, ...], tuple[int, ...]]:
+    def stem(self) -> tuple[Parts, Parts]:
+        """Emit the stem; return the two values that the first cell reads."""
         spec, (size, _) = self.spec, self.shapes[IMAGE]
         if spec.is_vit:
             piece = dense_piece('stem0.weight', 9, 3, spec.C)
@@ -219,7 +223,7 @@ class _Lowering:
             out = self.emit(Position(), raw, self.value(VIT_SIZE, spec.C), (positions,))
             return (out,), (out,)
 
-        def stem_conv(src: int, dst: int, k: int, stride: int, name: str, norm: str):
+        def stem_conv(src: int, dst: int, k: int, stride: int, name: str, norm: str) -> int:
             """Emit [relu,] conv kxk, norm."""
             piece = dense_piece(f'{name}.weight', k * k, self.shapes[src][1], self.shapes[dst][1])
             raw = self.value(*self.shapes[dst])
@@ -238,7 +242,7 @@ class _Lowering:
         self.unrectified = (s0,)
         return (s0,), (s1,)
 
-    def preprocess(self, parts, width: int, halve: bool, name: str) -> int | None:
+    def preprocess(self, parts: Parts | None, width: int, halve: bool, name: str) -> int | None:
         if parts is None:
             return None
         if self.spec.preproc:
@@ -251,15 +255,17 @@ class _Lowering:
         rectify = parts == self.unrectified
         return self.emit(Subsample(rectify), parts[0], self.value(size // 2, channels))
 
-    def cell(self, i: int, s0, s1, width: int, halve: bool, strided: bool):
+    def cell(
+        self, i: int, inputs: tuple[Parts | None, Parts | None], width: int, *, halve: bool, strided: bool
+    ) -> Parts | None:
         """Return the values of the cell's output, or None where all of them are absent.
 
-        halve: s0 has twice the resolution of s1. strided: the cell halves the resolution.
+        halve: the first input has twice the resolution of the second. strided: the cell halves it.
         """
         entries, listed = self.spec.genotype.cell(self.spec.is_reduction(i))
         states: list[Any] = [  # a value, or None where it is absent
-            self.preprocess(s0, width, halve, f'cells.{i}.preprocess0'),
-            self.preprocess(s1, width, False, f'cells.{i}.preprocess1'),
+            self.preprocess(inputs[0], width, halve, f'cells.{i}.preprocess0'),
+            self.preprocess(inputs[1], width, False, f'cells.{i}.preprocess1'),
         ]
         present = next((s for s in states if s is not None), None)
         if present is None:
@@ -285,7 +291,7 @@ class _Lowering:
         self.groups.append(tuple(output))
         return tuple(output)
 
-    def finish(self, parts: tuple[int, ...]) -> Lowered:
+    def finish(self, parts: Parts) -> Lowered:
         """Add the head and drop instructions whose results the logits do not need."""
         spec = self.spec
         size, channels = self.shapes[parts[0]]

@@ -101,22 +101,20 @@ def define_flags(*, sqnr: bool = False, images: bool = False) -> Callable[[], Ev
     """
     before = set(flags.FLAGS)
     workdir = flags.DEFINE_string(
-        'workdir', None, 'Run directory, of ghn_jax.train or ghn_jax.convert, or zoo:NAME.'
+        'workdir', None, 'Run to score: a directory of ghn_jax.train or ghn_jax.convert, or zoo:NAME.'
     )
     of_images = source_flags.define_images() if images else None
-    step = flags.DEFINE_string('step', 'latest', 'Checkpoint: latest, best (in validation), or a number.')
+    step = flags.DEFINE_string('step', 'latest', 'Checkpoint: latest, best (in validation), or a step.')
     read_networks = _define_network_flags()
     read_protocol = define_protocol_flags(sqnr)
     read_scheme = define_scheme_flags()
-    devices = bounds.define_integer(
-        'devices', 0, 'Devices that share the images, 0: all; a CPU is divided into so many.'
-    )
+    devices = bounds.define_integer('devices', 0, 'Devices, or parts of a CPU, that share images. 0: all.')
     data_dir = source_flags.define_data_dir()
     against = flags.DEFINE_string(
         'against',
         None,
-        'To compare with: the directory of another run, which is scored on the same networks, on the '
-        'grids of its own training, or the --json file of its evaluation.',
+        'Compare with another run: its directory, and it is scored on the same networks on the grids of its '
+        'own training; or the --json file of its evaluation.',
     )
     read_executables = define_executables()
     names = set(flags.FLAGS) - before
@@ -153,26 +151,38 @@ def define_flags(*, sqnr: bool = False, images: bool = False) -> Callable[[], Ev
 
 def _define_network_flags() -> Callable[[], EvaluationSpec]:
     """Those of the networks, their bits and the images; what is returned reads a spec with these fields."""
-    splits = flags.DEFINE_list('splits', ['test'], f'Networks to score: of {", ".join(SPLITS)}.')
+    splits = flags.DEFINE_list(
+        'splits', ['test'], f'Score networks of these splits, a list of {", ".join(SPLITS)}.'
+    )
     bits = flags.DEFINE_list(
         'bits',
         None,
-        'Bit-widths: w<bits>a<bits>, of weights and activations; 32 is float. '
+        'Bits of weights and activations to score at, a list such as w8a8,w4a4; w32a32 is float. '
         f'Default: {",".join(BITS)}, or none where --policy is given.',
     )
-    policy = flags.DEFINE_list('policy', [], 'Policy files, beside --bits: JSON, bits by tensor.')
+    policy = flags.DEFINE_list(
+        'policy', [], 'Also score at these policy files: JSON with the bits of each tensor.'
+    )
     told = flags.DEFINE_string(
-        'told', None, 'Bits, as in w8a8, that a GHN that is told the bits is told in place of those run.'
+        'told',
+        None,
+        'Bits, as in w8a8, that a hypernetwork conditioned on the bits reads in place of those that are run.',
     )
-    num_networks = bounds.define_integer('num_networks', NUM_NETWORKS, 'Networks of each split; 0 takes all.')
-    num_images = bounds.define_integer('num_images', 0, 'Test images; 0 takes all.')
+    num_networks = bounds.define_integer(
+        'num_networks', NUM_NETWORKS, 'How many networks of each split are scored. 0: all.'
+    )
+    num_images = bounds.define_integer('num_images', 0, 'How many test images they are scored on. 0: all.')
     batch_size = bounds.define_integer(
-        'batch_size', BATCH_SIZE, 'Images of a batch, whose statistics BatchNorm uses.'
+        'batch_size',
+        BATCH_SIZE,
+        'Images of a batch, whose statistics batch norms use unless --bn says otherwise.',
     )
-    seed = bounds.define_integer('seed', 0, 'Which networks the splits have.')
-    archs = flags.DEFINE_string('archs', None, 'Architecture file: score exactly its networks, and no split.')
+    seed = bounds.define_integer('seed', 0, 'Seed that the networks of the splits are drawn by.')
+    archs = flags.DEFINE_string(
+        'archs', None, 'Score the networks of this architecture file, in place of splits.'
+    )
     deepnets = flags.DEFINE_string(
-        'deepnets', None, "Folder of DeepNets-1M's published HDF5 and JSON files: the splits are theirs."
+        'deepnets', None, "Take the splits from DeepNets-1M's published HDF5 and JSON files in this folder."
     )
 
     def read() -> EvaluationSpec:
@@ -203,19 +213,31 @@ def define_protocol_flags(sqnr: bool) -> Callable[[], tuple[Protocol, int]]:
     """
     bn = flags.DEFINE_enum(
         'bn', 'batch', BATCH_NORMS,
-        'BatchNorm statistics: of each batch; of training images in the rounded network (corrected); or in '
-        'the one in float, folded into the weights before these are rounded (calibrated).',
+        'Statistics of batch norms: of each batch; of training images, in the rounded network (corrected) or '
+        'in float, folded into the weights before these are rounded (calibrated).',
     )  # fmt: skip
-    ranges = flags.DEFINE_enum('ranges', 'batch', RANGES, 'Ranges of activations: of each batch, or fixed.')
+    ranges = flags.DEFINE_enum(
+        'ranges',
+        'batch',
+        RANGES,
+        'Ranges of activations: of each batch, or fixed by training images (calibrated).',
+    )
     range_rule = flags.DEFINE_enum(
-        'range_rule', None, calibration.RANGE_RULES, f'Of calibrated ranges. Default: {RANGE_RULE}.'
+        'range_rule',
+        None,
+        calibration.RANGE_RULES,
+        f'How calibrated ranges are found. Default: {RANGE_RULE}.',
     )
     calibration_batches = bounds.define_integer(
-        'calibration_batches', None, f'Of training images. Default: {CALIBRATION_BATCHES}.'
+        'calibration_batches',
+        None,
+        f'How many batches of training images calibrate. Default: {CALIBRATION_BATCHES}.',
     )
-    with_sqnr = flags.DEFINE_bool('sqnr', sqnr, 'Measure the noise of rounding, layer by layer.')
+    with_sqnr = flags.DEFINE_bool(
+        'sqnr', sqnr, 'Measure the noise of rounding layer by layer, as a ratio of signal to noise in dB.'
+    )
     integer = bounds.define_integer(
-        'integer', 0, 'So many images are run in integer arithmetic, too, and predictions compared.'
+        'integer', 0, 'Also run so many images in integer arithmetic, and compare the predictions. 0: none.'
     )
 
     def read() -> tuple[Protocol, int]:

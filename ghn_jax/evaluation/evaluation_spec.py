@@ -3,7 +3,6 @@
 import dataclasses
 import pathlib
 
-from ghn_jax.base import bounds
 from ghn_jax.base.fields import bounded, check_declared
 from ghn_jax.evaluation.protocol import CALIBRATION_BATCHES, PAPERS, Protocol
 from ghn_jax.networks.spec import NetworkSpec
@@ -60,7 +59,6 @@ class EvaluationSpec:
 
     def __post_init__(self) -> None:
         check_declared(self)
-        bounds.check(integer=self.protocol.integer)
         for name in ('splits', 'policies', 'networks'):  # lists become tuples: a spec does not change
             if (values := getattr(self, name)) is not None:
                 object.__setattr__(self, name, tuple(values))

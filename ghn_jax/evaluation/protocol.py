@@ -13,6 +13,7 @@ from jax.sharding import Mesh
 from ghn_jax.assembly.mesh import replicate
 from ghn_jax.assembly.workspace import Workspace
 from ghn_jax.base.errors import FieldError
+from ghn_jax.base.fields import bounded, check_fields, choice
 from ghn_jax.cnn.deploy import calibration, observer
 from ghn_jax.cnn.deploy.calibration import RANGE_RULE
 from ghn_jax.cnn.deploy.observer import Activations, RowMoments, Wanted, make_wanted
@@ -43,22 +44,18 @@ class Protocol:
       integer: images that are run in integer arithmetic, too.
 
     Raises:
-      UserError: an unknown word; integer arithmetic for a network that depends on its batch.
+      FieldError: a field that is not what it may be; integer arithmetic for a network that depends on its
+        batch.
     """
 
-    batch_norm: str = 'batch'
-    ranges: str = 'batch'
-    range_rule: str = RANGE_RULE
+    batch_norm: str = choice('batch', BATCH_NORMS)
+    ranges: str = choice('batch', RANGES)
+    range_rule: str = choice(RANGE_RULE, calibration.RANGE_RULES)
     sqnr: bool = False
-    integer: int = 0
+    integer: int = bounded('integer', 0)
 
     def __post_init__(self) -> None:
-        known = {'batch_norm': BATCH_NORMS, 'ranges': RANGES, 'range_rule': calibration.RANGE_RULES}
-        for field, words in known.items():
-            if (word := getattr(self, field)) not in words:
-                raise FieldError(field, f'={word!r}: expected one of {", ".join(words)}')
-        if self.integer < 0:
-            raise FieldError('integer', f'={self.integer}: expected a number of images')
+        check_fields(self)
         if self.integer and 'batch' in (self.batch_norm, self.ranges):
             raise FieldError(
                 'integer',
@@ -152,7 +149,9 @@ def prepare(
     return network, *_layer_sqnr(measure, layout, network, workspace)
 
 
-def _correct(measure, layout, network, workspace):
+def _correct(
+    measure: Measure, layout: Layout, network: RunnableNetwork, workspace: Workspace
+) -> tuple[RunnableNetwork, Workspace]:
     """Return the network with the statistics that it has on the calibration images at its bits."""
     wanted = make_wanted(measure.program, moments=True)
     measured, workspace = measure(layout, network, wanted, workspace)
@@ -160,7 +159,9 @@ def _correct(measure, layout, network, workspace):
     return network._replace(weights=flat, tables=tables), workspace
 
 
-def _fix_ranges(protocol, measure, layout, network, workspace):
+def _fix_ranges(
+    protocol: Protocol, measure: Measure, layout: Layout, network: RunnableNetwork, workspace: Workspace
+) -> tuple[RunnableNetwork, Workspace]:
     """Return the network with the ranges that its activations have on the calibration images at its bits."""
     wanted = make_wanted(measure.program, activations=True)
     bounds, index = wanted.bounds, observer.make_index(measure.program, layout)
@@ -189,7 +190,9 @@ def histograms(
     return measured.activations, bounds, workspace
 
 
-def _layer_sqnr(measure, layout, network, workspace):
+def _layer_sqnr(
+    measure: Measure, layout: Layout, network: RunnableNetwork, workspace: Workspace
+) -> tuple[dict[str, tuple[float | None, float | None]], Workspace]:
     """Return the signal-to-quantization-noise ratio of each layer over the calibration images, in dB.
 
     Layer -> (of its weight, of the activation that enters it), None where nothing is rounded, and for the

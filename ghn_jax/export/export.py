@@ -157,7 +157,7 @@ def write_export(
 ) -> str:
     """Write what `export_model` gives to a file; return lines about it.
 
-    compared: images that onnxruntime runs the file on, if any (`comparison.compare`).
+    compared: images that onnxruntime runs the file on, if any (`runtime_comparison.compare`).
     quantized: write this network of the model as it is, at its own bits, which are those of `spec`.
     """
     check_spec(spec, compared)
@@ -189,7 +189,7 @@ def compare_export(
 ) -> Comparison:
     """Compare what onnxruntime computes from the file of `export_model` with the evaluation here.
 
-    count: of images, as of `comparison.compare`.
+    count: of images, as of `runtime_comparison.compare`.
     """
     check_spec(spec, count)
     data = hypernetwork.load_data()

@@ -16,6 +16,7 @@ import jax.numpy as jnp
 from flax import linen as nn
 
 from ghn_jax.base.errors import FieldError, UserError, shown
+from ghn_jax.base.fields import check_fields, choice, items, number
 from ghn_jax.hypernet.decoder import decode, init_decoder, predict_tensors
 from ghn_jax.hypernet.embedding import Vocabulary, embed_nodes, init_embedding, vocabulary
 from ghn_jax.hypernet.gnn import gated_gnn, init_gnn
@@ -26,8 +27,6 @@ from ghn_jax.hypernet.tiles import DecoderTable, Tiles
 from ghn_jax.networks.graph import GraphBatch, NetworkGraph, batch_graphs, to_graphs_tuple
 from ghn_jax.networks.spec import NetworkSpec
 
-_CHOICES = {'hypernet': ('gatedgnn', 'graphormer', 'mlp'), 'decoder': ('conv',)}
-_FLAGS = ('weight_norm', 've', 'layernorm', 'bits')
 MAX_GHN_PARAMETERS = 2**30  # of a hypernetwork: 4 GiB; the largest published one has 654 million
 
 
@@ -55,40 +54,28 @@ class GHNConfig:
       FieldError: a value of the wrong type, or an impossible one.
     """
 
-    hid: int = 32
-    max_shape: tuple[int, int, int, int] = (64, 64, 11, 11)
-    num_classes: int = 10
-    hypernet: str = 'gatedgnn'
-    decoder: str = 'conv'
+    hid: int = number(32, 4, MAX_GHN_PARAMETERS)
+    max_shape: tuple[int, int, int, int] = items((64, 64, 11, 11), int)
+    num_classes: int = number(10, 1, MAX_GHN_PARAMETERS)
+    hypernet: str = choice('gatedgnn', ('gatedgnn', 'graphormer', 'mlp'))
+    decoder: str = choice('conv', ('conv',))
     weight_norm: bool = True
     ve: bool = True
     layernorm: bool = True
     bits: bool = False
-    rounds: int = 1
-    layers: int = 3
-    heads: int = 8
+    rounds: int = number(1, 1, MAX_GHN_PARAMETERS)
+    layers: int = number(3, 1, MAX_GHN_PARAMETERS)
+    heads: int = number(8, 1, MAX_GHN_PARAMETERS)
 
     def __post_init__(self):
-        if not _is_positive_int(self.hid) or self.hid % 4:
-            raise FieldError('hid', f'={shown(self.hid)}: expected a positive multiple of 4')
-        if not _is_positive_int(self.num_classes):
-            raise FieldError('num_classes', f'={shown(self.num_classes)}: expected a positive integer')
-        for field in ('rounds', 'layers', 'heads'):
-            if not _is_positive_int(getattr(self, field)):
-                raise FieldError(field, f'={shown(getattr(self, field))}: expected a positive integer')
+        check_fields(self)
+        if self.hid % 4:
+            raise FieldError('hid', f'={shown(self.hid)}: expected a multiple of 4')
         if self.is_graphormer and self.hid % self.heads:
             raise FieldError('heads', f'={self.heads}: expected a divisor of hid={self.hid}')
-        shape = tuple(self.max_shape) if isinstance(self.max_shape, list | tuple) else ()
-        if (
-            len(shape) != 4
-            or not all(map(_is_positive_int, shape))
-            or shape[0] != shape[1]
-            or shape[2] != shape[3]
-        ):
-            raise FieldError(
-                'max_shape', f'={shown(self.max_shape)}: expected (C, C, K, K), as in (64, 64, 11, 11)'
-            )
-        object.__setattr__(self, 'max_shape', shape)
+        shape = self.max_shape
+        if len(shape) != 4 or min(shape) < 1 or shape[0] != shape[1] or shape[2] != shape[3]:
+            raise FieldError('max_shape', f'={shown(shape)}: expected (C, C, K, K), as in (64, 64, 11, 11)')
         # Of its large layers: those of the window, of the tile and of the classes.
         C, _, K, _ = shape
         size = 4 * (self.hid * K) ** 2 + 32 * self.hid**2 + 8 * self.hid * C**2 + 2 * C * self.num_classes
@@ -100,14 +87,6 @@ class GHNConfig:
                 f'{shown(self.num_classes)} make {shown(size)} parameters, more than {MAX_GHN_PARAMETERS:,}: '
                 'give smaller ones',
             )
-        for field, allowed in _CHOICES.items():
-            if getattr(self, field) not in allowed:
-                raise FieldError(
-                    field, f'={shown(getattr(self, field))}: expected one of {", ".join(allowed)}'
-                )
-        for field in _FLAGS:
-            if not isinstance(getattr(self, field), bool):
-                raise FieldError(field, f'={shown(getattr(self, field))}: expected true or false')
 
     @property
     def is_graphormer(self) -> bool:
@@ -253,7 +232,3 @@ def predict_parameters(ghn: GHN, params: Any, graph: NetworkGraph) -> dict[str, 
     """
     check_classes(ghn.config, graph.spec)
     return cast(dict[str, jax.Array], ghn.apply({'params': params}, graph, method='predict'))
-
-
-def _is_positive_int(value: object) -> bool:
-    return isinstance(value, int) and not isinstance(value, bool) and value > 0

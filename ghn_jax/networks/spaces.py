@@ -1,7 +1,7 @@
 """Spaces: distributions over networks, sampled by index, so that a million architectures need no file.
 
 Network i of a split is a pure function of (space, split, seed, i): networks are drawn by the rules of the
-split (`rules`, `drawing`), and drawn again where one is unfit.
+split (`space_rules`, `drawing`), and drawn again where one is unfit.
 
 The spaces are deepnets1m, all of it, and convnets250k, without attention and squeeze-and-excitation: our
 reading of GHN-QAT's reduced space (arXiv 2309.13773), whose exact definition is unpublished.

@@ -1,8 +1,8 @@
 """The grids of weights: one for each tensor or output channel, fitted to its weights as the scheme says.
 
-This is the one definition, wherever the weights lie: in the executor's buffer (`cnn.weights`) or by name, for
-a file (`quant.rounding`). They are only read through `GridWeights`. Zeros, padding among them, count in no
-sum.
+This is the one definition, wherever the weights lie: in the executor's buffer (`cnn.weight_quantization`) or
+by name, for a file (`quant.rounding`). They are only read through `GridWeights`. Zeros, padding among them,
+count in no sum.
 
 Sums of magnitudes and of squares are taken of weights divided by a power of two near the farthest: that is
 exact, and they stay finite up to the largest float.

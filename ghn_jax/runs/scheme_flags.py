@@ -9,9 +9,9 @@ from ghn_jax.quant.scheme import ACTIVATION_RANGES, GRANULARITIES, WEIGHT_RANGES
 flags.disclaim_key_flags()  # --help shows them as the flags of the command that defines them
 
 FIELDS: Mapping[str, tuple[Iterable[str], str]] = {
-    'granularity': (GRANULARITIES, 'Grids of weights: one for the tensor, or for each output channel.'),
-    'weight_range': (WEIGHT_RANGES, 'How far grids of weights reach.'),
-    'activation_range': (ACTIVATION_RANGES, 'How far grids of activations reach.'),
+    'granularity': (GRANULARITIES, 'Weights have one grid for each tensor, or for each output channel.'),
+    'weight_range': (WEIGHT_RANGES, 'How the range of the grids of weights is found.'),
+    'activation_range': (ACTIVATION_RANGES, 'How the range of the grids of activations is found.'),
 }
 """Fields of the run's `Scheme` that may be others than in training: their values, and what they are."""
 

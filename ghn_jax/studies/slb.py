@@ -91,8 +91,8 @@ def study(
 def accuracies(runs: Runs) -> tuple[list[str], list[list[Any]]]:
     """Return columns and rows of accuracies in the end: by start and bits, both methods and their difference.
 
-    Errors are those over seeds, of several networks over these (`comparison.mean`); of the difference, over
-    the differences of equal seeds.
+    Errors are those over seeds, of several networks over these (`comparison_table.mean`); of the difference,
+    over the differences of equal seeds.
     """
     rows = []
     for init, bits in _settings(runs):

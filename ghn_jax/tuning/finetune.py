@@ -122,7 +122,7 @@ def finetune(
       sources: by the name of a model how it is made (`calibrated_file`), for fixed statistics.
 
     Returns:
-      As `comparison.compare`, with `about`, `notes` and `runs`: of each training its scores and its file.
+      As `comparison_table.compare`, with `about`, `notes` and `runs`: of each training its scores and file.
 
     Raises:
       UserError: models that are not for these data, a policy of another model, a folder of other trainings.

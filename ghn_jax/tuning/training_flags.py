@@ -1,6 +1,7 @@
 """Flags of the commands that train networks one by one: how, on which images, from which hypernetwork."""
 
 import dataclasses
+import functools
 from collections.abc import Callable
 
 from absl import flags
@@ -45,22 +46,34 @@ class TrainingFlags:
 
 def define_flags() -> Callable[[], TrainingFlags]:
     """Define the flags; return what reads and checks them once they are parsed (UserError)."""
-    spec = TrainingSpec
+    number = functools.partial(bounds.define_number_of, TrainingSpec)
     source = source_flags.define_flags()
-    epochs = bounds.define_integer('epochs', 10, 'Passes over the training images.')
+    epochs = number('epochs', 'How many passes over the training images a training has.')
     seeds = flags.DEFINE_list(
-        'seeds', ['0'], 'A training for each: of random weights, of the order of images.'
+        'seeds',
+        ['0'],
+        'Train with each of these seeds, of weights and of the order of images, as in 0,1,2.',
     )
-    batch_size = bounds.define_integer('batch_size', spec.batch_size, 'Images of a step.')
+    batch_size = number('batch_size', 'Images of a training step.')
     eval_batch_size = flags.DEFINE_integer(
-        'eval_batch_size', BATCH_SIZE, 'Images of a batch that is scored.', *bounds.BOUNDS['batch_size']
+        'eval_batch_size',
+        BATCH_SIZE,
+        'Images of a batch in scoring, whose statistics batch norms use.',
+        *bounds.BOUNDS['batch_size'],
     )
-    num_images = bounds.define_integer('num_images', 0, 'Test images; 0 takes all.')
-    rate = bounds.define_number('learning_rate', spec.learning_rate, 'Of the first step.', 0, 10)
-    optimizer = flags.DEFINE_enum('optimizer', spec.optimizer, OPTIMIZERS, 'SGD has a momentum of 0.9.')
-    decay = bounds.define_number('weight_decay', spec.weight_decay, 'Times the learning rate.', 0, 10)
-    ema = bounds.define_number('ema', spec.ema, 'Decay of the average that is kept; 0: none.', 0, 0.999999)
-    augment = flags.DEFINE_bool('augment', False, 'Crop and mirror training images.')
+    num_images = bounds.define_integer('num_images', 0, 'How many test images score a network. 0: all.')
+    rate = number('learning_rate', 'Learning rate of the first step; it falls to 0 along half a cosine.')
+    optimizer = flags.DEFINE_enum(
+        'optimizer',
+        TrainingSpec.optimizer,
+        OPTIMIZERS,
+        'Optimizer of the training; sgd has a momentum of 0.9.',
+    )
+    decay = number('weight_decay', 'Weight decay, which is multiplied by the learning rate.')
+    ema = number('ema', 'Decay of the moving average of the parameters, which is kept. 0: no average.')
+    augment = flags.DEFINE_bool(
+        'augment', False, 'Crop training images at random, and mirror them where the data set allows it.'
+    )
 
     def read() -> TrainingFlags:
         return TrainingFlags(

@@ -21,21 +21,25 @@ from ghn_jax.runs import zoo
 from ghn_jax.runs.run import load_run
 from ghn_jax.zoo.cards import listed, make_card, text
 
-_NAME = flags.DEFINE_string('name', None, 'Hypernetwork whose card is shown or made.')
+_NAME = flags.DEFINE_string(
+    'name', None, 'Show the card of this hypernetwork, or make it with --add. Default: list all.'
+)
 _ADD = flags.DEFINE_string(
-    'add', None, 'Run directory that an entry is made of, in the place of that of --name.'
+    'add', None, 'Make the entry --name of this run directory, in the place of the one there is.'
 )
 _STEP = flags.DEFINE_string(
-    'step', 'latest', 'Checkpoint of --add: latest, best (in validation), or a number.'
+    'step', 'latest', 'For --add: checkpoint to take, latest, best (in validation), or its step.'
 )
-_DTYPE = flags.DEFINE_enum('dtype', 'float16', zoo.DTYPES, 'What the parameters of --add are stored in.')
-_ABOUT = flags.DEFINE_string('about', None, 'What it is for, in a sentence, for --add.')
-_COMMIT = flags.DEFINE_string('commit', None, 'Of the code that trained it, for --add.')
+_DTYPE = flags.DEFINE_enum(
+    'dtype', 'float16', zoo.DTYPES, 'For --add: type that the parameters are stored in.'
+)
+_ABOUT = flags.DEFINE_string('about', None, 'For --add: what the hypernetwork is for, in a sentence.')
+_COMMIT = flags.DEFINE_string('commit', None, 'For --add: commit of the code that trained it.')
 _LIMIT = flags.DEFINE_multi_string(
-    'limit', [], 'What it does not do, in a sentence, for --add; may be repeated.'
+    'limit', [], 'For --add: what it does not do, in a sentence; may be repeated.'
 )
-_RESULT = flags.DEFINE_string('result', None, 'The --json file of its evaluation, for --add.')
-_FOLDER = flags.DEFINE_string('folder', str(zoo.FOLDER), 'Where entries lie.')
+_RESULT = flags.DEFINE_string('result', None, 'For --add: the --json file of its evaluation.')
+_FOLDER = flags.DEFINE_string('folder', str(zoo.FOLDER), 'Folder that the entries lie in.')
 
 
 def main() -> None:

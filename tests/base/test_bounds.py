@@ -20,7 +20,6 @@ from tests.commands import COMMANDS, flags_of
 from tests.small_run import command, is_one_error_line
 
 NUMERIC = flags.IntegerParser, flags.FloatParser
-INTEGER = Protocol(batch_norm='calibrated', ranges='calibrated', integer=2**70)
 
 
 @pytest.mark.parametrize('name', COMMANDS)
@@ -68,12 +67,18 @@ def test_a_step_is_a_number_or_one_of_two_words(step, tmp_path):
         *({'batch_size': value} for value in (-3, 0, 2.0, True, None, 3_000_000_000)),
         {'num_networks': -1},
         {'num_images': -1}, {'num_images': 10**30}, {'seed': -1}, {'devices': 20_000},
-        {'devices': -1}, {'calibration_batches': 0}, {'protocol': INTEGER},
+        {'devices': -1}, {'calibration_batches': 0},
     ],
 )  # fmt: skip
 def test_functions_have_the_bounds_of_the_flags(values):
     with pytest.raises(UserError, match='expected an integer from'):
         EvaluationSpec(**values)
+
+
+@pytest.mark.parametrize('integer', [-1, 2**70])
+def test_so_has_a_protocol(integer):
+    with pytest.raises(UserError, match='integer=.*: expected an integer from'):
+        Protocol(batch_norm='calibrated', ranges='calibrated', integer=integer)
 
 
 def test_so_have_those_that_measure_and_compare(tmp_path):
