@@ -71,9 +71,11 @@ def integers(name: str, texts: Sequence[str], bounds: str) -> tuple[int, ...]:
     bounds: the name in `BOUNDS` of what each of them may be.
 
     Raises:
-      FieldError: what is no number, or out of bounds.
+      FieldError: what is no number, or out of bounds; none at all.
     """
     least, most = BOUNDS[bounds]
+    if not texts:
+        raise FieldError(name, ' is empty: expected integers, as in 16,32')
     if not all(t.strip().isdecimal() and len(t) <= 10 and least <= int(t) <= most for t in texts):
         raise FieldError(
             name, f'={shown(",".join(texts))}: expected integers from {least} to {most:,}, as in 16,32'

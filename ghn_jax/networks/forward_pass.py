@@ -4,12 +4,19 @@ What `graph` makes its nodes from. The structure of the networks (stem, cells, o
 nothing is computed. Parameters are named as in DeepNets-1M.
 """
 
+from ghn_jax.base.errors import UserError, shown
 from ghn_jax.networks.ops import OPERATIONS, POINTWISE, POOL_SHAPE, FactorizedReduce, ForwardPass, Place
 from ghn_jax.networks.spec import IMAGE_SIZE, VIT_SIZE, NetworkSpec
 
 
 def forward_pass(spec: NetworkSpec) -> tuple[ForwardPass, int]:
-    """Return all operations of a network, dead branches included, and which of them makes the logits."""
+    """Return all operations of a network, dead branches included, and which of them makes the logits.
+
+    Raises:
+      UserError: it is no `NetworkSpec`.
+    """
+    if not isinstance(spec, NetworkSpec):
+        raise UserError(f'the network is {shown(spec)}: expected a NetworkSpec')
     ops, vit, bn = ForwardPass(), spec.is_vit, spec.norm is not None
     state0, state1, c0, c1, size = _stem(ops, spec)
     previous_reduced = spec.stem_type == 1
