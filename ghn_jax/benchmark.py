@@ -95,7 +95,7 @@ def _compare(names: list[str]) -> dict[str, Any]:
 
 def _measure() -> dict[str, Any]:
     widths, lengths = (
-        bounds.integers('widths', _WIDTHS.value, 'width'),
+        bounds.integers('widths', _WIDTHS.value, 'width') if _WIDTHS.value else (),
         bounds.integers('cells', _CELLS.value, 'cells'),
     )
     if _TARGET.value:

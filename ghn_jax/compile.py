@@ -62,7 +62,7 @@ def main() -> None:
         batch_size=_BATCH_SIZE.value, seed=_SEED.value, protocol=protocol,
         calibration_batches=calibration_batches,
     )  # fmt: skip
-    widths = bounds.integers('widths', _WIDTHS.value, 'width')
+    widths = bounds.integers('widths', _WIDTHS.value, 'width') if _WIDTHS.value else ()
     targets.prepare_process()
     divide_cpu(config.devices.cpu)
     environment.start_devices()

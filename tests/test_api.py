@@ -8,6 +8,8 @@ import re
 import subprocess
 import sys
 
+import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 
@@ -89,6 +91,20 @@ def test_a_network_gives_the_same_logits_by_the_reference_and_by_the_executor(bi
     )
     assert plain.shape == (4, 10) and plain.dtype == np.float32
     assert np.abs(plain - fast).max() < 1e-4 * np.abs(plain).max()
+
+
+def test_weights_may_be_arrays_of_jax_and_have_gradients_by_the_reference(quick_reference):
+    weights, images = random_parameters(NETWORK, 0), random_images(4, 0, size=16)
+    first, others = 'stem.0.weight', {name: jnp.asarray(array) for name, array in weights.items()}
+
+    def logits(scale, applier='reference'):
+        return ghn_jax.run(NETWORK, others | {first: scale * others[first]}, images, W4A4, applier=applier)
+
+    np.testing.assert_array_equal(logits(1.0), ghn_jax.run(NETWORK, weights, images, W4A4))
+    slope = jax.jit(jax.grad(lambda scale: jnp.sum(logits(scale) ** 2)))(1.0)
+    assert np.isfinite(slope) and slope
+    with pytest.raises(UserError, match="applier='executor' takes no weights that are traced"):
+        jax.jit(lambda scale: logits(scale, 'executor'))(1.0)
 
 
 def test_weights_rounded_before_run_as_those_rounded_on_the_way(quick_reference):
@@ -197,6 +213,23 @@ def run_halving(images, applier='reference'):
             lambda h, w, x: ghn_jax.run(NETWORK, w | {'stem.0.weight': 'w'}, x),
             "weights have 'stem.0.weight'='w': expected an array of floats, (48, 3, 3, 3)",
         ),
+        (
+            lambda h, w, x: ghn_jax.run(NETWORK, w | {'stem.0.weight': np.zeros((48, 3, 3, 3), int)}, x),
+            "weights have 'stem.0.weight'=array(",
+        ),
+        (lambda h, w, x: ghn_jax.load(None), 'workdir=None: expected a path'),
+        (lambda h, w, x: ghn_jax.save_networks('x.json', NETWORK), 'no list of networks'),
+        (lambda h, w, x: ghn_jax.save_networks('x.json', [{}]), 'a network is {}: expected a NetworkSpec'),
+        (lambda h, w, x: ghn_jax.quantize([w], ghn_jax.Policy(4)), 'weights are [{'),
+        (lambda h, w, x: ghn_jax.build_graph('net'), "the network is 'net': expected a NetworkSpec"),
+        (lambda h, w, x: ghn_jax.NetworkSpec.from_json(None), 'the text is None: expected what to_json'),
+        (lambda h, w, x: trace_linear().initial_params(-1), 'seed=-1: expected an integer from 0'),
+        (lambda h, w, x: trace_linear().initial_params(1.5), 'seed=1.5: expected an integer from 0'),
+        (
+            lambda h, w, x: trace_linear().apply(trace_linear().initial_params(), x, W4A4),
+            'quantizer is Policy(weight_bits=4, ',
+        ),
+        (lambda h, w, x: ghn_jax.unpack(3), 'file=3: expected a path'),
         (lambda h, w, x: ghn_jax.run(NETWORK, {}, x), "weights lack 'stem.0.weight'"),
         (
             lambda h, w, x: ghn_jax.run(NETWORK, w | {'stem.0.weight': w['stem.0.weight'].T}, x),

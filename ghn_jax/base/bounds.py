@@ -70,7 +70,8 @@ def define_number(
 def define_number_of(owner: type, field: str, help_string: str) -> flags.FlagHolder:
     """Define the flag --field of a number that a dataclass declares, with its default and its bounds."""
     (declared,) = (f for f in dataclasses.fields(owner) if f.name == field)
-    default, least, most = declared.default, declared.metadata['least'], declared.metadata['most']
+    default: Any = declared.default
+    least, most = declared.metadata['least'], declared.metadata['most']
     define = flags.DEFINE_integer if isinstance(default, int) else define_number
     return define(field, default, help_string, least, most)
 
@@ -81,9 +82,11 @@ def integers(name: str, texts: Sequence[str], bounds: str) -> tuple[int, ...]:
     bounds: the name in `BOUNDS` of what each of them may be.
 
     Raises:
-      FieldError: what is no number, or out of bounds.
+      FieldError: what is no number, or out of bounds; none at all.
     """
     least, most = BOUNDS[bounds]
+    if not texts:
+        raise FieldError(name, ' is empty: expected integers, as in 16,32')
     if not all(t.strip().isdecimal() and len(t) <= 10 and least <= int(t) <= most for t in texts):
         raise FieldError(
             name, f'={shown(",".join(texts))}: expected integers from {least} to {most:,}, as in 16,32'

@@ -31,9 +31,9 @@ def read(path: str | os.PathLike, what: str, advice: str) -> Any:
     Raises:
       UserError: it is no regular file, cannot be read, is larger than MAX_BYTES, is not UTF-8, or as `parse`.
     """
-    name = f'{what} {os.fspath(path)!r}'
+    place, name = paths.place(path, what), f'{what} {os.fspath(path)!r}'
     try:
-        data, size = files.read(paths.place(path, what), MAX_BYTES + 1)
+        data, size = files.read(place, MAX_BYTES + 1)
     except (OSError, ValueError) as e:
         if isinstance(e, UserError):
             raise

@@ -44,7 +44,7 @@ def absolute(path: str | os.PathLike, what: str) -> Place:
 
 def in_bucket(path: str | os.PathLike) -> bool:
     """Return whether this is the address of something in a bucket."""
-    return os.fspath(path).startswith(buckets.URL_PREFIX)
+    return _text(path).startswith(buckets.URL_PREFIX)
 
 
 def check_place(path: str | os.PathLike, what: str) -> None:
@@ -66,7 +66,7 @@ ZOO = 'zoo:'
 
 def zoo_name(path: str | os.PathLike) -> str | None:
     """Return NAME of `zoo:NAME`, a hypernetwork that comes with the package; None of any other path."""
-    text = os.fspath(path)
+    text = _text(path)
     return text.removeprefix(ZOO) if text.startswith(ZOO) else None
 
 
@@ -84,7 +84,9 @@ def local(path: str | os.PathLike, what: str) -> pathlib.Path:
 
 
 def check_local(path: str | os.PathLike, what: str) -> None:
-    """Raise FieldError for a path with a scheme: gs://bucket/run would be a folder `gs:` here."""
+    """Raise FieldError for what is no path, or has a scheme: gs://bucket/run would be a folder `gs:` here."""
+    if not isinstance(path, str | os.PathLike):
+        raise FieldError(what, f'={shown(path)}: expected a path')
     text = os.fspath(path)
     if not (match := _SCHEME.match(text)):
         return
@@ -98,7 +100,7 @@ def check_local(path: str | os.PathLike, what: str) -> None:
     )
 
 
-def tfds_folder(data_dir: str | None) -> str | None:
+def tfds_folder(data_dir: str | os.PathLike | None) -> str | None:
     """Return where TFDS data lie; None is its own place. Raises FieldError unless that is a local one."""
     if data_dir:
         return str(local(data_dir, 'data_dir'))
@@ -136,14 +138,14 @@ def shipped(suffix: str) -> dict[str, pathlib.Path]:
     return {file.stem: file for file in sorted(folder.glob(f'*{suffix}'))} if folder else {}
 
 
-def find(name: str, what: str, suffix: str) -> pathlib.Path:
+def find(name: str | os.PathLike, what: str, suffix: str) -> pathlib.Path:
     """Find the file of this path, or the one of `configs/` that has this name.
 
     Raises:
       FieldError: as `local`; there is neither, with the names that there are.
     """
     file = local(name, what)
-    known = shipped(suffix)
+    name, known = os.fspath(name), shipped(suffix)
     try:
         if name in known and not file.is_file():
             return known[name]
@@ -153,6 +155,11 @@ def find(name: str, what: str, suffix: str) -> pathlib.Path:
         raise FieldError(what, f'={_named(name)} cannot be read ({e.strerror}): give another file') from None
     names = f', or a name of {", ".join(known)}' if known else ''
     raise FieldError(what, f'={_named(name)}: there is no such file: give one{names}')
+
+
+def _text(path: str | os.PathLike) -> str:
+    """The path as text; '' of what is none, which `check_local` refuses."""
+    return os.fspath(path) if isinstance(path, str | os.PathLike) else ''
 
 
 def _named(path: str) -> str:

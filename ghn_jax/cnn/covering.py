@@ -114,9 +114,7 @@ def covering_networks(space: Space, split: str, family: Family) -> Iterator[Netw
                 yield network(n_cells, uniform(longest, steps))
                 yield network(n_cells, from_inputs(longest, steps))
                 yield network(n_cells, uniform(second, steps, (0, largest)))
-                if _length(longest_once) > _length(longest):
-                    for make, entry in itertools.product((uniform, from_inputs), (0, 2)[:steps]):
-                        yield network(n_cells, make(longest, steps, (entry, longest_once)))
+                yield from _with_one(network, n_cells, steps, longest, longest_once)
                 for op in ops:
                     if _values(op, 1) < _values(op, 2) >= _values(longest, 1):  # longest where it is strided
                         reduce = uniform(op, steps).reduce
@@ -151,6 +149,15 @@ def _plain(network: Callable[..., NetworkSpec], rules: Space) -> Iterator[Networ
     for n_cells in _depths(low, high):
         for genotype, more in itertools.product(genotypes, fields):
             yield network(n_cells, genotype, **more)
+
+
+def _with_one(
+    network: Callable[..., NetworkSpec], n_cells: int, steps: int, longest: str, once: str
+) -> Iterator[NetworkSpec]:
+    """Yield networks with one op a cell that is longer than the one that fills them."""
+    if _length(once) > _length(longest):
+        for make, entry in itertools.product((uniform, from_inputs), (0, 2)[:steps]):
+            yield network(n_cells, make(longest, steps, (entry, once)))
 
 
 def _depths(low: int, high: int) -> list[int]:

@@ -11,6 +11,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import Array
+from jax.core import Tracer
 
 from ghn_jax.base.errors import UserError, shown
 from ghn_jax.cnn.building import build_program
@@ -31,7 +32,7 @@ _LEAST_SIZE = 8  # pixels on a side, as of data sets
 
 def run(
     network: NetworkSpec,
-    weights: Mapping[str, np.ndarray],
+    weights: Mapping[str, np.ndarray | Array],
     images: np.ndarray | Array,
     policy: Policy | None = None,
     *,
@@ -51,8 +52,8 @@ def run(
       images: float [N, H, H, 3], normalised as `Dataset.normalized` does.
       policy: the bits of every weight and activation; None: float.
       scheme: how weights and activations are rounded; its mode has no effect here.
-      applier: 'reference', which compiles this one network, or 'executor', the interpreter that
-        training and evaluation use. The two agree up to the order of sums.
+      applier: 'reference', which compiles this one network and has gradients, or 'executor', the interpreter
+        that training and evaluation use. The two agree up to the order of sums.
 
     Returns:
       Logits, float32 [N, L].
@@ -82,6 +83,8 @@ def run(
     images = jnp.asarray(images, jnp.float32)
     if applier == 'reference':
         return _run_reference(network, policy, scheme, tensors, images)
+    if any(isinstance(tensor, Tracer) for tensor in tensors.values()):
+        raise UserError("applier='executor' takes no weights that are traced by JAX: take 'reference'")
     program = build_program([network], image_size=size, max_params=count_parameters(network))
     layout = program.layout(network)
     flat = program.pack(layout, tensors)
@@ -100,7 +103,7 @@ def _image_size(images: np.ndarray | Array) -> int:
     return shape[1]
 
 
-def _check_weights(network: NetworkSpec, weights: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+def _check_weights(network: NetworkSpec, weights: Mapping[str, Any]) -> dict[str, Any]:
     """Return the float32 tensors that the logits depend on, in the order of the network's graph."""
     if not isinstance(weights, Mapping):
         raise UserError(f'weights are {shown(weights)}: expected arrays by name, as of Hypernetwork.predict')
@@ -109,12 +112,11 @@ def _check_weights(network: NetworkSpec, weights: Mapping[str, np.ndarray]) -> d
         name, expected = parameter.name, tuple(parameter.shape)
         if name not in weights:
             raise UserError(f'weights lack {name!r}: give all tensors of network {network.name!r}')
-        try:
-            tensors[name] = np.asarray(weights[name], np.float32)
-        except (TypeError, ValueError):
-            raise UserError(
-                f'weights have {name!r}={shown(weights[name])}: expected an array of floats, {expected}'
-            ) from None
+        given = weights[name]
+        tensor = given if isinstance(given, Array) else np.asarray(given)  # one of JAX may be traced
+        if not jnp.issubdtype(tensor.dtype, jnp.floating):
+            raise UserError(f'weights have {name!r}={shown(given)}: expected an array of floats, {expected}')
+        tensors[name] = tensor.astype(np.float32)
         if tensors[name].shape != expected:
             raise UserError(f'weights have {name!r} of shape {tensors[name].shape}: expected {expected}')
     return tensors

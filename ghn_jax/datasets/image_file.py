@@ -23,6 +23,7 @@ from ghn_jax.datasets.sizes import DatasetSizes
 
 SUFFIX = '.npz'
 _NEEDED = ('train_images', 'train_labels', 'test_images', 'test_labels')
+_MOST = 1_000_000  # classes; int32 would make other labels of larger ones
 _KNOWN = (*_NEEDED, 'val_images', 'val_labels', 'flip')
 _UNREADABLE = (
     OSError, ValueError, TypeError, EOFError, MemoryError, NotImplementedError,
@@ -31,7 +32,7 @@ _UNREADABLE = (
 _HOW = 'expected a file of numpy.savez (docs/configs.md); data_dir is its folder, where that is another'
 
 
-def find(name: str, data_dir: str | None) -> pathlib.Path:
+def find(name: str, data_dir: str | os.PathLike | None) -> pathlib.Path:
     """Return the path of the file: where `name` says, or that of its name in the folder `data_dir`.
 
     Raises:
@@ -80,6 +81,8 @@ def _labels(path: pathlib.Path, file: np.lib.npyio.NpzFile) -> tuple[dict[str, n
             raise _bad(path, f'{name} {_about(array)}', 'one integer for each image')
         if array.min() < 0:
             raise _bad(path, f'{name} with {array.min()}', 'classes from 0')
+        if array.max() >= _MOST:
+            raise _bad(path, f'{name} with {array.max()}', f'classes below {_MOST:,}')
         labels[split] = array.astype(np.int32)
     classes = int(labels['train'].max()) + 1
     for split, array in labels.items():

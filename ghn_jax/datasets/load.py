@@ -7,6 +7,7 @@ Axes: N images | H, W pixels | 3 colours.
 
 import dataclasses
 import functools
+import os
 import pathlib
 import zlib
 from typing import Any
@@ -70,7 +71,13 @@ class Dataset:
         return np.asarray(normalize(jnp.asarray(images), jnp.asarray(self.mean), jnp.asarray(self.std)))
 
 
-def load(name: str, *, data_dir: str | None = None, image_size: int = 32, seed: int = 0) -> Dataset:
+def load(
+    name: str | os.PathLike,
+    *,
+    data_dir: str | os.PathLike | None = None,
+    image_size: int = 32,
+    seed: int = 0,
+) -> Dataset:
     """Read the data set `name`, its images resized to `image_size` pixels where they have another size.
 
     Args:
@@ -80,40 +87,42 @@ def load(name: str, *, data_dir: str | None = None, image_size: int = 32, seed: 
             `image_file`.
         data_dir: where TFDS has cifar10, or the folder of FILE.npz; None or '': TFDS's own place, and where
             FILE.npz says.
-        image_size: pixels on a side, 8 or more.
+        image_size: pixels on a side, 8 to 1,024.
         seed: of the synthetic images.
 
     Returns:
         The images and labels of the three splits, and what images are normalised by.
 
     Raises:
-        UserError: an unknown name, too small an image size, a negative seed, data that are absent or damaged.
+        UserError: an unknown name, an image size out of bounds, a negative seed, absent or damaged data.
     """
-    _check_name(name)
-    if not is_int(image_size) or image_size < 8:
-        raise FieldError('image_size', f'={shown(image_size)}: expected at least 8 pixels')
+    name = _name(name)
+    if not is_int(image_size) or not 8 <= image_size <= 1024:
+        raise FieldError('image_size', f'={shown(image_size)}: expected 8 to 1,024 pixels on a side')
     if not is_int(seed) or seed < 0:
         raise FieldError('seed', f'={shown(seed)}: expected an integer from 0')
     if name.endswith(image_file.SUFFIX):
         return _own(image_file.find(name, data_dir), image_size)
-    if name == 'cifar10':
-        data_dir = paths.tfds_folder(data_dir)
-    return _DATASETS[name](data_dir=data_dir, image_size=image_size, seed=seed)
+    folder = paths.tfds_folder(data_dir) if name == 'cifar10' else None
+    return _DATASETS[name](data_dir=folder, image_size=image_size, seed=seed)
 
 
-def read_sizes(name: str, *, data_dir: str | None = None) -> DatasetSizes:
+def read_sizes(name: str | os.PathLike, *, data_dir: str | os.PathLike | None = None) -> DatasetSizes:
     """Return what is known of a data set without reading its images; arguments and errors as of `load`."""
-    _check_name(name)
+    name = _name(name)
     if name.endswith(image_file.SUFFIX):
         return image_file.read_sizes(image_file.find(name, data_dir))
     return SIZES[name]
 
 
-def _check_name(name: Any) -> None:
+def _name(name: Any) -> str:
+    """The name of a data set, or the path of its file, as text; UserError for another one."""
+    name = os.fspath(name) if isinstance(name, os.PathLike) else name
     if not isinstance(name, str) or not (name in SIZES or name.endswith(image_file.SUFFIX)):
         raise UserError(
             f'data set {shown(name)} is not one of {", ".join(SIZES)}, nor a file of images, FILE.npz'
         )
+    return name
 
 
 def batch_indices(seed: int, step: int, batch: int, n: int) -> np.ndarray:

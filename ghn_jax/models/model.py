@@ -11,6 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax import Array
 
+from ghn_jax.base import bounds
 from ghn_jax.base.errors import UserError, shown
 from ghn_jax.hypernet.policy_features import resolve
 from ghn_jax.models import small_images
@@ -52,6 +53,7 @@ class Model:
     Attributes:
       name: what the model is called: its class or function.
       input_shape: of the images that it was traced with, the number of images first.
+      dtype: of these.
       classes: outputs.
       params: its parameters as a pytree of `jax.ShapeDtypeStruct`.
       layers: its convolutions and linear layers, in the order of the forward pass.
@@ -66,6 +68,7 @@ class Model:
 
     name: str
     input_shape: tuple[int, ...]
+    dtype: np.dtype
     classes: int
     params: Any
     layers: tuple[Layer, ...]
@@ -98,7 +101,7 @@ class Model:
           capture: a dict that is filled with the result of each of these layers, by the layer's name.
 
         Raises:
-          UserError: images of another shape, parameters of other names or shapes.
+          UserError: as `prepared`.
         """
         traced, given = self.prepared(params, x)
         sites = traced.recorder.sites
@@ -115,7 +118,8 @@ class Model:
         """Return the program for these images, and its inputs: parameters, what is not read, images.
 
         Raises:
-          UserError: images of another shape, parameters of other names or shapes.
+          UserError: images of another shape, or integers in place of floats; parameters of other names or
+            shapes.
         """
         try:
             x = jnp.asarray(x)
@@ -125,6 +129,11 @@ class Model:
             raise UserError(
                 f'images are {shown(x.shape)}, the model is traced for (N, '
                 f'{", ".join(map(str, self.input_shape[1:]))}): trace it for these, or resize them'
+            )
+        if jnp.issubdtype(x.dtype, jnp.floating) != jnp.issubdtype(self.dtype, jnp.floating):
+            raise UserError(
+                f'images are {x.dtype}, the model is traced for {self.dtype}: normalise them, as '
+                'Dataset.normalized does, or trace it with that dtype'
             )
         if x.shape[0] == 0:  # it may be a symbol
             raise UserError(f'there are no images in {x.shape}: give at least one')
@@ -195,7 +204,8 @@ class Model:
         seed: of a Linen module's `init`. Other models came with their parameters.
 
         Raises:
-          UserError: they are not known, as the model came with shapes only, or are not finite.
+          UserError: they are not known, as the model came with shapes only, or are not finite; a seed that is
+            no integer from 0.
         """
         values = self.initial_values(variable_names(self.params), seed)
         return map_named(lambda name, _: values[name], self.params)
@@ -206,6 +216,7 @@ class Model:
             raise UserError(
                 f'model {self.name!r} came with the shapes of its parameters only: give initial values, too'
             )
+        bounds.check(seed=seed)
         values = self.initial(seed, names)
         for name, value in values.items():
             if not jnp.all(jnp.isfinite(value)):
@@ -217,7 +228,15 @@ class Model:
 
 
 def rewriter(sites: Mapping[int, Site], quantizer: Quantizer | None) -> Rewrite:
-    """Return what passes the weight and the activation of each layer of a program through a quantizer."""
+    """Return what passes the weight and the activation of each layer of a program through a quantizer.
+
+    Raises:
+      UserError: it is something else, such as a policy.
+    """
+    if quantizer is not None and not isinstance(quantizer, Quantizer):
+        raise UserError(
+            f'quantizer is {shown(quantizer)}: expected what model.quantizer(policy, scheme) gives'
+        )
 
     def rewrite(k: int, operands: list[Any], values: dict[int, Any]) -> list[Any]:
         if quantizer is not None and (site := sites.get(k)):

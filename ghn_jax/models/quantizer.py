@@ -2,7 +2,7 @@
 
 import dataclasses
 from collections.abc import Callable, Mapping
-from typing import Any, NamedTuple, Protocol
+from typing import Any, NamedTuple, Protocol, runtime_checkable
 
 import jax
 import jax.numpy as jnp
@@ -18,6 +18,7 @@ from ghn_jax.quant.scheme import Scheme
 from ghn_jax.quant.weight_grids import fit
 
 
+@runtime_checkable
 class Quantizer(Protocol):
     """What a model calls for every convolution and linear layer, by the name of its weight."""
 

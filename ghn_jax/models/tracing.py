@@ -82,6 +82,7 @@ def trace(
     return Model(
         name=source.name,
         input_shape=images.shape,
+        dtype=images.dtype,
         classes=first.classes,
         params=source.params,
         layers=tuple(recorder.layers),

@@ -59,12 +59,16 @@ def save_networks(path: str | os.PathLike, specs: Sequence[NetworkSpec]) -> None
       specs: the networks, at least one.
 
     Raises:
-      UserError: the file cannot be written, or there is no network.
+      UserError: the file cannot be written; there is no network, or something else is among them.
     """
-    if not specs:
-        raise UserError(f'no network to write to {os.fspath(path)!r}: give at least one')
+    path = paths.place(path, 'path')
+    if isinstance(specs, NetworkSpec) or not (specs := list(specs)):
+        raise UserError(f'no list of networks to write to {os.fspath(path)!r}: give one with at least one')
+    for spec in specs:
+        if not isinstance(spec, NetworkSpec):
+            raise UserError(f'a network is {shown(spec)}: expected a NetworkSpec')
     text = '[\n' + ',\n'.join(spec.to_json() for spec in specs) + '\n]\n'
-    files.write(paths.place(path, 'path'), text)
+    files.write(path, text)
 
 
 def _spec_of_entry(entry: Any) -> NetworkSpec:

@@ -6,6 +6,7 @@ nothing is computed. Parameters are named as in DeepNets-1M.
 
 from collections.abc import Sequence
 
+from ghn_jax.base.errors import UserError, shown
 from ghn_jax.networks.genotype import Entry
 from ghn_jax.networks.layers import POOL_SHAPE, FactorizedReduce, ForwardPass, Place
 from ghn_jax.networks.ops import OPERATIONS, POINTWISE
@@ -13,7 +14,13 @@ from ghn_jax.networks.spec import IMAGE_SIZE, VIT_SIZE, NetworkSpec
 
 
 def forward_pass(spec: NetworkSpec) -> tuple[ForwardPass, int]:
-    """Return all operations of a network, dead branches included, and which of them makes the logits."""
+    """Return all operations of a network, dead branches included, and which of them makes the logits.
+
+    Raises:
+      UserError: it is no `NetworkSpec`.
+    """
+    if not isinstance(spec, NetworkSpec):
+        raise UserError(f'the network is {shown(spec)}: expected a NetworkSpec')
     net, vit, bn = ForwardPass(), spec.is_vit, spec.norm is not None
     state0: int | None
     state1: int | None

@@ -170,7 +170,7 @@ def _list(field: str, value: Any, bounds: tuple[int, int]) -> tuple[int, ...] | 
     if value is None and field in ('channels', 'fc_dims'):
         return None
     if value is None or not _are_integers(value, low, high):
-        raise FieldError(field, f'={shown(value)}: expected a tuple of integers from {low} to {high}')
+        raise FieldError(field, f'={shown(value)}: expected a tuple of integers from {low} to {high:,}')
     return tuple(map(int, value))
 
 

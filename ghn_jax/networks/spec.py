@@ -80,7 +80,7 @@ class NetworkSpec:
             value = getattr(self, field)
             if not is_int(value) or not least <= value <= most:
                 raise UserError(
-                    f'{field} is {shown(value)}: expected an integer from {least} to {most}; {_ADVICE[field]}'
+                    f'{field} is {shown(value)}: expected an integer from {least} to {most:,}; {_ADVICE[field]}'
                 )
             object.__setattr__(self, field, int(value))
         for field, choices in _CHOICES.items():
@@ -189,6 +189,8 @@ class NetworkSpec:
     @classmethod
     def from_json(cls, text: str) -> 'NetworkSpec':
         """Read what to_json writes. Raises UserError where the text is no JSON or no network."""
+        if not isinstance(text, str):
+            raise UserError(f'the text is {shown(text)}: expected what to_json writes')
         return cls.from_dict(jsonfile.parse(text, 'the text', 'give an object in JSON'))
 
 

@@ -33,6 +33,7 @@ from typing import Any
 
 from ghn_jax.base import jsonfile
 from ghn_jax.base.errors import FieldError, UserError, shown
+from ghn_jax.base.whole_numbers import is_int
 from ghn_jax.quant.pattern import check_pattern
 
 FLOAT_BITS = 32
@@ -71,10 +72,12 @@ class Policy:
     name: str = dataclasses.field(default='', compare=False)
 
     def __post_init__(self) -> None:
+        for field in ('weight_bits', 'activation_bits'):
+            object.__setattr__(self, field, _whole(getattr(self, field)))
         _check_bits((self.weight_bits, self.activation_bits))
         if self.edges is not None:
             try:
-                weights, activations = self.edges
+                weights, activations = map(_whole, self.edges)
             except (TypeError, ValueError):
                 raise UserError(
                     f'edges={shown(self.edges)}: expected (weight_bits, activation_bits) or None'
@@ -224,8 +227,8 @@ def load_policy(path: str | os.PathLike) -> Policy:
     Raises:
         UserError: a file that cannot be read or is no such object, and what is wrong with it.
     """
-    path = os.fspath(path)
     fields = jsonfile.read(path, 'policy', 'give a JSON file with weight_bits and activation_bits')
+    path = os.fspath(path)
     try:
         return policy_from_dict(fields, pathlib.PurePath(path).stem)
     except UserError as e:
@@ -276,7 +279,9 @@ def _listed(layers: Any) -> list[tuple]:
 
 def _triples(triples: Any, field: str, what: str) -> tuple[tuple[str, int, int], ...]:
     try:
-        checked = tuple((name, weights, activations) for name, weights, activations in triples)
+        checked = tuple(
+            (name, _whole(weights), _whole(activations)) for name, weights, activations in triples
+        )
     except (TypeError, ValueError):
         raise UserError(
             f'{field}={shown(triples)}: expected a list of ({what}, weight_bits, activation_bits)'
@@ -286,6 +291,11 @@ def _triples(triples: Any, field: str, what: str) -> tuple[tuple[str, int, int],
             raise UserError(f'{field}: {shown(name)} is no {what}: expected a string')
         _check_bits(widths, f'{field} {shown(name)}: ')
     return checked
+
+
+def _whole(bits: Any) -> Any:
+    """An integer of NumPy as one of Python, which JSON has; anything else as it is, for `_check_bits`."""
+    return int(bits) if is_int(bits) else bits
 
 
 def _check_bits(widths: Iterable[object], where: str = '') -> None:

@@ -50,6 +50,8 @@ def round_weights(
     """
     check_policy(policy)
     check_scheme(scheme)
+    if not isinstance(weights, Mapping):
+        raise UserError(f'weights are {shown(weights)}: expected arrays by name, as of Hypernetwork.predict')
     for name, w in weights.items():
         if not isinstance(w, np.ndarray | Array):
             raise UserError(f'weight {name!r} is {shown(w)}: expected an array, as in a file of weights')

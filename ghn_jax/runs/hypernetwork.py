@@ -117,7 +117,10 @@ class Hypernetwork:
 
 
 def load(
-    workdir: str | os.PathLike, step: str | int = 'latest', *, data_dir: str | None = None
+    workdir: str | os.PathLike,
+    step: str | int = 'latest',
+    *,
+    data_dir: str | os.PathLike | None = None,
 ) -> Hypernetwork:
     """Load a hypernetwork from a run directory, of `ghn_jax.train` or `ghn_jax.convert`, or from the zoo.
 

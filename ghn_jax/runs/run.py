@@ -45,7 +45,9 @@ class Run:
     meta: dict
 
 
-def load_run(workdir: str | os.PathLike, step: str = 'latest', *, data_dir: str | None = None) -> Run:
+def load_run(
+    workdir: str | os.PathLike, step: str = 'latest', *, data_dir: str | os.PathLike | None = None
+) -> Run:
     """Load a checkpoint of a run directory, of `train` or `convert`, or one that comes with the package.
 
     Args:
@@ -66,7 +68,8 @@ def load_run(workdir: str | os.PathLike, step: str = 'latest', *, data_dir: str 
         params, meta = _restore(workdir, step)
     config, ghn, done = read_meta(meta, workdir)
     if data_dir is not None:
-        config = dataclasses.replace(config, data_dir=data_dir)
+        folder = os.fspath(data_dir) if isinstance(data_dir, os.PathLike) else data_dir
+        config = dataclasses.replace(config, data_dir=folder)
     return Run(config=config, ghn=GHN(ghn), params=params, step=done, meta=meta)
 
 

@@ -128,7 +128,7 @@ def study(
         try:
             result = _finished(folder, study_run, spec.scoring)
         except UserError:
-            result = _score(folder, spec)
+            result = _score(folder, spec, study_run.config.data_dir)
         with lock.holding(workdir, _LOCK, wait=True):
             # Read again each time: other processes share the study.
             done, left_out = _collect(
@@ -213,9 +213,9 @@ def _finished(folder: Place, study_run: StudyRun, wanted: dict) -> dict[str, Any
     return result
 
 
-def _score(folder: Place, spec: StudySpec) -> dict[str, Any]:
+def _score(folder: Place, spec: StudySpec, data_dir: str) -> dict[str, Any]:
     """Evaluate a run, with the scores by part, and write the result to its directory."""
-    run = load_run(folder)
+    run = load_run(folder, data_dir=data_dir)
     dataset = load_data(run.config)
     evaluation = dataclasses.replace(spec.evaluation, workdir=str(folder))
     result, _ = evaluate(run, evaluation, dataset=dataset)

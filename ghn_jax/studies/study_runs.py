@@ -39,7 +39,7 @@ def read_strategies(path: str | os.PathLike) -> dict[str, dict[str, Any]]:
     Raises UserError if it is not what it should be.
     """
     expected = 'give a JSON object {"name": {"mode": "qat", ..}, ..}'
-    file = paths.find(os.fspath(path), 'strategies', '.json')
+    file = paths.find(path, 'strategies', '.json')
     with of_field('strategies'):
         strategies = jsonfile.read(file, 'file', expected)
     if not isinstance(strategies, dict) or not strategies:

@@ -13,7 +13,8 @@ from ghn_jax.datasets.load import load
 from ghn_jax.evaluation.evaluate import evaluate
 from ghn_jax.evaluation.evaluation_spec import EvaluationSpec
 from ghn_jax.evaluation.results import read_result
-from ghn_jax.networks.files import load_networks
+from ghn_jax.networks.files import load_networks, save_networks
+from ghn_jax.networks.spaces import make_space
 from ghn_jax.quant.policy import load_policy
 from ghn_jax.runs.conversion import convert
 from ghn_jax.runs.run import load_run
@@ -102,7 +103,7 @@ def test_a_config_has_no_addresses_but_that_of_a_run(key, tmp_path, monkeypatch,
     assert is_one_error_line(given, f'--config.{key}=s3://b') and not list(tmp_path.iterdir())
 
 
-@pytest.mark.parametrize(
+TAKING_PATHS = pytest.mark.parametrize(
     'call',
     [
         load_run,
@@ -116,14 +117,28 @@ def test_a_config_has_no_addresses_but_that_of_a_run(key, tmp_path, monkeypatch,
         lambda url: evaluate(None, EvaluationSpec(against=url)),
         lambda url: lock.holding(url).__enter__(),
         lambda url: study(config.default(), {'a': {}}, url),
-        lambda url: load('cifar10', data_dir=str(url)),
+        lambda url: load('cifar10', data_dir=url),
+        lambda url: load('own.npz', data_dir=url),
+        lambda url: save_networks(url, [make_space('convnets250k').sample('test', 0, 0)]),
     ],
 )
+
+
+@TAKING_PATHS
 @pytest.mark.parametrize('url', ['s3://bucket/x', pathlib.Path('gs://bucket/x')], ids=['text', 'Path'])
 def test_functions_refuse_addresses(call, url, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     with pytest.raises(UserError, match='not supported here|give the address as text'):
         call(url)
+    assert not list(tmp_path.iterdir())
+
+
+@TAKING_PATHS
+@pytest.mark.parametrize('path', [3, b'run', ['run']])
+def test_what_is_no_path_is_said_to_be_none(call, path, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(UserError, match=': expected a path$'):
+        call(path)
     assert not list(tmp_path.iterdir())
 
 

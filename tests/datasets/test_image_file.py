@@ -117,6 +117,11 @@ def test_a_folder_of_data_takes_the_place_of_that_of_the_file(write, tmp_path):
         ({'test_labels': np.zeros((5, 1), int)}, r'test_labels of int64 \[5, 1\]'),
         ({'test_labels': np.array([0, 1, 2, 3, 0])}, 'test_labels with 3: expected 0 to 2, as in train'),
         ({'test_labels': np.array([0, 1, 2, -1, 0])}, 'test_labels with -1: expected classes from 0'),
+        (
+            {'train_labels': np.arange(40) + 2**32},
+            r'train_labels with 4294967335: expected classes below 1,000',
+        ),
+        ({'test_labels': np.full(5, 2**32)}, 'test_labels with 4294967296: expected classes below'),
         ({'train_labels': np.zeros(0, int)}, r'train_labels of int64 \[0\]'),
         ({'flip': np.array([True])}, r'flip of bool \[1\]: expected True or False'),
         ({'flip': 1}, r'flip of int64 \[\]: expected True or False'),

@@ -82,9 +82,11 @@ def test_synthetic_images_are_patterns_under_noise_and_always_the_same():
 def test_unknown_names_absent_data_and_impossible_sizes_are_one_clear_error_each(tmp_path):
     with pytest.raises(UserError, match="'mnist' is not one of cifar10, digits, synthetic"):
         load('mnist')
-    with pytest.raises(UserError, match='image_size=4: expected at least 8'):
+    with pytest.raises(UserError, match='image_size=4: expected 8 to 1,024'):
         load('digits', image_size=4)
-    with pytest.raises(UserError, match="image_size='8': expected at least 8"):
+    with pytest.raises(UserError, match='image_size=1000000: expected 8 to 1,024'):
+        load('digits', image_size=10**6)
+    with pytest.raises(UserError, match="image_size='8': expected 8 to 1,024"):
         load('digits', image_size='8')  # type: ignore[arg-type]
     for seed in (-1, 'a', 1.5):
         with pytest.raises(UserError, match='seed=.*: expected an integer from 0'):

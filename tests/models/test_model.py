@@ -201,6 +201,7 @@ def test_the_name_of_a_policy_is_none():
     [
         (lambda p, x: (p, x[:, :1]), r'images are \(4, 1, 16, 3\), the model is traced for \(N, 16'),
         (lambda p, x: (p, x[:0]), r'there are no images in \(0, 16, 16, 3\): give at least one'),
+        (lambda p, x: (p, x.astype(np.uint8)), 'images are uint8, the model is traced for float32'),
         (lambda p, x: (p, 'x.png'), "images are 'x.png': expected an array"),
         (lambda p, x: ({'w': p['a'], 'head': p['head']}, x), r"params have no 'a', but \['head', 'w'\]: "),
         (lambda p, x: ({'params': p}, x), r"params have no 'a', but \['params.a', 'params.head'\]"),
@@ -217,6 +218,16 @@ def test_images_and_parameters_that_are_not_those_of_the_model_are_refused_in_a_
     with pytest.raises(ghn_jax.UserError, match=message) as caught:
         model.apply(*change(params, images()))
     assert '\n' not in str(caught.value)
+
+
+def test_a_model_that_normalises_by_itself_is_traced_for_integers_and_takes_no_floats():
+    weight = {'w': np.ones((3, 10), np.float32)}
+    own = lambda params, x: (x.astype(np.float32) / 255).mean((1, 2)) @ params['w']
+    model = trace(own, (1, 8, 8, 3), params=weight, dtype=np.uint8)
+    images = np.full((2, 8, 8, 3), 51, np.uint8)
+    np.testing.assert_allclose(model.apply(weight, images), 0.6, rtol=1e-6)
+    with pytest.raises(ghn_jax.UserError, match='images are float32, the model is traced for uint8'):
+        model.apply(weight, images.astype(np.float32))
 
 
 def test_parameters_are_known_by_their_names_whatever_holds_them():

@@ -316,7 +316,7 @@ def test_numbers_have_bounds_and_reach_them(field, least, most):
     for v in (least, most):
         assert getattr(make_space('convnets250k', **small, **{field: value(v)}), field) == value(v)
     for v in (least - 1, most + 1):
-        with pytest.raises(UserError, match=f'{field}=.*from {least} to {most}'):
+        with pytest.raises(UserError, match=f'{field}=.*from {least} to {most:,}'):
             make_space('convnets250k', **small, **{field: value(v)})
 
 

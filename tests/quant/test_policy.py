@@ -2,6 +2,7 @@
 
 import json
 
+import numpy as np
 import pytest
 
 from ghn_jax.base.errors import UserError
@@ -105,6 +106,13 @@ def test_every_rule_is_judged_not_the_first_alone():
 def test_malformed_rules_are_user_errors(rules):
     with pytest.raises(UserError):
         Policy(rules=rules)
+
+
+def test_integers_of_numpy_are_integers_and_are_kept_as_those_of_python():
+    two, four = np.arange(2, 5, 2)
+    made = Policy(four, two, rules=(('stem.*', two, four),), layers=(('a', four, two),), edges=(two, four))
+    same = Policy(4, 2, rules=(('stem.*', 2, 4),), layers=(('a', 4, 2),), edges=(2, 4))
+    assert made == same and json.dumps(made.to_dict()) == json.dumps(same.to_dict())
 
 
 def test_policies_are_values():

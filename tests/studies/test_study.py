@@ -329,6 +329,15 @@ def test_a_run_scored_on_other_images_is_left_out_of_the_tables(tmp_path, quick,
     )
 
 
+def test_runs_are_scored_on_the_images_where_the_config_says_they_are_now(tmp_path, quick, monkeypatch):
+    before = lambda config, folder: save_run(configs.replace(config, 'data_dir', 'before'), folder)
+    seen = []
+    monkeypatch.setattr(study, 'train', before)
+    monkeypatch.setattr(study, 'load_data', lambda config: seen.append(config.data_dir))
+    run(tmp_path, only=['float'])
+    assert seen == ['']
+
+
 def test_what_is_left_out_is_said_once(tmp_path, quick, capsys):
     run(tmp_path, strategies={'odd': {}})
     run(tmp_path)

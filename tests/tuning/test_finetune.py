@@ -159,6 +159,7 @@ def test_searched_weights_are_kept_as_a_quantized_network_which_evaluate_scores_
         (['--model=tests.tuning.nets:net_of_four_classes'], "'Net' has 4 classes, synthetic has 10"),
         (['--workdir=zoo:digits-bits'], '--workdir and --dataset are both given'),
         (['--arch=net.json'], '--arch and --model are both given'),
+        (['--seeds='], '--seeds is empty: expected integers'),
         (['--seeds=-1'], "--seeds='-1': expected integers from 0"),
         (['--learning_rate=-1'], '--learning_rate=-1'),
         (['--batch_size=2000'], '--batch_size=2000: there are 1024 training images'),
