@@ -60,6 +60,8 @@ class EvaluationSpec:
     def __post_init__(self) -> None:
         numbers = ('num_networks', 'num_images', 'batch_size', 'seed', 'calibration_batches', 'devices')
         bounds.check(**{name: getattr(self, name) for name in numbers}, integer=self.protocol.integer)
+        for name in numbers:  # an integer of NumPy becomes one of Python, which JSON has
+            object.__setattr__(self, name, int(getattr(self, name)))
         for name in ('splits', 'policies', 'networks'):  # lists become tuples: a spec does not change
             if (values := getattr(self, name)) is not None:
                 object.__setattr__(self, name, tuple(values))
