@@ -3,6 +3,7 @@
 import ast
 import doctest
 import importlib
+import json
 import pathlib
 import re
 import subprocess
@@ -167,7 +168,9 @@ def test_the_readmes_example_predicts_a_network_that_works_at_four_bits(run_exam
 def test_a_score_is_that_of_the_logits(hypernetwork, quick_reference):
     network, data = hypernetwork.space.sample('test', 0, 0), hypernetwork.load_data()
     images, labels = data.normalized('test', 60), data.test.labels[:60]
-    result = ghn_jax.evaluate(hypernetwork, [network], bits=['float'], num_images=60, batch_size=60)
+    count = np.int64(60)  # as an array has them
+    result = ghn_jax.evaluate(hypernetwork, [network], bits=['float'], num_images=count, batch_size=count)
+    assert json.loads(json.dumps(result))['rows'] == result['rows']
     (scored,) = result['networks']
     assert result['protocol']['batch_size'] == result['protocol']['images'] == len(images)
     logits = ghn_jax.run(network, hypernetwork.predict(network), images)
@@ -277,6 +280,8 @@ def test_what_evaluate_refuses(hypernetwork):
     ):
         with pytest.raises(UserError, match=words):
             ghn_jax.evaluate(hypernetwork, **arguments)
+    with pytest.raises(UserError, match="the hypernetwork is 'zoo:digits-bits': expected what"):
+        ghn_jax.evaluate('zoo:digits-bits')
 
 
 def test_a_hypernetwork_predicts_for_its_number_of_classes(hypernetwork):

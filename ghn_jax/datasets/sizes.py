@@ -19,3 +19,5 @@ SIZES = {
     'synthetic': DatasetSizes(1_024, 256, 256),
 }
 """Of the data sets that have a name; `datasets.load` gives them, too, for files of images."""
+MADE = 'digits', 'synthetic'
+"""Data sets that lie in no folder: of the installation, and made on the fly."""

@@ -43,8 +43,11 @@ def evaluate(
       `protocol`: how they were taken.
 
     Raises:
-      UserError: unknown splits or bits, numbers out of range, networks that cannot be run or predicted.
+      UserError: no hypernetwork, unknown splits or bits, numbers out of range, networks that cannot be run or
+        predicted.
     """
+    if not isinstance(hypernetwork, Hypernetwork):
+        raise UserError(f'the hypernetwork is {shown(hypernetwork)}: expected what ghn_jax.load gives')
     for name, value in (('networks', networks), ('splits', splits), ('bits', bits)):
         if value is not None and (isinstance(value, str) or not isinstance(value, Sequence) or not value):
             raise UserError(f'{name} is {shown(value)}: expected a list with something in it')

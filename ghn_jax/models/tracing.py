@@ -70,10 +70,9 @@ def trace(
     images = _images(input_shape, dtype)
     source = _source(model, images, params, switches)
     leaves = _leaves(source)
+    keep = unsupported == 'keep'
     traced = functools.lru_cache(maxsize=8)(
-        lambda shape, dtype: _traced(
-            source, leaves, jax.ShapeDtypeStruct(shape, dtype), unsupported == 'keep'
-        )
+        lambda shape, dtype: _traced(source, leaves, jax.ShapeDtypeStruct(shape, dtype), keep)
     )
     first = traced(images.shape, images.dtype)
     recorder, graph = first.recorder, _graph(first, source.name)
@@ -87,7 +86,7 @@ def trace(
         params=source.params,
         layers=tuple(recorder.layers),
         graph=graph,
-        keep=unsupported == 'keep',
+        keep=keep,
         kept=kept,
         zeros={name: _NO_BIAS for name in _biases(recorder.forward).values() if name not in others},
         digest=first.digest,

@@ -6,10 +6,10 @@ from collections.abc import Callable
 from absl import flags
 
 from ghn_jax.base import cli
-from ghn_jax.base.errors import UserError
+from ghn_jax.base.errors import FieldError, UserError
 from ghn_jax.base.paths import Place
 from ghn_jax.base.start import start
-from ghn_jax.datasets.sizes import SIZES
+from ghn_jax.datasets.sizes import MADE, SIZES
 from ghn_jax.runs.hypernetwork import Hypernetwork
 from ghn_jax.runs.run import Run, load_run, run_of_images
 
@@ -35,11 +35,17 @@ class Source:
         """Open the run at a step, or make one of the images.
 
         Raises:
-          UserError: it cannot be read.
+          UserError: it cannot be read; a folder of images that lie in none.
         """
         if self.workdir is not None:
-            return load_run(self.workdir, step, data_dir=self.data_dir)
-        return run_of_images(self.dataset or '', data_dir=self.data_dir, image_size=self.image_size)
+            run = load_run(self.workdir, step, data_dir=self.data_dir)
+        else:
+            run = run_of_images(self.dataset or '', data_dir=self.data_dir, image_size=self.image_size)
+        if self.data_dir is not None and run.config.dataset in MADE:
+            raise FieldError(
+                'data_dir', f'={self.data_dir}: {run.config.dataset} lies in no folder: leave it out'
+            )
+        return run
 
     def load_hypernetwork(self, *, predicts: bool) -> Hypernetwork:
         """Make JAX ready, and load as `load`. predicts: whether there must be a hypernetwork.

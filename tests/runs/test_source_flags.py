@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import pathlib
 
 import numpy as np
 import pytest
@@ -14,6 +15,7 @@ from ghn_jax.runs import hypernetwork
 from ghn_jax.runs.hypernetwork import Hypernetwork
 from ghn_jax.runs.model_parameters import write_params
 from ghn_jax.runs.run import run_of_images
+from ghn_jax.runs.source_flags import Source
 from ghn_jax.runs.task import load_data
 from tests.commands import COMMANDS, flags_of
 from tests.small_run import command, is_one_error_line, write_run
@@ -60,6 +62,15 @@ def test_every_command_that_reads_the_images_of_a_run_takes_the_folder_that_they
     reading = {'evaluate', 'report', 'finetune', 'squeeze', 'quantize', 'export', 'replay'}
     taking = {name for name in COMMANDS if {'workdir', 'data_dir'} <= flags_of(name).keys()}
     assert taking == {f'ghn_jax.{name}' for name in reading}
+
+
+def test_a_folder_of_images_that_lie_in_none_is_refused():
+    made = Source(dataset='digits', workdir=None, image_size=8, data_dir=None)
+    run = dataclasses.replace(made, dataset=None, workdir=pathlib.Path('zoo:digits-bits'))
+    for source in (made, run):
+        with pytest.raises(UserError, match='^data_dir=x: digits lies in no folder: leave it out$'):
+            dataclasses.replace(source, data_dir='x').load()
+        assert source.load().config.dataset == 'digits'
 
 
 def test_the_images_of_a_run_are_found_where_they_were_moved_to(tmp_path):
