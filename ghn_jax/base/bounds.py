@@ -70,8 +70,9 @@ def define_number(
 def define_number_of(owner: type, field: str, help_string: str) -> flags.FlagHolder:
     """Define the flag --field of a number that a dataclass declares, with its default and its bounds."""
     (declared,) = (f for f in dataclasses.fields(owner) if f.name == field)
-    default, least, most = declared.default, declared.metadata['least'], declared.metadata['most']
-    define = flags.DEFINE_integer if isinstance(default, int) else define_number
+    default: Any = declared.default
+    least, most = declared.metadata['least'], declared.metadata['most']
+    define: Any = flags.DEFINE_integer if isinstance(default, int) else define_number
     return define(field, default, help_string, least, most)
 
 
