@@ -72,7 +72,7 @@ def define_number_of(owner: type, field: str, help_string: str) -> flags.FlagHol
     (declared,) = (f for f in dataclasses.fields(owner) if f.name == field)
     default: Any = declared.default
     least, most = declared.metadata['least'], declared.metadata['most']
-    define = flags.DEFINE_integer if isinstance(default, int) else define_number
+    define: Any = flags.DEFINE_integer if isinstance(default, int) else define_number
     return define(field, default, help_string, least, most)
 
 

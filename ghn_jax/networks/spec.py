@@ -80,7 +80,8 @@ class NetworkSpec:
             value = getattr(self, field)
             if not is_int(value) or not least <= value <= most:
                 raise UserError(
-                    f'{field} is {shown(value)}: expected an integer from {least} to {most:,}; {_ADVICE[field]}'
+                    f'{field} is {shown(value)}: expected an integer from {least} to {most:,}; '
+                    f'{_ADVICE[field]}'
                 )
             object.__setattr__(self, field, int(value))
         for field, choices in _CHOICES.items():
