@@ -18,6 +18,7 @@ from ghn_jax.base.errors import FieldError
 from ghn_jax.config import RunConfig
 from ghn_jax.evaluation.results import Result
 from ghn_jax.quant.policy import parse_bits
+from ghn_jax.runs import zoo
 from ghn_jax.runs.config_changes import FREE_KEYS, differing_keys
 from ghn_jax.runs.run import Run
 
@@ -29,6 +30,7 @@ _OF_PROTOCOL = (
     'dataset', 'note', 'image_split', 'images', 'batch_size', 'batch_norm', 'ranges', 'seed', 'device',
     'command',
 )  # fmt: skip
+_OF_BEGUN_FROM = 'name', 'sha256', 'steps', 'networks_seen', 'commit', 'command'
 CURVE = 'train/loss', 'train/accuracy'
 """What a card has of the metrics of the training."""
 _POINTS = 30  # of a curve at most
@@ -59,19 +61,21 @@ def make_card(
     """
     if result and result['protocol']['step'] != run.step:
         raise FieldError('result', f' is of step {result["protocol"]["step"]}, the run is of step {run.step}')
-    train = run.config.train
+    train, command = run.config.train, training_command(run.config)
+    begun_from = _begun_from(run.config.init_from, command)
     return {
         'about': about,
         'dataset': run.config.dataset,
         'image_size': run.config.image_size,
         'note': run.meta.get('dataset', {}).get('note', ''),
         'steps': run.step,
-        'networks_seen': run.step * train.meta_batch,
+        'networks_seen': run.step * train.meta_batch + begun_from.get('networks_seen', 0),
         'images_per_network': train.batch_size,
         'seed': run.config.seed,
         'commit': commit,
         'jax': run.meta['jax'],
-        'command': training_command(run.config),
+        'command': command,
+        'begun_from': begun_from,
         'results': [] if result is None else [_only(row, _OF_ROWS) for row in result['rows']],
         'protocol': {} if result is None else _only(result['protocol'], _OF_PROTOCOL),
         'limits': list(limits),
@@ -95,6 +99,19 @@ def curve(metrics: Sequence[Mapping[str, Any]]) -> dict[str, list[float]]:
     return {'step': [rows[part[-1]]['step'] for part in parts], **means}
 
 
+def _begun_from(init_from: str, command: str) -> dict[str, Any]:
+    """Return what a card says of the entry that a training began with; nothing where it was none.
+
+    An entry may be replaced by what was trained on from it. Then its card says what it was.
+    command: of the training.
+    """
+    name = paths.zoo_name(init_from)
+    if name is None:
+        return {}
+    card = zoo.read_card(name)
+    return card['begun_from'] if card['command'] == command else _only(card, _OF_BEGUN_FROM)
+
+
 def training_command(config: RunConfig) -> str:
     """Return the command that trains with this config, from the nearest config of the package."""
     nearest, changes = min(
@@ -116,6 +133,7 @@ def text(card: Mapping[str, Any]) -> str:
         f'{card["images_per_network"]} images each; seed {card["seed"]}, commit {card["commit"]}, '
         f'jax {card["jax"]}',
         f'command  {card["command"]}',
+        *_before(card),
         f'limits   {" ".join(card["limits"])}',
     ]
     if not card['results']:
@@ -126,6 +144,15 @@ def text(card: Mapping[str, Any]) -> str:
     return '\n'.join(
         [*lines, f'results  {", ".join(how)}', f'         {protocol["command"]}', '', _table(card)]
     )
+
+
+def _before(card: Mapping[str, Any]) -> list[str]:
+    if not (before := card.get('begun_from')):
+        return []
+    return [
+        f'before   {before["steps"]:,} steps, {before["networks_seen"]:,} of these networks; commit '
+        f'{before["commit"]}: {before["command"]}'
+    ]
 
 
 def listed(cards: Iterable[Mapping[str, Any]]) -> str:

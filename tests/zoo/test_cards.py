@@ -1,5 +1,6 @@
 """Cards: the command they show trains that very run; a card is made of a run and its evaluation."""
 
+import dataclasses
 import json
 import shlex
 import sys
@@ -93,6 +94,25 @@ def test_an_entry_is_made_of_a_run_and_listed_with_its_scores(tmp_path, monkeypa
     params, meta = zoo.read_entry('some-run', folder)
     assert params.keys() == load_run(run).params.keys() and meta['step'] == 3
     assert zoo.read_curve('some-run', folder) == rows[:3]
+
+
+def test_a_card_counts_the_networks_of_the_entry_that_a_training_began_with(tmp_path, monkeypatch):
+    """Also once that entry is replaced by what was trained on from it."""
+    monkeypatch.setattr(zoo, 'read_card', lambda name: entries[name])
+    before = {'name': 'a', 'steps': 1000, 'networks_seen': 8000, 'commit': 'abc', 'command': 'python before'}
+    entries = {'a': {**before, 'limits': []}}
+    run = load_run(write_run(tmp_path / 'run'))
+    run = dataclasses.replace(run, config=dataclasses.replace(run.config, init_from='zoo:a'))
+    made = lambda: cards.make_card(run, about='', commit='', limits=())
+    card = made()
+    assert card['begun_from'] == before
+    assert card['networks_seen'] == 8000 + run.step * run.config.train.meta_batch
+    entries['a'] = card
+    assert made() == card
+    whole = {'name': 'a', 'parameters': 1, 'dtype': 'float16', 'bytes': 1, 'sha256': ''}
+    assert 'before   1,000 steps, 8,000 of these networks; commit abc: python before' in cards.text(
+        whole | card
+    )
 
 
 def test_what_an_entry_lacks_is_one_line_and_nothing_is_written(tmp_path, result):
