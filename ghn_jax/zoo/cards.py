@@ -205,7 +205,8 @@ def curves(cards: Iterable[Mapping[str, Any]], columns: int = 8) -> dict[str, An
         'columns': ['hypernetwork', 'networks seen', *(f'{k}/{columns}' for k in range(1, columns + 1))],
         'rows': rows,
         'about': {
-            'accuracy': 'in training, in percent, after that part of the steps: of networks drawn anew, at '
+            'accuracy': 'in training, in percent, after that part of the steps (of the last training, '
+            'where it began with another entry): of networks drawn anew, at '
             f'the bits drawn for each, on batches of training images; a mean over 1/{_POINTS} of all steps',
             'command': 'python -m ghn_jax.report --workdir=zoo:NAME',
         },
