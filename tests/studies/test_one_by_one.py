@@ -6,12 +6,16 @@ import json
 import pytest
 
 from ghn_jax.studies import one_by_one
-from ghn_jax.studies.one_by_one import CASES, FLOAT, table
+from ghn_jax.studies.one_by_one import CASES, table
+from ghn_jax.tuning.comparison_table import FLOAT_NAME as FLOAT
 from tests.small_run import write_run
 
 FOUND = {
     'predicted': {FLOAT: {'a': 50.0, 'b': 60.0, 'c': 70.0}, 'w2a2': {'a': 30.0, 'b': 30.0, 'c': 30.0}},
-    'trained, 1 pass': {FLOAT: {'b': 55.0, 'a': 45.0, 'c': 71.0}, 'w2a2': {'a': 31.0, 'b': 32.0, 'c': 33.0}},
+    'trained, 1 pass': {
+        FLOAT: {'b': 55.0, 'a': 45.0, 'c': 71.0},
+        'w2a2': {'a': 31.0, 'b': 32.0, 'c': 33.0},
+    },
 }
 
 
