@@ -220,6 +220,10 @@ def run_halving(images, applier='reference'):
             lambda h, w, x: ghn_jax.run(NETWORK, w | {'stem.0.weight': np.zeros((48, 3, 3, 3), int)}, x),
             "weights have 'stem.0.weight'=array(",
         ),
+        (
+            lambda h, w, x: ghn_jax.run(NETWORK, w | {'stem.0.weight': [[0.5], [0.5, 0.5]]}, x),
+            "weights have 'stem.0.weight'=[[0.5], [0.5, 0.5]]: expected an array of floats",
+        ),
         (lambda h, w, x: ghn_jax.load(None), 'workdir=None: expected a path'),
         (lambda h, w, x: ghn_jax.save_networks('x.json', NETWORK), 'no list of networks'),
         (lambda h, w, x: ghn_jax.save_networks('x.json', [{}]), 'a network is {}: expected a NetworkSpec'),

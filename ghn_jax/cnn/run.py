@@ -113,8 +113,11 @@ def _check_weights(network: NetworkSpec, weights: Mapping[str, Any]) -> dict[str
         if name not in weights:
             raise UserError(f'weights lack {name!r}: give all tensors of network {network.name!r}')
         given = weights[name]
-        tensor = given if isinstance(given, Array) else np.asarray(given)  # one of JAX may be traced
-        if not jnp.issubdtype(tensor.dtype, jnp.floating):
+        try:
+            tensor = given if isinstance(given, Array) else np.asarray(given)  # one of JAX may be traced
+        except (TypeError, ValueError):  # of lists that do not fit together
+            tensor = None
+        if tensor is None or not jnp.issubdtype(tensor.dtype, jnp.floating):
             raise UserError(f'weights have {name!r}={shown(given)}: expected an array of floats, {expected}')
         tensors[name] = tensor.astype(np.float32)
         if tensors[name].shape != expected:
