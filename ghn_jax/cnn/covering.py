@@ -156,7 +156,8 @@ def _with_one(
 ) -> Iterator[NetworkSpec]:
     """Yield networks with one op a cell that is longer than the one that fills them."""
     if _length(once) > _length(longest):
-        for make, entry in itertools.product((uniform, from_inputs), (0, 2)[:steps]):
+        entries = (0,) if steps == 1 else (0, 2)  # of the first and of the second intermediate state
+        for make, entry in itertools.product((uniform, from_inputs), entries):
             yield network(n_cells, make(longest, steps, (entry, once)))
 
 
