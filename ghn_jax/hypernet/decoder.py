@@ -9,11 +9,13 @@ Axes: N nodes | P items | D hidden | C channels of a tile (64) | T positions of 
 """
 
 import math
+from collections.abc import Sequence
 from functools import partial
 from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from ghn_jax.hypernet.chunks import map_chunks
 from ghn_jax.hypernet.layers import Params, init_mlp, init_uniform, mlp
@@ -171,17 +173,20 @@ def predict_tensors(
     PyTorch's.
     """
     return {
-        p.name: _predict_tensor(params, x[p.node], p.shape, p.row, kind_of(p, graph), normalise, centred)
+        p.name: _predict_tensor(
+            params, x[p.node], p.shape, p.row, p.places, kind_of(p, graph), normalise, centred
+        )
         for p in graph.parameters
     }
 
 
-@partial(jax.jit, static_argnames=('shape', 'row', 'kind', 'normalise', 'centred'))
+@partial(jax.jit, static_argnames=('shape', 'row', 'places', 'kind', 'normalise', 'centred'))
 def _predict_tensor(
     params: dict[str, Params],
     x: jax.Array,
     shape: tuple[int, ...],
     row: int,
+    places: tuple[int, ...] | None,
     kind: str,
     normalise: bool,
     centred: bool,
@@ -192,7 +197,7 @@ def _predict_tensor(
         w = mlp(one_d, x).reshape(2, -1)[row]
         if kind == 'class':
             w = _class_bias(params['class_bias'], w)
-        w = _tile_axis(w, 0, shape[0])
+        w = _tile_axis(w, 0, places or range(shape[0]))
         squash = _squash_bias if row else _squash_scale
         return squash(w) if normalise else w
     height, width = (shape + (1, 1))[2:4]
@@ -205,12 +210,15 @@ def _predict_tensor(
     if kind == 'class':
         w = jnp.einsum('oihw,oc->cihw', jax.nn.relu(w), conv['class_kernel'])
         w = w + conv['class_bias'][:, None, None, None]
-    w = _tile_axis(_tile_axis(w, 0, shape[0]), 1, shape[1]).reshape(shape)
+    outputs, inputs = range(shape[0]), range(shape[1])
+    if places is not None:
+        outputs, inputs = (places, inputs) if kind == 'depth' else (outputs, places)
+    w = _tile_axis(_tile_axis(w, 0, outputs), 1, inputs).reshape(shape)
     return w * fan_in_scale(shape) if normalise and kind != 'pos_enc' else w
 
 
-def _tile_axis(w: jax.Array, axis: int, length: int) -> jax.Array:
-    """Repeat and cut an axis to `length`."""
+def _tile_axis(w: jax.Array, axis: int, places: Sequence[int]) -> jax.Array:
+    """Repeat an axis, and take what lies at these places, rising."""
     repeats = [1] * w.ndim
-    repeats[axis] = -(-length // w.shape[axis])
-    return jax.lax.slice_in_dim(jnp.tile(w, repeats), 0, length, axis=axis)
+    repeats[axis] = -(-(places[-1] + 1) // w.shape[axis])
+    return jnp.take(jnp.tile(w, repeats), np.array(places), axis)

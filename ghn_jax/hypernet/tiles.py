@@ -103,7 +103,8 @@ def decoder_table(
         elif kind == 'depth':
             depth.add(p, fan_in_scale(p.shape), largest)
         elif kind == 'dense':
-            (small if max(p.shape[:2]) <= C // 2 else large).add(p, fan_in_scale(p.shape), largest)
+            extent = max(*p.shape[:2], *(place + 1 for place in p.places or ()))
+            (small if extent <= C // 2 else large).add(p, fan_in_scale(p.shape), largest)
         else:
             position.add(p, 1.0, largest)
     dense, first_dense = _joined(small, large, DENSE_CHUNK)
@@ -137,6 +138,15 @@ def fan_in_scale(shape: tuple[int, ...]) -> float:
 def middle(size: int, largest: int) -> int:
     """Return where a kernel of this size begins in the middle of the largest one (GHN-3)."""
     return largest // 2 - size // 2
+
+
+def channel_places(p: Parameter) -> tuple[np.ndarray, np.ndarray]:
+    """Return where in a tile, repeated without end, the output and the input channels of a tensor lie."""
+    outputs, inputs = (np.arange(n) for n in (*p.shape, 1)[:2])
+    if p.places is None:
+        return outputs, inputs
+    places = np.array(p.places)
+    return (outputs, places) if len(inputs) > 1 else (places, inputs)
 
 
 def kind_of(p: Parameter, graph: Graph) -> str:
@@ -200,16 +210,14 @@ def tile_parameters(tiles: Tiles, items: Items, graph: Graph) -> dict[str, np.nd
     C, out = depth.shape[1], {}
     for p in graph.parameters:
         kind, first = items[p.name]
-        taps, channels = math.prod(p.shape[2:]), [np.arange(n) % C for n in p.shape[:2]]
+        taps, (outputs, inputs) = math.prod(p.shape[2:]), (places % C for places in channel_places(p))
         if kind == 'norm':
-            tensor = norm.reshape(-1, C)[first, channels[0]]
+            tensor = norm.reshape(-1, C)[first, outputs]
         elif kind == 'class':
-            tensor = class_bias if first else class_weight[channels[1]].T
+            tensor = class_bias if first else class_weight[inputs].T
         elif kind == 'depth':
-            tensor = depth[first : first + taps, max(channels, key=len)].T  # the other count is 1
+            tensor = depth[first : first + taps, max(outputs, inputs, key=len)].T  # the other count is 1
         else:
-            tensor = np.moveaxis(
-                dense[first : first + taps, channels[1][None, :], channels[0][:, None]], 0, 2
-            )
+            tensor = np.moveaxis(dense[first : first + taps, inputs[None, :], outputs[:, None]], 0, 2)
         out[p.name] = np.ascontiguousarray(tensor.reshape(p.shape))
     return out

@@ -42,12 +42,19 @@ class Node(NamedTuple):
 
 
 class Parameter(NamedTuple):
-    """A tensor to predict, from `node`. row: which of the two 1-D outputs of a node; 0 weight, 1 bias."""
+    """A tensor to predict, from `node`.
+
+    Attributes:
+      row: which of the two 1-D outputs of a node; 0 weight, 1 bias.
+      places: where in a tile each input channel lies, of a tensor without such each channel; None: in order.
+        Only models have others (`models.channel_places`).
+    """
 
     name: str
     shape: tuple[int, ...]
     node: int
     row: int
+    places: tuple[int, ...] | None = None
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

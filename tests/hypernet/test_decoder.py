@@ -1,3 +1,4 @@
+import dataclasses
 from functools import partial
 
 import jax
@@ -127,6 +128,26 @@ def test_tiles_cut_to_shape_equal_the_tensor_by_tensor_version(graphs, params, r
         ours, oracle = tile_parameters(tiles, items, graphs[i]), predict_tensors(params, x, graphs[i])
     assert list(ours) == list(oracle) == [p.name for p in graphs[i].parameters]
     for p in graphs[i].parameters:
+        assert ours[p.name].shape == oracle[p.name].shape == p.shape
+        np.testing.assert_allclose(ours[p.name], oracle[p.name], rtol=1e-9, atol=1e-12, err_msg=p.name)
+
+
+def test_channels_at_other_places_equal_the_tensor_by_tensor_version(graphs, params, run):
+    """And a tensor whose places have gaps is one of more channels without those in the gaps."""
+    moved = lambda n: tuple(3 * c // 2 for c in range(n))  # 0, 1, 3, 4, 6, ...: past the end of a tile
+    inputs = lambda p: p.shape[1] if len(p.shape) > 1 and p.shape[1] > 1 else p.shape[0]
+    parameters = tuple(
+        p if graphs[0].nodes[p.node].primitive == 'pos_enc' or len(p.shape) == 1 and p.row else
+        p._replace(places=moved(inputs(p)))
+        for p in graphs[0].parameters
+    )  # fmt: skip
+    graph = dataclasses.replace(graphs[0], parameters=parameters)
+    with jax.enable_x64(True):
+        x, (table, items) = embeddings(), decoder_table(graph, **CAPACITY)
+        (_, tiles), _ = run(params, x, table, like_tiles(table))
+        ours, oracle = tile_parameters(tiles, items, graph), predict_tensors(params, x, graph)
+    assert {p.shape[1] > 1 for p in parameters if len(p.shape) == 4 and p.places} == {True, False}
+    for p in parameters:
         assert ours[p.name].shape == oracle[p.name].shape == p.shape
         np.testing.assert_allclose(ours[p.name], oracle[p.name], rtol=1e-9, atol=1e-12, err_msg=p.name)
 
