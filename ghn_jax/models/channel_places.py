@@ -1,69 +1,87 @@
 """Where the channels that a model's parameters read lie in the tiles that these are cut from.
 
 The hypernetwork decodes tiles of 64 x 64 channels. A weight is cut from them, its first input channel from
-the first row. What a row is for, it has learnt on networks whose tensors are all as wide as their space says:
-16 channels, 32, and so on. So the tensors that a concatenation joins begin at multiples of 16 there. A tensor
-of 12 channels, as DenseNet has them (arXiv 1608.06993), would shift all that are behind it. So here each
-tensor of a concatenation begins at the next multiple of 16, and the rows between are left out. Halves of one
-width stay side by side, as in a FactorizedReduce.
+the first row. What a row is for, it has learnt in training, where all tensors are as wide as their space
+says, 16 channels, 32, and so on: row k is for channel k of the layer before, and those of further layers
+whose results are joined begin at multiples of 16. So the row of a channel follows from the layer that makes
+it, and not from where it comes among those that are read: layers of other widths may be joined (DenseNet,
+arXiv 1608.06993), channels shuffled (ShuffleNet, arXiv 1707.01083), all pixels of a map read as one vector.
+A depthwise layer keeps the channels that it reads.
 """
 
+import dataclasses
 from collections.abc import Sequence
 
+import numpy as np
+
 from ghn_jax.base.whole_numbers import round_up
-from ghn_jax.networks.layers import LAYERS, ForwardPass
+from ghn_jax.models.channels import NONE
+from ghn_jax.models.model import Model
+from ghn_jax.networks.graph import Graph, Parameter
 
 ALIGNMENT = 16  # channels
-Places = tuple[int, ...]
 
 
-def find_places(forward: ForwardPass, channels: Sequence[int]) -> dict[str, Places]:
-    """Find the places of the channels that each parameter reads, where they are not 0, 1, 2, ...
+def aligned(model: Model) -> Graph:
+    """Return the graph of a model, with the places of the channels that its parameters read.
 
-    Args:
-      forward: the operations of a model.
-      channels: of the result of each.
-
-    Returns:
-      Name of a parameter -> place of each of its input channels. Of a depthwise weight, a norm or a bias it
-      is that of each of its channels.
+    Parameters whose channels cannot be followed read them in order, and so do groups of channels. A network
+    of a space is trained as it is, whatever its widths.
     """
-    results: list[Places] = []
-    found: dict[str, Places] = {}
-    for op, kind in enumerate(forward.kind):
-        read = [results[parent] for parent in forward.parents[op]]
-        shape = forward.shape[op] or ()
-        dense = kind in LAYERS and len(shape) > 1 and not _keeps_channels(shape)
-        result = tuple(range(channels[op])) if dense else _result(kind, read, channels[op])
-        results.append(result)
-        for name, tensor in forward.tensors(op):
-            places = read[0] if dense else result
-            counts = tensor[1] if dense else tensor[0]
-            if len(places) == counts and places != tuple(range(counts)):
-                found.setdefault(name, places)
-    return found
+    if model.of_space:
+        return model.graph
+    found = model.channels
+    keeps = {name for name, columns in found.columns.items() if len(columns) > 1 == columns.shape[1]}
+    origins = _Origins([rows for name, rows in found.rows.items() if name not in keeps], found.count)
+    read = {layer.parameter: found.columns[layer.name].ravel() for layer in reversed(model.layers)}
+    read |= {name: channels.ravel() for name, channels in found.others.items()}
+
+    def place(p: Parameter) -> Parameter:
+        outputs, inputs = (*p.shape, 1)[:2]
+        count = inputs if inputs > 1 else outputs
+        channels = read.get(p.name)
+        if channels is None or len(channels) != count or NONE in channels:
+            return p
+        places = origins.places(channels)
+        in_order = np.array_equal(places, np.arange(count))
+        return p if in_order else p._replace(places=tuple(places.tolist()))
+
+    return dataclasses.replace(model.graph, parameters=tuple(map(place, model.graph.parameters)))
 
 
-def _keeps_channels(shape: Sequence[int]) -> bool:
-    """Whether a weight is of a depthwise convolution."""
-    return len(shape) == 4 and shape[1] == 1
+class _Origins:
+    """The first layer that makes each channel, and which of its channels it is there.
+
+    rows: of each layer, in the order of the forward pass, the channels that it makes.   count: of channels.
+    """
+
+    def __init__(self, rows: Sequence[np.ndarray], count: int):
+        self.rows = rows
+        self.layer, self.index = (np.zeros(count + 1, int) for _ in range(2))
+        for k, made in reversed([*enumerate(rows)]):
+            self.layer[made], self.index[made] = k, np.arange(len(made))
+
+    def places(self, channels: np.ndarray) -> np.ndarray:
+        """Return the place of each of these channels in a tile that is repeated without end."""
+        different, first = np.unique(channels, return_index=True)
+        in_order = different[np.argsort(first)]
+        if any(np.array_equal(in_order, made) for made in self.rows):  # one layer makes all of them
+            number = np.zeros(len(self.index), int)
+            number[in_order] = np.arange(len(in_order))
+            return number[channels]
+        layers = list(dict.fromkeys(self.layer[channels].tolist()))
+        begin = np.zeros(len(self.rows), int)
+        begin[layers] = _begins([len(self.rows[k]) for k in layers])
+        return begin[self.layer[channels]] + self.index[channels]
 
 
-def _result(kind: str, read: Sequence[Places], count: int) -> Places:
-    """Return the places of the channels of a result: those of what is read, if they are as many."""
-    joined = _joined(read) if kind == 'concat' else None
-    candidates = {places for places in (joined, *read) if places is not None and len(places) == count}
-    if joined in candidates:
-        return joined
-    return candidates.pop() if len(candidates) == 1 else tuple(range(count))
+def _begins(widths: Sequence[int]) -> list[int]:
+    """Return where layers of these widths begin whose results are joined.
 
-
-def _joined(parts: Sequence[Places]) -> Places:
-    """Return the places of the channels of a concatenation."""
-    halves = len(parts) == 2 and len(parts[0]) == len(parts[1])
-    joined: list[int] = []
-    for part in parts:
-        end = joined[-1] + 1 if joined else 0
-        first = end if halves else round_up(end, ALIGNMENT)
-        joined += [first + place for place in part]
-    return tuple(joined)
+    Halves of 8 channels lie side by side, as in a FactorizedReduce.
+    """
+    begins, end = [], 0
+    for width in widths:
+        begins.append(round_up(end, width if ALIGNMENT % width == 0 else ALIGNMENT))
+        end = begins[-1] + width
+    return begins

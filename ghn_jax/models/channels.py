@@ -21,7 +21,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from ghn_jax.models.model import Model, Traced
 from ghn_jax.models.program import (
     CASTS,
     PASSED_ON,
@@ -32,7 +31,7 @@ from ghn_jax.models.program import (
     body,
     flatten,
 )
-from ghn_jax.models.recorder import Site
+from ghn_jax.models.recorder import Recorder, Site
 
 NONE = 0  # the number of no channel
 
@@ -65,20 +64,23 @@ class Channels:
     others: Mapping[str, np.ndarray]
 
 
-def find_channels(model: Model) -> Channels:
-    """Find the channels of a model by its operations on one image."""
-    shape = (1, *model.input_shape[1:])
-    traced = model.traced(shape, jnp.dtype(jnp.float32))
-    walk = _Walk(traced)
-    leaves = traced.recorder.leaves
-    of_layers = {site.layer.parameter for site in traced.recorder.sites.values()}
+def find_channels(program: FlatProgram, recorder: Recorder, shape: Sequence[int]) -> Channels:
+    """Find the channels of a model by its operations.
+
+    Args:
+      program: of the model.
+      recorder: what is known of it.
+      shape: of the images of the program.
+    """
+    walk, leaves = _Walk(), recorder.leaves
+    of_layers = {site.layer.parameter for site in recorder.sites.values()}
     given = [
         np.zeros(leaf.shape, int) if leaf.name in of_layers else walk.classes.fresh(leaf.shape)
         for leaf in leaves
     ]
-    variables = len(traced.program.inputs) - len(leaves) - 1  # which no step reads
+    variables = len(program.inputs) - len(leaves) - 1  # which no step reads
     arguments = [*given, *[np.zeros((), int)] * variables, np.zeros(shape, int)]
-    for logits in walk.walk(traced.program, arguments, traced.recorder.sites):
+    for logits in walk.walk(program, arguments, recorder.sites):
         walk.classes.keep(logits)
     others = {leaf.name: ids for leaf, ids in zip(leaves, given) if leaf.name not in of_layers}
     return _numbered(walk, others)
@@ -125,11 +127,14 @@ class _Classes:
 
     def join(self, a: np.ndarray, b: np.ndarray) -> None:
         """Say that the numbers of two arrays of one shape are the same, but for NONE."""
-        a, b = self.root(a), self.root(b)
-        differ = (a != b) & (a != NONE) & (b != NONE)
-        for pair in np.unique(np.stack([a[differ], b[differ]], 1), axis=0):
-            first, second = self.root(pair)
-            self.parent[max(first, second)] = min(first, second)
+        both = (a != NONE) & (b != NONE)
+        a, b = a[both], b[both]
+        while True:
+            a, b = self.root(a), self.root(b)
+            differ = a != b
+            if not differ.any():
+                return
+            np.minimum.at(self.parent, np.maximum(a, b)[differ], np.minimum(a, b)[differ])
 
     def keep(self, ids: np.ndarray) -> None:
         """Say that these must stay."""
@@ -139,8 +144,7 @@ class _Classes:
 class _Walk:
     """The steps of a program, done on arrays of channel numbers."""
 
-    def __init__(self, traced: Traced):
-        self.traced = traced
+    def __init__(self):
         self.classes = _Classes()
         self.rows: dict[str, np.ndarray] = {}
         self.columns: dict[str, np.ndarray] = {}
@@ -183,6 +187,9 @@ class _Walk:
                 return [self._together(x, shapes[0])]
             for a in x:
                 self.classes.keep(a)
+            if kind == 'split':  # whose sizes are fixed
+                ends = np.cumsum(step.eqn.params['sizes'])[:-1]
+                return np.split(x[0], ends, step.eqn.params['axis'])
         return [np.zeros(shape, int) for shape in shapes]
 
     def _together(self, x: list[np.ndarray], shape: tuple[int, ...]) -> np.ndarray:

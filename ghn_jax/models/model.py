@@ -15,6 +15,7 @@ from ghn_jax.base import bounds
 from ghn_jax.base.errors import UserError, shown
 from ghn_jax.hypernet.policy_features import resolve
 from ghn_jax.models import small_images
+from ghn_jax.models.channels import Channels, find_channels
 from ghn_jax.models.layout import PredictedTensor
 from ghn_jax.models.names import map_named, named_leaves, variable_names
 from ghn_jax.models.norms import DependsOnBatch, Structure
@@ -57,6 +58,7 @@ class Model:
       classes: outputs.
       params: its parameters as a pytree of `jax.ShapeDtypeStruct`.
       layers: its convolutions and linear layers, in the order of the forward pass.
+      of_space: whether it is a network of a space, traced.
       graph: as the hypernetwork reads it; names of parameters are their paths in `params`, joined by dots.
       keep: whether parameters that cannot be predicted stay as initialised (`unsupported='keep'`).
       kept: those for which no hypernetwork predicts anything -> why.
@@ -72,6 +74,7 @@ class Model:
     classes: int
     params: Any
     layers: tuple[Layer, ...]
+    of_space: bool
     graph: Graph
     keep: bool
     kept: dict[str, str]
@@ -158,6 +161,17 @@ class Model:
             if dtype not in (wanted.dtype, np.float64):  # in which a model can be run to be more precise
                 raise UserError(f'{name!r} in params is {dtype}, expected {wanted.dtype}: {advice}')
         return [given[name] for name in expected]
+
+    @functools.cached_property
+    def channels(self) -> Channels:
+        """Its channels."""
+        shape = (1, *self.input_shape[1:])
+        try:
+            traced = self.traced(shape, self.dtype)
+        except UserError:  # it does not run on one image
+            shape = self.input_shape
+            traced = self.traced(shape, self.dtype)
+        return find_channels(traced.program, traced.recorder, shape)
 
     def has_single_value_norms(self) -> bool:
         """Return whether a batch norm has one value of each image for a channel, as behind a linear layer.

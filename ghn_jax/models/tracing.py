@@ -5,7 +5,7 @@ import copy
 import functools
 import hashlib
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any, Literal
 
 import jax
@@ -19,7 +19,6 @@ from jax.typing import DTypeLike
 from ghn_jax.base.errors import UserError, one_line, shown
 from ghn_jax.base.whole_numbers import is_int
 from ghn_jax.models import sources
-from ghn_jax.models.channel_places import Places, find_places
 from ghn_jax.models.model import Model, Traced
 from ghn_jax.models.names import variable_names
 from ghn_jax.models.program import flatten
@@ -76,10 +75,7 @@ def trace(
         lambda shape, dtype: _traced(source, leaves, jax.ShapeDtypeStruct(shape, dtype), keep)
     )
     first = traced(images.shape, images.dtype)
-    recorder = first.recorder
-    # The networks of a space are trained as they are, whatever their widths.
-    places = {} if isinstance(model, NetworkSpec) else find_places(recorder.forward, recorder.channels)
-    graph = _graph(first, source.name, places)
+    recorder, graph = first.recorder, _graph(first, source.name)
     kept = {leaves[leaf].name: why for leaf, why in recorder.kept.items()}
     others = {p.name for p in graph.parameters} | {*kept}
     return Model(
@@ -89,6 +85,7 @@ def trace(
         classes=first.classes,
         params=source.params,
         layers=tuple(recorder.layers),
+        of_space=isinstance(model, NetworkSpec),
         graph=graph,
         keep=keep,
         kept=kept,
@@ -234,7 +231,7 @@ def _check_numbers(recorder: Recorder, arrays: Sequence[Any]) -> None:
             recorder.kept.setdefault(leaf, f'is {dtype}, no floating-point numbers')
 
 
-def _graph(traced: Traced, name: str, places: Mapping[str, Places]) -> Graph:
+def _graph(traced: Traced, name: str) -> Graph:
     """Return the graph, without the biases of convolutions but that of the last layer."""
     forward, (weight, bias) = traced.recorder.forward, _last_layer(traced)
     left_out = {op for op, added in _biases(forward).items() if added != bias}
@@ -245,7 +242,7 @@ def _graph(traced: Traced, name: str, places: Mapping[str, Places]) -> Graph:
     return Graph(
         nodes=nodes,
         distance=distance,
-        parameters=tuple(p._replace(places=places.get(p.name)) for p in parameters),
+        parameters=parameters,
         name=name,
         class_weight=node_of[weight],
         class_bias=None if bias is None else node_of[bias],

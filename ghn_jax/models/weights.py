@@ -9,6 +9,7 @@ from ghn_jax.base.errors import UserError
 from ghn_jax.hypernet.ghn import GHN
 from ghn_jax.hypernet.policy_features import weight_names
 from ghn_jax.hypernet.predict import predict_from_graph
+from ghn_jax.models.channel_places import aligned
 from ghn_jax.models.model import Model
 from ghn_jax.models.names import map_named
 from ghn_jax.networks.counts import MAX_TILES
@@ -114,8 +115,9 @@ def predict_model(
       UserError: as `check_model`; no initial values for parameters that are kept.
     """
     check_model(model, ghn, primitives)
+    graph = aligned(model)
     tensors = predict_from_graph(
-        ghn, params, model.graph, widths or dict.fromkeys(weight_names(model.graph), (FLOAT_BITS, FLOAT_BITS))
+        ghn, params, graph, widths or dict.fromkeys(weight_names(graph), (FLOAT_BITS, FLOAT_BITS))
     )
     quantization: dict[str, Any] = {}
     kept = {*model.kept, *unknown_parameters(model, primitives)}

@@ -18,7 +18,7 @@ import numpy as np
 from jax import Array
 
 from ghn_jax.base.errors import UserError
-from ghn_jax.models.channels import NONE, Channels, find_channels
+from ghn_jax.models.channels import NONE, Channels
 from ghn_jax.models.costs import bit_operations, count_macs
 from ghn_jax.models.model import Model
 from ghn_jax.models.names import map_named, named_leaves
@@ -67,7 +67,7 @@ class Removal:
                 )
         bits = {layer.name: widths.get(layer.parameter, (FLOAT_BITS, FLOAT_BITS)) for layer in model.layers}
         weights, activations = ({name: b[i] for name, b in bits.items()} for i in (0, 1))
-        return cls(model, find_channels(model), count_macs(model), weights, activations)
+        return cls(model, model.channels, count_macs(model), weights, activations)
 
     def all(self) -> np.ndarray:
         """Return `alive` with all channels left."""

@@ -7,13 +7,13 @@ import pytest
 from flax import linen as nn
 from jax import lax
 
-from ghn_jax.models.channels import NONE, find_channels
+from ghn_jax.models.channels import NONE
 from ghn_jax.models.tracing import trace
 from tests.tuning.models import Residual
 
 
 def channels(module):
-    return find_channels(trace(module, (1, 8, 8, 3)))
+    return trace(module, (1, 8, 8, 3)).channels
 
 
 def alike(a, b) -> bool:
@@ -125,6 +125,18 @@ def test_attention_keeps_what_enters_it():
 
     shape = lambda *of: jax.ShapeDtypeStruct(of, jnp.float32)
     params = {'a': shape(6, 3, 3, 3), 'd': shape(10, 4), **{name: shape(4, 6) for name in 'qkv'}}
-    found = find_channels(trace(apply, (1, 8, 8, 3), params=params))
+    found = trace(apply, (1, 8, 8, 3), params=params).channels
     assert not found.kept[found.rows['a']].any() and alike(found.columns['q'], found.rows['a'])
     assert all(found.kept[found.rows[name]].all() for name in 'qkv')
+
+
+def test_channels_are_followed_through_a_split_and_kept_for_its_sizes_are_fixed():
+    class Split(nn.Module):
+        @nn.compact
+        def __call__(self, x):
+            _, x = jnp.split(conv(6, 'a')(x), [2], -1)
+            return nn.Dense(10, name='d')(conv(4, 'b')(x).mean((1, 2)))
+
+    found = channels(Split())
+    assert alike(found.columns['b.kernel'], found.rows['a.kernel'][2:])
+    assert found.kept[found.rows['a.kernel']].all() and not found.kept[found.rows['b.kernel']].any()
