@@ -19,7 +19,7 @@ from ghn_jax.assembly.workspace import Workspace, make_workspace
 from ghn_jax.base.collectives import Axes
 from ghn_jax.base.errors import FieldError
 from ghn_jax.cnn.program import Program
-from ghn_jax.networks.graph import GraphBatch
+from ghn_jax.networks.graph_batch import GraphBatch
 
 if TYPE_CHECKING:  # an edit of the config compiles no step anew (`base.source_files`)
     from ghn_jax.config import RunConfig

@@ -19,7 +19,8 @@ from ghn_jax.cnn.program import Layout, Program
 from ghn_jax.cnn.tables import Bits, Tables
 from ghn_jax.hypernet.policy_features import resolve, with_bits
 from ghn_jax.hypernet.tiles import DENSE_CHUNK, DEPTH_CHUNK, DecoderTable, Tiles, decoder_table
-from ghn_jax.networks.graph import GraphBatch, NetworkGraph, batch_graphs, build_graph, to_graphs_tuple
+from ghn_jax.networks.graph import NetworkGraph, build_graph
+from ghn_jax.networks.graph_batch import GraphBatch, batch_graphs, to_graphs_tuple
 from ghn_jax.networks.spec import NetworkSpec
 from ghn_jax.quant.policy import NamedWidths, Policy
 

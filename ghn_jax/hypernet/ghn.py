@@ -24,7 +24,8 @@ from ghn_jax.hypernet.graphormer import graphormer, init_graphormer
 from ghn_jax.hypernet.layers import init_layer_norm, init_mlp, layer_norm, mlp
 from ghn_jax.hypernet.policy_features import embed_bits, init_bits
 from ghn_jax.hypernet.tiles import DecoderTable, Tiles
-from ghn_jax.networks.graph import GraphBatch, NetworkGraph, batch_graphs, to_graphs_tuple
+from ghn_jax.networks.graph import NetworkGraph
+from ghn_jax.networks.graph_batch import GraphBatch, batch_graphs, to_graphs_tuple
 from ghn_jax.networks.spec import NetworkSpec
 
 MAX_GHN_PARAMETERS = 2**30  # of a hypernetwork: 4 GiB; the largest published one has 654 million

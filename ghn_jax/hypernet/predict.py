@@ -10,7 +10,8 @@ from ghn_jax.hypernet.ghn import GHN, check_classes
 from ghn_jax.hypernet.policy_features import resolve, with_bits
 from ghn_jax.hypernet.tiles import Tiles, count_items, decoder_table, tile_parameters
 from ghn_jax.networks.counts import largest_kernel
-from ghn_jax.networks.graph import Graph, batch_graphs, build_graph, to_graphs_tuple
+from ghn_jax.networks.graph import Graph, build_graph
+from ghn_jax.networks.graph_batch import batch_graphs, to_graphs_tuple
 from ghn_jax.networks.spec import IMAGE_SIZE, NetworkSpec
 from ghn_jax.quant.policy import NamedWidths, Policy
 

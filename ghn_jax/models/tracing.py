@@ -69,8 +69,7 @@ def trace(
         raise UserError(f"unsupported is {shown(unsupported)}: expected 'raise' or 'keep'")
     images = _images(input_shape, dtype)
     source = _source(model, images, params, switches)
-    leaves = _leaves(source)
-    keep = unsupported == 'keep'
+    leaves, keep = _leaves(source), unsupported == 'keep'
     traced = functools.lru_cache(maxsize=8)(
         lambda shape, dtype: _traced(source, leaves, jax.ShapeDtypeStruct(shape, dtype), keep)
     )

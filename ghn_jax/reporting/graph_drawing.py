@@ -13,7 +13,8 @@ from typing import Any
 import numpy as np
 from sklearn.isotonic import isotonic_regression
 
-from ghn_jax.networks.graph import NetworkGraph, levels
+from ghn_jax.networks.graph import NetworkGraph
+from ghn_jax.networks.graph_batch import levels
 from ghn_jax.reporting import plotting
 
 _SWEEPS = 12

@@ -8,15 +8,9 @@ import jax.numpy as jnp
 import numpy as np
 
 from ghn_jax.hypernet.ghn import GHNConfig, init_params
-from ghn_jax.networks.graph import (
-    PRIMITIVES,
-    NetworkGraph,
-    Node,
-    Parameter,
-    batch_graphs,
-    build_graph,
-    to_graphs_tuple,
-)
+from ghn_jax.networks.graph import NetworkGraph, Node, Parameter, build_graph
+from ghn_jax.networks.graph_batch import batch_graphs, to_graphs_tuple
+from ghn_jax.networks.layers import PRIMITIVES
 from ghn_jax.networks.spec import NetworkSpec
 
 SMALL = GHNConfig(hid=8, max_shape=(8, 8, 11, 11))  # a hypernetwork that compiles quickly

@@ -22,7 +22,8 @@ from ghn_jax.hypernet.policy_features import (
     with_bits,
 )
 from ghn_jax.hypernet.tiles import decoder_table, tile_parameters
-from ghn_jax.networks.graph import batch_graphs, build_graph, to_graphs_tuple
+from ghn_jax.networks.graph import build_graph
+from ghn_jax.networks.graph_batch import batch_graphs, to_graphs_tuple
 from ghn_jax.quant import Policy
 from tests.hypernet.helpers import SMALL, batch, random_params, small_graphs, small_spec
 

@@ -10,7 +10,8 @@ from ghn_jax.networks import graph as graphs
 from ghn_jax.networks.counts import count_parameters
 from ghn_jax.networks.files import load_networks
 from ghn_jax.networks.genotype import Genotype
-from ghn_jax.networks.graph import PRIMITIVES, build_graph, count_depth
+from ghn_jax.networks.graph import build_graph, count_depth
+from ghn_jax.networks.layers import PRIMITIVES
 from ghn_jax.networks.spec import NetworkSpec
 
 

@@ -5,7 +5,8 @@ import numpy as np
 import pytest
 
 from ghn_jax.base.errors import UserError
-from ghn_jax.networks.graph import PRIMITIVES, batch_graphs, to_graphs_tuple
+from ghn_jax.networks.graph_batch import batch_graphs, to_graphs_tuple
+from ghn_jax.networks.layers import PRIMITIVES
 
 
 def test_graphs_tuple_holds_every_node_and_every_distance(sampled):
