@@ -52,7 +52,7 @@ def measure(options: BenchmarkOptions) -> list[Row]:
       UserError: no models, one that cannot be imported or traced or predicted for, no such hypernetwork.
     """
     check(options)
-    hypernetwork = load(options.workdir)
+    hypernetwork = load(options.workdir, data_dir=options.data_dir)
     return [_measure(hypernetwork, name, options) for name in options.models]
 
 
