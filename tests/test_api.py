@@ -151,6 +151,17 @@ def test_a_prediction_is_what_the_command_writes_before_and_after_rounding(hyper
     assert all(w.dtype == np.float32 and isinstance(w, np.ndarray) for w in weights.values())
 
 
+def test_in_the_64_bit_mode_of_jax_a_prediction_and_its_scores_are_the_same(tmp_path):
+    hypernetwork = ghn_jax.load(write_run(tmp_path / 'run', bits=True))
+    network = hypernetwork.space.sample('test', 0, 0)
+    scores = lambda: ghn_jax.evaluate(hypernetwork, [network], bits=['w4a4'], num_images=64)['rows']
+    weights, rows = hypernetwork.predict(network, W4A4), scores()
+    with jax.enable_x64(True):
+        again = hypernetwork.predict(network, W4A4)
+        assert scores() == rows
+    assert all(again[name].dtype == w.dtype and np.array_equal(again[name], w) for name, w in weights.items())
+
+
 def test_the_data_are_normalised_as_training_does(hypernetwork):
     data = hypernetwork.load_data()
     images = data.normalized('train')

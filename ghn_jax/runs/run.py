@@ -1,6 +1,7 @@
 """Runs: a checkpoint opened for use, and what it says about itself."""
 
 import dataclasses
+import functools
 import os
 import sys
 from collections.abc import Iterable
@@ -58,12 +59,16 @@ class Run:
         """
         dataset = load_data(self.config)
         if self.images_digest not in (None, dataset.digest):
-            print(
+            _warn_once(
                 f'warning: {self.config.dataset} has other images or labels than the run was trained on: put '
-                'those back, or take what follows for a result on these',
-                file=sys.stderr,
+                'those back, or take what follows for a result on these'
             )
         return dataset
+
+
+@functools.cache  # commands read the images several times
+def _warn_once(text: str) -> None:
+    print(text, file=sys.stderr)
 
 
 def load_run(
