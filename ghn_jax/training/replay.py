@@ -58,10 +58,7 @@ def replay(workdir: Place, line: int, *, exact: bool = False, data_dir: str | No
     row = rows[line - 1]
     done, index = row['step'], row['network']
     with Checkpoints(workdir) as checkpoints:
-        config: Any = configs.from_json(checkpoints.restore_meta()['config'])
-        check_data_dir(config.dataset, data_dir)
-        if data_dir is not None:
-            config = dataclasses.replace(config, data_dir=data_dir)
+        config = _config_of(checkpoints, data_dir)
         dataset = load_data(config)
         ghn, optimizer = make_ghn(config), make_optimizer(config)
         before = [step for step in checkpoints.steps() if step < done]
@@ -101,6 +98,13 @@ def replay(workdir: Place, line: int, *, exact: bool = False, data_dir: str | No
     x = halved_to(program.image_size, x)
     weights = predict_weights(ghn, params, spec, policy)
     yield from examine(spec, weights, x, run_step.stream.labels[indices], policy, strategy.scheme.when_used())
+
+
+def _config_of(checkpoints: Checkpoints, data_dir: str | None) -> Any:
+    """Return the config of a run, with the folder of its images where that is given."""
+    config = configs.from_json(checkpoints.restore_meta()['config'])
+    check_data_dir(config.dataset, data_dir)
+    return config if data_dir is None else dataclasses.replace(config, data_dir=data_dir)
 
 
 def examine(
