@@ -104,8 +104,31 @@ def test_weights_may_be_arrays_of_jax_and_have_gradients_by_the_reference(quick_
     np.testing.assert_array_equal(logits(1.0), ghn_jax.run(NETWORK, weights, images, W4A4))
     slope = jax.jit(jax.grad(lambda scale: jnp.sum(logits(scale) ** 2)))(1.0)
     assert np.isfinite(slope) and slope
-    with pytest.raises(UserError, match="applier='executor' takes no weights that are traced"):
-        jax.jit(lambda scale: logits(scale, 'executor'))(1.0)
+
+
+def test_within_a_function_that_jax_traces_predictions_and_images_are_constants(
+    hypernetwork, quick_reference
+):
+    network = hypernetwork.space.sample('test', 0, 0)
+
+    def logits(scale):
+        weights = hypernetwork.predict(network, W4A4)
+        rounded, _ = ghn_jax.quantize(weights, W4A4, hypernetwork.scheme)
+        images = hypernetwork.load_data().normalized('test', 4)
+        return scale * ghn_jax.run(network, rounded, images)
+
+    np.testing.assert_allclose(jax.jit(logits)(1.0), logits(1.0), rtol=1e-5, atol=1e-5)
+
+
+def test_within_a_function_that_jax_traces_a_model_is_calibrated():
+    model, images = trace_linear(), random_images(2, 0, size=16)
+    params = model.initial_params()
+
+    def logits(scale):
+        calibrated = ghn_jax.calibrate(model, params, [images], W4A4)
+        return scale * calibrated.apply(images, calibrated.quantizer(W4A4))
+
+    np.testing.assert_allclose(jax.jit(logits)(1.0), logits(1.0), rtol=1e-5, atol=1e-5)
 
 
 def test_weights_rounded_before_run_as_those_rounded_on_the_way(quick_reference):
@@ -126,6 +149,17 @@ def test_a_prediction_is_what_the_command_writes_before_and_after_rounding(hyper
     assert all(np.array_equal(rounded[name], written[name]) for name in written)
     assert {grid['bits'] for grid in grids.values()} == {4, 8}  # first and last layer as the run has them
     assert all(w.dtype == np.float32 and isinstance(w, np.ndarray) for w in weights.values())
+
+
+def test_in_the_64_bit_mode_of_jax_a_prediction_and_its_scores_are_the_same(tmp_path):
+    hypernetwork = ghn_jax.load(write_run(tmp_path / 'run', bits=True))
+    network = hypernetwork.space.sample('test', 0, 0)
+    scores = lambda: ghn_jax.evaluate(hypernetwork, [network], bits=['w4a4'], num_images=64)['rows']
+    weights, rows = hypernetwork.predict(network, W4A4), scores()
+    with jax.enable_x64(True):
+        again = hypernetwork.predict(network, W4A4)
+        assert scores() == rows
+    assert all(again[name].dtype == w.dtype and np.array_equal(again[name], w) for name, w in weights.items())
 
 
 def test_the_data_are_normalised_as_training_does(hypernetwork):
@@ -192,6 +226,11 @@ def trace_linear():
     return ghn_jax.trace(apply, (1, 16, 16, 3), params=params)
 
 
+def calibrate_linear(images, batches=None, **how):
+    model = trace_linear()
+    return ghn_jax.calibrate(model, model.initial_params(), batches or [images], **how)
+
+
 def run_halving(images, applier='reference'):
     network = small_network([('skip_connect', 0), ('skip_connect', 1)], C=16, n_cells=2)
     return ghn_jax.run(network, random_parameters(network, 0), images, applier=applier)
@@ -253,6 +292,40 @@ def run_halving(images, applier='reference'):
         (lambda h, w, x: ghn_jax.quantize(w, ghn_jax.Policy(4), 'qat'), "scheme is 'qat'"),
         (lambda h, w, x: ghn_jax.quantize({'a': w}, ghn_jax.Policy(4)), "weight 'a' is {"),
         (lambda h, w, x: trace_linear().quantizer(ghn_jax.Policy(4), None), 'scheme is None'),
+        (
+            lambda h, w, x: trace_linear().apply(trace_linear().initial_params(), x, capture=[]),
+            'capture is []: expected a dict',
+        ),
+        (
+            lambda h, w, x: trace_linear().apply(trace_linear().initial_params(), None),
+            'images are None: expected an array',
+        ),
+        (
+            lambda h, w, x: trace_linear().apply(trace_linear().initial_params(), [[1.0], [1.0, 2.0]]),
+            'images are [[1.0], [1.0, 2.0]]: expected an array',
+        ),
+        (lambda h, w, x: calibrate_linear(x).apply(x, capture=()), 'capture is (): expected a dict'),
+        (lambda h, w, x: calibrate_linear(x).program(16), 'shape is 16: expected the number of images'),
+        (lambda h, w, x: calibrate_linear(x).program('ab'), "shape is 'ab': expected the number of images"),
+        (lambda h, w, x: calibrate_linear(x).program((0, 16, 16, 3)), 'shape is (0, 16, 16, 3): expected'),
+        (lambda h, w, x: calibrate_linear(x).program((1, 16, 16, 3), 'abc'), "dtype is 'abc'"),
+        (lambda h, w, x: calibrate_linear(x).quantizer(W4A4, 'qat'), "scheme is 'qat'"),
+        (lambda h, w, x: calibrate_linear(3, batches=3), 'images are 3: expected a list of batches'),
+        (lambda h, w, x: calibrate_linear('abc'), "images are ['abc']: expected a list of batches"),
+        (lambda h, w, x: calibrate_linear(x, scheme='qat'), "scheme is 'qat'"),
+        (lambda h, w, x: calibrate_linear(x, rule='mean'), "range rule 'mean': expected one of min_max"),
+        (
+            lambda h, w, x: jax.jit(lambda x: calibrate_linear(x).biases)(x),
+            'params and images are traced by JAX (jit, grad, vmap)',
+        ),
+        (
+            lambda h, w, x: jax.jit(lambda w: ghn_jax.quantize(w, ghn_jax.Policy(4))[0])(w),
+            'weights are traced by JAX (jit, grad, vmap)',
+        ),
+        (
+            lambda h, w, x: jax.jit(lambda w: ghn_jax.run(NETWORK, w, x, applier='executor'))(w),
+            'weights are traced by JAX (jit, grad, vmap)',
+        ),
         (lambda h, w, x: ghn_jax.parse_bits('w4'), 'expected float, or w<bits>a<bits>'),
         (lambda h, w, x: ghn_jax.make_space('deepnets'), 'choose one of deepnets1m, convnets250k'),
     ],
@@ -278,6 +351,11 @@ def test_what_evaluate_refuses(hypernetwork):
         ({'bits': ['w4']}, "bits 'w4'"),
         ({'batch_size': 0}, 'batch_size'),
         ({'bits': 'w4a4'}, "bits is 'w4a4': expected a list"),
+        ({'bits': [4]}, 'policy is 4: expected one such as parse_bits'),
+        (
+            {'bits': [ghn_jax.Policy(4, 4, name='mine'), ghn_jax.Policy(8, 8, name='mine')]},
+            "bits: two policies are called 'mine': give one another name",
+        ),
         ({'networks': []}, r'networks is \[\]: expected a list'),
         ({'networks': NETWORK}, 'networks is .*: expected a list'),
         ({'networks': [trace_linear()]}, 'a network is .*: expected a NetworkSpec'),

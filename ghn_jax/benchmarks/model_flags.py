@@ -7,7 +7,7 @@ from absl import flags
 
 from ghn_jax.base import bounds
 from ghn_jax.models.folding import BATCH_NORMS
-from ghn_jax.runs import scheme_flags
+from ghn_jax.runs import scheme_flags, source_flags
 
 flags.disclaim_key_flags()  # --help shows them as the flags of the command that defines them
 
@@ -22,6 +22,7 @@ def define_flags() -> Callable[[], dict[str, Any]]:
         'zoo:digits-bits',
         'Run whose hypernetwork predicts the parameters of --models: a directory, or zoo:NAME.',
     )
+    data_dir = source_flags.define_data_dir()
     agreement = flags.DEFINE_list(
         'agreement',
         [],
@@ -42,6 +43,7 @@ def define_flags() -> Callable[[], dict[str, Any]]:
     return lambda: {
         'models': tuple(models.value),
         'workdir': workdir.value,
+        'data_dir': data_dir.value,
         'agreement': tuple(agreement.value),
         'epochs': epochs.value,
         'batch_norm': batch_norm.value,

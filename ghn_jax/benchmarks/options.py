@@ -35,6 +35,7 @@ class BenchmarkOptions:
       repeats: times each thing is timed there and in `profile` and `models`, after warm-up.
       models: 'package.module:function' of functions that return one.
       workdir: of the run whose hypernetwork predicts their parameters.
+      data_dir: the folder of its images; None: where the run has them.
       agreement: bits at which their ONNX files are run in onnxruntime, on num_images images.
       epochs: passes over the training images that they are trained for before that, in float, from their
         predicted parameters; None: they are not.
@@ -59,6 +60,7 @@ class BenchmarkOptions:
     repeats: int = bounded('repeats', 5)
     models: tuple[str, ...] = ()
     workdir: str = 'zoo:digits-bits'
+    data_dir: str | None = None
     agreement: tuple[str, ...] = ()
     epochs: int | None = None
     batch_norm: str = 'corrected'
@@ -71,7 +73,7 @@ class BenchmarkOptions:
 
 
 _ON_NETWORKS = 'train', 'evaluate', 'pytorch'
-_OF_MODELS = ('models', 'workdir', 'agreement', 'epochs', 'bn', *scheme_flags.FIELDS)
+_OF_MODELS = ('models', 'workdir', 'data_dir', 'agreement', 'epochs', 'bn', *scheme_flags.FIELDS)
 USED_BY: Mapping[str, tuple[str, ...]] = {
     'archs': ('predict', *_ON_NETWORKS),
     'mode': (*_ON_NETWORKS, 'cells', 'profile'),

@@ -15,6 +15,7 @@ from ghn_jax.base.errors import FieldError
 from ghn_jax.benchmarks import timing
 from ghn_jax.benchmarks.options import BenchmarkOptions, Row
 from ghn_jax.export.export import ExportSpec, check_spec, compare_export
+from ghn_jax.export.runtime_comparison import count_images
 from ghn_jax.models.loading import load_model
 from ghn_jax.models.model import Model
 from ghn_jax.models.sources import count_parameters
@@ -52,7 +53,12 @@ def measure(options: BenchmarkOptions) -> list[Row]:
       UserError: no models, one that cannot be imported or traced or predicted for, no such hypernetwork.
     """
     check(options)
-    hypernetwork = load(options.workdir)
+    hypernetwork = load(options.workdir, data_dir=options.data_dir)
+    if options.agreement:  # before models are traced and trained
+        try:
+            count_images(hypernetwork.load_data(), options.num_images)
+        except FieldError as e:
+            raise FieldError('num_images', e.problem) from None
     return [_measure(hypernetwork, name, options) for name in options.models]
 
 

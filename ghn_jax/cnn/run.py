@@ -11,8 +11,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import Array
-from jax.core import Tracer
 
+from ghn_jax.base.concrete import check_concrete
 from ghn_jax.base.errors import UserError, shown
 from ghn_jax.cnn.building import build_program
 from ghn_jax.cnn.executor import forward, make_tapes
@@ -83,8 +83,7 @@ def run(
     images = jnp.asarray(images, jnp.float32)
     if applier == 'reference':
         return _run_reference(network, policy, scheme, tensors, images)
-    if any(isinstance(tensor, Tracer) for tensor in tensors.values()):
-        raise UserError("applier='executor' takes no weights that are traced by JAX: take 'reference'")
+    check_concrete('weights', tensors, "take applier='reference'")
     program = build_program([network], image_size=size, max_params=count_parameters(network))
     layout = program.layout(network)
     flat = program.pack(layout, tensors)

@@ -12,6 +12,7 @@ import pathlib
 import zlib
 from typing import Any
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 from PIL import Image
@@ -57,6 +58,7 @@ class Dataset:
             crc = zlib.crc32(np.ascontiguousarray(array).data, crc)
         return crc
 
+    @jax.ensure_compile_time_eval()
     def normalized(self, split: str = 'test', count: int | None = None) -> np.ndarray:
         """Return the first images of a split as networks see them, at most `count`: float32 [N, H, H, 3].
 

@@ -26,6 +26,7 @@ def about_images(
     return {
         'units': 'percent',
         'dataset': dataset.name,
+        'images_digest': dataset.digest,
         'note': dataset.note,
         'image_split': 'test',
         'images': images.count,
@@ -98,6 +99,7 @@ def about_run(run: Run, workdir: str, predicted_for: Policy | None) -> dict[str,
     return {
         'workdir': workdir,
         'step': run.step,
+        'trained_on_images_digest': run.images_digest,
         'training': _training(run),
         'training_mode': config.quant.mode,
         'training_bits': describe_bits(config.quant),

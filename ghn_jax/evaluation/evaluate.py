@@ -41,7 +41,7 @@ from ghn_jax.networks.deepnets import PublishedSpace, differing
 from ghn_jax.quant.strategy import strategy_of
 from ghn_jax.runs.progress import Progress
 from ghn_jax.runs.run import Run, load_run
-from ghn_jax.runs.task import load_data, make_space_of
+from ghn_jax.runs.task import make_space_of
 
 
 def evaluate(
@@ -67,7 +67,7 @@ def evaluate(
     mesh = local_mesh(spec.devices)
     selections = _select(run.config, spec)
     _check_networks(runs, spec, selections, mesh)  # before the data are read, which may take half a minute
-    dataset = dataset or load_data(run.config)
+    dataset = dataset or run.load_images()
     for each in runs:
         for selection in selections.values():
             check_task(each.ghn, selection.specs, dataset)
@@ -103,7 +103,7 @@ class Against:
             if not files.is_folder(path):
                 return cls(str(path), result=results.read_result(path))
         run = load_run(path)
-        _check_same_images(ours, run, str(path))
+        check_same_images(ours, run, str(path))
         return cls(str(path), run=run)
 
 
@@ -232,8 +232,11 @@ def _space(run: Run, spec: EvaluationSpec) -> str | None:
     return "deepnets1m's files" if spec.deepnets or run.config.space.folder else run.config.space.name
 
 
-def _check_same_images(run: Run, other: Run, against: str) -> None:
-    for key in ('dataset', 'image_size', *(['seed'] if run.config.dataset == 'synthetic' else [])):
+def check_same_images(run: Run, other: Run, against: str) -> None:
+    """Raise FieldError for runs of other images: by their digests; where one has none, by their names."""
+    digests, synthetic = (run.images_digest, other.images_digest), run.config.dataset == 'synthetic'
+    names = ['dataset', *(['seed'] if synthetic else [])] if None in digests else []
+    for key in ('image_size', *names):
         ours, theirs = (getattr(each.config, key) for each in (run, other))
         if ours != theirs:
             raise FieldError(
@@ -241,3 +244,9 @@ def _check_same_images(run: Run, other: Run, against: str) -> None:
                 f'={against} was trained with {key}={theirs}, this run with {key}={ours}: the two cannot be '
                 'scored on the same images',
             )
+    if not names and len({*digests}) > 1:
+        raise FieldError(
+            'against',
+            f'={against} was trained on other images or labels ({other.config.dataset}) than this run: the '
+            'two cannot be scored on the same ones',
+        )

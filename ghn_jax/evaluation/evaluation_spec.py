@@ -2,11 +2,13 @@
 
 import dataclasses
 import pathlib
+from collections.abc import Iterable
 
+from ghn_jax.base.errors import FieldError
 from ghn_jax.base.fields import bounded, check_declared
 from ghn_jax.evaluation.protocol import CALIBRATION_BATCHES, PAPERS, Protocol
 from ghn_jax.networks.spec import NetworkSpec
-from ghn_jax.quant.policy import Policy, parse_bits
+from ghn_jax.quant.policy import Policy, check_policy, parse_bits
 
 GIVEN = 'archs'  # what rows call the networks of an architecture file
 BITS = ('w32a32', 'w8a8', 'w4a8', 'w4a4', 'w2a2')
@@ -38,7 +40,7 @@ class EvaluationSpec:
         begun again (`partial`); who has the result removes it. None: nothing is kept.
 
     Raises:
-      UserError: a number out of its bounds.
+      UserError: a number out of its bounds, no policy, two policies of one name.
     """
 
     splits: tuple[str, ...] = ('test',)
@@ -62,3 +64,14 @@ class EvaluationSpec:
         for name in ('splits', 'policies', 'networks'):  # lists become tuples: a spec does not change
             if (values := getattr(self, name)) is not None:
                 object.__setattr__(self, name, tuple(values))
+        object.__setattr__(self, 'policies', _by_name(self.policies))
+
+
+def _by_name(policies: Iterable[Policy]) -> tuple[Policy, ...]:
+    """Return policies without repetitions; raise UserError unless each has a name of its own."""
+    named: dict[str, Policy] = {}
+    for policy in policies:
+        check_policy(policy)
+        if named.setdefault(str(policy), policy) != policy:
+            raise FieldError('bits', f': two policies are called {str(policy)!r}: give one another name')
+    return tuple(named.values())

@@ -44,7 +44,7 @@ from ghn_jax.networks.ops import primitives_of
 from ghn_jax.quant.strategy import strategy_of
 from ghn_jax.runs.calibrated_file import QuantizedNetwork
 from ghn_jax.runs.run import Run
-from ghn_jax.runs.task import load_data, make_space_of
+from ghn_jax.runs.task import make_space_of
 
 GIVEN_MODEL = 'model'  # what rows call it
 _judge = jax.jit(judge)
@@ -71,7 +71,7 @@ def evaluate_model(
     """
     spec = spec or EvaluationSpec()
     _check_spec(spec, params)
-    against, dataset = Against.of(spec.against, run), load_data(run.config)
+    against, dataset = Against.of(spec.against, run), run.load_images()
     check_data(model, dataset)
     task = _Task(model, spec, dataset, *make_batches(dataset, spec))
     if spec.protocol.batch_norm == 'batch' and (why := one_value(model, spec.batch_size)):
@@ -144,7 +144,7 @@ def evaluate_quantized(run: Run, network: QuantizedNetwork, spec: EvaluationSpec
     calibrated, bits = network.calibrated, str(network.policy)
     fixed = Protocol(batch_norm='calibrated', ranges='calibrated')
     spec = dataclasses.replace(spec, policies=(network.policy,), protocol=fixed, predicted_for=None)
-    dataset = load_data(run.config)
+    dataset = run.load_images()
     check_data(calibrated.model, dataset)
     size, count = spec.batch_size, spec.num_images
     images = image_batches(dataset, dataset.test, batch_size=size, num_images=count, filled=True)

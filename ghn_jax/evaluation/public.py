@@ -3,6 +3,8 @@
 from collections.abc import Sequence
 from typing import Any
 
+import jax
+
 from ghn_jax.base.errors import UserError, shown
 from ghn_jax.evaluation import evaluate as evaluation
 from ghn_jax.evaluation.evaluation_spec import BATCH_SIZE, BITS, NUM_NETWORKS, EvaluationSpec
@@ -66,5 +68,6 @@ def evaluate(
         batch_size=batch_size,
         seed=seed,
     )
-    result, _ = evaluation.evaluate(hypernetwork.run, spec)
+    with jax.enable_x64(False):  # as in training
+        result, _ = evaluation.evaluate(hypernetwork.run, spec)
     return result

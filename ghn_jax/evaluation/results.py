@@ -23,9 +23,10 @@ RESAMPLES = 10_000
 MEANS = ('agreement', 'integer_disagreement', 'sqnr_weights', 'sqnr_activations')
 _IDENTITY = ('split', 'name', 'digest')  # of a network: two runs are compared where these agree
 # Of two comparable protocols; the note says where images are not those of the data set.
+_DIGEST = 'images_digest'
+_NAMES = ('dataset', 'note')  # what tells images from others where a result has no digest of them
 _SAME = (
-    'dataset', 'note', 'images', 'image_size', 'batch_size', 'batch_norm', 'ranges', 'range_rule',
-    'calibration_images',
+    'images', 'image_size', 'batch_size', 'batch_norm', 'ranges', 'range_rule', 'calibration_images',
 )  # fmt: skip
 
 
@@ -145,12 +146,18 @@ def check_comparable(
     other: Result, path: str, networks: Sequence[Mapping], bits: Sequence[str], protocol: Mapping
 ):
     """Raise UserError unless `other` has exactly these networks, at these bit-widths, on the same images."""
-    for key in _SAME:
+    digests = [p.get(_DIGEST) for p in (protocol, other['protocol'])]
+    for key in (*(_NAMES if None in digests else ()), *_SAME):
         if (theirs := other['protocol'].get(key)) != protocol[key]:
             raise UserError(
                 f'{path} was made with {key}={shown(theirs)}, this is {key}={protocol[key]!r}: '
                 'evaluate both runs with the same flags'
             )
+    if None not in digests and len({*digests}) > 1:
+        raise UserError(
+            f'{path} was made with other images or labels of {shown(other["protocol"].get("dataset"))}: '
+            'evaluate both runs on the same ones'
+        )
     ours, theirs = ([tuple(n[k] for k in _IDENTITY) for n in x] for x in (networks, other['networks']))
     if ours != theirs:
         first = next((a for a, b in zip(ours, theirs) if a != b), None)

@@ -23,7 +23,7 @@ from ghn_jax.export.freezing import Frozen, freeze
 from ghn_jax.export.onnx_file import check_onnx, to_onnx
 from ghn_jax.export.quantizing import to_quantized_onnx, with_integer_biases
 from ghn_jax.export.runtime import check_onnxruntime, session_options
-from ghn_jax.export.runtime_comparison import Comparison, compare
+from ghn_jax.export.runtime_comparison import Comparison, compare, count_images
 from ghn_jax.export.stablehlo import check_stablehlo, to_stablehlo
 from ghn_jax.hypernet.policy_features import resolve
 from ghn_jax.models.folding import BATCH_NORMS, Calibrated, calibrate
@@ -162,8 +162,9 @@ def write_export(
     """
     check_spec(spec, compared)
     data = hypernetwork.load_data()
-    if compared is not None:
+    if compared is not None:  # before the work
         check_data(model, data)
+        count_images(data, compared)
     file = _file(hypernetwork, model, spec, data, params, quantized)
     files.write(out, file.contents)
     said = (

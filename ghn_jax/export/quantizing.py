@@ -68,8 +68,8 @@ def marked(calibrated: Calibrated, integers: Integers) -> Callable[[Array], Arra
     absorbed, _ = absorb(calibrated)
 
     def function(x: Array) -> Array:
-        _, given = absorbed.model.prepared(absorbed.params, x)
-        folded = absorbed.program(x.shape, x.dtype)
+        traced, given = absorbed.model.prepared(absorbed.params, x)
+        folded = absorbed.folded(traced)
         steps, known = folded.program.steps, {}
 
         def rewrite(k: int, operands: list[Any], values: dict[int, Any]) -> list[Any]:

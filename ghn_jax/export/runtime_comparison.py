@@ -43,6 +43,17 @@ class Comparison(NamedTuple):
         return f'{said}, and for {self.with_biases:.2%} with the integer biases of the file here, too'
 
 
+def count_images(data: Dataset, count: int) -> dict[str, int]:
+    """Return how many images of each split `compare` takes. Raises FieldError: more than there are."""
+    sizes, left = {}, count
+    for split in _SPLITS:
+        sizes[split] = min(left, len(getattr(data, split).labels))
+        left -= sizes[split]
+    if left:
+        raise FieldError('compare', f'={count}: the data have {count - left:,} images: give no more')
+    return sizes
+
+
 def compare(
     file: bytes,
     apply: Callable[[Array], Array],
@@ -62,12 +73,7 @@ def compare(
     Raises:
       UserError: more images than there are, onnxruntime is not installed.
     """
-    sizes, left = {}, count
-    for split in _SPLITS:
-        sizes[split] = min(left, len(getattr(data, split).labels))
-        left -= sizes[split]
-    if left:
-        raise FieldError('compare', f'={count}: the data have {count - left:,} images: give no more')
+    sizes = count_images(data, count)
     x = np.concatenate([data.normalized(split, n) for split, n in sizes.items() if n])
     labels = np.concatenate([getattr(data, split).labels[:n] for split, n in sizes.items()])
     theirs = run_onnx(file, x).argmax(1)

@@ -81,7 +81,9 @@ def predict_from_graph(ghn: GHN, params: Any, graph: Graph, widths: NamedWidths)
     )
     table = jax.tree.map(lambda x: x.astype(np.float32) if x.dtype == np.float64 else x, table)
     batch = batch_graphs([to_graphs_tuple(graph)], max_nodes=room['nodes'])
-    return tile_parameters(_tiles(ghn, params, batch, table), places, graph)
+    with jax.enable_x64(False):  # a hypernetwork is of 32 bits, whatever else the process computes
+        tiles = _tiles(ghn, params, batch, table)
+    return tile_parameters(tiles, places, graph)
 
 
 @jax.jit(static_argnums=0)

@@ -9,7 +9,6 @@ import jax.numpy as jnp
 import numpy as np
 from jax import Array
 
-from ghn_jax.base.errors import UserError
 from ghn_jax.cnn.deploy import calibration, observer
 from ghn_jax.cnn.deploy.calibration import RANGE_RULE
 from ghn_jax.cnn.deploy.observer import Activations
@@ -44,9 +43,7 @@ def find_ranges(
     Raises:
       UserError: an unknown rule.
     """
-    if rule not in calibration.RANGE_RULES:
-        raise UserError(f'range rule {rule!r}: expected one of {", ".join(calibration.RANGE_RULES)}')
-
+    calibration.check_rule(rule)
     if all(bits == FLOAT_BITS for _, bits in quantizer.widths.values()):
         return {}
     seen = model.compiled(_extremes, apply)

@@ -21,19 +21,21 @@ import numpy as np
 from jax import Array
 from jax.typing import DTypeLike
 
+from ghn_jax.base.concrete import check_concrete
 from ghn_jax.base.errors import UserError, shown
-from ghn_jax.cnn.deploy.calibration import RANGE_RULE
+from ghn_jax.cnn.deploy.calibration import RANGE_RULE, check_rule
 from ghn_jax.hypernet.policy_features import resolve
 from ghn_jax.models import small_images
 from ghn_jax.models.activation_ranges import find_ranges
 from ghn_jax.models.folded_program import BatchStatistics, FoldedProgram, NormForm, fold_program
-from ghn_jax.models.model import Model, Traced, rewriter
+from ghn_jax.models.model import Model, Traced, capturer, rewriter
 from ghn_jax.models.norm_statistics import NormMoments, affines_of, measure, observed, pooled
 from ghn_jax.models.norms import DependsOnBatch, LayerEnd, of_batch
 from ghn_jax.models.program import Operand, Step, needed, run
 from ghn_jax.models.quantizer import FakeQuantizer, Quantizer
+from ghn_jax.models.tracing import images_like
 from ghn_jax.quant.policy import Policy
-from ghn_jax.quant.scheme import QAT, Scheme
+from ghn_jax.quant.scheme import QAT, Scheme, check_scheme
 
 BATCH_NORMS = ('corrected', 'calibrated')
 
@@ -81,22 +83,24 @@ class Calibrated:
           as_written: each convolution is one, for another runtime, also where a product is faster here
             (`small_images`).
         """
-        _, given = self.model.prepared(self.params, x)
-        folded = self.program(x.shape, x.dtype)
-
-        def seen(k: int, result: Any) -> None:
-            if capture is not None and k in folded.sites:
-                capture[folded.sites[k].layer.name] = result
-
-        compute = Step.compute if as_written else small_images.compute
-        return run(folded.program, given, rewriter(folded.sites, quantizer), seen, compute)[0]
+        traced, given = self.model.prepared(self.params, x)
+        folded = self.folded(traced)
+        sites, compute = folded.sites, Step.compute if as_written else small_images.compute
+        return run(folded.program, given, rewriter(sites, quantizer), capturer(sites, capture), compute)[0]
 
     def program(self, shape: Sequence[int], dtype: DTypeLike = jnp.float32) -> FoldedProgram:
         """Return what `apply` runs for images of a shape; its inputs are the model's parameters, then images.
 
         Between them are inputs for variables of the model that are no parameters; no step reads them.
+
+        Raises:
+          UserError: no shape of images, the number of images first, or one that the model cannot be run on.
         """
-        traced = self.model.traced(tuple(shape), jnp.dtype(dtype))
+        images = images_like('shape', shape, dtype)
+        return self.folded(self.model.traced(images.shape, images.dtype))
+
+    def folded(self, traced: Traced) -> FoldedProgram:
+        """Return what `apply` runs, from a program of the model."""
         return fold_program(traced, self.weights, self.biases, self.norms)
 
     def quantizer(self, policy: Policy, scheme: Scheme = QAT) -> FakeQuantizer:
@@ -105,8 +109,9 @@ class Calibrated:
         Weights that are on their grids already stay as they are.
 
         Raises:
-          UserError: the policy is of another model.
+          UserError: the policy is of another model; no policy, or no scheme.
         """
+        check_scheme(scheme)
         widths = resolve(policy, self.model.graph)
         return FakeQuantizer(widths, scheme, self.ranges, rounded=bool(self.weight_ranges))
 
@@ -118,6 +123,7 @@ jax.tree_util.register_dataclass(
 )
 
 
+@jax.ensure_compile_time_eval()
 def calibrate(
     model: Model,
     params: Any,
@@ -151,8 +157,9 @@ def calibrate(
     """
     if batch_norm not in BATCH_NORMS:
         raise UserError(f'batch_norm={batch_norm!r} is unknown: expected one of {", ".join(BATCH_NORMS)}')
-    batches = list(images)
-    _check_given(model, params, batches)
+    check_scheme(scheme)
+    check_rule(rule)
+    batches = _check_given(model, params, images)
     if policy is None:
         return fold(model, params, batches)
     quantizer = model.quantizer(policy, scheme)
@@ -164,10 +171,15 @@ def calibrate(
     return dataclasses.replace(calibrated, ranges=ranges)
 
 
-def _check_given(model: Model, params: Any, batches: Sequence[Any]) -> None:
-    """Raise UserError for what cannot be calibrated, or gives no numbers."""
+def _check_given(model: Model, params: Any, images: Iterable[Any]) -> list[Any]:
+    """Return the batches as arrays; raise UserError for what cannot be calibrated, or gives no numbers."""
     if not isinstance(model, Model):
         raise UserError(f'the model is {shown(model)}: expected one of ghn_jax.trace')
+    try:
+        batches: list[Any] = [x if isinstance(x, np.ndarray) else jnp.asarray(x) for x in images]
+    except (TypeError, ValueError):
+        raise UserError(f'images are {shown(images)}: expected a list of batches, arrays') from None
+    check_concrete('params and images', (params, batches), 'calibrate outside')
     for batch in batches:
         if np.ndim(batch) != len(model.input_shape):
             raise UserError(
@@ -179,6 +191,7 @@ def _check_given(model: Model, params: Any, batches: Sequence[Any]) -> None:
     for what, arrays in (('params', params), ('images', batches)):
         if not all(jnp.all(jnp.isfinite(array)) for array in jax.tree.leaves(arrays)):
             raise UserError(f'{what} have values that are no numbers: give finite ones')
+    return batches
 
 
 def fold(model: Model, params: Any, batches: Sequence[Array]) -> Calibrated:
@@ -218,8 +231,8 @@ def correct(model: Model, params: Any, batches: Sequence[Array], quantizer: Fake
 
 
 def _observe(traced: Traced, by_batch: Calibrated, x: Array, quantizer: FakeQuantizer) -> list[NormMoments]:
-    _, given = by_batch.model.prepared(by_batch.params, x)
-    folded = by_batch.program(x.shape, x.dtype)
+    of_batch_size, given = by_batch.model.prepared(by_batch.params, x)
+    folded = by_batch.folded(of_batch_size)
     axes = [norm.axes for norm in traced.structure.norms]
     return observed(folded.program, given, folded.sources, axes, rewriter(folded.sites, quantizer))
 

@@ -104,18 +104,13 @@ class Model:
           capture: a dict that is filled with the result of each of these layers, by the layer's name.
 
         Raises:
-          UserError: as `prepared`.
+          UserError: as `prepared`; a quantizer or a capture that is none.
         """
         traced, given = self.prepared(params, x)
         sites = traced.recorder.sites
-
-        def seen(k: int, result: Any) -> None:
-            if capture is not None and k in sites:
-                capture[sites[k].layer.name] = result
-
         # Without a quantizer the numbers are those of the model itself.
         compute = Step.compute if quantizer is None else small_images.compute
-        return run(traced.program, given, rewriter(sites, quantizer), seen, compute)[0]
+        return run(traced.program, given, rewriter(sites, quantizer), capturer(sites, capture), compute)[0]
 
     def prepared(self, params: Any, x: Array) -> tuple[Traced, list[Any]]:
         """Return the program for these images, and its inputs: parameters, what is not read, images.
@@ -126,7 +121,7 @@ class Model:
         """
         try:
             x = jnp.asarray(x)
-        except TypeError:
+        except (TypeError, ValueError):
             raise UserError(f'images are {shown(x)}: expected an array') from None
         if x.shape[1:] != self.input_shape[1:]:
             raise UserError(
@@ -224,6 +219,7 @@ class Model:
         values = self.initial_values(variable_names(self.params), seed)
         return map_named(lambda name, _: values[name], self.params)
 
+    @jax.ensure_compile_time_eval()
     def initial_values(self, names: Collection[str], seed: int = 0) -> dict[str, Any]:
         """Make some of the parameters as the model starts with them, by name; as `initial_params`."""
         if self.initial is None:
@@ -262,3 +258,21 @@ def rewriter(sites: Mapping[int, Site], quantizer: Quantizer | None) -> Rewrite:
         return operands
 
     return rewrite
+
+
+def capturer(sites: Mapping[int, Site], capture: dict[str, Array] | None) -> Callable[[int, Any], None]:
+    """Return what keeps the result of each layer of a program in a dict, by the layer's name; None: nothing.
+
+    Raises:
+      UserError: it is something else, such as a list.
+    """
+    if capture is not None and not isinstance(capture, dict):
+        raise UserError(
+            f'capture is {shown(capture)}: expected a dict, which gets the result of each layer by its name'
+        )
+
+    def seen(k: int, result: Any) -> None:
+        if capture is not None and k in sites:
+            capture[sites[k].layer.name] = result
+
+    return seen

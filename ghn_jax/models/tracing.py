@@ -67,7 +67,7 @@ def trace(
     """
     if unsupported not in ('raise', 'keep'):
         raise UserError(f"unsupported is {shown(unsupported)}: expected 'raise' or 'keep'")
-    images = _images(input_shape, dtype)
+    images = images_like('input_shape', input_shape, dtype)
     source = _source(model, images, params, switches)
     leaves, keep = _leaves(source), unsupported == 'keep'
     traced = functools.lru_cache(maxsize=8)(
@@ -96,15 +96,15 @@ def trace(
     )
 
 
-def _images(input_shape: Any, dtype: Any) -> jax.ShapeDtypeStruct:
-    shape = tuple(input_shape) if isinstance(input_shape, Sequence) else ()
-    if len(shape) < 2 or not all(is_int(size) and size > 0 for size in shape):
+def images_like(name: str, shape: Any, dtype: Any) -> jax.ShapeDtypeStruct:
+    """Return what stands for images of a shape, the argument `name`; raise UserError for one that is none."""
+    sizes = tuple(shape) if isinstance(shape, Sequence) else ()
+    if len(sizes) < 2 or not all(is_int(size) and size > 0 for size in sizes):
         raise UserError(
-            f'input_shape is {shown(input_shape)}: expected the number of images and their shape, as in '
-            '(1, 32, 32, 3)'
+            f'{name} is {shown(shape)}: expected the number of images and their shape, as in (1, 32, 32, 3)'
         )
     try:
-        return jax.ShapeDtypeStruct(shape, jnp.dtype(dtype))
+        return jax.ShapeDtypeStruct(sizes, jnp.dtype(dtype))
     except TypeError:
         raise UserError(f'dtype is {shown(dtype)}: expected that of the images, such as float32') from None
 

@@ -59,7 +59,8 @@ def save_networks(path: str | os.PathLike, specs: Sequence[NetworkSpec]) -> None
       specs: the networks, at least one.
 
     Raises:
-      UserError: the file cannot be written; there is no network, or something else is among them.
+      UserError: the file cannot be written; there is no network, more than a file may have, or something
+        else is among them.
     """
     path = paths.place(path, 'path')
     if isinstance(specs, NetworkSpec) or not (specs := list(specs)):
@@ -68,6 +69,11 @@ def save_networks(path: str | os.PathLike, specs: Sequence[NetworkSpec]) -> None
         if not isinstance(spec, NetworkSpec):
             raise UserError(f'a network is {shown(spec)}: expected a NetworkSpec')
     text = '[\n' + ',\n'.join(spec.to_json() for spec in specs) + '\n]\n'
+    if len(specs) > MAX_NETWORKS or len(text.encode()) > jsonfile.MAX_BYTES:
+        raise UserError(
+            f'{os.fspath(path)!r} would hold {len(specs):,} networks in {len(text):,} bytes: at most '
+            f'{MAX_NETWORKS:,} in {jsonfile.MAX_BYTES:,} are read; write several files'
+        )
     files.write(path, text)
 
 

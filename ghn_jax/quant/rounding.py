@@ -13,6 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax import Array, lax
 
+from ghn_jax.base.concrete import check_concrete
 from ghn_jax.base.errors import UserError, shown
 from ghn_jax.base.whole_numbers import next_power_of_two
 from ghn_jax.quant.grid import Grid, quantize
@@ -24,6 +25,7 @@ WIDTH = 64
 _LEAST_ROWS, _LEAST_GRIDS = 1024, 64
 
 
+@jax.ensure_compile_time_eval()
 def round_weights(
     weights: Mapping[str, np.ndarray], policy: Policy, scheme: Scheme = QAT
 ) -> tuple[dict[str, np.ndarray], dict[str, dict[str, Any]]]:
@@ -46,12 +48,13 @@ def round_weights(
 
     Raises:
         UserError: no policy or scheme, a rule of the policy that matches no weight, weights that are no
-            arrays by name.
+            arrays by name, or that JAX traces.
     """
     check_policy(policy)
     check_scheme(scheme)
     if not isinstance(weights, Mapping):
         raise UserError(f'weights are {shown(weights)}: expected arrays by name, as of Hypernetwork.predict')
+    check_concrete('weights', weights, 'ghn_jax.run and Model.quantizer round such')
     for name, w in weights.items():
         if not isinstance(w, np.ndarray | Array):
             raise UserError(f'weight {name!r} is {shown(w)}: expected an array, as in a file of weights')

@@ -29,7 +29,7 @@ from ghn_jax.quant.rounding import round_to
 from ghn_jax.quant.strategy import strategy_of
 from ghn_jax.reporting.report_subject import ReportSubject
 from ghn_jax.runs.run import Run
-from ghn_jax.runs.task import load_data, make_space_of
+from ghn_jax.runs.task import make_space_of
 
 LAYERS = 4  # that are shown, evenly spaced from the first to the last
 BINS = 64
@@ -98,7 +98,7 @@ def look(run: Run, subject: ReportSubject, selection: Selection, num_devices: in
     mesh = local_mesh(num_devices)
     strategy = strategy_of(run.config)
     used, scheme = strategy.used(subject.policies[subject.closeup]), strategy.scheme.when_used()
-    dataset = load_data(run.config)
+    dataset = run.load_images()
     count = p['calibration_images'] or p['sqnr_images'] or CALIBRATION_BATCHES * p['batch_size']
     images = image_batches(dataset, dataset.train, batch_size=p['batch_size'], num_images=count)
     measure = make_measure(program, mesh, images, scheme)

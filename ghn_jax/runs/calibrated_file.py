@@ -16,6 +16,7 @@ with the versions that it is of), and what the method says of itself.
 import dataclasses
 import json
 import os
+import sys
 from collections.abc import Mapping
 from typing import Any
 
@@ -149,13 +150,17 @@ def load_unfinished(folder: Place, model: Model, key: str) -> tuple[int, Calibra
     """Read what a folder has of a network that is being quantized: how many blocks are done, and the network.
 
     Returns:
-      None where the folder has none, or another one than `key` says.
+      None where the folder has none, or another one than `key` says, which is told on stderr.
     """
     try:
         arrays, metadata = read_safetensors(folder / FILE, _ADVICE)
         done = json.loads(metadata.get(UNFINISHED, '{}'))
         if done.get('key') == key:
             return done['blocks'], _calibrated(model, arrays, str(folder))
+        if UNFINISHED in metadata:
+            print(
+                f'{folder / FILE} is the unfinished one of another command: it is begun anew', file=sys.stderr
+            )
     except (UserError, ValueError, KeyError):
         pass  # it is written anew
     return None

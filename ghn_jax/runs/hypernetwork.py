@@ -4,6 +4,7 @@ import dataclasses
 import os
 from typing import Any, overload
 
+import jax
 import numpy as np
 
 from ghn_jax.base.errors import UserError, shown
@@ -19,7 +20,7 @@ from ghn_jax.quant.policy import Policy, check_policy
 from ghn_jax.quant.scheme import Scheme
 from ghn_jax.quant.strategy import Strategy, strategy_of
 from ghn_jax.runs.run import Run, load_run
-from ghn_jax.runs.task import load_data, make_space_of
+from ghn_jax.runs.task import check_data_dir, make_space_of
 
 
 @dataclasses.dataclass(frozen=True)
@@ -66,6 +67,7 @@ class Hypernetwork:
     @overload
     def predict(self, network: Model, policy: Policy | None = None) -> Any: ...
 
+    @jax.ensure_compile_time_eval()  # in a function that JAX traces, too: the weights are constants there
     def predict(self, network: NetworkSpec | Model, policy: Policy | None = None) -> Any:
         """Predict the weights of one network; they are not rounded.
 
@@ -104,12 +106,8 @@ class Hypernetwork:
         return model.kept | model.zeros | unknown_parameters(model, primitives_of(self.space.ops))
 
     def load_data(self) -> Dataset:
-        """Read the data set of the run.
-
-        Raises:
-          UserError: it is absent or damaged.
-        """
-        return load_data(self.run.config)
+        """Read the data set of the run, as `Run.load_images`. Raises UserError: it is absent or damaged."""
+        return self.run.load_images()
 
     @property
     def _strategy(self) -> Strategy:
@@ -131,6 +129,8 @@ def load(
       data_dir: the folder of its images (`load_dataset`); None: where training found them.
 
     Raises:
-      UserError: no such checkpoint, or one of another version.
+      UserError: no such checkpoint, or one of another version; a folder of images that lie in none.
     """
-    return Hypernetwork(load_run(workdir, str(step), data_dir=data_dir))
+    run = load_run(workdir, str(step), data_dir=data_dir)
+    check_data_dir(run.config.dataset, data_dir)
+    return Hypernetwork(run)

@@ -1,7 +1,9 @@
 """Runs: a checkpoint opened for use, and what it says about itself."""
 
 import dataclasses
+import functools
 import os
+import sys
 from collections.abc import Iterable
 from typing import Any
 
@@ -13,12 +15,12 @@ from ghn_jax.base.errors import FieldError, UserError, shown
 from ghn_jax.base.jsonlines import read_jsonl
 from ghn_jax.base.paths import Place
 from ghn_jax.config import ImagesConfig, RunConfig, SpaceConfig
-from ghn_jax.datasets.load import read_sizes
+from ghn_jax.datasets.load import Dataset, read_sizes
 from ghn_jax.hypernet.ghn import GHN, GHNConfig
 from ghn_jax.quant.policy import parse_bits
 from ghn_jax.runs import zoo
 from ghn_jax.runs.checkpoint import Checkpoints, Vanished
-from ghn_jax.runs.task import make_ghn
+from ghn_jax.runs.task import load_data, make_ghn
 
 _USED = 'ema', 'params'  # a run is used with the average of its parameters, where it has one
 VALIDATION = 'val/top1_'
@@ -43,6 +45,30 @@ class Run:
     params: Any
     step: int
     meta: dict
+
+    @property
+    def images_digest(self) -> int | None:
+        """That of the images it was trained on (`Dataset.digest`); None where that is not known."""
+        return self.meta.get('dataset', {}).get('digest')
+
+    def load_images(self) -> Dataset:
+        """Read the data set; say on the screen where it is not what the hypernetwork was trained on.
+
+        Raises:
+          UserError: it is absent or damaged.
+        """
+        dataset = load_data(self.config)
+        if self.images_digest not in (None, dataset.digest):
+            _warn_once(
+                f'warning: {self.config.dataset} has other images or labels than the run was trained on: put '
+                'those back, or take what follows for a result on these'
+            )
+        return dataset
+
+
+@functools.cache  # commands read the images several times
+def _warn_once(text: str) -> None:
+    print(text, file=sys.stderr)
 
 
 def load_run(

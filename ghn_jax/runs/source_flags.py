@@ -6,12 +6,13 @@ from collections.abc import Callable
 from absl import flags
 
 from ghn_jax.base import cli
-from ghn_jax.base.errors import FieldError, UserError
+from ghn_jax.base.errors import UserError
 from ghn_jax.base.paths import Place
 from ghn_jax.base.start import start
-from ghn_jax.datasets.sizes import MADE, SIZES
+from ghn_jax.datasets.sizes import SIZES
 from ghn_jax.runs.hypernetwork import Hypernetwork
 from ghn_jax.runs.run import Run, load_run, run_of_images
+from ghn_jax.runs.task import check_data_dir
 
 flags.disclaim_key_flags()  # --help shows them as the flags of the command that defines them
 
@@ -41,10 +42,7 @@ class Source:
             run = load_run(self.workdir, step, data_dir=self.data_dir)
         else:
             run = run_of_images(self.dataset or '', data_dir=self.data_dir, image_size=self.image_size)
-        if self.data_dir is not None and run.config.dataset in MADE:
-            raise FieldError(
-                'data_dir', f'={self.data_dir}: {run.config.dataset} lies in no folder: leave it out'
-            )
+        check_data_dir(run.config.dataset, self.data_dir)
         return run
 
     def load_hypernetwork(self, *, predicts: bool) -> Hypernetwork:

@@ -1,11 +1,12 @@
 """What a config describes: its space of networks, its data, its hypernetwork."""
 
 import dataclasses
+import os
 
 from ghn_jax.base.errors import FieldError, prefixed
 from ghn_jax.config import HypernetworkConfig, RunConfig, SpaceConfig, image_sizes
 from ghn_jax.datasets.load import Dataset, load, read_sizes
-from ghn_jax.datasets.sizes import DatasetSizes
+from ghn_jax.datasets.sizes import MADE, DatasetSizes
 from ghn_jax.hypernet.ghn import GHN, GHNConfig
 from ghn_jax.networks.deepnets import published_space
 from ghn_jax.networks.spaces import Space, make_space
@@ -85,6 +86,12 @@ def load_data(config: RunConfig) -> Dataset:
     return load(
         config.dataset, data_dir=config.data_dir or None, image_size=config.image_size, seed=config.seed
     )
+
+
+def check_data_dir(dataset: str, data_dir: str | os.PathLike | None) -> None:
+    """Raise FieldError for a folder of a data set that lies in none."""
+    if data_dir is not None and dataset in MADE:
+        raise FieldError('data_dir', f'={data_dir}: {dataset} lies in no folder: leave it out')
 
 
 def make_ghn(config: RunConfig) -> GHN:

@@ -29,11 +29,11 @@ from ghn_jax.quant.policy import Policy
 from ghn_jax.quant.scheme import QAT, Scheme
 from ghn_jax.quant.strategy import strategy_of
 from ghn_jax.runs.checkpoint import Checkpoints
-from ghn_jax.runs.task import load_data, make_ghn, make_space_of
+from ghn_jax.runs.task import check_data_dir, load_data, make_ghn, make_space_of
 from ghn_jax.training.optimizer import make_optimizer
 from ghn_jax.training.run_logger import BAD_NETWORKS
 from ghn_jax.training.sampling import Preparation, networks_of
-from ghn_jax.training.state import initial_state, restore_or_init
+from ghn_jax.training.state import check_images, initial_state, restore_or_init
 from ghn_jax.training.step import BAD_GRADIENT, BAD_LOSS, FINE
 from ghn_jax.training.stepper import Stepper
 
@@ -58,9 +58,7 @@ def replay(workdir: Place, line: int, *, exact: bool = False, data_dir: str | No
     row = rows[line - 1]
     done, index = row['step'], row['network']
     with Checkpoints(workdir) as checkpoints:
-        config: Any = configs.from_json(checkpoints.restore_meta()['config'])
-        if data_dir is not None:
-            config = dataclasses.replace(config, data_dir=data_dir)
+        config = _config_of(checkpoints, data_dir)
         dataset = load_data(config)
         ghn, optimizer = make_ghn(config), make_optimizer(config)
         before = [step for step in checkpoints.steps() if step < done]
@@ -69,6 +67,7 @@ def replay(workdir: Place, line: int, *, exact: bool = False, data_dir: str | No
             step = max(before, default=min(checkpoints.steps()))
             state, _ = restore_or_init(checkpoints, config, ghn, optimizer, images=dataset.digest, step=step)
         else:
+            check_images(checkpoints.restore_meta(), dataset.digest, config, workdir)
             state = initial_state(config, ghn, optimizer)
     space = make_space_of(config)
     strategy = strategy_of(config)
@@ -99,6 +98,13 @@ def replay(workdir: Place, line: int, *, exact: bool = False, data_dir: str | No
     x = halved_to(program.image_size, x)
     weights = predict_weights(ghn, params, spec, policy)
     yield from examine(spec, weights, x, run_step.stream.labels[indices], policy, strategy.scheme.when_used())
+
+
+def _config_of(checkpoints: Checkpoints, data_dir: str | None) -> Any:
+    """Return the config of a run, with the folder of its images where that is given."""
+    config = configs.from_json(checkpoints.restore_meta()['config'])
+    check_data_dir(config.dataset, data_dir)
+    return config if data_dir is None else dataclasses.replace(config, data_dir=data_dir)
 
 
 def examine(

@@ -75,7 +75,7 @@ def restore_or_init(
         return initial_state(config, ghn, optimizer, mesh), RunningMeans()
     newest = checkpoints.restore_meta()
     _check_config(configs.from_json(newest['config']), config, checkpoints.workdir)
-    _check_images(newest, images, config, checkpoints.workdir)
+    check_images(newest, images, config, checkpoints.workdir)
     restored, meta = checkpoints.restore(_like(config, ghn, optimizer, mesh), step=step)
     state = TrainState(jnp.asarray(meta['step'], jnp.int32), **restored)
     for what, now in (('jax', jax.__version__), ('devices', mesh.size if mesh else 1)):
@@ -115,7 +115,7 @@ def unpack(
     pack = read_pack(path)
     before, _, step = read_meta(pack.meta, path)
     _check_config(before, config, path)
-    _check_images(pack.meta, images, config, path)
+    check_images(pack.meta, images, config, path)
     like = _like(config, ghn, optimizer, mesh)
     check_types(pack.arrays, like, path)
     state = jax.tree_util.tree_map_with_path(lambda name, _: pack.arrays[leaf_name(name)], like)
@@ -147,7 +147,7 @@ def _check_config(before: RunConfig, config: RunConfig, where: str | os.PathLike
         )
 
 
-def _check_images(meta: dict, images: int | None, config: RunConfig, where: str | os.PathLike) -> None:
+def check_images(meta: dict, images: int | None, config: RunConfig, where: str | os.PathLike) -> None:
     """Raise FieldError where a run was trained on other images; runs from before there were digests pass."""
     before = meta.get('dataset', {}).get('digest')
     if None not in (before, images) and before != images:

@@ -48,8 +48,8 @@ def integer_logits(calibrated: Calibrated, policy: Policy, images: Any) -> Scale
 
     @jax.jit
     def run(images: Array) -> ScaledInteger:
-        _, given = calibrated.model.prepared(calibrated.params, images)
-        folded = calibrated.program(images.shape, images.dtype)
+        traced, given = calibrated.model.prepared(calibrated.params, images)
+        folded = calibrated.folded(traced)
         (logits,) = _Interpreter(calibrated, widths, folded.sites).run(folded.program, given)
         return logits
 

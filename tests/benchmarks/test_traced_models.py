@@ -27,6 +27,21 @@ def test_without_models_nothing_is_timed():
         benchmark(['models'], BenchmarkOptions())
 
 
+def test_the_images_of_the_run_are_where_data_dir_says():
+    options = BenchmarkOptions(models=('tests.tuning.nets:net',), data_dir='x')
+    with pytest.raises(UserError, match='^data_dir=x: digits lies in no folder'):
+        benchmark(['models'], options)
+
+
+def test_more_images_than_the_run_has_are_refused_by_the_name_of_their_flag():
+    pytest.importorskip('onnxruntime')
+    options = BenchmarkOptions(
+        models=('tests.models.digits_models:small_resnet',), agreement=('float',), num_images=2000, repeats=1
+    )
+    with pytest.raises(UserError, match='^num_images=2000: the data have 1,797 images: give no more$'):
+        benchmark(['models'], options)
+
+
 def test_a_page_shows_a_row_for_each_model_and_agreement_where_it_was_measured():
     lines = docs_tables.markdown(RESULT).splitlines()
     assert lines[1].startswith(

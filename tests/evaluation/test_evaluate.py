@@ -20,8 +20,8 @@ from ghn_jax.datasets.augment import normalize
 from ghn_jax.datasets.load import load
 from ghn_jax.evaluation import results
 from ghn_jax.evaluation.compiled import predictor
-from ghn_jax.evaluation.descriptions import in_percent
-from ghn_jax.evaluation.evaluate import evaluate
+from ghn_jax.evaluation.descriptions import about_run, in_percent
+from ghn_jax.evaluation.evaluate import check_same_images, evaluate
 from ghn_jax.evaluation.evaluation_flags import parse_policies
 from ghn_jax.evaluation.evaluation_spec import EvaluationSpec
 from ghn_jax.evaluation.protocol import Protocol
@@ -419,13 +419,33 @@ def test_another_run_is_scored_on_the_same_networks(workdir, run, dataset, tmp_p
         evaluate(run_of_16, EvaluationSpec(against=other, **few), dataset=dataset)
 
 
+def test_runs_are_of_the_same_images_by_their_digests_and_else_by_their_names(run):
+    def trained_on(name, digest):
+        config = dataclasses.replace(run.config, dataset=name)
+        return dataclasses.replace(run, config=config, meta={'dataset': {'digest': digest}})
+
+    before = trained_on('before.npz', 7)
+    check_same_images(before, trained_on('now.npz', 7), 'other')
+    check_same_images(before, trained_on('before.npz', None), 'other')
+    with pytest.raises(UserError, match=r'^against=other was trained on other images .* \(before.npz\)'):
+        check_same_images(before, trained_on('before.npz', 8), 'other')
+    with pytest.raises(UserError, match='^against=other was trained with dataset=now.npz'):
+        check_same_images(before, trained_on('now.npz', None), 'other')
+
+
+def test_the_result_says_which_images_it_is_of_and_which_the_training_had(run, result, dataset):
+    assert result['protocol']['images_digest'] == dataset.digest
+    trained_on = dataclasses.replace(run, meta={**run.meta, 'dataset': {'digest': 7}})
+    assert about_run(trained_on, '', None)['trained_on_images_digest'] == 7
+
+
 def test_results_by_other_protocols_are_not_compared(calibrated, result):
     with pytest.raises(UserError, match="batch_norm='batch', this is batch_norm='calibrated'"):
         results.check_comparable(result, 'a.json', calibrated['networks'], ['w4a4'], calibrated['protocol'])
 
 
 def test_results_of_other_networks_or_images_are_not_compared(result, tmp_path):
-    networks, bits, protocol = result['networks'], result['protocol']['bits'], result['protocol']
+    networks, bits, protocol = result['networks'], result['protocol']['bits'], {**result['protocol']}
     results.check_comparable(result, 'a.json', networks, bits, protocol)
     changed = [{**networks[0], 'digest': 'x'}, *networks[1:]]
     with pytest.raises(UserError, match='a.json has other networks, from .*-test-0'):
@@ -434,6 +454,7 @@ def test_results_of_other_networks_or_images_are_not_compared(result, tmp_path):
         results.check_comparable({**result, 'networks': networks[:2]}, 'a.json', networks, bits, protocol)
     with pytest.raises(UserError, match='images=32, this is images=64'):
         results.check_comparable(result, 'a.json', networks, bits, {**protocol, 'images': 64})
+    del protocol['images_digest']  # of results from before there was one
     others = {**protocol, 'note': load('synthetic', image_size=8, seed=1).note}  # images of another seed
     with pytest.raises(UserError, match='of seed 0.*of seed 1'):
         results.check_comparable(result, 'a.json', networks, bits, others)

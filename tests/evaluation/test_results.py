@@ -71,7 +71,7 @@ OTHER = {
 
 @pytest.mark.parametrize('key', PROTOCOL)
 def test_a_result_that_differs_in_any_of_the_protocol_is_not_compared(key):
-    assert set(results._SAME) == set(PROTOCOL) == set(OTHER)
+    assert {*results._NAMES, *results._SAME} == set(PROTOCOL) == set(OTHER)
     check()
     with pytest.raises(
         UserError, match=f'^a.json was made with {key}=.*, this is {key}={OTHER[key]!r}: evaluate'
@@ -84,6 +84,16 @@ def test_a_result_that_differs_in_any_of_the_protocol_is_not_compared(key):
     else:
         with pytest.raises(UserError, match=f'a.json was made with {key}=None'):
             check(theirs)
+
+
+def test_images_are_known_by_their_digest_where_results_have_one_whatever_they_are_called():
+    theirs = make_result(test=[1.0, 2.0])
+    theirs['protocol'] |= {'images_digest': 7, 'dataset': 'before.npz'}
+    check(theirs, images_digest=7, dataset='now.npz')
+    with pytest.raises(UserError, match="^a.json was made with other images or labels of 'before.npz'"):
+        check(theirs, images_digest=8, dataset='before.npz')
+    with pytest.raises(UserError, match="^a.json was made with dataset='before.npz'"):
+        check(theirs, dataset='now.npz')
 
 
 @pytest.mark.parametrize('key', ['split', 'name', 'digest'])

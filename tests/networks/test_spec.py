@@ -167,6 +167,13 @@ def test_saved_networks_load_again(tmp_path):
     assert os.listdir(tmp_path) == ['nets.json']
 
 
+@pytest.mark.parametrize(('count', 'name'), [(10_001, ''), (9_000, 100 * 'é')])
+def test_what_would_not_load_is_not_saved(tmp_path, count, name):
+    with pytest.raises(UserError, match=f'nets.json.* would hold {count:,} networks in .*: at most 10,000'):
+        save_networks(tmp_path / 'nets.json', [spec(name=name)] * count)
+    assert not os.listdir(tmp_path)
+
+
 def test_a_single_object_and_entries_with_args_load(tmp_path):
     path = tmp_path / 'one.json'
     path.write_text(json.dumps(GOOD))

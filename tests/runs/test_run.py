@@ -1,15 +1,17 @@
 """Opening a run: the checkpoint that is asked for, also while training replaces it."""
 
+import dataclasses
 import json
 
 import numpy as np
 import pytest
 
 from ghn_jax.base.errors import UserError
+from ghn_jax.datasets.load import load
 from ghn_jax.hypernet.ghn import GHNConfig
 from ghn_jax.runs.checkpoint import Checkpoints, Vanished
 from ghn_jax.runs.run import load_run, run_meta, validation_metric
-from tests.small_run import small_config
+from tests.small_run import small_config, write_run
 
 
 def save(workdir, step: int, top1: float) -> None:
@@ -20,6 +22,21 @@ def save(workdir, step: int, top1: float) -> None:
     row = {'step': step, validation_metric(small_config()): top1}
     with open(workdir / 'metrics.jsonl', 'a') as file:
         file.write(json.dumps(row) + '\n')
+
+
+def test_images_that_are_not_those_of_the_training_are_taken_and_a_line_says_so(tmp_path, capsys):
+    splits = {name: getattr(load('digits', image_size=8), name) for name in ('train', 'val', 'test')}
+    arrays = {f'{split}_{what}': getattr(of, what) for split, of in splits.items() for what in of._fields}
+    np.savez(tmp_path / 'own.npz', **arrays)
+    run = load_run(write_run(tmp_path / 'run', dataset=str(tmp_path / 'own.npz')))
+    images = run.load_images()
+    run = dataclasses.replace(run, meta=run.meta | {'dataset': {'digest': images.digest}})
+    run.load_images()
+    assert not capsys.readouterr().err
+    np.savez(tmp_path / 'own.npz', **arrays | {'test_labels': 9 - arrays['test_labels']})
+    np.testing.assert_array_equal(run.load_images().test.labels, 9 - images.test.labels)
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.startswith(f'warning: {tmp_path / "own.npz"} has other images or labels than the run')
 
 
 def test_a_best_checkpoint_that_a_better_one_replaces_while_it_is_read_gives_the_better_one(

@@ -59,7 +59,7 @@ def test_images_have_any_size_that_a_model_takes(file, size):
 
 
 def test_every_command_that_reads_the_images_of_a_run_takes_the_folder_that_they_are_in():
-    reading = {'evaluate', 'report', 'finetune', 'squeeze', 'quantize', 'export', 'replay'}
+    reading = {'evaluate', 'report', 'finetune', 'squeeze', 'quantize', 'export', 'replay', 'benchmark'}
     taking = {name for name in COMMANDS if {'workdir', 'data_dir'} <= flags_of(name).keys()}
     assert taking == {f'ghn_jax.{name}' for name in reading}
 
@@ -70,6 +70,8 @@ def test_a_folder_of_images_that_lie_in_none_is_refused():
     for source in (made, run):
         with pytest.raises(UserError, match='^data_dir=x: digits lies in no folder: leave it out$'):
             dataclasses.replace(source, data_dir='x').load()
+        with pytest.raises(UserError, match='^data_dir=x: digits lies in no folder: leave it out$'):
+            hypernetwork.load('zoo:digits-bits', data_dir='x')
         assert source.load().config.dataset == 'digits'
 
 

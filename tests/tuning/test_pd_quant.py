@@ -145,7 +145,7 @@ def test_at_32_bits_nothing_changes_and_settings_side_by_side_are_those_alone(pl
 
 
 @pytest.mark.slow
-def test_what_was_stopped_goes_on_in_its_folder_to_the_same_network(plain, tmp_path):
+def test_what_was_stopped_goes_on_in_its_folder_to_the_same_network(plain, tmp_path, capsys):
     of, x, _ = plain
     options = dataclasses.replace(OPTIONS, iterations=10)
     network = Network(of, of.params, x[None])
@@ -169,7 +169,9 @@ def test_what_was_stopped_goes_on_in_its_folder_to_the_same_network(plain, tmp_p
         load(tmp_path / 'stopped')
     other = dataclasses.replace(options, seed=1)
     unfinished = (tmp_path / 'stopped' / FILE).read_bytes()
+    assert 'begun anew' not in capsys.readouterr().err
     assert write(tmp_path / 'stopped', options=other)['blocks_from_before'] == 0, 'it is another network'
+    assert 'is the unfinished one of another command: it is begun anew' in capsys.readouterr().err
     (tmp_path / 'stopped' / FILE).write_bytes(unfinished)
     assert write(tmp_path / 'stopped')['blocks_from_before'] == 1 and len(calls) == 2
     whole, stopped = (load(tmp_path / name) for name in ('whole', 'stopped'))

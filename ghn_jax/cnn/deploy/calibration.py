@@ -18,6 +18,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax import Array
 
+from ghn_jax.base.errors import UserError, shown
 from ghn_jax.cnn.batch_norm import EPSILON
 from ghn_jax.cnn.deploy.observer import BINS, Activations, RowMoments
 from ghn_jax.cnn.instructions import Norm
@@ -36,6 +37,12 @@ HISTOGRAM_RULES = ('percentile', 'mse')
 MOMENTUM = 0.9  # of moving_average: the share of the ranges of the batches before
 PERCENTILE = 99.9  # of an activation's non-zero values, that lie inside of its range
 _CLIPS = np.linspace(1, 0.05, 39)  # shares of the range of all values that mse tries
+
+
+def check_rule(rule: str) -> None:
+    """Raise UserError for what is none of `RANGE_RULES`."""
+    if rule not in RANGE_RULES:
+        raise UserError(f'range rule {shown(rule)}: expected one of {", ".join(RANGE_RULES)}')
 
 
 def pooled(moments: RowMoments) -> RowMoments:
