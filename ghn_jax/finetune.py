@@ -17,8 +17,9 @@ Images and rounding are those of the run; without --workdir, images are --datase
 
 from absl import flags
 
-from ghn_jax.base import bounds, cli, outputs
+from ghn_jax.base import cli, outputs
 from ghn_jax.base.errors import UserError, prefixed
+from ghn_jax.base.fields import define_field_flags
 from ghn_jax.evaluation.evaluation_flags import parse_policies
 from ghn_jax.quant.scheme import QAT
 from ghn_jax.runs.model_flags import make_models, read_networks
@@ -35,22 +36,16 @@ _BITS = flags.DEFINE_list('bits', ['w4a4'], 'Bits of weights and activations, a 
 _METHOD = flags.DEFINE_enum(
     'method', 'straight_through', ['straight_through', 'slb'], 'How weights of few bits are trained.'
 )
-_SEARCH = {
-    'temperature': bounds.define_number(
-        'slb_temperature', SearchSpec.temperature, 'Of the softmax at the beginning.', 1e-3, 100
-    ),
-    'growth': bounds.define_number(
-        'slb_growth', SearchSpec.growth, 'What it is multiplied by with each pass; 0: 100 in all.', 0, 100
-    ),
-    'start': bounds.define_number(
-        'slb_start', SearchSpec.start, 'Share of all passes after which it grows.', 0, 1
-    ),
-    'end': bounds.define_number(
-        'slb_end', SearchSpec.end, 'Share of all passes after which weights are hard.', 0, 1
-    ),
-    'rate': bounds.define_number('slb_rate', SearchSpec.rate, 'Learning rate of the logits.', 0, 10),
-    'logits': flags.DEFINE_string('slb_logits', SearchSpec.logits, 'Where they begin: distance or random.'),
-}
+_SEARCH = define_field_flags(
+    SearchSpec,
+    'slb_',
+    temperature='Of the softmax at the beginning.',
+    growth='What it is multiplied by with each pass; 0: 100 in all.',
+    start='Share of all passes after which it grows.',
+    end='Share of all passes after which weights are hard.',
+    rate='Learning rate of the logits.',
+    logits='Where they begin: distance or random.',
+)
 _OUT = flags.DEFINE_string('out', None, 'Folder of the trained parameters.')
 _BN = flags.DEFINE_enum(
     'bn', 'batch', STATISTICS, 'Statistics of batch norms; fixed ones want --learning_rate=3e-5.'

@@ -16,6 +16,7 @@ from absl import flags
 
 from ghn_jax.base import bounds, cli, outputs
 from ghn_jax.base.errors import FieldError
+from ghn_jax.base.fields import define_field_flags
 from ghn_jax.evaluation.evaluation_flags import parse_policies
 from ghn_jax.quant.scheme import QAT
 from ghn_jax.runs.hypernetwork import Hypernetwork
@@ -31,11 +32,10 @@ _ARCH = flags.DEFINE_string('arch', None, 'Architecture file: JSON of one networ
 _MODEL = flags.DEFINE_string('model', None, 'Function of the factor, in place of --arch: see above.')
 _INIT = flags.DEFINE_string('init', PREDICTED, f'Where training begins: {PREDICTED}, {", ".join(RANDOM)}.')
 _WIDTH = bounds.define_number('width', 2.0, 'Factor on the channels of every layer.', 1, MOST)
-_COST = bounds.define_number(
-    'cost', 1.0, 'Bit operations of what is left, over those of the original.', 1e-3, 300
-)
-_PENALTY = bounds.define_number(
-    'penalty', SqueezeSpec.penalty, 'Of the loss, times the sum of scales.', 0, 100
+_SQUEEZING = define_field_flags(
+    SqueezeSpec,
+    cost='Bit operations of what is left, over those of the original.',
+    penalty='Of the loss, times the sum of scales.',
 )
 _KINDS = flags.DEFINE_list('kinds', list(SqueezeSpec.kinds), 'Of original, widened, squeezed.')
 _BITS = flags.DEFINE_list('bits', ['w2a8'], 'Bits of weights and activations, a list: a training for each.')
@@ -50,12 +50,11 @@ def main() -> None:
     spec = SqueezeSpec(
         policies=parse_policies(_BITS.value),
         training=given.training,
-        cost=_COST.value,
-        penalty=_PENALTY.value,
         seeds=given.seeds,
         kinds=tuple(_KINDS.value),
         eval_batch_size=given.eval_batch_size,
         num_images=given.num_images,
+        **{name: flag.value for name, flag in _SQUEEZING.items()},
     )
     if not _OUT.value:
         raise FieldError('out', ' is missing: give a folder, such as --out=runs/squeeze')

@@ -28,7 +28,6 @@ from ghn_jax.datasets.load import Dataset
 from ghn_jax.models.quantizer import Quantizer
 from ghn_jax.training.refinements import average
 
-OPTIMIZERS = ('adamw', 'sgd')
 _MOMENTUM = 0.9  # of SGD
 Apply = Callable[[Any, Array, Quantizer | None], Array]
 """(params, normalised images [B, H, H, 3], quantizer) -> logits [B, classes]."""
@@ -56,7 +55,7 @@ class TrainingSpec:
 
     epochs: int = bounded('epochs', 10)
     batch_size: int = bounded('batch_size', 64)
-    optimizer: str = choice('adamw', OPTIMIZERS)
+    optimizer: str = choice('adamw', ('adamw', 'sgd'))
     learning_rate: float = number(3e-3, 0, 10)
     weight_decay: float = number(1e-4, 0, 10)
     clip_norm: float = number(5.0, 1e-6, 1e6)

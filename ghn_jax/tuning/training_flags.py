@@ -1,18 +1,18 @@
 """Flags of the commands that train networks one by one: how, on which images, from which hypernetwork."""
 
 import dataclasses
-import functools
 from collections.abc import Callable
 
 from absl import flags
 
 from ghn_jax.base import bounds
+from ghn_jax.base.fields import define_field_flags
 from ghn_jax.datasets.load import Dataset
 from ghn_jax.evaluation.evaluation_spec import BATCH_SIZE
 from ghn_jax.runs import source_flags
 from ghn_jax.runs.hypernetwork import Hypernetwork
 from ghn_jax.runs.source_flags import Source
-from ghn_jax.tuning.training import OPTIMIZERS, TrainingSpec
+from ghn_jax.tuning.training import TrainingSpec
 
 flags.disclaim_key_flags()  # --help shows them as the flags of the command that defines them
 
@@ -46,15 +46,22 @@ class TrainingFlags:
 
 def define_flags() -> Callable[[], TrainingFlags]:
     """Define the flags; return what reads and checks them once they are parsed (UserError)."""
-    number = functools.partial(bounds.define_number_of, TrainingSpec)
     source = source_flags.define_flags()
-    epochs = number('epochs', 'How many passes over the training images a training has.')
+    training = define_field_flags(
+        TrainingSpec,
+        epochs='How many passes over the training images a training has.',
+        batch_size='Images of a training step.',
+        learning_rate='Learning rate of the first step; it falls to 0 along half a cosine.',
+        optimizer='Optimizer of the training; sgd has a momentum of 0.9.',
+        weight_decay='Weight decay, which is multiplied by the learning rate.',
+        ema='Decay of the moving average of the parameters, which is kept. 0: no average.',
+        augment='Crop training images at random, and mirror them where the data set allows it.',
+    )
     seeds = flags.DEFINE_list(
         'seeds',
         ['0'],
         'Train with each of these seeds, of weights and of the order of images, as in 0,1,2.',
     )
-    batch_size = number('batch_size', 'Images of a training step.')
     eval_batch_size = flags.DEFINE_integer(
         'eval_batch_size',
         BATCH_SIZE,
@@ -62,30 +69,10 @@ def define_flags() -> Callable[[], TrainingFlags]:
         *bounds.BOUNDS['batch_size'],
     )
     num_images = bounds.define_integer('num_images', 0, 'How many test images score a network. 0: all.')
-    rate = number('learning_rate', 'Learning rate of the first step; it falls to 0 along half a cosine.')
-    optimizer = flags.DEFINE_enum(
-        'optimizer',
-        TrainingSpec.optimizer,
-        OPTIMIZERS,
-        'Optimizer of the training; sgd has a momentum of 0.9.',
-    )
-    decay = number('weight_decay', 'Weight decay, which is multiplied by the learning rate.')
-    ema = number('ema', 'Decay of the moving average of the parameters, which is kept. 0: no average.')
-    augment = flags.DEFINE_bool(
-        'augment', False, 'Crop training images at random, and mirror them where the data set allows it.'
-    )
 
     def read() -> TrainingFlags:
         return TrainingFlags(
-            training=TrainingSpec(
-                epochs=epochs.value,
-                batch_size=batch_size.value,
-                optimizer=optimizer.value,
-                learning_rate=rate.value,
-                weight_decay=decay.value,
-                ema=ema.value,
-                augment=augment.value,
-            ),
+            training=TrainingSpec(**{name: flag.value for name, flag in training.items()}),
             seeds=bounds.integers('seeds', seeds.value, 'seed'),
             eval_batch_size=eval_batch_size.value,
             num_images=num_images.value,
