@@ -28,7 +28,7 @@ from ghn_jax.base.paths import Place
 from ghn_jax.base.start import start
 from ghn_jax.datasets.load import Dataset, load
 from ghn_jax.evaluation.selection import image_batches
-from ghn_jax.models.folding import Calibrated, fold
+from ghn_jax.models.folding import fold
 from ghn_jax.models.model import Model
 from ghn_jax.models.tracing import trace
 from ghn_jax.quant.policy import Policy
@@ -163,11 +163,10 @@ def _scorer(model: Model, images: TuningImages) -> Callable[[TrainingState], dic
 
     def accuracy(policy: Policy) -> Accuracy:
         quantizer = model.quantizer(policy)
-
-        def apply(network: Calibrated, x: jax.Array) -> jax.Array:
-            return network.apply(x, dataclasses.replace(quantizer, ranges=network.ranges))
-
-        return Accuracy(apply, images.test)
+        return Accuracy(
+            lambda network, x: network.apply(x, dataclasses.replace(quantizer, ranges=network.ranges)),
+            images.test,
+        )
 
     accuracies = {bits: accuracy(policy) for bits, policy in policies.items()}
 

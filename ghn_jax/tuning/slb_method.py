@@ -106,11 +106,14 @@ class Slb(Method):
         """Score hard weights and, by statistics of batches, 'soft' ones as in training."""
         rounded, fixed = self.rounded(state), state.fixed
         each = {FLOAT_NAME: unrounded(self.widths), self.bits: fixed.widths}
-        hard = {name: self.programs.hard((rounded.params, widths)) for name, widths in each.items()}
+        hard = {
+            name: self.programs.hard(rounded.params, FakeQuantizer(widths, self.setup.scheme, rounded=True))
+            for name, widths in each.items()
+        }
         tau = self.programs.temperature(state.step)
         scores: dict[str, Any] = {
             'batch': hard,
-            'soft': {self.bits: self.programs.soft((_kept(state), fixed, tau))},
+            'soft': {self.bits: self.programs.soft(_kept(state), fixed, tau)},
         }
         if self.calibrated_scorer is not None:
             policies = {FLOAT_NAME: Policy(), self.bits: self.policy}

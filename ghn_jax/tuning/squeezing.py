@@ -36,7 +36,7 @@ from ghn_jax.tuning.initialization import Start
 from ghn_jax.tuning.removal import Removal, least_cost
 from ghn_jax.tuning.scoring import Accuracy
 from ghn_jax.tuning.squeeze_training import KINDS, SqueezeSpec, SqueezeTask, Squeezing
-from ghn_jax.tuning.training import Trainer, TrainingState, loss_of, trainer_of_loss
+from ghn_jax.tuning.training import Trainer, TrainingState, cross_entropy, trainer_of_loss
 from ghn_jax.tuning.widening import Pair
 
 
@@ -163,7 +163,7 @@ def _programs(
         fixed: Squeezing = state.fixed
         left = jax.tree.map(jnp.multiply, params, fixed.masks)
         scales = jnp.sum(jnp.where(fixed.alive & free, removal.scales(left), 0))
-        return loss_of(model.apply, quantizer, left, x, labels) + fixed.penalty * scales
+        return cross_entropy(model.apply(left, x, quantizer), labels) + fixed.penalty * scales
 
     count, flip = len(images.dataset.train.labels), images.dataset.flip
     trainer = trainer_of_loss(loss, spec.training, count, flip=flip)

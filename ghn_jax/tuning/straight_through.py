@@ -20,7 +20,7 @@ from ghn_jax.runs.model_parameters import write_params
 from ghn_jax.tuning.comparison_table import FLOAT_NAME
 from ghn_jax.tuning.method import Method, Setup, as_data, unrounded
 from ghn_jax.tuning.scoring import Accuracy
-from ghn_jax.tuning.training import TrainingState, loss_of, trainer_of_loss
+from ghn_jax.tuning.training import TrainingState, cross_entropy, trainer_of_loss
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -28,7 +28,7 @@ class StraightThrough(Method):
     """Training through rounding with straight-through gradients.
 
     Attributes:
-      batch: (parameters, bits as data) -> the score by batch statistics.
+      batch: (parameters, quantizer) -> the score by batch statistics.
     """
 
     batch: Accuracy
@@ -44,16 +44,11 @@ class StraightThrough(Method):
 
         def loss(params: Any, state: TrainingState, x: Array, labels: Array) -> Array:
             quantizer = None if is_float else FakeQuantizer(state.fixed, setup.scheme)
-            return loss_of(trained, quantizer, params, x, labels)
+            return cross_entropy(trained(params, x, quantizer), labels)
 
         count, flip = len(images.dataset.train.labels), images.dataset.flip
         trainer = trainer_of_loss(loss, setup.training, count, flip=flip)
-
-        def apply(network: tuple[Any, Any], x: Array) -> Array:
-            params, widths = network
-            return model.apply(params, x, FakeQuantizer(widths, setup.scheme))
-
-        return cls.at_each(setup, policies, trainer=trainer, batch=Accuracy(apply, images.test))
+        return cls.at_each(setup, policies, trainer=trainer, batch=Accuracy(model.apply, images.test))
 
     def begin(self, params: Any, seed: int) -> TrainingState:
         if self._is_fixed:
@@ -66,7 +61,10 @@ class StraightThrough(Method):
         params, scores = state.averaged, dict[str, Any]()
         if not self._is_fixed:
             each = {FLOAT_NAME: unrounded(self.widths), self.bits: as_data(self.widths)}
-            scores['batch'] = {name: self.batch((params, widths)) for name, widths in each.items()}
+            scores['batch'] = {
+                name: self.batch(params, FakeQuantizer(widths, self.setup.scheme))
+                for name, widths in each.items()
+            }
         if self.calibrated_scorer is not None:
             quantizers = {FLOAT_NAME: self._quantizer(Policy()), self.bits: self._quantizer(self.policy)}
             scores['calibrated'] = self.calibrated_scorer(params, quantizers)

@@ -146,7 +146,7 @@ def make_trainer(
     *,
     flip: bool = False,
 ) -> Trainer:
-    """Return the functions that train a network by its cross-entropy (`loss_of`).
+    """Return the functions that train a network by its cross-entropy.
 
     Args:
       apply: the network, such as `model.apply`.
@@ -156,7 +156,7 @@ def make_trainer(
     Raises:
       FieldError: fewer images than a batch.
     """
-    loss = lambda params, state, x, labels: loss_of(apply, quantizer, params, x, labels)
+    loss = lambda params, state, x, labels: cross_entropy(apply(params, x, quantizer), labels)
     return trainer_of_loss(loss, spec, images, flip=flip)
 
 
@@ -227,9 +227,9 @@ def make_optimizer(spec: TrainingSpec, steps: int) -> optax.GradientTransformati
     return optax.chain(optax.clip_by_global_norm(spec.clip_norm), *parts)
 
 
-def loss_of(apply: Apply, quantizer: Quantizer | None, params: Any, x: Array, labels: Array) -> Array:
-    """Return the cross-entropy [] in nats, the mean over a batch: images [B, H, H, 3], labels int32 [B]."""
-    logits = apply(params, x, quantizer).astype(jnp.float32)
+def cross_entropy(logits: Array, labels: Array) -> Array:
+    """Return the mean over a batch [] in nats: logits [B, classes], labels int32 [B]."""
+    logits = logits.astype(jnp.float32)
     return jnp.mean(optax.softmax_cross_entropy_with_integer_labels(logits, labels))
 
 
