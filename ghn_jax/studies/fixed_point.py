@@ -37,6 +37,7 @@ from ghn_jax.models.model import Model
 from ghn_jax.models.tracing import trace
 from ghn_jax.runs.model_parameters import read_params, write_params
 from ghn_jax.runs.progress import Progress
+from ghn_jax.studies.resnets import ResNet
 from ghn_jax.studies.study_arguments import Parser, command_line, provenance
 from ghn_jax.tuning.comparison_table import mean_of
 from ghn_jax.tuning.fixed_point import MOST_BITS, to_network
@@ -77,21 +78,7 @@ class Plain(nn.Module):
         return nn.Dense(10)(x.mean((1, 2)))
 
 
-class Residual(nn.Module):
-    """A convolution, three residual blocks (arXiv 1512.03385) and a linear layer."""
-
-    @nn.compact
-    def __call__(self, x: jax.Array, train: bool = True) -> jax.Array:
-        """Compute the logits."""
-        norm = lambda: nn.BatchNorm(use_running_average=not train)
-        x = nn.relu(norm()(nn.Conv(16, (3, 3), use_bias=False)(x)))
-        for width, stride in ((16, 1), (32, 2), (64, 2)):
-            y = nn.relu(norm()(nn.Conv(width, (3, 3), stride, use_bias=False)(x)))
-            y = norm()(nn.Conv(width, (3, 3), use_bias=False)(y))
-            if stride > 1:
-                x = norm()(nn.Conv(width, (1, 1), stride, use_bias=False)(x))
-            x = nn.relu(x + y)
-        return nn.Dense(10)(x.mean((1, 2)))
+NETWORKS = {'plain': Plain(), 'residual': ResNet(1)}
 
 
 def study(dataset: Dataset, workdir: Place) -> Iterator[list[dict[str, Any]]]:
@@ -104,8 +91,8 @@ def study(dataset: Dataset, workdir: Place) -> Iterator[list[dict[str, Any]]]:
     """
     found = []
     settings = {'epochs': EPOCHS[dataset.name], 'images': [PIXELS, IMAGES, FOLDED, CHECKED], 'budget': BUDGET}
-    for seed, module in itertools.product(SEEDS, (Plain(), Residual())):
-        network, name = None, type(module).__name__.lower()
+    for seed, (name, module) in itertools.product(SEEDS, NETWORKS.items()):
+        network = None
         for method, find in METHODS.items():
             what = f'{dataset.name}-{name}-{method.replace(" ", "-")}.seed{seed}'
             record = TrainingRecord(workdir, what, {**settings, 'seed': seed})
