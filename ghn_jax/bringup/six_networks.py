@@ -18,6 +18,7 @@ from ghn_jax import config as configs
 from ghn_jax.assembly.network_batch import Networks, prepare
 from ghn_jax.assembly.workspace import make_workspace
 from ghn_jax.base.backends import kernels_are_launches
+from ghn_jax.base.digests import leaf_name
 from ghn_jax.cnn import executor
 from ghn_jax.cnn.building import build_program
 from ghn_jax.cnn.packing import BLOCK
@@ -149,12 +150,8 @@ class Training:
 
 def digest(tree: Any) -> Digest:
     """Digest each tensor of a tree, by its path."""
-    leaves = jax.tree_util.tree_flatten_with_path(tree)[0]
-    return {name: _digest(name, x) for path, x in leaves if (name := _name(path))}
-
-
-def _name(path: Sequence[Any]) -> str:
-    return '/'.join(str(getattr(key, 'key', getattr(key, 'name', key))) for key in path)
+    named = ((leaf_name(path), x) for path, x in jax.tree_util.tree_leaves_with_path(tree))
+    return {name: _digest(name, x) for name, x in named}
 
 
 def _digest(name: str, x: Any) -> list[float]:
