@@ -49,9 +49,8 @@ def measure(options: BenchmarkOptions) -> list[Row]:
     into the right one.
 
     Raises:
-      UserError: no models, one that cannot be imported or traced or predicted for, no such hypernetwork.
+      UserError: a model that cannot be imported or traced or predicted for, no such hypernetwork.
     """
-    check(options)
     hypernetwork = load(options.workdir)
     return [_measure(hypernetwork, name, options) for name in options.models]
 
