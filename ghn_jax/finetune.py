@@ -21,7 +21,7 @@ from ghn_jax.base import cli, outputs
 from ghn_jax.base.errors import UserError, prefixed
 from ghn_jax.base.fields import define_field_flags
 from ghn_jax.evaluation.evaluation_flags import parse_policies
-from ghn_jax.quant.scheme import QAT
+from ghn_jax.runs import source_flags
 from ghn_jax.runs.model_flags import make_models, read_networks
 from ghn_jax.runs.prediction import with_names
 from ghn_jax.tuning import comparison_table, training_flags
@@ -50,38 +50,37 @@ _OUT = flags.DEFINE_string('out', None, 'Folder of the trained parameters.')
 _BN = flags.DEFINE_enum(
     'bn', 'batch', STATISTICS, 'Statistics of batch norms; fixed ones want --learning_rate=3e-5.'
 )
+_SOURCE = source_flags.define_flags()
 _TRAINING = training_flags.define_flags()
 _OUTPUTS = outputs.define_flags()
 
 
 def main() -> None:
     """Run the command."""
-    given = _TRAINING()
     spec = FinetuneSpec(
         policies=parse_policies(_BITS.value),
-        training=given.training,
-        seeds=given.seeds,
         batch_norm=_BN.value,
-        eval_batch_size=given.eval_batch_size,
-        num_images=given.num_images,
         search=_search(),
+        **_TRAINING(),
     )
+    source = _SOURCE()
     if not _OUT.value:
         raise UserError('--out is missing: give a folder, such as --out=runs/finetune')
     out, written = cli.check_folder(_OUT.value, 'out'), _OUTPUTS()
     specs = with_names(read_networks(_ARCH.value, _MODEL.value))
-    check_starts(_INIT.value, predicted=given.source.workdir is not None)
-    loaded, dataset = given.load()
+    check_starts(_INIT.value, predicted=source.workdir is not None)
+    hypernetwork = source.load_hypernetwork(predicts=False)
+    dataset = hypernetwork.load_data()
     models, sources = make_models(specs, _MODEL.value, dataset.train.images.shape[1])
     result = finetune(
         models,
-        parse_starts(_INIT.value, models, loaded),
+        parse_starts(_INIT.value, models, hypernetwork),
         spec,
         out,
         dataset=dataset,
         sources=sources,
-        scheme=loaded.scheme if loaded else QAT,
-        **({'used': loaded.used} if loaded else {}),
+        scheme=hypernetwork.scheme,
+        used=hypernetwork.used,
     )
     result['about']['command'] = cli.command_line('finetune')
     written.write(result, table=comparison_table.text)

@@ -127,13 +127,13 @@ def parse_starts(
     Args:
       names: without repetitions.
       models: that are to begin there.
-      hypernetwork: that predicts them; None: there is none.
+      hypernetwork: that predicts them; None, or one of images alone: there is none.
 
     Raises:
       UserError: an unknown name, 'predicted' without a hypernetwork, parameters or a hypernetwork of other
         models.
     """
-    check_starts(names, predicted=hypernetwork is not None)
+    check_starts(names, predicted=hypernetwork is not None and hypernetwork.run.params is not None)
     starts = []
     for name in dict.fromkeys(names):
         if name == PREDICTED and hypernetwork is not None:
