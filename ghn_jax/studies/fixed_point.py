@@ -28,7 +28,7 @@ import numpy as np
 from flax import linen as nn
 
 from ghn_jax.base import cli, files
-from ghn_jax.base.errors import FieldError, UserError
+from ghn_jax.base.errors import FieldError
 from ghn_jax.base.paths import Place
 from ghn_jax.base.start import start
 from ghn_jax.datasets.load import Dataset, load
@@ -237,7 +237,7 @@ def parser() -> argparse.ArgumentParser:
 def main(arguments: Sequence[str] | None = None) -> None:
     """Run the study of data sets, one after another."""
     given = parser().parse_args(arguments)
-    try:
+    with cli.errors_in_one_line():
         out, names = cli.check_folder(given.workdir, 'out'), given.datasets.split(',')
         if unknown := [name for name in names if name not in EPOCHS]:
             raise FieldError('datasets', f' has {unknown[0]!r}: expected of {", ".join(EPOCHS)}')
@@ -250,8 +250,6 @@ def main(arguments: Sequence[str] | None = None) -> None:
             for found in study(dataset, out):
                 files.write_json(RESULT, table(before + found, said))
             before += found
-    except UserError as e:
-        cli.fail(e)
 
 
 if __name__ == '__main__':

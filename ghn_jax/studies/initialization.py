@@ -22,7 +22,7 @@ from typing import Any
 import jax
 
 from ghn_jax.base import bounds, cli, files, lock
-from ghn_jax.base.errors import FieldError, UserError
+from ghn_jax.base.errors import FieldError
 from ghn_jax.base.fields import bounded, check_declared
 from ghn_jax.base.paths import Place
 from ghn_jax.base.start import start
@@ -216,7 +216,7 @@ def parser() -> argparse.ArgumentParser:
 def main(arguments: Sequence[str] | None = None) -> None:
     """Run the study, and write its tables and its picture after each kind."""
     given = parser().parse_args(arguments)
-    try:
+    with cli.errors_in_one_line():
         out = cli.check_folder(given.out, 'out')
         predicts = given.hypernetwork or HYPERNETWORKS.get(given.dataset)
         default = (*RANDOM, PREDICTED) if predicts else tuple(RANDOM)
@@ -238,8 +238,6 @@ def main(arguments: Sequence[str] | None = None) -> None:
             for name, table in make_tables(runs, said).items():
                 files.write_json(out / f'{name}.json', table)
             files.write(out / 'initialization.png', picture(runs))
-    except UserError as e:
-        cli.fail(e)
 
 
 if __name__ == '__main__':

@@ -19,7 +19,6 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from ghn_jax.base import cli, files
-from ghn_jax.base.errors import UserError
 from ghn_jax.datasets.load import Dataset
 from ghn_jax.evaluation import results
 from ghn_jax.evaluation.public import evaluate
@@ -208,12 +207,10 @@ def parser() -> argparse.ArgumentParser:
 def main(arguments: Sequence[str] | None = None) -> None:
     """Run the study of a case."""
     given = parser().parse_args(arguments)
-    try:
+    with cli.errors_in_one_line():
         out = pathlib.Path(str(cli.check_folder(given.workdir, 'out'))) / given.case
         made = study(given.case, out)
         files.write_json(pathlib.Path('docs/results') / f'one_by_one_{given.case}.json', made)
-    except UserError as e:
-        cli.fail(e)
 
 
 if __name__ == '__main__':

@@ -27,7 +27,6 @@ import optax
 from jax import Array
 
 from ghn_jax.base import cli, files
-from ghn_jax.base.errors import UserError
 from ghn_jax.base.paths import Place
 from ghn_jax.base.start import start
 from ghn_jax.datasets.load import Dataset, load
@@ -233,15 +232,13 @@ def main(arguments: Sequence[str] | None = None) -> None:
     given = parser().parse_args(arguments)
     name, plan = given.case, PLANS[given.case]
     result = RESULT / ('pd_quant.json' if name == 'digits' else f'pd_quant_{name}.json')
-    try:
+    with cli.errors_in_one_line():
         out = cli.check_folder(given.workdir, 'out')
         start()
         dataset = load(name, image_size=SIZE)
         out.mkdir(parents=True, exist_ok=True)
         for found in study(dataset, plan, out):
             files.write_json(result, table(found, about(dataset, plan)))
-    except UserError as e:
-        cli.fail(e)
 
 
 if __name__ == '__main__':

@@ -20,7 +20,7 @@ from typing import Any
 import numpy as np
 
 from ghn_jax.base import bounds, cli, files
-from ghn_jax.base.errors import FieldError, UserError
+from ghn_jax.base.errors import FieldError
 from ghn_jax.base.paths import Place
 from ghn_jax.base.start import start
 from ghn_jax.datasets.cifar10 import Split
@@ -179,7 +179,7 @@ def parser() -> argparse.ArgumentParser:
 def main(arguments: Sequence[str] | None = None) -> None:
     """Run the study, and write its tables."""
     given = parser().parse_args(arguments)
-    try:
+    with cli.errors_in_one_line():
         out, spec = cli.check_folder(given.out, 'out'), _spec(given)
         start()
         dataset = load(given.dataset, data_dir=given.data_dir, image_size=given.image_size)
@@ -196,8 +196,6 @@ def main(arguments: Sequence[str] | None = None) -> None:
         for name, (columns, rows) in tables.items():
             table = {'title': 'Searched weights', 'about': taken, 'columns': columns, 'rows': rows}
             files.write_json(out / f'slb_{dataset.name}{name}.json', table)
-    except UserError as e:
-        cli.fail(e)
 
 
 def _first_images(dataset: Dataset, count: int) -> Dataset:
