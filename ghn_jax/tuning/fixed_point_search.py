@@ -136,10 +136,8 @@ class Search:
             score, left = FormatScore(0, 0.0), self.images
             for x, y in self.batches:
                 correct, loss, _ = self._run(formats, x, y)
-                score, left = (
-                    FormatScore(score.correct + int(correct), score.loss + float(loss)),
-                    left - len(y),
-                )
+                score = FormatScore(score.correct + int(correct), score.loss + float(loss))
+                left -= len(y)
                 if score.correct + left < least:
                     return False
             self.scores[key] = score

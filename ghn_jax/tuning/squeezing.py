@@ -81,8 +81,8 @@ def squeeze(
     with lock.holding(out), Progress(total, desc='squeeze') as progress:
         (out / 'runs').mkdir(exist_ok=True)
         for pair in pairs:
-            if pair.arch is not None:
-                files.write(out / f'{pair.name}.widened.json', pair.arch.encode())
+            if pair.spec is not None:
+                files.write(out / f'{pair.name}.widened.json', pair.spec.to_json())
         runs = [task.run(start, seed, out, progress) for task in tasks for seed in spec.seeds]
     what = {'networks': ', '.join(pair.name for pair in pairs), 'from': start.name}
     how = {'cost': spec.cost, 'penalty': spec.penalty}
