@@ -19,7 +19,7 @@ from absl import flags
 
 from ghn_jax.base import cli, outputs
 from ghn_jax.base.errors import UserError, prefixed
-from ghn_jax.base.fields import define_field_flags
+from ghn_jax.base.fields import define_field_flags, flag_values
 from ghn_jax.evaluation.evaluation_flags import parse_policies
 from ghn_jax.runs import source_flags
 from ghn_jax.runs.model_flags import make_models, read_networks
@@ -89,7 +89,7 @@ def main() -> None:
 def _search() -> SearchSpec | None:
     if _METHOD.value == 'slb':
         with prefixed('slb_'):
-            return SearchSpec(**{name: flag.value for name, flag in _SEARCH.items()})
+            return SearchSpec(**flag_values(_SEARCH))
     if given := [flag.name for flag in _SEARCH.values() if flag.present]:
         raise UserError(f'--{given[0]} is of --method=slb, which is not given: give it, or leave this out')
     return None

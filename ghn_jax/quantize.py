@@ -20,7 +20,7 @@ from absl import flags
 
 from ghn_jax.base import bounds, cli, outputs
 from ghn_jax.base.errors import FieldError, UserError
-from ghn_jax.base.fields import define_field_flags
+from ghn_jax.base.fields import define_field_flags, flag_values
 from ghn_jax.evaluation.model_evaluation import check_data
 from ghn_jax.quant.policy import Policy, parse_bits
 from ghn_jax.runs import source_flags
@@ -106,7 +106,7 @@ def _policy() -> Policy:
 
 
 def _options() -> ReconstructionOptions:
-    options = ReconstructionOptions(**{name: flag.value for name, flag in _LEARNING.items()})
+    options = ReconstructionOptions(**flag_values(_LEARNING))
     steps = min(options.correction_steps, -(-options.iterations // 10))
     return dataclasses.replace(options, correction_steps=steps)
 

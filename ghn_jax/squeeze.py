@@ -16,7 +16,7 @@ from absl import flags
 
 from ghn_jax.base import bounds, cli, outputs
 from ghn_jax.base.errors import FieldError
-from ghn_jax.base.fields import define_field_flags
+from ghn_jax.base.fields import define_field_flags, flag_values
 from ghn_jax.evaluation.evaluation_flags import parse_policies
 from ghn_jax.runs import source_flags
 from ghn_jax.runs.hypernetwork import Hypernetwork
@@ -50,7 +50,7 @@ def main() -> None:
     spec = SqueezeSpec(
         policies=parse_policies(_BITS.value),
         kinds=tuple(_KINDS.value),
-        **{name: flag.value for name, flag in _SQUEEZING.items()},
+        **flag_values(_SQUEEZING),
         **_TRAINING(),
     )
     source = _SOURCE()

@@ -14,7 +14,7 @@ The type of a field is that of its default. Lists do for tuples and integers for
 """
 
 import dataclasses
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, TypeVar
 
 from absl import flags
@@ -70,6 +70,11 @@ def define_field_flags(owner: Any, prefix: str = '', /, **help_strings: str) -> 
         else:
             found[name] = define_number(flag, default, said, rules['least'], rules['most'])
     return found
+
+
+def flag_values(holders: Mapping[str, flags.FlagHolder]) -> dict[str, Any]:
+    """Return what flags say, by the names of their fields, once they are parsed."""
+    return {name: holder.value for name, holder in holders.items()}
 
 
 def check_fields(instance: Any) -> None:

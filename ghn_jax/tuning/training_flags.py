@@ -6,7 +6,7 @@ from typing import Any
 from absl import flags
 
 from ghn_jax.base import bounds
-from ghn_jax.base.fields import define_field_flags
+from ghn_jax.base.fields import define_field_flags, flag_values
 from ghn_jax.evaluation.evaluation_spec import BATCH_SIZE
 from ghn_jax.tuning.training import TrainingSpec
 
@@ -41,7 +41,7 @@ def define_flags() -> Callable[[], dict[str, Any]]:
     )
     num_images = bounds.define_integer('num_images', 0, 'How many test images score a network. 0: all.')
     return lambda: {
-        'training': TrainingSpec(**{name: flag.value for name, flag in training.items()}),
+        'training': TrainingSpec(**flag_values(training)),
         'seeds': bounds.integers('seeds', seeds.value, 'seed'),
         'eval_batch_size': eval_batch_size.value,
         'num_images': num_images.value,
