@@ -170,10 +170,8 @@ def text(comparison: Result) -> str:
         [
             label(r),
             r['figure'],
-            _number(r['a']),
-            _number(r['b']),
-            _ratio(r['ratio']),
-            _ratio(r['scaled_ratio']),
+            *map(_number, (r['a'], r['b'])),
+            *map(_ratio, (r['ratio'], r['scaled_ratio'])),
         ]
         for r in comparison['rows']
     ]

@@ -39,7 +39,7 @@ from ghn_jax.runs.model_parameters import read_params, write_params
 from ghn_jax.runs.progress import Progress
 from ghn_jax.studies.resnets import ResNet
 from ghn_jax.studies.study_arguments import Parser, command_line, provenance
-from ghn_jax.tuning.comparison_table import mean_of
+from ghn_jax.tuning.comparison_table import grouped, mean_of
 from ghn_jax.tuning.fixed_point import MOST_BITS, to_network
 from ghn_jax.tuning.fixed_point_budget import labelled, within_budget
 from ghn_jax.tuning.fixed_point_network import SAVED, lost, saved
@@ -176,11 +176,8 @@ def train(model: Model, dataset: Dataset, record: TrainingRecord, seed: int) -> 
 
 def table(found: Sequence[Mapping[str, Any]], about: Mapping[str, Any]) -> dict[str, Any]:
     """Return the table of the study, means over seeds, as `reporting.docs_tables` has them."""
-    seeds_of: dict[tuple[str, ...], list[Mapping[str, Any]]] = {}
-    for one in found:
-        seeds_of.setdefault((one['dataset'], one['network'], one['method']), []).append(one)
     rows = []
-    for key, seeds in seeds_of.items():
+    for key, seeds in grouped(found, lambda one: (one['dataset'], one['network'], one['method'])).items():
         bits = [np.mean([one['mean_bits'][kind] for one in seeds]) for kind in KINDS]
         figures = zip(*(_figures(one).values() for one in seeds))
         rows.append([*key, '/'.join(f'{mean:.1f}' for mean in bits), *map(mean_of, figures)])

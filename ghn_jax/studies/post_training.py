@@ -41,7 +41,7 @@ from ghn_jax.reporting.tables import bits_label
 from ghn_jax.runs import hypernetwork as hypernetworks
 from ghn_jax.runs.hypernetwork import Hypernetwork
 from ghn_jax.studies.study_arguments import case_parser, provenance
-from ghn_jax.tuning.comparison_table import mean_of
+from ghn_jax.tuning.comparison_table import grouped, mean_of
 from ghn_jax.tuning.correction import norm_statistics
 from ghn_jax.tuning.pd_quant import pd_quant
 from ghn_jax.tuning.quantize import Network, top1
@@ -184,8 +184,7 @@ def quantized(model: Model, params: Any, dataset: Dataset, plan: Plan) -> dict[s
 def table(found: list[dict[str, Any]], about: Mapping[str, Any]) -> dict[str, Any]:
     """Return the table of a study, as `reporting.docs_tables` has them."""
     rows = []
-    for kind in sorted({one['kind'] for one in found}, reverse=True):
-        of_kind = [one for one in found if one['kind'] == kind]
+    for kind, of_kind in grouped(found, lambda one: one['kind']).items():
         for method in of_kind[0]['scores']:
             name = f'PD-Quant without {method}' if method in WITHOUT.values() else _NAMES[method]
             cells = [

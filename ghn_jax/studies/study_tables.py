@@ -13,6 +13,7 @@ from tabulate import tabulate
 
 from ghn_jax.evaluation import results
 from ghn_jax.studies.study_runs import StudyRun
+from ghn_jax.tuning.comparison_table import grouped
 
 
 def make_tables(
@@ -73,11 +74,8 @@ def _over_seeds(rows: Sequence[Mapping[str, Any]], *keys: str) -> list[dict[str,
     """A row for each strategy and value of `keys`: means over seeds, and their standard errors over seeds; of
     one seed, the row as it is, with its standard errors over networks.
     """
-    groups: dict[tuple, list[Mapping[str, Any]]] = {}
-    for row in rows:
-        groups.setdefault(tuple(row[key] for key in ('strategy', *keys)), []).append(row)
     lines = []
-    for members in groups.values():
+    for members in grouped(rows, lambda row: tuple(row[key] for key in ('strategy', *keys))).values():
         line = {key: members[0][key] for key in ('strategy', 'steps', *keys) if key in members[0]}
         line['seeds'] = [row['seed'] for row in members]
         for name in ('top1', 'difference'):

@@ -95,8 +95,8 @@ def table(runs: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
     """Return the table of trainings: `columns`, and `rows`, one for each network, bit-width and kind."""
     marks = list(runs[0]['scores'])
     rows: list[list[Any]] = []
-    for key in dict.fromkeys((run['network'], run['bits'], run['kind']) for run in runs):
-        members = [run for run in runs if (run['network'], run['bits'], run['kind']) == key]
+    of = lambda run: (run['network'], run['bits'], run['kind'])
+    for key, members in comparison_table.grouped(runs, of).items():
         left, bops, cost = (np.mean([run[what] for run in members]) for what in ('left', 'bops', 'cost'))
         channels = f'{left:.0f} of {members[0]["channels"]}'
         row = [*key, len(members), channels, f'{bops / 1e6:.2f}', f'{cost:.2f}']
