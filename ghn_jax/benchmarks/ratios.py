@@ -170,8 +170,10 @@ def text(comparison: Result) -> str:
         [
             label(r),
             r['figure'],
-            *map(_number, (r['a'], r['b'])),
-            *map(_ratio, (r['ratio'], r['scaled_ratio'])),
+            _number(r['a']),
+            _number(r['b']),
+            _ratio(r['ratio']),
+            _ratio(r['scaled_ratio']),
         ]
         for r in comparison['rows']
     ]

@@ -2,8 +2,9 @@
 
 import abc
 import dataclasses
+import functools
 from collections.abc import Mapping
-from typing import Any, Self
+from typing import Any
 
 import jax.numpy as jnp
 
@@ -41,6 +42,13 @@ class Setup:
     statistics: str
     source: Mapping[str, str] | None
 
+    @functools.cached_property
+    def calibrated_scorer(self) -> CalibratedScorer | None:
+        """Scores a network with fixed statistics; None where they are those of each batch."""
+        if self.statistics == 'batch':
+            return None
+        return CalibratedScorer(self.model, self.images.test, self.images.calibration)
+
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Method(abc.ABC):
@@ -51,14 +59,12 @@ class Method(abc.ABC):
       bits: the name of the policy.
       policy: the bits that networks are trained with, after `used` of `finetune`.
       trainer: compiled for all bits, which are among the data of its states.
-      calibrated_scorer: scores a network with fixed statistics; None where they are those of each batch.
     """
 
     setup: Setup
     bits: str
     policy: Policy
     trainer: Trainer
-    calibrated_scorer: CalibratedScorer | None
 
     @abc.abstractmethod
     def begin(self, params: Any, seed: int) -> TrainingState:
@@ -71,21 +77,6 @@ class Method(abc.ABC):
     @abc.abstractmethod
     def keep(self, place: Place, state: TrainingState, metadata: Mapping[str, str]) -> None:
         """Write the network of the last state."""
-
-    @classmethod
-    def at_each(cls, setup: Setup, policies: Mapping[str, Policy], **programs: Any) -> list[Self]:
-        """Return the method at each of the policies.
-
-        Args:
-          setup: of all of them.
-          policies: by what they are called.
-          programs: further attributes, the same at all policies.
-        """
-        images, scorer = setup.images, None
-        if setup.statistics != 'batch':
-            scorer = CalibratedScorer(setup.model, images.test, images.calibration)
-        of: dict[str, Any] = dict(setup=setup, calibrated_scorer=scorer, **programs)
-        return [cls(bits=bits, policy=policy, **of) for bits, policy in policies.items()]
 
     @property
     def widths(self) -> NamedWidths:

@@ -90,7 +90,10 @@ class Slb(Method):
             for name in searched_names(policy, setup.model)
         ]
         programs = Programs(setup, spec, max(counts))
-        return cls.at_each(setup, policies, trainer=programs.trainer, programs=programs)
+        return [
+            cls(setup=setup, bits=bits, policy=policy, trainer=programs.trainer, programs=programs)
+            for bits, policy in policies.items()
+        ]
 
     @functools.cached_property
     def names(self) -> tuple[str, ...]:
@@ -115,10 +118,10 @@ class Slb(Method):
             'batch': hard,
             'soft': {self.bits: self.programs.soft(_kept(state), fixed, tau)},
         }
-        if self.calibrated_scorer is not None:
+        if self.setup.calibrated_scorer is not None:
             policies = {FLOAT_NAME: Policy(), self.bits: self.policy}
             quantizers = {name: _activations_of(policy, self.setup) for name, policy in policies.items()}
-            scores['calibrated'] = self.calibrated_scorer(self._folded(rounded), quantizers)
+            scores['calibrated'] = self.setup.calibrated_scorer(self._folded(rounded), quantizers)
         return scores
 
     def keep(self, place: Place, state: TrainingState, metadata: Mapping[str, str]) -> None:

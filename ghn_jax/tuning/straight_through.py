@@ -48,7 +48,11 @@ class StraightThrough(Method):
 
         count, flip = len(images.dataset.train.labels), images.dataset.flip
         trainer = trainer_of_loss(loss, setup.training, count, flip=flip)
-        return cls.at_each(setup, policies, trainer=trainer, batch=Accuracy(model.apply, images.test))
+        batch = Accuracy(model.apply, images.test)
+        return [
+            cls(setup=setup, bits=bits, policy=policy, trainer=trainer, batch=batch)
+            for bits, policy in policies.items()
+        ]
 
     def begin(self, params: Any, seed: int) -> TrainingState:
         if self._is_fixed:
@@ -65,9 +69,9 @@ class StraightThrough(Method):
                 name: self.batch(params, FakeQuantizer(widths, self.setup.scheme))
                 for name, widths in each.items()
             }
-        if self.calibrated_scorer is not None:
+        if self.setup.calibrated_scorer is not None:
             quantizers = {FLOAT_NAME: self._quantizer(Policy()), self.bits: self._quantizer(self.policy)}
-            scores['calibrated'] = self.calibrated_scorer(params, quantizers)
+            scores['calibrated'] = self.setup.calibrated_scorer(params, quantizers)
         return scores
 
     def keep(self, place: Place, state: TrainingState, metadata: Mapping[str, str]) -> None:
