@@ -35,8 +35,6 @@ def read(path: str | os.PathLike, what: str, advice: str) -> Any:
     try:
         data, size = files.read(place, MAX_BYTES + 1)
     except (OSError, ValueError) as e:
-        if isinstance(e, UserError):
-            raise
         reason = e.strerror if isinstance(e, OSError) else e  # a null byte in the path
         raise UserError(f'{name} cannot be read ({reason}): {advice}') from None
     if len(data) > MAX_BYTES:

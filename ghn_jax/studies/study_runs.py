@@ -10,11 +10,12 @@ from ml_collections import ConfigDict
 
 from ghn_jax import config as configs
 from ghn_jax.base import jsonfile, paths
+from ghn_jax.base.bounds import BOUNDS
 from ghn_jax.base.errors import FieldError, UserError, of_field, shown
 from ghn_jax.config import RunConfig
 from ghn_jax.quant.strategy import strategy_of
 
-_MAX_SEED = 2**31 - 1
+_MAX_SEED = BOUNDS['seed'][1]
 _TASK = ('dataset', 'data_dir', 'image_size', 'space')  # on which images and networks runs are scored
 
 
