@@ -250,7 +250,10 @@ def narrowed(search: Search, formats: np.ndarray, i: int, least: int) -> np.ndar
     while search.leader(i) == i and enough - too_few > 1:
         bits = (enough + too_few) // 2
         fewer = next((c for c in beside(bits) if search.meets(c, least)), None)
-        formats, enough, too_few = (formats, enough, bits) if fewer is None else (fewer, bits, too_few)
+        if fewer is None:
+            too_few = bits
+        else:
+            formats, enough = fewer, bits
     passing = [c for c in (formats, *beside(enough)) if search.meets(c, least)]
     return min(passing or [formats], key=lambda candidate: search.score(candidate).loss)
 

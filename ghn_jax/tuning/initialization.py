@@ -81,7 +81,7 @@ def random_params(model: Model, initializer: Initializer, seed: int) -> Any:
         elif len(p.shape) > 1:
             value = initializer(jax.random.fold_in(key, i), p.shape)
         else:
-            value = np.full(p.shape, 1 - p.row, np.float32)
+            value = np.full(p.shape, 1 - p.row, np.float32)  # row 0 is a scale, row 1 a shift or a bias
         tensors[p.name] = np.asarray(value)
     return to_params(model, tensors, model.kept)
 
