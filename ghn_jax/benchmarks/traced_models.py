@@ -114,7 +114,7 @@ def _trained(hypernetwork: Hypernetwork, model: Model, epochs: int) -> Any:
     images = TrainingImages.of(data)
     in_float = model.quantizer(parse_bits('float'))  # with which small convolutions are faster
     spec = TrainingSpec(epochs=epochs, ema=0)
-    trainer = make_trainer(model.apply, in_float, spec, len(data.train.labels))
+    trainer = make_trainer(model.apply, in_float, spec, data)
     state = trainer.begin(hypernetwork.predict(model), seed=0)
     for epoch in range(epochs):
         order = trainer.order(state.seed, epoch)

@@ -166,7 +166,7 @@ def _is_exact(network: Calibrated, policy: Any, images: jax.Array) -> bool:
 def train(model: Model, dataset: Dataset, record: TrainingRecord, seed: int) -> Any:
     """Train a network in float from random weights (He, normal), with batch statistics; return parameters."""
     spec = TrainingSpec(epochs=EPOCHS[dataset.name], augment=True)
-    trainer = make_trainer(model.apply, None, spec, len(dataset.train.labels), flip=dataset.flip)
+    trainer = make_trainer(model.apply, None, spec, dataset)
     begun = trainer.begin(random_params(model, RANDOM['he'], seed), seed)
     images = TrainingImages.of(dataset)
     with Progress(trainer.steps, desc=model.name) as progress:

@@ -131,7 +131,7 @@ def _train(
     data = images.dataset
     net = BlockNet(kind, spec.channels, spec.blocks, spec.expansion, data.num_classes)
     model = trace(net, (1, *data.train.images.shape[1:]))
-    trainer = make_trainer(model.apply, None, spec.training, len(data.train.labels), flip=data.flip)
+    trainer = make_trainer(model.apply, None, spec.training, data)
     score = _scorer(model, images)
     policy = hypernetwork.used(Policy()) if hypernetwork else Policy()  # that parameters are predicted for
     settings = {

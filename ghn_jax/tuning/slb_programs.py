@@ -56,10 +56,7 @@ class Programs:
         self._spec, self._most, self._epochs = spec, most, setup.training.epochs
         data = setup.images.dataset
         self._per_epoch = setup.training.steps_per_epoch(len(data.train.labels))
-        self.trainer = trainer_of_loss(
-            self._loss, setup.training, len(data.train.labels), flip=data.flip,
-            optimizer=self._optimizer(setup),
-        )  # fmt: skip
+        self.trainer = trainer_of_loss(self._loss, setup.training, data, self._optimizer(setup))
         self.soft = Accuracy(self._apply, setup.images.test)
         self.hard = Accuracy(self._model.apply, setup.images.test)
         self.begin = jax.jit(self._begin, static_argnames='names')

@@ -165,8 +165,7 @@ def _programs(
         scales = jnp.sum(jnp.where(fixed.alive & free, removal.scales(left), 0))
         return cross_entropy(model.apply(left, x, quantizer), labels) + fixed.penalty * scales
 
-    count, flip = len(images.dataset.train.labels), images.dataset.flip
-    trainer = trainer_of_loss(loss, spec.training, count, flip=flip)
+    trainer = trainer_of_loss(loss, spec.training, images.dataset)
     return trainer, Accuracy(lambda params, x: model.apply(params, x, quantizer), images.test)
 
 

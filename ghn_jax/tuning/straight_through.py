@@ -46,8 +46,7 @@ class StraightThrough(Method):
             quantizer = None if is_float else FakeQuantizer(state.fixed, setup.scheme)
             return cross_entropy(trained(params, x, quantizer), labels)
 
-        count, flip = len(images.dataset.train.labels), images.dataset.flip
-        trainer = trainer_of_loss(loss, setup.training, count, flip=flip)
+        trainer = trainer_of_loss(loss, setup.training, images.dataset)
         batch = Accuracy(model.apply, images.test)
         return [
             cls(setup=setup, bits=bits, policy=policy, trainer=trainer, batch=batch)

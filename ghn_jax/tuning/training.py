@@ -138,48 +138,36 @@ class Trainer(NamedTuple):
         return self.epochs * self.steps_per_epoch
 
 
-def make_trainer(
-    apply: Apply,
-    quantizer: Quantizer | None,
-    spec: TrainingSpec,
-    images: int,
-    *,
-    flip: bool = False,
-) -> Trainer:
+def make_trainer(apply: Apply, quantizer: Quantizer | None, spec: TrainingSpec, dataset: Dataset) -> Trainer:
     """Return the functions that train a network by its cross-entropy.
 
     Args:
       apply: the network, such as `model.apply`.
       quantizer: what rounds it; None: it is trained in float.
-      spec, images, flip: as for `trainer_of_loss`.
+      spec, dataset: as for `trainer_of_loss`.
 
     Raises:
       FieldError: fewer images than a batch.
     """
     loss = lambda params, state, x, labels: cross_entropy(apply(params, x, quantizer), labels)
-    return trainer_of_loss(loss, spec, images, flip=flip)
+    return trainer_of_loss(loss, spec, dataset)
 
 
 def trainer_of_loss(
-    loss: Loss,
-    spec: TrainingSpec,
-    images: int,
-    *,
-    flip: bool,
-    optimizer: optax.GradientTransformation | None = None,
+    loss: Loss, spec: TrainingSpec, dataset: Dataset, optimizer: optax.GradientTransformation | None = None
 ) -> Trainer:
     """Return the functions of a training; each is compiled at its first call, and once.
 
     Args:
       loss: what training lowers.
       spec: how it is trained.
-      images: T.
-      flip: whether a mirrored image is one of the same class, for `spec.augment`.
+      dataset: whose images are trained on: how many there are, and whether they may be mirrored.
       optimizer: None: `make_optimizer`.
 
     Raises:
       FieldError: fewer images than a batch.
     """
+    images = len(dataset.train.labels)
     per_epoch = spec.steps_per_epoch(images)
     optimizer = optimizer or make_optimizer(spec, per_epoch * spec.epochs)
 
@@ -198,7 +186,7 @@ def trainer_of_loss(
         x = data.images[chosen]
         if spec.augment:
             key = jax.random.fold_in(jax.random.fold_in(jax.random.key(state.seed), 1), state.step)
-            x = crop_and_flip(key, x, flip=flip)
+            x = crop_and_flip(key, x, flip=dataset.flip)
         x = normalize(x, data.mean, data.std)
         value, gradients = jax.value_and_grad(loss)(state.params, state, x, data.labels[chosen])
         updates, moments = optimizer.update(gradients, state.optimizer, state.params)
