@@ -87,7 +87,8 @@ def find_or_compile(recipe: Recipe, arguments: tuple[Any, ...]) -> Callable:
         return later
     path = folder / _name(facts)
     if (found := _load(path, devices)) is None:
-        _drop(path)  # it may not be written again: the next start would fail to load it, too
+        with contextlib.suppress(OSError):
+            path.unlink()  # it may not be written again: the next start would fail to load it, too
         counters.start_counting()
         before = counters.compilations(), counters.cache_hits()
         found = recipe.function.lower(*arguments, **recipe.static).compile()
@@ -200,11 +201,6 @@ def _why_none(folder: Place, facts: Facts) -> str:
         return f'there is no {function}'
     nearest = min(others, key=lambda other: sum(other.get(key) != facts[key] for key in facts))
     return f'there is no {function} for this; of the nearest: {recipes.difference(nearest, facts)}'
-
-
-def _drop(path: pathlib.Path) -> None:
-    with contextlib.suppress(OSError):
-        path.unlink()
 
 
 def _save(path: pathlib.Path, facts: Facts, compiled: Any) -> None:

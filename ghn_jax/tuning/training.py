@@ -201,7 +201,11 @@ def trainer_of_loss(
             fixed=state.fixed,
         )
 
-    order = jax.jit(lambda seed, epoch: _order(seed, epoch, images))
+    @jax.jit
+    def order(seed: Any, epoch: Any) -> Array:
+        key = jax.random.fold_in(jax.random.fold_in(jax.random.key(seed), 0), epoch)
+        return jax.random.permutation(key, jnp.arange(images, dtype=jnp.int32))
+
     return Trainer(begin, step, order, spec.epochs, per_epoch, spec.batch_size)
 
 
@@ -219,9 +223,3 @@ def cross_entropy(logits: Array, labels: Array) -> Array:
     """Return the mean over a batch [] in nats: logits [B, classes], labels int32 [B]."""
     logits = logits.astype(jnp.float32)
     return jnp.mean(optax.softmax_cross_entropy_with_integer_labels(logits, labels))
-
-
-def _order(seed: Any, epoch: Any, images: int) -> Array:
-    """A permutation, int32 [images]."""
-    key = jax.random.fold_in(jax.random.fold_in(jax.random.key(seed), 0), epoch)
-    return jax.random.permutation(key, jnp.arange(images, dtype=jnp.int32))
