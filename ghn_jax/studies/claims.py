@@ -107,13 +107,13 @@ def parser() -> argparse.ArgumentParser:
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """Test the claims, print them, and write the table."""
-    given = parser().parse_args(arguments)
+    args = parser().parse_args(arguments)
     with cli.errors_in_one_line():
         made: Mapping[str, Any] = table(
-            results.read_result(given.quantized), results.read_result(given.floating)
+            results.read_result(args.quantized), results.read_result(args.floating)
         )
         made['about']['command'] = command_line(parser(), arguments)
-        files.write_json(paths.place(given.out, 'out'), made)
+        files.write_json(paths.place(args.out, 'out'), made)
     for split, networks, claim, said, points, holds in made['rows']:
         low, high = points.get('interval', (None, None))
         interval = '' if low is None else f' [{low:+.1f}, {high:+.1f}]'

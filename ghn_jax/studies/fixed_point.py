@@ -233,9 +233,9 @@ def parser() -> argparse.ArgumentParser:
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """Run the study of data sets, one after another."""
-    given = parser().parse_args(arguments)
+    args = parser().parse_args(arguments)
     with cli.errors_in_one_line():
-        out, names = cli.check_folder(given.workdir, 'out'), given.datasets.split(',')
+        out, names = cli.check_folder(args.workdir, 'out'), args.datasets.split(',')
         if unknown := [name for name in names if name not in EPOCHS]:
             raise FieldError('datasets', f' has {unknown[0]!r}: expected of {", ".join(EPOCHS)}')
         start()

@@ -215,22 +215,22 @@ def parser() -> argparse.ArgumentParser:
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """Run the study, and write its tables and its picture after each kind."""
-    given = parser().parse_args(arguments)
+    args = parser().parse_args(arguments)
     with cli.errors_in_one_line():
-        out = cli.check_folder(given.out, 'out')
-        predicts = given.hypernetwork or HYPERNETWORKS.get(given.dataset)
+        out = cli.check_folder(args.out, 'out')
+        predicts = args.hypernetwork or HYPERNETWORKS.get(args.dataset)
         default = (*RANDOM, PREDICTED) if predicts else tuple(RANDOM)
         spec = InitializationSpec(
-            kinds=tuple(given.kinds.split(',')),
-            starts=tuple(given.init.split(',')) if given.init else default,
-            seeds=bounds.integers('seeds', given.seeds.split(','), 'seed'),
-            channels=bounds.integers('channels', given.channels.split(','), 'channels'),
-            blocks=given.blocks,
-            expansion=given.expansion,
-            training=training_of(given, ema=0.0),
+            kinds=tuple(args.kinds.split(',')),
+            starts=tuple(args.init.split(',')) if args.init else default,
+            seeds=bounds.integers('seeds', args.seeds.split(','), 'seed'),
+            channels=bounds.integers('channels', args.channels.split(','), 'channels'),
+            blocks=args.blocks,
+            expansion=args.expansion,
+            training=training_of(args, ema=0.0),
         )
         start()
-        dataset = load(given.dataset, data_dir=given.data_dir, image_size=given.image_size)
+        dataset = load(args.dataset, data_dir=args.data_dir, image_size=args.image_size)
         predicts = predicts if PREDICTED in spec.starts else None
         hypernetwork = load_hypernetwork(predicts) if predicts else None
         said = about(dataset, spec, command_line(parser(), arguments), predicts)

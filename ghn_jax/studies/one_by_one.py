@@ -207,10 +207,10 @@ def parser() -> argparse.ArgumentParser:
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """Run the study of a case."""
-    given = parser().parse_args(arguments)
+    args = parser().parse_args(arguments)
     with cli.errors_in_one_line():
-        made = study(given.case, cli.check_folder(given.workdir, 'out') / given.case)
-        files.write_json(pathlib.Path('docs/results') / f'one_by_one_{given.case}.json', made)
+        made = study(args.case, cli.check_folder(args.workdir, 'out') / args.case)
+        files.write_json(pathlib.Path('docs/results') / f'one_by_one_{args.case}.json', made)
 
 
 if __name__ == '__main__':

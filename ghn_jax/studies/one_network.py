@@ -247,10 +247,10 @@ def parser() -> argparse.ArgumentParser:
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """Run the study of a case."""
-    given = parser().parse_args(arguments)
-    name, case = given.case, CASES[given.case]
+    args = parser().parse_args(arguments)
+    name, case = args.case, CASES[args.case]
     with cli.errors_in_one_line():
-        out = pathlib.Path(str(cli.check_folder(given.workdir, 'out'))) / name
+        out = pathlib.Path(str(cli.check_folder(args.workdir, 'out'))) / name
         out.mkdir(parents=True, exist_ok=True)
         write_network(case, out)
         for found in study(case.ways, out):

@@ -228,11 +228,11 @@ def parser() -> argparse.ArgumentParser:
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """Run the study of a data set."""
-    given = parser().parse_args(arguments)
-    name, plan = given.case, PLANS[given.case]
+    args = parser().parse_args(arguments)
+    name, plan = args.case, PLANS[args.case]
     result = RESULT / ('pd_quant.json' if name == 'digits' else f'pd_quant_{name}.json')
     with cli.errors_in_one_line():
-        out = cli.check_folder(given.workdir, 'out')
+        out = cli.check_folder(args.workdir, 'out')
         start()
         dataset = load(name, image_size=SIZE)
         out.mkdir(parents=True, exist_ok=True)

@@ -67,9 +67,9 @@ def parser() -> argparse.ArgumentParser:
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """Run the study of a data set."""
-    given = parser().parse_args(arguments)
+    args = parser().parse_args(arguments)
     with cli.errors_in_one_line():
-        out = cli.check_folder(given.workdir, 'out')
+        out = cli.check_folder(args.workdir, 'out')
         start()
         files.write_json(RESULT, study(SPEC, out))
 

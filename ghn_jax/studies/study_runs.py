@@ -86,14 +86,14 @@ def make_runs(
     """
     config = configs.freeze(config)
     if not seeds:
-        return [StudyRun(name, name, _changed(config, name, own)) for name, own in strategies.items()]
+        return [StudyRun(name, name, _changed(config, name, changes)) for name, changes in strategies.items()]
     study_runs = []
-    for name, own in strategies.items():
-        if 'seed' in own:
+    for name, changes in strategies.items():
+        if 'seed' in changes:
             raise FieldError('seeds', f': strategy {name!r} has a seed of its own: leave one out')
         for seed in seeds:
             study_runs.append(
-                StudyRun(f'{name}.seed{seed}', name, _changed(config, name, {**own, 'seed': seed}))
+                StudyRun(f'{name}.seed{seed}', name, _changed(config, name, {**changes, 'seed': seed}))
             )
     return study_runs
 

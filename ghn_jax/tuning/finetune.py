@@ -259,7 +259,7 @@ def _images(dataset: Dataset, spec: FinetuneSpec) -> TuningImages:
 
 def _about(models: Sequence[Model], spec: FinetuneSpec, images: TuningImages) -> dict[str, Any]:
     calibration = sum(map(len, images.calibration))
-    networks = {'networks': ', '.join(model.name for model in models)}
-    search = {'search': dataclasses.asdict(spec.search)} if spec.search else {}
-    how = {'statistics': spec.batch_norm} | ({'calibration images': calibration} if calibration else {})
-    return images.about(spec.training, spec.seeds, what=networks | search, how=how)
+    before = {'networks': ', '.join(model.name for model in models)}
+    before |= {'search': dataclasses.asdict(spec.search)} if spec.search else {}
+    after = {'statistics': spec.batch_norm} | ({'calibration images': calibration} if calibration else {})
+    return images.about(spec.training, spec.seeds, before=before, after=after)

@@ -167,6 +167,6 @@ def _of_file(name: str, models: Sequence[Model]) -> Start:
     path = paths.local(name, 'init')
     if len(models) > 1:
         raise FieldError('init', f'={name} is of one network, {len(models)} are given: give one network')
-    given = read_params(models[0], path)
+    params = read_params(models[0], path)
     digest = zlib.crc32(path.read_bytes())
-    return Start(path.stem, f'{os.fspath(path.name)} {digest:08x}', lambda model, policy, seed: given)
+    return Start(path.stem, f'{os.fspath(path.name)} {digest:08x}', lambda model, policy, seed: params)

@@ -84,9 +84,9 @@ def squeeze(
             if pair.spec is not None:
                 files.write(out / f'{pair.name}.widened.json', pair.spec.to_json())
         runs = [task.run(start, seed, out, progress) for task in tasks for seed in spec.seeds]
-    what = {'networks': ', '.join(pair.name for pair in pairs), 'from': start.name}
-    how = {'cost': spec.cost, 'penalty': spec.penalty}
-    about = images.about(spec.training, spec.seeds, what=what, how=how)
+    before = {'networks': ', '.join(pair.name for pair in pairs), 'from': start.name}
+    after = {'cost': spec.cost, 'penalty': spec.penalty}
+    about = images.about(spec.training, spec.seeds, before=before, after=after)
     about['seconds'] = round(time.perf_counter() - begin, 1)
     return {'title': 'Widening and squeezing', 'about': about, **table(runs), 'notes': [_NOTE], 'runs': runs}
 
@@ -139,15 +139,15 @@ def _tasks(
                 if not kinds:
                     continue
                 trainer, score = _programs(removal, policy, scheme, spec, images)
+                of_model = settings | {'bits': policy.to_dict(), 'model': removal.model.digest}
                 for kind in kinds:
-                    own = settings | {'bits': policy.to_dict(), 'model': removal.model.digest, 'kind': kind}
-                    most = math.inf
+                    of_task, most = of_model | {'kind': kind}, math.inf
                     if kind == 'squeezed':
-                        own |= {'squeezing': [spec.cost, spec.penalty]}
+                        of_task |= {'squeezing': [spec.cost, spec.penalty]}
                         most = spec.cost * original
                     yield SqueezeTask(
                         pair.name, kind, bits, policy, removal, original, most, spec, images, trainer, score,
-                        own,
+                        of_task,
                     )  # fmt: skip
 
 

@@ -172,10 +172,10 @@ def trainer_of_loss(
     optimizer = optimizer or make_optimizer(spec, per_epoch * spec.epochs)
 
     def begin(params: Any, seed: int, fixed: Any = ()) -> TrainingState:
-        own, fixed = jax.tree.map(jnp.array, (params, fixed))  # a step uses them up
+        params, fixed = jax.tree.map(jnp.array, (params, fixed))  # copies: a step uses them up
         mean = jax.tree.map(lambda p: jnp.array(p, jnp.promote_types(p.dtype, jnp.float32)), params)
-        moments, zero = optimizer.init(own), jnp.int32(0)
-        return TrainingState(zero, jnp.uint32(seed), own, mean, moments, jnp.float32(0), fixed)
+        moments, zero = optimizer.init(params), jnp.int32(0)
+        return TrainingState(zero, jnp.uint32(seed), params, mean, moments, jnp.float32(0), fixed)
 
     # A call for each step, and no loop over steps within a program: on CPUs, XLA runs the convolutions of a
     # loop's body three times as slowly. The calls return at once, so no device waits for the host.
