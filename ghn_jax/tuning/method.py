@@ -14,9 +14,10 @@ from ghn_jax.models.activation_ranges import find_ranges
 from ghn_jax.models.folding import Calibrated
 from ghn_jax.models.model import Model
 from ghn_jax.models.quantizer import FakeQuantizer
-from ghn_jax.quant.policy import FLOAT_BITS, NamedWidths, Policy
+from ghn_jax.quant.policy import NamedWidths, Policy
 from ghn_jax.quant.scheme import Scheme
 from ghn_jax.runs.calibrated_file import QuantizedNetwork, save
+from ghn_jax.tuning.comparison_table import FLOAT_NAME
 from ghn_jax.tuning.images import TuningImages
 from ghn_jax.tuning.scoring import CalibratedScorer
 from ghn_jax.tuning.training import Trainer, TrainingSpec, TrainingState
@@ -83,16 +84,18 @@ class Method(abc.ABC):
         """Bits by the weight's name."""
         return resolve(self.policy, self.setup.model.graph)
 
+    @property
+    def quantizers(self) -> dict[str, FakeQuantizer]:
+        """What a network is scored with, by the name of the score: in float, and at these bits."""
+        model, scheme = self.setup.model, self.setup.scheme
+        policies = {FLOAT_NAME: Policy(), self.bits: self.policy}
+        return {name: model.quantizer(policy, scheme) for name, policy in policies.items()}
+
     def save_calibrated(
-        self,
-        folder: Place,
-        network: Calibrated,
-        quantizer: FakeQuantizer,
-        scheme: Scheme,
-        metadata: Mapping[str, str],
+        self, folder: Place, network: Calibrated, scheme: Scheme, metadata: Mapping[str, str]
     ) -> None:
         """Write a quantized network with the ranges that it has on the calibration images."""
-        setup = self.setup
+        setup, quantizer = self.setup, self.quantizers[self.bits]
         ranges = find_ranges(setup.model, Calibrated.apply, network, setup.images.calibration, quantizer)
         network = dataclasses.replace(network, ranges=ranges)
         assert setup.source is not None
@@ -102,8 +105,3 @@ class Method(abc.ABC):
 def as_data(widths: NamedWidths) -> dict[str, Any]:
     """Return bits as arrays: programs that take them serve every policy."""
     return {name: tuple(map(jnp.int32, pair)) for name, pair in widths.items()}
-
-
-def unrounded(widths: NamedWidths) -> dict[str, Any]:
-    """Return the bits of a network in float, as `as_data`."""
-    return as_data(dict.fromkeys(widths, (FLOAT_BITS, FLOAT_BITS)))

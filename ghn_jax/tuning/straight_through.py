@@ -17,8 +17,7 @@ from ghn_jax.models.kept_norms import balance
 from ghn_jax.models.quantizer import FakeQuantizer
 from ghn_jax.quant.policy import Policy
 from ghn_jax.runs.model_parameters import write_params
-from ghn_jax.tuning.comparison_table import FLOAT_NAME
-from ghn_jax.tuning.method import Method, Setup, as_data, unrounded
+from ghn_jax.tuning.method import Method, Setup, as_data
 from ghn_jax.tuning.scoring import Accuracy
 from ghn_jax.tuning.training import TrainingState, cross_entropy, trainer_of_loss
 
@@ -55,7 +54,7 @@ class StraightThrough(Method):
 
     def begin(self, params: Any, seed: int) -> TrainingState:
         if self._is_fixed:
-            images, quantizer = self.setup.images.calibration, self._quantizer(self.policy)
+            images, quantizer = self.setup.images.calibration, self.quantizers[self.bits]
             params = balance(correct(self.setup.model, params, images, quantizer))
         return self.trainer.begin(params, seed, as_data(self.widths))
 
@@ -63,14 +62,9 @@ class StraightThrough(Method):
         """Score the average of the parameters."""
         params, scores = state.averaged, dict[str, Any]()
         if not self._is_fixed:
-            each = {FLOAT_NAME: unrounded(self.widths), self.bits: as_data(self.widths)}
-            scores['batch'] = {
-                name: self.batch(params, FakeQuantizer(widths, self.setup.scheme))
-                for name, widths in each.items()
-            }
+            scores['batch'] = {name: self.batch(params, q) for name, q in self.quantizers.items()}
         if self.setup.calibrated_scorer is not None:
-            quantizers = {FLOAT_NAME: self._quantizer(Policy()), self.bits: self._quantizer(self.policy)}
-            scores['calibrated'] = self.setup.calibrated_scorer(params, quantizers)
+            scores['calibrated'] = self.setup.calibrated_scorer(params, self.quantizers)
         return scores
 
     def keep(self, place: Place, state: TrainingState, metadata: Mapping[str, str]) -> None:
@@ -78,10 +72,7 @@ class StraightThrough(Method):
         params = jax.device_get(state.averaged)
         if not self._is_fixed:
             return write_params(place, self.setup.model, params, metadata)
-        self.save_calibrated(place, params, self._quantizer(self.policy), self.setup.scheme, metadata)
-
-    def _quantizer(self, policy: Policy) -> FakeQuantizer:
-        return self.setup.model.quantizer(policy, self.setup.scheme)
+        self.save_calibrated(place, params, self.setup.scheme, metadata)
 
     @property
     def _is_fixed(self) -> bool:
