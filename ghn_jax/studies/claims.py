@@ -47,10 +47,11 @@ def claims(quantized: Result, floating: Result) -> list[list[Any]]:
             ('c', 'W2/A2, trained through quantization − chance', q[W2A2], chance, 0, True),
             ('c', 'W2/A2, trained in float − chance', f[W2A2], chance, 0, False),
         ]
-        for claim, said, these, those, level, above in of_split:
-            points = results.mean_difference(these, those)
-            ends = points.get('interval')
-            verdict = '' if ends is None else 'yes' if (ends[0] > level) == above else 'no'
+        for claim, said, these, those, level, claims_above in of_split:
+            points, verdict = results.mean_difference(these, those), ''
+            if interval := points.get('interval'):
+                is_above = interval[0] > level
+                verdict = 'yes' if is_above == claims_above else 'no'
             rows.append([split, len(these), claim, said, points, verdict])
     return rows
 

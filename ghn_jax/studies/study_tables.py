@@ -20,7 +20,7 @@ def make_tables(
     done: Sequence[tuple[StudyRun, Mapping]], strategies: Mapping[str, Any], baseline: str, wanted: dict
 ) -> dict[str, Any]:
     """Make the tables: rows by split and bits, parts by part of the networks, of all runs and over seeds."""
-    bases = {v.config.seed: result for v, result in done if v.strategy == baseline}
+    bases = {study_run.config.seed: result for study_run, result in done if study_run.strategy == baseline}
     rows, parts = [], []
     for study_run, result in done:
         run = {'strategy': study_run.strategy, 'seed': study_run.config.seed}
@@ -42,8 +42,8 @@ def make_tables(
     protocol = next((result['protocol'] for _, result in done), {})
     same = ('dataset', 'note', 'images', 'image_size', 'batch_size', 'batch_norm', 'ranges', 'seed')
     curves = [
-        {'strategy': v.strategy, 'seed': v.config.seed, **point}
-        for v, result in done
+        {'strategy': study_run.strategy, 'seed': study_run.config.seed, **point}
+        for study_run, result in done
         for point in result.get('validations', ())
     ]
     return {
@@ -53,7 +53,7 @@ def make_tables(
         'reached': _reached(curves, baseline),
         'over_seeds': {'rows': _over_seeds(rows, 'split', 'bits'), 'parts': _over_seeds(parts, 'part')},
         'baseline': baseline,
-        'strategies': {v.strategy: dict(strategies[v.strategy]) for v, _ in done},
+        'strategies': {study_run.strategy: dict(strategies[study_run.strategy]) for study_run, _ in done},
         'protocol': {key: protocol[key] for key in same if key in protocol} | wanted,
     }
 
