@@ -21,9 +21,10 @@ from ghn_jax.aot import report, targets
 from ghn_jax.aot.compiling import compile_programs
 from ghn_jax.base import bounds, cli, environment, outputs
 from ghn_jax.base.errors import UserError
+from ghn_jax.base.fields import define_field_flags, flag_values
 from ghn_jax.base.start import divide_cpu
 from ghn_jax.evaluation.evaluation_flags import define_protocol_flags, parse_splits
-from ghn_jax.evaluation.evaluation_spec import BATCH_SIZE, NUM_NETWORKS, EvaluationSpec
+from ghn_jax.evaluation.evaluation_spec import EvaluationSpec
 from ghn_jax.networks.spaces import SPLITS
 
 _CONFIG = config_file.define_config()
@@ -39,12 +40,13 @@ _SPLITS = flags.DEFINE_list(
 _WIDTHS = flags.DEFINE_list(
     'widths', [], 'Compile only programs of these numbers of channels, as in 32,48. Empty: all.'
 )
-_NUM_NETWORKS = bounds.define_integer(
-    'num_networks', NUM_NETWORKS, 'How many networks of each split are evaluated. 0: all.'
+_EVALUATION = define_field_flags(
+    EvaluationSpec,
+    num_networks='How many networks of each split are evaluated. 0: all.',
+    num_images='How many test images an evaluation has. 0: all.',
+    batch_size='Images of a batch in an evaluation.',
+    seed='Seed that the networks of the splits are drawn by.',
 )
-_NUM_IMAGES = bounds.define_integer('num_images', 0, 'How many test images an evaluation has. 0: all.')
-_BATCH_SIZE = bounds.define_integer('batch_size', BATCH_SIZE, 'Images of a batch in an evaluation.')
-_SEED = bounds.define_integer('seed', 0, 'Seed that the networks of the splits are drawn by.')
 _PROTOCOL = define_protocol_flags(sqnr=False)
 _OUTPUTS = outputs.define_flags()
 
@@ -58,9 +60,8 @@ def main() -> None:
     written, out = _OUTPUTS(), cli.check_folder(_OUT.value, 'out') if _OUT.value else None
     protocol, calibration_batches = _PROTOCOL()
     spec = EvaluationSpec(
-        splits=parse_splits(_SPLITS.value), num_networks=_NUM_NETWORKS.value, num_images=_NUM_IMAGES.value,
-        batch_size=_BATCH_SIZE.value, seed=_SEED.value, protocol=protocol,
-        calibration_batches=calibration_batches,
+        splits=parse_splits(_SPLITS.value), protocol=protocol, calibration_batches=calibration_batches,
+        **flag_values(_EVALUATION),
     )  # fmt: skip
     widths = bounds.integers('widths', _WIDTHS.value, 'width') if _WIDTHS.value else ()
     targets.prepare_process()

@@ -17,10 +17,11 @@ Images and rounding are those of the run; without --workdir, images are --datase
 
 from absl import flags
 
-from ghn_jax.base import bounds, cli, outputs
+from ghn_jax.base import cli, outputs
 from ghn_jax.base.errors import UserError, prefixed
+from ghn_jax.base.fields import define_field_flags, flag_values
 from ghn_jax.evaluation.evaluation_flags import parse_policies
-from ghn_jax.quant.scheme import QAT
+from ghn_jax.runs import source_flags
 from ghn_jax.runs.model_flags import make_models, read_networks
 from ghn_jax.runs.prediction import with_names
 from ghn_jax.tuning import comparison_table, training_flags
@@ -35,58 +36,51 @@ _BITS = flags.DEFINE_list('bits', ['w4a4'], 'Bits of weights and activations, a 
 _METHOD = flags.DEFINE_enum(
     'method', 'straight_through', ['straight_through', 'slb'], 'How weights of few bits are trained.'
 )
-_SEARCH = {
-    'temperature': bounds.define_number(
-        'slb_temperature', SearchSpec.temperature, 'Of the softmax at the beginning.', 1e-3, 100
-    ),
-    'growth': bounds.define_number(
-        'slb_growth', SearchSpec.growth, 'What it is multiplied by with each pass; 0: 100 in all.', 0, 100
-    ),
-    'start': bounds.define_number(
-        'slb_start', SearchSpec.start, 'Share of all passes after which it grows.', 0, 1
-    ),
-    'end': bounds.define_number(
-        'slb_end', SearchSpec.end, 'Share of all passes after which weights are hard.', 0, 1
-    ),
-    'rate': bounds.define_number('slb_rate', SearchSpec.rate, 'Learning rate of the logits.', 0, 10),
-    'logits': flags.DEFINE_string('slb_logits', SearchSpec.logits, 'Where they begin: distance or random.'),
-}
+_SEARCH = define_field_flags(
+    SearchSpec,
+    'slb_',
+    temperature='Of the softmax at the beginning.',
+    growth='What it is multiplied by with each pass; 0: 100 in all.',
+    start='Share of all passes after which it grows.',
+    end='Share of all passes after which weights are hard.',
+    rate='Learning rate of the logits.',
+    logits='Where they begin: distance or random.',
+)
 _OUT = flags.DEFINE_string('out', None, 'Folder of the trained parameters.')
 _BN = flags.DEFINE_enum(
     'bn', 'batch', STATISTICS, 'Statistics of batch norms; fixed ones want --learning_rate=3e-5.'
 )
+_SOURCE = source_flags.define_flags()
 _TRAINING = training_flags.define_flags()
 _OUTPUTS = outputs.define_flags()
 
 
 def main() -> None:
     """Run the command."""
-    given = _TRAINING()
     spec = FinetuneSpec(
         policies=parse_policies(_BITS.value),
-        training=given.training,
-        seeds=given.seeds,
         batch_norm=_BN.value,
-        eval_batch_size=given.eval_batch_size,
-        num_images=given.num_images,
         search=_search(),
+        **_TRAINING(),
     )
+    source = _SOURCE()
     if not _OUT.value:
         raise UserError('--out is missing: give a folder, such as --out=runs/finetune')
     out, written = cli.check_folder(_OUT.value, 'out'), _OUTPUTS()
     specs = with_names(read_networks(_ARCH.value, _MODEL.value))
-    check_starts(_INIT.value, predicted=given.source.workdir is not None)
-    loaded, dataset = given.load()
+    check_starts(_INIT.value, predicted=source.workdir is not None)
+    hypernetwork = source.load_hypernetwork(predicts=False)
+    dataset = hypernetwork.load_data()
     models, sources = make_models(specs, _MODEL.value, dataset.train.images.shape[1])
     result = finetune(
         models,
-        parse_starts(_INIT.value, models, loaded),
+        parse_starts(_INIT.value, models, hypernetwork),
         spec,
         out,
         dataset=dataset,
         sources=sources,
-        scheme=loaded.scheme if loaded else QAT,
-        **({'used': loaded.used} if loaded else {}),
+        scheme=hypernetwork.scheme,
+        used=hypernetwork.used,
     )
     result['about']['command'] = cli.command_line('finetune')
     written.write(result, table=comparison_table.text)
@@ -95,7 +89,7 @@ def main() -> None:
 def _search() -> SearchSpec | None:
     if _METHOD.value == 'slb':
         with prefixed('slb_'):
-            return SearchSpec(**{name: flag.value for name, flag in _SEARCH.items()})
+            return SearchSpec(**flag_values(_SEARCH))
     if given := [flag.name for flag in _SEARCH.values() if flag.present]:
         raise UserError(f'--{given[0]} is of --method=slb, which is not given: give it, or leave this out')
     return None

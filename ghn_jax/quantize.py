@@ -20,6 +20,7 @@ from absl import flags
 
 from ghn_jax.base import bounds, cli, outputs
 from ghn_jax.base.errors import FieldError, UserError
+from ghn_jax.base.fields import define_field_flags, flag_values
 from ghn_jax.evaluation.model_evaluation import check_data
 from ghn_jax.quant.policy import Policy, parse_bits
 from ghn_jax.runs import source_flags
@@ -30,7 +31,7 @@ from ghn_jax.tuning import fixed_point_budget, quantize
 from ghn_jax.tuning import fixed_point_network as fixed_point
 from ghn_jax.tuning.fixed_point import MOST_BITS
 from ghn_jax.tuning.fixed_point_search import BUDGET
-from ghn_jax.tuning.reconstruction import ReconstructionOptions
+from ghn_jax.tuning.reconstruction import PUBLISHED, ReconstructionOptions
 
 _SOURCE = source_flags.define_flags()
 _ARCH = flags.DEFINE_string('arch', None, 'Architecture file: JSON of one network.')
@@ -44,14 +45,16 @@ _OUT = flags.DEFINE_string('out', None, 'Directory of the quantized network.')
 _IMAGES = bounds.define_integer(
     'images', 1024, 'Calibration images: the first for training; of fixed_point, for validation.'
 )
-_ITERATIONS = bounds.define_integer('iterations', 1000, 'Steps of pd_quant for a block; published: 20,000.')
-_PREDICTION = flags.DEFINE_bool('prediction', True, 'The prediction difference is in the loss.')
-_CORRECTION = flags.DEFINE_bool('correction', True, 'The float inputs of blocks are corrected.')
-_DROP = flags.DEFINE_bool('drop', True, 'Activations are rounded with a chance of one half while learning.')
+_LEARNING = define_field_flags(
+    ReconstructionOptions(iterations=1000),
+    iterations=f'Steps of pd_quant for a block; published: {PUBLISHED:,}.',
+    prediction='The prediction difference is in the loss.',
+    correction='The float inputs of blocks are corrected.',
+    drop='Activations are rounded with a chance of one half while learning.',
+    seed='Of the order of images, and of chances.',
+)
 _BUDGET = bounds.define_number('budget', BUDGET, 'Points of accuracy that fixed_point may lose.', 0, 100)
-_SEED = bounds.define_integer('seed', 0, 'Of the order of images, and of chances.')
-_OF_PD_QUANT = ('iterations', 'prediction', 'correction', 'drop', 'seed')
-_NOT_OF = {fixed_point.NAME: ('bits', 'edge_bits', *_OF_PD_QUANT), 'pd_quant': ('budget',)}
+_NOT_OF = {fixed_point.NAME: ('bits', 'edge_bits', *_LEARNING), 'pd_quant': ('budget',)}
 _OUTPUTS = outputs.define_flags()
 
 
@@ -90,7 +93,7 @@ def main() -> None:
 def _check_method() -> None:
     if _METHOD.value not in _METHODS:
         raise UserError(f'--method={_METHOD.value}: choose from {", ".join(_METHODS)}')
-    for name in _NOT_OF.get(_METHOD.value, ('budget', *_OF_PD_QUANT)):
+    for name in _NOT_OF.get(_METHOD.value, ('budget', *_LEARNING)):
         if flags.FLAGS[name].present:
             raise UserError(f'--{name} is not for --method={_METHOD.value}: leave it out')
 
@@ -103,14 +106,9 @@ def _policy() -> Policy:
 
 
 def _options() -> ReconstructionOptions:
-    return ReconstructionOptions(
-        iterations=_ITERATIONS.value,
-        correction_steps=min(ReconstructionOptions.correction_steps, -(-_ITERATIONS.value // 10)),
-        prediction=_PREDICTION.value,
-        correction=_CORRECTION.value,
-        drop=_DROP.value,
-        seed=_SEED.value,
-    )
+    options = ReconstructionOptions(**flag_values(_LEARNING))
+    steps = min(options.correction_steps, -(-options.iterations // 10))
+    return dataclasses.replace(options, correction_steps=steps)
 
 
 if __name__ == '__main__':

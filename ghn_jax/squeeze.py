@@ -16,8 +16,9 @@ from absl import flags
 
 from ghn_jax.base import bounds, cli, outputs
 from ghn_jax.base.errors import FieldError
+from ghn_jax.base.fields import define_field_flags, flag_values
 from ghn_jax.evaluation.evaluation_flags import parse_policies
-from ghn_jax.quant.scheme import QAT
+from ghn_jax.runs import source_flags
 from ghn_jax.runs.hypernetwork import Hypernetwork
 from ghn_jax.runs.model_flags import read_networks
 from ghn_jax.runs.prediction import with_names
@@ -31,40 +32,37 @@ _ARCH = flags.DEFINE_string('arch', None, 'Architecture file: JSON of one networ
 _MODEL = flags.DEFINE_string('model', None, 'Function of the factor, in place of --arch: see above.')
 _INIT = flags.DEFINE_string('init', PREDICTED, f'Where training begins: {PREDICTED}, {", ".join(RANDOM)}.')
 _WIDTH = bounds.define_number('width', 2.0, 'Factor on the channels of every layer.', 1, MOST)
-_COST = bounds.define_number(
-    'cost', 1.0, 'Bit operations of what is left, over those of the original.', 1e-3, 300
-)
-_PENALTY = bounds.define_number(
-    'penalty', SqueezeSpec.penalty, 'Of the loss, times the sum of scales.', 0, 100
+_SQUEEZING = define_field_flags(
+    SqueezeSpec,
+    cost='Bit operations of what is left, over those of the original.',
+    penalty='Of the loss, times the sum of scales.',
 )
 _KINDS = flags.DEFINE_list('kinds', list(SqueezeSpec.kinds), 'Of original, widened, squeezed.')
 _BITS = flags.DEFINE_list('bits', ['w2a8'], 'Bits of weights and activations, a list: a training for each.')
 _OUT = flags.DEFINE_string('out', None, 'Folder of the trained parameters.')
+_SOURCE = source_flags.define_flags()
 _TRAINING = training_flags.define_flags()
 _OUTPUTS = outputs.define_flags()
 
 
 def main() -> None:
     """Run the command."""
-    given = _TRAINING()
     spec = SqueezeSpec(
         policies=parse_policies(_BITS.value),
-        training=given.training,
-        cost=_COST.value,
-        penalty=_PENALTY.value,
-        seeds=given.seeds,
         kinds=tuple(_KINDS.value),
-        eval_batch_size=given.eval_batch_size,
-        num_images=given.num_images,
+        **flag_values(_SQUEEZING),
+        **_TRAINING(),
     )
+    source = _SOURCE()
     if not _OUT.value:
         raise FieldError('out', ' is missing: give a folder, such as --out=runs/squeeze')
     if _INIT.value != PREDICTED and _INIT.value not in RANDOM:  # no file: it would be of one width
         raise FieldError('init', f'={_INIT.value}: expected {PREDICTED} or one of {", ".join(RANDOM)}')
     out, written = cli.check_folder(_OUT.value, 'out'), _OUTPUTS()
     specs = with_names(read_networks(_ARCH.value, _MODEL.value))
-    check_starts([_INIT.value], predicted=given.source.workdir is not None)
-    loaded, dataset = given.load()
+    check_starts([_INIT.value], predicted=source.workdir is not None)
+    hypernetwork = source.load_hypernetwork(predicts=False)
+    dataset = hypernetwork.load_data()
     size = dataset.train.images.shape[1]
     if _MODEL.value:
         pairs = pairs_of_model(_MODEL.value, _WIDTH.value, size)
@@ -72,25 +70,25 @@ def main() -> None:
         pairs = pairs_of_specs(specs, _WIDTH.value, size)
     result = squeeze(
         pairs,
-        _start(pairs, loaded),
+        _start(pairs, hypernetwork),
         spec,
         out,
         dataset=dataset,
-        scheme=loaded.scheme if loaded else QAT,
-        **({'used': loaded.used} if loaded else {}),
+        scheme=hypernetwork.scheme,
+        used=hypernetwork.used,
     )
-    if loaded is not None and _INIT.value == PREDICTED:
-        result['notes'] += beyond_training(pairs, loaded.space.channels)
+    if _INIT.value == PREDICTED:
+        result['notes'] += beyond_training(pairs, hypernetwork.space.channels)
     result['about']['command'] = cli.command_line('squeeze')
     written.write(result, table=comparison_table.text)
 
 
-def _start(pairs: list[Pair], loaded: Hypernetwork | None) -> Start:
+def _start(pairs: list[Pair], hypernetwork: Hypernetwork) -> Start:
     models = [model for pair in pairs for model in (pair.original, pair.wide)]
-    (begun,) = parse_starts([_INIT.value], models, loaded)
-    if _INIT.value == PREDICTED and loaded is not None:
+    (begun,) = parse_starts([_INIT.value], models, hypernetwork)
+    if _INIT.value == PREDICTED:
         for pair in pairs:
-            check_predicted(pair.wide, loaded.run.ghn, _WIDTH.value)
+            check_predicted(pair.wide, hypernetwork.run.ghn, _WIDTH.value)
     return begun
 
 

@@ -20,6 +20,7 @@ from absl import flags
 from ghn_jax import config_file
 from ghn_jax.base import bounds, cli
 from ghn_jax.base.errors import UserError
+from ghn_jax.base.fields import define_field_flags, flag_values
 from ghn_jax.base.start import start
 from ghn_jax.evaluation.evaluation_flags import parse_policies, parse_splits
 from ghn_jax.evaluation.evaluation_spec import EvaluationSpec
@@ -54,11 +55,12 @@ _GROUPS = flags.DEFINE_string(
     'groups', '', 'Also score with one part of each network at these bits, as in w2a2, the rest in float.'
 )
 _LAYERS = bounds.define_integer('layers', 0, 'With --groups, score so many networks layer by layer.')
-_NUM_NETWORKS = bounds.define_integer(
-    'num_networks', 50, 'How many networks of each split are scored. 0: all.'
+_SCORING = define_field_flags(
+    EvaluationSpec,
+    num_networks='How many networks of each split are scored. 0: all.',
+    num_images='How many test images they are scored on. 0: all.',
+    batch_size='Images of a batch, whose statistics batch norms use.',
 )
-_NUM_IMAGES = bounds.define_integer('num_images', 0, 'How many test images they are scored on. 0: all.')
-_BATCH_SIZE = bounds.define_integer('batch_size', 64, 'Images of a batch, whose statistics batch norms use.')
 
 
 def main() -> None:
@@ -76,9 +78,7 @@ def main() -> None:
         evaluation=EvaluationSpec(
             splits=parse_splits(_SPLITS.value),
             policies=parse_policies(_BITS.value),
-            num_networks=_NUM_NETWORKS.value,
-            num_images=_NUM_IMAGES.value,
-            batch_size=_BATCH_SIZE.value,
+            **flag_values(_SCORING),
         ),
     )
     strategies = read_strategies(_STRATEGIES.value)

@@ -4,7 +4,6 @@ The most is what keeps a slip of the pen from asking for terabytes or for years;
 has is judged where it is known.
 """
 
-import dataclasses
 import math
 from collections.abc import Sequence
 from typing import Any
@@ -65,15 +64,6 @@ def define_number(
     """Define the flag --name, a float from `least` to `most`."""
     parser = _NumberParser(least, most)
     return flags.DEFINE(parser, name, default, help_string, serializer=flags.ArgumentSerializer())
-
-
-def define_number_of(owner: type, field: str, help_string: str) -> flags.FlagHolder:
-    """Define the flag --field of a number that a dataclass declares, with its default and its bounds."""
-    (declared,) = (f for f in dataclasses.fields(owner) if f.name == field)
-    default: Any = declared.default
-    least, most = declared.metadata['least'], declared.metadata['most']
-    define: Any = flags.DEFINE_integer if isinstance(default, int) else define_number
-    return define(field, default, help_string, least, most)
 
 
 def integers(name: str, texts: Sequence[str], bounds: str) -> tuple[int, ...]:

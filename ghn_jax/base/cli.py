@@ -20,6 +20,7 @@ A command looks like
         cli.run(main)
 """
 
+import contextlib
 import os
 import pathlib
 import re
@@ -27,7 +28,7 @@ import shlex
 import sys
 import traceback
 import types
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from logging import CRITICAL, getLogger
 from typing import NoReturn
 
@@ -239,6 +240,15 @@ def message_of(error: object) -> str:
     head, trace, tail = text.partition('Traceback (most recent call last):')  # absl quotes whole tracebacks
     text = ' '.join((head + tail.strip().splitlines()[-1] if trace else head).split())
     return text if len(text) <= _LONGEST else text[:_LONGEST] + ' ...'
+
+
+@contextlib.contextmanager
+def errors_in_one_line() -> Iterator[None]:
+    """Leave at a UserError inside as `run` does: for programs whose arguments are no flags."""
+    try:
+        yield
+    except UserError as e:
+        fail(e)
 
 
 def fail(error: object, code: int = 2) -> NoReturn:

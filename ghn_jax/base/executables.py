@@ -87,7 +87,8 @@ def find_or_compile(recipe: Recipe, arguments: tuple[Any, ...]) -> Callable:
         return later
     path = folder / _name(facts)
     if (found := _load(path, devices)) is None:
-        _drop(path)  # it may not be written again: the next start would fail to load it, too
+        with contextlib.suppress(OSError):
+            path.unlink()  # it may not be written again: the next start would fail to load it, too
         counters.start_counting()
         before = counters.compilations(), counters.cache_hits()
         found = recipe.function.lower(*arguments, **recipe.static).compile()
@@ -189,23 +190,17 @@ def _load(path: Place, devices: Sequence[Any]) -> Callable | None:
 
 def _why_none(folder: Place, facts: Facts) -> str:
     """Say why a folder has no program of these facts, by the one there that differs least."""
-    function, nearest = facts['function'], None
+    function, others = facts['function'], []
     if files.exists(folder / _name(facts)):
         return f'{_name(facts)} is damaged, or this device cannot run it'
     for name in sorted(files.names(folder)):
         if name.startswith(f'{function}-') and name.endswith('.executable'):
             with contextlib.suppress(OSError, ValueError), files.opened(folder / name) as file:
-                found = json.loads(file.readline(1_000_000))
-                count = sum(found.get(fact) != value for fact, value in facts.items())
-                nearest = min(nearest or (count, found), (count, found), key=lambda n: n[0])
-    if nearest is None:
+                others.append(json.loads(file.readline(1_000_000)))
+    if not others:
         return f'there is no {function}'
-    return f'there is no {function} for this; of the nearest: {recipes.difference(nearest[1], facts)}'
-
-
-def _drop(path: pathlib.Path) -> None:
-    with contextlib.suppress(OSError):
-        path.unlink()
+    nearest = min(others, key=lambda other: sum(other.get(key) != facts[key] for key in facts))
+    return f'there is no {function} for this; of the nearest: {recipes.difference(nearest, facts)}'
 
 
 def _save(path: pathlib.Path, facts: Facts, compiled: Any) -> None:

@@ -1,5 +1,7 @@
 """Fields of frozen dataclasses that say in one place what they are: a default, a type, what they may be.
 
+Their flags on a command line are made from that (`define_field_flags`).
+
 @dataclasses.dataclass(frozen=True)
 class TrainConfig:
     steps: int = number(1000, least=0, most=10**6)
@@ -12,11 +14,15 @@ The type of a field is that of its default. Lists do for tuples and integers for
 """
 
 import dataclasses
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, TypeVar
 
-from ghn_jax.base.bounds import BOUNDS, check_number
+from absl import flags
+
+from ghn_jax.base.bounds import BOUNDS, check_number, define_number
 from ghn_jax.base.errors import FieldError, shown
+
+flags.disclaim_key_flags()  # --help shows them as the flags of the command that defines them
 
 N = TypeVar('N', int, float)
 
@@ -39,6 +45,36 @@ def choice(default: str, choices: Sequence[str]) -> str:
 def items(default: tuple, kind: type) -> Any:
     """Declare a tuple of any length whose items are of one type."""
     return dataclasses.field(default=default, metadata={'kind': kind})
+
+
+def define_field_flags(owner: Any, prefix: str = '', /, **help_strings: str) -> dict[str, flags.FlagHolder]:
+    """Define a flag for each of some fields, with the field's default, bounds and choices.
+
+    Args:
+      owner: a dataclass; or an instance of one, whose values are the defaults.
+      prefix: what the name of each flag has before that of its field.
+      help_strings: what the flags are, by the names of the fields.
+
+    Returns:
+      The flags, by the names of the fields.
+    """
+    declared, found = {field.name: field for field in dataclasses.fields(owner)}, {}
+    for name, said in help_strings.items():
+        flag, default, rules = prefix + name, getattr(owner, name), declared[name].metadata
+        if 'choices' in rules:
+            found[name] = flags.DEFINE_enum(flag, default, rules['choices'], said)
+        elif isinstance(default, bool):
+            found[name] = flags.DEFINE_bool(flag, default, said)
+        elif isinstance(default, int):
+            found[name] = flags.DEFINE_integer(flag, default, said, rules['least'], rules['most'])
+        else:
+            found[name] = define_number(flag, default, said, rules['least'], rules['most'])
+    return found
+
+
+def flag_values(holders: Mapping[str, flags.FlagHolder]) -> dict[str, Any]:
+    """Return what flags say, by the names of their fields, once they are parsed."""
+    return {name: holder.value for name, holder in holders.items()}
 
 
 def check_fields(instance: Any) -> None:

@@ -1,5 +1,6 @@
 """JSON from somebody else, strictly: a limit on the size, every name once, numbers that float64 holds."""
 
+import collections
 import json
 import math
 import os
@@ -35,8 +36,6 @@ def read(path: str | os.PathLike, what: str, advice: str) -> Any:
     try:
         data, size = files.read(place, MAX_BYTES + 1)
     except (OSError, ValueError) as e:
-        if isinstance(e, UserError):
-            raise
         reason = e.strerror if isinstance(e, OSError) else e  # a null byte in the path
         raise UserError(f'{name} cannot be read ({reason}): {advice}') from None
     if len(data) > MAX_BYTES:
@@ -65,8 +64,8 @@ def parse(text: str, name: str, advice: str) -> Any:
     def unique(pairs):
         fields = dict(pairs)
         if len(fields) < len(pairs):
-            seen = set()
-            twice = next(name for name, _ in pairs if name in seen or seen.add(name))
+            counts = collections.Counter(name for name, _ in pairs)
+            twice = max(counts, key=counts.__getitem__)
             raise UserError(f'{name} names the field {shown(twice)} twice in one object: keep one')
         return fields
 

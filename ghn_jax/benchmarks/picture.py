@@ -157,7 +157,8 @@ def _cells_memory(panel, rows: Sequence[Row]) -> None:
         ('temp_bytes', '^:', f'besides, temporary ({mode})'),
     ):
         values = [(r['cells'], r[key] / 2**20) for r in alone if r[key] is not None]
-        panel.plot(*zip(*values), style, label=name) if values else None
+        if values:
+            panel.plot(*zip(*values), style, label=name)
     panel.set_xticks([row['cells'] for row in alone])
     panel.set_ylim(bottom=0)
     panel.set_ylabel('MiB, program of its own')

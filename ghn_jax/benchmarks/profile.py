@@ -169,7 +169,7 @@ class _Profile:
     def host_parts(self) -> tuple[dict[str, float], Networks]:
         networks = self.prepare()
         return {
-            'host: preparation': self.median(lambda: self.prepare() and None),
+            'host: preparation': self.median(self.prepare),
             'host: transfer': self.median(lambda: jax.device_put(networks)),
         }, networks
 

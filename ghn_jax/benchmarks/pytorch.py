@@ -34,11 +34,7 @@ def measure(options: BenchmarkOptions) -> list[Row]:
 
     Returns:
       Rows 'pytorch_train' and 'pytorch_evaluate', as those of `tasks.measure_train` and `measure_evaluate`.
-
-    Raises:
-      UserError: PyTorch is not installed.
     """
-    check()
     batches = max(1, options.num_images // options.batch_size)
     count, rows = batches * options.batch_size, []
     for mode in options.modes:

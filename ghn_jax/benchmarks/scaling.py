@@ -10,7 +10,7 @@ import os
 import subprocess
 import sys
 import time
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -105,12 +105,12 @@ def weak_scaling(repeats: int, options: dict[str, Any] | None = None) -> dict[st
       'step_s', 'all_reduce_s', 'efficiency'}]}. `expected` is for the step measured on one device, and for
       steps a hundred and a thousand times as fast.
     """
-    job = _Job(repeats, options or {})
+    job = json.dumps({'repeats': repeats, 'options': options or {}})
     flags = f'--xla_force_host_platform_device_count={max(COUNTS)}'
     # Simulated devices wait for each other on few cores: give them the time.
     flags += ' --xla_cpu_collective_call_terminate_timeout_seconds=600'
     done = subprocess.run(
-        [sys.executable, '-m', 'ghn_jax.benchmarks.scaling', json.dumps(job._asdict())],
+        [sys.executable, '-m', 'ghn_jax.benchmarks.scaling', job],
         env=os.environ | {'XLA_FLAGS': flags, 'JAX_PLATFORMS': 'cpu'}, capture_output=True, text=True,
     )  # fmt: skip
     if done.returncode:
@@ -118,19 +118,13 @@ def weak_scaling(repeats: int, options: dict[str, Any] | None = None) -> dict[st
     return json.loads(done.stdout.splitlines()[-1])
 
 
-class _Job(NamedTuple):
-    """What the measuring process is to do; see `weak_scaling`."""
-
-    repeats: int
-    options: dict[str, Any]
-
-
-def _measure(job: _Job) -> dict[str, Any]:
+def _measure(repeats: int, options: dict[str, Any]) -> dict[str, Any]:
+    """What the measuring process does; see `weak_scaling`."""
     ghn = GHN(GHNConfig())
     params = init_params(ghn.config, jax.random.key(0))
     rows, found = [], []
     for count in COUNTS:
-        row, found = _measure_steps(job, count, ghn, params)
+        row, found = _measure_steps(count, ghn, params, repeats, options)
         rows.append(row)
     size = rows[-1]['bytes'] or sum(x.nbytes for x in jax.tree.leaves(params))
     return {
@@ -141,7 +135,9 @@ def _measure(job: _Job) -> dict[str, Any]:
     }
 
 
-def _measure_steps(job: _Job, count: int, ghn: GHN, params: Any) -> tuple[Row, list[Collective]]:
+def _measure_steps(
+    count: int, ghn: GHN, params: Any, repeats: int, options: dict[str, Any]
+) -> tuple[Row, list[Collective]]:
     """The row of so many devices, and the collectives of their program."""
     mesh = mesh_of(jax.devices()[:count], 1)
     specs = draw(_SPACE, 0, 0, _NETWORKS)
@@ -159,9 +155,9 @@ def _measure_steps(job: _Job, count: int, ghn: GHN, params: Any) -> tuple[Row, l
     lowered = training_step.lower(
         state, networks, stream, indices, key, workspace, program=program, settings=settings
     )
-    compiled = lowered.compile(job.options)
+    compiled = lowered.compile(options)
     wall, cpu = [], []
-    for _ in range(job.repeats + 1):  # the first warms up
+    for _ in range(repeats + 1):  # the first warms up
         start, cpu_start = time.perf_counter(), time.process_time()
         state, metrics, workspace = compiled(state, networks, stream, indices, key, workspace)
         jax.block_until_ready((state, metrics))
@@ -197,4 +193,4 @@ def _expected(step_seconds: float, size: int) -> list[Row]:
 
 if __name__ == '__main__':  # `weak_scaling` calls it
     enable_compilation_cache()
-    print(json.dumps(_measure(_Job(**json.loads(sys.argv[1])))))
+    print(json.dumps(_measure(**json.loads(sys.argv[1]))))

@@ -91,11 +91,6 @@ def policy_of(mode: str) -> Policy:
     return parse_bits('float' if mode == 'float' else 'w4a4')
 
 
-def max_nodes(specs: Sequence[NetworkSpec]) -> int:
-    """Count the nodes that the graphs of these networks need, rounded up."""
-    return room_for(map(build_graph, specs))
-
-
 def random_images(batch_size: int, image_size: int = IMAGE_SIZE) -> tuple[jax.Array, jax.Array]:
     """Make a normalised batch float32 [N, H, H, 3] and its labels int32 [N]."""
     images = jax.random.normal(jax.random.key(0), (batch_size, image_size, image_size, 3))
@@ -151,7 +146,7 @@ def _train(options: BenchmarkOptions, mode: str) -> Row:
     )
     stream, key = make_stream(dataset, mesh), replicate(mesh, jax.random.key(0))
     state = replicate(mesh, make_state(jax.tree.map(jnp.copy, params), optimizer))  # steps overwrite theirs
-    policy, nodes = policy_of(mode), max_nodes(options.specs)
+    policy, nodes = policy_of(mode), room_for(map(build_graph, options.specs))
     seconds: list[float] = []
     compiled = 0
     for program, members in groups(options.specs, options.batch_size):
@@ -194,7 +189,7 @@ def _evaluate(options: BenchmarkOptions, mode: str) -> Row:
     mesh = local_mesh(options.devices)
     N, K = options.batch_size, max(1, options.num_images // options.batch_size)
     data = spread_images(mesh, random_batches(K, N, IMAGE_SIZE))
-    policy, nodes = policy_of(mode), max_nodes(options.specs)
+    policy, nodes = policy_of(mode), room_for(map(build_graph, options.specs))
     seconds: list[float] = []
     compiled = 0
     for program, members in groups(options.specs, options.batch_size):

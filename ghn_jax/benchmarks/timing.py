@@ -38,7 +38,7 @@ def peak_rss() -> int:
 
 
 def median(run: Callable[[], Any], repeats: int) -> float:
-    """Give the median seconds of `run`, its arrays awaited, after a call that compiles."""
+    """Give the median seconds of `run`, its arrays awaited, after a call that warms up."""
     times = []
     for _ in range(repeats + 1):
         start = time.perf_counter()
@@ -50,12 +50,7 @@ def median(run: Callable[[], Any], repeats: int) -> float:
 def probe() -> float:
     """Give the median seconds of a float32 2048 x 2048 numpy product: how fast this machine is just now."""
     a = np.ones((2048, 2048), np.float32)
-    times = []
-    for _ in range(12):
-        start = time.perf_counter()
-        np.matmul(a, a)
-        times.append(time.perf_counter() - start)
-    return float(np.median(times))
+    return median(lambda: np.matmul(a, a), repeats=12)
 
 
 def machine(probes: Sequence[float]) -> dict[str, Any]:

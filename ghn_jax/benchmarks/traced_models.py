@@ -50,9 +50,8 @@ def measure(options: BenchmarkOptions) -> list[Row]:
     into the right one.
 
     Raises:
-      UserError: no models, one that cannot be imported or traced or predicted for, no such hypernetwork.
+      UserError: a model that cannot be imported or traced or predicted for, no such hypernetwork.
     """
-    check(options)
     hypernetwork = load(options.workdir, data_dir=options.data_dir)
     if options.agreement:  # before models are traced and trained
         try:
@@ -121,7 +120,7 @@ def _trained(hypernetwork: Hypernetwork, model: Model, epochs: int) -> Any:
     images = TrainingImages.of(data)
     in_float = model.quantizer(parse_bits('float'))  # with which small convolutions are faster
     spec = TrainingSpec(epochs=epochs, ema=0)
-    trainer = make_trainer(model.apply, in_float, spec, len(data.train.labels))
+    trainer = make_trainer(model.apply, in_float, spec, data)
     state = trainer.begin(hypernetwork.predict(model), seed=0)
     for epoch in range(epochs):
         order = trainer.order(state.seed, epoch)

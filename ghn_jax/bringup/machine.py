@@ -28,7 +28,7 @@ def describe() -> dict[str, Any]:
         'platform': jax.default_backend(),
         'device': devices[0].device_kind,
         'devices': len(devices),
-        'memory': _memory(devices[0]),
+        'memory': (devices[0].memory_stats() or {}).get('bytes_limit'),  # None where JAX does not know
         'versions': {name: found for name in _LIBRARIES + _PLUGINS if (found := _version(name))},
         'backend': devices[0].client.platform_version,
         'driver': _driver(),
@@ -54,11 +54,6 @@ def products() -> dict[str, float]:
         seconds = timing.median(functools.partial(multiply, a), repeats=10)
         found[jnp.dtype(dtype).name] = 2 * size**3 / seconds / 1e12
     return found
-
-
-def _memory(device: jax.Device) -> int | None:  # pyright: ignore[reportInvalidTypeForm]
-    """Bytes that JAX may take of a device; None where it does not say."""
-    return (device.memory_stats() or {}).get('bytes_limit')
 
 
 def _version(name: str) -> str | None:

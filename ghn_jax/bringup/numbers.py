@@ -17,7 +17,7 @@ import numpy as np
 
 from ghn_jax.base import files, jsonfile
 from ghn_jax.base.backends import kernels_are_launches
-from ghn_jax.bringup.six_networks import NetworkOutputs, SixNetworks, difference
+from ghn_jax.bringup.six_networks import NetworkOutputs, SixNetworks, Training, difference
 from ghn_jax.cnn.run import run
 from ghn_jax.hypernet.ghn import GHN
 from ghn_jax.hypernet.predict import predict_weights
@@ -79,7 +79,7 @@ def check(golden: str = '') -> Iterator[dict[str, Any]]:
     yield judged('inputs', {'inputs': difference(six.inputs(), references['inputs'])})
     expected = references['training']
     with jax.default_matmul_precision('highest'):
-        training = six.training('float32')
+        training = Training(six, 'float32')
         for name, bits in _BITS.items():
             yield compare(name, training.outputs(bits), expected[name])
         for name, bits in _BITS.items():
@@ -90,9 +90,9 @@ def check(golden: str = '') -> Iterator[dict[str, Any]]:
             yield compare_logits(name, six.logits(bits), references['logits'][name])
         if golden:
             yield from check_published(pathlib.Path(golden))
-    yield compare('bfloat16', six.training('bfloat16').outputs('float'), expected['bfloat16'])
+    yield compare('bfloat16', Training(six, 'bfloat16').outputs('float'), expected['bfloat16'])
     if jax.default_backend() != 'cpu':  # which has one precision
-        yield compare('default precision', six.training('float32').outputs('float'), expected['float32'])
+        yield compare('default precision', Training(six, 'float32').outputs('float'), expected['float32'])
 
 
 def check_published(golden: pathlib.Path) -> Iterator[dict[str, Any]]:
@@ -116,9 +116,9 @@ def read_references() -> dict[str, Any]:
 def write_references(path: str | os.PathLike) -> None:
     """Compute the references on this machine, a CPU, and write them. Raises UserError."""
     six = SixNetworks()
-    training = six.training('float32')
+    training = Training(six, 'float32')
     outputs = {name: training.outputs(bits) for name, bits in _BITS.items()}
-    outputs['bfloat16'] = six.training('bfloat16').outputs('float')
+    outputs['bfloat16'] = Training(six, 'bfloat16').outputs('float')
     files.write_json(path, _rounded({
         'about': {'jax': jax.__version__, 'platform': jax.default_backend()},
         'inputs': six.inputs(),

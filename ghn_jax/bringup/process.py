@@ -7,7 +7,6 @@ import pathlib
 import sys
 
 from ghn_jax.base import cli, executables, files
-from ghn_jax.base.errors import UserError
 from ghn_jax.base.start import start
 from ghn_jax.bringup import parts, settings
 
@@ -15,13 +14,11 @@ from ghn_jax.bringup import parts, settings
 def main(name: str, seconds: str, result: str, text: str) -> None:
     """Run a part; write what it has found, whole, whenever it has found more."""
     read = settings.from_json(text)
-    try:
+    with cli.errors_in_one_line():
         start()
         executables.read_from(read.executables or None)
         for found in parts.function_of(name)(read, float(seconds)):
             files.write_json(pathlib.Path(result), found)
-    except UserError as e:
-        cli.fail(e)
 
 
 if __name__ == '__main__':

@@ -18,6 +18,7 @@ from ghn_jax import config as configs
 from ghn_jax.assembly.network_batch import Networks, prepare
 from ghn_jax.assembly.workspace import make_workspace
 from ghn_jax.base.backends import kernels_are_launches
+from ghn_jax.base.digests import leaf_name
 from ghn_jax.cnn import executor
 from ghn_jax.cnn.building import build_program
 from ghn_jax.cnn.packing import BLOCK
@@ -28,7 +29,7 @@ from ghn_jax.evaluation.device import predict_buffer
 from ghn_jax.hypernet.ghn import GHN, GHNConfig, init_params
 from ghn_jax.networks.counts import count_parameters
 from ghn_jax.networks.spec import IMAGE_SIZE
-from ghn_jax.quant.policy import Policy, parse_bits
+from ghn_jax.quant.policy import parse_bits
 from ghn_jax.quant.scheme import QAT
 from ghn_jax.runs.task import make_space_of
 from ghn_jax.training.sampling import draw
@@ -91,13 +92,8 @@ class SixNetworks:
 
     def prepared(self, bits: str) -> Iterator[Networks]:
         """Yield each network with its bits, made ready for the device."""
-        policy: Policy = parse_bits(bits)
         for spec in self.specs:
-            yield prepare(self.program, [spec], policy, max_nodes=_NODES)[0]
-
-    def training(self, dtype: str) -> 'Training':
-        """Give the losses and gradients of a training step, compiled. dtype: of the networks' values."""
-        return Training(self, dtype)
+            yield prepare(self.program, [spec], parse_bits(bits), max_nodes=_NODES)[0]
 
     def logits(self, bits: str) -> list[np.ndarray]:
         """Compute the logits [N, L] of each network, as evaluation does."""
@@ -119,7 +115,10 @@ class SixNetworks:
 
 
 class Training:
-    """Losses and gradients by the code of the training step, without dropout."""
+    """Losses and gradients by the code of the training step, without dropout.
+
+    dtype: of the networks' values.
+    """
 
     def __init__(self, six: SixNetworks, dtype: str):
         self.six = six
@@ -149,12 +148,8 @@ class Training:
 
 def digest(tree: Any) -> Digest:
     """Digest each tensor of a tree, by its path."""
-    leaves = jax.tree_util.tree_flatten_with_path(tree)[0]
-    return {name: _digest(name, x) for path, x in leaves if (name := _name(path))}
-
-
-def _name(path: Sequence[Any]) -> str:
-    return '/'.join(str(getattr(key, 'key', getattr(key, 'name', key))) for key in path)
+    named = ((leaf_name(path), x) for path, x in jax.tree_util.tree_leaves_with_path(tree))
+    return {name: _digest(name, x) for name, x in named}
 
 
 def _digest(name: str, x: Any) -> list[float]:

@@ -37,6 +37,7 @@ VARIANTS: Mapping[str, Mapping[str, Any]] = {
     'bfloat16': {'quant.mode': 'qat', 'quant.bits': 'w4a4', 'train.dtype': 'bfloat16'},
 }
 """What is set in the config that is measured; bfloat16 is W4/A4 with the networks' values in 16 bits."""
+_MOST = 20  # steps that are timed
 _DIFFERENT = 4  # networks of a small program; a meta-batch repeats them
 
 
@@ -130,12 +131,11 @@ class Steps:
         }
 
 
-def timed(steps: Steps, *, most: int = 20, seconds: float = 8.0) -> Iterator[dict[str, Any]]:
-    """Time steps through a small program; yield what is known, first after the step that compiles.
+def timed(steps: Steps, seconds: float) -> Iterator[dict[str, Any]]:
+    """Time 3 to 20 steps through a small program; yield what is known, first after the step that compiles.
 
     Args:
       steps: none has been done.
-      most: steps to time, at least 3.
       seconds: after which no more steps are begun.
     """
     program, networks = steps.small()
@@ -143,7 +143,7 @@ def timed(steps: Steps, *, most: int = 20, seconds: float = 8.0) -> Iterator[dic
     yield found
     times: list[float] = []
     end = time.perf_counter() + seconds
-    while len(times) < 3 or (len(times) < most and time.perf_counter() < end):
+    while len(times) < 3 or (len(times) < _MOST and time.perf_counter() < end):
         times.append(steps.run(program, networks))
     yield found | steps.rates(times)
 

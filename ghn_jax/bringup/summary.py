@@ -36,7 +36,10 @@ def best_flags(records: Sequence[Record]) -> tuple[str, float] | None:
         and (r['result'] or {}).get('steps_per_s')
         and same_losses(r['result'], base)
     ]
-    return max(found)[::-1] if found else None  # pyright: ignore[reportReturnType]
+    if not found:
+        return None
+    speed, name = max(found)
+    return name, speed
 
 
 def same_losses(result: Mapping[str, Any], base: Mapping[str, Any]) -> bool:

@@ -1,4 +1,4 @@
-"""The scalars and images that a run records: `metrics.jsonl`, `machine.jsonl` and TensorBoard.
+"""The scalars that a run records: `metrics.jsonl`, `machine.jsonl` and TensorBoard.
 
 A step's number is how many steps are done. A run resumed from the checkpoint of step s goes on after the
 records up to s: what the run before wrote beyond it is dropped, for it will be written again.
@@ -64,10 +64,6 @@ class Metrics:
             self._tensorboard.scalar(step, name, value)
         if time.monotonic() - self._flushed > _FLUSH_SECONDS:
             self._flush_tensorboard()
-
-    def image(self, step: int, name: str, image: np.ndarray) -> None:
-        """Show an image, uint8 [H, W, 3], in TensorBoard."""
-        self._tensorboard.image(step, name, image)
 
     def flush(self) -> None:
         """Return when all is on the disk: a checkpoint written after it counts on it."""

@@ -14,7 +14,7 @@ class _Mark(NamedTuple):
     """What was done at a time."""
 
     seconds: float
-    steps: int
+    steps: float
     networks: float
     images: float
 
@@ -131,13 +131,8 @@ class Progress:
     def _since_first_mark(self) -> _Mark | None:
         if len(self._marks) < 2:
             return None
-        first, last = self._marks[0], self._marks[-1]
-        return _Mark(
-            seconds=max(last.seconds - first.seconds, 1e-9),
-            steps=last.steps - first.steps,
-            networks=last.networks - first.networks,
-            images=last.images - first.images,
-        )
+        since = _Mark(*(last - first for first, last in zip(self._marks[0], self._marks[-1])))
+        return since._replace(seconds=max(since.seconds, 1e-9))
 
     def _show(self) -> None:
         how_far = f'{self._desc} {self._done}/{self._total} {self._unit}s'.strip()

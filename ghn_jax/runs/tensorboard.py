@@ -1,4 +1,4 @@
-"""Scalars and pictures for TensorBoard, written at once.
+"""Scalars for TensorBoard, written at once.
 
 tensorboardX's own writer hands events to a process queue and a thread: a flush does not wait for them, so a
 killed run lacks the last seconds, and where the disk is full the thread dies and the writer hangs. Its
@@ -12,7 +12,6 @@ import re
 import socket
 import time
 
-import numpy as np
 from tensorboardX import summary
 from tensorboardX.proto import event_pb2
 from tensorboardX.record_writer import RecordWriter
@@ -45,10 +44,6 @@ class Events:
 
     def scalar(self, step: int, name: str, value: float) -> None:
         self._write(event_pb2.Event(summary=summary.scalar(name, value), step=step))
-
-    def image(self, step: int, name: str, image: np.ndarray) -> None:
-        """Write an image, uint8 [H, W, 3]."""
-        self._write(event_pb2.Event(summary=summary.image(name, image, dataformats='HWC'), step=step))
 
     def flush(self) -> None:
         """Hand everything to the system: a killed process loses nothing of it."""

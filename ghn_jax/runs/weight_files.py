@@ -144,13 +144,8 @@ def unpack(path: str | os.PathLike) -> Weights:
 
 def _write_orbax(path: Place, weights: Weights, metadata: Mapping[str, str]) -> None:
     import orbax.checkpoint as ocp  # a second to import
+    from flax.traverse_util import unflatten_dict
 
-    tree: dict[str, Any] = {}
-    for name, w in weights.items():
-        *parents, last = name.split('.')
-        holder = tree
-        for parent in parents:
-            holder = holder.setdefault(parent, {})
-        holder[last] = np.asarray(w, order='C')
+    tree = unflatten_dict({name: np.asarray(w, order='C') for name, w in weights.items()}, sep='.')
     with files.writing(path), ocp.PyTreeCheckpointer() as checkpointer:
         checkpointer.save(path, tree, custom_metadata=dict(metadata))

@@ -15,6 +15,7 @@ from typing import Any
 import jax
 import numpy as np
 import safetensors
+from flax.traverse_util import unflatten_dict
 from safetensors.numpy import load, save
 
 from ghn_jax import config as configs
@@ -80,14 +81,8 @@ def read_entry(name: str, folder: pathlib.Path = FOLDER) -> tuple[dict[str, Any]
             raise ValueError(f'its format is {shown(run["format"])}')
     except (safetensors.SafetensorError, KeyError, ValueError) as e:
         raise UserError(f'zoo:{name} cannot be read by this version ({shown(str(e))}): {_ADVICE}') from None
-    params: dict[str, Any] = {}
-    for path, array in arrays.items():
-        *outer, last = path.split('/')
-        holder = params
-        for key in outer:
-            holder = holder.setdefault(key, {})
-        holder[last] = array.astype(np.float32)
-    return params, run['meta']
+    params = {name: array.astype(np.float32) for name, array in arrays.items()}
+    return unflatten_dict(params, sep='/'), run['meta']
 
 
 def write_entry(

@@ -47,10 +47,11 @@ def claims(quantized: Result, floating: Result) -> list[list[Any]]:
             ('c', 'W2/A2, trained through quantization − chance', q[W2A2], chance, 0, True),
             ('c', 'W2/A2, trained in float − chance', f[W2A2], chance, 0, False),
         ]
-        for claim, said, these, those, level, above in of_split:
-            points = results.mean_difference(these, those)
-            ends = points.get('interval')
-            verdict = '' if ends is None else 'yes' if (ends[0] > level) == above else 'no'
+        for claim, said, these, those, level, claims_above in of_split:
+            points, verdict = results.mean_difference(these, those), ''
+            if interval := points.get('interval'):
+                is_above = interval[0] > level
+                verdict = 'yes' if is_above == claims_above else 'no'
             rows.append([split, len(these), claim, said, points, verdict])
     return rows
 
@@ -107,15 +108,13 @@ def parser() -> argparse.ArgumentParser:
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """Test the claims, print them, and write the table."""
-    given = parser().parse_args(arguments)
-    try:
+    args = parser().parse_args(arguments)
+    with cli.errors_in_one_line():
         made: Mapping[str, Any] = table(
-            results.read_result(given.quantized), results.read_result(given.floating)
+            results.read_result(args.quantized), results.read_result(args.floating)
         )
         made['about']['command'] = command_line(parser(), arguments)
-        files.write_json(paths.place(given.out, 'out'), made)
-    except UserError as e:
-        cli.fail(e)
+        files.write_json(paths.place(args.out, 'out'), made)
     for split, networks, claim, said, points, holds in made['rows']:
         low, high = points.get('interval', (None, None))
         interval = '' if low is None else f' [{low:+.1f}, {high:+.1f}]'

@@ -28,7 +28,7 @@ import numpy as np
 from flax import linen as nn
 
 from ghn_jax.base import cli, files
-from ghn_jax.base.errors import FieldError, UserError
+from ghn_jax.base.errors import FieldError
 from ghn_jax.base.paths import Place
 from ghn_jax.base.start import start
 from ghn_jax.datasets.load import Dataset, load
@@ -37,8 +37,9 @@ from ghn_jax.models.model import Model
 from ghn_jax.models.tracing import trace
 from ghn_jax.runs.model_parameters import read_params, write_params
 from ghn_jax.runs.progress import Progress
+from ghn_jax.studies.resnets import ResNet
 from ghn_jax.studies.study_arguments import Parser, command_line, provenance
-from ghn_jax.tuning.comparison_table import mean_of
+from ghn_jax.tuning.comparison_table import grouped, mean_of
 from ghn_jax.tuning.fixed_point import MOST_BITS, to_network
 from ghn_jax.tuning.fixed_point_budget import labelled, within_budget
 from ghn_jax.tuning.fixed_point_network import SAVED, lost, saved
@@ -77,21 +78,7 @@ class Plain(nn.Module):
         return nn.Dense(10)(x.mean((1, 2)))
 
 
-class Residual(nn.Module):
-    """A convolution, three residual blocks (arXiv 1512.03385) and a linear layer."""
-
-    @nn.compact
-    def __call__(self, x: jax.Array, train: bool = True) -> jax.Array:
-        """Compute the logits."""
-        norm = lambda: nn.BatchNorm(use_running_average=not train)
-        x = nn.relu(norm()(nn.Conv(16, (3, 3), use_bias=False)(x)))
-        for width, stride in ((16, 1), (32, 2), (64, 2)):
-            y = nn.relu(norm()(nn.Conv(width, (3, 3), stride, use_bias=False)(x)))
-            y = norm()(nn.Conv(width, (3, 3), use_bias=False)(y))
-            if stride > 1:
-                x = norm()(nn.Conv(width, (1, 1), stride, use_bias=False)(x))
-            x = nn.relu(x + y)
-        return nn.Dense(10)(x.mean((1, 2)))
+NETWORKS = {'plain': Plain(), 'residual': ResNet(1)}
 
 
 def study(dataset: Dataset, workdir: Place) -> Iterator[list[dict[str, Any]]]:
@@ -104,8 +91,8 @@ def study(dataset: Dataset, workdir: Place) -> Iterator[list[dict[str, Any]]]:
     """
     found = []
     settings = {'epochs': EPOCHS[dataset.name], 'images': [PIXELS, IMAGES, FOLDED, CHECKED], 'budget': BUDGET}
-    for seed, module in itertools.product(SEEDS, (Plain(), Residual())):
-        network, name = None, type(module).__name__.lower()
+    for seed, (name, module) in itertools.product(SEEDS, NETWORKS.items()):
+        network = None
         for method, find in METHODS.items():
             what = f'{dataset.name}-{name}-{method.replace(" ", "-")}.seed{seed}'
             record = TrainingRecord(workdir, what, {**settings, 'seed': seed})
@@ -179,7 +166,7 @@ def _is_exact(network: Calibrated, policy: Any, images: jax.Array) -> bool:
 def train(model: Model, dataset: Dataset, record: TrainingRecord, seed: int) -> Any:
     """Train a network in float from random weights (He, normal), with batch statistics; return parameters."""
     spec = TrainingSpec(epochs=EPOCHS[dataset.name], augment=True)
-    trainer = make_trainer(model.apply, None, spec, len(dataset.train.labels), flip=dataset.flip)
+    trainer = make_trainer(model.apply, None, spec, dataset)
     begun = trainer.begin(random_params(model, RANDOM['he'], seed), seed)
     images = TrainingImages.of(dataset)
     with Progress(trainer.steps, desc=model.name) as progress:
@@ -189,11 +176,8 @@ def train(model: Model, dataset: Dataset, record: TrainingRecord, seed: int) -> 
 
 def table(found: Sequence[Mapping[str, Any]], about: Mapping[str, Any]) -> dict[str, Any]:
     """Return the table of the study, means over seeds, as `reporting.docs_tables` has them."""
-    seeds_of: dict[tuple[str, ...], list[Mapping[str, Any]]] = {}
-    for one in found:
-        seeds_of.setdefault((one['dataset'], one['network'], one['method']), []).append(one)
     rows = []
-    for key, seeds in seeds_of.items():
+    for key, seeds in grouped(found, lambda one: (one['dataset'], one['network'], one['method'])).items():
         bits = [np.mean([one['mean_bits'][kind] for one in seeds]) for kind in KINDS]
         figures = zip(*(_figures(one).values() for one in seeds))
         rows.append([*key, '/'.join(f'{mean:.1f}' for mean in bits), *map(mean_of, figures)])
@@ -249,9 +233,9 @@ def parser() -> argparse.ArgumentParser:
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """Run the study of data sets, one after another."""
-    given = parser().parse_args(arguments)
-    try:
-        out, names = cli.check_folder(given.workdir, 'out'), given.datasets.split(',')
+    args = parser().parse_args(arguments)
+    with cli.errors_in_one_line():
+        out, names = cli.check_folder(args.workdir, 'out'), args.datasets.split(',')
         if unknown := [name for name in names if name not in EPOCHS]:
             raise FieldError('datasets', f' has {unknown[0]!r}: expected of {", ".join(EPOCHS)}')
         start()
@@ -263,8 +247,6 @@ def main(arguments: Sequence[str] | None = None) -> None:
             for found in study(dataset, out):
                 files.write_json(RESULT, table(before + found, said))
             before += found
-    except UserError as e:
-        cli.fail(e)
 
 
 if __name__ == '__main__':

@@ -22,13 +22,13 @@ from typing import Any
 import jax
 
 from ghn_jax.base import bounds, cli, files, lock
-from ghn_jax.base.errors import FieldError, UserError
+from ghn_jax.base.errors import FieldError
 from ghn_jax.base.fields import bounded, check_declared
 from ghn_jax.base.paths import Place
 from ghn_jax.base.start import start
 from ghn_jax.datasets.load import Dataset, load
 from ghn_jax.evaluation.selection import image_batches
-from ghn_jax.models.folding import Calibrated, fold
+from ghn_jax.models.folding import fold
 from ghn_jax.models.model import Model
 from ghn_jax.models.tracing import trace
 from ghn_jax.quant.policy import Policy
@@ -131,7 +131,7 @@ def _train(
     data = images.dataset
     net = BlockNet(kind, spec.channels, spec.blocks, spec.expansion, data.num_classes)
     model = trace(net, (1, *data.train.images.shape[1:]))
-    trainer = make_trainer(model.apply, None, spec.training, len(data.train.labels), flip=data.flip)
+    trainer = make_trainer(model.apply, None, spec.training, data)
     score = _scorer(model, images)
     policy = hypernetwork.used(Policy()) if hypernetwork else Policy()  # that parameters are predicted for
     settings = {
@@ -163,11 +163,10 @@ def _scorer(model: Model, images: TuningImages) -> Callable[[TrainingState], dic
 
     def accuracy(policy: Policy) -> Accuracy:
         quantizer = model.quantizer(policy)
-
-        def apply(network: Calibrated, x: jax.Array) -> jax.Array:
-            return network.apply(x, dataclasses.replace(quantizer, ranges=network.ranges))
-
-        return Accuracy(apply, images.test)
+        return Accuracy(
+            lambda network, x: network.apply(x, dataclasses.replace(quantizer, ranges=network.ranges)),
+            images.test,
+        )
 
     accuracies = {bits: accuracy(policy) for bits, policy in policies.items()}
 
@@ -216,22 +215,22 @@ def parser() -> argparse.ArgumentParser:
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """Run the study, and write its tables and its picture after each kind."""
-    given = parser().parse_args(arguments)
-    try:
-        out = cli.check_folder(given.out, 'out')
-        predicts = given.hypernetwork or HYPERNETWORKS.get(given.dataset)
+    args = parser().parse_args(arguments)
+    with cli.errors_in_one_line():
+        out = cli.check_folder(args.out, 'out')
+        predicts = args.hypernetwork or HYPERNETWORKS.get(args.dataset)
         default = (*RANDOM, PREDICTED) if predicts else tuple(RANDOM)
         spec = InitializationSpec(
-            kinds=tuple(given.kinds.split(',')),
-            starts=tuple(given.init.split(',')) if given.init else default,
-            seeds=bounds.integers('seeds', given.seeds.split(','), 'seed'),
-            channels=bounds.integers('channels', given.channels.split(','), 'channels'),
-            blocks=given.blocks,
-            expansion=given.expansion,
-            training=training_of(given, ema=0.0),
+            kinds=tuple(args.kinds.split(',')),
+            starts=tuple(args.init.split(',')) if args.init else default,
+            seeds=bounds.integers('seeds', args.seeds.split(','), 'seed'),
+            channels=bounds.integers('channels', args.channels.split(','), 'channels'),
+            blocks=args.blocks,
+            expansion=args.expansion,
+            training=training_of(args, ema=0.0),
         )
         start()
-        dataset = load(given.dataset, data_dir=given.data_dir, image_size=given.image_size)
+        dataset = load(args.dataset, data_dir=args.data_dir, image_size=args.image_size)
         predicts = predicts if PREDICTED in spec.starts else None
         hypernetwork = load_hypernetwork(predicts) if predicts else None
         said = about(dataset, spec, command_line(parser(), arguments), predicts)
@@ -239,8 +238,6 @@ def main(arguments: Sequence[str] | None = None) -> None:
             for name, table in make_tables(runs, said).items():
                 files.write_json(out / f'{name}.json', table)
             files.write(out / 'initialization.png', picture(runs))
-    except UserError as e:
-        cli.fail(e)
 
 
 if __name__ == '__main__':

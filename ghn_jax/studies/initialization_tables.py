@@ -5,13 +5,13 @@ and `weights` and `activations`, the statistics of each layer (`layer_statistics
 """
 
 import itertools
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
 
 from ghn_jax.studies.block_kinds import KINDS, ROLES, role_of
-from ghn_jax.tuning.comparison_table import FLOAT_NAME, mean_of
+from ghn_jax.tuning.comparison_table import FLOAT_NAME, grouped, mean_of
 
 Record = Mapping[str, Any]
 LEARNED = 50.0  # percent in float at the end: a network that did not learn has no accuracy to lose
@@ -37,9 +37,9 @@ def make_tables(runs: Sequence[Record], about: Mapping[str, Any]) -> dict[str, d
     common = {'about': dict(about), 'notes': [_NOTE]}
     by_start = [
         [norm, init, *_row(members)]
-        for (norm, init), members in _grouped(runs, lambda run: (norm_of(run), run['init']))
+        for (norm, init), members in grouped(runs, lambda run: (norm_of(run), run['init'])).items()
     ]
-    by_kind = [[kind, *_row(members)] for kind, members in _grouped(runs, lambda run: run['kind'])]
+    by_kind = [[kind, *_row(members)] for kind, members in grouped(runs, lambda run: run['kind']).items()]
     return {
         'initialization': {
             'title': 'Initialisations',
@@ -93,13 +93,6 @@ def mean_of_layers(
         if role in ('', role_of(name)) and layer[key] is not None
     ]
     return float(np.mean(values)) if values else None
-
-
-def _grouped(runs: Sequence[Record], key: Callable[[Record], Any]) -> list[tuple[Any, list[Record]]]:
-    groups: dict[Any, list[Record]] = {}
-    for run in runs:
-        groups.setdefault(key(run), []).append(run)
-    return list(groups.items())
 
 
 def _row(runs: Sequence[Record]) -> list[Any]:

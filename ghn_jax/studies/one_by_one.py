@@ -19,7 +19,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from ghn_jax.base import cli, files
-from ghn_jax.base.errors import UserError
+from ghn_jax.base.paths import Place
 from ghn_jax.datasets.load import Dataset
 from ghn_jax.evaluation import results
 from ghn_jax.evaluation.public import evaluate
@@ -105,7 +105,7 @@ def trained(
     models: Sequence[Model],
     hypernetwork: Hypernetwork,
     dataset: Dataset,
-    out: pathlib.Path,
+    out: Place,
 ) -> Scores:
     """Train the networks from random weights for so many passes, and return their scores."""
     spec = FinetuneSpec(
@@ -178,7 +178,7 @@ def _networks(hypernetwork: Hypernetwork) -> list[NetworkSpec]:
     return with_names([space.sample('test', seed=0, index=i) for i in range(NETWORKS)])
 
 
-def study(name: str, out: pathlib.Path) -> dict[str, Any]:
+def study(name: str, out: Place) -> dict[str, Any]:
     """Return the table of a case.
 
     Raises:
@@ -207,13 +207,10 @@ def parser() -> argparse.ArgumentParser:
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """Run the study of a case."""
-    given = parser().parse_args(arguments)
-    try:
-        out = pathlib.Path(str(cli.check_folder(given.workdir, 'out'))) / given.case
-        made = study(given.case, out)
-        files.write_json(pathlib.Path('docs/results') / f'one_by_one_{given.case}.json', made)
-    except UserError as e:
-        cli.fail(e)
+    args = parser().parse_args(arguments)
+    with cli.errors_in_one_line():
+        made = study(args.case, cli.check_folder(args.workdir, 'out') / args.case)
+        files.write_json(pathlib.Path('docs/results') / f'one_by_one_{args.case}.json', made)
 
 
 if __name__ == '__main__':

@@ -247,16 +247,14 @@ def parser() -> argparse.ArgumentParser:
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """Run the study of a case."""
-    given = parser().parse_args(arguments)
-    name, case = given.case, CASES[given.case]
-    try:
-        out = pathlib.Path(str(cli.check_folder(given.workdir, 'out'))) / name
+    args = parser().parse_args(arguments)
+    name, case = args.case, CASES[args.case]
+    with cli.errors_in_one_line():
+        out = pathlib.Path(str(cli.check_folder(args.workdir, 'out'))) / name
         out.mkdir(parents=True, exist_ok=True)
         write_network(case, out)
         for found in study(case.ways, out):
             files.write_json(result_of(name), table(found, about(name)))
-    except UserError as e:
-        cli.fail(e)
 
 
 if __name__ == '__main__':

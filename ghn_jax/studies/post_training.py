@@ -27,7 +27,6 @@ import optax
 from jax import Array
 
 from ghn_jax.base import cli, files
-from ghn_jax.base.errors import UserError
 from ghn_jax.base.paths import Place
 from ghn_jax.base.start import start
 from ghn_jax.datasets.load import Dataset, load
@@ -42,7 +41,7 @@ from ghn_jax.reporting.tables import bits_label
 from ghn_jax.runs import hypernetwork as hypernetworks
 from ghn_jax.runs.hypernetwork import Hypernetwork
 from ghn_jax.studies.study_arguments import case_parser, provenance
-from ghn_jax.tuning.comparison_table import mean_of
+from ghn_jax.tuning.comparison_table import grouped, mean_of
 from ghn_jax.tuning.correction import norm_statistics
 from ghn_jax.tuning.pd_quant import pd_quant
 from ghn_jax.tuning.quantize import Network, top1
@@ -185,8 +184,7 @@ def quantized(model: Model, params: Any, dataset: Dataset, plan: Plan) -> dict[s
 def table(found: list[dict[str, Any]], about: Mapping[str, Any]) -> dict[str, Any]:
     """Return the table of a study, as `reporting.docs_tables` has them."""
     rows = []
-    for kind in sorted({one['kind'] for one in found}, reverse=True):
-        of_kind = [one for one in found if one['kind'] == kind]
+    for kind, of_kind in grouped(found, lambda one: one['kind']).items():
         for method in of_kind[0]['scores']:
             name = f'PD-Quant without {method}' if method in WITHOUT.values() else _NAMES[method]
             cells = [
@@ -230,18 +228,16 @@ def parser() -> argparse.ArgumentParser:
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """Run the study of a data set."""
-    given = parser().parse_args(arguments)
-    name, plan = given.case, PLANS[given.case]
+    args = parser().parse_args(arguments)
+    name, plan = args.case, PLANS[args.case]
     result = RESULT / ('pd_quant.json' if name == 'digits' else f'pd_quant_{name}.json')
-    try:
-        out = cli.check_folder(given.workdir, 'out')
+    with cli.errors_in_one_line():
+        out = cli.check_folder(args.workdir, 'out')
         start()
         dataset = load(name, image_size=SIZE)
         out.mkdir(parents=True, exist_ok=True)
         for found in study(dataset, plan, out):
             files.write_json(result, table(found, about(dataset, plan)))
-    except UserError as e:
-        cli.fail(e)
 
 
 if __name__ == '__main__':

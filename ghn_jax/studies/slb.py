@@ -20,7 +20,7 @@ from typing import Any
 import numpy as np
 
 from ghn_jax.base import bounds, cli, files
-from ghn_jax.base.errors import FieldError, UserError
+from ghn_jax.base.errors import FieldError
 from ghn_jax.base.paths import Place
 from ghn_jax.base.start import start
 from ghn_jax.datasets.cifar10 import Split
@@ -178,16 +178,16 @@ def parser() -> argparse.ArgumentParser:
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """Run the study, and write its tables."""
-    given = parser().parse_args(arguments)
-    try:
-        out, spec = cli.check_folder(given.out, 'out'), _spec(given)
+    args = parser().parse_args(arguments)
+    with cli.errors_in_one_line():
+        out, spec = cli.check_folder(args.out, 'out'), _spec(args)
         start()
-        dataset = load(given.dataset, data_dir=given.data_dir, image_size=given.image_size)
-        dataset = _first_images(dataset, given.train_images)
-        inits = given.init.split(',')
-        hypernetwork = load_hypernetwork(given.hypernetwork) if given.hypernetwork else None
-        specs = with_names(load_networks(given.arch)) if given.arch else []
-        models, sources = make_models(specs, None if given.arch else given.model, given.image_size)
+        dataset = load(args.dataset, data_dir=args.data_dir, image_size=args.image_size)
+        dataset = _first_images(dataset, args.train_images)
+        inits = args.init.split(',')
+        hypernetwork = load_hypernetwork(args.hypernetwork) if args.hypernetwork else None
+        specs = with_names(load_networks(args.arch)) if args.arch else []
+        models, sources = make_models(specs, None if args.arch else args.model, args.image_size)
         runs = study(models, sources, inits, spec, out, dataset, hypernetwork)
         command = command_line(parser(), arguments)
         taken = about(dataset, models, spec, command)
@@ -196,8 +196,6 @@ def main(arguments: Sequence[str] | None = None) -> None:
         for name, (columns, rows) in tables.items():
             table = {'title': 'Searched weights', 'about': taken, 'columns': columns, 'rows': rows}
             files.write_json(out / f'slb_{dataset.name}{name}.json', table)
-    except UserError as e:
-        cli.fail(e)
 
 
 def _first_images(dataset: Dataset, count: int) -> Dataset:
@@ -208,15 +206,15 @@ def _first_images(dataset: Dataset, count: int) -> Dataset:
     return dataclasses.replace(dataset, train=Split(*(part[: count or None] for part in dataset.train)))
 
 
-def _spec(given: argparse.Namespace) -> FinetuneSpec:
+def _spec(args: argparse.Namespace) -> FinetuneSpec:
     return FinetuneSpec(
-        policies=tuple(map(parse_bits, given.bits.split(','))),
-        training=training_of(given),
-        seeds=bounds.integers('seeds', given.seeds.split(','), 'seed'),
-        eval_batch_size=given.eval_batch_size,
-        num_images=given.num_images,
-        search=SearchSpec(logits=given.logits),
-        marks=tuple(range(given.epochs + 1)),
+        policies=tuple(map(parse_bits, args.bits.split(','))),
+        training=training_of(args),
+        seeds=bounds.integers('seeds', args.seeds.split(','), 'seed'),
+        eval_batch_size=args.eval_batch_size,
+        num_images=args.num_images,
+        search=SearchSpec(logits=args.logits),
+        marks=tuple(range(args.epochs + 1)),
     )
 
 

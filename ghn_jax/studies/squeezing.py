@@ -17,7 +17,6 @@ from collections.abc import Sequence
 from typing import Any
 
 from ghn_jax.base import cli, files
-from ghn_jax.base.errors import UserError
 from ghn_jax.base.paths import Place
 from ghn_jax.base.start import start
 from ghn_jax.quant.policy import parse_bits
@@ -68,13 +67,11 @@ def parser() -> argparse.ArgumentParser:
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """Run the study of a data set."""
-    given = parser().parse_args(arguments)
-    try:
-        out = cli.check_folder(given.workdir, 'out')
+    args = parser().parse_args(arguments)
+    with cli.errors_in_one_line():
+        out = cli.check_folder(args.workdir, 'out')
         start()
         files.write_json(RESULT, study(SPEC, out))
-    except UserError as e:
-        cli.fail(e)
 
 
 if __name__ == '__main__':

@@ -54,10 +54,10 @@ def make_parser(
     return made
 
 
-def training_of(given: argparse.Namespace, **changes: Any) -> TrainingSpec:
+def training_of(args: argparse.Namespace, **changes: Any) -> TrainingSpec:
     """Return how networks are trained. Raises FieldError for a number out of its bounds."""
     names = 'epochs', 'batch_size', 'learning_rate', 'augment'
-    return TrainingSpec(**{name: getattr(given, name) for name in names} | changes)
+    return TrainingSpec(**{name: getattr(args, name) for name in names} | changes)
 
 
 def count_passes(passes: int) -> str:

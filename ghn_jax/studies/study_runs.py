@@ -10,11 +10,12 @@ from ml_collections import ConfigDict
 
 from ghn_jax import config as configs
 from ghn_jax.base import jsonfile, paths
+from ghn_jax.base.bounds import BOUNDS
 from ghn_jax.base.errors import FieldError, UserError, of_field, shown
 from ghn_jax.config import RunConfig
 from ghn_jax.quant.strategy import strategy_of
 
-_MAX_SEED = 2**31 - 1
+_MAX_SEED = BOUNDS['seed'][1]
 _TASK = ('dataset', 'data_dir', 'image_size', 'space')  # on which images and networks runs are scored
 
 
@@ -85,14 +86,14 @@ def make_runs(
     """
     config = configs.freeze(config)
     if not seeds:
-        return [StudyRun(name, name, _changed(config, name, own)) for name, own in strategies.items()]
+        return [StudyRun(name, name, _changed(config, name, changes)) for name, changes in strategies.items()]
     study_runs = []
-    for name, own in strategies.items():
-        if 'seed' in own:
+    for name, changes in strategies.items():
+        if 'seed' in changes:
             raise FieldError('seeds', f': strategy {name!r} has a seed of its own: leave one out')
         for seed in seeds:
             study_runs.append(
-                StudyRun(f'{name}.seed{seed}', name, _changed(config, name, {**own, 'seed': seed}))
+                StudyRun(f'{name}.seed{seed}', name, _changed(config, name, {**changes, 'seed': seed}))
             )
     return study_runs
 

@@ -13,13 +13,14 @@ from tabulate import tabulate
 
 from ghn_jax.evaluation import results
 from ghn_jax.studies.study_runs import StudyRun
+from ghn_jax.tuning.comparison_table import grouped
 
 
 def make_tables(
     done: Sequence[tuple[StudyRun, Mapping]], strategies: Mapping[str, Any], baseline: str, wanted: dict
 ) -> dict[str, Any]:
     """Make the tables: rows by split and bits, parts by part of the networks, of all runs and over seeds."""
-    bases = {v.config.seed: result for v, result in done if v.strategy == baseline}
+    bases = {study_run.config.seed: result for study_run, result in done if study_run.strategy == baseline}
     rows, parts = [], []
     for study_run, result in done:
         run = {'strategy': study_run.strategy, 'seed': study_run.config.seed}
@@ -41,8 +42,8 @@ def make_tables(
     protocol = next((result['protocol'] for _, result in done), {})
     same = ('dataset', 'note', 'images', 'image_size', 'batch_size', 'batch_norm', 'ranges', 'seed')
     curves = [
-        {'strategy': v.strategy, 'seed': v.config.seed, **point}
-        for v, result in done
+        {'strategy': study_run.strategy, 'seed': study_run.config.seed, **point}
+        for study_run, result in done
         for point in result.get('validations', ())
     ]
     return {
@@ -52,7 +53,7 @@ def make_tables(
         'reached': _reached(curves, baseline),
         'over_seeds': {'rows': _over_seeds(rows, 'split', 'bits'), 'parts': _over_seeds(parts, 'part')},
         'baseline': baseline,
-        'strategies': {v.strategy: dict(strategies[v.strategy]) for v, _ in done},
+        'strategies': {study_run.strategy: dict(strategies[study_run.strategy]) for study_run, _ in done},
         'protocol': {key: protocol[key] for key in same if key in protocol} | wanted,
     }
 
@@ -73,11 +74,8 @@ def _over_seeds(rows: Sequence[Mapping[str, Any]], *keys: str) -> list[dict[str,
     """A row for each strategy and value of `keys`: means over seeds, and their standard errors over seeds; of
     one seed, the row as it is, with its standard errors over networks.
     """
-    groups: dict[tuple, list[Mapping[str, Any]]] = {}
-    for row in rows:
-        groups.setdefault(tuple(row[key] for key in ('strategy', *keys)), []).append(row)
     lines = []
-    for members in groups.values():
+    for members in grouped(rows, lambda row: tuple(row[key] for key in ('strategy', *keys))).values():
         line = {key: members[0][key] for key in ('strategy', 'steps', *keys) if key in members[0]}
         line['seeds'] = [row['seed'] for row in members]
         for name in ('top1', 'difference'):

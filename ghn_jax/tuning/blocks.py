@@ -10,7 +10,6 @@ block is a residual block, a cell, or a single layer with what follows it (arXiv
 
 import dataclasses
 from collections.abc import Mapping, Sequence
-from typing import Any
 
 import jax
 import numpy as np
@@ -82,14 +81,14 @@ def _cut(folded: FoldedProgram) -> tuple[Block, ...]:
     program = folded.program
     flow, fixed = _flow(program)
     crossing = _crossing(program, flow)
-    layers = {step.outputs[0] for k, step in enumerate(program.steps) if k in folded.sites}
-    ends = _ends(flow, [len(values) for values in crossing], layers)
+    site_of = {program.steps[k].outputs[0]: site for k, site in folded.sites.items()}
+    ends = _ends(flow, [len(values) for values in crossing], set(site_of))
     blocks, read = [], set[int]()
     for begin, end in zip((0, *ends), ends):
         reads = {slot for step in flow[begin:end] for slot in step.inputs if isinstance(slot, int)} - read
         norms = {k: slot for k, slot in enumerate(folded.sources) if slot in reads}
         steps = [*fixed, *flow[begin:end]]
-        blocks.append(_block(folded, steps, crossing[begin], crossing[end], norms))
+        blocks.append(_block(program, site_of, steps, crossing[begin], crossing[end], norms))
         read |= reads
     return tuple(blocks)
 
@@ -129,21 +128,23 @@ def _ends(flow: Sequence[Step], widths: Sequence[int], layers: set[int]) -> list
 
 
 def _is_minimum(widths: Sequence[int], k: int) -> bool:
+    """Whether the nearest width that differs is a larger one, to both sides of k."""
     others = (next((w for w in side if w != widths[k]), np.inf) for side in (widths[k::-1], widths[k:]))
     return all(other > widths[k] for other in others)
 
 
 def _block(
-    folded: FoldedProgram,
+    whole: FlatProgram,
+    site_of: Mapping[int, Site],
     steps: Sequence[Step],
     entering: tuple[int, ...],
     leaving: tuple[int, ...],
     norms: dict[int, int],
 ) -> Block:
+    """Make a block of some steps of the whole program. site_of: by the slot of a step's result."""
     filled = {slot for step in steps for slot in step.outputs}
     kept = needed(steps, (*leaving, *norms.values()))
-    program = FlatProgram(kept, entering, folded.program.constants, leaving)
-    site_of = _sites_by_result(folded)
+    program = FlatProgram(kept, entering, whole.constants, leaving)
     sites = {
         k: _inside(site_of[step.outputs[0]], filled.union(entering))
         for k, step in enumerate(kept)
@@ -151,11 +152,6 @@ def _block(
     }
     made = tuple(place for place, slot in enumerate(leaving) if slot not in entering)
     return Block(program, sites, made, norms)
-
-
-def _sites_by_result(folded: FoldedProgram) -> Mapping[int, Site]:
-    steps: Any = folded.program.steps
-    return {steps[k].outputs[0]: site for k, site in folded.sites.items()}
 
 
 def _inside(site: Site, known: set[int]) -> Site:

@@ -5,12 +5,13 @@ Accuracies are in percent.
 """
 
 import math
-from collections.abc import Mapping, Sequence
-from typing import Any
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import Any, TypeVar
 
 import numpy as np
 from tabulate import tabulate
 
+T = TypeVar('T')
 FLOAT_NAME = 'w32a32'
 KINDS = {'batch': '', 'calibrated': 'calibrated '}
 """What the statistics of a score may be, and what a column says of it."""
@@ -19,6 +20,14 @@ KINDS = {'batch': '', 'calibrated': 'calibrated '}
 def marks(epochs: int) -> tuple[int, ...]:
     """Return after which passes over the training images a network is scored: 0, 1, 5 and all."""
     return tuple(sorted({mark for mark in (0, 1, 5, epochs) if mark <= epochs}))
+
+
+def grouped(rows: Iterable[T], key: Callable[[T], Any]) -> dict[Any, list[T]]:
+    """Return rows by their keys, in the order in which these come."""
+    groups: dict[Any, list[T]] = {}
+    for row in rows:
+        groups.setdefault(key(row), []).append(row)
+    return groups
 
 
 def compare(runs: Sequence[Mapping[str, Any]], epochs: int) -> dict[str, Any]:
@@ -40,8 +49,7 @@ def compare(runs: Sequence[Mapping[str, Any]], epochs: int) -> dict[str, Any]:
     for kind, rounded, mark in scored:
         columns.append(f'{KINDS[kind]}{"quantized" if rounded else "float"}, {mark}')
     rows = []
-    for bits, init in dict.fromkeys((run['bits'], run['init']) for run in runs):
-        members = [run for run in runs if (run['bits'], run['init']) == (bits, init)]
+    for (bits, init), members in grouped(runs, lambda run: (run['bits'], run['init'])).items():
         networks, seeds = ({run[key] for run in members} for key in ('network', 'seed'))
         row: list[Any] = [bits, init, len(networks), len(seeds)]
         for kind, rounded, mark in scored:

@@ -17,7 +17,7 @@ from typing import Any
 import ghn_jax
 from ghn_jax.base import files, lock
 from ghn_jax.base.errors import FieldError, UserError
-from ghn_jax.base.fields import bounded, check_declared
+from ghn_jax.base.fields import bounded, check_declared, choice
 from ghn_jax.base.paths import Place, is_file_name
 from ghn_jax.datasets.load import Dataset
 from ghn_jax.evaluation.evaluation_spec import BATCH_SIZE
@@ -70,7 +70,7 @@ class FinetuneSpec:
     policies: tuple[Policy, ...]
     training: TrainingSpec
     seeds: tuple[int, ...] = (0,)
-    batch_norm: str = 'batch'
+    batch_norm: str = choice('batch', STATISTICS)
     eval_batch_size: int = bounded('batch_size', BATCH_SIZE)
     num_images: int = bounded('num_images', 0)
     search: SearchSpec | None = None
@@ -88,8 +88,6 @@ class FinetuneSpec:
 
     def __post_init__(self) -> None:
         check_declared(self)
-        if self.batch_norm not in STATISTICS:
-            raise FieldError('batch_norm', f'={self.batch_norm}: expected one of {", ".join(STATISTICS)}')
         if self.search and self.batch_norm == 'fixed':
             raise FieldError(
                 'batch_norm', '=fixed: slb estimates statistics with the weights it has found: give another'
@@ -261,7 +259,7 @@ def _images(dataset: Dataset, spec: FinetuneSpec) -> TuningImages:
 
 def _about(models: Sequence[Model], spec: FinetuneSpec, images: TuningImages) -> dict[str, Any]:
     calibration = sum(map(len, images.calibration))
-    networks = {'networks': ', '.join(model.name for model in models)}
-    search = {'search': dataclasses.asdict(spec.search)} if spec.search else {}
-    how = {'statistics': spec.batch_norm} | ({'calibration images': calibration} if calibration else {})
-    return images.about(spec.training, spec.seeds, what=networks | search, how=how)
+    before = {'networks': ', '.join(model.name for model in models)}
+    before |= {'search': dataclasses.asdict(spec.search)} if spec.search else {}
+    after = {'statistics': spec.batch_norm} | ({'calibration images': calibration} if calibration else {})
+    return images.about(spec.training, spec.seeds, before=before, after=after)

@@ -136,10 +136,8 @@ class Search:
             score, left = FormatScore(0, 0.0), self.images
             for x, y in self.batches:
                 correct, loss, _ = self._run(formats, x, y)
-                score, left = (
-                    FormatScore(score.correct + int(correct), score.loss + float(loss)),
-                    left - len(y),
-                )
+                score = FormatScore(score.correct + int(correct), score.loss + float(loss))
+                left -= len(y)
                 if score.correct + left < least:
                     return False
             self.scores[key] = score
@@ -252,7 +250,10 @@ def narrowed(search: Search, formats: np.ndarray, i: int, least: int) -> np.ndar
     while search.leader(i) == i and enough - too_few > 1:
         bits = (enough + too_few) // 2
         fewer = next((c for c in beside(bits) if search.meets(c, least)), None)
-        formats, enough, too_few = (formats, enough, bits) if fewer is None else (fewer, bits, too_few)
+        if fewer is None:
+            too_few = bits
+        else:
+            formats, enough = fewer, bits
     passing = [c for c in (formats, *beside(enough)) if search.meets(c, least)]
     return min(passing or [formats], key=lambda candidate: search.score(candidate).loss)
 

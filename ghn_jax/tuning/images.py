@@ -4,7 +4,7 @@ Axes: B images of a batch | H pixels on a side.
 """
 
 import dataclasses
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import jax
@@ -76,15 +76,15 @@ class TuningImages:
         return [self.dataset.name, list(self.dataset.train.images.shape), self.dataset.digest]
 
     def about(
-        self, training: TrainingSpec, seeds: Sequence[int], *, what: Mapping[str, Any], how: Mapping[str, Any]
+        self, training: TrainingSpec, seeds: Sequence[int], *, before: dict[str, Any], after: dict[str, Any]
     ) -> dict[str, Any]:
         """Return what is said below a table of trainings on these images.
 
         Args:
           training: how each network is trained.
           seeds: of the trainings.
-          what: entries that come before these, on what is trained.
-          how: entries that come after these, on what else is special about the trainings.
+          before: entries that come before these, on what is trained.
+          after: entries that come after these, on what else is special about the trainings.
         """
         dataset, test = self.dataset, self.test
         return {
@@ -93,7 +93,7 @@ class TuningImages:
             'image size': dataset.train.images.shape[1],
             'training images': len(dataset.train.labels),
             'test images': f'{test.count} in batches of {test.labels.shape[1]}',
-            **what,
+            **before,
             'seeds': ', '.join(map(str, seeds)),
             'epochs': training.epochs,
             'batch size': training.batch_size,
@@ -102,6 +102,6 @@ class TuningImages:
             'weight decay': training.weight_decay,
             'moving average': training.ema,
             'augmented': 'yes' if training.augment else 'no',
-            **how,
+            **after,
             'device': f'1 x {jax.devices()[0].device_kind}',
         }

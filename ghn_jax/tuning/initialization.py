@@ -81,7 +81,7 @@ def random_params(model: Model, initializer: Initializer, seed: int) -> Any:
         elif len(p.shape) > 1:
             value = initializer(jax.random.fold_in(key, i), p.shape)
         else:
-            value = np.full(p.shape, 1 - p.row, np.float32)
+            value = np.full(p.shape, 1 - p.row, np.float32)  # row 0 is a scale, row 1 a shift or a bias
         tensors[p.name] = np.asarray(value)
     return to_params(model, tensors, model.kept)
 
@@ -127,13 +127,13 @@ def parse_starts(
     Args:
       names: without repetitions.
       models: that are to begin there.
-      hypernetwork: that predicts them; None: there is none.
+      hypernetwork: that predicts them; None, or one of images alone: there is none.
 
     Raises:
       UserError: an unknown name, 'predicted' without a hypernetwork, parameters or a hypernetwork of other
         models.
     """
-    check_starts(names, predicted=hypernetwork is not None)
+    check_starts(names, predicted=hypernetwork is not None and hypernetwork.run.params is not None)
     starts = []
     for name in dict.fromkeys(names):
         if name == PREDICTED and hypernetwork is not None:
@@ -167,6 +167,6 @@ def _of_file(name: str, models: Sequence[Model]) -> Start:
     path = paths.local(name, 'init')
     if len(models) > 1:
         raise FieldError('init', f'={name} is of one network, {len(models)} are given: give one network')
-    given = read_params(models[0], path)
+    params = read_params(models[0], path)
     digest = zlib.crc32(path.read_bytes())
-    return Start(path.stem, f'{os.fspath(path.name)} {digest:08x}', lambda model, policy, seed: given)
+    return Start(path.stem, f'{os.fspath(path.name)} {digest:08x}', lambda model, policy, seed: params)

@@ -2,8 +2,9 @@
 
 import abc
 import dataclasses
+import functools
 from collections.abc import Mapping
-from typing import Any, Self
+from typing import Any
 
 import jax.numpy as jnp
 
@@ -13,9 +14,10 @@ from ghn_jax.models.activation_ranges import find_ranges
 from ghn_jax.models.folding import Calibrated
 from ghn_jax.models.model import Model
 from ghn_jax.models.quantizer import FakeQuantizer
-from ghn_jax.quant.policy import FLOAT_BITS, NamedWidths, Policy
+from ghn_jax.quant.policy import NamedWidths, Policy
 from ghn_jax.quant.scheme import Scheme
 from ghn_jax.runs.calibrated_file import QuantizedNetwork, save
+from ghn_jax.tuning.comparison_table import FLOAT_NAME
 from ghn_jax.tuning.images import TuningImages
 from ghn_jax.tuning.scoring import CalibratedScorer
 from ghn_jax.tuning.training import Trainer, TrainingSpec, TrainingState
@@ -41,6 +43,13 @@ class Setup:
     statistics: str
     source: Mapping[str, str] | None
 
+    @functools.cached_property
+    def calibrated_scorer(self) -> CalibratedScorer | None:
+        """Scores a network with fixed statistics; None where they are those of each batch."""
+        if self.statistics == 'batch':
+            return None
+        return CalibratedScorer(self.model, self.images.test, self.images.calibration)
+
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Method(abc.ABC):
@@ -51,14 +60,12 @@ class Method(abc.ABC):
       bits: the name of the policy.
       policy: the bits that networks are trained with, after `used` of `finetune`.
       trainer: compiled for all bits, which are among the data of its states.
-      calibrated_scorer: scores a network with fixed statistics; None where they are those of each batch.
     """
 
     setup: Setup
     bits: str
     policy: Policy
     trainer: Trainer
-    calibrated_scorer: CalibratedScorer | None
 
     @abc.abstractmethod
     def begin(self, params: Any, seed: int) -> TrainingState:
@@ -72,36 +79,23 @@ class Method(abc.ABC):
     def keep(self, place: Place, state: TrainingState, metadata: Mapping[str, str]) -> None:
         """Write the network of the last state."""
 
-    @classmethod
-    def at_each(cls, setup: Setup, policies: Mapping[str, Policy], **programs: Any) -> list[Self]:
-        """Return the method at each of the policies.
-
-        Args:
-          setup: of all of them.
-          policies: by what they are called.
-          programs: further attributes, the same at all policies.
-        """
-        images, scorer = setup.images, None
-        if setup.statistics != 'batch':
-            scorer = CalibratedScorer(setup.model, images.test, images.calibration)
-        of: dict[str, Any] = dict(setup=setup, calibrated_scorer=scorer, **programs)
-        return [cls(bits=bits, policy=policy, **of) for bits, policy in policies.items()]
-
     @property
     def widths(self) -> NamedWidths:
         """Bits by the weight's name."""
         return resolve(self.policy, self.setup.model.graph)
 
+    @property
+    def quantizers(self) -> dict[str, FakeQuantizer]:
+        """What a network is scored with, by the name of the score: in float, and at these bits."""
+        model, scheme = self.setup.model, self.setup.scheme
+        policies = {FLOAT_NAME: Policy(), self.bits: self.policy}
+        return {name: model.quantizer(policy, scheme) for name, policy in policies.items()}
+
     def save_calibrated(
-        self,
-        folder: Place,
-        network: Calibrated,
-        quantizer: FakeQuantizer,
-        scheme: Scheme,
-        metadata: Mapping[str, str],
+        self, folder: Place, network: Calibrated, scheme: Scheme, metadata: Mapping[str, str]
     ) -> None:
         """Write a quantized network with the ranges that it has on the calibration images."""
-        setup = self.setup
+        setup, quantizer = self.setup, self.quantizers[self.bits]
         ranges = find_ranges(setup.model, Calibrated.apply, network, setup.images.calibration, quantizer)
         network = dataclasses.replace(network, ranges=ranges)
         assert setup.source is not None
@@ -111,8 +105,3 @@ class Method(abc.ABC):
 def as_data(widths: NamedWidths) -> dict[str, Any]:
     """Return bits as arrays: programs that take them serve every policy."""
     return {name: tuple(map(jnp.int32, pair)) for name, pair in widths.items()}
-
-
-def unrounded(widths: NamedWidths) -> dict[str, Any]:
-    """Return the bits of a network in float, as `as_data`."""
-    return as_data(dict.fromkeys(widths, (FLOAT_BITS, FLOAT_BITS)))

@@ -142,8 +142,10 @@ class _Way:
             if grids.weights or grids.activations:
                 last = min(first + CHUNK, options.iterations)
                 for i in range(first, last, most):
-                    how: Any = {'steps': min(most, last - i), 'k': k, 'batch_size': options.batch_size}
-                    state = learn(calibrated, grids, images, numbers, state, i, **how)
+                    state = learn(
+                        calibrated, grids, images, numbers, state, i,
+                        steps=min(most, last - i), k=k, batch_size=options.batch_size,
+                    )  # fmt: skip
                 jax.block_until_ready(state)
             done(1)
         network = self._with(calibrated, grids, state[0])
@@ -210,8 +212,8 @@ def _correct(
     """Correct what enters block k."""
     if not block.norms:
         return entering
-    how: Any = {'k': k, 'steps': options.correction_steps, 'pull': options.pull}
-    return _by_batch(lambda x: corrected(calibrated, statistics, x, **how), entering)
+    steps, pull = options.correction_steps, options.pull
+    return _by_batch(lambda x: corrected(calibrated, statistics, x, k=k, steps=steps, pull=pull), entering)
 
 
 def _leave(calibrated: Calibrated, entering: Values, ranges: dict[str, Any], *, k: int) -> Values:

@@ -77,21 +77,6 @@ def calibration_images(dataset: Dataset, count: int) -> np.ndarray:
     return dataset.normalized('train', count)
 
 
-@dataclasses.dataclass(frozen=True)
-class Watch:
-    """What a long method reports to, and what it goes on from.
-
-    Attributes:
-      done: called with the number of parts done since the last call, `count_parts` in all.
-      keep: called with the number of blocks done, and the network so far.
-      begun: the last arguments of `keep`, to go on from; None: begin anew.
-    """
-
-    done: Callable[[int], object] = lambda parts: None
-    keep: Callable[[int, Calibrated], object] = lambda blocks, network: None
-    begun: tuple[int, Calibrated] | None = None
-
-
 METHODS = ('minmax', 'mse', 'pd_quant')
 
 
@@ -100,7 +85,9 @@ def quantize(
     policy: Policy,
     method: str,
     options: ReconstructionOptions | None = None,
-    watch: Watch | None = None,
+    done: Callable[[int], object] = lambda parts: None,
+    begun: tuple[int, Calibrated] | None = None,
+    keep: Callable[[int, Calibrated], object] = lambda blocks, network: None,
 ) -> Calibrated:
     """Quantize a network.
 
@@ -110,7 +97,9 @@ def quantize(
       method: one of METHODS: 'minmax', ranges of all values; 'mse', with the least L2.4 error, both with
         weights rounded to the nearest level (`ranges`); 'pd_quant'.
       options: of 'pd_quant'; None: the published ones.
-      watch: what progress is reported to; None: nothing.
+      done: called with the number of parts done since the last call, `count_parts` in all.
+      begun: the last arguments of `keep`, to go on from; None: begin anew.
+      keep: called with the number of blocks done, and the network so far.
 
     Returns:
       The network with rounded weights, and ranges of weights and activations.
@@ -123,15 +112,14 @@ def quantize(
     widths = resolve(policy, network.calibrated.model.graph)
     if method != 'pd_quant':
         return round_nearest(network.calibrated, network.images, widths, method)
-    watch = watch or Watch()
     (found,) = pd_quant(
         network.calibrated,
         network.images,
         [(widths, options or ReconstructionOptions())],
         norm_statistics(network.calibrated.model, network.params, list(network.batches)),
-        watch.done,
-        (watch.begun[0], [watch.begun[1]]) if watch.begun else (0, ()),
-        lambda blocks, networks: watch.keep(blocks, networks[0]),
+        done,
+        (begun[0], [begun[1]]) if begun else (0, ()),
+        lambda blocks, networks: keep(blocks, networks[0]),
     )
     return found
 
@@ -178,7 +166,7 @@ def quantize_into(
     Args:
       source: how its model is made (`calibrated_file`).
       test: images and labels that it is scored on.
-      done: as of `Watch`.
+      done: as of `quantize`.
 
     Returns:
       A description of the result, ready for JSON.
@@ -203,7 +191,7 @@ def quantize_into(
 
     keep = lambda blocks, so_far: write(so_far, **{UNFINISHED: json.dumps({'key': key, 'blocks': blocks})})
     begun = load_unfinished(folder, network.calibrated.model, key)
-    made = quantize(network, policy, method, options, Watch(done, keep, begun))
+    made = quantize(network, policy, method, options, done, begun, keep)
     return about | {
         'file': str(write(made)),
         'blocks_from_before': begun[0] if begun else 0,

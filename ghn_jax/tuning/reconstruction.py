@@ -22,7 +22,7 @@ import jax.numpy as jnp
 import optax
 from jax import Array, lax
 
-from ghn_jax.base.fields import check_fields, number
+from ghn_jax.base.fields import bounded, check_fields, number
 from ghn_jax.models.folding import Calibrated
 from ghn_jax.quant.grid import Grid, fake_quantize
 from ghn_jax.tuning import adaround
@@ -53,8 +53,8 @@ class ReconstructionOptions:
       FieldError: a number out of its bounds.
     """
 
-    iterations: int = number(PUBLISHED, 1, 10**6)
-    batch_size: int = number(32, 1, 65_536)
+    iterations: int = bounded('iterations', PUBLISHED)
+    batch_size: int = bounded('batch_size', 32)
     prediction: bool = True
     correction: bool = True
     drop: bool = True
@@ -62,7 +62,7 @@ class ReconstructionOptions:
     rounding_weight: float = number(0.01, 1e-9, 1e6)
     temperature: float = number(4.0, 1e-6, 1e6)
     pull: float = number(0.02, 1e-9, 1e6)
-    seed: int = number(0, 0, 2**31 - 1)
+    seed: int = bounded('seed', 0)
 
     def __post_init__(self) -> None:
         check_fields(self)

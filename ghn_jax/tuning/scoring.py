@@ -22,22 +22,25 @@ from ghn_jax.models.quantizer import FakeQuantizer
 class Accuracy:
     """Scores a network: the percentage of images whose label is the first prediction."""
 
-    def __init__(self, apply: Callable[[Any, Array], Array], images: ImageBatches):
+    def __init__(self, apply: Callable[..., Array], images: ImageBatches):
         """Make the function, which is compiled at its first call.
 
         Args:
-          apply: (a network, any pytree; normalised images [B, H, H, 3]) -> logits [B, classes].
+          apply: (a network, normalised images [B, H, H, 3], *arguments) -> logits [B, classes], such as
+            `Model.apply`; network and arguments are pytrees.
           images: that it is scored on.
         """
         self._images = images
         self._count = jax.jit(
-            lambda network, x, y: count_correct(apply(network, normalize(x, images.mean, images.std)), y)
+            lambda x, y, network, *arguments: count_correct(
+                apply(network, normalize(x, images.mean, images.std), *arguments), y
+            )
         )
 
-    def __call__(self, network: Any) -> float:
-        """Return the score of a network in percent."""
+    def __call__(self, network: Any, *arguments: Any) -> float:
+        """Return the score of a network in percent. arguments: further ones of `apply`."""
         each = zip(self._images.images, self._images.labels)
-        correct = [self._count(network, x, y) for x, y in each]
+        correct = [self._count(x, y, network, *arguments) for x, y in each]
         return 100 * sum(map(int, correct)) / self._images.count
 
 
@@ -56,12 +59,7 @@ class CalibratedScorer:
           calibration: batches of images, normalised.
         """
         self._model, self._calibration = model, calibration
-
-        def apply(network: tuple[Calibrated, FakeQuantizer], x: Array) -> Array:
-            calibrated, quantizer = network
-            return calibrated.apply(x, quantizer)
-
-        self._accuracy = Accuracy(apply, images)
+        self._accuracy = Accuracy(Calibrated.apply, images)
 
     def __call__(self, params: Any, quantizers: Mapping[str, FakeQuantizer]) -> dict[str, float]:
         """Return the score of these parameters with each quantizer, in percent.
@@ -76,7 +74,7 @@ class CalibratedScorer:
             if not isinstance(params, Calibrated):
                 network = correct(self._model, params, self._calibration, quantizer)
             ranges = find_ranges(self._model, Calibrated.apply, network, self._calibration, quantizer)
-            scores[name] = self._accuracy((network, quantizer.with_ranges(ranges)))
+            scores[name] = self._accuracy(network, quantizer.with_ranges(ranges))
         return scores
 
 

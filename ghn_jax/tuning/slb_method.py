@@ -27,8 +27,7 @@ from ghn_jax.models.quantizer import FakeQuantizer
 from ghn_jax.quant.grid import Grid
 from ghn_jax.quant.policy import FLOAT_BITS, Policy
 from ghn_jax.tuning import slb
-from ghn_jax.tuning.comparison_table import FLOAT_NAME
-from ghn_jax.tuning.method import Method, Setup, as_data, unrounded
+from ghn_jax.tuning.method import Method, Setup, as_data
 from ghn_jax.tuning.ranges import nearest
 from ghn_jax.tuning.slb import SearchSpec
 from ghn_jax.tuning.slb_programs import Programs, Searched, Untrained
@@ -90,12 +89,20 @@ class Slb(Method):
             for name in searched_names(policy, setup.model)
         ]
         programs = Programs(setup, spec, max(counts))
-        return cls.at_each(setup, policies, trainer=programs.trainer, programs=programs)
+        return [
+            cls(setup=setup, bits=bits, policy=policy, trainer=programs.trainer, programs=programs)
+            for bits, policy in policies.items()
+        ]
 
     @functools.cached_property
     def names(self) -> tuple[str, ...]:
         """The weights that are searched."""
         return searched_names(self.policy, self.setup.model)
+
+    @property
+    def quantizers(self) -> dict[str, FakeQuantizer]:
+        """As of `Method`, for weights on their levels."""
+        return {name: dataclasses.replace(q, rounded=True) for name, q in super().quantizers.items()}
 
     def begin(self, params: Any, seed: int) -> TrainingState:
         widths = as_data(self.widths)
@@ -105,24 +112,20 @@ class Slb(Method):
     def score(self, state: TrainingState) -> dict[str, Any]:
         """Score hard weights and, by statistics of batches, 'soft' ones as in training."""
         rounded, fixed = self.rounded(state), state.fixed
-        each = {FLOAT_NAME: unrounded(self.widths), self.bits: fixed.widths}
-        hard = {name: self.programs.hard((rounded.params, widths)) for name, widths in each.items()}
+        hard = {name: self.programs.hard(rounded.params, q) for name, q in self.quantizers.items()}
         tau = self.programs.temperature(state.step)
         scores: dict[str, Any] = {
             'batch': hard,
-            'soft': {self.bits: self.programs.soft((_kept(state), fixed, tau))},
+            'soft': {self.bits: self.programs.soft(_kept(state), fixed, tau)},
         }
-        if self.calibrated_scorer is not None:
-            policies = {FLOAT_NAME: Policy(), self.bits: self.policy}
-            quantizers = {name: _activations_of(policy, self.setup) for name, policy in policies.items()}
-            scores['calibrated'] = self.calibrated_scorer(self._folded(rounded), quantizers)
+        if self.setup.calibrated_scorer is not None:
+            scores['calibrated'] = self.setup.calibrated_scorer(self._folded(rounded), self.quantizers)
         return scores
 
     def keep(self, place: Place, state: TrainingState, metadata: Mapping[str, str]) -> None:
         """Write a quantized network."""
-        folded, quantizer = self._folded(self.rounded(state)), _activations_of(self.policy, self.setup)
         scheme = dataclasses.replace(self.setup.scheme, granularity='channel', symmetric=False)
-        self.save_calibrated(place, folded, quantizer, scheme, metadata)
+        self.save_calibrated(place, self._folded(self.rounded(state)), scheme, metadata)
 
     def rounded(self, state: TrainingState) -> Rounded:
         """Return the network of a state with its weights on their levels, whatever the temperature."""
@@ -158,10 +161,6 @@ class Slb(Method):
 
 def _kept(state: TrainingState) -> Searched:
     return Searched(state.averaged.params, state.params.logits)
-
-
-def _activations_of(policy: Policy, setup: Setup) -> FakeQuantizer:
-    return FakeQuantizer(resolve(policy, setup.model.graph), setup.scheme, rounded=True)
 
 
 def _gain(folded: np.ndarray, w: np.ndarray) -> np.ndarray:

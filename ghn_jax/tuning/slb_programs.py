@@ -20,7 +20,7 @@ from ghn_jax.tuning import slb
 from ghn_jax.tuning.method import Setup
 from ghn_jax.tuning.scoring import Accuracy
 from ghn_jax.tuning.slb import SearchSpec
-from ghn_jax.tuning.training import TrainingSpec, TrainingState, loss_of, make_optimizer, trainer_of_loss
+from ghn_jax.tuning.training import TrainingState, cross_entropy, make_optimizer, trainer_of_loss
 
 
 class Searched(NamedTuple):
@@ -56,13 +56,9 @@ class Programs:
         self._spec, self._most, self._epochs = spec, most, setup.training.epochs
         data = setup.images.dataset
         self._per_epoch = setup.training.steps_per_epoch(len(data.train.labels))
-        self.trainer = trainer_of_loss(
-            self._loss, setup.training, len(data.train.labels), flip=data.flip,
-            optimizer=self._optimizer(setup.training),
-        )  # fmt: skip
-        soft = lambda network, x: self._apply(network[0], network[1], network[2], x)
-        self.soft = Accuracy(soft, setup.images.test)
-        self.hard = Accuracy(self._apply_hard, setup.images.test)
+        self.trainer = trainer_of_loss(self._loss, setup.training, data, self._optimizer(setup))
+        self.soft = Accuracy(self._apply, setup.images.test)
+        self.hard = Accuracy(self._model.apply, setup.images.test)
         self.begin = jax.jit(self._begin, static_argnames='names')
         self.round = jax.jit(self._round, static_argnames=('names', 'others'))
 
@@ -96,21 +92,16 @@ class Programs:
         return hard, grids | fixed.grids
 
     def _loss(self, searched: Searched, state: TrainingState, x: Array, labels: Array) -> Array:
-        tau = self.temperature(state.step)
-        apply = lambda searched, x, quantizer: self._apply(searched, state.fixed, tau, x)
-        return loss_of(apply, None, searched, x, labels)
+        logits = self._apply(searched, x, state.fixed, self.temperature(state.step))
+        return cross_entropy(logits, labels)
 
-    def _apply(self, searched: Searched, fixed: Untrained, tau: Array, x: Array) -> Array:
+    def _apply(self, searched: Searched, x: Array, fixed: Untrained, tau: Array) -> Array:
         weights = {
             name: slb.soft_weights(logits, *self._values(fixed, name), tau)
             for name, logits in searched.logits.items()
         }
         quantizer = _Mixing(self._by_channel(fixed.widths), weights)
         return self._model.apply(searched.params, x, quantizer)
-
-    def _apply_hard(self, network: tuple[Any, Any], x: Array) -> Array:
-        params, widths = network
-        return self._model.apply(params, x, FakeQuantizer(widths, self._scheme, rounded=True))
 
     def _values(self, fixed: Untrained, name: str) -> tuple[Array, Array]:
         bits, _ = fixed.widths[name]
@@ -125,13 +116,13 @@ class Programs:
         self._model.apply(params, jnp.zeros((2, *self._model.input_shape[1:])), reader)
         return {name: w.astype(jnp.float32) for name, w in reader.found.items()}
 
-    def _optimizer(self, training: TrainingSpec) -> optax.GradientTransformation:
+    def _optimizer(self, setup: Setup) -> optax.GradientTransformation:
         """Return Adam for the logits, at rest from the end of the schedule on, and AdamW for all else."""
         steps = self._per_epoch * self._epochs
         falling = optax.cosine_decay_schedule(self._spec.rate, steps)
         rate = lambda step: jnp.where(jnp.isinf(self.temperature(step)), 0, falling(step))
-        of_logits = optax.chain(optax.clip_by_global_norm(training.clip_norm), optax.adam(rate))
-        transforms = {'params': make_optimizer(training, steps), 'logits': of_logits}
+        of_logits = optax.chain(optax.clip_by_global_norm(setup.training.clip_norm), optax.adam(rate))
+        transforms = {'params': make_optimizer(setup.training, steps), 'logits': of_logits}
         return optax.partition(transforms, Searched('params', 'logits'))  # pyright: ignore[reportArgumentType]
 
 

@@ -36,7 +36,7 @@ from ghn_jax.tuning.initialization import Start
 from ghn_jax.tuning.removal import Removal, least_cost
 from ghn_jax.tuning.scoring import Accuracy
 from ghn_jax.tuning.squeeze_training import KINDS, SqueezeSpec, SqueezeTask, Squeezing
-from ghn_jax.tuning.training import Trainer, TrainingState, loss_of, trainer_of_loss
+from ghn_jax.tuning.training import Trainer, TrainingState, cross_entropy, trainer_of_loss
 from ghn_jax.tuning.widening import Pair
 
 
@@ -81,12 +81,12 @@ def squeeze(
     with lock.holding(out), Progress(total, desc='squeeze') as progress:
         (out / 'runs').mkdir(exist_ok=True)
         for pair in pairs:
-            if pair.arch is not None:
-                files.write(out / f'{pair.name}.widened.json', pair.arch.encode())
+            if pair.spec is not None:
+                files.write(out / f'{pair.name}.widened.json', pair.spec.to_json())
         runs = [task.run(start, seed, out, progress) for task in tasks for seed in spec.seeds]
-    what = {'networks': ', '.join(pair.name for pair in pairs), 'from': start.name}
-    how = {'cost': spec.cost, 'penalty': spec.penalty}
-    about = images.about(spec.training, spec.seeds, what=what, how=how)
+    before = {'networks': ', '.join(pair.name for pair in pairs), 'from': start.name}
+    after = {'cost': spec.cost, 'penalty': spec.penalty}
+    about = images.about(spec.training, spec.seeds, before=before, after=after)
     about['seconds'] = round(time.perf_counter() - begin, 1)
     return {'title': 'Widening and squeezing', 'about': about, **table(runs), 'notes': [_NOTE], 'runs': runs}
 
@@ -95,8 +95,8 @@ def table(runs: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
     """Return the table of trainings: `columns`, and `rows`, one for each network, bit-width and kind."""
     marks = list(runs[0]['scores'])
     rows: list[list[Any]] = []
-    for key in dict.fromkeys((run['network'], run['bits'], run['kind']) for run in runs):
-        members = [run for run in runs if (run['network'], run['bits'], run['kind']) == key]
+    of = lambda run: (run['network'], run['bits'], run['kind'])
+    for key, members in comparison_table.grouped(runs, of).items():
         left, bops, cost = (np.mean([run[what] for run in members]) for what in ('left', 'bops', 'cost'))
         channels = f'{left:.0f} of {members[0]["channels"]}'
         row = [*key, len(members), channels, f'{bops / 1e6:.2f}', f'{cost:.2f}']
@@ -139,15 +139,15 @@ def _tasks(
                 if not kinds:
                     continue
                 trainer, score = _programs(removal, policy, scheme, spec, images)
+                of_model = settings | {'bits': policy.to_dict(), 'model': removal.model.digest}
                 for kind in kinds:
-                    own = settings | {'bits': policy.to_dict(), 'model': removal.model.digest, 'kind': kind}
-                    most = math.inf
+                    of_task, most = of_model | {'kind': kind}, math.inf
                     if kind == 'squeezed':
-                        own |= {'squeezing': [spec.cost, spec.penalty]}
+                        of_task |= {'squeezing': [spec.cost, spec.penalty]}
                         most = spec.cost * original
                     yield SqueezeTask(
                         pair.name, kind, bits, policy, removal, original, most, spec, images, trainer, score,
-                        own,
+                        of_task,
                     )  # fmt: skip
 
 
@@ -163,10 +163,9 @@ def _programs(
         fixed: Squeezing = state.fixed
         left = jax.tree.map(jnp.multiply, params, fixed.masks)
         scales = jnp.sum(jnp.where(fixed.alive & free, removal.scales(left), 0))
-        return loss_of(model.apply, quantizer, left, x, labels) + fixed.penalty * scales
+        return cross_entropy(model.apply(left, x, quantizer), labels) + fixed.penalty * scales
 
-    count, flip = len(images.dataset.train.labels), images.dataset.flip
-    trainer = trainer_of_loss(loss, spec.training, count, flip=flip)
+    trainer = trainer_of_loss(loss, spec.training, images.dataset)
     return trainer, Accuracy(lambda params, x: model.apply(params, x, quantizer), images.test)
 
 

@@ -17,10 +17,9 @@ from ghn_jax.models.kept_norms import balance
 from ghn_jax.models.quantizer import FakeQuantizer
 from ghn_jax.quant.policy import Policy
 from ghn_jax.runs.model_parameters import write_params
-from ghn_jax.tuning.comparison_table import FLOAT_NAME
-from ghn_jax.tuning.method import Method, Setup, as_data, unrounded
+from ghn_jax.tuning.method import Method, Setup, as_data
 from ghn_jax.tuning.scoring import Accuracy
-from ghn_jax.tuning.training import TrainingState, loss_of, trainer_of_loss
+from ghn_jax.tuning.training import TrainingState, cross_entropy, trainer_of_loss
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -28,7 +27,7 @@ class StraightThrough(Method):
     """Training through rounding with straight-through gradients.
 
     Attributes:
-      batch: (parameters, bits as data) -> the score by batch statistics.
+      batch: (parameters, quantizer) -> the score by batch statistics.
     """
 
     batch: Accuracy
@@ -44,20 +43,18 @@ class StraightThrough(Method):
 
         def loss(params: Any, state: TrainingState, x: Array, labels: Array) -> Array:
             quantizer = None if is_float else FakeQuantizer(state.fixed, setup.scheme)
-            return loss_of(trained, quantizer, params, x, labels)
+            return cross_entropy(trained(params, x, quantizer), labels)
 
-        count, flip = len(images.dataset.train.labels), images.dataset.flip
-        trainer = trainer_of_loss(loss, setup.training, count, flip=flip)
-
-        def apply(network: tuple[Any, Any], x: Array) -> Array:
-            params, widths = network
-            return model.apply(params, x, FakeQuantizer(widths, setup.scheme))
-
-        return cls.at_each(setup, policies, trainer=trainer, batch=Accuracy(apply, images.test))
+        trainer = trainer_of_loss(loss, setup.training, images.dataset)
+        batch = Accuracy(model.apply, images.test)
+        return [
+            cls(setup=setup, bits=bits, policy=policy, trainer=trainer, batch=batch)
+            for bits, policy in policies.items()
+        ]
 
     def begin(self, params: Any, seed: int) -> TrainingState:
         if self._is_fixed:
-            images, quantizer = self.setup.images.calibration, self._quantizer(self.policy)
+            images, quantizer = self.setup.images.calibration, self.quantizers[self.bits]
             params = balance(correct(self.setup.model, params, images, quantizer))
         return self.trainer.begin(params, seed, as_data(self.widths))
 
@@ -65,11 +62,9 @@ class StraightThrough(Method):
         """Score the average of the parameters."""
         params, scores = state.averaged, dict[str, Any]()
         if not self._is_fixed:
-            each = {FLOAT_NAME: unrounded(self.widths), self.bits: as_data(self.widths)}
-            scores['batch'] = {name: self.batch((params, widths)) for name, widths in each.items()}
-        if self.calibrated_scorer is not None:
-            quantizers = {FLOAT_NAME: self._quantizer(Policy()), self.bits: self._quantizer(self.policy)}
-            scores['calibrated'] = self.calibrated_scorer(params, quantizers)
+            scores['batch'] = {name: self.batch(params, q) for name, q in self.quantizers.items()}
+        if self.setup.calibrated_scorer is not None:
+            scores['calibrated'] = self.setup.calibrated_scorer(params, self.quantizers)
         return scores
 
     def keep(self, place: Place, state: TrainingState, metadata: Mapping[str, str]) -> None:
@@ -77,10 +72,7 @@ class StraightThrough(Method):
         params = jax.device_get(state.averaged)
         if not self._is_fixed:
             return write_params(place, self.setup.model, params, metadata)
-        self.save_calibrated(place, params, self._quantizer(self.policy), self.setup.scheme, metadata)
-
-    def _quantizer(self, policy: Policy) -> FakeQuantizer:
-        return self.setup.model.quantizer(policy, self.setup.scheme)
+        self.save_calibrated(place, params, self.setup.scheme, metadata)
 
     @property
     def _is_fixed(self) -> bool:

@@ -28,7 +28,6 @@ from ghn_jax.datasets.load import Dataset
 from ghn_jax.models.quantizer import Quantizer
 from ghn_jax.training.refinements import average
 
-OPTIMIZERS = ('adamw', 'sgd')
 _MOMENTUM = 0.9  # of SGD
 Apply = Callable[[Any, Array, Quantizer | None], Array]
 """(params, normalised images [B, H, H, 3], quantizer) -> logits [B, classes]."""
@@ -56,7 +55,7 @@ class TrainingSpec:
 
     epochs: int = bounded('epochs', 10)
     batch_size: int = bounded('batch_size', 64)
-    optimizer: str = choice('adamw', OPTIMIZERS)
+    optimizer: str = choice('adamw', ('adamw', 'sgd'))
     learning_rate: float = number(3e-3, 0, 10)
     weight_decay: float = number(1e-4, 0, 10)
     clip_norm: float = number(5.0, 1e-6, 1e6)
@@ -139,56 +138,44 @@ class Trainer(NamedTuple):
         return self.epochs * self.steps_per_epoch
 
 
-def make_trainer(
-    apply: Apply,
-    quantizer: Quantizer | None,
-    spec: TrainingSpec,
-    images: int,
-    *,
-    flip: bool = False,
-) -> Trainer:
-    """Return the functions that train a network by its cross-entropy (`loss_of`).
+def make_trainer(apply: Apply, quantizer: Quantizer | None, spec: TrainingSpec, dataset: Dataset) -> Trainer:
+    """Return the functions that train a network by its cross-entropy.
 
     Args:
       apply: the network, such as `model.apply`.
       quantizer: what rounds it; None: it is trained in float.
-      spec, images, flip: as for `trainer_of_loss`.
+      spec, dataset: as for `trainer_of_loss`.
 
     Raises:
       FieldError: fewer images than a batch.
     """
-    loss = lambda params, state, x, labels: loss_of(apply, quantizer, params, x, labels)
-    return trainer_of_loss(loss, spec, images, flip=flip)
+    loss = lambda params, state, x, labels: cross_entropy(apply(params, x, quantizer), labels)
+    return trainer_of_loss(loss, spec, dataset)
 
 
 def trainer_of_loss(
-    loss: Loss,
-    spec: TrainingSpec,
-    images: int,
-    *,
-    flip: bool,
-    optimizer: optax.GradientTransformation | None = None,
+    loss: Loss, spec: TrainingSpec, dataset: Dataset, optimizer: optax.GradientTransformation | None = None
 ) -> Trainer:
     """Return the functions of a training; each is compiled at its first call, and once.
 
     Args:
       loss: what training lowers.
       spec: how it is trained.
-      images: T.
-      flip: whether a mirrored image is one of the same class, for `spec.augment`.
+      dataset: whose images are trained on: how many there are, and whether they may be mirrored.
       optimizer: None: `make_optimizer`.
 
     Raises:
       FieldError: fewer images than a batch.
     """
+    images = len(dataset.train.labels)
     per_epoch = spec.steps_per_epoch(images)
     optimizer = optimizer or make_optimizer(spec, per_epoch * spec.epochs)
 
     def begin(params: Any, seed: int, fixed: Any = ()) -> TrainingState:
-        own, fixed = jax.tree.map(jnp.array, (params, fixed))  # a step uses them up
+        params, fixed = jax.tree.map(jnp.array, (params, fixed))  # copies: a step uses them up
         mean = jax.tree.map(lambda p: jnp.array(p, jnp.promote_types(p.dtype, jnp.float32)), params)
-        moments, zero = optimizer.init(own), jnp.int32(0)
-        return TrainingState(zero, jnp.uint32(seed), own, mean, moments, jnp.float32(0), fixed)
+        moments, zero = optimizer.init(params), jnp.int32(0)
+        return TrainingState(zero, jnp.uint32(seed), params, mean, moments, jnp.float32(0), fixed)
 
     # A call for each step, and no loop over steps within a program: on CPUs, XLA runs the convolutions of a
     # loop's body three times as slowly. The calls return at once, so no device waits for the host.
@@ -199,7 +186,7 @@ def trainer_of_loss(
         x = data.images[chosen]
         if spec.augment:
             key = jax.random.fold_in(jax.random.fold_in(jax.random.key(state.seed), 1), state.step)
-            x = crop_and_flip(key, x, flip=flip)
+            x = crop_and_flip(key, x, flip=dataset.flip)
         x = normalize(x, data.mean, data.std)
         value, gradients = jax.value_and_grad(loss)(state.params, state, x, data.labels[chosen])
         updates, moments = optimizer.update(gradients, state.optimizer, state.params)
@@ -214,7 +201,11 @@ def trainer_of_loss(
             fixed=state.fixed,
         )
 
-    order = jax.jit(lambda seed, epoch: _order(seed, epoch, images))
+    @jax.jit
+    def order(seed: Any, epoch: Any) -> Array:
+        key = jax.random.fold_in(jax.random.fold_in(jax.random.key(seed), 0), epoch)
+        return jax.random.permutation(key, jnp.arange(images, dtype=jnp.int32))
+
     return Trainer(begin, step, order, spec.epochs, per_epoch, spec.batch_size)
 
 
@@ -228,13 +219,7 @@ def make_optimizer(spec: TrainingSpec, steps: int) -> optax.GradientTransformati
     return optax.chain(optax.clip_by_global_norm(spec.clip_norm), *parts)
 
 
-def loss_of(apply: Apply, quantizer: Quantizer | None, params: Any, x: Array, labels: Array) -> Array:
-    """Return the cross-entropy [] in nats, the mean over a batch: images [B, H, H, 3], labels int32 [B]."""
-    logits = apply(params, x, quantizer).astype(jnp.float32)
+def cross_entropy(logits: Array, labels: Array) -> Array:
+    """Return the mean over a batch [] in nats: logits [B, classes], labels int32 [B]."""
+    logits = logits.astype(jnp.float32)
     return jnp.mean(optax.softmax_cross_entropy_with_integer_labels(logits, labels))
-
-
-def _order(seed: Any, epoch: Any, images: int) -> Array:
-    """A permutation, int32 [images]."""
-    key = jax.random.fold_in(jax.random.fold_in(jax.random.key(seed), 0), epoch)
-    return jax.random.permutation(key, jnp.arange(images, dtype=jnp.int32))

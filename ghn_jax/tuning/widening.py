@@ -23,12 +23,12 @@ MOST = 16
 
 
 class Pair(NamedTuple):
-    """A network, and the same with more channels. name: of files.   arch: JSON of the wide one, if any."""
+    """A network, and the same with more channels. name: of files.   spec: of the wide one, if it has one."""
 
     name: str
     original: Model
     wide: Model
-    arch: str | None = None
+    spec: NetworkSpec | None = None
 
 
 def pairs_of_specs(specs: Sequence[NetworkSpec], factor: float, size: int) -> list[Pair]:
@@ -50,7 +50,7 @@ def pair_of(spec: NetworkSpec, factor: float, size: int) -> Pair:
     """
     wide, shape = widen(spec, factor), (1, size, size, 3)
     check_size(wide)
-    return Pair(spec.name, trace(spec, shape), trace(wide, shape), wide.to_json())
+    return Pair(spec.name, trace(spec, shape), trace(wide, shape), wide)
 
 
 def pairs_of_model(name: str, factor: float, size: int) -> list[Pair]:
@@ -120,7 +120,7 @@ def beyond_training(pairs: Sequence[Pair], channels: Sequence[int] | None) -> li
 
     channels: widths `C` of the networks of its space; None: those of DeepNets-1M's loader.
     """
-    widths = [NetworkSpec.from_json(pair.arch).C for pair in pairs if pair.arch is not None]
+    widths = [pair.spec.C for pair in pairs if pair.spec is not None]
     if not channels or not widths or max(widths) <= max(channels):
         return []
     return [

@@ -11,6 +11,7 @@ from ghn_jax.base.errors import FieldError, UserError
 from ghn_jax.hypernet.ghn import GHN, GHNConfig
 from ghn_jax.models.model import Model
 from ghn_jax.models.tracing import trace
+from ghn_jax.networks.files import load_networks
 from ghn_jax.networks.spaces import make_space
 from ghn_jax.quant.policy import parse_bits
 from ghn_jax.tuning import loop
@@ -37,7 +38,8 @@ def traced(factor: float) -> Model:
     return trace(wider(factor), (1, 8, 8, 3))
 
 
-PAIR = Pair('net', traced(1), traced(2), '{}')
+NARROW = make_space('convnets250k', channels=(16,)).sample('test', 0, 0)
+PAIR = Pair('net', traced(1), traced(2), widen(NARROW, 2))
 (HE,) = parse_starts(['he'], [PAIR.original, PAIR.wide], None)
 
 
@@ -81,6 +83,7 @@ def test_the_table_has_a_row_for_each_kind_and_what_is_done_is_not_done_again(sq
     assert result['about']['test images'] == '40 in batches of 20' and result['about']['cost'] == 1
     assert result['columns'][-1] == 'top-1, 5' and result['rows'][0][6] == '1.00'
     assert all(len(row) == len(result['columns']) for row in result['rows'])
+    assert load_networks(out / 'net.widened.json') == [PAIR.spec]
     again = squeeze([PAIR], HE, SPEC, out, dataset=DATA)
     assert again['runs'] == result['runs'] and not list((out / 'runs').glob('*.npz'))
     other = dataclasses.replace(SPEC, penalty=0.02)
@@ -162,12 +165,10 @@ def test_more_channels_than_a_hypernetwork_predicts_get_one_line():
 
 
 def test_networks_wider_than_those_of_the_training_get_a_note():
-    spec = make_space('convnets250k', channels=(16,)).sample('test', 0, 0)
-    pair = PAIR._replace(arch=widen(spec, 2).to_json())
-    (note,) = beyond_training([pair], (8, 16))
+    (note,) = beyond_training([PAIR], (8, 16))
     assert 'networks of up to 16 channels (C), these have up to 32' in note
-    assert not beyond_training([pair], (16, 32)) and not beyond_training([pair], None)
-    assert not beyond_training([PAIR._replace(arch=None)], (2,))
+    assert not beyond_training([PAIR], (16, 32)) and not beyond_training([PAIR], None)
+    assert not beyond_training([PAIR._replace(spec=None)], (2,))
 
 
 def test_a_function_that_does_not_widen_gets_one_line():

@@ -33,7 +33,7 @@ pytestmark = pytest.mark.usefixtures('quick_reference')
 
 @pytest.fixture(scope='module')
 def trainer(quick_reference):
-    return make_trainer(MODEL.apply, W4, SPEC, 40)
+    return make_trainer(MODEL.apply, W4, SPEC, DATA)
 
 
 def trained(trainer, *, steps: int, params=PARAMS, seed: int = 3):
@@ -103,8 +103,8 @@ def test_at_32_bits_steps_are_those_of_the_model_itself_in_float():
     loss = jax.jit(
         lambda p, x, y: cross_entropy(Net().apply({'params': p}, x, mutable=['batch_stats'])[0], y)
     )
-    plain = make_trainer(MODEL.apply, None, SPEC, 40)
-    at_32 = make_trainer(MODEL.apply, MODEL.quantizer(Policy()), SPEC, 40)
+    plain = make_trainer(MODEL.apply, None, SPEC, DATA)
+    at_32 = make_trainer(MODEL.apply, MODEL.quantizer(Policy()), SPEC, DATA)
     state = trained(at_32, steps=4)
     params, mean = obvious_training(at_32, loss, steps=4)
     assert_close(state.params, params, 2e-4)
@@ -116,7 +116,7 @@ def test_at_32_bits_steps_are_those_of_the_model_itself_in_float():
 
 def test_steps_of_sgd_are_those_of_its_formulas():
     loss = jax.jit(lambda p, x, y: cross_entropy(MODEL.apply(p, x), y))
-    trainer = make_trainer(MODEL.apply, None, dataclasses.replace(SPEC, optimizer='sgd'), 40)
+    trainer = make_trainer(MODEL.apply, None, dataclasses.replace(SPEC, optimizer='sgd'), DATA)
     state = trained(trainer, steps=4)
     params, mean = obvious_training(trainer, loss, steps=4, optimizer=sgd)
     assert_close(state.params, params, 2e-4)
@@ -185,7 +185,7 @@ def test_parameters_in_bfloat16_are_averaged_in_float32_scored_as_they_are_and_t
     monkeypatch.setattr(loop, 'SAVE_SECONDS', -1.0)
     monkeypatch.setattr(loop, '_SYNC', 1)
     model = trace(Half(), (1, 8, 8, 3))
-    trainer, params = make_trainer(model.apply, None, SPEC, 40), random_params(model, RANDOM['he'], 0)
+    trainer, params = make_trainer(model.apply, None, SPEC, DATA), random_params(model, RANDOM['he'], 0)
 
     def fit(name: str, updates: int):
         return loop.fit(
@@ -224,7 +224,7 @@ def test_a_state_is_read_as_written_and_damage_gets_one_line(tmp_path):
 def test_with_fixed_statistics_the_folded_weights_are_trained():
     x = jnp.float32((DATA.train.images / 255 - DATA.mean) / DATA.std)
     folded = fold(MODEL, PARAMS, [x])
-    trainer = make_trainer(Calibrated.apply, W4, SPEC, 40)
+    trainer = make_trainer(Calibrated.apply, W4, SPEC, DATA)
     state = trained(trainer, params=folded, steps=6)
     loss = jax.jit(lambda c: cross_entropy(c.apply(x, W4), DATA.train.labels))
     assert loss(state.params) < loss(folded) - 0.05
