@@ -3,7 +3,6 @@
     python -m ghn_jax.train --config=configs/broad_cifar10.py --workdir=runs/broad
 
 The networks and the recipe of `configs/broad_digits.py`. Images are of 16 pixels until the last 2,000 steps.
-`zoo:cifar10-broad` was trained before `mbconv_3x3` was among the operations.
 """
 
 import pathlib

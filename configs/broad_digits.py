@@ -3,16 +3,13 @@
     python -m ghn_jax.train --config=configs/broad_digits.py --workdir=runs/broad
 
 The quickstart's networks are of one width, one size of kernel and six operations, all with norms, and what
-learns on them knows little else. These have all operations of the space and MobileNetV2's block, 2 to 8 cells
-of up to 4 states, 16 or 32 channels that double at reductions or do not, and some no norms; two of five are
-plain, as people write them: chains of one operation, residual or not. It is told the bits of every network,
+learns on them knows little else. These have all operations of the space, 2 to 8 cells of up to 4 states, 16
+or 32 channels that double at reductions or do not, and some no norms; two of five are plain, as people write
+them: chains of one operation, residual or not. It is told the bits of every network,
 which are drawn from float to two bits. The optimizer's settings are those of `zoo:digits-bits`.
-
-`zoo:digits-broad` was trained before `mbconv_3x3` was among the operations.
 """
 
 from ghn_jax import config
-from ghn_jax.networks.spaces import SPACES
 
 
 def get_config():
@@ -20,7 +17,6 @@ def get_config():
     c.dataset = 'digits'
     c.image_size = 16
 
-    c.space.ops = (*SPACES['convnets250k'].ops, 'mbconv_3x3')
     c.space.cells = (2, 8)
     c.space.channels = (16, 32)
     c.space.fc_dims = (64,)
