@@ -187,9 +187,8 @@ class _Walk:
                 return [self._together(x, shapes[0])]
             for a in x:
                 self.classes.keep(a)
-            if kind == 'split':  # whose sizes are fixed
-                ends = np.cumsum(step.eqn.params['sizes'])[:-1]
-                return np.split(x[0], ends, step.eqn.params['axis'])
+            if kind in _CUTS:
+                return _CUTS[kind](step.eqn.params, x[0])
         return [np.zeros(shape, int) for shape in shapes]
 
     def _together(self, x: list[np.ndarray], shape: tuple[int, ...]) -> np.ndarray:
@@ -266,10 +265,18 @@ def _pad(params: Any, x: list[np.ndarray]) -> np.ndarray:
 _MOVES: dict[str, Callable[[Any, list[np.ndarray]], np.ndarray]] = {
     'reshape': lambda params, x: x[0].reshape(params['new_sizes']),
     'squeeze': lambda params, x: x[0].squeeze(tuple(params['dimensions'])),
+    'expand_dims': lambda params, x: np.expand_dims(x[0], tuple(params['dimensions'])),
+    'stack': lambda params, x: np.stack(x, params['axis']),
     'transpose': lambda params, x: x[0].transpose(params['permutation']),
     'rev': lambda params, x: np.flip(x[0], params['dimensions']),
     'concatenate': lambda params, x: np.concatenate(x, params['dimension']),
     'broadcast_in_dim': _broadcast,
     'slice': _slice,
     'pad': _pad,
+}
+
+# Of fixed sizes: their channels are followed, and must stay.
+_CUTS: dict[str, Callable[[Any, np.ndarray], list[np.ndarray]]] = {
+    'split': lambda params, a: np.split(a, np.cumsum(params['sizes'])[:-1], params['axis']),
+    'unstack': lambda params, a: list(np.moveaxis(a, params['axis'], 0)),
 }

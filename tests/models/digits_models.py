@@ -8,7 +8,17 @@ from functools import partial
 
 import ghn_jax
 from tests.models import linen_models
-from tests.models.linen_models import MODELS, BasicBlock, Bottleneck, Inception, MobileNet, ResNet, Vgg, _row
+from tests.models.linen_models import (
+    MODELS,
+    BasicBlock,
+    Bottleneck,
+    Inception,
+    MobileNet,
+    ResNet,
+    ShuffleNet,
+    Vgg,
+    _row,
+)
 
 KEPT = ('mobilenet_v3', 'efficientnet_b0', 'convnext')
 
@@ -34,6 +44,10 @@ def small_resnet():
 def small_mobilenet():
     """MobileNetV2's blocks."""
     return MobileNet((_row(1, 16, 1, 1), _row(3, 16, 2, 2), _row(3, 32, 2, 2)), stem=16, head=64)
+
+
+def small_shufflenet():
+    return ShuffleNet()
 
 
 def small_inception():

@@ -230,6 +230,40 @@ class DenseNet(nn.Module):
         return nn.Dense(self.classes)(x)
 
 
+class ShuffleNet(nn.Module):
+    """V2 (arXiv 1807.11164) with a stem for small images: half of the channels pass, and all are shuffled."""
+
+    widths: Sequence[int] = (32, 64)
+    blocks: int = 2
+    stem: int = 32
+    classes: int = 10
+
+    @nn.compact
+    def __call__(self, x, train: bool = True):
+        norm = partial(nn.BatchNorm, use_running_average=not train)
+
+        def pointwise(x, width):
+            return nn.relu(norm()(nn.Conv(width, (1, 1), use_bias=False)(x)))
+
+        def depthwise(x, stride=1):
+            C = x.shape[-1]
+            return norm()(nn.Conv(C, (3, 3), stride, feature_group_count=C, use_bias=False)(x))
+
+        def shuffled(a, b):
+            x = jnp.stack([a, b], axis=-1)
+            return x.reshape((*x.shape[:3], -1))
+
+        x = nn.relu(norm()(nn.Conv(self.stem, (3, 3), use_bias=False)(x)))
+        for width in self.widths:
+            a = pointwise(depthwise(x, 2), width // 2)
+            b = pointwise(depthwise(pointwise(x, width // 2), 2), width // 2)
+            for _ in range(self.blocks):
+                a, b = jnp.split(shuffled(a, b), 2, axis=-1)
+                b = pointwise(depthwise(pointwise(b, width // 2)), width // 2)
+            x = shuffled(a, b)
+        return nn.Dense(self.classes)(pointwise(x, 128).mean(axis=(1, 2)))
+
+
 class SqueezeNet(nn.Module):
     """Fire modules; a convolution makes the logits, and a mean follows it."""
 

@@ -9,7 +9,7 @@ import ghn_jax
 from ghn_jax.hypernet.tiles import count_items, decoder_table
 from ghn_jax.models.channel_places import aligned
 from ghn_jax.models.tracing import trace
-from tests.models.linen_models import MODELS, DenseNet
+from tests.models.linen_models import MODELS, DenseNet, ShuffleNet
 
 IMAGES = (1, 16, 16, 3)
 
@@ -153,10 +153,11 @@ def test_a_small_weight_is_decoded_as_large_as_its_places():
     assert int(table.n_small) <= first < int(table.n_dense)
 
 
-def test_a_densenet_of_narrow_layers_works():
-    """It has 7 % where the tensors are read one behind the other."""
+@pytest.mark.parametrize('module', [DenseNet(), ShuffleNet()])
+def test_models_work_that_join_narrow_layers_or_shuffle_channels(module):
+    """They have 7 and 16 % where channels are read in order."""
     hypernetwork = ghn_jax.load('zoo:digits-broad')
-    model = trace(MODELS['densenet'](), IMAGES)
+    model = trace(module, IMAGES)
     data = hypernetwork.load_data()
     params, images = hypernetwork.predict(model), data.normalized('test', 120)
     logits = [model.apply(params, jnp.asarray(images[i : i + 60])) for i in (0, 60)]

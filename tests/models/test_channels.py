@@ -130,13 +130,30 @@ def test_attention_keeps_what_enters_it():
     assert all(found.kept[found.rows[name]].all() for name in 'qkv')
 
 
-def test_channels_are_followed_through_a_split_and_kept_for_its_sizes_are_fixed():
-    class Split(nn.Module):
+@pytest.mark.parametrize('how', ['split', 'unstack'])
+def test_channels_are_followed_through_cuts_of_fixed_sizes_and_stay(how):
+    class Cut(nn.Module):
         @nn.compact
         def __call__(self, x):
-            _, x = jnp.split(conv(6, 'a')(x), [2], -1)
+            x = conv(6, 'a')(x)
+            if how == 'split':
+                _, x = jnp.split(x, [2], -1)
+            else:
+                _, x = jnp.unstack(x.reshape(*x.shape[:3], 2, 3), axis=3)
             return nn.Dense(10, name='d')(conv(4, 'b')(x).mean((1, 2)))
 
-    found = channels(Split())
-    assert alike(found.columns['b.kernel'], found.rows['a.kernel'][2:])
+    found = channels(Cut())
+    assert alike(found.columns['b.kernel'], found.rows['a.kernel'][2 if how == 'split' else 3 :])
     assert found.kept[found.rows['a.kernel']].all() and not found.kept[found.rows['b.kernel']].any()
+
+
+def test_channels_are_followed_through_a_shuffle():
+    class Shuffle(nn.Module):
+        @nn.compact
+        def __call__(self, x):
+            x = jnp.stack([conv(3, 'a')(x), conv(3, 'b')(x)], -1)
+            return nn.Dense(10, name='d')(x.reshape(*x.shape[:3], 6).mean((1, 2)))
+
+    found = channels(Shuffle())
+    a, b = found.rows['a.kernel'], found.rows['b.kernel']
+    assert alike(found.columns['d.kernel'], np.stack([a, b], 1))
