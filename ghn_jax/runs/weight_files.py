@@ -22,7 +22,7 @@ from ghn_jax.quant.policy import FLOAT_BITS, NamedWidths
 
 FORMATS = ('safetensors', 'npz', 'orbax')
 METADATA = '__metadata__'
-"""The entry of an npz file with the metadata, as JSON in a string."""
+"""The entry of a file with the metadata; in npz it is JSON in a string."""
 
 _CHANNELS = {'pytorch': 0, 'jax': -1}  # axis of the output channels in each layout
 Weights = dict[str, np.ndarray]
@@ -42,10 +42,7 @@ def write_weights(path: Place, weights: Weights, metadata: Mapping[str, str], fo
         np.savez(data, **arrays)
         files.write(path, data.getvalue())
     else:
-        # safetensors writes strided and Fortran-ordered arrays wrongly, without a word.
-        files.write(
-            path, save({name: np.asarray(w, order='C') for name, w in weights.items()}, dict(metadata))
-        )
+        _write_safetensors(path, weights, metadata)
 
 
 def read_safetensors(path: str | os.PathLike, advice: str) -> tuple[Weights, dict[str, str]]:
@@ -140,6 +137,20 @@ def unpack(path: str | os.PathLike) -> Weights:
     if not isinstance(table, dict):
         raise UserError(f'{os.fspath(path)} has a damaged table of packed weights: write it again')
     return unpack_weights(arrays, table)
+
+
+def _write_safetensors(path: Place, weights: Weights, metadata: Mapping[str, str]) -> None:
+    # safetensors writes strided and Fortran-ordered arrays wrongly, without a word.
+    data = save({name: np.asarray(w, order='C') for name, w in weights.items()}, dict(metadata))
+    # It leaves the order of metadata to chance. Sorted, what is written again is the same to the byte.
+    end = 8 + int.from_bytes(data[:8], 'little')
+    header = json.loads(data[8:end])
+    header[METADATA] = dict(sorted(header.get(METADATA, {}).items()))
+    text = json.dumps(header, separators=(',', ':'), ensure_ascii=False).encode()
+    text += b' ' * (-len(text) % 8)
+    with files.replacing(path) as file:
+        file.write(len(text).to_bytes(8, 'little') + text)
+        file.write(memoryview(data)[end:])
 
 
 def _write_orbax(path: Place, weights: Weights, metadata: Mapping[str, str]) -> None:

@@ -24,7 +24,7 @@ from ghn_jax.quant.policy import quantizable
 from ghn_jax.quant.rounding import round_weights
 from ghn_jax.runs.prediction import output_files, predict, to_jax_layout
 from ghn_jax.runs.run import load_run
-from ghn_jax.runs.weight_files import METADATA, unpack
+from ghn_jax.runs.weight_files import METADATA, read_safetensors, unpack, write_weights
 from tests.hypernet.helpers import SMALL, relative, small_spec
 from tests.small_run import ROOT, command, is_one_error_line, write_run
 from tests.streams import without_reader
@@ -160,6 +160,25 @@ def test_every_format_holds_the_weights_of_the_others(workdir, tmp_path, layout)
         assert other.keys() == plain.keys()
         for name, w in plain.items():
             np.testing.assert_array_equal(other[name], w)
+
+
+def test_what_is_written_again_is_the_same_file_byte_for_byte(tmp_path):
+    """A training knows the file that it began with by its bytes."""
+    path, weights = (
+        tmp_path / 'a.safetensors',
+        {'b': np.arange(6.0).reshape(2, 3).T, 'a': np.ones(3, np.int8)},
+    )
+    metadata = {name: 2 * name for name in 'hgfedcba'} | {'ü': '{"ß": "\\n"}'}
+    written = set()
+    for _ in range(4):  # by chance one in 9! orders
+        write_weights(path, weights, metadata, 'safetensors')
+        written.add(path.read_bytes())
+    assert len(written) == 1
+    arrays, said = read_safetensors(path, '')
+    assert said == metadata and arrays.keys() == weights.keys()
+    assert all(
+        np.array_equal(arrays[name], w) and arrays[name].dtype == w.dtype for name, w in weights.items()
+    )
 
 
 def test_packed_files_are_as_small_as_their_bits(workdir, tmp_path):
