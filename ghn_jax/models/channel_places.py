@@ -31,8 +31,8 @@ def aligned(model: Model) -> Graph:
     if model.of_space:
         return model.graph
     found = model.channels
-    keeps = {name for name, columns in found.columns.items() if len(columns) > 1 == columns.shape[1]}
-    origins = _Origins([rows for name, rows in found.rows.items() if name not in keeps], found.count)
+    depthwise = {name for name, columns in found.columns.items() if columns.shape[1] == 1 < len(columns)}
+    origins = _Origins([rows for name, rows in found.rows.items() if name not in depthwise], found.count)
     read = {layer.parameter: found.columns[layer.name].ravel() for layer in reversed(model.layers)}
     read |= {name: channels.ravel() for name, channels in found.others.items()}
 

@@ -14,7 +14,7 @@ operation, and the logits.
 import dataclasses
 import itertools
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -138,7 +138,7 @@ class _Classes:
 
     def keep(self, ids: np.ndarray) -> None:
         """Say that these must stay."""
-        self.kept |= set(np.unique(ids).tolist()) - {NONE}
+        self.kept |= set(np.unique(_once([ids], range(ids.ndim))[0]).tolist()) - {NONE}
 
 
 class _Walk:
@@ -172,7 +172,7 @@ class _Walk:
         avals: Any = [v.aval for v in step.eqn.outvars]
         shapes = [tuple(aval.shape) for aval in avals]
         kind = step.primitive
-        if any(a.any() for a in x):
+        if any(_once([a], range(a.ndim))[0].any() for a in x):
             if kind in WITH_DERIVATIVES:
                 return self.walk(flatten(body(step.eqn)), x, {})
             if kind in (*PASSED_ON, *CASTS):
@@ -193,16 +193,17 @@ class _Walk:
 
     def _together(self, x: list[np.ndarray], shape: tuple[int, ...]) -> np.ndarray:
         """Join what meets at the same place."""
-        result = np.zeros(shape, int)
+        x = _once([np.broadcast_to(a, shape) for a in x], range(len(shape)))
+        result = np.zeros_like(x[0])
         for a in x:
-            a = np.broadcast_to(a, shape)
             self.classes.join(result, a)
             result = np.where(result == NONE, a, result)
-        return result
+        return np.broadcast_to(result, shape)
 
     def _common(self, a: np.ndarray, axes: Sequence[int]) -> np.ndarray:
         """Return the one channel of all numbers along some axes; NONE, and they are kept, for several."""
-        a, axes = self.classes.root(a), tuple(axes)
+        axes = tuple(axes)
+        a = self.classes.root(_once([a], axes)[0])
         result = a.max(axis=axes, keepdims=True)  # padding is of no channel
         alone = np.all((a == result) | (a == NONE), axis=axes, keepdims=True)
         self.classes.keep(a[np.broadcast_to(~alone, a.shape)])
@@ -244,11 +245,28 @@ class _Walk:
                 self.classes.keep(np.where(new == NONE, before, NONE))
 
 
+def _once(arrays: Sequence[np.ndarray], axes: Iterable[int]) -> list[np.ndarray]:
+    """Cut to 1 those of some axes along which all arrays repeat themselves.
+
+    What a layer makes does so from pixel to pixel. NumPy's broadcasting gives such axes a stride of 0.
+    """
+    repeated = {axis for axis in axes if not any(a.strides[axis] for a in arrays)}
+    cut = [slice(0, 1) if axis in repeated else slice(None) for axis in range(arrays[0].ndim)]
+    return [a[*cut] for a in arrays]
+
+
 def _broadcast(params: Any, x: list[np.ndarray]) -> np.ndarray:
     shape = [1] * len(params['shape'])
     for size, axis in zip(x[0].shape, params['broadcast_dimensions'], strict=True):
         shape[axis] = size
     return np.broadcast_to(x[0].reshape(shape), params['shape'])
+
+
+def _concatenate(params: Any, x: list[np.ndarray]) -> np.ndarray:
+    axis, shape = params['dimension'], list(x[0].shape)
+    joined = np.concatenate(_once(x, (i for i in range(x[0].ndim) if i != axis)), axis)
+    shape[axis] = joined.shape[axis]
+    return np.broadcast_to(joined, shape)
 
 
 def _slice(params: Any, x: list[np.ndarray]) -> np.ndarray:
@@ -269,7 +287,7 @@ _MOVES: dict[str, Callable[[Any, list[np.ndarray]], np.ndarray]] = {
     'stack': lambda params, x: np.stack(x, params['axis']),
     'transpose': lambda params, x: x[0].transpose(params['permutation']),
     'rev': lambda params, x: np.flip(x[0], params['dimensions']),
-    'concatenate': lambda params, x: np.concatenate(x, params['dimension']),
+    'concatenate': _concatenate,
     'broadcast_in_dim': _broadcast,
     'slice': _slice,
     'pad': _pad,
