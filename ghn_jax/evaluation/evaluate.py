@@ -244,7 +244,7 @@ def check_same_images(run: Run, other: Run, against: str) -> None:
                 f'={against} was trained with {key}={theirs}, this run with {key}={ours}: the two cannot be '
                 'scored on the same images',
             )
-    if not names and len({*digests}) > 1:
+    if None not in digests and digests[0] != digests[1]:
         raise FieldError(
             'against',
             f'={against} was trained on other images or labels ({other.config.dataset}) than this run: the '

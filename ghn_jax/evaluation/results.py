@@ -153,7 +153,7 @@ def check_comparable(
                 f'{path} was made with {key}={shown(theirs)}, this is {key}={protocol[key]!r}: '
                 'evaluate both runs with the same flags'
             )
-    if None not in digests and len({*digests}) > 1:
+    if None not in digests and digests[0] != digests[1]:
         raise UserError(
             f'{path} was made with other images or labels of {shown(other["protocol"].get("dataset"))}: '
             'evaluate both runs on the same ones'

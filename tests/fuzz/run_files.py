@@ -102,13 +102,15 @@ def make_result(rng: random.Random) -> bytes:
     networks = [
         {'split': 'test', 'name': f'n{i}', 'digest': 'ab' * 8, 'C': 32, 'scores': scores} for i in range(3)
     ]
-    protocol = dict.fromkeys(results._SAME, 1) | {
+    protocol = dict.fromkeys((*results._NAMES, *results._SAME), 1) | {
         'training': 'qat w4a4',
         'workdir': 'runs/a',
         'step': 9,
         'images': 640,
         'bits': list(scores),
     }
+    if rng.random() < 0.5:
+        protocol[results._DIGEST] = 1
     value = {'rows': results.make_rows(networks, list(scores)), 'networks': networks, 'protocol': protocol}
     if rng.random() < 0.2:
         return mutate_bytes(rng, json.dumps(value).encode())
