@@ -218,7 +218,7 @@ def _predict_tensor(
 
 
 def _tile_axis(w: jax.Array, axis: int, places: Sequence[int]) -> jax.Array:
-    """Repeat an axis, and take what lies at these places, rising."""
+    """Repeat an axis, and take what lies at these places, in any order."""
     repeats = [1] * w.ndim
-    repeats[axis] = -(-(places[-1] + 1) // w.shape[axis])
+    repeats[axis] = -(-(max(places) + 1) // w.shape[axis])
     return jnp.take(jnp.tile(w, repeats), np.array(places), axis)

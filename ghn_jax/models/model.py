@@ -159,7 +159,7 @@ class Model:
 
     @functools.cached_property
     def channels(self) -> Channels:
-        """Its channels."""
+        """The channels of what it computes, found on one image where it runs on one."""
         shape = (1, *self.input_shape[1:])
         try:
             traced = self.traced(shape, self.dtype)
